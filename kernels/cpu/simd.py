@@ -1,0 +1,426 @@
+"""A SIMD vector as a Numba type, so that plain cell functions compile to vector code.
+
+A vector holds 64 bytes: 16 float32 or 8 float64 lanes. LLVM turns that into one AVX-512
+register, two AVX registers or four NEON or SSE registers, whatever the machine has; nothing here
+depends on the instruction set.
+
+    v = load(array, index, lanes)       array[index : index + lanes], flat index, other lanes 0
+    store(v, array, index, lanes)
+    v + w, 1 - v, -v, fma(a, b, c), where(x < y, a, b)
+
+``load`` and ``store`` take C-contiguous arrays and do not check bounds.
+
+``sigmoid``, ``tanh``, ``relu`` and their derivatives (``functions.py``) are registered for
+vectors below. They rest on exp for arguments that are not positive: exp(x) = 2^n exp(r) with
+|r| <= ln(2)/2, n rounded by adding a large constant, whose low mantissa bits then hold n and
+become the exponent of 2^n by a shift. Coefficients: Cephes mathematical library (Moshier).
+"""
+
+import operator
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic, models, overload, register_model
+
+from .. import functions
+
+VECTOR_BYTES = 64
+_I32 = ir.IntType(32)
+_I64 = ir.IntType(64)
+
+
+class VectorType(types.Type):
+    """64 bytes of float32 or float64 lanes."""
+
+    def __init__(self, dtype):
+        self.dtype = dtype
+        self.lanes = VECTOR_BYTES * 8 // dtype.bitwidth
+        super().__init__(name=f"vector({dtype} x {self.lanes})")
+
+    @property
+    def llvm(self):
+        element = ir.FloatType() if self.dtype == types.float32 else ir.DoubleType()
+        return ir.VectorType(element, self.lanes)
+
+    @property
+    def llvm_name(self):
+        return f"v{self.lanes}f{self.dtype.bitwidth}"
+
+    @property
+    def llvm_bits(self):
+        return ir.VectorType(ir.IntType(self.dtype.bitwidth), self.lanes)
+
+
+class MaskType(types.Type):
+    """The outcome of comparing two vectors, lane by lane."""
+
+    def __init__(self, lanes):
+        self.lanes = lanes
+        super().__init__(name=f"mask({lanes})")
+
+
+@register_model(VectorType)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager, vector):
+        super().__init__(manager, vector, vector.llvm)
+
+
+@register_model(MaskType)
+class _MaskModel(models.PrimitiveModel):
+    def __init__(self, manager, mask):
+        super().__init__(manager, mask, ir.VectorType(ir.IntType(1), mask.lanes))
+
+
+# ---- numbers become vectors where they meet one
+
+
+def splat(builder, scalar, llvm_vector):
+    """A vector with the same scalar in every lane (LLVM level)."""
+    undefined = ir.Constant(llvm_vector, ir.Undefined)
+    first = builder.insert_element(undefined, scalar, ir.IntType(32)(0))
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), llvm_vector.count), None)
+    return builder.shuffle_vector(first, undefined, zeros)
+
+
+def _as_vector(context, builder, value, given, vector):
+    if given == vector:
+        return value
+    return splat(builder, context.cast(builder, value, given, vector.dtype), vector.llvm)
+
+
+def _common_vector(*given):
+    """The one vector type among operands, if the others are numbers."""
+    vectors = {g for g in given if isinstance(g, VectorType)}
+    rest = [g for g in given if not isinstance(g, VectorType)]
+    if len(vectors) == 1 and all(isinstance(g, (types.Float, types.Integer)) for g in rest):
+        return vectors.pop()
+    return None
+
+
+def _lanewise(emit, result=lambda vector: vector):
+    """An intrinsic on vectors and numbers, from a function that emits its LLVM code."""
+
+    def make(*given):
+        vector = _common_vector(*given)
+        if vector is None:
+            return None
+
+        def codegen(context, builder, signature, args):
+            pairs = zip(args, signature.args, strict=True)
+            return emit(builder, vector, *(_as_vector(context, builder, *p, vector) for p in pairs))
+
+        return result(vector)(*given), codegen
+
+    return make
+
+
+def _unary(emit):
+    make = _lanewise(emit)
+
+    @intrinsic
+    def apply(typing, a):
+        return make(a)
+
+    return apply
+
+
+def _binary(emit, result=lambda vector: vector):
+    make = _lanewise(emit, result)
+
+    @intrinsic
+    def apply(typing, a, b):
+        return make(a, b)
+
+    return apply
+
+
+def _register(python_operator, apply):
+    @overload(python_operator)
+    def implementation(a, b):
+        if _common_vector(a, b) is not None:
+            return lambda a, b: apply(a, b)
+        return None
+
+
+def _compare(sign):
+    return _binary(
+        lambda builder, vector, a, b: builder.fcmp_ordered(sign, a, b),
+        result=lambda vector: MaskType(vector.lanes),
+    )
+
+
+# 'contract' lets LLVM fuse a product and a sum into one rounding; nothing else is relaxed.
+_FLAGS = ("contract",)
+_register(operator.add, _binary(lambda builder, vector, a, b: builder.fadd(a, b, flags=_FLAGS)))
+_register(operator.sub, _binary(lambda builder, vector, a, b: builder.fsub(a, b, flags=_FLAGS)))
+_register(operator.mul, _binary(lambda builder, vector, a, b: builder.fmul(a, b, flags=_FLAGS)))
+_register(operator.truediv, _binary(lambda builder, vector, a, b: builder.fdiv(a, b)))
+_register(operator.lt, _compare("<"))
+_register(operator.le, _compare("<="))
+_register(operator.gt, _compare(">"))
+_register(operator.ge, _compare(">="))
+
+_negative = _unary(lambda builder, vector, a: builder.fneg(a))
+
+
+@overload(operator.neg)
+def _neg(a):
+    if isinstance(a, VectorType):
+        return lambda a: _negative(a)
+    return None
+
+
+def _declare(builder, name, kind):
+    """An LLVM intrinsic function, declared in the module at its first use."""
+    return cgutils.get_or_insert_function(builder.module, kind, name)
+
+
+def _llvm_intrinsic(name):
+    def emit(builder, vector, *args):
+        kind = ir.FunctionType(vector.llvm, [vector.llvm] * len(args))
+        return builder.call(_declare(builder, f"{name}.{vector.llvm_name}", kind), args)
+
+    return emit
+
+
+magnitude = _unary(_llvm_intrinsic("llvm.fabs"))
+emit_fma = _llvm_intrinsic("llvm.fmuladd")
+
+
+@intrinsic
+def fma(typing, a, b, c):
+    """a * b + c, in one rounding where the machine can."""
+    return _lanewise(emit_fma)(a, b, c)
+
+
+@intrinsic
+def where(typing, mask, a, b):
+    """a where the mask holds, else b."""
+    vector = _common_vector(a, b)
+    if vector is None or mask != MaskType(vector.lanes):
+        return None
+
+    def codegen(context, builder, signature, args):
+        a, b = (_as_vector(context, builder, args[k], signature.args[k], vector) for k in (1, 2))
+        return builder.select(args[0], a, b)
+
+    return vector(mask, a, b), codegen
+
+
+def _emit_exponent(builder, vector, shifted):
+    bits = builder.bitcast(shifted, vector.llvm_bits)
+    mantissa = 23 if vector.dtype == types.float32 else 52
+    places = ir.Constant(vector.llvm_bits, [mantissa] * vector.lanes)
+    return builder.bitcast(builder.shl(bits, places), vector.llvm)
+
+
+_exponent_from_low_bits = _unary(_emit_exponent)
+
+
+# ---- memory
+
+
+@intrinsic
+def lanes_of(typing, array):
+    """How many elements of the array fill a vector."""
+    lanes = VectorType(array.dtype).lanes
+    return types.intp(array), lambda context, builder, signature, args: _I64(lanes)
+
+
+def pointer(context, builder, array_type, array, index):
+    """Address of array.flat[index] (LLVM level)."""
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.gep(data, [index])
+
+
+def _pointer(vector):
+    """How LLVM spells a pointer to the vector in an intrinsic's name."""
+    return f"p0{vector.llvm_name}"  # LLVM >= 15 reads it as p0
+
+
+def _mask(builder, vector, lanes):
+    order = ir.Constant(ir.VectorType(_I64, vector.lanes), list(range(vector.lanes)))
+    return builder.icmp_signed("<", order, splat(builder, lanes, order.type))
+
+
+def emit_load(builder, vector, address, lanes):
+    """Load the first ``lanes`` lanes at the address, zero the rest (LLVM level)."""
+    address = builder.bitcast(address, vector.llvm.as_pointer())
+    size = vector.dtype.bitwidth // 8
+    with builder.if_else(
+        builder.icmp_signed(">=", lanes, _I64(vector.lanes)), likely=True
+    ) as (whole, part):
+        with whole:
+            every_lane = builder.load(address, align=size)
+            whole_block = builder.block
+        with part:
+            mask = _mask(builder, vector, lanes)
+            kind = ir.FunctionType(vector.llvm, [address.type, _I32, mask.type, vector.llvm])
+            load = _declare(builder, f"llvm.masked.load.{vector.llvm_name}.{_pointer(vector)}", kind)
+            zeros = ir.Constant(vector.llvm, [0.0] * vector.lanes)
+            some_lanes = builder.call(load, [address, _I32(size), mask, zeros])
+            part_block = builder.block
+    value = builder.phi(vector.llvm)
+    value.add_incoming(every_lane, whole_block)
+    value.add_incoming(some_lanes, part_block)
+    return value
+
+
+def emit_store(builder, vector, value, address, lanes):
+    """Store the first ``lanes`` lanes at the address (LLVM level)."""
+    address = builder.bitcast(address, vector.llvm.as_pointer())
+    size = vector.dtype.bitwidth // 8
+    with builder.if_else(
+        builder.icmp_signed(">=", lanes, _I64(vector.lanes)), likely=True
+    ) as (whole, part):
+        with whole:
+            builder.store(value, address, align=size)
+        with part:
+            mask = _mask(builder, vector, lanes)
+            kind = ir.FunctionType(ir.VoidType(), [vector.llvm, address.type, _I32, mask.type])
+            name = f"llvm.masked.store.{vector.llvm_name}.{_pointer(vector)}"
+            store = _declare(builder, name, kind)
+            builder.call(store, [value, address, _I32(size), mask])
+
+
+@intrinsic
+def load(typing, array, index, lanes):
+    """array.flat[index : index + lanes] as a vector, its other lanes zero."""
+    vector = VectorType(array.dtype)
+
+    def codegen(context, builder, signature, args):
+        address = pointer(context, builder, array, args[0], args[1])
+        return emit_load(builder, vector, address, args[2])
+
+    return vector(array, types.intp, types.intp), codegen
+
+
+@intrinsic
+def store(typing, value, array, index, lanes):
+    """Write a vector's first lanes to array.flat[index : index + lanes]."""
+    vector = VectorType(array.dtype)
+    if _common_vector(value, vector) is None:
+        return None
+
+    def codegen(context, builder, signature, args):
+        whole = _as_vector(context, builder, args[0], value, vector)
+        address = pointer(context, builder, array, args[1], args[2])
+        emit_store(builder, vector, whole, address, args[3])
+        return context.get_dummy_value()
+
+    return types.void(value, array, types.intp, types.intp), codegen
+
+
+# ---- the functions of functions.py on vectors
+
+
+def _exp_of_negative_float32(x):
+    x = where(x < -88.0, -88.0, x)  # 2^n is then 0, or the smallest normal number
+    shifted = fma(x, 1.44269504088896341, 12582912.0 + 127.0)  # 1.5 * 2^23 + exponent bias
+    n = shifted - (12582912.0 + 127.0)
+    r = fma(n, -0.693359375, x)  # x - n ln 2, ln 2 in two parts
+    r = fma(n, 2.12194440e-4, r)
+    p = fma(r, 1.9875691500e-4, 1.3981999507e-3)
+    p = fma(p, r, 8.3334519073e-3)
+    p = fma(p, r, 4.1665795894e-2)
+    p = fma(p, r, 1.6666665459e-1)
+    p = fma(p, r, 5.0000001201e-1)
+    return (fma(p, r * r, r) + 1.0) * _exponent_from_low_bits(shifted)
+
+
+def _exp_of_negative_float64(x):
+    x = where(x < -709.0, -709.0, x)
+    shifted = fma(x, 1.4426950408889634074, 6755399441055744.0 + 1023.0)  # 1.5 * 2^52 + bias
+    n = shifted - (6755399441055744.0 + 1023.0)
+    r = fma(n, -6.93145751953125e-1, x)
+    r = fma(n, -1.42860682030941723212e-6, r)
+    z = r * r
+    p = fma(z, 1.26177193074810590878e-4, 3.02994407707441961300e-2)
+    p = r * fma(p, z, 9.99999999999999999910e-1)
+    q = fma(z, 3.00198505138664455042e-6, 2.52448340349684104192e-3)
+    q = fma(q, z, 2.27265548208155028766e-1)
+    q = fma(q, z, 2.0)
+    return fma(p / (q - p), 2.0, 1.0) * _exponent_from_low_bits(shifted)
+
+
+def _tanh_of_small_float32(x):
+    z = x * x
+    p = fma(z, -5.70498872745e-3, 2.06390887954e-2)
+    p = fma(p, z, -5.37397155531e-2)
+    p = fma(p, z, 1.33314422036e-1)
+    p = fma(p, z, -3.33332819422e-1)
+    return fma(p * z, x, x)
+
+
+def _tanh_of_small_float64(x):
+    z = x * x
+    p = fma(z, -9.64399179425052238628e-1, -9.92877231001918586564e1)
+    p = fma(p, z, -1.61468768441708447952e3)
+    q = fma(z, 1.0, 1.12811678491632931402e2)
+    q = fma(q, z, 2.23548839060100448583e3)
+    q = fma(q, z, 4.84406305325125486048e3)
+    return fma(p / q * z, x, x)
+
+
+def exp_of_negative(x):
+    """exp(x) for x <= 0; below the smallest normal number it is 0."""
+
+
+def _tanh_of_small(x):
+    """tanh(x) for |x| < 0.625."""
+
+
+def _per_dtype(stub, float32, float64):
+    """Register one implementation for each dtype of vector."""
+
+    @overload(stub)
+    def implementation(x):
+        if isinstance(x, VectorType):
+            return float32 if x.dtype == types.float32 else float64
+        return None
+
+
+_per_dtype(exp_of_negative, _exp_of_negative_float32, _exp_of_negative_float64)
+_per_dtype(_tanh_of_small, _tanh_of_small_float32, _tanh_of_small_float64)
+
+
+def _sigmoid(x):
+    e = exp_of_negative(-magnitude(x))
+    return where(x < 0.0, e, 1.0) / (1.0 + e)
+
+
+def _tanh(x):
+    e = exp_of_negative(-2.0 * magnitude(x))
+    large = (1.0 - e) / (1.0 + e)
+    signed = where(x < 0.0, -large, large)
+    return where(magnitude(x) < 0.625, _tanh_of_small(x), signed)
+
+
+@overload(functions.sigmoid)
+def _(x):
+    return _sigmoid if isinstance(x, VectorType) else None
+
+
+@overload(functions.tanh)
+def _(x):
+    return _tanh if isinstance(x, VectorType) else None
+
+
+@overload(functions.relu)
+def _(x):
+    return (lambda x: where(x < 0.0, 0.0, x)) if isinstance(x, VectorType) else None
+
+
+@overload(functions.dsigmoid)
+def _(y):  # arithmetic alone: the definition serves as it stands
+    return functions.dsigmoid if isinstance(y, VectorType) else None
+
+
+@overload(functions.dtanh)
+def _(y):
+    return functions.dtanh if isinstance(y, VectorType) else None
+
+
+@overload(functions.drelu)
+def _(y):
+    return (lambda y: where(y > 0.0, 1.0, y * 0.0)) if isinstance(y, VectorType) else None

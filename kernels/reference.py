@@ -1,0 +1,150 @@
+"""The NumPy engine: the specification of what every engine computes.
+
+Written to be read, step by step as the book has it, except that whatever does not depend on the
+step before is done once for all steps: the input product before the loop, and one product each
+for dWx, dWh and dxs after it.
+
+Shapes: N batch, T time, D input size, H hidden size, G number of gates.
+
+    xs      (N, T, D)        inputs
+    state   one (N, H) for each of the cell's states
+    hs      (N, T, H)        the hidden state after every step
+    params  Wx (D, Gx H), Wh (H, Gh H), b; see Cell.shapes
+
+An engine owns the arrays it returns; it never writes to the arrays it is given, save where an
+argument is named ``out``.
+"""
+
+from typing import Any, Sequence
+
+import numpy as np
+
+from .cells import Cell
+
+Array = Any
+State = tuple[Array, ...]
+
+
+class ReferenceEngine:
+    """Forward and backward of any cell over a whole sequence, in plain NumPy.
+
+    Other engines derive from this one and override what they do faster.
+    """
+
+    name = "numpy"
+    xp = np
+
+    def forward(
+        self, cell: Cell, xs: Array, state: State, params: Sequence[Array]
+    ) -> tuple[Array, State, Any]:
+        """Run the cell over a block of time.
+
+        Returns hs (N, T, H), the state after the last step, and what backward needs
+        (opaque: to be handed to the same engine's ``backward``).
+        """
+        N, T, _ = xs.shape
+        Wx, Wh, b = params
+        H = Wh.shape[0]
+        bx, bh = (b, None) if cell.biases == 1 else b
+
+        x_side = xs @ Wx + bx  # one product for all T
+        hs = np.empty((N, T, H), dtype=xs.dtype)
+        steps = []
+        for t in range(T):
+            gates, operand = _pre_activations(cell, x_side[:, t], state, Wh, bh)
+            new_state, saved = cell.forward(gates, state)
+            steps.append((state, operand, saved))
+            state = new_state
+            hs[:, t] = state[0]
+        return hs, state, (xs, steps, params)
+
+    def backward(
+        self, cell: Cell, dhs: Array, dstate: State, saved: Any
+    ) -> tuple[Array, State, tuple[Array, ...]]:
+        """Backpropagation through the block of time that ``forward`` ran over.
+
+        dhs (N, T, H) is the loss's gradient by every hs, dstate its gradient by the state after
+        the last step. Returns dxs (N, T, D), the gradient by the state before the first step,
+        and the gradients by Wx, Wh and b.
+        """
+        xs, steps, (Wx, Wh, b) = saved
+        N, T, D = xs.shape
+        H = Wh.shape[0]
+        early = len(cell.recurrent_gates) - len(cell.second)  # gates fed by h itself
+        Wh_h, Wh_operand = Wh[:, : early * H], Wh[:, early * H :]
+
+        dgates_all = np.empty((N, T, len(cell.gates), H), dtype=xs.dtype)
+        for t in reversed(range(T)):
+            state, operand, step_saved = steps[t]
+            dstate = (dhs[:, t] + dstate[0], *dstate[1:])
+            dgates, dprev = cell.backward(dstate, step_saved, state)
+
+            if cell.operand_backward is not None:
+                doperand = _fuse(dgates, cell.recurrent_gates[early:]) @ Wh_operand.T
+                dgates, dprev = cell.operand_backward(doperand, dgates, dprev, step_saved, state)
+            dgates = _filled(dgates, like=state[0])
+
+            through_gates = _fuse(dgates, cell.recurrent_gates[:early]) @ Wh_h.T
+            direct = _filled(dprev, like=state[0])
+            dstate = (direct[0] + through_gates, *direct[1:])
+            dgates_all[:, t] = np.stack(dgates, axis=1)
+
+        def columns(gates: Sequence[int]) -> Array:  # (N T, gates H)
+            return dgates_all[:, :, list(gates)].reshape(N * T, len(gates) * H)
+
+        x_side, h_side = columns(cell.input_gates), columns(cell.recurrent_gates)
+        h_prev = np.stack([state[0] for state, _, _ in steps], axis=1).reshape(N * T, H)
+        dWx = xs.reshape(N * T, D).T @ x_side
+        dWh = h_prev.T @ h_side
+        if cell.second:
+            operands = np.stack([operand for _, operand, _ in steps], axis=1)
+            dWh[:, early * H :] = operands.reshape(N * T, H).T @ h_side[:, early * H :]
+        db = x_side.sum(axis=0)
+        if cell.biases == 2:
+            db = np.stack([db, h_side.sum(axis=0)])
+        dxs = (x_side @ Wx.T).reshape(N, T, D)
+        return dxs, dstate, (dWx, dWh, db)
+
+    def step(self, cell: Cell, x: Array, state: State, params: Sequence[Array]) -> State:
+        """One step x (N, D), nothing kept for backward. Returns the state after it."""
+        Wx, Wh, b = params
+        bx, bh = (b, None) if cell.biases == 1 else b
+        gates, _ = _pre_activations(cell, x @ Wx + bx, state, Wh, bh)
+        return cell.forward(gates, state)[0]
+
+    def add_rows(self, out: Array, rows: Array, values: Array) -> None:
+        """out[rows[k]] += values[k] for every k, repeated rows adding up (embedding gradient)."""
+        np.add.at(out, rows, values)
+
+
+def _pre_activations(
+    cell: Cell, x_side: Array, state: State, Wh: Array, bh: Array | None
+) -> tuple[list[Array], Array | None]:
+    """The pre-activation (N, H) of every gate, and the operand of the second product if any."""
+    h = state[0]
+    H = Wh.shape[0]
+    early = len(cell.recurrent_gates) - len(cell.second)
+    gates: list[Array] = [0.0] * len(cell.gates)
+
+    def add(side: Array, positions: Sequence[int]) -> None:
+        for k, g in enumerate(positions):
+            gates[g] = gates[g] + side[:, k * H : (k + 1) * H]
+
+    h_side = h @ Wh[:, : early * H]
+    add(x_side, cell.input_gates)
+    add(h_side if bh is None else h_side + bh, cell.recurrent_gates[:early])
+    if cell.operand is None:
+        return gates, None
+    operand = cell.operand(gates, state)
+    add(operand @ Wh[:, early * H :], cell.recurrent_gates[early:])
+    return gates, operand
+
+
+def _fuse(dgates: Sequence[Array], positions: Sequence[int]) -> Array:
+    """The gradients of some gates side by side, (N, gates H)."""
+    return np.concatenate([dgates[g] for g in positions], axis=1)
+
+
+def _filled(gradients: Sequence[Array | None], like: Array) -> list[Array]:
+    """The gradients with zeros for None."""
+    return [np.zeros_like(like) if d is None else d for d in gradients]
