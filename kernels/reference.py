@@ -15,6 +15,9 @@ An engine owns the arrays it returns; it never writes to the arrays it is given,
 argument is named ``out``.
 """
 
+import os
+import platform
+from pathlib import Path
 from typing import Any, Sequence
 
 import numpy as np
@@ -112,6 +115,10 @@ class ReferenceEngine:
         gates, _ = _pre_activations(cell, x @ Wx + bx, state, Wh, bh)
         return cell.forward(gates, state)[0]
 
+    def describe(self) -> dict[str, Any]:
+        """What the engine runs on: device, threads, simd_bits (None: not the engine's choice)."""
+        return {"device": cpu_name(), "threads": blas_threads(), "simd_bits": None}
+
     def add_rows(self, out: Array, rows: Array, values: Array) -> None:
         """out[rows[k]] += values[k] for every k, repeated rows adding up (embedding gradient)."""
         np.add.at(out, rows, values)
@@ -148,3 +155,24 @@ def _fuse(dgates: Sequence[Array], positions: Sequence[int]) -> Array:
 def _filled(gradients: Sequence[Array | None], like: Array) -> list[Array]:
     """The gradients with zeros for None."""
     return [np.zeros_like(like) if d is None else d for d in gradients]
+
+
+def cpu_name() -> str:
+    """The processor's name as the operating system gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def blas_threads() -> int:
+    """How many threads NumPy's BLAS uses: its environment variables, else the cores allowed."""
+    for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+        if os.environ.get(variable, "").isdigit():
+            return int(os.environ[variable])
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

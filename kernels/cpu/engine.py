@@ -11,6 +11,7 @@ import threading
 from contextlib import contextmanager
 from typing import Any, Iterator, Sequence
 
+import llvmlite.binding as llvm
 import numpy as np
 
 from ..cells import Cell
@@ -131,6 +132,12 @@ class NumbaEngine(ReferenceEngine):
             db = np.stack([db, dh2.sum(axis=0)])
         dxs = (dx2 @ Wx.T).reshape(N, T, D)
         return dxs, tuple(dstates), (dWx, dWh, db)
+
+    def describe(self) -> dict[str, Any]:
+        features = llvm.get_host_cpu_features()
+        widths = {"avx512f": 512, "avx": 256, "sse2": 128, "neon": 128}
+        simd_bits = max((bits for name, bits in widths.items() if features.get(name)), default=64)
+        return {**super().describe(), "simd_bits": simd_bits}
 
     def step(self, cell: Cell, x: Array, state: State, params: Sequence[Array]) -> State:
         return self.forward(cell, x[:, None], state, params)[1]

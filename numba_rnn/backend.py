@@ -1,0 +1,207 @@
+"""Which engine runs, and why.
+
+``NUMBA_RNN_BACKEND`` names the engine of the process:
+
+    auto    (default) cuda if a GPU answers, else numba, else numpy
+    numpy   the readable specification
+    numba   compiled for this CPU
+    cuda    one NVIDIA GPU
+
+An engine that cannot run here gives way to the next one with one RuntimeWarning that says why, so
+that the same script runs on a machine without a GPU; where ``strict`` is asked for
+(``use_backend(..., strict=True)`` or ``NUMBA_RNN_STRICT=1``) it raises BackendError instead. An
+unknown name always raises. This is the only module that knows about engines.
+"""
+
+import importlib
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from contextvars import ContextVar, Token
+from dataclasses import dataclass, field
+from functools import cache
+from types import TracebackType
+from typing import Any
+
+from .kernels.reference import ReferenceEngine
+
+__all__ = ["BackendError", "Explanation", "backend", "engine", "explain", "use_backend"]
+
+VARIABLE, STRICT_VARIABLE = "NUMBA_RNN_BACKEND", "NUMBA_RNN_STRICT"
+NAMES = ("auto", "numpy", "numba", "cuda")
+
+
+class BackendError(RuntimeError):
+    """The engine asked for cannot run on this machine."""
+
+
+# ---- the engines: each loader returns one, or raises BackendError with the reason
+
+
+@cache
+def _numpy() -> ReferenceEngine:
+    return ReferenceEngine()
+
+
+@cache
+def _numba() -> ReferenceEngine:
+    try:
+        from .kernels.cpu.engine import NumbaEngine
+    except ImportError as error:
+        raise BackendError(f"numba cannot be imported ({error}); pip install numba") from error
+    return NumbaEngine()
+
+
+@cache
+def _cuda() -> ReferenceEngine:
+    raise BackendError("this release has no CUDA engine yet; NUMBA_RNN_BACKEND=numba is the fastest")
+
+
+_LOADERS: dict[str, Callable[[], ReferenceEngine]] = {
+    "cuda": _cuda,
+    "numba": _numba,
+    "numpy": _numpy,
+}
+_FALL_BACK = ("cuda", "numba", "numpy")  # from the fastest to the one that always runs
+
+
+@dataclass(frozen=True)
+class _Choice:
+    engine: ReferenceEngine
+    reason: str
+
+
+def _check_name(name: object, source: str) -> str:
+    if name not in NAMES:
+        raise ValueError(f"{source}: expected one of {', '.join(NAMES)}, got {name!r}")
+    return str(name)
+
+
+def _choose(name: str, source: str, strict: bool) -> _Choice:
+    """The engine of that name, or the next one that runs."""
+    wanted = _FALL_BACK if name == "auto" else _FALL_BACK[_FALL_BACK.index(name) :]
+    refused: list[str] = []
+    for candidate in wanted:
+        try:
+            engine = _LOADERS[candidate]()
+        except BackendError as error:
+            if strict and name != "auto":
+                raise BackendError(f"{source}: {name} cannot run here: {error}") from error
+            refused.append(f"{candidate}: {error}")
+            continue
+        reason = f"{source} asks for {name}" if name != "auto" else f"{source}: the fastest here"
+        if refused:
+            reason += f" ({'; '.join(refused)})"
+            if name != "auto":
+                warnings.warn(
+                    f"{source} asks for {name}, running on {candidate} instead. "
+                    f"{'; '.join(refused)}",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
+        return _Choice(engine, reason)
+    raise AssertionError("the numpy engine always runs")
+
+
+@cache
+def _process_choice() -> _Choice:
+    """What the environment asks for, read once, at the first use of an engine."""
+    name = os.environ.get(VARIABLE, "").strip().lower()
+    source = VARIABLE if name else f"{VARIABLE} is not set"
+    strict = os.environ.get(STRICT_VARIABLE, "").strip() not in ("", "0")
+    return _choose(_check_name(name or "auto", VARIABLE), source, strict)
+
+
+_override: ContextVar[_Choice | None] = ContextVar("numba_rnn_backend", default=None)
+
+
+class use_backend:  # noqa: N801 (reads as a verb: with use_backend("numpy"): ...)
+    """Choose the engine for the current thread or asyncio task.
+
+    As a call it holds until the next one; as a context manager until the block ends::
+
+        use_backend("numba")
+        with use_backend("numpy"):
+            ...
+
+    Other threads are not touched: they follow ``NUMBA_RNN_BACKEND`` until they choose.
+
+    name    "auto", "numpy", "numba" or "cuda"
+    strict  raise BackendError, instead of warning and falling back, where it cannot run
+
+    Raises ValueError for an unknown name.
+    """
+
+    def __init__(self, name: str, *, strict: bool = False) -> None:
+        choice = _choose(_check_name(name, "use_backend"), "use_backend", strict)
+        self._token: Token[_Choice | None] = _override.set(choice)
+
+    def __enter__(self) -> ReferenceEngine:
+        choice = _override.get()
+        assert choice is not None
+        return choice.engine
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        _override.reset(self._token)
+
+
+def _choice() -> _Choice:
+    return _override.get() or _process_choice()
+
+
+def engine() -> ReferenceEngine:
+    """The engine in force."""
+    return _choice().engine
+
+
+def backend() -> str:
+    """Name of the engine in force: "numpy", "numba" or "cuda"."""
+    return engine().name
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What ``explain`` found out; print it, or read its fields."""
+
+    engine: str
+    reason: str
+    device: str
+    threads: int
+    simd_bits: int | None
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        simd = "by NumPy and BLAS" if self.simd_bits is None else f"{self.simd_bits} bits"
+        versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
+        return (
+            f"engine    {self.engine}\n"
+            f"reason    {self.reason}\n"
+            f"device    {self.device}\n"
+            f"threads   {self.threads} for the large products (BLAS)\n"
+            f"SIMD      {simd}\n"
+            f"versions  {versions}"
+        )
+
+
+def explain() -> Explanation:
+    """Which engine runs, why, on what device, with which versions.
+
+    >>> with use_backend("numpy"):
+    ...     explain().engine
+    'numpy'
+    """
+    from . import __version__
+
+    choice = _choice()
+    versions = {"numba_rnn": __version__, "python": sys.version.split()[0]}
+    for package in ("numpy", "numba", "llvmlite"):
+        if package in sys.modules:
+            versions[package] = importlib.import_module(package).__version__
+    details: dict[str, Any] = choice.engine.describe()
+    return Explanation(choice.engine.name, choice.reason, versions=versions, **details)

@@ -1,0 +1,28 @@
+"""Layers with the names of Deep Learning from Scratch 2."""
+
+from .base import Layer
+from .bidirectional import Bidirectional, TimeBiGRU, TimeBiLSTM, TimeBiRNN
+from .dense import TimeAffine, TimeDropout, TimeEmbedding
+from .losses import TimeMSE, TimeSigmoidWithLoss, TimeSoftmaxWithLoss
+from .recurrent import GRU, LSTM, RNN, TimeGRU, TimeLSTM, TimeRecurrent, TimeRNN
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "Bidirectional",
+    "Layer",
+    "TimeAffine",
+    "TimeBiGRU",
+    "TimeBiLSTM",
+    "TimeBiRNN",
+    "TimeDropout",
+    "TimeEmbedding",
+    "TimeGRU",
+    "TimeLSTM",
+    "TimeMSE",
+    "TimeRNN",
+    "TimeRecurrent",
+    "TimeSigmoidWithLoss",
+    "TimeSoftmaxWithLoss",
+]

@@ -1,0 +1,134 @@
+"""A sequence read in both directions."""
+
+from typing import Any, Self
+
+import numpy as np
+
+from ..checks import Array, expect_array
+from .base import ForwardFirst, Layer
+from .initialisers import Seed, generator
+from .recurrent import TimeGRU, TimeLSTM, TimeRecurrent, TimeRNN
+
+
+class Bidirectional(Layer):
+    """Two layers over the same sequence, one reading it backwards; outputs side by side.
+
+    forward_layer, backward_layer   recurrent layers with the same D; the output is
+                                    (N, T, H_forward + H_backward)
+
+    Only the forward layer can be stateful: the backward one reads from the end, so that its state
+    does not follow on from the block before. States and their gradients are those of the two
+    layers (``layer.forward_layer.h``).
+    """
+
+    def __init__(self, forward_layer: TimeRecurrent, backward_layer: TimeRecurrent) -> None:
+        if backward_layer.stateful:
+            raise ValueError("backward_layer: expected stateful=False, got stateful=True")
+        if backward_layer.input_size != forward_layer.input_size:
+            raise ValueError(
+                f"backward_layer: expected input size {forward_layer.input_size}, as "
+                f"forward_layer has, got {backward_layer.input_size}"
+            )
+        if backward_layer.dtype != forward_layer.dtype:
+            raise TypeError(
+                f"backward_layer: expected {forward_layer.dtype}, got {backward_layer.dtype}"
+            )
+        self.forward_layer, self.backward_layer = forward_layer, backward_layer
+        self.params = forward_layer.params + backward_layer.params
+        self.grads = forward_layer.grads + backward_layer.grads
+        self.param_names = tuple(
+            f"{direction}.{name}"
+            for direction, layer in (("forward", forward_layer), ("backward", backward_layer))
+            for name in layer.param_names
+        )
+        self._shape: tuple[int, ...] | None = None
+
+    def forward(self, xs: Array) -> Array:
+        """xs (N, T, D) -> (N, T, H_forward + H_backward)."""
+        ahead = self.forward_layer.forward(xs)
+        back = self.backward_layer.forward(xs[:, ::-1])[:, ::-1]
+        hs = np.concatenate([ahead, back], axis=2)
+        self._shape = hs.shape
+        return hs
+
+    def backward(self, dhs: Array) -> Array:
+        """dhs (N, T, H_forward + H_backward) -> dxs (N, T, D); fills ``grads``."""
+        if self._shape is None:
+            raise ForwardFirst(self)
+        expect_array("dhs", dhs, self._shape, self.dtype)
+        H = self.forward_layer.hidden_size
+        dxs = self.forward_layer.backward(dhs[:, :, :H])
+        dxs += self.backward_layer.backward(dhs[:, ::-1, H:])[:, ::-1]
+        return dxs
+
+    def reset_state(self) -> None:
+        """Forget the states of both directions."""
+        self.forward_layer.reset_state()
+        self.backward_layer.reset_state()
+
+
+class _TimeBi(Bidirectional):
+    """Bidirectional with the book's constructor; subclasses name the layer."""
+
+    _layer: type[Any]
+
+    def __init__(
+        self,
+        Wx1: Array,
+        Wh1: Array,
+        b1: Array,
+        Wx2: Array,
+        Wh2: Array,
+        b2: Array,
+        stateful: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            self._layer(Wx1, Wh1, b1, stateful=stateful, **options),
+            self._layer(Wx2, Wh2, b2, **options),
+        )
+
+    @classmethod
+    def create(
+        cls,
+        input_size: int,
+        hidden_size: int,
+        *,
+        rng: Seed = None,
+        dtype: Any = np.float32,
+        init: str = "orthogonal",
+        stateful: bool = False,
+        **options: Any,
+    ) -> Self:
+        """Two layers from their sizes, H units in each direction; see TimeLSTM.create."""
+        random = generator(rng)
+        layers = [
+            cls._layer.create(
+                input_size, hidden_size, rng=random, dtype=dtype, init=init, **options
+            )
+            for _ in range(2)
+        ]
+        return cls(*layers[0].params, *layers[1].params, stateful=stateful, **options)
+
+
+class TimeBiRNN(_TimeBi):
+    """TimeRNN in both directions: parameters 1 read forwards, parameters 2 backwards."""
+
+    _layer = TimeRNN
+
+
+class TimeBiLSTM(_TimeBi):
+    """TimeLSTM in both directions: parameters 1 read forwards, parameters 2 backwards.
+
+    >>> layer = TimeBiLSTM.create(3, 5, rng=0)
+    >>> layer.forward(np.ones((2, 7, 3), np.float32)).shape
+    (2, 7, 10)
+    """
+
+    _layer = TimeLSTM
+
+
+class TimeBiGRU(_TimeBi):
+    """TimeGRU in both directions: parameters 1 read forwards, parameters 2 backwards."""
+
+    _layer = TimeGRU

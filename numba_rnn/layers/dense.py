@@ -1,0 +1,140 @@
+"""Layers without a state: embedding, affine, dropout."""
+
+import math
+from typing import Any, Self
+
+import numpy as np
+
+from ..backend import engine
+from ..checks import (
+    Array,
+    expect_array,
+    expect_float,
+    expect_float_dtype,
+    expect_ids,
+    expect_int,
+)
+from .base import ForwardFirst, Layer
+from .initialisers import Seed, generator
+
+
+class TimeEmbedding(Layer):
+    """A row of W for every word number.
+
+    W (V, D): V words, D numbers each.
+    """
+
+    param_names = ("W",)
+
+    def __init__(self, W: Array) -> None:
+        expect_array("W", W, ("V", "D"))
+        super().__init__(W)
+        self._ids: Array | None = None
+
+    @classmethod
+    def create(
+        cls, vocab_size: int, size: int, *, rng: Seed = None, dtype: Any = np.float32
+    ) -> Self:
+        """W ~ N(0, 0.01²), as in the book."""
+        shape = expect_int("vocab_size", vocab_size), expect_int("size", size)
+        W = generator(rng).standard_normal(shape) / 100
+        return cls(W.astype(expect_float_dtype("dtype", dtype)))
+
+    def forward(self, ids: Array) -> Array:
+        """ids (N, T), integers from 0 to V - 1 -> (N, T, D)."""
+        (W,) = self.params
+        expect_ids("ids", ids, ("N", "T"), W.shape[0])
+        self._ids = ids.copy()
+        return W[ids]
+
+    def backward(self, dout: Array) -> None:
+        """dout (N, T, D); fills ``grads``."""
+        if self._ids is None:
+            raise ForwardFirst(self)
+        (dW,) = self.grads
+        expect_array("dout", dout, (*self._ids.shape, dW.shape[1]), self.dtype)
+        dW[...] = 0
+        engine().add_rows(dW, self._ids.reshape(-1), dout.reshape(-1, dW.shape[1]))
+
+
+class TimeAffine(Layer):
+    """The same affine transformation at every step: x W + b.
+
+    W (D, M), b (M,).
+    """
+
+    param_names = ("W", "b")
+
+    def __init__(self, W: Array, b: Array) -> None:
+        expect_array("W", W, ("D", "M"))
+        expect_array("b", b, (W.shape[1],), W.dtype)
+        super().__init__(W, b)
+        self._xs: Array | None = None
+
+    @classmethod
+    def create(
+        cls, input_size: int, output_size: int, *, rng: Seed = None, dtype: Any = np.float32
+    ) -> Self:
+        """W ~ N(0, 1/D), b = 0, as in the book."""
+        D, M = expect_int("input_size", input_size), expect_int("output_size", output_size)
+        dtype = expect_float_dtype("dtype", dtype)
+        W = generator(rng).standard_normal((D, M)) / math.sqrt(D)
+        return cls(W.astype(dtype), np.zeros(M, dtype))
+
+    def forward(self, xs: Array) -> Array:
+        """xs (N, T, D) -> (N, T, M)."""
+        W, b = self.params
+        expect_array("xs", xs, ("N", "T", W.shape[0]), self.dtype)
+        N, T, D = xs.shape
+        self._xs = xs
+        out = xs.reshape(N * T, D) @ W
+        out += b
+        return out.reshape(N, T, W.shape[1])
+
+    def backward(self, dout: Array) -> Array:
+        """dout (N, T, M) -> dxs (N, T, D); fills ``grads``."""
+        if self._xs is None:
+            raise ForwardFirst(self)
+        W, _ = self.params
+        dW, db = self.grads
+        N, T, D = self._xs.shape
+        expect_array("dout", dout, (N, T, W.shape[1]), self.dtype)
+        rows = dout.reshape(N * T, W.shape[1])
+        dW[...] = self._xs.reshape(N * T, D).T @ rows
+        db[...] = rows.sum(axis=0)
+        return (rows @ W.T).reshape(N, T, D)
+
+
+class TimeDropout(Layer):
+    """Zero a random share of the numbers while training (Srivastava et al. 2014).
+
+    ratio      the share that is zeroed, from 0 up to but not including 1; what is left is scaled
+               by 1 / (1 - ratio), so that nothing changes where ``train_flg`` is False
+    rng        a numpy Generator (shared with other layers if you like), a seed, or None
+    train_flg  True: drop; False: pass everything on unchanged
+    """
+
+    def __init__(self, ratio: float = 0.5, rng: Seed = None) -> None:
+        super().__init__()
+        self.ratio = expect_float("ratio", ratio, 0, 1)
+        self.rng = generator(rng)
+        self.train_flg = True
+        self._mask: Array | None = None
+
+    def forward(self, xs: Array) -> Array:
+        """xs, any shape -> the same shape."""
+        if not self.train_flg or self.ratio == 0:
+            self._mask = None
+            return xs
+        if not isinstance(xs, np.ndarray) or xs.dtype.kind != "f":
+            raise TypeError(f"xs: expected an array of floats, got {type(xs).__name__}")
+        scale = xs.dtype.type(1 / (1 - self.ratio))
+        self._mask = (self.rng.random(xs.shape, dtype=xs.dtype) >= self.ratio) * scale
+        return xs * self._mask
+
+    def backward(self, dout: Array) -> Array:
+        """dout, the shape of xs -> dxs."""
+        if self._mask is None:
+            return dout
+        expect_array("dout", dout, self._mask.shape, self._mask.dtype)
+        return dout * self._mask

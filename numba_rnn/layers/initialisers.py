@@ -1,0 +1,61 @@
+"""How parameters start.
+
+``orthogonal`` (default)  Wh of each gate a random orthogonal matrix (Saxe et al. 2014): its
+                          singular values are 1, so that gradients neither vanish nor explode at
+                          the start. Wx of each gate Glorot uniform (Glorot & Bengio 2010). b = 0,
+                          but for what the cell asks for: the LSTM's forget gate starts at 1, to
+                          remember at first (Jozefowicz et al. 2015).
+``book``                  Deep Learning from Scratch 2: Wx ~ N(0, 1/D), Wh ~ N(0, 1/H), b = 0.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ..checks import Array, expect_choice, expect_float_dtype, expect_int
+from ..kernels.cells import Cell
+
+Seed = int | np.random.Generator | None
+
+INITS = ("orthogonal", "book")
+
+
+def generator(rng: Seed) -> np.random.Generator:
+    """A random generator from one, from a seed, or from nothing."""
+    return np.random.default_rng(rng)
+
+
+def orthogonal(rng: np.random.Generator, size: int) -> Array:
+    """A random orthogonal (size, size) matrix, uniformly distributed."""
+    q, r = np.linalg.qr(rng.standard_normal((size, size)))
+    return q * np.sign(np.diag(r))  # the signs make it uniform (Mezzadri 2007)
+
+
+def glorot(rng: np.random.Generator, inputs: int, outputs: int) -> Array:
+    """Uniform in ±sqrt(6 / (inputs + outputs)), (inputs, outputs)."""
+    limit = math.sqrt(6 / (inputs + outputs))
+    return rng.uniform(-limit, limit, (inputs, outputs))
+
+
+def recurrent(
+    cell: Cell, input_size: int, hidden_size: int, rng: Seed, dtype: Any, init: str
+) -> list[Array]:
+    """Wx, Wh and b of a cell; see the module for ``init``."""
+    D, H = expect_int("input_size", input_size), expect_int("hidden_size", hidden_size)
+    dtype = expect_float_dtype("dtype", dtype)
+    random = generator(rng)
+    shapes = cell.shapes(D, H)
+    x_gates, h_gates = cell.input_gates, cell.recurrent_gates
+    b = np.zeros(shapes["b"])
+    if expect_choice("init", init, INITS) == "book":
+        Wx = random.standard_normal(shapes["Wx"]) / math.sqrt(D)
+        Wh = random.standard_normal(shapes["Wh"]) / math.sqrt(H)
+    else:
+        Wx = np.concatenate([glorot(random, D, H) for _ in x_gates], axis=1)
+        Wh = np.concatenate([orthogonal(random, H) for _ in h_gates], axis=1)
+        first = b if cell.biases == 1 else b[0]
+        for gate, start in cell.bias_start.items():
+            k = x_gates.index(cell.gates.index(gate))
+            first[k * H : (k + 1) * H] = start
+    return [p.astype(dtype) for p in (Wx, Wh, b)]

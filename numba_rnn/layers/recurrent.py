@@ -1,0 +1,366 @@
+"""Recurrent layers: one step (RNN, LSTM, GRU) and unrolled over time (TimeRNN, TimeLSTM, TimeGRU).
+
+The gate arithmetic is in ``kernels/cells/``, the loop over time in the engine; what is left here
+is what a layer is: parameters, gradients, and a state that may live on from block to block.
+
+Shapes: N batch, T time, D input size, H hidden size. Parameters, inputs and gradients have one
+dtype, float32 or float64. Wrong shapes raise ValueError, wrong types and dtypes TypeError.
+"""
+
+from typing import Any, Self
+
+import numpy as np
+
+from ..backend import engine
+from ..checks import Array, expect_array, expect_choice
+from ..kernels import cells
+from ..kernels.cells import Cell
+from . import initialisers
+from .base import ForwardFirst, Layer
+from .initialisers import Seed
+
+
+class _CellLayer(Layer):
+    """The parameters of a cell."""
+
+    param_names = ("Wx", "Wh", "b")
+
+    def __init__(self, Wx: Array, Wh: Array, b: Array, cell: Cell) -> None:
+        expect_array("Wx", Wx, ("D", "columns"))
+        expect_array("Wh", Wh, ("H", "columns"), Wx.dtype)
+        shapes = cell.shapes(Wx.shape[0], Wh.shape[0])
+        for name, value in zip(self.param_names, (Wx, Wh, b), strict=True):
+            expect_array(name, value, shapes[name], Wx.dtype)
+        super().__init__(Wx, Wh, b)
+        self.cell = cell
+
+    @staticmethod
+    def _select(options: dict[str, Any]) -> Cell:
+        """The cell that the constructor's options ask for."""
+        raise NotImplementedError
+
+    @classmethod
+    def create(
+        cls,
+        input_size: int,
+        hidden_size: int,
+        *,
+        rng: Seed = None,
+        dtype: Any = np.float32,
+        init: str = "orthogonal",
+        **options: Any,
+    ) -> Self:
+        """A layer from its sizes.
+
+        rng      a numpy Generator, a seed, or None
+        dtype    float32 or float64
+        init     "orthogonal": Wh orthogonal, Wx Glorot uniform, the LSTM's forget bias 1;
+                 "book": N(0, 1/D) and N(0, 1/H), b = 0; see ``layers/initialisers.py``
+        options  the constructor's other arguments, such as stateful=True
+
+        >>> TimeLSTM.create(3, 5, rng=0).params[0].shape
+        (3, 20)
+        """
+        cell = cls._select(options)
+        params = initialisers.recurrent(cell, input_size, hidden_size, rng, dtype, init)
+        return cls(*params, **options)
+
+    @property
+    def input_size(self) -> int:
+        """D, the number of features of an input."""
+        return int(self.params[0].shape[0])
+
+    @property
+    def hidden_size(self) -> int:
+        """H, the number of units."""
+        return int(self.params[1].shape[0])
+
+    def _zeros(self, batch: int) -> Array:
+        return np.zeros((batch, self.hidden_size), self.dtype)
+
+    def _checked(
+        self, spelling: str, given: tuple[Array | None, ...], batch: int | str
+    ) -> tuple[Array | None, ...]:
+        """Check one array (N, H) for each state; ``spelling`` makes its name of the state's."""
+        for name, value in zip(self.cell.states, given, strict=True):
+            if value is not None:
+                shape = (batch, self.hidden_size)
+                expect_array(spelling.format(name), value, shape, self.dtype)
+        return given
+
+    def _fill_grads(self, gradients: tuple[Array, ...]) -> None:
+        for grad, new in zip(self.grads, gradients, strict=True):
+            grad[...] = new
+
+
+# ---- which cell a name on the page stands for
+
+
+class _IsRNN:
+    @staticmethod
+    def _select(options: dict[str, Any]) -> Cell:
+        name = options.get("activation", "tanh")
+        expect_choice("activation", name, ("tanh", "relu"))
+        return cells.get("rnn" if name == "tanh" else "rnn_relu")
+
+
+class _IsLSTM:
+    @staticmethod
+    def _select(options: dict[str, Any]) -> Cell:
+        return cells.get("lstm")
+
+
+class _IsGRU:
+    @staticmethod
+    def _select(options: dict[str, Any]) -> Cell:
+        return cells.get("gru_reset_after" if options.get("reset_after") else "gru")
+
+
+# ---- one step
+
+
+class _Step(_CellLayer):
+    """One step of a cell; the caller carries the state."""
+
+    def __init__(self, Wx: Array, Wh: Array, b: Array, cell: Cell) -> None:
+        super().__init__(Wx, Wh, b, cell)
+        self._tape: Any = None
+
+    def _forward(self, x: Array, *state: Array) -> tuple[Array, ...]:
+        expect_array("x", x, ("N", self.input_size), self.dtype)
+        for name, value in zip(self.cell.states, state, strict=True):
+            expect_array(f"{name}_prev", value, (x.shape[0], self.hidden_size), self.dtype)
+        running = engine()
+        _, after, saved = running.forward(self.cell, x[:, None], state, self.params)
+        self._tape = running, saved, x.shape[0]
+        return after
+
+    def _backward(self, *dstate: Array | None) -> tuple[Array, ...]:
+        if self._tape is None:
+            raise ForwardFirst(self)
+        running, saved, N = self._tape
+        dstate = self._checked("d{}_next", dstate, N)
+        zeros = self._zeros(N)
+        known = tuple(zeros if d is None else d for d in dstate)
+        dxs, before, gradients = running.backward(self.cell, zeros[:, None], known, saved)
+        self._fill_grads(gradients)
+        return (dxs[:, 0], *before)
+
+
+class RNN(_IsRNN, _Step):
+    """One step of a simple recurrent network, h = tanh(x Wx + h_prev Wh + b).
+
+    Wx (D, H), Wh (H, H), b (H,); activation "tanh" or "relu". The equations and their
+    derivatives: ``kernels/cells/rnn.py``.
+    """
+
+    def __init__(self, Wx: Array, Wh: Array, b: Array, activation: str = "tanh") -> None:
+        super().__init__(Wx, Wh, b, self._select({"activation": activation}))
+
+    def forward(self, x: Array, h_prev: Array) -> Array:
+        """x (N, D), h_prev (N, H) -> h_next (N, H)."""
+        return self._forward(x, h_prev)[0]
+
+    def backward(self, dh_next: Array) -> tuple[Array, Array]:
+        """dh_next (N, H) -> dx (N, D), dh_prev (N, H); fills ``grads``."""
+        dx, dh_prev = self._backward(dh_next)
+        return dx, dh_prev
+
+
+class LSTM(_IsLSTM, _Step):
+    """One step of long short-term memory.
+
+    Wx (D, 4H), Wh (H, 4H), b (4H,), gates in the order f, g, i, o. The equations and their
+    derivatives: ``kernels/cells/lstm.py``.
+    """
+
+    def __init__(self, Wx: Array, Wh: Array, b: Array) -> None:
+        super().__init__(Wx, Wh, b, self._select({}))
+
+    def forward(self, x: Array, h_prev: Array, c_prev: Array) -> tuple[Array, Array]:
+        """x (N, D), h_prev and c_prev (N, H) -> h_next, c_next (N, H)."""
+        h_next, c_next = self._forward(x, h_prev, c_prev)
+        return h_next, c_next
+
+    def backward(self, dh_next: Array, dc_next: Array | None = None) -> tuple[Array, Array, Array]:
+        """dh_next, dc_next (N, H) -> dx (N, D), dh_prev, dc_prev (N, H); fills ``grads``."""
+        dx, dh_prev, dc_prev = self._backward(dh_next, dc_next)
+        return dx, dh_prev, dc_prev
+
+
+class GRU(_IsGRU, _Step):
+    """One step of a gated recurrent unit.
+
+    Wx (D, 3H), Wh (H, 3H), gates in the order z, r, h; b (3H,), or (2, 3H) with
+    reset_after=True. The equations and their derivatives: ``kernels/cells/gru.py``.
+    """
+
+    def __init__(self, Wx: Array, Wh: Array, b: Array, reset_after: bool = False) -> None:
+        super().__init__(Wx, Wh, b, self._select({"reset_after": reset_after}))
+
+    def forward(self, x: Array, h_prev: Array) -> Array:
+        """x (N, D), h_prev (N, H) -> h_next (N, H)."""
+        return self._forward(x, h_prev)[0]
+
+    def backward(self, dh_next: Array) -> tuple[Array, Array]:
+        """dh_next (N, H) -> dx (N, D), dh_prev (N, H); fills ``grads``."""
+        dx, dh_prev = self._backward(dh_next)
+        return dx, dh_prev
+
+
+# ---- unrolled over time
+
+
+class TimeRecurrent(_CellLayer):
+    """Any cell, unrolled over a block of time.
+
+    Wx, Wh, b  the cell's parameters, shapes as ``cell.shapes(D, H)`` says
+    stateful   True: the state after a block is the state before the next one. The gradient stops
+               at the block's edge all the same: that is truncated BPTT.
+    cell       a Cell or its name (``numba_rnn.cells.names()``)
+
+    state   the cell's states (N, H) after the last step of the last forward, or None
+    dstate  the gradient of the states before the first step, after backward, or None
+    h, dh   the first of each: the hidden state and its gradient
+
+    >>> layer = TimeRecurrent.create(3, 5, cell="gru", rng=0)
+    >>> layer.forward(np.ones((2, 7, 3), np.float32)).shape
+    (2, 7, 5)
+    """
+
+    def __init__(
+        self, Wx: Array, Wh: Array, b: Array, stateful: bool = False, *, cell: str | Cell
+    ) -> None:
+        super().__init__(Wx, Wh, b, cells.get(cell))
+        self.stateful = bool(stateful)
+        self.state: tuple[Array, ...] | None = None
+        self.dstate: tuple[Array, ...] | None = None
+        self._state_given = False  # by set_state, since the last forward
+        self._tape: Any = None
+
+    @staticmethod
+    def _select(options: dict[str, Any]) -> Cell:
+        if "cell" not in options:
+            raise TypeError(f"cell: expected one of {', '.join(cells.names())}, got none")
+        return cells.get(options["cell"])
+
+    @property
+    def h(self) -> Array | None:
+        """The hidden state (N, H) after the last step."""
+        return None if self.state is None else self.state[0]
+
+    @property
+    def dh(self) -> Array | None:
+        """The gradient (N, H) that leaves the block at its first step."""
+        return None if self.dstate is None else self.dstate[0]
+
+    def set_state(self, *state: Array | None) -> None:
+        """Set what the next forward starts from, (N, H) each; those left out or None are 0.
+
+        A layer that is not stateful starts from it once.
+        """
+        given = (*state, *(None,) * (len(self.cell.states) - len(state)))
+        if len(given) > len(self.cell.states) or all(value is None for value in given):
+            names = ", ".join(self.cell.states)
+            raise TypeError(f"set_state: expected {names}, got {len(state)} arrays")
+        batch = next(value.shape[0] if np.ndim(value) else "N" for value in given if value is not None)
+        self._checked("{}", given, batch)
+        self.state = tuple(self._zeros(batch) if v is None else v.copy() for v in given)
+        self._state_given = True
+
+    def reset_state(self) -> None:
+        """Forget the state: the next forward starts from zeros."""
+        self.state = None
+        self._state_given = False
+
+    def forward(self, xs: Array) -> Array:
+        """xs (N, T, D) -> hs (N, T, H), the hidden state after every step."""
+        expect_array("xs", xs, ("N", "T", self.input_size), self.dtype)
+        N = xs.shape[0]
+        state = self.state if self.stateful or self._state_given else None
+        if state is None:
+            state = (self._zeros(N),) * len(self.cell.states)
+        elif state[0].shape[0] != N:
+            raise ValueError(
+                f"xs: expected a batch of {state[0].shape[0]}, as the state has, got {N}; "
+                "reset_state() forgets the state"
+            )
+        running = engine()
+        hs, self.state, saved = running.forward(self.cell, xs, state, self.params)
+        self._tape = running, saved, hs.shape
+        self._state_given = False
+        return hs
+
+    def backward(self, dhs: Array, *dstate: Array | None) -> Array:
+        """dhs (N, T, H) -> dxs (N, T, D); fills ``grads`` and sets ``dstate``.
+
+        dhs     the gradient of every hidden state
+        dstate  the gradient of the states after the last step, where something beyond the block
+                uses them; zeros if left out, which cuts the gradient there
+        """
+        if self._tape is None:
+            raise ForwardFirst(self)
+        running, saved, shape = self._tape
+        expect_array("dhs", dhs, shape, self.dtype)
+        given = (*dstate, *(None,) * (len(self.cell.states) - len(dstate)))
+        zeros = self._zeros(shape[0])
+        known = tuple(zeros if d is None else d for d in self._checked("d{}", given, shape[0]))
+        dxs, self.dstate, gradients = running.backward(self.cell, dhs, known, saved)
+        self._fill_grads(gradients)
+        return dxs
+
+
+class TimeRNN(_IsRNN, TimeRecurrent):
+    """The simple recurrent network over a block of time.
+
+    Wx (D, H), Wh (H, H), b (H,); activation "tanh" or "relu". The equations and their
+    derivatives: ``kernels/cells/rnn.py``. See TimeRecurrent for the rest.
+    """
+
+    def __init__(
+        self, Wx: Array, Wh: Array, b: Array, stateful: bool = False, activation: str = "tanh"
+    ) -> None:
+        cell = self._select({"activation": activation})
+        super().__init__(Wx, Wh, b, stateful, cell=cell)
+
+
+class TimeLSTM(_IsLSTM, TimeRecurrent):
+    """Long short-term memory over a block of time.
+
+    Wx (D, 4H), Wh (H, 4H), b (4H,), gates in the order f, g, i, o. The equations and their
+    derivatives: ``kernels/cells/lstm.py``. See TimeRecurrent for the rest.
+
+    >>> layer = TimeLSTM.create(3, 5, rng=0, stateful=True)
+    >>> hs = layer.forward(np.ones((2, 7, 3), np.float32))
+    >>> dxs = layer.backward(np.ones_like(hs))
+    >>> layer.c.shape, layer.dc.shape
+    ((2, 5), (2, 5))
+    """
+
+    def __init__(self, Wx: Array, Wh: Array, b: Array, stateful: bool = False) -> None:
+        super().__init__(Wx, Wh, b, stateful, cell="lstm")
+
+    @property
+    def c(self) -> Array | None:
+        """The memory cell (N, H) after the last step."""
+        return None if self.state is None else self.state[1]
+
+    @property
+    def dc(self) -> Array | None:
+        """The gradient (N, H) that leaves the block at its first step through the memory cell."""
+        return None if self.dstate is None else self.dstate[1]
+
+
+class TimeGRU(_IsGRU, TimeRecurrent):
+    """The gated recurrent unit over a block of time.
+
+    Wx (D, 3H), Wh (H, 3H), gates in the order z, r, h; b (3H,), or (2, 3H) with
+    reset_after=True, the form of cuDNN and PyTorch. The equations and their derivatives:
+    ``kernels/cells/gru.py``. See TimeRecurrent for the rest.
+    """
+
+    def __init__(
+        self, Wx: Array, Wh: Array, b: Array, stateful: bool = False, reset_after: bool = False
+    ) -> None:
+        cell = self._select({"reset_after": reset_after})
+        super().__init__(Wx, Wh, b, stateful, cell=cell)
