@@ -98,7 +98,7 @@ def _choose(name: str, source: str, strict: bool) -> _Choice:
                     f"{source} asks for {name}, running on {candidate} instead. "
                     f"{'; '.join(refused)}",
                     RuntimeWarning,
-                    stacklevel=4,
+                    stacklevel=3,
                 )
         return _Choice(engine, reason)
     raise AssertionError("the numpy engine always runs")

@@ -1,0 +1,296 @@
+"""The command line: numba-rnn train | generate | evaluate | info."""
+
+import sys
+from dataclasses import fields, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import __version__, jobs
+from .backend import BackendError, explain, use_backend
+from .jobs import Settings
+from .kernels import cells
+from .layers.initialisers import INITS
+from .text import LEVELS, read_text
+from .training import CheckpointError, TrainingDiverged, optimisers
+from .training.curve import draw_curve
+
+app = typer.Typer(
+    name="numba-rnn",
+    help="Recurrent language models on the CPU, with Numba. `numba-rnn train` is a good start.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Level = StrEnum("Level", {name: name for name in LEVELS})
+CellName = StrEnum("CellName", {name: name for name in cells.names()})
+OptimiserName = StrEnum("OptimiserName", {name: name for name in optimisers.NAMES})
+Init = StrEnum("Init", {name: name for name in INITS})
+Dtype = StrEnum("Dtype", {"float32": "float32", "float64": "float64"})
+Backend = StrEnum("Backend", {name: name for name in ("auto", "numpy", "numba", "cuda")})
+
+BackendOption = Annotated[
+    Backend | None,
+    typer.Option(help="Engine; without it $NUMBA_RNN_BACKEND decides.", show_default=False),
+]
+StrictOption = Annotated[
+    bool, typer.Option("--strict", help="Fail, instead of falling back, if it cannot run.")
+]
+CheckpointArgument = Annotated[
+    Path, typer.Argument(help="A checkpoint, or the folder of a run (its best checkpoint).")
+]
+
+DEFAULT = Settings()
+
+
+def _choose_backend(backend: Backend | None, strict: bool) -> None:
+    if backend is not None:
+        use_backend(backend.value, strict=strict)
+
+
+def _checkpoint(path: Path, prefer: str = "best") -> Path:
+    """A run's folder stands for its checkpoint."""
+    return path / f"{prefer}.safetensors" if path.is_dir() else path
+
+
+@app.command()
+def train(
+    context: typer.Context,
+    text: Annotated[
+        Path | None,
+        typer.Option(help="Training text, UTF-8, .gz too. Default: Python's own help texts."),
+    ] = None,
+    valid: Annotated[
+        Path | None, typer.Option(help="Validation text. Default: the last tenth of the text.")
+    ] = None,
+    test: Annotated[
+        Path | None, typer.Option(help="Test text, read once with the best weights.")
+    ] = None,
+    level: Annotated[Level, typer.Option(help="Predict characters or words.")] = Level.char,
+    min_count: Annotated[
+        int, typer.Option(help="Rarer tokens count as unknown.")
+    ] = DEFAULT.min_count,
+    cell: Annotated[CellName, typer.Option(help="Recurrent cell.")] = CellName.lstm,
+    embed: Annotated[int, typer.Option(help="Size of a token's embedding, D.")] = DEFAULT.embed,
+    hidden: Annotated[int, typer.Option(help="Units of each layer, H.")] = DEFAULT.hidden,
+    layers: Annotated[int, typer.Option(help="Recurrent layers.")] = DEFAULT.layers,
+    dropout: Annotated[
+        float, typer.Option(help="Share dropped between layers.")
+    ] = DEFAULT.dropout,
+    tie: Annotated[
+        bool, typer.Option("--tie", help="Embedding and output share weights (D = H).")
+    ] = DEFAULT.tie,
+    init: Annotated[Init, typer.Option(help="How weights start.")] = Init.orthogonal,
+    optimizer: Annotated[OptimiserName, typer.Option(help="Optimiser.")] = OptimiserName.adam,
+    lr: Annotated[
+        float | None, typer.Option(help="Learning rate. Default: one that suits the optimiser.")
+    ] = None,
+    clip: Annotated[
+        float, typer.Option(help="Largest norm of the gradient; 0: do not clip.")
+    ] = DEFAULT.clip,
+    batch: Annotated[int, typer.Option(help="Streams side by side, N.")] = DEFAULT.batch,
+    time: Annotated[int, typer.Option(help="Steps of truncated BPTT, T.")] = DEFAULT.time,
+    epochs: Annotated[int, typer.Option(help="Passes over the text.")] = DEFAULT.epochs,
+    decay: Annotated[
+        float, typer.Option(help="Divide lr by this when validation does not improve.")
+    ] = DEFAULT.decay,
+    patience: Annotated[
+        int, typer.Option(help="Stop after so many epochs without improvement; 0: never.")
+    ] = DEFAULT.patience,
+    save_every: Annotated[
+        int, typer.Option(help="Iterations between checkpoints.")
+    ] = DEFAULT.save_every,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = DEFAULT.seed,
+    dtype: Annotated[Dtype, typer.Option(help="Of all numbers.")] = Dtype.float32,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for checkpoints and the loss curve. Default: a new one in runs/"),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="Go on from this run (folder or checkpoint), with its settings."),
+    ] = None,
+    backend: BackendOption = None,
+    strict: StrictOption = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+) -> None:
+    """Train a recurrent language model.
+
+    Without arguments: a character LSTM on English that every Python carries, in about two
+    minutes, ending with its held-out perplexity, a sample and a checkpoint. Ctrl-C saves and
+    stops; --resume goes on where it stopped, bit for bit.
+
+    The language model of Deep Learning from Scratch 2, chapter 6:
+
+    numba-rnn train --level word --text ptb.train.txt --valid ptb.valid.txt --test ptb.test.txt
+    --embed 100 --hidden 100 --batch 20 --time 35 --optimizer sgd --lr 20 --clip 0.25 --epochs 4
+    """
+    _choose_backend(backend, strict)
+    given = {
+        name: value.value if isinstance(value, StrEnum) else value
+        for name, value in context.params.items()
+    }
+    given["optimiser"] = given.pop("optimizer")
+    for name in ("text", "valid", "test"):
+        given[name] = None if given[name] is None else str(given[name].resolve())
+    chosen = {f.name: given[f.name] for f in fields(Settings)}
+    if resume is None:
+        settings, start = Settings(**chosen), None
+        folder = out or jobs.new_folder(settings)
+    else:
+        start = _checkpoint(resume, prefer="last")
+        settings = _resumed(context, start, chosen)
+        folder = out or start.parent
+
+    typer.echo(f"engine {explain().engine}: {explain().reason}")
+    result = jobs.train(settings, folder, resume=start, progress=not quiet, tell=typer.echo)
+    if result.stopped:
+        typer.echo(f"stopped; go on with: numba-rnn train --resume {folder}")
+        raise typer.Exit(130)
+    typer.echo(f"held-out perplexity {result.valid_perplexity:.3f} a {settings.level}")
+    if result.test_perplexity is not None:
+        typer.echo(f"test perplexity {result.test_perplexity:.3f} a {settings.level}")
+    length = 400 if settings.level == "char" else 80
+    made = jobs.sample(result.model, result.vocabulary, length=length, seed=settings.seed)
+    typer.echo(f"a sample:\n\n{made.strip()}\n")
+    try:
+        curve = draw_curve(
+            result.history,
+            Path(folder) / "loss.png",
+            f"{settings.cell}, H {settings.hidden}, {settings.optimiser}",
+        )
+        typer.echo(f"loss curve  {curve}")
+    except ImportError as error:
+        typer.echo(str(error))
+    typer.echo(f"checkpoint  {result.checkpoint}")
+    typer.echo(f"more text   numba-rnn generate {result.checkpoint}")
+
+
+def _resumed(context: typer.Context, start: Path, chosen: dict[str, Any]) -> Settings:
+    """The settings of the run to resume, with the few that may change."""
+    settings = jobs.settings_of(start)
+    by_user = {
+        "optimiser" if name == "optimizer" else name
+        for name in context.params
+        if _from_command_line(context, name)
+    }
+    free = {"text", "valid", "test", "epochs", "save_every"}
+    fixed = sorted(name for name in by_user & set(chosen) - free if chosen[name] != getattr(settings, name))
+    if fixed:
+        raise ValueError(
+            f"--resume goes on with the run's own settings; "
+            f"{', '.join('--' + name.replace('_', '-') for name in fixed)} cannot change"
+        )
+    return replace(settings, **{name: chosen[name] for name in by_user & free})
+
+
+def _from_command_line(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+@app.command()
+def generate(
+    checkpoint: CheckpointArgument,
+    prompt: Annotated[str | None, typer.Option(help="Text to go on from.")] = None,
+    length: Annotated[int, typer.Option(help="Tokens to make.")] = 400,
+    temperature: Annotated[
+        float, typer.Option(help="Below 1 bolder towards the likely; 0: always the likeliest.")
+    ] = 0.8,
+    top_k: Annotated[
+        int | None, typer.Option(help="Choose among the k likeliest only.", show_default=False)
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="The same seed gives the same text.", show_default=False)
+    ] = None,
+    backend: BackendOption = None,
+    strict: StrictOption = False,
+) -> None:
+    """Make up text with a trained model."""
+    _choose_backend(backend, strict)
+    model, vocabulary, _ = jobs.load_model(_checkpoint(checkpoint))
+    typer.echo(
+        jobs.sample(
+            model, vocabulary, prompt=prompt, length=length, temperature=temperature,
+            top_k=top_k, seed=seed,
+        )
+    )  # fmt: skip
+
+
+@app.command()
+def evaluate(
+    checkpoint: CheckpointArgument,
+    text: Annotated[Path, typer.Option(help="The text to predict.")],
+    backend: BackendOption = None,
+    strict: StrictOption = False,
+) -> None:
+    """Perplexity of a trained model on a text (10 streams, blocks of 35, state carried)."""
+    _choose_backend(backend, strict)
+    model, vocabulary, _ = jobs.load_model(_checkpoint(checkpoint))
+    corpus = vocabulary.encode(read_text(text))
+    perplexity = model.perplexity(corpus, **jobs.evaluation_sizes(corpus))
+    unknown = int((corpus == vocabulary.unknown).sum())
+    typer.echo(f"perplexity {perplexity:.3f} a {vocabulary.level}")
+    typer.echo(f"{len(corpus):,} tokens, {unknown:,} of them unknown")
+
+
+@app.command()
+def info(
+    checkpoint: Annotated[
+        Path | None, typer.Argument(help="A checkpoint, or the folder of a run.")
+    ] = None,
+    backend: BackendOption = None,
+    strict: StrictOption = False,
+) -> None:
+    """Say which engine runs and why; with a checkpoint, what is in it."""
+    _choose_backend(backend, strict)
+    if checkpoint is None:
+        typer.echo(str(explain()))
+        return
+    path = _checkpoint(checkpoint)
+    model, vocabulary, content = jobs.load_model(path)
+    state = content["trainer"]
+    rows = {
+        "checkpoint": path,
+        "model": ", ".join(f"{name} {value}" for name, value in model.config.items()),
+        "parameters": f"{sum(p.size for p in model.params):,}",
+        "vocabulary": f"{len(vocabulary):,} {vocabulary.level}s",
+        "trained": f"{state['epoch']} epochs, {state['iteration']:,} iterations",
+        "optimiser": ", ".join(f"{name} {value}" for name, value in state["optimiser"].items()),
+    }
+    epochs = state["history"]["epochs"]
+    if epochs:
+        rows["held out"] = f"perplexity {epochs[-1]['valid_perplexity']:.3f}"
+    for name, value in rows.items():
+        typer.echo(f"{name:<12}{value}")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line; what a user can mend is one line on stderr, not a traceback."""
+    try:
+        app()
+    except (
+        BackendError, CheckpointError, TrainingDiverged, FileExistsError, OSError, TypeError,
+        ValueError, MemoryError,
+    ) as error:  # fmt: skip
+        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+        sys.exit(1)

@@ -1,0 +1,25 @@
+"""Files that are either whole or not there."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def written_atomically(path: Path) -> Iterator[Path]:
+    """Write to the path given; when the block ends it takes the place of ``path`` at once.
+
+    Whatever moment the process is killed at, ``path`` holds the old content or the new one.
+    """
+    part = path.with_name(f".{path.name}.part{path.suffix}")
+    yield part
+    with open(part, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(part, path)
+    if os.name == "posix":  # the rename itself must reach the disk
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

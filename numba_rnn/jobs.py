@@ -1,0 +1,255 @@
+"""The jobs of the command line, as functions: train, load, evaluate a language model."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from .checks import Array, expect_choice, expect_float
+from .models import Rnnlm
+from .text import Vocabulary, builtin_text, read_text
+from .training import CheckpointError, Trainer, TruncatedBPTT, load_checkpoint, optimisers
+
+DEFAULT_LR = {
+    "sgd": 1.0,
+    "momentum": 0.1,
+    "adagrad": 0.05,
+    "rmsprop": 0.002,
+    "adam": 0.004,
+    "adamw": 0.004,
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides how a language model is trained.
+
+    text, valid, test  files; without text the built-in English, without valid the last tenth of
+                       text is held out
+    level              "char" or "word"
+    min_count          tokens rarer than this in the training text count as unknown
+    cell ... init      see Rnnlm
+    optimiser, lr      see training/optimisers.py; lr None: DEFAULT_LR
+    clip               the gradient's largest global norm; 0: no clipping
+    batch, time        size of a block: streams side by side, steps
+    epochs, decay, patience, save_every   see Trainer
+    seed               of everything random
+    """
+
+    text: str | None = None
+    valid: str | None = None
+    test: str | None = None
+    level: str = "char"
+    min_count: int = 1
+    cell: str = "lstm"
+    embed: int = 64
+    hidden: int = 192
+    layers: int = 1
+    dropout: float = 0.2
+    tie: bool = False
+    init: str = "orthogonal"
+    optimiser: str = "adam"
+    lr: float | None = None
+    clip: float = 1.0
+    batch: int = 32
+    time: int = 64
+    epochs: int = 10
+    decay: float = 4.0
+    patience: int = 3
+    save_every: int = 200
+    seed: int = 0
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Corpora:
+    """The texts of a job as token numbers."""
+
+    vocabulary: Vocabulary
+    train: Array
+    valid: Array
+    test: Array | None
+    digest: str
+
+
+def read_corpora(settings: Settings) -> Corpora:
+    """Read and number the texts; the vocabulary is that of the training text."""
+    text = builtin_text() if settings.text is None else read_text(settings.text)
+    if settings.valid is not None:
+        held_out = read_text(settings.valid)
+    else:
+        cut = len(text) * 9 // 10
+        cut = text.rfind("\n", 0, cut) + 1 or cut  # between lines, if there are any
+        text, held_out = text[:cut], text[cut:]
+    test = None if settings.test is None else read_text(settings.test)
+    vocabulary = Vocabulary.of(text, settings.level, settings.min_count)
+    digest = hashlib.sha256("\0".join([text, held_out, test or ""]).encode()).hexdigest()
+    return Corpora(
+        vocabulary,
+        vocabulary.encode(text),
+        vocabulary.encode(held_out),
+        None if test is None else vocabulary.encode(test),
+        digest,
+    )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training job left."""
+
+    checkpoint: Path
+    stopped: bool
+    valid_perplexity: float | None
+    test_perplexity: float | None
+    history: Any
+    model: Rnnlm
+    vocabulary: Vocabulary
+
+
+def new_folder(settings: Settings) -> Path:
+    """A folder under runs/ that does not exist yet."""
+    name = f"{settings.level}-{settings.cell}"
+    tries = (Path("runs") / (name if n == 1 else f"{name}-{n}") for n in range(1, 10**6))
+    return next(folder for folder in tries if not folder.exists())
+
+
+def train(
+    settings: Settings,
+    folder: str | Path,
+    *,
+    resume: str | Path | None = None,
+    progress: bool = True,
+    tell: Callable[[str], None] = print,
+) -> Outcome:
+    """Train a language model; checkpoints go to ``folder``.
+
+    resume  a checkpoint to go on from; ``settings`` must be those it was made with (epochs may
+            differ), see ``settings_of``
+    tell    is called with lines worth showing
+
+    Raises ValueError for settings that do not fit, FileExistsError where the folder has a run
+    already, CheckpointError, TrainingDiverged.
+    """
+    folder = Path(folder)
+    if resume is None and (folder / "last.safetensors").exists():
+        raise FileExistsError(
+            f"{folder} holds a run already; go on with --resume {folder}, or choose another --out"
+        )
+    expect_float("clip", settings.clip, 0)
+    corpora = read_corpora(settings)
+    vocabulary = corpora.vocabulary
+    for name, corpus in (("held-out", corpora.valid), ("test", corpora.test)):
+        unknown = 0 if corpus is None else int((corpus == vocabulary.unknown).sum())
+        if unknown and vocabulary.unknown not in corpora.train:
+            tell(f"{unknown} tokens of the {name} text are not in the training text")
+    model = Rnnlm(
+        len(vocabulary), settings.embed, settings.hidden, cell=settings.cell,
+        layers=settings.layers, dropout=settings.dropout, tie=settings.tie, init=settings.init,
+        rng=settings.seed, dtype=settings.dtype,
+    )  # fmt: skip
+    expect_choice("optimiser", settings.optimiser, optimisers.NAMES)
+    lr = DEFAULT_LR[settings.optimiser] if settings.lr is None else settings.lr
+    trainer = Trainer(
+        model,
+        optimisers.create(settings.optimiser, lr=lr),
+        TruncatedBPTT(corpora.train, settings.batch, settings.time),
+        valid=corpora.valid,
+        max_norm=settings.clip or None,
+        decay=settings.decay,
+        patience=settings.patience,
+        folder=folder,
+        save_every=settings.save_every,
+        **evaluation_sizes(corpora.valid, "eval_batch", "eval_time"),
+        extra={
+            "settings": asdict(settings),
+            "model": model.config,
+            "vocabulary": {"level": vocabulary.level, "members": vocabulary.members},
+            "corpora": corpora.digest,
+        },
+        progress=progress,
+    )
+    if resume is not None:
+        _, content = load_checkpoint(resume)
+        if content.get("corpora") != corpora.digest:
+            raise ValueError(
+                f"{resume}: the texts differ from those of the run; resuming needs the same "
+                "(--text, --valid and --test say where they are now)"
+            )
+        trainer.restore(resume)
+    tell(
+        f"{settings.cell} language model, {sum(p.size for p in model.params):,} parameters; "
+        f"{len(corpora.train):,} training tokens, {len(vocabulary):,} different"
+    )
+    trainer.fit(settings.epochs)
+
+    last, best = folder / "last.safetensors", folder / "best.safetensors"
+    if trainer.stopped:
+        return Outcome(last, True, None, None, trainer.history, model, vocabulary)
+    arrays, _ = load_checkpoint(best)
+    model.load_arrays(arrays)
+    test_perplexity = None
+    if corpora.test is not None:
+        test_perplexity = model.perplexity(corpora.test, **evaluation_sizes(corpora.test))
+    return Outcome(
+        best, False, trainer.history.best, test_perplexity, trainer.history, model, vocabulary
+    )
+
+
+def evaluation_sizes(
+    corpus: Array, batch_name: str = "batch_size", time_name: str = "time_size"
+) -> dict[str, int]:
+    """How a corpus is read for its perplexity: 10 streams of blocks of 35, or what it allows."""
+    places = len(corpus) - 1
+    if places < 1:
+        raise ValueError(f"corpus: expected at least two tokens to evaluate on, got {len(corpus)}")
+    time = min(35, places)
+    return {batch_name: min(10, places // time), time_name: time}
+
+
+def settings_of(path: str | Path) -> Settings:
+    """The settings that the run of a checkpoint was started with."""
+    _, content = load_checkpoint(path)
+    try:
+        return Settings(**{f.name: content["settings"][f.name] for f in fields(Settings)})
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: expected a checkpoint of `numba-rnn train`") from error
+
+
+def load_model(path: str | Path) -> tuple[Rnnlm, Vocabulary, dict[str, Any]]:
+    """The language model of a checkpoint, its vocabulary, and the checkpoint's whole content.
+
+    Raises FileNotFoundError or CheckpointError.
+    """
+    arrays, content = load_checkpoint(path)
+    try:
+        options = dict(content["model"])
+        sizes = [options.pop(name) for name in ("vocab_size", "embed_size", "hidden_size")]
+        model = Rnnlm(*sizes, rng=0, **options)
+        vocabulary = Vocabulary(**content["vocabulary"])
+        model.load_arrays(arrays)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: expected a checkpoint of `numba-rnn train`, got one that does not describe "
+            f"a language model ({error})"
+        ) from error
+    model.reset_state()
+    return model, vocabulary, content
+
+
+def sample(
+    model: Rnnlm,
+    vocabulary: Vocabulary,
+    *,
+    prompt: str | None = None,
+    length: int = 400,
+    temperature: float = 0.8,
+    top_k: int | None = None,
+    seed: int | None = None,
+) -> str:
+    """Text that the model makes up, going on from the prompt (by default a new line)."""
+    newline = "\n" in vocabulary.members or "<eos>" in vocabulary.members
+    start = vocabulary.encode(prompt if prompt else "\n" if newline else vocabulary.members[0])
+    made = model.generate(start, length, temperature=temperature, top_k=top_k, rng=seed)
+    joint = " " if prompt and vocabulary.level == "word" else ""
+    return (prompt or "") + joint + vocabulary.decode(made)

@@ -1,0 +1,5 @@
+"""Models made of layers."""
+
+from .rnnlm import Rnnlm
+
+__all__ = ["Rnnlm"]

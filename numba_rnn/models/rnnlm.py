@@ -1,0 +1,230 @@
+"""A recurrent language model."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from ..checks import (
+    Array,
+    expect_array,
+    expect_choice,
+    expect_float,
+    expect_ids,
+    expect_int,
+)
+from ..kernels import cells
+from ..layers import Layer, TimeAffine, TimeDropout, TimeEmbedding, TimeRecurrent, TimeSoftmaxWithLoss
+from ..layers.initialisers import INITS, Seed, generator
+from ..training.bptt import TruncatedBPTT
+from ..training.trainer import perplexity_of
+
+
+class Rnnlm:
+    """Embedding, recurrent layers, affine, softmax: predicts the next token.
+
+        ids -> embedding -> (dropout -> recurrent) x layers -> dropout -> affine -> softmax
+
+    vocab_size   V, number of tokens
+    embed_size   D, size of a token's embedding
+    hidden_size  H, units of each recurrent layer
+    cell         any of ``numba_rnn.cells.names()``
+    layers       number of recurrent layers
+    dropout      the share of numbers dropped between layers while training (Zaremba et al. 2014)
+    tie          the affine's W is the embedding's, transposed (Press & Wolf 2017); needs D = H
+    init         how recurrent layers start, see ``layers/initialisers.py``
+    rng          seed or numpy Generator, for the start and for dropout
+    dtype        float32 or float64
+
+    >>> model = Rnnlm(vocab_size=11, embed_size=4, hidden_size=6, rng=0)
+    >>> ids = np.arange(10).reshape(2, 5)
+    >>> loss = model.forward(ids, ids + 1)
+    >>> model.backward()
+    >>> model.generate([3], length=4, rng=0).shape
+    (4,)
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        embed_size: int = 100,
+        hidden_size: int = 100,
+        *,
+        cell: str = "lstm",
+        layers: int = 1,
+        dropout: float = 0.0,
+        tie: bool = False,
+        init: str = "orthogonal",
+        rng: Seed = None,
+        dtype: Any = np.float32,
+    ) -> None:
+        V, D = expect_int("vocab_size", vocab_size), expect_int("embed_size", embed_size)
+        H = expect_int("hidden_size", hidden_size)
+        expect_choice("init", init, INITS)
+        cells.get(cell)
+        if tie and D != H:
+            raise ValueError(f"tie: expected embed_size equal to hidden_size, got {D} and {H}")
+        self.rng = random = generator(rng)
+        embedding = TimeEmbedding.create(V, D, rng=random, dtype=dtype)
+        recurrent = [
+            TimeRecurrent.create(
+                D if k == 0 else H, H, cell=cell, rng=random, dtype=dtype, init=init, stateful=True
+            )
+            for k in range(expect_int("layers", layers))
+        ]
+        affine = TimeAffine.create(H, V, rng=random, dtype=dtype)
+        if tie:
+            affine = TimeAffine(embedding.params[0].T, affine.params[1])
+
+        self.embedding, self.recurrent, self.affine = embedding, recurrent, affine
+        self.dropouts = [TimeDropout(dropout, rng=random) for _ in range(len(recurrent) + 1)]
+        self.loss_layer = TimeSoftmaxWithLoss()
+        self.tie = bool(tie)
+        self.config: dict[str, Any] = {
+            "vocab_size": V,
+            "embed_size": D,
+            "hidden_size": H,
+            "cell": cell,
+            "layers": len(recurrent),
+            "dropout": float(dropout),
+            "tie": self.tie,
+            "init": init,
+            "dtype": str(embedding.dtype),
+        }
+        named: list[tuple[str, Layer]] = [("embedding", embedding)]
+        named += [(f"recurrent{k}", layer) for k, layer in enumerate(recurrent)]
+        named += [("affine", affine)]
+        self._slots = [
+            (f"{layer_name}.{name}", layer, k)
+            for layer_name, layer in named
+            for k, name in enumerate(layer.param_names)
+            if not (self.tie and layer is affine and name == "W")
+        ]
+        self.params: list[Array] = [layer.params[k] for _, layer, k in self._slots]
+        self.grads: list[Array] = [layer.grads[k] for _, layer, k in self._slots]
+
+    # ---- training
+
+    def predict(self, xs: Array, train_flg: bool = False) -> Array:
+        """Scores before softmax (N, T, V) for tokens xs (N, T)."""
+        out = self.embedding.forward(xs)
+        for dropout, layer in zip(self.dropouts, self.recurrent, strict=False):
+            dropout.train_flg = train_flg
+            out = layer.forward(dropout.forward(out))
+        self.dropouts[-1].train_flg = train_flg
+        return self.affine.forward(self.dropouts[-1].forward(out))
+
+    def forward(self, xs: Array, ts: Array, train_flg: bool = True) -> float:
+        """Mean cross-entropy (nats a token) of predicting ts (N, T) from xs (N, T)."""
+        return self.loss_layer.forward(self.predict(xs, train_flg), ts)
+
+    def backward(self) -> None:
+        """Fill ``grads`` with the gradient of the last loss, cut at the start of its block."""
+        dout = self.affine.backward(self.loss_layer.backward())
+        dout = self.dropouts[-1].backward(dout)
+        pairs = list(zip(self.dropouts, self.recurrent, strict=False))
+        for dropout, layer in reversed(pairs):
+            dout = dropout.backward(layer.backward(dout))
+        self.embedding.backward(dout)
+        if self.tie:
+            self.embedding.grads[0] += self.affine.grads[0].T
+
+    def reset_state(self) -> None:
+        """Forget what was read: the next forward starts from zeros."""
+        for layer in self.recurrent:
+            layer.reset_state()
+
+    # ---- use
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Run on a fresh state, then take the old one up again."""
+        before = [layer.state for layer in self.recurrent]
+        self.reset_state()
+        try:
+            yield
+        finally:
+            for layer, state in zip(self.recurrent, before, strict=True):
+                layer.reset_state()
+                if state is not None:
+                    layer.set_state(*state)
+
+    def perplexity(self, corpus: Array, batch_size: int = 10, time_size: int = 35) -> float:
+        """exp of the mean loss over a corpus (L,) of tokens, state carried, without dropout.
+
+        Read as the book does: ``batch_size`` streams, whole blocks of ``time_size``.
+        """
+        expect_ids("corpus", corpus, ("L",), self.config["vocab_size"])
+        blocks = TruncatedBPTT(corpus, batch_size, time_size)
+        with self._aside():
+            total = math.fsum(self.forward(xs, ts, train_flg=False) for xs, ts in blocks)
+        return perplexity_of(total / len(blocks))
+
+    def generate(
+        self,
+        start: Any,
+        length: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        rng: Seed = None,
+    ) -> Array:
+        """Sample tokens that go on from ``start``, one or more tokens. Returns (length,).
+
+        temperature  divides the scores: below 1 bolder towards the likely, 0 always the likeliest
+        top_k        choose among the k likeliest only
+        rng          a seed or a Generator: the same one gives the same tokens
+        """
+        V = self.config["vocab_size"]
+        start = np.asarray(start)
+        expect_ids("start", start, ("L",), V)
+        expect_int("length", length)
+        heat = expect_float("temperature", temperature, 0)
+        k = V if top_k is None else min(expect_int("top_k", top_k), V)
+        random = generator(rng)
+        tokens = np.empty(length, np.int64)
+        with self._aside():
+            scores = self.predict(start[None])[0, -1]
+            for n in range(length):
+                tokens[n] = _sample(scores.astype(np.float64), heat, k, random)
+                scores = self.predict(tokens[None, n : n + 1])[0, -1]
+        return tokens
+
+    # ---- checkpoints
+
+    def arrays(self) -> dict[str, Array]:
+        """Parameters and layer states by name."""
+        found = {f"param/{name}": layer.params[k] for name, layer, k in self._slots}
+        for n, layer in enumerate(self.recurrent):
+            for name, value in zip(layer.cell.states, layer.state or (), strict=False):
+                found[f"state/recurrent{n}.{name}"] = value
+        return found
+
+    def load_arrays(self, arrays: dict[str, Array]) -> None:
+        """Take up what ``arrays`` returned. Raises ValueError where something is missing."""
+        for name, layer, k in self._slots:
+            key, own = f"param/{name}", layer.params[k]
+            expect_array(key, arrays.get(key), own.shape, own.dtype)
+            own[...] = arrays[key]
+        for n, layer in enumerate(self.recurrent):
+            keys = [f"state/recurrent{n}.{name}" for name in layer.cell.states]
+            layer.reset_state()
+            if all(key in arrays for key in keys):
+                layer.set_state(*(arrays[key] for key in keys))
+
+
+def _sample(scores: Array, temperature: float, top_k: int, random: np.random.Generator) -> int:
+    """A token drawn from softmax(scores / temperature) over the top_k highest scores."""
+    if temperature == 0:
+        return int(scores.argmax())
+    with np.errstate(over="ignore"):  # towards -inf, whose share is 0
+        scores = (scores - scores.max()) / temperature
+    if top_k < len(scores):
+        likeliest = np.argpartition(scores, -top_k)[-top_k:]
+        allowed = np.full_like(scores, -np.inf)
+        allowed[likeliest] = scores[likeliest]
+        scores = allowed
+    upto = np.cumsum(np.exp(scores))
+    return int(min(np.searchsorted(upto, random.random() * upto[-1], side="right"), len(upto) - 1))

@@ -1,0 +1,105 @@
+"""From text to token numbers and back."""
+
+import gzip
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from .checks import Array, expect_choice, expect_int
+
+LEVELS = ("char", "word")
+UNKNOWN = {"char": "\ufffd", "word": "<unk>"}
+
+
+def tokens(text: str, level: str) -> list[str]:
+    """The tokens of a text: its characters, or its words.
+
+    Words are what stands between blanks; the end of a line is the word ``<eos>``.
+    """
+    if expect_choice("level", level, LEVELS) == "char":
+        return list(text)
+    return text.replace("\n", " <eos> ").split()
+
+
+def read_text(path: str | Path) -> str:
+    """A UTF-8 text file, plain or gzip (.gz). Raises OSError or ValueError naming the file."""
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+        if path.suffix == ".gz":
+            data = gzip.decompress(data)
+        text = data.decode("utf-8")
+    except (EOFError, UnicodeDecodeError, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path}: expected UTF-8 text, plain or gzip; {error}") from error
+    if not text.strip():
+        raise ValueError(f"{path}: expected some text, found none")
+    return text
+
+
+def builtin_text() -> str:
+    """English that comes with every Python: the help topics of ``pydoc``.
+
+    Tables and lines without a letter, such as the rules under headings, are left out.
+    """
+    from pydoc_data.topics import topics
+
+    lines = "\n\n".join(topics[name] for name in sorted(topics)).splitlines()
+    prose = [
+        line
+        for line in lines
+        if not line.strip() or (any(c.isalpha() for c in line) and line.lstrip()[0] not in "|+")
+    ]
+    return "\n".join(prose) + "\n"
+
+
+class Vocabulary:
+    """The tokens of a training text, numbered by first appearance.
+
+    The unknown token (``<unk>`` for words, U+FFFD for characters) is always a member: where the
+    text has none it gets the last number.
+    """
+
+    def __init__(self, members: list[str], level: str) -> None:
+        self.level = expect_choice("level", level, LEVELS)
+        self.members = list(members)
+        self._number = {token: k for k, token in enumerate(self.members)}
+        if len(self._number) != len(self.members):
+            raise ValueError("members: expected each token once, got one twice")
+        if UNKNOWN[level] not in self._number:
+            raise ValueError(f"members: expected the unknown token {UNKNOWN[level]!r} among them")
+
+    @classmethod
+    def of(cls, text: str, level: str, min_count: int = 1) -> "Vocabulary":
+        """The vocabulary of a text; tokens rarer than ``min_count`` count as unknown.
+
+        >>> Vocabulary.of("a rose is a rose", "word").members
+        ['a', 'rose', 'is', '<unk>']
+        """
+        least = expect_int("min_count", min_count)
+        counts = Counter(tokens(text, level))  # keeps the order of first appearance
+        members = [token for token, count in counts.items() if count >= least]
+        if UNKNOWN[level] not in members:
+            members.append(UNKNOWN[level])
+        return cls(members, level)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    @property
+    def unknown(self) -> int:
+        """The number of the unknown token."""
+        return self._number[UNKNOWN[self.level]]
+
+    def encode(self, text: str) -> Array:
+        """The text's token numbers, int64; tokens that are not members become ``unknown``."""
+        unknown = self.unknown
+        numbers = [self._number.get(token, unknown) for token in tokens(text, self.level)]
+        return np.array(numbers, np.int64)
+
+    def decode(self, numbers: Array) -> str:
+        """The text of token numbers."""
+        found = [self.members[int(k)] for k in numbers]
+        if self.level == "char":
+            return "".join(found)
+        return " ".join(found).replace(" <eos> ", "\n").replace("<eos>", "\n")

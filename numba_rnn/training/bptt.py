@@ -1,0 +1,95 @@
+"""Truncated backpropagation through time, as an object.
+
+A long sequence is cut into ``batch_size`` streams of equal length, and the streams into blocks of
+``time_size`` steps. Block k of a row follows on from block k - 1 of the same row, so a stateful
+layer may carry its state across; the gradient stops at the block's edge (Williams & Peng 1990).
+With one block it is full BPTT.
+
+    corpus   0 1 2 3 4 5 6 7 8 9 ...            batch_size 2, time_size 3
+
+    row 0    0 1 2 | 3 4 5 | ...
+    row 1    a b c | d e f | ...                a = the middle of the corpus
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from ..checks import Array, expect_int
+
+
+class TruncatedBPTT:
+    """An iterator over blocks (xs, ts), each (batch_size, time_size, ...).
+
+    corpus      (L,) tokens, or (L, D) frames
+    batch_size  rows of a block: streams side by side
+    time_size   steps of a block
+    targets     (L, ...) what to predict at each place; by default the corpus itself, one step
+                ahead
+
+    Steps at the end that do not fill a block are left out. ``cursor`` is the number of blocks
+    given so far; iteration goes on from there to the end, and ``rewind()`` starts over.
+
+    >>> blocks = TruncatedBPTT(np.arange(21), batch_size=2, time_size=5)
+    >>> for xs, ts in blocks:
+    ...     print(xs.tolist(), ts[0].tolist())
+    [[0, 1, 2, 3, 4], [10, 11, 12, 13, 14]] [1, 2, 3, 4, 5]
+    [[5, 6, 7, 8, 9], [15, 16, 17, 18, 19]] [6, 7, 8, 9, 10]
+
+    Raises ValueError where the corpus is too short for one block.
+    """
+
+    def __init__(
+        self, corpus: Array, batch_size: int, time_size: int, targets: Array | None = None
+    ) -> None:
+        if not isinstance(corpus, np.ndarray) or corpus.ndim < 1:
+            raise TypeError(f"corpus: expected an array, got {type(corpus).__name__}")
+        self.batch_size = expect_int("batch_size", batch_size)
+        self.time_size = expect_int("time_size", time_size)
+        if targets is None:
+            corpus, targets = corpus[:-1], corpus[1:]
+        elif len(targets) != len(corpus):
+            raise ValueError(f"targets: expected {len(corpus)} places, as corpus, got {len(targets)}")
+        self._blocks = len(corpus) // self.batch_size // self.time_size
+        if self._blocks == 0:
+            raise ValueError(
+                f"corpus: expected at least batch_size * time_size + 1 = "
+                f"{self.batch_size * self.time_size + 1} places, got {len(corpus) + 1}"
+            )
+        stream = len(corpus) // self.batch_size
+        self._xs, self._ts = (
+            whole[: self.batch_size * stream].reshape(self.batch_size, stream, *whole.shape[1:])
+            for whole in (corpus, targets)
+        )
+        self.cursor = 0
+
+    def __len__(self) -> int:
+        """How many blocks there are in all."""
+        return self._blocks
+
+    def __iter__(self) -> Iterator[tuple[Array, Array]]:
+        while self.cursor < self._blocks:
+            here = slice(self.cursor * self.time_size, (self.cursor + 1) * self.time_size)
+            self.cursor += 1
+            yield self._xs[:, here], self._ts[:, here]
+
+    def rewind(self) -> None:
+        """Start over at the first block."""
+        self.cursor = 0
+
+    def state(self) -> dict[str, int]:
+        """The cursor, and the sizes that give it its meaning."""
+        return {
+            "cursor": self.cursor,
+            "batch_size": self.batch_size,
+            "time_size": self.time_size,
+            "blocks": self._blocks,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on where ``state`` was taken. Raises ValueError if the sizes differ."""
+        for key, mine in self.state().items():
+            if key != "cursor" and state.get(key) != mine:
+                raise ValueError(f"state: expected {key} {mine}, got {state.get(key)}")
+        self.cursor = expect_int("cursor", state["cursor"], 0)

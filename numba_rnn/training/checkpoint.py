@@ -1,0 +1,83 @@
+"""Checkpoints: arrays as safetensors with JSON beside them, in one file, written atomically.
+
+The file's metadata has one entry, ``numba_rnn``: JSON with ``format``, ``content`` (whatever the
+caller saves that is not an array) and ``sha256``, the digest of the content and of every array.
+A file that is cut short, changed or foreign is refused, and reading runs no code from it.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..checks import Array
+from ..files import written_atomically
+
+FORMAT = 1
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be read, with the file and the reason."""
+
+
+def _digest(content: str, arrays: dict[str, Array]) -> str:
+    digest = hashlib.sha256(content.encode())
+    for name in sorted(arrays):
+        array = arrays[name]
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def save_checkpoint(path: str | Path, arrays: dict[str, Array], content: dict[str, Any]) -> None:
+    """Write arrays and JSON content to one file; equal input gives equal bytes."""
+    from safetensors.numpy import save
+
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    text = json.dumps(content, sort_keys=True)
+    entry = {"format": FORMAT, "content": content, "sha256": _digest(text, arrays)}
+    data = save(arrays, metadata={"numba_rnn": json.dumps(entry, sort_keys=True)})
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_atomically(path) as part:
+        part.write_bytes(data)
+
+
+def load_checkpoint(path: str | Path) -> tuple[dict[str, Array], dict[str, Any]]:
+    """The arrays and the content of a file that ``save_checkpoint`` wrote.
+
+    Raises FileNotFoundError, or CheckpointError where the file is not whole or not ours.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint: expected a file, found none at {path}")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: expected a whole safetensors file, got one that cannot be read ({error})"
+        ) from error
+    if "numba_rnn" not in metadata:
+        raise CheckpointError(
+            f"{path}: expected a checkpoint of numba_rnn, got a safetensors file without its entry"
+        )
+    try:
+        entry = json.loads(metadata["numba_rnn"])
+        version, content, sha256 = entry["format"], entry["content"], entry["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: its numba_rnn entry cannot be read ({error!r})") from error
+    if version != FORMAT:
+        raise CheckpointError(
+            f"{path}: expected format {FORMAT}, got {version!r}; a newer numba_rnn may read it"
+        )
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: its content is {type(content).__name__}, not an object")
+    if _digest(json.dumps(content, sort_keys=True), arrays) != sha256:
+        raise CheckpointError(f"{path}: its digest does not match; the file has been changed")
+    return arrays, content

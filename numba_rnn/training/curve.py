@@ -1,0 +1,54 @@
+"""The loss curve, as a picture."""
+
+from pathlib import Path
+from typing import Any
+
+from ..files import written_atomically
+from .trainer import History, perplexity_of
+
+
+def draw_curve(history: History, path: str | Path, title: str = "") -> Path:
+    """Draw perplexity over iterations, training and validation, to a PNG file.
+
+    Raises ImportError, naming the remedy, where matplotlib is missing.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import FormatStrFormatter
+    except ImportError as error:
+        raise ImportError("the loss curve needs matplotlib: pip install numba-rnn[plot]") from error
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes: Any = figure.subplots()
+    axes.plot(
+        [iteration for iteration, _, _ in history.train],
+        [perplexity_of(loss) for _, loss, _ in history.train],
+        color="#0072B2", linewidth=1, label="training",
+    )  # fmt: skip
+    validated = [e for e in history.epochs if e["valid_perplexity"] is not None]
+    if validated:
+        last = validated[-1]
+        axes.plot(
+            [e["iteration"] for e in validated],
+            [e["valid_perplexity"] for e in validated],
+            color="#D55E00", marker="o", linewidth=2, label="validation",
+        )  # fmt: skip
+        axes.annotate(
+            f"{last['valid_perplexity']:.2f}",
+            (last["iteration"], last["valid_perplexity"]),
+            textcoords="offset points", xytext=(0, 8), ha="center", color="#D55E00",
+        )  # fmt: skip
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.yaxis.set_minor_formatter(FormatStrFormatter("%g"))
+    axes.set_xlabel("iteration")
+    axes.set_ylabel("perplexity")
+    axes.set_title(title)
+    axes.grid(True, which="both", alpha=0.25)
+    axes.legend()
+    path = Path(path)
+    with written_atomically(path) as part:
+        figure.savefig(part, dpi=120)
+    return path

@@ -1,0 +1,303 @@
+"""The training loop of a language model: progress, validation, checkpoints, a clean stop."""
+
+import math
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..checks import Array, expect_float, expect_int
+from .bptt import TruncatedBPTT
+from .checkpoint import load_checkpoint, save_checkpoint
+from .clipping import clip_grads, global_norm
+from .optimisers import Optimiser
+
+
+class TrainingDiverged(RuntimeError):  # noqa: N818 (reads as what happened)
+    """The loss or the gradient is no longer finite."""
+
+
+class Model(Protocol):
+    """What the trainer needs of a model; Rnnlm is one."""
+
+    params: list[Array]
+    grads: list[Array]
+    rng: Any
+
+    def forward(self, xs: Array, ts: Array) -> float: ...
+    def backward(self) -> None: ...
+    def reset_state(self) -> None: ...
+    def perplexity(self, corpus: Array, batch_size: int = ..., time_size: int = ...) -> float: ...
+    def arrays(self) -> dict[str, Array]: ...
+    def load_arrays(self, arrays: dict[str, Array]) -> None: ...
+
+
+def perplexity_of(loss: float) -> float:
+    """exp of a mean loss in nats; a loss too large for that counts as 700."""
+    return math.exp(min(loss, 700.0))
+
+
+@dataclass
+class History:
+    """How training went.
+
+    train   [iteration, mean loss in nats since the entry before, gradient norm before clipping]
+    epochs  one entry each: {"epoch", "iteration", "train_loss", "valid_perplexity", "lr"};
+            without a validation corpus valid_perplexity is None
+    """
+
+    train: list[list[float]] = field(default_factory=list)
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def best(self) -> float:
+        """The lowest perplexity so far, as ``scores`` has them; infinite before the first."""
+        return min(self.scores, default=math.inf)
+
+    @property
+    def scores(self) -> list[float]:
+        """Perplexity after each epoch: on the validation corpus, or else the training one."""
+        return [
+            perplexity_of(e["train_loss"]) if e["valid_perplexity"] is None
+            else e["valid_perplexity"]
+            for e in self.epochs
+        ]
+
+
+class Trainer:
+    """Trains a model on blocks of a corpus.
+
+    model, optimiser  what is trained, and how
+    blocks            the training corpus as TruncatedBPTT; the state is reset where it starts over
+    valid             (L,) tokens for validation after every epoch, or None
+    max_norm          clip the gradient's global norm to this, or None
+    decay             divide the learning rate by this when validation did not improve
+    patience          stop after so many epochs in a row without improvement; 0: never
+    folder            where ``last.safetensors`` and ``best.safetensors`` go, or None for no files
+    save_every        iterations between checkpoints; one is written after every epoch anyway
+    eval_batch, eval_time  how the validation corpus is read
+    extra             JSON content that goes into every checkpoint, such as the vocabulary
+    progress          show a progress bar on stderr
+
+    A checkpoint holds parameters, optimiser, layer states, data cursor, random state and history:
+    a run that is resumed from one continues bit for bit as if it had never stopped.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        optimiser: Optimiser,
+        blocks: TruncatedBPTT,
+        *,
+        valid: Array | None = None,
+        max_norm: float | None = None,
+        decay: float = 4.0,
+        patience: int = 3,
+        folder: str | Path | None = None,
+        save_every: int = 500,
+        eval_batch: int = 10,
+        eval_time: int = 35,
+        extra: dict[str, Any] | None = None,
+        progress: bool = True,
+    ) -> None:
+        self.model, self.optimiser, self.blocks, self.valid = model, optimiser, blocks, valid
+        if max_norm is not None:
+            expect_float("max_norm", max_norm, 0, low_open=True)
+        self.max_norm = max_norm
+        self.decay = expect_float("decay", decay, 1)
+        self.patience = expect_int("patience", patience, 0)
+        self.folder = None if folder is None else Path(folder)
+        self.save_every = expect_int("save_every", save_every)
+        self.eval_batch, self.eval_time = eval_batch, eval_time
+        self.extra = extra or {}
+        self.progress = progress
+
+        self.history = History()
+        self.epoch = 0  # epochs completed
+        self.iteration = 0
+        self.stopped = False  # by Ctrl-C or SIGTERM
+        self._epoch_loss = self._recent_loss = self._recent_norm = 0.0
+        self._stop = False
+        self._record_every = max(1, len(blocks) // 20)
+
+    # ---- the loop
+
+    def fit(self, max_epochs: int) -> History:
+        """Train until ``max_epochs`` epochs are complete, patience runs out, or Ctrl-C.
+
+        Ctrl-C finishes the iteration, writes a checkpoint and returns with ``stopped`` True; a
+        second Ctrl-C interrupts at once. Raises TrainingDiverged.
+        """
+        expect_int("max_epochs", max_epochs)
+        self.stopped = False
+        with self._bar(max_epochs) as bar, self._signals():
+            while self.epoch < max_epochs and not self._out_of_patience():
+                if self.blocks.cursor == 0:
+                    self.model.reset_state()
+                for xs, ts in self.blocks:
+                    self._iterate(xs, ts)
+                    bar.update(xs.size)
+                    if self.iteration % self._record_every == 0:
+                        bar.set_postfix_str(self._status())
+                    if self._stop:
+                        self.stopped = True
+                        self._save("last")
+                        return self.history
+                    if self.iteration % self.save_every == 0:
+                        self._save("last")
+                self._end_epoch(bar)
+        return self.history
+
+    def _iterate(self, xs: Array, ts: Array) -> None:
+        loss = self.model.forward(xs, ts)
+        self.model.backward()
+        grads = self.model.grads
+        norm = global_norm(grads) if self.max_norm is None else clip_grads(grads, self.max_norm)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise TrainingDiverged(
+                f"iteration {self.iteration + 1}: loss {loss}, gradient norm {norm}, learning rate "
+                f"{self.optimiser.lr:g}; a lower learning rate or a lower clip (max_norm) helps"
+            )
+        self.optimiser.update(self.model.params, grads)
+        self.iteration += 1
+        self._epoch_loss += loss
+        self._recent_loss += loss
+        self._recent_norm += norm
+        if self.iteration % self._record_every == 0:
+            n = self._record_every
+            self.history.train.append([self.iteration, self._recent_loss / n, self._recent_norm / n])
+            self._recent_loss = self._recent_norm = 0.0
+
+    def _end_epoch(self, bar: Any) -> None:
+        best_before = self.history.best
+        self.epoch += 1
+        perplexity = None
+        if self.valid is not None:
+            perplexity = self.model.perplexity(self.valid, self.eval_batch, self.eval_time)
+        entry = {
+            "epoch": self.epoch,
+            "iteration": self.iteration,
+            "train_loss": self._epoch_loss / len(self.blocks),
+            "valid_perplexity": perplexity,
+            "lr": self.optimiser.lr,
+        }
+        self.history.epochs.append(entry)
+        improved = self.history.best < best_before
+        if perplexity is not None and not improved:
+            self.optimiser.lr /= self.decay
+        self._epoch_loss = 0.0
+        self.blocks.rewind()
+        if improved:
+            self._save("best")
+        self._save("last")
+        bar.write(self._epoch_line(entry))
+
+    def _out_of_patience(self) -> bool:
+        scores = self.history.scores
+        since_best = len(scores) - 1 - scores.index(min(scores)) if scores else 0
+        return bool(self.patience) and since_best >= self.patience
+
+    # ---- what one sees
+
+    def _bar(self, max_epochs: int) -> Any:
+        from tqdm import tqdm
+
+        block = self.blocks.batch_size * self.blocks.time_size
+        return tqdm(
+            total=max_epochs * len(self.blocks) * block,
+            initial=self.iteration * block,
+            unit="tok",
+            unit_scale=True,
+            smoothing=0.05,
+            disable=not self.progress,
+            mininterval=0.2 if sys.stderr.isatty() else 10.0,  # a log file wants fewer lines
+            dynamic_ncols=True,
+        )
+
+    def _status(self) -> str:
+        loss = self.history.train[-1][1]
+        return f"epoch {self.epoch + 1}, perplexity {perplexity_of(loss):.2f}"
+
+    def _epoch_line(self, entry: dict[str, Any]) -> str:
+        train = perplexity_of(entry["train_loss"])
+        text = f"epoch {entry['epoch']:3d}  train perplexity {train:9.3f}"
+        if entry["valid_perplexity"] is not None:
+            text += f"  valid {entry['valid_perplexity']:9.3f}"
+        return f"{text}  lr {entry['lr']:g}"
+
+    # ---- stopping
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM end the loop after the iteration under way."""
+        self._stop = False
+        if threading.current_thread() is not threading.main_thread():
+            yield  # signals belong to the main thread
+            return
+
+        def ask_to_stop(number: int, frame: Any) -> None:
+            if self._stop:
+                raise KeyboardInterrupt
+            self._stop = True
+
+        before = {s: signal.signal(s, ask_to_stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    # ---- checkpoints
+
+    def _save(self, name: str) -> None:
+        if self.folder is not None:
+            self.save(self.folder / f"{name}.safetensors")
+
+    def save(self, path: str | Path) -> None:
+        """Write everything that the rest of the run depends on."""
+        numbers, memory = self.optimiser.state()
+        arrays = {**self.model.arrays(), **{f"optimiser/{k}": v for k, v in memory.items()}}
+        content = {
+            **self.extra,
+            "trainer": {
+                "epoch": self.epoch,
+                "iteration": self.iteration,
+                "epoch_loss": self._epoch_loss,
+                "recent_loss": self._recent_loss,
+                "recent_norm": self._recent_norm,
+                "blocks": self.blocks.state(),
+                "optimiser": {"name": type(self.optimiser).__name__, **numbers},
+                "random": self.model.rng.bit_generator.state,
+                "history": {"train": self.history.train, "epochs": self.history.epochs},
+            },
+        }
+        save_checkpoint(path, arrays, content)
+
+    def restore(self, path: str | Path) -> None:
+        """Take up a run where ``save`` left it.
+
+        Raises FileNotFoundError, CheckpointError, or ValueError where the checkpoint is of
+        another model, optimiser or corpus.
+        """
+        arrays, content = load_checkpoint(path)
+        try:
+            saved = content["trainer"]
+            name = saved["optimiser"]["name"]
+            if name != type(self.optimiser).__name__:
+                raise ValueError(f"optimiser: expected {type(self.optimiser).__name__}, got {name}")
+            self.blocks.restore(saved["blocks"])
+            self.model.load_arrays(arrays)
+            prefix = "optimiser/"
+            memory = {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
+            self.optimiser.restore(saved["optimiser"], memory)
+            self.model.rng.bit_generator.state = saved["random"]
+            self.history = History(**saved["history"])
+            self.epoch, self.iteration = saved["epoch"], saved["iteration"]
+            self._epoch_loss = saved["epoch_loss"]
+            self._recent_loss, self._recent_norm = saved["recent_loss"], saved["recent_norm"]
+        except KeyError as error:
+            raise ValueError(f"{path}: expected a training checkpoint, found no {error}") from error
