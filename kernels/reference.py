@@ -17,8 +17,9 @@ argument is named ``out``.
 
 import os
 import platform
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -70,7 +71,7 @@ class ReferenceEngine:
         the last step. Returns dxs (N, T, D), the gradient by the state before the first step,
         and the gradients by Wx, Wh and b.
         """
-        xs, steps, (Wx, Wh, b) = saved
+        xs, steps, (Wx, Wh, _) = saved
         N, T, D = xs.shape
         H = Wh.shape[0]
         early = len(cell.recurrent_gates) - len(cell.second)  # gates fed by h itself
@@ -78,7 +79,7 @@ class ReferenceEngine:
 
         dgates_all = np.empty((N, T, len(cell.gates), H), dtype=xs.dtype)
         for t in reversed(range(T)):
-            state, operand, step_saved = steps[t]
+            state, _, step_saved = steps[t]
             dstate = (dhs[:, t] + dstate[0], *dstate[1:])
             dgates, dprev = cell.backward(dstate, step_saved, state)
 
@@ -126,7 +127,7 @@ class ReferenceEngine:
 
 def _pre_activations(
     cell: Cell, x_side: Array, state: State, Wh: Array, bh: Array | None
-) -> tuple[list[Array], Array | None]:
+) -> tuple[tuple[Array, ...], Array | None]:
     """The pre-activation (N, H) of every gate, and the operand of the second product if any."""
     h = state[0]
     H = Wh.shape[0]
@@ -141,10 +142,10 @@ def _pre_activations(
     add(x_side, cell.input_gates)
     add(h_side if bh is None else h_side + bh, cell.recurrent_gates[:early])
     if cell.operand is None:
-        return gates, None
-    operand = cell.operand(gates, state)
+        return tuple(gates), None
+    operand = cell.operand(tuple(gates), state)
     add(operand @ Wh[:, early * H :], cell.recurrent_gates[early:])
-    return gates, operand
+    return tuple(gates), operand
 
 
 def _fuse(dgates: Sequence[Array], positions: Sequence[int]) -> Array:
@@ -152,9 +153,9 @@ def _fuse(dgates: Sequence[Array], positions: Sequence[int]) -> Array:
     return np.concatenate([dgates[g] for g in positions], axis=1)
 
 
-def _filled(gradients: Sequence[Array | None], like: Array) -> list[Array]:
+def _filled(gradients: Sequence[Array | None], like: Array) -> tuple[Array, ...]:
     """The gradients with zeros for None."""
-    return [np.zeros_like(like) if d is None else d for d in gradients]
+    return tuple(np.zeros_like(like) if d is None else d for d in gradients)
 
 
 def cpu_name() -> str:

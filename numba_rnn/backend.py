@@ -55,7 +55,9 @@ def _numba() -> ReferenceEngine:
 
 @cache
 def _cuda() -> ReferenceEngine:
-    raise BackendError("this release has no CUDA engine yet; NUMBA_RNN_BACKEND=numba is the fastest")
+    raise BackendError(
+        "this release has no CUDA engine yet; NUMBA_RNN_BACKEND=numba is the fastest"
+    )
 
 
 _LOADERS: dict[str, Callable[[], ReferenceEngine]] = {

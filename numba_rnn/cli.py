@@ -1,14 +1,15 @@
 """The command line: numba-rnn train | generate | evaluate | info."""
 
 import sys
+from collections.abc import Iterable
 from dataclasses import fields, replace
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from . import __version__, jobs
+from . import backend as backends
 from .backend import BackendError, explain, use_backend
 from .jobs import Settings
 from .kernels import cells
@@ -26,16 +27,17 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Level = StrEnum("Level", {name: name for name in LEVELS})
-CellName = StrEnum("CellName", {name: name for name in cells.names()})
-OptimiserName = StrEnum("OptimiserName", {name: name for name in optimisers.NAMES})
-Init = StrEnum("Init", {name: name for name in INITS})
-Dtype = StrEnum("Dtype", {"float32": "float32", "float64": "float64"})
-Backend = StrEnum("Backend", {name: name for name in ("auto", "numpy", "numba", "cuda")})
+
+def _one_of(what: str, names: Iterable[str]) -> str:
+    return f"{what}: {', '.join(names)}."
+
 
 BackendOption = Annotated[
-    Backend | None,
-    typer.Option(help="Engine; without it $NUMBA_RNN_BACKEND decides.", show_default=False),
+    str | None,
+    typer.Option(
+        help=_one_of("Engine, instead of what $NUMBA_RNN_BACKEND says", backends.NAMES),
+        show_default=False,
+    ),
 ]
 StrictOption = Annotated[
     bool, typer.Option("--strict", help="Fail, instead of falling back, if it cannot run.")
@@ -47,9 +49,9 @@ CheckpointArgument = Annotated[
 DEFAULT = Settings()
 
 
-def _choose_backend(backend: Backend | None, strict: bool) -> None:
+def _choose_backend(backend: str | None, strict: bool) -> None:
     if backend is not None:
-        use_backend(backend.value, strict=strict)
+        use_backend(backend, strict=strict)
 
 
 def _checkpoint(path: Path, prefer: str = "best") -> Path:
@@ -70,22 +72,24 @@ def train(
     test: Annotated[
         Path | None, typer.Option(help="Test text, read once with the best weights.")
     ] = None,
-    level: Annotated[Level, typer.Option(help="Predict characters or words.")] = Level.char,
+    level: Annotated[str, typer.Option(help=_one_of("What is predicted", LEVELS))] = DEFAULT.level,
     min_count: Annotated[
         int, typer.Option(help="Rarer tokens count as unknown.")
     ] = DEFAULT.min_count,
-    cell: Annotated[CellName, typer.Option(help="Recurrent cell.")] = CellName.lstm,
+    cell: Annotated[
+        str, typer.Option(help=_one_of("Recurrent cell", cells.names()))
+    ] = DEFAULT.cell,
     embed: Annotated[int, typer.Option(help="Size of a token's embedding, D.")] = DEFAULT.embed,
     hidden: Annotated[int, typer.Option(help="Units of each layer, H.")] = DEFAULT.hidden,
     layers: Annotated[int, typer.Option(help="Recurrent layers.")] = DEFAULT.layers,
-    dropout: Annotated[
-        float, typer.Option(help="Share dropped between layers.")
-    ] = DEFAULT.dropout,
+    dropout: Annotated[float, typer.Option(help="Share dropped between layers.")] = DEFAULT.dropout,
     tie: Annotated[
         bool, typer.Option("--tie", help="Embedding and output share weights (D = H).")
     ] = DEFAULT.tie,
-    init: Annotated[Init, typer.Option(help="How weights start.")] = Init.orthogonal,
-    optimizer: Annotated[OptimiserName, typer.Option(help="Optimiser.")] = OptimiserName.adam,
+    init: Annotated[str, typer.Option(help=_one_of("How weights start", INITS))] = DEFAULT.init,
+    optimizer: Annotated[
+        str, typer.Option(help=_one_of("Optimiser", optimisers.NAMES))
+    ] = DEFAULT.optimiser,
     lr: Annotated[
         float | None, typer.Option(help="Learning rate. Default: one that suits the optimiser.")
     ] = None,
@@ -105,7 +109,7 @@ def train(
         int, typer.Option(help="Iterations between checkpoints.")
     ] = DEFAULT.save_every,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = DEFAULT.seed,
-    dtype: Annotated[Dtype, typer.Option(help="Of all numbers.")] = Dtype.float32,
+    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = DEFAULT.dtype,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder for checkpoints and the loss curve. Default: a new one in runs/"),
@@ -130,13 +134,10 @@ def train(
     --embed 100 --hidden 100 --batch 20 --time 35 --optimizer sgd --lr 20 --clip 0.25 --epochs 4
     """
     _choose_backend(backend, strict)
-    given = {
-        name: value.value if isinstance(value, StrEnum) else value
-        for name, value in context.params.items()
-    }
+    given: dict[str, Any] = dict(context.params)
     given["optimiser"] = given.pop("optimizer")
     for name in ("text", "valid", "test"):
-        given[name] = None if given[name] is None else str(given[name].resolve())
+        given[name] = None if given[name] is None else str(Path(given[name]).resolve())
     chosen = {f.name: given[f.name] for f in fields(Settings)}
     if resume is None:
         settings, start = Settings(**chosen), None
@@ -179,7 +180,9 @@ def _resumed(context: typer.Context, start: Path, chosen: dict[str, Any]) -> Set
         if _from_command_line(context, name)
     }
     free = {"text", "valid", "test", "epochs", "save_every"}
-    fixed = sorted(name for name in by_user & set(chosen) - free if chosen[name] != getattr(settings, name))
+    fixed = sorted(
+        name for name in by_user & set(chosen) - free if chosen[name] != getattr(settings, name)
+    )
     if fixed:
         raise ValueError(
             f"--resume goes on with the run's own settings; "

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from .checks import Array, expect_choice, expect_float
+from .kernels import cells
+from .layers.initialisers import INITS
 from .models import Rnnlm
-from .text import Vocabulary, builtin_text, read_text
+from .text import LEVELS, Vocabulary, builtin_text, read_text
 from .training import CheckpointError, Trainer, TruncatedBPTT, load_checkpoint, optimisers
 
 DEFAULT_LR = {
@@ -60,6 +62,14 @@ class Settings:
     save_every: int = 200
     seed: int = 0
     dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        expect_choice("level", self.level, LEVELS)
+        expect_choice("cell", self.cell, tuple(cells.names()))
+        expect_choice("init", self.init, INITS)
+        expect_choice("optimiser", self.optimiser, optimisers.NAMES)
+        expect_choice("dtype", self.dtype, ("float32", "float64"))
+        expect_float("clip", self.clip, 0)
 
 
 @dataclass(frozen=True)
@@ -136,7 +146,6 @@ def train(
         raise FileExistsError(
             f"{folder} holds a run already; go on with --resume {folder}, or choose another --out"
         )
-    expect_float("clip", settings.clip, 0)
     corpora = read_corpora(settings)
     vocabulary = corpora.vocabulary
     for name, corpus in (("held-out", corpora.valid), ("test", corpora.test)):
@@ -148,7 +157,6 @@ def train(
         layers=settings.layers, dropout=settings.dropout, tie=settings.tie, init=settings.init,
         rng=settings.seed, dtype=settings.dtype,
     )  # fmt: skip
-    expect_choice("optimiser", settings.optimiser, optimisers.NAMES)
     lr = DEFAULT_LR[settings.optimiser] if settings.lr is None else settings.lr
     trainer = Trainer(
         model,

@@ -15,12 +15,14 @@ __all__ = ["Cell", "get", "names"]
 
 @cache
 def _registry() -> dict[str, Cell]:
+    modules = [
+        importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)
+    ]
+    cells = [v for module in modules for v in vars(module).values() if isinstance(v, Cell)]
     found: dict[str, Cell] = {}
-    for module in pkgutil.iter_modules(__path__):
-        for value in vars(importlib.import_module(f"{__name__}.{module.name}")).values():
-            if isinstance(value, Cell):
-                if found.setdefault(value.name, value) is not value:
-                    raise ValueError(f"two cells are named {value.name!r}")
+    for cell in cells:
+        if found.setdefault(cell.name, cell) is not cell:
+            raise ValueError(f"two cells are named {cell.name!r}")
     return found
 
 
@@ -39,6 +41,4 @@ def get(cell: str | Cell) -> Cell:
     try:
         return _registry()[cell]
     except (KeyError, TypeError):
-        raise ValueError(
-            f"cell: expected one of {', '.join(names())}, got {cell!r}"
-        ) from None
+        raise ValueError(f"cell: expected one of {', '.join(names())}, got {cell!r}") from None

@@ -28,10 +28,10 @@ Three variations are declared, never guessed:
                     ``operand(gates, state)``, as the reset-before GRU's ``(r * h) Wh``
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Mapping
+from typing import Any
 
 Numbers = tuple[Any, ...]
 

@@ -1,6 +1,6 @@
 """The simple recurrent cell (Elman 1990), with tanh or relu.
 
-    h_t = tanh(x_t Wx + h_{t-1} Wh + b)
+h_t = tanh(x_t Wx + h_{t-1} Wh + b)
 """
 
 from ..functions import drelu, dtanh, relu, tanh

@@ -8,8 +8,9 @@ small, and NumPy's BLAS, called once a step, where it is large: see
 
 import sys
 import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Iterator, Sequence
+from typing import Any
 
 import llvmlite.binding as llvm
 import numpy as np
@@ -19,7 +20,6 @@ from ..reference import Array, ReferenceEngine, State
 from . import sequence
 from .lowering import one_affine
 from .products import transpose
-
 
 
 def recurrent_product_by_blas(N: int, T: int, H: int, columns: int) -> bool:
@@ -82,7 +82,7 @@ class NumbaEngine(ReferenceEngine):
     def backward(
         self, cell: Cell, dhs: Array, dstate: State, saved: Any
     ) -> tuple[Array, State, tuple[Array, ...]]:
-        xs, states, keep, operands, (Wx, Wh, b) = saved
+        xs, states, keep, operands, (Wx, Wh, _) = saved
         N, T, D = xs.shape
         H, h_columns = Wh.shape
         early = h_columns - len(cell.second) * H
@@ -109,12 +109,30 @@ class NumbaEngine(ReferenceEngine):
                     np.matmul(dh_side[:, t, :early], Wh[:, :early].T, out=dh_gates)
             elif cell.second:
                 sequence.backward_two_products(
-                    cell, dhs, dstates, dh_gates, transpose(Wh), early, states, keep, dx_side, dh_side,
+                    cell,
+                    dhs,
+                    dstates,
+                    dh_gates,
+                    transpose(Wh),
+                    early,
+                    states,
+                    keep,
+                    dx_side,
+                    dh_side,
                     doperand,
-                )  # fmt: skip
+                )
             else:
                 sequence.backward(
-                    cell, dhs, dstates, dh_gates, transpose(Wh), early, states, keep, dx_side, dh_side
+                    cell,
+                    dhs,
+                    dstates,
+                    dh_gates,
+                    transpose(Wh),
+                    early,
+                    states,
+                    keep,
+                    dx_side,
+                    dh_side,
                 )
         dstates[0] += dh_gates
 

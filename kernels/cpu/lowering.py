@@ -185,7 +185,7 @@ def one_affine(cell: Cell) -> bool:
     return cell.input_gates == cell.recurrent_gates
 
 
-def _places(cell: Cell):
+def _places(cell: Cell) -> list[tuple[int | None, int | None]]:
     """For each gate its block of columns in x_side and in h_side, or None."""
     x, h = cell.input_gates, cell.recurrent_gates
     return [

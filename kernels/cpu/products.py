@@ -25,8 +25,21 @@ _I64 = ir.IntType(64)
 
 @intrinsic(prefer_literal=True)
 def multiply_tile(
-    typing, rows, vectors, a, a_index, a_row, b, b_index, b_row, inner, out, out_index, out_row, width
-):  # fmt: skip
+    typing,
+    rows,
+    vectors,
+    a,
+    a_index,
+    a_row,
+    b,
+    b_index,
+    b_row,
+    inner,
+    out,
+    out_index,
+    out_row,
+    width,
+):
     """out[:rows, :width] = a[:rows, :inner] @ b[:inner, :width], width at most vectors * lanes.
 
     Only the last of the vectors may be partly used; ``rows`` and ``vectors`` are constants.
@@ -64,7 +77,9 @@ def multiply_tile(
             index = builder.add(builder.add(ai, k), builder.mul(ar, int_type(r)))
             number = builder.load(pointer(context, builder, a, a_, index))
             factor = splat(builder, number, vector.llvm)
-            new.append([emit_fma(builder, vector, factor, columns[v], sums[r][v]) for v in range(V)])
+            new.append(
+                [emit_fma(builder, vector, factor, columns[v], sums[r][v]) for v in range(V)]
+            )
         k_next = builder.add(k, int_type(1))
         loop_end = builder.block
         builder.cbranch(builder.icmp_signed("<", k_next, inner_), head, done)

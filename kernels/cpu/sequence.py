@@ -46,7 +46,7 @@ from .simd import lanes_of, load, store
 @njit(**COMPILED)
 def forward_gates(cell, t, x_side, h_side, bias, states, saved):
     """From the products of step t to the state after it."""
-    S, N, T1, H = states.shape
+    _, N, T1, H = states.shape
     T = T1 - 1
     x_row, h_row, v_row = x_side.shape[2], h_side.shape[1], saved.shape[2]
     W = lanes_of(states)
@@ -67,7 +67,7 @@ def forward_gates(cell, t, x_side, h_side, bias, states, saved):
 @njit(**COMPILED)
 def operand_gates(cell, t, x_side, h_side, bias, states, operands):
     """What the second product of step t multiplies."""
-    S, N, T1, H = states.shape
+    _, N, T1, H = states.shape
     T = T1 - 1
     x_row, h_row = x_side.shape[2], h_side.shape[1]
     W = lanes_of(states)
@@ -85,7 +85,7 @@ def operand_gates(cell, t, x_side, h_side, bias, states, operands):
 @njit(**COMPILED)
 def backward_gates(cell, t, dhs, dstate, dh_gates, states, saved, dx_side, dh_side):
     """From the gradient of the state after step t to that of its gates and the state before."""
-    S, N, T1, H = states.shape
+    _, N, T1, H = states.shape
     T = T1 - 1
     x_row, h_row, v_row = dx_side.shape[2], dh_side.shape[2], saved.shape[2]
     W = lanes_of(states)
@@ -109,7 +109,7 @@ def backward_gates(cell, t, dhs, dstate, dh_gates, states, saved, dx_side, dh_si
 @njit(**COMPILED)
 def operand_backward_gates(cell, t, doperand, dstate, states, saved, dx_side, dh_side):
     """Complete the gradients of step t by what comes back through the second product."""
-    S, N, T1, H = states.shape
+    _, N, T1, H = states.shape
     T = T1 - 1
     x_row, h_row, v_row = dx_side.shape[2], dh_side.shape[2], saved.shape[2]
     W = lanes_of(states)
@@ -133,7 +133,7 @@ def operand_backward_gates(cell, t, doperand, dstate, states, saved, dx_side, dh
 @njit(**COMPILED)
 def forward(cell, x_side, h_side, bias, Wh, early, states, saved):
     """All steps of a cell with one recurrent product."""
-    S, N, T1, H = states.shape
+    _, N, T1, H = states.shape
     for t in range(T1 - 1):
         multiply(states, t * H, T1 * H, Wh, 0, early, h_side, 0, early, N, H, early)
         forward_gates(cell, t, x_side, h_side, bias, states, saved)
@@ -142,21 +142,19 @@ def forward(cell, x_side, h_side, bias, Wh, early, states, saved):
 @njit(**COMPILED)
 def forward_two_products(cell, x_side, h_side, bias, Wh, early, states, saved, operands):
     """All steps of a cell with a second product."""
-    S, N, T1, H = states.shape
+    _, N, T1, H = states.shape
     T, all_ = T1 - 1, Wh.shape[1]
     for t in range(T):
         multiply(states, t * H, T1 * H, Wh, 0, all_, h_side, 0, all_, N, H, early)
         operand_gates(cell, t, x_side, h_side, bias, states, operands)
-        multiply(
-            operands, t * H, T * H, Wh, early, all_, h_side, early, all_, N, H, all_ - early
-        )
+        multiply(operands, t * H, T * H, Wh, early, all_, h_side, early, all_, N, H, all_ - early)
         forward_gates(cell, t, x_side, h_side, bias, states, saved)
 
 
 @njit(**COMPILED)
 def backward(cell, dhs, dstate, dh_gates, WhT, early, states, saved, dx_side, dh_side):
     """All steps back, for a cell with one recurrent product. WhT (Gh H, H)."""
-    S, N, T1, H = states.shape
+    _, N, T1, H = states.shape
     T, h_row = T1 - 1, dh_side.shape[2]
     for t in range(T - 1, -1, -1):
         backward_gates(cell, t, dhs, dstate, dh_gates, states, saved, dx_side, dh_side)
@@ -168,7 +166,7 @@ def backward_two_products(
     cell, dhs, dstate, dh_gates, WhT, early, states, saved, dx_side, dh_side, doperand
 ):
     """All steps back, for a cell with a second product."""
-    S, N, T1, H = states.shape
+    _, N, T1, H = states.shape
     T, h_row = T1 - 1, dh_side.shape[2]
     for t in range(T - 1, -1, -1):
         backward_gates(cell, t, dhs, dstate, dh_gates, states, saved, dx_side, dh_side)

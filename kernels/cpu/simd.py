@@ -247,16 +247,19 @@ def emit_load(builder, vector, address, lanes):
     """Load the first ``lanes`` lanes at the address, zero the rest (LLVM level)."""
     address = builder.bitcast(address, vector.llvm.as_pointer())
     size = vector.dtype.bitwidth // 8
-    with builder.if_else(
-        builder.icmp_signed(">=", lanes, _I64(vector.lanes)), likely=True
-    ) as (whole, part):
+    with builder.if_else(builder.icmp_signed(">=", lanes, _I64(vector.lanes)), likely=True) as (
+        whole,
+        part,
+    ):
         with whole:
             every_lane = builder.load(address, align=size)
             whole_block = builder.block
         with part:
             mask = _mask(builder, vector, lanes)
             kind = ir.FunctionType(vector.llvm, [address.type, _I32, mask.type, vector.llvm])
-            load = _declare(builder, f"llvm.masked.load.{vector.llvm_name}.{_pointer(vector)}", kind)
+            load = _declare(
+                builder, f"llvm.masked.load.{vector.llvm_name}.{_pointer(vector)}", kind
+            )
             zeros = ir.Constant(vector.llvm, [0.0] * vector.lanes)
             some_lanes = builder.call(load, [address, _I32(size), mask, zeros])
             part_block = builder.block
@@ -270,9 +273,10 @@ def emit_store(builder, vector, value, address, lanes):
     """Store the first ``lanes`` lanes at the address (LLVM level)."""
     address = builder.bitcast(address, vector.llvm.as_pointer())
     size = vector.dtype.bitwidth // 8
-    with builder.if_else(
-        builder.icmp_signed(">=", lanes, _I64(vector.lanes)), likely=True
-    ) as (whole, part):
+    with builder.if_else(builder.icmp_signed(">=", lanes, _I64(vector.lanes)), likely=True) as (
+        whole,
+        part,
+    ):
         with whole:
             builder.store(value, address, align=size)
         with part:

@@ -24,7 +24,7 @@ class Layer:
     @property
     def dtype(self) -> np.dtype[Any]:
         """The dtype of the parameters, and so of everything that goes in and out."""
-        return self.params[0].dtype  # type: ignore[no-any-return]
+        return self.params[0].dtype
 
 
 class ForwardFirst(RuntimeError):  # noqa: N818 (reads as the remedy)

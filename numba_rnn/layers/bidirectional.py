@@ -102,13 +102,15 @@ class _TimeBi(Bidirectional):
     ) -> Self:
         """Two layers from their sizes, H units in each direction; see TimeLSTM.create."""
         random = generator(rng)
-        layers = [
+        ahead, back = (
             cls._layer.create(
                 input_size, hidden_size, rng=random, dtype=dtype, init=init, **options
             )
             for _ in range(2)
-        ]
-        return cls(*layers[0].params, *layers[1].params, stateful=stateful, **options)
+        )
+        params = {f"{name}1": p for name, p in zip(ahead.param_names, ahead.params, strict=True)}
+        params |= {f"{name}2": p for name, p in zip(back.param_names, back.params, strict=True)}
+        return cls(stateful=stateful, **params, **options)
 
 
 class TimeBiRNN(_TimeBi):

@@ -61,7 +61,7 @@ class TimeSigmoidWithLoss(_Loss):
     """Sigmoid and binary cross-entropy, mean over all places."""
 
     def forward(self, xs: Array, ts: Array) -> float:
-        """xs, any shape: scores before sigmoid; ts, the same shape: 0 .. 1, floats, ints or bool."""
+        """xs, any shape: scores before sigmoid; ts, the same shape: from 0 to 1, or bool."""
         expect_array("xs", xs, tuple("NTKLM"[: np.ndim(xs)]))
         dtype = ts.dtype if isinstance(ts, np.ndarray) and ts.dtype.kind in "iub" else xs.dtype
         expect_array("ts", ts, xs.shape, dtype)

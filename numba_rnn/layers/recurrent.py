@@ -263,7 +263,7 @@ class TimeRecurrent(_CellLayer):
         if len(given) > len(self.cell.states) or all(value is None for value in given):
             names = ", ".join(self.cell.states)
             raise TypeError(f"set_state: expected {names}, got {len(state)} arrays")
-        batch = next(value.shape[0] if np.ndim(value) else "N" for value in given if value is not None)
+        batch = next(len(value) if np.ndim(value) else 0 for value in given if value is not None)
         self._checked("{}", given, batch)
         self.state = tuple(self._zeros(batch) if v is None else v.copy() for v in given)
         self._state_given = True

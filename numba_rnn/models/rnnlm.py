@@ -16,7 +16,14 @@ from ..checks import (
     expect_int,
 )
 from ..kernels import cells
-from ..layers import Layer, TimeAffine, TimeDropout, TimeEmbedding, TimeRecurrent, TimeSoftmaxWithLoss
+from ..layers import (
+    Layer,
+    TimeAffine,
+    TimeDropout,
+    TimeEmbedding,
+    TimeRecurrent,
+    TimeSoftmaxWithLoss,
+)
 from ..layers.initialisers import INITS, Seed, generator
 from ..training.bptt import TruncatedBPTT
 from ..training.trainer import perplexity_of

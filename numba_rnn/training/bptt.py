@@ -50,7 +50,9 @@ class TruncatedBPTT:
         if targets is None:
             corpus, targets = corpus[:-1], corpus[1:]
         elif len(targets) != len(corpus):
-            raise ValueError(f"targets: expected {len(corpus)} places, as corpus, got {len(targets)}")
+            raise ValueError(
+                f"targets: expected {len(corpus)} places, as corpus, got {len(targets)}"
+            )
         self._blocks = len(corpus) // self.batch_size // self.time_size
         if self._blocks == 0:
             raise ValueError(

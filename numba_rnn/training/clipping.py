@@ -28,7 +28,8 @@ def clip_grads(grads: list[Array], max_norm: float) -> float:
 
 def global_norm(grads: list[Array]) -> float:
     """The Euclidean norm of all the gradients' numbers in one vector."""
-    norms = [float(np.linalg.norm(grad)) for grad in grads]
+    with np.errstate(over="ignore"):
+        norms = [float(np.linalg.norm(grad)) for grad in grads]
     if math.isinf(max(norms, default=0.0)):  # the squares overflowed, perhaps not the norm
         norms = [float(np.linalg.norm(grad.astype(np.float64))) for grad in grads]
     return math.hypot(*norms)

@@ -62,7 +62,8 @@ class History:
     def scores(self) -> list[float]:
         """Perplexity after each epoch: on the validation corpus, or else the training one."""
         return [
-            perplexity_of(e["train_loss"]) if e["valid_perplexity"] is None
+            perplexity_of(e["train_loss"])
+            if e["valid_perplexity"] is None
             else e["valid_perplexity"]
             for e in self.epochs
         ]
@@ -134,6 +135,8 @@ class Trainer:
         """
         expect_int("max_epochs", max_epochs)
         self.stopped = False
+        if self.iteration == 0:
+            self._save("last")  # from here on a killed run leaves a checkpoint
         with self._bar(max_epochs) as bar, self._signals():
             while self.epoch < max_epochs and not self._out_of_patience():
                 if self.blocks.cursor == 0:
@@ -169,7 +172,9 @@ class Trainer:
         self._recent_norm += norm
         if self.iteration % self._record_every == 0:
             n = self._record_every
-            self.history.train.append([self.iteration, self._recent_loss / n, self._recent_norm / n])
+            self.history.train.append(
+                [self.iteration, self._recent_loss / n, self._recent_norm / n]
+            )
             self._recent_loss = self._recent_norm = 0.0
 
     def _end_epoch(self, bar: Any) -> None:

@@ -1,0 +1,178 @@
+"""What several test files need."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numba_rnn.kernels.reference import ReferenceEngine
+
+from numba_rnn import cells
+
+ENGINES = ("numba",)  # every engine but the reference: a new one is added here, and tested
+BACKENDS = ("numpy", *ENGINES)
+DTYPES = (np.float32, np.float64)
+
+Array = np.ndarray
+
+
+def relative_error(a: Array, b: Array) -> float:
+    """max|a - b| / max|b|: 0 where both are exactly 0, infinite where a NaN is anywhere."""
+    a, b = np.asarray(a, np.longdouble), np.asarray(b, np.longdouble)
+    assert a.shape == b.shape
+    if np.isnan(a).any() or np.isnan(b).any():
+        return float("inf")
+    difference, size = np.abs(a - b).max(), np.abs(b).max()
+    if size == 0:
+        return 0.0 if difference == 0 else float("inf")
+    return float(difference / size)
+
+
+def central_differences(loss: Callable[[], float], array: Array, step: float = 1e-5) -> Array:
+    """The gradient of loss() by every number of a float64 array, which is changed in place."""
+    gradient = np.empty(array.shape)
+    for place in np.ndindex(array.shape):
+        here = array[place]
+        array[place] = here + step
+        above = loss()
+        array[place] = here - step
+        below = loss()
+        array[place] = here
+        gradient[place] = (above - below) / (2 * step)
+    return gradient
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A cell with everything that forward and backward take."""
+
+    cell: cells.Cell
+    xs: Array
+    state: tuple[Array, ...]
+    params: tuple[Array, ...]
+    dhs: Array
+    dstate: tuple[Array, ...]
+
+    def map(self, *changes: Callable[[Array], Array]) -> "Problem":
+        """Every array changed: by one function, or by one each for the fields in their order."""
+        xs, state, params, dhs, dstate = changes if len(changes) > 1 else changes * 5
+        return Problem(
+            self.cell,
+            xs(self.xs),
+            tuple(map(state, self.state)),
+            tuple(map(params, self.params)),
+            dhs(self.dhs),
+            tuple(map(dstate, self.dstate)),
+        )
+
+    def arrays(self) -> Iterator[Array]:
+        yield from (self.xs, *self.state, *self.params, self.dhs, *self.dstate)
+
+
+def outcome(engine: ReferenceEngine, p: Problem) -> dict[str, Array]:
+    """Everything an engine computes, by name."""
+    hs, state, saved = engine.forward(p.cell, p.xs, p.state, p.params)
+    dxs, dstate, dparams = engine.backward(p.cell, p.dhs, p.dstate, saved)
+    stepped = engine.step(p.cell, p.xs[:, 0], p.state, p.params)
+    names = p.cell.states
+    return {
+        "hs": hs,
+        **_named("{} at the end", names, state),
+        "dxs": dxs,
+        **_named("d{} at the start", names, dstate),
+        **_named("d{}", ("Wx", "Wh", "b"), dparams),
+        **_named("{} by step", names, stepped),
+    }
+
+
+def _named(pattern: str, names: Sequence[str], arrays: Sequence[Array]) -> dict[str, Array]:
+    return {pattern.format(name): array for name, array in zip(names, arrays, strict=True)}
+
+
+def problem(
+    cell: str | cells.Cell,
+    N: int,
+    T: int,
+    D: int,
+    H: int,
+    dtype: Any = np.float64,
+    *,
+    seed: int = 0,
+    margin: float = 1e-6,
+) -> Problem:
+    """Random numbers of moderate size, and a problem that is well conditioned.
+
+    No pre-activation is within ``margin`` of 0, where relu has its kink. In float32 no result is
+    what is left of numbers that cancel, for that would be rounding errors.
+    """
+    cell = cells.get(cell)
+    rng = np.random.default_rng(seed)
+
+    def uniform(limit: float, shape: tuple[int, ...]) -> Array:
+        return rng.uniform(-limit, limit, shape).astype(dtype)
+
+    def states() -> tuple[Array, ...]:
+        return tuple(uniform(1, (N, H)) for _ in cell.states)
+
+    while True:
+        limits = (1 / np.sqrt(D), 1 / np.sqrt(H), 0.5)
+        shapes = cell.shapes(D, H).values()
+        params = tuple(uniform(*both) for both in zip(limits, shapes, strict=True))
+        xs = uniform(1, (N, T, D))
+        made = Problem(cell, xs, states(), params, uniform(1, (N, T, H)), states())
+        if _distance_to_kink(made) > margin and (dtype == np.float64 or _amplification(made) < 10):
+            return made
+
+
+def _distance_to_kink(p: Problem) -> float:
+    """The smallest pre-activation of the whole run."""
+    smallest = []
+
+    def forward(gates: tuple[Array, ...], state: tuple[Array, ...]) -> Any:
+        smallest.append(min(np.abs(gate).min() for gate in gates))
+        return p.cell.forward(gates, state)
+
+    ReferenceEngine().forward(replace(p.cell, forward=forward), p.xs, p.state, p.params)
+    return min(smallest)
+
+
+def _amplification(p: Problem) -> float:
+    """How many times larger than a relative error of what goes in is that of what comes out."""
+    noise, rng = 1e-6, np.random.default_rng(0)
+    exact = p.map(lambda array: array.astype(np.float64))
+    want = outcome(ReferenceEngine(), exact)
+
+    def shaken(array: Array) -> Array:
+        return array * (1 + noise * rng.choice([-1, 1], array.shape))
+
+    return max(
+        relative_error(got, want[name]) / noise
+        for _ in range(2)
+        for name, got in outcome(ReferenceEngine(), exact.map(shaken)).items()
+    )
+
+
+def run_python(
+    code: str, env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a program in a fresh Python, which must end well; ours are its only NUMBA_RNN_ variables.
+
+    Warnings are errors there too, unless the program says otherwise.
+    """
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("NUMBA_RNN_")}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
+        env={**inherited, **(env or {})},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done

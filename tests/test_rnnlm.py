@@ -1,0 +1,136 @@
+"""The language model."""
+
+import math
+
+import numpy as np
+import pytest
+from helpers import BACKENDS, central_differences, relative_error
+
+from numba_rnn import cells, use_backend
+from numba_rnn.models import Rnnlm
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("tie", [False, True])
+@pytest.mark.parametrize("cell", cells.names())
+def test_gradients_of_every_parameter(backend, tie, cell):
+    rng = np.random.default_rng(0)
+    with use_backend(backend):
+        model = Rnnlm(7, 5, 5, cell=cell, layers=2, tie=tie, rng=0, dtype="float64")
+        model.embedding.params[0][...] *= 50  # of a size at which gradients can be compared
+        xs, ts = rng.integers(0, 7, (2, 3)), rng.integers(0, 7, (2, 3))
+
+        def loss():
+            model.reset_state()
+            return model.forward(xs, ts)
+
+        loss()
+        model.backward()
+        assert len(model.params) == len(model.grads) == 1 + 2 * 3 + (1 if tie else 2)
+        for param, grad in zip(model.params, model.grads, strict=True):
+            assert relative_error(grad.copy(), central_differences(loss, param)) < 1e-7
+
+
+def test_tied_weights_are_one_array():
+    model = Rnnlm(7, 5, 5, tie=True, rng=0)
+    model.params[0][...] = 3
+    assert (model.affine.params[0] == 3).all()
+    with pytest.raises(ValueError, match="embed_size equal to hidden_size, got 5 and 6"):
+        Rnnlm(7, 5, 6, tie=True)
+
+
+def test_perplexity_of_a_uniform_model_is_the_vocabulary_size():
+    model = Rnnlm(13, 4, 4, rng=0)
+    model.affine.params[0][...] = 0
+    corpus = np.random.default_rng(0).integers(0, 13, 1000)
+    assert model.perplexity(corpus) == pytest.approx(13, rel=1e-6)
+
+
+def test_perplexity_leaves_the_training_state_alone():
+    model = Rnnlm(13, 4, 4, layers=2, dropout=0.5, rng=0)
+    ids = np.random.default_rng(0).integers(0, 13, (2, 8))
+    model.forward(ids, ids)
+    before = [[s.copy() for s in layer.state] for layer in model.recurrent]
+    random = model.rng.bit_generator.state
+    model.perplexity(ids.ravel(), 1, 3)
+    model.generate([1, 2], 5, rng=0)
+    for layer, states in zip(model.recurrent, before, strict=True):
+        for a, b in zip(layer.state, states, strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert model.rng.bit_generator.state == random
+
+
+@pytest.fixture(scope="module")
+def counting():
+    """A model trained to count: 0 1 2 3 4 0 1 2 ..."""
+    from numba_rnn.training import Adam
+
+    model, optimiser = Rnnlm(5, 8, 16, rng=0), Adam(0.02)
+    corpus = np.arange(161) % 5
+    xs, ts = corpus[:-1].reshape(4, 40), corpus[1:].reshape(4, 40)
+    for _ in range(80):
+        model.reset_state()
+        model.forward(xs, ts)
+        model.backward()
+        optimiser.update(model.params, model.grads)
+    return model
+
+
+def test_generate_goes_on_from_its_start(counting):
+    expected = np.arange(3, 23) % 5
+    np.testing.assert_array_equal(counting.generate([1, 2], 20, temperature=0), expected)
+    np.testing.assert_array_equal(counting.generate([1, 2], 20, top_k=1, rng=5), expected)
+
+
+def test_generate_is_seeded_and_temperature_spreads():
+    model = Rnnlm(50, 8, 8, rng=0)
+    model.affine.params[1][...] = np.linspace(0, 6, 50)
+    one = model.generate([3], 200, rng=7)
+    np.testing.assert_array_equal(one, model.generate([3], 200, rng=7))
+    assert (one != model.generate([3], 200, rng=8)).any()
+    hot = model.generate([3], 200, temperature=5.0, rng=7)
+    cold = model.generate([3], 200, temperature=0.3, rng=7)
+    assert len(set(hot)) > len(set(one)) > len(set(cold))
+    assert model.generate([3], 500, top_k=4, rng=1).min() >= 46
+    assert set(model.generate([3], 50, temperature=1e-300, rng=1)) == {49}
+
+
+def test_samples_follow_the_softmax():
+    model = Rnnlm(3, 4, 4, rng=0)
+    model.affine.params[0][...] = 0
+    model.affine.params[1][...] = np.log([0.2, 0.5, 0.3])
+    counts = np.bincount(model.generate([0], 20_000, rng=3), minlength=3) / 20_000
+    np.testing.assert_allclose(counts, [0.2, 0.5, 0.3], atol=0.012)  # three standard deviations
+
+
+def test_dropout_acts_in_training_only():
+    model = Rnnlm(13, 4, 4, dropout=0.5, rng=0)
+    ids = np.arange(10).reshape(1, 10)
+
+    def loss(train_flg):
+        model.reset_state()
+        return model.forward(ids, ids, train_flg)
+
+    assert loss(False) == loss(False)
+    assert loss(True) != loss(True)
+
+
+def test_arrays_round_trip_and_refuse_another_model():
+    one, other = Rnnlm(13, 4, 6, layers=2, rng=0), Rnnlm(13, 4, 6, layers=2, rng=1)
+    ids = np.arange(10).reshape(2, 5)
+    one.forward(ids, ids)
+    other.load_arrays(one.arrays())
+    assert one.forward(ids, ids) == other.forward(ids, ids)
+    with pytest.raises(ValueError, match=r"param/embedding.W: expected shape \(14, 4\)"):
+        Rnnlm(14, 4, 6, layers=2).load_arrays(one.arrays())
+    with pytest.raises(TypeError, match=r"param/recurrent2\.Wx: expected an array"):
+        Rnnlm(13, 4, 6, layers=3).load_arrays(one.arrays())
+
+
+def test_engines_agree_on_a_long_text():
+    corpus = np.random.default_rng(0).integers(0, 11, 2000)
+    found = []
+    for backend in BACKENDS:
+        with use_backend(backend):
+            found.append(Rnnlm(11, 9, 33, layers=2, rng=0).perplexity(corpus, 3, 50))
+    assert math.isclose(*found, rel_tol=1e-6)

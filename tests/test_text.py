@@ -1,0 +1,58 @@
+"""From text to token numbers and back."""
+
+import gzip
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from numba_rnn.text import Vocabulary, builtin_text, read_text, tokens
+
+
+def test_words_are_numbered_by_first_appearance_and_lines_end_with_eos():
+    vocabulary = Vocabulary.of("the cat\n the <unk> dog \n", "word")
+    assert vocabulary.members == ["the", "cat", "<eos>", "<unk>", "dog"]
+    assert vocabulary.encode("dog cat\nbird").tolist() == [4, 1, 2, 3]
+    assert vocabulary.decode(np.array([0, 1, 2, 0, 4])) == "the cat\nthe dog"
+
+
+@given(st.text(min_size=1))
+def test_characters_round_trip(text):
+    vocabulary = Vocabulary.of(text, "char")
+    assert vocabulary.decode(vocabulary.encode(text)) == text
+    assert vocabulary.encode(text).max() < len(vocabulary)
+
+
+def test_rare_tokens_count_as_unknown():
+    vocabulary = Vocabulary.of("a a b c c", "word", min_count=2)
+    assert vocabulary.members == ["a", "c", "<unk>"]
+    assert vocabulary.encode("a b c").tolist() == [0, 2, 1]
+
+
+def test_the_built_in_text_is_english_of_some_length():
+    text = builtin_text()
+    assert len(text) > 300_000
+    assert tokens(text, "word").count("the") > 1000
+    assert all(any(c.isalpha() for c in line) for line in text.splitlines() if line.strip())
+
+
+def test_files_plain_and_gzip(tmp_path):
+    (tmp_path / "a.txt").write_text("größe\n", encoding="utf-8")
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress("größe\n".encode()))
+    assert read_text(tmp_path / "a.txt") == read_text(tmp_path / "a.txt.gz") == "größe\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "says"),
+    [
+        ("latin.txt", "größe".encode("latin-1"), "expected UTF-8"),
+        ("empty.txt", b" \n", "expected some text"),
+        ("bad.gz", b"not gzip", "plain or gzip"),
+        ("short.gz", gzip.compress(b"text" * 100)[:-9], "plain or gzip"),
+    ],
+)
+def test_files_that_are_no_text_are_refused_by_name(tmp_path, name, data, says):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ValueError, match=f"{name}.*{says}"):
+        read_text(tmp_path / name)

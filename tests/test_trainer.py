@@ -1,0 +1,250 @@
+"""The training loop: it learns, stops, and resumes bit for bit."""
+
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from helpers import BACKENDS
+
+from numba_rnn import jobs, use_backend
+from numba_rnn.jobs import Settings
+from numba_rnn.models import Rnnlm
+from numba_rnn.training import (
+    SGD,
+    Adam,
+    CheckpointError,
+    Trainer,
+    TrainingDiverged,
+    TruncatedBPTT,
+    load_checkpoint,
+    optimisers,
+)
+
+CORPUS = np.random.default_rng(0).integers(0, 11, 601)
+VALID = np.random.default_rng(1).integers(0, 11, 101)
+
+
+def make(folder=None, optimiser=None, **options):
+    model = Rnnlm(11, 6, 9, layers=2, dropout=0.3, rng=0)
+    blocks = TruncatedBPTT(CORPUS, 4, 10)  # 15 blocks
+    options = {"valid": VALID, "eval_batch": 2, "eval_time": 10, "progress": False, **options}
+    return Trainer(model, optimiser or Adam(0.01), blocks, folder=folder, max_norm=0.5, **options)
+
+
+class StopAt:
+    """A model that asks the trainer to stop at an iteration, as Ctrl-C would."""
+
+    def __init__(self, model, iteration):
+        self.model, self.left = model, iteration
+
+    def __getattr__(self, name):
+        return getattr(self.model, name)
+
+    def backward(self):
+        self.model.backward()
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", optimisers.NAMES)
+def test_a_stopped_run_resumes_bit_for_bit(tmp_path, name, backend):
+    with use_backend(backend):
+        whole = make(tmp_path / "whole", optimisers.create(name))
+        whole.fit(3)
+        for stop_at in (1, 15, 16, 37):
+            folder = tmp_path / str(stop_at)
+            first = make(folder, optimisers.create(name))
+            first.model = StopAt(first.model, stop_at)
+            first.fit(3)
+            assert first.stopped
+            assert first.iteration == stop_at
+            second = make(folder, optimisers.create(name, lr=77.0))
+            second.restore(folder / "last.safetensors")
+            second.fit(3)
+            assert not second.stopped
+            for file in ("last.safetensors", "best.safetensors"):
+                assert (folder / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+            assert second.history == whole.history
+
+
+def test_ctrl_c_outside_of_training_is_as_before():
+    before = signal.getsignal(signal.SIGINT)
+    make().fit(1)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_it_learns():
+    pattern = np.tile(np.arange(11), 60)
+    trainer = Trainer(
+        Rnnlm(11, 6, 16, rng=0),
+        Adam(0.02),
+        TruncatedBPTT(pattern, 4, 10),
+        valid=pattern[:101],
+        eval_batch=2,
+        eval_time=10,
+        progress=False,
+    )
+    history = trainer.fit(8)
+    assert history.epochs[0]["valid_perplexity"] > 2 > 1.1 > history.best
+    iterations = [iteration for iteration, _, _ in history.train]
+    assert iterations == sorted(set(iterations))
+    assert len(iterations) >= 20
+
+
+def test_the_learning_rate_decays_when_validation_stops_improving(tmp_path):
+    trainer = make(tmp_path, SGD(0.5), decay=4, patience=3)
+    scores = iter([9.0, 8.0, 8.5, 7.0, 7.0, 7.5, 7.2, 1.0])
+    trainer.model.perplexity = lambda *_: next(scores)
+    history = trainer.fit(20)
+    assert [e["lr"] for e in history.epochs] == [0.5, 0.5, 0.5, 0.125, 0.125, 0.03125, 0.0078125]
+    assert history.best == 7.0  # the epoch after three without improvement was not run
+    _, content = load_checkpoint(tmp_path / "best.safetensors")
+    assert content["trainer"]["epoch"] == 4
+    _, content = load_checkpoint(tmp_path / "last.safetensors")
+    assert content["trainer"]["epoch"] == 7
+
+
+def test_patience_zero_never_stops():
+    trainer = make(patience=0)
+    trainer.model.perplexity = lambda *_: 5.0
+    assert len(trainer.fit(6).epochs) == 6
+
+
+@pytest.mark.filterwarnings("ignore:overflow|invalid value:RuntimeWarning")
+def test_divergence_is_an_error_that_names_the_remedy(tmp_path):
+    trainer = make(tmp_path, SGD(0.1))
+    trainer.fit(1)
+    good = (tmp_path / "last.safetensors").read_bytes()
+    trainer.model.params[-1][...] = np.inf
+    with pytest.raises(TrainingDiverged, match=r"iteration 16: loss nan.*lower learning rate"):
+        trainer.fit(2)
+    assert (tmp_path / "last.safetensors").read_bytes() == good
+
+
+def test_checkpoints_of_another_run_are_refused(tmp_path):
+    make(tmp_path).fit(1)
+    last = tmp_path / "last.safetensors"
+    with pytest.raises(ValueError, match="optimiser: expected SGD, got Adam"):
+        make(optimiser=SGD(0.1)).restore(last)
+    other = Trainer(Rnnlm(11, 6, 9, layers=2), Adam(), TruncatedBPTT(CORPUS, 5, 10))
+    with pytest.raises(ValueError, match="batch_size 5, got 4"):
+        other.restore(last)
+    other = Trainer(Rnnlm(11, 6, 8, layers=2), Adam(), TruncatedBPTT(CORPUS, 4, 10))
+    with pytest.raises(ValueError, match=r"param/recurrent0\.Wx: expected shape \(6, 32\)"):
+        other.restore(last)
+
+
+# ---- killed
+
+RUN = """
+import sys
+from numba_rnn import jobs
+from pathlib import Path
+folder, text = Path(sys.argv[1]), sys.argv[2]
+last = folder / "last.safetensors"
+settings = jobs.Settings(
+    text=text, embed=8, hidden=12, dropout=0.2, batch=4, time=10, epochs=6, save_every=1, patience=0
+)
+jobs.train(settings, folder, resume=last if last.exists() else None, progress=False)
+"""
+
+
+def test_killed_twenty_times_it_loads_and_resumes_bit_for_bit(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("".join(random.Random(0).choices("abcdefgh ", k=6000)))
+    command = [sys.executable, "-c", RUN]
+    environment = {**os.environ, "NUMBA_RNN_BACKEND": "numpy"}
+
+    def start(folder):
+        return subprocess.Popen([*command, folder, text], env=environment, stdout=subprocess.PIPE)
+
+    began = time.monotonic()
+    whole = start(tmp_path / "whole")
+    assert whole.wait() == 0
+    whole.stdout.close()
+    seconds = time.monotonic() - began  # of start-up and training together
+
+    random.seed(time.time_ns())
+    kills, finished, run = 0, 0, 0
+    while kills < 20 or not finished:
+        folder = tmp_path / f"run{run}"
+        process = start(folder)
+        if kills < 20:
+            time.sleep(random.uniform(0.1, 0.7) * seconds)
+            process.send_signal(signal.SIGKILL)
+        code = process.wait()
+        process.stdout.close()
+        if code == -signal.SIGKILL:
+            kills += 1
+            for checkpoint in folder.glob("*.safetensors"):
+                if not checkpoint.name.startswith("."):
+                    load_checkpoint(checkpoint)
+            continue
+        assert code == 0
+        finished, run = finished + 1, run + 1
+        for file in ("last.safetensors", "best.safetensors"):
+            assert (folder / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+# ---- jobs
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("the quick brown fox jumps over the lazy dog\n" * 60)
+    return path
+
+
+def small(text, **changes):
+    return Settings(
+        text=str(text), **{"embed": 8, "hidden": 16, "batch": 4, "time": 8, "epochs": 2, **changes}
+    )
+
+
+def test_a_job_trains_and_its_checkpoint_serves(tmp_path, text):
+    told = []
+    outcome = jobs.train(
+        small(text, level="word", lr=0.02), tmp_path / "run", progress=False, tell=told.append
+    )
+    assert any("parameters" in line for line in told)
+    assert outcome.valid_perplexity < 9
+    model, vocabulary, content = jobs.load_model(outcome.checkpoint)
+    assert content["settings"]["lr"] == 0.02
+    assert vocabulary.members[:3] == ["the", "quick", "brown"]
+    one = jobs.sample(model, vocabulary, prompt="the quick", length=12, seed=1)
+    assert one.startswith("the quick ")
+    assert one == jobs.sample(model, vocabulary, prompt="the quick", length=12, seed=1)
+    corpus = vocabulary.encode(text.read_text())
+    sizes = jobs.evaluation_sizes(corpus)
+    assert math.isfinite(model.perplexity(corpus, **sizes))
+
+
+def test_a_run_is_never_overwritten(tmp_path, text):
+    jobs.train(small(text), tmp_path / "run", progress=False, tell=lambda _: None)
+    with pytest.raises(FileExistsError, match="--resume"):
+        jobs.train(small(text), tmp_path / "run", progress=False, tell=lambda _: None)
+
+
+def test_resuming_with_another_text_is_refused(tmp_path, text):
+    jobs.train(small(text), tmp_path / "run", progress=False, tell=lambda _: None)
+    text.write_text(text.read_text().replace("fox", "cat"))
+    last = tmp_path / "run" / "last.safetensors"
+    with pytest.raises(ValueError, match="the texts differ"):
+        jobs.train(jobs.settings_of(last), tmp_path / "run", resume=last, progress=False)
+
+
+def test_a_checkpoint_without_a_model_is_refused(tmp_path):
+    make(tmp_path).fit(1)
+    with pytest.raises(CheckpointError, match="expected a checkpoint of `numba-rnn train`"):
+        jobs.settings_of(tmp_path / "last.safetensors")
+    with pytest.raises(CheckpointError, match="does not describe a language model"):
+        jobs.load_model(tmp_path / "last.safetensors")
