@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from . import __version__, jobs
-from . import backend as backends
+from .backend import NAMES as BACKEND_NAMES
 from .backend import BackendError, explain, use_backend
 from .jobs import Settings
 from .kernels import cells
@@ -35,7 +35,7 @@ def _one_of(what: str, names: Iterable[str]) -> str:
 BackendOption = Annotated[
     str | None,
     typer.Option(
-        help=_one_of("Engine, instead of what $NUMBA_RNN_BACKEND says", backends.NAMES),
+        help=_one_of("Engine, instead of what $NUMBA_RNN_BACKEND says", BACKEND_NAMES),
         show_default=False,
     ),
 ]

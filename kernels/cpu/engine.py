@@ -89,7 +89,9 @@ class NumbaEngine(ReferenceEngine):
         dtype = xs.dtype
 
         dhs = np.ascontiguousarray(dhs)
-        dstates = np.stack([np.asarray(d, dtype) for d in dstate])
+        dstates = np.empty((len(cell.states), N, H), dtype)
+        for s, after in enumerate(dstate):
+            dstates[s] = after
         dh_gates = np.zeros((N, H), dtype)
         dx_side = np.empty((N, T, Wx.shape[1]), dtype)
         dh_side = dx_side if one_affine(cell) else np.empty((N, T, h_columns), dtype)

@@ -8,7 +8,7 @@ depends on the instruction set.
     store(v, array, index, lanes)
     v + w, 1 - v, -v, fma(a, b, c), where(x < y, a, b)
 
-``load`` and ``store`` take C-contiguous arrays and do not check bounds.
+``load`` and ``store`` take C-contiguous arrays only and do not check bounds.
 
 ``sigmoid``, ``tanh``, ``relu`` and their derivatives (``functions.py``) are registered for
 vectors below. They rest on exp for arguments that are not positive: exp(x) = 2^n exp(r) with
@@ -20,6 +20,7 @@ import operator
 
 from llvmlite import ir
 from numba.core import cgutils, types
+from numba.core.errors import TypingError
 from numba.extending import intrinsic, models, overload, register_model
 
 from .. import functions
@@ -229,6 +230,8 @@ def lanes_of(typing, array):
 
 def pointer(context, builder, array_type, array, index):
     """Address of array.flat[index] (LLVM level)."""
+    if array_type.layout != "C":
+        raise TypingError(f"expected a C-contiguous array, got {array_type}")
     data = context.make_array(array_type)(context, builder, array).data
     return builder.gep(data, [index])
 

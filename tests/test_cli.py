@@ -1,0 +1,139 @@
+"""The command line, as a user runs it."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+TEXT = "the quick brown fox jumps over the lazy dog\n" * 40
+SMALL = ["--embed", "8", "--hidden", "16", "--batch", "4", "--time", "8", "--epochs", "2"]
+
+
+def run(*args, cwd, code=0):
+    process = subprocess.run(
+        [sys.executable, "-m", "numba_rnn", *map(str, args)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "NUMBA_RNN_BACKEND": "numpy", "COLUMNS": "100"},
+        timeout=120,
+    )
+    assert process.returncode == code, process.stderr
+    return process.stdout if code == 0 else process.stderr
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "text.txt").write_text(TEXT)
+    run("train", "--text", "text.txt", "--test", "text.txt", "--out", "run", *SMALL, cwd=folder)
+    return folder
+
+
+def test_train_leaves_what_it_says(folder):
+    said = run("train", "--text", "text.txt", "--level", "word", *SMALL, cwd=folder)
+    assert re.search(r"^engine numpy: NUMBA_RNN_BACKEND asks for numpy$", said, re.M)
+    assert re.search(r"^held-out perplexity \d+\.\d{3} a word$", said, re.M)
+    assert "a sample:" in said
+    for name in ("loss.png", "best.safetensors", "last.safetensors"):
+        assert (folder / "runs" / "word-lstm" / name).stat().st_size > 1000
+    assert (folder / "runs" / "word-lstm" / "loss.png").read_bytes().startswith(b"\x89PNG")
+    # a second run does not touch the first
+    said = run("train", "--text", "text.txt", "--level", "word", *SMALL, cwd=folder)
+    assert "runs/word-lstm-2/best.safetensors" in said
+
+
+def test_evaluate_agrees_with_train(folder):
+    said = run(
+        "train", "--text", "text.txt", "--test", "text.txt", "--out", "b", *SMALL, cwd=folder
+    )
+    (of_train,) = re.findall(r"^test (perplexity \S+ a char)$", said, re.M)
+    said = run("evaluate", "b", "--text", "text.txt", cwd=folder)
+    assert said.startswith(of_train + "\n")
+
+
+def test_generate_is_seeded(folder):
+    def made(seed):
+        options = ("--prompt", "the quick", "--length", "30", "--seed", seed)
+        return run("generate", "run", *options, cwd=folder)
+
+    assert made(1).startswith("the quick")
+    assert len(made(1).rstrip("\n")) == pytest.approx(39, abs=2)
+    assert made(1) == made(1) != made(2)
+
+
+def test_info(folder):
+    assert re.search(r"^engine +numpy$", run("info", cwd=folder), re.M)
+    said = run("info", "run", cwd=folder)
+    assert "hidden_size 16, cell lstm" in said
+    assert re.search(r"^trained +2 epochs", said, re.M)
+    assert run("--version", cwd=folder).strip() == "0.1.0"
+
+
+@pytest.mark.parametrize("command", ["train", "generate", "evaluate", "info"])
+def test_help_names_every_option_with_words(folder, command):
+    said = run(command, "--help", cwd=folder)
+    for line in re.findall(r"^│ +(--.*)│$", said, re.M):
+        assert len(line.split()) > 2, line
+
+
+def test_ctrl_c_saves_and_resume_goes_on(folder):
+    command = [sys.executable, "-m", "numba_rnn", "train", "--text", "text.txt", "--out", "c"]
+    process = subprocess.Popen(
+        [*command, *SMALL[:-1], "100000", "--patience", "0"],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "NUMBA_RNN_BACKEND": "numpy"},
+    )
+    while not (folder / "c" / "best.safetensors").exists():
+        time.sleep(0.05)
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopped; go on with: numba-rnn train --resume c" in said
+    (epochs,) = re.findall(r"trained +(\d+) epochs", run("info", "c/last.safetensors", cwd=folder))
+    more = str(int(epochs) + 2)
+    said = run("train", "--resume", "c", "--epochs", more, cwd=folder)
+    assert re.search(rf"^epoch +{more} ", said, re.M)
+    assert re.search(r"^held-out perplexity", said, re.M)
+    said = run("train", "--resume", "c", "--hidden", "99", cwd=folder, code=1)
+    assert "--hidden cannot change" in said
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["train", "--text", "none.txt"], r"none\.txt"),
+        (["train", "--cell", "lstn"], r"cell: expected one of .*lstm.*, got 'lstn'"),
+        (["train", "--level", "byte"], "level: expected one of char, word, got 'byte'"),
+        (["train", "--optimizer", "sdg"], "optimiser: expected one of sgd, .*got 'sdg'"),
+        (["train", "--dtype", "float16"], "dtype: expected one of float32, float64"),
+        (["train", "--backend", "tpu"], "expected one of auto, numpy, numba, cuda, got 'tpu'"),
+        (["train", "--backend", "cuda", "--strict"], "cuda cannot run here"),
+        (["train", "--text", "text.txt", "--batch", "0"], "batch_size: expected at least 1, got 0"),
+        (["train", "--text", "text.txt", "--time", "99999"], "corpus: expected at least"),
+        (["train", "--text", "text.txt", "--dropout", "1"], "ratio: expected a number from 0"),
+        (["train", "--text", "text.txt", "--lr", "-1"], "lr: expected a number above 0"),
+        (["train", "--text", "text.txt", "--clip", "-1"], "clip: expected a number from 0"),
+        (["train", "--text", "text.txt", "--tie"], "embed_size equal to hidden_size"),
+        (["train", "--text", "text.txt", "--out", "run"], "run holds a run already.*--resume"),
+        (["train", "--resume", "nowhere"], "nowhere"),
+        (["generate", "text.txt"], r"text\.txt: expected a whole safetensors file"),
+        (["generate", "run", "--temperature", "-1"], "temperature: expected a number from 0"),
+        (["generate", "run", "--length", "0"], "length: expected at least 1, got 0"),
+        (["evaluate", "run", "--text", "none.txt"], r"none\.txt"),
+        (["info", "nowhere"], "nowhere"),
+    ],
+)
+def test_errors_are_one_line_that_says_what_to_do(folder, args, says):
+    said = run(*args, cwd=folder, code=1)
+    assert re.search(says, said, re.S)
+    assert "Traceback" not in said
+    assert len(said.strip().splitlines()) == 1

@@ -1,0 +1,205 @@
+"""Every engine computes what the NumPy engine, the specification, computes."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from types import ModuleType
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+from helpers import BACKENDS, DTYPES, ENGINES, Array, outcome, problem, relative_error
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from numba_rnn.kernels.reference import ReferenceEngine
+
+from numba_rnn import cells, use_backend
+
+LIMITS = {np.float32: 1e-5, np.float64: 1e-12}
+
+# ---- what is compared
+
+
+def disagreements(got: dict[str, Array], want: dict[str, Array], limit: float) -> dict[str, Any]:
+    """What differs, and by how much."""
+    assert got.keys() == want.keys()
+    found: dict[str, Any] = {}
+    for name, array in got.items():
+        if array.dtype != want[name].dtype or array.shape != want[name].shape:
+            found[name] = array.dtype, array.shape
+        elif (error := relative_error(array, want[name])) > limit:
+            found[name] = error
+    return found
+
+
+# ---- the ways an engine can be made to go wrong
+
+
+class PoisonedNumPy(ModuleType):
+    """NumPy, with all uninitialised memory filled with NaN."""
+
+    def __init__(self) -> None:
+        super().__init__("numpy")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(np, name)
+
+    @staticmethod
+    def empty(*args: Any, **options: Any) -> Array:
+        return np.full_like(np.empty(*args, **options), np.nan)
+
+    @staticmethod
+    def empty_like(*args: Any, **options: Any) -> Array:
+        return np.full_like(np.empty_like(*args, **options), np.nan)
+
+
+@contextmanager
+def poisoned_memory(engine: ReferenceEngine) -> Iterator[None]:
+    """No engine may read what it has not written."""
+    with ExitStack() as stack:
+        for kind in {type(engine), ReferenceEngine}:
+            module = sys.modules[kind.__module__]
+            stack.enter_context(mock.patch.object(module, "np", PoisonedNumPy()))
+        yield
+
+
+@contextmanager
+def recurrent_product(engine: ReferenceEngine, by_blas: bool | None) -> Iterator[None]:
+    """Send the numba engine down one of its two paths; None leaves it its choice."""
+    if engine.name != "numba" or by_blas is None:
+        yield
+        return
+    module = sys.modules[type(engine).__module__]
+    with mock.patch.object(module, "recurrent_product_by_blas", return_value=by_blas):
+        yield
+
+
+def spread(array: Array) -> Array:
+    """The same numbers with gaps between them, which hold NaN."""
+    wide = np.full([2 * size for size in array.shape], np.nan, array.dtype)
+    view = wide[(slice(None, None, 2),) * array.ndim]
+    view[...] = array
+    return view
+
+
+def backwards(array: Array) -> Array:
+    """The same numbers stored from the end to the start."""
+    every = (slice(None, None, -1),) * array.ndim
+    return array[every].copy()[every]
+
+
+def swapped(array: Array) -> Array:
+    """The same numbers with the first two axes stored the other way round."""
+    return np.swapaxes(np.swapaxes(array, 0, 1).copy(), 0, 1) if array.ndim > 1 else array
+
+
+LAYOUTS: dict[str, Callable[[Array], Array]] = {
+    "C": np.ascontiguousarray,
+    "Fortran": np.asfortranarray,
+    "spread": spread,
+    "backwards": backwards,
+    "swapped": swapped,
+}
+
+
+# ---- the suite
+
+LARGE = {  # N, T, D, H at which the numba engine chooses BLAS for every cell
+    "one row": (1, 3, 2, 365),
+    "one step": (2, 1, 3, 183),
+    "many rows": (64, 2, 2, 365),
+}
+SIZES = [(1, 1, 1, 1), (1, 4, 3, 7), (3, 1, 2, 5), (5, 3, 1, 16), (6, 2, 9, 65), (9, 3, 4, 97)]
+
+
+def with_examples(test: Any) -> Any:
+    """The sizes that matter, in every layout."""
+    for sizes in (*SIZES, *LARGE.values()):
+        test = example(sizes=sizes, layouts=("C",) * 5, by_blas=None, seed=0)(test)
+    for layout in LAYOUTS:
+        for by_blas in (True, False):
+            test = example(sizes=(3, 4, 5, 19), layouts=(layout,) * 5, by_blas=by_blas, seed=0)(
+                test
+            )
+    return test
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", cells.names())
+@pytest.mark.parametrize("backend", ENGINES)
+@settings(max_examples=20, deadline=None)
+@with_examples
+@given(
+    sizes=st.tuples(st.integers(1, 9), st.integers(1, 6), st.integers(1, 20), st.integers(1, 80)),
+    layouts=st.tuples(*[st.sampled_from(list(LAYOUTS))] * 5),
+    by_blas=st.sampled_from([None, True, False]),
+    seed=st.integers(0, 1 << 32),
+)
+def test_engine_agrees_with_the_reference(backend, name, dtype, sizes, layouts, by_blas, seed):
+    p = problem(name, *sizes, dtype, seed=seed)
+    want = outcome(ReferenceEngine(), p)
+    given_ = p.map(*(LAYOUTS[layout] for layout in layouts))  # xs, state, params, dhs, dstate
+    with (
+        use_backend(backend, strict=True) as engine,
+        poisoned_memory(engine),
+        recurrent_product(engine, by_blas),
+    ):
+        got = outcome(engine, given_)
+    assert disagreements(got, want, LIMITS[dtype]) == {}
+    for before, after in zip(p.arrays(), given_.arrays(), strict=True):
+        np.testing.assert_array_equal(after, before, "an input was written to")
+        assert not any(np.may_share_memory(after, array) for array in got.values())
+
+
+def test_the_numba_engine_chooses_both_paths():
+    from numba_rnn.kernels.cpu.engine import recurrent_product_by_blas as by_blas
+
+    for name in cells.names():
+        for sizes, expected in ((SIZES, False), (LARGE.values(), True)):
+            for N, T, D, H in sizes:
+                columns = cells.get(name).shapes(D, H)["Wh"][1]
+                assert by_blas(N, T, H, columns) == expected, (name, N, T, D, H)
+
+
+@pytest.mark.parametrize("by_blas", [True, False])
+@pytest.mark.parametrize("name", cells.names())
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_backward_twice_gives_the_same(backend, name, by_blas):
+    p = problem(name, 3, 4, 2, 5)
+    with use_backend(backend, strict=True) as engine, recurrent_product(engine, by_blas):
+        _, _, saved = engine.forward(p.cell, p.xs, p.state, p.params)
+        first, second = (engine.backward(p.cell, p.dhs, p.dstate, saved) for _ in range(2))
+    np.testing.assert_equal(first, second)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_read_only_arrays_are_taken(backend):
+    p = problem("rnn", 3, 4, 2, 5)
+    for array in p.arrays():
+        array.flags.writeable = False
+    with use_backend(backend, strict=True) as engine:
+        assert disagreements(outcome(engine, p), outcome(ReferenceEngine(), p), 1e-12) == {}
+
+
+# ---- the test's test
+
+
+class WrongEngine(ReferenceEngine):
+    """Forgets one term of the backward pass; what it returns is itself a fine array."""
+
+    def backward(self, cell, dhs, dstate, saved):
+        return super().backward(cell, dhs, (dstate[0], 0 * dstate[1]), saved)
+
+
+def test_a_wrong_engine_is_caught():
+    p = problem("lstm", 2, 3, 4, 5)
+    right = outcome(ReferenceEngine(), p)
+    found = disagreements(outcome(WrongEngine(), p), right, 1e-5)
+    assert {"dxs", "dc at the start", "dWx", "dWh", "db"} <= found.keys()
+    assert "hs" not in found
+
+    nan = {**right, "hs": np.full_like(right["hs"], np.nan)}
+    assert disagreements(nan, right, 1e-5) == {"hs": float("inf")}
+    single = {**right, "hs": right["hs"].astype(np.float32)}
+    assert disagreements(single, right, 1e-5).keys() == {"hs"}

@@ -1,0 +1,240 @@
+"""Every layer's gradients, against central differences of its own forward pass."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import BACKENDS, Array, Problem, central_differences, problem, relative_error
+
+import numba_rnn as rnn
+from numba_rnn import cells, layers, use_backend
+
+N, T, D, H = 2, 4, 3, 5
+small_problem = partial(problem, N=N, T=T, D=D, H=H, margin=1e-3)
+
+Pairs = dict[str, tuple[Array, Array]]  # by name: an array, and the layer's gradient by it
+Case = tuple[layers.Layer, Callable[[], float], Pairs]
+
+
+def check(loss: Callable[[], float], pairs: Pairs) -> None:
+    for name, (array, gradient) in pairs.items():
+        error = relative_error(gradient, central_differences(loss, array))
+        assert error < 1e-7, f"gradient by {name}: off by {error:.1e}"
+
+
+# ---- a loss for each kind of layer, and the gradients that its backward claims
+
+
+def total(values: Any, weights: Any) -> float:
+    return sum(float((v * w).sum()) for v, w in zip(values, weights, strict=True))
+
+
+def param_pairs(layer: layers.Layer) -> Pairs:
+    return {
+        name: pair for name, *pair in zip(layer.param_names, layer.params, layer.grads, strict=True)
+    }
+
+
+def one_step(layer: Any, p: Problem) -> Case:
+    x = p.xs[:, 0]
+
+    def loss() -> float:
+        after = layer.forward(x, *p.state)
+        return total(after if isinstance(after, tuple) else (after,), p.dstate)
+
+    loss()
+    dx, *dstate = layer.backward(*p.dstate)
+    states = dict(zip(p.cell.states, zip(p.state, dstate, strict=True), strict=True))
+    return layer, loss, {"x": (x, dx), **states, **param_pairs(layer)}
+
+
+def unrolled(layer: Any, p: Problem) -> Case:
+    def loss() -> float:
+        layer.set_state(*p.state)
+        hs = layer.forward(p.xs)
+        return total((hs, *layer.state), (p.dhs, *p.dstate))
+
+    loss()
+    dxs = layer.backward(p.dhs, *p.dstate)
+    states = dict(zip(p.cell.states, zip(p.state, layer.dstate, strict=True), strict=True))
+    return layer, loss, {"xs": (p.xs, dxs), **states, **param_pairs(layer)}
+
+
+def bidirectional(layer: Any, p: Problem, q: Problem) -> Case:
+    both = (layer.forward_layer, p), (layer.backward_layer, q)
+    dhs = np.concatenate([p.dhs, q.dhs], axis=2)
+
+    def loss() -> float:
+        for direction, own in both:
+            direction.set_state(*own.state)
+        return total((layer.forward(p.xs),), (dhs,))
+
+    loss()
+    dxs = layer.backward(dhs)
+    states = {
+        f"{k}.{name}": (before, gradient)
+        for k, (direction, own) in enumerate(both)
+        for name, before, gradient in zip(own.cell.states, own.state, direction.dstate, strict=True)
+    }
+    return layer, loss, {"xs": (p.xs, dxs), **states, **param_pairs(layer)}
+
+
+def feed_forward(layer: Any, xs: Array, dout: Array, before: Callable[[], None] = int) -> Case:
+    def loss() -> float:
+        before()
+        return total((layer.forward(xs),), (dout,))
+
+    loss()
+    dxs = layer.backward(dout)
+    inputs = {} if dxs is None else {"xs": (xs, dxs)}
+    return layer, loss, {**inputs, **param_pairs(layer)}
+
+
+def loss_layer(layer: Any, xs: Array, ts: Array) -> Case:
+    def loss() -> float:
+        return 1.7 * layer.forward(xs, ts)
+
+    loss()
+    return layer, loss, {"xs": (xs, layer.backward(1.7))}
+
+
+# ---- the cases
+
+
+def step_case(layer: Any, name: str, **options: Any) -> Case:
+    p = small_problem(name)
+    return one_step(layer(*p.params, **options), p)
+
+
+def time_case(layer: Any, name: str, **options: Any) -> Case:
+    p = small_problem(name)
+    return unrolled(layer(*p.params, **options), p)
+
+
+def bi_case(layer: Any, name: str, **options: Any) -> Case:
+    p, q = small_problem(name, seed=1), small_problem(name, seed=2)
+    return bidirectional(layer(*p.params, *q.params, **options), p, q)
+
+
+def mixed_bidirectional() -> Case:
+    p, q = small_problem("lstm", seed=1), small_problem("gru", seed=2)
+    ahead = rnn.TimeRecurrent(*p.params, cell="lstm")
+    back = rnn.TimeRecurrent(*q.params, cell="gru")
+    return bidirectional(rnn.Bidirectional(ahead, back), p, q)
+
+
+def numbers(*shape: int, seed: int = 0) -> Array:
+    return np.random.default_rng(seed).uniform(-1, 1, shape)
+
+
+def embedding() -> Case:
+    ids = np.array([[3, 0, 3, 6], [3, 1, 1, 0]])  # repeated within a row and across rows
+    return feed_forward(rnn.TimeEmbedding(numbers(7, D)), ids, numbers(N, T, D, seed=1))
+
+
+def affine() -> Case:
+    layer = rnn.TimeAffine(numbers(D, H), numbers(H, seed=1))
+    return feed_forward(layer, numbers(N, T, D, seed=2), numbers(N, T, H, seed=3))
+
+
+def dropout() -> Case:
+    layer = rnn.TimeDropout(0.4)
+
+    def same_mask() -> None:
+        layer.rng = np.random.default_rng(3)
+
+    return feed_forward(layer, numbers(N, T, D), numbers(N, T, D, seed=1), same_mask)
+
+
+def softmax() -> Case:
+    return loss_layer(
+        rnn.TimeSoftmaxWithLoss(), numbers(N, T, 6), np.array([[5, 0, -1, 2], [-1, 3, 3, 1]])
+    )
+
+
+def sigmoid() -> Case:
+    targets = np.random.default_rng(1).uniform(0, 1, (N, T))
+    return loss_layer(rnn.TimeSigmoidWithLoss(), 4 * numbers(N, T), targets)
+
+
+def mse() -> Case:
+    return loss_layer(rnn.TimeMSE(), numbers(N, T, D), numbers(N, T, D, seed=1))
+
+
+CASES: dict[str, tuple[type[layers.Layer], Callable[[], Case]]] = {
+    "RNN": (rnn.RNN, partial(step_case, rnn.RNN, "rnn")),
+    "RNN relu": (rnn.RNN, partial(step_case, rnn.RNN, "rnn_relu", activation="relu")),
+    "LSTM": (rnn.LSTM, partial(step_case, rnn.LSTM, "lstm")),
+    "GRU": (rnn.GRU, partial(step_case, rnn.GRU, "gru")),
+    "GRU reset after": (
+        rnn.GRU,
+        partial(step_case, rnn.GRU, "gru_reset_after", reset_after=True),
+    ),
+    **{  # a new cell is found here by its name
+        f"TimeRecurrent {name}": (
+            rnn.TimeRecurrent,
+            partial(time_case, rnn.TimeRecurrent, name, cell=name),
+        )
+        for name in cells.names()
+    },
+    "TimeRNN": (rnn.TimeRNN, partial(time_case, rnn.TimeRNN, "rnn")),
+    "TimeRNN relu": (
+        rnn.TimeRNN,
+        partial(time_case, rnn.TimeRNN, "rnn_relu", activation="relu"),
+    ),
+    "TimeLSTM": (rnn.TimeLSTM, partial(time_case, rnn.TimeLSTM, "lstm")),
+    "TimeGRU": (rnn.TimeGRU, partial(time_case, rnn.TimeGRU, "gru")),
+    "TimeGRU reset after": (
+        rnn.TimeGRU,
+        partial(time_case, rnn.TimeGRU, "gru_reset_after", reset_after=True),
+    ),
+    "Bidirectional": (rnn.Bidirectional, mixed_bidirectional),
+    "TimeBiRNN": (rnn.TimeBiRNN, partial(bi_case, rnn.TimeBiRNN, "rnn")),
+    "TimeBiLSTM": (rnn.TimeBiLSTM, partial(bi_case, rnn.TimeBiLSTM, "lstm")),
+    "TimeBiGRU": (
+        rnn.TimeBiGRU,
+        partial(bi_case, rnn.TimeBiGRU, "gru_reset_after", reset_after=True),
+    ),
+    "TimeEmbedding": (rnn.TimeEmbedding, embedding),
+    "TimeAffine": (rnn.TimeAffine, affine),
+    "TimeDropout": (rnn.TimeDropout, dropout),
+    "TimeSoftmaxWithLoss": (rnn.TimeSoftmaxWithLoss, softmax),
+    "TimeSigmoidWithLoss": (rnn.TimeSigmoidWithLoss, sigmoid),
+    "TimeMSE": (rnn.TimeMSE, mse),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients(backend, case):
+    kind, make = CASES[case]
+    with use_backend(backend, strict=True):
+        layer, loss, pairs = make()
+        assert type(layer) is kind
+        assert len(pairs) > len(layer.params) or kind is rnn.TimeEmbedding  # has no input gradient
+        check(loss, pairs)
+
+
+def test_every_layer_is_covered():
+    covered = {kind.__name__ for kind, _ in CASES.values()}
+    assert covered == set(layers.__all__) - {"Layer"}
+
+
+# ---- the test's test
+
+
+def wrong_backward(dstate, saved, state):
+    dgates, dprev = cells.get("lstm").backward(dstate, saved, state)
+    df, *rest = dgates
+    return (df * 1.001, *rest), dprev
+
+
+def test_a_wrong_backward_is_caught():
+    cell = replace(cells.get("lstm"), name="wrong", backward=wrong_backward)
+    with use_backend("numpy"):
+        _, loss, pairs = time_case(rnn.TimeRecurrent, cell, cell=cell)
+        with pytest.raises(AssertionError, match="gradient by xs: off by"):
+            check(loss, pairs)
