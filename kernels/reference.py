@@ -60,7 +60,8 @@ class ReferenceEngine:
             steps.append((state, operand, saved))
             state = new_state
             hs[:, t] = state[0]
-        return hs, state, (xs, steps, params)
+        last = tuple(s.copy() for s in state)  # theirs to change; ours is needed for backward
+        return hs, last, (xs, steps, params)
 
     def backward(
         self, cell: Cell, dhs: Array, dstate: State, saved: Any

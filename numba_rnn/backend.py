@@ -13,7 +13,6 @@ that the same script runs on a machine without a GPU; where ``strict`` is asked 
 unknown name always raises. This is the only module that knows about engines.
 """
 
-import importlib
 import os
 import sys
 import warnings
@@ -203,7 +202,8 @@ def explain() -> Explanation:
     choice = _choice()
     versions = {"numba_rnn": __version__, "python": sys.version.split()[0]}
     for package in ("numpy", "numba", "llvmlite"):
-        if package in sys.modules:
-            versions[package] = importlib.import_module(package).__version__
+        module = sys.modules.get(package)
+        if module is not None:  # loaded, by whoever needed it
+            versions[package] = module.__version__
     details: dict[str, Any] = choice.engine.describe()
     return Explanation(choice.engine.name, choice.reason, versions=versions, **details)

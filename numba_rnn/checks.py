@@ -1,5 +1,6 @@
 """Errors that say which argument, what was expected and what came."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,11 @@ FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 def spell(shape: tuple[int | str, ...]) -> str:
     """(N, T, 4) as one would write it."""
     return "(" + ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "") + ")"
+
+
+def any_shape(value: Any) -> tuple[str, ...]:
+    """A shape for ``expect_array`` that fits any number of axes."""
+    return tuple(f"n{axis}" for axis in range(np.ndim(value)))
 
 
 def expect_array(
@@ -81,16 +87,16 @@ def expect_int(name: str, value: Any, least: int = 1) -> int:
 
 
 def expect_float(
-    name: str, value: Any, low: float, high: float = float("inf"), *, low_open: bool = False
+    name: str, value: Any, low: float, high: float = math.inf, *, low_open: bool = False
 ) -> float:
     """A number in [low, high), or (low, high) where ``low_open``."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name}: expected a number, got {value!r}")
     inside = low < value < high if low_open else low <= value < high
-    if not inside:
-        bracket = "above" if low_open else "from"
-        upper = "" if high == float("inf") else f" and below {high:g}"
-        raise ValueError(f"{name}: expected a number {bracket} {low:g}{upper}, got {value}")
+    if not (inside and math.isfinite(value)):
+        lower = "" if low == -math.inf else f" {'above' if low_open else 'from'} {low:g}"
+        upper = "" if high == math.inf else f" and below {high:g}"
+        raise ValueError(f"{name}: expected a finite number{lower}{upper}, got {value}")
     return float(value)
 
 
@@ -104,9 +110,9 @@ def expect_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
 def expect_float_dtype(name: str, value: Any) -> np.dtype[Any]:
     """float32 or float64, given as NumPy takes dtypes."""
     try:
-        dtype = np.dtype(value)
+        dtype = None if value is None else np.dtype(value)
     except TypeError:
         dtype = None
-    if dtype not in FLOATS:
+    if dtype is None or dtype not in FLOATS:
         raise TypeError(f"{name}: expected float32 or float64, got {value!r}")
     return dtype

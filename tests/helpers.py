@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba_rnn.kernels.reference import ReferenceEngine
 
 from numba_rnn import cells
+from numba_rnn.kernels.reference import ReferenceEngine
 
 ENGINES = ("numba",)  # every engine but the reference: a new one is added here, and tested
 BACKENDS = ("numpy", *ENGINES)

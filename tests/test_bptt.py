@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from helpers import relative_error
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers import relative_error
 from numba_rnn import TimeLSTM, use_backend
 from numba_rnn.training import TruncatedBPTT
 

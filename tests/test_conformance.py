@@ -9,12 +9,12 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from helpers import BACKENDS, DTYPES, ENGINES, Array, outcome, problem, relative_error
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from numba_rnn.kernels.reference import ReferenceEngine
 
+from helpers import BACKENDS, DTYPES, ENGINES, Array, outcome, problem, relative_error
 from numba_rnn import cells, use_backend
+from numba_rnn.kernels.reference import ReferenceEngine
 
 LIMITS = {np.float32: 1e-5, np.float64: 1e-12}
 

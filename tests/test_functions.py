@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import DTYPES, Array
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numba import njit
+
+from helpers import DTYPES, Array
 from numba_rnn.kernels import functions
 from numba_rnn.kernels.cpu.simd import VECTOR_BYTES, lanes_of, load, store
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import BACKENDS, Array, Problem, central_differences, problem, relative_error
 
 import numba_rnn as rnn
+from helpers import BACKENDS, Array, Problem, central_differences, problem, relative_error
 from numba_rnn import cells, layers, use_backend
 
 N, T, D, H = 2, 4, 3, 5

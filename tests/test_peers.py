@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import BACKENDS, DTYPES, Array, Problem, problem, relative_error
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import numba_rnn as rnn
+from helpers import BACKENDS, DTYPES, Array, Problem, problem, relative_error
 from numba_rnn import use_backend
 
 LIMITS = {np.float32: 1e-5, np.float64: 1e-10}

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import BACKENDS
 
+from helpers import BACKENDS
 from numba_rnn import use_backend
 from numba_rnn.models import Rnnlm
 from numba_rnn.text import Vocabulary, read_text

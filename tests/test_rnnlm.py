@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 import pytest
-from helpers import BACKENDS, central_differences, relative_error
 
+from helpers import BACKENDS, central_differences, relative_error
 from numba_rnn import cells, use_backend
 from numba_rnn.models import Rnnlm
 

@@ -10,8 +10,8 @@ import time
 
 import numpy as np
 import pytest
-from helpers import BACKENDS
 
+from helpers import BACKENDS
 from numba_rnn import jobs, use_backend
 from numba_rnn.jobs import Settings
 from numba_rnn.models import Rnnlm

@@ -60,8 +60,9 @@ class NumbaEngine(ReferenceEngine):
         h_side = np.empty((N, h_columns), dtype)
         bias, Wh_ = _gate_bias(cell, b, H), np.ascontiguousarray(Wh)
 
-        with _announce_compilation(cell, "forward", dtype):
-            if recurrent_product_by_blas(N, T, H, h_columns):
+        by_blas = recurrent_product_by_blas(N, T, H, h_columns)
+        with _announce_compilation(cell, "forward", dtype, by_blas):
+            if by_blas:
                 for t in range(T):
                     np.matmul(states[0, :, t], Wh_[:, :early], out=h_side[:, :early])
                     if cell.second:
@@ -97,8 +98,9 @@ class NumbaEngine(ReferenceEngine):
         dh_side = dx_side if one_affine(cell) else np.empty((N, T, h_columns), dtype)
         doperand = np.empty((N, H), dtype)
 
-        with _announce_compilation(cell, "backward", dtype):
-            if recurrent_product_by_blas(N, T, H, h_columns):
+        by_blas = recurrent_product_by_blas(N, T, H, h_columns)
+        with _announce_compilation(cell, "backward", dtype, by_blas):
+            if by_blas:
                 for t in reversed(range(T)):
                     sequence.backward_gates(
                         cell, t, dhs, dstates, dh_gates, states, keep, dx_side, dh_side
@@ -173,13 +175,15 @@ def _gate_bias(cell: Cell, b: Array, H: int) -> Array:
     return bias.reshape(-1)
 
 
-_compiled: set[tuple[Cell, str, str]] = set()
+_compiled: set[tuple[Any, ...]] = set()
 
 
 @contextmanager
-def _announce_compilation(cell: Cell, part: str, dtype: np.dtype) -> Iterator[None]:
-    """Say so, on stderr, where the first call for a cell and dtype takes over two seconds."""
-    key = (cell, part, dtype.str)
+def _announce_compilation(
+    cell: Cell, part: str, dtype: np.dtype[Any], by_blas: bool
+) -> Iterator[None]:
+    """Say so, on stderr, where the first call of its kind takes over two seconds."""
+    key = (cell, part, dtype.str, by_blas)
     if key in _compiled:
         yield
         return

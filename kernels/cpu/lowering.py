@@ -12,9 +12,10 @@ a vector, ``lanes`` how many of the vector's lanes are units that exist.
 
 import hashlib
 import inspect
-import marshal
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from llvmlite import ir
 from numba.core import types
@@ -55,21 +56,57 @@ def _engine_source() -> bytes:
     return b"".join(file.read_bytes() for file in files)
 
 
+def _outer_values(function: Any) -> dict[str, Any]:
+    """What a function's code takes from outside: globals, and names of the functions around it."""
+    outer = inspect.getclosurevars(function)
+    return {**outer.globals, **outer.nonlocals}
+
+
+def _with_callees(function: Any) -> list[Any]:
+    """A function and the plain functions that it calls, but for those of functions.py."""
+    found, waiting = [], [function]
+    while waiting:
+        function = waiting.pop()
+        if function in found or function.__module__ == functions.__name__:
+            continue
+        found.append(function)
+        waiting += [v for v in _outer_values(function).values() if inspect.isfunction(v)]
+    return found
+
+
+def _describe(function: Any) -> Iterator[str]:
+    """Everything that decides what a function computes: its code and the values it refers to."""
+    for callee in _with_callees(function):
+        code = callee.__code__
+        yield f"{callee.__name__} {code.co_code.hex()} {code.co_consts} {code.co_names}"
+        for name, value in sorted(_outer_values(callee).items()):
+            if inspect.ismodule(value):
+                used = {n: v for n, v in vars(value).items() if n in code.co_names}
+                yield f"{name} = {sorted((n, v) for n, v in used.items() if not callable(v))}"
+            elif not inspect.isfunction(value):
+                yield f"{name} = {value!r}"
+
+
 @cache
 def cell_type(cell: Cell) -> CellType:
     """The Numba type of a cell."""
     digest = hashlib.sha256(_engine_source())
-    digest.update(repr((cell.gates, cell.states, cell.saved, cell.second)).encode())
+    structure = cell.gates, cell.states, cell.saved, cell.input_gates, cell.recurrent_gates
+    digest.update(repr((structure, cell.second)).encode())
     for function in (cell.forward, cell.backward, cell.operand, cell.operand_backward):
         if function is not None:
-            module = inspect.getmodule(function)
-            try:  # the whole file: a cell may call functions beside it
-                digest.update(inspect.getsource(module or function).encode())
-            except (OSError, TypeError):
-                digest.update(marshal.dumps(function.__code__))
+            digest.update("\n".join(_describe(function)).encode())
     kind = CellType(cell.name, digest.hexdigest()[:16])
     _CELLS[kind.cell_name, kind.fingerprint] = cell
     return kind
+
+
+@cache
+def _compilable(function: Any) -> Any:
+    """The function, known to Numba together with the functions that it calls."""
+    for callee in _with_callees(function):
+        register_jitable(callee)
+    return function
 
 
 @typeof_impl.register(Cell)
@@ -106,25 +143,25 @@ def operand_backward(cell, doperand, dgates, dstate, saved, state):
 
 @overload(forward, strict=False)
 def _(cell, gates, state):
-    function = register_jitable(cell.cell.forward)
+    function = _compilable(cell.cell.forward)
     return lambda cell, gates, state: function(gates, state)
 
 
 @overload(backward, strict=False)
 def _(cell, dstate, saved, state):
-    function = register_jitable(cell.cell.backward)
+    function = _compilable(cell.cell.backward)
     return lambda cell, dstate, saved, state: function(dstate, saved, state)
 
 
 @overload(operand, strict=False)
 def _(cell, gates, state):
-    function = register_jitable(cell.cell.operand)
+    function = _compilable(cell.cell.operand)
     return lambda cell, gates, state: function(gates, state)
 
 
 @overload(operand_backward, strict=False)
 def _(cell, doperand, dgates, dstate, saved, state):
-    function = register_jitable(cell.cell.operand_backward)
+    function = _compilable(cell.cell.operand_backward)
     return lambda cell, doperand, dgates, dstate, saved, state: function(
         doperand, dgates, dstate, saved, state
     )

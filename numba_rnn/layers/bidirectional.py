@@ -22,6 +22,11 @@ class Bidirectional(Layer):
     """
 
     def __init__(self, forward_layer: TimeRecurrent, backward_layer: TimeRecurrent) -> None:
+        for name, layer in (("forward_layer", forward_layer), ("backward_layer", backward_layer)):
+            if not isinstance(layer, TimeRecurrent):
+                raise TypeError(f"{name}: expected a TimeRecurrent, got {layer!r}")
+        if backward_layer is forward_layer:
+            raise ValueError("backward_layer: expected a layer of its own, got forward_layer again")
         if backward_layer.stateful:
             raise ValueError("backward_layer: expected stateful=False, got stateful=True")
         if backward_layer.input_size != forward_layer.input_size:

@@ -8,6 +8,7 @@ import numpy as np
 from ..backend import engine
 from ..checks import (
     Array,
+    any_shape,
     expect_array,
     expect_float,
     expect_float_dtype,
@@ -126,8 +127,7 @@ class TimeDropout(Layer):
         if not self.train_flg or self.ratio == 0:
             self._mask = None
             return xs
-        if not isinstance(xs, np.ndarray) or xs.dtype.kind != "f":
-            raise TypeError(f"xs: expected an array of floats, got {type(xs).__name__}")
+        expect_array("xs", xs, any_shape(xs))
         scale = xs.dtype.type(1 / (1 - self.ratio))
         self._mask = (self.rng.random(xs.shape, dtype=xs.dtype) >= self.ratio) * scale
         return xs * self._mask

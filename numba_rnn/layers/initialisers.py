@@ -23,7 +23,13 @@ INITS = ("orthogonal", "book")
 
 def generator(rng: Seed) -> np.random.Generator:
     """A random generator from one, from a seed, or from nothing."""
-    return np.random.default_rng(rng)
+    expected = f"rng: expected a numpy Generator, a seed or None, got {rng!r}"
+    try:
+        return np.random.default_rng(rng)
+    except TypeError as error:
+        raise TypeError(expected) from error
+    except ValueError as error:
+        raise ValueError(expected) from error
 
 
 def orthogonal(rng: np.random.Generator, size: int) -> Array:

@@ -1,8 +1,10 @@
 """Losses: the last layer, a number to minimise and its gradient."""
 
+import math
+
 import numpy as np
 
-from ..checks import Array, expect_array, expect_finite, expect_float, expect_ids
+from ..checks import Array, any_shape, expect_array, expect_finite, expect_float, expect_ids
 from ..kernels.functions import sigmoid
 from .base import ForwardFirst, Layer
 
@@ -18,7 +20,7 @@ class _Loss(Layer):
         """The gradient of dout * loss by xs, the shape of xs."""
         if self._gradient is None:
             raise ForwardFirst(self)
-        scale = expect_float("dout", dout, -float("inf"))
+        scale = expect_float("dout", dout, -math.inf)
         return self._gradient if scale == 1 else self._gradient * self._gradient.dtype.type(scale)
 
 
@@ -43,7 +45,8 @@ class TimeSoftmaxWithLoss(_Loss):
         counts = labels != self.ignore_label
         count = max(int(counts.sum()), 1)
 
-        shifted = scores - scores.max(axis=1, keepdims=True)  # the largest is 0: no overflow
+        with np.errstate(over="ignore"):  # towards -inf, whose share is 0
+            shifted = scores - scores.max(axis=1, keepdims=True)  # the largest is 0
         of_label = shifted[rows, labels]
         np.exp(shifted, out=shifted)
         total = shifted.sum(axis=1, keepdims=True)
@@ -62,7 +65,7 @@ class TimeSigmoidWithLoss(_Loss):
 
     def forward(self, xs: Array, ts: Array) -> float:
         """xs, any shape: scores before sigmoid; ts, the same shape: from 0 to 1, or bool."""
-        expect_array("xs", xs, tuple("NTKLM"[: np.ndim(xs)]))
+        expect_array("xs", xs, any_shape(xs))
         dtype = ts.dtype if isinstance(ts, np.ndarray) and ts.dtype.kind in "iub" else xs.dtype
         expect_array("ts", ts, xs.shape, dtype)
         expect_finite("ts", ts)
@@ -80,7 +83,7 @@ class TimeMSE(_Loss):
 
     def forward(self, xs: Array, ts: Array) -> float:
         """xs and ts of the same shape and dtype: outputs and targets."""
-        expect_array("xs", xs, tuple("NTDKL"[: np.ndim(xs)]))
+        expect_array("xs", xs, any_shape(xs))
         expect_array("ts", ts, xs.shape, xs.dtype)
         expect_finite("ts", ts)
         difference = xs - ts

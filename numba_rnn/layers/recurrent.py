@@ -259,14 +259,24 @@ class TimeRecurrent(_CellLayer):
 
         A layer that is not stateful starts from it once.
         """
-        given = (*state, *(None,) * (len(self.cell.states) - len(state)))
-        if len(given) > len(self.cell.states) or all(value is None for value in given):
+        given = self._one_each("set_state", "{}", state)
+        if all(value is None for value in given):
             names = ", ".join(self.cell.states)
-            raise TypeError(f"set_state: expected {names}, got {len(state)} arrays")
+            raise TypeError(f"set_state: expected {names}, got 0 arrays")
         batch = next(len(value) if np.ndim(value) else 0 for value in given if value is not None)
         self._checked("{}", given, batch)
         self.state = tuple(self._zeros(batch) if v is None else v.copy() for v in given)
         self._state_given = True
+
+    def _one_each(
+        self, method: str, spelling: str, given: tuple[Array | None, ...]
+    ) -> tuple[Array | None, ...]:
+        """One entry for each of the cell's states, None for those left out."""
+        missing = len(self.cell.states) - len(given)
+        if missing < 0:
+            names = ", ".join(spelling.format(name) for name in self.cell.states)
+            raise TypeError(f"{method}: expected {names}, got {len(given)} arrays")
+        return (*given, *(None,) * missing)
 
     def reset_state(self) -> None:
         """Forget the state: the next forward starts from zeros."""
@@ -302,7 +312,7 @@ class TimeRecurrent(_CellLayer):
             raise ForwardFirst(self)
         running, saved, shape = self._tape
         expect_array("dhs", dhs, shape, self.dtype)
-        given = (*dstate, *(None,) * (len(self.cell.states) - len(dstate)))
+        given = self._one_each("backward", "d{}", dstate)
         zeros = self._zeros(shape[0])
         known = tuple(zeros if d is None else d for d in self._checked("d{}", given, shape[0]))
         dxs, self.dstate, gradients = running.backward(self.cell, dhs, known, saved)

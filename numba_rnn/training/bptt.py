@@ -47,17 +47,16 @@ class TruncatedBPTT:
             raise TypeError(f"corpus: expected an array, got {type(corpus).__name__}")
         self.batch_size = expect_int("batch_size", batch_size)
         self.time_size = expect_int("time_size", time_size)
+        places, needed = len(corpus), self.batch_size * self.time_size
         if targets is None:
-            corpus, targets = corpus[:-1], corpus[1:]
-        elif len(targets) != len(corpus):
-            raise ValueError(
-                f"targets: expected {len(corpus)} places, as corpus, got {len(targets)}"
-            )
+            corpus, targets, needed = corpus[:-1], corpus[1:], needed + 1
+        elif len(targets) != places:
+            raise ValueError(f"targets: expected {places} places, as corpus, got {len(targets)}")
         self._blocks = len(corpus) // self.batch_size // self.time_size
         if self._blocks == 0:
             raise ValueError(
-                f"corpus: expected at least batch_size * time_size + 1 = "
-                f"{self.batch_size * self.time_size + 1} places, got {len(corpus) + 1}"
+                f"corpus: expected at least {needed} places for one block of {self.batch_size} "
+                f"streams by {self.time_size} steps, got {places}"
             )
         stream = len(corpus) // self.batch_size
         self._xs, self._ts = (

@@ -1,0 +1,186 @@
+"""Compiled code: kept on disk, found again, never used for another source, and not in silence."""
+
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from helpers import outcome, problem, run_python
+from numba_rnn import cells, use_backend
+from numba_rnn.kernels.cells import Cell
+from numba_rnn.kernels.cpu import engine as cpu
+from numba_rnn.kernels.cpu.lowering import cell_type
+
+# ---- the cache on disk
+
+TRAIN = """
+import numpy as np
+from numba.core.dispatcher import Dispatcher
+from numba_rnn import TimeRNN, use_backend
+from numba_rnn.kernels.cpu import products, sequence
+
+use_backend("numba", strict=True)
+layer = TimeRNN.create(3, 5, rng=0)
+hs = layer.forward(np.ones((2, 4, 3), np.float32))
+layer.backward(hs)
+
+functions = {f for room in (products, sequence) for f in vars(room).values()
+             if isinstance(f, Dispatcher)}
+stats = [f.stats for f in functions]
+print(sum(sum(s.cache_hits.values()) for s in stats),
+      sum(sum(s.cache_misses.values()) for s in stats))
+"""
+
+
+def test_a_second_process_compiles_nothing(tmp_path):
+    cache = {"NUMBA_CACHE_DIR": str(tmp_path)}
+    hits, misses = map(int, run_python(TRAIN, cache).stdout.split())
+    assert hits == 0
+    assert misses >= 3  # forward, backward, transpose
+    assert list(tmp_path.rglob("*.nbi"))
+    assert list(tmp_path.rglob("*.nbc"))
+
+    hits, misses = map(int, run_python(TRAIN, cache).stdout.split())
+    assert hits >= 3
+    assert misses == 0
+
+
+# ---- what the cached code was compiled from
+
+CELL = """
+from numba_rnn.kernels.cells import Cell
+
+def forward(gates, state):
+    (a,) = gates
+    return ({factor} * a,), ()
+
+def backward(dstate, saved, state):
+    (dh,) = dstate
+    return ({factor} * dh,), (None,)
+
+LINEAR = Cell("linear", ("h",), ("h",), (), forward, backward)
+"""
+
+USE_CELL = """
+import numpy as np
+from linear import LINEAR
+from numba_rnn import TimeRecurrent, use_backend
+from numba_rnn.kernels.cpu import sequence
+from numba_rnn.kernels.cpu.lowering import cell_type
+
+use_backend("numba", strict=True)
+one = np.ones((1, 1))
+layer = TimeRecurrent(one, 0 * one, np.zeros(1), cell=LINEAR)
+h = layer.forward(np.ones((1, 1, 1))).item()
+dx = layer.backward(np.ones((1, 1, 1))).item()
+stats = sequence.forward.stats
+print(cell_type(LINEAR).fingerprint, h, dx, sum(stats.cache_hits.values()))
+"""
+
+
+def use_cell(folder: Path, factor: float) -> tuple[str, float, float, int]:
+    """Run a cell from a file, all runs of one folder sharing a cache."""
+    (folder / "linear.py").write_text(CELL.format(factor=factor))
+    env = {"NUMBA_CACHE_DIR": str(folder / "cache"), "PYTHONDONTWRITEBYTECODE": "1"}
+    fingerprint, h, dx, hits = run_python(USE_CELL, env, cwd=folder).stdout.split()
+    return fingerprint, float(h), float(dx), int(hits)
+
+
+def test_a_changed_cell_is_compiled_anew(tmp_path):
+    first, *computed = use_cell(tmp_path, 2.0)
+    assert computed == [2, 2, 0]
+    changed, *computed = use_cell(tmp_path, 3.0)
+    assert computed == [3, 3, 0]
+    again, *computed = use_cell(tmp_path, 2.0)
+    assert computed == [2, 2, 1]  # what was compiled for this source is found again
+    assert first == again != changed
+
+
+def by_closure(factor: float) -> Cell:
+    def forward(gates, state):
+        return (factor * gates[0],), ()
+
+    return replace(cells.get("rnn"), forward=forward)
+
+
+def by_global(factor: float) -> Cell:
+    """As in a notebook, where a line above has changed."""
+    namespace = {"FACTOR": factor}
+    exec("def forward(gates, state): return (FACTOR * gates[0],), ()", namespace)
+    return replace(cells.get("rnn"), forward=namespace["forward"])
+
+
+def by_wiring(gate: int) -> Cell:
+    cell = cells.get("gru_reset_after")
+    return replace(cell, input_only=cell.gates[gate : gate + 1])
+
+
+@pytest.mark.parametrize("make", [by_closure, by_global, by_wiring])
+def test_cells_that_differ_share_no_code(make):
+    first, second, again = (cell_type(make(k)).fingerprint for k in (1, 2, 1))
+    assert first == again != second
+
+
+# ---- the message
+
+
+@pytest.fixture
+def first_calls(monkeypatch):
+    """A process in which nothing has been called, and a tenth of a second takes two."""
+    p = problem("rnn", 2, 3, 4, 5)
+
+    def run() -> None:
+        with use_backend("numba", strict=True) as engine:
+            outcome(engine, p)
+
+    run()  # whatever is to be compiled is compiled now
+
+    def timer(seconds: float, call: object) -> threading.Timer:
+        assert seconds == 2
+        return threading.Timer(seconds / 20, call)
+
+    monkeypatch.setattr(cpu, "_compiled", set())
+    monkeypatch.setattr(cpu, "threading", SimpleNamespace(Timer=timer))
+    return run
+
+
+def slow(function: object) -> object:
+    def wait_and_call(*args: object) -> object:
+        time.sleep(0.3)
+        return function(*args)
+
+    return wait_and_call
+
+
+def test_slow_compilation_is_announced_once(first_calls, monkeypatch, capfd):
+    monkeypatch.setattr(cpu.sequence, "forward", slow(cpu.sequence.forward))
+    first_calls()
+    message = capfd.readouterr().err
+    assert message.count("\n") == 1
+    assert "compiling the forward pass of rnn (float64)" in message
+    assert "done once" in message
+    first_calls()
+    assert capfd.readouterr().err == ""
+
+
+def test_quick_calls_are_silent(first_calls, capfd):
+    first_calls()
+    time.sleep(0.3)  # the timers are over
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_failing_call_is_silent_too(first_calls, monkeypatch, capfd):
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cpu.sequence, "forward", fail)
+        with pytest.raises(MemoryError):
+            first_calls()
+    time.sleep(0.3)
+    assert capfd.readouterr() == ("", "")
+    np.testing.assert_equal(cpu._compiled, set())

@@ -1,0 +1,189 @@
+"""What is installed works away from the checkout, and imports point one way."""
+
+import ast
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from helpers import run_python
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = {"numba_rnn": ROOT / "numba_rnn", "numba_rnn.kernels": ROOT / "kernels"}
+
+# ---- the wheel
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """Built from a copy, so that the checkout stays clean and no left-overs of a build get in."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for room in ("numba_rnn", "kernels"):
+        shutil.copytree(ROOT / room, source / room, ignore=ignore)
+    for name in ("pyproject.toml", "LICENSE", "README.md"):
+        if (ROOT / name).exists():
+            shutil.copy(ROOT / name, source)
+    pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(source))
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def pip(*arguments: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def installed_name(file: Path) -> str:
+    """Where a file of the checkout lies in the wheel."""
+    for package in ("numba_rnn.kernels", "numba_rnn"):
+        if file.is_relative_to(ROOMS[package]):
+            return f"{package.replace('.', '/')}/{file.relative_to(ROOMS[package]).as_posix()}"
+    raise AssertionError(file)
+
+
+def test_the_wheel_holds_every_module_and_nothing_else(wheel):
+    modules = {
+        installed_name(file)
+        for room in ROOMS.values()
+        for file in room.rglob("*")
+        if file.suffix == ".py" or file.name == "py.typed"
+    }
+    held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert held == modules
+    assert "numba_rnn/py.typed" in held
+
+
+def test_the_wheel_works_from_another_folder(wheel, tmp_path):
+    target, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    pip("install", "--no-deps", "--no-index", "--target", str(target), str(wheel))
+    run_python(
+        f"""
+        from pathlib import Path
+        import numpy as np
+        import numba_rnn
+        from numba_rnn import kernels, use_backend
+        from numba_rnn.kernels import cpu
+
+        target = Path({str(target)!r})
+        for module in (numba_rnn, kernels, cpu):
+            assert Path(module.__file__).is_relative_to(target), module.__file__
+        assert (Path(numba_rnn.__file__).parent / "py.typed").exists()
+
+        results = []
+        for engine in ("numpy", "numba"):
+            with use_backend(engine, strict=True):
+                layer = numba_rnn.TimeLSTM.create(3, 5, rng=0, dtype=np.float64)
+                hs = layer.forward(np.ones((2, 4, 3)))
+                results.append([hs, layer.backward(hs), *layer.grads])
+        for a, b in zip(*results):
+            np.testing.assert_allclose(a, b, rtol=1e-10)
+        """,
+        {"PYTHONPATH": str(target), "NUMBA_CACHE_DIR": str(tmp_path / "cache")},
+        cwd=elsewhere,
+    )
+
+
+# ---- who imports whom
+
+
+def imports(package: str) -> dict[str, set[str]]:
+    """For each module of a package, the full names of all it imports, wherever in the file."""
+    found = {}
+    for file in ROOMS[package].rglob("*.py"):
+        name = installed_name(file).removesuffix(".py").replace("/", ".")
+        parent = name.rpartition(".")[0]  # of an __init__ its own package, as in Python
+        found[name.removesuffix(".__init__")] = {
+            target
+            for node in ast.walk(ast.parse(file.read_text()))
+            for target in _targets(node, parent)
+        }
+    assert found
+    return found
+
+
+def _targets(node: ast.AST, package: str) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if not isinstance(node, ast.ImportFrom):
+        return []
+    base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+    module = ".".join([*base, *([node.module] if node.module else [])])
+    return [f"{module}.{alias.name}" for alias in node.names]
+
+
+def within(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
+
+
+def test_kernels_stand_alone():
+    allowed = {"numpy", "numba", "llvmlite", *sys.stdlib_module_names}
+    for module, targets in imports("numba_rnn.kernels").items():
+        for target in targets:
+            inside = within(target, "numba_rnn.kernels")
+            assert inside or target.split(".")[0] in allowed, f"{module} imports {target}"
+
+
+def test_the_reference_and_the_cells_need_no_compiler():
+    for module, targets in imports("numba_rnn.kernels").items():
+        if not within(module, "numba_rnn.kernels.cpu"):
+            for target in targets:
+                assert target.split(".")[0] not in {"numba", "llvmlite"}, f"{module}: {target}"
+                assert not within(target, "numba_rnn.kernels.cpu"), f"{module}: {target}"
+
+
+# each room, and the rooms of numba_rnn that it may not import
+FORBIDDEN = {
+    "backend": ("checks", "layers", "models", "training", "cli"),
+    "checks": ("backend", "layers", "models", "training", "cli"),
+    "layers": ("models", "training", "cli"),
+    "models": ("cli",),
+    "training": ("cli",),
+}
+
+
+@pytest.mark.parametrize("room", FORBIDDEN)
+def test_imports_point_one_way(room):
+    modules = {
+        module: targets
+        for module, targets in imports("numba_rnn").items()
+        if within(module, f"numba_rnn.{room}")
+    }
+    assert modules
+    for module, targets in modules.items():
+        for target in targets:
+            for other in FORBIDDEN[room]:
+                assert not within(target, f"numba_rnn.{other}"), f"{module} imports {target}"
+
+
+def test_backend_imports_only_kernels():
+    ours = {t for t in imports("numba_rnn")["numba_rnn.backend"] if within(t, "numba_rnn")}
+    ours.discard("numba_rnn.__version__")
+    assert ours
+    assert all(within(target, "numba_rnn.kernels") for target in ours), ours
+
+
+def test_layers_know_no_engine_but_through_backend():
+    for module, targets in imports("numba_rnn").items():
+        if not within(module, "numba_rnn.backend"):
+            for target in targets:
+                for engine in ("cpu", "cuda", "reference"):
+                    assert not within(target, f"numba_rnn.kernels.{engine}"), f"{module}: {target}"
+
+
+def test_the_import_walk_sees_relative_imports():
+    found = imports("numba_rnn")["numba_rnn.layers"]
+    assert "numba_rnn.layers.recurrent.TimeLSTM" in found
+    found = imports("numba_rnn.kernels")
+    assert "numba_rnn.kernels.functions.sigmoid" in found["numba_rnn.kernels.cells.lstm"]
+    assert "numba_rnn.kernels.functions" in found["numba_rnn.kernels.cpu.simd"]

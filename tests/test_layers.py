@@ -1,0 +1,434 @@
+"""What the layers promise beyond their gradients: states, starting values, dropout, losses."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import numba_rnn as rnn
+from helpers import BACKENDS, DTYPES, Array
+from numba_rnn import cells, use_backend
+
+N, T, D, H = 2, 5, 3, 4
+
+UNROLLED = {
+    "rnn": (rnn.RNN, rnn.TimeRNN, {}),
+    "rnn_relu": (rnn.RNN, rnn.TimeRNN, {"activation": "relu"}),
+    "lstm": (rnn.LSTM, rnn.TimeLSTM, {}),
+    "gru": (rnn.GRU, rnn.TimeGRU, {}),
+    "gru_reset_after": (rnn.GRU, rnn.TimeGRU, {"reset_after": True}),
+}
+each_kind = pytest.mark.parametrize("kind", UNROLLED)
+each_backend = pytest.mark.parametrize("backend", BACKENDS)
+
+
+def numbers(*shape: int, seed: int = 0) -> Array:
+    return np.random.default_rng(seed).uniform(-1, 1, shape)
+
+
+def unrolled(kind: str, **options: Any) -> Any:
+    _, make, own = UNROLLED[kind]
+    layer = make.create(D, H, rng=1, dtype=np.float64, **own, **options)
+    layer.params[2][...] = numbers(*layer.params[2].shape, seed=2)  # biases that are not 0
+    return layer
+
+
+def close(got: Any, want: Any) -> None:
+    np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-14)
+
+
+# ---- gradients in place
+
+
+@each_kind
+@each_backend
+def test_grads_are_overwritten_in_place(backend, kind):
+    with use_backend(backend, strict=True):
+        layer = unrolled(kind)
+        arrays = list(layer.grads)
+        xs, dhs = numbers(N, T, D), numbers(N, T, H, seed=1)
+        layer.forward(xs)
+        layer.backward(dhs)
+        first = [grad.copy() for grad in layer.grads]
+        layer.forward(xs)
+        layer.backward(dhs)
+    assert all(now is before for now, before in zip(layer.grads, arrays, strict=True))
+    for now, before in zip(layer.grads, first, strict=True):
+        np.testing.assert_array_equal(now, before)
+    assert all(np.any(grad) for grad in first)
+
+
+@pytest.mark.parametrize(
+    ("layer", "inputs", "dout"),
+    [
+        (rnn.TimeAffine(numbers(D, H), numbers(H)), numbers(N, T, D), numbers(N, T, H)),
+        (rnn.TimeEmbedding(numbers(7, D)), np.array([[3, 3, 0]]), numbers(1, 3, D)),
+    ],
+)
+def test_grads_of_layers_without_state_are_overwritten_in_place(layer, inputs, dout):
+    arrays = list(layer.grads)
+    for scale in (1, 2):
+        layer.forward(inputs)
+        layer.backward(scale * dout)
+        if scale == 1:
+            first = [grad.copy() for grad in layer.grads]
+    assert all(now is before for now, before in zip(layer.grads, arrays, strict=True))
+    for now, before in zip(layer.grads, first, strict=True):
+        close(now, 2 * before)
+
+
+# ---- the state
+
+
+@each_kind
+@each_backend
+def test_a_stateful_layer_carries_on(backend, kind):
+    xs = numbers(N, 2 * T, D)
+    with use_backend(backend, strict=True):
+        layer, whole = unrolled(kind, stateful=True), unrolled(kind).forward(xs)
+        blocks = [layer.forward(xs[:, :T]), layer.forward(xs[:, T:])]
+        close(np.concatenate(blocks, axis=1), whole)
+        layer.reset_state()
+        assert layer.h is None
+        close(layer.forward(xs[:, :T]), whole[:, :T])
+
+
+@each_kind
+def test_a_layer_without_state_starts_from_zeros(kind):
+    layer, xs = unrolled(kind), numbers(N, T, D)
+    first = layer.forward(xs)
+    assert np.any(layer.h)
+    close(layer.forward(xs), first)
+
+
+@each_kind
+@pytest.mark.parametrize("stateful", [True, False])
+def test_set_state(kind, stateful):
+    layer, xs = unrolled(kind, stateful=stateful), numbers(N, 2 * T, D)
+    from_zeros, middle = layer.forward(xs[:, :T]), layer.state
+    second_half = unrolled(kind).forward(xs)[:, T:]
+
+    layer.set_state(*middle)
+    close(layer.forward(xs[:, T:]), second_half)  # it starts from the state given ...
+    after = layer.forward(xs[:, :T])
+    if stateful:
+        assert np.abs(after - from_zeros).max() > 1e-3
+    else:
+        close(after, from_zeros)  # ... once
+
+    layer.set_state(*middle)
+    layer.reset_state()
+    close(layer.forward(xs[:, :T]), from_zeros)
+
+
+def test_set_state_keeps_its_own_copy():
+    layer, h = unrolled("rnn"), numbers(N, H)
+    layer.set_state(h)
+    expected = layer.forward(numbers(N, T, D))
+    layer.set_state(h)
+    h[...] = np.nan
+    close(layer.forward(numbers(N, T, D)), expected)
+
+
+def test_an_lstm_set_to_h_alone_has_a_memory_cell_of_zeros():
+    layer, h, xs = unrolled("lstm", stateful=True), numbers(N, H), numbers(N, T, D)
+    layer.forward(xs)
+    layer.set_state(h)
+    np.testing.assert_array_equal(layer.c, np.zeros((N, H)))
+    np.testing.assert_array_equal(layer.h, h)
+    alone = layer.forward(xs)
+    layer.set_state(h, np.zeros((N, H)))
+    close(layer.forward(xs), alone)
+
+
+@each_kind
+@each_backend
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_states_and_their_gradients(backend, kind, dtype):
+    _, make, options = UNROLLED[kind]
+    layer = make.create(D, H, rng=1, dtype=dtype, **options)
+    assert layer.h is None
+    assert layer.dh is None
+    with use_backend(backend, strict=True):
+        hs = layer.forward(numbers(N, T, D).astype(dtype))
+        dxs = layer.backward(np.ones_like(hs))
+    assert hs.shape == (N, T, H)
+    assert dxs.shape == (N, T, D)
+    np.testing.assert_array_equal(layer.h, hs[:, -1])
+    own = [layer.h, layer.dh] + ([layer.c, layer.dc] if kind == "lstm" else [])
+    assert {array.shape for array in own} == {(N, H)}
+    assert {array.dtype for array in (hs, dxs, *own, *layer.grads)} == {np.dtype(dtype)}
+    assert np.any(layer.dh)
+    assert len(layer.state) == len(layer.dstate) == len(cells.get(kind).states)
+
+
+@each_kind
+@each_backend
+def test_gradients_left_out_are_zero(backend, kind):
+    xs, dhs = numbers(N, T, D), numbers(N, T, H, seed=1)
+    with use_backend(backend, strict=True):
+        layer = unrolled(kind)
+        layer.forward(xs)
+        dxs = layer.backward(dhs)
+        zeros = [np.zeros((N, H)) for _ in layer.cell.states]
+        close(layer.backward(dhs, *zeros), dxs)
+        ones = [np.ones((N, H)) for _ in layer.cell.states]
+        assert np.abs(layer.backward(dhs, *ones) - dxs).max() > 1e-3
+
+
+# ---- one step
+
+
+@each_kind
+@each_backend
+def test_steps_add_up_to_the_unrolled_layer(backend, kind):
+    make, _, options = UNROLLED[kind]
+    xs, dhs = numbers(N, T, D), numbers(N, T, H, seed=3)
+    with use_backend(backend, strict=True):
+        layer = unrolled(kind)
+        layer.forward(xs)
+        dxs = layer.backward(dhs)
+
+        steps = [make(*layer.params, **options) for _ in range(T)]
+        state = tuple(np.zeros((N, H)) for _ in layer.cell.states)
+        for t, step in enumerate(steps):
+            after = step.forward(xs[:, t], *state)
+            state = after if isinstance(after, tuple) else (after,)
+        for stepped, last in zip(state, layer.state, strict=True):
+            close(stepped, last)
+
+        dstate: list[Array] = [np.zeros((N, H)) for _ in layer.cell.states]
+        grads = [np.zeros_like(grad) for grad in layer.grads]
+        for t in reversed(range(T)):
+            dstate[0] = dstate[0] + dhs[:, t]
+            dx, *dstate = steps[t].backward(*dstate)
+            close(dx, dxs[:, t])
+            for grad, own in zip(grads, steps[t].grads, strict=True):
+                grad += own
+    for added, whole in zip((*grads, *dstate), (*layer.grads, *layer.dstate), strict=True):
+        close(added, whole)
+
+
+# ---- both directions
+
+
+def test_a_bidirectional_layer_reads_backwards():
+    ahead, back = unrolled("lstm"), unrolled("gru")
+    xs, dhs = numbers(N, T, D), numbers(N, T, 2 * H, seed=1)
+    hs = rnn.Bidirectional(ahead, back).forward(xs)
+    close(hs[:, :, :H], unrolled("lstm").forward(xs))
+    close(hs[:, ::-1, H:], unrolled("gru").forward(xs[:, ::-1]))
+    assert np.abs(hs[:, :, H:] - unrolled("gru").forward(xs)).max() > 1e-3
+
+    # time turned round and the directions exchanged: the same thing
+    one, other = rnn.Bidirectional(ahead, back), rnn.Bidirectional(back, ahead)
+    one.forward(xs)
+    dxs, grads = one.backward(dhs), [grad.copy() for grad in one.grads]
+    close(other.forward(xs[:, ::-1])[:, ::-1], np.roll(hs, H, axis=2))
+    close(other.backward(np.roll(dhs, H, axis=2)[:, ::-1])[:, ::-1], dxs)
+    for grad, before in zip((*ahead.grads, *back.grads), grads, strict=True):
+        close(grad, before)
+
+
+def test_only_the_forward_direction_may_be_stateful():
+    with pytest.raises(ValueError, match="backward_layer: expected stateful=False"):
+        rnn.Bidirectional(unrolled("rnn"), unrolled("rnn", stateful=True))
+
+    layer, xs = (
+        rnn.TimeBiLSTM.create(D, H, rng=1, dtype=np.float64, stateful=True),
+        numbers(N, T, D),
+    )
+    first, second = layer.forward(xs), layer.forward(xs)
+    assert np.abs(first - second)[:, :, :H].max() > 1e-3
+    close(second[:, :, H:], first[:, :, H:])
+    layer.reset_state()
+    close(layer.forward(xs), first)
+
+
+def test_bidirectional_parameters_are_those_of_its_layers():
+    layer = rnn.TimeBiGRU.create(D, H, rng=1, reset_after=True)
+    both = (layer.forward_layer, layer.backward_layer)
+    expected = [array for one in both for array in (*one.params, *one.grads)]
+    own = [*layer.params[:3], *layer.grads[:3], *layer.params[3:], *layer.grads[3:]]
+    assert all(a is b for a, b in zip(own, expected, strict=True))
+    assert not np.array_equal(layer.params[0], layer.params[3])
+    assert layer.param_names[0] == "forward.Wx"
+    assert layer.param_names[5] == "backward.b"
+
+
+# ---- starting values
+
+
+@pytest.mark.parametrize("name", cells.names())
+def test_orthogonal_start(name):
+    D, H = 7, 33
+    cell = cells.get(name)
+    layer = rnn.TimeRecurrent.create(D, H, cell=cell, rng=0, dtype=np.float64)
+    Wx, Wh, b = layer.params
+    blocks = np.split(Wh, len(cell.recurrent_gates), axis=1)
+    for block in blocks:
+        np.testing.assert_allclose(block.T @ block, np.eye(H), atol=1e-12)
+    assert all(not np.allclose(blocks[0], block) for block in blocks[1:])
+
+    limit = np.sqrt(6 / (D + H))  # of one gate, not of all gates together
+    assert 0.95 * limit < np.abs(Wx).max() <= limit
+    assert abs(Wx.std() - limit / np.sqrt(3)) < 0.05 * limit
+
+    expected = np.zeros_like(b)
+    if name == "lstm":
+        expected[:H] = 1  # f comes first
+    np.testing.assert_array_equal(b, expected)
+
+
+@pytest.mark.parametrize("name", cells.names())
+def test_book_start(name):
+    D, H = 25, 100
+    layer = rnn.TimeRecurrent.create(D, H, cell=name, rng=0, dtype=np.float64, init="book")
+    Wx, Wh, b = layer.params
+    for W, inputs in ((Wx, D), (Wh, H)):
+        assert abs(W.std() * np.sqrt(inputs) - 1) < 0.06
+        assert abs(W.mean() * np.sqrt(inputs)) < 0.06
+        assert np.abs(W).max() * np.sqrt(inputs) > 2.5  # normal, not uniform
+    np.testing.assert_array_equal(b, np.zeros_like(b))
+
+
+CREATED = [
+    *((make, (D, H), options) for *both, options in UNROLLED.values() for make in both),
+    (rnn.TimeRecurrent, (D, H), {"cell": "gru", "init": "book"}),
+    (rnn.TimeBiLSTM, (D, H), {}),
+    (rnn.TimeEmbedding, (7, D), {}),
+    (rnn.TimeAffine, (D, H), {}),
+]
+
+
+@pytest.mark.parametrize(("make", "sizes", "options"), CREATED)
+def test_create_is_reproducible(make, sizes, options):
+    def params(rng: Any, dtype: Any = np.float64) -> list[Array]:
+        return make.create(*sizes, rng=rng, dtype=dtype, **options).params
+
+    for a, b in zip(params(5), params(np.random.default_rng(5)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert not np.array_equal(params(5)[0], params(6)[0])
+    assert not np.array_equal(params(None)[0], params(None)[0])
+    for single, double in zip(params(5, np.float32), params(5), strict=True):
+        assert (single.dtype, double.dtype) == (np.float32, np.float64)
+        np.testing.assert_array_equal(single, double.astype(np.float32))
+    assert make.create(*sizes, **options).dtype == np.float32
+
+
+# ---- layers without a state
+
+
+def test_dropout_scales_what_it_leaves():
+    xs = np.ones((50, 40, 30), np.float32)
+    layer = rnn.TimeDropout(0.25, rng=0)
+    out = layer.forward(xs)
+    assert out.dtype == np.float32
+    assert set(np.unique(out)) == {0, np.float32(4 / 3)}
+    assert abs((out == 0).mean() - 0.25) < 0.01
+    np.testing.assert_array_equal(layer.backward(xs), out)  # the same places
+    assert not np.array_equal(layer.forward(xs), out)  # other places every time
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dropout_passes_everything_on(dtype):
+    xs = numbers(N, T, D).astype(dtype)
+    off, never = rnn.TimeDropout(0.5, rng=0), rnn.TimeDropout(0, rng=0)
+    off.forward(xs)
+    off.train_flg = False
+    for layer in (off, never):
+        np.testing.assert_array_equal(layer.forward(xs), xs)
+        np.testing.assert_array_equal(layer.backward(xs), xs)
+
+
+@each_backend
+def test_gradients_of_repeated_words_add_up(backend):
+    layer = rnn.TimeEmbedding(numbers(5, D))
+    ids, dout = np.array([[1, 1, 4], [1, 0, 4]]), numbers(2, 3, D)
+    with use_backend(backend, strict=True):
+        np.testing.assert_array_equal(layer.forward(ids), layer.params[0][ids])
+        layer.backward(dout)
+    (dW,) = layer.grads
+    close(dW[1], dout[0, 0] + dout[0, 1] + dout[1, 0])
+    close(dW[4], dout[0, 2] + dout[1, 2])
+    close(dW[0], dout[1, 1])
+    np.testing.assert_array_equal(dW[2:4], np.zeros((2, D)))
+
+
+# ---- losses
+
+
+def test_softmax_with_all_labels_ignored():
+    layer = rnn.TimeSoftmaxWithLoss()
+    xs = numbers(N, T, 6)
+    assert layer.forward(xs, np.full((N, T), -1)) == 0
+    np.testing.assert_array_equal(layer.backward(), np.zeros_like(xs))
+
+
+def test_softmax_averages_over_the_labels_that_count():
+    layer, xs = rnn.TimeSoftmaxWithLoss(), numbers(1, 3, 6)
+    loss = layer.forward(xs, np.array([[2, -1, 5]]))
+    gradient = layer.backward()
+    close(loss, layer.forward(xs[:, ::2], np.array([[2, 5]])))
+    close(gradient[:, ::2], layer.backward())
+    np.testing.assert_array_equal(gradient[:, 1], np.zeros((1, 6)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_huge_scores_give_a_finite_loss(dtype):
+    xs = np.array([[[1e30, -1e30, 0], [-1e30, -1e30, -1e30]]], dtype)
+    softmax = rnn.TimeSoftmaxWithLoss()
+    assert softmax.forward(xs, np.array([[0, 1]])) == pytest.approx(np.log(3) / 2)
+    np.testing.assert_allclose(softmax.backward(), [[[0, 0, 0], [1 / 6, -1 / 3, 1 / 6]]], atol=1e-7)
+    assert softmax.forward(xs, np.array([[1, 1]])) == pytest.approx(1e30)
+
+    sigmoid = rnn.TimeSigmoidWithLoss()
+    assert sigmoid.forward(xs, (xs > 0).astype(dtype)) == pytest.approx(np.log(2) / 6)
+    assert np.isfinite(sigmoid.backward()).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("loss", [rnn.TimeSigmoidWithLoss, rnn.TimeMSE])
+def test_a_loss_does_not_write_to_its_inputs(loss, dtype):
+    xs, ts = numbers(N, T).astype(dtype), (numbers(N, T, seed=1) > 0).astype(dtype)
+    before = xs.copy(), ts.copy()
+    layer = loss()
+    layer.forward(xs, ts)
+    half = layer.backward(0.5)
+    assert half.dtype == dtype
+    np.testing.assert_array_equal(2 * half, layer.backward())
+    np.testing.assert_equal((xs, ts), before)
+
+
+@pytest.mark.parametrize("kind", [bool, np.int8, np.uint8, np.float64])
+def test_sigmoid_targets_of_any_kind(kind):
+    xs = numbers(N, T)
+    ts = numbers(N, T, seed=1) > 0
+    loss = rnn.TimeSigmoidWithLoss().forward(xs, ts.astype(kind))
+    y = 1 / (1 + np.exp(-xs))
+    assert loss == pytest.approx(-np.log(np.where(ts, y, 1 - y)).mean(), rel=1e-12)
+
+
+def test_perplexity_of_a_guess():
+    xs = np.zeros((N, T, 10), np.float32)
+    loss = rnn.TimeSoftmaxWithLoss().forward(xs, np.zeros((N, T), int))
+    assert np.exp(loss) == pytest.approx(10, rel=1e-6)
+
+
+def test_a_layer_cannot_be_both_directions():
+    layer = rnn.TimeLSTM.create(3, 5, rng=0)
+    with pytest.raises(ValueError, match="backward_layer: expected a layer of its own"):
+        rnn.Bidirectional(layer, layer)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_changing_the_state_does_not_change_the_gradient(backend):
+    rng = np.random.default_rng(0)
+    xs, dhs = rng.standard_normal((2, 4, 3)), rng.standard_normal((2, 4, 5))
+    layer = rnn.TimeRNN.create(3, 5, rng=0, dtype=np.float64)
+    with use_backend(backend):
+        layer.forward(xs)
+        expected = layer.backward(dhs)
+        hs = layer.forward(xs)
+        layer.h[...] = hs[...] = np.nan
+        np.testing.assert_array_equal(layer.backward(dhs), expected)
