@@ -6,6 +6,8 @@ unchanged on whatever numbers that engine uses.
 
 Each derivative takes the function's *output*, as in the lecture: backward then needs no
 pre-activations, only what forward has already stored.
+
+To add a function, define it here and register its vector version in ``cpu/simd.py``.
 """
 
 import numpy as np

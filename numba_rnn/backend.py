@@ -54,9 +54,7 @@ def _numba() -> ReferenceEngine:
 
 @cache
 def _cuda() -> ReferenceEngine:
-    raise BackendError(
-        "this release has no CUDA engine yet; NUMBA_RNN_BACKEND=numba is the fastest"
-    )
+    raise BackendError("this release has no CUDA engine yet")
 
 
 _LOADERS: dict[str, Callable[[], ReferenceEngine]] = {
@@ -91,7 +89,8 @@ def _choose(name: str, source: str, strict: bool) -> _Choice:
                 raise BackendError(f"{source}: {name} cannot run here: {error}") from error
             refused.append(f"{candidate}: {error}")
             continue
-        reason = f"{source} asks for {name}" if name != "auto" else f"{source}: the fastest here"
+        wish = ": the fastest that runs here" if name == "auto" else f" asks for {name}"
+        reason = source + wish
         if refused:
             reason += f" ({'; '.join(refused)})"
             if name != "auto":

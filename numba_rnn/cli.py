@@ -131,7 +131,8 @@ def train(
     The language model of Deep Learning from Scratch 2, chapter 6:
 
     numba-rnn train --level word --text ptb.train.txt --valid ptb.valid.txt --test ptb.test.txt
-    --embed 100 --hidden 100 --batch 20 --time 35 --optimizer sgd --lr 20 --clip 0.25 --epochs 4
+    --embed 100 --hidden 100 --batch 20 --time 35 --dropout 0 --optimizer sgd --lr 20
+    --clip 0.25 --epochs 4
     """
     _choose_backend(backend, strict)
     given: dict[str, Any] = dict(context.params)

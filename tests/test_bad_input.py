@@ -170,7 +170,7 @@ RECURRENT = [
     row("RNN: unknown activation", lambda: rnn.RNN(*weights(H), activation="gelu"), ValueError,
         "^activation", "tanh, relu", "'gelu'"),
     row("TimeRecurrent: unknown cell", lambda: rnn.TimeRecurrent.create(D, H, cell="mlp"),
-        ValueError, "^cell", "gru, gru_reset_after, lstm, rnn, rnn_relu", "'mlp'"),
+        ValueError, "^cell", ", ".join(rnn.cells.names()), "'mlp'"),
     row("TimeRecurrent: a list for a cell", lambda: rnn.TimeRecurrent(*weights(), cell=["lstm"]),
         ValueError, "^cell", "lstm", r"\['lstm'\]"),
     row("TimeRecurrent: no cell", lambda: rnn.TimeRecurrent.create(D, H), TypeError, "^cell",

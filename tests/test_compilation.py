@@ -14,6 +14,8 @@ from numba_rnn import cells, use_backend
 from numba_rnn.kernels.cells import Cell
 from numba_rnn.kernels.cpu import engine as cpu
 from numba_rnn.kernels.cpu.lowering import cell_type
+from numba_rnn.kernels.functions import sigmoid, tanh
+from numba_rnn.kernels.reference import ReferenceEngine
 
 # ---- the cache on disk
 
@@ -71,6 +73,8 @@ from linear import LINEAR
 from numba_rnn import TimeRecurrent, use_backend
 from numba_rnn.kernels.cpu import sequence
 from numba_rnn.kernels.cpu.lowering import cell_type
+from numba_rnn.kernels.functions import sigmoid, tanh
+from numba_rnn.kernels.reference import ReferenceEngine
 
 use_backend("numba", strict=True)
 one = np.ones((1, 1))
@@ -100,18 +104,45 @@ def test_a_changed_cell_is_compiled_anew(tmp_path):
     assert first == again != changed
 
 
+def scaled(forward) -> Cell:
+    return replace(cells.get("rnn"), forward=forward)
+
+
 def by_closure(factor: float) -> Cell:
     def forward(gates, state):
-        return (factor * gates[0],), ()
+        h = factor * gates[0]
+        return (h,), (h,)
 
-    return replace(cells.get("rnn"), forward=forward)
+    return scaled(forward)
 
 
 def by_global(factor: float) -> Cell:
     """As in a notebook, where a line above has changed."""
     namespace = {"FACTOR": factor}
-    exec("def forward(gates, state): return (FACTOR * gates[0],), ()", namespace)
-    return replace(cells.get("rnn"), forward=namespace["forward"])
+    exec("def forward(gates, state): h = FACTOR * gates[0]; return (h,), (h,)", namespace)
+    return scaled(namespace["forward"])
+
+
+def by_default(factor: float) -> Cell:
+    def times(x, by=factor):
+        return by * x
+
+    def forward(gates, state):
+        h = times(gates[0])
+        return (h,), (h,)
+
+    return scaled(forward)
+
+
+def by_function(which: int) -> Cell:
+    """A name bound to another function of functions.py."""
+    act = (sigmoid, tanh)[which - 1]
+
+    def forward(gates, state):
+        h = act(gates[0])
+        return (h,), (h,)
+
+    return scaled(forward)
 
 
 def by_wiring(gate: int) -> Cell:
@@ -119,10 +150,61 @@ def by_wiring(gate: int) -> Cell:
     return replace(cell, input_only=cell.gates[gate : gate + 1])
 
 
-@pytest.mark.parametrize("make", [by_closure, by_global, by_wiring])
+@pytest.mark.parametrize("make", [by_closure, by_global, by_default, by_function, by_wiring])
 def test_cells_that_differ_share_no_code(make):
     first, second, again = (cell_type(make(k)).fingerprint for k in (1, 2, 1))
     assert first == again != second
+
+
+@pytest.mark.parametrize("make", [by_closure, by_default, by_function])
+def test_cells_that_differ_compute_what_they_say(make):
+    rng = np.random.default_rng(0)
+    xs = rng.standard_normal((2, 3, 4))
+    for k in (1, 2):
+        cell = make(k)
+        params = [rng.standard_normal(shape) for shape in cell.shapes(4, 5).values()]
+        state = (np.zeros((2, 5)),)
+        ours, reference = (
+            engine.forward(cell, xs, state, params)[0]
+            for engine in (cpu.NumbaEngine(), ReferenceEngine())
+        )
+        np.testing.assert_allclose(ours, reference, rtol=1e-12)
+
+
+def test_a_cell_that_cannot_be_compiled_is_named_with_its_line():
+    def forward(gates, state):
+        h = gates[0] ** 2
+        return (h,), (h,)
+
+    cell = scaled(forward)
+    params = [np.ones(shape) for shape in cell.shapes(2, 3).values()]
+    where = rf"test_compilation\.py line {forward.__code__.co_firstlineno + 1}: does not compile"
+    with pytest.raises(TypeError, match=rf"cell 'rnn', forward pass, {where}"):
+        cpu.NumbaEngine().forward(cell, np.ones((1, 1, 2)), (np.zeros((1, 3)),), params)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"gates": "h"}, r"gates: expected a tuple of names, got 'h'"),
+        ({"gates": ("h", "h")}, "gates: expected each name once"),
+        ({"states": ()}, "states: expected at least one name"),
+        ({"saved": ()}, "forward: expected the saved as a tuple of 0, for no names; got 1 members"),
+        ({"second": ("h",)}, "second, operand and operand_backward go together"),
+        ({"input_only": ("z",)}, r"input_only: expected some of \('h',\), got \['z'\]"),
+        ({"recurrent_only": ("h",)}, "recurrent_only: these gates need biases=2"),
+        ({"biases": 3}, "biases: expected 1 or 2, got 3"),
+        ({"forward": lambda gates, state: (gates, 0.0)}, "forward: expected the saved as a tuple"),
+        (
+            {"forward": lambda gates, state: ((1.0,), gates)},
+            "forward: .* from the arguments",
+        ),
+        ({"backward": lambda d, saved, state: (d, (*d, *d))}, "backward: .* for h; got 2 members"),
+    ],
+)
+def test_a_cell_that_breaks_the_contract_is_refused_where_it_is_made(changes, says):
+    with pytest.raises(ValueError, match=f"^cell 'rnn': {says}"):
+        replace(cells.get("rnn"), **changes)
 
 
 # ---- the message

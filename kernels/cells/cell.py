@@ -3,8 +3,7 @@
 A recurrent network is two kinds of work: large matrix products, which are the same for every
 cell, and a little arithmetic between them, which is the cell. A cell states that arithmetic for
 **one unit at one time step** and nothing else; time, batch, products, threads and devices belong
-to the engines. Cell functions are straight-line arithmetic (``+ - * /`` and ``functions.py``):
-they run on NumPy arrays, on SIMD vectors and on GPU threads alike.
+to the engines.
 
 Notation (N batch, T time, D input size, H hidden size)::
 
@@ -14,10 +13,16 @@ Notation (N batch, T time, D input size, H hidden size)::
 
 ``gates`` are the pre-activations in the order of ``Cell.gates``. ``state`` is the state *before*
 the step, in the order of ``Cell.states``; its first member is the hidden state ``h``, the cell's
-output. ``saved`` is whatever backward wants to find again. ``backward`` gets the gradient of the
-state after the step and returns the gradient of every pre-activation and the *direct* part of the
-gradient of the state before the step; the part that flows through ``h Wh`` the engine adds.
-``None`` in place of a gradient says that it is zero.
+output. ``saved`` is what backward wants to find again, in the order of ``Cell.saved``. ``backward``
+gets the gradient of the state after the step and returns the gradient of every pre-activation and
+the *direct* part of the gradient of the state before the step; the part that flows through
+``h Wh`` the engine adds. ``None`` in place of a gradient says that it is zero. All of these are
+tuples, with one member for each name.
+
+Cell functions are straight-line arithmetic, since they run on NumPy arrays, on SIMD vectors and
+on GPU threads alike: ``+ - * /``, the functions of ``functions.py`` (whose derivatives take the
+*output*: ``dtanh(tanh(a))``), constants of the module and plain functions made of the same. No
+``**``, no ``if``, no ``np.*``. ``rnn.py`` is the smallest cell to start from.
 
 Three variations are declared, never guessed:
 
@@ -32,6 +37,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
+
+import numpy as np
 
 Numbers = tuple[Any, ...]
 
@@ -72,30 +79,81 @@ class Cell:
     bias_start: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
 
     def __post_init__(self) -> None:
+        self._check_names()
+        self._check_products()
+        self._check_functions()
+
+    def _refuse(self, why: str) -> ValueError:
+        return ValueError(f"cell {self.name!r}: {why}")
+
+    def _check_names(self) -> None:
+        for role in ("gates", "states", "saved", "input_only", "recurrent_only", "second"):
+            names = getattr(self, role)
+            if not isinstance(names, tuple) or not all(isinstance(n, str) for n in names):
+                raise self._refuse(f"{role}: expected a tuple of names, got {names!r}")
+            if len(set(names)) != len(names):
+                raise self._refuse(f"{role}: expected each name once, got {names!r}")
+            if not names and role in ("gates", "states"):
+                raise self._refuse(f"{role}: expected at least one name, got none")
         for role in ("input_only", "recurrent_only", "second", "bias_start"):
-            unknown = set(getattr(self, role)) - set(self.gates)
+            unknown = sorted(set(getattr(self, role)) - set(self.gates))
             if unknown:
-                raise ValueError(
-                    f"cell {self.name!r}: {role} names {sorted(unknown)}, "
-                    f"but the gates are {list(self.gates)}"
-                )
-        if bool(self.second) != (self.operand is not None) or (self.operand is None) != (
-            self.operand_backward is None
-        ):
-            raise ValueError(
-                f"cell {self.name!r}: second, operand and operand_backward go together"
-            )
+                raise self._refuse(f"{role}: expected some of {self.gates}, got {unknown}")
+
+    def _check_products(self) -> None:
+        together = {bool(self.second), self.operand is not None, self.operand_backward is not None}
+        if len(together) != 1:
+            raise self._refuse("second, operand and operand_backward go together")
         recurrent = [self.gates[g] for g in self.recurrent_gates]
-        if tuple(recurrent[len(recurrent) - len(self.second) :]) != tuple(self.second):
-            raise ValueError(f"cell {self.name!r}: the gates in second must come last")
+        if recurrent[len(recurrent) - len(self.second) :] != list(self.second):
+            raise self._refuse(f"second: expected the last of {recurrent}, got {self.second}")
         if self.biases not in (1, 2):
-            raise ValueError(f"cell {self.name!r}: biases must be 1 or 2, got {self.biases}")
+            raise self._refuse(f"biases: expected 1 or 2, got {self.biases}")
         if self.biases == 1 and self.recurrent_only:
-            raise ValueError(f"cell {self.name!r}: recurrent_only gates need biases=2")
+            raise self._refuse("recurrent_only: these gates need biases=2")
         if self.biases == 2 and self.second:
-            raise ValueError(f"cell {self.name!r}: a second product goes with biases=1")
+            raise self._refuse("biases: a second product goes with 1, got 2")
         if self.biases == 2 and len(self.input_gates) != len(self.recurrent_gates):
-            raise ValueError(f"cell {self.name!r}: biases=2 needs as many input as recurrent gates")
+            raise self._refuse("biases: 2 needs as many gates in x Wx as in h Wh")
+
+    def _check_functions(self) -> None:
+        """Call the functions once, on one number each, to see that they keep to the contract."""
+
+        def some(names: tuple[str, ...]) -> Numbers:
+            return tuple(np.full(1, 0.5, np.float32) for _ in names)
+
+        def expect(function: str, what: str, names: tuple[str, ...], got: Any, zero: bool) -> None:
+            if not isinstance(got, tuple) or len(got) != len(names):
+                count = f"{len(got)} members" if isinstance(got, tuple) else type(got).__name__
+                raise self._refuse(
+                    f"{function}: expected {what} as a tuple of {len(names)}, for "
+                    f"{', '.join(names) or 'no names'}; got {count}"
+                )
+            for name, value in zip(names, got, strict=True):
+                if not (value is None and zero) and getattr(value, "dtype", None) != np.float32:
+                    raise self._refuse(
+                        f"{function}: expected {what} {name} to be computed from the arguments, "
+                        f"in their dtype; got {value!r}"
+                    )
+
+        with np.errstate(all="ignore"):
+            gates, state = some(self.gates), some(self.states)
+            new_state, saved = self.forward(gates, state)
+            expect("forward", "the state", self.states, new_state, zero=False)
+            expect("forward", "the saved", self.saved, saved, zero=False)
+            dgates, dstate = self.backward(new_state, saved, state)
+            expect("backward", "the gradient of gate", self.gates, dgates, zero=True)
+            expect("backward", "the gradient of state", self.states, dstate, zero=True)
+            if self.operand is not None and self.operand_backward is not None:
+                operand = self.operand(gates, state)
+                expect("operand", "the number", ("operand",), (operand,), zero=False)
+                dgates, dstate = (
+                    tuple(np.zeros(1, np.float32) if d is None else d for d in gradients)
+                    for gradients in (dgates, dstate)
+                )
+                dgates, dstate = self.operand_backward(operand, dgates, dstate, saved, state)
+                expect("operand_backward", "the gradient of gate", self.gates, dgates, zero=True)
+                expect("operand_backward", "the gradient of state", self.states, dstate, zero=True)
 
     @property
     def input_gates(self) -> tuple[int, ...]:

@@ -6,14 +6,17 @@ small, and NumPy's BLAS, called once a step, where it is large: see
 ``recurrent_product_by_blas``.
 """
 
+import re
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import llvmlite.binding as llvm
 import numpy as np
+from numba.core.errors import NumbaError
 
 from ..cells import Cell
 from ..reference import Array, ReferenceEngine, State
@@ -196,6 +199,24 @@ def _announce_compilation(
     timer.start()
     try:
         yield
+    except NumbaError as error:
+        raise TypeError(_compile_error(cell, part, str(error))) from error
     finally:
         timer.cancel()
     _compiled.add(key)
+
+
+def _compile_error(cell: Cell, part: str, message: str) -> str:
+    """Numba's message, led by what the cell's author needs of it."""
+    file = Path(cell.forward.__code__.co_filename).name
+    lines = [
+        line
+        for name, line in re.findall(r'File "([^"]*)", line (\d+)', message)
+        if name.endswith(file)
+    ]
+    where = f", {file} line {lines[-1]}" if lines else ""
+    return (
+        f"cell {cell.name!r}, {part} pass{where}: does not compile; cell functions may use "
+        f"+ - * / and the functions of functions.py (see kernels/cells/cell.py). Numba says:\n"
+        f"{message}"
+    )

@@ -15,10 +15,12 @@ import inspect
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 from llvmlite import ir
 from numba.core import types
+from numba.core.errors import TypingError
 from numba.extending import (
     NativeValue,
     intrinsic,
@@ -56,10 +58,21 @@ def _engine_source() -> bytes:
     return b"".join(file.read_bytes() for file in files)
 
 
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """A code object and those of the functions and comprehensions inside it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes(constant)
+
+
 def _outer_values(function: Any) -> dict[str, Any]:
-    """What a function's code takes from outside: globals, and names of the functions around it."""
-    outer = inspect.getclosurevars(function)
-    return {**outer.globals, **outer.nonlocals}
+    """What a function takes from outside: globals, and names of the functions around it."""
+    names = {name for code in _codes(function.__code__) for name in code.co_names}
+    found = {name: value for name, value in function.__globals__.items() if name in names}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        found[name] = cell.cell_contents
+    return {name: getattr(value, "py_func", value) for name, value in found.items()}
 
 
 def _with_callees(function: Any) -> list[Any]:
@@ -77,14 +90,20 @@ def _with_callees(function: Any) -> list[Any]:
 def _describe(function: Any) -> Iterator[str]:
     """Everything that decides what a function computes: its code and the values it refers to."""
     for callee in _with_callees(function):
-        code = callee.__code__
-        yield f"{callee.__name__} {code.co_code.hex()} {code.co_consts} {code.co_names}"
+        yield f"{callee.__qualname__} {callee.__defaults__} {callee.__kwdefaults__}"
+        names = set()
+        for code in _codes(callee.__code__):
+            constants = [c for c in code.co_consts if not isinstance(c, CodeType)]
+            yield f"{code.co_code.hex()} {constants} {code.co_names} {code.co_varnames}"
+            names |= set(code.co_names)
         for name, value in sorted(_outer_values(callee).items()):
-            if inspect.ismodule(value):
-                used = {n: v for n, v in vars(value).items() if n in code.co_names}
-                yield f"{name} = {sorted((n, v) for n, v in used.items() if not callable(v))}"
-            elif not inspect.isfunction(value):
-                yield f"{name} = {value!r}"
+            if inspect.isfunction(value):
+                yield f"{name} is {value.__module__}.{value.__qualname__}"
+            elif inspect.ismodule(value):
+                members = {k: v for k, v in vars(value).items() if k in names and not callable(v)}
+                yield f"{name} is {value.__name__} with {sorted(members.items())}"
+            else:
+                yield f"{name} is {value!r}"
 
 
 @cache
@@ -198,10 +217,18 @@ load_states = _tuple_loader(lambda cell: len(cell.states))
 load_saved = _tuple_loader(lambda cell: len(cell.saved))
 
 
+def _expect_vectors(members: Any, vector: VectorType) -> None:
+    """Refuse, while compiling, what can be neither stored nor taken for zero."""
+    for member in members:
+        if member not in (vector, types.none):
+            raise TypingError(f"a cell's function returned {member}, not a number of its gates")
+
+
 @intrinsic
 def store_tuple(typing, values, array, index, stride, lanes):
     """Store the members of a tuple of vectors, ``stride`` elements apart; None is stored as 0."""
     vector = VectorType(array.dtype)
+    _expect_vectors(values, vector)
 
     def codegen(context, builder, signature, args):
         members, array_, index, stride, lanes = args
@@ -271,6 +298,7 @@ def load_gates(typing, cell, x_side, x_index, h_side, h_index, bias, u, H, lanes
 def store_gradients(typing, cell, dgates, dx_side, x_index, dh_side, h_index, H, lanes):
     """Write each gate's gradient to its columns; with one affine dh_side is dx_side."""
     vector = VectorType(dx_side.dtype)
+    _expect_vectors(dgates, vector)
 
     def codegen(context, builder, signature, args):
         _, dgates_, dx_side_, x_index, dh_side_, h_index, H, lanes = args
