@@ -12,18 +12,17 @@ Shapes: N batch, T time, D input size, H hidden size, G number of gates.
     params  Wx (D, Gx H), Wh (H, Gh H), b; see Cell.shapes
 
 An engine owns the arrays it returns; it never writes to the arrays it is given, save where an
-argument is named ``out``.
+argument is named ``out``. xs and params are not copied: they must not change between forward and
+backward.
 """
 
-import os
-import platform
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .cells import Cell
+from .machine import blas_threads, cpu_name
 
 Array = Any
 State = tuple[Array, ...]
@@ -46,9 +45,11 @@ class ReferenceEngine:
         Returns hs (N, T, H), the state after the last step, and what backward needs
         (opaque: to be handed to the same engine's ``backward``).
         """
+        expect_consistent(cell, xs, state, params)
         N, T, _ = xs.shape
         Wx, Wh, b = params
         H = Wh.shape[0]
+        state = tuple(s.copy() for s in state)  # backward needs them as they are now
         bx, bh = (b, None) if cell.biases == 1 else b
 
         x_side = xs @ Wx + bx  # one product for all T
@@ -83,15 +84,15 @@ class ReferenceEngine:
             state, _, step_saved = steps[t]
             dstate = (dhs[:, t] + dstate[0], *dstate[1:])
             dgates, dprev = cell.backward(dstate, step_saved, state)
+            dgates, dprev = _filled(dgates, like=state[0]), _filled(dprev, like=state[0])
 
             if cell.operand_backward is not None:
                 doperand = _fuse(dgates, cell.recurrent_gates[early:]) @ Wh_operand.T
                 dgates, dprev = cell.operand_backward(doperand, dgates, dprev, step_saved, state)
-            dgates = _filled(dgates, like=state[0])
+                dgates, dprev = _filled(dgates, like=state[0]), _filled(dprev, like=state[0])
 
             through_gates = _fuse(dgates, cell.recurrent_gates[:early]) @ Wh_h.T
-            direct = _filled(dprev, like=state[0])
-            dstate = (direct[0] + through_gates, *direct[1:])
+            dstate = (dprev[0] + through_gates, *dprev[1:])
             dgates_all[:, t] = np.stack(dgates, axis=1)
 
         def columns(gates: Sequence[int]) -> Array:  # (N T, gates H)
@@ -111,19 +112,40 @@ class ReferenceEngine:
         return dxs, dstate, (dWx, dWh, db)
 
     def step(self, cell: Cell, x: Array, state: State, params: Sequence[Array]) -> State:
-        """One step x (N, D), nothing kept for backward. Returns the state after it."""
+        """One step x (N, D), nothing kept for backward. Returns the state after it, (N, H) each."""
+        expect_consistent(cell, x[:, None], state, params)
         Wx, Wh, b = params
         bx, bh = (b, None) if cell.biases == 1 else b
         gates, _ = _pre_activations(cell, x @ Wx + bx, state, Wh, bh)
         return cell.forward(gates, state)[0]
 
     def describe(self) -> dict[str, Any]:
-        """What the engine runs on: device, threads, simd_bits (None: not the engine's choice)."""
-        return {"device": cpu_name(), "threads": blas_threads(), "simd_bits": None}
+        """What the engine runs on, for people.
+
+        device, threads; simd_bits and cache (where compiled code is kept), None where the engine
+        compiles nothing.
+        """
+        device, threads = cpu_name(), blas_threads()
+        return {"device": device, "threads": threads, "simd_bits": None, "cache": None}
 
     def add_rows(self, out: Array, rows: Array, values: Array) -> None:
         """out[rows[k]] += values[k] for every k, repeated rows adding up (embedding gradient)."""
         np.add.at(out, rows, values)
+
+
+def expect_consistent(cell: Cell, xs: Array, state: State, params: Sequence[Array]) -> None:
+    """Refuse arrays that do not fit together, which compiled code would read beyond their end.
+
+    Raises ValueError for a shape, TypeError for a dtype.
+    """
+    N, _, D = xs.shape
+    H = params[1].shape[0]
+    wanted = {**cell.shapes(D, H), **dict.fromkeys(cell.states, (N, H))}
+    for (name, shape), array in zip(wanted.items(), (*params, *state), strict=True):
+        if array.shape != shape:
+            raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
+        if array.dtype != xs.dtype:
+            raise TypeError(f"{name}: expected {xs.dtype}, as xs is, got {array.dtype}")
 
 
 def _pre_activations(
@@ -157,24 +179,3 @@ def _fuse(dgates: Sequence[Array], positions: Sequence[int]) -> Array:
 def _filled(gradients: Sequence[Array | None], like: Array) -> tuple[Array, ...]:
     """The gradients with zeros for None."""
     return tuple(np.zeros_like(like) if d is None else d for d in gradients)
-
-
-def cpu_name() -> str:
-    """The processor's name as the operating system gives it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def blas_threads() -> int:
-    """How many threads NumPy's BLAS uses: its environment variables, else the cores allowed."""
-    for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
-        if os.environ.get(variable, "").isdigit():
-            return int(os.environ[variable])
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -49,6 +49,8 @@ def _numba() -> ReferenceEngine:
         from .kernels.cpu.engine import NumbaEngine
     except ImportError as error:
         raise BackendError(f"numba cannot be imported ({error}); pip install numba") from error
+    if sys.modules["numba"].config.DISABLE_JIT:
+        raise BackendError("NUMBA_DISABLE_JIT is set, so nothing can be compiled")
     return NumbaEngine()
 
 
@@ -135,12 +137,11 @@ class use_backend:  # noqa: N801 (reads as a verb: with use_backend("numpy"): ..
 
     def __init__(self, name: str, *, strict: bool = False) -> None:
         choice = _choose(_check_name(name, "use_backend"), "use_backend", strict)
+        self._engine = choice.engine
         self._token: Token[_Choice | None] = _override.set(choice)
 
     def __enter__(self) -> ReferenceEngine:
-        choice = _override.get()
-        assert choice is not None
-        return choice.engine
+        return self._engine
 
     def __exit__(
         self,
@@ -174,6 +175,7 @@ class Explanation:
     device: str
     threads: int
     simd_bits: int | None
+    cache: str | None
     versions: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -185,6 +187,7 @@ class Explanation:
             f"device    {self.device}\n"
             f"threads   {self.threads} for the large products (BLAS)\n"
             f"SIMD      {simd}\n"
+            f"cache     {self.cache or 'none needed'}\n"
             f"versions  {versions}"
         )
 

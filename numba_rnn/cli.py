@@ -1,6 +1,8 @@
 """The command line: numba-rnn train | generate | evaluate | info."""
 
+import os
 import sys
+import warnings
 from collections.abc import Iterable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -15,7 +17,7 @@ from .jobs import Settings
 from .kernels import cells
 from .layers.initialisers import INITS
 from .text import LEVELS, read_text
-from .training import CheckpointError, TrainingDiverged, optimisers
+from .training import CheckpointError, TrainingDiverged, TruncatedBPTT, optimisers
 from .training.curve import draw_curve
 
 app = typer.Typer(
@@ -50,13 +52,24 @@ DEFAULT = Settings()
 
 
 def _choose_backend(backend: str | None, strict: bool) -> None:
-    if backend is not None:
-        use_backend(backend, strict=strict)
+    """Put the options in force, and say a fall-back in one line."""
+    if strict:
+        os.environ["NUMBA_RNN_STRICT"] = "1"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", RuntimeWarning)
+        if backend is not None:
+            use_backend(backend, strict=strict)
+        explain()
+    for warning in caught:
+        typer.secho(f"warning: {warning.message}", fg=typer.colors.YELLOW, err=True)
 
 
 def _checkpoint(path: Path, prefer: str = "best") -> Path:
-    """A run's folder stands for its checkpoint."""
-    return path / f"{prefer}.safetensors" if path.is_dir() else path
+    """A run's folder stands for its checkpoint: the best, or the last where there is no best."""
+    if not path.is_dir():
+        return path
+    chosen = path / f"{prefer}.safetensors"
+    return chosen if chosen.exists() else path / "last.safetensors"
 
 
 @app.command()
@@ -74,7 +87,8 @@ def train(
     ] = None,
     level: Annotated[str, typer.Option(help=_one_of("What is predicted", LEVELS))] = DEFAULT.level,
     min_count: Annotated[
-        int, typer.Option(help="Rarer tokens count as unknown.")
+        int,
+        typer.Option(help="Tokens seen less often in training count as unknown."),
     ] = DEFAULT.min_count,
     cell: Annotated[
         str, typer.Option(help=_one_of("Recurrent cell", cells.names()))
@@ -108,7 +122,7 @@ def train(
     save_every: Annotated[
         int, typer.Option(help="Iterations between checkpoints.")
     ] = DEFAULT.save_every,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = DEFAULT.seed,
+    seed: Annotated[int, typer.Option(help="Seed; the same one repeats the run.")] = DEFAULT.seed,
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = DEFAULT.dtype,
     out: Annotated[
         Path | None,
@@ -127,12 +141,6 @@ def train(
     Without arguments: a character LSTM on English that every Python carries, in about two
     minutes, ending with its held-out perplexity, a sample and a checkpoint. Ctrl-C saves and
     stops; --resume goes on where it stopped, bit for bit.
-
-    The language model of Deep Learning from Scratch 2, chapter 6:
-
-    numba-rnn train --level word --text ptb.train.txt --valid ptb.valid.txt --test ptb.test.txt
-    --embed 100 --hidden 100 --batch 20 --time 35 --dropout 0 --optimizer sgd --lr 20
-    --clip 0.25 --epochs 4
     """
     _choose_backend(backend, strict)
     given: dict[str, Any] = dict(context.params)
@@ -148,14 +156,14 @@ def train(
         settings = _resumed(context, start, chosen)
         folder = out or start.parent
 
-    typer.echo(f"engine {explain().engine}: {explain().reason}")
+    typer.echo(f"engine {explain().engine}, {explain().device} (more: numba-rnn info)")
     result = jobs.train(settings, folder, resume=start, progress=not quiet, tell=typer.echo)
     if result.stopped:
         typer.echo(f"stopped; go on with: numba-rnn train --resume {folder}")
         raise typer.Exit(130)
-    typer.echo(f"held-out perplexity {result.valid_perplexity:.3f} a {settings.level}")
+    typer.echo(f"held-out perplexity {result.valid_perplexity:.3f} per {settings.level}")
     if result.test_perplexity is not None:
-        typer.echo(f"test perplexity {result.test_perplexity:.3f} a {settings.level}")
+        typer.echo(f"test perplexity {result.test_perplexity:.3f} per {settings.level}")
     length = 400 if settings.level == "char" else 80
     made = jobs.sample(result.model, result.vocabulary, length=length, seed=settings.seed)
     typer.echo(f"a sample:\n\n{made.strip()}\n")
@@ -163,7 +171,7 @@ def train(
         curve = draw_curve(
             result.history,
             Path(folder) / "loss.png",
-            f"{settings.cell}, H {settings.hidden}, {settings.optimiser}",
+            f"{settings.cell}, H {settings.hidden}, {settings.level} level",
         )
         typer.echo(f"loss curve  {curve}")
     except ImportError as error:
@@ -180,16 +188,20 @@ def _resumed(context: typer.Context, start: Path, chosen: dict[str, Any]) -> Set
         for name in context.params
         if _from_command_line(context, name)
     }
-    free = {"text", "valid", "test", "epochs", "save_every"}
+    free = {"text", "valid", "test", "epochs", "save_every", "patience", "decay"}
     fixed = sorted(
         name for name in by_user & set(chosen) - free if chosen[name] != getattr(settings, name)
     )
     if fixed:
         raise ValueError(
             f"--resume goes on with the run's own settings; "
-            f"{', '.join('--' + name.replace('_', '-') for name in fixed)} cannot change"
+            f"{', '.join(_option(name) for name in fixed)} cannot change"
         )
     return replace(settings, **{name: chosen[name] for name in by_user & free})
+
+
+def _option(setting: str) -> str:
+    return "--" + setting.replace("_", "-").replace("optimiser", "optimizer")
 
 
 def _from_command_line(context: typer.Context, name: str) -> bool:
@@ -203,7 +215,7 @@ def generate(
     prompt: Annotated[str | None, typer.Option(help="Text to go on from.")] = None,
     length: Annotated[int, typer.Option(help="Tokens to make.")] = 400,
     temperature: Annotated[
-        float, typer.Option(help="Below 1 bolder towards the likely; 0: always the likeliest.")
+        float, typer.Option(help="Below 1 the likely becomes likelier; 0: always the likeliest.")
     ] = 0.8,
     top_k: Annotated[
         int | None, typer.Option(help="Choose among the k likeliest only.", show_default=False)
@@ -236,10 +248,12 @@ def evaluate(
     _choose_backend(backend, strict)
     model, vocabulary, _ = jobs.load_model(_checkpoint(checkpoint))
     corpus = vocabulary.encode(read_text(text))
-    perplexity = model.perplexity(corpus, **jobs.evaluation_sizes(corpus))
+    sizes = jobs.evaluation_sizes(corpus)
+    perplexity = model.perplexity(corpus, **sizes)
+    predicted = len(TruncatedBPTT(corpus, **sizes)) * sizes["batch_size"] * sizes["time_size"]
     unknown = int((corpus == vocabulary.unknown).sum())
-    typer.echo(f"perplexity {perplexity:.3f} a {vocabulary.level}")
-    typer.echo(f"{len(corpus):,} tokens, {unknown:,} of them unknown")
+    typer.echo(f"perplexity {perplexity:.3f} per {vocabulary.level}")
+    typer.echo(f"{predicted:,} of {len(corpus) - 1:,} tokens predicted; {unknown:,} unknown")
 
 
 @app.command()
@@ -264,7 +278,7 @@ def info(
         "parameters": f"{sum(p.size for p in model.params):,}",
         "vocabulary": f"{len(vocabulary):,} {vocabulary.level}s",
         "trained": f"{state['epoch']} epochs, {state['iteration']:,} iterations",
-        "optimiser": ", ".join(f"{name} {value}" for name, value in state["optimiser"].items()),
+        "optimiser": f"{state['optimiser']['name']}, lr {state['optimiser']['lr']:g}",
     }
     epochs = state["history"]["epochs"]
     if epochs:
@@ -296,5 +310,6 @@ def main() -> None:
         BackendError, CheckpointError, TrainingDiverged, FileExistsError, OSError, TypeError,
         ValueError, MemoryError,
     ) as error:  # fmt: skip
-        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+        notes = "".join(f" ({note})" for note in getattr(error, "__notes__", []))
+        typer.secho(f"error: {error}{notes}", fg=typer.colors.RED, err=True)
         sys.exit(1)

@@ -13,10 +13,16 @@ def written_atomically(path: Path) -> Iterator[Path]:
     Whatever moment the process is killed at, ``path`` holds the old content or the new one.
     """
     part = path.with_name(f".{path.name}.part{path.suffix}")
-    yield part
-    with open(part, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    try:
+        yield part
+        with open(part, "r+b") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException as error:
+        part.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.add_note(f"while writing {path}")
+        raise
     if os.name == "posix":  # the rename itself must reach the disk
         folder = os.open(path.parent, os.O_RDONLY)
         try:

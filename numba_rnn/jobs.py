@@ -1,12 +1,14 @@
 """The jobs of the command line, as functions: train, load, evaluate a language model."""
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from .checks import Array, expect_choice, expect_float
+from .files import written_atomically
 from .kernels import cells
 from .layers.initialisers import INITS
 from .models import Rnnlm
@@ -90,7 +92,7 @@ def read_corpora(settings: Settings) -> Corpora:
         held_out = read_text(settings.valid)
     else:
         cut = len(text) * 9 // 10
-        cut = text.rfind("\n", 0, cut) + 1 or cut  # between lines, if there are any
+        cut = text.rfind("\n", len(text) * 8 // 10, cut) + 1 or cut  # between lines, if there are
         text, held_out = text[:cut], text[cut:]
     test = None if settings.test is None else read_text(settings.test)
     vocabulary = Vocabulary.of(text, settings.level, settings.min_count)
@@ -138,20 +140,17 @@ def train(
             differ), see ``settings_of``
     tell    is called with lines worth showing
 
-    Raises ValueError for settings that do not fit, FileExistsError where the folder has a run
-    already, CheckpointError, TrainingDiverged.
+    Raises ValueError for settings that do not fit, FileExistsError where the folder has another
+    run already, CheckpointError, TrainingDiverged.
     """
     folder = Path(folder)
-    if resume is None and (folder / "last.safetensors").exists():
-        raise FileExistsError(
-            f"{folder} holds a run already; go on with --resume {folder}, or choose another --out"
-        )
     corpora = read_corpora(settings)
     vocabulary = corpora.vocabulary
     for name, corpus in (("held-out", corpora.valid), ("test", corpora.test)):
         unknown = 0 if corpus is None else int((corpus == vocabulary.unknown).sum())
-        if unknown and vocabulary.unknown not in corpora.train:
-            tell(f"{unknown} tokens of the {name} text are not in the training text")
+        if corpus is not None and unknown:
+            share, token = unknown / len(corpus), vocabulary.members[vocabulary.unknown]
+            tell(f"{share:.2%} of the {name} text's tokens count as {token!r}")
     model = Rnnlm(
         len(vocabulary), settings.embed, settings.hidden, cell=settings.cell,
         layers=settings.layers, dropout=settings.dropout, tie=settings.tie, init=settings.init,
@@ -176,6 +175,7 @@ def train(
             "corpora": corpora.digest,
         },
         progress=progress,
+        tell=tell,
     )
     if resume is not None:
         _, content = load_checkpoint(resume)
@@ -185,6 +185,11 @@ def train(
                 "(--text, --valid and --test say where they are now)"
             )
         trainer.restore(resume)
+        best_before = Path(resume).with_name("best.safetensors")
+        if best_before.exists() and not (folder / "last.safetensors").exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            with written_atomically(folder / "best.safetensors") as part:
+                part.write_bytes(best_before.read_bytes())
     tell(
         f"{settings.cell} language model, {sum(p.size for p in model.params):,} parameters; "
         f"{len(corpora.train):,} training tokens, {len(vocabulary):,} different"
@@ -196,6 +201,7 @@ def train(
         return Outcome(last, True, None, None, trainer.history, model, vocabulary)
     arrays, _ = load_checkpoint(best)
     model.load_arrays(arrays)
+    model.reset_state()
     test_perplexity = None
     if corpora.test is not None:
         test_perplexity = model.perplexity(corpora.test, **evaluation_sizes(corpora.test))
@@ -207,12 +213,17 @@ def train(
 def evaluation_sizes(
     corpus: Array, batch_name: str = "batch_size", time_name: str = "time_size"
 ) -> dict[str, int]:
-    """How a corpus is read for its perplexity: 10 streams of blocks of 35, or what it allows."""
+    """How a corpus is read for its perplexity: 10 streams of blocks of 35, as in the book.
+
+    A short one, of which that would leave out over a tenth, is read as one stream whose blocks
+    are cut to fit.
+    """
     places = len(corpus) - 1
     if places < 1:
         raise ValueError(f"corpus: expected at least two tokens to evaluate on, got {len(corpus)}")
-    time = min(35, places)
-    return {batch_name: min(10, places // time), time_name: time}
+    if places >= 10 * 35 * 10:
+        return {batch_name: 10, time_name: 35}
+    return {batch_name: 1, time_name: places // math.ceil(places / 35)}
 
 
 def settings_of(path: str | Path) -> Settings:
@@ -233,8 +244,13 @@ def load_model(path: str | Path) -> tuple[Rnnlm, Vocabulary, dict[str, Any]]:
     try:
         options = dict(content["model"])
         sizes = [options.pop(name) for name in ("vocab_size", "embed_size", "hidden_size")]
-        model = Rnnlm(*sizes, rng=0, **options)
         vocabulary = Vocabulary(**content["vocabulary"])
+        found = *arrays["param/embedding.W"].shape, arrays["param/recurrent0.Wh"].shape[0]
+        if [len(vocabulary), *sizes] != [sizes[0], *found]:
+            raise ValueError(
+                f"vocabulary {len(vocabulary)}, sizes {sizes}, arrays of {list(found)}"
+            )
+        model = Rnnlm(*sizes, rng=0, **options)
         model.load_arrays(arrays)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
@@ -255,9 +271,17 @@ def sample(
     top_k: int | None = None,
     seed: int | None = None,
 ) -> str:
-    """Text that the model makes up, going on from the prompt (by default a new line)."""
+    """Text that the model makes up, going on from the prompt (by default a new line).
+
+    The unknown character is never chosen; the word ``<unk>`` may be, where a text has it.
+    """
+    skip = [vocabulary.unknown] if vocabulary.level == "char" else []
     newline = "\n" in vocabulary.members or "<eos>" in vocabulary.members
-    start = vocabulary.encode(prompt if prompt else "\n" if newline else vocabulary.members[0])
-    made = model.generate(start, length, temperature=temperature, top_k=top_k, rng=seed)
+    start = vocabulary.encode(prompt or "")
+    if not len(start):
+        start = vocabulary.encode("\n" if newline else vocabulary.members[0])
+    made = model.generate(
+        start, length, temperature=temperature, top_k=top_k, skip_ids=skip, rng=seed
+    )
     joint = " " if prompt and vocabulary.level == "word" else ""
     return (prompt or "") + joint + vocabulary.decode(made)

@@ -1,6 +1,7 @@
 """From text to token numbers and back."""
 
 import gzip
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -23,18 +24,21 @@ def tokens(text: str, level: str) -> list[str]:
 
 
 def read_text(path: str | Path) -> str:
-    """A UTF-8 text file, plain or gzip (.gz). Raises OSError or ValueError naming the file."""
+    """A UTF-8 text file, plain or gzip (.gz); lines end with a newline however they end in it.
+
+    Raises OSError or ValueError naming the file.
+    """
     path = Path(path)
     try:
         data = path.read_bytes()
         if path.suffix == ".gz":
             data = gzip.decompress(data)
-        text = data.decode("utf-8")
-    except (EOFError, UnicodeDecodeError, gzip.BadGzipFile) as error:
+        text = data.decode("utf-8-sig")  # a byte order mark is no part of it
+    except (EOFError, UnicodeDecodeError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path}: expected UTF-8 text, plain or gzip; {error}") from error
     if not text.strip():
         raise ValueError(f"{path}: expected some text, found none")
-    return text
+    return text.replace("\r\n", "\n")
 
 
 def builtin_text() -> str:
@@ -102,4 +106,4 @@ class Vocabulary:
         found = [self.members[int(k)] for k in numbers]
         if self.level == "char":
             return "".join(found)
-        return " ".join(found).replace(" <eos> ", "\n").replace("<eos>", "\n")
+        return "\n".join(line.strip() for line in " ".join(found).split("<eos>"))

@@ -236,7 +236,7 @@ def test_explain(name):
     for part in (name, found.reason, found.device, str(found.threads), np.__version__):
         assert part in text
     assert [line.split()[0] for line in text.splitlines()] == [
-        "engine", "reason", "device", "threads", "SIMD", "versions"
+        "engine", "reason", "device", "threads", "SIMD", "cache", "versions"
     ]  # fmt: skip
 
 

@@ -108,7 +108,7 @@ LAYOUTS: dict[str, Callable[[Array], Array]] = {
 LARGE = {  # N, T, D, H at which the numba engine chooses BLAS for every cell
     "one row": (1, 3, 2, 365),
     "one step": (2, 1, 3, 183),
-    "many rows": (64, 2, 2, 365),
+    "many rows": (512, 2, 2, 363),
 }
 SIZES = [(1, 1, 1, 1), (1, 4, 3, 7), (3, 1, 2, 5), (5, 3, 1, 16), (6, 2, 9, 65), (9, 3, 4, 97)]
 

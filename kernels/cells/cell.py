@@ -35,6 +35,7 @@ Three variations are declared, never guessed:
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -59,7 +60,7 @@ class Cell:
     operand         (gates, state) -> the number that takes the place of h; the gates in
                     ``second`` still lack their recurrent part
     operand_backward (doperand, dgates, dstate, saved, state) -> (dgates, dstate), the two
-                    completed by what flows back through ``operand``
+                    completed by what flows back through ``operand``; what was None comes as 0
     biases          1: one bias, on the input side; 2: one on each side, b is (2, gates * H)
     bias_start      where a gate's bias starts when a layer is created from sizes
     """
@@ -99,6 +100,12 @@ class Cell:
             unknown = sorted(set(getattr(self, role)) - set(self.gates))
             if unknown:
                 raise self._refuse(f"{role}: expected some of {self.gates}, got {unknown}")
+        both = sorted(set(self.input_only) & set(self.recurrent_only))
+        if both:
+            raise self._refuse(f"recurrent_only: expected none of input_only, got {both}")
+        without = sorted(set(self.bias_start) & set(self.recurrent_only))
+        if without:
+            raise self._refuse(f"bias_start: expected gates with an input side, got {without}")
 
     def _check_products(self) -> None:
         together = {bool(self.second), self.operand is not None, self.operand_backward is not None}
@@ -107,6 +114,8 @@ class Cell:
         recurrent = [self.gates[g] for g in self.recurrent_gates]
         if recurrent[len(recurrent) - len(self.second) :] != list(self.second):
             raise self._refuse(f"second: expected the last of {recurrent}, got {self.second}")
+        if len(recurrent) == len(self.second):
+            raise self._refuse("second: expected at least one gate fed by h itself, got none")
         if self.biases not in (1, 2):
             raise self._refuse(f"biases: expected 1 or 2, got {self.biases}")
         if self.biases == 1 and self.recurrent_only:
@@ -155,12 +164,12 @@ class Cell:
                 expect("operand_backward", "the gradient of gate", self.gates, dgates, zero=True)
                 expect("operand_backward", "the gradient of state", self.states, dstate, zero=True)
 
-    @property
+    @cached_property
     def input_gates(self) -> tuple[int, ...]:
         """Positions of the gates that have a block of columns in Wx."""
         return tuple(g for g, name in enumerate(self.gates) if name not in self.recurrent_only)
 
-    @property
+    @cached_property
     def recurrent_gates(self) -> tuple[int, ...]:
         """Positions of the gates that have a block of columns in Wh."""
         return tuple(g for g, name in enumerate(self.gates) if name not in self.input_only)

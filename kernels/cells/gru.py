@@ -15,7 +15,7 @@ The bias has two rows, b[0] beside x Wx and b[1] beside h Wh.
 
     h~ = tanh(x_t Wx[h] + b[0][h] + r * (h_{t-1} Wh[h] + b[1][h]))
 
-PyTorch and Keras call (1 - z) what is z here; see the README's table of conventions.
+PyTorch and Keras call (1 - z) what is z here.
 """
 
 from ..functions import dsigmoid, dtanh, sigmoid, tanh

@@ -16,12 +16,14 @@ from typing import Any
 
 import llvmlite.binding as llvm
 import numpy as np
+from numba.core import event
 from numba.core.errors import NumbaError
 
 from ..cells import Cell
-from ..reference import Array, ReferenceEngine, State
+from ..reference import Array, ReferenceEngine, State, expect_consistent
 from . import sequence
 from .lowering import one_affine
+from .options import COMPILED
 from .products import transpose
 
 
@@ -33,7 +35,7 @@ def recurrent_product_by_blas(N: int, T: int, H: int, columns: int) -> bool:
     a single step cannot repay that copy.
     """
     weights = H * columns
-    for_many_rows = N * weights >= 1 << 23
+    for_many_rows = N * weights >= 1 << 26
     for_one_row = N == 1 and weights >= 1 << 17
     for_one_step = T == 1 and weights >= 1 << 15
     return for_many_rows or for_one_row or for_one_step
@@ -47,6 +49,7 @@ class NumbaEngine(ReferenceEngine):
     def forward(
         self, cell: Cell, xs: Array, state: State, params: Sequence[Array]
     ) -> tuple[Array, State, Any]:
+        expect_consistent(cell, xs, state, params)
         N, T, D = xs.shape
         Wx, Wh, b = params
         H, h_columns = Wh.shape
@@ -61,7 +64,7 @@ class NumbaEngine(ReferenceEngine):
             states[s, :, 0] = before
         operands = np.empty((N, T, H) if cell.second else (0, 0, 0), dtype)
         h_side = np.empty((N, h_columns), dtype)
-        bias, Wh_ = _gate_bias(cell, b, H), np.ascontiguousarray(Wh)
+        bias, Wh_ = _gate_bias(cell, b, H), _plain(Wh)
 
         by_blas = recurrent_product_by_blas(N, T, H, h_columns)
         with _announce_compilation(cell, "forward", dtype, by_blas):
@@ -92,7 +95,7 @@ class NumbaEngine(ReferenceEngine):
         early = h_columns - len(cell.second) * H
         dtype = xs.dtype
 
-        dhs = np.ascontiguousarray(dhs)
+        dhs = _plain(dhs)
         dstates = np.empty((len(cell.states), N, H), dtype)
         for s, after in enumerate(dstate):
             dstates[s] = after
@@ -120,7 +123,7 @@ class NumbaEngine(ReferenceEngine):
                     dhs,
                     dstates,
                     dh_gates,
-                    transpose(Wh),
+                    transpose(_plain(Wh)),
                     early,
                     states,
                     keep,
@@ -134,7 +137,7 @@ class NumbaEngine(ReferenceEngine):
                     dhs,
                     dstates,
                     dh_gates,
-                    transpose(Wh),
+                    transpose(_plain(Wh)),
                     early,
                     states,
                     keep,
@@ -162,16 +165,24 @@ class NumbaEngine(ReferenceEngine):
         features = llvm.get_host_cpu_features()
         widths = {"avx512f": 512, "avx": 256, "sse2": 128, "neon": 128}
         simd_bits = max((bits for name, bits in widths.items() if features.get(name)), default=64)
-        return {**super().describe(), "simd_bits": simd_bits}
+        cache = "off: no folder can be written to; set NUMBA_CACHE_DIR"
+        if COMPILED["cache"]:
+            cache = sequence.forward.stats.cache_path
+        return {**super().describe(), "simd_bits": simd_bits, "cache": cache}
 
     def step(self, cell: Cell, x: Array, state: State, params: Sequence[Array]) -> State:
         return self.forward(cell, x[:, None], state, params)[1]
 
 
+def _plain(array: Array) -> Array:
+    """C-contiguous and writable, by a copy if need be: the one kind that is compiled for."""
+    return np.require(array, requirements=["C", "W"])
+
+
 def _gate_bias(cell: Cell, b: Array, H: int) -> Array:
     """One block of bias for each gate: of its input side, its recurrent side, or their sum."""
     if cell.biases == 1:
-        return np.ascontiguousarray(b)
+        return _plain(b)
     bias = np.zeros((len(cell.gates), H), b.dtype)
     bias[list(cell.input_gates)] += b[0].reshape(-1, H)
     bias[list(cell.recurrent_gates)] += b[1].reshape(-1, H)
@@ -185,7 +196,7 @@ _compiled: set[tuple[Any, ...]] = set()
 def _announce_compilation(
     cell: Cell, part: str, dtype: np.dtype[Any], by_blas: bool
 ) -> Iterator[None]:
-    """Say so, on stderr, where the first call of its kind takes over two seconds."""
+    """Say so, on stderr, where the first call of its kind compiles for over two seconds."""
     key = (cell, part, dtype.str, by_blas)
     if key in _compiled:
         yield
@@ -194,16 +205,36 @@ def _announce_compilation(
         f"numba_rnn: compiling the {part} pass of {cell.name} ({dtype}) for this CPU; "
         "it is done once, later runs find it in the cache."
     )
-    timer = threading.Timer(2.0, lambda: print(message, file=sys.stderr, flush=True))
-    timer.daemon = True
-    timer.start()
     try:
-        yield
+        with event.install_listener("numba:compile", _SlowCompilation(message)):
+            yield
     except NumbaError as error:
         raise TypeError(_compile_error(cell, part, str(error))) from error
-    finally:
-        timer.cancel()
     _compiled.add(key)
+
+
+class _SlowCompilation(event.Listener):
+    """Prints a message when a compilation has gone on for two seconds."""
+
+    def __init__(self, message: str) -> None:
+        self._message = message
+        self._depth = 0  # one compilation starts others
+        self._timer: threading.Timer | None = None
+
+    def on_start(self, event: Any) -> None:
+        self._depth += 1
+        if self._depth == 1:
+            self._timer = threading.Timer(2.0, self._say)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def on_end(self, event: Any) -> None:
+        self._depth -= 1
+        if self._depth == 0 and self._timer is not None:
+            self._timer.cancel()
+
+    def _say(self) -> None:
+        print(self._message, file=sys.stderr, flush=True)
 
 
 def _compile_error(cell: Cell, part: str, message: str) -> str:

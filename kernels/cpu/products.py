@@ -17,7 +17,7 @@ from numba import njit
 from numba.core import types
 from numba.extending import intrinsic
 
-from .options import COMPILED
+from .options import COMPILED, COMPILED_INTO_CALLERS
 from .simd import VectorType, emit_fma, emit_load, emit_store, lanes_of, pointer, splat
 
 _I64 = ir.IntType(64)
@@ -101,7 +101,7 @@ def multiply_tile(
     return types.void(rows, vectors, a, i, i, b, i, i, i, out, i, i, i), codegen
 
 
-@njit(**COMPILED)
+@njit(**COMPILED_INTO_CALLERS)
 def multiply(a, a_index, a_row, b, b_index, b_row, out, out_index, out_row, rows, inner, columns):
     """out (rows, columns) = a (rows, inner) @ b (inner, columns); inner is at least 1."""
     W = lanes_of(b)

@@ -5,7 +5,7 @@ from typing import Any, Self
 import numpy as np
 
 from ..checks import Array, expect_array
-from .base import ForwardFirst, Layer
+from .base import Layer
 from .initialisers import Seed, generator
 from .recurrent import TimeGRU, TimeLSTM, TimeRecurrent, TimeRNN
 
@@ -46,21 +46,25 @@ class Bidirectional(Layer):
             for direction, layer in (("forward", forward_layer), ("backward", backward_layer))
             for name in layer.param_names
         )
-        self._shape: tuple[int, ...] | None = None
+        self._tape: Any = None
+
+    def forget(self) -> None:
+        """Drop what forward kept for backward, in both directions."""
+        super().forget()
+        self.forward_layer.forget()
+        self.backward_layer.forget()
 
     def forward(self, xs: Array) -> Array:
         """xs (N, T, D) -> (N, T, H_forward + H_backward)."""
         ahead = self.forward_layer.forward(xs)
         back = self.backward_layer.forward(xs[:, ::-1])[:, ::-1]
         hs = np.concatenate([ahead, back], axis=2)
-        self._shape = hs.shape
+        self._tape = hs.shape
         return hs
 
     def backward(self, dhs: Array) -> Array:
         """dhs (N, T, H_forward + H_backward) -> dxs (N, T, D); fills ``grads``."""
-        if self._shape is None:
-            raise ForwardFirst(self)
-        expect_array("dhs", dhs, self._shape, self.dtype)
+        expect_array("dhs", dhs, self._recall(), self.dtype)
         H = self.forward_layer.hidden_size
         dxs = self.forward_layer.backward(dhs[:, :, :H])
         dxs += self.backward_layer.backward(dhs[:, ::-1, H:])[:, ::-1]

@@ -15,7 +15,7 @@ from ..checks import (
     expect_ids,
     expect_int,
 )
-from .base import ForwardFirst, Layer
+from .base import Layer
 from .initialisers import Seed, generator
 
 
@@ -30,32 +30,40 @@ class TimeEmbedding(Layer):
     def __init__(self, W: Array) -> None:
         expect_array("W", W, ("V", "D"))
         super().__init__(W)
-        self._ids: Array | None = None
 
     @classmethod
     def create(
-        cls, vocab_size: int, size: int, *, rng: Seed = None, dtype: Any = np.float32
+        cls,
+        vocab_size: int,
+        size: int,
+        *,
+        std: float = 1.0,
+        rng: Seed = None,
+        dtype: Any = np.float32,
     ) -> Self:
-        """W ~ N(0, 0.01²), as in the book."""
+        """W ~ N(0, std²); the book's std is 0.01.
+
+        With 1, the default, what the layers above receive is of the size they are made for: from
+        0.01 training on a short text takes long to leave the ground.
+        """
         shape = expect_int("vocab_size", vocab_size), expect_int("size", size)
-        W = generator(rng).standard_normal(shape) / 100
+        W = generator(rng).standard_normal(shape) * expect_float("std", std, 0)
         return cls(W.astype(expect_float_dtype("dtype", dtype)))
 
     def forward(self, ids: Array) -> Array:
         """ids (N, T), integers from 0 to V - 1 -> (N, T, D)."""
         (W,) = self.params
         expect_ids("ids", ids, ("N", "T"), W.shape[0])
-        self._ids = ids.copy()
+        self._tape = engine(), ids.copy()
         return W[ids]
 
     def backward(self, dout: Array) -> None:
         """dout (N, T, D); fills ``grads``."""
-        if self._ids is None:
-            raise ForwardFirst(self)
+        running, ids = self._recall()
         (dW,) = self.grads
-        expect_array("dout", dout, (*self._ids.shape, dW.shape[1]), self.dtype)
+        expect_array("dout", dout, (*ids.shape, dW.shape[1]), self.dtype)
         dW[...] = 0
-        engine().add_rows(dW, self._ids.reshape(-1), dout.reshape(-1, dW.shape[1]))
+        running.add_rows(dW, ids.reshape(-1), dout.reshape(-1, dW.shape[1]))
 
 
 class TimeAffine(Layer):
@@ -70,7 +78,6 @@ class TimeAffine(Layer):
         expect_array("W", W, ("D", "M"))
         expect_array("b", b, (W.shape[1],), W.dtype)
         super().__init__(W, b)
-        self._xs: Array | None = None
 
     @classmethod
     def create(
@@ -87,21 +94,20 @@ class TimeAffine(Layer):
         W, b = self.params
         expect_array("xs", xs, ("N", "T", W.shape[0]), self.dtype)
         N, T, D = xs.shape
-        self._xs = xs
+        self._tape = xs
         out = xs.reshape(N * T, D) @ W
         out += b
         return out.reshape(N, T, W.shape[1])
 
     def backward(self, dout: Array) -> Array:
         """dout (N, T, M) -> dxs (N, T, D); fills ``grads``."""
-        if self._xs is None:
-            raise ForwardFirst(self)
+        xs = self._recall()
         W, _ = self.params
         dW, db = self.grads
-        N, T, D = self._xs.shape
+        N, T, D = xs.shape
         expect_array("dout", dout, (N, T, W.shape[1]), self.dtype)
         rows = dout.reshape(N * T, W.shape[1])
-        dW[...] = self._xs.reshape(N * T, D).T @ rows
+        dW[...] = xs.reshape(N * T, D).T @ rows
         db[...] = rows.sum(axis=0)
         return (rows @ W.T).reshape(N, T, D)
 
@@ -120,21 +126,21 @@ class TimeDropout(Layer):
         self.ratio = expect_float("ratio", ratio, 0, 1)
         self.rng = generator(rng)
         self.train_flg = True
-        self._mask: Array | None = None
 
     def forward(self, xs: Array) -> Array:
         """xs, any shape -> the same shape."""
         if not self.train_flg or self.ratio == 0:
-            self._mask = None
+            self._tape = 1
             return xs
         expect_array("xs", xs, any_shape(xs))
         scale = xs.dtype.type(1 / (1 - self.ratio))
-        self._mask = (self.rng.random(xs.shape, dtype=xs.dtype) >= self.ratio) * scale
-        return xs * self._mask
+        self._tape = (self.rng.random(xs.shape, dtype=xs.dtype) >= self.ratio) * scale
+        return xs * self._tape
 
     def backward(self, dout: Array) -> Array:
         """dout, the shape of xs -> dxs."""
-        if self._mask is None:
+        mask = self._recall()
+        if isinstance(mask, int):
             return dout
-        expect_array("dout", dout, self._mask.shape, self._mask.dtype)
-        return dout * self._mask
+        expect_array("dout", dout, mask.shape, mask.dtype)
+        return dout * mask

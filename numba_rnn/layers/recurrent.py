@@ -16,7 +16,7 @@ from ..checks import Array, expect_array, expect_choice
 from ..kernels import cells
 from ..kernels.cells import Cell
 from . import initialisers
-from .base import ForwardFirst, Layer
+from .base import Layer
 from .initialisers import Seed
 
 
@@ -33,6 +33,10 @@ class _CellLayer(Layer):
             expect_array(name, value, shapes[name], Wx.dtype)
         super().__init__(Wx, Wh, b)
         self.cell = cell
+
+    def __repr__(self) -> str:
+        D, H = self.input_size, self.hidden_size
+        return f"{type(self).__name__}(cell {self.cell.name}, D {D}, H {H}, {self.dtype})"
 
     @staticmethod
     def _select(options: dict[str, Any]) -> Cell:
@@ -124,21 +128,19 @@ class _Step(_CellLayer):
 
     def __init__(self, Wx: Array, Wh: Array, b: Array, cell: Cell) -> None:
         super().__init__(Wx, Wh, b, cell)
-        self._tape: Any = None
 
     def _forward(self, x: Array, *state: Array) -> tuple[Array, ...]:
         expect_array("x", x, ("N", self.input_size), self.dtype)
         for name, value in zip(self.cell.states, state, strict=True):
             expect_array(f"{name}_prev", value, (x.shape[0], self.hidden_size), self.dtype)
         running = engine()
+        self.forget()
         _, after, saved = running.forward(self.cell, x[:, None], state, self.params)
         self._tape = running, saved, x.shape[0]
         return after
 
     def _backward(self, *dstate: Array | None) -> tuple[Array, ...]:
-        if self._tape is None:
-            raise ForwardFirst(self)
-        running, saved, N = self._tape
+        running, saved, N = self._recall()
         dstate = self._checked("d{}_next", dstate, N)
         zeros = self._zeros(N)
         known = tuple(zeros if d is None else d for d in dstate)
@@ -236,7 +238,6 @@ class TimeRecurrent(_CellLayer):
         self.state: tuple[Array, ...] | None = None
         self.dstate: tuple[Array, ...] | None = None
         self._state_given = False  # by set_state, since the last forward
-        self._tape: Any = None
 
     @staticmethod
     def _select(options: dict[str, Any]) -> Cell:
@@ -283,19 +284,39 @@ class TimeRecurrent(_CellLayer):
         self.state = None
         self._state_given = False
 
-    def forward(self, xs: Array) -> Array:
-        """xs (N, T, D) -> hs (N, T, H), the hidden state after every step."""
-        expect_array("xs", xs, ("N", "T", self.input_size), self.dtype)
-        N = xs.shape[0]
+    def _state_before(self, name: str, N: int) -> tuple[Array, ...]:
+        """What the next step starts from."""
         state = self.state if self.stateful or self._state_given else None
         if state is None:
-            state = (self._zeros(N),) * len(self.cell.states)
-        elif state[0].shape[0] != N:
+            return (self._zeros(N),) * len(self.cell.states)
+        if state[0].shape[0] != N:
             raise ValueError(
-                f"xs: expected a batch of {state[0].shape[0]}, as the state has, got {N}; "
+                f"{name}: expected a batch of {state[0].shape[0]}, as the state has, got {N}; "
                 "reset_state() forgets the state"
             )
+        return state
+
+    def step(self, x: Array) -> Array:
+        """One step x (N, D) -> h (N, H) of a stateful layer, nothing kept for backward.
+
+        Raises ValueError where the layer is not stateful: it would start anew at every step.
+        """
+        if not self.stateful:
+            raise ValueError("step: expected a layer with stateful=True, got stateful=False")
+        expect_array("x", x, ("N", self.input_size), self.dtype)
+        state = self._state_before("x", x.shape[0])
+        self.state = engine().step(self.cell, x, state, self.params)
+        return self.state[0]
+
+    def forward(self, xs: Array) -> Array:
+        """xs (N, T, D) -> hs (N, T, H), the hidden state after every step.
+
+        xs and the parameters must not change until backward has run.
+        """
+        expect_array("xs", xs, ("N", "T", self.input_size), self.dtype)
+        state = self._state_before("xs", xs.shape[0])
         running = engine()
+        self.forget()  # before there are two blocks' worth
         hs, self.state, saved = running.forward(self.cell, xs, state, self.params)
         self._tape = running, saved, hs.shape
         self._state_given = False
@@ -308,9 +329,7 @@ class TimeRecurrent(_CellLayer):
         dstate  the gradient of the states after the last step, where something beyond the block
                 uses them; zeros if left out, which cuts the gradient there
         """
-        if self._tape is None:
-            raise ForwardFirst(self)
-        running, saved, shape = self._tape
+        running, saved, shape = self._recall()
         expect_array("dhs", dhs, shape, self.dtype)
         given = self._one_each("backward", "d{}", dstate)
         zeros = self._zeros(shape[0])

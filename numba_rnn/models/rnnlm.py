@@ -1,7 +1,7 @@
 """A recurrent language model."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ from ..checks import (
     Array,
     expect_array,
     expect_choice,
+    expect_finite,
     expect_float,
     expect_ids,
     expect_int,
@@ -25,8 +26,8 @@ from ..layers import (
     TimeSoftmaxWithLoss,
 )
 from ..layers.initialisers import INITS, Seed, generator
+from ..layers.losses import perplexity_of
 from ..training.bptt import TruncatedBPTT
-from ..training.trainer import perplexity_of
 
 
 class Rnnlm:
@@ -41,7 +42,8 @@ class Rnnlm:
     layers       number of recurrent layers
     dropout      the share of numbers dropped between layers while training (Zaremba et al. 2014)
     tie          the affine's W is the embedding's, transposed (Press & Wolf 2017); needs D = H
-    init         how recurrent layers start, see ``layers/initialisers.py``
+    init         how recurrent layers start, see ``layers/initialisers.py``; the embedding starts
+                 from N(0, 1), tied from N(0, 1/D), with "book" from N(0, 0.01²)
     rng          seed or numpy Generator, for the start and for dropout
     dtype        float32 or float64
 
@@ -74,7 +76,8 @@ class Rnnlm:
         if tie and D != H:
             raise ValueError(f"tie: expected embed_size equal to hidden_size, got {D} and {H}")
         self.rng = random = generator(rng)
-        embedding = TimeEmbedding.create(V, D, rng=random, dtype=dtype)
+        std = 0.01 if init == "book" else 1 / math.sqrt(D) if tie else 1.0
+        embedding = TimeEmbedding.create(V, D, std=std, rng=random, dtype=dtype)
         recurrent = [
             TimeRecurrent.create(
                 D if k == 0 else H, H, cell=cell, rng=random, dtype=dtype, init=init, stateful=True
@@ -112,6 +115,9 @@ class Rnnlm:
         self.params: list[Array] = [layer.params[k] for _, layer, k in self._slots]
         self.grads: list[Array] = [layer.grads[k] for _, layer, k in self._slots]
 
+    def __repr__(self) -> str:
+        return f"Rnnlm({', '.join(f'{name} {value}' for name, value in self.config.items())})"
+
     # ---- training
 
     def predict(self, xs: Array, train_flg: bool = False) -> Array:
@@ -147,13 +153,19 @@ class Rnnlm:
 
     @contextmanager
     def _aside(self) -> Iterator[None]:
-        """Run on a fresh state, then take the old one up again."""
+        """Run on a fresh state, then take the old one up again.
+
+        What forward kept for backward is gone afterwards: backward then raises ForwardFirst.
+        """
         before = [layer.state for layer in self.recurrent]
         self.reset_state()
         try:
             yield
         finally:
+            for part in (self.embedding, *self.dropouts, self.affine, self.loss_layer):
+                part.forget()
             for layer, state in zip(self.recurrent, before, strict=True):
+                layer.forget()
                 layer.reset_state()
                 if state is not None:
                     layer.set_state(*state)
@@ -176,28 +188,45 @@ class Rnnlm:
         *,
         temperature: float = 1.0,
         top_k: int | None = None,
+        skip_ids: Sequence[int] = (),
         rng: Seed = None,
     ) -> Array:
         """Sample tokens that go on from ``start``, one or more tokens. Returns (length,).
 
         temperature  divides the scores: below 1 bolder towards the likely, 0 always the likeliest
         top_k        choose among the k likeliest only
+        skip_ids     tokens never to choose
         rng          a seed or a Generator: the same one gives the same tokens
         """
         V = self.config["vocab_size"]
-        start = np.asarray(start)
+        start = np.atleast_1d(start)
         expect_ids("start", start, ("L",), V)
         expect_int("length", length)
         heat = expect_float("temperature", temperature, 0)
         k = V if top_k is None else min(expect_int("top_k", top_k), V)
         random = generator(rng)
+        skipped = np.array(skip_ids, np.int64)
+        if skipped.size:
+            expect_ids("skip_ids", skipped, ("L",), V)
         tokens = np.empty(length, np.int64)
         with self._aside():
-            scores = self.predict(start[None])[0, -1]
+            for token in start:
+                scores = self._step(token)
             for n in range(length):
-                tokens[n] = _sample(scores.astype(np.float64), heat, k, random)
-                scores = self.predict(tokens[None, n : n + 1])[0, -1]
+                scores = scores.astype(np.float64)
+                expect_finite("scores", scores)
+                scores[skipped] = -np.inf
+                tokens[n] = _sample(scores, heat, k, random)
+                scores = self._step(tokens[n])
         return tokens
+
+    def _step(self, token: int) -> Array:
+        """Read one token; the scores (V,) of what comes next."""
+        x = self.embedding.params[0][token][None]
+        for layer in self.recurrent:
+            x = layer.step(x)
+        W, b = self.affine.params
+        return (x @ W + b)[0]
 
     # ---- checkpoints
 
@@ -211,10 +240,11 @@ class Rnnlm:
 
     def load_arrays(self, arrays: dict[str, Array]) -> None:
         """Take up what ``arrays`` returned. Raises ValueError where something is missing."""
-        for name, layer, k in self._slots:
-            key, own = f"param/{name}", layer.params[k]
-            expect_array(key, arrays.get(key), own.shape, own.dtype)
-            own[...] = arrays[key]
+        own = {f"param/{name}": layer.params[k] for name, layer, k in self._slots}
+        for key, param in own.items():  # all are looked at before any is taken
+            expect_array(key, arrays.get(key), param.shape, param.dtype)
+        for key, param in own.items():
+            param[...] = arrays[key]
         for n, layer in enumerate(self.recurrent):
             keys = [f"state/recurrent{n}.{name}" for name in layer.cell.states]
             layer.reset_state()

@@ -93,4 +93,7 @@ class TruncatedBPTT:
         for key, mine in self.state().items():
             if key != "cursor" and state.get(key) != mine:
                 raise ValueError(f"state: expected {key} {mine}, got {state.get(key)}")
-        self.cursor = expect_int("cursor", state["cursor"], 0)
+        cursor = expect_int("cursor", state["cursor"], 0)
+        if cursor > self._blocks:
+            raise ValueError(f"cursor: expected at most {self._blocks}, got {cursor}")
+        self.cursor = cursor

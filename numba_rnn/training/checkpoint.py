@@ -27,7 +27,7 @@ def _digest(content: str, arrays: dict[str, Array]) -> str:
     for name in sorted(arrays):
         array = arrays[name]
         digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).data)
+        digest.update(array.tobytes())
     return digest.hexdigest()
 
 
@@ -35,7 +35,11 @@ def save_checkpoint(path: str | Path, arrays: dict[str, Array], content: dict[st
     """Write arrays and JSON content to one file; equal input gives equal bytes."""
     from safetensors.numpy import save
 
-    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    arrays = {
+        name: np.asarray(array, array.dtype.newbyteorder("<"), order="C")
+        for name, array in arrays.items()
+    }
+    content = json.loads(json.dumps(content))  # as it will be read
     text = json.dumps(content, sort_keys=True)
     entry = {"format": FORMAT, "content": content, "sha256": _digest(text, arrays)}
     data = save(arrays, metadata={"numba_rnn": json.dumps(entry, sort_keys=True)})
@@ -58,8 +62,9 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Array], dict[str, Any]]
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
+            names = list(file.keys()) if "numba_rnn" in metadata else []
+            arrays = {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path}: expected a whole safetensors file, got one that cannot be read ({error})"
         ) from error
@@ -70,7 +75,7 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Array], dict[str, Any]]
     try:
         entry = json.loads(metadata["numba_rnn"])
         version, content, sha256 = entry["format"], entry["content"], entry["sha256"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path}: its numba_rnn entry cannot be read ({error!r})") from error
     if version != FORMAT:
         raise CheckpointError(

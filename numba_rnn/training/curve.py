@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from ..files import written_atomically
-from .trainer import History, perplexity_of
+from ..layers.losses import perplexity_of
+from .trainer import History
 
 
 def draw_curve(history: History, path: str | Path, title: str = "") -> Path:
@@ -15,7 +16,7 @@ def draw_curve(history: History, path: str | Path, title: str = "") -> Path:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
-        from matplotlib.ticker import FormatStrFormatter
+        from matplotlib.ticker import FormatStrFormatter, NullFormatter
     except ImportError as error:
         raise ImportError("the loss curve needs matplotlib: pip install numba-rnn[plot]") from error
 
@@ -29,20 +30,24 @@ def draw_curve(history: History, path: str | Path, title: str = "") -> Path:
     )  # fmt: skip
     validated = [e for e in history.epochs if e["valid_perplexity"] is not None]
     if validated:
-        last = validated[-1]
+        best = min(validated, key=lambda e: e["valid_perplexity"])
         axes.plot(
             [e["iteration"] for e in validated],
             [e["valid_perplexity"] for e in validated],
             color="#D55E00", marker="o", linewidth=2, label="validation",
         )  # fmt: skip
         axes.annotate(
-            f"{last['valid_perplexity']:.2f}",
-            (last["iteration"], last["valid_perplexity"]),
+            f"best {best['valid_perplexity']:.4g}",
+            (best["iteration"], best["valid_perplexity"]),
             textcoords="offset points", xytext=(0, 8), ha="center", color="#D55E00",
         )  # fmt: skip
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-    axes.yaxis.set_minor_formatter(FormatStrFormatter("%g"))
+    low, high = axes.get_ylim()
+    if high < 30 * low:  # else the labels would overlap
+        axes.yaxis.set_minor_formatter(FormatStrFormatter("%g"))
+    else:
+        axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("iteration")
     axes.set_ylabel("perplexity")
     axes.set_title(title)

@@ -18,12 +18,24 @@ class Optimiser:
     slots: tuple[str, ...] = ()
 
     def __init__(self, lr: float) -> None:
-        self.lr = expect_float("lr", lr, 0, low_open=True)
+        self.lr = lr
         self.updates = 0
         self._memory: list[tuple[Array, ...]] | None = None
 
+    @property
+    def lr(self) -> float:
+        """The learning rate; may be set between updates."""
+        return self._lr
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        self._lr = expect_float("lr", value, 0, low_open=True)
+
     def update(self, params: list[Array], grads: list[Array]) -> None:
-        """Change every parameter in place by its gradient."""
+        """Change every parameter in place by its gradient.
+
+        Raises ValueError or TypeError where the two lists do not match.
+        """
         if len(params) != len(grads):
             raise ValueError(f"grads: expected {len(params)} arrays, as params, got {len(grads)}")
         if self._memory is None:
@@ -42,17 +54,27 @@ class Optimiser:
         raise NotImplementedError
 
     def state(self) -> tuple[dict[str, float], dict[str, Array]]:
-        """What a checkpoint needs: numbers (lr, updates) and arrays (slot/position)."""
+        """What a checkpoint needs: numbers (lr, updates, options) and arrays (slot/position)."""
         arrays = {
             f"{slot}/{k}": array
             for k, memory in enumerate(self._memory or [])
             for slot, array in zip(self.slots, memory, strict=True)
         }
-        return {"lr": self.lr, "updates": self.updates}, arrays
+        return {"lr": self.lr, "updates": self.updates, **self._options()}, arrays
+
+    def _options(self) -> dict[str, float]:
+        """What the constructor was given besides lr."""
+        return {k: v for k, v in vars(self).items() if k != "updates" and not k.startswith("_")}
 
     def restore(self, numbers: dict[str, Any], arrays: dict[str, Array]) -> None:
-        """Take up the state that ``state`` returned."""
-        self.lr, self.updates = float(numbers["lr"]), int(numbers["updates"])
+        """Take up the state that ``state`` returned.
+
+        Raises ValueError where it is that of an optimiser with other options.
+        """
+        for name, mine in self._options().items():
+            if numbers.get(name) != mine:
+                raise ValueError(f"{name}: expected {mine}, as before, got {numbers.get(name)}")
+        self.lr, self.updates = numbers["lr"], int(numbers["updates"])
         if self.updates and self.slots:
             count = len(arrays) // len(self.slots)
             self._memory = [

@@ -4,13 +4,16 @@ import math
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from ..checks import Array, expect_float, expect_int
+from ..layers.losses import perplexity_of
 from .bptt import TruncatedBPTT
 from .checkpoint import load_checkpoint, save_checkpoint
 from .clipping import clip_grads, global_norm
@@ -36,9 +39,8 @@ class Model(Protocol):
     def load_arrays(self, arrays: dict[str, Array]) -> None: ...
 
 
-def perplexity_of(loss: float) -> float:
-    """exp of a mean loss in nats; a loss too large for that counts as 700."""
-    return math.exp(min(loss, 700.0))
+def _short(perplexity: float) -> str:
+    return f"{perplexity:.3f}" if perplexity < 1e6 else f"{perplexity:.3g}"
 
 
 @dataclass
@@ -83,9 +85,13 @@ class Trainer:
     eval_batch, eval_time  how the validation corpus is read
     extra             JSON content that goes into every checkpoint, such as the vocabulary
     progress          show a progress bar on stderr
+    tell              called with a line after every epoch, and where there is something to say
 
     A checkpoint holds parameters, optimiser, layer states, data cursor, random state and history:
-    a run that is resumed from one continues bit for bit as if it had never stopped.
+    a run that is resumed from one (on the same engine, machine and number of BLAS threads)
+    continues bit for bit as if it had never stopped.
+
+    Raises ValueError where an option does not fit, such as a validation corpus that is too short.
     """
 
     def __init__(
@@ -104,6 +110,7 @@ class Trainer:
         eval_time: int = 35,
         extra: dict[str, Any] | None = None,
         progress: bool = True,
+        tell: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.model, self.optimiser, self.blocks, self.valid = model, optimiser, blocks, valid
         if max_norm is not None:
@@ -115,7 +122,17 @@ class Trainer:
         self.save_every = expect_int("save_every", save_every)
         self.eval_batch, self.eval_time = eval_batch, eval_time
         self.extra = extra or {}
-        self.progress = progress
+        self.progress, self.tell = progress, tell
+        if valid is not None:
+            try:
+                TruncatedBPTT(valid, eval_batch, eval_time)
+            except ValueError as error:
+                raise ValueError(f"valid: too short to evaluate on; {error}") from error
+        if not isinstance(model.rng.bit_generator, np.random.PCG64):
+            kind = type(model.rng.bit_generator).__name__
+            raise ValueError(
+                f"model.rng: expected numpy.random.default_rng's generator, PCG64, got {kind}"
+            )
 
         self.history = History()
         self.epoch = 0  # epochs completed
@@ -123,6 +140,7 @@ class Trainer:
         self.stopped = False  # by Ctrl-C or SIGTERM
         self._epoch_loss = self._recent_loss = self._recent_norm = 0.0
         self._stop = False
+        self._our_folder = False  # what is in it, this run has written
         self._record_every = max(1, len(blocks) // 20)
 
     # ---- the loop
@@ -131,12 +149,21 @@ class Trainer:
         """Train until ``max_epochs`` epochs are complete, patience runs out, or Ctrl-C.
 
         Ctrl-C finishes the iteration, writes a checkpoint and returns with ``stopped`` True; a
-        second Ctrl-C interrupts at once. Raises TrainingDiverged.
+        second Ctrl-C interrupts at once. Raises TrainingDiverged, and FileExistsError where the
+        folder holds another run.
         """
         expect_int("max_epochs", max_epochs)
         self.stopped = False
+        if self.folder and not self._our_folder and (self.folder / "last.safetensors").exists():
+            raise FileExistsError(
+                f"{self.folder} holds a run already: resume it (--resume), or choose another "
+                "folder (--out)"
+            )
         if self.iteration == 0:
+            self.blocks.rewind()
             self._save("last")  # from here on a killed run leaves a checkpoint
+        if self.epoch >= max_epochs:
+            self.tell(f"nothing left to train: {self.epoch} of {max_epochs} epochs are done")
         with self._bar(max_epochs) as bar, self._signals():
             while self.epoch < max_epochs and not self._out_of_patience():
                 if self.blocks.cursor == 0:
@@ -145,7 +172,7 @@ class Trainer:
                     self._iterate(xs, ts)
                     bar.update(xs.size)
                     if self.iteration % self._record_every == 0:
-                        bar.set_postfix_str(self._status())
+                        bar.set_postfix_str(self._status(), refresh=False)
                     if self._stop:
                         self.stopped = True
                         self._save("last")
@@ -153,6 +180,9 @@ class Trainer:
                     if self.iteration % self.save_every == 0:
                         self._save("last")
                 self._end_epoch(bar)
+        if self._out_of_patience():
+            best = self.history.scores.index(self.history.best) + 1
+            self.tell(f"stopped early: no improvement for {self.patience} epochs (best: {best})")
         return self.history
 
     def _iterate(self, xs: Array, ts: Array) -> None:
@@ -161,10 +191,7 @@ class Trainer:
         grads = self.model.grads
         norm = global_norm(grads) if self.max_norm is None else clip_grads(grads, self.max_norm)
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise TrainingDiverged(
-                f"iteration {self.iteration + 1}: loss {loss}, gradient norm {norm}, learning rate "
-                f"{self.optimiser.lr:g}; a lower learning rate or a lower clip (max_norm) helps"
-            )
+            raise self._diverged(f"loss {loss}, gradient norm {norm}")
         self.optimiser.update(self.model.params, grads)
         self.iteration += 1
         self._epoch_loss += loss
@@ -177,12 +204,20 @@ class Trainer:
             )
             self._recent_loss = self._recent_norm = 0.0
 
+    def _diverged(self, what: str) -> TrainingDiverged:
+        return TrainingDiverged(
+            f"iteration {self.iteration + 1}: {what}, learning rate {self.optimiser.lr:g}; "
+            "a lower learning rate (--lr) or a lower bound on the gradient's norm (--clip) helps"
+        )
+
     def _end_epoch(self, bar: Any) -> None:
         best_before = self.history.best
         self.epoch += 1
         perplexity = None
         if self.valid is not None:
             perplexity = self.model.perplexity(self.valid, self.eval_batch, self.eval_time)
+            if not math.isfinite(perplexity):
+                raise self._diverged(f"validation perplexity {perplexity}")
         entry = {
             "epoch": self.epoch,
             "iteration": self.iteration,
@@ -199,7 +234,8 @@ class Trainer:
         if improved:
             self._save("best")
         self._save("last")
-        bar.write(self._epoch_line(entry))
+        with bar.external_write_mode():
+            self.tell(self._epoch_line(entry))
 
     def _out_of_patience(self) -> bool:
         scores = self.history.scores
@@ -219,19 +255,19 @@ class Trainer:
             unit_scale=True,
             smoothing=0.05,
             disable=not self.progress,
-            mininterval=0.2 if sys.stderr.isatty() else 10.0,  # a log file wants fewer lines
+            mininterval=0.2 if sys.stderr.isatty() else 30.0,  # a log file wants fewer lines
             dynamic_ncols=True,
         )
 
     def _status(self) -> str:
         loss = self.history.train[-1][1]
-        return f"epoch {self.epoch + 1}, perplexity {perplexity_of(loss):.2f}"
+        return f"epoch {self.epoch + 1}, perplexity {_short(perplexity_of(loss))}"
 
     def _epoch_line(self, entry: dict[str, Any]) -> str:
         train = perplexity_of(entry["train_loss"])
-        text = f"epoch {entry['epoch']:3d}  train perplexity {train:9.3f}"
+        text = f"epoch {entry['epoch']:3d}  train perplexity {_short(train):>9}"
         if entry["valid_perplexity"] is not None:
-            text += f"  valid {entry['valid_perplexity']:9.3f}"
+            text += f"  valid {_short(entry['valid_perplexity']):>9}"
         return f"{text}  lr {entry['lr']:g}"
 
     # ---- stopping
@@ -254,13 +290,17 @@ class Trainer:
             yield
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     # ---- checkpoints
 
     def _save(self, name: str) -> None:
-        if self.folder is not None:
-            self.save(self.folder / f"{name}.safetensors")
+        if self.folder is None:
+            return
+        if not all(np.isfinite(param).all() for param in self.model.params):
+            raise self._diverged("parameters that are not finite")
+        self.save(self.folder / f"{name}.safetensors")
+        self._our_folder = True
 
     def save(self, path: str | Path) -> None:
         """Write everything that the rest of the run depends on."""
@@ -294,15 +334,20 @@ class Trainer:
             name = saved["optimiser"]["name"]
             if name != type(self.optimiser).__name__:
                 raise ValueError(f"optimiser: expected {type(self.optimiser).__name__}, got {name}")
+            history = History(**saved["history"])
             self.blocks.restore(saved["blocks"])
             self.model.load_arrays(arrays)
             prefix = "optimiser/"
             memory = {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
             self.optimiser.restore(saved["optimiser"], memory)
             self.model.rng.bit_generator.state = saved["random"]
-            self.history = History(**saved["history"])
+            self.history = history
             self.epoch, self.iteration = saved["epoch"], saved["iteration"]
             self._epoch_loss = saved["epoch_loss"]
             self._recent_loss, self._recent_norm = saved["recent_loss"], saved["recent_norm"]
-        except KeyError as error:
-            raise ValueError(f"{path}: expected a training checkpoint, found no {error}") from error
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path}: expected a training checkpoint of this model, got one that does not fit "
+                f"({error!r})"
+            ) from error
+        self._our_folder = self.folder is not None and Path(path).parent == self.folder
