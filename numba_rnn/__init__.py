@@ -2,9 +2,20 @@
 
 __version__ = "0.1.0"
 
+from typing import Any
+
 from .backend import BackendError, backend, explain, use_backend
 from .kernels import cells
 from .layers import *  # noqa: F403
 from .layers import __all__ as _layers
 
 __all__ = ["BackendError", "backend", "cells", "explain", "use_backend", *_layers]
+
+
+def __getattr__(name: str) -> Any:
+    """numba_rnn.training and numba_rnn.models are loaded where they are first used."""
+    if name in ("models", "training"):
+        import importlib
+
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

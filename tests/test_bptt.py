@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers import relative_error
+from helpers import BACKENDS, relative_error
 from numba_rnn import TimeLSTM, use_backend
 from numba_rnn.training import TruncatedBPTT
 
@@ -48,7 +48,7 @@ def torch_gradients(layer, xs, weights, time_size):
     return hs.detach().numpy(), [p.grad.numpy() for p in (Wx, Wh, b)]
 
 
-@pytest.mark.parametrize("backend", ["numpy", "numba"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("time_size", [24, 8, 3, 1])
 def test_blocks_equal_full_bptt_with_the_state_detached(backend, time_size):
     """With one block (24) nothing is detached: that is full BPTT."""

@@ -106,3 +106,13 @@ def test_a_later_format_is_refused(path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nothing\.safetensors"):
         load_checkpoint(tmp_path / "nothing.safetensors")
+
+
+def test_odd_content_comes_back_as_json_and_safetensors_have_it(tmp_path):
+    arrays = {"big": np.arange(3, dtype=">f4"), "scalar": np.array(2.5), "none": np.zeros((0, 3))}
+    save_checkpoint(tmp_path / "x", arrays, {"m": {9: 1, 10: 2}})
+    found, content = load_checkpoint(tmp_path / "x")
+    assert content == {"m": {"9": 1, "10": 2}}
+    for name, array in arrays.items():
+        assert found[name].shape == array.shape
+        np.testing.assert_array_equal(found[name], array)

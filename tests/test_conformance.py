@@ -203,3 +203,33 @@ def test_a_wrong_engine_is_caught():
     assert disagreements(nan, right, 1e-5) == {"hs": float("inf")}
     single = {**right, "hs": right["hs"].astype(np.float32)}
     assert disagreements(single, right, 1e-5).keys() == {"hs"}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_arrays_that_do_not_fit_together_are_refused(backend):
+    """Compiled code would read beyond their end."""
+    p = problem("lstm", 2, 3, 4, 5)
+    with use_backend(backend, strict=True) as engine:
+        for k, name in enumerate(("Wx", "b")):
+            params = list(p.params)
+            params[2 * k] = params[2 * k][..., :-1]
+            with pytest.raises(ValueError, match=f"{name}: expected shape"):
+                engine.forward(p.cell, p.xs, p.state, params)
+        with pytest.raises(ValueError, match="c: expected shape"):
+            engine.forward(p.cell, p.xs, (p.state[0], p.state[1][:1]), p.params)
+        state = tuple(s.astype(np.float32) for s in p.state)
+        with pytest.raises(TypeError, match="h: expected float64, as xs is, got float32"):
+            engine.forward(p.cell, p.xs, state, p.params)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_changing_the_initial_state_does_not_change_the_gradient(backend):
+    p = problem("lstm", 2, 3, 4, 5)
+    state = tuple(s.copy() for s in p.state)
+    with use_backend(backend, strict=True) as engine:
+        _, _, saved = engine.forward(p.cell, p.xs, state, p.params)
+        expected = engine.backward(p.cell, p.dhs, p.dstate, saved)
+        _, _, saved = engine.forward(p.cell, p.xs, state, p.params)
+        for s in state:
+            s[...] = np.nan
+        np.testing.assert_equal(engine.backward(p.cell, p.dhs, p.dstate, saved), expected)

@@ -275,8 +275,10 @@ def test_orthogonal_start(name):
     assert abs(Wx.std() - limit / np.sqrt(3)) < 0.05 * limit
 
     expected = np.zeros_like(b)
-    if name == "lstm":
-        expected[:H] = 1  # f comes first
+    for gate, start in cells.get(name).bias_start.items():
+        k = cells.get(name).gates.index(gate)
+        expected[k * H : (k + 1) * H] = start
+    assert name != "lstm" or expected[:H].all()  # f comes first
     np.testing.assert_array_equal(b, expected)
 
 
@@ -432,3 +434,29 @@ def test_changing_the_state_does_not_change_the_gradient(backend):
         hs = layer.forward(xs)
         layer.h[...] = hs[...] = np.nan
         np.testing.assert_array_equal(layer.backward(dhs), expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", cells.names())
+def test_steps_equal_the_unrolled_layer(name, backend):
+    rng = np.random.default_rng(0)
+    xs = rng.standard_normal((2, 6, 3))
+    layer = rnn.TimeRecurrent.create(3, 5, cell=name, rng=0, dtype=np.float64, stateful=True)
+    with use_backend(backend):
+        hs = layer.forward(xs)
+        layer.reset_state()
+        steps = np.stack([layer.step(xs[:, t]) for t in range(6)], axis=1)
+    np.testing.assert_allclose(steps, hs, rtol=1e-12)
+
+
+def test_a_layer_that_is_not_stateful_does_not_step():
+    with pytest.raises(ValueError, match="step: expected a layer with stateful=True"):
+        rnn.TimeLSTM.create(3, 5, rng=0).step(np.zeros((2, 3), np.float32))
+
+
+def test_a_layer_that_forgets_cannot_go_back():
+    layer = rnn.TimeBiLSTM.create(3, 5, rng=0)
+    hs = layer.forward(np.zeros((2, 4, 3), np.float32))
+    layer.forget()
+    with pytest.raises(RuntimeError, match="call forward first"):
+        layer.backward(hs)

@@ -134,4 +134,26 @@ def test_engines_agree_on_a_long_text():
     for backend in BACKENDS:
         with use_backend(backend):
             found.append(Rnnlm(11, 9, 33, layers=2, rng=0).perplexity(corpus, 3, 50))
-    assert math.isclose(*found, rel_tol=1e-6)
+    assert all(math.isclose(one, found[0], rel_tol=1e-6) for one in found)
+
+
+def test_evaluating_between_forward_and_backward_is_refused():
+    model = Rnnlm(13, 4, 4, dropout=0.5, rng=0)
+    ids = np.arange(10).reshape(2, 5)
+    for evaluate in (lambda: model.perplexity(ids.ravel(), 1, 3), lambda: model.generate(1, 2)):
+        model.forward(ids, ids)
+        evaluate()
+        with pytest.raises(RuntimeError, match="call forward first"):
+            model.backward()
+
+
+def test_skipped_tokens_are_never_chosen():
+    model = Rnnlm(5, 4, 4, rng=0)
+    assert set(model.generate(1, 200, skip_ids=[0, 3], rng=0)) == {1, 2, 4}
+
+
+def test_a_model_that_is_not_finite_generates_nothing():
+    model = Rnnlm(5, 4, 4, rng=0)
+    model.params[-1][2] = np.nan
+    with pytest.raises(ValueError, match=r"scores: expected finite numbers, got nan at \(2,\)"):
+        model.generate(1, 3)

@@ -37,6 +37,16 @@ def test_the_built_in_text_is_english_of_some_length():
     assert all(any(c.isalpha() for c in line) for line in text.splitlines() if line.strip())
 
 
+def test_byte_order_marks_and_carriage_returns_are_no_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\n")
+    assert read_text(tmp_path / "a.txt") == "one\ntwo\n"
+
+
+def test_empty_lines_of_words_come_back():
+    vocabulary = Vocabulary.of("a\n\nb\n", "word")
+    assert vocabulary.decode(vocabulary.encode("a\n\nb\n")) == "a\n\nb\n"
+
+
 def test_files_plain_and_gzip(tmp_path):
     (tmp_path / "a.txt").write_text("größe\n", encoding="utf-8")
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress("größe\n".encode()))
@@ -49,6 +59,7 @@ def test_files_plain_and_gzip(tmp_path):
         ("latin.txt", "größe".encode("latin-1"), "expected UTF-8"),
         ("empty.txt", b" \n", "expected some text"),
         ("bad.gz", b"not gzip", "plain or gzip"),
+        ("broken.gz", gzip.compress(b"text" * 100)[:10] + b"\xff" * 20, "plain or gzip"),
         ("short.gz", gzip.compress(b"text" * 100)[:-9], "plain or gzip"),
     ],
 )

@@ -142,6 +142,66 @@ def test_checkpoints_of_another_run_are_refused(tmp_path):
         other.restore(last)
 
 
+def test_a_folder_with_a_run_is_left_alone(tmp_path):
+    make(tmp_path).fit(1)
+    before = (tmp_path / "last.safetensors").read_bytes()
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        make(tmp_path).fit(1)
+    other = make(tmp_path / "other")
+    other.fit(1)
+    other.folder, other._our_folder = tmp_path, False
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        other.fit(2)
+    assert (tmp_path / "last.safetensors").read_bytes() == before
+
+
+def test_used_blocks_start_over():
+    trainer = make()
+    list(trainer.blocks)
+    trainer.fit(1)
+    assert trainer.iteration == len(trainer.blocks)
+
+
+def test_validation_that_is_not_finite_is_divergence(tmp_path):
+    trainer = make(tmp_path)
+    trainer.model.perplexity = lambda *_: math.nan
+    with pytest.raises(TrainingDiverged, match="validation perplexity nan"):
+        trainer.fit(1)
+    _, content = load_checkpoint(tmp_path / "last.safetensors")
+    assert content["trainer"]["history"]["epochs"] == []
+
+
+def test_parameters_that_are_not_finite_are_not_saved(tmp_path):
+    trainer = make(tmp_path)
+    trainer.fit(1)
+    before = (tmp_path / "last.safetensors").read_bytes()
+    trainer.model.params[0][0] = np.inf
+    with pytest.raises(TrainingDiverged, match="parameters that are not finite"):
+        trainer._save("last")
+    assert (tmp_path / "last.safetensors").read_bytes() == before
+
+
+def test_what_cannot_be_resumed_is_refused_at_the_start(tmp_path):
+    with pytest.raises(ValueError, match=r"valid: too short to evaluate on; corpus: expected"):
+        make(valid=VALID[:5])
+    model = Rnnlm(11, 6, 9, rng=np.random.Generator(np.random.MT19937(0)))
+    with pytest.raises(ValueError, match=r"model\.rng: expected .*PCG64, got MT19937"):
+        Trainer(model, Adam(), TruncatedBPTT(CORPUS, 4, 10))
+    make(tmp_path).fit(1)
+    with pytest.raises(ValueError, match=r"beta1: expected 0\.5, as before, got 0\.9"):
+        make(optimiser=Adam(0.01, beta1=0.5)).restore(tmp_path / "last.safetensors")
+
+
+def test_it_says_when_it_stops_early_and_when_nothing_is_left():
+    told = []
+    trainer = make(patience=2, tell=told.append)
+    trainer.model.perplexity = lambda *_: 5.0
+    trainer.fit(9)
+    assert told[-1] == "stopped early: no improvement for 2 epochs (best: 1)"
+    trainer.fit(3)
+    assert told[-2] == "nothing left to train: 3 of 3 epochs are done"
+
+
 # ---- killed
 
 RUN = """
@@ -240,6 +300,28 @@ def test_resuming_with_another_text_is_refused(tmp_path, text):
     last = tmp_path / "run" / "last.safetensors"
     with pytest.raises(ValueError, match="the texts differ"):
         jobs.train(jobs.settings_of(last), tmp_path / "run", resume=last, progress=False)
+
+
+def test_resuming_in_another_folder_takes_the_best_along(tmp_path, text):
+    first = jobs.train(small(text), tmp_path / "a", progress=False, tell=lambda _: None)
+    last = tmp_path / "a" / "last.safetensors"
+    jobs.train(small(text), tmp_path / "b", resume=last, progress=False, tell=lambda _: None)
+    assert (tmp_path / "b" / "best.safetensors").read_bytes() == first.checkpoint.read_bytes()
+    jobs.train(small(text, seed=1), tmp_path / "c", progress=False, tell=lambda _: None)
+    before = (tmp_path / "c" / "last.safetensors").read_bytes()
+    more = small(text, epochs=3)
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        jobs.train(more, tmp_path / "c", resume=last, progress=False, tell=lambda _: None)
+    assert (tmp_path / "c" / "last.safetensors").read_bytes() == before
+
+
+def test_a_short_text_is_evaluated_almost_whole():
+    for places in (1, 2, 34, 36, 69, 70, 350, 351, 700, 3499, 3500, 82_429):
+        sizes = jobs.evaluation_sizes(np.zeros(places + 1, int))
+        blocks = TruncatedBPTT(np.zeros(places + 1, int), **sizes)
+        read = len(blocks) * sizes["batch_size"] * sizes["time_size"]
+        assert 0.9 * places <= read <= places, places
+    assert sizes == {"batch_size": 10, "time_size": 35}
 
 
 def test_a_checkpoint_without_a_model_is_refused(tmp_path):
