@@ -76,7 +76,7 @@ def main(
             rows.append({"cell": name, "dtype": dtype, "T": T, "N": N, "H": H, **found})
             print(
                 f"{name:<16}{T:>5}{N:>4}{H:>6}"
-                f"{1e3 * found['numpy']:>11.3f}{1e3 * found['numba']:>11.3f}{ratio:>8.1f}",
+                f"{1e3 * found['numpy']:>11.3f}{1e3 * found['numba']:>11.3f}{ratio:>8.2f}",
                 flush=True,
             )
     if out is not None:
