@@ -117,33 +117,13 @@ class NumbaEngine(ReferenceEngine):
                             cell, t, doperand, dstates, states, keep, dx_side, dh_side
                         )
                     np.matmul(dh_side[:, t, :early], Wh[:, :early].T, out=dh_gates)
-            elif cell.second:
-                sequence.backward_two_products(
-                    cell,
-                    dhs,
-                    dstates,
-                    dh_gates,
-                    transpose(_plain(Wh)),
-                    early,
-                    states,
-                    keep,
-                    dx_side,
-                    dh_side,
-                    doperand,
-                )
             else:
-                sequence.backward(
-                    cell,
-                    dhs,
-                    dstates,
-                    dh_gates,
-                    transpose(_plain(Wh)),
-                    early,
-                    states,
-                    keep,
-                    dx_side,
-                    dh_side,
-                )
+                WhT = transpose(_plain(Wh))
+                loop = dhs, dstates, dh_gates, WhT, early, states, keep, dx_side, dh_side
+                if cell.second:
+                    sequence.backward_two_products(cell, *loop, doperand)
+                else:
+                    sequence.backward(cell, *loop)
         dstates[0] += dh_gates
 
         dx2, dh2 = dx_side.reshape(N * T, -1), dh_side.reshape(N * T, -1)
