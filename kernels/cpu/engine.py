@@ -1,44 +1,30 @@
-"""The Numba engine.
+"""The Numba engine: every cell, compiled for this CPU.
 
-One BLAS product for all inputs before the loop, one each for dWx, dWh and dxs after it; between
-them the loop over time, compiled (``sequence.py``). Its recurrent product is ours where it is
-small, and NumPy's BLAS, called once a step, where it is large: see
-``recurrent_product_by_blas``.
+Here the arrays of a call are turned into a plan of addresses (``sequence.Plan``); what is done
+with them is compiled: the pass in ``sequence.py``, the cell's arithmetic in ``gates.py``, products
+in ``products.py``, threads in ``threads.py``.
 """
 
 import re
-import sys
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import llvmlite.binding as llvm
 import numpy as np
-from numba.core import event
+from llvmlite import binding
 from numba.core.errors import NumbaError
 
 from ..cells import Cell
 from ..reference import Array, ReferenceEngine, State, expect_consistent
-from . import sequence
-from .lowering import one_affine
-from .options import COMPILED
-from .products import transpose
+from . import gates, products, sequence, threads
+from .frames import CACHED, announced, cache_folder, compiled
+from .lowering import layout
+from .sequence import Plan
+from .simd import VECTOR_BYTES
 
-
-def recurrent_product_by_blas(N: int, T: int, H: int, columns: int) -> bool:
-    """Whether a BLAS call each step beats the product in the compiled loop (measured).
-
-    It does where several cores have enough to share, where one row meets weights too large for
-    the cache (memory-bound, and the loop's backward reads them transposed by a copy), and where
-    a single step cannot repay that copy.
-    """
-    weights = H * columns
-    for_many_rows = N * weights >= 1 << 26
-    for_one_row = N == 1 and weights >= 1 << 17
-    for_one_step = T == 1 and weights >= 1 << 15
-    return for_many_rows or for_one_row or for_one_step
+ROWS_IN_A_CHUNK = 192  # about as many as leave a chunk in the second cache
 
 
 class NumbaEngine(ReferenceEngine):
@@ -50,171 +36,235 @@ class NumbaEngine(ReferenceEngine):
         self, cell: Cell, xs: Array, state: State, params: Sequence[Array]
     ) -> tuple[Array, State, Any]:
         expect_consistent(cell, xs, state, params)
+        xs, params = _rows_plain(xs), tuple(map(_plain, params))
         N, T, D = xs.shape
-        Wx, Wh, b = params
-        H, h_columns = Wh.shape
-        early = h_columns - len(cell.second) * H
-        dtype = xs.dtype
-
-        x_side = np.matmul(xs.reshape(N * T, D), Wx).reshape(N, T, Wx.shape[1])
-        in_place = len(cell.saved) == len(cell.input_gates)
-        saved = x_side if in_place else np.empty((N, T, len(cell.saved) * H), dtype)
-        states = np.empty((len(cell.states), N, T + 1, H), dtype)
-        for s, before in enumerate(state):
-            states[s, :, 0] = before
-        operands = np.empty((N, T, H) if cell.second else (0, 0, 0), dtype)
-        h_side = np.empty((N, h_columns), dtype)
-        bias, Wh_ = _gate_bias(cell, b, H), _plain(Wh)
-
-        by_blas = recurrent_product_by_blas(N, T, H, h_columns)
-        with _announce_compilation(cell, "forward", dtype, by_blas):
-            if by_blas:
-                for t in range(T):
-                    np.matmul(states[0, :, t], Wh_[:, :early], out=h_side[:, :early])
-                    if cell.second:
-                        sequence.operand_gates(cell, t, x_side, h_side, bias, states, operands)
-                        np.matmul(operands[:, t], Wh_[:, early:], out=h_side[:, early:])
-                    sequence.forward_gates(cell, t, x_side, h_side, bias, states, saved)
-            elif cell.second:
-                sequence.forward_two_products(
-                    cell, x_side, h_side, bias, Wh_, early, states, saved, operands
-                )
-            else:
-                sequence.forward(cell, x_side, h_side, bias, Wh_, early, states, saved)
-
-        hs = states[0, :, 1:].copy()
-        last = tuple(states[:, :, T].copy())
-        return hs, last, (xs, states, saved, operands, params)
+        H = params[1].shape[0]
+        recipe = _recipe(sequence.forward, cell, xs.dtype.str, N, T, D, H)
+        kept = _aligned(recipe.kept_bytes, xs.dtype)
+        state_in, state_out = np.array(state), np.empty((len(state), N, H), xs.dtype)
+        hs = np.empty((N, T, H), xs.dtype)
+        words = recipe.words(
+            _places(xs, params, state_in, state_out, hs), _scratch(recipe, xs.dtype), kept
+        )
+        threads.team.run(words, recipe.shards)
+        return hs, tuple(state_out), (cell, xs, params, kept)
 
     def backward(
         self, cell: Cell, dhs: Array, dstate: State, saved: Any
     ) -> tuple[Array, State, tuple[Array, ...]]:
-        xs, states, keep, operands, (Wx, Wh, _) = saved
+        _, xs, params, kept = saved
+        dhs = _rows_plain(dhs)
         N, T, D = xs.shape
-        H, h_columns = Wh.shape
-        early = h_columns - len(cell.second) * H
-        dtype = xs.dtype
-
-        dhs = _plain(dhs)
-        dstates = np.empty((len(cell.states), N, H), dtype)
+        H = params[1].shape[0]
+        recipe = _recipe(sequence.backward, cell, xs.dtype.str, N, T, D, H)
+        state_in = np.zeros((len(dstate) + 1, N, H), xs.dtype)
         for s, after in enumerate(dstate):
-            dstates[s] = after
-        dh_gates = np.zeros((N, H), dtype)
-        dx_side = np.empty((N, T, Wx.shape[1]), dtype)
-        dh_side = dx_side if one_affine(cell) else np.empty((N, T, h_columns), dtype)
-        doperand = np.empty((N, H), dtype)
-
-        by_blas = recurrent_product_by_blas(N, T, H, h_columns)
-        with _announce_compilation(cell, "backward", dtype, by_blas):
-            if by_blas:
-                for t in reversed(range(T)):
-                    sequence.backward_gates(
-                        cell, t, dhs, dstates, dh_gates, states, keep, dx_side, dh_side
-                    )
-                    if cell.second:
-                        np.matmul(dh_side[:, t, early:], Wh[:, early:].T, out=doperand)
-                        sequence.operand_backward_gates(
-                            cell, t, doperand, dstates, states, keep, dx_side, dh_side
-                        )
-                    np.matmul(dh_side[:, t, :early], Wh[:, :early].T, out=dh_gates)
-            else:
-                WhT = transpose(_plain(Wh))
-                loop = dhs, dstates, dh_gates, WhT, early, states, keep, dx_side, dh_side
-                if cell.second:
-                    sequence.backward_two_products(cell, *loop, doperand)
-                else:
-                    sequence.backward(cell, *loop)
-        dstates[0] += dh_gates
-
-        dx2, dh2 = dx_side.reshape(N * T, -1), dh_side.reshape(N * T, -1)
-        h_prev = states[0, :, :T].reshape(N * T, H)
-        dWx = xs.reshape(N * T, D).T @ dx2
-        if cell.second:
-            dWh = np.empty_like(Wh, order="C")
-            np.matmul(h_prev.T, dh2[:, :early], out=dWh[:, :early])
-            np.matmul(operands.reshape(N * T, H).T, dh2[:, early:], out=dWh[:, early:])
-        else:
-            dWh = h_prev.T @ dh2
-        db = dx2.sum(axis=0)
-        if cell.biases == 2:
-            db = np.stack([db, dh2.sum(axis=0)])
-        dxs = (dx2 @ Wx.T).reshape(N, T, D)
-        return dxs, tuple(dstates), (dWx, dWh, db)
-
-    def describe(self) -> dict[str, Any]:
-        features = llvm.get_host_cpu_features()
-        widths = {"avx512f": 512, "avx": 256, "sse2": 128, "neon": 128}
-        simd_bits = max((bits for name, bits in widths.items() if features.get(name)), default=64)
-        cache = "off: no folder can be written to; set NUMBA_CACHE_DIR"
-        if COMPILED["cache"]:
-            cache = sequence.forward.stats.cache_path
-        return {**super().describe(), "simd_bits": simd_bits, "cache": cache}
+            state_in[s] = after
+        state_out = np.empty_like(state_in)
+        dxs = np.empty((N, T, D), xs.dtype)
+        gradients = tuple(np.empty(p.shape, p.dtype) for p in params)
+        words = recipe.words(
+            (*_places(xs, params, state_in, state_out, dhs), *map(_address, (dxs, *gradients))),
+            _scratch(recipe, xs.dtype),
+            kept,
+        )
+        threads.team.run(words, recipe.shards)
+        state_out[0] += state_out[-1]  # what came through h Wh of the first step
+        return dxs, tuple(state_out[:-1]), gradients
 
     def step(self, cell: Cell, x: Array, state: State, params: Sequence[Array]) -> State:
         return self.forward(cell, x[:, None], state, params)[1]
 
+    def describe(self) -> dict[str, Any]:
+        features = binding.get_host_cpu_features()
+        widths = {"avx512f": 512, "avx": 256, "sse2": 128, "neon": 128}
+        simd_bits = max((bits for name, bits in widths.items() if features.get(name)), default=64)
+        cache = "off: no folder can be written to; set NUMBA_CACHE_DIR"
+        if CACHED:
+            cache = str(cache_folder())
+        return {
+            **super().describe(), "threads": threads.available(), "simd_bits": simd_bits,
+            "cache": cache,
+        }  # fmt: skip
+
+
+# ---- a plan
+
+
+class _Recipe(NamedTuple):
+    """A plan but for its addresses, and how much memory it needs."""
+
+    plan: Array  # addresses of our own count from the start of their block
+    shards: int
+    scratch_bytes: int
+    kept_bytes: int
+
+    def words(self, places: tuple[int, ...], scratch: Array, kept: Array) -> Array:
+        """The plan as compiled code reads it."""
+        words = self.plan.copy()
+        words[_PLACES : _PLACES + len(places)] = places
+        words[_SCRATCH:_KEPT] += _address(scratch)
+        words[_KEPT:] += _address(kept)
+        return words
+
+
+_PLACES, _SCRATCH, _KEPT = map(Plan._fields.index, ("xs", "pWx", "state"))
+
+
+@cache
+def _recipe(
+    driver: Callable[[Any], None], cell: Cell, dtype: str, N: int, T: int, D: int, H: int
+) -> _Recipe:
+    """How to run a pass over arrays of these sizes."""
+    at = layout(cell)
+    size = np.dtype(dtype).itemsize
+    W = VECTOR_BYTES // size
+    units, inputs = -(-H // W), -(-D // W)
+    steps = min(T, max(2, -(-ROWS_IN_A_CHUNK // N)))
+    chunks = -(-T // steps)
+    states, recurrent = len(cell.states), at.early + at.late
+
+    def panels(count: int, rows: int) -> int:
+        return count * (rows | 1) * VECTOR_BYTES
+
+    forward = driver is sequence.forward
+    of_chunk, of_step = steps * N, N
+    scratch = {
+        "pWx": panels(at.x_gates * units, D) if forward else panels(inputs, at.x_gates * H),
+        "pWh": panels(recurrent * units, H)
+        if forward
+        else panels(units, at.early * H) + panels(units, at.late * H),
+        "x_side": panels(at.x_gates * units, of_chunk) if forward else 0,
+        "e_side": panels(at.early * units, of_step) if forward else 0,
+        "l_side": panels(at.late * units, of_step) if forward else 0,
+        "delta": 0 if forward else panels(len(cell.gates) * units, of_chunk),
+        "dstate": 0 if forward else panels((states + 1) * units, of_step),
+        "doperand": 0 if forward else panels(units, of_step),
+        "x_panels": 0 if forward else panels(inputs, of_chunk),
+    }
+    kept = {
+        "state": chunks * panels(states * units, of_chunk),
+        "end": panels(states * units, of_step),
+        "saved": chunks * panels(at.stored * units, of_chunk),
+        "operand": chunks * panels(units, of_chunk) if at.late else 0,
+    }
+    shards, by_rows = _shards(cell, N, T, D, H)
+    with_operand = gates.operand_gates if forward else gates.operand_backward_gates
+    plan = Plan(
+        driver=_compiled(driver, cell, dtype, ""), thread=0, shards=shards,
+        team=0, job=0, by_rows=by_rows,
+        N=N, T=T, D=D, H=H, units=units, steps=steps, size=size,
+        gates=len(cell.gates), x_gates=at.x_gates, early=at.early, late=at.late,
+        states=states, stored=at.stored,
+        **{
+            name: _compiled(getattr(products, name), cell, dtype, "")
+            for name in (
+                "multiply", "multiply_transposed", "pack", "pack_transposed", "unpack", "add_up"
+            )
+        },
+        gates_piece=_compiled(
+            gates.forward_gates if forward else gates.backward_gates, cell, dtype,
+            "forward" if forward else "backward",
+        ),
+        operand_piece=_compiled(
+            with_operand, cell, dtype, "forward" if forward else "backward"
+        ) if at.late else 0,
+        **dict.fromkeys(Plan._fields[_PLACES:_SCRATCH], 0),
+        **_offsets(scratch), **_offsets(kept),
+    )  # fmt: skip
+    plan = plan._replace(
+        keep=1, x_blocks=_table(at.x_blocks), h_blocks=_table(at.h_blocks)
+    )
+    return _Recipe(
+        np.array(plan, np.int64), shards, sum(scratch.values()), sum(kept.values())
+    )
+
+
+def _offsets(sizes: dict[str, int]) -> dict[str, int]:
+    """Where each part of a block begins."""
+    offsets, total = {}, 0
+    for name, count in sizes.items():
+        offsets[name] = total
+        total += count
+    return offsets
+
+
+_tables: dict[tuple[int, ...], Array] = {}
+
+
+def _table(numbers: tuple[int, ...]) -> int:
+    """The address of some integers, which stay there."""
+    return _address(_tables.setdefault(numbers, np.array(numbers, np.int64)))
+
+
+def _shards(cell: Cell, N: int, T: int, D: int, H: int) -> tuple[int, int]:
+    """Into how many shards a pass is cut, and whether by rows of the batch."""
+    threads_ = threads.available()
+    operations = 2 * N * T * H * len(cell.gates) * (D + H)
+    if threads_ == 1 or operations < 4_000_000:
+        return 1, 1
+    return threads_, int(N >= 4 * threads_)
+
+
+# ---- arrays and memory
+
+
+def _address(array: Array) -> int:
+    return int(array.__array_interface__["data"][0])
+
 
 def _plain(array: Array) -> Array:
-    """C-contiguous and writable, by a copy if need be: the one kind that is compiled for."""
-    return np.require(array, requirements=["C", "W"])
+    """C-contiguous, by a copy if need be."""
+    return array if array.flags.c_contiguous else np.ascontiguousarray(array)
 
 
-def _gate_bias(cell: Cell, b: Array, H: int) -> Array:
-    """One block of bias for each gate: of its input side, its recurrent side, or their sum."""
-    if cell.biases == 1:
-        return _plain(b)
-    bias = np.zeros((len(cell.gates), H), b.dtype)
-    bias[list(cell.input_gates)] += b[0].reshape(-1, H)
-    bias[list(cell.recurrent_gates)] += b[1].reshape(-1, H)
-    return bias.reshape(-1)
+def _rows_plain(array: Array) -> Array:
+    """The last axis without gaps, by a copy if need be."""
+    return array if array.strides[2] == array.itemsize else np.ascontiguousarray(array)
 
 
-_compiled: set[tuple[Any, ...]] = set()
+def _places(
+    xs: Array, params: Sequence[Array], state_in: Array, state_out: Array, hs: Array
+) -> tuple[int, ...]:
+    """The fields of a plan from xs to hs_time."""
+    Wx, Wh, b = params
+    return (
+        _address(xs), *xs.strides[:2], _address(Wx), Wx.strides[0], _address(Wh), Wh.strides[0],
+        _address(b), b.strides[0] if b.ndim == 2 else 0,
+        _address(state_in), _address(state_out), _address(hs), *hs.strides[:2],
+    )  # fmt: skip
 
 
-@contextmanager
-def _announce_compilation(
-    cell: Cell, part: str, dtype: np.dtype[Any], by_blas: bool
-) -> Iterator[None]:
-    """Say so, on stderr, where the first call of its kind compiles for over two seconds."""
-    key = (cell, part, dtype.str, by_blas)
-    if key in _compiled:
-        yield
-        return
-    message = (
-        f"numba_rnn: compiling the {part} pass of {cell.name} ({dtype}) for this CPU; "
-        "it is done once, later runs find it in the cache."
-    )
+def _aligned(size: int, dtype: Any) -> Array:
+    """Memory that begins at a multiple of 64 bytes."""
+    itemsize = np.dtype(dtype).itemsize
+    memory = np.empty((size + VECTOR_BYTES) // itemsize, dtype)
+    start = -(_address(memory) // itemsize) % (VECTOR_BYTES // itemsize)
+    return memory[start:]
+
+
+_of_thread = threading.local()
+
+
+def _scratch(recipe: _Recipe, dtype: Any) -> Array:
+    """Memory for a pass, used again by this thread's next one."""
+    memory = getattr(_of_thread, "memory", None)
+    if memory is None or memory.nbytes < recipe.scratch_bytes or memory.dtype != dtype:
+        memory = _of_thread.memory = _aligned(recipe.scratch_bytes, dtype)
+    return memory
+
+
+# ---- compilation
+
+
+def _compiled(piece: Callable[[Any], None], cell: Cell, dtype: str, part: str) -> int:
+    """The address of a piece; ``part`` names the cell's pass where it is made of the cell."""
+    what = f"the {part} pass of {cell.name}" if part else piece.__name__
     try:
-        with event.install_listener("numba:compile", _SlowCompilation(message)):
-            yield
+        with announced(what):
+            return compiled(piece, np.dtype(dtype).name, cell if part else None)
     except NumbaError as error:
         raise TypeError(_compile_error(cell, part, str(error))) from error
-    _compiled.add(key)
-
-
-class _SlowCompilation(event.Listener):
-    """Prints a message when a compilation has gone on for two seconds."""
-
-    def __init__(self, message: str) -> None:
-        self._message = message
-        self._depth = 0  # one compilation starts others
-        self._timer: threading.Timer | None = None
-
-    def on_start(self, event: Any) -> None:
-        self._depth += 1
-        if self._depth == 1:
-            self._timer = threading.Timer(2.0, self._say)
-            self._timer.daemon = True
-            self._timer.start()
-
-    def on_end(self, event: Any) -> None:
-        self._depth -= 1
-        if self._depth == 0 and self._timer is not None:
-            self._timer.cancel()
-
-    def _say(self) -> None:
-        print(self._message, file=sys.stderr, flush=True)
 
 
 def _compile_error(cell: Cell, part: str, message: str) -> str:

@@ -1,139 +1,327 @@
-"""Matrix products that are too small for a BLAS call: one step's recurrent product.
+"""Matrix products, made for matrices that are too small for a BLAS call.
 
-The output is cut into tiles of a few rows by a few vectors of columns. A tile's sums stay in
-registers while the inner axis runs, so every loaded vector of the right-hand matrix serves all
-rows and every broadcast number of the left-hand matrix serves all vectors.
+All numbers that the engine keeps for itself lie in *panels*: 64 bytes wide strips of a matrix,
+so that a row of a panel is one aligned vector (W = 16 float32 or 8 float64 numbers).
 
-    tile of rows x vectors:   sum[r][v] += a[row r, k] * b[k, vector v]     for k in 0 .. inner
+    a matrix (rows, columns)             its panels
+    +----------+----------+-----+        panel 0     panel 1     panel 2
+    | row 0    |          |     |        row 0 ...   row 0 ...   row 0 ... (padded)
+    | row 1    |          |     |   ->   row 1 ...   row 1 ...   row 1 ...
+    | ...      |          |     |        ...         ...         ...
+    +----------+----------+-----+
+      W columns  W columns  rest         one after the other, an odd number of rows apart
 
-``multiply_tile`` emits that loop for any (rows, vectors); ``multiply`` covers a matrix with it.
-Matrices are given as a C-contiguous array, the flat index of their first element and the distance
-between their rows, so that any block of columns or any strided set of rows is a matrix.
+(An even number, say 64, would put the same row of all panels into one set of the cache.)
+
+A product's output is cut into tiles of a few rows by a few vectors, one from each panel. A tile's
+sums stay in registers while the inner axis runs: every vector of B serves all rows, every number
+of A all vectors.
+
+    sums[r][v]  +=  A[row r, k] * B[k, panel v]           for k along the inner axis
+
+A's numbers may lie anywhere: along rows (``multiply``) or along the rows of a panel, which makes
+it A^T (``multiply_transposed``, for the weight gradients: x^T dgates). Every sum adds up in the
+order of k whatever the tile's shape, so results do not depend on how a product is shared out.
 """
 
-import numpy as np
 from llvmlite import ir
-from numba import njit
-from numba.core import types
+from llvmlite.binding import get_host_cpu_features
+from numba import literally
+from numba.core import config, types
 from numba.extending import intrinsic
 
-from .options import COMPILED, COMPILED_INTO_CALLERS
-from .simd import VectorType, emit_fma, emit_load, emit_store, lanes_of, pointer, splat
+from .frames import arguments, part_of_a_piece
+from .simd import (
+    VECTOR_BYTES,
+    VectorType,
+    emit_fma,
+    emit_load,
+    emit_load_part,
+    emit_store,
+    emit_store_part,
+    lanes_of,
+    load,
+    load_part,
+    splat,
+    store,
+    store_part,
+)
 
 _I64 = ir.IntType(64)
 
 
-@intrinsic(prefer_literal=True)
-def multiply_tile(
-    typing,
-    rows,
-    vectors,
-    a,
-    a_index,
-    a_row,
-    b,
-    b_index,
-    b_row,
-    inner,
-    out,
-    out_index,
-    out_row,
-    width,
-):
-    """out[:rows, :width] = a[:rows, :inner] @ b[:inner, :width], width at most vectors * lanes.
+def _has_avx512() -> bool:
+    forced = config.CPU_FEATURES  # of NUMBA_CPU_FEATURES; "" where NUMBA_CPU_NAME is generic
+    features = get_host_cpu_features().flatten() if forced is None else forced
+    return "+avx512f" in features.split(",")
 
-    Only the last of the vectors may be partly used; ``rows`` and ``vectors`` are constants.
-    """
-    if not isinstance(rows, types.IntegerLiteral) or not isinstance(vectors, types.IntegerLiteral):
-        return None
-    vector = VectorType(b.dtype)
-    R, V = rows.literal_value, vectors.literal_value
+
+# Tiles whose sums fit the registers: 24 of 32 with AVX-512; else a vector takes several registers.
+DEEPEST_TILE = 6
+WIDEST_TILE, WIDEST_FOR_ONE_ROW = (4, 8) if _has_avx512() else (1, 4)
+TILES = [(rows, width) for rows in range(1, 7) for width in (1, 2, 4) if width <= WIDEST_TILE]
+TILES += [(1, width) for width in (2, 4, 8) if (1, width) not in TILES]
+
+
+# ---- a tile
+
+
+def _emit_loop(builder, count, carried, body):
+    """for _ in range(count): carried = body(*carried); returns carried (LLVM level)."""
+    before = builder.block
+    head, after = (builder.append_basic_block(name) for name in ("loop", "after"))
+    builder.cbranch(builder.icmp_signed(">", count, _I64(0)), head, after)
+
+    builder.position_at_end(head)
+    turn = builder.phi(_I64)
+    now = [builder.phi(value.type) for value in carried]
+    new = body(*now)
+    next_turn, end = builder.add(turn, _I64(1)), builder.block
+    builder.cbranch(builder.icmp_signed("<", next_turn, count), head, after)
+    for phi, first, later in zip([turn, *now], [_I64(0), *carried], [next_turn, *new], strict=True):
+        phi.add_incoming(first, before)
+        phi.add_incoming(later, end)
+
+    builder.position_at_end(after)
+    results = [builder.phi(value.type) for value in carried]
+    for phi, first, later in zip(results, carried, new, strict=True):
+        phi.add_incoming(first, before)
+        phi.add_incoming(later, end)
+    return results
+
+
+def _emit_multiply_add(builder, vector, depth, transposed, sums, a_rows, b_vectors):
+    """sums[r][v] += A[r, k] * B[k, v] for ``depth`` numbers k."""
+    size, new = vector.dtype.bitwidth // 8, list(sums)
+    for k in range(depth):
+        at_k = _I64(k * VECTOR_BYTES)
+        row = [emit_load(builder, vector, builder.add(b, at_k)) for b in b_vectors]
+        for r, a in enumerate(a_rows):
+            place = builder.add(a, _I64(k * (VECTOR_BYTES if transposed else size)))
+            pointer = builder.inttoptr(place, vector.llvm.element.as_pointer())
+            number = splat(builder, builder.load(pointer), vector.llvm)
+            for v, numbers in enumerate(row):
+                k_sum = r * len(row) + v
+                new[k_sum] = emit_fma(builder, vector, number, numbers, new[k_sum])
+    return new
+
+
+def _emit_tile(builder, vector, rows, vectors, transposed, p):
+    """One tile of the product that p describes; see ``multiply``."""
+    a, a_row, a_segment, a_group, groups, inner, b, b_vector, c, c_row, c_vector, lanes, add = p
+    size, W = vector.dtype.bitwidth // 8, vector.lanes
+    a_row = _I64(size) if transposed else a_row
+    a_offsets = [builder.mul(a_row, _I64(r)) for r in range(rows)]
+    b_offsets = [builder.mul(b_vector, _I64(v)) for v in range(vectors)]
+    places = []
+    for r in range(rows):
+        c_now = builder.add(c, builder.mul(c_row, _I64(r)))
+        for v in range(vectors):
+            every = lanes if v == vectors - 1 else _I64(W)
+            places.append((builder.add(c_now, builder.mul(c_vector, _I64(v))), every))
+
+    def products(depth, a_step):
+        """The body of a loop: ``depth`` products, then on to the next."""
+
+        def body(a, b, *sums):
+            a_rows = [builder.add(a, offset) for offset in a_offsets]
+            b_vectors = [builder.add(b, offset) for offset in b_offsets]
+            new = _emit_multiply_add(builder, vector, depth, transposed, sums, a_rows, b_vectors)
+            return builder.add(a, a_step), builder.add(b, _I64(depth * VECTOR_BYTES)), *new
+
+        return body
+
+    def group(start, b, *sums):
+        a_k, b, *sums = _emit_loop(
+            builder, builder.sdiv(inner, _I64(W)), [start, b, *sums], products(W, a_segment)
+        )
+        one = _I64(VECTOR_BYTES if transposed else size)
+        _, b, *sums = _emit_loop(
+            builder, builder.srem(inner, _I64(W)), [a_k, b, *sums], products(1, one)
+        )
+        return builder.add(start, a_group), b, *sums
+
+    zero, start = ir.Constant(vector.llvm, [0.0] * vector.lanes), builder.block
+    with builder.if_then(builder.icmp_signed("!=", add, _I64(0)), likely=False):
+        loaded = [emit_load_part(builder, vector, *place) for place in places]
+        end = builder.block
+    sums = [builder.phi(vector.llvm) for _ in places]
+    for phi, value in zip(sums, loaded, strict=True):
+        phi.add_incoming(zero, start)
+        phi.add_incoming(value, end)
+    _, _, *sums = _emit_loop(builder, groups, [a, b, *sums], group)
+    for value, place in zip(sums, places, strict=True):
+        emit_store_part(builder, vector, value, *place)
+
+
+@intrinsic(prefer_literal=True)
+def _multiply_tile(typing, frame, transposed, rows, vectors, p):
+    """The tile of that shape, one of TILES."""
+    vector = VectorType(frame.dtype)
 
     def codegen(context, builder, signature, args):
-        _, _, a_, ai, ar, b_, bi, br, inner_, out_, oi, orow, width_ = args
-        int_type = ai.type
-        last = builder.sub(width_, int_type((V - 1) * vector.lanes))  # lanes of the last vector
-
-        def lanes(v):
-            return last if v == V - 1 else int_type(vector.lanes)
-
-        entry = builder.block
-        head = builder.append_basic_block("inner")
+        _, _, rows_, vectors_, p_ = args
+        words = [builder.extract_value(p_, k) for k in range(len(p))]
         done = builder.append_basic_block("done")
-        zero = ir.Constant(vector.llvm, [0.0] * vector.lanes)
-        builder.branch(head)
-
-        builder.position_at_end(head)
-        k = builder.phi(int_type)
-        sums = [[builder.phi(vector.llvm) for _ in range(V)] for _ in range(R)]
-        b_k = builder.add(bi, builder.mul(k, br))
-        columns = []
-        for v in range(V):
-            index = builder.add(b_k, int_type(v * vector.lanes))
-            address = pointer(context, builder, b, b_, index)
-            columns.append(emit_load(builder, vector, address, lanes(v)))
-        new = []
-        for r in range(R):
-            index = builder.add(builder.add(ai, k), builder.mul(ar, int_type(r)))
-            number = builder.load(pointer(context, builder, a, a_, index))
-            factor = splat(builder, number, vector.llvm)
-            new.append(
-                [emit_fma(builder, vector, factor, columns[v], sums[r][v]) for v in range(V)]
-            )
-        k_next = builder.add(k, int_type(1))
-        loop_end = builder.block
-        builder.cbranch(builder.icmp_signed("<", k_next, inner_), head, done)
-
-        k.add_incoming(int_type(0), entry)
-        k.add_incoming(k_next, loop_end)
+        choice = builder.switch(builder.add(builder.mul(rows_, _I64(16)), vectors_), done)
+        for R, V in TILES:
+            block = builder.append_basic_block(f"tile_{R}x{V}")
+            choice.add_case(_I64(16 * R + V), block)
+            builder.position_at_end(block)
+            _emit_tile(builder, vector, R, V, transposed.literal_value, words)
+            builder.branch(done)
         builder.position_at_end(done)
-        for r in range(R):
-            for v in range(V):
-                sums[r][v].add_incoming(zero, entry)
-                sums[r][v].add_incoming(new[r][v], loop_end)
-                row = builder.add(oi, builder.mul(orow, int_type(r)))
-                index = builder.add(row, int_type(v * vector.lanes))
-                address = pointer(context, builder, out, out_, index)
-                emit_store(builder, vector, new[r][v], address, lanes(v))
         return context.get_dummy_value()
 
-    i = types.intp
-    return types.void(rows, vectors, a, i, i, b, i, i, i, out, i, i, i), codegen
+    return types.void(frame, transposed, types.int64, types.int64, p), codegen
 
 
-@njit(**COMPILED_INTO_CALLERS)
-def multiply(a, a_index, a_row, b, b_index, b_row, out, out_index, out_row, rows, inner, columns):
-    """out (rows, columns) = a (rows, inner) @ b (inner, columns); inner is at least 1."""
-    W = lanes_of(b)
-    c = 0
-    while c < columns:
-        wide = columns - c >= 4 * W
-        width = 4 * W if wide else min(W, columns - c)
-        ai, bi, oi = a_index, b_index + c, out_index + c
-        r = 0
-        while r + 4 <= rows:
-            if wide:
-                multiply_tile(4, 4, a, ai, a_row, b, bi, b_row, inner, out, oi, out_row, width)
-            else:
-                multiply_tile(4, 1, a, ai, a_row, b, bi, b_row, inner, out, oi, out_row, width)
-            ai, oi, r = ai + 4 * a_row, oi + 4 * out_row, r + 4
-        while r < rows:
-            if wide:
-                multiply_tile(1, 4, a, ai, a_row, b, bi, b_row, inner, out, oi, out_row, width)
-            else:
-                multiply_tile(1, 1, a, ai, a_row, b, bi, b_row, inner, out, oi, out_row, width)
-            ai, oi, r = ai + a_row, oi + out_row, r + 1
-        c += width
+# ---- products
 
 
-@njit(**COMPILED)
-def transpose(a):
-    """A C-contiguous copy of a.T, block by block so that both sides stay in the cache."""
-    rows, columns = a.shape
-    out = np.empty((columns, rows), a.dtype)
-    for r0 in range(0, rows, 16):
-        for c0 in range(0, columns, 16):
-            for c in range(c0, min(c0 + 16, columns)):
-                for r in range(r0, min(r0 + 16, rows)):
-                    out[c, r] = a[r, c]
-    return out
+def multiply(frame):
+    """A piece: C = A B, or C += A B with ``add``.
+
+    A (rows, groups * inner)   rows ``a_row`` bytes apart; the inner axis runs through groups,
+                               in each through segments of W numbers that lie side by side
+    B (groups * inner, columns), C (rows, columns)
+                               vectors of W columns, ``b_vector`` and ``c_vector`` bytes apart;
+                               the last one of C has ``last_lanes``
+    """
+    _multiply(frame, 0)
+
+
+def multiply_transposed(frame):
+    """A piece: the same for A^T, of which one panel is given: its W numbers are A's rows."""
+    _multiply(frame, 1)
+
+
+@part_of_a_piece
+def _multiply(frame, transposed):
+    literally(transposed)
+    (
+        a, a_row, a_segment, a_group, groups, inner,
+        b, b_vector, c, c_row, c_vector, rows, vectors, last_lanes, add,
+    ) = arguments(frame, 15)  # fmt: skip
+    W = lanes_of(frame)
+    next_row = VECTOR_BYTES // W if transposed else a_row
+    blocks = (rows + DEEPEST_TILE - 1) // DEEPEST_TILE
+    while vectors > 0:
+        wide = _tile_width(rows, vectors)
+        vectors -= wide
+        lanes = W if vectors > 0 else last_lanes
+        a_block, c_block = a, c
+        for block in range(blocks):  # of nearly the same number of rows
+            deep = rows // blocks + (1 if block < rows % blocks else 0)
+            _multiply_tile(
+                frame, transposed, deep, wide,
+                (
+                    a_block, a_row, a_segment, a_group, groups, inner,
+                    b, b_vector, c_block, c_row, c_vector, lanes, add,
+                ),
+            )  # fmt: skip
+            a_block += deep * next_row
+            c_block += deep * c_row
+        b += wide * b_vector
+        c += wide * c_vector
+
+
+@part_of_a_piece
+def _tile_width(rows, vectors):
+    """How many vectors wide the next tile is, where that many are to go."""
+    if rows == 1 and vectors >= WIDEST_FOR_ONE_ROW:
+        return WIDEST_FOR_ONE_ROW
+    width = WIDEST_TILE
+    if vectors >= width:
+        return width
+    return 2 if vectors >= 2 else 1
+
+
+# ---- to panels and back
+
+
+def pack(frame):
+    """A piece: panels of a matrix (rows, columns); padding is zero."""
+    source, source_row, rows, columns, to, to_row, to_panel = arguments(frame, 7)
+    W = lanes_of(frame)
+    for start in range(0, rows, 8):  # few rows at a time: their lines stay in the cache
+        for panel in range((columns + W - 1) // W):
+            lanes = columns - panel * W
+            for r in range(start, min(start + 8, rows)):
+                numbers = load_part(frame, source + r * source_row + panel * VECTOR_BYTES, lanes)
+                store(numbers, to + r * to_row + panel * to_panel)
+
+
+def unpack(frame):
+    """A piece: a matrix (rows, columns) from its panels."""
+    source, source_row, source_panel, rows, columns, to, to_row = arguments(frame, 7)
+    W = lanes_of(frame)
+    for panel in range((columns + W - 1) // W):
+        lanes = columns - panel * W
+        for r in range(rows):
+            numbers = load(frame, source + r * source_row + panel * source_panel)
+            store_part(numbers, to + r * to_row + panel * VECTOR_BYTES, lanes)
+
+
+def pack_transposed(frame):
+    """A piece: panels of the transpose of a matrix (rows, columns); padding is zero."""
+    source, source_row, rows, columns, to, to_panel = arguments(frame, 6)
+    W = lanes_of(frame)
+    for panel in range((rows + W - 1) // W):
+        for start in range(0, columns, W):
+            square = source + panel * W * source_row + start * (VECTOR_BYTES // W)
+            place = to + panel * to_panel + start * VECTOR_BYTES
+            _transpose(frame, square, source_row, rows - panel * W, place, columns - start)
+
+
+def add_up(frame):
+    """A piece: out (panels of one row) = the sum of each panel's rows, or += it."""
+    panels, panel, rows, out, last_lanes, add, count = arguments(frame, 7)
+    W = lanes_of(frame)
+    for k in range(count):
+        lanes = last_lanes if k == count - 1 else W
+        total = load_part(frame, out, lanes * add)
+        for r in range(rows):
+            total = total + load(frame, panels + r * VECTOR_BYTES)
+        store_part(total, out, lanes)
+        panels += panel
+        out += VECTOR_BYTES
+
+
+@intrinsic
+def _transpose(typing, frame, source, source_row, rows, to, columns):
+    """A square of W rows (as far as there are that many) and W columns, transposed.
+
+    Log2(W) rounds, each of which swaps halves, quarters ... between pairs of rows.
+    """
+    vector = VectorType(frame.dtype)
+
+    def codegen(context, builder, signature, args):
+        _, source, source_row, rows, to, columns = args
+        W = vector.lanes
+        lines = []
+        for r in range(W):
+            exists = builder.icmp_signed("<", _I64(r), rows)
+            lanes = builder.select(exists, columns, _I64(0))
+            place = builder.add(source, builder.mul(source_row, _I64(r)))
+            lines.append(emit_load_part(builder, vector, place, lanes))
+        distance = W // 2
+        while distance:
+            index = ir.VectorType(ir.IntType(32), W)
+            low = [k if not k & distance else W + k - distance for k in range(W)]
+            high = [k + distance if not k & distance else W + k for k in range(W)]
+            new = list(lines)
+            for r in range(W):
+                if not r & distance:
+                    pair = lines[r], lines[r + distance]
+                    new[r] = builder.shuffle_vector(*pair, ir.Constant(index, low))
+                    new[r + distance] = builder.shuffle_vector(*pair, ir.Constant(index, high))
+            lines, distance = new, distance // 2
+        for r in range(W):
+            with builder.if_then(builder.icmp_signed("<", _I64(r), columns), likely=True):
+                place = builder.add(to, _I64(r * VECTOR_BYTES))
+                emit_store(builder, vector, lines[r], place)
+        return context.get_dummy_value()
+
+    i = types.int64
+    return types.void(frame, i, i, i, i, i), codegen

@@ -4,11 +4,12 @@ A vector holds 64 bytes: 16 float32 or 8 float64 lanes. LLVM turns that into one
 register, two AVX registers or four NEON or SSE registers, whatever the machine has; nothing here
 depends on the instruction set.
 
-    v = load(array, index, lanes)       array[index : index + lanes], flat index, other lanes 0
-    store(v, array, index, lanes)
+    v = load(frame, address)            64 bytes; the frame says of which dtype
+    v = load_part(frame, address, 3)    three numbers, the other lanes 0
+    store(v, address), store_part(v, address, 3)
     v + w, 1 - v, -v, fma(a, b, c), where(x < y, a, b)
 
-``load`` and ``store`` take C-contiguous arrays only and do not check bounds.
+Addresses are integers; nothing checks them.
 
 ``sigmoid``, ``tanh``, ``relu`` and their derivatives (``functions.py``) are registered for
 vectors below. They rest on exp for arguments that are not positive: exp(x) = 2^n exp(r) with
@@ -218,27 +219,28 @@ def _emit_exponent(builder, vector, shifted):
 _exponent_from_low_bits = _unary(_emit_exponent)
 
 
-# ---- memory
+# ---- memory, by address; ``frame`` says of which dtype (frames.py)
 
 
-@intrinsic
-def lanes_of(typing, array):
-    """How many elements of the array fill a vector."""
-    lanes = VectorType(array.dtype).lanes
-    return types.intp(array), lambda context, builder, signature, args: _I64(lanes)
+def _pointer(builder, vector, address):
+    return builder.inttoptr(address, vector.llvm.as_pointer())
 
 
-def pointer(context, builder, array_type, array, index):
-    """Address of array.flat[index] (LLVM level)."""
-    if array_type.layout != "C":
-        raise TypingError(f"expected a C-contiguous array, got {array_type}")
-    data = context.make_array(array_type)(context, builder, array).data
-    return builder.gep(data, [index])
+def emit_load(builder, vector, address):
+    """Load a vector; the address is a multiple of 64 (LLVM level)."""
+    return builder.load(_pointer(builder, vector, address), align=VECTOR_BYTES)
 
 
-def _pointer(vector):
-    """How LLVM spells a pointer to the vector in an intrinsic's name."""
-    return f"p0{vector.llvm_name}"  # LLVM >= 15 reads it as p0
+def emit_store(builder, vector, value, address):
+    """Store a vector; the address is a multiple of 64 (LLVM level)."""
+    builder.store(value, _pointer(builder, vector, address), align=VECTOR_BYTES)
+
+
+def _masked(builder, vector, name, result, arguments):
+    """Call llvm.masked.load or store; pointers spell p0v16f32 before LLVM 15, which takes p0."""
+    kind = ir.FunctionType(result, [argument.type for argument in arguments])
+    full_name = f"llvm.masked.{name}.{vector.llvm_name}.p0{vector.llvm_name}"
+    return builder.call(_declare(builder, full_name, kind), arguments)
 
 
 def _mask(builder, vector, lanes):
@@ -246,76 +248,90 @@ def _mask(builder, vector, lanes):
     return builder.icmp_signed("<", order, splat(builder, lanes, order.type))
 
 
-def emit_load(builder, vector, address, lanes):
-    """Load the first ``lanes`` lanes at the address, zero the rest (LLVM level)."""
-    address = builder.bitcast(address, vector.llvm.as_pointer())
-    size = vector.dtype.bitwidth // 8
-    with builder.if_else(builder.icmp_signed(">=", lanes, _I64(vector.lanes)), likely=True) as (
-        whole,
-        part,
-    ):
-        with whole:
-            every_lane = builder.load(address, align=size)
-            whole_block = builder.block
-        with part:
-            mask = _mask(builder, vector, lanes)
-            kind = ir.FunctionType(vector.llvm, [address.type, _I32, mask.type, vector.llvm])
-            load = _declare(
-                builder, f"llvm.masked.load.{vector.llvm_name}.{_pointer(vector)}", kind
-            )
+def emit_load_part(builder, vector, address, lanes):
+    """Load the first ``lanes`` lanes, at any address; the others are zero, and never read."""
+    pointer, size = _pointer(builder, vector, address), vector.dtype.bitwidth // 8
+    all_lanes = builder.icmp_signed(">=", lanes, _I64(vector.lanes))
+    with builder.if_else(all_lanes, likely=True) as (then, otherwise):
+        with then:
+            whole = builder.load(pointer, align=size)
+            then_block = builder.block
+        with otherwise:
             zeros = ir.Constant(vector.llvm, [0.0] * vector.lanes)
-            some_lanes = builder.call(load, [address, _I32(size), mask, zeros])
-            part_block = builder.block
+            given = [pointer, _I32(size), _mask(builder, vector, lanes), zeros]
+            part = _masked(builder, vector, "load", vector.llvm, given)
+            otherwise_block = builder.block
     value = builder.phi(vector.llvm)
-    value.add_incoming(every_lane, whole_block)
-    value.add_incoming(some_lanes, part_block)
+    value.add_incoming(whole, then_block)
+    value.add_incoming(part, otherwise_block)
     return value
 
 
-def emit_store(builder, vector, value, address, lanes):
-    """Store the first ``lanes`` lanes at the address (LLVM level)."""
-    address = builder.bitcast(address, vector.llvm.as_pointer())
-    size = vector.dtype.bitwidth // 8
-    with builder.if_else(builder.icmp_signed(">=", lanes, _I64(vector.lanes)), likely=True) as (
-        whole,
-        part,
-    ):
-        with whole:
-            builder.store(value, address, align=size)
-        with part:
-            mask = _mask(builder, vector, lanes)
-            kind = ir.FunctionType(ir.VoidType(), [vector.llvm, address.type, _I32, mask.type])
-            name = f"llvm.masked.store.{vector.llvm_name}.{_pointer(vector)}"
-            store = _declare(builder, name, kind)
-            builder.call(store, [value, address, _I32(size), mask])
+def emit_store_part(builder, vector, value, address, lanes):
+    """Store the first ``lanes`` lanes, at any address (LLVM level)."""
+    pointer, size = _pointer(builder, vector, address), vector.dtype.bitwidth // 8
+    all_lanes = builder.icmp_signed(">=", lanes, _I64(vector.lanes))
+    with builder.if_else(all_lanes, likely=True) as (then, otherwise):
+        with then:
+            builder.store(value, pointer, align=size)
+        with otherwise:
+            given = [value, pointer, _I32(size), _mask(builder, vector, lanes)]
+            _masked(builder, vector, "store", ir.VoidType(), given)
 
 
 @intrinsic
-def load(typing, array, index, lanes):
-    """array.flat[index : index + lanes] as a vector, its other lanes zero."""
-    vector = VectorType(array.dtype)
+def lanes_of(typing, frame):
+    """How many numbers a vector holds."""
+    lanes = VectorType(frame.dtype).lanes
+    return types.int64(frame), lambda context, builder, signature, args: _I64(lanes)
+
+
+@intrinsic
+def load(typing, frame, address):
+    """A whole vector; the address is a multiple of 64."""
+    vector = VectorType(frame.dtype)
 
     def codegen(context, builder, signature, args):
-        address = pointer(context, builder, array, args[0], args[1])
-        return emit_load(builder, vector, address, args[2])
+        return emit_load(builder, vector, args[1])
 
-    return vector(array, types.intp, types.intp), codegen
+    return vector(frame, types.int64), codegen
 
 
 @intrinsic
-def store(typing, value, array, index, lanes):
-    """Write a vector's first lanes to array.flat[index : index + lanes]."""
-    vector = VectorType(array.dtype)
-    if _common_vector(value, vector) is None:
+def load_part(typing, frame, address, lanes):
+    """A vector from any address: its first ``lanes`` lanes, the others zero and never read."""
+    vector = VectorType(frame.dtype)
+
+    def codegen(context, builder, signature, args):
+        return emit_load_part(builder, vector, args[1], args[2])
+
+    return vector(frame, types.int64, types.int64), codegen
+
+
+@intrinsic
+def store(typing, value, address):
+    """Write a whole vector; the address is a multiple of 64."""
+    if not isinstance(value, VectorType):
         return None
 
     def codegen(context, builder, signature, args):
-        whole = _as_vector(context, builder, args[0], value, vector)
-        address = pointer(context, builder, array, args[1], args[2])
-        emit_store(builder, vector, whole, address, args[3])
+        emit_store(builder, value, *args)
         return context.get_dummy_value()
 
-    return types.void(value, array, types.intp, types.intp), codegen
+    return types.void(value, types.int64), codegen
+
+
+@intrinsic
+def store_part(typing, value, address, lanes):
+    """Write a vector's first ``lanes`` lanes to any address."""
+    if not isinstance(value, VectorType):
+        return None
+
+    def codegen(context, builder, signature, args):
+        emit_store_part(builder, value, *args)
+        return context.get_dummy_value()
+
+    return types.void(value, types.int64, types.int64), codegen
 
 
 # ---- the functions of functions.py on vectors

@@ -1,0 +1,83 @@
+"""What decides what a cell computes, as a short text.
+
+Compiled code is kept on disk by the *types* of a function's arguments. The type that stands for a
+cell carries this fingerprint, of the source of the engine and of everything that the cell's
+functions refer to; so code is found by every process that has the same source, and by no other.
+"""
+
+import hashlib
+import inspect
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+from .. import functions
+from ..cells import Cell
+
+
+@cache
+def of_engine() -> str:
+    """The fingerprint of this engine's own source."""
+    files = [*sorted(Path(__file__).parent.glob("*.py")), Path(functions.__file__)]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
+@cache
+def of_cell(cell: Cell) -> str:
+    """The fingerprint of a cell's structure and functions."""
+    structure = cell.gates, cell.states, cell.saved, cell.input_gates, cell.recurrent_gates
+    digest = hashlib.sha256(repr((structure, cell.second, cell.biases)).encode())
+    for function in (cell.forward, cell.backward, cell.operand, cell.operand_backward):
+        if function is not None:
+            digest.update("\n".join(_describe(function)).encode())
+    return digest.hexdigest()[:16]
+
+
+def with_callees(function: Any) -> list[Any]:
+    """A function and the plain functions that it calls, but for those of functions.py."""
+    found, waiting = [], [function]
+    while waiting:
+        function = waiting.pop()
+        if function in found or function.__module__ == functions.__name__:
+            continue
+        found.append(function)
+        waiting += [v for v in _outer_values(function).values() if inspect.isfunction(v)]
+    return found
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """A code object and those of the functions and comprehensions inside it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes(constant)
+
+
+def _outer_values(function: Any) -> dict[str, Any]:
+    """What a function takes from outside: globals, and names of the functions around it."""
+    names = {name for code in _codes(function.__code__) for name in code.co_names}
+    found = {name: value for name, value in function.__globals__.items() if name in names}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        found[name] = cell.cell_contents
+    return {name: getattr(value, "py_func", value) for name, value in found.items()}
+
+
+def _describe(function: Any) -> Iterator[str]:
+    """Everything that decides what a function computes: its code and the values it refers to."""
+    for callee in with_callees(function):
+        yield f"{callee.__qualname__} {callee.__defaults__} {callee.__kwdefaults__}"
+        names = set()
+        for code in _codes(callee.__code__):
+            constants = [c for c in code.co_consts if not isinstance(c, CodeType)]
+            yield f"{code.co_code.hex()} {constants} {code.co_names} {code.co_varnames}"
+            names |= set(code.co_names)
+        for name, value in sorted(_outer_values(callee).items()):
+            if inspect.isfunction(value):
+                yield f"{name} is {value.__module__}.{value.__qualname__}"
+            elif inspect.ismodule(value):
+                members = {k: v for k, v in vars(value).items() if k in names and not callable(v)}
+                yield f"{name} is {value.__name__} with {sorted(members.items())}"
+            else:
+                yield f"{name} is {value!r}"

@@ -1,0 +1,197 @@
+"""Compiled pieces, and how they call one another.
+
+Numba compiles a function anew into everything that calls it. So that products are compiled once
+for all cells, and a cell in a second, the engine is made of pieces that call one another by
+address. A piece takes one argument, its *frame*: the address of 64-bit integers side by side,
+which are sizes, strides in bytes and addresses of numbers.
+
+    def forward_gates(frame):                              a piece
+        units, rows, x_side, ... = arguments(frame, 20)
+    address = compiled(forward_gates, dtype, cell)         in Python
+    call(address, (units, rows, x_side, ...))              in another piece
+
+The frame's Numba *type* says for which dtype and cell the piece is compiled.
+"""
+
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import cfunc, from_dtype, njit
+from numba.core import cgutils, types
+from numba.extending import intrinsic, models, register_jitable, register_model
+
+from ..cells import Cell
+from . import fingerprint
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
+_I32 = ir.IntType(32)
+_I64 = ir.IntType(64)
+
+part_of_a_piece = register_jitable(error_model="numpy")  # no test for division by zero
+
+
+class FrameType(types.Type):
+    """The address of a piece's arguments; and the dtype and the cell it is compiled for."""
+
+    def __init__(self, dtype: Any, cell_name: str | None, source: str):
+        self.dtype = dtype
+        self.cell_name = cell_name
+        self.source = source
+        super().__init__(name=f"frame({dtype}, {cell_name}, {source})")
+
+    @property
+    def cell(self) -> Cell:
+        return _CELLS[self.source]
+
+
+_CELLS: dict[str, Cell] = {}  # by FrameType.source
+
+
+@register_model(FrameType)
+class _FrameModel(models.PrimitiveModel):
+    def __init__(self, manager, frame):
+        super().__init__(manager, frame, _I64.as_pointer())
+
+
+# ---- in compiled code
+
+
+@intrinsic(prefer_literal=True)
+def arguments(typing, frame, count):
+    """The first ``count`` integers of a frame, as a tuple."""
+    kind = types.UniTuple(types.int64, count.literal_value)
+
+    def codegen(context, builder, signature, args):
+        return context.make_tuple(builder, kind, _load_words(builder, args[0], kind.count))
+
+    return kind(frame, count), codegen
+
+
+def record(fields: type) -> Any:
+    """Like ``arguments``, for a NamedTuple of integers."""
+
+    @intrinsic
+    def read(typing, frame):
+        kind = types.NamedUniTuple(types.int64, len(fields._fields), fields)
+
+        def codegen(context, builder, signature, args):
+            return context.make_tuple(builder, kind, _load_words(builder, args[0], kind.count))
+
+        return kind(frame), codegen
+
+    return read
+
+
+def _load_words(builder, address, count):
+    return [builder.load(builder.gep(address, [_I32(k)])) for k in range(count)]
+
+
+@intrinsic
+def call(typing, address, values):
+    """Call the piece at an address with a tuple of integers for arguments."""
+
+    def codegen(context, builder, signature, args):
+        count = len(values)
+        block = cgutils.alloca_once(builder, ir.ArrayType(_I64, count))
+        for k in range(count):
+            value = context.cast(
+                builder, builder.extract_value(args[1], k), values[k], types.int64
+            )
+            builder.store(value, builder.gep(block, [_I32(0), _I32(k)]))
+        kind = ir.FunctionType(ir.VoidType(), [_I64.as_pointer()])
+        function = builder.inttoptr(args[0], kind.as_pointer())
+        builder.call(function, [builder.bitcast(block, _I64.as_pointer())])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, values), codegen
+
+
+@intrinsic
+def word(typing, address, index):
+    """The 64-bit integer number ``index`` from an address."""
+
+    def codegen(context, builder, signature, args):
+        start = builder.inttoptr(args[0], _I64.as_pointer())
+        return builder.load(builder.gep(start, [args[1]]))
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+# ---- compiling
+
+
+def _can_cache() -> bool:
+    """Whether Numba finds a folder that it may write compiled code to."""
+    try:
+        njit(cache=True)(_can_cache)
+    except RuntimeError:  # neither beside the package, nor in the user's cache folder
+        return False
+    return True
+
+
+CACHED = _can_cache()
+
+
+@cache
+def compiled(piece: Callable[[Any], None], dtype: str = "float32", cell: Cell | None = None) -> int:
+    """The address of a piece, compiled for a dtype and a cell, now or by an earlier process."""
+    return int(_compiled(piece, dtype, cell).address)
+
+
+@cache
+def _compiled(piece: Callable[[Any], None], dtype: str, cell: Cell | None) -> Any:
+    source = fingerprint.of_engine()
+    if cell is not None:
+        source += fingerprint.of_cell(cell)
+        _CELLS[source] = cell
+    frame = FrameType(from_dtype(np.dtype(dtype)), cell and cell.name, source)
+    with _one_process_at_a_time():
+        return cfunc(types.void(frame), cache=CACHED, error_model="numpy")(piece)
+
+
+def cache_folder() -> Path | None:
+    """Where compiled code is kept, or None."""
+    return Path(njit(cache=True)(compiled.__wrapped__).stats.cache_path) if CACHED else None
+
+
+@contextlib.contextmanager
+def _one_process_at_a_time() -> Iterator[None]:
+    """Let processes that start together compile one after the other, and share the outcome.
+
+    Numba's cache replaces its files whole, but two processes that add to one index at the same
+    moment may each take the same file name for different code.
+    """
+    folder = cache_folder()
+    if fcntl is None or folder is None:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "numba_rnn.lock").open("w") as lock:
+        with contextlib.suppress(OSError):  # a file system without locks: as without this
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def announced(what: str) -> Iterator[None]:
+    """Say so, on stderr, where the compilation inside has gone on for two seconds."""
+    message = f"numba_rnn: compiling {what} for this CPU; it is done once, later runs find it."
+    timer = threading.Timer(2.0, print, (message,), {"file": sys.stderr, "flush": True})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -1,0 +1,124 @@
+"""The gate arithmetic of one step, for some rows of the batch and some units.
+
+Between the products of a step and the next: a cell's own functions, on vectors of W units. All
+numbers are in panels (``products.py``), number k of unit-panel u of a tuple being panel
+k * units + u; a panel's rows are the rows of the batch.
+
+    x_side, e_side, l_side   x Wx, h Wh and the second product: panels of pre-activations
+    state, after             the state before the step and after it
+    saved                    what backward wants to find again
+    operand                  what the second product multiplies
+    delta                    gradients of the pre-activations
+    dstate                   gradients of the state; behind them the part that came back through
+                             h Wh
+    hs, dhs                  the caller's arrays: rows ``hs_row`` bytes apart, H numbers each
+"""
+
+from .frames import arguments
+from .lowering import (
+    add_early_side,
+    add_late_side,
+    add_x_side,
+    backward,
+    forward,
+    load_bias,
+    load_gradients,
+    load_saved,
+    load_states,
+    operand,
+    operand_backward,
+    store_gradients,
+    store_gradients_but_late,
+    store_saved,
+    store_states,
+)
+from .simd import VECTOR_BYTES, lanes_of, load, load_part, store, store_part
+
+
+def forward_gates(frame):
+    """A piece: from the products of a step to the state after it."""
+    (
+        first, end, units, H, rows, x_side, x_panel, e_side, e_panel, l_side, l_panel,
+        b, b_row, state, state_panel, after, after_panel, saved, saved_panel, hs, hs_row,
+    ) = arguments(frame, 21)  # fmt: skip
+    W = lanes_of(frame)
+    for u in range(first, end):
+        lanes = H - u * W
+        bias = load_bias(frame, b, b_row, u * VECTOR_BYTES, H * (VECTOR_BYTES // W), lanes)
+        for n in range(rows):
+            row = n * VECTOR_BYTES
+            gates = add_x_side(frame, bias, x_side + u * x_panel + row, units * x_panel)
+            gates = add_early_side(frame, gates, e_side + u * e_panel + row, units * e_panel)
+            gates = add_late_side(frame, gates, l_side + u * l_panel + row, units * l_panel)
+            before = load_states(frame, state + u * state_panel + row, units * state_panel)
+            new, keep = forward(frame, gates, before)
+            store_saved(frame, keep, saved + u * saved_panel + row, units * saved_panel)
+            store_states(frame, new, after + u * after_panel + row, units * after_panel)
+            store_part(new[0], hs + n * hs_row + u * VECTOR_BYTES, lanes)
+
+
+def operand_gates(frame):
+    """A piece: what the second product of a step multiplies."""
+    (
+        first, end, units, H, rows, x_side, x_panel, e_side, e_panel,
+        b, b_row, state, state_panel, out, out_panel,
+    ) = arguments(frame, 15)  # fmt: skip
+    W = lanes_of(frame)
+    for u in range(first, end):
+        lanes = H - u * W
+        bias = load_bias(frame, b, b_row, u * VECTOR_BYTES, H * (VECTOR_BYTES // W), lanes)
+        for n in range(rows):
+            row = n * VECTOR_BYTES
+            gates = add_x_side(frame, bias, x_side + u * x_panel + row, units * x_panel)
+            gates = add_early_side(frame, gates, e_side + u * e_panel + row, units * e_panel)
+            before = load_states(frame, state + u * state_panel + row, units * state_panel)
+            store(operand(frame, gates, before), out + u * out_panel + row)
+
+
+def backward_gates(frame):
+    """A piece: from the gradient of the state after a step to its gates' and the state's before."""
+    (
+        first, end, units, H, rows, dhs, dhs_row, dstate, dstate_panel, through_h,
+        state, state_panel, after, after_panel, saved, saved_panel, delta, delta_panel,
+    ) = arguments(frame, 18)  # fmt: skip
+    W = lanes_of(frame)
+    for u in range(first, end):
+        lanes = H - u * W
+        for n in range(rows):
+            row = n * VECTOR_BYTES
+            here = dstate + u * dstate_panel + row
+            dh = load_part(frame, dhs + n * dhs_row + u * VECTOR_BYTES, lanes)
+            dh = dh + load(frame, through_h + u * dstate_panel + row)
+            store(load(frame, here) + dh, here)
+            dnew = load_states(frame, here, units * dstate_panel)
+            keep = load_saved(
+                frame, saved + u * saved_panel + row, units * saved_panel,
+                after + u * after_panel + row, units * after_panel,
+            )  # fmt: skip
+            before = load_states(frame, state + u * state_panel + row, units * state_panel)
+            dgates, dold = backward(frame, dnew, keep, before)
+            store_gradients(frame, dgates, delta + u * delta_panel + row, units * delta_panel)
+            store_states(frame, dold, here, units * dstate_panel)
+
+
+def operand_backward_gates(frame):
+    """A piece: completes a step's gradients by what comes back through the second product."""
+    (
+        first, end, units, rows, doperand, doperand_panel, dstate, dstate_panel,
+        state, state_panel, after, after_panel, saved, saved_panel, delta, delta_panel,
+    ) = arguments(frame, 16)  # fmt: skip
+    for u in range(first, end):
+        for n in range(rows):
+            row = n * VECTOR_BYTES
+            here, gradients = dstate + u * dstate_panel + row, delta + u * delta_panel + row
+            dgates = load_gradients(frame, gradients, units * delta_panel)
+            dold = load_states(frame, here, units * dstate_panel)
+            keep = load_saved(
+                frame, saved + u * saved_panel + row, units * saved_panel,
+                after + u * after_panel + row, units * after_panel,
+            )  # fmt: skip
+            before = load_states(frame, state + u * state_panel + row, units * state_panel)
+            incoming = load(frame, doperand + u * doperand_panel + row)
+            dgates, dold = operand_backward(frame, incoming, dgates, dold, keep, before)
+            store_gradients_but_late(frame, dgates, gradients, units * delta_panel)
+            store_states(frame, dold, here, units * dstate_panel)

@@ -1,0 +1,341 @@
+"""A team of threads that share a pass over a sequence.
+
+The work is cut into *phases*, one after the other (``sequence.py``: a step in time, say), and a
+phase into *shards* that do not depend on each other (some rows of the batch, or some units). The
+threads meet at the end of every phase, thousands of times a second:
+
+    thread 0   claim shard 0, work | all done? | claim shard 0, work | ...
+    thread 1   claim shard 1, work | all done? | claim shard 1, work | ...
+
+A thread first claims its own shard, then any that nobody has begun. So a thread that is late, or
+asleep, or was never started (after a fork), or is kept off the processor by other programs costs
+time only while it holds a shard it has claimed; who works on a shard makes no difference to its
+result. Waiting threads give their processor away when it takes long.
+
+The calling thread is thread 0. The others are Python threads that run compiled code without the
+GIL; between two passes they look out for the next one for a moment, then sleep. One pass at a
+time has the team: a pass that finds it busy runs on its own thread alone.
+"""
+
+import ctypes
+import os
+import platform
+import threading
+from functools import cache
+
+import numba
+import numpy as np
+from llvmlite import binding, ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from .frames import arguments, compiled, part_of_a_piece
+
+# What the threads write for each other, in bytes from the start of the team's memory. Words that
+# different threads write lie on lines of their own.
+JOB = 0  # the number of the pass that is under way, or 0
+DONE = 128  # how many shards have been finished in it
+PLAN = 256  # a copy of its plan: see sequence.py
+CLAIMS = 2048  # for each shard: which phase of which job was claimed last
+COPIES = 8192  # for each thread its copy of the plan, and whether it sleeps
+_LINE, _COPY, _ASLEEP, _PLAN_WORDS = 128, 2048, 1920, 128
+_SHARDS_TEAM_JOB = slice(2, 5)  # these words of a plan
+MOST_THREADS = (COPIES - CLAIMS) // _LINE
+PHASES = 1 << 24  # of one job
+
+_I8, _I32, _I64 = (ir.IntType(bits) for bits in (8, 32, 64))
+
+
+# ---- what Numba has no words for
+
+
+def _word(builder, address):
+    return builder.inttoptr(address, _I64.as_pointer())
+
+
+@intrinsic
+def _read(typing, address):
+    def codegen(context, builder, signature, args):
+        return builder.load_atomic(_word(builder, args[0]), "seq_cst", 8)
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def _write(typing, address, value):
+    def codegen(context, builder, signature, args):
+        builder.store_atomic(args[1], _word(builder, args[0]), "seq_cst", 8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
+def _add(typing, address, value):
+    def codegen(context, builder, signature, args):
+        return builder.atomic_rmw("add", _word(builder, args[0]), args[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def _replace(typing, address, old, new):
+    """Write ``new`` where ``old`` stands; whether it did stand there."""
+
+    def codegen(context, builder, signature, args):
+        pair = builder.cmpxchg(_word(builder, args[0]), args[1], args[2], "seq_cst", "seq_cst")
+        return builder.extract_value(pair, 1)
+
+    return types.boolean(types.int64, types.int64, types.int64), codegen
+
+
+def _calling(name, result, *given):
+    """Call a function of LLVM's or the system's (LLVM level)."""
+
+    def emit(builder, *args):
+        kind = ir.FunctionType(result, given)
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
+
+    return emit
+
+
+_X86 = platform.machine().lower() in ("x86_64", "amd64")
+_ARM = platform.machine().lower() in ("aarch64", "arm64")
+
+
+@intrinsic
+def _pause(typing):
+    """Tell the processor that this is a loop that waits."""
+
+    def codegen(context, builder, signature, args):
+        if _X86:
+            _calling("llvm.x86.sse2.pause", ir.VoidType())(builder)
+        elif _ARM:
+            _calling("llvm.aarch64.hint", ir.VoidType(), _I32)(builder, _I32(1))
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+def _system_yield() -> int:
+    """The address of the system's function that gives the processor to another thread."""
+    if os.name == "nt":
+        function = ctypes.WinDLL("kernel32").SwitchToThread  # type: ignore[attr-defined]
+    else:
+        function = ctypes.CDLL(None).sched_yield
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
+
+
+binding.add_symbol("numba_rnn_yield", _system_yield())
+
+
+@intrinsic
+def _yield_processor(typing):
+    def codegen(context, builder, signature, args):
+        _calling("numba_rnn_yield", _I32)(builder)
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
+def _call_at(typing, address, frame):
+    """Call a piece with a frame that lies in memory."""
+
+    def codegen(context, builder, signature, args):
+        pointer = _I64.as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [pointer])
+        function = builder.inttoptr(args[0], kind.as_pointer())
+        builder.call(function, [builder.inttoptr(args[1], pointer)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
+def flush_denormals(typing):
+    """Let this thread take numbers below the smallest normal one for 0; returns how it was.
+
+    Where a gradient dies out over time it goes through these numbers, which take the processor a
+    hundred times longer.
+    """
+
+    def codegen(context, builder, signature, args):
+        if _ARM:
+            old = _calling("llvm.aarch64.get.fpcr", _I64)(builder)
+            _calling("llvm.aarch64.set.fpcr", ir.VoidType(), _I64)(
+                builder, builder.or_(old, _I64(1 << 24))
+            )
+            return old
+        if _X86:
+            place = cgutils.alloca_once(builder, _I32)
+            pointer = builder.bitcast(place, _I8.as_pointer())
+            _calling("llvm.x86.sse.stmxcsr", ir.VoidType(), pointer.type)(builder, pointer)
+            old = builder.load(place)
+            builder.store(builder.or_(old, _I32(0x8040)), place)
+            _calling("llvm.x86.sse.ldmxcsr", ir.VoidType(), pointer.type)(builder, pointer)
+            return builder.zext(old, _I64)
+        return _I64(0)
+
+    return types.int64(), codegen
+
+
+@intrinsic
+def restore_denormals(typing, old):
+    """Set this thread's way with small numbers as it was."""
+
+    def codegen(context, builder, signature, args):
+        if _ARM:
+            _calling("llvm.aarch64.set.fpcr", ir.VoidType(), _I64)(builder, args[0])
+        elif _X86:
+            place = cgutils.alloca_once(builder, _I32)
+            builder.store(builder.trunc(args[0], _I32), place)
+            pointer = builder.bitcast(place, _I8.as_pointer())
+            _calling("llvm.x86.sse.ldmxcsr", ir.VoidType(), pointer.type)(builder, pointer)
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+# ---- in a pass
+
+
+@part_of_a_piece
+def open_job(team, job, shards):
+    """Thread 0: let the others join."""
+    _write(team + DONE, 0)
+    for shard in range(shards):
+        _write(team + CLAIMS + shard * _LINE, job * PHASES)
+    _write(team + JOB, job)
+
+
+@part_of_a_piece
+def close_job(team):
+    """Thread 0, after the last phase: nobody may join any more."""
+    _write(team + JOB, 0)
+
+
+@part_of_a_piece
+def claim(team, job, phase, shard):
+    """Whether this thread is the one to work on a shard."""
+    now = job * PHASES + phase
+    place = team + CLAIMS + shard * _LINE
+    return _read(place) == now and _replace(place, now, now + 1)
+
+
+@part_of_a_piece
+def finished(team):
+    """A claimed shard's work is done."""
+    _add(team + DONE, 1)
+
+
+@part_of_a_piece
+def wait_for_all(team, job, shards_done):
+    """Wait until that many shards are done in this job, or the job is over."""
+    turns = 0
+    while _read(team + DONE) < shards_done and _read(team + JOB) == job:
+        _pause()
+        turns += 1
+        if turns > 2000:
+            _yield_processor()
+
+
+def serve(frame):
+    """A piece: what a thread of the team does until nothing has happened for a while."""
+    team, thread, patience = arguments(frame, 3)
+    mine = team + COPIES + thread * _COPY
+    idle, last = 0, 0
+    while idle < patience:
+        job = _read(team + JOB)
+        if job == 0 or job == last:
+            _pause()
+            idle += 1
+            if idle % 32 == 0:
+                _yield_processor()
+            continue
+        for k in range(_PLAN_WORDS):
+            _write(mine + 8 * k, _read(team + PLAN + 8 * k))
+        if _read(team + JOB) != job:
+            continue  # it was over before the copy was made
+        last, idle = job, 0
+        _write(mine + 8, thread)
+        _call_at(_read(mine), mine)
+    _write(mine + _ASLEEP, 1)
+
+
+# ---- the team
+
+
+class Team:
+    """The threads of this process, started when they are first needed."""
+
+    def __init__(self) -> None:
+        memory = np.zeros((COPIES + MOST_THREADS * _COPY) // 8 + 8, np.int64)
+        start = -(memory.ctypes.data // 8) % 8
+        self._memory = memory[start:]
+        self.address = self._memory.ctypes.data
+        self._busy = threading.Lock()
+        self._jobs = 0
+        self._wake: list[threading.Lock] = []
+
+    def run(self, plan: np.ndarray, shards: int) -> None:
+        """Run a plan (``sequence.Plan``) with the team's help, or alone where it is busy."""
+        if shards == 1 or not self._busy.acquire(blocking=False):
+            plan[_SHARDS_TEAM_JOB] = 1, 0, 0
+            call_piece(int(plan[0]), plan)
+            return
+        try:
+            self._jobs += 1
+            plan[_SHARDS_TEAM_JOB] = shards, self.address, self._jobs
+            self._memory[PLAN // 8 : PLAN // 8 + plan.size] = plan
+            for thread in range(1, shards):
+                self._call(thread)
+            call_piece(int(plan[0]), plan)
+        finally:
+            self._busy.release()
+
+    def _call(self, thread: int) -> None:
+        """Start a thread, or wake it up if it sleeps."""
+        if thread > len(self._wake):
+            self._wake.append(threading.Lock())
+            name = f"numba_rnn-{thread}"
+            threading.Thread(target=self._run, args=(thread,), name=name, daemon=True).start()
+            return
+        asleep = (COPIES + thread * _COPY + _ASLEEP) // 8
+        if self._memory[asleep]:
+            self._memory[asleep] = 0
+            self._wake[thread - 1].release()
+
+    def _run(self, thread: int) -> None:
+        wake = self._wake[thread - 1]
+        wake.acquire()  # it is asleep when it is locked
+        words = np.array([self.address, thread, 20_000], np.int64)
+        while True:
+            call_piece(compiled(serve), words)
+            wake.acquire()
+
+
+_as_function = cache(ctypes.CFUNCTYPE(None, ctypes.c_void_p))
+
+
+def call_piece(address: int, words: np.ndarray) -> None:
+    """Call a piece from Python, without the GIL."""
+    _as_function(address)(words.__array_interface__["data"][0])
+
+
+def available() -> int:
+    """How many threads a pass may use: what NUMBA_NUM_THREADS and numba.set_num_threads say."""
+    return min(numba.get_num_threads(), MOST_THREADS)
+
+
+team = Team()
+
+
+def _after_fork() -> None:
+    """A child has none of its parent's threads."""
+    global team
+    team = Team()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
