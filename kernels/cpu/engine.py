@@ -24,7 +24,6 @@ from .lowering import layout
 from .sequence import Plan
 from .simd import VECTOR_BYTES
 
-ROWS_IN_A_CHUNK = 192  # about as many as leave a chunk in the second cache
 
 
 class NumbaEngine(ReferenceEngine):
@@ -40,11 +39,11 @@ class NumbaEngine(ReferenceEngine):
         N, T, D = xs.shape
         H = params[1].shape[0]
         recipe = _recipe(sequence.forward, cell, xs.dtype.str, N, T, D, H)
-        kept = _aligned(recipe.kept_bytes, xs.dtype)
+        kept = _Kept(recipe.kept_bytes, xs.dtype)
         state_in, state_out = np.array(state), np.empty((len(state), N, H), xs.dtype)
         hs = np.empty((N, T, H), xs.dtype)
         words = recipe.words(
-            _places(xs, params, state_in, state_out, hs), _scratch(recipe, xs.dtype), kept
+            _places(xs, params, state_in, state_out, hs), _scratch(recipe, xs.dtype), kept.memory
         )
         threads.team.run(words, recipe.shards)
         return hs, tuple(state_out), (cell, xs, params, kept)
@@ -66,7 +65,7 @@ class NumbaEngine(ReferenceEngine):
         words = recipe.words(
             (*_places(xs, params, state_in, state_out, dhs), *map(_address, (dxs, *gradients))),
             _scratch(recipe, xs.dtype),
-            kept,
+            kept.memory,
         )
         threads.team.run(words, recipe.shards)
         state_out[0] += state_out[-1]  # what came through h Wh of the first step
@@ -120,8 +119,7 @@ def _recipe(
     size = np.dtype(dtype).itemsize
     W = VECTOR_BYTES // size
     units, inputs = -(-H // W), -(-D // W)
-    steps = min(T, max(2, -(-ROWS_IN_A_CHUNK // N)))
-    chunks = -(-T // steps)
+    chunks, steps = _chunks(N, T, size * (D + H) * H * len(cell.gates))
     states, recurrent = len(cell.states), at.early + at.late
 
     def panels(count: int, rows: int) -> int:
@@ -178,6 +176,18 @@ def _recipe(
     return _Recipe(
         np.array(plan, np.int64), shards, sum(scratch.values()), sum(kept.values())
     )
+
+
+def _chunks(N: int, T: int, weight_bytes: int) -> tuple[int, int]:
+    """Into how many chunks of how many steps time is cut; at least two steps, if there are two.
+
+    256 rows leave a chunk in the second cache; where the weights do not fit there either, more
+    rows, so that the gradients of the weights are fetched and added to less often (measured).
+    """
+    rows = min(256 + weight_bytes // 20_000, 768)
+    most = max(2, -(-rows // N))
+    chunks = -(-T // most)
+    return chunks, -(-T // chunks)
 
 
 def _offsets(sizes: dict[str, int]) -> dict[str, int]:
@@ -241,6 +251,25 @@ def _aligned(size: int, dtype: Any) -> Array:
     memory = np.empty((size + VECTOR_BYTES) // itemsize, dtype)
     start = -(_address(memory) // itemsize) % (VECTOR_BYTES // itemsize)
     return memory[start:]
+
+
+class _Kept:
+    """Memory for what is kept until backward; the last one given back serves the next forward.
+
+    Fresh memory costs the system a tenth of a forward pass.
+    """
+
+    _spare: list[Array] = []
+
+    def __init__(self, size: int, dtype: Any) -> None:
+        memory = self._spare.pop() if self._spare else None
+        if memory is None or memory.dtype != dtype or not size <= memory.nbytes <= 2 * size + 4096:
+            memory = _aligned(size, dtype)
+        self.memory = memory
+
+    def __del__(self) -> None:
+        if not self._spare:
+            self._spare.append(self.memory)
 
 
 _of_thread = threading.local()

@@ -20,6 +20,7 @@ from .lowering import (
     add_late_side,
     add_x_side,
     backward,
+    expect_saved,
     forward,
     load_bias,
     load_gradients,
@@ -79,14 +80,19 @@ def backward_gates(frame):
     """A piece: from the gradient of the state after a step to its gates' and the state's before."""
     (
         first, end, units, H, rows, dhs, dhs_row, dstate, dstate_panel, through_h,
-        state, state_panel, after, after_panel, saved, saved_panel, delta, delta_panel,
-    ) = arguments(frame, 18)  # fmt: skip
+        state, state_panel, after, after_panel, saved, saved_panel, delta, delta_panel, ahead, dhs_time,
+    ) = arguments(frame, 20)  # fmt: skip
     W = lanes_of(frame)
     for u in range(first, end):
         lanes = H - u * W
         for n in range(rows):
             row = n * VECTOR_BYTES
             here = dstate + u * dstate_panel + row
+            expect_saved(
+                frame, saved + u * saved_panel + row - ahead, units * saved_panel,
+                state + u * state_panel + row - ahead, units * state_panel,
+                dhs + n * dhs_row + u * VECTOR_BYTES - dhs_time,
+            )  # fmt: skip
             dh = load_part(frame, dhs + n * dhs_row + u * VECTOR_BYTES, lanes)
             dh = dh + load(frame, through_h + u * dstate_panel + row)
             store(load(frame, here) + dh, here)

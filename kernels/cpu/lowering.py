@@ -23,7 +23,7 @@ from numba.extending import intrinsic, overload, register_jitable
 
 from ..cells import Cell
 from .fingerprint import with_callees
-from .simd import VectorType, emit_load, emit_load_part, emit_store
+from .simd import VectorType, emit_load, emit_load_part, emit_prefetch, emit_store
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,6 +248,23 @@ def load_saved(typing, frame, start, stride, after, after_stride):
 
     i = types.int64
     return kind(frame, i, i, i, i), codegen
+
+
+@intrinsic
+def expect_saved(typing, frame, start, stride, before, before_stride, dhs):
+    """Ask for what ``load_saved`` and ``load_states`` will read there, and for dhs."""
+
+    def codegen(context, builder, signature, args):
+        _, start, stride, before, before_stride, dhs = args
+        emit_prefetch(builder, dhs)
+        for k in range(layout(frame.cell).stored):
+            emit_prefetch(builder, _member(builder, start, stride, k))
+        for k in range(len(frame.cell.states)):
+            emit_prefetch(builder, _member(builder, before, before_stride, k))
+        return context.get_dummy_value()
+
+    i = types.int64
+    return types.void(frame, i, i, i, i, i), codegen
 
 
 def _emit_members(builder, vector, kinds, members):

@@ -37,6 +37,7 @@ from .simd import (
     emit_fma,
     emit_load,
     emit_load_part,
+    emit_prefetch,
     emit_store,
     emit_store_part,
     lanes_of,
@@ -90,11 +91,13 @@ def _emit_loop(builder, count, carried, body):
     return results
 
 
-def _emit_multiply_add(builder, vector, depth, transposed, sums, a_rows, b_vectors):
+def _emit_multiply_add(builder, vector, depth, transposed, sums, a_rows, b_vectors, ahead):
     """sums[r][v] += A[r, k] * B[k, v] for ``depth`` numbers k."""
     size, new = vector.dtype.bitwidth // 8, list(sums)
     for k in range(depth):
         at_k = _I64(k * VECTOR_BYTES)
+        if len(a_rows) > 3:
+            emit_prefetch(builder, builder.add(ahead, at_k))
         row = [emit_load(builder, vector, builder.add(b, at_k)) for b in b_vectors]
         for r, a in enumerate(a_rows):
             place = builder.add(a, _I64(k * (VECTOR_BYTES if transposed else size)))
@@ -108,7 +111,10 @@ def _emit_multiply_add(builder, vector, depth, transposed, sums, a_rows, b_vecto
 
 def _emit_tile(builder, vector, rows, vectors, transposed, p):
     """One tile of the product that p describes; see ``multiply``."""
-    a, a_row, a_segment, a_group, groups, inner, b, b_vector, c, c_row, c_vector, lanes, add = p
+    (
+        a, a_row, a_segment, a_group, groups, inner,
+        b, b_vector, c, c_row, c_vector, lanes, add, ahead,
+    ) = p  # fmt: skip
     size, W = vector.dtype.bitwidth // 8, vector.lanes
     a_row = _I64(size) if transposed else a_row
     a_offsets = [builder.mul(a_row, _I64(r)) for r in range(rows)]
@@ -126,27 +132,35 @@ def _emit_tile(builder, vector, rows, vectors, transposed, p):
         def body(a, b, *sums):
             a_rows = [builder.add(a, offset) for offset in a_offsets]
             b_vectors = [builder.add(b, offset) for offset in b_offsets]
-            new = _emit_multiply_add(builder, vector, depth, transposed, sums, a_rows, b_vectors)
+            new = _emit_multiply_add(builder, vector, depth, transposed, sums, a_rows, b_vectors, builder.add(b, ahead))
             return builder.add(a, a_step), builder.add(b, _I64(depth * VECTOR_BYTES)), *new
 
         return body
 
-    def group(start, b, *sums):
-        a_k, b, *sums = _emit_loop(
-            builder, builder.sdiv(inner, _I64(W)), [start, b, *sums], products(W, a_segment)
-        )
-        one = _I64(VECTOR_BYTES if transposed else size)
+    one = VECTOR_BYTES if transposed else size  # from one of A's numbers to the next
+    depth = 4  # more, and LLVM runs out of registers
+
+    def segment(start, b, *sums):
         _, b, *sums = _emit_loop(
-            builder, builder.srem(inner, _I64(W)), [a_k, b, *sums], products(1, one)
+            builder, _I64(W // depth), [start, b, *sums], products(depth, _I64(depth * one))
         )
+        return builder.add(start, a_segment), b, *sums
+
+    def group(start, b, *sums):
+        whole, rest = builder.sdiv(inner, _I64(W)), builder.srem(inner, _I64(W))
+        a_k, b, *sums = _emit_loop(builder, whole, [start, b, *sums], segment)
+        _, b, *sums = _emit_loop(builder, rest, [a_k, b, *sums], products(1, _I64(one)))
         return builder.add(start, a_group), b, *sums
 
     zero, start = ir.Constant(vector.llvm, [0.0] * vector.lanes), builder.block
-    with builder.if_then(builder.icmp_signed("!=", add, _I64(0)), likely=False):
-        loaded = [emit_load_part(builder, vector, *place) for place in places]
+    with builder.if_then(builder.icmp_signed("!=", add, _I64(0))):
+        old = [emit_load_part(builder, vector, *place) for place in places]
+        for place, _ in places:  # the tile below this one comes next
+            below = builder.add(place, builder.mul(c_row, _I64(rows)))
+            emit_prefetch(builder, below, for_writing=True)
         end = builder.block
     sums = [builder.phi(vector.llvm) for _ in places]
-    for phi, value in zip(sums, loaded, strict=True):
+    for phi, value in zip(sums, old, strict=True):
         phi.add_incoming(zero, start)
         phi.add_incoming(value, end)
     _, _, *sums = _emit_loop(builder, groups, [a, b, *sums], group)
@@ -201,27 +215,34 @@ def _multiply(frame, transposed):
     literally(transposed)
     (
         a, a_row, a_segment, a_group, groups, inner,
-        b, b_vector, c, c_row, c_vector, rows, vectors, last_lanes, add,
-    ) = arguments(frame, 15)  # fmt: skip
+        b, b_vector, c, c_row, c_vector, rows, vectors, last_lanes, add, then,
+    ) = arguments(frame, 16)  # fmt: skip
     W = lanes_of(frame)
     next_row = VECTOR_BYTES // W if transposed else a_row
     blocks = (rows + DEEPEST_TILE - 1) // DEEPEST_TILE
+    # one group after the other where its part of B serves several blocks of rows from the cache
+    turns, groups = (groups, 1) if blocks > 1 else (1, groups)
+    b_group = inner * VECTOR_BYTES
     while vectors > 0:
         wide = _tile_width(rows, vectors)
         vectors -= wide
         lanes = W if vectors > 0 else last_lanes
-        a_block, c_block = a, c
-        for block in range(blocks):  # of nearly the same number of rows
-            deep = rows // blocks + (1 if block < rows % blocks else 0)
-            _multiply_tile(
-                frame, transposed, deep, wide,
-                (
-                    a_block, a_row, a_segment, a_group, groups, inner,
-                    b, b_vector, c_block, c_row, c_vector, lanes, add,
-                ),
-            )  # fmt: skip
-            a_block += deep * next_row
-            c_block += deep * c_row
+        next_tile = wide * b_vector if vectors > 0 else then
+        for turn in range(turns):
+            a_block, b_block, c_block = a + turn * a_group, b + turn * b_group, c
+            next_b = b_group if turn < turns - 1 else next_tile - turn * b_group
+            for block in range(blocks):  # of nearly the same number of rows
+                deep = rows // blocks + (1 if block < rows % blocks else 0)
+                ahead = next_b + block * b_vector if block < wide else 0
+                _multiply_tile(
+                    frame, transposed, deep, wide,
+                    (
+                        a_block, a_row, a_segment, a_group, groups, inner, b_block, b_vector,
+                        c_block, c_row, c_vector, lanes, add if turn == 0 else 1, ahead,
+                    ),
+                )  # fmt: skip
+                a_block += deep * next_row
+                c_block += deep * c_row
         b += wide * b_vector
         c += wide * c_vector
 

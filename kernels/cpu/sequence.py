@@ -185,7 +185,7 @@ def _to_gates(plan, a, a_row, a_segment, inner, weights, gates, u0, u1, out, out
                 a, a_row, a_segment, 0, 1, inner,
                 weights + u * weight, plan.units * weight,
                 out + u * out_panel, out_row, plan.units * out_panel,
-                M, gates, VECTOR_BYTES, 0,
+                M, gates, VECTOR_BYTES, 0, weight if u < u1 - 1 else 0,
             ))  # fmt: skip
         return
     for g in range(gates):
@@ -194,7 +194,7 @@ def _to_gates(plan, a, a_row, a_segment, inner, weights, gates, u0, u1, out, out
             a, a_row, a_segment, 0, 1, inner,
             weights + first * weight, weight,
             out + first * out_panel, out_row, out_panel,
-            M, u1 - u0, VECTOR_BYTES, 0,
+            M, u1 - u0, VECTOR_BYTES, 0, 0,
         ))  # fmt: skip
 
 
@@ -206,7 +206,7 @@ def _from_gates(plan, delta, gates, weights, p0, p1, out, out_row, out_panel, co
     call(plan.multiply, (
         delta, VECTOR_BYTES, rows_panel, plan.units * rows_panel, gates, plan.H,
         weights + p0 * weight, weight, out + p0 * out_panel, out_row, out_panel,
-        M, p1 - p0, columns - (p1 - 1) * (VECTOR_BYTES // plan.size), 0,
+        M, p1 - p0, columns - (p1 - 1) * (VECTOR_BYTES // plan.size), 0, 0,
     ))  # fmt: skip
 
 
@@ -493,7 +493,7 @@ def _gates_back(plan, t, n0, n1, u0, u1):
         plan.dstate + plan.states * plan.units * step_panel + skip,
         state + skip, panel, after + skip, after_panel,
         _chunk(plan, plan.saved, plan.stored * plan.units, t) + row, rows_panel,
-        _delta_at(plan, t, 0) + skip, rows_panel,
+        _delta_at(plan, t, 0) + skip, rows_panel, plan.N * VECTOR_BYTES, plan.hs_time,
     ))  # fmt: skip
 
 
@@ -544,7 +544,7 @@ def _input_gradients(plan, t, shard):
             start + k * p_outer, p_inner, rows_panel, plan.units * rows_panel,
             plan.x_gates, plan.H, plan.pWx, weight,
             plan.dxs + (n0 * plan.T + t + t0) * D_bytes + k * x_outer, x_inner, VECTOR_BYTES,
-            inner, panels, plan.D - (panels - 1) * (VECTOR_BYTES // plan.size), 0,
+            inner, panels, plan.D - (panels - 1) * (VECTOR_BYTES // plan.size), 0, 0,
         ))  # fmt: skip
 
 
@@ -599,7 +599,7 @@ def _outer(plan, a, a_columns, gate, block, out, out_row, rows, add):
         call(plan.multiply_transposed, (
             a + p * panel, 0, W * VECTOR_BYTES, 0, 1, rows, delta, panel,
             out + p * W * out_row, out_row, VECTOR_BYTES,
-            min(W, a_columns - p * W), units, last, add,
+            min(W, a_columns - p * W), units, last, add, 0,
         ))  # fmt: skip
 
 
