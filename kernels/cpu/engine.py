@@ -151,7 +151,8 @@ def _recipe(
     plan = Plan(
         driver=_compiled(driver, cell, dtype, ""), thread=0, shards=shards,
         team=0, job=0, by_rows=by_rows,
-        N=N, T=T, D=D, H=H, units=units, steps=steps, size=size,
+        N=N, T=T, D=D, H=H, units=units, steps=steps, chunks=chunks,
+        units_at_once=max(4, 16384 // (-(-N // shards) * at.early * VECTOR_BYTES) // 4 * 4), size=size,
         gates=len(cell.gates), x_gates=at.x_gates, early=at.early, late=at.late,
         states=states, stored=at.stored,
         **{

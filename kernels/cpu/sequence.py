@@ -47,13 +47,15 @@ class Plan(NamedTuple):
     team: int
     job: int
     by_rows: int
-    # sizes: batch, time, inputs, units; unit-panels; steps in a chunk; bytes of a number
+    # sizes: batch, time, inputs, units; unit-panels; steps in a chunk, chunks; bytes of a number
     N: int
     T: int
     D: int
     H: int
     units: int
     steps: int
+    chunks: int
+    units_at_once: int
     size: int
     # gates that x Wx, h Wh and the second product feed; states; saved numbers that are stored
     gates: int
@@ -140,19 +142,25 @@ def _rows_and_units(plan, shard):
 
 
 @part_of_a_piece
-def _chunk(plan, start, panels, t):
-    """Where the chunk of step t begins among all chunks that are kept."""
-    return start + plan.keep * (t // plan.steps) * panels * panel_of(plan.steps * plan.N)
+def _chunk(plan, start, panels, chunk):
+    """Where a chunk begins among all chunks that are kept."""
+    return start + plan.keep * chunk * panels * panel_of(plan.steps * plan.N)
 
 
 @part_of_a_piece
-def _state_at(plan, t):
-    """The state before step t: where its first row is, and the bytes between its panels."""
-    if t == plan.T:
+def _steps_in(plan, chunk):
+    return min(plan.steps, plan.T - chunk * plan.steps)
+
+
+@part_of_a_piece
+def _state_at(plan, chunk, k):
+    """The state before step k of a chunk: its first row, and the bytes between its panels."""
+    if chunk * plan.steps + k == plan.T:
         return plan.end, panel_of(plan.N)
-    start = _chunk(plan, plan.state, plan.states * plan.units, t)
-    row = (t % plan.steps) * plan.N
-    return start + row * VECTOR_BYTES, panel_of(plan.steps * plan.N)
+    if k == plan.steps:
+        chunk, k = chunk + 1, 0
+    start = _chunk(plan, plan.state, plan.states * plan.units, chunk)
+    return start + k * plan.N * VECTOR_BYTES, panel_of(plan.steps * plan.N)
 
 
 @part_of_a_piece
@@ -176,25 +184,22 @@ def _rows_of(plan, n0, n1, t0, t1):
 def _to_gates(plan, a, a_row, a_segment, inner, weights, gates, u0, u1, out, out_row, out_panel, M):
     """out[gate, unit-panel] = A (M rows) @ weights, for units u0..u1 of some gates.
 
-    A tile is four gates of one unit-panel, or some unit-panels of one gate.
+    A tile is some panels of all gates, or four gates of one unit-panel, or some unit-panels of
+    one gate: whatever is there to fill it.
     """
     weight = panel_of(inner)
-    if gates == 4 and (M > 1 or u1 - u0 < 8):
-        for u in range(u0, u1):
-            call(plan.multiply, (
-                a, a_row, a_segment, 0, 1, inner,
-                weights + u * weight, plan.units * weight,
-                out + u * out_panel, out_row, plan.units * out_panel,
-                M, gates, VECTOR_BYTES, 0, weight if u < u1 - 1 else 0,
-            ))  # fmt: skip
-        return
-    for g in range(gates):
-        first = g * plan.units + u0
+    calls, vectors, stride, next_tile = gates, u1 - u0, 1, plan.units
+    if u1 - u0 == plan.units:
+        calls, vectors = 1, gates * plan.units
+    elif gates == 4:
+        calls, vectors, stride, next_tile = u1 - u0, gates, plan.units, 1
+    for k in range(calls):
+        first = u0 + k * next_tile
         call(plan.multiply, (
             a, a_row, a_segment, 0, 1, inner,
-            weights + first * weight, weight,
-            out + first * out_panel, out_row, out_panel,
-            M, u1 - u0, VECTOR_BYTES, 0, 0,
+            weights + first * weight, stride * weight,
+            out + first * out_panel, out_row, stride * out_panel,
+            M, vectors, VECTOR_BYTES, 0, next_tile * weight,
         ))  # fmt: skip
 
 
@@ -241,7 +246,7 @@ def _pack_forward(plan, shard):
                 plan.pWh + (g * plan.units + u0) * panel_of(plan.H), VECTOR_BYTES,
                 panel_of(plan.H),
             ))  # fmt: skip
-    state, panel = _state_at(plan, 0)
+    state, panel = _state_at(plan, 0, 0)
     for s in range(plan.states):
         call(plan.pack, (
             plan.state_in + s * plan.N * H_bytes + skip, H_bytes, plan.N, columns,
@@ -250,9 +255,9 @@ def _pack_forward(plan, shard):
 
 
 @part_of_a_piece
-def _project(plan, t, n0, n1, u0, u1):
-    """x Wx for the chunk that begins at step t."""
-    count = min(plan.steps, plan.T - t)
+def _project(plan, chunk, n0, n1, u0, u1):
+    """x Wx for a chunk."""
+    t, count = chunk * plan.steps, _steps_in(plan, chunk)
     outer, inner, x_outer, x_inner, p_outer, p_inner = _rows_of(plan, n0, n1, 0, count)
     for k in range(outer):
         _to_gates(
@@ -264,18 +269,18 @@ def _project(plan, t, n0, n1, u0, u1):
 
 
 @part_of_a_piece
-def _early_step(plan, t, n0, n1, u0, u1):
+def _early_step(plan, chunk, k, n0, n1, u0, u1):
     """h Wh, and what the second product multiplies."""
     rows_panel, step_panel = panel_of(plan.steps * plan.N), panel_of(plan.N)
     skip = n0 * VECTOR_BYTES
-    state, panel = _state_at(plan, t)
+    state, panel = _state_at(plan, chunk, k)
     _to_gates(
         plan, state + skip, VECTOR_BYTES, panel, plan.H, plan.pWh, plan.early,
         u0, u1, plan.e_side + skip, VECTOR_BYTES, step_panel, n1 - n0,
     )  # fmt: skip
     if plan.late:
-        row = (t % plan.steps) * plan.N * VECTOR_BYTES + skip
-        operand = _chunk(plan, plan.operand, plan.units, t)
+        row = k * plan.N * VECTOR_BYTES + skip
+        operand = _chunk(plan, plan.operand, plan.units, chunk)
         call(plan.operand_piece, (
             u0, u1, plan.units, plan.H, n1 - n0, plan.x_side + row, rows_panel,
             plan.e_side + skip, step_panel, plan.b, plan.b_row,
@@ -284,119 +289,112 @@ def _early_step(plan, t, n0, n1, u0, u1):
 
 
 @part_of_a_piece
-def _late_step(plan, t, n0, n1, u0, u1):
+def _late_step(plan, chunk, k, n0, n1, u0, u1):
     """The second product, and the state after the step."""
     rows_panel, step_panel = panel_of(plan.steps * plan.N), panel_of(plan.N)
     skip = n0 * VECTOR_BYTES
-    row = (t % plan.steps) * plan.N * VECTOR_BYTES + skip
+    row = k * plan.N * VECTOR_BYTES + skip
     if plan.late:
-        weights = plan.pWh + plan.early * plan.units * panel_of(plan.H)
         _to_gates(
-            plan, _chunk(plan, plan.operand, plan.units, t) + row, VECTOR_BYTES, rows_panel, plan.H,
-            weights, plan.late, u0, u1, plan.l_side + skip, VECTOR_BYTES, step_panel, n1 - n0,
+            plan, _chunk(plan, plan.operand, plan.units, chunk) + row, VECTOR_BYTES, rows_panel,
+            plan.H, plan.pWh + plan.early * plan.units * panel_of(plan.H), plan.late,
+            u0, u1, plan.l_side + skip, VECTOR_BYTES, step_panel, n1 - n0,
         )  # fmt: skip
-    state, panel = _state_at(plan, t)
-    after, after_panel = _state_at(plan, t + 1)
+    state, panel = _state_at(plan, chunk, k)
+    after, after_panel = _state_at(plan, chunk, k + 1)
     call(plan.gates_piece, (
         u0, u1, plan.units, plan.H, n1 - n0, plan.x_side + row, rows_panel,
         plan.e_side + skip, step_panel, plan.l_side + skip, step_panel, plan.b, plan.b_row,
         state + skip, panel, after + skip, after_panel,
-        _chunk(plan, plan.saved, plan.stored * plan.units, t) + row, rows_panel,
-        plan.hs + t * plan.hs_time + n0 * plan.hs_row, plan.hs_row,
+        _chunk(plan, plan.saved, plan.stored * plan.units, chunk) + row, rows_panel,
+        plan.hs + (chunk * plan.steps + k) * plan.hs_time + n0 * plan.hs_row, plan.hs_row,
     ))  # fmt: skip
 
 
 @part_of_a_piece
-def _units_at_once(plan, rows):
-    """Unit-panels whose product and gates follow each other, so that the one finds the other's
-    numbers in the first cache; a multiple of four."""
-    room = 16384 // (rows * plan.early * VECTOR_BYTES)
-    return max(4, room // 4 * 4)
-
-
-@part_of_a_piece
-def _step(plan, t, n0, n1, u0, u1):
-    """A whole step."""
-    if plan.late:
-        _early_step(plan, t, n0, n1, u0, u1)
-        _late_step(plan, t, n0, n1, u0, u1)
-        return
-    few = _units_at_once(plan, n1 - n0)
+def _step(plan, chunk, k, n0, n1, u0, u1):
+    """A whole step; with one product a few units at a time, whose gates then find what the
+    product has written in the first cache."""
+    few = u1 - u0 if plan.late else plan.units_at_once
     for u in range(u0, u1, few):
-        _early_step(plan, t, n0, n1, u, min(u + few, u1))
-        _late_step(plan, t, n0, n1, u, min(u + few, u1))
+        _early_step(plan, chunk, k, n0, n1, u, min(u + few, u1))
+        _late_step(plan, chunk, k, n0, n1, u, min(u + few, u1))
 
 
 @part_of_a_piece
-def _unpack_state(plan, n0, n1, u0, u1):
-    """The state after the last step, for the caller."""
-    end, panel = _state_at(plan, plan.T)
-    _unpack(plan, end, panel, plan.states, plan.state_out, n0, n1, u0, u1)
-
-
-@part_of_a_piece
-def _unpack(plan, source, panel, states, to, n0, n1, u0, u1):
-    """States (N, H) each, from panels."""
+def _unpack(plan, source, states, n0, n1, u0, u1):
+    """States (N, H) each for the caller, from panels."""
+    panel = panel_of(plan.N)
     columns = min(plan.H, u1 * VECTOR_BYTES // plan.size) - u0 * VECTOR_BYTES // plan.size
     for s in range(states):
         call(plan.unpack, (
             source + (s * plan.units + u0) * panel + n0 * VECTOR_BYTES, VECTOR_BYTES, panel,
             n1 - n0, columns,
-            to + (s * plan.N + n0) * plan.H * plan.size + u0 * VECTOR_BYTES, plan.H * plan.size,
+            plan.state_out + (s * plan.N + n0) * plan.H * plan.size + u0 * VECTOR_BYTES, plan.H * plan.size,
         ))  # fmt: skip
 
 
+START, STEPS, HALF_STEP, GRADIENTS, END = range(5)  # phases
+
+
 @part_of_a_piece
-def _forward_work(plan, phase, shard):
+def _forward_work(plan, what, chunk, k, shard):
     """What a shard does in a phase."""
-    if phase == 0:
+    if what == START:
         _pack_forward(plan, shard)
         return
     n0, n1, u0, u1 = _rows_and_units(plan, shard)
     if n0 == n1 or u0 == u1:
         return
-    if plan.by_rows:
-        for t in range(plan.T):
-            if t % plan.steps == 0:
-                _project(plan, t, n0, n1, u0, u1)
-            _step(plan, t, n0, n1, u0, u1)
-        _unpack_state(plan, n0, n1, u0, u1)
-        return
-    t, half = phase - 1, 0
-    if plan.late:
-        t, half = (phase - 1) // 2, (phase - 1) % 2
-    if half == 0 and t % plan.steps == 0:
-        _project(plan, t, n0, n1, u0, u1)
-    if not plan.late:
-        _step(plan, t, n0, n1, u0, u1)
-    elif half == 0:
-        _early_step(plan, t, n0, n1, u0, u1)
+    if what == END:
+        _unpack(plan, plan.end, plan.states, n0, n1, u0, u1)
+    elif plan.by_rows:
+        for chunk_ in range(plan.chunks):
+            _project(plan, chunk_, n0, n1, u0, u1)
+            for k_ in range(_steps_in(plan, chunk_)):
+                _step(plan, chunk_, k_, n0, n1, u0, u1)
+    elif what == HALF_STEP:
+        _late_step(plan, chunk, k, n0, n1, u0, u1)
     else:
-        _late_step(plan, t, n0, n1, u0, u1)
-    if t == plan.T - 1 and half == (1 if plan.late else 0):
-        _unpack_state(plan, n0, n1, u0, u1)
+        if k == 0:
+            _project(plan, chunk, n0, n1, u0, u1)
+        if plan.late:
+            _early_step(plan, chunk, k, n0, n1, u0, u1)
+        else:
+            _step(plan, chunk, k, n0, n1, u0, u1)
+
+
+@part_of_a_piece
+def _forward_phase(plan, phase, what, chunk, k):
+    """All shards of a phase; returns the number of the next."""
+    if plan.shards == 1:
+        _forward_work(plan, what, chunk, k, 0)
+        return phase + 1
+    for turn in range(plan.shards):
+        shard = (plan.thread + turn) % plan.shards
+        if claim(plan.team, plan.job, phase, shard):
+            _forward_work(plan, what, chunk, k, shard)
+            finished(plan.team)
+    wait_for_all(plan.team, plan.job, (phase + 1) * plan.shards)
+    return phase + 1
 
 
 def forward(frame):
     """A piece: all steps, and the state after the last."""
     plan = _read_plan(frame)
     denormals = flush_denormals()
-    if plan.by_rows:
-        phases = 2
-    else:
-        phases = 1 + plan.T * (2 if plan.late else 1)
     if plan.shards > 1 and plan.thread == 0:
         open_job(plan.team, plan.job, plan.shards)
-    for phase in range(phases):
-        if plan.shards == 1:
-            _forward_work(plan, phase, 0)
-            continue
-        for k in range(plan.shards):
-            shard = (plan.thread + k) % plan.shards
-            if claim(plan.team, plan.job, phase, shard):
-                _forward_work(plan, phase, shard)
-                finished(plan.team)
-        wait_for_all(plan.team, plan.job, (phase + 1) * plan.shards)
+    phase = _forward_phase(plan, 0, START, 0, 0)
+    if plan.by_rows:
+        phase = _forward_phase(plan, phase, STEPS, 0, 0)
+    else:
+        for chunk in range(plan.chunks):
+            for k in range(_steps_in(plan, chunk)):
+                phase = _forward_phase(plan, phase, STEPS, chunk, k)
+                if plan.late:
+                    phase = _forward_phase(plan, phase, HALF_STEP, chunk, k)
+    _forward_phase(plan, phase, END, 0, 0)
     if plan.shards > 1 and plan.thread == 0:
         close_job(plan.team)
     restore_denormals(denormals)
@@ -443,13 +441,13 @@ def _pack_backward(plan, shard):
 
 
 @part_of_a_piece
-def _pack_inputs(plan, t, shard):
-    """A shard's columns of the chunk's xs, as panels."""
+def _pack_inputs(plan, chunk, shard):
+    """A shard's columns of a chunk's xs, as panels."""
     W = VECTOR_BYTES // plan.size
     p0, p1 = _share_of(_panels(plan, plan.D), shard, plan.shards)
     if p0 == p1:
         return
-    count, panel = min(plan.steps, plan.T - t), panel_of(plan.steps * plan.N)
+    t, count, panel = chunk * plan.steps, _steps_in(plan, chunk), panel_of(plan.steps * plan.N)
     outer, inner, x_outer, x_inner, p_outer, p_inner = _rows_of(plan, 0, plan.N, 0, count)
     for k in range(outer):
         call(plan.pack, (
@@ -460,68 +458,67 @@ def _pack_inputs(plan, t, shard):
 
 
 @part_of_a_piece
-def _delta_at(plan, t, gate):
-    """The gradients of step t from a gate on."""
+def _delta_at(plan, k, gate):
+    """The gradients of step k of the chunk, from a gate on."""
     panel = panel_of(plan.steps * plan.N)
-    return plan.delta + (t % plan.steps) * plan.N * VECTOR_BYTES + gate * plan.units * panel
+    return plan.delta + k * plan.N * VECTOR_BYTES + gate * plan.units * panel
 
 
 @part_of_a_piece
-def _through_h(plan, t, n0, n1, u0, u1):
-    """What of the gradient after step t - 1 comes back through h Wh of step t."""
+def _through_h(plan, k, n0, n1, u0, u1):
+    """What of the gradient before step k comes back through its h Wh."""
     skip, panel = n0 * VECTOR_BYTES, panel_of(plan.N)
     _from_gates(
-        plan, _delta_at(plan, t, plan.gates - plan.early - plan.late) + skip, plan.early, plan.pWh,
+        plan, _delta_at(plan, k, plan.gates - plan.early - plan.late) + skip, plan.early, plan.pWh,
         u0, u1, plan.dstate + plan.states * plan.units * panel + skip, VECTOR_BYTES, panel,
         plan.units * VECTOR_BYTES // plan.size, n1 - n0,
     )  # fmt: skip
 
 
 @part_of_a_piece
-def _gates_back(plan, t, n0, n1, u0, u1):
-    """The gradient of step t's gates, and of the state before it but for what h Wh adds."""
-    if t < plan.T - 1:
-        _through_h(plan, t + 1, n0, n1, u0, u1)
-    skip, rows_panel, step_panel = n0 * VECTOR_BYTES, panel_of(plan.steps * plan.N), panel_of(plan.N)
-    row = (t % plan.steps) * plan.N * VECTOR_BYTES + skip
-    state, panel = _state_at(plan, t)
-    after, after_panel = _state_at(plan, t + 1)
+def _gates_back(plan, chunk, k, n0, n1, u0, u1):
+    """The gradient of a step's gates, and of the state before it but for what h Wh adds."""
+    skip, rows_panel, panel = n0 * VECTOR_BYTES, panel_of(plan.steps * plan.N), panel_of(plan.N)
+    if chunk * plan.steps + k < plan.T - 1:
+        _through_h(plan, k + 1 if k + 1 < plan.steps else 0, n0, n1, u0, u1)
+    row = k * plan.N * VECTOR_BYTES + skip
+    state, state_panel = _state_at(plan, chunk, k)
+    after, after_panel = _state_at(plan, chunk, k + 1)
     call(plan.gates_piece, (
         u0, u1, plan.units, plan.H, n1 - n0,
-        plan.hs + t * plan.hs_time + n0 * plan.hs_row, plan.hs_row,
-        plan.dstate + skip, step_panel,
-        plan.dstate + plan.states * plan.units * step_panel + skip,
-        state + skip, panel, after + skip, after_panel,
-        _chunk(plan, plan.saved, plan.stored * plan.units, t) + row, rows_panel,
-        _delta_at(plan, t, 0) + skip, rows_panel, plan.N * VECTOR_BYTES, plan.hs_time,
+        plan.hs + (chunk * plan.steps + k) * plan.hs_time + n0 * plan.hs_row, plan.hs_row,
+        plan.dstate + skip, panel, plan.dstate + plan.states * plan.units * panel + skip,
+        state + skip, state_panel, after + skip, after_panel,
+        _chunk(plan, plan.saved, plan.stored * plan.units, chunk) + row, rows_panel,
+        _delta_at(plan, k, 0) + skip, rows_panel, plan.N * VECTOR_BYTES, plan.hs_time,
     ))  # fmt: skip
 
 
 @part_of_a_piece
-def _operand_back(plan, t, n0, n1, u0, u1):
+def _operand_back(plan, chunk, k, n0, n1, u0, u1):
     """The same through the second product."""
-    skip, rows_panel, step_panel = n0 * VECTOR_BYTES, panel_of(plan.steps * plan.N), panel_of(plan.N)
-    row = (t % plan.steps) * plan.N * VECTOR_BYTES + skip
+    skip, rows_panel, panel = n0 * VECTOR_BYTES, panel_of(plan.steps * plan.N), panel_of(plan.N)
+    row = k * plan.N * VECTOR_BYTES + skip
     _from_gates(
-        plan, _delta_at(plan, t, plan.gates - plan.late) + skip, plan.late,
+        plan, _delta_at(plan, k, plan.gates - plan.late) + skip, plan.late,
         plan.pWh + plan.units * panel_of(plan.early * plan.H),
-        u0, u1, plan.doperand + skip, VECTOR_BYTES, step_panel,
+        u0, u1, plan.doperand + skip, VECTOR_BYTES, panel,
         plan.units * VECTOR_BYTES // plan.size, n1 - n0,
     )  # fmt: skip
-    state, panel = _state_at(plan, t)
-    after, after_panel = _state_at(plan, t + 1)
+    state, state_panel = _state_at(plan, chunk, k)
+    after, after_panel = _state_at(plan, chunk, k + 1)
     call(plan.operand_piece, (
-        u0, u1, plan.units, n1 - n0, plan.doperand + skip, step_panel,
-        plan.dstate + skip, step_panel, state + skip, panel, after + skip, after_panel,
-        _chunk(plan, plan.saved, plan.stored * plan.units, t) + row, rows_panel,
-        _delta_at(plan, t, 0) + skip, rows_panel,
+        u0, u1, plan.units, n1 - n0, plan.doperand + skip, panel,
+        plan.dstate + skip, panel, state + skip, state_panel, after + skip, after_panel,
+        _chunk(plan, plan.saved, plan.stored * plan.units, chunk) + row, rows_panel,
+        _delta_at(plan, k, 0) + skip, rows_panel,
     ))  # fmt: skip
 
 
 @part_of_a_piece
-def _input_gradients(plan, t, shard):
-    """A shard's rows of dxs, for the chunk that begins at step t."""
-    count = min(plan.steps, plan.T - t)
+def _input_gradients(plan, chunk, shard):
+    """A shard's rows of dxs, for a chunk."""
+    t, count = chunk * plan.steps, _steps_in(plan, chunk)
     n0, n1, t0, t1 = 0, plan.N, 0, count
     if plan.N >= count:
         n0, n1 = _share_of(plan.N, shard, plan.shards)
@@ -549,18 +546,17 @@ def _input_gradients(plan, t, shard):
 
 
 @part_of_a_piece
-def _weight_gradients(plan, t, shard):
+def _weight_gradients(plan, chunk, shard):
     """A shard's columns of dWx, dWh and db: the chunk's part is added."""
-    count = min(plan.steps, plan.T - t)
-    add = 1 if t + count < plan.T else 0
+    rows, add = _steps_in(plan, chunk) * plan.N, 1 if chunk < plan.chunks - 1 else 0
     blocks = (plan.units + 3) // 4
     x_items = plan.x_gates * blocks
     first, end = _share_of(x_items + (plan.early + plan.late) * blocks, shard, plan.shards)
     for item in range(first, end):
         if item < x_items:
-            _x_item(plan, item // blocks, item % blocks, count * plan.N, add)
+            _x_item(plan, item // blocks, item % blocks, rows, add)
         else:
-            _h_item(plan, t, (item - x_items) // blocks, item % blocks, count * plan.N, add)
+            _h_item(plan, chunk, (item - x_items) // blocks, item % blocks, rows, add)
 
 
 @part_of_a_piece
@@ -573,15 +569,15 @@ def _x_item(plan, g, block, rows, add):
 
 
 @part_of_a_piece
-def _h_item(plan, t, g, block, rows, add):
+def _h_item(plan, chunk, g, block, rows, add):
     """dWh (and the second row of db) of a gate, for four unit-panels."""
     recurrent = plan.early + plan.late
     column = word(plan.h_blocks, g) * plan.H * plan.size + block * 4 * VECTOR_BYTES
     row_bytes = recurrent * plan.H * plan.size
     gate = plan.gates - recurrent + g
-    a = _chunk(plan, plan.state, plan.states * plan.units, t)
+    a = _chunk(plan, plan.state, plan.states * plan.units, chunk)
     if g >= plan.early:
-        a = _chunk(plan, plan.operand, plan.units, t)
+        a = _chunk(plan, plan.operand, plan.units, chunk)
     _outer(plan, a, plan.H, gate, block, plan.dWh + column, row_bytes, rows, add)
     if plan.b_row:
         _bias_item(plan, gate, block, plan.db + plan.b_row + column, rows, add)
@@ -614,53 +610,45 @@ def _bias_item(plan, gate, block, out, rows, add):
     ))  # fmt: skip
 
 
-STEPS, HALF_STEP, GRADIENTS, START, END = range(5)
-
-
 @part_of_a_piece
-def _backward_work(plan, what, t, shard):
-    """What a shard does in a phase; t is the phase's step, or the first of its chunk."""
+def _backward_work(plan, what, chunk, k, shard):
+    """What a shard does in a phase."""
     if what == START:
         _pack_backward(plan, shard)
         return
     if what == GRADIENTS:
-        _input_gradients(plan, t, shard)
-        _weight_gradients(plan, t, shard)
+        _input_gradients(plan, chunk, shard)
+        _weight_gradients(plan, chunk, shard)
         return
     n0, n1, u0, u1 = _rows_and_units(plan, shard)
-    if what == STEPS:
-        if plan.by_rows:
-            _pack_inputs(plan, t, shard)
-            if n1 > n0:
-                for step in range(min(t + plan.steps, plan.T) - 1, t - 1, -1):
-                    _gates_back(plan, step, n0, n1, u0, u1)
-                    if plan.late:
-                        _operand_back(plan, step, n0, n1, u0, u1)
-            return
-        if t % plan.steps == 0:
-            _pack_inputs(plan, t, shard)
-        if u1 > u0:
-            _gates_back(plan, t, n0, n1, u0, u1)
-    elif n1 > n0 and u1 > u0:
-        if what == HALF_STEP:
-            _operand_back(plan, t, n0, n1, u0, u1)
-        else:
-            _through_h(plan, 0, n0, n1, u0, u1)
-            _unpack(
-                plan, plan.dstate, panel_of(plan.N), plan.states + 1, plan.state_out, n0, n1, u0, u1
-            )
+    if what == STEPS and k == 0:
+        _pack_inputs(plan, chunk, shard)
+    if n0 == n1 or u0 == u1:
+        return
+    if what == END:
+        _through_h(plan, 0, n0, n1, u0, u1)
+        _unpack(plan, plan.dstate, plan.states + 1, n0, n1, u0, u1)
+    elif plan.by_rows:
+        for k_ in range(_steps_in(plan, chunk) - 1, -1, -1):
+            _gates_back(plan, chunk, k_, n0, n1, u0, u1)
+            if plan.late:
+                _operand_back(plan, chunk, k_, n0, n1, u0, u1)
+    elif what == HALF_STEP:
+        _operand_back(plan, chunk, k, n0, n1, u0, u1)
+    else:
+        _gates_back(plan, chunk, k, n0, n1, u0, u1)
 
 
 @part_of_a_piece
-def _backward_phase(plan, phase, what, t):
+def _backward_phase(plan, phase, what, chunk, k):
     """All shards of a phase; returns the number of the next."""
     if plan.shards == 1:
-        _backward_work(plan, what, t, 0)
+        _backward_work(plan, what, chunk, k, 0)
         return phase + 1
-    for k in range(plan.shards):
-        shard = (plan.thread + k) % plan.shards
+    for turn in range(plan.shards):
+        shard = (plan.thread + turn) % plan.shards
         if claim(plan.team, plan.job, phase, shard):
-            _backward_work(plan, what, t, shard)
+            _backward_work(plan, what, chunk, k, shard)
             finished(plan.team)
     wait_for_all(plan.team, plan.job, (phase + 1) * plan.shards)
     return phase + 1
@@ -672,19 +660,17 @@ def backward(frame):
     denormals = flush_denormals()
     if plan.shards > 1 and plan.thread == 0:
         open_job(plan.team, plan.job, plan.shards)
-    phase = _backward_phase(plan, 0, START, 0)
-    chunks = (plan.T + plan.steps - 1) // plan.steps
-    for chunk in range(chunks - 1, -1, -1):
-        t = chunk * plan.steps
+    phase = _backward_phase(plan, 0, START, 0, 0)
+    for chunk in range(plan.chunks - 1, -1, -1):
         if plan.by_rows:
-            phase = _backward_phase(plan, phase, STEPS, t)
+            phase = _backward_phase(plan, phase, STEPS, chunk, 0)
         else:
-            for step in range(min(t + plan.steps, plan.T) - 1, t - 1, -1):
-                phase = _backward_phase(plan, phase, STEPS, step)
+            for k in range(_steps_in(plan, chunk) - 1, -1, -1):
+                phase = _backward_phase(plan, phase, STEPS, chunk, k)
                 if plan.late:
-                    phase = _backward_phase(plan, phase, HALF_STEP, step)
-        phase = _backward_phase(plan, phase, GRADIENTS, t)
-    _backward_phase(plan, phase, END, 0)
+                    phase = _backward_phase(plan, phase, HALF_STEP, chunk, k)
+        phase = _backward_phase(plan, phase, GRADIENTS, chunk, 0)
+    _backward_phase(plan, phase, END, 0, 0)
     if plan.shards > 1 and plan.thread == 0:
         close_job(plan.team)
     restore_denormals(denormals)
