@@ -110,8 +110,25 @@ def problem(
     No pre-activation is within ``margin`` of 0, where relu has its kink, and no result is what is
     left of numbers that cancel, for that would be rounding errors.
     """
-    cell = cells.get(cell)
     rng = np.random.default_rng(seed)
+    while True:
+        made = random_problem(cell, N, T, D, H, dtype, rng=rng)
+        if _distance_to_kink(made) > margin and _amplification(made) < 10:
+            return made
+
+
+def random_problem(
+    cell: str | cells.Cell,
+    N: int,
+    T: int,
+    D: int,
+    H: int,
+    dtype: Any = np.float64,
+    *,
+    rng: Any = 0,
+) -> Problem:
+    """Random numbers of moderate size."""
+    cell, rng = cells.get(cell), np.random.default_rng(rng)
 
     def uniform(limit: float, shape: tuple[int, ...]) -> Array:
         return rng.uniform(-limit, limit, shape).astype(dtype)
@@ -119,14 +136,11 @@ def problem(
     def states() -> tuple[Array, ...]:
         return tuple(uniform(1, (N, H)) for _ in cell.states)
 
-    while True:
-        limits = (1 / np.sqrt(D), 1 / np.sqrt(H), 0.5)
-        shapes = cell.shapes(D, H).values()
-        params = tuple(uniform(*both) for both in zip(limits, shapes, strict=True))
-        xs = uniform(1, (N, T, D))
-        made = Problem(cell, xs, states(), params, uniform(1, (N, T, H)), states())
-        if _distance_to_kink(made) > margin and _amplification(made) < 10:
-            return made
+    limits = (1 / np.sqrt(D), 1 / np.sqrt(H), 0.5)
+    shapes = cell.shapes(D, H).values()
+    params = tuple(uniform(*both) for both in zip(limits, shapes, strict=True))
+    xs = uniform(1, (N, T, D))
+    return Problem(cell, xs, states(), params, uniform(1, (N, T, H)), states())
 
 
 def _distance_to_kink(p: Problem) -> float:

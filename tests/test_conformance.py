@@ -12,7 +12,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from helpers import BACKENDS, DTYPES, ENGINES, Array, outcome, problem, relative_error
+from helpers import (
+    BACKENDS,
+    DTYPES,
+    ENGINES,
+    Array,
+    outcome,
+    problem,
+    random_problem,
+    relative_error,
+)
 from numba_rnn import cells, use_backend
 from numba_rnn.kernels.reference import ReferenceEngine
 
@@ -61,17 +70,19 @@ def poisoned_memory(engine: ReferenceEngine) -> Iterator[None]:
         for kind in {type(engine), ReferenceEngine}:
             module = sys.modules[kind.__module__]
             stack.enter_context(mock.patch.object(module, "np", PoisonedNumPy()))
+            if hasattr(module, "forget_memory"):  # what it would use again
+                module.forget_memory()
         yield
 
 
 @contextmanager
-def recurrent_product(engine: ReferenceEngine, by_blas: bool | None) -> Iterator[None]:
-    """Send the numba engine down one of its two paths; None leaves it its choice."""
-    if engine.name != "numba" or by_blas is None:
+def shared(engine: ReferenceEngine, sharing: tuple[int, bool] | None) -> Iterator[None]:
+    """Cut the numba engine's work into so many shards, by rows or by units; None: its choice."""
+    if engine.name != "numba" or sharing is None:
         yield
         return
     module = sys.modules[type(engine).__module__]
-    with mock.patch.object(module, "recurrent_product_by_blas", return_value=by_blas):
+    with mock.patch.object(module, "_sharing", return_value=sharing):
         yield
 
 
@@ -105,23 +116,21 @@ LAYOUTS: dict[str, Callable[[Array], Array]] = {
 
 # ---- the suite
 
-LARGE = {  # N, T, D, H at which the numba engine chooses BLAS for every cell
-    "one row": (1, 3, 2, 365),
-    "one step": (2, 1, 3, 183),
-    "many rows": (512, 2, 2, 363),
-}
+# N, T, D, H: single numbers, panels and tiles that are just full and just not, several chunks
 SIZES = [(1, 1, 1, 1), (1, 4, 3, 7), (3, 1, 2, 5), (5, 3, 1, 16), (6, 2, 9, 65), (9, 3, 4, 97)]
+EDGES = [(n + 1, 2, 17 - n, h) for n, h in enumerate((15, 16, 17, 31, 32, 33, 8, 9, 64))]
+CHUNKS = [(7, 60, 3, 33), (1, 300, 2, 3), (300, 3, 2, 4), (140, 5, 18, 17)]
+SHARINGS = [None, (1, True), (2, True), (2, False), (3, True), (3, False), (5, False)]
 
 
 def with_examples(test: Any) -> Any:
-    """The sizes that matter, in every layout."""
-    for sizes in (*SIZES, *LARGE.values()):
-        test = example(sizes=sizes, layouts=("C",) * 5, by_blas=None, seed=0)(test)
+    """The sizes that matter, in every layout and however shared."""
+    for sizes in (*SIZES, *EDGES):
+        test = example(sizes=sizes, layouts=("C",) * 5, sharing=None, seed=0)(test)
     for layout in LAYOUTS:
-        for by_blas in (True, False):
-            test = example(sizes=(3, 4, 5, 19), layouts=(layout,) * 5, by_blas=by_blas, seed=0)(
-                test
-            )
+        test = example(sizes=(3, 4, 5, 19), layouts=(layout,) * 5, sharing=None, seed=0)(test)
+    for sharing in SHARINGS:
+        test = example(sizes=(4, 5, 20, 70), layouts=("C",) * 5, sharing=sharing, seed=0)(test)
     return test
 
 
@@ -133,17 +142,17 @@ def with_examples(test: Any) -> Any:
 @given(
     sizes=st.tuples(st.integers(1, 9), st.integers(1, 6), st.integers(1, 20), st.integers(1, 80)),
     layouts=st.tuples(*[st.sampled_from(list(LAYOUTS))] * 5),
-    by_blas=st.sampled_from([None, True, False]),
+    sharing=st.sampled_from(SHARINGS),
     seed=st.integers(0, 1 << 32),
 )
-def test_engine_agrees_with_the_reference(backend, name, dtype, sizes, layouts, by_blas, seed):
+def test_engine_agrees_with_the_reference(backend, name, dtype, sizes, layouts, sharing, seed):
     p = problem(name, *sizes, dtype, seed=seed)
     want = outcome(ReferenceEngine(), p)
     given_ = p.map(*(LAYOUTS[layout] for layout in layouts))  # xs, state, params, dhs, dstate
     with (
         use_backend(backend, strict=True) as engine,
         poisoned_memory(engine),
-        recurrent_product(engine, by_blas),
+        shared(engine, sharing),
     ):
         got = outcome(engine, given_)
     assert disagreements(got, want, LIMITS[dtype]) == {}
@@ -152,22 +161,42 @@ def test_engine_agrees_with_the_reference(backend, name, dtype, sizes, layouts, 
         assert not any(np.may_share_memory(after, array) for array in got.values())
 
 
-def test_the_numba_engine_chooses_both_paths():
-    from numba_rnn.kernels.cpu.engine import recurrent_product_by_blas as by_blas
+@pytest.mark.parametrize("name", cells.names())
+@pytest.mark.parametrize("sizes", CHUNKS)
+@pytest.mark.parametrize("backend", ENGINES)
+def test_long_and_wide_blocks(backend, sizes, name):
+    """Time is cut into chunks, of at least two steps however wide the batch."""
+    p = random_problem(name, *sizes)
+    want = outcome(ReferenceEngine(), p)
+    for sharing in SHARINGS:
+        with (
+            use_backend(backend, strict=True) as engine,
+            poisoned_memory(engine),
+            shared(engine, sharing),
+        ):
+            assert disagreements(outcome(engine, p), want, 1e-12) == {}, sharing
 
-    for name in cells.names():
-        for sizes, expected in ((SIZES, False), (LARGE.values(), True)):
-            for N, T, D, H in sizes:
-                columns = cells.get(name).shapes(D, H)["Wh"][1]
-                assert by_blas(N, T, H, columns) == expected, (name, N, T, D, H)
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", cells.names())
+@pytest.mark.parametrize("sizes", [(9, 40, 7, 70), (2, 5, 33, 47), (1, 3, 4, 64)])
+@pytest.mark.parametrize("backend", ENGINES)
+def test_sharing_changes_no_bit(backend, sizes, name, dtype):
+    """However many threads there are, and whatever they share, the results are the same."""
+    p = random_problem(name, *sizes, dtype)
+    with use_backend(backend, strict=True) as engine:
+        with shared(engine, (1, True)):
+            alone = outcome(engine, p)
+        for sharing in SHARINGS[2:]:
+            with shared(engine, sharing):
+                np.testing.assert_equal(outcome(engine, p), alone, str(sharing))
 
 
-@pytest.mark.parametrize("by_blas", [True, False])
 @pytest.mark.parametrize("name", cells.names())
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_backward_twice_gives_the_same(backend, name, by_blas):
+def test_backward_twice_gives_the_same(backend, name):
     p = problem(name, 3, 4, 2, 5)
-    with use_backend(backend, strict=True) as engine, recurrent_product(engine, by_blas):
+    with use_backend(backend, strict=True) as engine:
         _, _, saved = engine.forward(p.cell, p.xs, p.state, p.params)
         first, second = (engine.backward(p.cell, p.dhs, p.dstate, saved) for _ in range(2))
     np.testing.assert_equal(first, second)

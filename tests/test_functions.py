@@ -8,26 +8,36 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from numba import njit
+from numba import cfunc, types
 
 from helpers import DTYPES, Array
 from numba_rnn.kernels import functions
-from numba_rnn.kernels.cpu.simd import VECTOR_BYTES, lanes_of, load, store
+from numba_rnn.kernels.cpu import frames
+from numba_rnn.kernels.cpu.simd import VECTOR_BYTES, lanes_of, load_part, store_part
+from numba_rnn.kernels.cpu.threads import call_piece
 
 Function = Callable[[Array], Array]
 
 
 @cache
-def on_vectors(function: Function) -> Callable[[Array, Array, int], None]:
-    """out[:length] = function(x[:length]), compiled."""
+def on_vectors(function: Function) -> Callable[[Array, Array], None]:
+    """out[...] = function(x), compiled."""
 
-    @njit(error_model="numpy")
-    def apply(x, out, length):
-        W = lanes_of(x)
+    def piece(frame):
+        x, out, length = frames.arguments(frame, 3)
+        W = lanes_of(frame)
         for k in range(0, length, W):
-            lanes = min(W, length - k)
-            store(function(load(x, k, lanes)), out, k, lanes)
+            here = k * (VECTOR_BYTES // W)
+            value = function(load_part(frame, x + here, length - k))
+            store_part(value, out + here, length - k)
 
+    def apply(x: Array, out: Array) -> None:
+        frame = frames.FrameType(frames.from_dtype(x.dtype), None, "test")
+        compiled = pieces.get(x.dtype) or cfunc(types.void(frame), error_model="numpy")(piece)
+        pieces[x.dtype] = compiled
+        call_piece(compiled.address, np.array([x.ctypes.data, out.ctypes.data, x.size]))
+
+    pieces: dict[Any, Any] = {}
     return apply
 
 
@@ -38,7 +48,7 @@ def evaluate(target: str, name: str, x: Array) -> Array:
         if target == "numpy":
             return function(x)
         out = np.full_like(x, np.nan)
-        on_vectors(function)(x, out, x.size)
+        on_vectors(function)(x, out)
         return out
 
 
@@ -171,6 +181,6 @@ def test_nothing_beyond_the_end_is_read_or_written(dtype, name, length):
     x = whole.copy()
     x[length:] = np.nan
     out = np.full_like(x, np.nan)
-    on_vectors(getattr(functions, name))(x, out, length)
+    on_vectors(getattr(functions, name))(x[:length], out[:length])
     np.testing.assert_array_equal(out[:length], evaluate("simd", name, whole)[:length])
     assert np.isnan(out[length:]).all()

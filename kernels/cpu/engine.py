@@ -8,9 +8,9 @@ in ``products.py``, threads in ``threads.py``.
 import re
 import threading
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from llvmlite import binding
@@ -38,36 +38,30 @@ class NumbaEngine(ReferenceEngine):
         xs, params = _rows_plain(xs), tuple(map(_plain, params))
         N, T, D = xs.shape
         H = params[1].shape[0]
-        recipe = _recipe(sequence.forward, cell, xs.dtype.str, N, T, D, H)
+        sharing = _sharing(cell, N, T, D, H)
+        recipe = _recipe(sequence.forward, cell, xs.dtype.name, N, T, D, H, *sharing)
         kept = _Kept(recipe.kept_bytes, xs.dtype)
         state_in, state_out = np.array(state), np.empty((len(state), N, H), xs.dtype)
         hs = np.empty((N, T, H), xs.dtype)
-        words = recipe.words(
-            _places(xs, params, state_in, state_out, hs), _scratch(recipe, xs.dtype), kept.memory
-        )
-        threads.team.run(words, recipe.shards)
-        return hs, tuple(state_out), (cell, xs, params, kept)
+        plan = recipe.with_places(_places(xs, params, state_in, state_out, hs), kept)
+        threads.team.run(plan, recipe.shards)
+        return hs, tuple(state_out), (xs, params, kept)
 
     def backward(
         self, cell: Cell, dhs: Array, dstate: State, saved: Any
     ) -> tuple[Array, State, tuple[Array, ...]]:
-        _, xs, params, kept = saved
+        xs, params, kept = saved
         dhs = _rows_plain(dhs)
         N, T, D = xs.shape
         H = params[1].shape[0]
-        recipe = _recipe(sequence.backward, cell, xs.dtype.str, N, T, D, H)
-        state_in = np.zeros((len(dstate) + 1, N, H), xs.dtype)
-        for s, after in enumerate(dstate):
-            state_in[s] = after
-        state_out = np.empty_like(state_in)
-        dxs = np.empty((N, T, D), xs.dtype)
+        sharing = _sharing(cell, N, T, D, H)
+        recipe = _recipe(sequence.backward, cell, xs.dtype.name, N, T, D, H, *sharing)
+        state_in = np.array((*dstate, np.zeros_like(dstate[0])))
+        state_out, dxs = np.empty_like(state_in), np.empty((N, T, D), xs.dtype)
         gradients = tuple(np.empty(p.shape, p.dtype) for p in params)
-        words = recipe.words(
-            (*_places(xs, params, state_in, state_out, dhs), *map(_address, (dxs, *gradients))),
-            _scratch(recipe, xs.dtype),
-            kept.memory,
-        )
-        threads.team.run(words, recipe.shards)
+        places = _places(xs, params, state_in, state_out, dhs)
+        plan = recipe.with_places((*places, *map(_address, (dxs, *gradients))), kept)
+        threads.team.run(plan, recipe.shards)
         state_out[0] += state_out[-1]  # what came through h Wh of the first step
         return dxs, tuple(state_out[:-1]), gradients
 
@@ -94,25 +88,34 @@ class _Recipe(NamedTuple):
     """A plan but for its addresses, and how much memory it needs."""
 
     plan: Array  # addresses of our own count from the start of their block
+    dtype: Any
     shards: int
     scratch_bytes: int
     kept_bytes: int
 
-    def words(self, places: tuple[int, ...], scratch: Array, kept: Array) -> Array:
-        """The plan as compiled code reads it."""
-        words = self.plan.copy()
-        words[_PLACES : _PLACES + len(places)] = places
-        words[_SCRATCH:_KEPT] += _address(scratch)
-        words[_KEPT:] += _address(kept)
-        return words
+    def with_places(self, places: tuple[int, ...], kept: "_Kept") -> Array:
+        """The plan, with the caller's arrays (from ``xs`` on) and our own memory."""
+        plan = self.plan.copy()
+        plan[_PLACES : _PLACES + len(places)] = places
+        plan[_SCRATCH:_KEPT] += _scratch(self.scratch_bytes, self.dtype)
+        plan[_KEPT:] += kept.address
+        return plan
 
 
 _PLACES, _SCRATCH, _KEPT = map(Plan._fields.index, ("xs", "pWx", "state"))
 
 
-@cache
+@lru_cache(maxsize=4096)
 def _recipe(
-    driver: Callable[[Any], None], cell: Cell, dtype: str, N: int, T: int, D: int, H: int
+    driver: Callable[[Any], None],
+    cell: Cell,
+    dtype: str,
+    N: int,
+    T: int,
+    D: int,
+    H: int,
+    shards: int,
+    by_rows: bool,
 ) -> _Recipe:
     """How to run a pass over arrays of these sizes."""
     at = layout(cell)
@@ -146,36 +149,21 @@ def _recipe(
         "saved": chunks * panels(at.stored * units, of_chunk),
         "operand": chunks * panels(units, of_chunk) if at.late else 0,
     }
-    shards, by_rows = _shards(cell, N, T, D, H)
-    with_operand = gates.operand_gates if forward else gates.operand_backward_gates
     plan = Plan(
-        driver=_compiled(driver, cell, dtype, ""), thread=0, shards=shards,
-        team=0, job=0, by_rows=by_rows,
+        thread=0, shards=shards, team=0, job=0, by_rows=by_rows,
         N=N, T=T, D=D, H=H, units=units, steps=steps, chunks=chunks,
-        units_at_once=max(4, 16384 // (-(-N // shards) * at.early * VECTOR_BYTES) // 4 * 4), size=size,
-        gates=len(cell.gates), x_gates=at.x_gates, early=at.early, late=at.late,
-        states=states, stored=at.stored,
-        **{
-            name: _compiled(getattr(products, name), cell, dtype, "")
-            for name in (
-                "multiply", "multiply_transposed", "pack", "pack_transposed", "unpack", "add_up"
-            )
-        },
-        gates_piece=_compiled(
-            gates.forward_gates if forward else gates.backward_gates, cell, dtype,
-            "forward" if forward else "backward",
-        ),
-        operand_piece=_compiled(
-            with_operand, cell, dtype, "forward" if forward else "backward"
-        ) if at.late else 0,
-        **dict.fromkeys(Plan._fields[_PLACES:_SCRATCH], 0),
-        **_offsets(scratch), **_offsets(kept),
+        units_at_once=max(4, 16384 // (-(-N // shards) * at.early * VECTOR_BYTES) // 4 * 4),
+        size=size, gates=len(cell.gates), x_gates=at.x_gates, early=at.early, late=at.late,
+        states=states, stored=at.stored, **_pieces(driver, cell, dtype),
+        **dict.fromkeys(Plan._fields[_PLACES:_SCRATCH], 0), **_offsets(scratch), **_offsets(kept),
     )  # fmt: skip
-    plan = plan._replace(
-        keep=1, x_blocks=_table(at.x_blocks), h_blocks=_table(at.h_blocks)
-    )
+    plan = plan._replace(keep=1, x_blocks=_table(at.x_blocks), h_blocks=_table(at.h_blocks))
     return _Recipe(
-        np.array(plan, np.int64), shards, sum(scratch.values()), sum(kept.values())
+        np.array(plan, np.int64),
+        np.dtype(dtype),
+        shards,
+        sum(scratch.values()),
+        sum(kept.values()),
     )
 
 
@@ -208,13 +196,13 @@ def _table(numbers: tuple[int, ...]) -> int:
     return _address(_tables.setdefault(numbers, np.array(numbers, np.int64)))
 
 
-def _shards(cell: Cell, N: int, T: int, D: int, H: int) -> tuple[int, int]:
-    """Into how many shards a pass is cut, and whether by rows of the batch."""
-    threads_ = threads.available()
+def _sharing(cell: Cell, N: int, T: int, D: int, H: int) -> tuple[int, bool]:
+    """Into how many shards a pass is cut, and whether by rows of the batch (measured)."""
     operations = 2 * N * T * H * len(cell.gates) * (D + H)
-    if threads_ == 1 or operations < 4_000_000:
-        return 1, 1
-    return threads_, int(N >= 4 * threads_)
+    if operations < 4_000_000:  # not worth waking anyone up
+        return 1, True
+    shards = threads.available()
+    return shards, N >= 4 * shards
 
 
 # ---- arrays and memory
@@ -246,53 +234,68 @@ def _places(
     )  # fmt: skip
 
 
-def _aligned(size: int, dtype: Any) -> Array:
-    """Memory that begins at a multiple of 64 bytes."""
-    itemsize = np.dtype(dtype).itemsize
-    memory = np.empty((size + VECTOR_BYTES) // itemsize, dtype)
-    start = -(_address(memory) // itemsize) % (VECTOR_BYTES // itemsize)
-    return memory[start:]
+def _aligned(size: int, dtype: Any) -> tuple[Array, int]:
+    """Memory, and the first address in it that is a multiple of 64."""
+    memory = np.empty((size + VECTOR_BYTES) // dtype.itemsize, dtype)
+    return memory, -(-_address(memory) // VECTOR_BYTES) * VECTOR_BYTES
 
 
 class _Kept:
-    """Memory for what is kept until backward; the last one given back serves the next forward.
+    """Memory for what is kept until backward; what is given back serves the next forward.
 
     Fresh memory costs the system a tenth of a forward pass.
     """
 
-    _spare: list[Array] = []
+    spare: ClassVar[list[tuple[Array, int]]] = []
 
     def __init__(self, size: int, dtype: Any) -> None:
-        memory = self._spare.pop() if self._spare else None
-        if memory is None or memory.dtype != dtype or not size <= memory.nbytes <= 2 * size + 4096:
-            memory = _aligned(size, dtype)
-        self.memory = memory
+        needed = size + VECTOR_BYTES
+        memory, address = self.spare.pop() if self.spare else (None, 0)
+        if memory is None or memory.dtype != dtype or not needed <= memory.nbytes <= 2 * needed:
+            memory, address = _aligned(size, dtype)
+        self.memory, self.address = memory, address
 
     def __del__(self) -> None:
-        if not self._spare:
-            self._spare.append(self.memory)
+        if not self.spare:
+            self.spare.append((self.memory, self.address))
 
 
 _of_thread = threading.local()
 
 
-def _scratch(recipe: _Recipe, dtype: Any) -> Array:
-    """Memory for a pass, used again by this thread's next one."""
-    memory = getattr(_of_thread, "memory", None)
-    if memory is None or memory.nbytes < recipe.scratch_bytes or memory.dtype != dtype:
-        memory = _of_thread.memory = _aligned(recipe.scratch_bytes, dtype)
-    return memory
+def _scratch(size: int, dtype: Any) -> int:
+    """The address of memory for a pass, used again by this thread's next one."""
+    memory, address = getattr(_of_thread, "scratch", (None, 0))
+    if memory is None or memory.nbytes < size + VECTOR_BYTES or memory.dtype != dtype:
+        memory, address = _of_thread.scratch = _aligned(size, dtype)
+    return address
+
+
+def forget_memory() -> None:
+    """Give back the memory that this thread's next pass would have used again."""
+    _of_thread.scratch = None, 0
+    _Kept.spare.clear()
 
 
 # ---- compilation
 
+_PRODUCTS = ("multiply", "multiply_transposed", "pack", "pack_transposed", "unpack", "add_up")
 
-def _compiled(piece: Callable[[Any], None], cell: Cell, dtype: str, part: str) -> int:
-    """The address of a piece; ``part`` names the cell's pass where it is made of the cell."""
-    what = f"the {part} pass of {cell.name}" if part else piece.__name__
+
+def _pieces(driver: Callable[[Any], None], cell: Cell, dtype: str) -> dict[str, int]:
+    """The addresses of a plan's pieces, compiled now or by an earlier process."""
+    forward = driver is sequence.forward
+    gates_piece = gates.forward_gates if forward else gates.backward_gates
+    operand_piece = gates.operand_gates if forward else gates.operand_backward_gates
+    part = driver.__name__
     try:
-        with announced(what):
-            return compiled(piece, np.dtype(dtype).name, cell if part else None)
+        with announced(f"the {part} pass of {cell.name} ({dtype})"):
+            return {
+                "driver": compiled(driver),
+                **{name: compiled(getattr(products, name), dtype) for name in _PRODUCTS},
+                "gates_piece": compiled(gates_piece, dtype, cell),
+                "operand_piece": compiled(operand_piece, dtype, cell) if cell.second else 0,
+            }
     except NumbaError as error:
         raise TypeError(_compile_error(cell, part, str(error))) from error
 

@@ -144,26 +144,26 @@ def _can_cache() -> bool:
 CACHED = _can_cache()
 
 
+PIECES: list[Any] = []  # all that this process has compiled or found in the cache
+
+
 @cache
 def compiled(piece: Callable[[Any], None], dtype: str = "float32", cell: Cell | None = None) -> int:
     """The address of a piece, compiled for a dtype and a cell, now or by an earlier process."""
-    return int(_compiled(piece, dtype, cell).address)
-
-
-@cache
-def _compiled(piece: Callable[[Any], None], dtype: str, cell: Cell | None) -> Any:
     source = fingerprint.of_engine()
     if cell is not None:
         source += fingerprint.of_cell(cell)
         _CELLS[source] = cell
     frame = FrameType(from_dtype(np.dtype(dtype)), cell and cell.name, source)
     with _one_process_at_a_time():
-        return cfunc(types.void(frame), cache=CACHED, error_model="numpy")(piece)
+        PIECES.append(cfunc(types.void(frame), cache=CACHED, error_model="numpy")(piece))
+    return int(PIECES[-1].address)
 
 
+@cache
 def cache_folder() -> Path | None:
     """Where compiled code is kept, or None."""
-    return Path(njit(cache=True)(compiled.__wrapped__).stats.cache_path) if CACHED else None
+    return Path(njit(cache=True)(_can_cache).stats.cache_path) if CACHED else None
 
 
 @contextlib.contextmanager
@@ -187,7 +187,10 @@ def _one_process_at_a_time() -> Iterator[None]:
 @contextlib.contextmanager
 def announced(what: str) -> Iterator[None]:
     """Say so, on stderr, where the compilation inside has gone on for two seconds."""
-    message = f"numba_rnn: compiling {what} for this CPU; it is done once, later runs find it."
+    message = (
+        f"numba_rnn: compiling {what} for this CPU; "
+        "it is done once, later runs find it in the cache."
+    )
     timer = threading.Timer(2.0, print, (message,), {"file": sys.stderr, "flush": True})
     timer.daemon = True
     timer.start()

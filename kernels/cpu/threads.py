@@ -278,6 +278,11 @@ class Team:
         self._jobs = 0
         self._wake: list[threading.Lock] = []
 
+    @property
+    def threads(self) -> int:
+        """How many threads have been started beside the callers'."""
+        return len(self._wake)
+
     def run(self, plan: np.ndarray, shards: int) -> None:
         """Run a plan (``sequence.Plan``) with the team's help, or alone where it is busy."""
         if shards == 1 or not self._busy.acquire(blocking=False):
