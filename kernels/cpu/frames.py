@@ -14,7 +14,6 @@ The frame's Numba *type* says for which dtype and cell the piece is compiled.
 """
 
 import contextlib
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -26,6 +25,8 @@ import numpy as np
 from llvmlite import ir
 from numba import cfunc, from_dtype, njit
 from numba.core import cgutils, types
+from numba.core.imputils import lower_getattr_generic
+from numba.core.typing.templates import AttributeTemplate, infer_getattr
 from numba.extending import intrinsic, models, register_jitable, register_model
 
 from ..cells import Cell
@@ -79,19 +80,39 @@ def arguments(typing, frame, count):
     return kind(frame, count), codegen
 
 
-def record(fields: type) -> Any:
-    """Like ``arguments``, for a NamedTuple of integers."""
+def record(fields: Any) -> Any:
+    """A function that reads a frame as a NamedTuple of integers, each one when it is asked for."""
+    kind = RecordType(fields.__name__, fields._fields)
 
     @intrinsic
     def read(typing, frame):
-        kind = types.NamedUniTuple(types.int64, len(fields._fields), fields)
-
-        def codegen(context, builder, signature, args):
-            return context.make_tuple(builder, kind, _load_words(builder, args[0], kind.count))
-
-        return kind(frame), codegen
+        return kind(frame), lambda context, builder, signature, args: args[0]
 
     return read
+
+
+class RecordType(types.Type):
+    """Integers in memory that have names."""
+
+    def __init__(self, name: str, fields: tuple[str, ...]):
+        self.fields = fields
+        super().__init__(name=f"record({name}: {', '.join(fields)})")
+
+
+register_model(RecordType)(_FrameModel)
+
+
+@infer_getattr
+class _RecordFields(AttributeTemplate):
+    key = RecordType
+
+    def generic_resolve(self, record, name):
+        return types.int64 if name in record.fields else None
+
+
+@lower_getattr_generic(RecordType)
+def _load_field(context, builder, record, value, name):
+    return builder.load(builder.gep(value, [_I32(record.fields.index(name))]))
 
 
 def _load_words(builder, address, count):
@@ -119,6 +140,16 @@ def call(typing, address, values):
 
 
 @intrinsic
+def address_of(typing, frame):
+    """A frame's address."""
+
+    def codegen(context, builder, signature, args):
+        return builder.ptrtoint(args[0], _I64)
+
+    return types.int64(frame), codegen
+
+
+@intrinsic
 def word(typing, address, index):
     """The 64-bit integer number ``index`` from an address."""
 
@@ -127,6 +158,31 @@ def word(typing, address, index):
         return builder.load(builder.gep(start, [args[1]]))
 
     return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def write_word(typing, address, value):
+    """Write a 64-bit integer."""
+
+    def codegen(context, builder, signature, args):
+        builder.store(args[1], builder.inttoptr(args[0], _I64.as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
+def call_at(typing, address, frame):
+    """Call a piece with a frame that lies in memory."""
+
+    def codegen(context, builder, signature, args):
+        pointer = _I64.as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [pointer])
+        function = builder.inttoptr(args[0], kind.as_pointer())
+        builder.call(function, [builder.inttoptr(args[1], pointer)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
 
 
 # ---- compiling
@@ -154,8 +210,8 @@ def compiled(piece: Callable[[Any], None], dtype: str = "float32", cell: Cell | 
     if cell is not None:
         source += fingerprint.of_cell(cell)
         _CELLS[source] = cell
-    frame = FrameType(from_dtype(np.dtype(dtype)), cell and cell.name, source)
-    with _one_process_at_a_time():
+    frame = FrameType(from_dtype(np.dtype(dtype)), cell.name if cell else None, source)
+    with one_process_at_a_time():
         PIECES.append(cfunc(types.void(frame), cache=CACHED, error_model="numpy")(piece))
     return int(PIECES[-1].address)
 
@@ -167,7 +223,7 @@ def cache_folder() -> Path | None:
 
 
 @contextlib.contextmanager
-def _one_process_at_a_time() -> Iterator[None]:
+def one_process_at_a_time() -> Iterator[None]:
     """Let processes that start together compile one after the other, and share the outcome.
 
     Numba's cache replaces its files whole, but two processes that add to one index at the same

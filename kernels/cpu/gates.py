@@ -6,7 +6,7 @@ k * units + u; a panel's rows are the rows of the batch.
 
     x_side, e_side, l_side   x Wx, h Wh and the second product: panels of pre-activations
     state, after             the state before the step and after it
-    saved                    what backward wants to find again
+    saved                    what backward wants to find again; 0 where nothing will be asked for
     operand                  what the second product multiplies
     delta                    gradients of the pre-activations
     dstate                   gradients of the state; behind them the part that came back through
@@ -53,7 +53,8 @@ def forward_gates(frame):
             gates = add_late_side(frame, gates, l_side + u * l_panel + row, units * l_panel)
             before = load_states(frame, state + u * state_panel + row, units * state_panel)
             new, keep = forward(frame, gates, before)
-            store_saved(frame, keep, saved + u * saved_panel + row, units * saved_panel)
+            if saved:
+                store_saved(frame, keep, saved + u * saved_panel + row, units * saved_panel)
             store_states(frame, new, after + u * after_panel + row, units * after_panel)
             store_part(new[0], hs + n * hs_row + u * VECTOR_BYTES, lanes)
 

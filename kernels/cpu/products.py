@@ -64,6 +64,9 @@ TILES = [(rows, width) for rows in range(1, 7) for width in (1, 2, 4) if width <
 TILES += [(1, width) for width in (2, 4, 8) if (1, width) not in TILES]
 
 
+PLAIN, TRANSPOSED, BFLOAT16 = range(3)  # kinds of products
+
+
 # ---- a tile
 
 
@@ -91,16 +94,17 @@ def _emit_loop(builder, count, carried, body):
     return results
 
 
-def _emit_multiply_add(builder, vector, depth, transposed, sums, a_rows, b_vectors, ahead):
+def _emit_multiply_add(builder, vector, depth, kind, sums, a_rows, b_vectors, ahead):
     """sums[r][v] += A[r, k] * B[k, v] for ``depth`` numbers k."""
     size, new = vector.dtype.bitwidth // 8, list(sums)
+    load_b = _emit_load_bfloat16 if kind == BFLOAT16 else emit_load
     for k in range(depth):
-        at_k = _I64(k * VECTOR_BYTES)
+        at_k = _I64(k * _b_row(kind))
         if len(a_rows) > 3:
             emit_prefetch(builder, builder.add(ahead, at_k))
-        row = [emit_load(builder, vector, builder.add(b, at_k)) for b in b_vectors]
+        row = [load_b(builder, vector, builder.add(b, at_k)) for b in b_vectors]
         for r, a in enumerate(a_rows):
-            place = builder.add(a, _I64(k * (VECTOR_BYTES if transposed else size)))
+            place = builder.add(a, _I64(k * (VECTOR_BYTES if kind == TRANSPOSED else size)))
             pointer = builder.inttoptr(place, vector.llvm.element.as_pointer())
             number = splat(builder, builder.load(pointer), vector.llvm)
             for v, numbers in enumerate(row):
@@ -109,14 +113,27 @@ def _emit_multiply_add(builder, vector, depth, transposed, sums, a_rows, b_vecto
     return new
 
 
-def _emit_tile(builder, vector, rows, vectors, transposed, p):
+def _emit_load_bfloat16(builder, vector, address):
+    """A vector from numbers of two bytes each: the upper halves of float32 (LLVM level)."""
+    halves = ir.VectorType(ir.IntType(16), vector.lanes)
+    stored = builder.load(builder.inttoptr(address, halves.as_pointer()), align=VECTOR_BYTES // 2)
+    bits = builder.zext(stored, vector.llvm_bits)
+    places = ir.Constant(vector.llvm_bits, [16] * vector.lanes)
+    return builder.bitcast(builder.shl(bits, places), vector.llvm)
+
+
+def _b_row(kind):
+    return VECTOR_BYTES // 2 if kind == BFLOAT16 else VECTOR_BYTES
+
+
+def _emit_tile(builder, vector, rows, vectors, kind, p):
     """One tile of the product that p describes; see ``multiply``."""
     (
         a, a_row, a_segment, a_group, groups, inner,
         b, b_vector, c, c_row, c_vector, lanes, add, ahead,
     ) = p  # fmt: skip
     size, W = vector.dtype.bitwidth // 8, vector.lanes
-    a_row = _I64(size) if transposed else a_row
+    a_row = _I64(size) if kind == TRANSPOSED else a_row
     a_offsets = [builder.mul(a_row, _I64(r)) for r in range(rows)]
     b_offsets = [builder.mul(b_vector, _I64(v)) for v in range(vectors)]
     places = []
@@ -132,12 +149,13 @@ def _emit_tile(builder, vector, rows, vectors, transposed, p):
         def body(a, b, *sums):
             a_rows = [builder.add(a, offset) for offset in a_offsets]
             b_vectors = [builder.add(b, offset) for offset in b_offsets]
-            new = _emit_multiply_add(builder, vector, depth, transposed, sums, a_rows, b_vectors, builder.add(b, ahead))
-            return builder.add(a, a_step), builder.add(b, _I64(depth * VECTOR_BYTES)), *new
+            then = builder.add(b, ahead)
+            new = _emit_multiply_add(builder, vector, depth, kind, sums, a_rows, b_vectors, then)
+            return builder.add(a, a_step), builder.add(b, _I64(depth * _b_row(kind))), *new
 
         return body
 
-    one = VECTOR_BYTES if transposed else size  # from one of A's numbers to the next
+    one = VECTOR_BYTES if kind == TRANSPOSED else size  # from one of A's numbers to the next
     depth = 4  # more, and LLVM runs out of registers
 
     def segment(start, b, *sums):
@@ -169,7 +187,7 @@ def _emit_tile(builder, vector, rows, vectors, transposed, p):
 
 
 @intrinsic(prefer_literal=True)
-def _multiply_tile(typing, frame, transposed, rows, vectors, p):
+def _multiply_tile(typing, frame, kind, rows, vectors, p):
     """The tile of that shape, one of TILES."""
     vector = VectorType(frame.dtype)
 
@@ -182,12 +200,12 @@ def _multiply_tile(typing, frame, transposed, rows, vectors, p):
             block = builder.append_basic_block(f"tile_{R}x{V}")
             choice.add_case(_I64(16 * R + V), block)
             builder.position_at_end(block)
-            _emit_tile(builder, vector, R, V, transposed.literal_value, words)
+            _emit_tile(builder, vector, R, V, kind.literal_value, words)
             builder.branch(done)
         builder.position_at_end(done)
         return context.get_dummy_value()
 
-    return types.void(frame, transposed, types.int64, types.int64, p), codegen
+    return types.void(frame, kind, types.int64, types.int64, p), codegen
 
 
 # ---- products
@@ -202,27 +220,32 @@ def multiply(frame):
                                vectors of W columns, ``b_vector`` and ``c_vector`` bytes apart;
                                the last one of C has ``last_lanes``
     """
-    _multiply(frame, 0)
+    _multiply(frame, PLAIN)
 
 
 def multiply_transposed(frame):
     """A piece: the same for A^T, of which one panel is given: its W numbers are A's rows."""
-    _multiply(frame, 1)
+    _multiply(frame, TRANSPOSED)
+
+
+def multiply_bfloat16(frame):
+    """A piece: the same as ``multiply`` for B in bfloat16, its panels half as wide (32 bytes)."""
+    _multiply(frame, BFLOAT16)
 
 
 @part_of_a_piece
-def _multiply(frame, transposed):
-    literally(transposed)
+def _multiply(frame, kind):
+    literally(kind)
     (
         a, a_row, a_segment, a_group, groups, inner,
         b, b_vector, c, c_row, c_vector, rows, vectors, last_lanes, add, then,
     ) = arguments(frame, 16)  # fmt: skip
     W = lanes_of(frame)
-    next_row = VECTOR_BYTES // W if transposed else a_row
+    next_row = VECTOR_BYTES // W if kind == TRANSPOSED else a_row
     blocks = (rows + DEEPEST_TILE - 1) // DEEPEST_TILE
     # one group after the other where its part of B serves several blocks of rows from the cache
     turns, groups = (groups, 1) if blocks > 1 else (1, groups)
-    b_group = inner * VECTOR_BYTES
+    b_group = inner * (VECTOR_BYTES // 2 if kind == BFLOAT16 else VECTOR_BYTES)
     while vectors > 0:
         wide = _tile_width(rows, vectors)
         vectors -= wide
@@ -235,7 +258,7 @@ def _multiply(frame, transposed):
                 deep = rows // blocks + (1 if block < rows % blocks else 0)
                 ahead = next_b + block * b_vector if block < wide else 0
                 _multiply_tile(
-                    frame, transposed, deep, wide,
+                    frame, kind, deep, wide,
                     (
                         a_block, a_row, a_segment, a_group, groups, inner, b_block, b_vector,
                         c_block, c_row, c_vector, lanes, add if turn == 0 else 1, ahead,

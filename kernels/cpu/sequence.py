@@ -25,7 +25,7 @@ after every step, since h Wh needs every unit's h).
 
 from typing import NamedTuple
 
-from .frames import arguments, call, part_of_a_piece, record, word
+from .frames import address_of, call, part_of_a_piece, record, word
 from .simd import VECTOR_BYTES
 from .threads import (
     claim,
@@ -43,9 +43,9 @@ class Plan(NamedTuple):
 
     driver: int  # the address of this pass's piece
     thread: int
+    job: int
     shards: int
     team: int
-    job: int
     by_rows: int
     # sizes: batch, time, inputs, units; unit-panels; steps in a chunk, chunks; bytes of a number
     N: int
@@ -96,6 +96,7 @@ class Plan(NamedTuple):
     h_blocks: int
     packed: int  # whether the weights are packed already
     keep: int  # whether every chunk is kept, for backward
+    weight_row: int  # bytes of a row of a panel of packed weights
     # ours, in panels: packed weights (for backward transposed), a chunk's numbers ...
     pWx: int
     pWh: int
@@ -187,7 +188,7 @@ def _to_gates(plan, a, a_row, a_segment, inner, weights, gates, u0, u1, out, out
     A tile is some panels of all gates, or four gates of one unit-panel, or some unit-panels of
     one gate: whatever is there to fill it.
     """
-    weight = panel_of(inner)
+    weight = (inner | 1) * plan.weight_row
     calls, vectors, stride, next_tile = gates, u1 - u0, 1, plan.units
     if u1 - u0 == plan.units:
         calls, vectors = 1, gates * plan.units
@@ -297,16 +298,17 @@ def _late_step(plan, chunk, k, n0, n1, u0, u1):
     if plan.late:
         _to_gates(
             plan, _chunk(plan, plan.operand, plan.units, chunk) + row, VECTOR_BYTES, rows_panel,
-            plan.H, plan.pWh + plan.early * plan.units * panel_of(plan.H), plan.late,
+            plan.H, plan.pWh + plan.early * plan.units * (plan.H | 1) * plan.weight_row, plan.late,
             u0, u1, plan.l_side + skip, VECTOR_BYTES, step_panel, n1 - n0,
         )  # fmt: skip
     state, panel = _state_at(plan, chunk, k)
     after, after_panel = _state_at(plan, chunk, k + 1)
+    saved = _chunk(plan, plan.saved, plan.stored * plan.units, chunk) + row
     call(plan.gates_piece, (
         u0, u1, plan.units, plan.H, n1 - n0, plan.x_side + row, rows_panel,
         plan.e_side + skip, step_panel, plan.l_side + skip, step_panel, plan.b, plan.b_row,
         state + skip, panel, after + skip, after_panel,
-        _chunk(plan, plan.saved, plan.stored * plan.units, chunk) + row, rows_panel,
+        saved if plan.keep else 0, rows_panel,
         plan.hs + (chunk * plan.steps + k) * plan.hs_time + n0 * plan.hs_row, plan.hs_row,
     ))  # fmt: skip
 
@@ -384,7 +386,7 @@ def forward(frame):
     plan = _read_plan(frame)
     denormals = flush_denormals()
     if plan.shards > 1 and plan.thread == 0:
-        open_job(plan.team, plan.job, plan.shards)
+        open_job(plan.team, address_of(frame), plan.shards)
     phase = _forward_phase(plan, 0, START, 0, 0)
     if plan.by_rows:
         phase = _forward_phase(plan, phase, STEPS, 0, 0)
@@ -659,7 +661,7 @@ def backward(frame):
     plan = _read_plan(frame)
     denormals = flush_denormals()
     if plan.shards > 1 and plan.thread == 0:
-        open_job(plan.team, plan.job, plan.shards)
+        open_job(plan.team, address_of(frame), plan.shards)
     phase = _backward_phase(plan, 0, START, 0, 0)
     for chunk in range(plan.chunks - 1, -1, -1):
         if plan.by_rows:

@@ -21,6 +21,7 @@ import ctypes
 import os
 import platform
 import threading
+from collections.abc import Sequence
 from functools import cache
 
 import numba
@@ -29,17 +30,19 @@ from llvmlite import binding, ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from .frames import arguments, compiled, part_of_a_piece
+from .frames import arguments, call_at, compiled, part_of_a_piece
 
 # What the threads write for each other, in bytes from the start of the team's memory. Words that
 # different threads write lie on lines of their own.
 JOB = 0  # the number of the pass that is under way, or 0
+LAST_JOB = 64  # the number of the last pass that has begun
 DONE = 128  # how many shards have been finished in it
 PLAN = 256  # a copy of its plan: see sequence.py
 CLAIMS = 2048  # for each shard: which phase of which job was claimed last
 COPIES = 8192  # for each thread its copy of the plan, and whether it sleeps
-_LINE, _COPY, _ASLEEP, _PLAN_WORDS = 128, 2048, 1920, 128
-_SHARDS_TEAM_JOB = slice(2, 5)  # these words of a plan
+_LINE, _COPY, _ASLEEP = 128, 2048, 1920
+PLAN_WORDS = 128  # whatever its fields need
+_THREAD_WORD, _JOB_WORD, _SHARES = 1, 2, slice(3, 5)  # words of a plan; the first: its piece
 MOST_THREADS = (COPIES - CLAIMS) // _LINE
 PHASES = 1 << 24  # of one job
 
@@ -139,20 +142,6 @@ def _yield_processor(typing):
 
 
 @intrinsic
-def _call_at(typing, address, frame):
-    """Call a piece with a frame that lies in memory."""
-
-    def codegen(context, builder, signature, args):
-        pointer = _I64.as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [pointer])
-        function = builder.inttoptr(args[0], kind.as_pointer())
-        builder.call(function, [builder.inttoptr(args[1], pointer)])
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), codegen
-
-
-@intrinsic
 def flush_denormals(typing):
     """Let this thread take numbers below the smallest normal one for 0; returns how it was.
 
@@ -201,8 +190,13 @@ def restore_denormals(typing, old):
 
 
 @part_of_a_piece
-def open_job(team, job, shards):
-    """Thread 0: let the others join."""
+def open_job(team, plan, shards):
+    """Thread 0: let the others join in a plan; returns the job's number."""
+    job = _read(team + LAST_JOB) + 1
+    _write(team + LAST_JOB, job)
+    _write(plan + 8 * _JOB_WORD, job)
+    for k in range(PLAN_WORDS):
+        _write(team + PLAN + 8 * k, _read(plan + 8 * k))
     _write(team + DONE, 0)
     for shard in range(shards):
         _write(team + CLAIMS + shard * _LINE, job * PHASES)
@@ -253,13 +247,13 @@ def serve(frame):
             if idle % 32 == 0:
                 _yield_processor()
             continue
-        for k in range(_PLAN_WORDS):
+        for k in range(PLAN_WORDS):
             _write(mine + 8 * k, _read(team + PLAN + 8 * k))
         if _read(team + JOB) != job:
             continue  # it was over before the copy was made
         last, idle = job, 0
-        _write(mine + 8, thread)
-        _call_at(_read(mine), mine)
+        _write(mine + 8 * _THREAD_WORD, thread)
+        call_at(_read(mine), mine)
     _write(mine + _ASLEEP, 1)
 
 
@@ -275,7 +269,6 @@ class Team:
         self._memory = memory[start:]
         self.address = self._memory.ctypes.data
         self._busy = threading.Lock()
-        self._jobs = 0
         self._wake: list[threading.Lock] = []
 
     @property
@@ -283,21 +276,23 @@ class Team:
         """How many threads have been started beside the callers'."""
         return len(self._wake)
 
-    def run(self, plan: np.ndarray, shards: int) -> None:
-        """Run a plan (``sequence.Plan``) with the team's help, or alone where it is busy."""
-        if shards == 1 or not self._busy.acquire(blocking=False):
-            plan[_SHARDS_TEAM_JOB] = 1, 0, 0
-            call_piece(int(plan[0]), plan)
-            return
+    def run(
+        self, words: np.ndarray, shards: int, plans: Sequence[np.ndarray] | None = None
+    ) -> None:
+        """Call the piece of a plan with the team's help, or alone where the team is busy.
+
+        ``plans`` are those that the piece runs, where it is not the plan itself.
+        """
+        helped = shards > 1 and self._busy.acquire(blocking=False)
         try:
-            self._jobs += 1
-            plan[_SHARDS_TEAM_JOB] = shards, self.address, self._jobs
-            self._memory[PLAN // 8 : PLAN // 8 + plan.size] = plan
-            for thread in range(1, shards):
+            for plan in (words,) if plans is None else plans:
+                plan[_SHARES] = (shards, self.address) if helped else (1, 0)
+            for thread in range(1, shards if helped else 0):
                 self._call(thread)
-            call_piece(int(plan[0]), plan)
+            call_piece(int(words[0]), words)
         finally:
-            self._busy.release()
+            if helped:
+                self._busy.release()
 
     def _call(self, thread: int) -> None:
         """Start a thread, or wake it up if it sleeps."""

@@ -1,0 +1,264 @@
+"""From arrays to plans: what compiled code is to work on, and in which memory.
+
+A *recipe* is a plan (``sequence.Plan``) for arrays of certain sizes: how time is cut, who shares
+the work, how much memory is needed, which pieces are called. A call fills in the addresses.
+"""
+
+import re
+import threading
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from numba.core.errors import NumbaError
+
+from ..cells import Cell
+from ..reference import Array
+from . import gates, products, sequence, threads
+from .frames import announced, compiled
+from .lowering import layout
+from .sequence import Plan
+from .simd import VECTOR_BYTES
+
+
+class Recipe(NamedTuple):
+    """A plan but for its addresses, and how much memory it needs."""
+
+    plan: Array  # addresses of our own count from the start of their block
+    dtype: Any
+    shards: int
+    scratch_bytes: int
+    kept_bytes: int
+
+    def with_places(self, places: tuple[int, ...], kept: int, scratch: int | None = None) -> Array:
+        """The plan, with the caller's arrays (from ``xs`` on) and the addresses of our memory."""
+        if scratch is None:
+            scratch = _scratch(self.scratch_bytes, self.dtype)
+        plan = self.plan.copy()
+        plan[_PLACES : _PLACES + len(places)] = places
+        plan[_SCRATCH:_KEPT] += scratch
+        plan[_KEPT:_END] += kept
+        return plan
+
+
+_PLACES, _SCRATCH, _KEPT = map(Plan._fields.index, ("xs", "pWx", "state"))
+_END = len(Plan._fields)
+
+
+@lru_cache(maxsize=4096)
+def recipe(
+    driver: Callable[[Any], None],
+    cell: Cell,
+    dtype: str,
+    N: int,
+    T: int,
+    D: int,
+    H: int,
+    shards: int,
+    by_rows: bool,
+) -> Recipe:
+    """How to run a pass over arrays of these sizes."""
+    at = layout(cell)
+    size = np.dtype(dtype).itemsize
+    W = VECTOR_BYTES // size
+    units, inputs = -(-H // W), -(-D // W)
+    chunks, steps = _chunks(N, T, size * (D + H) * H * len(cell.gates))
+    states, recurrent = len(cell.states), at.early + at.late
+
+    def panels(count: int, rows: int) -> int:
+        return count * (rows | 1) * VECTOR_BYTES
+
+    forward = driver is sequence.forward
+    of_chunk, of_step = steps * N, N
+    scratch = {
+        "pWx": panels(at.x_gates * units, D) if forward else panels(inputs, at.x_gates * H),
+        "pWh": panels(recurrent * units, H)
+        if forward
+        else panels(units, at.early * H) + panels(units, at.late * H),
+        "x_side": panels(at.x_gates * units, of_chunk) if forward else 0,
+        "e_side": panels(at.early * units, of_step) if forward else 0,
+        "l_side": panels(at.late * units, of_step) if forward else 0,
+        "delta": 0 if forward else panels(len(cell.gates) * units, of_chunk),
+        "dstate": 0 if forward else panels((states + 1) * units, of_step),
+        "doperand": 0 if forward else panels(units, of_step),
+        "x_panels": 0 if forward else panels(inputs, of_chunk),
+    }
+    kept = {
+        "state": chunks * panels(states * units, of_chunk),
+        "end": panels(states * units, of_step),
+        "saved": chunks * panels(at.stored * units, of_chunk),
+        "operand": chunks * panels(units, of_chunk) if at.late else 0,
+    }
+    plan = Plan(
+        thread=0, shards=shards, job=0, team=0, by_rows=by_rows,
+        N=N, T=T, D=D, H=H, units=units, steps=steps, chunks=chunks,
+        units_at_once=max(4, 16384 // (-(-N // shards) * at.early * VECTOR_BYTES) // 4 * 4),
+        size=size, gates=len(cell.gates), x_gates=at.x_gates, early=at.early, late=at.late,
+        states=states, stored=at.stored, **_pieces(driver, cell, dtype),
+        **dict.fromkeys(Plan._fields[_PLACES:_SCRATCH], 0), **_offsets(scratch), **_offsets(kept),
+    )  # fmt: skip
+    plan = plan._replace(
+        keep=1,
+        weight_row=VECTOR_BYTES,
+        x_blocks=_table(at.x_blocks),
+        h_blocks=_table(at.h_blocks),
+    )
+    return Recipe(
+        np.array((*plan, *(0,) * (threads.PLAN_WORDS - _END)), np.int64),
+        np.dtype(dtype),
+        shards,
+        sum(scratch.values()),
+        sum(kept.values()),
+    )
+
+
+def _chunks(N: int, T: int, weight_bytes: int) -> tuple[int, int]:
+    """Into how many chunks of how many steps time is cut; at least two steps, if there are two.
+
+    256 rows leave a chunk in the second cache; where the weights do not fit there either, more
+    rows, so that the gradients of the weights are fetched and added to less often (measured).
+    """
+    rows = min(256 + weight_bytes // 20_000, 768)
+    most = max(2, -(-rows // N))
+    chunks = -(-T // most)
+    return chunks, -(-T // chunks)
+
+
+def _offsets(sizes: dict[str, int]) -> dict[str, int]:
+    """Where each part of a block begins."""
+    offsets, total = {}, 0
+    for name, count in sizes.items():
+        offsets[name] = total
+        total += count
+    return offsets
+
+
+_tables: dict[tuple[int, ...], Array] = {}
+
+
+def _table(numbers: tuple[int, ...]) -> int:
+    """The address of some integers, which stay there."""
+    return address_of(_tables.setdefault(numbers, np.array(numbers, np.int64)))
+
+
+def sharing(cell: Cell, N: int, T: int, D: int, H: int) -> tuple[int, bool]:
+    """Into how many shards a pass is cut, and whether by rows of the batch (measured)."""
+    operations = 2 * N * T * H * len(cell.gates) * (D + H)
+    if operations < 4_000_000:  # not worth waking anyone up
+        return 1, True
+    shards = threads.available()
+    return shards, N >= 4 * shards
+
+
+# ---- arrays and memory
+
+
+def address_of(array: Array) -> int:
+    return int(array.__array_interface__["data"][0])
+
+
+def plain(array: Array) -> Array:
+    """C-contiguous, by a copy if need be."""
+    return array if array.flags.c_contiguous else np.ascontiguousarray(array)
+
+
+def rows_plain(array: Array) -> Array:
+    """The last axis without gaps, by a copy if need be."""
+    return array if array.strides[2] == array.itemsize else np.ascontiguousarray(array)
+
+
+def places_of(
+    xs: Array, params: Sequence[Array], state_in: Array, state_out: Array, hs: Array
+) -> tuple[int, ...]:
+    """The fields of a plan from xs to hs_time."""
+    Wx, Wh, b = params
+    places = map(address_of, (xs, Wx, Wh, b, state_in, state_out, hs))
+    xs_, Wx_, Wh_, b_, state_in_, state_out_, hs_ = places
+    return (
+        xs_, *xs.strides[:2], Wx_, Wx.strides[0], Wh_, Wh.strides[0],
+        b_, b.strides[0] if b.ndim == 2 else 0, state_in_, state_out_, hs_, *hs.strides[:2],
+    )  # fmt: skip
+
+
+def aligned(size: int, dtype: Any) -> tuple[Array, int]:
+    """Memory, and the first address in it that is a multiple of 64."""
+    memory = np.empty((size + VECTOR_BYTES) // dtype.itemsize, dtype)
+    return memory, -(-address_of(memory) // VECTOR_BYTES) * VECTOR_BYTES
+
+
+class Kept:
+    """Memory for what is kept until backward; what is given back serves the next forward.
+
+    Fresh memory costs the system a tenth of a forward pass.
+    """
+
+    spare: ClassVar[list[tuple[Array, int]]] = []
+
+    def __init__(self, size: int, dtype: Any) -> None:
+        needed = size + VECTOR_BYTES
+        memory, address = self.spare.pop() if self.spare else (None, 0)
+        if memory is None or memory.dtype != dtype or not needed <= memory.nbytes <= 2 * needed:
+            memory, address = aligned(size, dtype)
+        self.memory, self.address = memory, address
+
+    def __del__(self) -> None:
+        if not self.spare and hasattr(self, "memory"):
+            self.spare.append((self.memory, self.address))
+
+
+_of_thread = threading.local()
+
+
+def _scratch(size: int, dtype: Any) -> int:
+    """The address of memory for a pass, used again by this thread's next one."""
+    memory, address = getattr(_of_thread, "scratch", (None, 0))
+    if memory is None or memory.nbytes < size + VECTOR_BYTES or memory.dtype != dtype:
+        memory, address = _of_thread.scratch = aligned(size, dtype)
+    return address
+
+
+def forget_memory() -> None:
+    """Give back the memory that this thread's next pass would have used again."""
+    _of_thread.scratch = None, 0
+    Kept.spare.clear()
+
+
+# ---- compilation
+
+_PRODUCTS = ("multiply", "multiply_transposed", "pack", "pack_transposed", "unpack", "add_up")
+
+
+def _pieces(driver: Callable[[Any], None], cell: Cell, dtype: str) -> dict[str, int]:
+    """The addresses of a plan's pieces, compiled now or by an earlier process."""
+    forward = driver is sequence.forward
+    gates_piece = gates.forward_gates if forward else gates.backward_gates
+    operand_piece = gates.operand_gates if forward else gates.operand_backward_gates
+    part = driver.__name__
+    try:
+        with announced(f"the {part} pass of {cell.name} ({dtype})"):
+            return {
+                "driver": compiled(driver),
+                **{name: compiled(getattr(products, name), dtype) for name in _PRODUCTS},
+                "gates_piece": compiled(gates_piece, dtype, cell),
+                "operand_piece": compiled(operand_piece, dtype, cell) if cell.second else 0,
+            }
+    except NumbaError as error:
+        raise TypeError(_compile_error(cell, part, str(error))) from error
+
+
+def _compile_error(cell: Cell, part: str, message: str) -> str:
+    """Numba's message, led by what the cell's author needs of it."""
+    file = Path(cell.forward.__code__.co_filename).name
+    lines = [
+        line
+        for name, line in re.findall(r'File "([^"]*)", line (\d+)', message)
+        if name.endswith(file)
+    ]
+    where = f", {file} line {lines[-1]}" if lines else ""
+    return (
+        f"cell {cell.name!r}, {part} pass{where}: does not compile; cell functions may use "
+        f"+ - * / and the functions of functions.py (see kernels/cells/cell.py). Numba says:\n"
+        f"{message}"
+    )
