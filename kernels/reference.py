@@ -119,6 +119,23 @@ class ReferenceEngine:
         gates, _ = _pre_activations(cell, x @ Wx + bx, state, Wh, bh)
         return cell.forward(gates, state)[0]
 
+    def stream(
+        self,
+        layers: Sequence[tuple[Cell, Sequence[Array]]],
+        affine: Sequence[Array] | None,
+        batch: int,
+        shards: int = 1,
+        bfloat16: bool = False,
+    ) -> "ReferenceStream":
+        """A stack of layers that lives on, from the parameters as they are now.
+
+        layers    a cell and its parameters each, the first one at the bottom
+        affine    W (H, outputs) and b (outputs,) on top, or None
+        shards    how many threads share a call, where the engine has threads
+        bfloat16  store weights in two bytes, where the engine can
+        """
+        return ReferenceStream(self, layers, affine, batch)
+
     def describe(self) -> dict[str, Any]:
         """What the engine runs on, for people.
 
@@ -131,6 +148,58 @@ class ReferenceEngine:
     def add_rows(self, out: Array, rows: Array, values: Array) -> None:
         """out[rows[k]] += values[k] for every k, repeated rows adding up (embedding gradient)."""
         np.add.at(out, rows, values)
+
+
+class ReferenceStream:
+    """What a stream of an engine does, step by step.
+
+    state   for each layer its states, (S, N, H): read before a call, written after it
+    out     the result of the last step, (N, outputs), or (outputs,) for a batch of one
+    """
+
+    def __init__(
+        self,
+        engine: ReferenceEngine,
+        layers: Sequence[tuple[Cell, Sequence[Array]]],
+        affine: Sequence[Array] | None,
+        N: int,
+    ) -> None:
+        self._engine, self._N = engine, N
+        self._layers = [(cell, tuple(p.copy() for p in params)) for cell, params in layers]
+        self._affine = None if affine is None else tuple(p.copy() for p in affine)
+        sizes = [params[1].shape[0] for _, params in layers]
+        dtype = layers[0][1][0].dtype
+        self.state = [
+            np.zeros((len(cell.states), N, H), dtype)
+            for (cell, _), H in zip(layers, sizes, strict=True)
+        ]
+        outputs = sizes[-1] if affine is None else affine[0].shape[1]
+        self.out = np.zeros((N, outputs) if N > 1 else outputs, dtype)
+
+    def step(self, x: Array) -> bool:
+        """One step of x (N, inputs), or (inputs,) for a batch of one; the result is in ``out``.
+
+        False, and nothing done, where x has another shape or a number in it is not finite.
+        Raises TypeError where x is not an array of the stream's dtype.
+        """
+        if getattr(x, "dtype", None) != self.out.dtype:
+            raise TypeError(f"x: expected an array of {self.out.dtype}")
+        inputs = self._layers[0][1][0].shape[0]
+        if x.shape != (*self.out.shape[:-1], inputs) or not np.isfinite(x).all():
+            return False
+        self._advance(x.reshape(self._N, inputs), self.out.reshape(self._N, -1))
+        return True
+
+    def run(self, xs: Array, out: Array) -> None:
+        """xs (N, T, inputs) -> out (N, T, outputs)."""
+        for t in range(xs.shape[1]):
+            self._advance(xs[:, t], out[:, t])
+
+    def _advance(self, x: Array, out: Array) -> None:
+        for (cell, params), state in zip(self._layers, self.state, strict=True):
+            state[...] = self._engine.step(cell, x, tuple(state), params)
+            x = state[0]
+        out[...] = x if self._affine is None else x @ self._affine[0] + self._affine[1]
 
 
 def expect_consistent(cell: Cell, xs: Array, state: State, params: Sequence[Array]) -> None:

@@ -8,8 +8,9 @@ from .backend import BackendError, backend, explain, use_backend
 from .kernels import cells
 from .layers import *  # noqa: F403
 from .layers import __all__ as _layers
+from .streaming import Stream
 
-__all__ = ["BackendError", "backend", "cells", "explain", "use_backend", *_layers]
+__all__ = ["BackendError", "Stream", "backend", "cells", "explain", "use_backend", *_layers]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,7 @@ Shapes: N batch, T time, D input size, H hidden size. Parameters, inputs and gra
 dtype, float32 or float64. Wrong shapes raise ValueError, wrong types and dtypes TypeError.
 """
 
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from ..kernels.cells import Cell
 from . import initialisers
 from .base import Layer
 from .initialisers import Seed
+
+if TYPE_CHECKING:
+    from ..streaming import Stream
 
 
 class _CellLayer(Layer):
@@ -307,6 +310,17 @@ class TimeRecurrent(_CellLayer):
         state = self._state_before("x", x.shape[0])
         self.state = engine().step(self.cell, x, state, self.params)
         return self.state[0]
+
+    def stream(self, batch: int = 1, **options: Any) -> "Stream":
+        """A stream of this layer, with the parameters as they are now; see ``Stream``.
+
+        >>> stream = TimeRNN.create(3, 5, rng=0).stream()
+        >>> stream.step(np.ones(3, np.float32)).shape
+        (5,)
+        """
+        from ..streaming import Stream
+
+        return Stream([self], batch, **options)
 
     def forward(self, xs: Array) -> Array:
         """xs (N, T, D) -> hs (N, T, H), the hidden state after every step.

@@ -1,0 +1,337 @@
+"""The same recurrent layer in other libraries, with the same weights.
+
+Each function takes a ``Task`` and returns what is to be timed: a call without arguments. The
+weights come in this project's layout and are put into each library's own.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Call = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A layer with its weights and data; xs (N, T, D), dhs (N, T, H)."""
+
+    cell: str
+    params: tuple[Any, ...]
+    xs: Any
+    dhs: Any
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """T, N, D, H."""
+        N, T, D = self.xs.shape
+        return T, N, D, self.dhs.shape[2]
+
+    def blocks(self, order: str) -> tuple[Any, Any, Any, Any]:
+        """Wx, Wh (rows are units) and two biases, gates in another order.
+
+        Gates are named as in ``kernels/cells``; ``-z`` is the complement of z, 1 - sigmoid(a) =
+        sigmoid(-a).
+        """
+        Wx, Wh, b = self.params
+        H = Wh.shape[0]
+        names = {"lstm": "fgio", "gru_reset_after": "zrh", "rnn": "h"}[self.cell]
+        bx, bh = (b[0], b[1]) if b.ndim == 2 else (b, np.zeros_like(b))
+        parts = []
+        for array in (Wx.T, Wh.T, bx, bh):
+            rows = {
+                name: array[k * H : (k + 1) * H] for k, name in enumerate(names)
+            }
+            parts.append(
+                np.concatenate([
+                    -rows[gate[1:]] if gate.startswith("-") else rows[gate]
+                    for gate in order.split()
+                ])
+            )  # fmt: skip
+        return tuple(np.ascontiguousarray(part) for part in parts)
+
+
+def task(cell: str, T: int, N: int, D: int, H: int) -> Task:
+    """A random layer, started as torch starts one, and random data."""
+    from numba_rnn import cells
+
+    rng = np.random.default_rng(0)
+    limit = 1 / np.sqrt(H)
+    params = tuple(
+        rng.uniform(-limit, limit, shape).astype(np.float32)
+        for shape in cells.get(cell).shapes(D, H).values()
+    )
+    xs = rng.standard_normal((N, T, D)).astype(np.float32)
+    return Task(cell, params, xs, rng.standard_normal((N, T, H)).astype(np.float32))
+
+
+def _time_first(array: Any) -> Any:
+    return np.ascontiguousarray(array.swapaxes(0, 1))
+
+
+# ---- ours
+
+
+def our_layer(task: Task) -> Any:
+    """The layer itself."""
+    from numba_rnn import TimeRecurrent
+
+    return TimeRecurrent(*task.params, cell=task.cell)
+
+
+def ours_train(task: Task) -> Call:
+    layer = our_layer(task)
+
+    def call() -> Any:
+        hs = layer.forward(task.xs)
+        return hs, layer.backward(task.dhs), layer.grads[0], layer.grads[1]
+
+    return call
+
+
+def ours_infer(task: Task) -> Call:
+    T, N, _, H = task.sizes
+    import numba
+
+    stream = our_layer(task).stream(batch=N, threads=numba.get_num_threads())
+    frames = task.xs[0] if N == 1 else task.xs
+    out = np.empty((T, H) if N == 1 else (N, T, H), np.float32)
+
+    def call() -> Any:
+        stream.reset()
+        return stream.step_many(frames, out).reshape(N, T, H)
+
+    return call
+
+
+def ours_step(task: Task) -> Call:
+    stream, x = our_layer(task).stream(), task.xs[0, 0].copy()
+    return lambda: stream.step(x)
+
+
+# ---- torch
+
+_TORCH_ORDER = {"lstm": "i f g o", "gru_reset_after": "r -z h", "rnn": "h"}
+_TORCH_NAME = {"lstm": "LSTM", "gru_reset_after": "GRU", "rnn": "RNN"}
+
+
+def _torch_module(task: Task, suffix: str = "") -> Any:
+    import torch
+
+    _, _, D, H = task.sizes
+    module = getattr(torch.nn, _TORCH_NAME[task.cell] + suffix)(D, H)
+    with torch.no_grad():
+        for param, value in zip(
+            module.parameters(), task.blocks(_TORCH_ORDER[task.cell]), strict=True
+        ):
+            param.copy_(torch.from_numpy(value))
+    return module
+
+
+def torch_train(task: Task, last_only: bool = False) -> Call:
+    import torch
+
+    module = _torch_module(task)
+    xs = torch.from_numpy(_time_first(task.xs)).requires_grad_()
+    dhs = torch.from_numpy(_time_first(task.dhs))
+
+    def call() -> Any:
+        for param in module.parameters():
+            param.grad = None
+        xs.grad = None
+        hs, _ = module(xs)
+        if last_only:
+            hs[-1].backward(dhs[-1])
+        else:
+            hs.backward(dhs)
+        return hs.detach().numpy().swapaxes(0, 1), xs.grad.numpy().swapaxes(0, 1)
+
+    return call
+
+
+def torch_infer(task: Task) -> Call:
+    import torch
+
+    module, xs = _torch_module(task), torch.from_numpy(_time_first(task.xs))
+
+    def call() -> Any:
+        with torch.inference_mode():
+            return module(xs)[0].numpy().swapaxes(0, 1)
+
+    return call
+
+
+def torch_cell_step(task: Task) -> Call:
+    import torch
+
+    module, x = _torch_module(task, "Cell"), torch.from_numpy(task.xs[:, 0].copy())
+    state = module(x)
+    state = tuple(s.detach() for s in state) if isinstance(state, tuple) else state.detach()
+
+    def call() -> Any:
+        with torch.inference_mode():
+            return module(x, state)
+
+    return call
+
+
+def torch_layer_step(task: Task) -> Call:
+    import torch
+
+    module, x = _torch_module(task), torch.from_numpy(task.xs[:, :1].copy())
+    _, state = module(x)
+
+    def call() -> Any:
+        with torch.inference_mode():
+            return module(x, state)
+
+    return call
+
+
+# ---- jax
+
+
+def _jax_forward(cell: str) -> Any:
+    import jax
+    import jax.numpy as jnp
+
+    def scan(step: Any, state: Any, x_side: Any) -> Any:
+        return jax.lax.scan(step, state, x_side)[1]
+
+    def forward(params: Any, xs: Any) -> Any:  # xs (T, N, D); one product for all T
+        Wx, Wh, b = params
+        bx, bh = (b[0], b[1]) if b.ndim == 2 else (b, 0)
+        x_side, zeros = xs @ Wx + bx, jnp.zeros((xs.shape[1], Wh.shape[0]), xs.dtype)
+        if cell == "rnn":
+
+            def rnn(h: Any, a: Any) -> Any:
+                h = jnp.tanh(a + h @ Wh)
+                return h, h
+
+            return scan(rnn, zeros, x_side)
+        if cell == "lstm":
+
+            def lstm(state: Any, a: Any) -> Any:
+                h, c = state
+                f, g, i, o = jnp.split(a + h @ Wh, 4, axis=1)
+                c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+                h = jax.nn.sigmoid(o) * jnp.tanh(c)
+                return (h, c), h
+
+            return scan(lstm, (zeros, zeros), x_side)
+
+        def gru(h: Any, a: Any) -> Any:
+            z, r, new = jnp.split(a, 3, axis=1)
+            hz, hr, hn = jnp.split(h @ Wh + bh, 3, axis=1)
+            z, r = jax.nn.sigmoid(z + hz), jax.nn.sigmoid(r + hr)
+            h = (1 - z) * h + z * jnp.tanh(new + r * hn)
+            return h, h
+
+        return scan(gru, zeros, x_side)
+
+    return forward
+
+
+def jax_train(task: Task) -> Call:
+    import jax
+    import jax.numpy as jnp
+
+    forward = _jax_forward(task.cell)
+
+    @jax.jit
+    def step(params: Any, xs: Any, dhs: Any) -> Any:
+        hs, backward = jax.vjp(forward, params, xs)
+        return hs, backward(dhs)
+
+    params = tuple(jnp.asarray(p) for p in task.params)
+    xs, dhs = jnp.asarray(_time_first(task.xs)), jnp.asarray(_time_first(task.dhs))
+
+    def call() -> Any:
+        hs, (_, dxs) = jax.block_until_ready(step(params, xs, dhs))
+        return np.asarray(hs).swapaxes(0, 1), np.asarray(dxs).swapaxes(0, 1)
+
+    return call
+
+
+def jax_infer(task: Task) -> Call:
+    import jax
+    import jax.numpy as jnp
+
+    forward = jax.jit(_jax_forward(task.cell))
+    params, xs = tuple(map(jnp.asarray, task.params)), jnp.asarray(_time_first(task.xs))
+    return lambda: np.asarray(jax.block_until_ready(forward(params, xs))).swapaxes(0, 1)
+
+
+# ---- onnxruntime
+
+_ONNX_ORDER = {"lstm": "i o f g", "gru_reset_after": "-z r h", "rnn": "h"}
+_ONNX_NAME = {"lstm": "LSTM", "gru_reset_after": "GRU", "rnn": "RNN"}
+
+
+def _onnx_session(task: Task, threads: int, streaming: bool) -> Any:
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    T, N, D, H = task.sizes
+    T = 1 if streaming else T
+    Wx, Wh, bx, bh = task.blocks(_ONNX_ORDER[task.cell])
+    weights = {"W": Wx[None], "R": Wh[None], "B": np.concatenate([bx, bh])[None]}
+    states = (["h", "c"] if task.cell == "lstm" else ["h"]) if streaming else []
+    options = {"linear_before_reset": 1} if task.cell == "gru_reset_after" else {}
+    node = helper.make_node(
+        _ONNX_NAME[task.cell],
+        ["x", "W", "R", "B", *(["", *(f"{s}_in" for s in states)] if streaming else [])],
+        ["y", *(f"{s}_out" for s in states)],
+        hidden_size=H,
+        **options,
+    )
+
+    def tensor(name: str, shape: list[int]) -> Any:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+    graph = helper.make_graph(
+        [node],
+        "layer",
+        [tensor("x", [T, N, D]), *(tensor(f"{s}_in", [1, N, H]) for s in states)],
+        [tensor("y", [T, 1, N, H]), *(tensor(f"{s}_out", [1, N, H]) for s in states)],
+        [numpy_helper.from_array(np.ascontiguousarray(w), name) for name, w in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads, settings.inter_op_num_threads = threads, 1
+    settings.log_severity_level = 3
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), settings, providers=["CPUExecutionProvider"]
+    )
+
+
+def onnx_infer(task: Task, threads: int) -> Call:
+    session, xs = _onnx_session(task, threads, streaming=False), _time_first(task.xs)
+    return lambda: session.run(None, {"x": xs})[0][:, 0].swapaxes(0, 1)
+
+
+def onnx_step(task: Task) -> Call:
+    """With all buffers bound beforehand, the fastest way there is."""
+    import onnxruntime
+
+    session = _onnx_session(task, 1, streaming=True)
+    binding, kept = session.io_binding(), []
+
+    def value(array: Any) -> Any:
+        kept.append(onnxruntime.OrtValue.ortvalue_from_numpy(array))
+        return kept[-1]
+
+    _, _, D, H = task.sizes
+    binding.bind_ortvalue_input("x", value(task.xs[:, :1].copy()))
+    for name in [i.name for i in session.get_inputs()][1:]:
+        binding.bind_ortvalue_input(name, value(np.zeros((1, 1, H), np.float32)))
+    for output in session.get_outputs():
+        shape = (1, 1, 1, H) if output.name == "y" else (1, 1, H)
+        binding.bind_ortvalue_output(output.name, value(np.zeros(shape, np.float32)))
+
+    def call() -> Any:
+        session.run_with_iobinding(binding)
+        return kept
+
+    return call

@@ -1,0 +1,214 @@
+"""Streams: recurrent layers that are fed as the data comes, one step at a time or a few.
+
+    stream = layer.stream()                  one sequence
+    h = stream.step(x)                       x (D,) -> h (H,)
+    hs = stream.step_many(frames)            frames (T, D) -> hs (T, H)
+
+A stream computes what the layer computes over the whole sequence: bit for bit on the numba
+engine, within rounding on the others. It packs the weights when it is made and allocates nothing
+afterwards, so that a step costs little more than its arithmetic.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .backend import engine
+from .checks import Array, expect_array, expect_finite, expect_int
+from .layers.dense import TimeAffine
+from .layers.recurrent import TimeRecurrent
+
+Snapshot = tuple[Array, ...]
+
+
+class Stream:
+    """Recurrent layers on top of each other, and maybe an affine layer, that live on.
+
+    layers    TimeRecurrent layers (TimeRNN, TimeLSTM, TimeGRU ...), the first at the bottom, and
+              a TimeAffine on top if there is one
+    batch     N, how many sequences go side by side
+    threads   how many threads share a step; more than one pays where the weights exceed the
+              caches of a core (H of 256 and more)
+    bfloat16  keep the weights in two bytes a number instead of four, where the engine can: less
+              than three digits, up to twice the speed where the weights exceed the caches;
+              float32 only
+
+    Shapes: D inputs; O outputs, H of the last layer or the affine layer's. For a batch of one
+    the batch axis is left out: x (D,), frames (T, D), out (O,); else (N, D), (N, T, D), (N, O).
+
+    The stream has the parameters as they were when it was made; ``refresh()`` takes them anew.
+    A stream belongs to one thread at a time; several streams of one layer may run at once.
+
+    >>> from numba_rnn import TimeAffine, TimeGRU, TimeLSTM
+    >>> stack = [TimeLSTM.create(3, 5, rng=0), TimeGRU.create(5, 4), TimeAffine.create(4, 2)]
+    >>> stream = Stream(stack)
+    >>> stream.step(np.ones(3, np.float32)).shape
+    (2,)
+    >>> before = stream.snapshot()
+    >>> first = stream.step_many(np.ones((7, 3), np.float32))
+    >>> stream.restore(before)
+    >>> bool((stream.step_many(np.ones((7, 3), np.float32)) == first).all())
+    True
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Any],
+        batch: int = 1,
+        *,
+        threads: int = 1,
+        bfloat16: bool = False,
+    ) -> None:
+        self.layers = list(layers)
+        self.batch = expect_int("batch", batch)
+        self.threads = expect_int("threads", threads)
+        self.bfloat16 = bool(bfloat16)
+        self._check_layers()
+        self._engine = engine()
+        self.refresh()
+
+    def _check_layers(self) -> None:
+        recurrent = [layer for layer in self.layers if isinstance(layer, TimeRecurrent)]
+        top = self.layers[len(recurrent) :]
+        if (
+            not recurrent
+            or self.layers[: len(recurrent)] != recurrent
+            or [type(layer) for layer in top] not in ([], [TimeAffine])
+        ):
+            names = ", ".join(type(layer).__name__ for layer in self.layers) or "none"
+            raise TypeError(
+                "layers: expected recurrent layers (TimeRecurrent), then at most one TimeAffine; "
+                f"got {names}"
+            )
+        for below, above in zip(self.layers, self.layers[1:], strict=False):
+            inputs, outputs = above.params[0].shape[0], below.hidden_size
+            if inputs != outputs or above.dtype != below.dtype:
+                raise ValueError(
+                    f"layers: expected a layer of {outputs} inputs in {below.dtype} above "
+                    f"{below!r}, got {above!r}"
+                )
+        if self.bfloat16 and self.dtype != np.float32:
+            raise TypeError(f"bfloat16: expected layers in float32, got {self.dtype}")
+        self._recurrent, self._affine = recurrent, top[0] if top else None
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of the parameters, and so of everything that goes in and out."""
+        return self.layers[0].dtype
+
+    @property
+    def input_size(self) -> int:
+        """D, the number of features of an input."""
+        return int(self.layers[0].input_size)
+
+    @property
+    def output_size(self) -> int:
+        """O, the number of outputs."""
+        top = self._affine
+        return int(top.params[0].shape[1] if top else self._recurrent[-1].hidden_size)
+
+    def __repr__(self) -> str:
+        names = " -> ".join(type(layer).__name__ for layer in self.layers)
+        return f"Stream({names}, D {self.input_size}, O {self.output_size}, batch {self.batch})"
+
+    # ---- running
+
+    def step(self, x: Array) -> Array:
+        """One step: x (D,) -> out (O,); for a batch x (N, D) -> (N, O).
+
+        The result is the same array every time, which the next step overwrites: copy what is to
+        stay. Raises ValueError for a wrong shape, NaN or infinity, TypeError for a wrong dtype;
+        the state is then as it was.
+        """
+        try:
+            if self._running.step(x):
+                return self._running.out
+        except TypeError:
+            pass  # another dtype, or an array whose numbers do not lie side by side
+        shape = (self.input_size,) if self.batch == 1 else (self.batch, self.input_size)
+        expect_array("x", x, shape, self.dtype)
+        expect_finite("x", x)
+        self._running.step(np.array(x, order="C"))
+        return self._running.out
+
+    def step_many(self, frames: Array, out: Array | None = None) -> Array:
+        """Many steps: frames (T, D) -> (T, O); for a batch (N, T, D) -> (N, T, O).
+
+        out   where the result goes; a new array if left out
+        """
+        spelled: tuple[int | str, ...] = ("T", self.input_size)
+        if self.batch > 1:
+            spelled = (self.batch, *spelled)
+        expect_array("frames", frames, spelled, self.dtype)
+        if not math.isfinite(frames.sum()):  # cheaper than looking at each
+            expect_finite("frames", frames)
+        shape = (*frames.shape[:-1], self.output_size)
+        if out is None:
+            out = np.empty(shape, self.dtype)
+        else:
+            expect_array("out", out, shape, self.dtype)
+            if not out.flags.c_contiguous or not out.flags.writeable:
+                raise ValueError("out: expected a C-contiguous array that may be written to")
+        if frames.strides[-1] != frames.itemsize:
+            frames = np.ascontiguousarray(frames)
+        batched = (frames[None], out[None]) if self.batch == 1 else (frames, out)
+        self._running.run(*batched)
+        return out
+
+    # ---- the state
+
+    @property
+    def state(self) -> tuple[tuple[Array, ...], ...]:
+        """For each layer its states (N, H), as they are now; copies."""
+        return tuple(tuple(layer.copy()) for layer in self._running.state)
+
+    def snapshot(self) -> Snapshot:
+        """The state of all layers, to be given to ``restore``."""
+        return tuple(layer.copy() for layer in self._running.state)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on from a snapshot of this stream, or of another one of the same sizes."""
+        shapes = [layer.shape for layer in self._running.state]
+        if not isinstance(snapshot, tuple) or [np.shape(s) for s in snapshot] != shapes:
+            raise ValueError(f"snapshot: expected arrays of shapes {shapes}, as snapshot() gives")
+        for layer, kept in zip(self._running.state, snapshot, strict=True):
+            expect_array("snapshot", kept, layer.shape, self.dtype)
+            layer[...] = kept
+
+    def reset(self, rows: Any = None) -> None:
+        """Begin anew, from a state of zeros: all sequences, or those of ``rows``.
+
+        rows   numbers of sequences, or a mask (N,)
+        """
+        for layer in self._running.state:
+            if rows is None:
+                layer[...] = 0
+            else:
+                layer[:, _expect_rows(rows, self.batch)] = 0
+
+    def refresh(self) -> None:
+        """Take the layers' parameters as they are now; the state stays."""
+        state = self.snapshot() if hasattr(self, "_running") else None
+        self._running = self._engine.stream(
+            [(layer.cell, layer.params) for layer in self._recurrent],
+            self._affine.params if self._affine else None,
+            self.batch,
+            self.threads,
+            self.bfloat16,
+        )
+        if state is not None:
+            self.restore(state)
+
+
+def _expect_rows(rows: Any, batch: int) -> Array:
+    """Numbers of sequences, or a mask, as an index."""
+    index = np.asarray(rows)
+    if index.dtype == bool:
+        if index.shape != (batch,):
+            raise ValueError(f"rows: expected a mask of shape ({batch},), got {index.shape}")
+        return index
+    if index.size and (index.dtype.kind not in "iu" or index.min() < 0 or index.max() >= batch):
+        raise ValueError(f"rows: expected numbers from 0 to {batch - 1}, got {rows!r}")
+    return index.astype(np.intp)
