@@ -16,7 +16,7 @@ argument is named ``out``. xs and params are not copied: they must not change be
 backward.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -175,6 +175,11 @@ class ReferenceStream:
         ]
         outputs = sizes[-1] if affine is None else affine[0].shape[1]
         self.out = np.zeros((N, outputs) if N > 1 else outputs, dtype)
+
+    @property
+    def stepping(self) -> tuple[Callable[[Array, int], bool], int]:
+        """``step(x)`` is the first of these, called with x and the second: the shortest way."""
+        return (lambda x, _: self.step(x)), 0
 
     def step(self, x: Array) -> bool:
         """One step of x (N, inputs), or (inputs,) for a batch of one; the result is in ``out``.

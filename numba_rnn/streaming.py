@@ -123,15 +123,15 @@ class Stream:
         the state is then as it was.
         """
         try:
-            if self._running.step(x):
-                return self._running.out
+            if self._step(x, self._address):
+                return self._out
         except TypeError:
             pass  # another dtype, or an array whose numbers do not lie side by side
         shape = (self.input_size,) if self.batch == 1 else (self.batch, self.input_size)
         expect_array("x", x, shape, self.dtype)
         expect_finite("x", x)
-        self._running.step(np.array(x, order="C"))
-        return self._running.out
+        self._step(np.array(x, order="C"), self._address)
+        return self._out
 
     def step_many(self, frames: Array, out: Array | None = None) -> Array:
         """Many steps: frames (T, D) -> (T, O); for a batch (N, T, D) -> (N, T, O).
@@ -198,6 +198,8 @@ class Stream:
             self.threads,
             self.bfloat16,
         )
+        self._step, self._address = self._running.stepping
+        self._out = self._running.out
         if state is not None:
             self.restore(state)
 

@@ -178,7 +178,8 @@ def places_of(
     xs_, Wx_, Wh_, b_, state_in_, state_out_, hs_ = places
     return (
         xs_, *xs.strides[:2], Wx_, Wx.strides[0], Wh_, Wh.strides[0],
-        b_, b.strides[0] if b.ndim == 2 else 0, state_in_, state_out_, hs_, *hs.strides[:2],
+        b_, b.strides[0] if b.ndim == 2 else 0, state_in_, state_out_, state_in.strides[0], 0,
+        hs_, *hs.strides[:2],
     )  # fmt: skip
 
 

@@ -156,7 +156,7 @@ def _emit_tile(builder, vector, rows, vectors, kind, p):
         return body
 
     one = VECTOR_BYTES if kind == TRANSPOSED else size  # from one of A's numbers to the next
-    depth = 4  # more, and LLVM runs out of registers
+    depth = W if rows * vectors <= 8 else 4  # more, and LLVM runs out of registers
 
     def segment(start, b, *sums):
         _, b, *sums = _emit_loop(

@@ -85,6 +85,8 @@ class Plan(NamedTuple):
     b_row: int
     state_in: int
     state_out: int
+    state_step: int  # from one state to the next in state_in and state_out
+    in_panels: int  # whether the state stays in ``state`` and ``end``
     hs: int  # backward: dhs
     hs_row: int
     hs_time: int
@@ -247,10 +249,12 @@ def _pack_forward(plan, shard):
                 plan.pWh + (g * plan.units + u0) * panel_of(plan.H), VECTOR_BYTES,
                 panel_of(plan.H),
             ))  # fmt: skip
+    if plan.in_panels:
+        return
     state, panel = _state_at(plan, 0, 0)
     for s in range(plan.states):
         call(plan.pack, (
-            plan.state_in + s * plan.N * H_bytes + skip, H_bytes, plan.N, columns,
+            plan.state_in + s * plan.state_step + skip, H_bytes, plan.N, columns,
             state + (s * plan.units + u0) * panel, VECTOR_BYTES, panel,
         ))  # fmt: skip
 
@@ -332,7 +336,8 @@ def _unpack(plan, source, states, n0, n1, u0, u1):
         call(plan.unpack, (
             source + (s * plan.units + u0) * panel + n0 * VECTOR_BYTES, VECTOR_BYTES, panel,
             n1 - n0, columns,
-            plan.state_out + (s * plan.N + n0) * plan.H * plan.size + u0 * VECTOR_BYTES, plan.H * plan.size,
+            plan.state_out + s * plan.state_step + n0 * plan.H * plan.size + u0 * VECTOR_BYTES,
+            plan.H * plan.size,
         ))  # fmt: skip
 
 
@@ -349,7 +354,8 @@ def _forward_work(plan, what, chunk, k, shard):
     if n0 == n1 or u0 == u1:
         return
     if what == END:
-        _unpack(plan, plan.end, plan.states, n0, n1, u0, u1)
+        if not plan.in_panels:
+            _unpack(plan, plan.end, plan.states, n0, n1, u0, u1)
     elif plan.by_rows:
         for chunk_ in range(plan.chunks):
             _project(plan, chunk_, n0, n1, u0, u1)
@@ -437,7 +443,7 @@ def _pack_backward(plan, shard):
     panel = panel_of(plan.N)
     for s in range(plan.states + 1):  # the last: what came through h Wh, as yet 0
         call(plan.pack, (
-            plan.state_in + s * plan.N * H_bytes + u0 * VECTOR_BYTES, H_bytes, plan.N, columns,
+            plan.state_in + s * plan.state_step + u0 * VECTOR_BYTES, H_bytes, plan.N, columns,
             plan.dstate + (s * plan.units + u0) * panel, VECTOR_BYTES, panel,
         ))  # fmt: skip
 

@@ -11,7 +11,7 @@ Every layer is a plan of the forward pass (``sequence.py``) of which nothing is 
 stream computes, bit for bit, what the layer computes for the whole sequence.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -69,7 +69,9 @@ class StreamPlan(NamedTuple):
 
 
 _read_plan = record(StreamPlan)
-_T, _XS, _HS = map(Plan._fields.index, ("T", "xs", "hs"))
+_T, _XS, _HS, _IN_PANELS, _STATE, _END = map(
+    Plan._fields.index, ("T", "xs", "hs", "in_panels", "state", "end")
+)
 
 
 def stream(frame):
@@ -90,6 +92,10 @@ def stream(frame):
                 write_word(plan + 8 * (_HS + 1), me.out_row)
                 write_word(plan + 8 * (_HS + 2), me.out_time)
             call_at(word(plan, 0), plan)
+            if word(plan, _IN_PANELS):  # what comes after this step comes before the next
+                before = word(plan, _STATE)
+                write_word(plan + 8 * _STATE, word(plan, _END))
+                write_word(plan + 8 * _END, before)
             x, x_row, x_time = word(plan, _HS), word(plan, _HS + 1), word(plan, _HS + 2)
         if me.outputs == 0:
             continue
@@ -109,34 +115,42 @@ def stream(frame):
             ))  # fmt: skip
 
 
-def _enter(x, words):
+def _enter(x, address):
     """One step of x; False where its shape is another, or where a number in it is not finite."""
-    if x.size != words[1] * words[2] or x.shape[x.ndim - 1] != words[2]:
+    N, inputs, alone = word(address, 1), word(address, 2), word(address, 3)
+    if x.size != N * inputs or x.shape[x.ndim - 1] != inputs:
         return False
     unfit = False
-    for number in x.flat:
-        unfit |= number - number != 0
+    if x.ndim == 1:  # one of the two is compiled
+        for k in range(x.size):
+            unfit |= x[k] - x[k] != 0
+    else:
+        for n in range(x.shape[0]):
+            for k in range(x.shape[1]):
+                unfit |= x[n, k] - x[n, k] != 0
     if unfit:
         return False
-    words[4] = x.ctypes.data
-    if words[3]:
-        call_at(words[0], words.ctypes.data)
+    write_word(address + 32, x.ctypes.data)
+    if alone:
+        call_at(word(address, 0), address)
     return True
 
 
 @cache
-def _entrance(dtype: str, ndim: int) -> Any:
+def _entrance(dtype: str, ndim: int, nogil: bool) -> Any:
     """``_enter`` for arrays of a dtype; it takes no other."""
     array = types.Array(from_dtype(np.dtype(dtype)), ndim, "C")
+    compile_for = njit(
+        boolean(array, int64), cache=CACHED, nogil=nogil, error_model="numpy"
+    )  # fmt: skip
     with one_process_at_a_time():
-        return njit(
-            boolean(array, int64[::1]), cache=CACHED, nogil=True, error_model="numpy"
-        )(_enter)  # fmt: skip
+        return compile_for(_enter)
 
 
 # ---- from Python
 
 _X = StreamPlan._fields.index("x")
+_STATE_IN = Plan._fields.index("state_in")
 _PACKED, _KEEP, _MULTIPLY, _WEIGHT_ROW, _WEIGHTS = map(
     Plan._fields.index, ("packed", "keep", "multiply", "weight_row", "pWx")
 )
@@ -145,27 +159,39 @@ _PACKED, _KEEP, _MULTIPLY, _WEIGHT_ROW, _WEIGHTS = map(
 class NumbaStream:
     """A stack of layers with packed weights and its memory at hand.
 
-    state   for each layer its states, (S, N, H): read before a call, written after it
-    out     the result of the last step
+    out   the result of the last step
+
+    The states of a batch of one stay in panels, which for one row are the row itself, padded:
+    a step reads one buffer, writes the other, and the two change places. Those of a larger batch
+    are packed before a call, and unpacked after it.
     """
 
     def __init__(
         self, layers: Layers, affine: Sequence[Array] | None, N: int, shards: int, bfloat16: bool
     ) -> None:
-        self._shards = shards
-        self.state = [
-            np.zeros((len(cell.states), N, params[1].shape[0]), params[1].dtype)
-            for cell, params in layers
-        ]
+        self._N, self._shards = N, shards
         layers = [(cell, tuple(plain(p).copy() for p in params)) for cell, params in layers]
-        dtype = self.state[0].dtype
+        dtype = layers[0][1][0].dtype
+        self._states = [_StateMemory(cell, params[1].shape[0], N, dtype) for cell, params in layers]
         with announced(f"a stream of {layers[0][0].name} ({dtype})"):
             packed = [_pack_weights(cell, params, bfloat16) for cell, params in layers]
             top = _pack_affine(affine) if affine is not None else None
-            self._one = _Call(self, layers, packed, top, N, 1)
-            self._many = _Call(self, layers, packed, top, N, max(1, 256 // N))
-            self._enter = _entrance(dtype.name, 1 if N == 1 else 2)
+            self._one = _Call(self._states, layers, packed, top, N, 1, shards)
+            self._many = _Call(self._states, layers, packed, top, N, max(1, 256 // N), shards)
+            # a step of a microsecond need not let other Python threads in
+            long = sum(matrix.size for p in packed for matrix in p.memory) > 1 << 16
+            self._enter = _entrance(dtype.name, 1 if N == 1 else 2, long)
         self.out = self._one.out[0, 0] if N == 1 else self._one.out[:, 0]
+
+    @property
+    def state(self) -> list[Array]:
+        """For each layer its states, (S, N, H), to be read and written."""
+        return [memory.now(plan) for memory, plan in zip(self._states, self._one.plans, strict=True)]
+
+    @property
+    def stepping(self) -> tuple[Callable[[Array, int], bool], int]:
+        """``step(x)`` is the first of these, called with x and the second: the shortest way."""
+        return (self._enter if self._shards == 1 else self._step_together), self._one.address
 
     def step(self, x: Array) -> bool:
         """One step of x (N, inputs), or (inputs,) for a batch of one; the result is in ``out``.
@@ -173,11 +199,14 @@ class NumbaStream:
         False, and nothing done, where x has another shape or a number in it is not finite.
         Raises TypeError where x is not a C-contiguous, writable array of the stream's dtype.
         """
-        one = self._one
-        fits = self._enter(x, one.words)
-        if fits and self._shards > 1:
-            threads.team.run(one.words, self._shards, one.plans)
-        return fits
+        step, address = self.stepping
+        return step(x, address)
+
+    def _step_together(self, x: Array, address: int) -> bool:
+        if not self._enter(x, address):
+            return False
+        threads.team.run(self._one.words, self._shards, self._one.plans)
+        return True
 
     def run(self, xs: Array, out: Array) -> None:
         """xs (N, T, inputs) -> out (N, T, outputs)."""
@@ -185,7 +214,27 @@ class NumbaStream:
         many.words[_X : _X + 7] = (
             address_of(xs), *xs.strides[:2], xs.shape[1], address_of(out), *out.strides[:2]
         )  # fmt: skip
+        for one, plan in zip(self._one.plans, many.plans, strict=True):
+            if self._N == 1:
+                plan[_STATE_IN : _STATE_IN + 2] = one[_STATE]
         threads.team.run(many.words, self._shards, many.plans)
+
+
+class _StateMemory:
+    """Where a layer's states are: two buffers of panels for a batch of one, else an array."""
+
+    def __init__(self, cell: Cell, H: int, N: int, dtype: Any) -> None:
+        lanes = VECTOR_BYTES // dtype.itemsize
+        self.one_row, self.H = N == 1, H
+        self.shape = len(cell.states), N, -(-H // lanes) * lanes if N == 1 else H
+        self.arrays = [_zeros(self.shape, dtype) for _ in range(2 if N == 1 else 1)]
+
+    def now(self, plan: Array) -> Array:
+        """The states before the next step."""
+        first = self.arrays[0]
+        if not self.one_row or plan[_STATE] == address_of(first):
+            return first[:, :, : self.H]
+        return self.arrays[1][:, :, : self.H]
 
 
 class _Call:
@@ -193,19 +242,19 @@ class _Call:
 
     def __init__(
         self,
-        stream_: NumbaStream,
+        states: Sequence[_StateMemory],
         layers: Layers,
         packed: Sequence["_Packed"],
         top: "_Packed | None",
         N: int,
         T: int,
+        shards: int,
     ) -> None:
-        shards = stream_._shards
-        dtype = stream_.state[0].dtype
+        dtype = states[0].arrays[0].dtype
         first = xs = np.zeros((N, T, layers[0][1][0].shape[0]), dtype)
         self.plans = []
         self._kept: list[Any] = [layers, packed, top, first]
-        for (cell, params), weights, state in zip(layers, packed, stream_.state, strict=True):
+        for (cell, params), weights, state in zip(layers, packed, states, strict=True):
             D, H = params[0].shape[0], params[1].shape[0]
             hs = np.zeros((N, T, H), dtype)
             made = recipe(
@@ -213,9 +262,14 @@ class _Call:
             )  # fmt: skip
             memory = aligned(made.scratch_bytes, dtype), aligned(made.kept_bytes, dtype)
             plan = made.with_places(
-                places_of(xs, params, state, state, hs), memory[1][1], memory[0][1]
-            )  # fmt: skip
+                places_of(xs, params, state.arrays[0], state.arrays[0], hs),
+                memory[1][1],
+                memory[0][1],
+            )
             plan[[_PACKED, _KEEP]] = 1, 0
+            if N == 1 and T == 1:
+                plan[_IN_PANELS] = 1
+                plan[[_STATE, _END]] = [address_of(array) for array in state.arrays]
             plan[_WEIGHTS : _WEIGHTS + 2] = weights.addresses
             if weights.bfloat16:
                 plan[_WEIGHT_ROW] = VECTOR_BYTES // 2
@@ -240,6 +294,7 @@ class _Call:
                 add_up=compiled(products.add_up, dtype.name),
             )
         )  # fmt: skip
+        self.address = address_of(self.words)
 
 
 class _Packed(NamedTuple):
@@ -293,7 +348,15 @@ def _upper_halves(panels: Array) -> Array:
 
 def _placed(panels: Array) -> tuple[Array, int]:
     """A copy whose address is a multiple of 64, and that address."""
-    memory, address = aligned(panels.nbytes, panels.dtype)
-    start = (address - address_of(memory)) // panels.itemsize
-    memory[start : start + panels.size] = panels.reshape(-1)
-    return memory, address
+    copy = _zeros(panels.shape, panels.dtype)
+    copy[...] = panels
+    return copy, address_of(copy)
+
+
+def _zeros(shape: tuple[int, ...], dtype: Any) -> Array:
+    """An array of zeros whose address is a multiple of 64."""
+    size = int(np.prod(shape))
+    memory, address = aligned(size * dtype.itemsize, dtype)
+    start = (address - address_of(memory)) // dtype.itemsize
+    memory[start : start + size] = 0
+    return memory[start : start + size].reshape(shape)
