@@ -15,7 +15,7 @@ from helpers import problem, run_python
 from numba_rnn import cells, use_backend
 from numba_rnn.kernels.cells import Cell
 from numba_rnn.kernels.cpu import engine as cpu
-from numba_rnn.kernels.cpu import frames
+from numba_rnn.kernels.cpu import frames, plans
 from numba_rnn.kernels.cpu.fingerprint import of_cell
 from numba_rnn.kernels.functions import sigmoid, tanh
 from numba_rnn.kernels.reference import ReferenceEngine
@@ -223,7 +223,7 @@ def first_calls(monkeypatch):
         return threading.Timer(seconds / 20, *call)
 
     run()  # whatever is to be compiled is compiled now
-    cpu._recipe.cache_clear()
+    plans.recipe.cache_clear()
     monkeypatch.setattr(frames, "threading", SimpleNamespace(Timer=timer))
     return run
 
@@ -237,7 +237,7 @@ def slow(function: Any) -> Any:
 
 
 def test_slow_compilation_is_announced_once(first_calls, monkeypatch, capfd):
-    monkeypatch.setattr(cpu, "compiled", slow(cpu.compiled))
+    monkeypatch.setattr(plans, "compiled", slow(plans.compiled))
     first_calls()
     message = capfd.readouterr().err
     assert message.count("\n") == 2
@@ -260,7 +260,7 @@ def test_a_failing_compilation_is_silent_too(first_calls, monkeypatch, capfd):
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(cpu, "compiled", fail)
+        patch.setattr(plans, "compiled", fail)
         with pytest.raises(MemoryError):
             first_calls()
     time.sleep(0.3)

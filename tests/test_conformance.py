@@ -67,9 +67,11 @@ class PoisonedNumPy(ModuleType):
 def poisoned_memory(engine: ReferenceEngine) -> Iterator[None]:
     """No engine may read what it has not written."""
     with ExitStack() as stack:
-        for kind in {type(engine), ReferenceEngine}:
-            module = sys.modules[kind.__module__]
-            stack.enter_context(mock.patch.object(module, "np", PoisonedNumPy()))
+        rooms = {type(engine).__module__, ReferenceEngine.__module__}
+        for name in rooms | {f"{room.rpartition('.')[0]}.plans" for room in rooms}:
+            module = sys.modules.get(name)
+            if module is not None:
+                stack.enter_context(mock.patch.object(module, "np", PoisonedNumPy()))
             if hasattr(module, "forget_memory"):  # what it would use again
                 module.forget_memory()
         yield
@@ -82,7 +84,7 @@ def shared(engine: ReferenceEngine, sharing: tuple[int, bool] | None) -> Iterato
         yield
         return
     module = sys.modules[type(engine).__module__]
-    with mock.patch.object(module, "_sharing", return_value=sharing):
+    with mock.patch.object(module, "sharing", return_value=sharing):
         yield
 
 

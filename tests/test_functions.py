@@ -35,7 +35,8 @@ def on_vectors(function: Function) -> Callable[[Array, Array], None]:
         frame = frames.FrameType(frames.from_dtype(x.dtype), None, "test")
         compiled = pieces.get(x.dtype) or cfunc(types.void(frame), error_model="numpy")(piece)
         pieces[x.dtype] = compiled
-        call_piece(compiled.address, np.array([x.ctypes.data, out.ctypes.data, x.size]))
+        words = np.array([x.ctypes.data, out.ctypes.data, x.size])
+        call_piece(compiled.address, words.ctypes.data)
 
     pieces: dict[Any, Any] = {}
     return apply

@@ -23,11 +23,11 @@ def engine():
 
 
 def alone():
-    return mock.patch.object(cpu, "_sharing", return_value=(1, True))
+    return mock.patch.object(cpu, "sharing", return_value=(1, True))
 
 
 def shared(shards: int, by_rows: bool):
-    return mock.patch.object(cpu, "_sharing", return_value=(shards, by_rows))
+    return mock.patch.object(cpu, "sharing", return_value=(shards, by_rows))
 
 
 def test_the_number_of_threads_is_what_numba_says(engine):
@@ -37,7 +37,7 @@ def test_the_number_of_threads_is_what_numba_says(engine):
         for count in range(1, before + 1):
             numba.set_num_threads(count)
             assert threads.available() == count
-            assert cpu._sharing(random_problem("lstm", 1, 1, 1, 1).cell, *large)[0] == count
+            assert cpu.sharing(random_problem("lstm", 1, 1, 1, 1).cell, *large)[0] == count
     finally:
         numba.set_num_threads(before)
 
@@ -102,7 +102,7 @@ warnings.filterwarnings("ignore", message=".*multi-threaded.*fork", category=Dep
 p = random_problem("lstm", 8, 20, 8, 40, np.float32)
 
 def compute(_=None):
-    with (mock.patch.object(cpu, "_sharing", return_value=(2, False)),
+    with (mock.patch.object(cpu, "sharing", return_value=(2, False)),
           use_backend("numba", strict=True) as engine):
         return outcome(engine, p), threads.team.threads
 

@@ -15,7 +15,7 @@ from ..cells import Cell
 from ..reference import Array, ReferenceEngine, State, expect_consistent
 from . import sequence, threads
 from .frames import CACHED, cache_folder
-from .plans import Kept, address_of, places_of, plain, recipe, rows_plain, sharing
+from .plans import Kept, plain, recipe, rows_plain, sharing
 from .streaming import NumbaStream
 
 
@@ -32,11 +32,11 @@ class NumbaEngine(ReferenceEngine):
         N, T, D = xs.shape
         H = params[1].shape[0]
         shares = sharing(cell, N, T, D, H)
-        made = recipe(sequence.forward, cell, xs.dtype.name, N, T, D, H, *shares)
+        made = recipe(sequence.forward, cell, xs.dtype, N, T, D, H, *shares)
         kept = Kept(made.kept_bytes, xs.dtype)
         state_in, state_out = np.array(state), np.empty((len(state), N, H), xs.dtype)
         hs = np.empty((N, T, H), xs.dtype)
-        plan = made.with_places(places_of(xs, params, state_in, state_out, hs), kept.address)
+        plan = made.with_arrays(xs, params, state_in, state_out, hs, kept=kept.address)
         threads.team.run(plan, made.shards)
         return hs, tuple(state_out), (xs, params, kept)
 
@@ -48,12 +48,13 @@ class NumbaEngine(ReferenceEngine):
         N, T, D = xs.shape
         H = params[1].shape[0]
         shares = sharing(cell, N, T, D, H)
-        made = recipe(sequence.backward, cell, xs.dtype.name, N, T, D, H, *shares)
+        made = recipe(sequence.backward, cell, xs.dtype, N, T, D, H, *shares)
         state_in = np.array((*dstate, np.zeros_like(dstate[0])))
         state_out, dxs = np.empty_like(state_in), np.empty((N, T, D), xs.dtype)
         gradients = tuple(np.empty(p.shape, p.dtype) for p in params)
-        places = places_of(xs, params, state_in, state_out, dhs)
-        plan = made.with_places((*places, *map(address_of, (dxs, *gradients))), kept.address)
+        plan = made.with_arrays(
+            xs, params, state_in, state_out, dhs, (dxs, *gradients), kept=kept.address
+        )
         threads.team.run(plan, made.shards)
         state_out[0] += state_out[-1]  # what came through h Wh of the first step
         return dxs, tuple(state_out[:-1]), gradients

@@ -7,17 +7,19 @@ the work, how much memory is needed, which pieces are called. A call fills in th
 import re
 import threading
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+from numba import njit, types
 from numba.core.errors import NumbaError
+from numba.np.numpy_support import from_dtype
 
 from ..cells import Cell
 from ..reference import Array
-from . import gates, products, sequence, threads
-from .frames import announced, compiled
+from . import fingerprint, gates, products, sequence, threads
+from .frames import CACHED, announced, compiled, one_process_at_a_time
 from .lowering import layout
 from .sequence import Plan
 from .simd import VECTOR_BYTES
@@ -32,15 +34,64 @@ class Recipe(NamedTuple):
     scratch_bytes: int
     kept_bytes: int
 
-    def with_places(self, places: tuple[int, ...], kept: int, scratch: int | None = None) -> Array:
-        """The plan, with the caller's arrays (from ``xs`` on) and the addresses of our memory."""
+    def with_arrays(
+        self,
+        xs: Array,
+        params: Sequence[Array],
+        state_in: Array,
+        state_out: Array,
+        hs: Array,
+        outputs: Sequence[Array] | None = None,
+        *,
+        kept: int,
+        scratch: int | None = None,
+    ) -> Array:
+        """The plan, with the caller's arrays and the addresses of our memory.
+
+        ``outputs`` of backward: dxs, dWx, dWh, db; hs is then dhs.
+        """
         if scratch is None:
             scratch = _scratch(self.scratch_bytes, self.dtype)
         plan = self.plan.copy()
-        plan[_PLACES : _PLACES + len(places)] = places
-        plan[_SCRATCH:_KEPT] += scratch
-        plan[_KEPT:_END] += kept
+        _filler(self.dtype.char, params[2].ndim)(
+            plan, xs, *params, state_in, state_out, hs, *(outputs or (xs, *params)), scratch, kept
+        )
         return plan
+
+
+@cache
+def _filler(dtype: str, b_ndim: int) -> Any:
+    """A compiled function that writes addresses and strides into a plan.
+
+    The engine's fingerprint is among its outer values, and so in the key of the cache.
+    """
+    source = fingerprint.of_engine()
+
+    def fill(plan, xs, Wx, Wh, b, state_in, state_out, hs, dxs, dWx, dWh, db, scratch, kept):
+        at = _PLACES if source else 0
+        plan[at], plan[at + 1], plan[at + 2] = xs.ctypes.data, xs.strides[0], xs.strides[1]
+        plan[at + 3], plan[at + 4] = Wx.ctypes.data, Wx.strides[0]
+        plan[at + 5], plan[at + 6] = Wh.ctypes.data, Wh.strides[0]
+        plan[at + 7], plan[at + 8] = b.ctypes.data, b.strides[0] if b.ndim == 2 else 0
+        plan[at + 9], plan[at + 10] = state_in.ctypes.data, state_out.ctypes.data
+        plan[at + 11] = state_in.strides[0]
+        plan[at + 13], plan[at + 14], plan[at + 15] = hs.ctypes.data, hs.strides[0], hs.strides[1]
+        plan[at + 16], plan[at + 17] = dxs.ctypes.data, dWx.ctypes.data
+        plan[at + 18], plan[at + 19] = dWh.ctypes.data, db.ctypes.data
+        plan[1] = plan.ctypes.data
+        for k in range(_SCRATCH, _KEPT):
+            plan[k] += scratch
+        for k in range(_KEPT, _END):
+            plan[k] += kept
+
+    def array(ndim: int, layout: str = "C") -> types.Array:
+        return types.Array(from_dtype(np.dtype(dtype)), ndim, layout, readonly=True)
+
+    params = array(2), array(2), array(b_ndim)
+    takes = types.int64[::1], array(3, "A"), *params, array(3), array(3), array(3, "A")
+    takes += array(3, "A"), *params, types.int64, types.int64
+    with one_process_at_a_time():
+        return njit(types.void(*takes), cache=CACHED)(fill)
 
 
 _PLACES, _SCRATCH, _KEPT = map(Plan._fields.index, ("xs", "pWx", "state"))
@@ -51,7 +102,7 @@ _END = len(Plan._fields)
 def recipe(
     driver: Callable[[Any], None],
     cell: Cell,
-    dtype: str,
+    dtype: np.dtype[Any],
     N: int,
     T: int,
     D: int,
@@ -61,7 +112,7 @@ def recipe(
 ) -> Recipe:
     """How to run a pass over arrays of these sizes."""
     at = layout(cell)
-    size = np.dtype(dtype).itemsize
+    size = dtype.itemsize
     W = VECTOR_BYTES // size
     units, inputs = -(-H // W), -(-D // W)
     chunks, steps = _chunks(N, T, size * (D + H) * H * len(cell.gates))
@@ -92,11 +143,11 @@ def recipe(
         "operand": chunks * panels(units, of_chunk) if at.late else 0,
     }
     plan = Plan(
-        thread=0, shards=shards, job=0, team=0, by_rows=by_rows,
+        here=0, thread=0, shards=shards, job=0, team=0, by_rows=by_rows,
         N=N, T=T, D=D, H=H, units=units, steps=steps, chunks=chunks,
         units_at_once=max(4, 16384 // (-(-N // shards) * at.early * VECTOR_BYTES) // 4 * 4),
         size=size, gates=len(cell.gates), x_gates=at.x_gates, early=at.early, late=at.late,
-        states=states, stored=at.stored, **_pieces(driver, cell, dtype),
+        states=states, stored=at.stored, **_pieces(driver, cell, dtype.name),
         **dict.fromkeys(Plan._fields[_PLACES:_SCRATCH], 0), **_offsets(scratch), **_offsets(kept),
     )  # fmt: skip
     plan = plan._replace(
@@ -107,7 +158,7 @@ def recipe(
     )
     return Recipe(
         np.array((*plan, *(0,) * (threads.PLAN_WORDS - _END)), np.int64),
-        np.dtype(dtype),
+        dtype,
         shards,
         sum(scratch.values()),
         sum(kept.values()),
@@ -167,20 +218,6 @@ def plain(array: Array) -> Array:
 def rows_plain(array: Array) -> Array:
     """The last axis without gaps, by a copy if need be."""
     return array if array.strides[2] == array.itemsize else np.ascontiguousarray(array)
-
-
-def places_of(
-    xs: Array, params: Sequence[Array], state_in: Array, state_out: Array, hs: Array
-) -> tuple[int, ...]:
-    """The fields of a plan from xs to hs_time."""
-    Wx, Wh, b = params
-    places = map(address_of, (xs, Wx, Wh, b, state_in, state_out, hs))
-    xs_, Wx_, Wh_, b_, state_in_, state_out_, hs_ = places
-    return (
-        xs_, *xs.strides[:2], Wx_, Wx.strides[0], Wh_, Wh.strides[0],
-        b_, b.strides[0] if b.ndim == 2 else 0, state_in_, state_out_, state_in.strides[0], 0,
-        hs_, *hs.strides[:2],
-    )  # fmt: skip
 
 
 def aligned(size: int, dtype: Any) -> tuple[Array, int]:

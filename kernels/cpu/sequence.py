@@ -42,6 +42,7 @@ class Plan(NamedTuple):
     """What a pass works on: addresses, and sizes in numbers or (strides) in bytes."""
 
     driver: int  # the address of this pass's piece
+    here: int  # the plan's own address
     thread: int
     job: int
     shards: int

@@ -34,7 +34,7 @@ from .frames import (
     write_word,
 )
 from .lowering import layout
-from .plans import address_of, aligned, places_of, plain, recipe
+from .plans import address_of, aligned, plain, recipe
 from .sequence import Plan
 from .simd import VECTOR_BYTES
 
@@ -45,6 +45,7 @@ class StreamPlan(NamedTuple):
     """What a call works on: addresses, sizes in numbers, strides in bytes."""
 
     piece: int
+    here: int  # its own address
     N: int
     inputs: int
     alone: int  # whether ``_enter`` may call the piece itself
@@ -117,7 +118,7 @@ def stream(frame):
 
 def _enter(x, address):
     """One step of x; False where its shape is another, or where a number in it is not finite."""
-    N, inputs, alone = word(address, 1), word(address, 2), word(address, 3)
+    N, inputs, alone = word(address, 2), word(address, 3), word(address, 4)
     if x.size != N * inputs or x.shape[x.ndim - 1] != inputs:
         return False
     unfit = False
@@ -130,7 +131,7 @@ def _enter(x, address):
                 unfit |= x[n, k] - x[n, k] != 0
     if unfit:
         return False
-    write_word(address + 32, x.ctypes.data)
+    write_word(address + 40, x.ctypes.data)
     if alone:
         call_at(word(address, 0), address)
     return True
@@ -258,14 +259,13 @@ class _Call:
             D, H = params[0].shape[0], params[1].shape[0]
             hs = np.zeros((N, T, H), dtype)
             made = recipe(
-                sequence.forward, cell, dtype.name, N, T, D, H, shards, 4 * shards <= N
+                sequence.forward, cell, dtype, N, T, D, H, shards, 4 * shards <= N
             )  # fmt: skip
             memory = aligned(made.scratch_bytes, dtype), aligned(made.kept_bytes, dtype)
-            plan = made.with_places(
-                places_of(xs, params, state.arrays[0], state.arrays[0], hs),
-                memory[1][1],
-                memory[0][1],
-            )
+            plan = made.with_arrays(
+                xs, params, state.arrays[0], state.arrays[0], hs,
+                scratch=memory[0][1], kept=memory[1][1],
+            )  # fmt: skip
             plan[[_PACKED, _KEEP]] = 1, 0
             if N == 1 and T == 1:
                 plan[_IN_PANELS] = 1
@@ -284,7 +284,7 @@ class _Call:
         self._kept.append(addresses)
         self.words = np.array(
             StreamPlan(
-                piece=compiled(stream, dtype.name), N=N, inputs=first.shape[2], alone=shards == 1,
+                piece=compiled(stream, dtype.name), here=0, N=N, inputs=first.shape[2], alone=shards == 1,
                 x=address_of(first), x_row=first.strides[0], x_time=first.strides[1], T=T,
                 out=address_of(self.out), out_row=self.out.strides[0],
                 out_time=self.out.strides[1], block=T, layers=len(layers),
@@ -294,7 +294,7 @@ class _Call:
                 add_up=compiled(products.add_up, dtype.name),
             )
         )  # fmt: skip
-        self.address = address_of(self.words)
+        self.address = self.words[1] = address_of(self.words)
 
 
 class _Packed(NamedTuple):

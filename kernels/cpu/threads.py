@@ -42,7 +42,8 @@ CLAIMS = 2048  # for each shard: which phase of which job was claimed last
 COPIES = 8192  # for each thread its copy of the plan, and whether it sleeps
 _LINE, _COPY, _ASLEEP = 128, 2048, 1920
 PLAN_WORDS = 128  # whatever its fields need
-_THREAD_WORD, _JOB_WORD, _SHARES = 1, 2, slice(3, 5)  # words of a plan; the first: its piece
+# Words of a plan: the address of its piece, its own, the thread's number, the job's ...
+_PIECE, _HERE, _THREAD_WORD, _JOB_WORD, _SHARES = 0, 1, 2, 3, slice(4, 6)
 MOST_THREADS = (COPIES - CLAIMS) // _LINE
 PHASES = 1 << 24  # of one job
 
@@ -289,7 +290,7 @@ class Team:
                 plan[_SHARES] = (shards, self.address) if helped else (1, 0)
             for thread in range(1, shards if helped else 0):
                 self._call(thread)
-            call_piece(int(words[0]), words)
+            call_piece(int(words[_PIECE]), int(words[_HERE]))
         finally:
             if helped:
                 self._busy.release()
@@ -311,16 +312,16 @@ class Team:
         wake.acquire()  # it is asleep when it is locked
         words = np.array([self.address, thread, 20_000], np.int64)
         while True:
-            call_piece(compiled(serve), words)
+            call_piece(compiled(serve), words.ctypes.data)
             wake.acquire()
 
 
 _as_function = cache(ctypes.CFUNCTYPE(None, ctypes.c_void_p))
 
 
-def call_piece(address: int, words: np.ndarray) -> None:
-    """Call a piece from Python, without the GIL."""
-    _as_function(address)(words.__array_interface__["data"][0])
+def call_piece(piece: int, frame: int) -> None:
+    """Call the piece at an address with a frame at another, without the GIL."""
+    _as_function(piece)(frame)
 
 
 def available() -> int:
