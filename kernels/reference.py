@@ -195,10 +195,20 @@ class ReferenceStream:
         self._advance(x.reshape(self._N, inputs), self.out.reshape(self._N, -1))
         return True
 
-    def run(self, xs: Array, out: Array) -> None:
-        """xs (N, T, inputs) -> out (N, T, outputs)."""
+    def run(self, xs: Array, out: Array) -> bool:
+        """xs (N, T, inputs) -> out (N, T, outputs), which must fit.
+
+        False, and nothing done, where xs has another shape or a number in it is not finite.
+        Raises TypeError where the dtype is another.
+        """
+        if xs.dtype != self.out.dtype:
+            raise TypeError(f"xs: expected an array of {self.out.dtype}")
+        inputs = self._layers[0][1][0].shape[0]
+        if xs.shape != (self._N, xs.shape[1], inputs) or not np.isfinite(xs).all():
+            return False
         for t in range(xs.shape[1]):
             self._advance(xs[:, t], out[:, t])
+        return True
 
     def _advance(self, x: Array, out: Array) -> None:
         for (cell, params), state in zip(self._layers, self.state, strict=True):

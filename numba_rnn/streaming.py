@@ -9,7 +9,6 @@ engine, within rounding on the others. It packs the weights when it is made and 
 afterwards, so that a step costs little more than its arithmetic.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -138,24 +137,34 @@ class Stream:
 
         out   where the result goes; a new array if left out
         """
-        spelled: tuple[int | str, ...] = ("T", self.input_size)
-        if self.batch > 1:
-            spelled = (self.batch, *spelled)
-        expect_array("frames", frames, spelled, self.dtype)
-        if not math.isfinite(frames.sum()):  # cheaper than looking at each
-            expect_finite("frames", frames)
-        shape = (*frames.shape[:-1], self.output_size)
+        one = self.batch == 1
         if out is None:
-            out = np.empty(shape, self.dtype)
-        else:
-            expect_array("out", out, shape, self.dtype)
-            if not out.flags.c_contiguous or not out.flags.writeable:
-                raise ValueError("out: expected a C-contiguous array that may be written to")
-        if frames.strides[-1] != frames.itemsize:
-            frames = np.ascontiguousarray(frames)
-        batched = (frames[None], out[None]) if self.batch == 1 else (frames, out)
-        self._running.run(*batched)
+            out = np.empty((*np.shape(frames)[:-1], self._outputs), self._dtype)
+        elif not self._is_result(out, frames):
+            raise ValueError(
+                f"out: expected a C-contiguous array of {self.dtype} that may be written to, of "
+                f"shape {(*np.shape(frames)[:-1], self._outputs)}"
+            )
+        try:
+            if self._running.run(frames[None] if one else frames, out[None] if one else out):
+                return out
+        except (TypeError, IndexError):
+            pass  # no array, or of another dtype or number of axes
+        shape: tuple[int | str, ...] = ("T", self.input_size)
+        expect_array("frames", frames, shape if one else (self.batch, *shape), self.dtype)
+        expect_finite("frames", frames)
+        frames = np.ascontiguousarray(frames)
+        self._running.run(frames[None] if one else frames, out[None] if one else out)
         return out
+
+    def _is_result(self, out: Any, frames: Any) -> bool:
+        return (
+            isinstance(out, np.ndarray)
+            and out.shape == (*np.shape(frames)[:-1], self._outputs)
+            and out.dtype == self._dtype
+            and out.flags.c_contiguous
+            and out.flags.writeable
+        )
 
     # ---- the state
 
@@ -200,6 +209,7 @@ class Stream:
         )
         self._step, self._address = self._running.stepping
         self._out = self._running.out
+        self._outputs, self._dtype = self.output_size, self.dtype
         if state is not None:
             self.restore(state)
 

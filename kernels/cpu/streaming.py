@@ -29,6 +29,7 @@ from .frames import (
     call_at,
     compiled,
     one_process_at_a_time,
+    part_of_a_piece,
     record,
     word,
     write_word,
@@ -59,6 +60,7 @@ class StreamPlan(NamedTuple):
     block: int  # how many steps the plans of the layers are made for
     layers: int
     plans: int  # the address of their addresses
+    owners: int  # of the plans of single steps, whose state these start from; or 0
     size: int  # bytes of a number
     # the affine layer, if outputs is not 0: weights and bias in panels
     hidden: int
@@ -70,8 +72,8 @@ class StreamPlan(NamedTuple):
 
 
 _read_plan = record(StreamPlan)
-_T, _XS, _HS, _IN_PANELS, _STATE, _END = map(
-    Plan._fields.index, ("T", "xs", "hs", "in_panels", "state", "end")
+_T, _XS, _HS, _IN_PANELS, _STATE, _END, _STATE_IN = map(
+    Plan._fields.index, ("T", "xs", "hs", "in_panels", "state", "end", "state_in")
 )
 
 
@@ -88,6 +90,10 @@ def stream(frame):
             write_word(plan + 8 * _XS, x)
             write_word(plan + 8 * (_XS + 1), x_row)
             write_word(plan + 8 * (_XS + 2), x_time)
+            if me.owners:
+                now = word(word(me.owners, k), _STATE)
+                write_word(plan + 8 * _STATE_IN, now)
+                write_word(plan + 8 * (_STATE_IN + 1), now)
             if k == me.layers - 1 and me.outputs == 0:
                 write_word(plan + 8 * _HS, out)
                 write_word(plan + 8 * (_HS + 1), me.out_row)
@@ -116,42 +122,67 @@ def stream(frame):
             ))  # fmt: skip
 
 
+@part_of_a_piece
+def _finite(numbers):
+    unfit = False
+    for k in range(numbers.size):
+        unfit |= numbers[k] - numbers[k] != 0  # NaN for infinity, too
+    return not unfit
+
+
 def _enter(x, address):
-    """One step of x; False where its shape is another, or where a number in it is not finite."""
+    """One step of x (inputs,) or (N, inputs); False where it does not fit or is not finite."""
     N, inputs, alone = word(address, 2), word(address, 3), word(address, 4)
     if x.size != N * inputs or x.shape[x.ndim - 1] != inputs:
         return False
-    unfit = False
     if x.ndim == 1:  # one of the two is compiled
-        for k in range(x.size):
-            unfit |= x[k] - x[k] != 0
+        if not _finite(x):
+            return False
     else:
-        for n in range(x.shape[0]):
-            for k in range(x.shape[1]):
-                unfit |= x[n, k] - x[n, k] != 0
-    if unfit:
-        return False
+        for n in range(N):
+            if not _finite(x[n]):
+                return False
     write_word(address + 40, x.ctypes.data)
     if alone:
         call_at(word(address, 0), address)
     return True
 
 
+def _enter_many(x, out, address):
+    """Steps of x (N, T, inputs) into out; False where a shape is another or x is not finite."""
+    N, inputs, alone = word(address, 2), word(address, 3), word(address, 4)
+    if x.shape[0] != N or x.shape[2] != inputs or x.strides[2] != x.itemsize:
+        return False
+    for n in range(N):
+        for t in range(x.shape[1]):
+            if not _finite(x[n, t]):
+                return False
+    write_word(address + 40, x.ctypes.data)
+    write_word(address + 48, x.strides[0])
+    write_word(address + 56, x.strides[1])
+    write_word(address + 64, x.shape[1])
+    write_word(address + 72, out.ctypes.data)
+    write_word(address + 80, out.strides[0])
+    write_word(address + 88, out.strides[1])
+    if alone:
+        call_at(word(address, 0), address)
+    return True
+
+
 @cache
-def _entrance(dtype: str, ndim: int, nogil: bool) -> Any:
-    """``_enter`` for arrays of a dtype; it takes no other."""
-    array = types.Array(from_dtype(np.dtype(dtype)), ndim, "C")
-    compile_for = njit(
-        boolean(array, int64), cache=CACHED, nogil=nogil, error_model="numpy"
-    )  # fmt: skip
+def _entrance(function: Callable[..., bool], dtype: str, ndim: int, nogil: bool) -> Any:
+    """One of these two for arrays of a dtype; it takes no other."""
+    kind = from_dtype(np.dtype(dtype))
+    takes: tuple[Any, ...] = (types.Array(kind, ndim, "C"), int64)
+    if function is _enter_many:
+        takes = types.Array(kind, 3, "A", readonly=True), types.Array(kind, 3, "C"), int64
+    compile_for = njit(boolean(*takes), cache=CACHED, nogil=nogil, error_model="numpy")
     with one_process_at_a_time():
-        return compile_for(_enter)
+        return compile_for(function)
 
 
 # ---- from Python
 
-_X = StreamPlan._fields.index("x")
-_STATE_IN = Plan._fields.index("state_in")
 _PACKED, _KEEP, _MULTIPLY, _WEIGHT_ROW, _WEIGHTS = map(
     Plan._fields.index, ("packed", "keep", "multiply", "weight_row", "pWx")
 )
@@ -178,10 +209,12 @@ class NumbaStream:
             packed = [_pack_weights(cell, params, bfloat16) for cell, params in layers]
             top = _pack_affine(affine) if affine is not None else None
             self._one = _Call(self._states, layers, packed, top, N, 1, shards)
-            self._many = _Call(self._states, layers, packed, top, N, max(1, 256 // N), shards)
+            steps, owners = max(2, 256 // N), self._one.plans if N == 1 else None
+            self._many = _Call(self._states, layers, packed, top, N, steps, shards, owners)
             # a step of a microsecond need not let other Python threads in
             long = sum(matrix.size for p in packed for matrix in p.memory) > 1 << 16
-            self._enter = _entrance(dtype.name, 1 if N == 1 else 2, long)
+            self._enter = _entrance(_enter, dtype.name, 1 if N == 1 else 2, long)
+            self._enter_many = _entrance(_enter_many, dtype.name, 3, True)
         self.out = self._one.out[0, 0] if N == 1 else self._one.out[:, 0]
 
     @property
@@ -209,16 +242,17 @@ class NumbaStream:
         threads.team.run(self._one.words, self._shards, self._one.plans)
         return True
 
-    def run(self, xs: Array, out: Array) -> None:
-        """xs (N, T, inputs) -> out (N, T, outputs)."""
+    def run(self, xs: Array, out: Array) -> bool:
+        """xs (N, T, inputs) -> out (N, T, outputs), which must fit.
+
+        False, and nothing done, where xs has another shape, a number in it is not finite, or the
+        numbers of a row do not lie side by side. Raises TypeError where the dtype is another.
+        """
         many = self._many
-        many.words[_X : _X + 7] = (
-            address_of(xs), *xs.strides[:2], xs.shape[1], address_of(out), *out.strides[:2]
-        )  # fmt: skip
-        for one, plan in zip(self._one.plans, many.plans, strict=True):
-            if self._N == 1:
-                plan[_STATE_IN : _STATE_IN + 2] = one[_STATE]
-        threads.team.run(many.words, self._shards, many.plans)
+        fits = self._enter_many(xs, out, many.address)
+        if fits and self._shards > 1:
+            threads.team.run(many.words, self._shards, many.plans)
+        return bool(fits)
 
 
 class _StateMemory:
@@ -250,6 +284,7 @@ class _Call:
         N: int,
         T: int,
         shards: int,
+        owners: Sequence[Array] | None = None,
     ) -> None:
         dtype = states[0].arrays[0].dtype
         first = xs = np.zeros((N, T, layers[0][1][0].shape[0]), dtype)
@@ -281,14 +316,16 @@ class _Call:
         self.out = np.zeros((N, T, outputs), dtype) if outputs else hs
         weights_, bias = top.addresses if top is not None else (0, 0)
         addresses = np.array([address_of(plan) for plan in self.plans])
-        self._kept.append(addresses)
+        owned_by = np.array([address_of(plan) for plan in owners or ()])
+        self._kept += [addresses, owned_by]
         self.words = np.array(
             StreamPlan(
                 piece=compiled(stream, dtype.name), here=0, N=N, inputs=first.shape[2], alone=shards == 1,
                 x=address_of(first), x_row=first.strides[0], x_time=first.strides[1], T=T,
                 out=address_of(self.out), out_row=self.out.strides[0],
                 out_time=self.out.strides[1], block=T, layers=len(layers),
-                plans=address_of(addresses), size=dtype.itemsize,
+                plans=address_of(addresses),
+                owners=address_of(owned_by) if owners else 0, size=dtype.itemsize,
                 hidden=hs.shape[2], outputs=outputs, weights=weights_, bias=bias,
                 multiply=compiled(products.multiply, dtype.name),
                 add_up=compiled(products.add_up, dtype.name),
