@@ -107,8 +107,10 @@ def measure(calls: Calls, rounds: int, settle: float) -> dict[str, float]:
     gc.disable()
     for _ in range(rounds):
         for name, call in calls.items():
-            time.sleep(settle)  # other libraries' threads go on looking for work for a while
-            call()
+            time.sleep(0.01)  # other libraries' threads go on looking for work for a while ...
+            begun = time.perf_counter()
+            while time.perf_counter() - begun < settle:  # ... and this one's have to wake up
+                call()
             start = time.perf_counter()
             for _ in range(repeats[name]):
                 call()
@@ -226,7 +228,7 @@ def run_child(what: list[str], cell: list[str], threads: int, rounds: int) -> li
                 timed = calls(kind, name, sizes, threads)
                 if kind != "step":
                     check_same(timed)
-                found = measure(timed, rounds, 0.015 if threads > 1 else 0.003)
+                found = measure(timed, rounds, 0.06 if threads > 1 else 0.003)
                 row = {
                     "what": kind,
                     "cell": name,

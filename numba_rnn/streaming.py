@@ -146,7 +146,7 @@ class Stream:
                 f"shape {(*np.shape(frames)[:-1], self._outputs)}"
             )
         try:
-            if self._running.run(frames[None] if one else frames, out[None] if one else out):
+            if out.size and self._running.run(frames[None] if one else frames, out[None] if one else out):
                 return out
         except (TypeError, IndexError):
             pass  # no array, or of another dtype or number of axes

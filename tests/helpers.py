@@ -17,6 +17,8 @@ from numba_rnn.kernels.reference import ReferenceEngine
 ENGINES = ("numba",)  # every engine but the reference: a new one is added here, and tested
 BACKENDS = ("numpy", *ENGINES)
 DTYPES = (np.float32, np.float64)
+# how the numba engine's work may be shared: shards, and whether by rows of the batch or by units
+SHARINGS = [(1, True), (2, True), (2, False), (3, True), (3, False), (5, False)]
 
 Array = np.ndarray
 

@@ -1,0 +1,94 @@
+"""The compiled engine works with raw addresses: nothing outside an array is read or written.
+
+Every array, the caller's and the engine's own, is placed so that it ends where unmapped memory
+begins: one byte further and the process dies.
+"""
+
+import pytest
+
+from helpers import run_python
+from numba_rnn import cells
+
+PROGRAM = """
+import ctypes, faulthandler, mmap
+import numpy as np
+from unittest import mock
+from helpers import SHARINGS, outcome, random_problem
+from numba_rnn import use_backend
+from numba_rnn.kernels.cpu import engine as cpu, plans, streaming
+
+faulthandler.enable()
+libc, kept = ctypes.CDLL(None, use_errno=True), []
+
+def before_the_end(size):
+    '''Memory of that many bytes, and then a page that may not be touched.'''
+    pages = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+    region = mmap.mmap(-1, pages + mmap.PAGESIZE)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(region))
+    assert libc.mprotect(ctypes.c_void_p(start + pages), mmap.PAGESIZE, 0) == 0
+    kept.append(region)
+    return np.frombuffer(region, np.uint8, size, pages - size)
+
+def guarded(array):
+    copy = before_the_end(array.nbytes).view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+def aligned(size, dtype):
+    memory = before_the_end(max(size, 64)).view(dtype)
+    memory[...] = np.nan
+    assert memory.ctypes.data % 64 == 0 or size % 64  # what is no vectors need not be aligned
+    return memory, memory.ctypes.data
+
+class Guarded:
+    '''NumPy, but what it makes for others to fill ends at a page that may not be touched.'''
+    def __getattr__(self, name):
+        return getattr(np, name)
+    @staticmethod
+    def empty(*args, **options):
+        return guarded(np.empty(*args, **options))
+    @staticmethod
+    def empty_like(*args, **options):
+        return guarded(np.empty_like(*args, **options))
+
+if NAME == "one number further":
+    array = guarded(np.zeros(5, np.float32))
+    ctypes.c_float.from_address(array.ctypes.data + array.nbytes).value
+
+cell = NAME
+for dtype in (np.float32, np.float64):
+    for sizes in ((1, 1, 1, 1), (1, 3, 5, 17), (3, 4, 16, 15), (7, 50, 33, 31), (2, 3, 1, 64)):
+        for sharing in SHARINGS:
+            p = random_problem(cell, *sizes, dtype).map(guarded)
+            plans.forget_memory()
+            with (use_backend("numba", strict=True) as engine,
+                  mock.patch.object(plans, "aligned", aligned),
+                  mock.patch.object(streaming, "aligned", aligned),
+                  mock.patch.object(cpu, "np", Guarded()),
+                  mock.patch.object(cpu, "sharing", return_value=sharing)):
+                outcome(engine, p)
+                if sharing != (1, True):
+                    continue
+                N, T, D = p.xs.shape
+                top = guarded(np.ones((sizes[3], 19), dtype)), guarded(np.ones(19, dtype))
+                for affine in (None, top):
+                    stream = engine.stream([(p.cell, p.params)], affine, N)
+                    x = p.xs[0, 0] if N == 1 else p.xs[:, 0]
+                    assert stream.step(guarded(x))
+                    outputs = sizes[3] if affine is None else 19
+                    assert stream.run(p.xs, guarded(np.empty((N, T, outputs), dtype)))
+print("nothing was touched")
+"""
+
+
+@pytest.mark.parametrize("name", cells.names())
+def test_nothing_outside_an_array_is_touched(name):
+    assert run_python(PROGRAM.replace("NAME", repr(name))).stdout == "nothing was touched\n"
+
+
+def test_the_guard_guards():
+    """One number further, and the program dies."""
+    broken = PROGRAM.replace("NAME", repr("one number further"))
+    with pytest.raises(AssertionError, match="Segmentation fault"):
+        run_python(broken)
+

@@ -1,0 +1,332 @@
+"""Streams compute what the layers compute, step by step, and allocate nothing."""
+
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+from helpers import BACKENDS, DTYPES, Array, relative_error
+from numba_rnn import Stream, TimeAffine, TimeDropout, TimeGRU, TimeLSTM, TimeRecurrent, TimeRNN
+from numba_rnn import cells as all_cells
+from numba_rnn import use_backend
+
+LIMITS = {np.float32: 2e-6, np.float64: 1e-14}
+backends = pytest.mark.parametrize("backend", BACKENDS)
+
+
+def numbers(*shape: int, dtype: Any = np.float32, seed: int = 0) -> Array:
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def steps(stream: Stream, xs: Array) -> Array:
+    """xs (N, T, D), step by step."""
+    rows = [
+        stream.step(np.ascontiguousarray(xs[0, t] if stream.batch == 1 else xs[:, t])).copy()
+        for t in range(xs.shape[1])
+    ]
+    return np.stack(rows, axis=0 if stream.batch == 1 else 1).reshape(*xs.shape[:2], -1)
+
+
+def many(stream: Stream, xs: Array) -> Array:
+    frames = xs[0] if stream.batch == 1 else xs
+    return stream.step_many(frames).reshape(*xs.shape[:2], -1)
+
+
+def same(backend: str, got: Array, want: Array) -> None:
+    """Bit for bit on the numba engine, within rounding on the others."""
+    if backend == "numba":
+        np.testing.assert_array_equal(got, want)
+    else:
+        assert relative_error(got, want) < LIMITS[want.dtype.type]
+
+
+# ---- what they compute
+
+
+@backends
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cell", all_cells.names())
+@pytest.mark.parametrize(
+    "sizes", [(1, 9, 1, 1), (1, 300, 5, 16), (1, 20, 33, 47), (3, 90, 7, 33), (300, 4, 2, 3)]
+)
+def test_a_stream_is_the_layer(backend, dtype, cell, sizes):
+    N, T, D, H = sizes
+    with use_backend(backend, strict=True):
+        layer = TimeRecurrent.create(D, H, cell=cell, rng=0, dtype=dtype)
+        xs = numbers(N, T, D, dtype=dtype)
+        want = layer.forward(xs)
+        one, other, third = (layer.stream(batch=N) for _ in range(3))
+        same(backend, steps(one, xs), want)
+        same(backend, many(other, xs), want)
+        # in parts, by turns
+        parts = [many(third, xs[:, : T // 3]), steps(third, xs[:, T // 3 : T // 2])]
+        parts += [many(third, xs[:, T // 2 :])]
+        same(backend, np.concatenate([p for p in parts if p.shape[1]], axis=1), want)
+        for stream in (one, other, third):
+            for state, after in zip(stream.state[0], layer.state, strict=True):
+                same(backend, state, after)
+
+
+@backends
+@pytest.mark.parametrize("N", [1, 4])
+def test_a_stack_with_an_affine_layer_is_its_layers(backend, N):
+    with use_backend(backend, strict=True):
+        stack = [
+            TimeLSTM.create(5, 20, rng=0),
+            TimeGRU.create(20, 17, rng=1),
+            TimeRNN.create(17, 16, rng=2),
+            TimeAffine.create(16, 37, rng=3),
+        ]
+        stack[-1].params[1][...] = numbers(37)
+        want = xs = numbers(N, 30, 5)
+        for layer in stack:
+            want = layer.forward(want)
+        stream = Stream(stack, batch=N)
+        for run in (steps, many):
+            stream.reset()
+            assert relative_error(run(stream, xs), want) < 2e-6
+        assert repr(stream).startswith("Stream(TimeLSTM -> TimeGRU -> TimeRNN -> TimeAffine, D 5")
+
+
+@pytest.mark.parametrize("N", [1, 3])
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_threads_change_no_bit(cell, N):
+    with use_backend("numba", strict=True):
+        layer = TimeRecurrent.create(9, 70, cell=cell, rng=0)
+        xs = numbers(N, 40, 9)
+        want = layer.forward(xs)
+        for threads in (2, 3):
+            stream = layer.stream(batch=N, threads=threads)
+            np.testing.assert_array_equal(steps(stream, xs), want)
+            stream.reset()
+            np.testing.assert_array_equal(many(stream, xs), want)
+
+
+def bfloat16(array: Array) -> Array:
+    """Rounded to 8 bits of mantissa, by arithmetic: an oracle for the bits."""
+    mantissa, exponent = np.frexp(array.astype(np.float64))
+    return np.ldexp(np.round(mantissa * 256) / 256, exponent).astype(np.float32)
+
+
+@pytest.mark.parametrize("N", [1, 3])
+@pytest.mark.parametrize("cell", all_cells.names())
+def test_bfloat16_weights_are_rounded_weights(cell, N):
+    with use_backend("numba", strict=True):
+        layer = TimeRecurrent.create(21, 37, cell=cell, rng=0)
+        xs = numbers(N, 40, 21)
+        stream = layer.stream(batch=N, bfloat16=True)
+        got = many(stream, xs)
+        exact = layer.forward(xs)
+        for weights in layer.params[:2]:
+            weights[...] = bfloat16(weights)
+        want = layer.forward(xs)
+        np.testing.assert_array_equal(got, want)
+        stream.reset()
+        np.testing.assert_array_equal(steps(stream, xs), want)
+        assert 1e-5 < relative_error(got, exact) < 5e-2
+
+
+def test_bfloat16_wants_float32():
+    layer = TimeRNN.create(3, 4, rng=0, dtype=np.float64)
+    with pytest.raises(TypeError, match="bfloat16: expected layers in float32, got float64"):
+        layer.stream(bfloat16=True)
+
+
+# ---- the state
+
+
+@backends
+@pytest.mark.parametrize("N", [1, 4])
+def test_snapshot_and_restore(backend, N):
+    with use_backend(backend, strict=True):
+        stream = Stream([TimeLSTM.create(3, 6, rng=0), TimeGRU.create(6, 5, rng=1)], N)
+        xs = numbers(N, 12, 3)
+        steps(stream, xs[:, :5])
+        before = stream.snapshot()
+        first = steps(stream, xs[:, 5:])
+        assert not np.array_equal(many(stream, xs[:, 5:]), first)
+        stream.restore(before)
+        same(backend, many(stream, xs[:, 5:]), first)
+        stream.restore(before)
+        np.testing.assert_array_equal(steps(stream, xs[:, 5:]), first)
+        with pytest.raises(ValueError, match="snapshot: expected arrays of shapes"):
+            stream.restore(before[:1])
+
+
+@backends
+@pytest.mark.parametrize("rows", [[1, 3], [False, True, False, True], np.array([3, 1])])
+def test_reset_of_some_rows(backend, rows):
+    with use_backend(backend, strict=True):
+        layer = TimeLSTM.create(3, 6, rng=0)
+        stream, xs = layer.stream(batch=4), numbers(4, 10, 3)
+        steps(stream, xs[:, :5])
+        stream.reset(rows)
+        got = steps(stream, xs[:, 5:])
+        whole, late = layer.forward(xs)[:, 5:], layer.forward(xs[:, 5:])
+        same(backend, got[[0, 2]], whole[[0, 2]])
+        same(backend, got[[1, 3]], late[[1, 3]])
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ([4], "rows: expected numbers from 0 to 3"),
+        ([-1], "rows: expected numbers from 0 to 3"),
+        ([0.5], "rows: expected numbers from 0 to 3"),
+        ([True, False], r"rows: expected a mask of shape \(4,\), got \(2,\)"),
+    ],
+)
+def test_rows_that_do_not_exist(rows, says):
+    with pytest.raises(ValueError, match=says):
+        TimeRNN.create(2, 3, rng=0).stream(batch=4).reset(rows)
+
+
+@backends
+def test_the_weights_are_those_of_the_last_refresh(backend):
+    with use_backend(backend, strict=True):
+        layer, xs = TimeGRU.create(3, 6, rng=0, reset_after=True), numbers(1, 8, 3)
+        stream, before = layer.stream(), layer.forward(xs)
+        for param in layer.params:
+            param *= 2
+        after = layer.forward(xs)
+        same(backend, many(stream, xs), before)
+        stream.refresh()
+        np.testing.assert_array_equal(stream.state[0][0], before[:, -1])  # it stays
+        stream.reset()
+        same(backend, many(stream, xs), after)
+
+
+# ---- what they are given
+
+
+@backends
+def test_arrays_of_any_layout_are_taken(backend):
+    with use_backend(backend, strict=True):
+        layer, xs = TimeLSTM.create(4, 6, rng=0), numbers(1, 5, 4)
+        want = layer.forward(xs)
+        stream = layer.stream()
+        wide = np.zeros((5, 8), np.float32)
+        wide[:, ::2] = xs[0]
+        got = [stream.step(wide[t, ::2]).copy() for t in range(5)]
+        same(backend, np.array(got)[None], want)
+        for frames in (wide[:, ::2], xs[0].T.copy().T, np.broadcast_to(xs[0], (5, 4))):
+            stream.reset()
+            same(backend, stream.step_many(frames)[None], want)
+        read_only = xs[0, 0].copy()
+        read_only.flags.writeable = False
+        stream.reset()
+        same(backend, stream.step(read_only), want[0, 0])
+
+
+BAD = [
+    (np.ones(3, np.float32), ValueError, r"x: expected shape \(4,\), got \(3,\)"),
+    (np.ones((1, 4), np.float32), ValueError, r"x: expected shape \(4,\), got \(1, 4\)"),
+    (np.ones(4), TypeError, "x: expected float32, as the parameters are, got float64"),
+    (np.ones(4, np.int32), TypeError, "x: expected float32"),
+    ([1, 2, 3, 4], TypeError, r"x: expected an array of shape \(4,\), got list"),
+    (np.array([1, np.nan, 0, 0], np.float32), ValueError, r"x: expected finite .* nan at \(1,\)"),
+    (np.array([1, 0, 0, -np.inf], np.float32), ValueError, r"x: expected finite .* -inf"),
+]
+
+
+@backends
+@pytest.mark.parametrize(("x", "error", "says"), BAD)
+def test_a_bad_step_is_refused_and_changes_nothing(backend, x, error, says):
+    with use_backend(backend, strict=True):
+        stream = TimeLSTM.create(4, 6, rng=0).stream()
+        stream.step(np.ones(4, np.float32))
+        before = stream.snapshot()
+        with pytest.raises(error, match=says):
+            stream.step(x)
+        many_says = says.replace("x:", "frames:").split(",")[0].replace(r"\(4", r"\('?T'?, 4")
+        with pytest.raises(error, match=many_says[:20].split("(")[0].rstrip("\\")):
+            stream.step_many(np.asarray(x)[None] if not isinstance(x, list) else x)
+        np.testing.assert_equal(stream.snapshot(), before)
+
+
+@backends
+def test_batches_of_another_size_are_refused(backend):
+    with use_backend(backend, strict=True):
+        stream = TimeRNN.create(4, 6, rng=0).stream(batch=3)
+        with pytest.raises(ValueError, match=r"x: expected shape \(3, 4\), got \(2, 4\)"):
+            stream.step(np.ones((2, 4), np.float32))
+        with pytest.raises(ValueError, match=r"frames: expected shape \(3, T, 4\)"):
+            stream.step_many(np.ones((2, 5, 4), np.float32))
+        with pytest.raises(ValueError, match=r"frames: .* with no size 0"):
+            stream.step_many(np.ones((3, 0, 4), np.float32))
+
+
+def test_where_the_result_goes():
+    stream, frames = TimeRNN.create(4, 6, rng=0).stream(), numbers(7, 4)
+    out = np.full((7, 6), np.nan, np.float32)
+    assert stream.step_many(frames, out) is out
+    assert np.isfinite(out).all()
+    for wrong in (np.empty((7, 5), np.float32), np.empty((7, 6)), np.empty((6, 7), "f4").T):
+        with pytest.raises(ValueError, match=r"out: expected a C-contiguous array of float32"):
+            stream.step_many(frames, wrong)
+
+
+@pytest.mark.parametrize(
+    "stack",
+    [
+        [],
+        [TimeAffine.create(3, 4, rng=0)],
+        [TimeRNN.create(3, 4, rng=0), TimeDropout(0.5)],
+        [TimeRNN.create(3, 4, rng=0), *[TimeAffine.create(4, 4, rng=0)] * 2],
+        [TimeAffine.create(3, 3, rng=0), TimeRNN.create(3, 4, rng=0)],
+    ],
+)
+def test_what_cannot_be_streamed_is_refused(stack):
+    with pytest.raises(TypeError, match="layers: expected recurrent layers"):
+        Stream(stack)
+
+
+def test_layers_that_do_not_fit_are_refused():
+    below, above = TimeRNN.create(3, 4, rng=0), TimeRNN.create(5, 4, rng=0)
+    with pytest.raises(ValueError, match="layers: expected a layer of 4 inputs in float32 above"):
+        Stream([below, above])
+
+
+# ---- how they live
+
+
+@pytest.mark.parametrize("N", [1, 2])
+def test_a_step_allocates_nothing(N):
+    with use_backend("numba", strict=True):
+        stream = TimeLSTM.create(16, 33, rng=0).stream(batch=N)
+        x = numbers(*((16,) if N == 1 else (N, 16)))
+        stream.step(x)
+        tracemalloc.start()
+        try:
+            before, _ = tracemalloc.get_traced_memory()
+            for _ in range(2000):
+                stream.step(x)
+            after, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert after - before < 1000
+        assert peak - before < 2000
+
+
+def test_a_long_stream_does_not_drift():
+    with use_backend("numba", strict=True):
+        layer, xs = TimeLSTM.create(3, 17, rng=0), numbers(1, 20_000, 3)
+        stream, want = layer.stream(), layer.forward(xs)
+        for t in range(20_000):
+            out = stream.step(xs[0, t])
+        np.testing.assert_array_equal(out, want[0, -1])
+
+
+@backends
+def test_streams_of_one_layer_in_several_threads(backend):
+    def follow(seed: int) -> Array:
+        with use_backend(backend, strict=True):
+            return steps(layer.stream(), numbers(1, 200, 5, seed=seed))
+
+    layer = TimeLSTM.create(5, 40, rng=0)
+    with use_backend(backend, strict=True), ThreadPoolExecutor(8) as pool:
+        want = [layer.forward(numbers(1, 200, 5, seed=seed)) for seed in range(8)]
+        for got, whole in zip(pool.map(follow, range(8)), want, strict=True):
+            same(backend, got, whole)
