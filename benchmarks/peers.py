@@ -40,9 +40,7 @@ class Task:
         bx, bh = (b[0], b[1]) if b.ndim == 2 else (b, np.zeros_like(b))
         parts = []
         for array in (Wx.T, Wh.T, bx, bh):
-            rows = {
-                name: array[k * H : (k + 1) * H] for k, name in enumerate(names)
-            }
+            rows = {name: array[k * H : (k + 1) * H] for k, name in enumerate(names)}
             parts.append(
                 np.concatenate([
                     -rows[gate[1:]] if gate.startswith("-") else rows[gate]
@@ -322,7 +320,7 @@ def onnx_step(task: Task) -> Call:
         kept.append(onnxruntime.OrtValue.ortvalue_from_numpy(array))
         return kept[-1]
 
-    _, _, D, H = task.sizes
+    H = task.sizes[3]
     binding.bind_ortvalue_input("x", value(task.xs[:, :1].copy()))
     for name in [i.name for i in session.get_inputs()][1:]:
         binding.bind_ortvalue_input(name, value(np.zeros((1, 1, H), np.float32)))

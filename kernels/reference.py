@@ -126,7 +126,7 @@ class ReferenceEngine:
         batch: int,
         shards: int = 1,
         bfloat16: bool = False,
-    ) -> "ReferenceStream":
+    ) -> Any:
         """A stack of layers that lives on, from the parameters as they are now.
 
         layers    a cell and its parameters each, the first one at the bottom

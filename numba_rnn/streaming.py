@@ -145,8 +145,9 @@ class Stream:
                 f"out: expected a C-contiguous array of {self.dtype} that may be written to, of "
                 f"shape {(*np.shape(frames)[:-1], self._outputs)}"
             )
+        to = out[None] if one else out
         try:
-            if out.size and self._running.run(frames[None] if one else frames, out[None] if one else out):
+            if out.size and self._running.run(frames[None] if one else frames, to):
                 return out
         except (TypeError, IndexError):
             pass  # no array, or of another dtype or number of axes
@@ -154,7 +155,7 @@ class Stream:
         expect_array("frames", frames, shape if one else (self.batch, *shape), self.dtype)
         expect_finite("frames", frames)
         frames = np.ascontiguousarray(frames)
-        self._running.run(frames[None] if one else frames, out[None] if one else out)
+        self._running.run(frames[None] if one else frames, to)
         return out
 
     def _is_result(self, out: Any, frames: Any) -> bool:

@@ -12,7 +12,7 @@ from numba import cfunc, types
 
 from helpers import DTYPES, Array
 from numba_rnn.kernels import functions
-from numba_rnn.kernels.cpu import frames
+from numba_rnn.kernels.cpu import frames, vector_functions  # noqa: F401
 from numba_rnn.kernels.cpu.simd import VECTOR_BYTES, lanes_of, load_part, store_part
 from numba_rnn.kernels.cpu.threads import call_piece
 

@@ -186,4 +186,4 @@ def test_the_import_walk_sees_relative_imports():
     assert "numba_rnn.layers.recurrent.TimeLSTM" in found
     found = imports("numba_rnn.kernels")
     assert "numba_rnn.kernels.functions.sigmoid" in found["numba_rnn.kernels.cells.lstm"]
-    assert "numba_rnn.kernels.functions" in found["numba_rnn.kernels.cpu.simd"]
+    assert "numba_rnn.kernels.functions" in found["numba_rnn.kernels.cpu.vector_functions"]

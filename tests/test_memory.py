@@ -91,4 +91,3 @@ def test_the_guard_guards():
     broken = PROGRAM.replace("NAME", repr("one number further"))
     with pytest.raises(AssertionError, match="Segmentation fault"):
         run_python(broken)
-

@@ -8,9 +8,17 @@ import numpy as np
 import pytest
 
 from helpers import BACKENDS, DTYPES, Array, relative_error
-from numba_rnn import Stream, TimeAffine, TimeDropout, TimeGRU, TimeLSTM, TimeRecurrent, TimeRNN
+from numba_rnn import (
+    Stream,
+    TimeAffine,
+    TimeDropout,
+    TimeGRU,
+    TimeLSTM,
+    TimeRecurrent,
+    TimeRNN,
+    use_backend,
+)
 from numba_rnn import cells as all_cells
-from numba_rnn import use_backend
 
 LIMITS = {np.float32: 2e-6, np.float64: 1e-14}
 backends = pytest.mark.parametrize("backend", BACKENDS)

@@ -77,7 +77,9 @@ def test_a_thread_that_never_comes_is_not_waited_for(engine, cell, by_rows):
 @pytest.mark.parametrize("by_rows", [True, False])
 def test_passes_from_several_python_threads(engine, by_rows):
     """One of them has the team, the others run alone; all are right."""
-    problems = [random_problem("gru_reset_after", 8, 30, 9, 40, np.float32, rng=k) for k in range(8)]
+    problems = [
+        random_problem("gru_reset_after", 8, 30, 9, 40, np.float32, rng=k) for k in range(8)
+    ]
     with alone():
         wanted = [outcome(engine, p) for p in problems]
     with shared(2, by_rows), ThreadPoolExecutor(8) as pool:

@@ -13,7 +13,9 @@ from llvmlite import binding
 
 from ..cells import Cell
 from ..reference import Array, ReferenceEngine, State, expect_consistent
-from . import sequence, threads
+from . import threads
+from .backward import backward
+from .forward import forward
 from .frames import CACHED, cache_folder
 from .plans import Kept, plain, recipe, rows_plain, sharing
 from .streaming import NumbaStream
@@ -32,7 +34,7 @@ class NumbaEngine(ReferenceEngine):
         N, T, D = xs.shape
         H = params[1].shape[0]
         shares = sharing(cell, N, T, D, H)
-        made = recipe(sequence.forward, cell, xs.dtype, N, T, D, H, *shares)
+        made = recipe(forward, cell, xs.dtype, N, T, D, H, *shares)
         kept = Kept(made.kept_bytes, xs.dtype)
         state_in, state_out = np.array(state), np.empty((len(state), N, H), xs.dtype)
         hs = np.empty((N, T, H), xs.dtype)
@@ -48,7 +50,7 @@ class NumbaEngine(ReferenceEngine):
         N, T, D = xs.shape
         H = params[1].shape[0]
         shares = sharing(cell, N, T, D, H)
-        made = recipe(sequence.backward, cell, xs.dtype, N, T, D, H, *shares)
+        made = recipe(backward, cell, xs.dtype, N, T, D, H, *shares)
         state_in = np.array((*dstate, np.zeros_like(dstate[0])))
         state_out, dxs = np.empty_like(state_in), np.empty((N, T, D), xs.dtype)
         gradients = tuple(np.empty(p.shape, p.dtype) for p in params)
@@ -83,5 +85,3 @@ class NumbaEngine(ReferenceEngine):
             **super().describe(), "threads": threads.available(), "simd_bits": simd_bits,
             "cache": cache,
         }  # fmt: skip
-
-

@@ -127,9 +127,7 @@ def call(typing, address, values):
         count = len(values)
         block = cgutils.alloca_once(builder, ir.ArrayType(_I64, count))
         for k in range(count):
-            value = context.cast(
-                builder, builder.extract_value(args[1], k), values[k], types.int64
-            )
+            value = context.cast(builder, builder.extract_value(args[1], k), values[k], types.int64)
             builder.store(value, builder.gep(block, [_I32(0), _I32(k)]))
         kind = ir.FunctionType(ir.VoidType(), [_I64.as_pointer()])
         function = builder.inttoptr(args[0], kind.as_pointer())

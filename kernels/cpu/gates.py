@@ -81,7 +81,8 @@ def backward_gates(frame):
     """A piece: from the gradient of the state after a step to its gates' and the state's before."""
     (
         first, end, units, H, rows, dhs, dhs_row, dstate, dstate_panel, through_h,
-        state, state_panel, after, after_panel, saved, saved_panel, delta, delta_panel, ahead, dhs_time,
+        state, state_panel, after, after_panel, saved, saved_panel, delta, delta_panel,
+        ahead, dhs_time,
     ) = arguments(frame, 20)  # fmt: skip
     W = lanes_of(frame)
     for u in range(first, end):

@@ -22,6 +22,7 @@ from numba.core.errors import TypingError
 from numba.extending import intrinsic, overload, register_jitable
 
 from ..cells import Cell
+from . import vector_functions  # noqa: F401 (it registers them)
 from .fingerprint import with_callees
 from .simd import VectorType, emit_load, emit_load_part, emit_prefetch, emit_store
 
@@ -319,9 +320,7 @@ def load_gradients(typing, frame, start, stride):
     kind = types.UniTuple(vector, len(order))
 
     def codegen(context, builder, signature, args):
-        places = [
-            _member(builder, args[1], args[2], order.index(g)) for g in range(len(order))
-        ]
+        places = [_member(builder, args[1], args[2], order.index(g)) for g in range(len(order))]
         return context.make_tuple(
             builder, kind, [emit_load(builder, vector, place) for place in places]
         )

@@ -18,7 +18,8 @@ from numba.np.numpy_support import from_dtype
 
 from ..cells import Cell
 from ..reference import Array
-from . import fingerprint, gates, products, sequence, threads
+from . import fingerprint, gates, products, threads
+from .forward import forward
 from .frames import CACHED, announced, compiled, one_process_at_a_time
 from .lowering import layout
 from .sequence import Plan
@@ -88,8 +89,8 @@ def _filler(dtype: str, b_ndim: int) -> Any:
         return types.Array(from_dtype(np.dtype(dtype)), ndim, layout, readonly=True)
 
     params = array(2), array(2), array(b_ndim)
-    takes = types.int64[::1], array(3, "A"), *params, array(3), array(3), array(3, "A")
-    takes += array(3, "A"), *params, types.int64, types.int64
+    takes = [types.int64[::1], array(3, "A"), *params, array(3), array(3), array(3, "A")]
+    takes += [array(3, "A"), *params, types.int64, types.int64]
     with one_process_at_a_time():
         return njit(types.void(*takes), cache=CACHED)(fill)
 
@@ -121,20 +122,20 @@ def recipe(
     def panels(count: int, rows: int) -> int:
         return count * (rows | 1) * VECTOR_BYTES
 
-    forward = driver is sequence.forward
+    ahead = driver is forward
     of_chunk, of_step = steps * N, N
     scratch = {
-        "pWx": panels(at.x_gates * units, D) if forward else panels(inputs, at.x_gates * H),
+        "pWx": panels(at.x_gates * units, D) if ahead else panels(inputs, at.x_gates * H),
         "pWh": panels(recurrent * units, H)
-        if forward
+        if ahead
         else panels(units, at.early * H) + panels(units, at.late * H),
-        "x_side": panels(at.x_gates * units, of_chunk) if forward else 0,
-        "e_side": panels(at.early * units, of_step) if forward else 0,
-        "l_side": panels(at.late * units, of_step) if forward else 0,
-        "delta": 0 if forward else panels(len(cell.gates) * units, of_chunk),
-        "dstate": 0 if forward else panels((states + 1) * units, of_step),
-        "doperand": 0 if forward else panels(units, of_step),
-        "x_panels": 0 if forward else panels(inputs, of_chunk),
+        "x_side": panels(at.x_gates * units, of_chunk) if ahead else 0,
+        "e_side": panels(at.early * units, of_step) if ahead else 0,
+        "l_side": panels(at.late * units, of_step) if ahead else 0,
+        "delta": 0 if ahead else panels(len(cell.gates) * units, of_chunk),
+        "dstate": 0 if ahead else panels((states + 1) * units, of_step),
+        "doperand": 0 if ahead else panels(units, of_step),
+        "x_panels": 0 if ahead else panels(inputs, of_chunk),
     }
     kept = {
         "state": chunks * panels(states * units, of_chunk),
@@ -200,7 +201,7 @@ def sharing(cell: Cell, N: int, T: int, D: int, H: int) -> tuple[int, bool]:
     if operations < 4_000_000:  # not worth waking anyone up
         return 1, True
     shards = threads.available()
-    return shards, N >= 4 * shards
+    return shards, 4 * shards <= N
 
 
 # ---- arrays and memory
@@ -270,9 +271,9 @@ _PRODUCTS = ("multiply", "multiply_transposed", "pack", "pack_transposed", "unpa
 
 def _pieces(driver: Callable[[Any], None], cell: Cell, dtype: str) -> dict[str, int]:
     """The addresses of a plan's pieces, compiled now or by an earlier process."""
-    forward = driver is sequence.forward
-    gates_piece = gates.forward_gates if forward else gates.backward_gates
-    operand_piece = gates.operand_gates if forward else gates.operand_backward_gates
+    ahead = driver is forward
+    gates_piece = gates.forward_gates if ahead else gates.backward_gates
+    operand_piece = gates.operand_gates if ahead else gates.operand_backward_gates
     part = driver.__name__
     try:
         with announced(f"the {part} pass of {cell.name} ({dtype})"):

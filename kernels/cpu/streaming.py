@@ -21,7 +21,8 @@ from numba.np.numpy_support import from_dtype
 
 from ..cells import Cell
 from ..reference import Array
-from . import products, sequence, threads
+from . import products, threads
+from .forward import forward
 from .frames import (
     CACHED,
     announced,
@@ -220,7 +221,9 @@ class NumbaStream:
     @property
     def state(self) -> list[Array]:
         """For each layer its states, (S, N, H), to be read and written."""
-        return [memory.now(plan) for memory, plan in zip(self._states, self._one.plans, strict=True)]
+        return [
+            memory.now(plan) for memory, plan in zip(self._states, self._one.plans, strict=True)
+        ]
 
     @property
     def stepping(self) -> tuple[Callable[[Array, int], bool], int]:
@@ -294,7 +297,7 @@ class _Call:
             D, H = params[0].shape[0], params[1].shape[0]
             hs = np.zeros((N, T, H), dtype)
             made = recipe(
-                sequence.forward, cell, dtype, N, T, D, H, shards, 4 * shards <= N
+                forward, cell, dtype, N, T, D, H, shards, 4 * shards <= N
             )  # fmt: skip
             memory = aligned(made.scratch_bytes, dtype), aligned(made.kept_bytes, dtype)
             plan = made.with_arrays(
@@ -320,7 +323,8 @@ class _Call:
         self._kept += [addresses, owned_by]
         self.words = np.array(
             StreamPlan(
-                piece=compiled(stream, dtype.name), here=0, N=N, inputs=first.shape[2], alone=shards == 1,
+                piece=compiled(stream, dtype.name), here=0, N=N, inputs=first.shape[2],
+                alone=shards == 1,
                 x=address_of(first), x_row=first.strides[0], x_time=first.strides[1], T=T,
                 out=address_of(self.out), out_row=self.out.strides[0],
                 out_time=self.out.strides[1], block=T, layers=len(layers),

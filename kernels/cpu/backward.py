@@ -1,0 +1,305 @@
+"""The backward pass, for any cell: a shard's work, phase by phase. Its picture: ``sequence.py``."""
+
+from .frames import call, part_of_a_piece, word
+from .sequence import (
+    END,
+    GRADIENTS,
+    HALF_STEP,
+    START,
+    STEPS,
+    begin,
+    chunk_at,
+    end,
+    panel_of,
+    panels_in,
+    read_plan,
+    rows_and_units,
+    rows_of,
+    share_of,
+    state_at,
+    steps_in,
+    unpack_states,
+)
+from .simd import VECTOR_BYTES
+from .threads import claim, finished, wait_for_all
+
+
+@part_of_a_piece
+def from_gates(plan, delta, gates, weights, p0, p1, out, out_row, out_panel, columns, M):
+    """out (M rows, columns of panels p0..p1) = delta's gates @ transposed weights."""
+    rows_panel = panel_of(plan.steps * plan.N)
+    weight = panel_of(gates * plan.H)
+    call(plan.multiply, (
+        delta, VECTOR_BYTES, rows_panel, plan.units * rows_panel, gates, plan.H,
+        weights + p0 * weight, weight, out + p0 * out_panel, out_row, out_panel,
+        M, p1 - p0, columns - (p1 - 1) * (VECTOR_BYTES // plan.size), 0, 0,
+    ))  # fmt: skip
+
+
+@part_of_a_piece
+def _pack(plan, shard):
+    """The transposed weights of a shard's columns, and the gradient to start from."""
+    W = VECTOR_BYTES // plan.size
+    H_bytes = plan.H * plan.size
+    late_weights = plan.pWh + plan.units * panel_of(plan.early * plan.H)
+    p0, p1 = share_of(panels_in(plan, plan.D), shard, plan.shards)
+    if p1 > p0:
+        panel = panel_of(plan.x_gates * plan.H)
+        for g in range(plan.x_gates):
+            call(plan.pack_transposed, (
+                plan.Wx + p0 * W * plan.Wx_row + word(plan.x_blocks, g) * H_bytes, plan.Wx_row,
+                min(plan.D, p1 * W) - p0 * W, plan.H,
+                plan.pWx + p0 * panel + g * plan.H * VECTOR_BYTES, panel,
+            ))  # fmt: skip
+    u0, u1 = share_of(plan.units, shard, plan.shards)
+    if u1 == u0:
+        return
+    columns = min(plan.H, u1 * W) - u0 * W
+    for g in range(plan.early + plan.late):
+        gates, place, start = plan.early, g, plan.pWh
+        if g >= plan.early:
+            gates, place, start = plan.late, g - plan.early, late_weights
+        panel = panel_of(gates * plan.H)
+        call(plan.pack_transposed, (
+            plan.Wh + u0 * W * plan.Wh_row + word(plan.h_blocks, g) * H_bytes, plan.Wh_row,
+            columns, plan.H,
+            start + u0 * panel + place * plan.H * VECTOR_BYTES, panel,
+        ))  # fmt: skip
+    panel = panel_of(plan.N)
+    for s in range(plan.states + 1):  # the last: what came through h Wh, as yet 0
+        call(plan.pack, (
+            plan.state_in + s * plan.state_step + u0 * VECTOR_BYTES, H_bytes, plan.N, columns,
+            plan.dstate + (s * plan.units + u0) * panel, VECTOR_BYTES, panel,
+        ))  # fmt: skip
+
+
+@part_of_a_piece
+def _pack_inputs(plan, chunk, shard):
+    """A shard's columns of a chunk's xs, as panels."""
+    W = VECTOR_BYTES // plan.size
+    p0, p1 = share_of(panels_in(plan, plan.D), shard, plan.shards)
+    if p0 == p1:
+        return
+    t, count, panel = chunk * plan.steps, steps_in(plan, chunk), panel_of(plan.steps * plan.N)
+    outer, inner, x_outer, x_inner, p_outer, p_inner = rows_of(plan, 0, plan.N, 0, count)
+    for k in range(outer):
+        call(plan.pack, (
+            plan.xs + t * plan.xs_time + p0 * VECTOR_BYTES + k * x_outer, x_inner, inner,
+            min(plan.D, p1 * W) - p0 * W,
+            plan.x_panels + p0 * panel + k * p_outer, p_inner, panel,
+        ))  # fmt: skip
+
+
+@part_of_a_piece
+def _delta_at(plan, k, gate):
+    """The gradients of step k of the chunk, from a gate on."""
+    panel = panel_of(plan.steps * plan.N)
+    return plan.delta + k * plan.N * VECTOR_BYTES + gate * plan.units * panel
+
+
+@part_of_a_piece
+def _through_h(plan, k, n0, n1, u0, u1):
+    """What of the gradient before step k comes back through its h Wh."""
+    skip, panel = n0 * VECTOR_BYTES, panel_of(plan.N)
+    from_gates(
+        plan, _delta_at(plan, k, plan.gates - plan.early - plan.late) + skip, plan.early, plan.pWh,
+        u0, u1, plan.dstate + plan.states * plan.units * panel + skip, VECTOR_BYTES, panel,
+        plan.units * VECTOR_BYTES // plan.size, n1 - n0,
+    )  # fmt: skip
+
+
+@part_of_a_piece
+def _gates_back(plan, chunk, k, n0, n1, u0, u1):
+    """The gradient of a step's gates, and of the state before it but for what h Wh adds."""
+    skip, rows_panel, panel = n0 * VECTOR_BYTES, panel_of(plan.steps * plan.N), panel_of(plan.N)
+    if chunk * plan.steps + k < plan.T - 1:
+        _through_h(plan, k + 1 if k + 1 < plan.steps else 0, n0, n1, u0, u1)
+    row = k * plan.N * VECTOR_BYTES + skip
+    state, state_panel = state_at(plan, chunk, k)
+    after, after_panel = state_at(plan, chunk, k + 1)
+    call(plan.gates_piece, (
+        u0, u1, plan.units, plan.H, n1 - n0,
+        plan.hs + (chunk * plan.steps + k) * plan.hs_time + n0 * plan.hs_row, plan.hs_row,
+        plan.dstate + skip, panel, plan.dstate + plan.states * plan.units * panel + skip,
+        state + skip, state_panel, after + skip, after_panel,
+        chunk_at(plan, plan.saved, plan.stored * plan.units, chunk) + row, rows_panel,
+        _delta_at(plan, k, 0) + skip, rows_panel, plan.N * VECTOR_BYTES, plan.hs_time,
+    ))  # fmt: skip
+
+
+@part_of_a_piece
+def _operand_back(plan, chunk, k, n0, n1, u0, u1):
+    """The same through the second product."""
+    skip, rows_panel, panel = n0 * VECTOR_BYTES, panel_of(plan.steps * plan.N), panel_of(plan.N)
+    row = k * plan.N * VECTOR_BYTES + skip
+    from_gates(
+        plan, _delta_at(plan, k, plan.gates - plan.late) + skip, plan.late,
+        plan.pWh + plan.units * panel_of(plan.early * plan.H),
+        u0, u1, plan.doperand + skip, VECTOR_BYTES, panel,
+        plan.units * VECTOR_BYTES // plan.size, n1 - n0,
+    )  # fmt: skip
+    state, state_panel = state_at(plan, chunk, k)
+    after, after_panel = state_at(plan, chunk, k + 1)
+    call(plan.operand_piece, (
+        u0, u1, plan.units, n1 - n0, plan.doperand + skip, panel,
+        plan.dstate + skip, panel, state + skip, state_panel, after + skip, after_panel,
+        chunk_at(plan, plan.saved, plan.stored * plan.units, chunk) + row, rows_panel,
+        _delta_at(plan, k, 0) + skip, rows_panel,
+    ))  # fmt: skip
+
+
+@part_of_a_piece
+def _input_gradients(plan, chunk, shard):
+    """A shard's rows of dxs, for a chunk."""
+    t, count = chunk * plan.steps, steps_in(plan, chunk)
+    n0, n1, t0, t1 = 0, plan.N, 0, count
+    if count <= plan.N:
+        n0, n1 = share_of(plan.N, shard, plan.shards)
+    else:
+        t0, t1 = share_of(count, shard, plan.shards)
+    if n0 == n1 or t0 == t1:
+        return
+    outer, inner, x_outer, x_inner, p_outer, p_inner = rows_of(plan, n0, n1, t0, t1)
+    rows_panel, D_bytes = panel_of(plan.steps * plan.N), plan.D * plan.size
+    # dxs is (N, T, D) without gaps, whatever xs is
+    if inner == n1 - n0 and p_inner == VECTOR_BYTES:
+        x_outer, x_inner = D_bytes, plan.T * D_bytes
+    else:
+        x_outer, x_inner = plan.T * D_bytes, D_bytes
+    start = plan.delta + (t0 * plan.N + n0) * VECTOR_BYTES
+    for k in range(outer):
+        weight = panel_of(plan.x_gates * plan.H)
+        panels = panels_in(plan, plan.D)
+        call(plan.multiply, (
+            start + k * p_outer, p_inner, rows_panel, plan.units * rows_panel,
+            plan.x_gates, plan.H, plan.pWx, weight,
+            plan.dxs + (n0 * plan.T + t + t0) * D_bytes + k * x_outer, x_inner, VECTOR_BYTES,
+            inner, panels, plan.D - (panels - 1) * (VECTOR_BYTES // plan.size), 0, 0,
+        ))  # fmt: skip
+
+
+@part_of_a_piece
+def _weight_gradients(plan, chunk, shard):
+    """A shard's columns of dWx, dWh and db: the chunk's part is added."""
+    rows, add = steps_in(plan, chunk) * plan.N, 1 if chunk < plan.chunks - 1 else 0
+    blocks = (plan.units + 3) // 4
+    x_items = plan.x_gates * blocks
+    first, end = share_of(x_items + (plan.early + plan.late) * blocks, shard, plan.shards)
+    for item in range(first, end):
+        if item < x_items:
+            _x_item(plan, item // blocks, item % blocks, rows, add)
+        else:
+            _h_item(plan, chunk, (item - x_items) // blocks, item % blocks, rows, add)
+
+
+@part_of_a_piece
+def _x_item(plan, g, block, rows, add):
+    """dWx and db of a gate, for four unit-panels."""
+    column = word(plan.x_blocks, g) * plan.H * plan.size + block * 4 * VECTOR_BYTES
+    row_bytes = plan.x_gates * plan.H * plan.size
+    _outer(plan, plan.x_panels, plan.D, g, block, plan.dWx + column, row_bytes, rows, add)
+    _bias_item(plan, g, block, plan.db + column, rows, add)
+
+
+@part_of_a_piece
+def _h_item(plan, chunk, g, block, rows, add):
+    """dWh (and the second row of db) of a gate, for four unit-panels."""
+    recurrent = plan.early + plan.late
+    column = word(plan.h_blocks, g) * plan.H * plan.size + block * 4 * VECTOR_BYTES
+    row_bytes = recurrent * plan.H * plan.size
+    gate = plan.gates - recurrent + g
+    a = chunk_at(plan, plan.state, plan.states * plan.units, chunk)
+    if g >= plan.early:
+        a = chunk_at(plan, plan.operand, plan.units, chunk)
+    _outer(plan, a, plan.H, gate, block, plan.dWh + column, row_bytes, rows, add)
+    if plan.b_row:
+        _bias_item(plan, gate, block, plan.db + plan.b_row + column, rows, add)
+
+
+@part_of_a_piece
+def _outer(plan, a, a_columns, gate, block, out, out_row, rows, add):
+    """out = A^T delta of a gate's four unit-panels, A in panels; or out += it."""
+    W = VECTOR_BYTES // plan.size
+    panel = panel_of(plan.steps * plan.N)
+    delta = plan.delta + (gate * plan.units + block * 4) * panel
+    units = min(4, plan.units - block * 4)
+    last = plan.H - (block * 4 + units - 1) * W
+    for p in range(panels_in(plan, a_columns)):
+        call(plan.multiply_transposed, (
+            a + p * panel, 0, W * VECTOR_BYTES, 0, 1, rows, delta, panel,
+            out + p * W * out_row, out_row, VECTOR_BYTES,
+            min(W, a_columns - p * W), units, last, add, 0,
+        ))  # fmt: skip
+
+
+@part_of_a_piece
+def _bias_item(plan, gate, block, out, rows, add):
+    """db = the sum of delta's rows, for four unit-panels of a gate; or db += it."""
+    panel = panel_of(plan.steps * plan.N)
+    units = min(4, plan.units - block * 4)
+    last = plan.H - (block * 4 + units - 1) * (VECTOR_BYTES // plan.size)
+    call(plan.add_up, (
+        plan.delta + (gate * plan.units + block * 4) * panel, panel, rows, out, last, add, units,
+    ))  # fmt: skip
+
+
+@part_of_a_piece
+def _work(plan, what, chunk, k, shard):
+    """What a shard does in a phase."""
+    if what == START:
+        _pack(plan, shard)
+        return
+    if what == GRADIENTS:
+        _input_gradients(plan, chunk, shard)
+        _weight_gradients(plan, chunk, shard)
+        return
+    n0, n1, u0, u1 = rows_and_units(plan, shard)
+    if what == STEPS and k == 0:
+        _pack_inputs(plan, chunk, shard)
+    if n0 == n1 or u0 == u1:
+        return
+    if what == END:
+        _through_h(plan, 0, n0, n1, u0, u1)
+        unpack_states(plan, plan.dstate, plan.states + 1, n0, n1, u0, u1)
+    elif plan.by_rows:
+        for k_ in range(steps_in(plan, chunk) - 1, -1, -1):
+            _gates_back(plan, chunk, k_, n0, n1, u0, u1)
+            if plan.late:
+                _operand_back(plan, chunk, k_, n0, n1, u0, u1)
+    elif what == HALF_STEP:
+        _operand_back(plan, chunk, k, n0, n1, u0, u1)
+    else:
+        _gates_back(plan, chunk, k, n0, n1, u0, u1)
+
+
+@part_of_a_piece
+def _phase(plan, phase, what, chunk, k):
+    """All shards of a phase; returns the number of the next."""
+    if plan.shards == 1:
+        _work(plan, what, chunk, k, 0)
+        return phase + 1
+    for turn in range(plan.shards):
+        shard = (plan.thread + turn) % plan.shards
+        if claim(plan.team, plan.job, phase, shard):
+            _work(plan, what, chunk, k, shard)
+            finished(plan.team)
+    wait_for_all(plan.team, plan.job, (phase + 1) * plan.shards)
+    return phase + 1
+
+
+def backward(frame):
+    """A piece: all steps back, and the gradients of inputs, weights and the state before."""
+    plan = read_plan(frame)
+    denormals = begin(plan, frame)
+    phase = _phase(plan, 0, START, 0, 0)
+    for chunk in range(plan.chunks - 1, -1, -1):
+        if plan.by_rows:
+            phase = _phase(plan, phase, STEPS, chunk, 0)
+        else:
+            for k in range(steps_in(plan, chunk) - 1, -1, -1):
+                phase = _phase(plan, phase, STEPS, chunk, k)
+                if plan.late:
+                    phase = _phase(plan, phase, HALF_STEP, chunk, k)
+        phase = _phase(plan, phase, GRADIENTS, chunk, 0)
+    _phase(plan, phase, END, 0, 0)
+    end(plan, denormals)

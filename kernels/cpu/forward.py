@@ -1,0 +1,205 @@
+"""The forward pass, for any cell: a shard's work, phase by phase. Its picture: ``sequence.py``."""
+
+from .frames import call, part_of_a_piece, word
+from .sequence import (
+    END,
+    HALF_STEP,
+    START,
+    STEPS,
+    begin,
+    chunk_at,
+    end,
+    panel_of,
+    read_plan,
+    rows_and_units,
+    rows_of,
+    share_of,
+    state_at,
+    steps_in,
+    unpack_states,
+)
+from .simd import VECTOR_BYTES
+from .threads import claim, finished, wait_for_all
+
+
+@part_of_a_piece
+def to_gates(plan, a, a_row, a_segment, inner, weights, gates, u0, u1, out, out_row, out_panel, M):
+    """out[gate, unit-panel] = A (M rows) @ weights, for units u0..u1 of some gates.
+
+    A tile is some panels of all gates, or four gates of one unit-panel, or some unit-panels of
+    one gate: whatever is there to fill it.
+    """
+    weight = (inner | 1) * plan.weight_row
+    calls, vectors, stride, next_tile = gates, u1 - u0, 1, plan.units
+    if u1 - u0 == plan.units:
+        calls, vectors = 1, gates * plan.units
+    elif gates == 4:
+        calls, vectors, stride, next_tile = u1 - u0, gates, plan.units, 1
+    for k in range(calls):
+        first = u0 + k * next_tile
+        call(plan.multiply, (
+            a, a_row, a_segment, 0, 1, inner,
+            weights + first * weight, stride * weight,
+            out + first * out_panel, out_row, stride * out_panel,
+            M, vectors, VECTOR_BYTES, 0, next_tile * weight,
+        ))  # fmt: skip
+
+
+@part_of_a_piece
+def _pack(plan, shard):
+    """The weights of a shard's units as panels, and the state to start from."""
+    u0, u1 = share_of(plan.units, shard, plan.shards)
+    if u0 == u1:
+        return
+    H_bytes, columns = plan.H * plan.size, min(plan.H, u1 * VECTOR_BYTES // plan.size)
+    columns -= u0 * VECTOR_BYTES // plan.size
+    skip = u0 * VECTOR_BYTES
+    if not plan.packed:
+        for g in range(plan.x_gates):
+            call(plan.pack, (
+                plan.Wx + word(plan.x_blocks, g) * H_bytes + skip, plan.Wx_row, plan.D, columns,
+                plan.pWx + (g * plan.units + u0) * panel_of(plan.D), VECTOR_BYTES,
+                panel_of(plan.D),
+            ))  # fmt: skip
+        for g in range(plan.early + plan.late):
+            call(plan.pack, (
+                plan.Wh + word(plan.h_blocks, g) * H_bytes + skip, plan.Wh_row, plan.H, columns,
+                plan.pWh + (g * plan.units + u0) * panel_of(plan.H), VECTOR_BYTES,
+                panel_of(plan.H),
+            ))  # fmt: skip
+    if plan.in_panels:
+        return
+    state, panel = state_at(plan, 0, 0)
+    for s in range(plan.states):
+        call(plan.pack, (
+            plan.state_in + s * plan.state_step + skip, H_bytes, plan.N, columns,
+            state + (s * plan.units + u0) * panel, VECTOR_BYTES, panel,
+        ))  # fmt: skip
+
+
+@part_of_a_piece
+def _project(plan, chunk, n0, n1, u0, u1):
+    """x Wx for a chunk."""
+    t, count = chunk * plan.steps, steps_in(plan, chunk)
+    outer, inner, x_outer, x_inner, p_outer, p_inner = rows_of(plan, n0, n1, 0, count)
+    for k in range(outer):
+        to_gates(
+            plan, plan.xs + t * plan.xs_time + n0 * plan.xs_row + k * x_outer, x_inner,
+            VECTOR_BYTES, plan.D, plan.pWx, plan.x_gates, u0, u1,
+            plan.x_side + n0 * VECTOR_BYTES + k * p_outer, p_inner,
+            panel_of(plan.steps * plan.N), inner,
+        )  # fmt: skip
+
+
+@part_of_a_piece
+def _early_step(plan, chunk, k, n0, n1, u0, u1):
+    """h Wh, and what the second product multiplies."""
+    rows_panel, step_panel = panel_of(plan.steps * plan.N), panel_of(plan.N)
+    skip = n0 * VECTOR_BYTES
+    state, panel = state_at(plan, chunk, k)
+    to_gates(
+        plan, state + skip, VECTOR_BYTES, panel, plan.H, plan.pWh, plan.early,
+        u0, u1, plan.e_side + skip, VECTOR_BYTES, step_panel, n1 - n0,
+    )  # fmt: skip
+    if plan.late:
+        row = k * plan.N * VECTOR_BYTES + skip
+        operand = chunk_at(plan, plan.operand, plan.units, chunk)
+        call(plan.operand_piece, (
+            u0, u1, plan.units, plan.H, n1 - n0, plan.x_side + row, rows_panel,
+            plan.e_side + skip, step_panel, plan.b, plan.b_row,
+            state + skip, panel, operand + row, rows_panel,
+        ))  # fmt: skip
+
+
+@part_of_a_piece
+def _late_step(plan, chunk, k, n0, n1, u0, u1):
+    """The second product, and the state after the step."""
+    rows_panel, step_panel = panel_of(plan.steps * plan.N), panel_of(plan.N)
+    skip = n0 * VECTOR_BYTES
+    row = k * plan.N * VECTOR_BYTES + skip
+    if plan.late:
+        to_gates(
+            plan, chunk_at(plan, plan.operand, plan.units, chunk) + row, VECTOR_BYTES, rows_panel,
+            plan.H, plan.pWh + plan.early * plan.units * (plan.H | 1) * plan.weight_row, plan.late,
+            u0, u1, plan.l_side + skip, VECTOR_BYTES, step_panel, n1 - n0,
+        )  # fmt: skip
+    state, panel = state_at(plan, chunk, k)
+    after, after_panel = state_at(plan, chunk, k + 1)
+    saved = chunk_at(plan, plan.saved, plan.stored * plan.units, chunk) + row
+    call(plan.gates_piece, (
+        u0, u1, plan.units, plan.H, n1 - n0, plan.x_side + row, rows_panel,
+        plan.e_side + skip, step_panel, plan.l_side + skip, step_panel, plan.b, plan.b_row,
+        state + skip, panel, after + skip, after_panel,
+        saved if plan.keep else 0, rows_panel,
+        plan.hs + (chunk * plan.steps + k) * plan.hs_time + n0 * plan.hs_row, plan.hs_row,
+    ))  # fmt: skip
+
+
+@part_of_a_piece
+def _step(plan, chunk, k, n0, n1, u0, u1):
+    """A whole step; with one product a few units at a time, whose gates then find what the
+    product has written in the first cache."""
+    few = u1 - u0 if plan.late else plan.units_at_once
+    for u in range(u0, u1, few):
+        _early_step(plan, chunk, k, n0, n1, u, min(u + few, u1))
+        _late_step(plan, chunk, k, n0, n1, u, min(u + few, u1))
+
+
+@part_of_a_piece
+def _work(plan, what, chunk, k, shard):
+    """What a shard does in a phase."""
+    if what == START:
+        _pack(plan, shard)
+        return
+    n0, n1, u0, u1 = rows_and_units(plan, shard)
+    if n0 == n1 or u0 == u1:
+        return
+    if what == END:
+        if not plan.in_panels:
+            unpack_states(plan, plan.end, plan.states, n0, n1, u0, u1)
+    elif plan.by_rows:
+        for chunk_ in range(plan.chunks):
+            _project(plan, chunk_, n0, n1, u0, u1)
+            for k_ in range(steps_in(plan, chunk_)):
+                _step(plan, chunk_, k_, n0, n1, u0, u1)
+    elif what == HALF_STEP:
+        _late_step(plan, chunk, k, n0, n1, u0, u1)
+    else:
+        if k == 0:
+            _project(plan, chunk, n0, n1, u0, u1)
+        if plan.late:
+            _early_step(plan, chunk, k, n0, n1, u0, u1)
+        else:
+            _step(plan, chunk, k, n0, n1, u0, u1)
+
+
+@part_of_a_piece
+def _phase(plan, phase, what, chunk, k):
+    """All shards of a phase; returns the number of the next."""
+    if plan.shards == 1:
+        _work(plan, what, chunk, k, 0)
+        return phase + 1
+    for turn in range(plan.shards):
+        shard = (plan.thread + turn) % plan.shards
+        if claim(plan.team, plan.job, phase, shard):
+            _work(plan, what, chunk, k, shard)
+            finished(plan.team)
+    wait_for_all(plan.team, plan.job, (phase + 1) * plan.shards)
+    return phase + 1
+
+
+def forward(frame):
+    """A piece: all steps, and the state after the last."""
+    plan = read_plan(frame)
+    denormals = begin(plan, frame)
+    phase = _phase(plan, 0, START, 0, 0)
+    if plan.by_rows:
+        phase = _phase(plan, phase, STEPS, 0, 0)
+    else:
+        for chunk in range(plan.chunks):
+            for k in range(steps_in(plan, chunk)):
+                phase = _phase(plan, phase, STEPS, chunk, k)
+                if plan.late:
+                    phase = _phase(plan, phase, HALF_STEP, chunk, k)
+    _phase(plan, phase, END, 0, 0)
+    end(plan, denormals)
