@@ -1,6 +1,7 @@
 """Forward + backward of each cell over a block of time: the numba engine against numpy.
 
-Both engines use NumPy's BLAS with the same number of threads. Each size is measured in turn,
+The numpy engine uses as many threads as NumPy's BLAS takes, numba as NUMBA_NUM_THREADS says: every
+core unless told otherwise. Each size is measured in turn,
 numpy, numba, numpy, numba ..., after one call of each that is not counted; the table gives
 medians, and the ratio is how many times faster numba is.
 """

@@ -185,7 +185,7 @@ class Explanation:
             f"engine    {self.engine}\n"
             f"reason    {self.reason}\n"
             f"device    {self.device}\n"
-            f"threads   {self.threads} for the large products (BLAS)\n"
+            f"threads   {self.threads}\n"
             f"SIMD      {simd}\n"
             f"cache     {self.cache or 'none needed'}\n"
             f"versions  {versions}"

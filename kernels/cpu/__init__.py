@@ -1,8 +1,14 @@
-"""The Numba engine: the recurrent loop compiled, the gate arithmetic on SIMD vectors.
+"""The Numba engine: passes over a sequence, compiled for this CPU.
 
-``simd.py``      a vector of lanes as a Numba type, its operators, sigmoid and tanh
-``products.py``  small matrix products, register-blocked
-``lowering.py``  a cell as Numba sees it: its functions, and its numbers in memory
-``sequence.py``  the loop over time, for any cell
-``engine.py``    the engine: large products by BLAS, the rest by the above
+engine.py      arrays in, arrays out        streaming.py   the same for a stream, step by step
+plans.py       what compiled code is to work on: sizes, addresses, memory
+   |
+sequence.py    the pass over time, chunk by chunk (start here: the picture of the data flow)
+forward.py, backward.py
+   |   call, by address (frames.py),
+   +-> products.py    matrix products: one tile, for any shape
+   +-> gates.py       a step's arithmetic: the cell's own functions (lowering.py), on
+                      vectors (simd.py, vector_functions.py)
+
+threads.py     a team that shares a pass    fingerprint.py    what a cache may be used for
 """
