@@ -28,8 +28,8 @@ class Stream:
     layers    TimeRecurrent layers (TimeRNN, TimeLSTM, TimeGRU ...), the first at the bottom, and
               a TimeAffine on top if there is one
     batch     N, how many sequences go side by side
-    threads   how many threads share a step; more than one pays where the weights exceed the
-              caches of a core (H of 256 and more)
+    threads   how many threads may share a call; they do where the work is worth it, which for a
+              single step it is from H 256 on
     bfloat16  keep the weights in two bytes a number instead of four, where the engine can: less
               than three digits, up to twice the speed where the weights exceed the caches;
               float32 only

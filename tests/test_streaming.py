@@ -3,6 +3,7 @@
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from numba_rnn import (
     use_backend,
 )
 from numba_rnn import cells as all_cells
+from numba_rnn.kernels.cpu import streaming
 
 LIMITS = {np.float32: 2e-6, np.float64: 1e-14}
 backends = pytest.mark.parametrize("backend", BACKENDS)
@@ -105,11 +107,21 @@ def test_threads_change_no_bit(cell, N):
         layer = TimeRecurrent.create(9, 70, cell=cell, rng=0)
         xs = numbers(N, 40, 9)
         want = layer.forward(xs)
-        for threads in (2, 3):
-            stream = layer.stream(batch=N, threads=threads)
+        for shares in ((2, True), (2, False), (3, False)):
+            with mock.patch.object(streaming, "sharing", return_value=shares):
+                stream = layer.stream(batch=N, threads=shares[0])
             np.testing.assert_array_equal(steps(stream, xs), want)
             stream.reset()
             np.testing.assert_array_equal(many(stream, xs), want)
+
+
+def test_small_layers_stay_on_one_thread():
+    with use_backend("numba", strict=True):
+        small, large = (TimeLSTM.create(H, H, rng=0).stream(threads=2) for H in (16, 300))
+    assert not small._running._one.shared
+    assert not small._running._many.shared
+    assert large._running._one.shared
+    assert large._running._many.shared
 
 
 def bfloat16(array: Array) -> Array:

@@ -195,13 +195,23 @@ def _table(numbers: tuple[int, ...]) -> int:
     return address_of(_tables.setdefault(numbers, np.array(numbers, np.int64)))
 
 
-def sharing(cell: Cell, N: int, T: int, D: int, H: int) -> tuple[int, bool]:
-    """Into how many shards a pass is cut, and whether by rows of the batch (measured)."""
+def sharing(
+    cell: Cell, N: int, T: int, D: int, H: int, wanted: int | None = None
+) -> tuple[int, bool]:
+    """Into how many shards a pass is cut, and whether by rows of the batch (measured).
+
+    ``wanted`` is how many the caller asks for; by default there are as many as threads, where the
+    work is worth waking them. By units the threads meet after every step, which takes a step of
+    some size.
+    """
     operations = 2 * N * T * H * len(cell.gates) * (D + H)
-    if operations < 4_000_000:  # not worth waking anyone up
+    if operations < (4_000_000 if wanted is None else 500_000):
         return 1, True
-    shards = threads.available()
-    return shards, 4 * shards <= N
+    shards = threads.available() if wanted is None else wanted
+    by_rows = 4 * shards <= N
+    if not by_rows and 2 * N * H * len(cell.gates) * H < 100_000:
+        return 1, True
+    return shards, by_rows
 
 
 # ---- arrays and memory
@@ -239,6 +249,7 @@ class Kept:
         needed = size + VECTOR_BYTES
         memory, address = self.spare.pop() if self.spare else (None, 0)
         if memory is None or memory.dtype != dtype or not needed <= memory.nbytes <= 2 * needed:
+            memory = None  # given back before there are two
             memory, address = aligned(size, dtype)
         self.memory, self.address = memory, address
 
@@ -252,15 +263,16 @@ _of_thread = threading.local()
 
 def _scratch(size: int, dtype: Any) -> int:
     """The address of memory for a pass, used again by this thread's next one."""
-    memory, address = getattr(_of_thread, "scratch", (None, 0))
+    memory, address = getattr(_of_thread, "scratch", None) or (None, 0)
     if memory is None or memory.nbytes < size + VECTOR_BYTES or memory.dtype != dtype:
+        memory = _of_thread.scratch = None  # given back before there are two
         memory, address = _of_thread.scratch = aligned(size, dtype)
     return address
 
 
 def forget_memory() -> None:
     """Give back the memory that this thread's next pass would have used again."""
-    _of_thread.scratch = None, 0
+    _of_thread.scratch = None
     Kept.spare.clear()
 
 

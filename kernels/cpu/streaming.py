@@ -36,7 +36,7 @@ from .frames import (
     write_word,
 )
 from .lowering import layout
-from .plans import address_of, aligned, plain, recipe
+from .plans import address_of, aligned, plain, recipe, sharing
 from .sequence import Plan
 from .simd import VECTOR_BYTES
 
@@ -184,8 +184,8 @@ def _entrance(function: Callable[..., bool], dtype: str, ndim: int, nogil: bool)
 
 # ---- from Python
 
-_PACKED, _KEEP, _MULTIPLY, _WEIGHT_ROW, _WEIGHTS = map(
-    Plan._fields.index, ("packed", "keep", "multiply", "weight_row", "pWx")
+_SHARDS, _PACKED, _KEEP, _MULTIPLY, _WEIGHT_ROW, _WEIGHTS = map(
+    Plan._fields.index, ("shards", "packed", "keep", "multiply", "weight_row", "pWx")
 )
 
 
@@ -202,7 +202,6 @@ class NumbaStream:
     def __init__(
         self, layers: Layers, affine: Sequence[Array] | None, N: int, shards: int, bfloat16: bool
     ) -> None:
-        self._N, self._shards = N, shards
         layers = [(cell, tuple(plain(p).copy() for p in params)) for cell, params in layers]
         dtype = layers[0][1][0].dtype
         self._states = [_StateMemory(cell, params[1].shape[0], N, dtype) for cell, params in layers]
@@ -228,7 +227,7 @@ class NumbaStream:
     @property
     def stepping(self) -> tuple[Callable[[Array, int], bool], int]:
         """``step(x)`` is the first of these, called with x and the second: the shortest way."""
-        return (self._enter if self._shards == 1 else self._step_together), self._one.address
+        return (self._step_together if self._one.shared else self._enter), self._one.address
 
     def step(self, x: Array) -> bool:
         """One step of x (N, inputs), or (inputs,) for a batch of one; the result is in ``out``.
@@ -242,7 +241,7 @@ class NumbaStream:
     def _step_together(self, x: Array, address: int) -> bool:
         if not self._enter(x, address):
             return False
-        threads.team.run(self._one.words, self._shards, self._one.plans)
+        self._one.run_shared()
         return True
 
     def run(self, xs: Array, out: Array) -> bool:
@@ -253,8 +252,8 @@ class NumbaStream:
         """
         many = self._many
         fits = self._enter_many(xs, out, many.address)
-        if fits and self._shards > 1:
-            threads.team.run(many.words, self._shards, many.plans)
+        if fits and many.shared:
+            many.run_shared()
         return bool(fits)
 
 
@@ -289,16 +288,15 @@ class _Call:
         shards: int,
         owners: Sequence[Array] | None = None,
     ) -> None:
-        dtype = states[0].arrays[0].dtype
+        self._shards, dtype = shards, states[0].arrays[0].dtype
         first = xs = np.zeros((N, T, layers[0][1][0].shape[0]), dtype)
         self.plans = []
         self._kept: list[Any] = [layers, packed, top, first]
         for (cell, params), weights, state in zip(layers, packed, states, strict=True):
             D, H = params[0].shape[0], params[1].shape[0]
             hs = np.zeros((N, T, H), dtype)
-            made = recipe(
-                forward, cell, dtype, N, T, D, H, shards, 4 * shards <= N
-            )  # fmt: skip
+            cut = sharing(cell, N, T, D, H, shards)
+            made = recipe(forward, cell, dtype, N, T, D, H, *cut)
             memory = aligned(made.scratch_bytes, dtype), aligned(made.kept_bytes, dtype)
             plan = made.with_arrays(
                 xs, params, state.arrays[0], state.arrays[0], hs,
@@ -315,6 +313,7 @@ class _Call:
             self.plans.append(plan)
             self._kept += [memory, hs]
             xs = hs
+        self.shared = [plan for plan in self.plans if plan[_SHARDS] > 1]
         outputs = top.columns if top is not None else 0
         self.out = np.zeros((N, T, outputs), dtype) if outputs else hs
         weights_, bias = top.addresses if top is not None else (0, 0)
@@ -324,7 +323,7 @@ class _Call:
         self.words = np.array(
             StreamPlan(
                 piece=compiled(stream, dtype.name), here=0, N=N, inputs=first.shape[2],
-                alone=shards == 1,
+                alone=not self.shared,
                 x=address_of(first), x_row=first.strides[0], x_time=first.strides[1], T=T,
                 out=address_of(self.out), out_row=self.out.strides[0],
                 out_time=self.out.strides[1], block=T, layers=len(layers),
@@ -336,6 +335,10 @@ class _Call:
             )
         )  # fmt: skip
         self.address = self.words[1] = address_of(self.words)
+
+    def run_shared(self) -> None:
+        """Run it with the team's help."""
+        threads.team.run(self.words, self._shards, self.shared)
 
 
 class _Packed(NamedTuple):
