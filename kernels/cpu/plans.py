@@ -110,8 +110,9 @@ def recipe(
     H: int,
     shards: int,
     by_rows: bool,
+    keep: bool = True,
 ) -> Recipe:
-    """How to run a pass over arrays of these sizes."""
+    """How to run a pass over arrays of these sizes; ``keep``: what backward needs is kept."""
     at = layout(cell)
     size = dtype.itemsize
     W = VECTOR_BYTES // size
@@ -137,11 +138,12 @@ def recipe(
         "doperand": 0 if ahead else panels(units, of_step),
         "x_panels": 0 if ahead else panels(inputs, of_chunk),
     }
+    kept_chunks = chunks if keep else 1
     kept = {
-        "state": chunks * panels(states * units, of_chunk),
+        "state": kept_chunks * panels(states * units, of_chunk),
         "end": panels(states * units, of_step),
-        "saved": chunks * panels(at.stored * units, of_chunk),
-        "operand": chunks * panels(units, of_chunk) if at.late else 0,
+        "saved": chunks * panels(at.stored * units, of_chunk) if keep else 0,
+        "operand": kept_chunks * panels(units, of_chunk) if at.late else 0,
     }
     plan = Plan(
         here=0, thread=0, shards=shards, job=0, team=0, by_rows=by_rows,
@@ -152,7 +154,7 @@ def recipe(
         **dict.fromkeys(Plan._fields[_PLACES:_SCRATCH], 0), **_offsets(scratch), **_offsets(kept),
     )  # fmt: skip
     plan = plan._replace(
-        keep=1,
+        keep=keep,
         weight_row=VECTOR_BYTES,
         x_blocks=_table(at.x_blocks),
         h_blocks=_table(at.h_blocks),

@@ -73,8 +73,9 @@ class StreamPlan(NamedTuple):
 
 
 _read_plan = record(StreamPlan)
-_T, _XS, _HS, _IN_PANELS, _STATE, _END, _STATE_IN = map(
-    Plan._fields.index, ("T", "xs", "hs", "in_panels", "state", "end", "state_in")
+_T, _STEPS, _CHUNKS, _XS, _HS, _IN_PANELS, _STATE, _END, _STATE_IN = map(
+    Plan._fields.index,
+    ("T", "steps", "chunks", "xs", "hs", "in_panels", "state", "end", "state_in"),
 )
 
 
@@ -87,7 +88,9 @@ def stream(frame):
         out = me.out + start * me.out_time
         for k in range(me.layers):
             plan = word(me.plans, k)
+            steps = word(plan, _STEPS)
             write_word(plan + 8 * _T, count)
+            write_word(plan + 8 * _CHUNKS, (count + steps - 1) // steps)
             write_word(plan + 8 * _XS, x)
             write_word(plan + 8 * (_XS + 1), x_row)
             write_word(plan + 8 * (_XS + 2), x_time)
@@ -184,8 +187,8 @@ def _entrance(function: Callable[..., bool], dtype: str, ndim: int, nogil: bool)
 
 # ---- from Python
 
-_SHARDS, _PACKED, _KEEP, _MULTIPLY, _WEIGHT_ROW, _WEIGHTS = map(
-    Plan._fields.index, ("shards", "packed", "keep", "multiply", "weight_row", "pWx")
+_SHARDS, _PACKED, _MULTIPLY, _WEIGHT_ROW, _WEIGHTS = map(
+    Plan._fields.index, ("shards", "packed", "multiply", "weight_row", "pWx")
 )
 
 
@@ -209,7 +212,7 @@ class NumbaStream:
             packed = [_pack_weights(cell, params, bfloat16) for cell, params in layers]
             top = _pack_affine(affine) if affine is not None else None
             self._one = _Call(self._states, layers, packed, top, N, 1, shards)
-            steps, owners = max(2, 256 // N), self._one.plans if N == 1 else None
+            steps, owners = max(2, 4096 // N), self._one.plans if N == 1 else None
             self._many = _Call(self._states, layers, packed, top, N, steps, shards, owners)
             # a step of a microsecond need not let other Python threads in
             long = sum(matrix.size for p in packed for matrix in p.memory) > 1 << 16
@@ -296,13 +299,13 @@ class _Call:
             D, H = params[0].shape[0], params[1].shape[0]
             hs = np.zeros((N, T, H), dtype)
             cut = sharing(cell, N, T, D, H, shards)
-            made = recipe(forward, cell, dtype, N, T, D, H, *cut)
+            made = recipe(forward, cell, dtype, N, T, D, H, *cut, keep=False)
             memory = aligned(made.scratch_bytes, dtype), aligned(made.kept_bytes, dtype)
             plan = made.with_arrays(
                 xs, params, state.arrays[0], state.arrays[0], hs,
                 scratch=memory[0][1], kept=memory[1][1],
             )  # fmt: skip
-            plan[[_PACKED, _KEEP]] = 1, 0
+            plan[_PACKED] = 1
             if N == 1 and T == 1:
                 plan[_IN_PANELS] = 1
                 plan[[_STATE, _END]] = [address_of(array) for array in state.arrays]
