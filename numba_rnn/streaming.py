@@ -143,7 +143,7 @@ class Stream:
         elif not self._is_result(out, frames):
             raise ValueError(
                 f"out: expected a C-contiguous array of {self.dtype} that may be written to, of "
-                f"shape {(*np.shape(frames)[:-1], self._outputs)}"
+                f"shape {(*np.shape(frames)[:-1], self._outputs)}, apart from frames"
             )
         to = out[None] if one else out
         try:
@@ -165,6 +165,7 @@ class Stream:
             and out.dtype == self._dtype
             and out.flags.c_contiguous
             and out.flags.writeable
+            and not np.may_share_memory(out, frames)
         )
 
     # ---- the state

@@ -213,6 +213,22 @@ def test_read_only_arrays_are_taken(backend):
         assert disagreements(outcome(engine, p), outcome(ReferenceEngine(), p), 1e-12) == {}
 
 
+def test_a_saved_gate_is_not_taken_for_a_state():
+    """What a cell saves may be a state after the step; a gate that looks like one is none."""
+
+    def forward(gates, state):
+        return (state[0] + gates[0], state[1]), (gates[0],)
+
+    def backward(dstate, saved, state):
+        dh, dc = dstate
+        return (dh * saved[0],), (dh, dc)
+
+    cell = cells.Cell("carry", ("a",), ("h", "c"), ("a",), forward, backward)
+    p = random_problem(cell, 2, 3, 4, 5)
+    with use_backend("numba", strict=True) as engine:
+        assert disagreements(outcome(engine, p), outcome(ReferenceEngine(), p), 1e-12) == {}
+
+
 # ---- the test's test
 
 

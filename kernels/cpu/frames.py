@@ -235,7 +235,11 @@ def one_process_at_a_time() -> Iterator[None]:
     with (folder / "numba_rnn.lock").open("w") as lock:
         with contextlib.suppress(OSError):  # a file system without locks: as without this
             fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # a child that was forked meanwhile holds it, too
+                fcntl.flock(lock, fcntl.LOCK_UN)
 
 
 @contextlib.contextmanager

@@ -72,10 +72,13 @@ class Layout:
     @cached_property
     def found_in_state(self) -> tuple[int | None, ...]:
         """For each saved number the state that it is, after the step; None where it is another."""
-        one = np.ones(1, np.float32)
+
+        def ones(count: int) -> tuple[np.ndarray, ...]:  # an object each, to tell them apart
+            return tuple(np.ones(1, np.float32) for _ in range(count))
+
         with np.errstate(all="ignore"):
             state, saved = self.cell.forward(
-                (one,) * len(self.cell.gates), (one,) * len(self.cell.states)
+                ones(len(self.cell.gates)), ones(len(self.cell.states))
             )
         return tuple(next((k for k, s in enumerate(state) if s is v), None) for v in saved)
 

@@ -148,7 +148,7 @@ def recipe(
     plan = Plan(
         here=0, thread=0, shards=shards, job=0, team=0, by_rows=by_rows,
         N=N, T=T, D=D, H=H, units=units, steps=steps, chunks=chunks,
-        units_at_once=max(4, 16384 // (-(-N // shards) * at.early * VECTOR_BYTES) // 4 * 4),
+        units_at_once=max(4, 16384 // (-(-N // (shards if by_rows else 1)) * at.early * VECTOR_BYTES) // 4 * 4),
         size=size, gates=len(cell.gates), x_gates=at.x_gates, early=at.early, late=at.late,
         states=states, stored=at.stored, **_pieces(driver, cell, dtype.name),
         **dict.fromkeys(Plan._fields[_PLACES:_SCRATCH], 0), **_offsets(scratch), **_offsets(kept),
@@ -209,7 +209,7 @@ def sharing(
     operations = 2 * N * T * H * len(cell.gates) * (D + H)
     if operations < (4_000_000 if wanted is None else 500_000):
         return 1, True
-    shards = threads.available() if wanted is None else wanted
+    shards = threads.available() if wanted is None else min(wanted, threads.MOST_THREADS)
     by_rows = 4 * shards <= N
     if not by_rows and 2 * N * H * len(cell.gates) * H < 100_000:
         return 1, True

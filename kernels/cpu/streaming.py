@@ -8,7 +8,8 @@ of time by block of time, and then through the affine layer on top:
           state                         state          read before a block, written after it
 
 Every layer is a plan of the forward pass (``sequence.py``) of which nothing is kept, so that a
-stream computes, bit for bit, what the layer computes for the whole sequence.
+stream computes, bit for bit, what the layer computes for the whole sequence (with the same
+weights: bfloat16 rounds them).
 """
 
 from collections.abc import Callable, Sequence

@@ -192,7 +192,7 @@ def restore_denormals(typing, old):
 
 @part_of_a_piece
 def open_job(team, plan, shards):
-    """Thread 0: let the others join in a plan; returns the job's number."""
+    """Thread 0: let the others join in a plan."""
     job = _read(team + LAST_JOB) + 1
     _write(team + LAST_JOB, job)
     _write(plan + 8 * _JOB_WORD, job)
