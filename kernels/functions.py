@@ -1,8 +1,8 @@
 """The activation functions that cells are written with, and their derivatives.
 
 These definitions work on NumPy arrays; they are the specification. A compiled engine registers
-its own version of each (see ``cpu/vector_functions.py``), so a cell function that calls ``sigmoid(a)`` runs
-unchanged on whatever numbers that engine uses.
+its own version of each (see ``cpu/vector_functions.py``), so a cell function that calls
+``sigmoid(a)`` runs unchanged on whatever numbers that engine uses.
 
 Each derivative takes the function's *output*, as in the lecture: backward then needs no
 pre-activations, only what forward has already stored.

@@ -2,7 +2,8 @@
 
 Here the arrays of a call are handed to a plan (``plans.py``); what is done with them is compiled:
 the pass over time in ``forward.py`` and ``backward.py``, the cell's arithmetic in ``gates.py``,
-products in ``products.py``, all of them on vectors (``simd.py``), shared by threads (``threads.py``).
+products in ``products.py``, all of them on vectors (``simd.py``), shared by threads
+(``threads.py``).
 """
 
 from collections.abc import Sequence

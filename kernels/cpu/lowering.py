@@ -77,9 +77,8 @@ class Layout:
             return tuple(np.ones(1, np.float32) for _ in range(count))
 
         with np.errstate(all="ignore"):
-            state, saved = self.cell.forward(
-                ones(len(self.cell.gates)), ones(len(self.cell.states))
-            )
+            gates, states = ones(len(self.cell.gates)), ones(len(self.cell.states))
+            state, saved = self.cell.forward(gates, states)
         return tuple(next((k for k, s in enumerate(state) if s is v), None) for v in saved)
 
     @property

@@ -119,6 +119,7 @@ def recipe(
     units, inputs = -(-H // W), -(-D // W)
     chunks, steps = _chunks(N, T, size * (D + H) * H * len(cell.gates))
     states, recurrent = len(cell.states), at.early + at.late
+    rows = -(-N // shards) if by_rows else N  # of a shard
 
     def panels(count: int, rows: int) -> int:
         return count * (rows | 1) * VECTOR_BYTES
@@ -148,7 +149,7 @@ def recipe(
     plan = Plan(
         here=0, thread=0, shards=shards, job=0, team=0, by_rows=by_rows,
         N=N, T=T, D=D, H=H, units=units, steps=steps, chunks=chunks,
-        units_at_once=max(4, 16384 // (-(-N // (shards if by_rows else 1)) * at.early * VECTOR_BYTES) // 4 * 4),
+        units_at_once=max(4, 16384 // (rows * at.early * VECTOR_BYTES) // 4 * 4),
         size=size, gates=len(cell.gates), x_gates=at.x_gates, early=at.early, late=at.late,
         states=states, stored=at.stored, **_pieces(driver, cell, dtype.name),
         **dict.fromkeys(Plan._fields[_PLACES:_SCRATCH], 0), **_offsets(scratch), **_offsets(kept),
