@@ -115,6 +115,12 @@ def test_threads_change_no_bit(cell, N):
             np.testing.assert_array_equal(many(stream, xs), want)
 
 
+def test_more_threads_than_there_is_room_for():
+    with use_backend("numba", strict=True):
+        layer, xs = TimeLSTM.create(8, 300, rng=0), numbers(1, 3, 8)
+        np.testing.assert_array_equal(steps(layer.stream(threads=1000), xs), layer.forward(xs))
+
+
 def test_small_layers_stay_on_one_thread():
     with use_backend("numba", strict=True):
         small, large = (TimeLSTM.create(H, H, rng=0).stream(threads=2) for H in (16, 300))

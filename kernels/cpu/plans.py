@@ -210,7 +210,7 @@ def sharing(
     operations = 2 * N * T * H * len(cell.gates) * (D + H)
     if operations < (4_000_000 if wanted is None else 500_000):
         return 1, True
-    shards = threads.available() if wanted is None else min(wanted, threads.MOST_THREADS)
+    shards = threads.available() if wanted is None else wanted
     by_rows = 4 * shards <= N
     if not by_rows and 2 * N * H * len(cell.gates) * H < 100_000:
         return 1, True

@@ -284,6 +284,7 @@ class Team:
 
         ``plans`` are those that the piece runs, where it is not the plan itself.
         """
+        shards = min(shards, MOST_THREADS)
         helped = shards > 1 and self._busy.acquire(blocking=False)
         try:
             for plan in (words,) if plans is None else plans:
