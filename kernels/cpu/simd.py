@@ -178,6 +178,7 @@ def _llvm_intrinsic(name):
 
 
 magnitude = _unary(_llvm_intrinsic("llvm.fabs"))
+with_sign_of = _binary(_llvm_intrinsic("llvm.copysign"))
 emit_fma = _llvm_intrinsic("llvm.fmuladd")
 
 
