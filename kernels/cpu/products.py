@@ -255,7 +255,7 @@ def _multiply(frame, kind):
             a_block, b_block, c_block = a + turn * a_group, b + turn * b_group, c
             next_b = b_group if turn < turns - 1 else next_tile - turn * b_group
             for block in range(blocks):  # of nearly the same number of rows
-                deep = rows // blocks + (1 if block < rows % blocks else 0)
+                deep = rows if blocks == 1 else (rows + blocks - 1 - block) // blocks
                 ahead = next_b + block * b_vector if block < wide else 0
                 _multiply_tile(
                     frame, kind, deep, wide,

@@ -202,6 +202,19 @@ def where(typing, mask, a, b):
     return vector(mask, a, b), codegen
 
 
+@intrinsic
+def all_lanes(typing, mask):
+    """Whether a mask holds in every lane."""
+    if not isinstance(mask, MaskType):
+        return None
+
+    def codegen(context, builder, signature, args):
+        bits = builder.bitcast(args[0], ir.IntType(mask.lanes))
+        return builder.icmp_signed("==", bits, bits.type(-1))
+
+    return types.boolean(mask), codegen
+
+
 def _emit_exponent(builder, vector, shifted):
     bits = builder.bitcast(shifted, vector.llvm_bits)
     mantissa = 23 if vector.dtype == types.float32 else 52

@@ -22,7 +22,7 @@ from numba.np.numpy_support import from_dtype
 
 from ..cells import Cell
 from ..reference import Array
-from . import products, threads
+from . import fingerprint, products, threads
 from .forward import forward
 from .frames import (
     CACHED,
@@ -39,7 +39,7 @@ from .frames import (
 from .lowering import layout
 from .plans import address_of, aligned, plain, recipe, sharing
 from .sequence import Plan
-from .simd import VECTOR_BYTES
+from .simd import VECTOR_BYTES, all_lanes, lanes_of, load_part
 
 Layers = Sequence[tuple[Cell, Sequence[Array]]]
 
@@ -128,62 +128,73 @@ def stream(frame):
 
 
 @part_of_a_piece
-def _finite(numbers):
-    unfit = False
-    for k in range(numbers.size):
-        unfit |= numbers[k] - numbers[k] != 0  # NaN for infinity, too
-    return not unfit
-
-
-def _enter(x, address):
-    """One step of x (inputs,) or (N, inputs); False where it does not fit or is not finite."""
-    N, inputs, alone = word(address, 2), word(address, 3), word(address, 4)
-    if x.size != N * inputs or x.shape[x.ndim - 1] != inputs:
-        return False
-    if x.ndim == 1:  # one of the two is compiled
-        if not _finite(x):
-            return False
-    else:
-        for n in range(N):
-            if not _finite(x[n]):
-                return False
-    write_word(address + 40, x.ctypes.data)
-    if alone:
-        call_at(word(address, 0), address)
-    return True
-
-
-def _enter_many(x, out, address):
-    """Steps of x (N, T, inputs) into out; False where a shape is another or x is not finite."""
-    N, inputs, alone = word(address, 2), word(address, 3), word(address, 4)
-    if x.shape[0] != N or x.shape[2] != inputs or x.strides[2] != x.itemsize:
-        return False
-    for n in range(N):
-        for t in range(x.shape[1]):
-            if not _finite(x[n, t]):
-                return False
-    write_word(address + 40, x.ctypes.data)
-    write_word(address + 48, x.strides[0])
-    write_word(address + 56, x.strides[1])
-    write_word(address + 64, x.shape[1])
-    write_word(address + 72, out.ctypes.data)
-    write_word(address + 80, out.strides[0])
-    write_word(address + 88, out.strides[1])
-    if alone:
-        call_at(word(address, 0), address)
-    return True
+def _finite(x, address, count):
+    """Whether some numbers of x's dtype that lie side by side are finite."""
+    W, line = lanes_of(x), VECTOR_BYTES
+    total = load_part(x, address, 0)  # 0 times a number is 0, or NaN
+    while count >= 4 * W:
+        a = load_part(x, address, W) * 0.0 + load_part(x, address + line, W) * 0.0
+        b = load_part(x, address + 2 * line, W) * 0.0 + load_part(x, address + 3 * line, W) * 0.0
+        total = total + (a + b)
+        address += 4 * line
+        count -= 4 * W
+    while count > 0:
+        total = total + load_part(x, address, count) * 0.0
+        address += line
+        count -= W
+    return all_lanes(total >= 0.0)
 
 
 @cache
-def _entrance(function: Callable[..., bool], dtype: str, ndim: int, nogil: bool) -> Any:
-    """One of these two for arrays of a dtype; it takes no other."""
+def _entrance(many: bool, dtype: str, ndim: int, nogil: bool) -> Any:
+    """A function that puts a call's arrays, of this dtype and no other, into a ``StreamPlan``.
+
+    It then runs the stream, if that is ``alone``. It returns False, and does nothing, where x
+    does not fit or is not finite.
+
+    The engine's fingerprint is among its outer values, and so in the key of the cache.
+    """
+    source = fingerprint.of_engine(), nogil
+
+    def enter(x, address):  # x (inputs,) or (N, inputs)
+        N, inputs, alone = word(address, 2), word(address, 3), word(address, 4)
+        if x.size != N * inputs or x.shape[x.ndim - 1] != inputs:
+            return False
+        if not _finite(x, x.ctypes.data, x.size):
+            return False
+        write_word(address + 40, x.ctypes.data)
+        if alone and source:
+            call_at(word(address, 0), address)
+        return True
+
+    def enter_many(x, out, address):  # x (N, T, inputs), out (N, T, outputs)
+        N, inputs, alone = word(address, 2), word(address, 3), word(address, 4)
+        T, start, row, time = x.shape[1], x.ctypes.data, x.strides[0], x.strides[1]
+        if x.shape[0] != N or x.shape[2] != inputs or x.strides[2] != x.itemsize:
+            return False
+        dense = time == inputs * x.itemsize
+        for n in range(N):
+            for t in range(1 if dense else T):
+                if not _finite(x, start + n * row + t * time, T * inputs if dense else inputs):
+                    return False
+        write_word(address + 40, start)
+        write_word(address + 48, row)
+        write_word(address + 56, time)
+        write_word(address + 64, T)
+        write_word(address + 72, out.ctypes.data)
+        write_word(address + 80, out.strides[0])
+        write_word(address + 88, out.strides[1])
+        if alone and source:
+            call_at(word(address, 0), address)
+        return True
+
     kind = from_dtype(np.dtype(dtype))
-    takes: tuple[Any, ...] = (types.Array(kind, ndim, "C"), int64)
-    if function is _enter_many:
+    takes: tuple[Any, ...] = (types.Array(kind, ndim, "C", readonly=True), int64)
+    if many:
         takes = types.Array(kind, 3, "A", readonly=True), types.Array(kind, 3, "C"), int64
     compile_for = njit(boolean(*takes), cache=CACHED, nogil=nogil, error_model="numpy")
     with one_process_at_a_time():
-        return compile_for(function)
+        return compile_for(enter_many if many else enter)
 
 
 # ---- from Python
@@ -217,8 +228,8 @@ class NumbaStream:
             self._many = _Call(self._states, layers, packed, top, N, steps, shards, owners)
             # a step of a microsecond need not let other Python threads in
             long = sum(matrix.size for p in packed for matrix in p.memory) > 1 << 16
-            self._enter = _entrance(_enter, dtype.name, 1 if N == 1 else 2, long)
-            self._enter_many = _entrance(_enter_many, dtype.name, 3, True)
+            self._enter = _entrance(False, dtype.name, 1 if N == 1 else 2, long)
+            self._enter_many = _entrance(True, dtype.name, 3, True)
         self.out = self._one.out[0, 0] if N == 1 else self._one.out[:, 0]
 
     @property
