@@ -81,7 +81,7 @@ def _pack_inputs(plan, chunk, shard):
     if p0 == p1:
         return
     t, count, panel = chunk * plan.steps, steps_in(plan, chunk), panel_of(plan.steps * plan.N)
-    outer, inner, x_outer, x_inner, p_outer, p_inner = rows_of(plan, 0, plan.N, 0, count)
+    outer, inner, x_outer, x_inner, p_outer, p_inner = rows_of(plan, 0, plan.N, 0, count, True)
     for k in range(outer):
         call(plan.pack, (
             plan.xs + t * plan.xs_time + p0 * VECTOR_BYTES + k * x_outer, x_inner, inner,
@@ -159,7 +159,7 @@ def _input_gradients(plan, chunk, shard):
         t0, t1 = share_of(count, shard, plan.shards)
     if n0 == n1 or t0 == t1:
         return
-    outer, inner, x_outer, x_inner, p_outer, p_inner = rows_of(plan, n0, n1, t0, t1)
+    outer, inner, x_outer, x_inner, p_outer, p_inner = rows_of(plan, n0, n1, t0, t1, True)
     rows_panel, D_bytes = panel_of(plan.steps * plan.N), plan.D * plan.size
     # dxs is (N, T, D) without gaps, whatever xs is
     if inner == n1 - n0 and p_inner == VECTOR_BYTES:

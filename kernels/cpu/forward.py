@@ -9,6 +9,7 @@ from .sequence import (
     begin,
     chunk_at,
     end,
+    own_panels,
     panel_of,
     read_plan,
     rows_and_units,
@@ -81,54 +82,63 @@ def _pack(plan, shard):
 def _project(plan, chunk, n0, n1, u0, u1):
     """x Wx for a chunk."""
     t, count = chunk * plan.steps, steps_in(plan, chunk)
-    outer, inner, x_outer, x_inner, p_outer, p_inner = rows_of(plan, n0, n1, 0, count)
+    outer, inner, x_outer, x_inner, p_outer, p_inner = rows_of(plan, n0, n1, 0, count, False)
+    x_side, x_panel = own_panels(plan.x_side, plan.x_gates * plan.units, plan.steps, n0, n1)
     for k in range(outer):
         to_gates(
             plan, plan.xs + t * plan.xs_time + n0 * plan.xs_row + k * x_outer, x_inner,
             VECTOR_BYTES, plan.D, plan.pWx, plan.x_gates, u0, u1,
-            plan.x_side + n0 * VECTOR_BYTES + k * p_outer, p_inner,
-            panel_of(plan.steps * plan.N), inner,
+            x_side + k * p_outer, p_inner, x_panel, inner,
         )  # fmt: skip
+
+
+@part_of_a_piece
+def _sides(plan, k, n0, n1):
+    """x_side, e_side and l_side of a step: where each begins, bytes between its panels."""
+    x_side, x_panel = own_panels(plan.x_side, plan.x_gates * plan.units, plan.steps, n0, n1)
+    e_side, panel = own_panels(plan.e_side, plan.early * plan.units, 1, n0, n1)
+    l_side, _ = own_panels(plan.l_side, plan.late * plan.units, 1, n0, n1)
+    return x_side + k * (n1 - n0) * VECTOR_BYTES, x_panel, e_side, panel, l_side, panel
 
 
 @part_of_a_piece
 def _early_step(plan, chunk, k, n0, n1, u0, u1):
     """h Wh, and what the second product multiplies."""
-    rows_panel, step_panel = panel_of(plan.steps * plan.N), panel_of(plan.N)
+    x_side, x_panel, e_side, e_panel, _, _ = _sides(plan, k, n0, n1)
     skip = n0 * VECTOR_BYTES
     state, panel = state_at(plan, chunk, k)
     to_gates(
         plan, state + skip, VECTOR_BYTES, panel, plan.H, plan.pWh, plan.early,
-        u0, u1, plan.e_side + skip, VECTOR_BYTES, step_panel, n1 - n0,
+        u0, u1, e_side, VECTOR_BYTES, e_panel, n1 - n0,
     )  # fmt: skip
     if plan.late:
         row = k * plan.N * VECTOR_BYTES + skip
         operand = chunk_at(plan, plan.operand, plan.units, chunk)
         call(plan.operand_piece, (
-            u0, u1, plan.units, plan.H, n1 - n0, plan.x_side + row, rows_panel,
-            plan.e_side + skip, step_panel, plan.b, plan.b_row,
-            state + skip, panel, operand + row, rows_panel,
+            u0, u1, plan.units, plan.H, n1 - n0, x_side, x_panel, e_side, e_panel,
+            plan.b, plan.b_row, state + skip, panel,
+            operand + row, panel_of(plan.steps * plan.N),
         ))  # fmt: skip
 
 
 @part_of_a_piece
 def _late_step(plan, chunk, k, n0, n1, u0, u1):
     """The second product, and the state after the step."""
-    rows_panel, step_panel = panel_of(plan.steps * plan.N), panel_of(plan.N)
-    skip = n0 * VECTOR_BYTES
+    x_side, x_panel, e_side, e_panel, l_side, l_panel = _sides(plan, k, n0, n1)
+    rows_panel, skip = panel_of(plan.steps * plan.N), n0 * VECTOR_BYTES
     row = k * plan.N * VECTOR_BYTES + skip
     if plan.late:
         to_gates(
             plan, chunk_at(plan, plan.operand, plan.units, chunk) + row, VECTOR_BYTES, rows_panel,
             plan.H, plan.pWh + plan.early * plan.units * (plan.H | 1) * plan.weight_row, plan.late,
-            u0, u1, plan.l_side + skip, VECTOR_BYTES, step_panel, n1 - n0,
+            u0, u1, l_side, VECTOR_BYTES, l_panel, n1 - n0,
         )  # fmt: skip
     state, panel = state_at(plan, chunk, k)
     after, after_panel = state_at(plan, chunk, k + 1)
     saved = chunk_at(plan, plan.saved, plan.stored * plan.units, chunk) + row
     call(plan.gates_piece, (
-        u0, u1, plan.units, plan.H, n1 - n0, plan.x_side + row, rows_panel,
-        plan.e_side + skip, step_panel, plan.l_side + skip, step_panel, plan.b, plan.b_row,
+        u0, u1, plan.units, plan.H, n1 - n0,
+        x_side, x_panel, e_side, e_panel, l_side, l_panel, plan.b, plan.b_row,
         state + skip, panel, after + skip, after_panel,
         saved if plan.keep else 0, rows_panel,
         plan.hs + (chunk * plan.steps + k) * plan.hs_time + n0 * plan.hs_row, plan.hs_row,

@@ -131,9 +131,9 @@ def recipe(
         "pWh": panels(recurrent * units, H)
         if ahead
         else panels(units, at.early * H) + panels(units, at.late * H),
-        "x_side": panels(at.x_gates * units, of_chunk) if ahead else 0,
-        "e_side": panels(at.early * units, of_step) if ahead else 0,
-        "l_side": panels(at.late * units, of_step) if ahead else 0,
+        "x_side": panels(at.x_gates * units, of_chunk + N) if ahead else 0,
+        "e_side": panels(at.early * units, 2 * of_step) if ahead else 0,
+        "l_side": panels(at.late * units, 2 * of_step) if ahead else 0,
         "delta": 0 if ahead else panels(len(cell.gates) * units, of_chunk),
         "dstate": 0 if ahead else panels((states + 1) * units, of_step),
         "doperand": 0 if ahead else panels(units, of_step),

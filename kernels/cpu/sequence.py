@@ -146,6 +146,15 @@ def chunk_at(plan, start, panels, chunk):
 
 
 @part_of_a_piece
+def own_panels(start, count, steps, n0, n1):
+    """A shard's own panels, of the rows n0..n1 of some steps: where they begin, bytes between them.
+
+    They lie apart from the other shards', lest a processor that fetches ahead takes their lines.
+    """
+    return start + n0 * (steps + 1) * count * VECTOR_BYTES, panel_of(steps * (n1 - n0))
+
+
+@part_of_a_piece
 def steps_in(plan, chunk):
     return min(plan.steps, plan.T - chunk * plan.steps)
 
@@ -162,17 +171,16 @@ def state_at(plan, chunk, k):
 
 
 @part_of_a_piece
-def rows_of(plan, n0, n1, t0, t1):
+def rows_of(plan, n0, n1, t0, t1, all_members):
     """How to go through rows n0..n1 of steps t0..t1, the longer way inside.
 
     (outer count, inner count), then the bytes from one to the next, outer and inner: in the
-    caller's xs, in panels.
+    caller's xs, in panels, which have the rows of all members of the batch or of these alone.
     """
+    members = (plan.N if all_members else n1 - n0) * VECTOR_BYTES
     if n1 - n0 >= t1 - t0:
-        return (
-            t1 - t0, n1 - n0, plan.xs_time, plan.xs_row, plan.N * VECTOR_BYTES, VECTOR_BYTES,
-        )  # fmt: skip
-    return n1 - n0, t1 - t0, plan.xs_row, plan.xs_time, VECTOR_BYTES, plan.N * VECTOR_BYTES
+        return t1 - t0, n1 - n0, plan.xs_time, plan.xs_row, members, VECTOR_BYTES
+    return n1 - n0, t1 - t0, plan.xs_row, plan.xs_time, VECTOR_BYTES, members
 
 
 @part_of_a_piece
