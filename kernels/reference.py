@@ -178,17 +178,15 @@ class ReferenceStream:
 
     @property
     def stepping(self) -> tuple[Callable[[Array, int], bool], int]:
-        """``step(x)`` is the first of these, called with x and the second: the shortest way."""
-        return (lambda x, _: self.step(x)), 0
+        """A step is the first of these, called with x and the second: the shortest way.
 
-    def step(self, x: Array) -> bool:
-        """One step of x (N, inputs), or (inputs,) for a batch of one; the result is in ``out``.
-
-        False, and nothing done, where x has another shape or a number in it is not finite.
-        Raises TypeError where x is not an array of the stream's dtype.
+        x (N, inputs), or (inputs,) for a batch of one, must be an array of the stream's dtype and
+        of that many axes. The result is in ``out``. Returns False, and does nothing, where x has
+        another shape or a number in it is not finite.
         """
-        if getattr(x, "dtype", None) != self.out.dtype:
-            raise TypeError(f"x: expected an array of {self.out.dtype}")
+        return self._step, 0
+
+    def _step(self, x: Array, _: int) -> bool:
         inputs = self._layers[0][1][0].shape[0]
         if x.shape != (*self.out.shape[:-1], inputs) or not np.isfinite(x).all():
             return False

@@ -122,14 +122,15 @@ class Stream:
         the state is then as it was.
         """
         try:
-            if self._step(x, self._address):
+            fits = x.dtype is self._dtype and x.ndim == self._axes
+            if fits and self._step(x, self._address):
                 return self._out
-        except TypeError:
-            pass  # another dtype, or an array whose numbers do not lie side by side
+        except AttributeError:
+            pass  # no array
         shape = (self.input_size,) if self.batch == 1 else (self.batch, self.input_size)
         expect_array("x", x, shape, self.dtype)
         expect_finite("x", x)
-        self._step(np.array(x, order="C"), self._address)
+        self._step(np.array(x, self._dtype, order="C"), self._address)
         return self._out
 
     def step_many(self, frames: Array, out: Array | None = None) -> Array:
@@ -210,7 +211,7 @@ class Stream:
             self.bfloat16,
         )
         self._step, self._address = self._running.stepping
-        self._out = self._running.out
+        self._out, self._axes = self._running.out, 1 if self.batch == 1 else 2
         self._outputs, self._dtype = self.output_size, self.dtype
         if state is not None:
             self.restore(state)

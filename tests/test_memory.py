@@ -74,7 +74,8 @@ for dtype in (np.float32, np.float64):
                 for affine in (None, top):
                     stream = engine.stream([(p.cell, p.params)], affine, N)
                     x = p.xs[0, 0] if N == 1 else p.xs[:, 0]
-                    assert stream.step(guarded(x))
+                    step, at = stream.stepping
+                    assert step(guarded(x), at)
                     outputs = sizes[3] if affine is None else 19
                     assert stream.run(p.xs, guarded(np.empty((N, T, outputs), dtype)))
 print("nothing was touched")

@@ -158,11 +158,14 @@ def _entrance(many: bool, dtype: str, ndim: int, nogil: bool) -> Any:
 
     def enter(x, address):  # x (inputs,) or (N, inputs)
         N, inputs, alone = word(address, 2), word(address, 3), word(address, 4)
-        if x.size != N * inputs or x.shape[x.ndim - 1] != inputs:
+        start, last = x.ctypes.data, x.ndim - 1
+        if x.shape[last] != inputs or x.size != N * inputs or x.strides[last] != x.itemsize:
             return False
-        if not _finite(x, x.ctypes.data, x.size):
-            return False
-        write_word(address + 40, x.ctypes.data)
+        for n in range(N):
+            if not _finite(x, start + n * x.strides[0], inputs):
+                return False
+        write_word(address + 40, start)
+        write_word(address + 48, x.strides[0])
         if alone and source:
             call_at(word(address, 0), address)
         return True
@@ -189,12 +192,13 @@ def _entrance(many: bool, dtype: str, ndim: int, nogil: bool) -> Any:
         return True
 
     kind = from_dtype(np.dtype(dtype))
-    takes: tuple[Any, ...] = (types.Array(kind, ndim, "C", readonly=True), int64)
-    if many:
-        takes = types.Array(kind, 3, "A", readonly=True), types.Array(kind, 3, "C"), int64
+    x = types.Array(kind, ndim, "A", readonly=True)
+    takes = (x, types.Array(kind, 3, "C"), int64) if many else (x, int64)
     compile_for = njit(boolean(*takes), cache=CACHED, nogil=nogil, error_model="numpy")
     with one_process_at_a_time():
-        return compile_for(enter_many if many else enter)
+        made = compile_for(enter_many if many else enter)
+    # a step of half a microsecond: without Numba's search for the signature, which takes 0.1
+    return made if many else made.overloads[takes].entry_point
 
 
 # ---- from Python
@@ -241,17 +245,14 @@ class NumbaStream:
 
     @property
     def stepping(self) -> tuple[Callable[[Array, int], bool], int]:
-        """``step(x)`` is the first of these, called with x and the second: the shortest way."""
-        return (self._step_together if self._one.shared else self._enter), self._one.address
+        """A step is the first of these, called with x and the second: the shortest way.
 
-    def step(self, x: Array) -> bool:
-        """One step of x (N, inputs), or (inputs,) for a batch of one; the result is in ``out``.
-
-        False, and nothing done, where x has another shape or a number in it is not finite.
-        Raises TypeError where x is not a C-contiguous, writable array of the stream's dtype.
+        x (N, inputs), or (inputs,) for a batch of one, must be an array of the stream's dtype and
+        of that many axes: this is not checked. The result is in ``out``. Returns False, and does
+        nothing, where x has another shape, a number in it is not finite, or the numbers of a row
+        do not lie side by side.
         """
-        step, address = self.stepping
-        return step(x, address)
+        return (self._step_together if self._one.shared else self._enter), self._one.address
 
     def _step_together(self, x: Array, address: int) -> bool:
         if not self._enter(x, address):
