@@ -61,7 +61,7 @@ def _has_avx512() -> bool:
 DEEPEST_TILE = 6
 WIDEST_TILE, WIDEST_FOR_ONE_ROW = (4, 8) if _has_avx512() else (1, 4)
 TILES = [(rows, width) for rows in range(1, 7) for width in (1, 2, 4) if width <= WIDEST_TILE]
-TILES += [(1, width) for width in (2, 4, 8) if (1, width) not in TILES]
+TILES += [(1, width) for width in (2, 3, 4, 8) if (1, width) not in TILES]
 
 
 PLAIN, TRANSPOSED, BFLOAT16 = range(3)  # kinds of products
@@ -273,12 +273,9 @@ def _multiply(frame, kind):
 @part_of_a_piece
 def _tile_width(rows, vectors):
     """How many vectors wide the next tile is, where that many are to go."""
-    if rows == 1 and vectors >= WIDEST_FOR_ONE_ROW:
-        return WIDEST_FOR_ONE_ROW
-    width = WIDEST_TILE
-    if vectors >= width:
-        return width
-    return 2 if vectors >= 2 else 1
+    if rows == 1:
+        return WIDEST_FOR_ONE_ROW if vectors >= WIDEST_FOR_ONE_ROW else min(vectors, 4)
+    return WIDEST_TILE if vectors >= WIDEST_TILE else min(vectors, WIDEST_TILE, 2)
 
 
 # ---- to panels and back

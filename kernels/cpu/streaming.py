@@ -91,7 +91,7 @@ def stream(frame):
             plan = word(me.plans, k)
             steps = word(plan, _STEPS)
             write_word(plan + 8 * _T, count)
-            write_word(plan + 8 * _CHUNKS, (count + steps - 1) // steps)
+            write_word(plan + 8 * _CHUNKS, (count + steps - 1) // steps if count > steps else 1)
             write_word(plan + 8 * _XS, x)
             write_word(plan + 8 * (_XS + 1), x_row)
             write_word(plan + 8 * (_XS + 2), x_time)
