@@ -122,8 +122,7 @@ class Stream:
         the state is then as it was.
         """
         try:
-            fits = x.dtype is self._dtype and x.ndim == self._axes
-            if fits and self._step(x, self._address):
+            if x.dtype is self._dtype and x.ndim == self._axes and self._step(x, self._address):
                 return self._out
         except AttributeError:
             pass  # no array

@@ -62,6 +62,7 @@ DEEPEST_TILE = 6
 WIDEST_TILE, WIDEST_FOR_ONE_ROW = (4, 8) if _has_avx512() else (1, 4)
 TILES = [(rows, width) for rows in range(1, 7) for width in (1, 2, 4) if width <= WIDEST_TILE]
 TILES += [(1, width) for width in (2, 3, 4, 8) if (1, width) not in TILES]
+AHEAD = 8 * VECTOR_BYTES  # how far ahead a product of one row asks for B (measured)
 
 
 PLAIN, TRANSPOSED, BFLOAT16 = range(3)  # kinds of products
@@ -95,13 +96,19 @@ def _emit_loop(builder, count, carried, body):
 
 
 def _emit_multiply_add(builder, vector, depth, kind, sums, a_rows, b_vectors, ahead):
-    """sums[r][v] += A[r, k] * B[k, v] for ``depth`` numbers k."""
+    """sums[r][v] += A[r, k] * B[k, v] for ``depth`` numbers k.
+
+    Meanwhile lines of B are asked for that lie ``ahead``: for one row, whose vectors serve but
+    once, those that come next; for many rows, a line of the next tile at a time.
+    """
     size, new = vector.dtype.bitwidth // 8, list(sums)
     load_b = _emit_load_bfloat16 if kind == BFLOAT16 else emit_load
+    wanted, cache = {1: (b_vectors, 1), 2: ((), 0), 3: ((), 0)}.get(len(a_rows), (b_vectors[:1], 2))
+    wanted = [builder.add(b, ahead) for b in wanted]
     for k in range(depth):
         at_k = _I64(k * _b_row(kind))
-        if len(a_rows) > 3:
-            emit_prefetch(builder, builder.add(ahead, at_k))
+        for b in wanted:
+            emit_prefetch(builder, builder.add(b, at_k), cache)
         row = [load_b(builder, vector, builder.add(b, at_k)) for b in b_vectors]
         for r, a in enumerate(a_rows):
             place = builder.add(a, _I64(k * (VECTOR_BYTES if kind == TRANSPOSED else size)))
@@ -149,8 +156,7 @@ def _emit_tile(builder, vector, rows, vectors, kind, p):
         def body(a, b, *sums):
             a_rows = [builder.add(a, offset) for offset in a_offsets]
             b_vectors = [builder.add(b, offset) for offset in b_offsets]
-            then = builder.add(b, ahead)
-            new = _emit_multiply_add(builder, vector, depth, kind, sums, a_rows, b_vectors, then)
+            new = _emit_multiply_add(builder, vector, depth, kind, sums, a_rows, b_vectors, ahead)
             return builder.add(a, a_step), builder.add(b, _I64(depth * _b_row(kind))), *new
 
         return body
@@ -175,7 +181,7 @@ def _emit_tile(builder, vector, rows, vectors, kind, p):
         old = [emit_load_part(builder, vector, *place) for place in places]
         for place, _ in places:  # the tile below this one comes next
             below = builder.add(place, builder.mul(c_row, _I64(rows)))
-            emit_prefetch(builder, below, for_writing=True)
+            emit_prefetch(builder, below, cache=1, for_writing=True)
         end = builder.block
     sums = [builder.phi(vector.llvm) for _ in places]
     for phi, value in zip(sums, old, strict=True):
@@ -246,6 +252,7 @@ def _multiply(frame, kind):
     # one group after the other where its part of B serves several blocks of rows from the cache
     turns, groups = (groups, 1) if blocks > 1 else (1, groups)
     b_group = inner * (VECTOR_BYTES // 2 if kind == BFLOAT16 else VECTOR_BYTES)
+    in_second_cache = b_group * vectors > 32768
     while vectors > 0:
         wide = _tile_width(rows, vectors)
         vectors -= wide
@@ -257,6 +264,8 @@ def _multiply(frame, kind):
             for block in range(blocks):  # of nearly the same number of rows
                 deep = rows if blocks == 1 else (rows + blocks - 1 - block) // blocks
                 ahead = next_b + block * b_vector if block < wide else 0
+                if rows == 1:
+                    ahead = AHEAD if in_second_cache else 0
                 _multiply_tile(
                     frame, kind, deep, wide,
                     (

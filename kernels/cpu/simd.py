@@ -254,12 +254,12 @@ def _mask(builder, vector, lanes):
     return builder.icmp_signed("<", order, splat(builder, lanes, order.type))
 
 
-def emit_prefetch(builder, address, for_writing=False):
-    """Ask for a line of memory (LLVM level)."""
+def emit_prefetch(builder, address, cache=2, for_writing=False):
+    """Ask for a line of memory, into the first or the second cache (LLVM level)."""
     line = builder.inttoptr(address, ir.IntType(8).as_pointer())
     kind = ir.FunctionType(ir.VoidType(), [line.type, _I32, _I32, _I32])
     prefetch = _declare(builder, "llvm.prefetch.p0i8", kind)  # LLVM >= 15 reads it as p0
-    builder.call(prefetch, [line, _I32(int(for_writing)), _I32(3 if for_writing else 2), _I32(1)])
+    builder.call(prefetch, [line, _I32(int(for_writing)), _I32(4 - cache), _I32(1)])
 
 
 def emit_load_part(builder, vector, address, lanes):

@@ -80,6 +80,23 @@ _T, _STEPS, _CHUNKS, _XS, _HS, _IN_PANELS, _STATE, _END, _STATE_IN = map(
 )
 
 
+@part_of_a_piece
+def _adjust(me, plan, k, count, x_time, out):
+    """Tell the plan of layer k what changes from block to block, and never for single steps."""
+    steps = word(plan, _STEPS)
+    write_word(plan + 8 * _T, count)
+    write_word(plan + 8 * _CHUNKS, (count + steps - 1) // steps)
+    write_word(plan + 8 * (_XS + 2), x_time)
+    if me.owners:
+        now = word(word(me.owners, k), _STATE)
+        write_word(plan + 8 * _STATE_IN, now)
+        write_word(plan + 8 * (_STATE_IN + 1), now)
+    if k == me.layers - 1 and me.outputs == 0:
+        write_word(plan + 8 * _HS, out)
+        write_word(plan + 8 * (_HS + 1), me.out_row)
+        write_word(plan + 8 * (_HS + 2), me.out_time)
+
+
 def stream(frame):
     """A piece: some steps of a stack of layers."""
     me = _read_plan(frame)
@@ -89,20 +106,10 @@ def stream(frame):
         out = me.out + start * me.out_time
         for k in range(me.layers):
             plan = word(me.plans, k)
-            steps = word(plan, _STEPS)
-            write_word(plan + 8 * _T, count)
-            write_word(plan + 8 * _CHUNKS, (count + steps - 1) // steps if count > steps else 1)
             write_word(plan + 8 * _XS, x)
             write_word(plan + 8 * (_XS + 1), x_row)
-            write_word(plan + 8 * (_XS + 2), x_time)
-            if me.owners:
-                now = word(word(me.owners, k), _STATE)
-                write_word(plan + 8 * _STATE_IN, now)
-                write_word(plan + 8 * (_STATE_IN + 1), now)
-            if k == me.layers - 1 and me.outputs == 0:
-                write_word(plan + 8 * _HS, out)
-                write_word(plan + 8 * (_HS + 1), me.out_row)
-                write_word(plan + 8 * (_HS + 2), me.out_time)
+            if me.block > 1:
+                _adjust(me, plan, k, count, x_time, out)
             call_at(word(plan, 0), plan)
             if word(plan, _IN_PANELS):  # what comes after this step comes before the next
                 before = word(plan, _STATE)
