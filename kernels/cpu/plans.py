@@ -211,7 +211,8 @@ def sharing(
     if operations < (4_000_000 if wanted is None else 500_000):
         return 1, True
     shards = threads.available() if wanted is None else wanted
-    by_rows = 4 * shards <= N
+    large = H * H * len(cell.gates) > 1_500_000  # then each fetches but its own weights
+    by_rows = 4 * shards <= N and not large
     if not by_rows and 2 * N * H * len(cell.gates) * H < 100_000:
         return 1, True
     return shards, by_rows

@@ -62,7 +62,7 @@ DEEPEST_TILE = 6
 WIDEST_TILE, WIDEST_FOR_ONE_ROW = (4, 8) if _has_avx512() else (1, 4)
 TILES = [(rows, width) for rows in range(1, 7) for width in (1, 2, 4) if width <= WIDEST_TILE]
 TILES += [(1, width) for width in (2, 3, 4, 8) if (1, width) not in TILES]
-AHEAD = 8 * VECTOR_BYTES  # how far ahead a product of one row asks for B (measured)
+AHEAD = 16 * VECTOR_BYTES  # how far ahead a product of one row asks for B (measured)
 
 
 PLAIN, TRANSPOSED, BFLOAT16 = range(3)  # kinds of products

@@ -75,6 +75,22 @@ def _write(typing, address, value):
 
 
 @intrinsic
+def _copy_plan(typing, source, to):
+    """Copy a plan's words, after all that came before and before all that comes after."""
+
+    def codegen(context, builder, signature, args):
+        builder.fence("seq_cst")
+        places = [builder.inttoptr(address, _I64.as_pointer()) for address in args]
+        with cgutils.for_range(builder, _I64(PLAN_WORDS)) as loop:
+            word = builder.load_atomic(builder.gep(places[0], [loop.index]), "monotonic", 8)
+            builder.store_atomic(word, builder.gep(places[1], [loop.index]), "monotonic", 8)
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
 def _add(typing, address, value):
     def codegen(context, builder, signature, args):
         return builder.atomic_rmw("add", _word(builder, args[0]), args[1], "seq_cst")
@@ -196,8 +212,7 @@ def open_job(team, plan, shards):
     job = _read(team + LAST_JOB) + 1
     _write(team + LAST_JOB, job)
     _write(plan + 8 * _JOB_WORD, job)
-    for k in range(PLAN_WORDS):
-        _write(team + PLAN + 8 * k, _read(plan + 8 * k))
+    _copy_plan(plan, team + PLAN)
     _write(team + DONE, 0)
     for shard in range(shards):
         _write(team + CLAIMS + shard * _LINE, job * PHASES)
@@ -245,11 +260,10 @@ def serve(frame):
         if job == 0 or job == last:
             _pause()
             idle += 1
-            if idle % 32 == 0:
+            if idle % 128 == 0:
                 _yield_processor()
             continue
-        for k in range(PLAN_WORDS):
-            _write(mine + 8 * k, _read(team + PLAN + 8 * k))
+        _copy_plan(team + PLAN, mine)
         if _read(team + JOB) != job:
             continue  # it was over before the copy was made
         last, idle = job, 0
