@@ -1,7 +1,8 @@
 """The Numba engine: passes over a sequence, compiled for this CPU.
 
 engine.py      arrays in, arrays out        streaming.py   the same for a stream, step by step
-plans.py       what compiled code is to work on: sizes, addresses, memory
+plans.py       what compiled code is to     packing.py     its weights, laid out once
+               work on: sizes, addresses, memory
    |
 sequence.py    the pass over time, chunk by chunk (start here: the picture of the data flow)
 forward.py, backward.py

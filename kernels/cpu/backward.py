@@ -15,13 +15,13 @@ from .sequence import (
     read_plan,
     rows_and_units,
     rows_of,
+    run_phase,
     share_of,
     state_at,
     steps_in,
     unpack_states,
 )
 from .simd import VECTOR_BYTES
-from .threads import claim, finished, wait_for_all
 
 
 @part_of_a_piece
@@ -272,34 +272,19 @@ def _work(plan, what, chunk, k, shard):
         _gates_back(plan, chunk, k, n0, n1, u0, u1)
 
 
-@part_of_a_piece
-def _phase(plan, phase, what, chunk, k):
-    """All shards of a phase; returns the number of the next."""
-    if plan.shards == 1:
-        _work(plan, what, chunk, k, 0)
-        return phase + 1
-    for turn in range(plan.shards):
-        shard = (plan.thread + turn) % plan.shards
-        if claim(plan.team, plan.job, phase, shard):
-            _work(plan, what, chunk, k, shard)
-            finished(plan.team)
-    wait_for_all(plan.team, plan.job, (phase + 1) * plan.shards)
-    return phase + 1
-
-
 def backward(frame):
     """A piece: all steps back, and the gradients of inputs, weights and the state before."""
     plan = read_plan(frame)
     denormals = begin(plan, frame)
-    phase = _phase(plan, 0, START, 0, 0)
+    phase = run_phase(plan, _work, 0, START, 0, 0)
     for chunk in range(plan.chunks - 1, -1, -1):
         if plan.by_rows:
-            phase = _phase(plan, phase, STEPS, chunk, 0)
+            phase = run_phase(plan, _work, phase, STEPS, chunk, 0)
         else:
             for k in range(steps_in(plan, chunk) - 1, -1, -1):
-                phase = _phase(plan, phase, STEPS, chunk, k)
+                phase = run_phase(plan, _work, phase, STEPS, chunk, k)
                 if plan.late:
-                    phase = _phase(plan, phase, HALF_STEP, chunk, k)
-        phase = _phase(plan, phase, GRADIENTS, chunk, 0)
-    _phase(plan, phase, END, 0, 0)
+                    phase = run_phase(plan, _work, phase, HALF_STEP, chunk, k)
+        phase = run_phase(plan, _work, phase, GRADIENTS, chunk, 0)
+    run_phase(plan, _work, phase, END, 0, 0)
     end(plan, denormals)

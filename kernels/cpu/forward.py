@@ -14,13 +14,13 @@ from .sequence import (
     read_plan,
     rows_and_units,
     rows_of,
+    run_phase,
     share_of,
     state_at,
     steps_in,
     unpack_states,
 )
 from .simd import VECTOR_BYTES
-from .threads import claim, finished, wait_for_all
 
 
 @part_of_a_piece
@@ -183,21 +183,6 @@ def _work(plan, what, chunk, k, shard):
             _step(plan, chunk, k, n0, n1, u0, u1)
 
 
-@part_of_a_piece
-def _phase(plan, phase, what, chunk, k):
-    """All shards of a phase; returns the number of the next."""
-    if plan.shards == 1:
-        _work(plan, what, chunk, k, 0)
-        return phase + 1
-    for turn in range(plan.shards):
-        shard = (plan.thread + turn) % plan.shards
-        if claim(plan.team, plan.job, phase, shard):
-            _work(plan, what, chunk, k, shard)
-            finished(plan.team)
-    wait_for_all(plan.team, plan.job, (phase + 1) * plan.shards)
-    return phase + 1
-
-
 def forward(frame):
     """A piece: all steps, and the state after the last."""
     plan = read_plan(frame)
@@ -209,15 +194,15 @@ def forward(frame):
         return
     phase = 0
     if not plan.in_panels:
-        phase = _phase(plan, phase, START, 0, 0)
+        phase = run_phase(plan, _work, phase, START, 0, 0)
     if plan.by_rows:
-        phase = _phase(plan, phase, STEPS, 0, 0)
+        phase = run_phase(plan, _work, phase, STEPS, 0, 0)
     else:
         for chunk in range(plan.chunks):
             for k in range(steps_in(plan, chunk)):
-                phase = _phase(plan, phase, STEPS, chunk, k)
+                phase = run_phase(plan, _work, phase, STEPS, chunk, k)
                 if plan.late:
-                    phase = _phase(plan, phase, HALF_STEP, chunk, k)
+                    phase = run_phase(plan, _work, phase, HALF_STEP, chunk, k)
     if not plan.in_panels:
-        _phase(plan, phase, END, 0, 0)
+        run_phase(plan, _work, phase, END, 0, 0)
     end(plan, denormals)

@@ -138,7 +138,7 @@ def call(typing, address, values):
 
 
 @intrinsic
-def address_of(typing, frame):
+def frame_address(typing, frame):
     """A frame's address."""
 
     def codegen(context, builder, signature, args):

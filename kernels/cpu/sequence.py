@@ -18,16 +18,29 @@ is at once what the next step multiplies by Wh and what dWh is made of:
                            row N..2N-1  h after step 0 = h before step 1
                            ...          (after a chunk's last step: row 0 of the next chunk)
 
-The pass is cut into phases and shards (``threads.py``): a shard has some rows of the batch and
-all units (``by_rows``: it never waits within a chunk), or all rows and some units (then all meet
-after every step, since h Wh needs every unit's h).
+The pass is cut into phases and shards (``threads.py``). In the phases of time a shard has
+
+    by_rows    some rows of the batch, all units: forward meets the others at the end of the pass,
+               backward at the end of each chunk, before its weight gradients
+    otherwise  all rows, some units: all meet after every step, since h Wh needs every unit's h
+               (twice where there is a second product)
+
+In START (packing the weights) and GRADIENTS a shard has some columns of each matrix, either way.
 """
 
 from typing import NamedTuple
 
-from .frames import address_of, call, part_of_a_piece, record
+from .frames import call, frame_address, part_of_a_piece, record
 from .simd import VECTOR_BYTES
-from .threads import close_job, flush_denormals, open_job, restore_denormals
+from .threads import (
+    claim,
+    close_job,
+    finished,
+    flush_denormals,
+    open_job,
+    restore_denormals,
+    wait_for_all,
+)
 
 
 class Plan(NamedTuple):
@@ -213,8 +226,23 @@ def begin(plan, frame):
     """Set this thread up for a pass; returns what ``end`` wants."""
     denormals = flush_denormals()
     if plan.shards > 1 and plan.thread == 0:
-        open_job(plan.team, address_of(frame), plan.shards)
+        open_job(plan.team, frame_address(frame), plan.shards)
     return denormals
+
+
+@part_of_a_piece
+def run_phase(plan, work, phase, what, chunk, k):
+    """All shards of a phase, of which this thread does what it can; the number of the next."""
+    if plan.shards == 1:
+        work(plan, what, chunk, k, 0)
+        return phase + 1
+    for turn in range(plan.shards):
+        shard = (plan.thread + turn) % plan.shards
+        if claim(plan.team, plan.job, phase, shard):
+            work(plan, what, chunk, k, shard)
+            finished(plan.team)
+    wait_for_all(plan.team, plan.job, (phase + 1) * plan.shards)
+    return phase + 1
 
 
 @part_of_a_piece

@@ -36,7 +36,7 @@ from .frames import (
     word,
     write_word,
 )
-from .lowering import layout
+from .packing import Packed, pack_affine, pack_weights, zeros
 from .plans import address_of, aligned, plain, recipe, sharing
 from .sequence import Plan
 from .simd import VECTOR_BYTES, all_lanes, lanes_of, load_part
@@ -232,8 +232,8 @@ class NumbaStream:
         dtype = layers[0][1][0].dtype
         self._states = [_StateMemory(cell, params[1].shape[0], N, dtype) for cell, params in layers]
         with announced(f"a stream of {layers[0][0].name} ({dtype})"):
-            packed = [_pack_weights(cell, params, bfloat16) for cell, params in layers]
-            top = _pack_affine(affine) if affine is not None else None
+            packed = [pack_weights(cell, params, bfloat16) for cell, params in layers]
+            top = pack_affine(affine) if affine is not None else None
             self._one = _Call(self._states, layers, packed, top, N, 1, shards)
             steps, owners = max(2, 4096 // N), self._one.plans if N == 1 else None
             self._many = _Call(self._states, layers, packed, top, N, steps, shards, owners)
@@ -287,7 +287,7 @@ class _StateMemory:
         lanes = VECTOR_BYTES // dtype.itemsize
         self.one_row, self.H = N == 1, H
         self.shape = len(cell.states), N, -(-H // lanes) * lanes if N == 1 else H
-        self.arrays = [_zeros(self.shape, dtype) for _ in range(2 if N == 1 else 1)]
+        self.arrays = [zeros(self.shape, dtype) for _ in range(2 if N == 1 else 1)]
 
     def now(self, plan: Array) -> Array:
         """The states before the next step."""
@@ -304,8 +304,8 @@ class _Call:
         self,
         states: Sequence[_StateMemory],
         layers: Layers,
-        packed: Sequence["_Packed"],
-        top: "_Packed | None",
+        packed: Sequence[Packed],
+        top: Packed | None,
         N: int,
         T: int,
         shards: int,
@@ -362,68 +362,3 @@ class _Call:
     def run_shared(self) -> None:
         """Run it with the team's help."""
         threads.team.run(self.words, self._shards, self.shared)
-
-
-class _Packed(NamedTuple):
-    """Matrices in panels."""
-
-    memory: list[Array]
-    addresses: list[int]
-    columns: int
-    bfloat16: bool = False
-
-
-def _pack_weights(cell: Cell, params: Sequence[Array], bfloat16: bool) -> _Packed:
-    """Wx and Wh as ``sequence.py`` packs them: a matrix for each gate, in this engine's order."""
-    Wx, Wh, _ = params
-    at, H = layout(cell), Wh.shape[0]
-    packed = [
-        _panels(W[:, block * H : (block + 1) * H] for block in blocks)
-        for W, blocks in ((Wx, at.x_blocks), (Wh, at.h_blocks))
-    ]
-    if bfloat16:
-        packed = [_upper_halves(panels) for panels in packed]
-    memory = [_placed(panels) for panels in packed]
-    return _Packed([m for m, _ in memory], [a for _, a in memory], H, bfloat16)
-
-
-def _pack_affine(affine: Sequence[Array]) -> _Packed:
-    """W (H, outputs) and b (outputs,)."""
-    W, b = affine
-    memory = [_placed(_panels([matrix])) for matrix in (W, b[None])]
-    return _Packed([m for m, _ in memory], [a for _, a in memory], W.shape[1])
-
-
-def _panels(matrices: Any) -> Array:
-    """The panels of matrices (rows, columns), one after the other (see ``products.py``)."""
-    panels = []
-    for matrix in matrices:
-        rows, columns = matrix.shape
-        lanes = VECTOR_BYTES // matrix.itemsize
-        count = -(-columns // lanes)
-        padded = np.zeros((rows | 1, count * lanes), matrix.dtype)
-        padded[:rows, :columns] = matrix
-        panels.append(padded.reshape(rows | 1, count, lanes).transpose(1, 0, 2))
-    return np.concatenate(panels)
-
-
-def _upper_halves(panels: Array) -> Array:
-    """float32 as bfloat16: the upper 16 bits, rounded to the nearest (even)."""
-    bits = panels.view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-
-
-def _placed(panels: Array) -> tuple[Array, int]:
-    """A copy whose address is a multiple of 64, and that address."""
-    copy = _zeros(panels.shape, panels.dtype)
-    copy[...] = panels
-    return copy, address_of(copy)
-
-
-def _zeros(shape: tuple[int, ...], dtype: Any) -> Array:
-    """An array of zeros whose address is a multiple of 64."""
-    size = int(np.prod(shape))
-    memory, address = aligned(size * dtype.itemsize, dtype)
-    start = (address - address_of(memory)) // dtype.itemsize
-    memory[start : start + size] = 0
-    return memory[start : start + size].reshape(shape)

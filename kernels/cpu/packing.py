@@ -1,0 +1,77 @@
+"""Matrices as panels (``products.py``), made by NumPy once for many uses: a stream's weights."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..cells import Cell
+from ..reference import Array
+from .lowering import layout
+from .plans import address_of, aligned
+from .simd import VECTOR_BYTES
+
+
+class Packed(NamedTuple):
+    """Matrices in panels."""
+
+    memory: list[Array]
+    addresses: list[int]
+    columns: int
+    bfloat16: bool = False
+
+
+def pack_weights(cell: Cell, params: Sequence[Array], bfloat16: bool) -> Packed:
+    """Wx and Wh as ``sequence.py`` packs them: a matrix for each gate, in this engine's order."""
+    Wx, Wh, _ = params
+    at, H = layout(cell), Wh.shape[0]
+    packed = [
+        _panels(W[:, block * H : (block + 1) * H] for block in blocks)
+        for W, blocks in ((Wx, at.x_blocks), (Wh, at.h_blocks))
+    ]
+    if bfloat16:
+        packed = [_upper_halves(panels) for panels in packed]
+    memory = [_placed(panels) for panels in packed]
+    return Packed([m for m, _ in memory], [a for _, a in memory], H, bfloat16)
+
+
+def pack_affine(affine: Sequence[Array]) -> Packed:
+    """W (H, outputs) and b (outputs,)."""
+    W, b = affine
+    memory = [_placed(_panels([matrix])) for matrix in (W, b[None])]
+    return Packed([m for m, _ in memory], [a for _, a in memory], W.shape[1])
+
+
+def _panels(matrices: Any) -> Array:
+    """The panels of matrices (rows, columns), one after the other (see ``products.py``)."""
+    panels = []
+    for matrix in matrices:
+        rows, columns = matrix.shape
+        lanes = VECTOR_BYTES // matrix.itemsize
+        count = -(-columns // lanes)
+        padded = np.zeros((rows | 1, count * lanes), matrix.dtype)
+        padded[:rows, :columns] = matrix
+        panels.append(padded.reshape(rows | 1, count, lanes).transpose(1, 0, 2))
+    return np.concatenate(panels)
+
+
+def _upper_halves(panels: Array) -> Array:
+    """float32 as bfloat16: the upper 16 bits, rounded to the nearest (even)."""
+    bits = panels.view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def _placed(panels: Array) -> tuple[Array, int]:
+    """A copy whose address is a multiple of 64, and that address."""
+    copy = zeros(panels.shape, panels.dtype)
+    copy[...] = panels
+    return copy, address_of(copy)
+
+
+def zeros(shape: tuple[int, ...], dtype: Any) -> Array:
+    """An array of zeros whose address is a multiple of 64."""
+    size = int(np.prod(shape))
+    memory, address = aligned(size * dtype.itemsize, dtype)
+    start = (address - address_of(memory)) // dtype.itemsize
+    memory[start : start + size] = 0
+    return memory[start : start + size].reshape(shape)
