@@ -10,7 +10,8 @@ threads meet at the end of every phase, thousands of times a second:
 A thread first claims its own shard, then any that nobody has begun. So a thread that is late, or
 asleep, or was never started (after a fork), or is kept off the processor by other programs costs
 time only while it holds a shard it has claimed; who works on a shard makes no difference to its
-result. Waiting threads give their processor away when it takes long.
+result. Threads nap where the wait gets long (a thread that yields instead loses its turns on a
+busy machine).
 
 The calling thread is thread 0. The others are Python threads that run compiled code without the
 GIL; between two passes they look out for the next one for a moment, then sleep. One pass at a
@@ -46,6 +47,7 @@ PLAN_WORDS = 128  # whatever its fields need
 _PIECE, _HERE, _THREAD_WORD, _JOB_WORD, _SHARES = 0, 1, 2, 3, slice(4, 6)
 MOST_THREADS = (COPIES - CLAIMS) // _LINE
 PHASES = 1 << 24  # of one job
+SPIN = 4000  # pauses that a thread waits for others before it naps: a tenth of a millisecond
 
 _I8, _I32, _I64 = (ir.IntType(bits) for bits in (8, 32, 64))
 
@@ -137,22 +139,37 @@ def _pause(typing):
     return types.void(), codegen
 
 
-def _system_yield() -> int:
-    """The address of the system's function that gives the processor to another thread."""
+def _find_system_functions() -> None:
+    """Make known how this system gives the processor away: for now, and for some time."""
     if os.name == "nt":
-        function = ctypes.WinDLL("kernel32").SwitchToThread  # type: ignore[attr-defined]
+        kernel = ctypes.WinDLL("kernel32")  # type: ignore[attr-defined]
+        functions = {"yield": kernel.SwitchToThread, "sleep": kernel.Sleep}  # milliseconds
     else:
-        function = ctypes.CDLL(None).sched_yield
-    return ctypes.cast(function, ctypes.c_void_p).value or 0
+        system = ctypes.CDLL(None)
+        functions = {"yield": system.sched_yield, "sleep": system.usleep}  # microseconds
+    for name, function in functions.items():
+        address = ctypes.cast(function, ctypes.c_void_p).value or 0
+        binding.add_symbol(f"numba_rnn_{name}", address)
 
 
-binding.add_symbol("numba_rnn_yield", _system_yield())
+_find_system_functions()
 
 
 @intrinsic
 def _yield_processor(typing):
     def codegen(context, builder, signature, args):
         _calling("numba_rnn_yield", _I32)(builder)
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
+def _nap(typing):
+    """Sleep for the shortest time that the system knows, or 50 microseconds."""
+
+    def codegen(context, builder, signature, args):
+        _calling("numba_rnn_sleep", _I32, _I32)(builder, _I32(1 if os.name == "nt" else 50))
         return context.get_dummy_value()
 
     return types.void(), codegen
@@ -246,8 +263,8 @@ def wait_for_all(team, job, shards_done):
     while _read(team + DONE) < shards_done and _read(team + JOB) == job:
         _pause()
         turns += 1
-        if turns > 2000:
-            _yield_processor()
+        if turns > SPIN:  # someone's processor is busy with other work: let him have this one
+            _nap()
 
 
 def serve(frame):
