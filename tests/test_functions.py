@@ -98,6 +98,16 @@ def test_any_finite_number_is_taken(target, dtype, data):
 
 @targets
 @dtypes
+def test_tanh_is_odd_to_the_last_bit(target, dtype):
+    x = np.concatenate([np.geomspace(np.finfo(dtype).tiny, 50, 2001), [0.0]]).astype(dtype)
+    y = evaluate(target, "tanh", x)
+    mirrored = evaluate(target, "tanh", -x)
+    np.testing.assert_array_equal(mirrored, -y)
+    np.testing.assert_array_equal(np.signbit(mirrored), ~np.signbit(y))
+
+
+@targets
+@dtypes
 def test_special_values(target, dtype):
     inf, largest, tiny = np.inf, float(np.finfo(dtype).max), float(np.finfo(dtype).tiny) / 4
     x = numbers(dtype, 0, tiny, -tiny, 1000, -1000, largest, -largest, inf, -inf)

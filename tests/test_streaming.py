@@ -240,6 +240,10 @@ def test_arrays_of_any_layout_are_taken(backend):
         for frames in (wide[:, ::2], xs[0].T.copy().T, np.broadcast_to(xs[0], (5, 4))):
             stream.reset()
             same(backend, stream.step_many(frames)[None], want)
+        pair, rows = layer.stream(batch=2), numbers(6, 4)
+        apart = pair.step(rows[1::3]).copy()
+        pair.reset()
+        same(backend, apart, pair.step(rows[1::3].copy()))
         read_only = xs[0, 0].copy()
         read_only.flags.writeable = False
         stream.reset()
@@ -269,6 +273,30 @@ def test_a_bad_step_is_refused_and_changes_nothing(backend, x, error, says):
         many_says = says.replace("x:", "frames:").split(",")[0].replace(r"\(4", r"\('?T'?, 4")
         with pytest.raises(error, match=many_says[:20].split("(")[0].rstrip("\\")):
             stream.step_many(np.asarray(x)[None] if not isinstance(x, list) else x)
+        np.testing.assert_equal(stream.snapshot(), before)
+
+
+@backends
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("D", [1, 16, 17, 70, 131])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_one_bad_number_anywhere_is_found(backend, batch, D, bad):
+    with use_backend(backend, strict=True):
+        stream = TimeRNN.create(D, 3, rng=0).stream(batch=batch)
+        axes = (slice(None),) if batch > 1 else (0,)
+        with np.errstate(over="ignore", invalid="ignore"):  # finite, though their sum is not
+            stream.step_many(np.full((batch, 3, D), np.finfo(np.float32).max, np.float32)[axes])
+        stream.reset()
+        before = stream.snapshot()
+        for at in range(D):
+            frames = numbers(batch, 3, 2 * D)[:, :, :D]  # rows apart
+            frames[-1, at % 3, at] = bad
+            with pytest.raises(ValueError, match="frames: expected finite"):
+                stream.step_many(frames[axes])
+            with pytest.raises(ValueError, match="frames: expected finite"):
+                stream.step_many(frames[axes].copy())
+            with pytest.raises(ValueError, match="x: expected finite"):
+                stream.step(frames[:, at % 3][axes])
         np.testing.assert_equal(stream.snapshot(), before)
 
 
