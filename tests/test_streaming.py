@@ -1,5 +1,6 @@
 """Streams compute what the layers compute, step by step, and allocate nothing."""
 
+import pickle
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -250,12 +251,48 @@ def test_arrays_of_any_layout_are_taken(backend):
         same(backend, stream.step(read_only), want[0, 0])
 
 
+def test_a_length_one_axis_may_have_any_stride():
+    frames = numbers(4, 5).T[:, :1]  # (5, 1), its last stride is no number's size
+    layer = TimeRNN.create(1, 3, rng=0)
+    got = layer.stream().step_many(frames, np.full((5, 3), np.nan, np.float32))
+    np.testing.assert_array_equal(got, layer.forward(frames.copy()[None])[0])
+
+
+def test_arrays_that_were_unpickled_are_as_good():
+    layer = TimeRNN.create(4, 6, rng=0)
+    stream, x = layer.stream(), pickle.loads(pickle.dumps(np.ones(4, np.float32)))
+    assert x.dtype is not np.ones(4, np.float32).dtype
+    with mock.patch("numba_rnn.streaming.expect_array", side_effect=AssertionError("slow way")):
+        stream.step(x)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("kind", [TimeRNN, TimeLSTM, TimeGRU])
+def test_a_stream_may_be_fed_what_it_gave(kind, threads):
+    layer, x = kind.create(512, 512, rng=0), numbers(512)
+    fed, copied = layer.stream(threads=threads), layer.stream()
+    a = b = x
+    for _ in range(20):
+        a, b = fed.step(a), copied.step(b).copy()
+        np.testing.assert_array_equal(a, b)
+
+
+class Series:
+    """Looks like an array, as pandas' Series do."""
+
+    dtype, ndim, shape = np.dtype(np.float32), 1, (4,)
+
+    def __getitem__(self, key):
+        raise TypeError("no array")
+
+
 BAD = [
     (np.ones(3, np.float32), ValueError, r"x: expected shape \(4,\), got \(3,\)"),
     (np.ones((1, 4), np.float32), ValueError, r"x: expected shape \(4,\), got \(1, 4\)"),
     (np.ones(4), TypeError, "x: expected float32, as the parameters are, got float64"),
     (np.ones(4, np.int32), TypeError, "x: expected float32"),
     ([1, 2, 3, 4], TypeError, r"x: expected an array of shape \(4,\), got list"),
+    (Series(), TypeError, r"x: expected an array of shape \(4,\), got Series"),
     (np.array([1, np.nan, 0, 0], np.float32), ValueError, r"x: expected finite .* nan at \(1,\)"),
     (np.array([1, 0, 0, -np.inf], np.float32), ValueError, r"x: expected finite .* -inf"),
 ]
@@ -272,7 +309,7 @@ def test_a_bad_step_is_refused_and_changes_nothing(backend, x, error, says):
             stream.step(x)
         many_says = says.replace("x:", "frames:").split(",")[0].replace(r"\(4", r"\('?T'?, 4")
         with pytest.raises(error, match=many_says[:20].split("(")[0].rstrip("\\")):
-            stream.step_many(np.asarray(x)[None] if not isinstance(x, list) else x)
+            stream.step_many(x[None] if isinstance(x, np.ndarray) else x)
         np.testing.assert_equal(stream.snapshot(), before)
 
 

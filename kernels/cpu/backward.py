@@ -81,7 +81,9 @@ def _pack_inputs(plan, chunk, shard):
     if p0 == p1:
         return
     t, count, panel = chunk * plan.steps, steps_in(plan, chunk), panel_of(plan.steps * plan.N)
-    outer, inner, x_outer, x_inner, p_outer, p_inner = rows_of(plan, 0, plan.N, 0, count, True)
+    outer, inner, x_outer, x_inner, p_outer, p_inner = rows_of(
+        0, plan.N, 0, count, plan.xs_row, plan.xs_time, plan.N
+    )
     for k in range(outer):
         call(plan.pack, (
             plan.xs + t * plan.xs_time + p0 * VECTOR_BYTES + k * x_outer, x_inner, inner,
@@ -113,6 +115,7 @@ def _gates_back(plan, chunk, k, n0, n1, u0, u1):
     """The gradient of a step's gates, and of the state before it but for what h Wh adds."""
     skip, rows_panel, panel = n0 * VECTOR_BYTES, panel_of(plan.steps * plan.N), panel_of(plan.N)
     if chunk * plan.steps + k < plan.T - 1:
+        # after the chunk's last step: row 0 still holds delta of the later chunk's first
         _through_h(plan, k + 1 if k + 1 < plan.steps else 0, n0, n1, u0, u1)
     row = k * plan.N * VECTOR_BYTES + skip
     state, state_panel = state_at(plan, chunk, k)
@@ -159,13 +162,16 @@ def _input_gradients(plan, chunk, shard):
         t0, t1 = share_of(count, shard, plan.shards)
     if n0 == n1 or t0 == t1:
         return
-    outer, inner, x_outer, x_inner, p_outer, p_inner = rows_of(plan, n0, n1, t0, t1, True)
     rows_panel, D_bytes = panel_of(plan.steps * plan.N), plan.D * plan.size
-    # dxs is (N, T, D) without gaps, whatever xs is
-    if inner == n1 - n0 and p_inner == VECTOR_BYTES:
-        x_outer, x_inner = D_bytes, plan.T * D_bytes
-    else:
-        x_outer, x_inner = plan.T * D_bytes, D_bytes
+    outer, inner, x_outer, x_inner, p_outer, p_inner = rows_of(
+        n0,
+        n1,
+        t0,
+        t1,
+        plan.T * D_bytes,
+        D_bytes,
+        plan.N,  # dxs has no gaps, whatever xs has
+    )
     start = plan.delta + (t0 * plan.N + n0) * VECTOR_BYTES
     for k in range(outer):
         weight = panel_of(plan.x_gates * plan.H)
@@ -180,7 +186,7 @@ def _input_gradients(plan, chunk, shard):
 
 @part_of_a_piece
 def _weight_gradients(plan, chunk, shard):
-    """A shard's columns of dWx, dWh and db: the chunk's part is added."""
+    """A shard's items of dWx, dWh and db: the chunk's part is added."""
     rows, add = steps_in(plan, chunk) * plan.N, 1 if chunk < plan.chunks - 1 else 0
     blocks = (plan.units + 3) // 4
     x_items = plan.x_gates * blocks
@@ -197,8 +203,8 @@ def _x_item(plan, g, block, rows, add):
     """dWx and db of a gate, for four unit-panels."""
     column = word(plan.x_blocks, g) * plan.H * plan.size + block * 4 * VECTOR_BYTES
     row_bytes = plan.x_gates * plan.H * plan.size
-    _outer(plan, plan.x_panels, plan.D, g, block, plan.dWx + column, row_bytes, rows, add)
-    _bias_item(plan, g, block, plan.db + column, rows, add)
+    bias = plan.db + column
+    _outer(plan, plan.x_panels, plan.D, g, block, plan.dWx + column, row_bytes, bias, rows, add)
 
 
 @part_of_a_piece
@@ -211,14 +217,16 @@ def _h_item(plan, chunk, g, block, rows, add):
     a = chunk_at(plan, plan.state, plan.states * plan.units, chunk)
     if g >= plan.early:
         a = chunk_at(plan, plan.operand, plan.units, chunk)
-    _outer(plan, a, plan.H, gate, block, plan.dWh + column, row_bytes, rows, add)
-    if plan.b_row:
-        _bias_item(plan, gate, block, plan.db + plan.b_row + column, rows, add)
+    bias = plan.db + plan.b_row + column if plan.b_row else 0
+    _outer(plan, a, plan.H, gate, block, plan.dWh + column, row_bytes, bias, rows, add)
 
 
 @part_of_a_piece
-def _outer(plan, a, a_columns, gate, block, out, out_row, rows, add):
-    """out = A^T delta of a gate's four unit-panels, A in panels; or out += it."""
+def _outer(plan, a, a_columns, gate, block, out, out_row, bias, rows, add):
+    """out = A^T delta of a gate's four unit-panels, A in panels, or out += it.
+
+    Likewise the sum of delta's rows into ``bias``, if that is not 0.
+    """
     W = VECTOR_BYTES // plan.size
     panel = panel_of(plan.steps * plan.N)
     delta = plan.delta + (gate * plan.units + block * 4) * panel
@@ -230,17 +238,8 @@ def _outer(plan, a, a_columns, gate, block, out, out_row, rows, add):
             out + p * W * out_row, out_row, VECTOR_BYTES,
             min(W, a_columns - p * W), units, last, add, 0,
         ))  # fmt: skip
-
-
-@part_of_a_piece
-def _bias_item(plan, gate, block, out, rows, add):
-    """db = the sum of delta's rows, for four unit-panels of a gate; or db += it."""
-    panel = panel_of(plan.steps * plan.N)
-    units = min(4, plan.units - block * 4)
-    last = plan.H - (block * 4 + units - 1) * (VECTOR_BYTES // plan.size)
-    call(plan.add_up, (
-        plan.delta + (gate * plan.units + block * 4) * panel, panel, rows, out, last, add, units,
-    ))  # fmt: skip
+    if bias:
+        call(plan.add_up, (delta, panel, rows, bias, last, add, units))
 
 
 @part_of_a_piece

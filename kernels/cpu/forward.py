@@ -68,8 +68,6 @@ def _pack(plan, shard):
                 plan.pWh + (g * plan.units + u0) * panel_of(plan.H), VECTOR_BYTES,
                 panel_of(plan.H),
             ))  # fmt: skip
-    if plan.in_panels:
-        return
     state, panel = state_at(plan, 0, 0)
     for s in range(plan.states):
         call(plan.pack, (
@@ -82,7 +80,9 @@ def _pack(plan, shard):
 def _project(plan, chunk, n0, n1, u0, u1):
     """x Wx for a chunk."""
     t, count = chunk * plan.steps, steps_in(plan, chunk)
-    outer, inner, x_outer, x_inner, p_outer, p_inner = rows_of(plan, n0, n1, 0, count, False)
+    outer, inner, x_outer, x_inner, p_outer, p_inner = rows_of(
+        n0, n1, 0, count, plan.xs_row, plan.xs_time, n1 - n0
+    )
     x_side, x_panel = own_panels(plan.x_side, plan.x_gates * plan.units, plan.steps, n0, n1)
     for k in range(outer):
         to_gates(
@@ -165,8 +165,7 @@ def _work(plan, what, chunk, k, shard):
     if n0 == n1 or u0 == u1:
         return
     if what == END:
-        if not plan.in_panels:
-            unpack_states(plan, plan.end, plan.states, n0, n1, u0, u1)
+        unpack_states(plan, plan.last_state, plan.states, n0, n1, u0, u1)
     elif plan.by_rows:
         for chunk_ in range(plan.chunks):
             _project(plan, chunk_, n0, n1, u0, u1)

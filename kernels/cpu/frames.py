@@ -6,9 +6,11 @@ address. A piece takes one argument, its *frame*: the address of 64-bit integers
 which are sizes, strides in bytes and addresses of numbers.
 
     def forward_gates(frame):                              a piece
-        units, rows, x_side, ... = arguments(frame, 20)
+        first, end, units, ... = arguments(frame, 21)
     address = compiled(forward_gates, dtype, cell)         in Python
-    call(address, (units, rows, x_side, ...))              in another piece
+    call(address, (first, end, units, ...))                in another piece
+
+Where the integers are many and stay, they have names: ``plan = record(Plan)(frame)``.
 
 The frame's Numba *type* says for which dtype and cell the piece is compiled.
 """

@@ -20,7 +20,6 @@ from .lowering import (
     add_late_side,
     add_x_side,
     backward,
-    expect_saved,
     forward,
     load_bias,
     load_gradients,
@@ -28,6 +27,7 @@ from .lowering import (
     load_states,
     operand,
     operand_backward,
+    prefetch_saved,
     store_gradients,
     store_gradients_but_late,
     store_saved,
@@ -90,7 +90,7 @@ def backward_gates(frame):
         for n in range(rows):
             row = n * VECTOR_BYTES
             here = dstate + u * dstate_panel + row
-            expect_saved(
+            prefetch_saved(
                 frame, saved + u * saved_panel + row - ahead, units * saved_panel,
                 state + u * state_panel + row - ahead, units * state_panel,
                 dhs + n * dhs_row + u * VECTOR_BYTES - dhs_time,

@@ -6,9 +6,13 @@ such a tuple is a tuple of vectors, W units at a time; its members lie in memory
 The gates are kept in an order of this engine's own, in which every product finds its gates side
 by side (``Layout``):
 
-    gates with an input side only | gates of both sides | gates with a recurrent side only
-    [------------- x_gates -----------------]
-                                  [------ early ------ | late: of the second product ------]
+    one product     input side only | both sides | recurrent side only
+                    [---------- x_gates --------]
+                                    [------------- early -------------]
+
+    two products    input side only | both sides (no gate is recurrent only)
+                    [------------------ x_gates ------------------]
+                                    [----- early -----][-- late --]
 """
 
 from dataclasses import dataclass
@@ -96,22 +100,6 @@ def layout(cell: Cell) -> Layout:
 # ---- the cell's functions
 
 
-def forward(frame, gates, state):
-    """Cell.forward, compiled."""
-
-
-def backward(frame, dstate, saved, state):
-    """Cell.backward, compiled."""
-
-
-def operand(frame, gates, state):
-    """Cell.operand, compiled."""
-
-
-def operand_backward(frame, doperand, dgates, dstate, saved, state):
-    """Cell.operand_backward, compiled."""
-
-
 @cache
 def _compilable(function: Any) -> Any:
     """The function, known to Numba together with the functions that it calls."""
@@ -120,30 +108,24 @@ def _compilable(function: Any) -> Any:
     return function
 
 
-@overload(forward, strict=False)
-def _(frame, gates, state):
-    function = _compilable(frame.cell.forward)
-    return lambda frame, gates, state: function(gates, state)
+def _cell_function(name):
+    """A function of the cell that a piece is compiled for; it is called with the frame first."""
+
+    def of_cell(frame, *args):
+        raise NotImplementedError("it exists as compiled code only")
+
+    @overload(of_cell, strict=False)
+    def _(frame, *args):
+        function = _compilable(getattr(frame.cell, name))
+        return lambda frame, *args: function(*args)
+
+    return of_cell
 
 
-@overload(backward, strict=False)
-def _(frame, dstate, saved, state):
-    function = _compilable(frame.cell.backward)
-    return lambda frame, dstate, saved, state: function(dstate, saved, state)
-
-
-@overload(operand, strict=False)
-def _(frame, gates, state):
-    function = _compilable(frame.cell.operand)
-    return lambda frame, gates, state: function(gates, state)
-
-
-@overload(operand_backward, strict=False)
-def _(frame, doperand, dgates, dstate, saved, state):
-    function = _compilable(frame.cell.operand_backward)
-    return lambda frame, doperand, dgates, dstate, saved, state: function(
-        doperand, dgates, dstate, saved, state
-    )
+forward = _cell_function("forward")
+backward = _cell_function("backward")
+operand = _cell_function("operand")
+operand_backward = _cell_function("operand_backward")
 
 
 # ---- the cell's numbers: panels, a stride from one member of a tuple to the next
@@ -216,18 +198,34 @@ add_early_side = _add_to_gates(
 add_late_side = _add_to_gates(lambda at: range(len(at.order) - at.late, len(at.order)))
 
 
-@intrinsic
-def load_states(typing, frame, start, stride):
-    """One vector of every state."""
-    kind = types.UniTuple(VectorType(frame.dtype), len(frame.cell.states))
+def _loading(choose):
+    """An intrinsic that loads a tuple of vectors; ``choose`` says where each of them is."""
 
-    def codegen(context, builder, signature, args):
-        places = [_member(builder, args[1], args[2], k) for k in range(kind.count)]
-        return context.make_tuple(
-            builder, kind, [emit_load(builder, kind.dtype, place) for place in places]
-        )
+    @intrinsic
+    def load_members(typing, frame, start, stride):
+        places = choose(layout(frame.cell))
+        kind = types.UniTuple(VectorType(frame.dtype), len(places))
 
-    return kind(frame, types.int64, types.int64), codegen
+        def codegen(context, builder, signature, args):
+            addresses = [_member(builder, args[1], args[2], place) for place in places]
+            return context.make_tuple(
+                builder, kind, [emit_load(builder, kind.dtype, address) for address in addresses]
+            )
+
+        return kind(frame, types.int64, types.int64), codegen
+
+    return load_members
+
+
+def _state_places(at):
+    return range(len(at.cell.states))
+
+
+def _gate_places(at):
+    return [at.order.index(g) for g in range(len(at.order))]
+
+
+load_states, load_gradients = _loading(_state_places), _loading(_gate_places)
 
 
 @intrinsic
@@ -254,7 +252,7 @@ def load_saved(typing, frame, start, stride, after, after_stride):
 
 
 @intrinsic
-def expect_saved(typing, frame, start, stride, before, before_stride, dhs):
+def prefetch_saved(typing, frame, start, stride, before, before_stride, dhs):
     """Ask for what ``load_saved`` and ``load_states`` will read there, and for dhs."""
 
     def codegen(context, builder, signature, args):
@@ -306,25 +304,8 @@ def _stored_places(at):
     return [None if state is not None else next(count) for state in at.found_in_state]
 
 
-store_states = _storing(lambda at: range(len(at.cell.states)))
-store_saved = _storing(_stored_places)
-store_gradients = _storing(lambda at: [at.order.index(g) for g in range(len(at.order))])
+store_states, store_saved = _storing(_state_places), _storing(_stored_places)
+store_gradients = _storing(_gate_places)
 store_gradients_but_late = _storing(
-    lambda at: [k if (k := at.order.index(g)) < len(at.order) - at.late else None
-                for g in range(len(at.order))]
-)  # fmt: skip
-
-
-@intrinsic
-def load_gradients(typing, frame, start, stride):
-    """The gates' gradients as ``store_gradients`` wrote them."""
-    vector, order = VectorType(frame.dtype), layout(frame.cell).order
-    kind = types.UniTuple(vector, len(order))
-
-    def codegen(context, builder, signature, args):
-        places = [_member(builder, args[1], args[2], order.index(g)) for g in range(len(order))]
-        return context.make_tuple(
-            builder, kind, [emit_load(builder, vector, place) for place in places]
-        )
-
-    return kind(frame, types.int64, types.int64), codegen
+    lambda at: [k if k < len(at.order) - at.late else None for k in _gate_places(at)]
+)

@@ -22,7 +22,7 @@ class Packed(NamedTuple):
 
 
 def pack_weights(cell: Cell, params: Sequence[Array], bfloat16: bool) -> Packed:
-    """Wx and Wh as ``sequence.py`` packs them: a matrix for each gate, in this engine's order."""
+    """Wx and Wh as ``forward.py`` packs them: a matrix for each gate, in this engine's order."""
     Wx, Wh, _ = params
     at, H = layout(cell), Wh.shape[0]
     packed = [

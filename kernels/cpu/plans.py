@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-from numba import njit, types
+from numba import literal_unroll, njit, types
 from numba.core.errors import NumbaError
 from numba.np.numpy_support import from_dtype
 
@@ -69,16 +69,18 @@ def _filler(dtype: str, b_ndim: int) -> Any:
     source = fingerprint.of_engine()
 
     def fill(plan, xs, Wx, Wh, b, state_in, state_out, hs, dxs, dWx, dWh, db, scratch, kept):
-        at = _PLACES if source else 0
-        plan[at], plan[at + 1], plan[at + 2] = xs.ctypes.data, xs.strides[0], xs.strides[1]
-        plan[at + 3], plan[at + 4] = Wx.ctypes.data, Wx.strides[0]
-        plan[at + 5], plan[at + 6] = Wh.ctypes.data, Wh.strides[0]
-        plan[at + 7], plan[at + 8] = b.ctypes.data, b.strides[0] if b.ndim == 2 else 0
-        plan[at + 9], plan[at + 10] = state_in.ctypes.data, state_out.ctypes.data
-        plan[at + 11] = state_in.strides[0]
-        plan[at + 13], plan[at + 14], plan[at + 15] = hs.ctypes.data, hs.strides[0], hs.strides[1]
-        plan[at + 16], plan[at + 17] = dxs.ctypes.data, dWx.ctypes.data
-        plan[at + 18], plan[at + 19] = dWh.ctypes.data, db.ctypes.data
+        of_the_caller = (  # in the order of Plan's fields
+            xs.ctypes.data, xs.strides[0], xs.strides[1],
+            Wx.ctypes.data, Wx.strides[0], Wh.ctypes.data, Wh.strides[0],
+            b.ctypes.data, b.strides[0] if b.ndim == 2 else 0,
+            state_in.ctypes.data, state_out.ctypes.data, state_in.strides[0],
+            hs.ctypes.data, hs.strides[0], hs.strides[1],
+            dxs.ctypes.data, dWx.ctypes.data, dWh.ctypes.data, db.ctypes.data,
+        )  # fmt: skip
+        place = _PLACES if source else 0  # source is true: named to be in the cache's key
+        for word in literal_unroll(of_the_caller):
+            plan[place] = word
+            place += 1
         plan[1] = plan.ctypes.data
         for k in range(_SCRATCH, _KEPT):
             plan[k] += scratch
@@ -142,24 +144,21 @@ def recipe(
     kept_chunks = chunks if keep else 1
     kept = {
         "state": kept_chunks * panels(states * units, of_chunk),
-        "end": panels(states * units, of_step),
+        "last_state": panels(states * units, of_step),
         "saved": chunks * panels(at.stored * units, of_chunk) if keep else 0,
         "operand": kept_chunks * panels(units, of_chunk) if at.late else 0,
     }
     plan = Plan(
         here=0, thread=0, shards=shards, job=0, team=0, by_rows=by_rows,
+        packed=0, weight_row=VECTOR_BYTES, in_panels=0, keep=keep,
         N=N, T=T, D=D, H=H, units=units, steps=steps, chunks=chunks,
         units_at_once=max(4, 16384 // (rows * at.early * VECTOR_BYTES) // 4 * 4),
         size=size, gates=len(cell.gates), x_gates=at.x_gates, early=at.early, late=at.late,
-        states=states, stored=at.stored, **_pieces(driver, cell, dtype.name),
+        states=states, stored=at.stored,
+        x_blocks=_table(at.x_blocks), h_blocks=_table(at.h_blocks),
+        **_pieces(driver, cell, dtype.name),
         **dict.fromkeys(Plan._fields[_PLACES:_SCRATCH], 0), **_offsets(scratch), **_offsets(kept),
     )  # fmt: skip
-    plan = plan._replace(
-        keep=keep,
-        weight_row=VECTOR_BYTES,
-        x_blocks=_table(at.x_blocks),
-        h_blocks=_table(at.h_blocks),
-    )
     return Recipe(
         np.array((*plan, *(0,) * (threads.PLAN_WORDS - _END)), np.int64),
         dtype,
@@ -172,6 +171,7 @@ def recipe(
 def _chunks(N: int, T: int, weight_bytes: int) -> tuple[int, int]:
     """Into how many chunks of how many steps time is cut; at least two steps, if there are two.
 
+    (Two: by units a thread reads the deltas of step k + 1 while others write those of step k.)
     256 rows leave a chunk in the second cache; where the weights do not fit there either, more
     rows, so that the gradients of the weights are fetched and added to less often (measured).
     """

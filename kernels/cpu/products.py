@@ -60,8 +60,8 @@ def _has_avx512() -> bool:
 # Tiles whose sums fit the registers: 24 of 32 with AVX-512; else a vector takes several registers.
 DEEPEST_TILE = 6
 WIDEST_TILE, WIDEST_FOR_ONE_ROW = (4, 8) if _has_avx512() else (1, 4)
-TILES = [(rows, width) for rows in range(1, 7) for width in (1, 2, 4) if width <= WIDEST_TILE]
-TILES += [(1, width) for width in (2, 3, 4, 8) if (1, width) not in TILES]
+TILES = {(rows, width) for rows in range(1, 7) for width in (1, 2, 4) if width <= WIDEST_TILE}
+TILES_OF_ONE_ROW = {(1, width) for width in (2, 3, 4, WIDEST_FOR_ONE_ROW)}  # not for A^T
 AHEAD = 16 * VECTOR_BYTES  # how far ahead a product of one row asks for B (measured)
 
 
@@ -99,7 +99,8 @@ def _emit_multiply_add(builder, vector, depth, kind, sums, a_rows, b_vectors, ah
     """sums[r][v] += A[r, k] * B[k, v] for ``depth`` numbers k.
 
     Meanwhile lines of B are asked for that lie ``ahead``: for one row, whose vectors serve but
-    once, those that come next; for many rows, a line of the next tile at a time.
+    once, those that come soon (or the same, where all is in the first cache anyway); for many
+    rows, a line of the next tile at a time.
     """
     size, new = vector.dtype.bitwidth // 8, list(sums)
     load_b = _emit_load_bfloat16 if kind == BFLOAT16 else emit_load
@@ -202,7 +203,8 @@ def _multiply_tile(typing, frame, kind, rows, vectors, p):
         words = [builder.extract_value(p_, k) for k in range(len(p))]
         done = builder.append_basic_block("done")
         choice = builder.switch(builder.add(builder.mul(rows_, _I64(16)), vectors_), done)
-        for R, V in TILES:
+        transposed = kind.literal_value == TRANSPOSED
+        for R, V in sorted(TILES if transposed else TILES | TILES_OF_ONE_ROW):
             block = builder.append_basic_block(f"tile_{R}x{V}")
             choice.add_case(_I64(16 * R + V), block)
             builder.position_at_end(block)
@@ -225,6 +227,9 @@ def multiply(frame):
     B (groups * inner, columns), C (rows, columns)
                                vectors of W columns, ``b_vector`` and ``c_vector`` bytes apart;
                                the last one of C has ``last_lanes``
+
+    ``a_segment`` and ``a_group`` are the bytes from one segment or group of A to the next,
+    ``then`` those from the last tile's B to the B of the product that follows; 0 if unknown.
     """
     _multiply(frame, PLAIN)
 
@@ -252,9 +257,9 @@ def _multiply(frame, kind):
     # one group after the other where its part of B serves several blocks of rows from the cache
     turns, groups = (groups, 1) if blocks > 1 else (1, groups)
     b_group = inner * (VECTOR_BYTES // 2 if kind == BFLOAT16 else VECTOR_BYTES)
-    in_second_cache = b_group * vectors > 32768
+    in_second_cache = b_group * groups * vectors > 32768
     while vectors > 0:
-        wide = _tile_width(rows, vectors)
+        wide = _tile_width(rows == 1 and kind != TRANSPOSED, vectors)
         vectors -= wide
         lanes = W if vectors > 0 else last_lanes
         next_tile = wide * b_vector if vectors > 0 else then
@@ -280,9 +285,9 @@ def _multiply(frame, kind):
 
 
 @part_of_a_piece
-def _tile_width(rows, vectors):
+def _tile_width(one_row, vectors):
     """How many vectors wide the next tile is, where that many are to go."""
-    if rows == 1:
+    if one_row:
         return WIDEST_FOR_ONE_ROW if vectors >= WIDEST_FOR_ONE_ROW else min(vectors, 4)
     return WIDEST_TILE if vectors >= WIDEST_TILE else min(vectors, WIDEST_TILE, 2)
 

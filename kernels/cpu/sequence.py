@@ -16,7 +16,8 @@ is at once what the next step multiplies by Wh and what dWh is made of:
 
     state, unit-panel u:   row 0..N-1   h before step 0  <- the state that was given
                            row N..2N-1  h after step 0 = h before step 1
-                           ...          (after a chunk's last step: row 0 of the next chunk)
+                           ...          (after a chunk's last step: row 0 of the next chunk;
+                                         after the last of all: ``last_state``)
 
 The pass is cut into phases and shards (``threads.py``). In the phases of time a shard has
 
@@ -25,7 +26,8 @@ The pass is cut into phases and shards (``threads.py``). In the phases of time a
     otherwise  all rows, some units: all meet after every step, since h Wh needs every unit's h
                (twice where there is a second product)
 
-In START (packing the weights) and GRADIENTS a shard has some columns of each matrix, either way.
+Either way START and the packing of a chunk's xs are shared out by columns, GRADIENTS by rows of
+dxs and by items of dWx, dWh and db (four unit-panels of a gate each).
 """
 
 from typing import NamedTuple
@@ -53,15 +55,19 @@ class Plan(NamedTuple):
     shards: int
     team: int
     by_rows: int
-    # sizes: batch, time, inputs, units; unit-panels; steps in a chunk, chunks; bytes of a number
+    packed: int  # whether the weights are packed already
+    weight_row: int  # bytes of a row of a panel of packed weights
+    in_panels: int  # whether the state stays in ``state`` and ``last_state``
+    keep: int  # whether every chunk is kept, for backward
+    # sizes: batch, time, inputs, units; steps in a chunk, chunks; bytes of a number
     N: int
     T: int
     D: int
     H: int
-    units: int
+    units: int  # unit-panels: H / W, rounded up; what u0 and u1 count
+    units_at_once: int  # those whose pre-activations fill 16 KiB (forward._step)
     steps: int
     chunks: int
-    units_at_once: int
     size: int
     # gates that x Wx, h Wh and the second product feed; states; saved numbers that are stored
     gates: int
@@ -70,6 +76,8 @@ class Plan(NamedTuple):
     late: int
     states: int
     stored: int
+    x_blocks: int  # the addresses of the layout's tables
+    h_blocks: int
     # pieces
     multiply: int
     multiply_transposed: int
@@ -92,7 +100,6 @@ class Plan(NamedTuple):
     state_in: int
     state_out: int
     state_step: int  # from one state to the next in state_in and state_out
-    in_panels: int  # whether the state stays in ``state`` and ``end``
     hs: int  # backward: dhs
     hs_row: int
     hs_time: int
@@ -100,11 +107,6 @@ class Plan(NamedTuple):
     dWx: int
     dWh: int
     db: int
-    x_blocks: int
-    h_blocks: int
-    packed: int  # whether the weights are packed already
-    keep: int  # whether every chunk is kept, for backward
-    weight_row: int  # bytes of a row of a panel of packed weights
     # ours, in panels: packed weights (for backward transposed), a chunk's numbers ...
     pWx: int
     pWh: int
@@ -117,7 +119,7 @@ class Plan(NamedTuple):
     x_panels: int
     # ... and what is kept for backward
     state: int
-    end: int
+    last_state: int  # after step T - 1
     saved: int
     operand: int
 
@@ -176,7 +178,7 @@ def steps_in(plan, chunk):
 def state_at(plan, chunk, k):
     """The state before step k of a chunk: its first row, and the bytes between its panels."""
     if chunk * plan.steps + k == plan.T:
-        return plan.end, panel_of(plan.N)
+        return plan.last_state, panel_of(plan.N)
     if k == plan.steps:
         chunk, k = chunk + 1, 0
     start = chunk_at(plan, plan.state, plan.states * plan.units, chunk)
@@ -184,16 +186,15 @@ def state_at(plan, chunk, k):
 
 
 @part_of_a_piece
-def rows_of(plan, n0, n1, t0, t1, all_members):
+def rows_of(n0, n1, t0, t1, row, time, members):
     """How to go through rows n0..n1 of steps t0..t1, the longer way inside.
 
-    (outer count, inner count), then the bytes from one to the next, outer and inner: in the
-    caller's xs, in panels, which have the rows of all members of the batch or of these alone.
+    (outer count, inner count), then the bytes from one to the next, outer and inner: in an array
+    of the caller's, with those from one row and time to the next; in panels of so many members.
     """
-    members = (plan.N if all_members else n1 - n0) * VECTOR_BYTES
     if n1 - n0 >= t1 - t0:
-        return t1 - t0, n1 - n0, plan.xs_time, plan.xs_row, members, VECTOR_BYTES
-    return n1 - n0, t1 - t0, plan.xs_row, plan.xs_time, VECTOR_BYTES, members
+        return t1 - t0, n1 - n0, time, row, members * VECTOR_BYTES, VECTOR_BYTES
+    return n1 - n0, t1 - t0, row, time, VECTOR_BYTES, members * VECTOR_BYTES
 
 
 @part_of_a_piece

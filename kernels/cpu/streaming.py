@@ -62,7 +62,7 @@ class StreamPlan(NamedTuple):
     block: int  # how many steps the plans of the layers are made for
     layers: int
     plans: int  # the address of their addresses
-    owners: int  # of the plans of single steps, whose state these start from; or 0
+    owners: int  # those of the plans for single steps, whose state these go on from; or 0
     size: int  # bytes of a number
     # the affine layer, if outputs is not 0: weights and bias in panels
     hidden: int
@@ -74,9 +74,9 @@ class StreamPlan(NamedTuple):
 
 
 _read_plan = record(StreamPlan)
-_T, _STEPS, _CHUNKS, _XS, _HS, _IN_PANELS, _STATE, _END, _STATE_IN = map(
+_T, _STEPS, _CHUNKS, _XS, _HS, _IN_PANELS, _STATE, _LAST_STATE, _STATE_IN = map(
     Plan._fields.index,
-    ("T", "steps", "chunks", "xs", "hs", "in_panels", "state", "end", "state_in"),
+    ("T", "steps", "chunks", "xs", "hs", "in_panels", "state", "last_state", "state_in"),
 )
 
 
@@ -113,8 +113,8 @@ def stream(frame):
             call_at(word(plan, 0), plan)
             if word(plan, _IN_PANELS):  # what comes after this step comes before the next
                 before = word(plan, _STATE)
-                write_word(plan + 8 * _STATE, word(plan, _END))
-                write_word(plan + 8 * _END, before)
+                write_word(plan + 8 * _STATE, word(plan, _LAST_STATE))
+                write_word(plan + 8 * _LAST_STATE, before)
             x, x_row, x_time = word(plan, _HS), word(plan, _HS + 1), word(plan, _HS + 2)
         if me.outputs == 0:
             continue
@@ -173,7 +173,7 @@ def _entrance(many: bool, dtype: str, ndim: int, nogil: bool) -> Any:
                 return False
         write_word(address + 40, start)
         write_word(address + 48, x.strides[0])
-        if alone and source:
+        if alone and source:  # source is true: named to be in the cache's key
             call_at(word(address, 0), address)
         return True
 
@@ -194,7 +194,7 @@ def _entrance(many: bool, dtype: str, ndim: int, nogil: bool) -> Any:
         write_word(address + 72, out.ctypes.data)
         write_word(address + 80, out.strides[0])
         write_word(address + 88, out.strides[1])
-        if alone and source:
+        if alone and source:  # source is true: named to be in the cache's key
             call_at(word(address, 0), address)
         return True
 
@@ -238,7 +238,7 @@ class NumbaStream:
             steps, owners = max(2, 4096 // N), self._one.plans if N == 1 else None
             self._many = _Call(self._states, layers, packed, top, N, steps, shards, owners)
             # a step of a microsecond need not let other Python threads in
-            long = sum(matrix.size for p in packed for matrix in p.memory) > 1 << 16
+            long = N * sum(matrix.size for p in packed for matrix in p.memory) > 1 << 16
             self._enter = _entrance(False, dtype.name, 1 if N == 1 else 2, long)
             self._enter_many = _entrance(True, dtype.name, 3, True)
         self.out = self._one.out[0, 0] if N == 1 else self._one.out[:, 0]
@@ -262,6 +262,8 @@ class NumbaStream:
         return (self._step_together if self._one.shared else self._enter), self._one.address
 
     def _step_together(self, x: Array, address: int) -> bool:
+        if np.may_share_memory(x, self.out):  # one thread would read what another has written
+            x = x.copy()
         if not self._enter(x, address):
             return False
         self._one.run_shared()
@@ -298,7 +300,7 @@ class _StateMemory:
 
 
 class _Call:
-    """A plan for calls of up to T steps, and all that it has the address of."""
+    """A plan for calls, up to T steps of which are a block, and all that it has the address of."""
 
     def __init__(
         self,
@@ -328,7 +330,7 @@ class _Call:
             plan[_PACKED] = 1
             if N == 1 and T == 1:
                 plan[_IN_PANELS] = 1
-                plan[[_STATE, _END]] = [address_of(array) for array in state.arrays]
+                plan[[_STATE, _LAST_STATE]] = [address_of(array) for array in state.arrays]
             plan[_WEIGHTS : _WEIGHTS + 2] = weights.addresses
             if weights.bfloat16:
                 plan[_WEIGHT_ROW] = VECTOR_BYTES // 2
