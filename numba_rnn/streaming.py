@@ -122,8 +122,11 @@ class Stream:
         the state is then as it was.
         """
         try:
-            same = x.dtype is self._dtype or x.dtype == self._dtype
-            if same and x.ndim == self._axes and self._step(x, self._address):
+            if (
+                (x.dtype is self._dtype or x.dtype == self._dtype)
+                and x.ndim == self._axes
+                and self._step(x, self._address)
+            ):
                 return self._out
         except (AttributeError, TypeError):
             if isinstance(x, np.ndarray):
