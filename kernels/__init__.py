@@ -3,7 +3,9 @@
 ``cells/``        the gate arithmetic of each cell, forward and backward, written once
 ``functions.py``  sigmoid, tanh, relu and their derivatives
 ``reference.py``  the NumPy engine: the specification
+``layout.py``     where compiled engines keep a cell's gates
 ``cpu/``          the Numba engine
+``cuda/``         the CUDA engine (so far: gate kernels and host code, run in an emulator)
 
 Nothing in here imports from the rest of ``numba_rnn``.
 """

@@ -16,7 +16,7 @@ from numba_rnn import cells, use_backend
 from numba_rnn.kernels.cells import Cell
 from numba_rnn.kernels.cpu import engine as cpu
 from numba_rnn.kernels.cpu import frames, plans
-from numba_rnn.kernels.cpu.fingerprint import of_cell
+from numba_rnn.kernels.fingerprint import of_cell
 from numba_rnn.kernels.functions import sigmoid, tanh
 from numba_rnn.kernels.reference import ReferenceEngine
 
@@ -69,7 +69,7 @@ USE_CELL = """
 import numpy as np
 from linear import LINEAR
 from numba_rnn import TimeRecurrent, use_backend
-from numba_rnn.kernels.cpu import fingerprint
+from numba_rnn.kernels import fingerprint
 from numba_rnn.kernels.cpu.frames import PIECES
 from numba_rnn.kernels.functions import sigmoid, tanh
 from numba_rnn.kernels.reference import ReferenceEngine

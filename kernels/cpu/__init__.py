@@ -11,5 +11,5 @@ forward.py, backward.py
    +-> gates.py       a step's arithmetic: the cell's own functions (lowering.py), on
                       vectors (simd.py, vector_functions.py)
 
-threads.py     a team that shares a pass    fingerprint.py    what a cache may be used for
+threads.py     a team that shares a pass
 """

@@ -31,8 +31,8 @@ from numba.core.imputils import lower_getattr_generic
 from numba.core.typing.templates import AttributeTemplate, infer_getattr
 from numba.extending import intrinsic, models, register_jitable, register_model
 
+from .. import fingerprint
 from ..cells import Cell
-from . import fingerprint
 
 try:
     import fcntl
@@ -203,10 +203,15 @@ CACHED = _can_cache()
 PIECES: list[Any] = []  # all that this process has compiled or found in the cache
 
 
+def engine_source() -> str:
+    """The fingerprint of this engine's source."""
+    return fingerprint.of_engine(Path(__file__).parent)
+
+
 @cache
 def compiled(piece: Callable[[Any], None], dtype: str = "float32", cell: Cell | None = None) -> int:
     """The address of a piece, compiled for a dtype and a cell, now or by an earlier process."""
-    source = fingerprint.of_engine()
+    source = engine_source()
     if cell is not None:
         source += fingerprint.of_cell(cell)
         _CELLS[source] = cell

@@ -17,11 +17,11 @@ from numba.core.errors import NumbaError
 from numba.np.numpy_support import from_dtype
 
 from ..cells import Cell
+from ..layout import layout
 from ..reference import Array
-from . import fingerprint, gates, products, threads
+from . import gates, products, threads
 from .forward import forward
-from .frames import CACHED, announced, compiled, one_process_at_a_time
-from .lowering import layout
+from .frames import CACHED, announced, compiled, engine_source, one_process_at_a_time
 from .sequence import Plan
 from .simd import VECTOR_BYTES
 
@@ -66,7 +66,7 @@ def _filler(dtype: str, b_ndim: int) -> Any:
 
     The engine's fingerprint is among its outer values, and so in the key of the cache.
     """
-    source = fingerprint.of_engine()
+    source = engine_source()
 
     def fill(plan, xs, Wx, Wh, b, state_in, state_out, hs, dxs, dWx, dWh, db, scratch, kept):
         of_the_caller = (  # in the order of Plan's fields

@@ -22,7 +22,7 @@ from numba.np.numpy_support import from_dtype
 
 from ..cells import Cell
 from ..reference import Array
-from . import fingerprint, products, threads
+from . import products, threads
 from .forward import forward
 from .frames import (
     CACHED,
@@ -30,6 +30,7 @@ from .frames import (
     call,
     call_at,
     compiled,
+    engine_source,
     one_process_at_a_time,
     part_of_a_piece,
     record,
@@ -161,7 +162,7 @@ def _entrance(many: bool, dtype: str, ndim: int, nogil: bool) -> Any:
 
     The engine's fingerprint is among its outer values, and so in the key of the cache.
     """
-    source = fingerprint.of_engine(), nogil
+    source = engine_source(), nogil
 
     def enter(x, address):  # x (inputs,) or (N, inputs)
         N, inputs, alone = word(address, 2), word(address, 3), word(address, 4)

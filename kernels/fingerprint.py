@@ -1,8 +1,9 @@
 """What decides what a cell computes, as a short text.
 
-Compiled code is kept on disk by the *types* of a function's arguments. The type that stands for a
-cell carries this fingerprint, of the source of the engine and of everything that the cell's
-functions refer to; so code is found by every process that has the same source, and by no other.
+Compiled code is kept on disk under this fingerprint, of the source of an engine and of everything
+that the cell's functions refer to; so code is found by every process that has the same source, and
+by no other. (Numba's own cache goes by the *types* of a function's arguments: the type that stands
+for a cell carries it there.)
 """
 
 import hashlib
@@ -13,14 +14,14 @@ from pathlib import Path
 from types import CodeType
 from typing import Any
 
-from .. import functions
-from ..cells import Cell
+from . import functions, layout
+from .cells import Cell
 
 
 @cache
-def of_engine() -> str:
-    """The fingerprint of this engine's own source."""
-    files = [*sorted(Path(__file__).parent.glob("*.py")), Path(functions.__file__)]
+def of_engine(folder: Path) -> str:
+    """The fingerprint of an engine's source, all that lies in its folder."""
+    files = [*sorted(folder.glob("*.py")), Path(functions.__file__), Path(layout.__file__)]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 

@@ -1,0 +1,127 @@
+"""From a kernel to a cubin, on a machine with or without a GPU.
+
+A kernel is compiled once for its text, its cell's functions, dtype, capability of the device and
+the versions of the compilers, and kept on disk. What is kept is read by any process that asks for
+the same; files are written whole or not at all.
+"""
+
+import hashlib
+import inspect
+import os
+import re
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..cells import Cell
+from ..fingerprint import of_cell, of_engine, with_callees
+from . import gates
+from .target import NVIDIA, overload, ptx_of, types
+
+THREADS = 128  # of a block
+
+
+class Binary(NamedTuple):
+    """A compiled kernel: what the driver loads, and the name of the function in it."""
+
+    code: bytes  # a cubin, or PTX where nothing here makes cubins
+    entry: str
+
+
+def signature(kernel: Any, dtype: Any) -> tuple[Any, ...]:
+    """The types of a kernel's arguments: pointers, and 64-bit integers."""
+    pointer = types.CPointer(types.float32 if dtype == np.float32 else types.float64)
+    return tuple(
+        types.int64 if name in gates.INTEGERS else pointer
+        for name in inspect.signature(kernel).parameters
+    )
+
+
+def binary(cell: Cell, name: str, count: int, dtype: Any, capability: tuple[int, int]) -> Binary:
+    """A gate kernel for devices of a capability, compiled now or by an earlier process."""
+    kept = _place(cell, name, count, np.dtype(dtype).name, capability)
+    try:
+        entry, _, code = kept.read_bytes().partition(b"\n")
+        return Binary(code, entry.decode())
+    except OSError:
+        pass
+    made = _compile(cell, name, count, dtype, capability)
+    _keep(kept, made.entry.encode() + b"\n" + made.code)
+    return made
+
+
+def ptx(cell: Cell, name: str, count: int, dtype: Any, capability: tuple[int, int]) -> str:
+    """A gate kernel's PTX."""
+    for function in (cell.forward, cell.backward, cell.operand, cell.operand_backward):
+        if function is not None:
+            _make_known(function)
+    kernel = gates.kernel(cell, name, count)
+    return ptx_of(kernel, signature(kernel, dtype), capability, THREADS)
+
+
+def entry_of(ptx: str) -> str:
+    """The name of the function in it."""
+    return re.findall(r"\.entry (\S+)\(", ptx)[0]
+
+
+def _compile(cell: Cell, name: str, count: int, dtype: Any, capability: tuple[int, int]) -> Binary:
+    text = ptx(cell, name, count, dtype, capability)
+    if not NVIDIA:  # the driver makes the cubin
+        return Binary(text.encode(), entry_of(text))
+    code, _ = link(text, capability)
+    return Binary(code, entry_of(text))
+
+
+def link(ptx: str, capability: tuple[int, int]) -> tuple[bytes, str]:
+    """The cubin of a PTX, and what the assembler says of registers and memory."""
+    from cuda.core import Linker, LinkerOptions, ObjectCode
+
+    options = LinkerOptions(arch="sm_{}{}".format(*capability), ptxas_options=["-v"], verbose=True)
+    linker = Linker(ObjectCode.from_ptx(ptx.encode()), options=options)
+    return bytes(linker.link("cubin").code), str(linker.get_info_log())
+
+
+@cache
+def _make_known(function: Any) -> None:
+    """Let compiled code call a cell's function, and those that it calls."""
+    for callee in with_callees(function):
+        overload(callee, strict=False)(lambda *args, callee=callee: callee)
+
+
+# ---- on disk
+
+
+def _place(cell: Cell, name: str, count: int, dtype: str, capability: tuple[int, int]) -> Path:
+    import numba
+
+    versions = [numba.__version__]
+    if NVIDIA:
+        import numba_cuda
+
+        versions.append(numba_cuda.__version__)
+    source = of_engine(Path(__file__).parent), of_cell(cell), versions
+    key = hashlib.sha256(repr((source, name, count, dtype, capability)).encode()).hexdigest()
+    return cache_folder() / f"{cell.name}-{name}-{key[:20]}.bin"
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept: NUMBA_CACHE_DIR, else the user's cache folder."""
+    named = os.environ.get("NUMBA_CACHE_DIR")
+    if named:
+        return Path(named) / "numba_rnn_cuda"
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "numba_rnn" / "cuda"
+
+
+def _keep(place: Path, content: bytes) -> None:
+    """Write a file whole; where nothing can be written, the next process compiles again."""
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=place.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        Path(temporary).replace(place)
+    except OSError:
+        pass
