@@ -1,16 +1,24 @@
-"""CUDA kernels run by Python, thread after thread in any order, every access checked."""
+"""CUDA kernels run by Python: all blocks alive at once, in any order, every access checked.
+
+A thread is a greenlet that runs until it has to wait: for its block at ``syncthreads``, for its
+warp at a tensor-core instruction, for other blocks when it looks at a counter. Which one goes on
+is drawn by lot. Errors, where a GPU would go wrong without a word: an access outside an array or
+not aligned, a number that another block wrote and that is not read afresh, two blocks writing one
+number, threads that wait for ever. What it cannot see: memory that other threads see late.
+"""
 
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import numpy as np
+from greenlet import getcurrent, greenlet
 
-from numba_rnn.kernels.cells import Cell
-from numba_rnn.kernels.cuda import gates
+from numba_rnn.kernels.cuda.kernel import Kernel
 
-THREADS = 8  # of a block: few, so that there are several
+NOBODY = -1
 
 
 class EmulationError(RuntimeError):
@@ -20,45 +28,253 @@ class EmulationError(RuntimeError):
 class Pointer:
     """An array's numbers one after the other, as a kernel sees them."""
 
-    def __init__(self, array: np.ndarray) -> None:
+    def __init__(self, array: np.ndarray, name: str) -> None:
         if not array.flags.c_contiguous:
-            raise EmulationError(f"an array of strides {array.strides} was launched on")
-        self.numbers = array.reshape(-1)
+            raise EmulationError(f"{name}: an array of strides {array.strides} was launched on")
+        self.numbers, self.name = array.reshape(-1), name
+        self.writer = np.full(self.numbers.size, NOBODY)
 
     def at(self, index: int, count: int) -> slice:
         if index % count:
-            raise EmulationError(f"{count} numbers at index {index}: not aligned")
+            raise EmulationError(f"{self.name}: {count} numbers at {index}: not aligned")
         if not 0 <= index <= self.numbers.size - count:
-            raise EmulationError(f"{count} numbers at index {index} of {self.numbers.size}")
+            raise EmulationError(f"{self.name}: {count} numbers at {index} of {self.numbers.size}")
         return slice(index, index + count)
 
 
+class _Group:
+    """Threads that wait for each other: a block, or a warp."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.given: dict[int, Any] = {}  # by those who wait
+        self.threads: dict[int, Any] = {}
+
+    def meet(self, machine: "_Machine", member: int, kind: str, value: Any = None) -> Any:
+        """Wait until all have come; returns what all gave."""
+        self.given[member], self.threads[member] = (kind, value), machine.current
+        if len(self.given) < self.size:
+            machine.wait(kind)
+        else:
+            kinds = {k for k, _ in self.given.values()}
+            if len(kinds) > 1:
+                raise EmulationError(f"threads of a warp at different instructions: {kinds}")
+            self.result = [self.given[k][1] for k in range(self.size)]
+            machine.ready += [t for m, t in self.threads.items() if m != member]
+            self.given, self.threads = {}, {}
+        return self.result
+
+
+class _Machine:
+    def __init__(self, seed: int) -> None:
+        self.random, self.ready, self.waiting = random.Random(seed), [], Counter()
+        self.hub, self.current = getcurrent(), None
+        self.looks = 0  # at counters, since something else happened
+
+    def wait(self, kind: str) -> None:
+        self.looks = 0
+        self.waiting[kind] += 1
+        self.hub.switch()
+        self.waiting[kind] -= 1
+
+    def look_again_later(self) -> None:
+        self.looks += 1
+        if self.looks > 20_000:
+            raise EmulationError("threads wait for ever: for an arrival")
+        self.ready.append(self.current)
+        self.hub.switch()
+
+    def run(self) -> None:
+        while self.ready:
+            k = self.random.randrange(len(self.ready))
+            self.ready[k], self.ready[-1] = self.ready[-1], self.ready[k]
+            self.current = self.ready.pop()
+            self.current.context.enter()
+            self.current.switch()
+        stuck = {kind: count for kind, count in self.waiting.items() if count}
+        if stuck:
+            raise EmulationError(f"threads wait for ever: {stuck}")
+
+
+def _rounded(x: Any, kept: int) -> np.ndarray:
+    """float32 rounded to so many bits of its pattern, ties away from zero (tf32) or to even."""
+    pattern = np.asarray(x, np.float32).view(np.uint32).astype(np.uint64)
+    drop = 32 - kept
+    tie = (pattern >> drop) & 1 if kept == 16 else 1
+    half = (1 << (drop - 1)) - 1 + tie
+    return (((pattern + half) >> drop) << drop).astype(np.uint32)
+
+
+def _floats(patterns: Any) -> np.ndarray:
+    return np.array(patterns, np.uint32).view(np.float32).astype(np.float64)
+
+
+def _multiply(kind: str, given: list[tuple[Any, Any, Any]]) -> list[tuple[Any, ...]]:
+    """What each lane of a warp gets of c + a b."""
+    deep = 8 if kind == "mma_tf32" else 16
+    a, b, c = np.zeros((16, deep)), np.zeros((deep, 8)), np.zeros((16, 8))
+    for lane, (a_, b_, c_) in enumerate(given):
+        g, q = divmod(lane, 4)
+        if kind == "mma_tf32":
+            a[[g, g + 8, g, g + 8], [q, q, q + 4, q + 4]] = _floats(a_)
+            b[[q, q + 4], g] = _floats(b_)
+        else:
+            low, high = (_floats([(x << s) & 0xFFFF0000 for x in a_]) for s in (16, 0))
+            rows, start = [g, g + 8, g, g + 8], np.array([2 * q, 2 * q, 2 * q + 8, 2 * q + 8])
+            a[rows, start], a[rows, start + 1] = low, high
+            low, high = (_floats([(x << s) & 0xFFFF0000 for x in b_]) for s in (16, 0))
+            b[[2 * q, 2 * q + 8], g], b[[2 * q + 1, 2 * q + 9], g] = low, high
+        c[[g, g, g + 8, g + 8], [2 * q, 2 * q + 1] * 2] = c_
+    out = (c + a @ b).astype(np.float32)
+    return [
+        tuple(out[[g, g, g + 8, g + 8], [2 * q, 2 * q + 1] * 2]) for g in range(8) for q in range(4)
+    ]
+
+
+class _Instructions:
+    """What kernels call, for the thread whose turn it is."""
+
+    def __init__(self, machine: _Machine, dtype: Any) -> None:
+        self.machine, self.dtype = machine, dtype
+
+    @property
+    def thread(self) -> Any:
+        return self.machine.current.context
+
+    def _read(self, pointer: Pointer, index: int, count: int, fresh: bool) -> np.ndarray:
+        at = pointer.at(int(index), count)
+        writers = set(pointer.writer[at]) - {NOBODY, self.thread.block.number}
+        if writers and not fresh:
+            raise EmulationError(f"{pointer.name}: {index} is of block {writers}, read stale")
+        return pointer.numbers[at].copy()
+
+    def _write(self, value: Any, pointer: Pointer, index: int, count: int) -> None:
+        at, block = pointer.at(int(index), count), self.thread.block.number
+        if set(pointer.writer[at]) - {NOBODY, block}:
+            raise EmulationError(f"{pointer.name}: two blocks wrote {index}")
+        pointer.numbers[at], pointer.writer[at] = value, block
+
+    def functions(self, count: int) -> dict[str, Callable[..., Any]]:
+        def store(value: np.ndarray, pointer: Pointer, index: int) -> None:
+            if value.dtype != pointer.numbers.dtype:
+                raise EmulationError(f"{value.dtype} stored among {pointer.numbers.dtype}")
+            self._write(value, pointer, index, count)
+
+        def bfloat16(numbers: Any) -> tuple[int, ...]:
+            halves = [int(_rounded(x, 16)) >> 16 for x in numbers]
+            return tuple(
+                low | high << 16 for low, high in zip(halves[::2], halves[1::2], strict=True)
+            )
+
+        def arrive(counters: Pointer, index: int) -> None:
+            counters.numbers[counters.at(index, 1)] += 1
+
+        def seen(counters: Pointer, index: int) -> int:
+            self.machine.look_again_later()
+            return int(counters.numbers[index])
+
+        def multiply(kind: str) -> Callable[..., Any]:
+            def run(*given: Any) -> Any:
+                thread = self.thread
+                all_given = thread.warp.meet(self.machine, thread.lane, kind, given)
+                return thread.warp.once(all_given, lambda: _multiply(kind, all_given))[thread.lane]
+
+            return run
+
+        def wide(count: int, fresh: bool = False) -> Callable[..., Any]:
+            return lambda pointer, index: tuple(self._read(pointer, index, count, fresh))
+
+        return {
+            "load": lambda pointer, index: self._read(pointer, index, count, False),
+            "store": store,
+            "put": lambda x, pointer, index: self._write(x, pointer, index, 1),
+            "where": np.where,
+            "shared": lambda: self.thread.block.memory,
+            "load2": wide(2),
+            "load4": wide(4),
+            "fresh4": wide(4, fresh=True),
+            "store4": lambda pointer, index, x: self._write(x, pointer, index, 4),
+            "arrive": arrive,
+            "seen": seen,
+            "tf32": lambda numbers: tuple(int(_rounded(x, 19)) for x in numbers),
+            "bits": lambda numbers: tuple(int(x.view(np.uint32)) for x in numbers),
+            "bfloat16": bfloat16,
+            "rest": lambda numbers, rounded: tuple(
+                np.float32(x - r) for x, r in zip(numbers, _floats(rounded), strict=True)
+            ),
+            "mma_tf32": multiply("mma_tf32"),
+            "mma_bfloat16": multiply("mma_bfloat16"),
+        }
+
+
+class _Warp(_Group):
+    made_from, made = None, None
+
+    def once(self, given: Any, make: Callable[[], Any]) -> Any:
+        """What ``make`` gives, made by the first lane that comes."""
+        if self.made_from is not given:
+            self.made_from, self.made = given, make()
+        return self.made
+
+
 def emulate(
-    kernel: Any, arguments: Sequence[Any], grid: tuple[int, int], count: int, seed: int = 0
+    kernel: Kernel, grid: tuple[int, int], arguments: Sequence[Any], count: int, seed: int = 0
 ) -> None:
-    """Run a gate kernel's threads in a random order."""
+    """Run a kernel's threads in an order drawn by lot."""
+    given = [
+        Pointer(a, name) if isinstance(a, np.ndarray) else a
+        for name, a in zip(kernel.takes, arguments, strict=True)
+    ]
+    machine = _Machine(seed)
+    fake = SimpleNamespace(
+        blockDim=SimpleNamespace(x=kernel.threads), gridDim=SimpleNamespace(x=grid[0], y=grid[1])
+    )
+    functions = _Instructions(machine, np.float32).functions(count)
+    outer = {**kernel.function.__globals__, **functions, "cuda": fake}
+    run = FunctionType(kernel.function.__code__, outer)
 
-    def load(pointer: Pointer, index: int) -> np.ndarray:
-        return pointer.numbers[pointer.at(index, count)].copy()
+    def syncthreads() -> None:
+        thread = machine.current.context
+        thread.block.meet(machine, thread.number, "syncthreads")
 
-    def store(value: np.ndarray, pointer: Pointer, index: int) -> None:
-        dtype = pointer.numbers.dtype
-        if value.dtype != dtype:
-            raise EmulationError(f"{value.dtype} stored among {dtype}")
-        pointer.numbers[pointer.at(index, count)] = value
+    fake.syncthreads = syncthreads
 
-    fake = SimpleNamespace(blockDim=SimpleNamespace(x=THREADS))
-    outer = {**kernel.__globals__, "cuda": fake, "load": load, "store": store, "where": np.where}
-    run = FunctionType(kernel.__code__, outer)
-    given = [Pointer(a) if isinstance(a, np.ndarray) else a for a in arguments]
-    threads = [(x, y, t) for x in range(grid[0]) for y in range(grid[1]) for t in range(THREADS)]
-    random.Random(seed).shuffle(threads)
-    for x, y, thread in threads:
-        fake.blockIdx, fake.threadIdx = SimpleNamespace(x=x, y=y), SimpleNamespace(x=thread)
-        run(*given)
+    class Thread:
+        def __init__(self, block: Any, number: int, x: int, y: int) -> None:
+            self.block, self.number, self.lane = block, number, number % 32
+            self.warp = block.warps[number // 32]
+            self.place = SimpleNamespace(x=x, y=y), SimpleNamespace(x=number)
+
+        def enter(self) -> None:
+            fake.blockIdx, fake.threadIdx = self.place
+
+    for number, (x, y) in enumerate(np.ndindex(*grid)):
+        block = _Group(kernel.threads)
+        block.number = number
+        block.warps = [_Warp(32) for _ in range(-(-kernel.threads // 32))]
+        memory = np.full(kernel.shared // 4, np.nan, np.float32)
+        block.memory = Pointer(memory, "shared memory")
+        for k in range(kernel.threads):
+            thread = greenlet(lambda: run(*given))
+            thread.context = Thread(block, k, x, y)
+            machine.ready.append(thread)
+    with np.errstate(over="ignore"):
+        machine.run()
 
 
-def launch(cell: Cell, name: str, count: int, arguments: Sequence[Any], N: int, H: int) -> None:
-    """What the engine launches with, in place of a GPU."""
-    kernel = gates.kernel(cell, name, count)
-    emulate(kernel, (*arguments, N, H), (-(-H // (THREADS * count)), N), count)
+class Launcher:
+    """What the engine launches with, in place of a GPU.
+
+    change   from a kernel to the one that is run in its place: to plant faults
+    launched the names of the kernels run so far
+    """
+
+    def __init__(self, seed: int = 0, change: Callable[[Kernel], Kernel] = lambda k: k) -> None:
+        self.seed, self.change, self.launched = seed, change, []
+
+    def __call__(self, kernel: Kernel, grid: tuple[int, int], arguments: Sequence[Any]) -> None:
+        self.seed += 1
+        self.launched.append(kernel.name)
+        kernel = self.change(kernel)
+        count = kernel.function.__globals__.get("COUNT", 1)
+        emulate(kernel, grid, arguments, count, self.seed)

@@ -2,21 +2,29 @@
 
 import re
 import sys
+from dataclasses import replace
 from unittest import mock
 
 import numpy as np
 import pytest
 
-from cuda_emulator import EmulationError, launch
+from cuda_emulator import EmulationError, Launcher
 from helpers import DTYPES, outcome, random_problem, relative_error
 from numba_rnn import cells
-from numba_rnn.kernels.cuda import build, gates
+from numba_rnn.kernels.cuda import build, gates, persistent
 from numba_rnn.kernels.cuda.engine import CudaEngine
+from numba_rnn.kernels.cuda.kernel import Device
+from numba_rnn.kernels.layout import layout
 from numba_rnn.kernels.reference import ReferenceEngine
 
 CELLS = pytest.mark.parametrize("name", cells.names())
-LIMITS = {np.float32: 1e-5, np.float64: 1e-12}
+ONE_PRODUCT = [name for name in cells.names() if not cells.get(name).second]
+LIMITS = {"float32": 1e-5, "float64": 1e-12, "tf32": 2e-3, "bf16": 2e-2}
 SIZES = [(1, 1, 1, 1), (3, 4, 5, 6), (2, 3, 1, 8), (1, 5, 7, 13), (4, 2, 3, 40)]  # N, T, D, H
+
+SMALL = Device(multiprocessors=6, shared=40_000, threads=8)  # for the emulator
+H200 = Device(multiprocessors=132, shared=227 * 1024)
+A100 = Device(multiprocessors=108, shared=163 * 1024)
 
 
 class Poisoned:
@@ -30,83 +38,250 @@ class Poisoned:
         return np.full(shape, np.nan, dtype)
 
 
-@CELLS
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("sizes", SIZES)
-def test_the_engine_computes_what_the_specification_says(name, dtype, sizes):
-    problem = random_problem(name, *sizes, dtype)
-    want = outcome(ReferenceEngine(), problem)
-    got = outcome(CudaEngine(Poisoned(), launch), problem)
+class Emulated(CudaEngine):
+    """The engine on an emulator; ``cut`` says how persistent kernels are cut, None: never."""
+
+    def __init__(self, cut=None, precision="float32", **options):
+        super().__init__(Poisoned(), Launcher(**options), SMALL, precision)
+        self.cut = cut
+
+    def plan(self, cell, N, H, dtype, forward=True):
+        if self.cut is None or dtype != np.float32 or cell.second:
+            return None, "the test wants it step by step"
+        units, rows, along, across, tiles = self.cut
+        gates_ = layout(cell).early
+        columns = units * (gates_ if forward else 1)
+        while columns % (8 * across):
+            along, across = along * 2, across // 2
+        tiling = persistent.Tiling(H, gates_, forward, units, rows, along, across, self.precision)
+        return persistent.Plan(tiling, tiles, -(-N // (rows * tiles)), 0.0), "the test wants it"
+
+
+def worst_error(engine, problem):
+    """Against the specification, of all that forward and backward give."""
+    want, got = outcome(ReferenceEngine(), problem), outcome(engine, problem)
     assert got.keys() == want.keys()
     for key, array in got.items():
         assert array.dtype == want[key].dtype
-        assert relative_error(array, want[key]) < LIMITS[dtype], key
+    return max(relative_error(got[key], want[key]) for key in want)
+
+
+@CELLS
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("sizes", SIZES)
+def test_step_by_step_it_computes_what_the_specification_says(name, dtype, sizes):
+    engine = Emulated()
+    error = worst_error(engine, random_problem(name, *sizes, dtype))
+    assert error < LIMITS[np.dtype(dtype).name]
+    assert not any("persistent" in kernel for kernel in engine._launch.launched)
+
+
+# units, rows, along, across, tiles; sizes N, T, D, H
+CUTS = [
+    pytest.param((8, 16, 1, 1, 1), (3, 3, 4, 8), id="a lone block"),
+    pytest.param((16, 16, 2, 1, 2), (35, 2, 4, 15), id="lone blocks, groups of two tiles"),
+    pytest.param((8, 16, 1, 1, 1), (5, 4, 4, 21), id="three blocks"),
+    pytest.param((8, 16, 1, 2, 1), (18, 2, 3, 10), id="groups, warps across"),
+    pytest.param((8, 16, 2, 1, 2), (33, 2, 3, 12), id="groups of two tiles, warps along"),
+    pytest.param((16, 32, 1, 2, 1), (9, 1, 3, 17), id="one step, high tiles"),
+]
+
+
+@pytest.mark.parametrize("name", ONE_PRODUCT)
+@pytest.mark.parametrize(("cut", "sizes"), CUTS)
+def test_persistent_kernels_compute_what_the_specification_says(name, cut, sizes):
+    engine = Emulated(cut, seed=sum(cut))
+    assert worst_error(engine, random_problem(name, *sizes, np.float32)) < LIMITS["float32"]
+    assert set(engine._launch.launched) == {"persistent_forward", "persistent_backward"}
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru_reset_after"])
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+@pytest.mark.parametrize(("cut", "sizes"), CUTS[1:4])
+def test_lower_precision_is_as_good_as_it_says(name, precision, cut, sizes):
+    problem = random_problem(name, *sizes, np.float32)
+    error = worst_error(Emulated(cut, precision), problem)
+    assert LIMITS["float32"] < error < LIMITS[precision]
+
+
+def test_a_long_contraction_is_loaded_ahead():
+    cut, sizes = (8, 16, 1, 1, 1), (2, 2, 3, 90)  # 6 sixteens, 4 of them loaded at once
+    engine = Emulated(cut)
+    assert worst_error(engine, random_problem("rnn", *sizes, np.float32)) < LIMITS["float32"]
+    assert engine.plan(cells.get("rnn"), 2, 90, np.float32)[0].tiling.chunks == 8
+
+
+# ---- faults that the emulator must find
+
+
+def broken(right, wrong):
+    """A change of every kernel that has ``right`` in its text."""
+
+    def change(kernel):
+        lines = [line.replace(right, wrong) for line in kernel.lines]
+        return replace(kernel, lines=[line for line in lines if "REMOVED" not in line])
+
+    return change
+
+
+def finds_a_fault(engine, problem):
+    try:
+        error = worst_error(engine, problem)
+    except EmulationError:
+        return True
+    return not error < 1e-3  # nor where it is NaN
 
 
 @CELLS
 @pytest.mark.parametrize(
     ("right", "wrong"),
-    [("if j >= H", "if j > H"), ("n * H + j,", "n * H + j + 1,"), ("blockIdx.y", "blockIdx.x")],
+    [("if j >= H", "if j > H"), ("j = (", "j = 1 + ("), ("blockIdx.x", "blockIdx.y")],
 )
-def test_the_emulator_finds_planted_faults(name, right, wrong):
+def test_the_emulator_finds_faults_in_gate_kernels(name, right, wrong):
     problem = random_problem(name, 3, 2, 4, 9, np.float32)
-    want = outcome(ReferenceEngine(), problem)
-    sources = {k: lambda cell, f=f: f(cell).replace(right, wrong) for k, f in gates.SOURCES.items()}
-    gates.kernel.cache_clear()
-    try:
-        with mock.patch.object(gates, "SOURCES", sources):
-            got = outcome(CudaEngine(Poisoned(), launch), problem)
-        assert max(relative_error(got[k], want[k]) for k in want) > 1e-3
-    except EmulationError:
-        pass
-    finally:
-        gates.kernel.cache_clear()
+    assert finds_a_fault(Emulated(change=broken(right, wrong)), problem)
 
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        pytest.param("while seen(counters, group * 32) <", "while 0 >", id="no meeting"),
+        pytest.param("* step:", "* (step - 1):", id="meeting a step late"),
+        pytest.param("arrive(counters, group * 32)", "pass", id="no arrival"),
+        pytest.param("        cuda.syncthreads()", "REMOVED", id="no block barrier at all"),
+        pytest.param("(step % 2)", "((step + 1) % 2)", id="the wrong half"),
+        pytest.param("(step + 1) % 2", "0", id="one half for all"),
+        pytest.param("if live_0", "if True", id="no guard"),
+        pytest.param("fresh4", "load4", id="stale reads"),
+        pytest.param("+ 2 * q", "+ 2 * q + 1", id="the wrong column"),
+        pytest.param("first + row_0", "first + row_0 + 1", id="the wrong row"),
+        pytest.param("lane // 4, lane % 4", "lane % 8, lane // 8", id="fragments of other lanes"),
+    ],
+)
+def test_the_emulator_finds_faults_in_persistent_kernels(right, wrong):
+    problem = random_problem("lstm", 5, 4, 4, 13, np.float32)
+    cut = 8, 16, 1, 2, 1
+    assert not finds_a_fault(Emulated(cut), problem)
+    assert any(
+        finds_a_fault(Emulated(cut, seed=100 * n, change=broken(right, wrong)), problem)
+        for n in range(4)
+    )
+
+
+# ---- plans
+
+
+@pytest.mark.parametrize("device", [H200, A100], ids=["H200", "A100"])
+@pytest.mark.parametrize("precision", persistent.PRECISIONS)
+def test_plans_fit_the_device_and_cover_the_work(device, precision):
+    random, found = np.random.default_rng(0), 0
+    for _ in range(60):
+        N, H = int(random.integers(1, 400)), int(random.integers(1, 1300))
+        cell = cells.get(str(random.choice(ONE_PRODUCT)))
+        for forward in (True, False):
+            plan, why = persistent.plan(cell, N, H, forward, precision, device)
+            assert why
+            if plan is None:
+                continue
+            found += 1
+            c = plan.tiling
+            assert c.blocks * plan.groups <= device.multiprocessors
+            assert c.shared(plan.tiles) <= device.shared
+            assert c.units * c.blocks >= H
+            assert c.rows * plan.tiles * plan.groups >= N > c.rows * plan.tiles * (plan.groups - 1)
+            assert 16 * c.chunks >= H * (1 if forward else c.gates)
+            assert c.chunks % c.along == 0
+            assert c.columns % (8 * c.across) == 0
+    assert found > 40
+
+
+def test_a_plan_says_why_there_is_none():
+    for name, N, H, why in (("gru", 1, 8, "two products"), ("lstm", 8, 4000, "do not fit")):
+        plan, reason = persistent.plan(cells.get(name), N, H, True, "float32", H200)
+        assert plan is None
+        assert why in reason
+
+
+# ---- compiled, without a GPU
 
 KERNELS = [
     (name, kernel)
     for name in cells.names()
-    for kernel in gates.SOURCES
+    for kernel in gates.NAMES
     if "operand" not in kernel or cells.get(name).second
 ]
-
-
 needs_compiler = pytest.mark.skipif(sys.platform != "linux", reason="needs CUDA's compiler")
 
 
+def compiled(kernel, dtype, capability):
+    """PTX, after the checks that every kernel has to pass."""
+    text = build.ptx(kernel, dtype, capability)
+    head = text[text.index(".entry") :]
+    assert head[: head.index(")\n")].count(".param") == len(kernel.takes)
+    assert ".local" not in text
+    if dtype == np.float32:
+        assert ".f64" not in text
+    if build.NVIDIA:
+        _, log = build.link(text, capability)
+        assert "0 bytes spill stores, 0 bytes spill loads" in log
+        assert int(re.search(r"Used (\d+) registers", log)[1]) * kernel.threads <= 65536
+    return text
+
+
 @needs_compiler
-@pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("dtype", "capability"), [(np.float32, (8, 0)), (np.float32, (9, 0)), (np.float64, (9, 0))]
+)
 @pytest.mark.parametrize(("name", "kernel"), KERNELS)
-def test_every_kernel_compiles(name, kernel, dtype, capability):
-    cell, wide = cells.get(name), 16 // np.dtype(dtype).itemsize
+def test_every_gate_kernel_compiles(name, kernel, dtype, capability):
+    wide = 16 // np.dtype(dtype).itemsize
     for count in (1, wide):
-        text = build.ptx(cell, kernel, count, dtype, capability)
-        takes = build.signature(gates.kernel(cell, kernel, count), dtype)
-        head = text[text.index(".entry") :]
-        assert head[: head.index(")\n")].count(".param") == len(takes)
-        if dtype == np.float32:
-            assert ".f64" not in text
+        text = compiled(gates.kernel(cells.get(name), kernel, count, 128), dtype, capability)
         loads = re.findall(r"ld\.global\S*", text)
         assert loads
         if count == wide:
             assert all(".v" in load for load in loads)
-        assert ".local" not in text
-        if build.NVIDIA:
-            _, log = build.link(text, capability)
-            assert "0 bytes spill stores, 0 bytes spill loads" in log
-            assert int(re.search(r"Used (\d+) registers", log)[1]) <= 128
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ONE_PRODUCT)
+@pytest.mark.parametrize(
+    ("precision", "N", "H", "device", "capability"),
+    [
+        ("float32", 20, 650, H200, (9, 0)),
+        ("tf32", 20, 650, H200, (9, 0)),
+        ("bf16", 20, 650, H200, (9, 0)),
+        ("float32", 64, 1024, H200, (9, 0)),
+        ("float32", 100, 64, A100, (8, 0)),
+    ],
+)
+def test_every_persistent_kernel_compiles(name, precision, N, H, device, capability):
+    for forward in (True, False):
+        plan, _ = persistent.plan(cells.get(name), N, H, forward, precision, device)
+        if plan is None:
+            continue
+        kernel = persistent.kernel(cells.get(name), plan.tiling, plan.tiles)
+        text = compiled(kernel, np.float32, capability)
+        kind = "m16n8k16.row.col.f32.bf16" if precision == "bf16" else "m16n8k8.row.col.f32.tf32"
+        assert f"mma.sync.aligned.{kind}" in text
+        assert "ld.shared.v" in text  # the weights
+        if not plan.tiling.lone:
+            assert "ld.global.cg.v4.f32" in text  # the exchange
+            assert "ld.acquire.gpu" in text
+            assert "red.release.gpu" in text
 
 
 @needs_compiler
 def test_compiled_kernels_are_kept_on_disk(tmp_path, monkeypatch):
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
-    wanted = cells.get("rnn"), "forward_gates", 4, np.float32, (9, 0)
-    made = build.binary(*wanted)
-    with mock.patch.object(build, "_compile", side_effect=AssertionError("compiled again")):
-        assert build.binary(*wanted) == made
+    kernel = gates.kernel(cells.get("rnn"), "forward_gates", 4, 128)
+    made = build.binary(kernel, np.float32, (9, 0))
+    with mock.patch.object(build, "ptx", side_effect=AssertionError("compiled again")):
+        assert build.binary(kernel, np.float32, (9, 0)) == made
         with pytest.raises(AssertionError, match="compiled again"):
-            build.binary(*wanted[:-1], (8, 0))
+            build.binary(kernel, np.float32, (8, 0))
+        with pytest.raises(AssertionError, match="compiled again"):
+            build.binary(replace(kernel, threads=64), np.float32, (9, 0))
     assert made.entry.encode() in made.code
 
 
@@ -114,4 +289,5 @@ def test_compiled_kernels_are_kept_on_disk(tmp_path, monkeypatch):
 def test_a_folder_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file"))
-    assert build.binary(cells.get("rnn"), "forward_gates", 1, np.float64, (8, 0)).code
+    kernel = gates.kernel(cells.get("rnn"), "forward_gates", 1, 128)
+    assert build.binary(kernel, np.float64, (8, 0)).code

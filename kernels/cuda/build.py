@@ -6,7 +6,6 @@ the same; files are written whole or not at all.
 """
 
 import hashlib
-import inspect
 import os
 import re
 import tempfile
@@ -16,12 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..cells import Cell
 from ..fingerprint import of_cell, of_engine, with_callees
-from . import gates
+from .kernel import COUNTERS, INTEGERS, Kernel
 from .target import NVIDIA, overload, ptx_of, types
-
-THREADS = 128  # of a block
 
 
 class Binary(NamedTuple):
@@ -31,48 +27,44 @@ class Binary(NamedTuple):
     entry: str
 
 
-def signature(kernel: Any, dtype: Any) -> tuple[Any, ...]:
+def signature(kernel: Kernel, dtype: Any) -> tuple[Any, ...]:
     """The types of a kernel's arguments: pointers, and 64-bit integers."""
-    pointer = types.CPointer(types.float32 if dtype == np.float32 else types.float64)
+    numbers = types.CPointer(types.float32 if dtype == np.float32 else types.float64)
+    counters = types.CPointer(types.uint32)
     return tuple(
-        types.int64 if name in gates.INTEGERS else pointer
-        for name in inspect.signature(kernel).parameters
+        types.int64 if name in INTEGERS else counters if name in COUNTERS else numbers
+        for name in kernel.takes
     )
 
 
-def binary(cell: Cell, name: str, count: int, dtype: Any, capability: tuple[int, int]) -> Binary:
-    """A gate kernel for devices of a capability, compiled now or by an earlier process."""
-    kept = _place(cell, name, count, np.dtype(dtype).name, capability)
+def binary(kernel: Kernel, dtype: Any, capability: tuple[int, int]) -> Binary:
+    """A kernel for devices of a capability, compiled now or by an earlier process."""
+    kept = _place(kernel, np.dtype(dtype).name, capability)
     try:
         entry, _, code = kept.read_bytes().partition(b"\n")
         return Binary(code, entry.decode())
     except OSError:
         pass
-    made = _compile(cell, name, count, dtype, capability)
+    text = ptx(kernel, dtype, capability)
+    # without a linker here the driver makes the cubin
+    code = link(text, capability)[0] if NVIDIA else text.encode()
+    made = Binary(code, entry_of(text))
     _keep(kept, made.entry.encode() + b"\n" + made.code)
     return made
 
 
-def ptx(cell: Cell, name: str, count: int, dtype: Any, capability: tuple[int, int]) -> str:
-    """A gate kernel's PTX."""
+def ptx(kernel: Kernel, dtype: Any, capability: tuple[int, int]) -> str:
+    """A kernel's PTX."""
+    cell = kernel.cell
     for function in (cell.forward, cell.backward, cell.operand, cell.operand_backward):
         if function is not None:
             _make_known(function)
-    kernel = gates.kernel(cell, name, count)
-    return ptx_of(kernel, signature(kernel, dtype), capability, THREADS)
+    return ptx_of(kernel.function, signature(kernel, dtype), capability, kernel.threads)
 
 
 def entry_of(ptx: str) -> str:
     """The name of the function in it."""
     return re.findall(r"\.entry (\S+)\(", ptx)[0]
-
-
-def _compile(cell: Cell, name: str, count: int, dtype: Any, capability: tuple[int, int]) -> Binary:
-    text = ptx(cell, name, count, dtype, capability)
-    if not NVIDIA:  # the driver makes the cubin
-        return Binary(text.encode(), entry_of(text))
-    code, _ = link(text, capability)
-    return Binary(code, entry_of(text))
 
 
 def link(ptx: str, capability: tuple[int, int]) -> tuple[bytes, str]:
@@ -94,7 +86,7 @@ def _make_known(function: Any) -> None:
 # ---- on disk
 
 
-def _place(cell: Cell, name: str, count: int, dtype: str, capability: tuple[int, int]) -> Path:
+def _place(kernel: Kernel, dtype: str, capability: tuple[int, int]) -> Path:
     import numba
 
     versions = [numba.__version__]
@@ -102,9 +94,9 @@ def _place(cell: Cell, name: str, count: int, dtype: str, capability: tuple[int,
         import numba_cuda
 
         versions.append(numba_cuda.__version__)
-    source = of_engine(Path(__file__).parent), of_cell(cell), versions
-    key = hashlib.sha256(repr((source, name, count, dtype, capability)).encode()).hexdigest()
-    return cache_folder() / f"{cell.name}-{name}-{key[:20]}.bin"
+    source = of_engine(Path(__file__).parent), of_cell(kernel.cell), kernel.text, kernel.threads
+    key = hashlib.sha256(repr((source, versions, dtype, capability)).encode()).hexdigest()
+    return cache_folder() / f"{kernel.cell.name}-{kernel.name}-{key[:20]}.bin"
 
 
 def cache_folder() -> Path:

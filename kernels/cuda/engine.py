@@ -1,42 +1,51 @@
-"""The CUDA engine's host code: products by the array library, gate kernels between them.
+"""The CUDA engine's host code: what is large goes to the array library, what is left to kernels.
 
 Before the steps x Wx is one product for all of them, after them so are the gradients of the
-weights and dxs; a step is a product and a launch, or two of each where the cell has a second
-product:
+weights and dxs. The steps themselves are one launch of a persistent kernel where that is faster
+(``persistent.plan`` says), else a product and a launch each, or two of both where the cell has a
+second product:
 
-    forward, step t                                backward, step t, from the last
-      early   = h[t] Wh                              backward_gates -> dgates[t], dstate
-      [operand_gates -> operand[t]; late = operand[t] Wh']
-      forward_gates  -> h[t+1], saved[t], hs[:, t]   [doperand = dgates[t] Wh'T;
-                                                      operand_backward_gates -> dgates[t], dstate]
-                                                     through_h = dgates[t] WhT
+    forward, step t                                  backward, step t, from the last
+      early = h[t] Wh                                  backward_gates -> dgates[t], dstate
+      [operand_gates -> operands[t];                   [doperand = dgates[t] Wh'T;
+       late = operands[t] Wh']                          operand_backward_gates -> dgates[t], dstate]
+      forward_gates -> states[t+1], saved[t], hs[:, t] through_h = dgates[t] WhT
 
-What is kept for backward lies time first, so that a step's rows lie together: states (T+1, states,
-N, H), saved (T, stored, N, H), operand (T, N, H).
+What is kept for backward lies time first, so that a step's rows lie together: ``arithmetic.py``.
 
 ``xp`` is the library of the arrays (CuPy), ``launch`` starts a kernel on them; tests put NumPy and
 an emulator there.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from ..cells import Cell
 from ..layout import layout
 from ..reference import Array, ReferenceEngine, State, expect_consistent
-
-# (cell, kernel's name, numbers a thread, arrays and integers, N, H) -> None
-Launch = Callable[[Cell, str, int, Sequence[Any], int, int], None]
+from . import gates, persistent
+from .kernel import Device, Launch
 
 
 class CudaEngine(ReferenceEngine):
-    """Forward and backward of any cell, on a GPU."""
+    """Forward and backward of any cell, on a GPU.
+
+    precision  of the persistent kernels' products, for float32: "float32" (3xTF32), "tf32", "bf16"
+    """
 
     name = "cuda"
 
-    def __init__(self, xp: Any, launch: Launch) -> None:
-        self.xp, self._launch = xp, launch
+    def __init__(self, xp: Any, launch: Launch, device: Device, precision: str = "float32") -> None:
+        self.xp, self._launch, self.device, self.precision = xp, launch, device, precision
+
+    def plan(
+        self, cell: Cell, N: int, H: int, dtype: Any, forward: bool = True
+    ) -> tuple[persistent.Plan | None, str]:
+        """How the steps of a batch of N rows and H units run, None: step by step; and why."""
+        if dtype != self.xp.float32:
+            return None, "float64 has no tensor cores"
+        return persistent.plan(cell, N, H, forward, self.precision, self.device)
 
     def forward(
         self, cell: Cell, xs: Array, state: State, params: Sequence[Array]
@@ -44,49 +53,59 @@ class CudaEngine(ReferenceEngine):
         expect_consistent(cell, xs, state, params)
         xp, at = self.xp, layout(cell)
         N, T, _ = xs.shape
-        H = params[1].shape[0]
         Wx, Wh, b = self._in_order(cell, params)
-        run = partial(self._run, cell, N, H)
+        H = Wh.shape[0]
 
         x_side = xp.matmul(_time_first(xp, xs), Wx).reshape(T, N, at.x_gates * H)
         states = xp.empty((T + 1, len(cell.states), N, H), xs.dtype)
         states[0] = xp.stack(state)
         saved = xp.empty((T, at.stored, N, H), xs.dtype)
-        operand = xp.empty((T, N, H) if at.late else (0, N, H), xs.dtype)
         hs = xp.empty((N, T, H), xs.dtype)
-        early = xp.empty((N, at.early * H), xs.dtype)
-        late = xp.empty((N, at.late * H), xs.dtype)
+        operands = xp.empty((T, N, H) if at.late else (0, N, H), xs.dtype)
+        plan, _ = self.plan(cell, N, H, xs.dtype)
+        if plan is not None:
+            given = x_side, b, states, saved, hs
+            self._run_persistent(cell, plan, Wh, given, states[0, 0], (T, N, H))
+        else:
+            self._forward_steps(cell, Wh, x_side, b, states, saved, hs, operands)
+        return hs, tuple(states[T].copy()), (xs, (Wx, Wh), params, states, saved, operands)
+
+    def _forward_steps(
+        self, cell: Cell, Wh: Array, x_side: Array, b: Array, states: Array, saved: Array,
+        hs: Array, operands: Array,
+    ) -> None:  # fmt: skip
+        xp, at = self.xp, layout(cell)
+        N, T, H = hs.shape
+        run = partial(self._run, cell, (T, N, H))
+        early = xp.empty((N, at.early * H), hs.dtype)
+        late = xp.empty((N, at.late * H), hs.dtype)
+        Wh_early, Wh_late = Wh[:, : at.early * H], Wh[:, at.early * H :]
         for t in range(T):
-            xp.matmul(states[t, 0], Wh[:, : at.early * H], out=early)
+            xp.matmul(states[t, 0], Wh_early, out=early)
             if at.late:
-                run("operand_gates", x_side[t], early, b, states[t], operand[t])
-                xp.matmul(operand[t], Wh[:, at.early * H :], out=late)
-            around = states[t], states[t + 1], saved[t]
-            run("forward_gates", x_side[t], early, late, b, *around, hs, t * H, T * H)
-        return hs, tuple(states[T].copy()), (xs, (Wx, Wh), params, states, saved, operand)
+                run("operand_gates", t, x_side, early, b, states, operands)
+                xp.matmul(operands[t], Wh_late, out=late)
+            run("forward_gates", t, x_side, early, late, b, states, saved, hs)
 
     def backward(
         self, cell: Cell, dhs: Array, dstate: State, saved: Any
     ) -> tuple[Array, State, tuple[Array, ...]]:
-        xs, (Wx, Wh), params, states, saved_, operand = saved
+        xs, (Wx, Wh), _, states, kept, operands = saved
         xp, at = self.xp, layout(cell)
         N, T, D = xs.shape
-        H, G = params[1].shape[0], len(cell.gates)
-        Wh_early, Wh_late = Wh[:, : at.early * H], Wh[:, at.early * H :]
+        H, G = Wh.shape[0], len(cell.gates)
         first_late = (G - at.late) * H
         early_columns = slice(first_late - at.early * H, first_late)
-        run = partial(self._run, cell, N, H)
 
         dgates = xp.empty((T, N, G * H), xs.dtype)
-        through_h, doperand = xp.zeros((N, H), xs.dtype), xp.empty((N, H), xs.dtype)
         dstate_, dhs = xp.stack(dstate), xp.ascontiguousarray(dhs)
-        for t in reversed(range(T)):
-            around = states[t], states[t + 1], saved_[t], dgates[t]
-            run("backward_gates", dhs, t * H, T * H, through_h, dstate_, *around)
-            if at.late:
-                xp.matmul(dgates[t, :, first_late:], Wh_late.T, out=doperand)
-                run("operand_backward_gates", doperand, dstate_, *around)
-            xp.matmul(dgates[t, :, early_columns], Wh_early.T, out=through_h)
+        plan, _ = self.plan(cell, N, H, xs.dtype, forward=False)
+        if plan is not None:
+            given = dhs, states, kept, dgates, dstate_
+            self._run_persistent(cell, plan, Wh, given, None, (T, N, H))
+            through_h = xp.matmul(dgates[0, :, early_columns], Wh.T)
+        else:
+            through_h = self._backward_steps(cell, Wh, dhs, states, kept, dgates, dstate_)
         dstate_[0] += through_h
 
         rows = dgates.reshape(T * N, G * H)
@@ -94,7 +113,7 @@ class CudaEngine(ReferenceEngine):
         dWx = _time_first(xp, xs).T @ x_rows
         dWh = states[:T, 0].reshape(T * N, H).T @ early_rows
         if at.late:
-            late = operand.reshape(T * N, H).T @ rows[:, first_late:]
+            late = operands.reshape(T * N, H).T @ rows[:, first_late:]
             dWh = xp.concatenate([dWh, late], axis=1)
         db = [_cell_order(xp, x_rows.sum(axis=0)[None], at.x_blocks, H)]
         if cell.biases == 2:
@@ -107,6 +126,26 @@ class CudaEngine(ReferenceEngine):
         )
         dxs = xp.matmul(x_rows, Wx.T).reshape(T, N, D).transpose(1, 0, 2)
         return xp.ascontiguousarray(dxs), tuple(dstate_), gradients
+
+    def _backward_steps(
+        self, cell: Cell, Wh: Array, dhs: Array, states: Array, kept: Array, dgates: Array,
+        dstate: Array,
+    ) -> Array:  # fmt: skip
+        """Fills dgates and dstate; returns what comes through h Wh before the first step."""
+        xp, at = self.xp, layout(cell)
+        N, T, H = dhs.shape
+        run = partial(self._run, cell, (T, N, H))
+        Wh_early, Wh_late = Wh[:, : at.early * H].T, Wh[:, at.early * H :].T
+        first_late = dgates.shape[2] - at.late * H
+        early_columns = slice(first_late - at.early * H, first_late)
+        through_h, doperand = xp.zeros((N, H), dhs.dtype), xp.empty((N, H), dhs.dtype)
+        for t in reversed(range(T)):
+            run("backward_gates", t, dhs, through_h, states, kept, dgates, dstate)
+            if at.late:
+                xp.matmul(dgates[t, :, first_late:], Wh_late, out=doperand)
+                run("operand_backward_gates", t, doperand, states, kept, dgates, dstate)
+            xp.matmul(dgates[t, :, early_columns], Wh_early, out=through_h)
+        return through_h
 
     def step(self, cell: Cell, x: Array, state: State, params: Sequence[Array]) -> State:
         return self.forward(cell, x[:, None], state, params)[1]
@@ -123,10 +162,32 @@ class CudaEngine(ReferenceEngine):
             xp.ascontiguousarray(b),
         )
 
-    def _run(self, cell: Cell, N: int, H: int, kernel: str, *arguments: Any) -> None:
+    def _run(
+        self, cell: Cell, sizes: tuple[int, int, int], name: str, t: int, *arrays: Array
+    ) -> None:
         """Launch a gate kernel: 16 bytes a thread where that divides H, else a number."""
-        wide = 16 // arguments[0].dtype.itemsize
-        self._launch(cell, kernel, wide if H % wide == 0 else 1, arguments, N, H)
+        T, N, H = sizes
+        wide = 16 // arrays[0].dtype.itemsize
+        count = wide if H % wide == 0 else 1
+        kernel = gates.kernel(cell, name, count, self.device.threads)
+        grid = N, -(-H // (count * kernel.threads))
+        self._launch(kernel, grid, (*arrays, t, T, N, H))
+
+    def _run_persistent(
+        self, cell: Cell, plan: persistent.Plan, Wh: Array, arrays: Sequence[Array],
+        start: Array | None, sizes: tuple[int, int, int],
+    ) -> None:  # fmt: skip
+        """Launch a persistent kernel; ``start`` (N, H) is what the first step multiplies."""
+        xp, c = self.xp, plan.tiling
+        T, N, H = sizes
+        exchange = xp.zeros((2, plan.groups * plan.tiles * c.rows, c.stride), Wh.dtype)
+        if start is not None:
+            exchange[0, :N, :H] = start
+        counters = xp.zeros(32 * plan.groups, xp.uint32)  # a cache line each
+        kernel = persistent.kernel(cell, c, plan.tiles)
+        weights = persistent.packed(xp, Wh, c)
+        given = weights, *arrays, exchange, counters, T, N, H
+        self._launch(kernel, (c.blocks, plan.groups), given)
 
 
 def _time_first(xp: Any, xs: Array) -> Array:

@@ -1,0 +1,187 @@
+"""A cell's step as lines of a kernel: what a thread loads, computes and stores.
+
+A thread has one row n of the batch and ``count`` units from j on; ``t`` is the step. ``here`` says
+where its numbers lie in these arrays, the gates in the order of the cell's ``Layout``:
+
+    x_side (T, N, x_gates H)       x Wx of all steps
+    b                              as Cell.shapes says
+    states (T + 1, states, N, H)   before and after every step
+    saved (T, stored, N, H)        what backward finds again
+    hs, dhs (N, T, H)
+    dgates (T, N, gates H)         gradients of the pre-activations
+    dstate (states, N, H)          on the way from step to step, in place
+
+What a product gives is named by who asks for the lines: ``side(k)`` is the text for the number of
+the k-th recurrent gate (the early ones, then the late ones), ``through`` for what comes back
+through h Wh. All names end in ``mark``, so that a thread may have several rows or units.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..cells import Cell
+from ..layout import layout
+
+
+class Step:
+    """The lines of one step of a cell."""
+
+    def __init__(self, cell: Cell, mark: str = "") -> None:
+        self.cell, self.at, self.mark = cell, layout(cell), mark
+        self.first_recurrent = len(self.at.order) - self.at.early - self.at.late
+
+    # ---- where
+
+    def here(self) -> list[str]:
+        """Where the thread's numbers lie, from t, n and j."""
+        m, S = self.mark, len(self.cell.states)
+        return [
+            f"p{m} = n{m} * H + j{m}",
+            f"x{m} = (t * N + n{m}) * {self.at.x_gates} * H + j{m}",
+            f"d{m} = (t * N + n{m}) * {len(self.at.order)} * H + j{m}",
+            f"out{m} = (n{m} * T + t) * H + j{m}",
+            f"before{m} = t * {S} * N * H + p{m}",
+            f"after{m} = before{m} + {S} * N * H",
+            f"kept{m} = t * {self.at.stored} * N * H + p{m}",
+        ]
+
+    def _members(self, array: str, start: str, count: int) -> str:
+        loads = (f"load({array}, {start}{self.mark} + {k} * N * H), " for k in range(count))
+        return f"({''.join(loads)})"
+
+    # ---- forward
+
+    def known(self) -> list[str]:
+        """What is there before the step's products: the input's side, the biases, the state."""
+        m, cell, at = self.mark, self.cell, self.at
+        S, lines = len(cell.states), []
+        for g, name in enumerate(cell.gates):
+            terms = []
+            if g in cell.input_gates:
+                terms.append(f"load(x_side, x{m} + {at.order.index(g)} * H)")
+                terms.append(f"load(b, {cell.input_gates.index(g)} * H + j{m})")
+            if g in cell.recurrent_gates and cell.biases == 2:
+                k = len(cell.input_gates) + cell.recurrent_gates.index(g)
+                terms.append(f"load(b, {k} * H + j{m})")
+            if terms:
+                lines.append(f"known_{g}{m} = {' + '.join(terms)}  # {name}")
+        return [*lines, f"state{m} = {self._members('states', 'before', S)}"]
+
+    def _gates(self, side: Callable[[int], str], late: bool) -> str:
+        cell, gates = self.cell, []
+        recurrent = self.at.early + (self.at.late if late else 0)
+        for g in range(len(cell.gates)):
+            k = self.at.order.index(g) - self.first_recurrent
+            known = g in cell.input_gates or cell.biases == 2
+            terms = [f"known_{g}{self.mark}"] if known else []
+            terms += [side(k)] if 0 <= k < recurrent else []
+            gates.append(" + ".join(terms))
+        return f"({', '.join(gates)},)"
+
+    def forward(self, side: Callable[[int], str]) -> list[str]:
+        """The state after the step, and what is saved."""
+        m = self.mark
+        gates = self._gates(side, late=True)
+        return [f"new{m}, keep{m} = forward({gates}, state{m})"]
+
+    def operand(self, side: Callable[[int], str]) -> list[str]:
+        """What the second product multiplies."""
+        return [f"factor{self.mark} = operand({self._gates(side, False)}, state{self.mark})"]
+
+    def store_forward(self) -> list[str]:
+        """Write them down."""
+        m = self.mark
+        lines = [
+            f"store(new{m}[{k}], states, after{m} + {k} * N * H)"
+            for k in range(len(self.cell.states))
+        ]
+        stored = (k for k, state in enumerate(self.at.found_in_state) if state is None)
+        lines += [f"store(keep{m}[{k}], saved, kept{m} + {i} * N * H)"
+                  for i, k in enumerate(stored)]  # fmt: skip
+        return [*lines, f"store(new{m}[0], hs, out{m})"]
+
+    # ---- backward
+
+    def found(self) -> list[str]:
+        """What forward left: keep, and the state before the step."""
+        terms, stored = [], 0
+        for state in self.at.found_in_state:
+            place = f"saved, kept{self.mark}" if state is None else f"states, after{self.mark}"
+            k = stored if state is None else state
+            terms.append(f"load({place} + {k} * N * H), ")
+            stored += state is None
+        S = len(self.cell.states)
+        return [
+            f"keep{self.mark} = ({''.join(terms)})",
+            f"state{self.mark} = {self._members('states', 'before', S)}",
+        ]
+
+    def arriving(self) -> list[str]:
+        """The gradients of the state after the step, but for what comes through h Wh."""
+        m, S = self.mark, len(self.cell.states)
+        return [
+            f"incoming{m} = {self._members('dstate', 'p', S)}",
+            f"dh{m} = incoming{m}[0] + load(dhs, out{m})",
+        ]
+
+    def backward(self, through: str) -> list[str]:
+        """The gradients of the gates, and of the state before the step."""
+        m = self.mark
+        others = "".join(f"incoming{m}[{k}], " for k in range(1, len(self.cell.states)))
+        lines = [
+            f"dh{m} = dh{m} + {through}",
+            f"dpre{m}, dold{m} = backward((dh{m}, {others}), keep{m}, state{m})",
+        ]
+        zero_gates, zero_states = zero_gradients(self.cell)
+        if zero_gates or zero_states:
+            lines.append(f"zero{m} = where(dh{m} < dh{m}, dh{m}, 0.0)")
+        return lines
+
+    def dgate(self, g: int) -> str:
+        """The gradient of a gate, after ``backward``."""
+        zero = g in zero_gradients(self.cell)[0]
+        return f"zero{self.mark}" if zero else f"dpre{self.mark}[{g}]"
+
+    def store_backward(self) -> list[str]:
+        """Write them down."""
+        m, zero = self.mark, zero_gradients(self.cell)[1]
+        lines = [
+            f"store({f'zero{m}' if k in zero else f'dold{m}[{k}]'}, dstate, p{m} + {k} * N * H)"
+            for k in range(len(self.cell.states))
+        ]
+        return lines + [
+            f"store({self.dgate(g)}, dgates, d{m} + {self.at.order.index(g)} * H)"
+            for g in range(len(self.at.order))
+        ]
+
+    def operand_backward(self, doperand: str) -> list[str]:
+        """Complete both by what comes back through the second product, and write them down."""
+        m, order = self.mark, self.at.order
+        gates = (f"load(dgates, d{m} + {order.index(g)} * H), " for g in range(len(order)))
+        S = len(self.cell.states)
+        lines = [
+            f"half{m} = ({''.join(gates)})",
+            f"old{m} = {self._members('dstate', 'p', S)}",
+            f"full{m}, old{m} = operand_backward({doperand}, half{m}, old{m}, keep{m}, state{m})",
+        ]
+        lines += [f"store(old{m}[{k}], dstate, p{m} + {k} * N * H)" for k in range(S)]
+        return lines + [
+            f"store(full{m}[{g}], dgates, d{m} + {order.index(g)} * H)"
+            for g in range(len(order))
+            if order.index(g) < len(order) - self.at.late
+        ]
+
+
+def zero_gradients(cell: Cell) -> tuple[set[int], set[int]]:
+    """Which gradients Cell.backward gives as None: of gates, of states."""
+
+    def some(names: tuple[str, ...]) -> tuple[Any, ...]:
+        return tuple(np.full(1, 0.5, np.float32) for _ in names)
+
+    dgates, dold = cell.backward(some(cell.states), some(cell.saved), some(cell.states))
+    return (
+        {k for k, d in enumerate(dgates) if d is None},
+        {k for k, d in enumerate(dold) if d is None},
+    )

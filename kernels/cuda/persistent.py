@@ -1,0 +1,432 @@
+"""Persistent kernels: one launch for all steps, the recurrent weights staying on chip.
+
+A block keeps the weights of ``units`` hidden units in shared memory, as the tensor cores want
+them, and computes those units for a group of the batch's rows. After a step it writes what it
+found into ``exchange``, from which all blocks of the group read it at the next step: forward the
+hidden state, backward the gradients of the recurrent gates. Groups know nothing of each other.
+
+    grid: x = units / ``units`` a block, y = group of rows
+
+          units ->  block 0     block 1     block 2            a step of block (x, y), for 16 rows
+    group 0         (0, 0)      (1, 0)      (2, 0)                or a multiple of them at a time
+      rows             |___________|___________|
+       |                 exchange, counters[0]                 1 load what needs no other block
+    group 1         (0, 1)      (1, 1)      (2, 1)             2 wait until all have arrived
+                       |___________|___________|               3 product: exchange x weights, the
+                         exchange, counters[1]                   contraction shared by the warps
+                                                               4 add the warps' parts, the cell's
+                                                                 own arithmetic, write, arrive
+
+The product is, for m16n8k8 or m16n8k16 of the tensor cores, (rows of the batch) x (columns):
+forward a unit has a column for each recurrent gate, contracted over h; backward one column,
+contracted over the gradients of all recurrent gates. ``exchange`` is (2, groups x rows, stride),
+its two halves written and read in turn, so one meeting a step suffices; rows and columns that
+fill up to whole tiles stay 0. A group of one block keeps it in shared memory and meets nobody.
+
+Shared memory, in float32:   weights | the warps' parts of the product | exchange of a lone block
+
+    weights   for each 8 columns, for each 16 of the contraction, for each lane 4 g + q:
+              column g, contraction 4 q ... 4 q + 3; as bfloat16 in half the room
+    parts     (warps along the contraction, rows, columns + 1)
+
+float32 accuracy comes from TF32 products of both factors' rounded values and of what the rounding
+left off (3xTF32).
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from ..cells import Cell
+from ..layout import layout
+from .arithmetic import Step
+from .kernel import Device, Kernel
+
+PRECISIONS = ("float32", "tf32", "bf16")
+_LOADS_ON_THEIR_WAY = 8  # 16-byte loads of the exchange a lane has in flight
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a persistent kernel is cut.
+
+    size     H, units of the layer
+    gates    recurrent gates: columns of a unit forward, H numbers of contraction each backward
+    forward  forward or backward
+    units    hidden units of a block, a multiple of 8
+    rows     rows of the batch at a time, a multiple of 16
+    along    warps that share the contraction
+    across   warps that share the columns
+    """
+
+    size: int
+    gates: int
+    forward: bool
+    units: int
+    rows: int
+    along: int
+    across: int
+    precision: str
+
+    @property
+    def threads(self) -> int:
+        """Of a block."""
+        return 32 * self.along * self.across
+
+    @property
+    def blocks(self) -> int:
+        """Of a group."""
+        return -(-self.size // self.units)
+
+    @property
+    def columns(self) -> int:
+        """Of a block's product."""
+        return self.units * (self.gates if self.forward else 1)
+
+    @property
+    def chunks(self) -> int:
+        """The contraction in sixteens, as many for each warp."""
+        contraction = self.size * (1 if self.forward else self.gates)
+        each = -(-contraction // (16 * self.along))
+        ahead = self.ahead
+        return self.along * (-(-each // ahead) * ahead if each > ahead else each)
+
+    @property
+    def ahead(self) -> int:
+        """Chunks whose exchange is loaded at once."""
+        return max(1, _LOADS_ON_THEIR_WAY // (self.rows // 8))
+
+    @property
+    def stride(self) -> int:
+        """From row to row of the exchange."""
+        odd = self.chunks % 2  # a lone block's rows: neighbours in different banks
+        return 16 * self.chunks + (16 if self.blocks == 1 and not odd else 0)
+
+    @property
+    def lone(self) -> bool:
+        """A group is one block."""
+        return self.blocks == 1
+
+    @property
+    def weights(self) -> int:
+        """Words of a block's weights."""
+        return self.columns * self.chunks * (8 if self.precision == "bf16" else 16)
+
+    @property
+    def parts(self) -> int:
+        """Words of the warps' parts."""
+        words = self.along * self.rows * (self.columns + 1)
+        return -(-words // 4) * 4
+
+    def shared(self, tiles: int) -> int:
+        """Bytes of shared memory, for groups of so many times ``rows`` rows."""
+        lone = self.rows * tiles * self.stride if self.lone else 0
+        return 4 * (self.weights + self.parts + lone)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A tiling, and how many times its rows a group has."""
+
+    tiling: Tiling
+    tiles: int
+    groups: int
+    microseconds: float  # a step, as estimated
+
+
+# What a step costs, in microseconds: estimates, which only have to order the choices.
+_MEETING, _FIRST_BYTE, _FIRST_BYTE_SHARED = 0.9, 0.7, 0.1
+_L2_BYTES, _PRODUCTS = 4.5e6, 1000.0  # a microsecond: of the device; 16 x 8 x 8 of a multiprocessor
+_STEP_BY_STEP, _FLOP = 9.0, 30e6  # a product and a launch; a microsecond
+
+
+def plan(
+    cell: Cell, N: int, H: int, forward: bool, precision: str, device: Device
+) -> tuple[Plan | None, str]:
+    """The best way to run so many rows and units persistently, or None; and why."""
+    gates = layout(cell).early
+    if layout(cell).late:
+        return None, f"{cell.name} has two products a step"
+    step_by_step = _STEP_BY_STEP + 2 * N * H * H * gates / _FLOP
+    plans = [
+        plan
+        for units in (8, 16, 32, 64, 128)
+        for rows in (16, 32)
+        for warps in (8, 16)
+        for across in (1, 2, 4, 8)
+        if (plan := _cut(N, H, gates, forward, units, rows, warps, across, precision, device))
+    ]
+    if not plans:
+        return None, f"the recurrent weights of H {H} do not fit on the chip"
+    best = min(plans, key=lambda plan: plan.microseconds)
+    if best.microseconds > step_by_step:
+        return None, f"N {N} and H {H} are large enough for one product a step"
+    return best, (
+        f"the weights stay on chip, {best.tiling.units} units a block, "
+        f"{best.tiling.blocks * best.groups} blocks in {best.groups} groups"
+    )
+
+
+def _cut(
+    N: int, H: int, gates: int, forward: bool, units: int, rows: int, warps: int, across: int,
+    precision: str, device: Device,
+) -> Plan | None:  # fmt: skip
+    if units >= 2 * H and units > 8:
+        return None
+    c = Tiling(H, gates, forward, units, rows, warps // across, across, precision)
+    if c.columns % (8 * across):
+        return None
+    most = device.multiprocessors // c.blocks
+    if most == 0:
+        return None
+    tiles = -(-N // (rows * most))
+    groups = -(-N // (rows * tiles))
+    pairs = -(-units * rows // c.threads)
+    sums = rows // 16 * (c.columns // 8 // across) * 4
+    registers = 40 + sums + 8 * _LOADS_ON_THEIR_WAY + pairs * (4 + 2 * gates)
+    if pairs > 4 or registers > (230 if warps == 8 else 120) or c.shared(tiles) > device.shared:
+        return None
+    read = 4 * rows * 16 * c.chunks * tiles * c.blocks * groups / _L2_BYTES
+    each = 1 if precision == "bf16" else 2 if precision == "tf32" else 6
+    products = tiles * (rows // 16) * (c.columns // 8) * c.chunks * each / _PRODUCTS
+    parts = tiles * c.parts * 2 / 32e3
+    first = tiles * (_FIRST_BYTE_SHARED if c.lone else _FIRST_BYTE + 0.2)
+    meeting = 0 if c.lone else _MEETING
+    microseconds = meeting + first + products + parts + (0 if c.lone else read)
+    return Plan(c, tiles, groups, microseconds)
+
+
+def packed(xp: Any, Wh: Any, tiling: Tiling) -> Any:
+    """The weights of all blocks in the order of shared memory, from Wh (H, gates H).
+
+    bfloat16 travels as float32 of the same bits, two to a number.
+    """
+    c, H = tiling, tiling.size
+    each = Wh.reshape(H, c.gates, H)
+    # (columns of a unit, units, contraction)
+    each = each.transpose(1, 2, 0) if c.forward else each.reshape(1, H, c.gates * H)
+    full = xp.zeros((each.shape[0], c.blocks * c.units, 16 * c.chunks), Wh.dtype)
+    full[:, :H, : each.shape[2]] = each
+    full = full.reshape(each.shape[0], c.blocks, c.units, 16 * c.chunks).transpose(1, 0, 2, 3)
+    full = full.reshape(c.blocks, c.columns // 8, 8, c.chunks, 16).transpose(0, 1, 3, 2, 4)
+    full = xp.ascontiguousarray(full)
+    if c.precision != "bf16":
+        return full
+    pattern = full.view(xp.uint32)
+    pattern = (pattern + 0x7FFF + ((pattern >> 16) & 1)) >> 16  # to the nearest, ties to even
+    pattern = pattern.reshape(-1, 2)
+    return (pattern[:, 0] | (pattern[:, 1] << 16)).astype(xp.uint32).view(xp.float32)
+
+
+@cache
+def kernel(cell: Cell, tiling: Tiling, tiles: int) -> Kernel:
+    """The kernel for groups of tiles * rows rows."""
+    from . import lanes, ptx
+
+    outer: dict[str, Any] = {
+        "load": lanes.LOADS[1], "store": lanes.store, "where": lanes.where, "ZERO": np.float32(0),
+    }  # fmt: skip
+    outer |= {name: getattr(ptx, name) for name in ptx.NAMES}
+    takes = _FORWARD if tiling.forward else _BACKWARD
+    name = "persistent_" + ("forward" if tiling.forward else "backward")
+    return Kernel(
+        cell, name, takes, _lines(cell, tiling, tiles), tiling.threads, outer,
+        shared=tiling.shared(tiles), cooperative=not tiling.lone,
+    )  # fmt: skip
+
+
+_FORWARD = (
+    "weights", "x_side", "b", "states", "saved", "hs", "exchange", "counters", "T", "N", "H",
+)  # fmt: skip
+_BACKWARD = (
+    "weights", "dhs", "states", "saved", "dgates", "dstate", "exchange", "counters", "T", "N", "H",
+)  # fmt: skip
+
+
+def _indented(lines: list[str], by: int = 1) -> list[str]:
+    return ["    " * by + line for line in lines]
+
+
+def _lines(cell: Cell, c: Tiling, tiles: int) -> list[str]:
+    pairs = -(-c.units * c.rows // c.threads)
+    steps = [_Pair(cell, c, tiles, k) for k in range(pairs)]
+    loads = [line for step in steps for line in step.loads()]
+    finish = [line for step in steps for line in step.finish()]
+    meet = [
+        "if tile == 0:",
+        "    if thread == 0:",
+        f"        while seen(counters, group * 32) < {c.blocks} * step:",
+        "            pass",
+        "    cuda.syncthreads()",
+    ]
+    return [
+        "thread, block, group = cuda.threadIdx.x, cuda.blockIdx.x, cuda.blockIdx.y",
+        "lane, warp = thread % 32, thread // 32",
+        "g, q = lane // 4, lane % 4",
+        f"along, across = warp % {c.along}, warp // {c.along}",
+        "memory = shared()",
+        f"for i in range(thread * 4, {c.weights}, {4 * c.threads}):",
+        f"    store4(memory, i, load4(weights, block * {c.weights} + i))",
+        *(_lone_start(c, tiles) if c.lone else []),
+        "cuda.syncthreads()",
+        "for step in range(T):",
+        f"    t = {'step' if c.forward else 'T - 1 - step'}",
+        f"    for tile in range({tiles}):",
+        f"        first = (group * {tiles} + tile) * {c.rows}",
+        *_indented(loads, 2),
+        *([] if c.lone else _indented(meet, 2)),
+        *_indented(_product(c, tiles), 2),
+        "        cuda.syncthreads()",
+        *_indented(finish, 2),
+        "        cuda.syncthreads()",
+        *([] if c.lone else ["    if thread == 0:", "        arrive(counters, group * 32)"]),
+    ]
+
+
+def _lone_start(c: Tiling, tiles: int) -> list[str]:
+    """A lone block's exchange: what the host put into the first half."""
+    words = c.rows * tiles * c.stride
+    return [
+        f"for i in range(thread * 4, {words}, {4 * c.threads}):",
+        f"    store4(memory, {c.weights + c.parts} + i, load4(exchange, group * {words} + i))",
+    ]
+
+
+# ---- the product
+
+
+def _product(c: Tiling, tiles: int) -> list[str]:
+    """parts <- exchange x weights, each warp its columns and its share of the contraction."""
+    high, wide = c.rows // 16, c.columns // 8 // c.across
+    each, half = c.chunks // c.along, f"cuda.gridDim.y * {tiles * c.rows * c.stride}"
+    ahead = min(c.ahead, each)
+    if c.lone:
+        source = f"{c.weights + c.parts} + tile * {c.rows} * {c.stride}"
+    else:
+        source = f"(step % 2) * {half} + first * {c.stride}"
+    at = f"{source} + g * {c.stride} + 4 * q"
+    load, memory = ("load4", "memory") if c.lone else ("fresh4", "exchange")
+
+    def loads(mark: str, chunk: str) -> list[str]:
+        return [
+            f"{mark}{k}_{i} = {load}({memory}, source + {i * 8 * c.stride} + ({chunk} + {k}) * 16)"
+            for k in range(ahead)
+            for i in range(2 * high)
+        ]
+
+    lines = [f"source = {at} + along * {each * 16}"]
+    lines += [f"sum{i}_{j} = (ZERO, ZERO, ZERO, ZERO)" for i in range(high) for j in range(wide)]
+    lines += loads("x", "0")
+    body = []
+    if each > ahead:  # the next ones are on their way meanwhile
+        body += [f"later = min(chunk + {ahead}, {each - ahead})", *loads("next", "later")]
+    for k in range(ahead):
+        body += _chunk(c, k, f"along * {each} + chunk + {k}")
+    if each > ahead:
+        body += [f"x{k}_{i} = next{k}_{i}" for k in range(ahead) for i in range(2 * high)]
+        lines += [f"for chunk in range(0, {each}, {ahead}):", *_indented(body)]
+    else:
+        lines += ["chunk = 0", *body]
+    width = c.columns + 1
+    lines.append(f"part = {c.weights} + (along * {c.rows} + g) * {width} + 8 * {wide} * across")
+    for i in range(high):
+        for j in range(wide):
+            place = f"part + {i * 16 * width + j * 8} + 2 * q"
+            lines += [
+                f"put(sum{i}_{j}[{n}], memory, {place} + {(n // 2) * 8 * width + n % 2})"
+                for n in range(4)
+            ]
+    return lines
+
+
+def _chunk(c: Tiling, k: int, chunk: str) -> list[str]:
+    """Add sixteen of the contraction to all sums."""
+    high, wide = c.rows // 16, c.columns // 8 // c.across
+    lines = []
+    for i in range(high):
+        v, w = f"x{k}_{2 * i}", f"x{k}_{2 * i + 1}"
+        if c.precision == "bf16":
+            lines += [f"v, w = bfloat16({v}), bfloat16({w})", f"a{i} = (v[0], w[0], v[1], w[1])"]
+            continue
+        for e in (0, 1):
+            lines.append(f"a = ({v}[{2 * e}], {w}[{2 * e}], {v}[{2 * e + 1}], {w}[{2 * e + 1}])")
+            lines.append(f"a{i}_{e} = tf32(a)")
+            if c.precision == "float32":
+                lines.append(f"rest{i}_{e} = tf32(rest(a, a{i}_{e}))")
+    words = 64 if c.precision == "bf16" else 128
+    lines.append(f"place = (across * {wide * c.chunks} + {chunk}) * {words} + lane * {words // 32}")
+    for j in range(wide):
+        where = f"place + {j * c.chunks * words}"
+        if c.precision == "bf16":
+            lines.append(f"near = bits(load2(memory, {where}))")
+            lines += [f"sum{i}_{j} = mma_bfloat16(a{i}, near, sum{i}_{j})" for i in range(high)]
+            continue
+        lines += [f"weight = load4(memory, {where})", "near = tf32(weight)"]
+        if c.precision == "float32":
+            lines.append("off = tf32(rest(weight, near))")
+        for e in (0, 1):
+            pair, off = (f"({x}[{2 * e}], {x}[{2 * e + 1}])" for x in ("near", "off"))
+            for i in range(high):
+                total, a = f"sum{i}_{j}", f"a{i}_{e}"
+                if c.precision == "float32":  # small ones first
+                    lines.append(f"{total} = mma_tf32({a}, {off}, {total})")
+                    lines.append(f"{total} = mma_tf32(rest{i}_{e}, {pair}, {total})")
+                lines.append(f"{total} = mma_tf32({a}, {pair}, {total})")
+    return lines
+
+
+# ---- a row's unit: what a thread does between two products
+
+
+class _Pair:
+    """The k-th row and unit of a thread."""
+
+    def __init__(self, cell: Cell, c: Tiling, tiles: int, k: int) -> None:
+        self.c, self.tiles, self.k = c, tiles, k
+        self.step, self.at = Step(cell, f"_{k}"), layout(cell)
+
+    def loads(self) -> list[str]:
+        """Before the product; rows and units beyond the last do as the last one does."""
+        c, m, step = self.c, self.step.mark, self.step
+        return [
+            f"pair = thread + {self.k * c.threads}",
+            f"row{m}, unit{m} = pair // {c.units}, pair % {c.units}",
+            f"n{m}, j{m} = first + row{m}, block * {c.units} + unit{m}",
+            f"live{m} = row{m} < {c.rows} and n{m} < N and j{m} < H",
+            f"n{m}, j{m}, row{m} = min(n{m}, N - 1), min(j{m}, H - 1), min(row{m}, {c.rows - 1})",
+            *step.here(),
+            *(step.known() if c.forward else [*step.found(), *step.arriving()]),
+        ]
+
+    def finish(self) -> list[str]:
+        """After the product: add up, compute, write."""
+        c, m, step = self.c, self.step.mark, self.step
+        width = c.columns + 1
+        lines = [f"part = {c.weights} + row{m} * {width} + unit{m}"]
+        for k in range(c.columns // c.units):
+            terms = (
+                f"load(memory, part + {a * c.rows * width + k * c.units})" for a in range(c.along)
+            )
+            lines.append(f"side{k} = {' + '.join(terms)}")
+        lines += step.forward(lambda k: f"side{k}") if c.forward else step.backward("side0")
+        store = step.store_forward() if c.forward else step.store_backward()
+        return [*lines, f"if live{m}:", *_indented([*store, *self._hand_over()])]
+
+    def _hand_over(self) -> list[str]:
+        """What the next step multiplies."""
+        c, m = self.c, self.step.mark
+        if c.lone:
+            memory, start = "memory", f"{c.weights + c.parts} + (tile * {c.rows} + row{m})"
+        else:
+            memory = "exchange"
+            start = f"(((step + 1) % 2) * cuda.gridDim.y * {self.tiles * c.rows} + n{m})"
+        if c.forward:
+            return [f"store(new{m}[0], {memory}, {start} * {c.stride} + j{m})"]
+        first = self.step.first_recurrent
+        return [
+            f"store({self.step.dgate(self.at.order[first + k])}, {memory}, "
+            f"{start} * {c.stride} + {k} * H + j{m})"
+            for k in range(self.at.early)
+        ]
