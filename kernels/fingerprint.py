@@ -29,11 +29,15 @@ def of_engine(folder: Path) -> str:
 def of_cell(cell: Cell) -> str:
     """The fingerprint of a cell's structure and functions."""
     structure = cell.gates, cell.states, cell.saved, cell.input_gates, cell.recurrent_gates
-    digest = hashlib.sha256(repr((structure, cell.second, cell.biases)).encode())
-    for function in (cell.forward, cell.backward, cell.operand, cell.operand_backward):
-        if function is not None:
-            digest.update("\n".join(_describe(function)).encode())
-    return digest.hexdigest()[:16]
+    functions = (cell.forward, cell.backward, cell.operand, cell.operand_backward)
+    text = repr((structure, cell.second, cell.biases)) + of_functions(*filter(None, functions))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def of_functions(*functions: Any) -> str:
+    """The fingerprint of plain functions and of all that they refer to."""
+    text = "\n".join(line for function in functions for line in _describe(function))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def with_callees(function: Any) -> list[Any]:

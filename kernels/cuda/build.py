@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..fingerprint import of_cell, of_engine, with_callees
-from .kernel import COUNTERS, INTEGERS, Kernel
+from ..fingerprint import of_engine, of_functions, with_callees
+from .kernel import COUNTERS, INDICES, INTEGERS, NUMBERS, Kernel
 from .target import NVIDIA, overload, ptx_of, types
 
 
@@ -28,13 +28,15 @@ class Binary(NamedTuple):
 
 
 def signature(kernel: Kernel, dtype: Any) -> tuple[Any, ...]:
-    """The types of a kernel's arguments: pointers, and 64-bit integers."""
-    numbers = types.CPointer(types.float32 if dtype == np.float32 else types.float64)
-    counters = types.CPointer(types.uint32)
-    return tuple(
-        types.int64 if name in INTEGERS else counters if name in COUNTERS else numbers
-        for name in kernel.takes
-    )
+    """The types of a kernel's arguments."""
+    number = types.float32 if dtype == np.float32 else types.float64
+    special = {
+        **dict.fromkeys(INTEGERS, types.int64),
+        **dict.fromkeys(NUMBERS, number),
+        **dict.fromkeys(COUNTERS, types.CPointer(types.uint32)),
+        **dict.fromkeys(INDICES, types.CPointer(types.int64)),
+    }
+    return tuple(special.get(name, types.CPointer(number)) for name in kernel.takes)
 
 
 def binary(kernel: Kernel, dtype: Any, capability: tuple[int, int]) -> Binary:
@@ -55,10 +57,8 @@ def binary(kernel: Kernel, dtype: Any, capability: tuple[int, int]) -> Binary:
 
 def ptx(kernel: Kernel, dtype: Any, capability: tuple[int, int]) -> str:
     """A kernel's PTX."""
-    cell = kernel.cell
-    for function in (cell.forward, cell.backward, cell.operand, cell.operand_backward):
-        if function is not None:
-            _make_known(function)
+    for function in kernel.functions.values():
+        _make_known(function)
     return ptx_of(kernel.function, signature(kernel, dtype), capability, kernel.threads)
 
 
@@ -94,9 +94,10 @@ def _place(kernel: Kernel, dtype: str, capability: tuple[int, int]) -> Path:
         import numba_cuda
 
         versions.append(numba_cuda.__version__)
-    source = of_engine(Path(__file__).parent), of_cell(kernel.cell), kernel.text, kernel.threads
+    functions = of_functions(*kernel.functions.values())
+    source = of_engine(Path(__file__).parent), functions, kernel.text, kernel.threads
     key = hashlib.sha256(repr((source, versions, dtype, capability)).encode()).hexdigest()
-    return cache_folder() / f"{kernel.cell.name}-{kernel.name}-{key[:20]}.bin"
+    return cache_folder() / f"{kernel.name}-{key[:20]}.bin"
 
 
 def cache_folder() -> Path:

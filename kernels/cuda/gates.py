@@ -18,7 +18,7 @@ from functools import cache
 from ..cells import Cell
 from ..layout import layout
 from .arithmetic import Step
-from .kernel import Kernel
+from .kernel import Kernel, functions_of
 
 NAMES = ("forward_gates", "backward_gates", "operand_gates", "operand_backward_gates")
 
@@ -40,7 +40,8 @@ def kernel(cell: Cell, name: str, count: int, threads: int) -> Kernel:
         "load": lanes.LOADS[count], "store": lanes.store, "where": lanes.where, "COUNT": count,
     }  # fmt: skip
     takes = (*takes, "t", "T", "N", "H")
-    return Kernel(cell, f"{name}_{count}", takes, [*head, *lines], threads, outer)
+    name = f"{cell.name}_{name}_{count}"
+    return Kernel(name, takes, [*head, *lines], functions_of(cell), threads, outer)
 
 
 def _side(cell: Cell):  # type: ignore[no-untyped-def]

@@ -15,21 +15,22 @@ from ..cells import Cell
 
 @dataclass(frozen=True, eq=False)
 class Kernel:
-    """A kernel of a cell.
+    """A kernel.
 
-    name         unique among the cell's
-    takes        the names of its arguments: arrays, but for INTEGERS
+    name         the function's
+    takes        the names of its arguments: arrays of one float dtype, but for those below
     lines        its body
-    outer        what it refers to besides the cell's functions and numba's cuda
+    functions    plain functions that it calls, by the names that it calls them: a cell's, a rule
+    outer        what else it refers to, besides numba's cuda
     threads      of a block
     shared       bytes of dynamic shared memory of a block
     cooperative  the blocks wait for each other: all must be resident at once
     """
 
-    cell: Cell
     name: str
     takes: tuple[str, ...]
     lines: Sequence[str]
+    functions: Mapping[str, Any]
     threads: int
     outer: Mapping[str, Any] = field(default_factory=dict)
     shared: int = 0
@@ -46,12 +47,8 @@ class Kernel:
         """The function, to be compiled or emulated."""
         from .target import cuda
 
-        cell = self.cell
-        outer = {
-            "cuda": cuda, "forward": cell.forward, "backward": cell.backward,
-            "operand": cell.operand, "operand_backward": cell.operand_backward, **self.outer,
-        }  # fmt: skip
-        file = f"<{self.name} of {cell.name}>"
+        outer = {"cuda": cuda, **self.functions, **self.outer}
+        file = f"<{self.name}>"
         linecache.cache[file] = len(self.text), None, self.text.splitlines(True), file
         exec(compile(self.text, file, "exec"), outer)
         return outer[self.name]
@@ -71,7 +68,16 @@ class Device:
     threads: int = 128
 
 
-INTEGERS = {"t", "T", "N", "H", "tiles"}  # arguments that are no arrays
-COUNTERS = {"counters"}  # arrays of uint32; the others have the parameters' dtype
+# arguments that are no arrays of the kernel's dtype
+INTEGERS = {"t", "T", "N", "H", "size"}
+NUMBERS = tuple(f"number{k}" for k in range(8))  # of that dtype
+COUNTERS = {"counters"}  # uint32
+INDICES = {"rows", "order"}  # int64
 
 Launch = Callable[[Kernel, tuple[int, int], Sequence[Any]], None]
+
+
+def functions_of(cell: Cell) -> dict[str, Any]:
+    """What the kernels of a cell call."""
+    names = "forward", "backward", "operand", "operand_backward"
+    return {name: getattr(cell, name) for name in names if getattr(cell, name) is not None}

@@ -239,7 +239,8 @@ def _by_library(name):
 
 _power_of_two, _reciprocal = _by_assembly("ex2.approx.ftz.f32"), _by_assembly("rcp.approx.ftz.f32")
 _exp64, _tanh64 = _by_library("__nv_exp"), _by_library("__nv_tanh")
-_magnitude32 = _by_assembly("abs.f32")
+_magnitude32, _sqrt32 = _by_assembly("abs.f32"), _by_assembly("sqrt.rn.f32")
+_sqrt64 = _by_library("__nv_sqrt")
 
 
 def _sigmoid_float32(x):
@@ -268,6 +269,14 @@ def _tanh_float64(x):
     return _tanh64(x)
 
 
+def _sqrt_float32(x):
+    return _sqrt32(x)
+
+
+def _sqrt_float64(x):
+    return _sqrt64(x)
+
+
 def _of_either_dtype(stub, float32, float64):
     @overload(stub)
     def _(x):
@@ -278,6 +287,7 @@ def _of_either_dtype(stub, float32, float64):
 
 _of_either_dtype(functions.sigmoid, _sigmoid_float32, _sigmoid_float64)
 _of_either_dtype(functions.tanh, _tanh_float32, _tanh_float64)
+_of_either_dtype(functions.sqrt, _sqrt_float32, _sqrt_float64)
 
 
 @overload(functions.relu)

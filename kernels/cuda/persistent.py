@@ -42,7 +42,7 @@ import numpy as np
 from ..cells import Cell
 from ..layout import layout
 from .arithmetic import Step
-from .kernel import Device, Kernel
+from .kernel import Device, Kernel, functions_of
 
 PRECISIONS = ("float32", "tf32", "bf16")
 _LOADS_ON_THEIR_WAY = 8  # 16-byte loads of the exchange a lane has in flight
@@ -230,9 +230,9 @@ def kernel(cell: Cell, tiling: Tiling, tiles: int) -> Kernel:
     }  # fmt: skip
     outer |= {name: getattr(ptx, name) for name in ptx.NAMES}
     takes = _FORWARD if tiling.forward else _BACKWARD
-    name = "persistent_" + ("forward" if tiling.forward else "backward")
+    name = f"{cell.name}_persistent_" + ("forward" if tiling.forward else "backward")
     return Kernel(
-        cell, name, takes, _lines(cell, tiling, tiles), tiling.threads, outer,
+        name, takes, _lines(cell, tiling, tiles), functions_of(cell), tiling.threads, outer,
         shared=tiling.shared(tiles), cooperative=not tiling.lone,
     )  # fmt: skip
 

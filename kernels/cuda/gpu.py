@@ -1,0 +1,78 @@
+"""The GPU as CuPy reaches it: its arrays, what it has room for, how kernels start on it.
+
+A kernel starts on CuPy's current stream, through CuPy's own launch: Numba's costs ten times that.
+Nothing here waits for the GPU.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import cupy
+import numpy as np
+
+from . import build
+from .kernel import Device, Kernel
+
+_MAX_DYNAMIC_SHARED_MEMORY = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+_TF32 = 7  # of cupy._core.set_compute_type
+
+
+class Gpu:
+    """The current device."""
+
+    xp = cupy
+
+    def __init__(self) -> None:
+        device = cupy.cuda.Device()
+        attributes, capability = device.attributes, device.compute_capability
+        self.name = cupy.cuda.runtime.getDeviceProperties(device.id)["name"].decode()
+        self.memory = device.mem_info[1]
+        self.capability = int(capability[:-1]), int(capability[-1])
+        self.device = Device(
+            attributes["MultiProcessorCount"], attributes["MaxSharedMemoryPerBlockOptin"]
+        )
+        self._loaded: dict[tuple[Kernel, Any], Any] = {}
+
+    def launch(self, kernel: Kernel, grid: tuple[int, int], arguments: Sequence[Any]) -> None:
+        """Start a kernel on arrays and whole numbers."""
+        function = self._function(kernel, arguments[0].dtype)
+        function(
+            grid, (kernel.threads,), arguments,
+            shared_mem=kernel.shared, enable_cooperative_groups=kernel.cooperative,
+        )  # fmt: skip
+
+    def fits(self, kernel: Kernel, blocks: int) -> bool:
+        """Whether so many blocks can run at once."""
+        function = self._function(kernel, np.dtype(np.float32))
+        each = cupy.cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(
+            function.ptr, kernel.threads, kernel.shared
+        )
+        return blocks <= each * self.device.multiprocessors
+
+    def _function(self, kernel: Kernel, dtype: Any) -> Any:
+        function = self._loaded.get((kernel, dtype))
+        if function is None:
+            binary = build.binary(kernel, dtype, self.capability)
+            module = cupy.cuda.Module()
+            module.load(binary.code)
+            function = module.get_function(binary.entry)
+            if kernel.shared > 48 * 1024:  # more has to be asked for
+                cupy.cuda.driver.funcSetAttribute(
+                    function.ptr, _MAX_DYNAMIC_SHARED_MEMORY, kernel.shared
+                )
+            self._loaded[kernel, dtype] = function
+        return function
+
+    @contextmanager
+    def products(self, precision: str) -> Iterator[None]:
+        """CuPy's float32 products in TF32, but for precision "float32"."""
+        if precision == "float32":
+            yield
+            return
+        before = cupy._core.get_compute_type(np.float32)
+        cupy._core.set_compute_type(np.float32, _TF32)
+        try:
+            yield
+        finally:
+            cupy._core.set_compute_type(np.float32, before)

@@ -1,0 +1,59 @@
+"""The kernels of training: an optimiser's rule over whole arrays, an embedding's gradient."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from .kernel import NUMBERS, Kernel
+
+THREADS = 256
+
+
+def _memory(count: int) -> dict[str, Any]:
+    from . import lanes
+
+    return {"load": lanes.LOADS[count], "store": lanes.store, "COUNT": count}
+
+
+@cache
+def rule_kernel(rule: Callable[..., Any], arrays: int, numbers: int, count: int) -> Kernel:
+    """new arrays = rule(*arrays, gradient, *numbers), ``count`` places a thread."""
+    names = [f"array{k}" for k in range(arrays)]
+    loads = [f"load({name}, i)" for name in (*names, "gradient")]
+    lines = [
+        "i = (cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x) * COUNT",
+        "if i >= size:",
+        "    return",
+        f"new = rule({', '.join((*loads, *NUMBERS[:numbers]))})",
+        *(f"store(new[{k}], {name}, i)" for k, name in enumerate(names)),
+    ]
+    takes = (*names, "gradient", *NUMBERS[:numbers], "size")
+    name = f"{rule.__name__.strip('_')}_{count}"
+    return Kernel(name, takes, lines, {"rule": rule}, THREADS, _memory(count))
+
+
+@cache
+def add_rows_kernel(count: int) -> Kernel:
+    """out (V, H) [rows[k]] += values (size, H) [order[k]], rows sorted.
+
+    The first of equal rows adds them all up, in their order: the sum is the same every time.
+
+        blockIdx.x = k        |<- blockDim.x threads, count columns each ->|  blockIdx.y of them
+    """
+    lines = [
+        "j = (cuda.blockIdx.y * cuda.blockDim.x + cuda.threadIdx.x) * COUNT",
+        "if j >= H:",
+        "    return",
+        "k = cuda.blockIdx.x",
+        "row = rows[k]",
+        "if k > 0:",
+        "    if rows[k - 1] == row:",
+        "        return",
+        "total = load(out, row * H + j)",
+        "while k < size and rows[k] == row:",
+        "    total = total + load(values, order[k] * H + j)",
+        "    k += 1",
+        "store(total, out, row * H + j)",
+    ]
+    takes = "out", "values", "rows", "order", "H", "size"
+    return Kernel(f"add_rows_{count}", takes, lines, {}, THREADS, _memory(count))
