@@ -175,8 +175,7 @@ class Trainer:
                 if self.blocks.cursor == 0:
                     self.model.reset_state()
                 for xs, ts in self.blocks:
-                    with self._out_of_memory():
-                        self._iterate(xs, ts)
+                    self._within_memory(self._iterate, xs, ts)
                     bar.update(xs.size)
                     if self.iteration % self._record_every == 0:
                         bar.set_postfix_str(self._status(), refresh=False)
@@ -186,8 +185,7 @@ class Trainer:
                         return self.history
                     if self.iteration % self.save_every == 0:
                         self._save("last")
-                with self._out_of_memory():
-                    self._end_epoch(bar)
+                self._within_memory(self._end_epoch, bar)
         if self._out_of_patience():
             best = self.history.scores.index(self.history.best) + 1
             self.tell(f"stopped early: no improvement for {self.patience} epochs (best: {best})")
@@ -227,14 +225,13 @@ class Trainer:
             )
         self._looked_at = self.iteration
 
-    @contextmanager
-    def _out_of_memory(self) -> Iterator[None]:
-        """Free what an iteration holds that does not fit, and say what would make it smaller."""
+    def _within_memory(self, work: Callable[..., None], *args: Any) -> None:
+        """Do a part of the work; where memory runs out free what it held, and say what helps."""
         try:
-            yield
+            work(*args)
         except MemoryError as error:
             self.model.forget()
-            error.__traceback__ = None  # its frames hold arrays
+            error.__traceback__ = None  # whose frames hold arrays
             parameters = sum(param.size for param in self.model.params)
             raise MemoryError(
                 f"out of memory at batch {self.blocks.batch_size}, time {self.blocks.time_size}, "
