@@ -198,10 +198,6 @@ def engine() -> ReferenceEngine:
 # ---- where arrays are
 
 
-def _on_device(running: ReferenceEngine) -> bool:
-    return running.xp is not np
-
-
 def _device_engine(array: Any) -> ReferenceEngine:
     """The engine of an array that is not NumPy's."""
     kind = f"{type(array).__module__}.{type(array).__qualname__}"
@@ -224,7 +220,7 @@ def engine_of(param: Any) -> ReferenceEngine:
     if not isinstance(param, np.ndarray):
         return _device_engine(param)
     running = engine()
-    if _on_device(running):
+    if running.xp is not np:
         raise TypeError(
             f"the parameters are NumPy arrays, and the engine in force is {running.name}: "
             f'layer.to("{running.name}") moves them there'

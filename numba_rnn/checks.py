@@ -35,7 +35,8 @@ def accept(
     without a copy. For an engine on the CPU the array comes back as it is, and one on a device
     is refused: what goes there is for the caller to say.
     """
-    value = adopt(value, here)
+    if not isinstance(value, np.ndarray):
+        value = adopt(value, here)
     expect_array(name, value, shape, dtype, here)
     return here.to_device(value)
 
@@ -53,8 +54,8 @@ def adopt(value: Any, here: ReferenceEngine) -> Any:
 def _expect_kind(
     name: str, value: Any, shape: tuple[int | str, ...], here: ReferenceEngine | None, what: str
 ) -> None:
-    """Refuse what is neither a NumPy array nor one of the engine's."""
-    if isinstance(value, np.ndarray) or (here is not None and here.owns(value)):
+    """Refuse what is no NumPy array, unless it is one of the engine's."""
+    if here is not None and here.owns(value):
         return
     if hasattr(value, "__cuda_array_interface__"):
         raise TypeError(
@@ -78,9 +79,11 @@ def expect_array(
     Without ``dtype`` float32 and float64 are accepted. ``here`` is an engine whose arrays are
     accepted besides NumPy's. Raises TypeError or ValueError.
     """
-    _expect_kind(name, value, shape, here, "an array")
-    if value.ndim != len(shape) or any(
-        isinstance(want, int) and want != got for want, got in zip(shape, value.shape, strict=True)
+    if not isinstance(value, np.ndarray):
+        _expect_kind(name, value, shape, here, "an array")
+    if value.shape != shape and (
+        value.ndim != len(shape)
+        or any(w != got for w, got in zip(shape, value.shape, strict=True) if isinstance(w, int))
     ):
         raise ValueError(f"{name}: expected shape {spell(shape)}, got {spell(value.shape)}")
     if 0 in value.shape:
@@ -131,7 +134,8 @@ def expect_ids(
     here: ReferenceEngine | None = None,
 ) -> None:
     """Refuse what is not an integer array with values in 0 .. limit - 1 (or ``ignore``)."""
-    _expect_kind(name, ids, shape, here, "an integer array")
+    if not isinstance(ids, np.ndarray):
+        _expect_kind(name, ids, shape, here, "an integer array")
     if ids.dtype.kind not in "iu":
         raise TypeError(
             f"{name}: expected an integer array of shape {spell(shape)}, got {ids.dtype}"

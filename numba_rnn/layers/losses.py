@@ -55,10 +55,10 @@ class TimeSoftmaxWithLoss(_Loss):
                 "such by ts.argmax(axis=2)"
             )
         on_device = accept_ids("ts", ts, (N, T), V, here, ignore=self.ignore_label)
-        count = max(int((ts != self.ignore_label).sum()), 1)  # of ts as given: no wait for a copy
+        counted = ts != self.ignore_label
+        count = max(int(counted.sum()), 1)  # of ts as given: nothing to wait for
         scores, labels, xp = xs.reshape(N * T, V), on_device.reshape(-1), here.xp
-        rows = xp.arange(N * T)
-        counts = labels != self.ignore_label
+        rows, counts = xp.arange(N * T), here.to_device(counted).reshape(-1)
 
         with np.errstate(over="ignore"):  # towards -inf, whose share is 0
             shifted = scores - scores.max(axis=1, keepdims=True)  # the largest is 0
