@@ -8,6 +8,7 @@ Each derivative takes the function's *output*, as in the lecture: backward then 
 pre-activations, only what forward has already stored.
 
 To add a function, define it here and register its vector version in ``cpu/vector_functions.py``.
+``sqrt`` is for optimisers (``ReferenceEngine.update``) and has none.
 """
 
 import numpy as np
@@ -48,3 +49,8 @@ def relu(x):
 def drelu(y):
     """Derivative of relu at the point where it gave y: 1 where y > 0, else 0."""
     return np.heaviside(y, 0)
+
+
+def sqrt(x):
+    """The square root."""
+    return np.sqrt(x)

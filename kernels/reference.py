@@ -14,8 +14,12 @@ Shapes: N batch, T time, D input size, H hidden size, G number of gates.
 An engine owns the arrays it returns; it never writes to the arrays it is given, save where an
 argument is named ``out``. xs and params are not copied: they must not change between forward and
 backward.
+
+An engine's arrays are those of its library ``xp``. It is given no others, but for ``to_device``,
+``to_host`` and ``owns``, which bring them there and back.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,6 +30,8 @@ from .machine import blas_threads, cpu_name
 
 Array = Any
 State = tuple[Array, ...]
+
+UPDATED_AT_ONCE = 32768  # numbers that fit the cache together with what is made of them
 
 
 class ReferenceEngine:
@@ -149,6 +155,79 @@ class ReferenceEngine:
         """out[rows[k]] += values[k] for every k, repeated rows adding up (embedding gradient)."""
         np.add.at(out, rows, values)
 
+    # ---- where the arrays are
+
+    def owns(self, array: Any) -> bool:
+        """Whether it is an array of this engine's library."""
+        return isinstance(array, self.xp.ndarray)
+
+    def to_device(self, array: Array) -> Array:
+        """An array of this engine from a NumPy array; what is one already comes back as it is."""
+        return array if isinstance(array, self.xp.ndarray) else self.xp.asarray(array)
+
+    def to_host(self, array: Array) -> Array:
+        """A NumPy array from an array of this engine; the same one where that is NumPy's."""
+        return array
+
+    def scalar(self, array: Array) -> Any:
+        """What a caller gets for an array without axes: a float, or on a device the array itself.
+
+        To make a float of that one is to wait for the device.
+        """
+        return float(array)
+
+    # ---- training
+
+    def random(self, rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Numbers from [0, 1), float32 or float64, which depend on nothing but the state of rng.
+
+        A device may draw a seed from rng and make its own numbers from that.
+        """
+        return rng.random(shape, dtype=dtype)
+
+    def norm(self, arrays: Sequence[Array]) -> Any:
+        """The Euclidean norm of all the arrays' numbers in one vector, as ``scalar`` gives it.
+
+        It does not overflow where squares in float32 would.
+        """
+        with np.errstate(over="ignore"):
+            norms = [float(np.linalg.norm(array)) for array in arrays]
+        if math.isinf(max(norms, default=0.0)):  # the squares overflowed, perhaps not the norm
+            norms = [float(np.linalg.norm(array.astype(np.float64))) for array in arrays]
+        return math.hypot(*norms)
+
+    def clip(self, arrays: Sequence[Array], limit: float) -> Any:
+        """Scale the arrays in place so that their norm is at most limit.
+
+        Returns the norm before, as ``norm`` does; where it is not finite nothing is scaled.
+        """
+        norm = self.norm(arrays)
+        if math.isfinite(norm) and norm > limit:
+            for array in arrays:
+                array *= limit / norm
+        return norm
+
+    def update(
+        self,
+        rule: Callable[..., tuple[Array, ...]],
+        arrays: Sequence[Array],
+        gradient: Array,
+        numbers: Sequence[float],
+    ) -> None:
+        """Change arrays in place, number by number: rule(*old, gradient, *numbers) -> new values.
+
+        rule     a plain function in the manner of the cells': + - * / and ``functions.py``
+        arrays   one or more of one shape and dtype, in any memory order each
+        numbers  go to the rule as they are, the same for every place
+        """
+        order = [["readwrite"]] * len(arrays) + [["readonly"]]
+        flags = ["external_loop", "buffered", "zerosize_ok"]
+        whole = [*arrays, gradient]
+        with np.nditer(whole, flags, order, buffersize=UPDATED_AT_ONCE) as parts:  # type: ignore[arg-type]
+            for *old, slope in parts:
+                for array, new in zip(old, rule(*old, slope, *numbers), strict=True):
+                    array[...] = new
+
 
 class ReferenceStream:
     """What a stream of an engine does, step by step.
@@ -170,11 +249,11 @@ class ReferenceStream:
         sizes = [params[1].shape[0] for _, params in layers]
         dtype = layers[0][1][0].dtype
         self.state = [
-            np.zeros((len(cell.states), N, H), dtype)
+            engine.xp.zeros((len(cell.states), N, H), dtype)
             for (cell, _), H in zip(layers, sizes, strict=True)
         ]
         outputs = sizes[-1] if affine is None else affine[0].shape[1]
-        self.out = np.zeros((N, outputs) if N > 1 else outputs, dtype)
+        self.out = engine.xp.zeros((N, outputs) if N > 1 else outputs, dtype)
 
     @property
     def stepping(self) -> tuple[Callable[[Array, int], bool], int]:
@@ -182,7 +261,7 @@ class ReferenceStream:
 
         x (N, inputs), or (inputs,) for a batch of one, must be an array of the stream's dtype and
         of that many axes. The result is in ``out``. Returns False, and does nothing, where x has
-        another shape or a number in it is not finite.
+        another shape or a number in it is not finite. It may be a NumPy array on any engine.
         """
         return self._step, 0
 
@@ -190,6 +269,7 @@ class ReferenceStream:
         inputs = self._layers[0][1][0].shape[0]
         if x.shape != (*self.out.shape[:-1], inputs) or not np.isfinite(x).all():
             return False
+        x = self._engine.to_device(x)
         self._advance(x.reshape(self._N, inputs), self.out.reshape(self._N, -1))
         return True
 
@@ -197,13 +277,14 @@ class ReferenceStream:
         """xs (N, T, inputs) -> out (N, T, outputs), which must fit.
 
         False, and nothing done, where xs has another shape or a number in it is not finite.
-        Raises TypeError where the dtype is another.
+        Raises TypeError where the dtype is another. xs may be a NumPy array on any engine.
         """
         if xs.dtype != self.out.dtype:
             raise TypeError(f"xs: expected an array of {self.out.dtype}")
         inputs = self._layers[0][1][0].shape[0]
         if xs.shape != (self._N, xs.shape[1], inputs) or not np.isfinite(xs).all():
             return False
+        xs = self._engine.to_device(xs)
         for t in range(xs.shape[1]):
             self._advance(xs[:, t], out[:, t])
         return True

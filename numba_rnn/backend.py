@@ -11,6 +11,9 @@ An engine that cannot run here gives way to the next one with one RuntimeWarning
 that the same script runs on a machine without a GPU; where ``strict`` is asked for
 (``use_backend(..., strict=True)`` or ``NUMBA_RNN_STRICT=1``) it raises BackendError instead. An
 unknown name always raises. This is the only module that knows about engines.
+
+Arrays are where their engine runs: NumPy's in host memory, those of the CUDA engine on the GPU.
+``engine_of`` finds the engine of a parameter, ``engine_for`` that of an array that is given.
 """
 
 import os
@@ -23,9 +26,23 @@ from functools import cache
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+
 from .kernels.reference import ReferenceEngine
 
-__all__ = ["BackendError", "Explanation", "backend", "engine", "explain", "use_backend"]
+__all__ = [
+    "BackendError",
+    "Explanation",
+    "backend",
+    "engine",
+    "engine_for",
+    "engine_named",
+    "engine_of",
+    "explain",
+    "move",
+    "to_host",
+    "use_backend",
+]
 
 VARIABLE, STRICT_VARIABLE = "NUMBA_RNN_BACKEND", "NUMBA_RNN_STRICT"
 NAMES = ("auto", "numpy", "numba", "cuda")
@@ -106,13 +123,30 @@ def _choose(name: str, source: str, strict: bool) -> _Choice:
     raise AssertionError("the numpy engine always runs")
 
 
+def _wish() -> str:
+    """The name in the environment, or ""."""
+    return os.environ.get(VARIABLE, "").strip().lower()
+
+
 @cache
 def _process_choice() -> _Choice:
     """What the environment asks for, read once, at the first use of an engine."""
-    name = os.environ.get(VARIABLE, "").strip().lower()
+    name = _wish()
     source = VARIABLE if name else f"{VARIABLE} is not set"
     strict = os.environ.get(STRICT_VARIABLE, "").strip() not in ("", "0")
     return _choose(_check_name(name or "auto", VARIABLE), source, strict)
+
+
+@cache
+def _process_home() -> ReferenceEngine:
+    """An engine with the arrays of the process's choice, without importing numba for it."""
+    name = _wish() or "auto"
+    if name == "auto":
+        try:
+            return _LOADERS["cuda"]()
+        except BackendError:
+            return _numpy()
+    return _numpy() if name in ("numpy", "numba") else _process_choice().engine
 
 
 _override: ContextVar[_Choice | None] = ContextVar("numba_rnn_backend", default=None)
@@ -159,6 +193,81 @@ def _choice() -> _Choice:
 def engine() -> ReferenceEngine:
     """The engine in force."""
     return _choice().engine
+
+
+# ---- where arrays are
+
+
+def _device_engine(array: Any) -> ReferenceEngine:
+    """The engine of an array that is not NumPy's."""
+    kind = f"{type(array).__module__}.{type(array).__qualname__}"
+    try:
+        found = _LOADERS["cuda"]()
+    except BackendError as error:
+        raise BackendError(f"an array of {kind} wants the cuda engine: {error}") from error
+    if not found.owns(array):
+        raise TypeError(f"expected an array of NumPy or of the cuda engine, got {kind}")
+    return found
+
+
+def engine_of(param: Any) -> ReferenceEngine:
+    """The engine that runs where a parameter is.
+
+    The one in force for a NumPy array; the CUDA engine for an array of its library, whatever is
+    in force: it was put there. Raises TypeError for a NumPy array while the CUDA engine is in
+    force.
+    """
+    if not isinstance(param, np.ndarray):
+        return _device_engine(param)
+    running = engine()
+    if running.xp is not np:
+        raise TypeError(
+            f"the parameters are NumPy arrays, and the engine in force is {running.name}: "
+            f'layer.to("{running.name}") moves them there'
+        )
+    return running
+
+
+def engine_for(value: Any) -> ReferenceEngine:
+    """An engine that has its arrays where something that is given goes.
+
+    What is on a device stays there; all else goes where the engine in force has its arrays.
+    """
+    if hasattr(value, "__cuda_array_interface__"):
+        return _LOADERS["cuda"]()
+    chosen = _override.get()
+    return chosen.engine if chosen else _process_home()
+
+
+def engine_named(name: str) -> ReferenceEngine:
+    """An engine that has its arrays where ``name`` says: "cuda", or "cpu", "numba", "numpy".
+
+    Raises ValueError for another name, BackendError where there is no GPU that answers.
+    """
+    names = ("cpu", "numpy", "numba", "cuda")
+    if name not in names:
+        raise ValueError(f"to: expected one of {', '.join(names)}, got {name!r}")
+    if name != "cuda":
+        return _numpy()
+    try:
+        return _LOADERS["cuda"]()
+    except BackendError as error:
+        raise BackendError(f"to: cuda cannot run here: {error}") from error
+
+
+def move(array: Any, to: ReferenceEngine) -> Any:
+    """The array, NumPy's or an engine's, as an array of an engine; the same one if it is that."""
+    if not isinstance(array, np.ndarray) and not to.owns(array):
+        array = _device_engine(array).to_host(array)
+    return to.to_device(array)
+
+
+def to_host(array: Any) -> Any:
+    """The array, NumPy's or an engine's, as a NumPy array."""
+    return move(array, _numpy())
+
+
+# ---- what runs
 
 
 def backend() -> str:

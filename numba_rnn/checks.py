@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 
-Array = Any  # a NumPy array today; the engine's array type
+from .kernels.reference import ReferenceEngine
+
+Array = Any  # of NumPy, or of the library of an engine on a device
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
@@ -20,20 +22,68 @@ def any_shape(value: Any) -> tuple[str, ...]:
     return tuple(f"n{axis}" for axis in range(np.ndim(value)))
 
 
+def accept(
+    name: str,
+    value: Any,
+    shape: tuple[int | str, ...],
+    dtype: np.dtype[Any] | None,
+    here: ReferenceEngine,
+) -> Array:
+    """An array as ``expect_array`` wants it, where the engine has its arrays.
+
+    For an engine on a device a NumPy array is copied there, once; what has DLPack comes in
+    without a copy. For an engine on the CPU the array comes back as it is, and one on a device
+    is refused: what goes there is for the caller to say.
+    """
+    if not isinstance(value, np.ndarray):
+        value = adopt(value, here)
+    expect_array(name, value, shape, dtype, here)
+    return here.to_device(value)
+
+
+def adopt(value: Any, here: ReferenceEngine) -> Any:
+    """For an engine on a device, what has DLPack as an array of it, without a copy.
+
+    Everything else comes back as it is.
+    """
+    if here.xp is np or isinstance(value, np.ndarray) or here.owns(value):
+        return value
+    return here.xp.from_dlpack(value) if hasattr(value, "__dlpack__") else value
+
+
+def _expect_kind(
+    name: str, value: Any, shape: tuple[int | str, ...], here: ReferenceEngine | None, what: str
+) -> None:
+    """Refuse what is no NumPy array, unless it is one of the engine's."""
+    if here is not None and here.owns(value):
+        return
+    if hasattr(value, "__cuda_array_interface__"):
+        raise TypeError(
+            f"{name}: expected {what} of shape {spell(shape)} in host memory, as the parameters "
+            f'are, got one on a device; layer.to("cuda") moves the layer there, '
+            f"cupy.asnumpy({name}) copies the array here"
+        )
+    raise TypeError(f"{name}: expected {what} of shape {spell(shape)}, got {type(value).__name__}")
+
+
 def expect_array(
-    name: str, value: Any, shape: tuple[int | str, ...], dtype: np.dtype[Any] | None = None
+    name: str,
+    value: Any,
+    shape: tuple[int | str, ...],
+    dtype: np.dtype[Any] | None = None,
+    here: ReferenceEngine | None = None,
 ) -> None:
     """Refuse what is not an array of that shape and dtype.
 
     In ``shape`` a number is a size that must agree, a letter a size that may be any but 0.
-    Without ``dtype`` float32 and float64 are accepted. Raises TypeError or ValueError.
+    Without ``dtype`` float32 and float64 are accepted. ``here`` is an engine whose arrays are
+    accepted besides NumPy's. Raises TypeError or ValueError.
     """
     if not isinstance(value, np.ndarray):
-        raise TypeError(
-            f"{name}: expected an array of shape {spell(shape)}, got {type(value).__name__}"
-        )
-    if value.ndim != len(shape) or any(
-        isinstance(want, int) and want != got for want, got in zip(shape, value.shape, strict=True)
+        _expect_kind(name, value, shape, here, "an array")
+    if value.shape != shape and (
+        value.ndim != len(shape)
+        or any(w != got for w, got in zip(shape, value.shape, strict=True) if isinstance(w, int))
     ):
         raise ValueError(f"{name}: expected shape {spell(shape)}, got {spell(value.shape)}")
     if 0 in value.shape:
@@ -57,14 +107,40 @@ def expect_finite(name: str, value: Array) -> None:
         raise ValueError(f"{name}: expected finite numbers, got {value[where]} at {spell(where)}")
 
 
+def accept_ids(
+    name: str,
+    ids: Any,
+    shape: tuple[int | str, ...],
+    limit: int,
+    here: ReferenceEngine,
+    ignore: int | None = None,
+) -> Array:
+    """Integers as ``expect_ids`` wants them, where the engine has its arrays; see ``accept``.
+
+    NumPy arrays are checked before they are copied. To check what is on a device already is to
+    wait for it.
+    """
+    ids = adopt(ids, here)
+    expect_ids(name, ids, shape, limit, ignore, here)
+    return here.to_device(ids)
+
+
 def expect_ids(
-    name: str, ids: Any, shape: tuple[int | str, ...], limit: int, ignore: int | None = None
+    name: str,
+    ids: Any,
+    shape: tuple[int | str, ...],
+    limit: int,
+    ignore: int | None = None,
+    here: ReferenceEngine | None = None,
 ) -> None:
     """Refuse what is not an integer array with values in 0 .. limit - 1 (or ``ignore``)."""
-    if not isinstance(ids, np.ndarray) or ids.dtype.kind not in "iu":
-        got = str(ids.dtype) if isinstance(ids, np.ndarray) else type(ids).__name__
-        raise TypeError(f"{name}: expected an integer array of shape {spell(shape)}, got {got}")
-    expect_array(name, ids, shape, ids.dtype)
+    if not isinstance(ids, np.ndarray):
+        _expect_kind(name, ids, shape, here, "an integer array")
+    if ids.dtype.kind not in "iu":
+        raise TypeError(
+            f"{name}: expected an integer array of shape {spell(shape)}, got {ids.dtype}"
+        )
+    expect_array(name, ids, shape, ids.dtype, here)
     wrong = (ids < 0) | (ids >= limit)
     if ignore is not None:
         wrong &= ids != ignore

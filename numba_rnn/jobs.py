@@ -141,7 +141,7 @@ def train(
     tell    is called with lines worth showing
 
     Raises ValueError for settings that do not fit, FileExistsError where the folder has another
-    run already, CheckpointError, TrainingDiverged.
+    run already, CheckpointError, TrainingDiverged, MemoryError with the sizes.
     """
     folder = Path(folder)
     corpora = read_corpora(settings)
@@ -151,11 +151,18 @@ def train(
         if corpus is not None and unknown:
             share, token = unknown / len(corpus), vocabulary.members[vocabulary.unknown]
             tell(f"{share:.2%} of the {name} text's tokens count as {token!r}")
-    model = Rnnlm(
-        len(vocabulary), settings.embed, settings.hidden, cell=settings.cell,
-        layers=settings.layers, dropout=settings.dropout, tie=settings.tie, init=settings.init,
-        rng=settings.seed, dtype=settings.dtype,
-    )  # fmt: skip
+    try:
+        model = Rnnlm(
+            len(vocabulary), settings.embed, settings.hidden, cell=settings.cell,
+            layers=settings.layers, dropout=settings.dropout, tie=settings.tie, init=settings.init,
+            rng=settings.seed, dtype=settings.dtype,
+        )  # fmt: skip
+    except MemoryError as error:
+        raise MemoryError(
+            f"out of memory for a model of {len(vocabulary):,} tokens, embed {settings.embed}, "
+            f"hidden {settings.hidden}, {settings.layers} layers; less of --hidden, --embed or "
+            f"--layers needs less ({error})"
+        ) from error
     lr = DEFAULT_LR[settings.optimiser] if settings.lr is None else settings.lr
     trainer = Trainer(
         model,

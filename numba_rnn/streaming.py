@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from .backend import engine
-from .checks import Array, expect_array, expect_finite, expect_int
+from .backend import engine_of
+from .checks import Array, accept, expect_finite, expect_int
 from .layers.dense import TimeAffine
 from .layers.recurrent import TimeRecurrent
 
@@ -38,6 +38,8 @@ class Stream:
     the batch axis is left out: x (D,), frames (T, D), out (O,); else (N, D), (N, T, D), (N, O).
 
     The stream has the parameters as they were when it was made; ``refresh()`` takes them anew.
+    It runs where the layers are. On a device x and frames may be NumPy arrays, what comes back is
+    on the device, and every call waits for it to see that its input is finite.
     A stream belongs to one thread at a time; several streams of one layer may run at once.
 
     >>> from numba_rnn import TimeAffine, TimeGRU, TimeLSTM
@@ -65,7 +67,7 @@ class Stream:
         self.threads = expect_int("threads", threads)
         self.bfloat16 = bool(bfloat16)
         self._check_layers()
-        self._engine = engine()
+        self._engine = engine_of(self.layers[0].params[0])
         self.refresh()
 
     def _check_layers(self) -> None:
@@ -132,9 +134,9 @@ class Stream:
             if isinstance(x, np.ndarray):
                 raise
         shape = (self.input_size,) if self.batch == 1 else (self.batch, self.input_size)
-        expect_array("x", x, shape, self.dtype)
+        x = accept("x", x, shape, self.dtype, self._engine)
         expect_finite("x", x)
-        self._step(np.array(x, self._dtype, order="C"), self._address)
+        self._step(self._engine.xp.array(x, self._dtype, order="C"), self._address)
         return self._out
 
     def step_many(self, frames: Array, out: Array | None = None) -> Array:
@@ -144,7 +146,7 @@ class Stream:
         """
         one = self.batch == 1
         if out is None:
-            out = np.empty((*np.shape(frames)[:-1], self._outputs), self._dtype)
+            out = self._engine.xp.empty((*np.shape(frames)[:-1], self._outputs), self._dtype)
         elif not self._is_result(out, frames):
             raise ValueError(
                 f"out: expected a C-contiguous array of {self.dtype} that may be written to, of "
@@ -157,21 +159,22 @@ class Stream:
         except (TypeError, IndexError):
             pass  # no array, or of another dtype or number of axes
         shape: tuple[int | str, ...] = ("T", self.input_size)
-        expect_array("frames", frames, shape if one else (self.batch, *shape), self.dtype)
+        shape = shape if one else (self.batch, *shape)
+        frames = accept("frames", frames, shape, self.dtype, self._engine)
         expect_finite("frames", frames)
-        frames = np.array(frames, self._dtype, order="C")
+        frames = self._engine.xp.array(frames, self._dtype, order="C")
         fits = self._running.run(frames[None] if one else frames, to)
         assert fits, "frames were checked, and copied"
         return out
 
     def _is_result(self, out: Any, frames: Any) -> bool:
         return (
-            isinstance(out, np.ndarray)
+            self._engine.owns(out)
             and out.shape == (*np.shape(frames)[:-1], self._outputs)
             and out.dtype == self._dtype
             and out.flags.c_contiguous
-            and out.flags.writeable
-            and not np.may_share_memory(out, frames)
+            and getattr(out.flags, "writeable", True)
+            and not (self._engine.owns(frames) and self._engine.xp.may_share_memory(out, frames))
         )
 
     # ---- the state
@@ -191,8 +194,7 @@ class Stream:
         if not isinstance(snapshot, tuple) or [np.shape(s) for s in snapshot] != shapes:
             raise ValueError(f"snapshot: expected arrays of shapes {shapes}, as snapshot() gives")
         for layer, kept in zip(self._running.state, snapshot, strict=True):
-            expect_array("snapshot", kept, layer.shape, self.dtype)
-            layer[...] = kept
+            layer[...] = accept("snapshot", kept, layer.shape, self.dtype, self._engine)
 
     def reset(self, rows: Any = None) -> None:
         """Begin anew, from a state of zeros: all sequences, or those of ``rows``.
@@ -203,7 +205,7 @@ class Stream:
             if rows is None:
                 layer[...] = 0
             else:
-                layer[:, _expect_rows(rows, self.batch)] = 0
+                layer[:, self._engine.to_device(_expect_rows(rows, self.batch))] = 0
 
     def refresh(self) -> None:
         """Take the layers' parameters as they are now; the state stays."""

@@ -1,10 +1,12 @@
 """What every layer has."""
 
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
+from ..backend import engine_for, engine_named, engine_of, move
 from ..checks import Array
+from ..kernels.reference import ReferenceEngine
 
 
 class ForwardFirst(RuntimeError):  # noqa: N818 (reads as the remedy)
@@ -20,14 +22,42 @@ class Layer:
     params       arrays that training changes in place
     grads        one array for each, overwritten in place by ``backward``, not accumulated
     param_names  a name for each, as on the page: Wx, Wh, b ...
+
+    A layer runs where its parameters are; one without parameters, where its input is. NumPy
+    arrays become parameters in place, or on the GPU, copied there once, while the CUDA engine is
+    in force. There a layer takes NumPy arrays too, each copied when it is given, and whatever
+    has DLPack, without a copy; what it returns stays on the GPU.
     """
 
     param_names: tuple[str, ...] = ()
 
     def __init__(self, *params: Array) -> None:
-        self.params: list[Array] = list(params)
-        self.grads: list[Array] = [np.zeros_like(p) for p in params]
+        homes = [engine_for(p) for p in params]
+        self.params: list[Array] = [h.to_device(p) for h, p in zip(homes, params, strict=True)]
+        self.grads: list[Array] = [
+            h.xp.zeros_like(p) for h, p in zip(homes, self.params, strict=True)
+        ]
         self._tape: Any = None  # what forward keeps for backward
+
+    def to(self, name: str) -> Self:
+        """Move to the memory of an engine: "cuda", or "cpu", also "numba" and "numpy".
+
+        Parameters, gradients and states become arrays there; what forward kept for backward is
+        dropped. Returns the layer. Raises ValueError for another name, BackendError where there
+        is no GPU that answers.
+        """
+        self._move(engine_named(name))
+        return self
+
+    def _move(self, there: ReferenceEngine) -> None:
+        params = [move(p, there) for p in self.params]
+        self.grads[:] = [move(g, there) for g in self.grads]
+        self.params[:] = params
+        self.forget()
+
+    def _engine(self) -> ReferenceEngine:
+        """The engine that runs where the parameters are."""
+        return engine_of(self.params[0])
 
     def forget(self) -> None:
         """Drop what forward kept for backward, and with it the memory."""

@@ -4,7 +4,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from ..checks import Array, expect_array
+from ..checks import Array, accept
+from ..kernels.reference import ReferenceEngine
 from .base import Layer
 from .initialisers import Seed, generator
 from .recurrent import TimeGRU, TimeLSTM, TimeRecurrent, TimeRNN
@@ -39,14 +40,24 @@ class Bidirectional(Layer):
                 f"backward_layer: expected {forward_layer.dtype}, got {backward_layer.dtype}"
             )
         self.forward_layer, self.backward_layer = forward_layer, backward_layer
-        self.params = forward_layer.params + backward_layer.params
-        self.grads = forward_layer.grads + backward_layer.grads
+        self._bind()
         self.param_names = tuple(
             f"{direction}.{name}"
             for direction, layer in (("forward", forward_layer), ("backward", backward_layer))
             for name in layer.param_names
         )
         self._tape: Any = None
+
+    def _bind(self) -> None:
+        """Take the arrays of the two layers for one's own."""
+        self.params = self.forward_layer.params + self.backward_layer.params
+        self.grads = self.forward_layer.grads + self.backward_layer.grads
+
+    def _move(self, there: ReferenceEngine) -> None:
+        self.forward_layer._move(there)
+        self.backward_layer._move(there)
+        self._bind()
+        self.forget()
 
     def forget(self) -> None:
         """Drop what forward kept for backward, in both directions."""
@@ -56,15 +67,18 @@ class Bidirectional(Layer):
 
     def forward(self, xs: Array) -> Array:
         """xs (N, T, D) -> (N, T, H_forward + H_backward)."""
+        here = self._engine()
+        xs = accept("xs", xs, ("N", "T", self.forward_layer.input_size), self.dtype, here)
         ahead = self.forward_layer.forward(xs)
         back = self.backward_layer.forward(xs[:, ::-1])[:, ::-1]
-        hs = np.concatenate([ahead, back], axis=2)
-        self._tape = hs.shape
+        hs = here.xp.concatenate([ahead, back], axis=2)
+        self._tape = here, hs.shape
         return hs
 
     def backward(self, dhs: Array) -> Array:
         """dhs (N, T, H_forward + H_backward) -> dxs (N, T, D); fills ``grads``."""
-        expect_array("dhs", dhs, self._recall(), self.dtype)
+        here, shape = self._recall()
+        dhs = accept("dhs", dhs, shape, self.dtype, here)
         H = self.forward_layer.hidden_size
         dxs = self.forward_layer.backward(dhs[:, :, :H])
         dxs += self.backward_layer.backward(dhs[:, ::-1, H:])[:, ::-1]

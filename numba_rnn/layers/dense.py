@@ -5,14 +5,14 @@ from typing import Any, Self
 
 import numpy as np
 
-from ..backend import engine
+from ..backend import engine_for
 from ..checks import (
     Array,
+    accept,
+    accept_ids,
     any_shape,
-    expect_array,
     expect_float,
     expect_float_dtype,
-    expect_ids,
     expect_int,
 )
 from .base import Layer
@@ -28,8 +28,7 @@ class TimeEmbedding(Layer):
     param_names = ("W",)
 
     def __init__(self, W: Array) -> None:
-        expect_array("W", W, ("V", "D"))
-        super().__init__(W)
+        super().__init__(accept("W", W, ("V", "D"), None, engine_for(W)))
 
     @classmethod
     def create(
@@ -53,17 +52,18 @@ class TimeEmbedding(Layer):
     def forward(self, ids: Array) -> Array:
         """ids (N, T), integers from 0 to V - 1 -> (N, T, D)."""
         (W,) = self.params
-        expect_ids("ids", ids, ("N", "T"), W.shape[0])
-        self._tape = engine(), ids.copy()
+        here = self._engine()
+        ids = accept_ids("ids", ids, ("N", "T"), W.shape[0], here)
+        self._tape = here, ids.copy()
         return W[ids]
 
     def backward(self, dout: Array) -> None:
         """dout (N, T, D); fills ``grads``."""
-        running, ids = self._recall()
+        here, ids = self._recall()
         (dW,) = self.grads
-        expect_array("dout", dout, (*ids.shape, dW.shape[1]), self.dtype)
+        dout = accept("dout", dout, (*ids.shape, dW.shape[1]), self.dtype, here)
         dW[...] = 0
-        running.add_rows(dW, ids.reshape(-1), dout.reshape(-1, dW.shape[1]))
+        here.add_rows(dW, ids.reshape(-1), dout.reshape(-1, dW.shape[1]))
 
 
 class TimeAffine(Layer):
@@ -75,9 +75,9 @@ class TimeAffine(Layer):
     param_names = ("W", "b")
 
     def __init__(self, W: Array, b: Array) -> None:
-        expect_array("W", W, ("D", "M"))
-        expect_array("b", b, (W.shape[1],), W.dtype)
-        super().__init__(W, b)
+        here = engine_for(W)
+        W = accept("W", W, ("D", "M"), None, here)
+        super().__init__(W, accept("b", b, (W.shape[1],), W.dtype, here))
 
     @classmethod
     def create(
@@ -92,20 +92,21 @@ class TimeAffine(Layer):
     def forward(self, xs: Array) -> Array:
         """xs (N, T, D) -> (N, T, M)."""
         W, b = self.params
-        expect_array("xs", xs, ("N", "T", W.shape[0]), self.dtype)
+        here = self._engine()
+        xs = accept("xs", xs, ("N", "T", W.shape[0]), self.dtype, here)
         N, T, D = xs.shape
-        self._tape = xs
+        self._tape = here, xs
         out = xs.reshape(N * T, D) @ W
         out += b
         return out.reshape(N, T, W.shape[1])
 
     def backward(self, dout: Array) -> Array:
         """dout (N, T, M) -> dxs (N, T, D); fills ``grads``."""
-        xs = self._recall()
+        here, xs = self._recall()
         W, _ = self.params
         dW, db = self.grads
         N, T, D = xs.shape
-        expect_array("dout", dout, (N, T, W.shape[1]), self.dtype)
+        dout = accept("dout", dout, (N, T, W.shape[1]), self.dtype, here)
         rows = dout.reshape(N * T, W.shape[1])
         dW[...] = xs.reshape(N * T, D).T @ rows
         db[...] = rows.sum(axis=0)
@@ -130,17 +131,18 @@ class TimeDropout(Layer):
     def forward(self, xs: Array) -> Array:
         """xs, any shape -> the same shape."""
         if not self.train_flg or self.ratio == 0:
-            self._tape = 1
+            self._tape = ()
             return xs
-        expect_array("xs", xs, any_shape(xs))
+        here = engine_for(xs)
+        xs = accept("xs", xs, any_shape(xs), None, here)
         scale = xs.dtype.type(1 / (1 - self.ratio))
-        self._tape = (self.rng.random(xs.shape, dtype=xs.dtype) >= self.ratio) * scale
-        return xs * self._tape
+        mask = (here.random(self.rng, xs.shape, xs.dtype) >= self.ratio) * scale
+        self._tape = here, mask
+        return xs * mask
 
     def backward(self, dout: Array) -> Array:
         """dout, the shape of xs -> dxs."""
-        mask = self._recall()
-        if isinstance(mask, int):
+        if not self._recall():
             return dout
-        expect_array("dout", dout, mask.shape, mask.dtype)
-        return dout * mask
+        here, mask = self._recall()
+        return accept("dout", dout, mask.shape, mask.dtype, here) * mask

@@ -1,11 +1,17 @@
-"""Losses: the last layer, a number to minimise and its gradient."""
+"""Losses: the last layer, a number to minimise and its gradient.
+
+A loss runs where its scores xs are. In host memory it returns a float; on a device an array
+without axes, of which ``float(loss)`` makes one, waiting for the device. Targets in host memory are
+checked there and then copied; to check targets on a device is to wait for it.
+"""
 
 import math
 from typing import Any
 
 import numpy as np
 
-from ..checks import Array, any_shape, expect_array, expect_finite, expect_float, expect_ids
+from ..backend import engine_for
+from ..checks import Array, accept, accept_ids, adopt, any_shape, expect_finite, expect_float
 from ..kernels.functions import sigmoid
 from .base import Layer
 
@@ -37,36 +43,38 @@ class TimeSoftmaxWithLoss(_Loss):
 
     ignore_label = -1
 
-    def forward(self, xs: Array, ts: Array) -> float:
+    def forward(self, xs: Array, ts: Array) -> Any:
         """xs (N, T, V) scores before softmax, ts (N, T) labels from 0 to V - 1, or -1."""
-        expect_array("xs", xs, ("N", "T", "V"))
+        here = engine_for(xs)
+        xs = accept("xs", xs, ("N", "T", "V"), None, here)
         N, T, V = xs.shape
+        ts = adopt(ts, here)
         if np.shape(ts) == xs.shape:
             raise ValueError(
                 f"ts: expected labels (N, T), got shape {np.shape(ts)}; one-hot labels become "
                 "such by ts.argmax(axis=2)"
             )
-        expect_ids("ts", ts, (N, T), V, ignore=self.ignore_label)
-        scores, labels = xs.reshape(N * T, V), ts.reshape(-1)
-        rows = np.arange(N * T)
-        counts = labels != self.ignore_label
-        count = max(int(counts.sum()), 1)
+        on_device = accept_ids("ts", ts, (N, T), V, here, ignore=self.ignore_label)
+        counted = ts != self.ignore_label
+        count = max(int(counted.sum()), 1)  # of ts as given: nothing to wait for
+        scores, labels, xp = xs.reshape(N * T, V), on_device.reshape(-1), here.xp
+        rows, counts = xp.arange(N * T), here.to_device(counted).reshape(-1)
 
         with np.errstate(over="ignore"):  # towards -inf, whose share is 0
             shifted = scores - scores.max(axis=1, keepdims=True)  # the largest is 0
         of_label = shifted[rows, labels]
-        np.exp(shifted, out=shifted)
+        xp.exp(shifted, out=shifted)
         total = shifted.sum(axis=1, keepdims=True)
-        losses = np.log(total[:, 0].astype(np.float64)) - of_label
+        losses = xp.log(total[:, 0].astype(np.float64)) - of_label
 
-        self._tape = shifted, total, labels, counts, count, xs.shape
-        return float(losses[counts].sum() / count)
+        self._tape = shifted, total, rows, labels, counts, count, xs.shape
+        return here.scalar(xp.where(counts, losses, 0.0).sum() / count)
 
     def _gradient(self, dout: float, *tape: Any) -> Array:
-        exps, total, labels, counts, count, shape = tape
+        exps, total, rows, labels, counts, count, shape = tape
         scale = exps.dtype.type(dout / count)
         gradient = exps * (scale / total)  # softmax
-        gradient[np.arange(len(labels)), labels] -= scale
+        gradient[rows, labels] -= scale
         gradient[~counts] = 0
         return gradient.reshape(shape)
 
@@ -74,19 +82,21 @@ class TimeSoftmaxWithLoss(_Loss):
 class TimeSigmoidWithLoss(_Loss):
     """Sigmoid and binary cross-entropy, mean over all places."""
 
-    def forward(self, xs: Array, ts: Array) -> float:
+    def forward(self, xs: Array, ts: Array) -> Any:
         """xs, any shape: scores before sigmoid; ts, the same shape: from 0 to 1, or bool."""
-        expect_array("xs", xs, any_shape(xs))
-        dtype = ts.dtype if isinstance(ts, np.ndarray) and ts.dtype.kind in "iub" else xs.dtype
-        expect_array("ts", ts, xs.shape, dtype)
+        here = engine_for(xs)
+        xp, xs = here.xp, accept("xs", xs, any_shape(xs), None, here)
+        ts = adopt(ts, here)
+        kind = getattr(getattr(ts, "dtype", None), "kind", "f")
+        targets = accept("ts", ts, xs.shape, ts.dtype if kind in "iub" else xs.dtype, here)
         expect_finite("ts", ts)
         if ts.min() < 0 or ts.max() > 1:
             raise ValueError(f"ts: expected numbers from 0 to 1, got {ts.min()} to {ts.max()}")
-        targets = ts.astype(xs.dtype)
+        targets = targets.astype(xs.dtype)
         self._tape = xs.copy(), targets
         # -t log y - (1 - t) log(1 - y), with y = sigmoid(x), in a form without overflow
-        losses = np.maximum(xs, 0) - xs * targets + np.log1p(np.exp(-np.abs(xs)))
-        return float(losses.mean(dtype=np.float64))
+        losses = xp.maximum(xs, 0) - xs * targets + xp.log1p(xp.exp(-xp.abs(xs)))
+        return here.scalar(losses.mean(dtype=np.float64))
 
     def _gradient(self, dout: float, *tape: Any) -> Array:
         xs, targets = tape
@@ -96,14 +106,16 @@ class TimeSigmoidWithLoss(_Loss):
 class TimeMSE(_Loss):
     """Mean squared error, mean over all numbers."""
 
-    def forward(self, xs: Array, ts: Array) -> float:
+    def forward(self, xs: Array, ts: Array) -> Any:
         """xs and ts of the same shape and dtype: outputs and targets."""
-        expect_array("xs", xs, any_shape(xs))
-        expect_array("ts", ts, xs.shape, xs.dtype)
+        here = engine_for(xs)
+        xs = accept("xs", xs, any_shape(xs), None, here)
+        ts = adopt(ts, here)
+        targets = accept("ts", ts, xs.shape, xs.dtype, here)
         expect_finite("ts", ts)
-        difference = xs - ts
+        difference = xs - targets
         self._tape = (difference,)
-        return float(np.square(difference, dtype=np.float64).mean())
+        return here.scalar(here.xp.square(difference, dtype=np.float64).mean())
 
     def _gradient(self, dout: float, *tape: Any) -> Array:
         (difference,) = tape

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from ..backend import engine
-from ..checks import Array, expect_array, expect_choice
+from ..backend import engine_for, move
+from ..checks import Array, accept, expect_choice
 from ..kernels import cells
 from ..kernels.cells import Cell
+from ..kernels.reference import ReferenceEngine
 from . import initialisers
 from .base import Layer
 from .initialisers import Seed
@@ -29,12 +30,15 @@ class _CellLayer(Layer):
     param_names = ("Wx", "Wh", "b")
 
     def __init__(self, Wx: Array, Wh: Array, b: Array, cell: Cell) -> None:
-        expect_array("Wx", Wx, ("D", "columns"))
-        expect_array("Wh", Wh, ("H", "columns"), Wx.dtype)
+        here = engine_for(Wx)
+        Wx = accept("Wx", Wx, ("D", "columns"), None, here)
+        Wh = accept("Wh", Wh, ("H", "columns"), Wx.dtype, here)
         shapes = cell.shapes(Wx.shape[0], Wh.shape[0])
-        for name, value in zip(self.param_names, (Wx, Wh, b), strict=True):
-            expect_array(name, value, shapes[name], Wx.dtype)
-        super().__init__(Wx, Wh, b)
+        params = [
+            accept(name, value, shapes[name], Wx.dtype, here)
+            for name, value in zip(self.param_names, (Wx, Wh, b), strict=True)
+        ]
+        super().__init__(*params)
         self.cell = cell
 
     def __repr__(self) -> str:
@@ -82,18 +86,18 @@ class _CellLayer(Layer):
         """H, the number of units."""
         return int(self.params[1].shape[0])
 
-    def _zeros(self, batch: int) -> Array:
-        return np.zeros((batch, self.hidden_size), self.dtype)
+    def _zeros(self, batch: int, here: ReferenceEngine) -> Array:
+        return here.xp.zeros((batch, self.hidden_size), self.dtype)
 
-    def _checked(
-        self, spelling: str, given: tuple[Array | None, ...], batch: int | str
+    def _accepted(
+        self, spelling: str, given: tuple[Array | None, ...], batch: int, here: ReferenceEngine
     ) -> tuple[Array | None, ...]:
         """Check one array (N, H) for each state; ``spelling`` makes its name of the state's."""
-        for name, value in zip(self.cell.states, given, strict=True):
-            if value is not None:
-                shape = (batch, self.hidden_size)
-                expect_array(spelling.format(name), value, shape, self.dtype)
-        return given
+        shape = batch, self.hidden_size
+        return tuple(
+            None if value is None else accept(spelling.format(name), value, shape, self.dtype, here)
+            for name, value in zip(self.cell.states, given, strict=True)
+        )
 
     def _fill_grads(self, gradients: tuple[Array, ...]) -> None:
         for grad, new in zip(self.grads, gradients, strict=True):
@@ -133,21 +137,24 @@ class _Step(_CellLayer):
         super().__init__(Wx, Wh, b, cell)
 
     def _forward(self, x: Array, *state: Array) -> tuple[Array, ...]:
-        expect_array("x", x, ("N", self.input_size), self.dtype)
-        for name, value in zip(self.cell.states, state, strict=True):
-            expect_array(f"{name}_prev", value, (x.shape[0], self.hidden_size), self.dtype)
-        running = engine()
+        here = self._engine()
+        x = accept("x", x, ("N", self.input_size), self.dtype, here)
+        shape = x.shape[0], self.hidden_size
+        state = tuple(
+            accept(f"{name}_prev", value, shape, self.dtype, here)
+            for name, value in zip(self.cell.states, state, strict=True)
+        )
         self.forget()
-        _, after, saved = running.forward(self.cell, x[:, None], state, self.params)
-        self._tape = running, saved, x.shape[0]
+        _, after, saved = here.forward(self.cell, x[:, None], state, self.params)
+        self._tape = here, saved, x.shape[0]
         return after
 
     def _backward(self, *dstate: Array | None) -> tuple[Array, ...]:
-        running, saved, N = self._recall()
-        dstate = self._checked("d{}_next", dstate, N)
-        zeros = self._zeros(N)
+        here, saved, N = self._recall()
+        dstate = self._accepted("d{}_next", dstate, N, here)
+        zeros = self._zeros(N, here)
         known = tuple(zeros if d is None else d for d in dstate)
-        dxs, before, gradients = running.backward(self.cell, zeros[:, None], known, saved)
+        dxs, before, gradients = here.backward(self.cell, zeros[:, None], known, saved)
         self._fill_grads(gradients)
         return (dxs[:, 0], *before)
 
@@ -226,6 +233,7 @@ class TimeRecurrent(_CellLayer):
 
     state   the cell's states (N, H) after the last step of the last forward, or None
     dstate  the gradient of the states before the first step, after backward, or None
+            (both move with ``to``)
     h, dh   the first of each: the hidden state and its gradient
 
     >>> layer = TimeRecurrent.create(3, 5, cell="gru", rng=0)
@@ -268,9 +276,18 @@ class TimeRecurrent(_CellLayer):
             names = ", ".join(self.cell.states)
             raise TypeError(f"set_state: expected {names}, got 0 arrays")
         batch = next(len(value) if np.ndim(value) else 0 for value in given if value is not None)
-        self._checked("{}", given, batch)
-        self.state = tuple(self._zeros(batch) if v is None else v.copy() for v in given)
+        here = self._engine()
+        given = self._accepted("{}", given, batch, here)
+        self.state = tuple(self._zeros(batch, here) if v is None else v.copy() for v in given)
         self._state_given = True
+
+    def _move(self, there: ReferenceEngine) -> None:
+        state, dstate = (
+            None if arrays is None else tuple(move(array, there) for array in arrays)
+            for arrays in (self.state, self.dstate)
+        )
+        super()._move(there)
+        self.state, self.dstate = state, dstate
 
     def _one_each(
         self, method: str, spelling: str, given: tuple[Array | None, ...]
@@ -287,11 +304,11 @@ class TimeRecurrent(_CellLayer):
         self.state = None
         self._state_given = False
 
-    def _state_before(self, name: str, N: int) -> tuple[Array, ...]:
+    def _state_before(self, name: str, N: int, here: ReferenceEngine) -> tuple[Array, ...]:
         """What the next step starts from."""
         state = self.state if self.stateful or self._state_given else None
         if state is None:
-            return (self._zeros(N),) * len(self.cell.states)
+            return (self._zeros(N, here),) * len(self.cell.states)
         if state[0].shape[0] != N:
             raise ValueError(
                 f"{name}: expected a batch of {state[0].shape[0]}, as the state has, got {N}; "
@@ -306,9 +323,10 @@ class TimeRecurrent(_CellLayer):
         """
         if not self.stateful:
             raise ValueError("step: expected a layer with stateful=True, got stateful=False")
-        expect_array("x", x, ("N", self.input_size), self.dtype)
-        state = self._state_before("x", x.shape[0])
-        self.state = engine().step(self.cell, x, state, self.params)
+        here = self._engine()
+        x = accept("x", x, ("N", self.input_size), self.dtype, here)
+        state = self._state_before("x", x.shape[0], here)
+        self.state = here.step(self.cell, x, state, self.params)
         return self.state[0]
 
     def stream(self, batch: int = 1, **options: Any) -> "Stream":
@@ -327,12 +345,12 @@ class TimeRecurrent(_CellLayer):
 
         xs and the parameters must not change until backward has run.
         """
-        expect_array("xs", xs, ("N", "T", self.input_size), self.dtype)
-        state = self._state_before("xs", xs.shape[0])
-        running = engine()
+        here = self._engine()
+        xs = accept("xs", xs, ("N", "T", self.input_size), self.dtype, here)
+        state = self._state_before("xs", xs.shape[0], here)
         self.forget()  # before there are two blocks' worth
-        hs, self.state, saved = running.forward(self.cell, xs, state, self.params)
-        self._tape = running, saved, hs.shape
+        hs, self.state, saved = here.forward(self.cell, xs, state, self.params)
+        self._tape = here, saved, hs.shape
         self._state_given = False
         return hs
 
@@ -343,12 +361,13 @@ class TimeRecurrent(_CellLayer):
         dstate  the gradient of the states after the last step, where something beyond the block
                 uses them; zeros if left out, which cuts the gradient there
         """
-        running, saved, shape = self._recall()
-        expect_array("dhs", dhs, shape, self.dtype)
+        here, saved, shape = self._recall()
+        dhs = accept("dhs", dhs, shape, self.dtype, here)
         given = self._one_each("backward", "d{}", dstate)
-        zeros = self._zeros(shape[0])
-        known = tuple(zeros if d is None else d for d in self._checked("d{}", given, shape[0]))
-        dxs, self.dstate, gradients = running.backward(self.cell, dhs, known, saved)
+        given = self._accepted("d{}", given, shape[0], here)
+        zeros = self._zeros(shape[0], here)
+        known = tuple(zeros if d is None else d for d in given)
+        dxs, self.dstate, gradients = here.backward(self.cell, dhs, known, saved)
         self._fill_grads(gradients)
         return dxs
 

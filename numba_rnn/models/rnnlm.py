@@ -3,10 +3,11 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
+from ..backend import engine_of, to_host
 from ..checks import (
     Array,
     expect_array,
@@ -46,6 +47,9 @@ class Rnnlm:
                  from N(0, 1), tied from N(0, 1/D), with "book" from N(0, 0.01²)
     rng          seed or numpy Generator, for the start and for dropout
     dtype        float32 or float64
+
+    Token ids and labels are best NumPy arrays, on a GPU too: there, to check what is on it already
+    is to wait for it.
 
     >>> model = Rnnlm(vocab_size=11, embed_size=4, hidden_size=6, rng=0)
     >>> ids = np.arange(10).reshape(2, 5)
@@ -112,8 +116,33 @@ class Rnnlm:
             for k, name in enumerate(layer.param_names)
             if not (self.tie and layer is affine and name == "W")
         ]
+        self._bind()
+
+    def _bind(self) -> None:
+        """Take the layers' arrays for one's own."""
         self.params: list[Array] = [layer.params[k] for _, layer, k in self._slots]
         self.grads: list[Array] = [layer.grads[k] for _, layer, k in self._slots]
+
+    @property
+    def _parts(self) -> list[Layer]:
+        return [self.embedding, *self.recurrent, self.affine, *self.dropouts, self.loss_layer]
+
+    def to(self, name: str) -> Self:
+        """Move all layers to the memory of an engine, see ``Layer.to``. Returns the model.
+
+        ``params`` and ``grads`` are new lists then; an optimiser's memory follows by itself.
+        """
+        for part in self._parts:
+            part.to(name)
+        if self.tie:
+            self.affine.params[0] = self.embedding.params[0].T
+        self._bind()
+        return self
+
+    def forget(self) -> None:
+        """Drop what forward kept for backward, and with it the memory."""
+        for part in self._parts:
+            part.forget()
 
     def __repr__(self) -> str:
         return f"Rnnlm({', '.join(f'{name} {value}' for name, value in self.config.items())})"
@@ -129,8 +158,11 @@ class Rnnlm:
         self.dropouts[-1].train_flg = train_flg
         return self.affine.forward(self.dropouts[-1].forward(out))
 
-    def forward(self, xs: Array, ts: Array, train_flg: bool = True) -> float:
-        """Mean cross-entropy (nats a token) of predicting ts (N, T) from xs (N, T)."""
+    def forward(self, xs: Array, ts: Array, train_flg: bool = True) -> Any:
+        """Mean cross-entropy (nats a token) of predicting ts (N, T) from xs (N, T).
+
+        A float; on a device an array without axes, of which ``float`` makes one.
+        """
         return self.loss_layer.forward(self.predict(xs, train_flg), ts)
 
     def backward(self) -> None:
@@ -162,10 +194,8 @@ class Rnnlm:
         try:
             yield
         finally:
-            for part in (self.embedding, *self.dropouts, self.affine, self.loss_layer):
-                part.forget()
+            self.forget()
             for layer, state in zip(self.recurrent, before, strict=True):
-                layer.forget()
                 layer.reset_state()
                 if state is not None:
                     layer.set_state(*state)
@@ -178,7 +208,8 @@ class Rnnlm:
         expect_ids("corpus", corpus, ("L",), self.config["vocab_size"])
         blocks = TruncatedBPTT(corpus, batch_size, time_size)
         with self._aside():
-            total = math.fsum(self.forward(xs, ts, train_flg=False) for xs, ts in blocks)
+            losses = [self.forward(xs, ts, train_flg=False) for xs, ts in blocks]
+            total = math.fsum(map(float, losses))
         return perplexity_of(total / len(blocks))
 
     def generate(
@@ -221,30 +252,33 @@ class Rnnlm:
         return tokens
 
     def _step(self, token: int) -> Array:
-        """Read one token; the scores (V,) of what comes next."""
-        x = self.embedding.params[0][token][None]
+        """Read one token; the scores (V,) of what comes next, in host memory."""
+        x = self.embedding.params[0][int(token)][None]
         for layer in self.recurrent:
             x = layer.step(x)
         W, b = self.affine.params
-        return (x @ W + b)[0]
+        return to_host((x @ W + b)[0])
 
     # ---- checkpoints
 
     def arrays(self) -> dict[str, Array]:
-        """Parameters and layer states by name."""
-        found = {f"param/{name}": layer.params[k] for name, layer, k in self._slots}
+        """Parameters and layer states by name, as NumPy arrays wherever the model is."""
+        found = {f"param/{name}": to_host(layer.params[k]) for name, layer, k in self._slots}
         for n, layer in enumerate(self.recurrent):
             for name, value in zip(layer.cell.states, layer.state or (), strict=False):
-                found[f"state/recurrent{n}.{name}"] = value
+                found[f"state/recurrent{n}.{name}"] = to_host(value)
         return found
 
     def load_arrays(self, arrays: dict[str, Array]) -> None:
-        """Take up what ``arrays`` returned. Raises ValueError where something is missing."""
+        """Take up what ``arrays`` returned, NumPy arrays, wherever the model is.
+
+        Raises ValueError where something is missing.
+        """
         own = {f"param/{name}": layer.params[k] for name, layer, k in self._slots}
         for key, param in own.items():  # all are looked at before any is taken
             expect_array(key, arrays.get(key), param.shape, param.dtype)
         for key, param in own.items():
-            param[...] = arrays[key]
+            param[...] = engine_of(param).to_device(arrays[key])
         for n, layer in enumerate(self.recurrent):
             keys = [f"state/recurrent{n}.{name}" for name in layer.cell.states]
             layer.reset_state()

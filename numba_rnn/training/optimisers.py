@@ -3,19 +3,32 @@
 All share ``update(params, grads)``, which changes the parameters in place, and ``lr``, which may
 be changed between updates. What an optimiser remembers of the past (its slots: a momentum, a mean
 of squares) is one array per parameter, kept by position: call it with the same list each time.
+
+Each is a rule, a plain function of numbers: (W, slots, dW, numbers) -> new W, new slots. The
+engine applies it to whole arrays, where the parameters are.
 """
 
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
-from ..checks import Array, expect_array, expect_choice, expect_float
+from ..backend import engine_of, move, to_host
+from ..checks import Array, accept, expect_choice, expect_float
+from ..kernels.functions import sqrt
 
 
 class Optimiser:
-    """Base of the optimisers; a subclass names its slots and updates one parameter."""
+    """Base of the optimisers; a subclass names its slots and its rule.
+
+    slots     names of what is remembered, in the order in which the rule takes it
+    rule      (W, *slots, dW, *numbers) -> (W, *slots), see ``ReferenceEngine.update``
+    _numbers  what the rule takes besides arrays, for the update under way
+    """
 
     slots: tuple[str, ...] = ()
+    rule: Callable[..., tuple[Any, ...]]
+
+    def _numbers(self) -> tuple[float, ...]:
+        raise NotImplementedError
 
     def __init__(self, lr: float) -> None:
         self.lr = lr
@@ -32,31 +45,38 @@ class Optimiser:
         self._lr = expect_float("lr", value, 0, low_open=True)
 
     def update(self, params: list[Array], grads: list[Array]) -> None:
-        """Change every parameter in place by its gradient.
+        """Change every parameter in place by its gradient, where the parameters are.
 
         Raises ValueError or TypeError where the two lists do not match.
         """
         if len(params) != len(grads):
             raise ValueError(f"grads: expected {len(params)} arrays, as params, got {len(grads)}")
+        engines = [engine_of(param) for param in params]
         if self._memory is None:
-            self._memory = [tuple(np.zeros_like(p) for _ in self.slots) for p in params]
+            self._memory = [
+                tuple(here.xp.zeros_like(p) for _ in self.slots)
+                for here, p in zip(engines, params, strict=True)
+            ]
         if len(params) != len(self._memory):
             raise ValueError(
                 f"params: expected {len(self._memory)} arrays, as at the first update, "
                 f"got {len(params)}"
             )
         self.updates += 1
-        for k, (param, grad, memory) in enumerate(zip(params, grads, self._memory, strict=True)):
-            expect_array(f"grads[{k}]", grad, param.shape, param.dtype)
-            self._update(param, grad, *memory)
-
-    def _update(self, param: Array, grad: Array, *memory: Array) -> None:
-        raise NotImplementedError
+        numbers = self._numbers()
+        for k, (here, param, grad) in enumerate(zip(engines, params, grads, strict=True)):
+            grad = accept(f"grads[{k}]", grad, param.shape, param.dtype, here)
+            # the parameters may have moved since, or the slots come from a checkpoint
+            self._memory[k] = tuple(move(slot, here) for slot in self._memory[k])
+            here.update(self.rule, (param, *self._memory[k]), grad, numbers)
 
     def state(self) -> tuple[dict[str, float], dict[str, Array]]:
-        """What a checkpoint needs: numbers (lr, updates, options) and arrays (slot/position)."""
+        """What a checkpoint needs: numbers (lr, updates, options) and arrays (slot/position).
+
+        The arrays are NumPy's, wherever the parameters are.
+        """
         arrays = {
-            f"{slot}/{k}": array
+            f"{slot}/{k}": to_host(array)
             for k, memory in enumerate(self._memory or [])
             for slot, array in zip(self.slots, memory, strict=True)
         }
@@ -84,68 +104,96 @@ class Optimiser:
             self._memory = None
 
 
+def _sgd(W: Any, dW: Any, lr: float) -> tuple[Any, ...]:
+    return (W - lr * dW,)
+
+
 class SGD(Optimiser):
     """Stochastic gradient descent: W <- W - lr dW."""
+
+    rule = staticmethod(_sgd)
 
     def __init__(self, lr: float = 0.01) -> None:
         super().__init__(lr)
 
-    def _update(self, param: Array, grad: Array, *memory: Array) -> None:
-        param -= self.lr * grad
+    def _numbers(self) -> tuple[float, ...]:
+        return (self.lr,)
+
+
+def _momentum(W: Any, v: Any, dW: Any, lr: float, momentum: float) -> tuple[Any, ...]:
+    v = v * momentum - lr * dW
+    return W + v, v
 
 
 class Momentum(Optimiser):
     """v <- momentum v - lr dW;  W <- W + v (Polyak 1964)."""
 
     slots = ("v",)
+    rule = staticmethod(_momentum)
 
     def __init__(self, lr: float = 0.01, momentum: float = 0.9) -> None:
         super().__init__(lr)
         self.momentum = expect_float("momentum", momentum, 0, 1)
 
-    def _update(self, param: Array, grad: Array, *memory: Array) -> None:
-        (v,) = memory
-        v *= self.momentum
-        v -= self.lr * grad
-        param += v
+    def _numbers(self) -> tuple[float, ...]:
+        return self.lr, self.momentum
+
+
+def _adagrad(W: Any, h: Any, dW: Any, lr: float, eps: float) -> tuple[Any, ...]:
+    h = h + dW * dW
+    return W - lr * dW / (sqrt(h) + eps), h
 
 
 class AdaGrad(Optimiser):
     """h <- h + dW²;  W <- W - lr dW / sqrt(h) (Duchi et al. 2011)."""
 
     slots = ("h",)
+    rule = staticmethod(_adagrad)
 
     def __init__(self, lr: float = 0.01, eps: float = 1e-7) -> None:
         super().__init__(lr)
         self.eps = expect_float("eps", eps, 0, low_open=True)
 
-    def _update(self, param: Array, grad: Array, *memory: Array) -> None:
-        (h,) = memory
-        h += grad * grad
-        param -= self.lr * grad / (np.sqrt(h) + self.eps)
+    def _numbers(self) -> tuple[float, ...]:
+        return self.lr, self.eps
+
+
+def _rmsprop(
+    W: Any, h: Any, dW: Any, lr: float, decay: float, share: float, eps: float
+) -> tuple[Any, ...]:
+    h = h * decay + share * dW * dW
+    return W - lr * dW / (sqrt(h) + eps), h
 
 
 class RMSProp(Optimiser):
     """h <- decay h + (1 - decay) dW²;  W <- W - lr dW / sqrt(h) (Tieleman & Hinton 2012)."""
 
     slots = ("h",)
+    rule = staticmethod(_rmsprop)
 
     def __init__(self, lr: float = 0.01, decay: float = 0.99, eps: float = 1e-7) -> None:
         super().__init__(lr)
         self.decay = expect_float("decay", decay, 0, 1)
         self.eps = expect_float("eps", eps, 0, low_open=True)
 
-    def _update(self, param: Array, grad: Array, *memory: Array) -> None:
-        (h,) = memory
-        h *= self.decay
-        h += (1 - self.decay) * grad * grad
-        param -= self.lr * grad / (np.sqrt(h) + self.eps)
+    def _numbers(self) -> tuple[float, ...]:
+        return self.lr, self.decay, 1 - self.decay, self.eps
+
+
+def _adam(
+    W: Any, m: Any, v: Any, dW: Any,
+    lr: float, share1: float, share2: float, bias1: float, bias2: float, eps: float,
+) -> tuple[Any, ...]:  # fmt: skip
+    m = m + share1 * (dW - m)
+    v = v + share2 * (dW * dW - v)
+    return W - lr * (m / bias1) / (sqrt(v / bias2) + eps), m, v
 
 
 class Adam(Optimiser):
     """Adaptive moments, bias corrected (Kingma & Ba 2015, algorithm 1)."""
 
     slots = ("m", "v")
+    rule: Callable[..., tuple[Any, ...]] = staticmethod(_adam)
 
     def __init__(
         self, lr: float = 0.001, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8
@@ -155,17 +203,24 @@ class Adam(Optimiser):
         self.beta2 = expect_float("beta2", beta2, 0, 1)
         self.eps = expect_float("eps", eps, 0, low_open=True)
 
-    def _update(self, param: Array, grad: Array, *memory: Array) -> None:
-        m, v = memory
-        m += (1 - self.beta1) * (grad - m)
-        v += (1 - self.beta2) * (grad * grad - v)
-        m_hat = m / (1 - self.beta1**self.updates)
-        v_hat = v / (1 - self.beta2**self.updates)
-        param -= self.lr * m_hat / (np.sqrt(v_hat) + self.eps)
+    def _numbers(self) -> tuple[float, ...]:
+        bias1, bias2 = 1 - self.beta1**self.updates, 1 - self.beta2**self.updates
+        return self.lr, 1 - self.beta1, 1 - self.beta2, bias1, bias2, self.eps
+
+
+def _adamw(
+    W: Any, m: Any, v: Any, dW: Any,
+    lr: float, share1: float, share2: float, bias1: float, bias2: float, eps: float, keep: float,
+) -> tuple[Any, ...]:  # fmt: skip
+    m = m + share1 * (dW - m)
+    v = v + share2 * (dW * dW - v)
+    return W * keep - lr * (m / bias1) / (sqrt(v / bias2) + eps), m, v
 
 
 class AdamW(Adam):
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2)."""
+
+    rule = staticmethod(_adamw)
 
     def __init__(
         self,
@@ -178,9 +233,8 @@ class AdamW(Adam):
         super().__init__(lr, beta1, beta2, eps)
         self.weight_decay = expect_float("weight_decay", weight_decay, 0)
 
-    def _update(self, param: Array, grad: Array, *memory: Array) -> None:
-        param *= 1 - self.lr * self.weight_decay
-        super()._update(param, grad, *memory)
+    def _numbers(self) -> tuple[float, ...]:
+        return *super()._numbers(), 1 - self.lr * self.weight_decay
 
 
 _BY_NAME: dict[str, type[Optimiser]] = {

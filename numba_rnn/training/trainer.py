@@ -31,8 +31,9 @@ class Model(Protocol):
     grads: list[Array]
     rng: Any
 
-    def forward(self, xs: Array, ts: Array) -> float: ...
+    def forward(self, xs: Array, ts: Array) -> Any: ...
     def backward(self) -> None: ...
+    def forget(self) -> None: ...
     def reset_state(self) -> None: ...
     def perplexity(self, corpus: Array, batch_size: int = ..., time_size: int = ...) -> float: ...
     def arrays(self) -> dict[str, Array]: ...
@@ -87,9 +88,12 @@ class Trainer:
     progress          show a progress bar on stderr
     tell              called with a line after every epoch, and where there is something to say
 
+    On a device nothing in an iteration waits for it: whether loss and gradient are finite is seen
+    a twentieth of an epoch later at the latest, and before a checkpoint is written.
+
     A checkpoint holds parameters, optimiser, layer states, data cursor, random state and history:
     a run that is resumed from one (on the same engine, machine and number of BLAS threads)
-    continues bit for bit as if it had never stopped.
+    continues bit for bit as if it had never stopped. It may be taken up on another engine, too.
 
     Raises ValueError where an option does not fit, such as a validation corpus that is too short.
     """
@@ -142,6 +146,7 @@ class Trainer:
         self._stop = False
         self._our_folder = False  # what is in it, this run has written
         self._record_every = max(1, len(blocks) // 20)
+        self._looked_at = 0  # the iteration up to which all numbers are known to be finite
 
     # ---- the loop
 
@@ -149,8 +154,9 @@ class Trainer:
         """Train until ``max_epochs`` epochs are complete, patience runs out, or Ctrl-C.
 
         Ctrl-C finishes the iteration, writes a checkpoint and returns with ``stopped`` True; a
-        second Ctrl-C interrupts at once. Raises TrainingDiverged, and FileExistsError where the
-        folder holds another run.
+        second Ctrl-C interrupts at once. Raises TrainingDiverged, FileExistsError where the folder
+        holds another run, and MemoryError, naming the sizes, after which the memory of the
+        iteration is free again.
         """
         expect_int("max_epochs", max_epochs)
         self.stopped = False
@@ -169,7 +175,7 @@ class Trainer:
                 if self.blocks.cursor == 0:
                     self.model.reset_state()
                 for xs, ts in self.blocks:
-                    self._iterate(xs, ts)
+                    self._within_memory(self._iterate, xs, ts)
                     bar.update(xs.size)
                     if self.iteration % self._record_every == 0:
                         bar.set_postfix_str(self._status(), refresh=False)
@@ -179,7 +185,7 @@ class Trainer:
                         return self.history
                     if self.iteration % self.save_every == 0:
                         self._save("last")
-                self._end_epoch(bar)
+                self._within_memory(self._end_epoch, bar)
         if self._out_of_patience():
             best = self.history.scores.index(self.history.best) + 1
             self.tell(f"stopped early: no improvement for {self.patience} epochs (best: {best})")
@@ -190,7 +196,8 @@ class Trainer:
         self.model.backward()
         grads = self.model.grads
         norm = global_norm(grads) if self.max_norm is None else clip_grads(grads, self.max_norm)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
+        on_host = isinstance(loss, float)  # else to look at it is to wait for the device
+        if on_host and not (math.isfinite(loss) and math.isfinite(norm)):
             raise self._diverged(f"loss {loss}, gradient norm {norm}")
         self.optimiser.update(self.model.params, grads)
         self.iteration += 1
@@ -198,20 +205,50 @@ class Trainer:
         self._recent_loss += loss
         self._recent_norm += norm
         if self.iteration % self._record_every == 0:
+            self._look()
             n = self._record_every
             self.history.train.append(
                 [self.iteration, self._recent_loss / n, self._recent_norm / n]
             )
             self._recent_loss = self._recent_norm = 0.0
 
-    def _diverged(self, what: str) -> TrainingDiverged:
+    def _look(self) -> None:
+        """Bring the sums to the host, where they were on a device, and see that all is well."""
+        sums = self._epoch_loss, self._recent_loss, self._recent_norm
+        if all(isinstance(number, float) for number in sums):
+            return
+        self._epoch_loss, self._recent_loss, self._recent_norm = map(float, sums)
+        if not (math.isfinite(self._recent_loss) and math.isfinite(self._recent_norm)):
+            raise self._diverged(
+                f"sum of losses {self._recent_loss}, of gradient norms {self._recent_norm}",
+                f"iterations {self._looked_at + 1} to {self.iteration}",
+            )
+        self._looked_at = self.iteration
+
+    def _within_memory(self, work: Callable[..., None], *args: Any) -> None:
+        """Do a part of the work; where memory runs out free what it held, and say what helps."""
+        try:
+            work(*args)
+        except MemoryError as error:
+            self.model.forget()
+            error.__traceback__ = None  # whose frames hold arrays
+            parameters = sum(param.size for param in self.model.params)
+            raise MemoryError(
+                f"out of memory at batch {self.blocks.batch_size}, time {self.blocks.time_size}, "
+                f"{parameters:,} parameters; less of --batch, --time, --hidden or --embed needs "
+                f"less ({error})"
+            ) from error
+
+    def _diverged(self, what: str, when: str = "") -> TrainingDiverged:
         return TrainingDiverged(
-            f"iteration {self.iteration + 1}: {what}, learning rate {self.optimiser.lr:g}; "
+            f"{when or f'iteration {self.iteration + 1}'}: {what}, "
+            f"learning rate {self.optimiser.lr:g}; "
             "a lower learning rate (--lr) or a lower bound on the gradient's norm (--clip) helps"
         )
 
     def _end_epoch(self, bar: Any) -> None:
         best_before = self.history.best
+        self._look()
         self.epoch += 1
         perplexity = None
         if self.valid is not None:
@@ -297,13 +334,18 @@ class Trainer:
     def _save(self, name: str) -> None:
         if self.folder is None:
             return
+        self._look()
         if not all(np.isfinite(param).all() for param in self.model.params):
             raise self._diverged("parameters that are not finite")
         self.save(self.folder / f"{name}.safetensors")
         self._our_folder = True
 
     def save(self, path: str | Path) -> None:
-        """Write everything that the rest of the run depends on."""
+        """Write everything that the rest of the run depends on.
+
+        Raises TrainingDiverged where a number on a device turns out not to be finite.
+        """
+        self._look()
         numbers, memory = self.optimiser.state()
         arrays = {**self.model.arrays(), **{f"optimiser/{k}": v for k, v in memory.items()}}
         content = {
@@ -343,6 +385,7 @@ class Trainer:
             self.model.rng.bit_generator.state = saved["random"]
             self.history = history
             self.epoch, self.iteration = saved["epoch"], saved["iteration"]
+            self._looked_at = self.iteration
             self._epoch_loss = saved["epoch_loss"]
             self._recent_loss, self._recent_norm = saved["recent_loss"], saved["recent_norm"]
         except (KeyError, TypeError) as error:

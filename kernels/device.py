@@ -1,0 +1,51 @@
+"""What engines have in common whose arrays are on a device, in a library made after CuPy.
+
+Nothing here waits for the device but ``to_host``: a number that is computed there stays there.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from .reference import Array, ReferenceEngine
+
+
+class DeviceEngine(ReferenceEngine):
+    """Arrays of the library ``xp`` instead of NumPy's; a derived engine brings the kernels."""
+
+    def __init__(self, xp: Any) -> None:
+        self.xp = xp
+
+    def to_host(self, array: Array) -> Array:
+        return self.xp.asnumpy(array)
+
+    def scalar(self, array: Array) -> Any:
+        return array
+
+    def random(self, rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> Array:
+        seed = int(rng.integers(2**63))
+        made = self.xp.random.Generator(self.xp.random.Philox4x3210(seed))
+        return made.random(shape, dtype=dtype)
+
+    def norm(self, arrays: Sequence[Array]) -> Any:
+        squares = [self.xp.square(array, dtype=np.float64).sum() for array in arrays]
+        return self.xp.sqrt(self.xp.stack(squares).sum())
+
+    def clip(self, arrays: Sequence[Array], limit: float) -> Any:
+        norm = self.norm(arrays)
+        too_long = self.xp.isfinite(norm) & (norm > limit)
+        factor = self.xp.where(too_long, limit / norm, 1.0)
+        for array in arrays:
+            array *= factor.astype(array.dtype)
+        return norm
+
+    def update(
+        self,
+        rule: Callable[..., tuple[Array, ...]],
+        arrays: Sequence[Array],
+        gradient: Array,
+        numbers: Sequence[float],
+    ) -> None:
+        for array, new in zip(arrays, rule(*arrays, gradient, *numbers), strict=True):
+            array[...] = new
