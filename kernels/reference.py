@@ -151,6 +151,10 @@ class ReferenceEngine:
         device, threads = cpu_name(), blas_threads()
         return {"device": device, "threads": threads, "simd_bits": None, "cache": None}
 
+    def layout(self, cell: Cell, N: int, H: int, dtype: Any) -> dict[str, str]:
+        """How the steps of so many rows and units run, and why, where an engine has a choice."""
+        return {}
+
     def add_rows(self, out: Array, rows: Array, values: Array) -> None:
         """out[rows[k]] += values[k] for every k, repeated rows adding up (embedding gradient)."""
         np.add.at(out, rows, values)

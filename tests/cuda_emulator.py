@@ -10,13 +10,14 @@ number, threads that wait for ever. What it cannot see: memory that other thread
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 from greenlet import getcurrent, greenlet
 
-from numba_rnn.kernels.cuda.kernel import Kernel
+from numba_rnn.kernels.cuda.kernel import Device, Kernel
 
 NOBODY = -1
 
@@ -33,6 +34,9 @@ class Pointer:
             raise EmulationError(f"{name}: an array of strides {array.strides} was launched on")
         self.numbers, self.name = array.reshape(-1), name
         self.writer = np.full(self.numbers.size, NOBODY)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.numbers[self.at(int(index), 1)][0]
 
     def at(self, index: int, count: int) -> slice:
         if index % count:
@@ -262,19 +266,51 @@ def emulate(
         machine.run()
 
 
-class Launcher:
-    """What the engine launches with, in place of a GPU.
+class EmulatedGpu:
+    """What the engine runs on in place of a GPU: NumPy, with new memory full of NaN.
 
     change   from a kernel to the one that is run in its place: to plant faults
     launched the names of the kernels run so far
     """
 
-    def __init__(self, seed: int = 0, change: Callable[[Kernel], Kernel] = lambda k: k) -> None:
-        self.seed, self.change, self.launched = seed, change, []
+    def __init__(
+        self,
+        device: Device,
+        seed: int = 0,
+        change: Callable[[Kernel], Kernel] = lambda kernel: kernel,
+        xp: Any = None,
+    ) -> None:
+        self.device, self.seed, self.change = device, seed, change
+        self.xp = Poisoned() if xp is None else xp
+        self.launched: list[str] = []
 
-    def __call__(self, kernel: Kernel, grid: tuple[int, int], arguments: Sequence[Any]) -> None:
+    def launch(self, kernel: Kernel, grid: tuple[int, int], arguments: Sequence[Any]) -> None:
         self.seed += 1
         self.launched.append(kernel.name)
         kernel = self.change(kernel)
-        count = kernel.function.__globals__.get("COUNT", 1)
+        count = kernel.outer.get("COUNT", 1)
         emulate(kernel, grid, arguments, count, self.seed)
+
+    def fits(self, kernel: Kernel, blocks: int) -> bool:
+        return blocks <= self.device.multiprocessors
+
+    def products(self, precision: str) -> Any:
+        return nullcontext()
+
+    def describe(self) -> str:
+        return "an emulated GPU"
+
+
+class Poisoned:
+    """NumPy, with uninitialised memory filled with NaN."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(np, name)
+
+    @staticmethod
+    def empty(shape: Any, dtype: Any) -> np.ndarray:
+        return np.full(shape, np.nan, dtype)
+
+    @staticmethod
+    def asnumpy(array: np.ndarray) -> np.ndarray:
+        return array

@@ -8,7 +8,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from cuda_emulator import EmulationError, Launcher
+from cuda_emulator import EmulatedGpu, EmulationError
 from helpers import DTYPES, outcome, random_problem, relative_error
 from numba_rnn import cells
 from numba_rnn.kernels.cuda import build, gates, persistent
@@ -27,22 +27,11 @@ H200 = Device(multiprocessors=132, shared=227 * 1024)
 A100 = Device(multiprocessors=108, shared=163 * 1024)
 
 
-class Poisoned:
-    """NumPy, with uninitialised memory filled with NaN."""
-
-    def __getattr__(self, name):
-        return getattr(np, name)
-
-    @staticmethod
-    def empty(shape, dtype):
-        return np.full(shape, np.nan, dtype)
-
-
 class Emulated(CudaEngine):
     """The engine on an emulator; ``cut`` says how persistent kernels are cut, None: never."""
 
     def __init__(self, cut=None, precision="float32", **options):
-        super().__init__(Poisoned(), Launcher(**options), SMALL, precision)
+        super().__init__(EmulatedGpu(SMALL, **options), precision)
         self.cut = cut
 
     def plan(self, cell, N, H, dtype, forward=True):
@@ -73,7 +62,7 @@ def test_step_by_step_it_computes_what_the_specification_says(name, dtype, sizes
     engine = Emulated()
     error = worst_error(engine, random_problem(name, *sizes, dtype))
     assert error < LIMITS[np.dtype(dtype).name]
-    assert not any("persistent" in kernel for kernel in engine._launch.launched)
+    assert not any("persistent" in kernel for kernel in engine.gpu.launched)
 
 
 # units, rows, along, across, tiles; sizes N, T, D, H
@@ -92,7 +81,9 @@ CUTS = [
 def test_persistent_kernels_compute_what_the_specification_says(name, cut, sizes):
     engine = Emulated(cut, seed=sum(cut))
     assert worst_error(engine, random_problem(name, *sizes, np.float32)) < LIMITS["float32"]
-    assert set(engine._launch.launched) == {"persistent_forward", "persistent_backward"}
+    assert set(engine.gpu.launched) == {
+        f"{name}_persistent_{way}" for way in ("forward", "backward")
+    }
 
 
 @pytest.mark.parametrize("name", ["lstm", "gru_reset_after"])

@@ -13,44 +13,80 @@ second product:
 
 What is kept for backward lies time first, so that a step's rows lie together: ``arithmetic.py``.
 
-``xp`` is the library of the arrays (CuPy), ``launch`` starts a kernel on them; tests put NumPy and
-an emulator there.
+A ``Gpu`` has the library of the arrays (CuPy) and starts kernels on them; tests put NumPy and an
+emulator there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from ..cells import Cell
+from ..device import DeviceEngine
 from ..layout import layout
-from ..reference import Array, ReferenceEngine, State, expect_consistent
-from . import gates, persistent
-from .kernel import Device, Launch
+from ..reference import Array, State, expect_consistent
+from . import build, gates, persistent, updates
+from .kernel import Gpu
 
 
-class CudaEngine(ReferenceEngine):
+class CudaEngine(DeviceEngine):
     """Forward and backward of any cell, on a GPU.
 
-    precision  of the persistent kernels' products, for float32: "float32" (3xTF32), "tf32", "bf16"
+    precision  of the products, for float32: "float32" (3xTF32 in persistent kernels), "tf32", or
+               "bf16" (in persistent kernels; TF32 for what is left to the library)
     """
 
     name = "cuda"
 
-    def __init__(self, xp: Any, launch: Launch, device: Device, precision: str = "float32") -> None:
-        self.xp, self._launch, self.device, self.precision = xp, launch, device, precision
+    def __init__(self, gpu: Gpu, precision: str = "float32") -> None:
+        super().__init__(gpu.xp)
+        self.gpu, self.precision = gpu, precision
+        self._plans: dict[Any, tuple[persistent.Plan | None, str]] = {}
 
     def plan(
         self, cell: Cell, N: int, H: int, dtype: Any, forward: bool = True
     ) -> tuple[persistent.Plan | None, str]:
         """How the steps of a batch of N rows and H units run, None: step by step; and why."""
-        if dtype != self.xp.float32:
+        if dtype != np.float32:
             return None, "float64 has no tensor cores"
-        return persistent.plan(cell, N, H, forward, self.precision, self.device)
+        key = cell, N, H, forward
+        if key not in self._plans:
+            plan, why = persistent.plan(cell, N, H, forward, self.precision, self.gpu.device)
+            if plan is not None:
+                kernel = persistent.kernel(cell, plan.tiling, plan.tiles)
+                if not self.gpu.fits(kernel, plan.tiling.blocks * plan.groups):
+                    plan, why = None, "the GPU has no room for all blocks at once"
+            self._plans[key] = plan, why
+        return self._plans[key]
+
+    def layout(self, cell: Cell, N: int, H: int, dtype: Any) -> dict[str, str]:
+        both = {"forward": True, "backward": False}
+        found = {name: self.plan(cell, N, H, dtype, ahead) for name, ahead in both.items()}
+        return {
+            name: f"{'step by step' if plan is None else 'persistent'}: {why}"
+            for name, (plan, why) in found.items()
+        }
+
+    def describe(self) -> dict[str, Any]:
+        device = f"{self.gpu.describe()}, precision {self.precision}"
+        return {
+            "device": device, "threads": 1, "simd_bits": None, "cache": str(build.cache_folder()),
+        }  # fmt: skip
 
     def forward(
         self, cell: Cell, xs: Array, state: State, params: Sequence[Array]
     ) -> tuple[Array, State, Any]:
         expect_consistent(cell, xs, state, params)
+        N, T, D = xs.shape
+        with self.gpu.products(self.precision), _room_for(cell, N, T, D, params[1].shape[0]):
+            return self._forward(cell, xs, state, params)
+
+    def _forward(
+        self, cell: Cell, xs: Array, state: State, params: Sequence[Array]
+    ) -> tuple[Array, State, Any]:
         xp, at = self.xp, layout(cell)
         N, T, _ = xs.shape
         Wx, Wh, b = self._in_order(cell, params)
@@ -68,7 +104,7 @@ class CudaEngine(ReferenceEngine):
             self._run_persistent(cell, plan, Wh, given, states[0, 0], (T, N, H))
         else:
             self._forward_steps(cell, Wh, x_side, b, states, saved, hs, operands)
-        return hs, tuple(states[T].copy()), (xs, (Wx, Wh), params, states, saved, operands)
+        return hs, tuple(states[T].copy()), (xs, (Wx, Wh), states, saved, operands)
 
     def _forward_steps(
         self, cell: Cell, Wh: Array, x_side: Array, b: Array, states: Array, saved: Array,
@@ -79,7 +115,8 @@ class CudaEngine(ReferenceEngine):
         run = partial(self._run, cell, (T, N, H))
         early = xp.empty((N, at.early * H), hs.dtype)
         late = xp.empty((N, at.late * H), hs.dtype)
-        Wh_early, Wh_late = Wh[:, : at.early * H], Wh[:, at.early * H :]
+        Wh_early = xp.ascontiguousarray(Wh[:, : at.early * H])
+        Wh_late = xp.ascontiguousarray(Wh[:, at.early * H :])
         for t in range(T):
             xp.matmul(states[t, 0], Wh_early, out=early)
             if at.late:
@@ -90,7 +127,14 @@ class CudaEngine(ReferenceEngine):
     def backward(
         self, cell: Cell, dhs: Array, dstate: State, saved: Any
     ) -> tuple[Array, State, tuple[Array, ...]]:
-        xs, (Wx, Wh), _, states, kept, operands = saved
+        (N, T, D), H = saved[0].shape, dhs.shape[2]
+        with self.gpu.products(self.precision), _room_for(cell, N, T, D, H):
+            return self._backward(cell, dhs, dstate, saved)
+
+    def _backward(
+        self, cell: Cell, dhs: Array, dstate: State, saved: Any
+    ) -> tuple[Array, State, tuple[Array, ...]]:
+        xs, (Wx, Wh), states, kept, operands = saved
         xp, at = self.xp, layout(cell)
         N, T, D = xs.shape
         H, G = Wh.shape[0], len(cell.gates)
@@ -98,7 +142,7 @@ class CudaEngine(ReferenceEngine):
         early_columns = slice(first_late - at.early * H, first_late)
 
         dgates = xp.empty((T, N, G * H), xs.dtype)
-        dstate_, dhs = xp.stack(dstate), xp.ascontiguousarray(dhs)
+        dstate_, dhs = xp.stack(dstate), _aligned(xp, dhs)
         plan, _ = self.plan(cell, N, H, xs.dtype, forward=False)
         if plan is not None:
             given = dhs, states, kept, dgates, dstate_
@@ -150,6 +194,34 @@ class CudaEngine(ReferenceEngine):
     def step(self, cell: Cell, x: Array, state: State, params: Sequence[Array]) -> State:
         return self.forward(cell, x[:, None], state, params)[1]
 
+    # ---- training
+
+    def update(
+        self,
+        rule: Callable[..., tuple[Array, ...]],
+        arrays: Sequence[Array],
+        gradient: Array,
+        numbers: Sequence[float],
+    ) -> None:
+        whole = [*arrays, gradient]
+        if not all(array.flags.c_contiguous for array in whole):
+            super().update(rule, arrays, gradient, numbers)
+            return
+        count = self._count(gradient.size, whole)
+        kernel = updates.rule_kernel(rule, len(arrays), len(numbers), count)
+        blocks = -(-gradient.size // (kernel.threads * count))
+        numbers = [gradient.dtype.type(number) for number in numbers]
+        self.gpu.launch(kernel, (blocks, 1), (*whole, *numbers, gradient.size))
+
+    def add_rows(self, out: Array, rows: Array, values: Array) -> None:
+        xp, H = self.xp, out.shape[1]
+        order = xp.argsort(rows)  # CuPy's is stable
+        rows, values = rows[order].astype(np.int64), _aligned(xp, values)
+        count = self._count(H, [out, values])
+        kernel = updates.add_rows_kernel(count)
+        grid = len(rows), -(-H // (kernel.threads * count))
+        self.gpu.launch(kernel, grid, (out, values, rows, order, H, len(rows)))
+
     # ---- what both need
 
     def _in_order(self, cell: Cell, params: Sequence[Array]) -> tuple[Array, Array, Array]:
@@ -159,8 +231,14 @@ class CudaEngine(ReferenceEngine):
         return (
             _layout_order(xp, Wx, at.x_blocks, H),
             _layout_order(xp, Wh, at.h_blocks, H),
-            xp.ascontiguousarray(b),
+            _aligned(xp, b),
         )
+
+    def _count(self, numbers: int, arrays: Sequence[Array]) -> int:
+        """How many numbers a thread takes at once: 16 bytes where they and the arrays allow it."""
+        wide = 16 // arrays[0].dtype.itemsize
+        fits = numbers % wide == 0 and all(_address(array) % 16 == 0 for array in arrays)
+        return wide if fits else 1
 
     def _run(
         self, cell: Cell, sizes: tuple[int, int, int], name: str, t: int, *arrays: Array
@@ -169,9 +247,9 @@ class CudaEngine(ReferenceEngine):
         T, N, H = sizes
         wide = 16 // arrays[0].dtype.itemsize
         count = wide if H % wide == 0 else 1
-        kernel = gates.kernel(cell, name, count, self.device.threads)
+        kernel = gates.kernel(cell, name, count, self.gpu.device.threads)
         grid = N, -(-H // (count * kernel.threads))
-        self._launch(kernel, grid, (*arrays, t, T, N, H))
+        self.gpu.launch(kernel, grid, (*arrays, t, T, N, H))
 
     def _run_persistent(
         self, cell: Cell, plan: persistent.Plan, Wh: Array, arrays: Sequence[Array],
@@ -187,7 +265,30 @@ class CudaEngine(ReferenceEngine):
         kernel = persistent.kernel(cell, c, plan.tiles)
         weights = persistent.packed(xp, Wh, c)
         given = weights, *arrays, exchange, counters, T, N, H
-        self._launch(kernel, (c.blocks, plan.groups), given)
+        self.gpu.launch(kernel, (c.blocks, plan.groups), given)
+
+
+def _address(array: Array) -> int:
+    interface = getattr(array, "__cuda_array_interface__", None) or array.__array_interface__
+    return int(interface["data"][0])
+
+
+def _aligned(xp: Any, array: Array) -> Array:
+    """The array without gaps, from a place where 16 bytes can be read at once."""
+    array = xp.ascontiguousarray(array)
+    return array if _address(array) % 16 == 0 else array.copy()
+
+
+@contextmanager
+def _room_for(cell: Cell, N: int, T: int, D: int, H: int) -> Iterator[None]:
+    """Say what did not fit, and what makes it smaller."""
+    try:
+        yield
+    except MemoryError as error:
+        raise MemoryError(
+            f"the GPU has no room for {cell.name} of N {N} rows, T {T} steps, D {D} inputs and "
+            f"H {H} units: a smaller batch, shorter blocks or fewer units need less ({error})"
+        ) from error
 
 
 def _time_first(xp: Any, xs: Array) -> Array:

@@ -64,6 +64,11 @@ class Gpu:
             self._loaded[kernel, dtype] = function
         return function
 
+    def describe(self) -> str:
+        """The device in words."""
+        memory = self.memory / 2**30
+        return f"{self.name}, {self.device.multiprocessors} multiprocessors, {memory:.0f} GiB"
+
     @contextmanager
     def products(self, precision: str) -> Iterator[None]:
         """CuPy's float32 products in TF32, but for precision "float32"."""

@@ -1,14 +1,15 @@
 """A kernel: its text, what it refers to, and how it is launched.
 
 The text is made for a cell and sizes, and is plain Python: it compiles for a GPU (``build.py``)
-and runs in an emulator. ``launch(kernel, grid, arguments)`` starts it, as the engine gets it.
+and runs in an emulator; a ``Gpu`` starts it.
 """
 
 import linecache
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 from ..cells import Cell
 
@@ -74,7 +75,28 @@ NUMBERS = tuple(f"number{k}" for k in range(8))  # of that dtype
 COUNTERS = {"counters"}  # uint32
 INDICES = {"rows", "order"}  # int64
 
-Launch = Callable[[Kernel, tuple[int, int], Sequence[Any]], None]
+
+class Gpu(Protocol):
+    """What the engine needs: CuPy's is in ``gpu.py``; tests have an emulator.
+
+    xp      the library of the arrays
+    device  what there is room for
+    """
+
+    xp: Any
+    device: Device
+
+    def launch(self, kernel: Kernel, grid: tuple[int, int], arguments: Sequence[Any]) -> None:
+        """Start a kernel on arrays and numbers."""
+
+    def fits(self, kernel: Kernel, blocks: int) -> bool:
+        """Whether so many blocks can run at once."""
+
+    def products(self, precision: str) -> AbstractContextManager[None]:
+        """Within it the library's float32 products may be as rough as ``precision``."""
+
+    def describe(self) -> str:
+        """The device in words."""
 
 
 def functions_of(cell: Cell) -> dict[str, Any]:
