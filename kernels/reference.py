@@ -151,6 +151,13 @@ class ReferenceEngine:
         device, threads = cpu_name(), blas_threads()
         return {"device": device, "threads": threads, "simd_bits": None, "cache": None}
 
+    def with_precision(self, precision: str) -> "ReferenceEngine":
+        """The engine whose float32 products may be as rough as "float32", "tf32" or "bf16".
+
+        An engine that has no choice is always exact.
+        """
+        return self
+
     def layout(self, cell: Cell, N: int, H: int, dtype: Any) -> dict[str, str]:
         """How the steps of so many rows and units run, and why, where an engine has a choice."""
         return {}

@@ -10,7 +10,11 @@
 An engine that cannot run here gives way to the next one with one RuntimeWarning that says why, so
 that the same script runs on a machine without a GPU; where ``strict`` is asked for
 (``use_backend(..., strict=True)`` or ``NUMBA_RNN_STRICT=1``) it raises BackendError instead. An
-unknown name always raises. This is the only module that knows about engines.
+unknown name always raises.
+
+``NUMBA_RNN_PRECISION`` says how exact products in float32 have to be, on engines that have a
+choice: float32 (default), tf32 (10 bits) or bf16 (7 bits; float32 sums). Parameters stay float32.
+ This is the only module that knows about engines.
 
 Arrays are where their engine runs: NumPy's in host memory, those of the CUDA engine on the GPU.
 ``engine_of`` finds the engine of a parameter, ``engine_for`` that of an array that is given.
@@ -45,7 +49,9 @@ __all__ = [
 ]
 
 VARIABLE, STRICT_VARIABLE = "NUMBA_RNN_BACKEND", "NUMBA_RNN_STRICT"
+PRECISION_VARIABLE = "NUMBA_RNN_PRECISION"
 NAMES = ("auto", "numpy", "numba", "cuda")
+PRECISIONS = ("float32", "tf32", "bf16")
 
 
 class BackendError(RuntimeError):
@@ -73,7 +79,19 @@ def _numba() -> ReferenceEngine:
 
 @cache
 def _cuda() -> ReferenceEngine:
-    raise BackendError("this release has no CUDA engine yet")
+    remedy = "pip install numba-rnn[cuda]"
+    try:
+        import cupy
+    except Exception as error:  # whatever a broken installation raises
+        raise BackendError(f"CuPy cannot be imported ({error}); {remedy}") from error
+    if not cupy.cuda.is_available():
+        raise BackendError("no NVIDIA GPU with a driver answers")
+    try:
+        from .kernels.cuda.engine import CudaEngine
+        from .kernels.cuda.gpu import Gpu
+    except ImportError as error:
+        raise BackendError(f"Numba's CUDA compiler is missing ({error}); {remedy}") from error
+    return CudaEngine(Gpu())
 
 
 _LOADERS: dict[str, Callable[[], ReferenceEngine]] = {
@@ -96,13 +114,19 @@ def _check_name(name: object, source: str) -> str:
     return str(name)
 
 
-def _choose(name: str, source: str, strict: bool) -> _Choice:
+def _check_precision(name: object, source: str) -> str:
+    if name not in PRECISIONS:
+        raise ValueError(f"{source}: expected one of {', '.join(PRECISIONS)}, got {name!r}")
+    return str(name)
+
+
+def _choose(name: str, source: str, strict: bool, precision: str) -> _Choice:
     """The engine of that name, or the next one that runs."""
     wanted = _FALL_BACK if name == "auto" else _FALL_BACK[_FALL_BACK.index(name) :]
     refused: list[str] = []
     for candidate in wanted:
         try:
-            engine = _LOADERS[candidate]()
+            engine = _LOADERS[candidate]().with_precision(precision)
         except BackendError as error:
             if strict and name != "auto":
                 raise BackendError(f"{source}: {name} cannot run here: {error}") from error
@@ -128,13 +152,18 @@ def _wish() -> str:
     return os.environ.get(VARIABLE, "").strip().lower()
 
 
+def _wished_precision() -> str:
+    name = os.environ.get(PRECISION_VARIABLE, "").strip().lower()
+    return _check_precision(name or "float32", PRECISION_VARIABLE)
+
+
 @cache
 def _process_choice() -> _Choice:
     """What the environment asks for, read once, at the first use of an engine."""
     name = _wish()
     source = VARIABLE if name else f"{VARIABLE} is not set"
     strict = os.environ.get(STRICT_VARIABLE, "").strip() not in ("", "0")
-    return _choose(_check_name(name or "auto", VARIABLE), source, strict)
+    return _choose(_check_name(name or "auto", VARIABLE), source, strict, _wished_precision())
 
 
 @cache
@@ -163,14 +192,18 @@ class use_backend:  # noqa: N801 (reads as a verb: with use_backend("numpy"): ..
 
     Other threads are not touched: they follow ``NUMBA_RNN_BACKEND`` until they choose.
 
-    name    "auto", "numpy", "numba" or "cuda"
-    strict  raise BackendError, instead of warning and falling back, where it cannot run
+    name       "auto", "numpy", "numba" or "cuda"
+    strict     raise BackendError, instead of warning and falling back, where it cannot run
+    precision  "float32", "tf32" or "bf16": how exact products have to be, where an engine has a
+               choice; by default as ``NUMBA_RNN_PRECISION`` says
 
     Raises ValueError for an unknown name.
     """
 
-    def __init__(self, name: str, *, strict: bool = False) -> None:
-        choice = _choose(_check_name(name, "use_backend"), "use_backend", strict)
+    def __init__(self, name: str, *, strict: bool = False, precision: str | None = None) -> None:
+        wanted = _wished_precision() if precision is None else precision
+        _check_precision(wanted, "precision")
+        choice = _choose(_check_name(name, "use_backend"), "use_backend", strict, wanted)
         self._engine = choice.engine
         self._token: Token[_Choice | None] = _override.set(choice)
 
@@ -201,8 +234,11 @@ def engine() -> ReferenceEngine:
 def _device_engine(array: Any) -> ReferenceEngine:
     """The engine of an array that is not NumPy's."""
     kind = f"{type(array).__module__}.{type(array).__qualname__}"
+    chosen = _override.get()
+    if chosen is not None and chosen.engine.owns(array):
+        return chosen.engine
     try:
-        found = _LOADERS["cuda"]()
+        found = _LOADERS["cuda"]().with_precision(_wished_precision())
     except BackendError as error:
         raise BackendError(f"an array of {kind} wants the cuda engine: {error}") from error
     if not found.owns(array):
@@ -286,6 +322,7 @@ class Explanation:
     simd_bits: int | None
     cache: str | None
     versions: dict[str, str] = field(default_factory=dict)
+    layout: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         simd = "by NumPy and BLAS" if self.simd_bits is None else f"{self.simd_bits} bits"
@@ -298,11 +335,15 @@ class Explanation:
             f"SIMD      {simd}\n"
             f"cache     {self.cache or 'none needed'}\n"
             f"versions  {versions}"
+            + "".join(f"\n{name:<10}{how}" for name, how in self.layout.items())
         )
 
 
-def explain() -> Explanation:
+def explain(layer: Any = None, batch: int = 1) -> Explanation:
     """Which engine runs, why, on what device, with which versions.
+
+    With a recurrent layer also how its steps run for so many rows, and why, where the engine has
+    a choice: the CUDA engine keeps the weights on chip or goes step by step.
 
     >>> with use_backend("numpy"):
     ...     explain().engine
@@ -311,10 +352,16 @@ def explain() -> Explanation:
     from . import __version__
 
     choice = _choice()
+    running, reason = choice.engine, choice.reason
+    layout: dict[str, str] = {}
+    if layer is not None:
+        if engine_of(layer.params[0]) is not running:
+            running, reason = engine_of(layer.params[0]), "the layer's parameters are there"
+        layout = running.layout(layer.cell, batch, layer.hidden_size, layer.dtype)
     versions = {"numba_rnn": __version__, "python": sys.version.split()[0]}
-    for package in ("numpy", "numba", "llvmlite"):
+    for package in ("numpy", "numba", "llvmlite", "cupy"):
         module = sys.modules.get(package)
         if module is not None:  # loaded, by whoever needed it
             versions[package] = module.__version__
-    details: dict[str, Any] = choice.engine.describe()
-    return Explanation(choice.engine.name, choice.reason, versions=versions, **details)
+    details: dict[str, Any] = running.describe()
+    return Explanation(running.name, reason, versions=versions, layout=layout, **details)

@@ -14,8 +14,9 @@ import numpy as np
 from numba_rnn import cells
 from numba_rnn.kernels.reference import ReferenceEngine
 
-ENGINES = ("numba",)  # every engine but the reference: a new one is added here, and tested
-BACKENDS = ("numpy", *ENGINES)
+BACKENDS = ("numpy", "numba")  # what layers are tested on; on a GPU's arrays: test_device.py
+ENGINES = ("numba", "cuda")  # every engine but the reference: a new one is added here, and tested
+ALL_ENGINES = ("numpy", *ENGINES)
 DTYPES = (np.float32, np.float64)
 # how the numba engine's work may be shared: shards, and whether by rows of the batch or by units
 SHARINGS = [(1, True), (2, True), (2, False), (3, True), (3, False), (5, False)]
@@ -77,12 +78,13 @@ class Problem:
 
 
 def outcome(engine: ReferenceEngine, p: Problem) -> dict[str, Array]:
-    """Everything an engine computes, by name."""
+    """Everything an engine computes, by name, as NumPy arrays."""
+    p = p.map(engine.to_device)
     hs, state, saved = engine.forward(p.cell, p.xs, p.state, p.params)
     dxs, dstate, dparams = engine.backward(p.cell, p.dhs, p.dstate, saved)
     stepped = engine.step(p.cell, p.xs[:, 0], p.state, p.params)
     names = p.cell.states
-    return {
+    found = {
         "hs": hs,
         **_named("{} at the end", names, state),
         "dxs": dxs,
@@ -90,6 +92,7 @@ def outcome(engine: ReferenceEngine, p: Problem) -> dict[str, Array]:
         **_named("d{}", ("Wx", "Wh", "b"), dparams),
         **_named("{} by step", names, stepped),
     }
+    return {name: engine.to_host(array) for name, array in found.items()}
 
 
 def _named(pattern: str, names: Sequence[str], arrays: Sequence[Array]) -> dict[str, Array]:

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from helpers import (
-    BACKENDS,
+    ALL_ENGINES,
     DTYPES,
     ENGINES,
     SHARINGS,
@@ -69,6 +69,8 @@ def poisoned_memory(engine: ReferenceEngine) -> Iterator[None]:
     """No engine may read what it has not written."""
     with ExitStack() as stack:
         rooms = {type(engine).__module__, ReferenceEngine.__module__}
+        if engine.xp is not np:  # the emulated GPU does that itself
+            rooms = set()
         for name in rooms | {f"{room.rpartition('.')[0]}.plans" for room in rooms}:
             module = sys.modules.get(name)
             if module is not None:
@@ -148,6 +150,8 @@ def with_examples(test: Any) -> Any:
     seed=st.integers(0, 1 << 32),
 )
 def test_engine_agrees_with_the_reference(backend, name, dtype, sizes, layouts, sharing, seed):
+    if backend == "cuda":  # as large as an emulator can do
+        sizes = tuple(1 + (size - 1) % 13 for size in sizes)
     p = problem(name, *sizes, dtype, seed=seed)
     want = outcome(ReferenceEngine(), p)
     given_ = p.map(*(LAYOUTS[layout] for layout in layouts))  # xs, state, params, dhs, dstate
@@ -165,7 +169,7 @@ def test_engine_agrees_with_the_reference(backend, name, dtype, sizes, layouts, 
 
 @pytest.mark.parametrize("name", cells.names())
 @pytest.mark.parametrize("sizes", CHUNKS)
-@pytest.mark.parametrize("backend", ENGINES)
+@pytest.mark.parametrize("backend", ["numba"])
 def test_long_and_wide_blocks(backend, sizes, name):
     """Time is cut into chunks, of at least two steps however wide the batch."""
     p = random_problem(name, *sizes)
@@ -182,7 +186,7 @@ def test_long_and_wide_blocks(backend, sizes, name):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", cells.names())
 @pytest.mark.parametrize("sizes", [(9, 40, 7, 70), (2, 5, 33, 47), (1, 3, 4, 64)])
-@pytest.mark.parametrize("backend", ENGINES)
+@pytest.mark.parametrize("backend", ["numba"])
 def test_sharing_changes_no_bit(backend, sizes, name, dtype):
     """However many threads there are, and whatever they share, the results are the same."""
     p = random_problem(name, *sizes, dtype)
@@ -195,7 +199,7 @@ def test_sharing_changes_no_bit(backend, sizes, name, dtype):
 
 
 @pytest.mark.parametrize("name", cells.names())
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ALL_ENGINES)
 def test_backward_twice_gives_the_same(backend, name):
     p = problem(name, 3, 4, 2, 5)
     with use_backend(backend, strict=True) as engine:
@@ -204,7 +208,7 @@ def test_backward_twice_gives_the_same(backend, name):
     np.testing.assert_equal(first, second)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ALL_ENGINES)
 def test_read_only_arrays_are_taken(backend):
     p = problem("rnn", 3, 4, 2, 5)
     for array in p.arrays():
@@ -252,7 +256,7 @@ def test_a_wrong_engine_is_caught():
     assert disagreements(single, right, 1e-5).keys() == {"hs"}
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ALL_ENGINES)
 def test_arrays_that_do_not_fit_together_are_refused(backend):
     """Compiled code would read beyond their end."""
     p = problem("lstm", 2, 3, 4, 5)
@@ -269,7 +273,7 @@ def test_arrays_that_do_not_fit_together_are_refused(backend):
             engine.forward(p.cell, p.xs, state, p.params)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ALL_ENGINES)
 def test_changing_the_initial_state_does_not_change_the_gradient(backend):
     p = problem("lstm", 2, 3, 4, 5)
     state = tuple(s.copy() for s in p.state)

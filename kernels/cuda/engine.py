@@ -45,6 +45,13 @@ class CudaEngine(DeviceEngine):
         super().__init__(gpu.xp)
         self.gpu, self.precision = gpu, precision
         self._plans: dict[Any, tuple[persistent.Plan | None, str]] = {}
+        self._others: dict[str, CudaEngine] = {precision: self}
+
+    def with_precision(self, precision: str) -> "CudaEngine":
+        if precision not in self._others:
+            self._others[precision] = CudaEngine(self.gpu, precision)
+            self._others[precision]._others = self._others
+        return self._others[precision]
 
     def plan(
         self, cell: Cell, N: int, H: int, dtype: Any, forward: bool = True
@@ -142,7 +149,7 @@ class CudaEngine(DeviceEngine):
         early_columns = slice(first_late - at.early * H, first_late)
 
         dgates = xp.empty((T, N, G * H), xs.dtype)
-        dstate_, dhs = xp.stack(dstate), _aligned(xp, dhs)
+        dstate_, dhs = xp.ascontiguousarray(xp.stack(dstate)), _aligned(xp, dhs)
         plan, _ = self.plan(cell, N, H, xs.dtype, forward=False)
         if plan is not None:
             given = dhs, states, kept, dgates, dstate_

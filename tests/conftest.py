@@ -1,0 +1,31 @@
+"""Where there is no GPU, tests that ask for the backend "cuda" get an emulated one."""
+
+import importlib
+from unittest import mock
+
+import pytest
+
+backend = importlib.import_module("numba_rnn.backend")  # the package's name is the function's
+
+
+@pytest.fixture(autouse=True)
+def _a_gpu_if_asked_for(request):
+    case = getattr(request.node, "callspec", None)
+    loaders = {}
+    if case is not None and case.params.get("backend") == "cuda":
+        try:
+            backend._LOADERS["cuda"]()
+        except backend.BackendError:
+            emulated = emulated_engine()
+            loaders["cuda"] = lambda: emulated
+    with mock.patch.dict(backend._LOADERS, loaders):
+        yield
+
+
+def emulated_engine():
+    from cuda_emulator import EmulatedGpu
+    from numba_rnn.kernels.cuda.engine import CudaEngine
+    from numba_rnn.kernels.cuda.kernel import Device
+
+    # no multiprocessors: step by step, the persistent kernels have tests of their own
+    return CudaEngine(EmulatedGpu(Device(multiprocessors=0, shared=0, threads=8)))
