@@ -3,6 +3,7 @@
 ``cells/``        the gate arithmetic of each cell, forward and backward, written once
 ``functions.py``  sigmoid, tanh, relu and their derivatives
 ``reference.py``  the NumPy engine: the specification
+``device.py``     what engines share whose arrays are not in host memory
 ``layout.py``     where compiled engines keep a cell's gates
 ``cpu/``          the Numba engine
 ``cuda/``         the CUDA engine (so far: gate kernels and host code, run in an emulator)

@@ -163,7 +163,10 @@ class ReferenceEngine:
         return {}
 
     def add_rows(self, out: Array, rows: Array, values: Array) -> None:
-        """out[rows[k]] += values[k] for every k, repeated rows adding up (embedding gradient)."""
+        """out[rows[k]] += values[k] for every k, repeated rows adding up (embedding gradient).
+
+        out (V, D), rows (K,) of any integer dtype, values (K, D); the result is always the same.
+        """
         np.add.at(out, rows, values)
 
     # ---- where the arrays are
@@ -228,7 +231,7 @@ class ReferenceEngine:
         """Change arrays in place, number by number: rule(*old, gradient, *numbers) -> new values.
 
         rule     a plain function in the manner of the cells': + - * / and ``functions.py``
-        arrays   one or more of one shape and dtype, in any memory order each
+        arrays   one or more, and the gradient: of one shape and dtype, in any memory order each
         numbers  go to the rule as they are, the same for every place
         """
         order = [["readwrite"]] * len(arrays) + [["readonly"]]

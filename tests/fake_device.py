@@ -6,7 +6,7 @@ wait for the device is counted.
 """
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +14,9 @@ from unittest import mock
 
 import numpy as np
 
+import cuda_emulator
 from numba_rnn import use_backend
+from numba_rnn.kernels.cuda.engine import CudaEngine
 from numba_rnn.kernels.device import DeviceEngine
 from numba_rnn.kernels.reference import ReferenceEngine
 
@@ -142,6 +144,9 @@ class DeviceArray(np.lib.mixins.NDArrayOperatorsMixin):
     def T(self) -> "DeviceArray":  # noqa: N802 (NumPy's name)
         return wrap(self._numbers.T)
 
+    def transpose(self, *axes: int) -> "DeviceArray":
+        return wrap(self._numbers.transpose(*axes))
+
     def reshape(self, *shape: Any) -> "DeviceArray":
         return wrap(self._numbers.reshape(*shape))
 
@@ -213,6 +218,7 @@ xp = SimpleNamespace(
     zeros=lambda shape, dtype: wrap(np.zeros(shape, dtype)),
     zeros_like=device_only(np.zeros_like),
     arange=lambda count: wrap(np.arange(count)),
+    ascontiguousarray=device_only(np.ascontiguousarray),
     concatenate=device_only(np.concatenate),
     stack=device_only(np.stack),
     where=device_only(np.where),
@@ -227,7 +233,9 @@ xp = SimpleNamespace(
     },
     random=SimpleNamespace(Generator=Generator, Philox4x3210=np.random.Philox),
 )
-xp.exp = lambda array, out=None: np.exp(array, out=out)  # the only one that is given an out
+# these are given an array for the result
+xp.exp = lambda array, out=None: np.exp(array, out=out)
+xp.matmul = lambda a, b, out=None: np.matmul(a, b, out=out)
 
 
 class FakeEngine(DeviceEngine):
@@ -257,18 +265,30 @@ class FakeEngine(DeviceEngine):
         self._inner.add_rows(*numbers((out, rows, values)))
 
 
+class EmulatedEngine(CudaEngine, DeviceEngine):
+    """The CUDA engine, its kernels run by the emulator."""
+
+    def __init__(self) -> None:
+        def launch(
+            cell: Any, name: str, count: int, arguments: Sequence[Any], N: int, H: int
+        ) -> None:
+            cuda_emulator.launch(cell, name, count, numbers(arguments), N, H)
+
+        super().__init__(xp, launch)
+
+
 @contextmanager
-def fake_device() -> Iterator[FakeEngine]:
+def fake_device(kind: type[DeviceEngine] = FakeEngine) -> Iterator[DeviceEngine]:
     """There is a GPU while the block runs; the engine in force is what it was."""
-    engine = FakeEngine()
+    engine = kind()
     with mock.patch.dict(backend._LOADERS, cuda=lambda: engine):
         yield engine
 
 
 @contextmanager
-def use_fake_device() -> Iterator[FakeEngine]:
+def use_fake_device(kind: type[DeviceEngine] = FakeEngine) -> Iterator[DeviceEngine]:
     """There is a GPU, and the engine in force is on it."""
-    with fake_device() as engine, use_backend("cuda", strict=True):
+    with fake_device(kind) as engine, use_backend("cuda", strict=True):
         yield engine
 
 

@@ -47,6 +47,21 @@ def test_train_leaves_what_it_says(folder):
     assert "runs/word-lstm-2/best.safetensors" in said
 
 
+def test_cuda_without_a_gpu_trains_on_the_cpu_and_says_so_once(folder):
+    done = subprocess.run(
+        [sys.executable, "-m", "numba_rnn", "train", "--text", "text.txt", "--out", "g", *SMALL],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "NUMBA_RNN_BACKEND": "cuda", "CUDA_VISIBLE_DEVICES": ""},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^held-out perplexity \d", done.stdout, re.M)
+    (said,) = re.findall(r".*warning.*", done.stderr, re.I)
+    assert "NUMBA_RNN_BACKEND asks for cuda, running on numba instead" in said
+
+
 def test_evaluate_agrees_with_train(folder):
     said = run(
         "train", "--text", "text.txt", "--test", "text.txt", "--out", "b", *SMALL, cwd=folder

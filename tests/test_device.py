@@ -13,9 +13,17 @@ import numpy as np
 import pytest
 
 import numba_rnn as rnn
-from fake_device import DeviceArray, asnumpy, fake_device, no_waiting, use_fake_device, xp
+from fake_device import (
+    DeviceArray,
+    EmulatedEngine,
+    asnumpy,
+    fake_device,
+    no_waiting,
+    use_fake_device,
+    xp,
+)
 from helpers import DTYPES, Array
-from numba_rnn import cells, use_backend
+from numba_rnn import cells, jobs, use_backend
 from numba_rnn.models import Rnnlm
 from numba_rnn.training import (
     Adam,
@@ -145,6 +153,15 @@ def test_inputs_on_a_device_lead_there_whatever_is_in_force(name):
         layer = make().to("cuda")
         on_device = tuple(map(xp.asarray, inputs))
         same(outcome(layer, on_device, douts), want)
+
+
+@pytest.mark.parametrize("name", [*cells.names(), "both ways", "one step"])
+def test_layers_run_on_the_cuda_engine(name):
+    make, inputs, douts = LAYERS[name]
+    want = outcome(make(), inputs, douts)
+    with use_fake_device(EmulatedEngine), no_waiting():
+        got = outcome(make(), inputs, douts)
+    same(got, want)
 
 
 def test_parameters_start_from_the_same_numbers():
@@ -427,7 +444,7 @@ def test_a_model_moves_there_and_back(tie):
     model, stays = (Rnnlm(11, 6, 6, tie=tie, rng=0, dtype="float64") for _ in range(2))
     adam, adam_stays = Adam(), Adam()
     with fake_device():
-        for place in ("cpu", "cuda", "cuda", "cpu", "cuda"):
+        for k, place in enumerate(("cpu", "cuda", "cuda", "cpu", "cuda")):
             assert model.to(place) is model
             found = DeviceArray if place == "cuda" else np.ndarray
             assert all(isinstance(a, found) for a in (*model.params, *model.grads))
@@ -437,9 +454,9 @@ def test_a_model_moves_there_and_back(tie):
                 m.backward()
                 optimiser.update(m.params, m.grads)
             if tie:
-                model.embedding.params[0][...] = 0.125
-                stays.embedding.params[0][...] = 0.125
-                assert float(model.affine.params[0][1, 2]) == 0.125
+                model.embedding.params[0][2] = k
+                stays.embedding.params[0][2] = k
+                assert float(model.affine.params[0][1, 2]) == k
         one, other = model.arrays(), stays.arrays()
         assert one.keys() == other.keys()
         for key in one:
@@ -536,6 +553,37 @@ def test_out_of_memory_says_the_sizes_and_frees_what_it_can(in_force):
                 part._recall()
         running.fit(1)
         assert len(running.history.epochs) == 1
+
+
+# ---- jobs
+
+
+def small(tmp_path: Any) -> jobs.Settings:
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog\n" * 40)
+    return jobs.Settings(
+        text=str(text), test=str(text), embed=8, hidden=12, batch=4, time=8, epochs=2, layers=2
+    )
+
+
+def test_a_job_trains_on_a_device_and_its_checkpoint_serves_anywhere(tmp_path):
+    with use_fake_device():
+        done = jobs.train(small(tmp_path), tmp_path / "run", progress=False, tell=str)
+        assert isinstance(done.model.params[0], DeviceArray)
+        made = jobs.sample(done.model, done.vocabulary, length=20, seed=1)
+    model, vocabulary, _ = jobs.load_model(done.checkpoint)
+    assert jobs.sample(model, vocabulary, length=20, seed=1) == made
+    corpus = vocabulary.encode((tmp_path / "text.txt").read_text())
+    found = model.perplexity(corpus, **jobs.evaluation_sizes(corpus))
+    assert found == pytest.approx(done.test_perplexity, rel=1e-5)
+
+
+def test_a_model_that_does_not_fit_says_its_sizes(tmp_path):
+    with (
+        mock.patch.object(jobs, "Rnnlm", side_effect=MemoryError("no more room")),
+        pytest.raises(MemoryError, match=r"embed 8, hidden 12, 2 layers; .*--hidden.*no more"),
+    ):
+        jobs.train(small(tmp_path), tmp_path / "run", progress=False, tell=str)
 
 
 # ---- streams

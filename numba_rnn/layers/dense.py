@@ -118,7 +118,8 @@ class TimeDropout(Layer):
 
     ratio      the share that is zeroed, from 0 up to but not including 1; what is left is scaled
                by 1 / (1 - ratio), so that nothing changes where ``train_flg`` is False
-    rng        a numpy Generator (shared with other layers if you like), a seed, or None
+    rng        a numpy Generator (shared with other layers if you like), a seed, or None; on a
+               device the numbers are made there, from a seed that rng gives
     train_flg  True: drop; False: pass everything on unchanged
     """
 
