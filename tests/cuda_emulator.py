@@ -302,7 +302,7 @@ class EmulatedGpu:
 
 
 class Poisoned:
-    """NumPy, with uninitialised memory filled with NaN."""
+    """NumPy as CuPy would be, with uninitialised memory filled with NaN."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(np, name)
@@ -310,6 +310,10 @@ class Poisoned:
     @staticmethod
     def empty(shape: Any, dtype: Any) -> np.ndarray:
         return np.full(shape, np.nan, dtype)
+
+    @staticmethod
+    def argsort(array: np.ndarray) -> np.ndarray:
+        return np.argsort(array, kind="stable")
 
     @staticmethod
     def asnumpy(array: np.ndarray) -> np.ndarray:

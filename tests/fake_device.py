@@ -17,6 +17,7 @@ import numpy as np
 import cuda_emulator
 from numba_rnn import use_backend
 from numba_rnn.kernels.cuda.engine import CudaEngine
+from numba_rnn.kernels.cuda.kernel import Device, Kernel
 from numba_rnn.kernels.device import DeviceEngine
 from numba_rnn.kernels.reference import ReferenceEngine
 
@@ -64,7 +65,11 @@ class DeviceArray(np.lib.mixins.NDArrayOperatorsMixin):
     """An array on the device."""
 
     _numbers: np.ndarray
-    __cuda_array_interface__ = None  # whose memory it is
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return self._numbers.__array_interface__
+
     __hash__ = None
 
     def __init__(self) -> None:
@@ -150,6 +155,9 @@ class DeviceArray(np.lib.mixins.NDArrayOperatorsMixin):
     def reshape(self, *shape: Any) -> "DeviceArray":
         return wrap(self._numbers.reshape(*shape))
 
+    def view(self, dtype: Any) -> "DeviceArray":
+        return wrap(self._numbers.view(dtype))
+
     def astype(self, dtype: Any) -> "DeviceArray":
         with np.errstate(all="ignore"):
             return wrap(self._numbers.astype(dtype))
@@ -218,6 +226,7 @@ xp = SimpleNamespace(
     zeros=lambda shape, dtype: wrap(np.zeros(shape, dtype)),
     zeros_like=device_only(np.zeros_like),
     arange=lambda count: wrap(np.arange(count)),
+    argsort=lambda array: computed(np.argsort, array, kind="stable"),
     ascontiguousarray=device_only(np.ascontiguousarray),
     concatenate=device_only(np.concatenate),
     stack=device_only(np.stack),
@@ -265,16 +274,19 @@ class FakeEngine(DeviceEngine):
         self._inner.add_rows(*numbers((out, rows, values)))
 
 
-class EmulatedEngine(CudaEngine, DeviceEngine):
+class EmulatedGpu(cuda_emulator.EmulatedGpu):
+    """The emulator, on the fake's arrays."""
+
+    def launch(self, kernel: Kernel, grid: tuple[int, int], arguments: Sequence[Any]) -> None:
+        super().launch(kernel, grid, numbers(arguments))
+
+
+class EmulatedEngine(CudaEngine):
     """The CUDA engine, its kernels run by the emulator."""
 
-    def __init__(self) -> None:
-        def launch(
-            cell: Any, name: str, count: int, arguments: Sequence[Any], N: int, H: int
-        ) -> None:
-            cuda_emulator.launch(cell, name, count, numbers(arguments), N, H)
-
-        super().__init__(xp, launch)
+    def __init__(self, multiprocessors: int = 0, precision: str = "float32") -> None:
+        device = Device(multiprocessors, shared=60_000, threads=8)
+        super().__init__(EmulatedGpu(device, xp=xp), precision)
 
 
 @contextmanager

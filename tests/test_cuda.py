@@ -11,11 +11,12 @@ import pytest
 from cuda_emulator import EmulatedGpu, EmulationError
 from helpers import DTYPES, outcome, random_problem, relative_error
 from numba_rnn import cells
-from numba_rnn.kernels.cuda import build, gates, persistent
+from numba_rnn.kernels.cuda import build, gates, persistent, updates
 from numba_rnn.kernels.cuda.engine import CudaEngine
 from numba_rnn.kernels.cuda.kernel import Device
 from numba_rnn.kernels.layout import layout
 from numba_rnn.kernels.reference import ReferenceEngine
+from numba_rnn.training import SGD, AdaGrad, Adam, AdamW, Momentum, RMSProp
 
 CELLS = pytest.mark.parametrize("name", cells.names())
 ONE_PRODUCT = [name for name in cells.names() if not cells.get(name).second]
@@ -100,6 +101,46 @@ def test_a_long_contraction_is_loaded_ahead():
     engine = Emulated(cut)
     assert worst_error(engine, random_problem("rnn", *sizes, np.float32)) < LIMITS["float32"]
     assert engine.plan(cells.get("rnn"), 2, 90, np.float32)[0].tiling.chunks == 8
+
+
+# ---- training
+
+RULES = [SGD, Momentum, AdaGrad, RMSProp, Adam, AdamW]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", RULES)
+@pytest.mark.parametrize("size", [1, 7, 64])
+def test_an_optimiser_s_rule_runs_in_one_kernel(kind, size, dtype):
+    random, engine = np.random.default_rng(0), Emulated()
+    optimiser = kind()
+    numbers = (optimiser.update([np.ones(1)], [np.ones(1)]), optimiser._numbers())[1]
+    arrays = [random.random(size).astype(dtype) for _ in range(1 + len(kind.slots))]
+    gradient = random.standard_normal(size).astype(dtype)
+    want = [array.copy() for array in arrays]
+    ReferenceEngine().update(kind.rule, want, gradient, numbers)
+    engine.update(kind.rule, arrays, gradient, numbers)
+    assert len(engine.gpu.launched) == 1
+    for got, expected in zip(arrays, want, strict=True):
+        assert got.dtype == dtype
+        assert relative_error(got, expected) < LIMITS[np.dtype(dtype).name]
+
+
+@pytest.mark.parametrize("width", [1, 6, 8])
+def test_rows_that_come_again_are_added_up_in_order(width):
+    random, engine = np.random.default_rng(0), Emulated()
+    rows = random.integers(0, 5, 40)
+    values = random.standard_normal((40, width)).astype(np.float32)
+    first = random.standard_normal((6, width)).astype(np.float32)
+    results = []
+    for _ in range(3):
+        out = first.copy()
+        engine.add_rows(out, rows, values)
+        results.append(out)
+    want = first.copy()
+    np.add.at(want, rows, values)
+    for out in results:  # bit for bit, whatever the order of the threads
+        np.testing.assert_array_equal(out, want)
 
 
 # ---- faults that the emulator must find
@@ -260,6 +301,17 @@ def test_every_persistent_kernel_compiles(name, precision, N, H, device, capabil
             assert "ld.global.cg.v4.f32" in text  # the exchange
             assert "ld.acquire.gpu" in text
             assert "red.release.gpu" in text
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("count", [1, "wide"])
+def test_the_kernels_of_training_compile(count, dtype):
+    count = 16 // np.dtype(dtype).itemsize if count == "wide" else 1
+    for kind in RULES:
+        numbers = len(kind()._numbers()) if kind not in (Adam, AdamW) else 6 + (kind is AdamW)
+        compiled(updates.rule_kernel(kind.rule, 1 + len(kind.slots), numbers, count), dtype, (9, 0))
+    compiled(updates.add_rows_kernel(count), dtype, (9, 0))
 
 
 @needs_compiler

@@ -164,6 +164,27 @@ def test_layers_run_on_the_cuda_engine(name):
     same(got, want)
 
 
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru_reset_after"])
+def test_training_runs_on_persistent_kernels(cell):
+    def losses() -> list[float]:
+        model = Rnnlm(V, 6, 10, cell=cell, dropout=0.0, rng=1)
+        optimiser, found = Adam(lr=0.05), []
+        for k in range(3):
+            found.append(model.forward((IDS + k) % V, (IDS + k + 1) % V))
+            model.backward()
+            optimiser.update(model.params, model.grads)
+        return list(map(float, found))
+
+    want = losses()
+    with use_fake_device(lambda: EmulatedEngine(multiprocessors=3)) as engine:
+        np.testing.assert_allclose(losses(), want, rtol=1e-5)
+    assert set(engine.gpu.launched) == {
+        f"{cell}_persistent_forward", f"{cell}_persistent_backward",
+        "adam_1", "adam_4", "add_rows_1",
+    }  # fmt: skip
+    assert want[2] < want[0]
+
+
 def test_parameters_start_from_the_same_numbers():
     with use_fake_device():
         made = rnn.TimeGRU.create(D, H, rng=3)

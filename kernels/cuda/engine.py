@@ -268,7 +268,7 @@ class CudaEngine(DeviceEngine):
         exchange = xp.zeros((2, plan.groups * plan.tiles * c.rows, c.stride), Wh.dtype)
         if start is not None:
             exchange[0, :N, :H] = start
-        counters = xp.zeros(32 * plan.groups, xp.uint32)  # a cache line each
+        counters = xp.zeros(32 * plan.groups, np.uint32)  # a cache line each
         kernel = persistent.kernel(cell, c, plan.tiles)
         weights = persistent.packed(xp, Wh, c)
         given = weights, *arrays, exchange, counters, T, N, H

@@ -214,10 +214,10 @@ def packed(xp: Any, Wh: Any, tiling: Tiling) -> Any:
     full = xp.ascontiguousarray(full)
     if c.precision != "bf16":
         return full
-    pattern = full.view(xp.uint32)
+    pattern = full.view(np.uint32)
     pattern = (pattern + 0x7FFF + ((pattern >> 16) & 1)) >> 16  # to the nearest, ties to even
     pattern = pattern.reshape(-1, 2)
-    return (pattern[:, 0] | (pattern[:, 1] << 16)).astype(xp.uint32).view(xp.float32)
+    return (pattern[:, 0] | (pattern[:, 1] << 16)).astype(np.uint32).view(np.float32)
 
 
 @cache
