@@ -6,7 +6,7 @@
 ``device.py``     what engines share whose arrays are not in host memory
 ``layout.py``     where compiled engines keep a cell's gates
 ``cpu/``          the Numba engine
-``cuda/``         the CUDA engine (so far: gate kernels and host code, run in an emulator)
+``cuda/``         the CUDA engine: CuPy, and kernels by Numba CUDA
 
 Nothing in here imports from the rest of ``numba_rnn``.
 """

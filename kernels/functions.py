@@ -1,14 +1,14 @@
 """The activation functions that cells are written with, and their derivatives.
 
 These definitions work on NumPy arrays; they are the specification. A compiled engine registers
-its own version of each (see ``cpu/vector_functions.py``), so a cell function that calls
-``sigmoid(a)`` runs unchanged on whatever numbers that engine uses.
+its own version of each (``cpu/vector_functions.py``, ``cuda/lanes.py``), so a cell function that
+calls ``sigmoid(a)`` runs unchanged on whatever numbers that engine uses.
 
 Each derivative takes the function's *output*, as in the lecture: backward then needs no
 pre-activations, only what forward has already stored.
 
-To add a function, define it here and register its vector version in ``cpu/vector_functions.py``.
-``sqrt`` is for optimisers (``ReferenceEngine.update``) and has none.
+To add a function, define it here and register its versions in those two. ``sqrt`` is for optimisers
+(``ReferenceEngine.update``) and has none for the CPU.
 """
 
 import numpy as np

@@ -3,6 +3,7 @@
 import re
 import sys
 from dataclasses import replace
+from types import FunctionType
 from unittest import mock
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from cuda_emulator import EmulatedGpu, EmulationError
 from helpers import DTYPES, outcome, random_problem, relative_error
 from numba_rnn import cells
-from numba_rnn.kernels.cuda import build, gates, persistent, updates
+from numba_rnn.kernels.cuda import build, gates, lanes, persistent, updates
 from numba_rnn.kernels.cuda.engine import CudaEngine
 from numba_rnn.kernels.cuda.kernel import Device
 from numba_rnn.kernels.layout import layout
@@ -101,6 +102,37 @@ def test_a_long_contraction_is_loaded_ahead():
     engine = Emulated(cut)
     assert worst_error(engine, random_problem("rnn", *sizes, np.float32)) < LIMITS["float32"]
     assert engine.plan(cells.get("rnn"), 2, 90, np.float32)[0].tiling.chunks == 8
+
+
+# ---- the functions that cells call
+
+SPECIAL = {  # the GPU's instructions, exactly; it has them to 2 units in the last place
+    "_power_of_two": lambda x: np.exp2(x.astype(np.float64)).astype(np.float32),
+    "_reciprocal": lambda x: (1 / x.astype(np.float64)).astype(np.float32),
+    "_magnitude32": np.abs,
+    "where": np.where,
+}
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "tanh"])
+def test_the_gpu_s_functions_are_exact_enough(name):
+    spread = np.concatenate([10.0 ** np.arange(-30, 3, 0.01), np.arange(0, 20, 0.001), [0, np.inf]])
+    x = np.concatenate([spread, -spread]).astype(np.float32)
+    function = getattr(lanes, f"_{name}_float32")
+    with np.errstate(all="ignore"):
+        got = FunctionType(function.__code__, {**vars(lanes), **SPECIAL})(x)
+        wide = x.astype(np.float64)
+        want = np.tanh(wide) if name == "tanh" else 1 / (1 + np.exp(-wide))
+    assert got.dtype == np.float32
+    off = np.abs(got - want)
+    assert off[np.abs(want) < 1.2e-38].max() < 1.2e-38  # flushed to 0
+    units = off / np.spacing(np.maximum(np.abs(want), 1.2e-38).astype(np.float32))
+    if name == "tanh":
+        assert units.max() < 4
+    else:  # x / log 2 is rounded before it becomes an exponent
+        near = np.abs(x) < 80
+        assert (units / (2 + np.abs(x)))[near].max() < 1
+        assert off[~near].max() < 1e-34
 
 
 # ---- training

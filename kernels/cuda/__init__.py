@@ -1,9 +1,19 @@
 """The CUDA engine: passes over a sequence on an NVIDIA GPU.
 
-engine.py    host code: products by the array library, one launch of a gate kernel a step
+engine.py      host code: products by the array library, kernels for the steps between them
    |
-gates.py     the gate kernels of a cell, made from its own functions
-lanes.py     what those functions compute with: some numbers side by side
-build.py     from a kernel to a cubin, with or without a GPU, kept on disk
-target.py    which Numba compiles for GPUs here, and all in which they differ
+persistent.py  one kernel for all steps, the recurrent weights on chip, tensor cores
+gates.py       a kernel for one step, between two products
+updates.py     kernels of training: an optimiser's rule, an embedding's gradient
+   |
+arithmetic.py  a cell's step as lines of a kernel, and where its numbers lie
+kernel.py      what a kernel is: its text, what it refers to, how it is launched
+   |
+build.py       from a kernel to a cubin, with or without a GPU, kept on disk
+lanes.py       what a cell's functions compute with: some numbers side by side
+ptx.py         instructions that Numba does not know, one line each
+target.py      which Numba compiles for GPUs here, and all in which they differ
+gpu.py         CuPy: arrays, launches, what the device has room for
+
+Kernels are plain Python functions, so the tests run them in an emulator, on machines without a GPU.
 """

@@ -4,6 +4,7 @@ All in which they differ, and all that either needs on a machine without a GPU, 
 """
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -31,6 +32,9 @@ else:
 __all__ = ["NVIDIA", "cuda", "intrinsic", "models", "overload", "ptx_of", "register_model", "types"]
 
 
+_COMPILING = threading.Lock()
+
+
 class _Device:
     def __init__(self, capability: tuple[int, int]) -> None:
         self.compute_capability = capability
@@ -54,6 +58,6 @@ def _assumed_device(capability: tuple[int, int]) -> Iterator[None]:
 def ptx_of(kernel: Any, takes: tuple[Any, ...], capability: tuple[int, int], threads: int) -> str:
     """A kernel's PTX, for arguments of these types and blocks of so many threads."""
     bounds = {"launch_bounds": (threads, 1)} if NVIDIA else {}
-    with _assumed_device(capability):
+    with _COMPILING, _assumed_device(capability):
         ptx, _ = cuda.compile_ptx(kernel, types.void(*takes), cc=capability, **bounds)
     return str(ptx)
