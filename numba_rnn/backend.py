@@ -201,11 +201,8 @@ def engine() -> ReferenceEngine:
 def _device_engine(array: Any) -> ReferenceEngine:
     """The engine of an array that is not NumPy's."""
     kind = f"{type(array).__module__}.{type(array).__qualname__}"
-    try:
-        found = _LOADERS["cuda"]()
-    except BackendError as error:
-        raise BackendError(f"an array of {kind} wants the cuda engine: {error}") from error
-    if not found.owns(array):
+    found = engine_for(array) if hasattr(array, "__cuda_array_interface__") else None
+    if found is None or not found.owns(array):
         raise TypeError(f"expected an array of NumPy or of the cuda engine, got {kind}")
     return found
 
@@ -234,7 +231,10 @@ def engine_for(value: Any) -> ReferenceEngine:
     What is on a device stays there; all else goes where the engine in force has its arrays.
     """
     if hasattr(value, "__cuda_array_interface__"):
-        return _LOADERS["cuda"]()
+        try:
+            return _LOADERS["cuda"]()
+        except BackendError as error:
+            raise BackendError(f"an array on a device wants the cuda engine: {error}") from error
     chosen = _override.get()
     return chosen.engine if chosen else _process_home()
 

@@ -59,9 +59,8 @@ def _expect_kind(
         return
     if hasattr(value, "__cuda_array_interface__"):
         raise TypeError(
-            f"{name}: expected {what} of shape {spell(shape)} in host memory, as the parameters "
-            f'are, got one on a device; layer.to("cuda") moves the layer there, '
-            f"cupy.asnumpy({name}) copies the array here"
+            f"{name}: expected {what} of shape {spell(shape)} in host memory, got one on a device; "
+            f'layer.to("cuda") moves a layer there, cupy.asnumpy({name}) copies the array here'
         )
     raise TypeError(f"{name}: expected {what} of shape {spell(shape)}, got {type(value).__name__}")
 
