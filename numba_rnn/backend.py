@@ -200,9 +200,9 @@ def engine() -> ReferenceEngine:
 
 def _device_engine(array: Any) -> ReferenceEngine:
     """The engine of an array that is not NumPy's."""
-    kind = f"{type(array).__module__}.{type(array).__qualname__}"
     found = engine_for(array) if hasattr(array, "__cuda_array_interface__") else None
     if found is None or not found.owns(array):
+        kind = f"{type(array).__module__}.{type(array).__qualname__}"
         raise TypeError(f"expected an array of NumPy or of the cuda engine, got {kind}")
     return found
 
