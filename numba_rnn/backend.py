@@ -32,10 +32,11 @@ from typing import Any
 
 import numpy as np
 
-from .kernels.reference import ReferenceEngine
+from .kernels.reference import ReferenceEngine as Engine
 
 __all__ = [
     "BackendError",
+    "Engine",
     "Explanation",
     "backend",
     "engine",
@@ -62,12 +63,12 @@ class BackendError(RuntimeError):
 
 
 @cache
-def _numpy() -> ReferenceEngine:
-    return ReferenceEngine()
+def _numpy() -> Engine:
+    return Engine()
 
 
 @cache
-def _numba() -> ReferenceEngine:
+def _numba() -> Engine:
     try:
         from .kernels.cpu.engine import NumbaEngine
     except ImportError as error:
@@ -78,7 +79,7 @@ def _numba() -> ReferenceEngine:
 
 
 @cache
-def _cuda() -> ReferenceEngine:
+def _cuda() -> Engine:
     remedy = "pip install numba-rnn[cuda]"
     try:
         import cupy
@@ -94,7 +95,7 @@ def _cuda() -> ReferenceEngine:
     return CudaEngine(Gpu())
 
 
-_LOADERS: dict[str, Callable[[], ReferenceEngine]] = {
+_LOADERS: dict[str, Callable[[], Engine]] = {
     "cuda": _cuda,
     "numba": _numba,
     "numpy": _numpy,
@@ -104,7 +105,7 @@ _FALL_BACK = ("cuda", "numba", "numpy")  # from the fastest to the one that alwa
 
 @dataclass(frozen=True)
 class _Choice:
-    engine: ReferenceEngine
+    engine: Engine
     reason: str
 
 
@@ -167,7 +168,7 @@ def _process_choice() -> _Choice:
 
 
 @cache
-def _process_home() -> ReferenceEngine:
+def _process_home() -> Engine:
     """An engine with the arrays of the process's choice, without importing numba for it."""
     name = _wish() or "auto"
     if name == "auto":
@@ -207,7 +208,7 @@ class use_backend:  # noqa: N801 (reads as a verb: with use_backend("numpy"): ..
         self._engine = choice.engine
         self._token: Token[_Choice | None] = _override.set(choice)
 
-    def __enter__(self) -> ReferenceEngine:
+    def __enter__(self) -> Engine:
         return self._engine
 
     def __exit__(
@@ -223,7 +224,7 @@ def _choice() -> _Choice:
     return _override.get() or _process_choice()
 
 
-def engine() -> ReferenceEngine:
+def engine() -> Engine:
     """The engine in force."""
     return _choice().engine
 
@@ -231,22 +232,19 @@ def engine() -> ReferenceEngine:
 # ---- where arrays are
 
 
-def _device_engine(array: Any) -> ReferenceEngine:
+def _device_engine(array: Any) -> Engine:
     """The engine of an array that is not NumPy's."""
-    kind = f"{type(array).__module__}.{type(array).__qualname__}"
     chosen = _override.get()
     if chosen is not None and chosen.engine.owns(array):
         return chosen.engine
-    try:
-        found = _LOADERS["cuda"]().with_precision(_wished_precision())
-    except BackendError as error:
-        raise BackendError(f"an array of {kind} wants the cuda engine: {error}") from error
-    if not found.owns(array):
+    found = engine_for(array) if hasattr(array, "__cuda_array_interface__") else None
+    if found is None or not found.owns(array):
+        kind = f"{type(array).__module__}.{type(array).__qualname__}"
         raise TypeError(f"expected an array of NumPy or of the cuda engine, got {kind}")
     return found
 
 
-def engine_of(param: Any) -> ReferenceEngine:
+def engine_of(param: Any) -> Engine:
     """The engine that runs where a parameter is.
 
     The one in force for a NumPy array; the CUDA engine for an array of its library, whatever is
@@ -264,18 +262,21 @@ def engine_of(param: Any) -> ReferenceEngine:
     return running
 
 
-def engine_for(value: Any) -> ReferenceEngine:
+def engine_for(value: Any) -> Engine:
     """An engine that has its arrays where something that is given goes.
 
     What is on a device stays there; all else goes where the engine in force has its arrays.
     """
     if hasattr(value, "__cuda_array_interface__"):
-        return _LOADERS["cuda"]()
+        try:
+            return _LOADERS["cuda"]().with_precision(_wished_precision())
+        except BackendError as error:
+            raise BackendError(f"an array on a device wants the cuda engine: {error}") from error
     chosen = _override.get()
     return chosen.engine if chosen else _process_home()
 
 
-def engine_named(name: str) -> ReferenceEngine:
+def engine_named(name: str) -> Engine:
     """An engine that has its arrays where ``name`` says: "cuda", or "cpu", "numba", "numpy".
 
     Raises ValueError for another name, BackendError where there is no GPU that answers.
@@ -291,7 +292,7 @@ def engine_named(name: str) -> ReferenceEngine:
         raise BackendError(f"to: cuda cannot run here: {error}") from error
 
 
-def move(array: Any, to: ReferenceEngine) -> Any:
+def move(array: Any, to: Engine) -> Any:
     """The array, NumPy's or an engine's, as an array of an engine; the same one if it is that."""
     if not isinstance(array, np.ndarray) and not to.owns(array):
         array = _device_engine(array).to_host(array)

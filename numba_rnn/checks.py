@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .kernels.reference import ReferenceEngine
-
+Engine = Any  # one of backend.py's, which this module must not import
 Array = Any  # of NumPy, or of the library of an engine on a device
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
@@ -27,7 +26,7 @@ def accept(
     value: Any,
     shape: tuple[int | str, ...],
     dtype: np.dtype[Any] | None,
-    here: ReferenceEngine,
+    here: Engine,
 ) -> Array:
     """An array as ``expect_array`` wants it, where the engine has its arrays.
 
@@ -41,7 +40,7 @@ def accept(
     return here.to_device(value)
 
 
-def adopt(value: Any, here: ReferenceEngine) -> Any:
+def adopt(value: Any, here: Engine) -> Any:
     """For an engine on a device, what has DLPack as an array of it, without a copy.
 
     Everything else comes back as it is.
@@ -52,16 +51,15 @@ def adopt(value: Any, here: ReferenceEngine) -> Any:
 
 
 def _expect_kind(
-    name: str, value: Any, shape: tuple[int | str, ...], here: ReferenceEngine | None, what: str
+    name: str, value: Any, shape: tuple[int | str, ...], here: Engine | None, what: str
 ) -> None:
     """Refuse what is no NumPy array, unless it is one of the engine's."""
     if here is not None and here.owns(value):
         return
     if hasattr(value, "__cuda_array_interface__"):
         raise TypeError(
-            f"{name}: expected {what} of shape {spell(shape)} in host memory, as the parameters "
-            f'are, got one on a device; layer.to("cuda") moves the layer there, '
-            f"cupy.asnumpy({name}) copies the array here"
+            f"{name}: expected {what} of shape {spell(shape)} in host memory, got one on a device; "
+            f'layer.to("cuda") moves a layer there, cupy.asnumpy({name}) copies the array here'
         )
     raise TypeError(f"{name}: expected {what} of shape {spell(shape)}, got {type(value).__name__}")
 
@@ -71,7 +69,7 @@ def expect_array(
     value: Any,
     shape: tuple[int | str, ...],
     dtype: np.dtype[Any] | None = None,
-    here: ReferenceEngine | None = None,
+    here: Engine | None = None,
 ) -> None:
     """Refuse what is not an array of that shape and dtype.
 
@@ -112,7 +110,7 @@ def accept_ids(
     ids: Any,
     shape: tuple[int | str, ...],
     limit: int,
-    here: ReferenceEngine,
+    here: Engine,
     ignore: int | None = None,
 ) -> Array:
     """Integers as ``expect_ids`` wants them, where the engine has its arrays; see ``accept``.
@@ -131,7 +129,7 @@ def expect_ids(
     shape: tuple[int | str, ...],
     limit: int,
     ignore: int | None = None,
-    here: ReferenceEngine | None = None,
+    here: Engine | None = None,
 ) -> None:
     """Refuse what is not an integer array with values in 0 .. limit - 1 (or ``ignore``)."""
     if not isinstance(ids, np.ndarray):

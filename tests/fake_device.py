@@ -298,6 +298,17 @@ def fake_device(kind: type[DeviceEngine] = FakeEngine) -> Iterator[DeviceEngine]
 
 
 @contextmanager
+def no_device() -> Iterator[None]:
+    """There is no GPU."""
+
+    def refuse() -> Any:
+        raise backend.BackendError("no GPU answers")
+
+    with mock.patch.dict(backend._LOADERS, cuda=refuse):
+        yield
+
+
+@contextmanager
 def use_fake_device(kind: type[DeviceEngine] = FakeEngine) -> Iterator[DeviceEngine]:
     """There is a GPU, and the engine in force is on it."""
     with fake_device(kind) as engine, use_backend("cuda", strict=True):

@@ -18,6 +18,7 @@ from fake_device import (
     EmulatedEngine,
     asnumpy,
     fake_device,
+    no_device,
     no_waiting,
     use_fake_device,
     xp,
@@ -354,11 +355,15 @@ def test_wrong_arguments_are_refused_on_a_device_too():
 
 def test_without_a_gpu_nothing_moves_there():
     layer = rnn.TimeLSTM.create(D, H)
-    with pytest.raises(rnn.BackendError, match=r"^to: cuda cannot run here: "):
-        layer.to("cuda")
-    assert layer.to("cpu") is layer
-    with pytest.raises(rnn.BackendError):
-        rnn.TimeLSTM(*map(xp.asarray, layer.params))
+    with no_device():
+        with pytest.raises(rnn.BackendError, match=r"^to: cuda cannot run here: no GPU answers"):
+            layer.to("cuda")
+        assert layer.to("cpu") is layer
+        with pytest.raises(rnn.BackendError, match=r"^an array on a device wants .* no GPU ans"):
+            rnn.TimeLSTM(*map(xp.asarray, layer.params))
+    for wrong in ([1.0], 1.0, None):
+        with pytest.raises(TypeError, match="expected an array of NumPy or of the cuda engine"):
+            clip_grads([wrong], 1.0)
 
 
 # ---- optimisers and clipping

@@ -127,19 +127,31 @@ def within(name: str, package: str) -> bool:
 
 
 def test_kernels_stand_alone():
-    allowed = {"numpy", "numba", "llvmlite", *sys.stdlib_module_names}
+    anywhere = {"numpy", "numba", "llvmlite", *sys.stdlib_module_names}
     for module, targets in imports("numba_rnn.kernels").items():
+        on_a_gpu = within(module, "numba_rnn.kernels.cuda")
+        allowed = anywhere | {"cuda", "cupy", "numba_cuda"} if on_a_gpu else anywhere
         for target in targets:
             inside = within(target, "numba_rnn.kernels")
             assert inside or target.split(".")[0] in allowed, f"{module} imports {target}"
 
 
-def test_the_reference_and_the_cells_need_no_compiler():
+def test_the_reference_and_the_cells_need_no_compiler_and_engines_no_other():
+    engines = "numba_rnn.kernels.cpu", "numba_rnn.kernels.cuda"
     for module, targets in imports("numba_rnn.kernels").items():
-        if not within(module, "numba_rnn.kernels.cpu"):
-            for target in targets:
-                assert target.split(".")[0] not in {"numba", "llvmlite"}, f"{module}: {target}"
-                assert not within(target, "numba_rnn.kernels.cpu"), f"{module}: {target}"
+        own = next((engine for engine in engines if within(module, engine)), None)
+        for target in targets:
+            compiler = target.split(".")[0] in {"numba", "llvmlite"}
+            assert own or not compiler, f"{module}: {target}"
+            for engine in engines:
+                assert engine == own or not within(target, engine), f"{module}: {target}"
+
+
+def test_cupy_is_touched_in_one_place():
+    for package in ("numba_rnn", "numba_rnn.kernels"):
+        for module, targets in imports(package).items():
+            if module not in ("numba_rnn.kernels.cuda.gpu", "numba_rnn.backend"):
+                assert not any(within(target, "cupy") for target in targets), module
 
 
 # each room, and the rooms of numba_rnn that it may not import
