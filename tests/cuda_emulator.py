@@ -9,17 +9,19 @@ number, threads that wait for ever. What it cannot see: memory that other thread
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 from greenlet import getcurrent, greenlet
+from numpy.lib.stride_tricks import as_strided
 
 from numba_rnn.kernels.cuda.kernel import Device, Kernel
 
 NOBODY = -1
+STRIDED = {"source"}  # arguments that may have gaps between their rows
 
 
 class EmulationError(RuntimeError):
@@ -30,9 +32,12 @@ class Pointer:
     """An array's numbers one after the other, as a kernel sees them."""
 
     def __init__(self, array: np.ndarray, name: str) -> None:
-        if not array.flags.c_contiguous:
+        gaps = name in STRIDED and array.strides[-1] == array.itemsize
+        if not (array.flags.c_contiguous or gaps):
             raise EmulationError(f"{name}: an array of strides {array.strides} was launched on")
-        self.numbers, self.name = array.reshape(-1), name
+        reach = sum((n - 1) * s for n, s in zip(array.shape, array.strides, strict=True))
+        self.numbers = as_strided(array, (reach // array.itemsize + 1,), (array.itemsize,))
+        self.name = name
         self.writer = np.full(self.numbers.size, NOBODY)
 
     def __getitem__(self, index: int) -> Any:
@@ -194,14 +199,16 @@ class _Instructions:
             "put": lambda x, pointer, index: self._write(x, pointer, index, 1),
             "where": np.where,
             "shared": lambda: self.thread.block.memory,
+            "load1": wide(1),
             "load2": wide(2),
             "load4": wide(4),
             "fresh4": wide(4, fresh=True),
-            "store4": lambda pointer, index, x: self._write(x, pointer, index, 4),
+            "write": lambda pointer, index, x: self._write(x, pointer, index, len(x)),
             "arrive": arrive,
             "seen": seen,
             "tf32": lambda numbers: tuple(int(_rounded(x, 19)) for x in numbers),
             "bits": lambda numbers: tuple(int(x.view(np.uint32)) for x in numbers),
+            "numbers": lambda bits: tuple(_floats(bits).astype(np.float32)),
             "bfloat16": bfloat16,
             "rest": lambda numbers, rounded: tuple(
                 np.float32(x - r) for x, r in zip(numbers, _floats(rounded), strict=True)
@@ -294,15 +301,28 @@ class EmulatedGpu:
     def fits(self, kernel: Kernel, blocks: int) -> bool:
         return blocks <= self.device.multiprocessors
 
-    def products(self, precision: str) -> Any:
-        return nullcontext()
+    @contextmanager
+    def products(self, precision: str) -> Iterator[None]:
+        before, self.xp.precision = getattr(self.xp, "precision", "float32"), precision
+        yield
+        self.xp.precision = before
 
     def describe(self) -> str:
         return "an emulated GPU"
 
 
 class Poisoned:
-    """NumPy as CuPy would be, with uninitialised memory filled with NaN."""
+    """NumPy as CuPy would be, with uninitialised memory filled with NaN.
+
+    precision  of products, anything but "float32": factors rounded to TF32
+    """
+
+    precision = "float32"
+
+    def matmul(self, a: np.ndarray, b: np.ndarray, out: Any = None) -> np.ndarray:
+        if self.precision != "float32" and a.dtype == np.float32:
+            a, b = (_rounded(x, 19).view(np.float32) for x in (a, b))
+        return np.matmul(a, b, out=out)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(np, name)

@@ -12,7 +12,7 @@ import pytest
 from cuda_emulator import EmulatedGpu, EmulationError
 from helpers import DTYPES, outcome, random_problem, relative_error
 from numba_rnn import cells
-from numba_rnn.kernels.cuda import build, gates, lanes, persistent, updates
+from numba_rnn.kernels.cuda import build, gates, lanes, persistent, products, updates
 from numba_rnn.kernels.cuda.engine import CudaEngine
 from numba_rnn.kernels.cuda.kernel import Device
 from numba_rnn.kernels.layout import layout
@@ -133,6 +133,29 @@ def test_the_gpu_s_functions_are_exact_enough(name):
         near = np.abs(x) < 80
         assert (units / (2 + np.abs(x)))[near].max() < 1
         assert off[~near].max() < 1e-34
+
+
+# ---- products over all steps
+
+
+@pytest.mark.parametrize(("m", "k", "n"), [(50, 12, 8), (12, 50, 8), (31, 7, 9), (7, 31, 5)])
+@pytest.mark.parametrize("turned", [(False, False), (True, False), (False, True)])
+def test_three_rough_products_are_as_good_as_an_exact_one(m, k, n, turned, monkeypatch):
+    monkeypatch.setattr(products, "WORTH", 0)
+    monkeypatch.setattr(products, "_BLOCK", 100)  # several blocks of rows
+    random = np.random.default_rng(0)
+    wide = [random.standard_normal((rows, columns + 4)) for rows, columns in ((m, k), (k, n))]
+    whole = [(x.T if turn else x).astype(np.float32) for x, turn in zip(wide, turned, strict=True)]
+    a, b = (x[:size].T if turn else x[:, :size]
+            for x, turn, size in zip(whole, turned, (k, n), strict=True))  # fmt: skip
+    gpu = EmulatedGpu(SMALL)
+    got, want = products.product(gpu, a, b), a.astype(np.float64) @ b.astype(np.float64)
+    assert got.dtype == np.float32
+    assert relative_error(got, want) < 1e-6
+    with gpu.products("tf32"):
+        assert relative_error(gpu.xp.matmul(a, b), want) > 1e-4
+    assert gpu.xp.precision == "float32"
+    assert len(gpu.launched) > 2
 
 
 # ---- training
@@ -344,6 +367,10 @@ def test_the_kernels_of_training_compile(count, dtype):
         numbers = len(kind()._numbers()) if kind not in (Adam, AdamW) else 6 + (kind is AdamW)
         compiled(updates.rule_kernel(kind.rule, 1 + len(kind.slots), numbers, count), dtype, (9, 0))
     compiled(updates.add_rows_kernel(count), dtype, (9, 0))
+    if dtype == np.float32:
+        for order in ("near, near, off", "near, off, near"):
+            text = compiled(products._kernel(order, count), dtype, (9, 0))
+            assert ("st.global.v4.f32" in text) == (count == 4)
 
 
 @needs_compiler

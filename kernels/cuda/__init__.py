@@ -4,6 +4,7 @@ engine.py      host code: products by the array library, kernels for the steps b
    |
 persistent.py  one kernel for all steps, the recurrent weights on chip, tensor cores
 gates.py       a kernel for one step, between two products
+products.py    float32 products of large matrices on tensor cores
 updates.py     kernels of training: an optimiser's rule, an embedding's gradient
    |
 arithmetic.py  a cell's step as lines of a kernel, and where its numbers lie

@@ -1,9 +1,9 @@
 """The CUDA engine's host code: what is large goes to the array library, what is left to kernels.
 
-Before the steps x Wx is one product for all of them, after them so are the gradients of the
-weights and dxs. The steps themselves are one launch of a persistent kernel where that is faster
-(``persistent.plan`` says), else a product and a launch each, or two of both where the cell has a
-second product:
+Before the steps x Wx is one product for all of them (``products.py``), after them so are the
+gradients of the weights and dxs. The steps themselves are one launch of a persistent kernel where
+that is faster (``persistent.plan`` says), else a product and a launch each, or two of both where
+the cell has a second product:
 
     forward, step t                                  backward, step t, from the last
       early = h[t] Wh                                  backward_gates -> dgates[t], dstate
@@ -28,14 +28,14 @@ from ..cells import Cell
 from ..device import DeviceEngine
 from ..layout import layout
 from ..reference import Array, State, expect_consistent
-from . import build, gates, persistent, updates
+from . import build, gates, persistent, products, updates
 from .kernel import Gpu
 
 
 class CudaEngine(DeviceEngine):
     """Forward and backward of any cell, on a GPU.
 
-    precision  of the products, for float32: "float32" (3xTF32 in persistent kernels), "tf32", or
+    precision  of the products, for float32: "float32" (by 3xTF32 where that pays), "tf32", or
                "bf16" (in persistent kernels; TF32 for what is left to the library)
     """
 
@@ -99,7 +99,7 @@ class CudaEngine(DeviceEngine):
         Wx, Wh, b = self._in_order(cell, params)
         H = Wh.shape[0]
 
-        x_side = xp.matmul(_time_first(xp, xs), Wx).reshape(T, N, at.x_gates * H)
+        x_side = self._product(_time_first(xp, xs), Wx).reshape(T, N, at.x_gates * H)
         states = xp.empty((T + 1, len(cell.states), N, H), xs.dtype)
         states[0] = xp.stack(state)
         saved = xp.empty((T, at.stored, N, H), xs.dtype)
@@ -161,10 +161,10 @@ class CudaEngine(DeviceEngine):
 
         rows = dgates.reshape(T * N, G * H)
         x_rows, early_rows = rows[:, : at.x_gates * H], rows[:, early_columns]
-        dWx = _time_first(xp, xs).T @ x_rows
-        dWh = states[:T, 0].reshape(T * N, H).T @ early_rows
+        dWx = self._product(_time_first(xp, xs).T, x_rows)
+        dWh = self._product(states[:T, 0].reshape(T * N, H).T, early_rows)
         if at.late:
-            late = operands.reshape(T * N, H).T @ rows[:, first_late:]
+            late = self._product(operands.reshape(T * N, H).T, rows[:, first_late:])
             dWh = xp.concatenate([dWh, late], axis=1)
         db = [_cell_order(xp, x_rows.sum(axis=0)[None], at.x_blocks, H)]
         if cell.biases == 2:
@@ -175,7 +175,7 @@ class CudaEngine(DeviceEngine):
             _cell_order(xp, dWh, at.h_blocks, H),
             xp.concatenate(db) if cell.biases == 2 else db[0][0],
         )
-        dxs = xp.matmul(x_rows, Wx.T).reshape(T, N, D).transpose(1, 0, 2)
+        dxs = self._product(x_rows, Wx.T).reshape(T, N, D).transpose(1, 0, 2)
         return xp.ascontiguousarray(dxs), tuple(dstate_), gradients
 
     def _backward_steps(
@@ -240,6 +240,12 @@ class CudaEngine(DeviceEngine):
             _layout_order(xp, Wh, at.h_blocks, H),
             _aligned(xp, b),
         )
+
+    def _product(self, a: Array, b: Array) -> Array:
+        """A product over all steps."""
+        if self.precision == "float32":
+            return products.product(self.gpu, a, b)
+        return self.xp.matmul(a, b)  # in TF32
 
     def _count(self, numbers: int, arrays: Sequence[Array]) -> int:
         """How many numbers a thread takes at once: 16 bytes where they and the arrays allow it."""

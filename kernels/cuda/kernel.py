@@ -70,7 +70,7 @@ class Device:
 
 
 # arguments that are no arrays of the kernel's dtype
-INTEGERS = {"t", "T", "N", "H", "size"}
+INTEGERS = {"t", "T", "N", "H", "size", "stride", "row", "block"}
 NUMBERS = tuple(f"number{k}" for k in range(8))  # of that dtype
 COUNTERS = {"counters"}  # uint32
 INDICES = {"rows", "order"}  # int64

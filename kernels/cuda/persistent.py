@@ -268,7 +268,7 @@ def _lines(cell: Cell, c: Tiling, tiles: int) -> list[str]:
         f"along, across = warp % {c.along}, warp // {c.along}",
         "memory = shared()",
         f"for i in range(thread * 4, {c.weights}, {4 * c.threads}):",
-        f"    store4(memory, i, load4(weights, block * {c.weights} + i))",
+        f"    write(memory, i, load4(weights, block * {c.weights} + i))",
         *(_lone_start(c, tiles) if c.lone else []),
         "cuda.syncthreads()",
         "for step in range(T):",
@@ -290,7 +290,7 @@ def _lone_start(c: Tiling, tiles: int) -> list[str]:
     words = c.rows * tiles * c.stride
     return [
         f"for i in range(thread * 4, {words}, {4 * c.threads}):",
-        f"    store4(memory, {c.weights + c.parts} + i, load4(exchange, group * {words} + i))",
+        f"    write(memory, {c.weights + c.parts} + i, load4(exchange, group * {words} + i))",
     ]
 
 

@@ -5,14 +5,15 @@ access starts at a multiple of its width. Several numbers travel as a tuple.
 
     shared()                        this block's dynamic shared memory
     put(x, pointer, index)          one number
-    load4, load2, store4            16 or 8 bytes at once
+    load4, load2, load1             16, 8 or 4 bytes at once, as a tuple
+    write(pointer, index, numbers)  as many at once
     fresh4(pointer, index)          16 bytes that another block wrote: from L2, not from L1
     arrive(counters, index)         add 1, after all that the block wrote before
     seen(counters, index)           read; what was written before those arrivals is there after it
     tf32(numbers)                   rounded to TF32, as bits
     rest(numbers, bits)             what that rounding left off
     bfloat16(numbers)               rounded, two to a register, as bits
-    bits(numbers)                   as they are
+    bits(numbers), numbers(bits)    the same bits
     mma_tf32(a, b, c), mma_bfloat16(a, b, c)     c + a b by a warp, 16 x 8 numbers
 
 The tensor cores' fragments, lane = 4 g + q (PTX ISA, "Matrix Fragments for mma"):
@@ -29,8 +30,8 @@ from llvmlite import ir
 from .target import intrinsic, types
 
 NAMES = (
-    "arrive", "bfloat16", "bits", "fresh4", "load2", "load4", "mma_bfloat16", "mma_tf32", "put",
-    "rest", "seen", "shared", "store4", "tf32",
+    "arrive", "bfloat16", "bits", "fresh4", "load1", "load2", "load4", "mma_bfloat16", "mma_tf32",
+    "numbers", "put", "rest", "seen", "shared", "tf32", "write",
 )  # fmt: skip
 
 _FLOAT, _INT32, _INT64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
@@ -95,20 +96,21 @@ def _loading(count):
     return load
 
 
-load2, load4 = _loading(2), _loading(4)
+load1, load2, load4 = _loading(1), _loading(2), _loading(4)
 
 
 @intrinsic
-def store4(typing, pointer, index, numbers):
-    """Four numbers side by side."""
+def write(typing, pointer, index, numbers):
+    """Numbers side by side."""
 
     def codegen(context, builder, signature, args):
-        wide = ir.VectorType(_FLOAT, 4)
+        count = len(signature.args[2])
+        wide = ir.VectorType(_FLOAT, count)
         value = ir.Constant(wide, ir.Undefined)
-        for k, number in enumerate(_parts(builder, args[2], 4)):
+        for k, number in enumerate(_parts(builder, args[2], count)):
             value = builder.insert_element(value, number, _INT32(k))
         place = builder.bitcast(builder.gep(args[0], [args[1]]), wide.as_pointer())
-        builder.store(value, place, align=16)
+        builder.store(value, place, align=4 * count)
         return context.get_dummy_value()
 
     return types.void(pointer, index, numbers), codegen
@@ -193,6 +195,18 @@ bfloat16 = _converting(  # the second number goes to the upper half
     "cvt.rn.bf16x2.f32 $0, $1, $2;",
     lambda numbers: [(numbers[k + 1], numbers[k]) for k in range(0, len(numbers), 2)],
 )
+
+
+@intrinsic
+def numbers(typing, bits):
+    """The numbers of these bits."""
+    kind = types.UniTuple(types.float32, len(bits))
+
+    def codegen(context, builder, signature, args):
+        values = (builder.bitcast(x, _FLOAT) for x in _parts(builder, args[0], len(bits)))
+        return _tuple(context, builder, kind, values)
+
+    return kind(bits), codegen
 
 
 @intrinsic

@@ -1,0 +1,95 @@
+"""Products of large float32 matrices on the tensor cores, which know TF32 only.
+
+A float32 is the sum of two TF32 numbers, a = a1 + a2, but for its last bits. Of
+
+    a b = a1 b1 + a1 b2 + a2 b1 + a2 b2
+
+the last term is below what float32 keeps, and the others are one product of three times the
+contraction (3xTF32), a third of the tensor cores' speed, several times that of float32 arithmetic:
+
+    [ a1  a1  a2 ] [ b1 ]
+                   [ b2 ]
+                   [ b1 ]
+
+The rows of tall matrices are taken in blocks, so that the copies stay small.
+"""
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from .kernel import Gpu, Kernel
+
+WORTH = 4e9  # operations from which on the copies cost less than they save
+_THREADS = 256
+_BLOCK = 1 << 25  # numbers of a matrix copied at a time
+
+
+def product(gpu: Gpu, a: Any, b: Any) -> Any:
+    """a b for matrices of float32; a transposed one may be a view of what it is transposed of."""
+    m, k = a.shape
+    n = b.shape[1]
+    if a.dtype != np.float32 or 2 * m * n * k < WORTH:
+        return gpu.xp.matmul(a, b)
+    if m >= k:  # tall: a block of rows of the result each
+        out, each = gpu.xp.empty((m, n), a.dtype), max(1, _BLOCK // k)
+        right = _thirds(gpu, b, contracted=0)
+        with gpu.products("tf32"):
+            for r in range(0, m, each):
+                out[r : r + each] = gpu.xp.matmul(_thirds(gpu, a[r : r + each], 1), right)
+        return out
+    each = max(1, _BLOCK // max(m, n))  # a block of the contraction each
+    out = None
+    with gpu.products("tf32"):
+        for r in range(0, k, each):
+            left, right = _thirds(gpu, a[:, r : r + each], 1), _thirds(gpu, b[r : r + each], 0)
+            term = gpu.xp.matmul(left, right)
+            out = term if out is None else out + term
+    return out
+
+
+def _thirds(gpu: Gpu, matrix: Any, contracted: int) -> Any:
+    """The left factor (contracted 1) as [a1 a1 a2], the right one (0) as [b1; b2; b1]."""
+    order = "near, near, off" if contracted else "near, off, near"
+    by_rows = matrix.strides[1] == matrix.itemsize  # else it is the transposed of such a one
+    if not by_rows:
+        matrix, contracted = matrix.T, 1 - contracted
+    if matrix.strides[1] != matrix.itemsize:
+        matrix = gpu.xp.ascontiguousarray(matrix)
+    rows, columns = matrix.shape
+    stride = matrix.strides[0] // matrix.itemsize
+    shape = (rows, 3 * columns) if contracted else (3 * rows, columns)
+    row, block = (3 * columns, columns) if contracted else (columns, rows * columns)
+    out = gpu.xp.empty(shape, matrix.dtype)
+    interface = getattr(matrix, "__cuda_array_interface__", None) or matrix.__array_interface__
+    wide = columns % 4 == 0 and stride % 4 == 0 and interface["data"][0] % 16 == 0
+    kernel = _kernel(order, 4 if wide else 1)
+    grid = rows, -(-columns // (kernel.threads * (4 if wide else 1)))
+    gpu.launch(kernel, grid, (matrix, out, stride, row, block, columns))
+    return out if by_rows else out.T
+
+
+@cache
+def _kernel(order: str, count: int) -> Kernel:
+    """Split a matrix, ``count`` numbers a thread: blockIdx.x is the row."""
+    from . import ptx
+
+    lines = [
+        f"j = (cuda.blockIdx.y * cuda.blockDim.x + cuda.threadIdx.x) * {count}",
+        "if j >= size:",
+        "    return",
+        f"x = load{count}(source, cuda.blockIdx.x * stride + j)",
+        "pattern = tf32(x)",
+        "near, off = numbers(pattern), numbers(tf32(rest(x, pattern)))",
+        f"first, second, third = {order}",
+        "place = cuda.blockIdx.x * row + j",
+        "write(out, place, first)",
+        "write(out, place + block, second)",
+        "write(out, place + 2 * block, third)",
+    ]
+    names = f"load{count}", "numbers", "rest", "tf32", "write"
+    outer = {name: getattr(ptx, name) for name in names}
+    takes = "source", "out", "stride", "row", "block", "size"
+    name = f"thirds_{'left' if order.endswith('off') else 'right'}_{count}"
+    return Kernel(name, takes, lines, {}, _THREADS, outer)
