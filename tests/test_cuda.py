@@ -12,7 +12,7 @@ import pytest
 from cuda_emulator import EmulatedGpu, EmulationError
 from helpers import DTYPES, outcome, random_problem, relative_error
 from numba_rnn import cells
-from numba_rnn.kernels.cuda import build, gates, lanes, persistent, products, updates
+from numba_rnn.kernels.cuda import build, gates, lanes, persistent, products, tiling, updates
 from numba_rnn.kernels.cuda.engine import CudaEngine
 from numba_rnn.kernels.cuda.kernel import Device
 from numba_rnn.kernels.layout import layout
@@ -44,8 +44,8 @@ class Emulated(CudaEngine):
         columns = units * (gates_ if forward else 1)
         while columns % (8 * across):
             along, across = along * 2, across // 2
-        tiling = persistent.Tiling(H, gates_, forward, units, rows, along, across, self.precision)
-        return persistent.Plan(tiling, tiles, -(-N // (rows * tiles)), 0.0), "the test wants it"
+        made = tiling.Tiling(H, gates_, forward, units, rows, along, across, self.precision)
+        return tiling.Plan(made, tiles, -(-N // (rows * tiles)), 0.0), "the test wants it"
 
 
 def worst_error(engine, problem):
@@ -259,14 +259,14 @@ def test_the_emulator_finds_faults_in_persistent_kernels(right, wrong):
 
 
 @pytest.mark.parametrize("device", [H200, A100], ids=["H200", "A100"])
-@pytest.mark.parametrize("precision", persistent.PRECISIONS)
+@pytest.mark.parametrize("precision", tiling.PRECISIONS)
 def test_plans_fit_the_device_and_cover_the_work(device, precision):
     random, found = np.random.default_rng(0), 0
     for _ in range(60):
         N, H = int(random.integers(1, 400)), int(random.integers(1, 1300))
         cell = cells.get(str(random.choice(ONE_PRODUCT)))
         for forward in (True, False):
-            plan, why = persistent.plan(cell, N, H, forward, precision, device)
+            plan, why = tiling.plan(cell, N, H, forward, precision, device)
             assert why
             if plan is None:
                 continue
@@ -284,7 +284,7 @@ def test_plans_fit_the_device_and_cover_the_work(device, precision):
 
 def test_a_plan_says_why_there_is_none():
     for name, N, H, why in (("gru", 1, 8, "two products"), ("lstm", 8, 4000, "do not fit")):
-        plan, reason = persistent.plan(cells.get(name), N, H, True, "float32", H200)
+        plan, reason = tiling.plan(cells.get(name), N, H, True, "float32", H200)
         assert plan is None
         assert why in reason
 
@@ -344,7 +344,7 @@ def test_every_gate_kernel_compiles(name, kernel, dtype, capability):
 )
 def test_every_persistent_kernel_compiles(name, precision, N, H, device, capability):
     for forward in (True, False):
-        plan, _ = persistent.plan(cells.get(name), N, H, forward, precision, device)
+        plan, _ = tiling.plan(cells.get(name), N, H, forward, precision, device)
         if plan is None:
             continue
         kernel = persistent.kernel(cells.get(name), plan.tiling, plan.tiles)

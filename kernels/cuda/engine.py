@@ -2,7 +2,7 @@
 
 Before the steps x Wx is one product for all of them (``products.py``), after them so are the
 gradients of the weights and dxs. The steps themselves are one launch of a persistent kernel where
-that is faster (``persistent.plan`` says), else a product and a launch each, or two of both where
+that is faster (``tiling.plan`` says), else a product and a launch each, or two of both where
 the cell has a second product:
 
     forward, step t                                  backward, step t, from the last
@@ -28,7 +28,7 @@ from ..cells import Cell
 from ..device import DeviceEngine
 from ..layout import layout
 from ..reference import Array, State, expect_consistent
-from . import build, gates, persistent, products, updates
+from . import build, gates, persistent, products, tiling, updates
 from .kernel import Gpu
 
 
@@ -44,7 +44,7 @@ class CudaEngine(DeviceEngine):
     def __init__(self, gpu: Gpu, precision: str = "float32") -> None:
         super().__init__(gpu.xp)
         self.gpu, self.precision = gpu, precision
-        self._plans: dict[Any, tuple[persistent.Plan | None, str]] = {}
+        self._plans: dict[Any, tuple[tiling.Plan | None, str]] = {}
         self._others: dict[str, CudaEngine] = {precision: self}
 
     def with_precision(self, precision: str) -> "CudaEngine":
@@ -55,13 +55,13 @@ class CudaEngine(DeviceEngine):
 
     def plan(
         self, cell: Cell, N: int, H: int, dtype: Any, forward: bool = True
-    ) -> tuple[persistent.Plan | None, str]:
+    ) -> tuple[tiling.Plan | None, str]:
         """How the steps of a batch of N rows and H units run, None: step by step; and why."""
         if dtype != np.float32:
             return None, "float64 has no tensor cores"
         key = cell, N, H, forward
         if key not in self._plans:
-            plan, why = persistent.plan(cell, N, H, forward, self.precision, self.gpu.device)
+            plan, why = tiling.plan(cell, N, H, forward, self.precision, self.gpu.device)
             if plan is not None:
                 kernel = persistent.kernel(cell, plan.tiling, plan.tiles)
                 if not self.gpu.fits(kernel, plan.tiling.blocks * plan.groups):
@@ -265,7 +265,7 @@ class CudaEngine(DeviceEngine):
         self.gpu.launch(kernel, grid, (*arrays, t, T, N, H))
 
     def _run_persistent(
-        self, cell: Cell, plan: persistent.Plan, Wh: Array, arrays: Sequence[Array],
+        self, cell: Cell, plan: tiling.Plan, Wh: Array, arrays: Sequence[Array],
         start: Array | None, sizes: tuple[int, int, int],
     ) -> None:  # fmt: skip
         """Launch a persistent kernel; ``start`` (N, H) is what the first step multiplies."""
@@ -276,7 +276,7 @@ class CudaEngine(DeviceEngine):
             exchange[0, :N, :H] = start
         counters = xp.zeros(32 * plan.groups, np.uint32)  # a cache line each
         kernel = persistent.kernel(cell, c, plan.tiles)
-        weights = persistent.packed(xp, Wh, c)
+        weights = tiling.packed(xp, Wh, c)
         given = weights, *arrays, exchange, counters, T, N, H
         self.gpu.launch(kernel, (c.blocks, plan.groups), given)
 

@@ -1,0 +1,193 @@
+"""How a persistent kernel is cut, and whether there should be one.
+
+A block has ``units`` hidden units and ``rows`` rows of the batch at a time; its warps share the
+contraction of the product (``along``) and its columns (``across``). Which cut is best is estimated
+from what a step has to wait for: the other blocks, the first byte and the bytes of what they
+wrote, the tensor cores.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..cells import Cell
+from ..layout import layout
+from .kernel import Device
+
+PRECISIONS = ("float32", "tf32", "bf16")
+_LOADS_ON_THEIR_WAY = 8  # 16-byte loads of the exchange a lane has in flight
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a persistent kernel is cut.
+
+    size     H, units of the layer
+    gates    recurrent gates: columns of a unit forward, H numbers of contraction each backward
+    forward  forward or backward
+    units    hidden units of a block, a multiple of 8
+    rows     rows of the batch at a time, a multiple of 16
+    along    warps that share the contraction
+    across   warps that share the columns
+    """
+
+    size: int
+    gates: int
+    forward: bool
+    units: int
+    rows: int
+    along: int
+    across: int
+    precision: str
+
+    @property
+    def threads(self) -> int:
+        """Of a block."""
+        return 32 * self.along * self.across
+
+    @property
+    def blocks(self) -> int:
+        """Of a group."""
+        return -(-self.size // self.units)
+
+    @property
+    def columns(self) -> int:
+        """Of a block's product."""
+        return self.units * (self.gates if self.forward else 1)
+
+    @property
+    def chunks(self) -> int:
+        """The contraction in sixteens, as many for each warp."""
+        contraction = self.size * (1 if self.forward else self.gates)
+        each = -(-contraction // (16 * self.along))
+        ahead = self.ahead
+        return self.along * (-(-each // ahead) * ahead if each > ahead else each)
+
+    @property
+    def ahead(self) -> int:
+        """Chunks whose exchange is loaded at once."""
+        return max(1, _LOADS_ON_THEIR_WAY // (self.rows // 8))
+
+    @property
+    def stride(self) -> int:
+        """From row to row of the exchange."""
+        odd = self.chunks % 2  # a lone block's rows: neighbours in different banks
+        return 16 * self.chunks + (16 if self.blocks == 1 and not odd else 0)
+
+    @property
+    def lone(self) -> bool:
+        """A group is one block."""
+        return self.blocks == 1
+
+    @property
+    def weights(self) -> int:
+        """Words of a block's weights."""
+        return self.columns * self.chunks * (8 if self.precision == "bf16" else 16)
+
+    @property
+    def parts(self) -> int:
+        """Words of the warps' parts."""
+        words = self.along * self.rows * (self.columns + 1)
+        return -(-words // 4) * 4
+
+    def shared(self, tiles: int) -> int:
+        """Bytes of shared memory, for groups of so many times ``rows`` rows."""
+        lone = self.rows * tiles * self.stride if self.lone else 0
+        return 4 * (self.weights + self.parts + lone)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A tiling, and how many times its rows a group has."""
+
+    tiling: Tiling
+    tiles: int
+    groups: int
+    microseconds: float  # a step, as estimated
+
+
+# What a step costs, in microseconds: estimates, which only have to order the choices.
+_MEETING, _FIRST_BYTE, _FIRST_BYTE_SHARED = 0.9, 0.7, 0.1
+_L2_BYTES, _PRODUCTS = 4.5e6, 1000.0  # a microsecond: of the device; 16 x 8 x 8 of a multiprocessor
+_STEP_BY_STEP, _FLOP = 9.0, 30e6  # a product and a launch; a microsecond
+
+
+def plan(
+    cell: Cell, N: int, H: int, forward: bool, precision: str, device: Device
+) -> tuple[Plan | None, str]:
+    """The best way to run so many rows and units persistently, or None; and why."""
+    gates = layout(cell).early
+    if layout(cell).late:
+        return None, f"{cell.name} has two products a step"
+    step_by_step = _STEP_BY_STEP + 2 * N * H * H * gates / _FLOP
+    plans = [
+        plan
+        for units in (8, 16, 32, 64, 128)
+        for rows in (16, 32)
+        for warps in (8, 16)
+        for across in (1, 2, 4, 8, 16)
+        if across <= warps
+        and (plan := _cut(N, H, gates, forward, units, rows, warps, across, precision, device))
+    ]
+    if not plans:
+        return None, f"the recurrent weights of H {H} do not fit on the chip"
+    best = min(plans, key=lambda plan: plan.microseconds)
+    if best.microseconds > step_by_step:
+        return None, f"N {N} and H {H} are large enough for one product a step"
+    return best, (
+        f"the weights stay on chip, {best.tiling.units} units a block, "
+        f"{best.tiling.blocks * best.groups} blocks in {best.groups} groups"
+    )
+
+
+def _cut(
+    N: int, H: int, gates: int, forward: bool, units: int, rows: int, warps: int, across: int,
+    precision: str, device: Device,
+) -> Plan | None:  # fmt: skip
+    if units >= 2 * H and units > 8:
+        return None
+    c = Tiling(H, gates, forward, units, rows, warps // across, across, precision)
+    if c.columns % (8 * across):
+        return None
+    most = device.multiprocessors // c.blocks
+    if most == 0:
+        return None
+    tiles = -(-N // (rows * most))
+    groups = -(-N // (rows * tiles))
+    pairs = -(-units * rows // c.threads)
+    sums = rows // 16 * (c.columns // 8 // across) * 4
+    loads = 4 * _LOADS_ON_THEIR_WAY * (2 if c.chunks // c.along > c.ahead else 1)
+    registers = 40 + sums + loads + pairs * (4 + 2 * gates)
+    if pairs > 4 or registers > (230 if warps == 8 else 120) or c.shared(tiles) > device.shared:
+        return None
+    read = 4 * rows * 16 * c.chunks * tiles * c.blocks * groups / _L2_BYTES
+    each = 1 if precision == "bf16" else 2 if precision == "tf32" else 6
+    products = tiles * (rows // 16) * (c.columns // 8) * c.chunks * each / _PRODUCTS
+    parts = tiles * c.parts * 2 / 32e3
+    first = tiles * (_FIRST_BYTE_SHARED if c.lone else _FIRST_BYTE + 0.2)
+    meeting = 0 if c.lone else _MEETING
+    microseconds = meeting + first + products + parts + (0 if c.lone else read)
+    return Plan(c, tiles, groups, microseconds)
+
+
+def packed(xp: Any, Wh: Any, tiling: Tiling) -> Any:
+    """The weights of all blocks in the order of shared memory, from Wh (H, gates H).
+
+    bfloat16 travels as float32 of the same bits, two to a number.
+    """
+    c, H = tiling, tiling.size
+    each = Wh.reshape(H, c.gates, H)
+    # (columns of a unit, units, contraction)
+    each = each.transpose(1, 2, 0) if c.forward else each.reshape(1, H, c.gates * H)
+    full = xp.zeros((each.shape[0], c.blocks * c.units, 16 * c.chunks), Wh.dtype)
+    full[:, :H, : each.shape[2]] = each
+    full = full.reshape(each.shape[0], c.blocks, c.units, 16 * c.chunks).transpose(1, 0, 2, 3)
+    full = full.reshape(c.blocks, c.columns // 8, 8, c.chunks, 16).transpose(0, 1, 3, 2, 4)
+    full = xp.ascontiguousarray(full)
+    if c.precision != "bf16":
+        return full
+    pattern = full.view(np.uint32)
+    pattern = (pattern + 0x7FFF + ((pattern >> 16) & 1)) >> 16  # to the nearest, ties to even
+    pattern = pattern.reshape(-1, 2)
+    return (pattern[:, 0] | (pattern[:, 1] << 16)).astype(np.uint32).view(np.float32)
