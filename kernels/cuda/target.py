@@ -5,6 +5,7 @@ All in which they differ, and all that either needs on a machine without a GPU, 
 
 import contextlib
 import threading
+import warnings
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -14,7 +15,9 @@ import numpy as np
 if not hasattr(np, "row_stack"):  # numba-cuda 0.30 asks for it, NumPy 2.5 has it no more
     np.row_stack = np.vstack  # noqa: NPY201
 
-from numba import cuda, types
+with warnings.catch_warnings():  # numba-cuda's own, of NumPy 2.5
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from numba import cuda, types
 
 NVIDIA = getattr(cuda, "implementation", "Built-in") == "NVIDIA"
 
