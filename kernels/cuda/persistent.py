@@ -146,7 +146,8 @@ def _product(c: Tiling, tiles: int) -> list[str]:
     lines += loads("x", "0")
     body = []
     if each > ahead:  # the next ones are on their way meanwhile
-        body += [f"later = min(chunk + {ahead}, {each - ahead})", *loads("next", "later")]
+        last = each - ahead
+        body += [f"later = chunk + {ahead} if chunk < {last} else {last}", *loads("next", "later")]
     for k in range(ahead):
         body += _chunk(c, k, f"along * {each} + chunk + {k}")
     if each > ahead:
@@ -220,7 +221,8 @@ class _Pair:
             f"row{m}, unit{m} = pair // {c.units}, pair % {c.units}",
             f"n{m}, j{m} = first + row{m}, block * {c.units} + unit{m}",
             f"live{m} = row{m} < {c.rows} and n{m} < N and j{m} < H",
-            f"n{m}, j{m}, row{m} = min(n{m}, N - 1), min(j{m}, H - 1), min(row{m}, {c.rows - 1})",
+            f"n{m}, j{m} = n{m} if n{m} < N else N - 1, j{m} if j{m} < H else H - 1",
+            f"row{m} = row{m} if row{m} < {c.rows} else {c.rows - 1}",
             *step.here(),
             *(step.known() if c.forward else [*step.found(), *step.arriving()]),
         ]
