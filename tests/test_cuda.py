@@ -349,6 +349,7 @@ def test_every_persistent_kernel_compiles(name, precision, N, H, device, capabil
             continue
         kernel = persistent.kernel(cells.get(name), plan.tiling, plan.tiles)
         text = compiled(kernel, np.float32, capability)
+        assert kernel.shared <= device.shared
         kind = "m16n8k16.row.col.f32.bf16" if precision == "bf16" else "m16n8k8.row.col.f32.tf32"
         assert f"mma.sync.aligned.{kind}" in text
         assert "ld.shared.v" in text  # the weights
