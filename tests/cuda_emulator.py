@@ -118,6 +118,11 @@ def _floats(patterns: Any) -> np.ndarray:
     return np.array(patterns, np.uint32).view(np.float32).astype(np.float64)
 
 
+def _cut_off(patterns: Any) -> np.ndarray:
+    """What the tensor cores make of float32's bits where they want TF32."""
+    return _floats([int(x) & 0xFFFFE000 for x in patterns])
+
+
 def _multiply(kind: str, given: list[tuple[Any, Any, Any]]) -> list[tuple[Any, ...]]:
     """What each lane of a warp gets of c + a b."""
     deep = 8 if kind == "mma_tf32" else 16
@@ -125,8 +130,8 @@ def _multiply(kind: str, given: list[tuple[Any, Any, Any]]) -> list[tuple[Any, .
     for lane, (a_, b_, c_) in enumerate(given):
         g, q = divmod(lane, 4)
         if kind == "mma_tf32":
-            a[[g, g + 8, g, g + 8], [q, q, q + 4, q + 4]] = _floats(a_)
-            b[[q, q + 4], g] = _floats(b_)
+            a[[g, g + 8, g, g + 8], [q, q, q + 4, q + 4]] = _cut_off(a_)
+            b[[q, q + 4], g] = _cut_off(b_)
         else:
             low, high = (_floats([(x << s) & 0xFFFF0000 for x in a_]) for s in (16, 0))
             rows, start = [g, g + 8, g, g + 8], np.array([2 * q, 2 * q, 2 * q + 8, 2 * q + 8])
@@ -207,6 +212,11 @@ class _Instructions:
             "arrive": arrive,
             "seen": seen,
             "tf32": lambda numbers: tuple(int(_rounded(x, 19)) for x in numbers),
+            "near": lambda numbers: tuple(int(_rounded(x, 19)) for x in numbers),
+            "off": lambda numbers, rounded: tuple(
+                int(np.float32(x - r).view(np.uint32))
+                for x, r in zip(numbers, _floats(rounded), strict=True)
+            ),
             "bits": lambda numbers: tuple(int(x.view(np.uint32)) for x in numbers),
             "numbers": lambda bits: tuple(_floats(bits).astype(np.float32)),
             "bfloat16": bfloat16,

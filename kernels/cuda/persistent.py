@@ -30,7 +30,7 @@ Shared memory, in float32:   weights | the warps' parts of the product | exchang
     parts     (warps along the contraction, rows, columns + 1)
 
 float32 accuracy comes from TF32 products of both factors' rounded values and of what the rounding
-left off (3xTF32).
+left off (3xTF32). For precision "tf32" the weights are rounded once, on their way to shared memory.
 """
 
 from functools import cache
@@ -93,7 +93,8 @@ def _lines(cell: Cell, c: Tiling, tiles: int) -> list[str]:
         f"along, across = warp % {c.along}, warp // {c.along}",
         "memory = shared()",
         f"for i in range(thread * 4, {c.weights}, {4 * c.threads}):",
-        f"    write(memory, i, load4(weights, block * {c.weights} + i))",
+        f"    weight = load4(weights, block * {c.weights} + i)",
+        f"    write(memory, i, {'numbers(tf32(weight))' if c.precision == 'tf32' else 'weight'})",
         *(_lone_start(c, tiles) if c.lone else []),
         "cuda.syncthreads()",
         "for step in range(T):",
@@ -169,37 +170,51 @@ def _product(c: Tiling, tiles: int) -> list[str]:
 
 def _chunk(c: Tiling, k: int, chunk: str) -> list[str]:
     """Add sixteen of the contraction to all sums."""
-    high, wide = c.rows // 16, c.columns // 8 // c.across
-    lines = []
-    for i in range(high):
+    rough = _chunk_bf16 if c.precision == "bf16" else _chunk_tf32
+    words = 64 if c.precision == "bf16" else 128  # of 8 columns
+    wide = c.columns // 8 // c.across
+    lines = [
+        f"place = (across * {wide * c.chunks} + {chunk}) * {words} + lane * {words // 32}",
+    ]
+    return lines + rough(c, k, [f"place + {j * c.chunks * words}" for j in range(wide)])
+
+
+def _chunk_bf16(c: Tiling, k: int, places: list[str]) -> list[str]:
+    high, lines = range(c.rows // 16), []
+    for i in high:
+        lines += [
+            f"v, w = bfloat16(x{k}_{2 * i}), bfloat16(x{k}_{2 * i + 1})",
+            f"a{i} = (v[0], w[0], v[1], w[1])",
+        ]
+    for j, place in enumerate(places):
+        lines.append(f"weight = bits(load2(memory, {place}))")
+        lines += [f"sum{i}_{j} = mma_bfloat16(a{i}, weight, sum{i}_{j})" for i in high]
+    return lines
+
+
+def _chunk_tf32(c: Tiling, k: int, places: list[str]) -> list[str]:
+    exact = c.precision == "float32"
+    high, lines = range(c.rows // 16), []
+    for i in high:
         v, w = f"x{k}_{2 * i}", f"x{k}_{2 * i + 1}"
-        if c.precision == "bf16":
-            lines += [f"v, w = bfloat16({v}), bfloat16({w})", f"a{i} = (v[0], w[0], v[1], w[1])"]
-            continue
-        for e in (0, 1):
+        for e in (0, 1):  # eights of the sixteen
             lines.append(f"a = ({v}[{2 * e}], {w}[{2 * e}], {v}[{2 * e + 1}], {w}[{2 * e + 1}])")
-            lines.append(f"a{i}_{e} = tf32(a)")
-            if c.precision == "float32":
-                lines.append(f"rest{i}_{e} = tf32(rest(a, a{i}_{e}))")
-    words = 64 if c.precision == "bf16" else 128
-    lines.append(f"place = (across * {wide * c.chunks} + {chunk}) * {words} + lane * {words // 32}")
-    for j in range(wide):
-        where = f"place + {j * c.chunks * words}"
-        if c.precision == "bf16":
-            lines.append(f"near = bits(load2(memory, {where}))")
-            lines += [f"sum{i}_{j} = mma_bfloat16(a{i}, near, sum{i}_{j})" for i in range(high)]
-            continue
-        lines += [f"weight = load4(memory, {where})", "near = tf32(weight)"]
-        if c.precision == "float32":
-            lines.append("off = tf32(rest(weight, near))")
+            lines.append(f"a{i}_{e} = {'near' if exact else 'tf32'}(a)")
+            if exact:
+                lines.append(f"rest{i}_{e} = off(a, a{i}_{e})")
+    for j, place in enumerate(places):
+        lines.append(f"weight = load4(memory, {place})")
+        lines.append(f"most = {'near' if exact else 'bits'}(weight)")
+        if exact:
+            lines.append("less = off(weight, most)")
         for e in (0, 1):
-            pair, off = (f"({x}[{2 * e}], {x}[{2 * e + 1}])" for x in ("near", "off"))
-            for i in range(high):
+            most, less = (f"({part}[{2 * e}], {part}[{2 * e + 1}])" for part in ("most", "less"))
+            for i in high:
                 total, a = f"sum{i}_{j}", f"a{i}_{e}"
-                if c.precision == "float32":  # small ones first
-                    lines.append(f"{total} = mma_tf32({a}, {off}, {total})")
-                    lines.append(f"{total} = mma_tf32(rest{i}_{e}, {pair}, {total})")
-                lines.append(f"{total} = mma_tf32({a}, {pair}, {total})")
+                if exact:  # small ones first
+                    lines.append(f"{total} = mma_tf32({a}, {less}, {total})")
+                    lines.append(f"{total} = mma_tf32(rest{i}_{e}, {most}, {total})")
+                lines.append(f"{total} = mma_tf32({a}, {most}, {total})")
     return lines
 
 
