@@ -24,7 +24,7 @@ from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
 from functools import cache
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -32,6 +32,7 @@ from .kernels.reference import ReferenceEngine
 
 __all__ = [
     "BackendError",
+    "Engine",
     "Explanation",
     "backend",
     "engine",
@@ -46,6 +47,9 @@ __all__ = [
 
 VARIABLE, STRICT_VARIABLE = "NUMBA_RNN_BACKEND", "NUMBA_RNN_STRICT"
 NAMES = ("auto", "numpy", "numba", "cuda")
+
+
+Engine: TypeAlias = ReferenceEngine  # all derive from it
 
 
 class BackendError(RuntimeError):

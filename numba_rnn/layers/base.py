@@ -4,9 +4,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from ..backend import engine_for, engine_named, engine_of, move
+from ..backend import Engine, engine_for, engine_named, engine_of, move
 from ..checks import Array
-from ..kernels.reference import ReferenceEngine
 
 
 class ForwardFirst(RuntimeError):  # noqa: N818 (reads as the remedy)
@@ -49,13 +48,13 @@ class Layer:
         self._move(engine_named(name))
         return self
 
-    def _move(self, there: ReferenceEngine) -> None:
+    def _move(self, there: Engine) -> None:
         params = [move(p, there) for p in self.params]
         self.grads[:] = [move(g, there) for g in self.grads]
         self.params[:] = params
         self.forget()
 
-    def _engine(self) -> ReferenceEngine:
+    def _engine(self) -> Engine:
         """The engine that runs where the parameters are."""
         return engine_of(self.params[0])
 

@@ -4,8 +4,8 @@ from typing import Any, Self
 
 import numpy as np
 
+from ..backend import Engine
 from ..checks import Array, accept
-from ..kernels.reference import ReferenceEngine
 from .base import Layer
 from .initialisers import Seed, generator
 from .recurrent import TimeGRU, TimeLSTM, TimeRecurrent, TimeRNN
@@ -53,7 +53,7 @@ class Bidirectional(Layer):
         self.params = self.forward_layer.params + self.backward_layer.params
         self.grads = self.forward_layer.grads + self.backward_layer.grads
 
-    def _move(self, there: ReferenceEngine) -> None:
+    def _move(self, there: Engine) -> None:
         self.forward_layer._move(there)
         self.backward_layer._move(there)
         self._bind()

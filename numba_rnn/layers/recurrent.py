@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from ..backend import engine_for, move
+from ..backend import Engine, engine_for, move
 from ..checks import Array, accept, expect_choice
 from ..kernels import cells
 from ..kernels.cells import Cell
-from ..kernels.reference import ReferenceEngine
 from . import initialisers
 from .base import Layer
 from .initialisers import Seed
@@ -86,11 +85,11 @@ class _CellLayer(Layer):
         """H, the number of units."""
         return int(self.params[1].shape[0])
 
-    def _zeros(self, batch: int, here: ReferenceEngine) -> Array:
+    def _zeros(self, batch: int, here: Engine) -> Array:
         return here.xp.zeros((batch, self.hidden_size), self.dtype)
 
     def _accepted(
-        self, spelling: str, given: tuple[Array | None, ...], batch: int, here: ReferenceEngine
+        self, spelling: str, given: tuple[Array | None, ...], batch: int, here: Engine
     ) -> tuple[Array | None, ...]:
         """Check one array (N, H) for each state; ``spelling`` makes its name of the state's."""
         shape = batch, self.hidden_size
@@ -281,7 +280,7 @@ class TimeRecurrent(_CellLayer):
         self.state = tuple(self._zeros(batch, here) if v is None else v.copy() for v in given)
         self._state_given = True
 
-    def _move(self, there: ReferenceEngine) -> None:
+    def _move(self, there: Engine) -> None:
         state, dstate = (
             None if arrays is None else tuple(move(array, there) for array in arrays)
             for arrays in (self.state, self.dstate)
@@ -304,7 +303,7 @@ class TimeRecurrent(_CellLayer):
         self.state = None
         self._state_given = False
 
-    def _state_before(self, name: str, N: int, here: ReferenceEngine) -> tuple[Array, ...]:
+    def _state_before(self, name: str, N: int, here: Engine) -> tuple[Array, ...]:
         """What the next step starts from."""
         state = self.state if self.stateful or self._state_given else None
         if state is None:
