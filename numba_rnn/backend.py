@@ -28,7 +28,7 @@ from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
 from functools import cache
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -53,6 +53,9 @@ VARIABLE, STRICT_VARIABLE = "NUMBA_RNN_BACKEND", "NUMBA_RNN_STRICT"
 PRECISION_VARIABLE = "NUMBA_RNN_PRECISION"
 NAMES = ("auto", "numpy", "numba", "cuda")
 PRECISIONS = ("float32", "tf32", "bf16")
+
+
+Engine: TypeAlias = ReferenceEngine  # all derive from it
 
 
 class BackendError(RuntimeError):

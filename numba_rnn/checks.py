@@ -1,12 +1,21 @@
 """Errors that say which argument, what was expected and what came."""
 
 import math
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-Engine = Any  # one of backend.py's, which this module must not import
 Array = Any  # of NumPy, or of the library of an engine on a device
+
+
+class Home(Protocol):
+    """What a check needs of an engine: whose arrays are its own, and the way there."""
+
+    xp: Any
+
+    def owns(self, array: Any) -> bool: ...
+    def to_device(self, array: Any) -> Any: ...
+
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
@@ -26,7 +35,7 @@ def accept(
     value: Any,
     shape: tuple[int | str, ...],
     dtype: np.dtype[Any] | None,
-    here: Engine,
+    here: Home,
 ) -> Array:
     """An array as ``expect_array`` wants it, where the engine has its arrays.
 
@@ -40,7 +49,7 @@ def accept(
     return here.to_device(value)
 
 
-def adopt(value: Any, here: Engine) -> Any:
+def adopt(value: Any, here: Home) -> Any:
     """For an engine on a device, what has DLPack as an array of it, without a copy.
 
     Everything else comes back as it is.
@@ -51,7 +60,7 @@ def adopt(value: Any, here: Engine) -> Any:
 
 
 def _expect_kind(
-    name: str, value: Any, shape: tuple[int | str, ...], here: Engine | None, what: str
+    name: str, value: Any, shape: tuple[int | str, ...], here: Home | None, what: str
 ) -> None:
     """Refuse what is no NumPy array, unless it is one of the engine's."""
     if here is not None and here.owns(value):
@@ -69,7 +78,7 @@ def expect_array(
     value: Any,
     shape: tuple[int | str, ...],
     dtype: np.dtype[Any] | None = None,
-    here: Engine | None = None,
+    here: Home | None = None,
 ) -> None:
     """Refuse what is not an array of that shape and dtype.
 
@@ -110,7 +119,7 @@ def accept_ids(
     ids: Any,
     shape: tuple[int | str, ...],
     limit: int,
-    here: Engine,
+    here: Home,
     ignore: int | None = None,
 ) -> Array:
     """Integers as ``expect_ids`` wants them, where the engine has its arrays; see ``accept``.
@@ -129,7 +138,7 @@ def expect_ids(
     shape: tuple[int | str, ...],
     limit: int,
     ignore: int | None = None,
-    here: Engine | None = None,
+    here: Home | None = None,
 ) -> None:
     """Refuse what is not an integer array with values in 0 .. limit - 1 (or ``ignore``)."""
     if not isinstance(ids, np.ndarray):

@@ -189,7 +189,7 @@ def test_layers_know_no_engine_but_through_backend():
     for module, targets in imports("numba_rnn").items():
         if not within(module, "numba_rnn.backend"):
             for target in targets:
-                for engine in ("cpu", "cuda", "reference"):
+                for engine in ("cpu", "cuda", "device", "reference"):
                     assert not within(target, f"numba_rnn.kernels.{engine}"), f"{module}: {target}"
 
 
