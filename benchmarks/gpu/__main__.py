@@ -59,7 +59,7 @@ def sections(options: argparse.Namespace) -> dict[str, Section]:
         "launch": Section(launches, others.launch, 60, 60),
         "compile": Section(["kernels"], compile_all, 170, 170),
         "correctness": Section(checks, correctness.check, 60, 160),
-        "speed": Section(rows, speed.row, 40, 200),
+        "speed": Section(rows, speed.row, 60, 200),
         "memory": Section(MEMORY, speed.held, 40, 40),
         "training": Section(["language model"], others.training, 75, 75),
         "peers": Section(speed.PEERS, speed.peer, 100, 240),
