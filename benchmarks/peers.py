@@ -110,18 +110,18 @@ def ours_step(task: Task) -> Call:
 
 # ---- torch
 
-_TORCH_ORDER = {"lstm": "i f g o", "gru_reset_after": "r -z h", "rnn": "h"}
-_TORCH_NAME = {"lstm": "LSTM", "gru_reset_after": "GRU", "rnn": "RNN"}
+TORCH_ORDER = {"lstm": "i f g o", "gru_reset_after": "r -z h", "rnn": "h"}
+TORCH_NAME = {"lstm": "LSTM", "gru_reset_after": "GRU", "rnn": "RNN"}
 
 
-def _torch_module(task: Task, suffix: str = "") -> Any:
+def torch_module(task: Task, suffix: str = "") -> Any:
     import torch
 
     _, _, D, H = task.sizes
-    module = getattr(torch.nn, _TORCH_NAME[task.cell] + suffix)(D, H)
+    module = getattr(torch.nn, TORCH_NAME[task.cell] + suffix)(D, H)
     with torch.no_grad():
         for param, value in zip(
-            module.parameters(), task.blocks(_TORCH_ORDER[task.cell]), strict=True
+            module.parameters(), task.blocks(TORCH_ORDER[task.cell]), strict=True
         ):
             param.copy_(torch.from_numpy(value))
     return module
@@ -130,7 +130,7 @@ def _torch_module(task: Task, suffix: str = "") -> Any:
 def torch_train(task: Task, last_only: bool = False) -> Call:
     import torch
 
-    module = _torch_module(task)
+    module = torch_module(task)
     xs = torch.from_numpy(_time_first(task.xs)).requires_grad_()
     dhs = torch.from_numpy(_time_first(task.dhs))
 
@@ -151,7 +151,7 @@ def torch_train(task: Task, last_only: bool = False) -> Call:
 def torch_infer(task: Task) -> Call:
     import torch
 
-    module, xs = _torch_module(task), torch.from_numpy(_time_first(task.xs))
+    module, xs = torch_module(task), torch.from_numpy(_time_first(task.xs))
 
     def call() -> Any:
         with torch.inference_mode():
@@ -163,7 +163,7 @@ def torch_infer(task: Task) -> Call:
 def torch_cell_step(task: Task) -> Call:
     import torch
 
-    module, x = _torch_module(task, "Cell"), torch.from_numpy(task.xs[:, 0].copy())
+    module, x = torch_module(task, "Cell"), torch.from_numpy(task.xs[:, 0].copy())
     state = module(x)
     state = tuple(s.detach() for s in state) if isinstance(state, tuple) else state.detach()
 
@@ -177,7 +177,7 @@ def torch_cell_step(task: Task) -> Call:
 def torch_layer_step(task: Task) -> Call:
     import torch
 
-    module, x = _torch_module(task), torch.from_numpy(task.xs[:, :1].copy())
+    module, x = torch_module(task), torch.from_numpy(task.xs[:, :1].copy())
     _, state = module(x)
 
     def call() -> Any:

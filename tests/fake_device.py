@@ -26,8 +26,9 @@ backend = importlib.import_module("numba_rnn.backend")  # the name stands for a 
 NUMBERS = (bool, int, float, np.generic)
 UFUNCS = {
     "abs", "absolute", "add", "bitwise_and", "bitwise_or", "divide", "equal", "exp", "greater",
-    "greater_equal", "invert", "isfinite", "less", "less_equal", "log", "log1p", "matmul",
-    "maximum", "multiply", "negative", "not_equal", "sqrt", "square", "subtract", "true_divide",
+    "greater_equal", "invert", "isfinite", "left_shift", "less", "less_equal", "log", "log1p",
+    "matmul", "maximum", "multiply", "negative", "not_equal", "right_shift", "sqrt",
+    "square", "subtract", "true_divide",
 }  # fmt: skip
 
 
