@@ -162,6 +162,10 @@ class ReferenceEngine:
         """How the steps of so many rows and units run, and why, where an engine has a choice."""
         return {}
 
+    def product(self, a: Array, b: Array) -> Array:
+        """a b for matrices, as exact as the engine's other products."""
+        return a @ b
+
     def add_rows(self, out: Array, rows: Array, values: Array) -> None:
         """out[rows[k]] += values[k] for every k, repeated rows adding up (embedding gradient).
 

@@ -28,7 +28,7 @@ from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
 from functools import cache
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
@@ -53,9 +53,6 @@ VARIABLE, STRICT_VARIABLE = "NUMBA_RNN_BACKEND", "NUMBA_RNN_STRICT"
 PRECISION_VARIABLE = "NUMBA_RNN_PRECISION"
 NAMES = ("auto", "numpy", "numba", "cuda")
 PRECISIONS = ("float32", "tf32", "bf16")
-
-
-Engine: TypeAlias = ReferenceEngine  # all derive from it
 
 
 class BackendError(RuntimeError):
@@ -90,12 +87,16 @@ def _cuda() -> Engine:
         raise BackendError(f"CuPy cannot be imported ({error}); {remedy}") from error
     if not cupy.cuda.is_available():
         raise BackendError("no NVIDIA GPU with a driver answers")
+    capability = cupy.cuda.Device().compute_capability
+    if int(capability) < 80:
+        raise BackendError(f"the GPU's compute capability is {capability}, and 80 is the least")
     try:
         from .kernels.cuda.engine import CudaEngine
         from .kernels.cuda.gpu import Gpu
-    except ImportError as error:
-        raise BackendError(f"Numba's CUDA compiler is missing ({error}); {remedy}") from error
-    return CudaEngine(Gpu())
+
+        return CudaEngine(Gpu())
+    except Exception as error:  # whatever Numba, which compiles, or the driver raises
+        raise BackendError(f"Numba's CUDA compiler cannot be used ({error}); {remedy}") from error
 
 
 _LOADERS: dict[str, Callable[[], Engine]] = {

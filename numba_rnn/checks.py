@@ -17,6 +17,7 @@ class Home(Protocol):
     def to_device(self, array: Any) -> Any: ...
 
 
+_DLPACK_CPU = 1  # its number for host memory
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
@@ -52,11 +53,14 @@ def accept(
 def adopt(value: Any, here: Home) -> Any:
     """For an engine on a device, what has DLPack as an array of it, without a copy.
 
-    Everything else comes back as it is.
+    What has it in host memory becomes a NumPy array; everything else comes back as it is.
     """
     if here.xp is np or isinstance(value, np.ndarray) or here.owns(value):
         return value
-    return here.xp.from_dlpack(value) if hasattr(value, "__dlpack__") else value
+    if not hasattr(value, "__dlpack__"):
+        return value
+    on_host = value.__dlpack_device__()[0] == _DLPACK_CPU
+    return (np if on_host else here.xp).from_dlpack(value)
 
 
 def _expect_kind(

@@ -18,6 +18,7 @@ import numpy as np
 from greenlet import getcurrent, greenlet
 from numpy.lib.stride_tricks import as_strided
 
+from numba_rnn.kernels.cuda import lanes
 from numba_rnn.kernels.cuda.kernel import Device, Kernel
 
 NOBODY = -1
@@ -168,6 +169,14 @@ class _Instructions:
             raise EmulationError(f"{pointer.name}: two blocks wrote {index}")
         pointer.numbers[at], pointer.writer[at] = value, block
 
+    def _draw(self, pointer: Pointer, index: int, seed: int) -> None:
+        dtype, whole = pointer.numbers.dtype, (1 << 64) - 1
+        z = (seed + (int(index) + 1) * lanes.GOLDEN) & whole
+        for shift, factor in lanes.MIXING:
+            z = ((z ^ z >> shift) * factor) & whole
+        digits = 24 if dtype == np.float32 else 53
+        self._write(dtype.type(((z ^ z >> 31) >> 64 - digits) * 2.0**-digits), pointer, index, 1)
+
     def functions(self, count: int) -> dict[str, Callable[..., Any]]:
         def store(value: np.ndarray, pointer: Pointer, index: int) -> None:
             if value.dtype != pointer.numbers.dtype:
@@ -203,6 +212,7 @@ class _Instructions:
             "store": store,
             "put": lambda x, pointer, index: self._write(x, pointer, index, 1),
             "where": np.where,
+            "draw": self._draw,
             "shared": lambda: self.thread.block.memory,
             "load1": wide(1),
             "load2": wide(2),
@@ -310,6 +320,10 @@ class EmulatedGpu:
 
     def fits(self, kernel: Kernel, blocks: int) -> bool:
         return blocks <= self.device.multiprocessors
+
+    def address(self, array: Any) -> int:
+        interface = getattr(array, "__cuda_array_interface__", None) or array.__array_interface__
+        return int(interface["data"][0])
 
     @contextmanager
     def products(self, precision: str) -> Iterator[None]:

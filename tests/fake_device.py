@@ -137,13 +137,18 @@ class DeviceArray(np.lib.mixins.NDArrayOperatorsMixin):
 
     # ---- its parts and forms
 
-    def __getitem__(self, index: Any) -> "DeviceArray":
+    def _count_masks(self, index: Any) -> None:
+        """CuPy waits for how many numbers a mask takes, to read and to write."""
         parts = index if isinstance(index, tuple) else (index,)
         if any(isinstance(part, DeviceArray) and part.dtype == bool for part in parts):
-            Waits.count += 1  # for how many there are
+            Waits.count += 1
+
+    def __getitem__(self, index: Any) -> "DeviceArray":
+        self._count_masks(index)
         return wrap(self._numbers[numbers(index)])
 
     def __setitem__(self, index: Any, value: Any) -> None:
+        self._count_masks(index)
         self._numbers[numbers(index)] = numbers(value)
 
     @property
@@ -207,6 +212,17 @@ def device_only(function: Any) -> Any:
     return lambda *args, **options: computed(function, *args, **options)
 
 
+class _OnHost:
+    """What says that it is on a device, which is host memory here."""
+
+    def __init__(self, foreign: Any) -> None:
+        assert foreign.__dlpack_device__()[0] == 2, "CPU arrays cannot be directly imported"
+        self.__dlpack__ = foreign.__dlpack__
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0
+
+
 class Generator:
     """Random numbers, made on the device."""
 
@@ -222,9 +238,10 @@ xp = SimpleNamespace(
     asarray=lambda value: value if isinstance(value, DeviceArray) else on_device(value),
     array=on_device,
     asnumpy=asnumpy,
-    from_dlpack=lambda value: wrap(np.from_dlpack(value)),
+    from_dlpack=lambda value: wrap(np.from_dlpack(_OnHost(value))),
     empty=empty,
     zeros=lambda shape, dtype: wrap(np.zeros(shape, dtype)),
+    copyto=lambda out, value, where: np.copyto(out._numbers, numbers(value), where=numbers(where)),
     zeros_like=device_only(np.zeros_like),
     arange=lambda count: wrap(np.arange(count)),
     argsort=lambda array: computed(np.argsort, array, kind="stable"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from numba_rnn.kernels.cuda import build, persistent
+from numba_rnn.kernels.cuda import build, persistent, tiling
 from numba_rnn.kernels.cuda.kernel import Device, Kernel
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -157,7 +157,7 @@ def test_the_kernels_that_are_needed_are_known_without_a_gpu(gpu):
 def test_the_new_cell_of_the_benchmark_compiles(gpu):
     cell = gpu.speed.PEEPHOLE_LSTM
     for forward in (True, False):
-        plan, _ = persistent.plan(cell, 32, 256, forward, "float32", H200)
+        plan, _ = tiling.plan(cell, 32, 256, forward, "float32", H200)
         text = build.ptx(persistent.kernel(cell, plan.tiling, plan.tiles), np.float32, (9, 0))
         assert "mma.sync" in text
         assert ".f64" not in text

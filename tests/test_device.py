@@ -248,14 +248,14 @@ class Foreign:
 
     __cuda_array_interface__ = None
 
-    def __init__(self, array: Array) -> None:
-        self.array, self.ndim, self.shape = array, array.ndim, array.shape
+    def __init__(self, array: Array, kind: int = 2) -> None:  # 2: a GPU
+        self.array, self.ndim, self.shape, self.kind = array, array.ndim, array.shape, kind
 
     def __dlpack__(self, **options: Any) -> Any:
         return self.array.__dlpack__(**options)
 
     def __dlpack_device__(self) -> Any:
-        return self.array.__dlpack_device__()
+        return self.kind, 0
 
 
 @each_layer
@@ -276,6 +276,22 @@ def test_dlpack_shares_memory():
         layer.forward(Foreign(xs))
         _, kept = layer._tape
     assert np.shares_memory(kept._numbers, xs)
+
+
+class OnHost(Foreign):
+    """An array of another library, in host memory."""
+
+    __cuda_array_interface__ = property()  # it has none
+
+    def __init__(self, array: Array) -> None:
+        super().__init__(array, kind=1)
+
+
+def test_arrays_of_other_libraries_in_host_memory_are_copied():
+    xs = numbers(N, T, D)
+    with use_fake_device():
+        layer = rnn.TimeAffine.create(D, H, dtype=np.float64)
+        same(layer.forward(OnHost(xs)), host(layer.forward(xs)))
 
 
 # ---- dropout

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from numba_rnn import cells
-from numba_rnn.kernels.cuda import persistent
+from numba_rnn.kernels.cuda import persistent, tiling
 from numba_rnn.kernels.layout import layout
 from numba_rnn.kernels.reference import ReferenceEngine
 
@@ -152,19 +152,19 @@ class _Cut:
     def __init__(self, engine: Any, cut: tuple[int, int, int, int, int]) -> None:
         self.engine, self.cut = engine, cut
 
-    def __call__(self, cell: Any, N: int, H: int, dtype: Any, forward: bool = True) -> Any:
+    def __call__(self, cell: Any, N: int, T: int, H: int, dtype: Any, forward: bool = True) -> Any:
         units, rows, along, across, tiles = self.cut
         gates = layout(cell).early
         while units * (gates if forward else 1) % (8 * across):
             along, across = along * 2, across // 2
         precision = self.engine.precision
-        tiling = persistent.Tiling(H, gates, forward, units, rows, along, across, precision)
-        return persistent.Plan(tiling, tiles, -(-N // (rows * tiles)), 0.0), "asked for"
+        made = tiling.Tiling(H, gates, forward, units, rows, along, across, precision)
+        return tiling.Plan(made, tiles, -(-N // (rows * tiles)), 0.0, 1e9), "asked for"
 
     def fits(self, name: str, sizes: Sizes, forward: bool) -> bool:
         """Whether the device has room for it."""
         cell, (N, _, _, H), device = cells.get(name), sizes, self.engine.gpu.device
-        plan, _ = self(cell, N, H, np.float32, forward)
+        plan, _ = self(cell, N, 1, H, np.float32, forward)
         blocks = plan.tiling.blocks * plan.groups
         if plan.tiling.shared(plan.tiles) > device.shared or blocks > device.multiprocessors:
             return False

@@ -15,7 +15,7 @@ from unittest import mock
 import numpy as np
 
 from numba_rnn import cells, use_backend
-from numba_rnn.kernels.cuda import build, gates, persistent
+from numba_rnn.kernels.cuda import build, gates, persistent, tiling
 from numba_rnn.kernels.cuda.engine import CudaEngine
 from numba_rnn.kernels.cuda.kernel import Device
 
@@ -120,7 +120,7 @@ def _compiling(machine: Machine, item: str) -> dict[str, Any]:
     cell, device = cells.get("lstm"), Device(132, 227 * 1024)
     kernel = gates.kernel(cell, "forward_gates", 4, 128)
     if "persistent" in item:
-        plan, _ = persistent.plan(cell, 32, 256, True, "float32", device)
+        plan, _ = tiling.plan(cell, 32, 256, True, "float32", device)
         assert plan is not None
         kernel = persistent.kernel(cell, plan.tiling, plan.tiles)
     capability = (9, 0) if machine.emulated else machine.gpu.capability

@@ -43,18 +43,20 @@ def binary(kernel: Kernel, dtype: Any, capability: tuple[int, int]) -> Binary:
     """A kernel for devices of a capability, compiled now or by an earlier process."""
     kept = _place(kernel, np.dtype(dtype).name, capability)
     try:
-        entry, _, code = kept.read_bytes().partition(b"\n")
-        return Binary(code, entry.decode())
-    except OSError:
+        name, digest, code = kept.read_bytes().split(b"\n", 2)
+        if hashlib.sha256(code).hexdigest() == digest.decode():
+            return Binary(code, name.decode())
+    except (OSError, ValueError):  # there is none, or not a whole one
         pass
     text = ptx(kernel, dtype, capability)
+    entry = entry_of(text)
     try:
         code, _ = link(text, capability)
-    except Exception:  # whatever a linker that is not there raises: the driver takes PTX as well
-        code = text.encode()
-    made = Binary(code, entry_of(text))
-    _keep(kept, made.entry.encode() + b"\n" + made.code)
-    return made
+    except Exception:  # whatever a linker that is not there raises: the driver takes PTX as well,
+        return Binary(text.encode(), entry)  # more slowly, and says what is wrong with it
+    head = f"{entry}\n{hashlib.sha256(code).hexdigest()}\n"
+    _keep(kept, head.encode() + code)
+    return Binary(code, entry)
 
 
 def ptx(kernel: Kernel, dtype: Any, capability: tuple[int, int]) -> str:
@@ -89,9 +91,10 @@ def _make_known(function: Any) -> None:
 
 
 def _place(kernel: Kernel, dtype: str, capability: tuple[int, int]) -> Path:
+    import llvmlite
     import numba
 
-    versions = [numba.__version__]
+    versions = [numba.__version__, llvmlite.__version__]
     if NVIDIA:
         import numba_cuda
 
@@ -115,8 +118,11 @@ def _keep(place: Path, content: bytes) -> None:
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=place.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        Path(temporary).replace(place)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            Path(temporary).replace(place)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
     except OSError:
         pass

@@ -17,9 +17,9 @@ A ``Gpu`` has the library of the arrays (CuPy) and starts kernels on them; tests
 emulator there.
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,7 @@ class CudaEngine(DeviceEngine):
         super().__init__(gpu.xp)
         self.gpu, self.precision = gpu, precision
         self._plans: dict[Any, tuple[tiling.Plan | None, str]] = {}
+        self._fitting: set[Any] = set()  # plans that the GPU has been asked about
         self._others: dict[str, CudaEngine] = {precision: self}
 
     def with_precision(self, precision: str) -> "CudaEngine":
@@ -54,24 +55,29 @@ class CudaEngine(DeviceEngine):
         return self._others[precision]
 
     def plan(
-        self, cell: Cell, N: int, H: int, dtype: Any, forward: bool = True
+        self, cell: Cell, N: int, T: int, H: int, dtype: Any, forward: bool = True
     ) -> tuple[tiling.Plan | None, str]:
-        """How the steps of a batch of N rows and H units run, None: step by step; and why."""
+        """How T steps of a batch of N rows and H units run, None: step by step; and why."""
         if dtype != np.float32:
             return None, "float64 has no tensor cores"
         key = cell, N, H, forward
         if key not in self._plans:
-            plan, why = tiling.plan(cell, N, H, forward, self.precision, self.gpu.device)
-            if plan is not None:
-                kernel = persistent.kernel(cell, plan.tiling, plan.tiles)
-                if not self.gpu.fits(kernel, plan.tiling.blocks * plan.groups):
-                    plan, why = None, "the GPU has no room for all blocks at once"
-            self._plans[key] = plan, why
-        return self._plans[key]
+            self._plans[key] = tiling.plan(
+                cell, N, H, forward, self.precision, self.gpu.device
+            )  # fmt: skip
+        plan, why = self._plans[key]
+        if plan is not None and not plan.pays(T):
+            return None, f"too few steps, {T}, to pack the weights for"
+        if plan is not None and key not in self._fitting:
+            kernel = persistent.kernel(cell, plan.tiling, plan.tiles)
+            if not self.gpu.fits(kernel, plan.tiling.blocks * plan.groups):
+                plan, why = self._plans[key] = None, "the GPU has no room for all blocks at once"
+            self._fitting.add(key)
+        return plan, why
 
     def layout(self, cell: Cell, N: int, H: int, dtype: Any) -> dict[str, str]:
         both = {"forward": True, "backward": False}
-        found = {name: self.plan(cell, N, H, dtype, ahead) for name, ahead in both.items()}
+        found = {name: self.plan(cell, N, 100, H, dtype, ahead) for name, ahead in both.items()}
         return {
             name: f"{'step by step' if plan is None else 'persistent'}: {why}"
             for name, (plan, why) in found.items()
@@ -105,7 +111,7 @@ class CudaEngine(DeviceEngine):
         saved = xp.empty((T, at.stored, N, H), xs.dtype)
         hs = xp.empty((N, T, H), xs.dtype)
         operands = xp.empty((T, N, H) if at.late else (0, N, H), xs.dtype)
-        plan, _ = self.plan(cell, N, H, xs.dtype)
+        plan, _ = self.plan(cell, N, T, H, xs.dtype)
         if plan is not None:
             given = x_side, b, states, saved, hs
             self._run_persistent(cell, plan, Wh, given, states[0, 0], (T, N, H))
@@ -119,17 +125,18 @@ class CudaEngine(DeviceEngine):
     ) -> None:  # fmt: skip
         xp, at = self.xp, layout(cell)
         N, T, H = hs.shape
-        run = partial(self._run, cell, (T, N, H))
+        gates_step = self._step(cell, "forward_gates", hs)
+        operand_step = self._step(cell, "operand_gates", hs) if at.late else None
         early = xp.empty((N, at.early * H), hs.dtype)
         late = xp.empty((N, at.late * H), hs.dtype)
         Wh_early = xp.ascontiguousarray(Wh[:, : at.early * H])
         Wh_late = xp.ascontiguousarray(Wh[:, at.early * H :])
         for t in range(T):
             xp.matmul(states[t, 0], Wh_early, out=early)
-            if at.late:
-                run("operand_gates", t, x_side, early, b, states, operands)
+            if operand_step is not None:
+                operand_step(t, x_side, early, b, states, operands)
                 xp.matmul(operands[t], Wh_late, out=late)
-            run("forward_gates", t, x_side, early, late, b, states, saved, hs)
+            gates_step(t, x_side, early, late, b, states, saved, hs)
 
     def backward(
         self, cell: Cell, dhs: Array, dstate: State, saved: Any
@@ -149,8 +156,8 @@ class CudaEngine(DeviceEngine):
         early_columns = slice(first_late - at.early * H, first_late)
 
         dgates = xp.empty((T, N, G * H), xs.dtype)
-        dstate_, dhs = xp.ascontiguousarray(xp.stack(dstate)), _aligned(xp, dhs)
-        plan, _ = self.plan(cell, N, H, xs.dtype, forward=False)
+        dstate_, dhs = xp.ascontiguousarray(xp.stack(dstate)), self._aligned(dhs)
+        plan, _ = self.plan(cell, N, T, H, xs.dtype, forward=False)
         if plan is not None:
             given = dhs, states, kept, dgates, dstate_
             self._run_persistent(cell, plan, Wh, given, None, (T, N, H))
@@ -185,16 +192,18 @@ class CudaEngine(DeviceEngine):
         """Fills dgates and dstate; returns what comes through h Wh before the first step."""
         xp, at = self.xp, layout(cell)
         N, T, H = dhs.shape
-        run = partial(self._run, cell, (T, N, H))
-        Wh_early, Wh_late = Wh[:, : at.early * H].T, Wh[:, at.early * H :].T
+        gates_step = self._step(cell, "backward_gates", dhs)
+        operand_step = self._step(cell, "operand_backward_gates", dhs) if at.late else None
+        Wh_early = xp.ascontiguousarray(Wh[:, : at.early * H]).T  # a gap would be copied each step
+        Wh_late = xp.ascontiguousarray(Wh[:, at.early * H :]).T
         first_late = dgates.shape[2] - at.late * H
         early_columns = slice(first_late - at.early * H, first_late)
         through_h, doperand = xp.zeros((N, H), dhs.dtype), xp.empty((N, H), dhs.dtype)
         for t in reversed(range(T)):
-            run("backward_gates", t, dhs, through_h, states, kept, dgates, dstate)
-            if at.late:
+            gates_step(t, dhs, through_h, states, kept, dgates, dstate)
+            if operand_step is not None:
                 xp.matmul(dgates[t, :, first_late:], Wh_late, out=doperand)
-                run("operand_backward_gates", t, doperand, states, kept, dgates, dstate)
+                operand_step(t, doperand, states, kept, dgates, dstate)
             xp.matmul(dgates[t, :, early_columns], Wh_early, out=through_h)
         return through_h
 
@@ -220,10 +229,20 @@ class CudaEngine(DeviceEngine):
         numbers = [gradient.dtype.type(number) for number in numbers]
         self.gpu.launch(kernel, (blocks, 1), (*whole, *numbers, gradient.size))
 
+    def random(self, rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> Array:
+        out, kernel = self.xp.empty(shape, dtype), updates.random_kernel()
+        seed = int(rng.integers(2**63))
+        self.gpu.launch(kernel, (-(-out.size // kernel.threads), 1), (out, seed, out.size))
+        return out
+
+    def product(self, a: Array, b: Array) -> Array:
+        with self.gpu.products(self.precision):
+            return self._product(a, b)
+
     def add_rows(self, out: Array, rows: Array, values: Array) -> None:
         xp, H = self.xp, out.shape[1]
         order = xp.argsort(rows)  # CuPy's is stable
-        rows, values = rows[order].astype(np.int64), _aligned(xp, values)
+        rows, values = rows[order].astype(np.int64), self._aligned(values)
         count = self._count(H, [out, values])
         kernel = updates.add_rows_kernel(count)
         grid = len(rows), -(-H // (kernel.threads * count))
@@ -238,7 +257,7 @@ class CudaEngine(DeviceEngine):
         return (
             _layout_order(xp, Wx, at.x_blocks, H),
             _layout_order(xp, Wh, at.h_blocks, H),
-            _aligned(xp, b),
+            self._aligned(b),
         )
 
     def _product(self, a: Array, b: Array) -> Array:
@@ -247,22 +266,28 @@ class CudaEngine(DeviceEngine):
             return products.product(self.gpu, a, b)
         return self.xp.matmul(a, b)  # in TF32
 
+    def _aligned(self, array: Array) -> Array:
+        """The array without gaps, from a place where 16 bytes can be read at once."""
+        array = self.xp.ascontiguousarray(array)
+        return array if self.gpu.address(array) % 16 == 0 else array.copy()
+
     def _count(self, numbers: int, arrays: Sequence[Array]) -> int:
         """How many numbers a thread takes at once: 16 bytes where they and the arrays allow it."""
         wide = 16 // arrays[0].dtype.itemsize
-        fits = numbers % wide == 0 and all(_address(array) % 16 == 0 for array in arrays)
+        fits = numbers % wide == 0 and all(self.gpu.address(array) % 16 == 0 for array in arrays)
         return wide if fits else 1
 
-    def _run(
-        self, cell: Cell, sizes: tuple[int, int, int], name: str, t: int, *arrays: Array
-    ) -> None:
-        """Launch a gate kernel: 16 bytes a thread where that divides H, else a number."""
-        T, N, H = sizes
-        wide = 16 // arrays[0].dtype.itemsize
-        count = wide if H % wide == 0 else 1
-        kernel = gates.kernel(cell, name, count, self.gpu.device.threads)
-        grid = N, -(-H // (count * kernel.threads))
-        self.gpu.launch(kernel, grid, (*arrays, t, T, N, H))
+    def _step(self, cell: Cell, name: str, like: Array) -> Callable[..., None]:
+        """What launches a gate kernel for a step t; ``like`` is hs or dhs (N, T, H).
+
+        A thread has 16 bytes where that divides H, else a number.
+        """
+        N, T, H = like.shape
+        wide = 16 // like.dtype.itemsize
+        count, threads = wide if H % wide == 0 else 1, self.gpu.device.threads
+        kernel = gates.kernel(cell, name, count, threads)
+        grid = N, -(-H // (count * threads))
+        return lambda t, *arrays: self.gpu.launch(kernel, grid, (*arrays, t, T, N, H))
 
     def _run_persistent(
         self, cell: Cell, plan: tiling.Plan, Wh: Array, arrays: Sequence[Array],
@@ -281,15 +306,7 @@ class CudaEngine(DeviceEngine):
         self.gpu.launch(kernel, (c.blocks, plan.groups), given)
 
 
-def _address(array: Array) -> int:
-    interface = getattr(array, "__cuda_array_interface__", None) or array.__array_interface__
-    return int(interface["data"][0])
-
-
-def _aligned(xp: Any, array: Array) -> Array:
-    """The array without gaps, from a place where 16 bytes can be read at once."""
-    array = xp.ascontiguousarray(array)
-    return array if _address(array) % 16 == 0 else array.copy()
+_OUT_OF_MEMORY = re.compile("ALLOC_FAILED|OUT_OF_MEMORY|out of memory")  # cuBLAS, the driver
 
 
 @contextmanager
@@ -297,7 +314,9 @@ def _room_for(cell: Cell, N: int, T: int, D: int, H: int) -> Iterator[None]:
     """Say what did not fit, and what makes it smaller."""
     try:
         yield
-    except MemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _OUT_OF_MEMORY.search(str(error)):
+            raise
         raise MemoryError(
             f"the GPU has no room for {cell.name} of N {N} rows, T {T} steps, D {D} inputs and "
             f"H {H} units: a smaller batch, shorter blocks or fewer units need less ({error})"

@@ -4,6 +4,7 @@ A kernel starts on CuPy's current stream, through CuPy's own launch: Numba's cos
 Nothing here waits for the GPU.
 """
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +16,7 @@ from . import build
 from .kernel import Device, Kernel
 
 _MAX_DYNAMIC_SHARED_MEMORY = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-_TF32 = 7  # of cupy._core.set_compute_type
+_FLOAT32, _TF32 = 1, 7  # of cupy._core.set_compute_type
 
 
 class Gpu:
@@ -25,6 +26,7 @@ class Gpu:
 
     def __init__(self) -> None:
         device = cupy.cuda.Device()
+        self.number = device.id
         attributes, capability = device.attributes, device.compute_capability
         self.name = cupy.cuda.runtime.getDeviceProperties(device.id)["name"].decode()
         self.memory = device.mem_info[1]
@@ -32,6 +34,7 @@ class Gpu:
         self.device = Device(
             attributes["MultiProcessorCount"], attributes["MaxSharedMemoryPerBlockOptin"]
         )
+        self._one_at_a_time = threading.RLock()
         self._loaded: dict[tuple[Kernel, Any], Any] = {}
 
     def launch(self, kernel: Kernel, grid: tuple[int, int], arguments: Sequence[Any]) -> None:
@@ -51,12 +54,14 @@ class Gpu:
         return blocks <= each * self.device.multiprocessors
 
     def _function(self, kernel: Kernel, dtype: Any) -> Any:
+        if cupy.cuda.get_device_id() != self.number:
+            raise RuntimeError(
+                f"the engine runs on GPU {self.number}, where it was first used, and the current "
+                f"one is {cupy.cuda.get_device_id()}: CUDA_VISIBLE_DEVICES chooses one GPU"
+            )
         function = self._loaded.get((kernel, dtype))
         if function is None:
-            binary = build.binary(kernel, dtype, self.capability)
-            module = cupy.cuda.Module()
-            module.load(binary.code)
-            function = module.get_function(binary.entry)
+            function = self._load(build.binary(kernel, dtype, self.capability))
             if kernel.shared > 48 * 1024:  # more has to be asked for
                 cupy.cuda.driver.funcSetAttribute(
                     function.ptr, _MAX_DYNAMIC_SHARED_MEMORY, kernel.shared
@@ -69,15 +74,26 @@ class Gpu:
         memory = self.memory / 2**30
         return f"{self.name}, {self.device.multiprocessors} multiprocessors, {memory:.0f} GiB"
 
+    def _load(self, binary: build.Binary) -> Any:
+        module = cupy.cuda.Module()
+        module.load(binary.code)
+        return module.get_function(binary.entry)
+
+    def address(self, array: Any) -> int:
+        """Where an array starts."""
+        return int(array.data.ptr)
+
     @contextmanager
     def products(self, precision: str) -> Iterator[None]:
-        """CuPy's float32 products in TF32, but for precision "float32"."""
-        if precision == "float32":
-            yield
-            return
-        before = cupy._core.get_compute_type(np.float32)
-        cupy._core.set_compute_type(np.float32, _TF32)
-        try:
-            yield
-        finally:
-            cupy._core.set_compute_type(np.float32, before)
+        """CuPy's float32 products in float32, or in TF32 for another precision.
+
+        CuPy has one setting for all threads: they wait for each other here.
+        """
+        wanted = _FLOAT32 if precision == "float32" else _TF32
+        with self._one_at_a_time:
+            before = cupy._core.get_compute_type(np.float32)
+            cupy._core.set_compute_type(np.float32, wanted)
+            try:
+                yield
+            finally:
+                cupy._core.set_compute_type(np.float32, before)

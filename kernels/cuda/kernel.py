@@ -19,7 +19,8 @@ class Kernel:
     """A kernel.
 
     name         the function's
-    takes        the names of its arguments: arrays of one float dtype, but for those below
+    takes        the names of its arguments, which say what they are: arrays of one float dtype,
+                 but for INTEGERS, NUMBERS, COUNTERS and INDICES below
     lines        its body
     functions    plain functions that it calls, by the names that it calls them: a cell's, a rule
     outer        what else it refers to, besides numba's cuda
@@ -49,7 +50,7 @@ class Kernel:
         from .target import cuda
 
         outer = {"cuda": cuda, **self.functions, **self.outer}
-        file = f"<{self.name}>"
+        file = f"<{self.name} {hash(self.text):x}>"
         linecache.cache[file] = len(self.text), None, self.text.splitlines(True), file
         exec(compile(self.text, file, "exec"), outer)
         return outer[self.name]
@@ -70,7 +71,7 @@ class Device:
 
 
 # arguments that are no arrays of the kernel's dtype
-INTEGERS = {"t", "T", "N", "H", "size", "stride", "row", "block"}
+INTEGERS = {"t", "T", "N", "H", "size", "stride", "row", "block", "seed"}
 NUMBERS = tuple(f"number{k}" for k in range(8))  # of that dtype
 COUNTERS = {"counters"}  # uint32
 INDICES = {"rows", "order"}  # int64
@@ -91,6 +92,9 @@ class Gpu(Protocol):
 
     def fits(self, kernel: Kernel, blocks: int) -> bool:
         """Whether so many blocks can run at once."""
+
+    def address(self, array: Any) -> int:
+        """Where an array starts."""
 
     def products(self, precision: str) -> AbstractContextManager[None]:
         """Within it the library's float32 products may be as rough as ``precision``."""

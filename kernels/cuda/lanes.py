@@ -86,6 +86,32 @@ def store(typing, value, pointer, index):
     return types.void(value, pointer, index), codegen
 
 
+@intrinsic
+def draw(typing, pointer, index, seed):
+    """pointer[index] = the number at that place of a seed's sequence, from [0, 1).
+
+    SplitMix64 (Steele, Lea & Flood 2014): a hash of the place, so that numbers do not depend on
+    who draws them, nor in which order. The upper 24 or 53 bits become the number.
+    """
+
+    def codegen(context, builder, signature, args):
+        wide, number = ir.IntType(64), _F32 if pointer.dtype == types.float32 else ir.DoubleType()
+        z = builder.add(args[2], builder.mul(builder.add(args[1], wide(1)), wide(GOLDEN)))
+        for shift, factor in MIXING:
+            z = builder.mul(builder.xor(z, builder.lshr(z, wide(shift))), wide(factor))
+        z = builder.xor(z, builder.lshr(z, wide(31)))
+        digits = 24 if number == _F32 else 53
+        value = builder.uitofp(builder.lshr(z, wide(64 - digits)), number)
+        value = builder.fmul(value, number(2.0**-digits))
+        builder.store(value, builder.gep(args[0], [args[1]]))
+        return context.get_dummy_value()
+
+    return types.void(pointer, types.int64, types.int64), codegen
+
+
+GOLDEN, MIXING = 0x9E3779B97F4A7C15, ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+
+
 # ---- arithmetic
 
 

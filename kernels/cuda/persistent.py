@@ -78,13 +78,16 @@ def _lines(cell: Cell, c: Tiling, tiles: int) -> list[str]:
     pairs = -(-c.units * c.rows // c.threads)
     steps = [_Pair(cell, c, tiles, k) for k in range(pairs)]
     loads = [line for step in steps for line in step.loads()]
-    finish = [line for step in steps for line in step.finish()]
     meet = [
         "if tile == 0:",
         "    if thread == 0:",
         f"        while seen(counters, group * 32) < {c.blocks} * step:",
         "            pass",
         "    cuda.syncthreads()",
+    ]
+    arrive = [  # before what nobody waits for is written
+        f"if thread == 0 and tile == {tiles - 1}:",
+        "    arrive(counters, group * 32)",
     ]
     return [
         "thread, block, group = cuda.threadIdx.x, cuda.blockIdx.x, cuda.blockIdx.y",
@@ -105,9 +108,10 @@ def _lines(cell: Cell, c: Tiling, tiles: int) -> list[str]:
         *([] if c.lone else _indented(meet, 2)),
         *_indented(_product(c, tiles), 2),
         "        cuda.syncthreads()",
-        *_indented(finish, 2),
+        *_indented([line for step in steps for line in step.finish()], 2),
         "        cuda.syncthreads()",
-        *([] if c.lone else ["    if thread == 0:", "        arrive(counters, group * 32)"]),
+        *([] if c.lone else _indented(arrive, 2)),
+        *_indented([line for step in steps for line in step.write()], 2),
     ]
 
 
@@ -128,22 +132,29 @@ def _product(c: Tiling, tiles: int) -> list[str]:
     high, wide = c.rows // 16, c.columns // 8 // c.across
     each, half = c.chunks // c.along, f"cuda.gridDim.y * {tiles * c.rows * c.stride}"
     ahead = min(c.ahead, each)
+    load, memory = ("load4", "memory") if c.lone else ("fresh4", "exchange")
+    rows = [f"g + {8 * i}" for i in range(2 * high)]
     if c.lone:
         source = f"{c.weights + c.parts} + tile * {c.rows} * {c.stride}"
-    else:
-        source = f"(step % 2) * {half} + first * {c.stride}"
-    at = f"{source} + g * {c.stride} + 4 * q"
-    load, memory = ("load4", "memory") if c.lone else ("fresh4", "exchange")
+    else:  # rows beyond the last are read from there: 16 bytes that are loaded anyway
+        source = f"(step % 2) * {half}"
+        rows = [f"(first + {row} if first + {row} < N else N - 1)" for row in rows]
 
     def loads(mark: str, chunk: str) -> list[str]:
         return [
-            f"{mark}{k}_{i} = {load}({memory}, source + {i * 8 * c.stride} + ({chunk} + {k}) * 16)"
+            f"{mark}{k}_{i} = {load}({memory}, source{i} + ({chunk} + {k}) * 16)"
             for k in range(ahead)
             for i in range(2 * high)
         ]
 
-    lines = [f"source = {at} + along * {each * 16}"]
-    lines += [f"sum{i}_{j} = (ZERO, ZERO, ZERO, ZERO)" for i in range(high) for j in range(wide)]
+    lines = [f"source = {source} + 4 * q + along * {each * 16}"]
+    lines += [f"source{i} = source + ({row}) * {c.stride}" for i, row in enumerate(rows)]
+    lines += [
+        f"{name}{i}_{j} = (ZERO, ZERO, ZERO, ZERO)"
+        for i in range(high)
+        for j in range(wide)
+        for name in ("sum", "left", "right")[: c.sums]
+    ]
     lines += loads("x", "0")
     body = []
     if each > ahead:  # the next ones are on their way meanwhile
@@ -161,10 +172,10 @@ def _product(c: Tiling, tiles: int) -> list[str]:
     for i in range(high):
         for j in range(wide):
             place = f"part + {i * 16 * width + j * 8} + 2 * q"
-            lines += [
-                f"put(sum{i}_{j}[{n}], memory, {place} + {(n // 2) * 8 * width + n % 2})"
-                for n in range(4)
-            ]
+            for n in range(4):
+                small = f" + (left{i}_{j}[{n}] + right{i}_{j}[{n}])" if c.sums == 3 else ""
+                to = f"{place} + {(n // 2) * 8 * width + n % 2}"
+                lines.append(f"put(sum{i}_{j}[{n}]{small}, memory, {to})")
     return lines
 
 
@@ -210,11 +221,11 @@ def _chunk_tf32(c: Tiling, k: int, places: list[str]) -> list[str]:
         for e in (0, 1):
             most, less = (f"({part}[{2 * e}], {part}[{2 * e + 1}])" for part in ("most", "less"))
             for i in high:
-                total, a = f"sum{i}_{j}", f"a{i}_{e}"
-                if exact:  # small ones first
-                    lines.append(f"{total} = mma_tf32({a}, {less}, {total})")
-                    lines.append(f"{total} = mma_tf32(rest{i}_{e}, {most}, {total})")
-                lines.append(f"{total} = mma_tf32({a}, {most}, {total})")
+                a, at = f"a{i}_{e}", f"{i}_{j}"
+                lines.append(f"sum{at} = mma_tf32({a}, {most}, sum{at})")
+                if exact:
+                    lines.append(f"left{at} = mma_tf32(rest{i}_{e}, {most}, left{at})")
+                    lines.append(f"right{at} = mma_tf32({a}, {less}, right{at})")
     return lines
 
 
@@ -243,7 +254,7 @@ class _Pair:
         ]
 
     def finish(self) -> list[str]:
-        """After the product: add up, compute, write."""
+        """After the product: add up, compute, hand over to the next step."""
         c, m, step = self.c, self.step.mark, self.step
         width = c.columns + 1
         lines = [f"part = {c.weights} + row{m} * {width} + unit{m}"]
@@ -253,8 +264,13 @@ class _Pair:
             )
             lines.append(f"side{k} = {' + '.join(terms)}")
         lines += step.forward(lambda k: f"side{k}") if c.forward else step.backward("side0")
-        store = step.store_forward() if c.forward else step.store_backward()
-        return [*lines, f"if live{m}:", *_indented([*store, *self._hand_over()])]
+        return [*lines, f"if live{m}:", *_indented(self._hand_over())]
+
+    def write(self) -> list[str]:
+        """What is left to be written."""
+        step = self.step
+        store = step.store_forward() if self.c.forward else step.store_backward()
+        return [f"if live{step.mark}:", *_indented(store)]
 
     def _hand_over(self) -> list[str]:
         """What the next step multiplies."""

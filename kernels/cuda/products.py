@@ -7,11 +7,13 @@ A float32 is the sum of two TF32 numbers, a = a1 + a2, but for its last bits. Of
 the last term is below what float32 keeps, and the others are one product of three times the
 contraction (3xTF32), a third of the tensor cores' speed, several times that of float32 arithmetic:
 
-    [ a1  a1  a2 ] [ b1 ]
-                   [ b2 ]
+    [ a1  a2  a1 ] [ b2 ]
+                   [ b1 ]         the small terms first
                    [ b1 ]
 
-The rows of tall matrices are taken in blocks, so that the copies stay small.
+Tall matrices are taken in blocks of rows, so that the copies stay small, and long contractions in
+blocks that are added up in float32: within a product the tensor cores round towards 0. Infinity
+becomes NaN, as its rest is none.
 """
 
 from functools import cache
@@ -24,6 +26,7 @@ from .kernel import Gpu, Kernel
 WORTH = 4e9  # operations from which on the copies cost less than they save
 _THREADS = 256
 _BLOCK = 1 << 25  # numbers of a matrix copied at a time
+_LONGEST = 4096  # contraction of one product
 
 
 def product(gpu: Gpu, a: Any, b: Any) -> Any:
@@ -32,26 +35,28 @@ def product(gpu: Gpu, a: Any, b: Any) -> Any:
     n = b.shape[1]
     if a.dtype != np.float32 or 2 * m * n * k < WORTH:
         return gpu.xp.matmul(a, b)
-    if m >= k:  # tall: a block of rows of the result each
-        out, each = gpu.xp.empty((m, n), a.dtype), max(1, _BLOCK // k)
-        right = _thirds(gpu, b, contracted=0)
-        with gpu.products("tf32"):
-            for r in range(0, m, each):
-                out[r : r + each] = gpu.xp.matmul(_thirds(gpu, a[r : r + each], 1), right)
-        return out
-    each = max(1, _BLOCK // max(m, n))  # a block of the contraction each
-    out = None
+    matmul = gpu.xp.matmul
+    out = gpu.xp.empty((m, n), a.dtype)
     with gpu.products("tf32"):
+        if k <= _LONGEST:
+            each = max(1, _BLOCK // k)
+            right = _thirds(gpu, b, contracted=0)
+            for r in range(0, m, each):
+                matmul(_thirds(gpu, a[r : r + each], 1), right, out=out[r : r + each])
+            return out
+        each = min(_LONGEST, max(1, _BLOCK // max(m, n)))
         for r in range(0, k, each):
             left, right = _thirds(gpu, a[:, r : r + each], 1), _thirds(gpu, b[r : r + each], 0)
-            term = gpu.xp.matmul(left, right)
-            out = term if out is None else out + term
+            if r == 0:
+                matmul(left, right, out=out)
+            else:
+                out += matmul(left, right)
     return out
 
 
 def _thirds(gpu: Gpu, matrix: Any, contracted: int) -> Any:
-    """The left factor (contracted 1) as [a1 a1 a2], the right one (0) as [b1; b2; b1]."""
-    order = "near, near, off" if contracted else "near, off, near"
+    """The left factor (contracted 1) as [a1 a2 a1], the right one (0) as [b2; b1; b1]."""
+    order = "near, off, near" if contracted else "off, near, near"
     by_rows = matrix.strides[1] == matrix.itemsize  # else it is the transposed of such a one
     if not by_rows:
         matrix, contracted = matrix.T, 1 - contracted
@@ -62,8 +67,7 @@ def _thirds(gpu: Gpu, matrix: Any, contracted: int) -> Any:
     shape = (rows, 3 * columns) if contracted else (3 * rows, columns)
     row, block = (3 * columns, columns) if contracted else (columns, rows * columns)
     out = gpu.xp.empty(shape, matrix.dtype)
-    interface = getattr(matrix, "__cuda_array_interface__", None) or matrix.__array_interface__
-    wide = columns % 4 == 0 and stride % 4 == 0 and interface["data"][0] % 16 == 0
+    wide = columns % 4 == 0 and stride % 4 == 0 and gpu.address(matrix) % 16 == 0
     kernel = _kernel(order, 4 if wide else 1)
     grid = rows, -(-columns // (kernel.threads * (4 if wide else 1)))
     gpu.launch(kernel, grid, (matrix, out, stride, row, block, columns))
@@ -91,5 +95,5 @@ def _kernel(order: str, count: int) -> Kernel:
     names = f"load{count}", "numbers", "rest", "tf32", "write"
     outer = {name: getattr(ptx, name) for name in names}
     takes = "source", "out", "stride", "row", "block", "size"
-    name = f"thirds_{'left' if order.endswith('off') else 'right'}_{count}"
+    name = f"thirds_{'right' if order.startswith('off') else 'left'}_{count}"
     return Kernel(name, takes, lines, {}, _THREADS, outer)

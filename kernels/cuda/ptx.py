@@ -7,9 +7,9 @@ access starts at a multiple of its width. Several numbers travel as a tuple.
     put(x, pointer, index)          one number
     load4, load2, load1             16, 8 or 4 bytes at once, as a tuple
     write(pointer, index, numbers)  as many at once
-    fresh4(pointer, index)          16 bytes that another block wrote: from L2, not from L1
     arrive(counters, index)         add 1, after all that the block wrote before
     seen(counters, index)           read; what was written before those arrivals is there after it
+    fresh4(pointer, index)          16 bytes that another block wrote, after ``seen``
     tf32(numbers)                   rounded to TF32, as bits
     rest(numbers, bits)             what that rounding left off
     near(numbers), off(numbers, bits)    the same in three instructions instead of seven, for both:
@@ -57,7 +57,8 @@ def _assembly(builder, code, outs, values, memory=False):
     constraints = [*("=" + c for c in outs), *ins, *(["~{memory}"] if memory else [])]
     function = ir.FunctionType(result if outs else ir.VoidType(), [value.type for value in values])
     inline = ir.InlineAsm(function, code, ",".join(constraints), side_effect=memory)
-    made = builder.call(inline, values)
+    # of a whole warp, some of them: never to be moved into a branch
+    made = builder.call(inline, values, attrs=("convergent",))
     return [made] if len(outs) == 1 else _parts(builder, made, len(outs))
 
 
@@ -135,11 +136,15 @@ def _address(builder, pointer, index):
 
 @intrinsic
 def fresh4(typing, pointer, index):
-    """Four numbers side by side that another block may have written."""
+    """Four numbers side by side that another block may have written.
+
+    Nothing moves this load to before the thread, or its block at a barrier, has seen the arrival;
+    from then on it finds them by the rules of the memory model, in whatever cache they are.
+    """
     kind = types.UniTuple(types.float32, 4)
 
     def codegen(context, builder, signature, args):
-        code = "ld.global.cg.v4.f32 {$0,$1,$2,$3}, [$4];"
+        code = "ld.global.v4.f32 {$0,$1,$2,$3}, [$4];"
         place = _address(builder, *args)
         return _tuple(context, builder, kind, _assembly(builder, code, "ffff", [place], True))
 

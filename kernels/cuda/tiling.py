@@ -76,6 +76,11 @@ class Tiling:
         return 16 * self.chunks + (16 if self.blocks == 1 and not odd else 0)
 
     @property
+    def sums(self) -> int:
+        """Of a tile: those of float32's three products stay apart, not to wait for each other."""
+        return 3 if self.precision == "float32" else 1
+
+    @property
     def lone(self) -> bool:
         """A group is one block."""
         return self.blocks == 1
@@ -99,18 +104,27 @@ class Tiling:
 
 @dataclass(frozen=True)
 class Plan:
-    """A tiling, and how many times its rows a group has."""
+    """A tiling, and how many times its rows a group has; what a step takes, and would without."""
 
     tiling: Tiling
     tiles: int
     groups: int
-    microseconds: float  # a step, as estimated
+    microseconds: float
+    step_by_step: float
+
+    def pays(self, T: int) -> bool:
+        """Whether so many steps are worth packing the weights for."""
+        return _PACKING + T * self.microseconds < T * self.step_by_step
 
 
-# What a step costs, in microseconds: estimates, which only have to order the choices.
+# What a step costs, in microseconds on an H200: guessed from its data sheet, not measured. They
+# only have to order the choices.
 _MEETING, _FIRST_BYTE, _FIRST_BYTE_SHARED = 0.9, 0.7, 0.1
-_L2_BYTES, _PRODUCTS = 4.5e6, 1000.0  # a microsecond: of the device; 16 x 8 x 8 of a multiprocessor
-_STEP_BY_STEP, _FLOP = 9.0, 30e6  # a product and a launch; a microsecond
+_L2_BYTES, _PORT_BYTES = 4.5e6, 0.11e6  # a microsecond: of the device, of a multiprocessor
+_PRODUCTS, _AFTER_EACH_OTHER = 1000.0, 0.012  # mma a microsecond; from one to one that needs it
+_STEP_BY_STEP = 25.0  # a product and a launch, from Python
+_FLOP = {"float32": 30e6, "tf32": 150e6, "bf16": 150e6}  # a microsecond, of the product of a step
+_PACKING = 60.0  # once
 
 
 def plan(
@@ -120,15 +134,15 @@ def plan(
     gates = layout(cell).early
     if layout(cell).late:
         return None, f"{cell.name} has two products a step"
-    step_by_step = _STEP_BY_STEP + 2 * N * H * H * gates / _FLOP
+    step_by_step = _STEP_BY_STEP + 2 * N * H * H * gates / _FLOP[precision]
     plans = [
-        plan
+        Plan(*cut, step_by_step)
         for units in (8, 16, 32, 64, 128)
         for rows in (16, 32)
         for warps in (8, 16)
         for across in (1, 2, 4, 8, 16)
         if across <= warps
-        and (plan := _cut(N, H, gates, forward, units, rows, warps, across, precision, device))
+        and (cut := _cut(N, H, gates, forward, units, rows, warps, across, precision, device))
     ]
     if not plans:
         return None, f"the recurrent weights of H {H} do not fit on the chip"
@@ -144,7 +158,8 @@ def plan(
 def _cut(
     N: int, H: int, gates: int, forward: bool, units: int, rows: int, warps: int, across: int,
     precision: str, device: Device,
-) -> Plan | None:  # fmt: skip
+) -> tuple[Tiling, int, int, float] | None:  # fmt: skip
+    """A tiling, tiles, groups, and microseconds; None where the device has no room for it."""
     if units >= 2 * H and units > 8:
         return None
     c = Tiling(H, gates, forward, units, rows, warps // across, across, precision)
@@ -156,19 +171,21 @@ def _cut(
     tiles = -(-N // (rows * most))
     groups = -(-N // (rows * tiles))
     pairs = -(-units * rows // c.threads)
-    sums = rows // 16 * (c.columns // 8 // across) * 4
-    loads = 4 * _LOADS_ON_THEIR_WAY * (2 if c.chunks // c.along > c.ahead else 1)
-    registers = 40 + sums + loads + pairs * (4 + 2 * gates)
+    each, own = c.chunks // c.along, rows // 16 * (c.columns // 8 // across)
+    loads = 4 * _LOADS_ON_THEIR_WAY * (2 if each > c.ahead else 1)
+    registers = 40 + 4 * own * c.sums + loads + pairs * (4 + 2 * gates)
     if pairs > 4 or registers > (230 if warps == 8 else 120) or c.shared(tiles) > device.shared:
         return None
-    read = 4 * rows * 16 * c.chunks * tiles * c.blocks * groups / _L2_BYTES
-    each = 1 if precision == "bf16" else 2 if precision == "tf32" else 6
-    products = tiles * (rows // 16) * (c.columns // 8) * c.chunks * each / _PRODUCTS
-    parts = tiles * c.parts * 2 / 32e3
-    first = tiles * (_FIRST_BYTE_SHARED if c.lone else _FIRST_BYTE + 0.2)
+    read = 4 * min(rows, N) * 16 * c.chunks  # bytes, of which the first cache keeps a part
+    times = (1 + across) / 2
+    exchange = max(read * c.blocks * groups / _L2_BYTES, read * times / _PORT_BYTES)
+    of_a_chunk = 1 if precision == "bf16" else 2 if precision == "tf32" else 6
+    products = (rows // 16) * (c.columns // 8) * c.chunks * of_a_chunk / _PRODUCTS
+    chain = each * of_a_chunk / c.sums * _AFTER_EACH_OTHER
+    parts = c.parts * 2 / 32e3
+    first = _FIRST_BYTE_SHARED if c.lone else _FIRST_BYTE + 0.2 + exchange
     meeting = 0 if c.lone else _MEETING
-    microseconds = meeting + first + products + parts + (0 if c.lone else read)
-    return Plan(c, tiles, groups, microseconds)
+    return c, tiles, groups, meeting + tiles * (first + max(products, chain) + parts)
 
 
 def packed(xp: Any, Wh: Any, tiling: Tiling) -> Any:
@@ -188,6 +205,8 @@ def packed(xp: Any, Wh: Any, tiling: Tiling) -> Any:
     if c.precision != "bf16":
         return full
     pattern = full.view(np.uint32)
-    pattern = (pattern + 0x7FFF + ((pattern >> 16) & 1)) >> 16  # to the nearest, ties to even
-    pattern = pattern.reshape(-1, 2)
-    return (pattern[:, 0] | (pattern[:, 1] << 16)).astype(np.uint32).view(np.float32)
+    rounded = (pattern + 0x7FFF + ((pattern >> 16) & 1)) >> 16  # to the nearest, ties to even
+    # the addition would turn NaN into 0
+    rounded = xp.where((pattern & 0x7FFFFFFF) > 0x7F800000, np.uint32(0x7FC0), rounded)
+    rounded = rounded.reshape(-1, 2)
+    return (rounded[:, 0] | (rounded[:, 1] << 16)).astype(np.uint32).view(np.float32)

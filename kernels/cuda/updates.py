@@ -1,4 +1,4 @@
-"""The kernels of training: an optimiser's rule over whole arrays, an embedding's gradient."""
+"""The kernels of training: an optimiser's rule, an embedding's gradient, random numbers."""
 
 from collections.abc import Callable
 from functools import cache
@@ -36,10 +36,12 @@ def rule_kernel(rule: Callable[..., Any], arrays: int, numbers: int, count: int)
 def add_rows_kernel(count: int) -> Kernel:
     """out (V, H) [rows[k]] += values (size, H) [order[k]], rows sorted.
 
-    The first of equal rows adds them all up, in their order: the sum is the same every time.
+    The first of equal rows adds them all up, in their order: the sum is the same every time. It
+    loads several of them at once where there are as many.
 
         blockIdx.x = k        |<- blockDim.x threads, count columns each ->|  blockIdx.y of them
     """
+    ahead = 8
     lines = [
         "j = (cuda.blockIdx.y * cuda.blockDim.x + cuda.threadIdx.x) * COUNT",
         "if j >= H:",
@@ -50,6 +52,10 @@ def add_rows_kernel(count: int) -> Kernel:
         "    if rows[k - 1] == row:",
         "        return",
         "total = load(out, row * H + j)",
+        f"while k + {ahead} <= size and rows[k + {ahead - 1}] == row:",
+        *(f"    value{i} = load(values, order[k + {i}] * H + j)" for i in range(ahead)),
+        *(f"    total = total + value{i}" for i in range(ahead)),
+        f"    k += {ahead}",
         "while k < size and rows[k] == row:",
         "    total = total + load(values, order[k] * H + j)",
         "    k += 1",
@@ -57,3 +63,17 @@ def add_rows_kernel(count: int) -> Kernel:
     ]
     takes = "out", "values", "rows", "order", "H", "size"
     return Kernel(f"add_rows_{count}", takes, lines, {}, THREADS, _memory(count))
+
+
+@cache
+def random_kernel() -> Kernel:
+    """out[i] = the i-th number of the sequence of a seed, from [0, 1)."""
+    from . import lanes
+
+    lines = [
+        "i = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x",
+        "if i >= size:",
+        "    return",
+        "draw(out, i, seed)",
+    ]
+    return Kernel("random", ("out", "seed", "size"), lines, {}, THREADS, {"draw": lanes.draw})

@@ -96,7 +96,7 @@ class TimeAffine(Layer):
         xs = accept("xs", xs, ("N", "T", W.shape[0]), self.dtype, here)
         N, T, D = xs.shape
         self._tape = here, xs
-        out = xs.reshape(N * T, D) @ W
+        out = here.product(xs.reshape(N * T, D), W)
         out += b
         return out.reshape(N, T, W.shape[1])
 
@@ -108,9 +108,9 @@ class TimeAffine(Layer):
         N, T, D = xs.shape
         dout = accept("dout", dout, (N, T, W.shape[1]), self.dtype, here)
         rows = dout.reshape(N * T, W.shape[1])
-        dW[...] = xs.reshape(N * T, D).T @ rows
+        dW[...] = here.product(xs.reshape(N * T, D).T, rows)
         db[...] = rows.sum(axis=0)
-        return (rows @ W.T).reshape(N, T, D)
+        return here.product(rows, W.T).reshape(N, T, D)
 
 
 class TimeDropout(Layer):

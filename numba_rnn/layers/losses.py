@@ -67,15 +67,15 @@ class TimeSoftmaxWithLoss(_Loss):
         total = shifted.sum(axis=1, keepdims=True)
         losses = xp.log(total[:, 0].astype(np.float64)) - of_label
 
-        self._tape = shifted, total, rows, labels, counts, count, xs.shape
+        self._tape = xp, shifted, total, rows, labels, counts, count, xs.shape
         return here.scalar(xp.where(counts, losses, 0.0).sum() / count)
 
     def _gradient(self, dout: float, *tape: Any) -> Array:
-        exps, total, rows, labels, counts, count, shape = tape
+        xp, exps, total, rows, labels, counts, count, shape = tape
         scale = exps.dtype.type(dout / count)
         gradient = exps * (scale / total)  # softmax
         gradient[rows, labels] -= scale
-        gradient[~counts] = 0
+        xp.copyto(gradient, 0, where=~counts[:, None])
         return gradient.reshape(shape)
 
 
