@@ -3,8 +3,10 @@
 A thread is a greenlet that runs until it has to wait: for its block at ``syncthreads``, for its
 warp at a tensor-core instruction, for other blocks when it looks at a counter. Which one goes on
 is drawn by lot. Errors, where a GPU would go wrong without a word: an access outside an array or
-not aligned, a number that another block wrote and that is not read afresh, two blocks writing one
-number, threads that wait for ever. What it cannot see: memory that other threads see late.
+not aligned, a number that another block wrote and that is not read afresh, or before the arrival
+that says so is seen, two blocks writing one
+number, two warps at one number of shared memory without a barrier between, threads that wait for
+ever. What it cannot see: memory that other threads see late.
 """
 
 import random
@@ -39,7 +41,10 @@ class Pointer:
         reach = sum((n - 1) * s for n, s in zip(array.shape, array.strides, strict=True))
         self.numbers = as_strided(array, (reach // array.itemsize + 1,), (array.itemsize,))
         self.name = name
-        self.writer = np.full(self.numbers.size, NOBODY)
+        self.writer = np.full(self.numbers.size, NOBODY)  # the block
+        self.thread = np.zeros(self.numbers.size, int)  # of it
+        self.passed = np.zeros(self.numbers.size, int)  # barriers, when it wrote
+        self.touched: dict[int, tuple[int, int, bool]] = {}  # warp, barriers passed, written
 
     def __getitem__(self, index: int) -> Any:
         return self.numbers[self.at(int(index), 1)][0]
@@ -57,6 +62,8 @@ class _Group:
 
     def __init__(self, size: int) -> None:
         self.size = size
+        self.meetings = 0
+        self.made_from, self.made = None, None
         self.given: dict[int, Any] = {}  # by those who wait
         self.threads: dict[int, Any] = {}
 
@@ -69,16 +76,25 @@ class _Group:
             kinds = {k for k, _ in self.given.values()}
             if len(kinds) > 1:
                 raise EmulationError(f"threads of a warp at different instructions: {kinds}")
+            self.meetings += 1
             self.result = [self.given[k][1] for k in range(self.size)]
             machine.ready += [t for m, t in self.threads.items() if m != member]
             self.given, self.threads = {}, {}
         return self.result
+
+    def once(self, given: Any, make: Callable[[], Any]) -> Any:
+        """What ``make`` gives, made by the first member that comes."""
+        if self.made_from is not given:
+            self.made_from, self.made = given, make()
+        return self.made
 
 
 class _Machine:
     def __init__(self, seed: int) -> None:
         self.random, self.ready, self.waiting = random.Random(seed), [], Counter()
         self.hub, self.current = getcurrent(), None
+        self.arrivals: dict[int, list[tuple[int, int]]] = {}  # a block's: barriers passed, thread
+        self.counted: dict[int, dict[int, int]] = {}  # at a counter: of each block so many
         self.looks = 0  # at counters, since something else happened
 
     def wait(self, kind: str) -> None:
@@ -146,6 +162,11 @@ def _multiply(kind: str, given: list[tuple[Any, Any, Any]]) -> list[tuple[Any, .
     ]
 
 
+def _latest(known: list[dict[int, int]]) -> dict[int, int]:
+    """The most that any of some threads knows of each block's arrivals."""
+    return {b: max(k.get(b, 0) for k in known) for b in set().union(*known)}
+
+
 class _Instructions:
     """What kernels call, for the thread whose turn it is."""
 
@@ -156,18 +177,54 @@ class _Instructions:
     def thread(self) -> Any:
         return self.machine.current.context
 
+    def _race(self, pointer: Pointer, at: slice, writes: bool) -> None:
+        """Two warps of a block at one number of shared memory, no barrier between, one writes."""
+        thread = self.thread
+        if pointer is not thread.block.memory:
+            return
+        warp, passed = thread.number // 32, thread.block.meetings
+        for place in range(at.start, at.stop):
+            other, when, wrote = pointer.touched.get(place, (warp, passed, False))
+            if other != warp and when == passed and (writes or wrote):
+                raise EmulationError(f"warps {other} and {warp} race at {place} of shared memory")
+            if writes or when != passed or not wrote:  # of several reads the last is remembered
+                pointer.touched[place] = warp, passed, writes
+
     def _read(self, pointer: Pointer, index: int, count: int, fresh: bool) -> np.ndarray:
         at = pointer.at(int(index), count)
+        self._race(pointer, at, writes=False)
         writers = set(pointer.writer[at]) - {NOBODY, self.thread.block.number}
         if writers and not fresh:
             raise EmulationError(f"{pointer.name}: {index} is of block {writers}, read stale")
+        if fresh:
+            self._known(pointer, at)
         return pointer.numbers[at].copy()
+
+    def _known(self, pointer: Pointer, at: slice) -> None:
+        """What is read was written before an arrival that the reader, or its block at a barrier
+        since, has seen; and before a barrier, where the block is the reader's own."""
+        me = self.thread
+        for place in range(at.start, at.stop):
+            block, thread, passed = (
+                int(x[place]) for x in (pointer.writer, pointer.thread, pointer.passed)
+            )
+            if block == NOBODY or (block == me.block.number and thread // 32 == me.number // 32):
+                continue
+            if block == me.block.number:
+                before = passed < me.block.meetings
+            else:
+                arrivals = self.machine.arrivals.get(block, [])[: me.known.get(block, 0)]
+                before = any(then > passed or by == thread for then, by in arrivals[-1:])
+            if not before:
+                raise EmulationError(f"{pointer.name}: {place} is read before its arrival is seen")
 
     def _write(self, value: Any, pointer: Pointer, index: int, count: int) -> None:
         at, block = pointer.at(int(index), count), self.thread.block.number
+        self._race(pointer, at, writes=True)
         if set(pointer.writer[at]) - {NOBODY, block}:
             raise EmulationError(f"{pointer.name}: two blocks wrote {index}")
         pointer.numbers[at], pointer.writer[at] = value, block
+        pointer.thread[at], pointer.passed[at] = self.thread.number, self.thread.block.meetings
 
     def _draw(self, pointer: Pointer, index: int, seed: int) -> None:
         dtype, whole = pointer.numbers.dtype, (1 << 64) - 1
@@ -190,10 +247,15 @@ class _Instructions:
             )
 
         def arrive(counters: Pointer, index: int) -> None:
+            thread = self.thread
             counters.numbers[counters.at(index, 1)] += 1
+            made = self.machine.arrivals.setdefault(thread.block.number, [])
+            made.append((thread.block.meetings, thread.number))
+            self.machine.counted.setdefault(index, {})[thread.block.number] = len(made)
 
         def seen(counters: Pointer, index: int) -> int:
             self.machine.look_again_later()
+            self.thread.known |= self.machine.counted.get(index, {})
             return int(counters.numbers[index])
 
         def multiply(kind: str) -> Callable[..., Any]:
@@ -238,16 +300,6 @@ class _Instructions:
         }
 
 
-class _Warp(_Group):
-    made_from, made = None, None
-
-    def once(self, given: Any, make: Callable[[], Any]) -> Any:
-        """What ``make`` gives, made by the first lane that comes."""
-        if self.made_from is not given:
-            self.made_from, self.made = given, make()
-        return self.made
-
-
 def emulate(
     kernel: Kernel, grid: tuple[int, int], arguments: Sequence[Any], count: int, seed: int = 0
 ) -> None:
@@ -266,14 +318,15 @@ def emulate(
 
     def syncthreads() -> None:
         thread = machine.current.context
-        thread.block.meet(machine, thread.number, "syncthreads")
+        known = thread.block.meet(machine, thread.number, "syncthreads", thread.known)
+        thread.known = dict(thread.block.once(known, lambda: _latest(known)))
 
     fake.syncthreads = syncthreads
 
     class Thread:
         def __init__(self, block: Any, number: int, x: int, y: int) -> None:
             self.block, self.number, self.lane = block, number, number % 32
-            self.warp = block.warps[number // 32]
+            self.warp, self.known = block.warps[number // 32], {}
             self.place = SimpleNamespace(x=x, y=y), SimpleNamespace(x=number)
 
         def enter(self) -> None:
@@ -282,7 +335,7 @@ def emulate(
     for number, (x, y) in enumerate(np.ndindex(*grid)):
         block = _Group(kernel.threads)
         block.number = number
-        block.warps = [_Warp(32) for _ in range(-(-kernel.threads // 32))]
+        block.warps = [_Group(32) for _ in range(-(-kernel.threads // 32))]
         memory = np.full(kernel.shared // 4, np.nan, np.float32)
         block.memory = Pointer(memory, "shared memory")
         for k in range(kernel.threads):

@@ -100,9 +100,10 @@ def launch(machine: Machine, item: str) -> dict[str, Any]:
     h, Wh, early, late = array(N, H), array(H, 4 * H), array(N, 4 * H), array(N, 0)
     arrays = [array(1, N, 4 * H), early, late, array(4 * H), array(2, 2, N, H), array(1, 4, N, H)]
     arrays.append(array(N, 1, H))
+    gate_step = engine._step(cell, "forward_gates", arrays[-1])
 
     def gate() -> None:
-        engine._run(cell, (1, N, H), "forward_gates", 0, *arrays)
+        gate_step(0, *arrays)
 
     def product() -> None:
         xp.matmul(h, Wh, out=early)

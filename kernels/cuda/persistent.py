@@ -29,6 +29,9 @@ Shared memory, in float32:   weights | the warps' parts of the product | exchang
               column g, contraction 4 q ... 4 q + 3; as bfloat16 in half the room
     parts     (warps along the contraction, rows, columns + 1)
 
+In what order the contraction is added up does not matter, as long as both factors keep to it: a
+lane's 16 bytes, places 4 q ... 4 q + 3 of sixteen, serve as places q and q + 4 of an eight, twice.
+
 float32 accuracy comes from TF32 products of both factors' rounded values and of what the rounding
 left off (3xTF32). For precision "tf32" the weights are rounded once, on their way to shared memory.
 """
