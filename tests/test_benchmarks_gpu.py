@@ -43,8 +43,8 @@ def test_every_section_runs_in_the_emulator(gpu, tmp_path):
     for record in checks.values():
         assert 0 <= record["worst"] <= record["limit"] <= 2e-2
         assert record["kernels"]
-    persistent_ones = checks["planned/float32/rnn"]["kernels"]
-    assert persistent_ones == ["rnn_persistent_backward", "rnn_persistent_forward"]
+    planned = checks["planned/float32/rnn"]["kernels"]  # a single step has a gate kernel's
+    assert {"rnn_persistent_backward", "rnn_persistent_forward"} < set(planned)
 
     for record in found["speed"].values():
         assert record["us_per_step"]["ours"].keys() == {"forward", "both"}

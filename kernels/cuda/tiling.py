@@ -124,7 +124,7 @@ _L2_BYTES, _PORT_BYTES = 4.5e6, 0.11e6  # a microsecond: of the device, of a mul
 _PRODUCTS, _AFTER_EACH_OTHER = 1000.0, 0.012  # mma a microsecond; from one to one that needs it
 _STEP_BY_STEP = 25.0  # a product and a launch, from Python
 _FLOP = {"float32": 30e6, "tf32": 150e6, "bf16": 150e6}  # a microsecond, of the product of a step
-_PACKING = 60.0  # once
+_PACKING = 40.0  # once
 
 
 def plan(
