@@ -366,7 +366,7 @@ def compiled(kernel, dtype, capability):
 @pytest.mark.parametrize(("name", "kernel"), KERNELS)
 def test_every_gate_kernel_compiles(name, kernel, dtype, capability):
     wide = 16 // np.dtype(dtype).itemsize
-    for count in (1, wide):
+    for count in (1, wide) if capability == (9, 0) else (wide,):
         text = compiled(gates.kernel(cells.get(name), kernel, count, 128), dtype, capability)
         loads = re.findall(r"ld\.global\S*", text)
         assert loads
@@ -383,7 +383,7 @@ def test_every_gate_kernel_compiles(name, kernel, dtype, capability):
         ("tf32", 20, 650, H200, (9, 0)),
         ("bf16", 20, 650, H200, (9, 0)),
         ("float32", 64, 1024, H200, (9, 0)),
-        ("float32", 100, 64, A100, (8, 0)),
+        ("float32", 100, 32, A100, (8, 0)),
     ],
 )
 def test_every_persistent_kernel_compiles(name, precision, N, H, device, capability):
