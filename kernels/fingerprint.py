@@ -30,7 +30,8 @@ def of_cell(cell: Cell) -> str:
     """The fingerprint of a cell's structure and functions."""
     structure = cell.gates, cell.states, cell.saved, cell.input_gates, cell.recurrent_gates
     functions = (cell.forward, cell.backward, cell.operand, cell.operand_backward)
-    text = repr((structure, cell.second, cell.biases)) + of_functions(*filter(None, functions))
+    text = repr((structure, cell.second, cell.biases, cell.weights))
+    text += of_functions(*filter(None, functions))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -3,13 +3,12 @@
 The gates are kept in an order of their own, in which every product
 finds its gates side by side:
 
-    one product     input side only | both sides | recurrent side only
-                    [---------- x_gates --------]
-                                    [------------- early -------------]
+    input side only | both sides | recurrent side only | weights
+    [--------- x_gates ---------]
+                    [---- early ----- | ---- late ----]
 
-    two products    input side only | both sides (no gate is recurrent only)
-                    [------------------ x_gates ------------------]
-                                    [----- early -----][-- late --]
+``late`` are the gates of the second product. (They come before the early ones where some of them,
+but not all of those, have an input side.)
 """
 
 from dataclasses import dataclass
@@ -29,12 +28,33 @@ class Layout:
     @cached_property
     def order(self) -> tuple[int, ...]:
         """The cell's gates, in this order."""
-        x, h = self.cell.input_gates, self.cell.recurrent_gates
-        return (
-            *(g for g in x if g not in h),
-            *(g for g in h if g in x),
-            *(g for g in h if g not in x),
-        )
+        cell, count = self.cell, len(self.cell.gates)
+        x, h = set(cell.input_gates), set(cell.recurrent_gates)
+        late = {g for g in h if cell.gates[g] in cell.second}
+        early = [sorted((h - late) & x), sorted(h - late - x)]  # with an input side, without
+        blocks = [*early, sorted(late & x), sorted(late - x)]
+        if early[1] and late & x:
+            blocks = [sorted(late), *early]
+        weights = range(count - self.weights, count)
+        return (*sorted(x - h), *(g for block in blocks for g in block), *weights)
+
+    @property
+    def weights(self) -> int:
+        """How many of them are no gates but weights: the last ones."""
+        return len(self.cell.weights)
+
+    @cached_property
+    def first_early(self) -> int:
+        """The place of the first gate that h Wh feeds; 0 where there is none."""
+        return self._first_of(self.cell.recurrent_gates[: self.early])
+
+    @cached_property
+    def first_late(self) -> int:
+        """The place of the first gate that the second product feeds; 0 where there is none."""
+        return self._first_of(self.cell.recurrent_gates[self.early :])
+
+    def _first_of(self, gates: tuple[int, ...]) -> int:
+        return min((self.order.index(g) for g in gates), default=0)
 
     @property
     def x_gates(self) -> int:
@@ -43,7 +63,7 @@ class Layout:
 
     @property
     def late(self) -> int:
-        """How many gates the second product feeds: the last ones."""
+        """How many gates the second product feeds."""
         return len(self.cell.second)
 
     @property
@@ -59,12 +79,19 @@ class Layout:
     @cached_property
     def h_blocks(self) -> tuple[int, ...]:
         """The block of columns in Wh for each of the early gates, then of the late ones."""
-        first = len(self.order) - len(self.cell.recurrent_gates)
-        return tuple(self.cell.recurrent_gates.index(g) for g in self.order[first:])
+        return tuple(self.cell.recurrent_gates.index(g) for g in self.h_order)
 
     @cached_property
-    def found_in_state(self) -> tuple[int | None, ...]:
-        """For each saved number the state that it is, after the step; None where it is another."""
+    def h_order(self) -> tuple[int, ...]:
+        """The cell's early gates, then the late ones, in this order."""
+        early = self.order[self.first_early : self.first_early + self.early]
+        return (*early, *self.order[self.first_late : self.first_late + self.late])
+
+    @cached_property
+    def found(self) -> tuple[tuple[str, int] | None, ...]:
+        """For each saved number where it is found: ("state", k), the state number k after the
+        step; ("weight", k), the weight number k; None where it is another number, to be stored.
+        """
 
         def ones(count: int) -> tuple[np.ndarray, ...]:  # an object each, to tell them apart
             return tuple(np.ones(1, np.float32) for _ in range(count))
@@ -72,12 +99,18 @@ class Layout:
         with np.errstate(all="ignore"):
             gates, states = ones(len(self.cell.gates)), ones(len(self.cell.states))
             state, saved = self.cell.forward(gates, states)
-        return tuple(next((k for k, s in enumerate(state) if s is v), None) for v in saved)
+        known = [("state", k, number) for k, number in enumerate(state)]
+        weights = gates[len(gates) - self.weights :]
+        known += [("weight", k, number) for k, number in enumerate(weights)]
+        return tuple(
+            next(((kind, k) for kind, k, number in known if number is value), None)
+            for value in saved
+        )
 
     @property
     def stored(self) -> int:
-        """How many saved numbers are stored: those that are no state."""
-        return self.found_in_state.count(None)
+        """How many saved numbers are stored."""
+        return self.found.count(None)
 
 
 @cache

@@ -53,7 +53,7 @@ class ReferenceEngine:
         """
         expect_consistent(cell, xs, state, params)
         N, T, _ = xs.shape
-        Wx, Wh, b = params
+        Wx, Wh, b, w = cell.complete(params)
         H = Wh.shape[0]
         state = tuple(s.copy() for s in state)  # backward needs them as they are now
         bx, bh = (b, None) if cell.biases == 1 else b
@@ -62,7 +62,7 @@ class ReferenceEngine:
         hs = np.empty((N, T, H), dtype=xs.dtype)
         steps = []
         for t in range(T):
-            gates, operand = _pre_activations(cell, x_side[:, t], state, Wh, bh)
+            gates, operand = _pre_activations(cell, x_side[:, t], state, Wh, bh, w)
             new_state, saved = cell.forward(gates, state)
             steps.append((state, operand, saved))
             state = new_state
@@ -77,9 +77,10 @@ class ReferenceEngine:
 
         dhs (N, T, H) is the loss's gradient by every hs, dstate its gradient by the state after
         the last step. Returns dxs (N, T, D), the gradient by the state before the first step,
-        and the gradients by Wx, Wh and b.
+        and the gradients by the parameters.
         """
-        xs, steps, (Wx, Wh, _) = saved
+        xs, steps, params = saved
+        Wx, Wh, _, _ = cell.complete(params)
         N, T, D = xs.shape
         H = Wh.shape[0]
         early = len(cell.recurrent_gates) - len(cell.second)  # gates fed by h itself
@@ -97,13 +98,16 @@ class ReferenceEngine:
                 dgates, dprev = cell.operand_backward(doperand, dgates, dprev, step_saved, state)
                 dgates, dprev = _filled(dgates, like=state[0]), _filled(dprev, like=state[0])
 
-            through_gates = _fuse(dgates, cell.recurrent_gates[:early]) @ Wh_h.T
-            dstate = (dprev[0] + through_gates, *dprev[1:])
+            if early:
+                through_gates = _fuse(dgates, cell.recurrent_gates[:early]) @ Wh_h.T
+                dprev = dprev[0] + through_gates, *dprev[1:]
+            dstate = dprev
             dgates_all[:, t] = np.stack(dgates, axis=1)
 
         def columns(gates: Sequence[int]) -> Array:  # (N T, gates H)
             return dgates_all[:, :, list(gates)].reshape(N * T, len(gates) * H)
 
+        weights = range(len(cell.gates) - len(cell.weights), len(cell.gates))
         x_side, h_side = columns(cell.input_gates), columns(cell.recurrent_gates)
         h_prev = np.stack([state[0] for state, _, _ in steps], axis=1).reshape(N * T, H)
         dWx = xs.reshape(N * T, D).T @ x_side
@@ -114,15 +118,16 @@ class ReferenceEngine:
         db = x_side.sum(axis=0)
         if cell.biases == 2:
             db = np.stack([db, h_side.sum(axis=0)])
+        dw = columns(weights).sum(axis=0).reshape(len(weights), H)
         dxs = (x_side @ Wx.T).reshape(N, T, D)
-        return dxs, dstate, (dWx, dWh, db)
+        return dxs, dstate, cell.own(dWx, dWh, db, dw)
 
     def step(self, cell: Cell, x: Array, state: State, params: Sequence[Array]) -> State:
         """One step x (N, D), nothing kept for backward. Returns the state after it, (N, H) each."""
         expect_consistent(cell, x[:, None], state, params)
-        Wx, Wh, b = params
+        Wx, Wh, b, w = cell.complete(params)
         bx, bh = (b, None) if cell.biases == 1 else b
-        gates, _ = _pre_activations(cell, x @ Wx + bx, state, Wh, bh)
+        gates, _ = _pre_activations(cell, x @ Wx + bx, state, Wh, bh, w)
         return cell.forward(gates, state)[0]
 
     def stream(
@@ -264,7 +269,7 @@ class ReferenceStream:
         self._engine, self._N = engine, N
         self._layers = [(cell, tuple(p.copy() for p in params)) for cell, params in layers]
         self._affine = None if affine is None else tuple(p.copy() for p in affine)
-        sizes = [params[1].shape[0] for _, params in layers]
+        sizes = [cell.hidden_size(params) for cell, params in layers]
         dtype = layers[0][1][0].dtype
         self.state = [
             engine.xp.zeros((len(cell.states), N, H), dtype)
@@ -320,8 +325,10 @@ def expect_consistent(cell: Cell, xs: Array, state: State, params: Sequence[Arra
     Raises ValueError for a shape, TypeError for a dtype.
     """
     N, _, D = xs.shape
-    H = params[1].shape[0]
-    wanted = {**cell.shapes(D, H), **dict.fromkeys(cell.states, (N, H))}
+    wanted = cell.shapes(D, cell.hidden_size(params))
+    if len(params) != len(wanted):
+        raise ValueError(f"params: expected {', '.join(wanted)}, got {len(params)} arrays")
+    wanted |= dict.fromkeys(cell.states, (N, cell.hidden_size(params)))
     for (name, shape), array in zip(wanted.items(), (*params, *state), strict=True):
         if array.shape != shape:
             raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
@@ -330,21 +337,23 @@ def expect_consistent(cell: Cell, xs: Array, state: State, params: Sequence[Arra
 
 
 def _pre_activations(
-    cell: Cell, x_side: Array, state: State, Wh: Array, bh: Array | None
+    cell: Cell, x_side: Array, state: State, Wh: Array, bh: Array | None, w: Array
 ) -> tuple[tuple[Array, ...], Array | None]:
     """The pre-activation (N, H) of every gate, and the operand of the second product if any."""
     h = state[0]
     H = Wh.shape[0]
     early = len(cell.recurrent_gates) - len(cell.second)
-    gates: list[Array] = [0.0] * len(cell.gates)
+    gates: list[Array] = [h.dtype.type(0)] * (len(cell.gates) - len(w))
+    gates += [w[k] for k in range(len(w))]
 
     def add(side: Array, positions: Sequence[int]) -> None:
         for k, g in enumerate(positions):
             gates[g] = gates[g] + side[:, k * H : (k + 1) * H]
 
-    h_side = h @ Wh[:, : early * H]
     add(x_side, cell.input_gates)
-    add(h_side if bh is None else h_side + bh, cell.recurrent_gates[:early])
+    if early:
+        h_side = h @ Wh[:, : early * H]
+        add(h_side if bh is None else h_side + bh, cell.recurrent_gates[:early])
     if cell.operand is None:
         return tuple(gates), None
     operand = cell.operand(tuple(gates), state)

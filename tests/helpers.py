@@ -89,7 +89,7 @@ def outcome(engine: ReferenceEngine, p: Problem) -> dict[str, Array]:
         **_named("{} at the end", names, state),
         "dxs": dxs,
         **_named("d{} at the start", names, dstate),
-        **_named("d{}", ("Wx", "Wh", "b"), dparams),
+        **_named("d{}", tuple(p.cell.shapes(1, 1)), dparams),
         **_named("{} by step", names, stepped),
     }
     return {name: engine.to_host(array) for name, array in found.items()}
@@ -141,9 +141,8 @@ def random_problem(
     def states() -> tuple[Array, ...]:
         return tuple(uniform(1, (N, H)) for _ in cell.states)
 
-    limits = (1 / np.sqrt(D), 1 / np.sqrt(H), 0.5)
-    shapes = cell.shapes(D, H).values()
-    params = tuple(uniform(*both) for both in zip(limits, shapes, strict=True))
+    limits = {"Wx": 1 / np.sqrt(D), "Wh": 1 / np.sqrt(H), "b": 0.5, "w": 0.5}
+    params = tuple(uniform(limits[name], shape) for name, shape in cell.shapes(D, H).items())
     xs = uniform(1, (N, T, D))
     return Problem(cell, xs, states(), params, uniform(1, (N, T, H)), states())
 

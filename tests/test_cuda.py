@@ -335,12 +335,7 @@ def test_a_plan_says_why_there_is_none():
 
 # ---- compiled, without a GPU
 
-KERNELS = [
-    (name, kernel)
-    for name in cells.names()
-    for kernel in gates.NAMES
-    if "operand" not in kernel or cells.get(name).second
-]
+KERNELS = [(name, kernel) for name in cells.names() for kernel in gates.names(cells.get(name))]
 needs_compiler = pytest.mark.skipif(sys.platform != "linux", reason="needs CUDA's compiler")
 
 

@@ -24,16 +24,19 @@ on GPU threads alike: ``+ - * /``, the functions of ``functions.py`` (whose deri
 *output*: ``dtanh(tanh(a))``), constants of the module and plain functions made of the same. No
 ``**``, no ``if``, no ``np.*``. ``rnn.py`` is the smallest cell to start from.
 
-Three variations are declared, never guessed:
+How the products enter is declared, never guessed:
 
-``input_only``      gates that see only ``x Wx``
+``input_only``      gates that see only ``x Wx``; if all do, there is no recurrent product at all
 ``recurrent_only``  gates that see only ``h Wh``; with ``biases=2`` this is how the reset-after
                     GRU gets at the recurrent product before the reset gate scales it
+``weights``         the last of ``gates`` may be no gates but parameters, one number a unit, as a
+                    peephole's: they see neither product; their gradient is handed back like a
+                    gate's, and the engine adds it up
 ``operand``         the second product: the last gates (named in ``second``) multiply not h but
                     ``operand(gates, state)``, as the reset-before GRU's ``(r * h) Wh``
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
@@ -49,7 +52,8 @@ class Cell:
     """The gate arithmetic of one kind of recurrent cell.
 
     name            what users call it
-    gates           names of the pre-activations, in the order of the fused weight axis
+    gates           names of the pre-activations, in the order of the fused weight axis; behind
+                    them those of ``weights``
     states          names of the states carried from step to step; the first is the output h
     saved           names of what ``forward`` keeps for ``backward``
     forward         (gates, state) -> (new_state, saved)
@@ -61,8 +65,11 @@ class Cell:
                     ``second`` still lack their recurrent part
     operand_backward (doperand, dgates, dstate, saved, state) -> (dgates, dstate), the two
                     completed by what flows back through ``operand``; what was None comes as 0
+    weights         the last of ``gates``: parameters, one number a unit
     biases          1: one bias, on the input side; 2: one on each side, b is (2, gates * H)
     bias_start      where a gate's bias starts when a layer is created from sizes
+    weight_start    where a weight starts, 0 if not named: a number, or (low, high) for uniformly
+                    distributed ones
     """
 
     name: str
@@ -76,8 +83,12 @@ class Cell:
     second: tuple[str, ...] = ()
     operand: Callable[[Numbers, Numbers], Any] | None = None
     operand_backward: Callable[..., tuple[Numbers, Numbers]] | None = None
+    weights: tuple[str, ...] = ()
     biases: int = 1
     bias_start: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    weight_start: Mapping[str, float | tuple[float, float]] = field(
+        default_factory=lambda: MappingProxyType({})
+    )
 
     def __post_init__(self) -> None:
         self._check_names()
@@ -88,7 +99,8 @@ class Cell:
         return ValueError(f"cell {self.name!r}: {why}")
 
     def _check_names(self) -> None:
-        for role in ("gates", "states", "saved", "input_only", "recurrent_only", "second"):
+        roles = "gates", "states", "saved", "input_only", "recurrent_only", "second", "weights"
+        for role in roles:
             names = getattr(self, role)
             if not isinstance(names, tuple) or not all(isinstance(n, str) for n in names):
                 raise self._refuse(f"{role}: expected a tuple of names, got {names!r}")
@@ -96,10 +108,19 @@ class Cell:
                 raise self._refuse(f"{role}: expected each name once, got {names!r}")
             if not names and role in ("gates", "states"):
                 raise self._refuse(f"{role}: expected at least one name, got none")
+        gates = self.gates[: len(self.gates) - len(self.weights)]
+        if gates + self.weights != self.gates or not gates:
+            raise self._refuse(
+                f"weights: expected the last of {self.gates}, behind one gate at least, "
+                f"got {self.weights}"
+            )
         for role in ("input_only", "recurrent_only", "second", "bias_start"):
-            unknown = sorted(set(getattr(self, role)) - set(self.gates))
+            unknown = sorted(set(getattr(self, role)) - set(gates))
             if unknown:
-                raise self._refuse(f"{role}: expected some of {self.gates}, got {unknown}")
+                raise self._refuse(f"{role}: expected some of {gates}, got {unknown}")
+        unknown = sorted(set(self.weight_start) - set(self.weights))
+        if unknown:
+            raise self._refuse(f"weight_start: expected some of {self.weights}, got {unknown}")
         both = sorted(set(self.input_only) & set(self.recurrent_only))
         if both:
             raise self._refuse(f"recurrent_only: expected none of input_only, got {both}")
@@ -114,12 +135,17 @@ class Cell:
         recurrent = [self.gates[g] for g in self.recurrent_gates]
         if recurrent[len(recurrent) - len(self.second) :] != list(self.second):
             raise self._refuse(f"second: expected the last of {recurrent}, got {self.second}")
-        if len(recurrent) == len(self.second):
-            raise self._refuse("second: expected at least one gate fed by h itself, got none")
+        alone = set(self.recurrent_only)
+        second = set(self.second)
+        early = set(self.gates) - {*self.input_only, *self.weights} - second
+        if early & alone and second & alone and second - alone:
+            raise self._refuse(
+                f"second: expected all of {self.second} in recurrent_only, or none of them"
+            )
+        if not self.input_gates:
+            raise self._refuse("recurrent_only: expected one gate at least with x Wx, got none")
         if self.biases not in (1, 2):
             raise self._refuse(f"biases: expected 1 or 2, got {self.biases}")
-        if self.biases == 1 and self.recurrent_only:
-            raise self._refuse("recurrent_only: these gates need biases=2")
         if self.biases == 2 and self.second:
             raise self._refuse("biases: a second product goes with 1, got 2")
         if self.biases == 2 and len(self.input_gates) != len(self.recurrent_gates):
@@ -167,21 +193,44 @@ class Cell:
     @cached_property
     def input_gates(self) -> tuple[int, ...]:
         """Positions of the gates that have a block of columns in Wx."""
-        return tuple(g for g, name in enumerate(self.gates) if name not in self.recurrent_only)
+        without = {*self.recurrent_only, *self.weights}
+        return tuple(g for g, name in enumerate(self.gates) if name not in without)
 
     @cached_property
     def recurrent_gates(self) -> tuple[int, ...]:
         """Positions of the gates that have a block of columns in Wh."""
-        return tuple(g for g, name in enumerate(self.gates) if name not in self.input_only)
+        without = {*self.input_only, *self.weights}
+        return tuple(g for g, name in enumerate(self.gates) if name not in without)
 
     def shapes(self, input_size: int, hidden_size: int) -> dict[str, tuple[int, ...]]:
-        """Shapes of the parameters Wx, Wh and b."""
+        """Shapes of the parameters, in their order.
+
+        Wx, Wh (if there is a recurrent product), b, and w (if there are ``weights``).
+        """
         columns = len(self.input_gates) * hidden_size
+        recurrent = len(self.recurrent_gates) * hidden_size
         return {
             "Wx": (input_size, columns),
-            "Wh": (hidden_size, len(self.recurrent_gates) * hidden_size),
+            **({"Wh": (hidden_size, recurrent)} if recurrent else {}),
             "b": (columns,) if self.biases == 1 else (2, columns),
+            **({"w": (len(self.weights), hidden_size)} if self.weights else {}),
         }
+
+    def hidden_size(self, params: Sequence[Any]) -> int:
+        """H, of parameters in the order of ``shapes``."""
+        return int(params[0].shape[1]) // len(self.input_gates)
+
+    def complete(self, params: Sequence[Any]) -> tuple[Any, Any, Any, Any]:
+        """Wx, Wh, b and w of the parameters; what the cell has not comes with a size of 0."""
+        Wx, *rest = params
+        H = self.hidden_size(params)
+        Wh = rest.pop(0) if self.recurrent_gates else Wx[:0].reshape(H, 0)
+        return Wx, Wh, rest[0], rest[1] if self.weights else Wx[:0, :H]
+
+    def own(self, dWx: Any, dWh: Any, db: Any, dw: Any) -> tuple[Any, ...]:
+        """The other way round: those of the four that the cell has."""
+        Wh, w = (dWh,) if self.recurrent_gates else (), (dw,) if self.weights else ()
+        return (dWx, *Wh, db, *w)
 
     def __repr__(self) -> str:
         return f"<cell {self.name}: gates {' '.join(self.gates)}; states {' '.join(self.states)}>"

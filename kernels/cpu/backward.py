@@ -102,9 +102,11 @@ def _delta_at(plan, k, gate):
 @part_of_a_piece
 def _through_h(plan, k, n0, n1, u0, u1):
     """What of the gradient before step k comes back through its h Wh."""
+    if plan.early == 0:
+        return
     skip, panel = n0 * VECTOR_BYTES, panel_of(plan.N)
     from_gates(
-        plan, _delta_at(plan, k, plan.gates - plan.early - plan.late) + skip, plan.early, plan.pWh,
+        plan, _delta_at(plan, k, plan.first_early) + skip, plan.early, plan.pWh,
         u0, u1, plan.dstate + plan.states * plan.units * panel + skip, VECTOR_BYTES, panel,
         plan.units * VECTOR_BYTES // plan.size, n1 - n0,
     )  # fmt: skip
@@ -127,6 +129,7 @@ def _gates_back(plan, chunk, k, n0, n1, u0, u1):
         state + skip, state_panel, after + skip, after_panel,
         chunk_at(plan, plan.saved, plan.stored * plan.units, chunk) + row, rows_panel,
         _delta_at(plan, k, 0) + skip, rows_panel, plan.N * VECTOR_BYTES, plan.hs_time,
+        plan.b + plan.x_gates * plan.H * plan.size,
     ))  # fmt: skip
 
 
@@ -136,7 +139,7 @@ def _operand_back(plan, chunk, k, n0, n1, u0, u1):
     skip, rows_panel, panel = n0 * VECTOR_BYTES, panel_of(plan.steps * plan.N), panel_of(plan.N)
     row = k * plan.N * VECTOR_BYTES + skip
     from_gates(
-        plan, _delta_at(plan, k, plan.gates - plan.late) + skip, plan.late,
+        plan, _delta_at(plan, k, plan.first_late) + skip, plan.late,
         plan.pWh + plan.units * panel_of(plan.early * plan.H),
         u0, u1, plan.doperand + skip, VECTOR_BYTES, panel,
         plan.units * VECTOR_BYTES // plan.size, n1 - n0,
@@ -147,7 +150,8 @@ def _operand_back(plan, chunk, k, n0, n1, u0, u1):
         u0, u1, plan.units, n1 - n0, plan.doperand + skip, panel,
         plan.dstate + skip, panel, state + skip, state_panel, after + skip, after_panel,
         chunk_at(plan, plan.saved, plan.stored * plan.units, chunk) + row, rows_panel,
-        _delta_at(plan, k, 0) + skip, rows_panel,
+        _delta_at(plan, k, 0) + skip, rows_panel, plan.H,
+        plan.b + plan.x_gates * plan.H * plan.size,
     ))  # fmt: skip
 
 
@@ -186,16 +190,21 @@ def _input_gradients(plan, chunk, shard):
 
 @part_of_a_piece
 def _weight_gradients(plan, chunk, shard):
-    """A shard's items of dWx, dWh and db: the chunk's part is added."""
+    """A shard's items of dWx, dWh, db and the weights' gradients: the chunk's part is added."""
     rows, add = steps_in(plan, chunk) * plan.N, 1 if chunk < plan.chunks - 1 else 0
     blocks = (plan.units + 3) // 4
-    x_items = plan.x_gates * blocks
-    first, end = share_of(x_items + (plan.early + plan.late) * blocks, shard, plan.shards)
+    x_gates, recurrent = plan.x_gates, plan.early + plan.late
+    first, end = share_of((x_gates + recurrent + plan.weights) * blocks, shard, plan.shards)
     for item in range(first, end):
-        if item < x_items:
-            _x_item(plan, item // blocks, item % blocks, rows, add)
-        else:
-            _h_item(plan, chunk, (item - x_items) // blocks, item % blocks, rows, add)
+        g, block = item // blocks, item % blocks
+        if g < x_gates:
+            _x_item(plan, g, block, rows, add)
+        elif g < x_gates + recurrent:
+            _h_item(plan, chunk, g - x_gates, block, rows, add)
+        else:  # the last gates; their gradients lie behind db
+            k, place = g - x_gates - recurrent, g - recurrent
+            bias = plan.db + place * plan.H * plan.size + block * 4 * VECTOR_BYTES
+            _add_up(plan, plan.gates - plan.weights + k, block, bias, rows, add)
 
 
 @part_of_a_piece
@@ -213,9 +222,10 @@ def _h_item(plan, chunk, g, block, rows, add):
     recurrent = plan.early + plan.late
     column = word(plan.h_blocks, g) * plan.H * plan.size + block * 4 * VECTOR_BYTES
     row_bytes = recurrent * plan.H * plan.size
-    gate = plan.gates - recurrent + g
+    gate = plan.first_early + g
     a = chunk_at(plan, plan.state, plan.states * plan.units, chunk)
     if g >= plan.early:
+        gate = plan.first_late + g - plan.early
         a = chunk_at(plan, plan.operand, plan.units, chunk)
     bias = plan.db + plan.b_row + column if plan.b_row else 0
     _outer(plan, a, plan.H, gate, block, plan.dWh + column, row_bytes, bias, rows, add)
@@ -228,10 +238,7 @@ def _outer(plan, a, a_columns, gate, block, out, out_row, bias, rows, add):
     Likewise the sum of delta's rows into ``bias``, if that is not 0.
     """
     W = VECTOR_BYTES // plan.size
-    panel = panel_of(plan.steps * plan.N)
-    delta = plan.delta + (gate * plan.units + block * 4) * panel
-    units = min(4, plan.units - block * 4)
-    last = plan.H - (block * 4 + units - 1) * W
+    delta, panel, units, last = _block_of(plan, gate, block)
     for p in range(panels_in(plan, a_columns)):
         call(plan.multiply_transposed, (
             a + p * panel, 0, W * VECTOR_BYTES, 0, 1, rows, delta, panel,
@@ -239,7 +246,23 @@ def _outer(plan, a, a_columns, gate, block, out, out_row, bias, rows, add):
             min(W, a_columns - p * W), units, last, add, 0,
         ))  # fmt: skip
     if bias:
-        call(plan.add_up, (delta, panel, rows, bias, last, add, units))
+        _add_up(plan, gate, block, bias, rows, add)
+
+
+@part_of_a_piece
+def _add_up(plan, gate, block, out, rows, add):
+    """out = the sum of the rows of delta of a gate's four unit-panels, or out += it."""
+    delta, panel, units, last = _block_of(plan, gate, block)
+    call(plan.add_up, (delta, panel, rows, out, last, add, units))
+
+
+@part_of_a_piece
+def _block_of(plan, gate, block):
+    """Four unit-panels of a gate's delta: start, bytes between panels, how many, lanes in use."""
+    panel = panel_of(plan.steps * plan.N)
+    units = min(4, plan.units - block * 4)
+    last = plan.H - (block * 4 + units - 1) * (VECTOR_BYTES // plan.size)
+    return plan.delta + (gate * plan.units + block * 4) * panel, panel, units, last
 
 
 @part_of_a_piece
@@ -260,7 +283,7 @@ def _work(plan, what, chunk, k, shard):
     if what == END:
         _through_h(plan, 0, n0, n1, u0, u1)
         unpack_states(plan, plan.dstate, plan.states + 1, n0, n1, u0, u1)
-    elif plan.by_rows:
+    elif plan.apart:
         for k_ in range(steps_in(plan, chunk) - 1, -1, -1):
             _gates_back(plan, chunk, k_, n0, n1, u0, u1)
             if plan.late:
@@ -277,7 +300,7 @@ def backward(frame):
     denormals = begin(plan, frame)
     phase = run_phase(plan, _work, 0, START, 0, 0)
     for chunk in range(plan.chunks - 1, -1, -1):
-        if plan.by_rows:
+        if plan.apart:
             phase = run_phase(plan, _work, phase, STEPS, chunk, 0)
         else:
             for k in range(steps_in(plan, chunk) - 1, -1, -1):

@@ -18,7 +18,7 @@ from . import threads
 from .backward import backward
 from .forward import forward
 from .frames import CACHED, cache_folder
-from .plans import Kept, plain, recipe, rows_plain, sharing
+from .plans import Kept, recipe, rows_plain, sharing, with_weights, without_weights
 from .streaming import NumbaStream
 
 
@@ -31,7 +31,7 @@ class NumbaEngine(ReferenceEngine):
         self, cell: Cell, xs: Array, state: State, params: Sequence[Array]
     ) -> tuple[Array, State, Any]:
         expect_consistent(cell, xs, state, params)
-        xs, params = rows_plain(xs), tuple(map(plain, params))
+        xs, params = rows_plain(xs), with_weights(cell, params)
         N, T, D = xs.shape
         H = params[1].shape[0]
         shares = sharing(cell, N, T, D, H)
@@ -60,7 +60,7 @@ class NumbaEngine(ReferenceEngine):
         )
         threads.team.run(plan, made.shards)
         state_out[0] += state_out[-1]  # what came through h Wh of the first step
-        return dxs, tuple(state_out[:-1]), gradients
+        return dxs, tuple(state_out[:-1]), without_weights(cell, gradients)
 
     def step(self, cell: Cell, x: Array, state: State, params: Sequence[Array]) -> State:
         return self.forward(cell, x[:, None], state, params)[1]

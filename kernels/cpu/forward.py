@@ -107,10 +107,11 @@ def _early_step(plan, chunk, k, n0, n1, u0, u1):
     x_side, x_panel, e_side, e_panel, _, _ = _sides(plan, k, n0, n1)
     skip = n0 * VECTOR_BYTES
     state, panel = state_at(plan, chunk, k)
-    to_gates(
-        plan, state + skip, VECTOR_BYTES, panel, plan.H, plan.pWh, plan.early,
-        u0, u1, e_side, VECTOR_BYTES, e_panel, n1 - n0,
-    )  # fmt: skip
+    if plan.early:
+        to_gates(
+            plan, state + skip, VECTOR_BYTES, panel, plan.H, plan.pWh, plan.early,
+            u0, u1, e_side, VECTOR_BYTES, e_panel, n1 - n0,
+        )  # fmt: skip
     if plan.late:
         row = k * plan.N * VECTOR_BYTES + skip
         operand = chunk_at(plan, plan.operand, plan.units, chunk)
@@ -166,7 +167,7 @@ def _work(plan, what, chunk, k, shard):
         return
     if what == END:
         unpack_states(plan, plan.last_state, plan.states, n0, n1, u0, u1)
-    elif plan.by_rows:
+    elif plan.apart:
         for chunk_ in range(plan.chunks):
             _project(plan, chunk_, n0, n1, u0, u1)
             for k_ in range(steps_in(plan, chunk_)):
@@ -194,7 +195,7 @@ def forward(frame):
     phase = 0
     if not plan.in_panels:
         phase = run_phase(plan, _work, phase, START, 0, 0)
-    if plan.by_rows:
+    if plan.apart:
         phase = run_phase(plan, _work, phase, STEPS, 0, 0)
     else:
         for chunk in range(plan.chunks):

@@ -9,6 +9,7 @@ k * units + u; a panel's rows are the rows of the batch.
     saved                    what backward wants to find again; 0 where nothing will be asked for
     operand                  what the second product multiplies
     delta                    gradients of the pre-activations
+    b, w                     biases, and behind them the cell's weights: H numbers each
     dstate                   gradients of the state; behind them the part that came back through
                              h Wh
     hs, dhs                  the caller's arrays: rows ``hs_row`` bytes apart, H numbers each
@@ -82,8 +83,8 @@ def backward_gates(frame):
     (
         first, end, units, H, rows, dhs, dhs_row, dstate, dstate_panel, through_h,
         state, state_panel, after, after_panel, saved, saved_panel, delta, delta_panel,
-        ahead, dhs_time,
-    ) = arguments(frame, 20)  # fmt: skip
+        ahead, dhs_time, w,
+    ) = arguments(frame, 21)  # fmt: skip
     W = lanes_of(frame)
     for u in range(first, end):
         lanes = H - u * W
@@ -102,6 +103,7 @@ def backward_gates(frame):
             keep = load_saved(
                 frame, saved + u * saved_panel + row, units * saved_panel,
                 after + u * after_panel + row, units * after_panel,
+                w + u * VECTOR_BYTES, H * (VECTOR_BYTES // W), lanes,
             )  # fmt: skip
             before = load_states(frame, state + u * state_panel + row, units * state_panel)
             dgates, dold = backward(frame, dnew, keep, before)
@@ -113,8 +115,9 @@ def operand_backward_gates(frame):
     """A piece: completes a step's gradients by what comes back through the second product."""
     (
         first, end, units, rows, doperand, doperand_panel, dstate, dstate_panel,
-        state, state_panel, after, after_panel, saved, saved_panel, delta, delta_panel,
-    ) = arguments(frame, 16)  # fmt: skip
+        state, state_panel, after, after_panel, saved, saved_panel, delta, delta_panel, H, w,
+    ) = arguments(frame, 18)  # fmt: skip
+    W = lanes_of(frame)
     for u in range(first, end):
         for n in range(rows):
             row = n * VECTOR_BYTES
@@ -124,6 +127,7 @@ def operand_backward_gates(frame):
             keep = load_saved(
                 frame, saved + u * saved_panel + row, units * saved_panel,
                 after + u * after_panel + row, units * after_panel,
+                w + u * VECTOR_BYTES, H * (VECTOR_BYTES // W), H - u * W,
             )  # fmt: skip
             before = load_states(frame, state + u * state_panel + row, units * state_panel)
             incoming = load(frame, doperand + u * doperand_panel + row)

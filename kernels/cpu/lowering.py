@@ -67,15 +67,19 @@ def _sum(builder, terms):
 
 @intrinsic
 def load_bias(typing, frame, b, b_row, u, H_bytes, lanes):
-    """The bias of every gate, for the units from byte u: of b, or of its two rows."""
+    """The bias of every gate, for the units from byte u: of b, or of its two rows.
+
+    A cell's weights lie behind the biases, and are loaded likewise.
+    """
     cell, vector = frame.cell, VectorType(frame.dtype)
     kind = types.UniTuple(vector, len(cell.gates))
+    input_side = cell.input_gates + tuple(range(kind.count - len(cell.weights), kind.count))
 
     def codegen(context, builder, signature, args):
         _, b, b_row, u, H_bytes, lanes = args
         members = []
         for g in range(kind.count):
-            blocks = [(b, cell.input_gates)]
+            blocks = [(b, input_side)]
             if cell.biases == 2:
                 blocks.append((builder.add(b, b_row), cell.recurrent_gates))
             terms = [ir.Constant(vector.llvm, [0.0] * vector.lanes)]
@@ -112,10 +116,8 @@ def _add_to_gates(part):
 
 
 add_x_side = _add_to_gates(lambda at: range(at.x_gates))
-add_early_side = _add_to_gates(
-    lambda at: range(len(at.order) - at.late - at.early, len(at.order) - at.late)
-)
-add_late_side = _add_to_gates(lambda at: range(len(at.order) - at.late, len(at.order)))
+add_early_side = _add_to_gates(lambda at: range(at.first_early, at.first_early + at.early))
+add_late_side = _add_to_gates(lambda at: range(at.first_late, at.first_late + at.late))
 
 
 def _loading(choose):
@@ -149,26 +151,29 @@ load_states, load_gradients = _loading(_state_places), _loading(_gate_places)
 
 
 @intrinsic
-def load_saved(typing, frame, start, stride, after, after_stride):
-    """What the cell saved: stored, or found in the state after the step."""
-    where = layout(frame.cell).found_in_state
-    kind = types.UniTuple(VectorType(frame.dtype), len(where))
+def load_saved(typing, frame, start, stride, after, after_stride, w, H_bytes, lanes):
+    """What the cell saved: stored, or found in the state after the step, or in its weights."""
+    found = layout(frame.cell).found
+    kind = types.UniTuple(VectorType(frame.dtype), len(found))
 
     def codegen(context, builder, signature, args):
-        _, start, stride, after, after_stride = args
-        stored, places = 0, []
-        for state in where:
-            if state is None:
-                places.append(_member(builder, start, stride, stored))
+        _, start, stride, after, after_stride, w, H_bytes, lanes = args
+        stored, members = 0, []
+        for where in found:
+            if where is None:
+                place = _member(builder, start, stride, stored)
                 stored += 1
+            elif where[0] == "state":
+                place = _member(builder, after, after_stride, where[1])
             else:
-                places.append(_member(builder, after, after_stride, state))
-        return context.make_tuple(
-            builder, kind, [emit_load(builder, kind.dtype, place) for place in places]
-        )
+                place = _member(builder, w, H_bytes, where[1])
+                members.append(emit_load_part(builder, kind.dtype, place, lanes))
+                continue
+            members.append(emit_load(builder, kind.dtype, place))
+        return context.make_tuple(builder, kind, members)
 
     i = types.int64
-    return kind(frame, i, i, i, i), codegen
+    return kind(frame, i, i, i, i, i, i, i), codegen
 
 
 @intrinsic
@@ -221,11 +226,11 @@ def _storing(choose):
 
 def _stored_places(at):
     count = iter(range(at.stored))
-    return [None if state is not None else next(count) for state in at.found_in_state]
+    return [None if where is not None else next(count) for where in at.found]
 
 
 store_states, store_saved = _storing(_state_places), _storing(_stored_places)
 store_gradients = _storing(_gate_places)
 store_gradients_but_late = _storing(
-    lambda at: [k if k < len(at.order) - at.late else None for k in _gate_places(at)]
+    lambda at: [None if 0 <= k - at.first_late < at.late else k for k in _gate_places(at)]
 )

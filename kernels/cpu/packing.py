@@ -22,11 +22,14 @@ class Packed(NamedTuple):
 
 
 def pack_weights(cell: Cell, params: Sequence[Array], bfloat16: bool) -> Packed:
-    """Wx and Wh as ``forward.py`` packs them: a matrix for each gate, in this engine's order."""
+    """Wx and Wh as ``forward.py`` packs them: a matrix for each gate, in this engine's order.
+
+    params are those that ``plans.with_weights`` makes.
+    """
     Wx, Wh, _ = params
     at, H = layout(cell), Wh.shape[0]
     packed = [
-        _panels(W[:, block * H : (block + 1) * H] for block in blocks)
+        _panels([W[:, block * H : (block + 1) * H] for block in blocks], W.dtype)
         for W, blocks in ((Wx, at.x_blocks), (Wh, at.h_blocks))
     ]
     if bfloat16:
@@ -38,12 +41,14 @@ def pack_weights(cell: Cell, params: Sequence[Array], bfloat16: bool) -> Packed:
 def pack_affine(affine: Sequence[Array]) -> Packed:
     """W (H, outputs) and b (outputs,)."""
     W, b = affine
-    memory = [_placed(_panels([matrix])) for matrix in (W, b[None])]
+    memory = [_placed(_panels([matrix], W.dtype)) for matrix in (W, b[None])]
     return Packed([m for m, _ in memory], [a for _, a in memory], W.shape[1])
 
 
-def _panels(matrices: Any) -> Array:
+def _panels(matrices: Sequence[Array], dtype: Any) -> Array:
     """The panels of matrices (rows, columns), one after the other (see ``products.py``)."""
+    if not matrices:
+        return np.zeros((0, 1, 1), dtype)
     panels = []
     for matrix in matrices:
         rows, columns = matrix.shape

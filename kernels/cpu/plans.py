@@ -121,6 +121,7 @@ def recipe(
     units, inputs = -(-H // W), -(-D // W)
     chunks, steps = _chunks(N, T, size * (D + H) * H * len(cell.gates))
     states, recurrent = len(cell.states), at.early + at.late
+    apart = by_rows or not recurrent
     rows = -(-N // shards) if by_rows else N  # of a shard
 
     def panels(count: int, rows: int) -> int:
@@ -149,11 +150,12 @@ def recipe(
         "operand": kept_chunks * panels(units, of_chunk) if at.late else 0,
     }
     plan = Plan(
-        here=0, thread=0, shards=shards, job=0, team=0, by_rows=by_rows,
+        here=0, thread=0, shards=shards, job=0, team=0, by_rows=by_rows, apart=apart,
         packed=0, weight_row=VECTOR_BYTES, in_panels=0, keep=keep,
         N=N, T=T, D=D, H=H, units=units, steps=steps, chunks=chunks,
-        units_at_once=max(4, 16384 // (rows * at.early * VECTOR_BYTES) // 4 * 4),
+        units_at_once=max(4, 16384 // (rows * max(at.early, 1) * VECTOR_BYTES) // 4 * 4),
         size=size, gates=len(cell.gates), x_gates=at.x_gates, early=at.early, late=at.late,
+        weights=at.weights, first_early=at.first_early, first_late=at.first_late,
         states=states, stored=at.stored,
         x_blocks=_table(at.x_blocks), h_blocks=_table(at.h_blocks),
         **_pieces(driver, cell, dtype.name),
@@ -207,10 +209,13 @@ def sharing(
     work is worth waking them. By units the threads meet after every step, which takes a step of
     some size.
     """
-    operations = 2 * N * T * H * len(cell.gates) * (D + H)
+    recurrent = len(cell.recurrent_gates)
+    operations = 2 * N * T * H * len(cell.gates) * (D + (H if recurrent else 20))
     if operations < (4_000_000 if wanted is None else 500_000):
         return 1, True
     shards = threads.available() if wanted is None else wanted
+    if not recurrent:  # nobody waits for anybody
+        return shards, shards <= N
     large = H * H * len(cell.gates) > 1_500_000  # then each fetches but its own weights
     by_rows = 4 * shards <= N and not large
     if not by_rows and 2 * N * H * len(cell.gates) * H < 100_000:
@@ -228,6 +233,25 @@ def address_of(array: Array) -> int:
 def plain(array: Array) -> Array:
     """C-contiguous, by a copy if need be."""
     return array if array.flags.c_contiguous else np.ascontiguousarray(array)
+
+
+def with_weights(cell: Cell, params: Sequence[Array]) -> tuple[Array, Array, Array]:
+    """Wx, Wh, and b with the cell's weights behind it, in its first row if it has two."""
+    Wx, Wh, b, w = map(plain, cell.complete(params))
+    if not cell.weights:
+        return Wx, Wh, b
+    wide = np.zeros((*b.shape[:-1], b.shape[-1] + w.size), b.dtype)
+    wide[..., : b.shape[-1]] = b
+    wide[(0,) * (b.ndim - 1)][b.shape[-1] :] = w.reshape(-1)
+    return Wx, Wh, wide
+
+
+def without_weights(cell: Cell, gradients: Sequence[Array]) -> tuple[Array, ...]:
+    """The gradients of the parameters, from those of what ``with_weights`` makes of them."""
+    dWx, dWh, db = gradients
+    columns, H = dWx.shape[1], dWh.shape[0]
+    dw = db[(0,) * (db.ndim - 1)][columns:].reshape(-1, H)
+    return cell.own(dWx, dWh, db[..., :columns], dw)
 
 
 def rows_plain(array: Array) -> Array:

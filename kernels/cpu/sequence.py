@@ -24,7 +24,7 @@ The pass is cut into phases and shards (``threads.py``). In the phases of time a
     by_rows    some rows of the batch, all units: forward meets the others at the end of the pass,
                backward at the end of each chunk, before its weight gradients
     otherwise  all rows, some units: all meet after every step, since h Wh needs every unit's h
-               (twice where there is a second product)
+               (twice where there is a second product; not where there is none at all)
 
 Either way START and the packing of a chunk's xs are shared out by columns, GRADIENTS by rows of
 dxs and by items of dWx, dWh and db (four unit-panels of a gate each).
@@ -55,6 +55,7 @@ class Plan(NamedTuple):
     shards: int
     team: int
     by_rows: int
+    apart: int  # whether shards need not meet between steps
     packed: int  # whether the weights are packed already
     weight_row: int  # bytes of a row of a panel of packed weights
     in_panels: int  # whether the state stays in ``state`` and ``last_state``
@@ -74,6 +75,9 @@ class Plan(NamedTuple):
     x_gates: int
     early: int
     late: int
+    weights: int  # gates that are parameters
+    first_early: int  # where in the layout's order the early gates begin, and the late ones
+    first_late: int
     states: int
     stored: int
     x_blocks: int  # the addresses of the layout's tables

@@ -38,7 +38,7 @@ from .frames import (
     write_word,
 )
 from .packing import Packed, pack_affine, pack_weights, zeros
-from .plans import address_of, aligned, plain, recipe, sharing
+from .plans import address_of, aligned, recipe, sharing, with_weights
 from .sequence import Plan
 from .simd import VECTOR_BYTES, all_lanes, lanes_of, load_part
 
@@ -229,7 +229,9 @@ class NumbaStream:
     def __init__(
         self, layers: Layers, affine: Sequence[Array] | None, N: int, shards: int, bfloat16: bool
     ) -> None:
-        layers = [(cell, tuple(plain(p).copy() for p in params)) for cell, params in layers]
+        layers = [
+            (cell, tuple(p.copy() for p in with_weights(cell, params))) for cell, params in layers
+        ]
         dtype = layers[0][1][0].dtype
         self._states = [_StateMemory(cell, params[1].shape[0], N, dtype) for cell, params in layers]
         with announced(f"a stream of {layers[0][0].name} ({dtype})"):

@@ -4,7 +4,7 @@ A thread has one row n of the batch and ``count`` units from j on; ``t`` is the 
 where its numbers lie in these arrays, the gates in the order of the cell's ``Layout``:
 
     x_side (T, N, x_gates H)       x Wx of all steps
-    b                              as Cell.shapes says
+    b                              the biases, and behind them the cell's weights
     states (T + 1, states, N, H)   before and after every step
     saved (T, stored, N, H)        what backward finds again
     hs, dhs (N, T, H)
@@ -30,7 +30,6 @@ class Step:
 
     def __init__(self, cell: Cell, mark: str = "") -> None:
         self.cell, self.at, self.mark = cell, layout(cell), mark
-        self.first_recurrent = len(self.at.order) - self.at.early - self.at.late
 
     # ---- where
 
@@ -65,19 +64,25 @@ class Step:
             if g in cell.recurrent_gates and cell.biases == 2:
                 k = len(cell.input_gates) + cell.recurrent_gates.index(g)
                 terms.append(f"load(b, {k} * H + j{m})")
+            if name in cell.weights:
+                terms.append(self._weight(cell.weights.index(name)))
             if terms:
                 lines.append(f"known_{g}{m} = {' + '.join(terms)}  # {name}")
-        return [*lines, f"state{m} = {self._members('states', 'before', S)}"]
+        lines.append(f"state{m} = {self._members('states', 'before', S)}")
+        return [*lines, f"nothing{m} = where(state{m}[0] < state{m}[0], state{m}[0], 0.0)"]
+
+    def _weight(self, k: int) -> str:
+        biases = len(self.cell.input_gates) * self.cell.biases
+        return f"load(b, {biases + k} * H + j{self.mark})"
 
     def _gates(self, side: Callable[[int], str], late: bool) -> str:
         cell, gates = self.cell, []
-        recurrent = self.at.early + (self.at.late if late else 0)
-        for g in range(len(cell.gates)):
-            k = self.at.order.index(g) - self.first_recurrent
-            known = g in cell.input_gates or cell.biases == 2
-            terms = [f"known_{g}{self.mark}"] if known else []
-            terms += [side(k)] if 0 <= k < recurrent else []
-            gates.append(" + ".join(terms))
+        fed = self.at.h_order if late else self.at.h_order[: self.at.early]
+        for g, name in enumerate(cell.gates):
+            alone = name in cell.recurrent_only and cell.biases == 1
+            terms = [] if alone else [f"known_{g}{self.mark}"]
+            terms += [side(fed.index(g))] if g in fed else []
+            gates.append(" + ".join(terms) or f"nothing{self.mark}")
         return f"({', '.join(gates)},)"
 
     def forward(self, side: Callable[[int], str]) -> list[str]:
@@ -97,7 +102,7 @@ class Step:
             f"store(new{m}[{k}], states, after{m} + {k} * N * H)"
             for k in range(len(self.cell.states))
         ]
-        stored = (k for k, state in enumerate(self.at.found_in_state) if state is None)
+        stored = (k for k, where in enumerate(self.at.found) if where is None)
         lines += [f"store(keep{m}[{k}], saved, kept{m} + {i} * N * H)"
                   for i, k in enumerate(stored)]  # fmt: skip
         return [*lines, f"store(new{m}[0], hs, out{m})"]
@@ -107,11 +112,14 @@ class Step:
     def found(self) -> list[str]:
         """What forward left: keep, and the state before the step."""
         terms, stored = [], 0
-        for state in self.at.found_in_state:
-            place = f"saved, kept{self.mark}" if state is None else f"states, after{self.mark}"
-            k = stored if state is None else state
-            terms.append(f"load({place} + {k} * N * H), ")
-            stored += state is None
+        for where in self.at.found:
+            if where is None:
+                terms.append(f"load(saved, kept{self.mark} + {stored} * N * H), ")
+                stored += 1
+            elif where[0] == "state":
+                terms.append(f"load(states, after{self.mark} + {where[1]} * N * H), ")
+            else:
+                terms.append(f"{self._weight(where[1])}, ")
         S = len(self.cell.states)
         return [
             f"keep{self.mark} = ({''.join(terms)})",
@@ -170,7 +178,7 @@ class Step:
         return lines + [
             f"store(full{m}[{g}], dgates, d{m} + {order.index(g)} * H)"
             for g in range(len(order))
-            if order.index(g) < len(order) - self.at.late
+            if g not in self.at.h_order[self.at.early :]
         ]
 
 

@@ -26,7 +26,7 @@ import numpy as np
 
 from ..cells import Cell
 from ..device import DeviceEngine
-from ..layout import layout
+from ..layout import Layout, layout
 from ..reference import Array, State, expect_consistent
 from . import build, gates, persistent, products, tiling, updates
 from .kernel import Gpu
@@ -94,7 +94,7 @@ class CudaEngine(DeviceEngine):
     ) -> tuple[Array, State, Any]:
         expect_consistent(cell, xs, state, params)
         N, T, D = xs.shape
-        with self.gpu.products(self.precision), _room_for(cell, N, T, D, params[1].shape[0]):
+        with self.gpu.products(self.precision), _room_for(cell, N, T, D, cell.hidden_size(params)):
             return self._forward(cell, xs, state, params)
 
     def _forward(
@@ -115,9 +115,11 @@ class CudaEngine(DeviceEngine):
         if plan is not None:
             given = x_side, b, states, saved, hs
             self._run_persistent(cell, plan, Wh, given, states[0, 0], (T, N, H))
+        elif not at.h_order:
+            self._scan(cell, "forward_scan", hs)(x_side, b, states, saved, hs)
         else:
             self._forward_steps(cell, Wh, x_side, b, states, saved, hs, operands)
-        return hs, tuple(states[T].copy()), (xs, (Wx, Wh), states, saved, operands)
+        return hs, tuple(states[T].copy()), (xs, (Wx, Wh, b), states, saved, operands)
 
     def _forward_steps(
         self, cell: Cell, Wh: Array, x_side: Array, b: Array, states: Array, saved: Array,
@@ -132,7 +134,8 @@ class CudaEngine(DeviceEngine):
         Wh_early = xp.ascontiguousarray(Wh[:, : at.early * H])
         Wh_late = xp.ascontiguousarray(Wh[:, at.early * H :])
         for t in range(T):
-            xp.matmul(states[t, 0], Wh_early, out=early)
+            if at.early:
+                xp.matmul(states[t, 0], Wh_early, out=early)
             if operand_step is not None:
                 operand_step(t, x_side, early, b, states, operands)
                 xp.matmul(operands[t], Wh_late, out=late)
@@ -148,46 +151,48 @@ class CudaEngine(DeviceEngine):
     def _backward(
         self, cell: Cell, dhs: Array, dstate: State, saved: Any
     ) -> tuple[Array, State, tuple[Array, ...]]:
-        xs, (Wx, Wh), states, kept, operands = saved
+        xs, (Wx, Wh, b), states, kept, operands = saved
         xp, at = self.xp, layout(cell)
         N, T, D = xs.shape
         H, G = Wh.shape[0], len(cell.gates)
-        first_late = (G - at.late) * H
-        early_columns = slice(first_late - at.early * H, first_late)
+        early_columns, late_columns = _columns(at, H)
 
         dgates = xp.empty((T, N, G * H), xs.dtype)
         dstate_, dhs = xp.ascontiguousarray(xp.stack(dstate)), self._aligned(dhs)
         plan, _ = self.plan(cell, N, T, H, xs.dtype, forward=False)
         if plan is not None:
-            given = dhs, states, kept, dgates, dstate_
+            given = dhs, b, states, kept, dgates, dstate_
             self._run_persistent(cell, plan, Wh, given, None, (T, N, H))
-            through_h = xp.matmul(dgates[0, :, early_columns], Wh.T)
+            dstate_[0] += xp.matmul(dgates[0, :, early_columns], Wh.T)
+        elif not at.h_order:
+            self._scan(cell, "backward_scan", dhs)(dhs, b, states, kept, dgates, dstate_)
         else:
-            through_h = self._backward_steps(cell, Wh, dhs, states, kept, dgates, dstate_)
-        dstate_[0] += through_h
+            dstate_[0] += self._backward_steps(cell, Wh, b, dhs, states, kept, dgates, dstate_)
 
         rows = dgates.reshape(T * N, G * H)
         x_rows, early_rows = rows[:, : at.x_gates * H], rows[:, early_columns]
         dWx = self._product(_time_first(xp, xs).T, x_rows)
-        dWh = self._product(states[:T, 0].reshape(T * N, H).T, early_rows)
+        dWh = [Wh[:, :0]]
+        if at.early:
+            dWh.append(self._product(states[:T, 0].reshape(T * N, H).T, early_rows))
         if at.late:
-            late = self._product(operands.reshape(T * N, H).T, rows[:, first_late:])
-            dWh = xp.concatenate([dWh, late], axis=1)
+            dWh.append(self._product(operands.reshape(T * N, H).T, rows[:, late_columns]))
         db = [_cell_order(xp, x_rows.sum(axis=0)[None], at.x_blocks, H)]
         if cell.biases == 2:
             # such a cell has no second product: these are all gates that h Wh feeds
             db.append(_cell_order(xp, early_rows.sum(axis=0)[None], at.h_blocks, H))
-        gradients = (
+        gradients = cell.own(
             _cell_order(xp, dWx, at.x_blocks, H),
-            _cell_order(xp, dWh, at.h_blocks, H),
+            _cell_order(xp, xp.concatenate(dWh, axis=1), at.h_blocks, H),
             xp.concatenate(db) if cell.biases == 2 else db[0][0],
+            rows[:, (G - at.weights) * H :].sum(axis=0).reshape(at.weights, H),
         )
         dxs = self._product(x_rows, Wx.T).reshape(T, N, D).transpose(1, 0, 2)
         return xp.ascontiguousarray(dxs), tuple(dstate_), gradients
 
     def _backward_steps(
-        self, cell: Cell, Wh: Array, dhs: Array, states: Array, kept: Array, dgates: Array,
-        dstate: Array,
+        self, cell: Cell, Wh: Array, b: Array, dhs: Array, states: Array, kept: Array,
+        dgates: Array, dstate: Array,
     ) -> Array:  # fmt: skip
         """Fills dgates and dstate; returns what comes through h Wh before the first step."""
         xp, at = self.xp, layout(cell)
@@ -196,15 +201,15 @@ class CudaEngine(DeviceEngine):
         operand_step = self._step(cell, "operand_backward_gates", dhs) if at.late else None
         Wh_early = xp.ascontiguousarray(Wh[:, : at.early * H]).T  # a gap would be copied each step
         Wh_late = xp.ascontiguousarray(Wh[:, at.early * H :]).T
-        first_late = dgates.shape[2] - at.late * H
-        early_columns = slice(first_late - at.early * H, first_late)
+        early_columns, late_columns = _columns(at, H)
         through_h, doperand = xp.zeros((N, H), dhs.dtype), xp.empty((N, H), dhs.dtype)
         for t in reversed(range(T)):
-            gates_step(t, dhs, through_h, states, kept, dgates, dstate)
+            gates_step(t, through_h, dhs, b, states, kept, dgates, dstate)
             if operand_step is not None:
-                xp.matmul(dgates[t, :, first_late:], Wh_late, out=doperand)
-                operand_step(t, doperand, states, kept, dgates, dstate)
-            xp.matmul(dgates[t, :, early_columns], Wh_early, out=through_h)
+                xp.matmul(dgates[t, :, late_columns], Wh_late, out=doperand)
+                operand_step(t, doperand, b, states, kept, dgates, dstate)
+            if at.early:
+                xp.matmul(dgates[t, :, early_columns], Wh_early, out=through_h)
         return through_h
 
     def step(self, cell: Cell, x: Array, state: State, params: Sequence[Array]) -> State:
@@ -251,9 +256,11 @@ class CudaEngine(DeviceEngine):
     # ---- what both need
 
     def _in_order(self, cell: Cell, params: Sequence[Array]) -> tuple[Array, Array, Array]:
-        """Wx and Wh with their gates in the layout's order, and b without gaps."""
-        Wx, Wh, b = params
+        """Wx and Wh with their gates in the layout's order, and b with the cell's weights."""
+        Wx, Wh, b, w = cell.complete(params)
         at, H, xp = layout(cell), Wh.shape[0], self.xp
+        if at.weights:
+            b = xp.concatenate([b.reshape(-1), w.reshape(-1)])
         return (
             _layout_order(xp, Wx, at.x_blocks, H),
             _layout_order(xp, Wh, at.h_blocks, H),
@@ -278,7 +285,12 @@ class CudaEngine(DeviceEngine):
         return wide if fits else 1
 
     def _step(self, cell: Cell, name: str, like: Array) -> Callable[..., None]:
-        """What launches a gate kernel for a step t; ``like`` is hs or dhs (N, T, H).
+        """What launches a gate kernel for a step t; ``like`` is hs or dhs (N, T, H)."""
+        launch = self._scan(cell, name, like)
+        return lambda t, *arrays: launch(*arrays, t)
+
+    def _scan(self, cell: Cell, name: str, like: Array) -> Callable[..., None]:
+        """What launches a gate kernel; ``like`` is hs or dhs (N, T, H).
 
         A thread has 16 bytes where that divides H, else a number.
         """
@@ -287,7 +299,7 @@ class CudaEngine(DeviceEngine):
         count, threads = wide if H % wide == 0 else 1, self.gpu.device.threads
         kernel = gates.kernel(cell, name, count, threads)
         grid = N, -(-H // (count * threads))
-        return lambda t, *arrays: self.gpu.launch(kernel, grid, (*arrays, t, T, N, H))
+        return lambda *arguments: self.gpu.launch(kernel, grid, (*arguments, T, N, H))
 
     def _run_persistent(
         self, cell: Cell, plan: tiling.Plan, Wh: Array, arrays: Sequence[Array],
@@ -327,6 +339,12 @@ def _time_first(xp: Any, xs: Array) -> Array:
     """(N, T, D) as rows of the steps, (T N, D)."""
     N, T, D = xs.shape
     return xp.ascontiguousarray(xs.transpose(1, 0, 2)).reshape(T * N, D)
+
+
+def _columns(at: Layout, H: int) -> tuple[slice, slice]:
+    """The columns of dgates of the early gates, and of the late ones."""
+    first, late = at.first_early * H, at.first_late * H
+    return slice(first, first + at.early * H), slice(late, late + at.late * H)
 
 
 def _layout_order(xp: Any, W: Array, blocks: tuple[int, ...], H: int) -> Array:

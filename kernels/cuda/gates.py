@@ -1,5 +1,8 @@
 """The gate kernels of a cell: a step's arithmetic between two products.
 
+Where a cell has no recurrent product there is nothing between the steps: a thread runs through all
+of them (``forward_scan``, ``backward_scan``).
+
 A thread has one row of the batch and ``count`` units side by side:
 
     blockIdx.x = n           |<- blockDim.x threads ->|   blockIdx.y of them side by side
@@ -13,14 +16,21 @@ What the step's products give, beside the arrays of ``arithmetic.py``:
     doperand (N, H)                         what came back through it
 """
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 
 from ..cells import Cell
 from ..layout import layout
 from .arithmetic import Step
 from .kernel import Kernel, functions_of
 
-NAMES = ("forward_gates", "backward_gates", "operand_gates", "operand_backward_gates")
+
+def names(cell: Cell) -> tuple[str, ...]:
+    """The kernels that a cell needs."""
+    if not cell.recurrent_gates:
+        return "forward_scan", "backward_scan"
+    second = ("operand_gates", "operand_backward_gates") if cell.second else ()
+    return "forward_gates", "backward_gates", *second
 
 
 @cache
@@ -29,17 +39,21 @@ def kernel(cell: Cell, name: str, count: int, threads: int) -> Kernel:
     from . import lanes
 
     takes, lines = _MAKERS[name](Step(cell))
+    lines = [*Step(cell).here(), *lines]
+    if name in _STEPS:
+        lines = [_STEPS[name], *("    " + line for line in lines)]
+    else:
+        takes = (*takes, "t")
     head = [
         "j = (cuda.blockIdx.y * cuda.blockDim.x + cuda.threadIdx.x) * COUNT",
         "if j >= H:",
         "    return",
         "n = cuda.blockIdx.x",
-        *Step(cell).here(),
     ]
     outer = {
         "load": lanes.LOADS[count], "store": lanes.store, "where": lanes.where, "COUNT": count,
     }  # fmt: skip
-    takes = (*takes, "t", "T", "N", "H")
+    takes = (*takes, "T", "N", "H")
     name = f"{cell.name}_{name}_{count}"
     return Kernel(name, takes, [*head, *lines], functions_of(cell), threads, outer)
 
@@ -67,17 +81,34 @@ def _operand(step: Step) -> tuple[tuple[str, ...], list[str]]:
 
 
 def _backward(step: Step) -> tuple[tuple[str, ...], list[str]]:
-    takes = "dhs", "through_h", "states", "saved", "dgates", "dstate"
-    lines = [*step.found(), *step.arriving(), *step.backward("load(through_h, p)")]
+    takes, lines = _backward_but_for("load(through_h, p)", step)
+    return ("through_h", *takes), lines
+
+
+def _backward_but_for(through_h: str, step: Step) -> tuple[tuple[str, ...], list[str]]:
+    takes = "dhs", "b", "states", "saved", "dgates", "dstate"
+    lines = [*step.found(), *step.arriving(), *step.backward(through_h)]
     return takes, [*lines, *step.store_backward()]
 
 
 def _operand_backward(step: Step) -> tuple[tuple[str, ...], list[str]]:
-    takes = "doperand", "states", "saved", "dgates", "dstate"
+    takes = "doperand", "b", "states", "saved", "dgates", "dstate"
     return takes, [*step.found(), *step.operand_backward("load(doperand, p)")]
 
 
-_MAKERS = {
+def _forward_scan(step: Step) -> tuple[tuple[str, ...], list[str]]:
+    takes = "x_side", "b", "states", "saved", "hs"
+    lines = [*step.known(), *step.forward(lambda k: ""), *step.store_forward()]
+    return takes, lines
+
+
+_STEPS = {
+    "forward_scan": "for t in range(T):",
+    "backward_scan": "for t in range(T - 1, -1, -1):",
+}
+_MAKERS: dict[str, Callable[[Step], tuple[tuple[str, ...], list[str]]]] = {
+    "forward_scan": _forward_scan,
+    "backward_scan": partial(_backward_but_for, "0.0"),
     "forward_gates": _forward,
     "operand_gates": _operand,
     "backward_gates": _backward,

@@ -69,7 +69,8 @@ _FORWARD = (
     "weights", "x_side", "b", "states", "saved", "hs", "exchange", "counters", "T", "N", "H",
 )  # fmt: skip
 _BACKWARD = (
-    "weights", "dhs", "states", "saved", "dgates", "dstate", "exchange", "counters", "T", "N", "H",
+    "weights", "dhs", "b", "states", "saved", "dgates", "dstate", "exchange", "counters",
+    "T", "N", "H",
 )  # fmt: skip
 
 
@@ -285,9 +286,7 @@ class _Pair:
             start = f"(((step + 1) % 2) * cuda.gridDim.y * {self.tiles * c.rows} + n{m})"
         if c.forward:
             return [f"store(new{m}[0], {memory}, {start} * {c.stride} + j{m})"]
-        first = self.step.first_recurrent
         return [
-            f"store({self.step.dgate(self.at.order[first + k])}, {memory}, "
-            f"{start} * {c.stride} + {k} * H + j{m})"
-            for k in range(self.at.early)
+            f"store({self.step.dgate(g)}, {memory}, {start} * {c.stride} + {k} * H + j{m})"
+            for k, g in enumerate(self.at.h_order)
         ]

@@ -133,7 +133,9 @@ def plan(
     """The best way to run so many rows and units persistently, or None; and why."""
     gates = layout(cell).early
     if layout(cell).late:
-        return None, f"{cell.name} has two products a step"
+        return None, f"{cell.name} multiplies by Wh twice: two products a step"
+    if not gates:
+        return None, f"{cell.name} has no recurrent product: a thread runs through all steps"
     step_by_step = _STEP_BY_STEP + 2 * N * H * H * gates / _FLOP[precision]
     plans = [
         Plan(*cut, step_by_step)

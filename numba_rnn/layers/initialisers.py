@@ -47,21 +47,28 @@ def glorot(rng: np.random.Generator, inputs: int, outputs: int) -> Array:
 def recurrent(
     cell: Cell, input_size: int, hidden_size: int, rng: Seed, dtype: Any, init: str
 ) -> list[Array]:
-    """Wx, Wh and b of a cell; see the module for ``init``."""
+    """The parameters of a cell, in the order of its shapes; see the module for ``init``.
+
+    The cell's own weights start as it asks, at 0 if it does not.
+    """
     D, H = expect_int("input_size", input_size), expect_int("hidden_size", hidden_size)
     dtype = expect_float_dtype("dtype", dtype)
     random = generator(rng)
     shapes = cell.shapes(D, H)
     x_gates, h_gates = cell.input_gates, cell.recurrent_gates
     b = np.zeros(shapes["b"])
+    w = np.zeros((len(cell.weights), H))
+    for name, start in cell.weight_start.items():
+        low, high = start if isinstance(start, tuple) else (start, start)
+        w[cell.weights.index(name)] = random.uniform(low, high, H) if low < high else low
     if expect_choice("init", init, INITS) == "book":
         Wx = random.standard_normal(shapes["Wx"]) / math.sqrt(D)
-        Wh = random.standard_normal(shapes["Wh"]) / math.sqrt(H)
+        Wh = random.standard_normal((H, len(h_gates) * H)) / math.sqrt(H)
     else:
         Wx = np.concatenate([glorot(random, D, H) for _ in x_gates], axis=1)
-        Wh = np.concatenate([orthogonal(random, H) for _ in h_gates], axis=1)
+        Wh = np.concatenate([np.empty((H, 0)), *(orthogonal(random, H) for _ in h_gates)], axis=1)
         first = b if cell.biases == 1 else b[0]
         for gate, start in cell.bias_start.items():
             k = x_gates.index(cell.gates.index(gate))
             first[k * H : (k + 1) * H] = start
-    return [p.astype(dtype) for p in (Wx, Wh, b)]
+    return [p.astype(dtype) for p in cell.own(Wx, Wh, b, w)]

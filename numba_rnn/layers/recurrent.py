@@ -7,6 +7,7 @@ Shapes: N batch, T time, D input size, H hidden size. Parameters, inputs and gra
 dtype, float32 or float64. Wrong shapes raise ValueError, wrong types and dtypes TypeError.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -26,18 +27,26 @@ if TYPE_CHECKING:
 class _CellLayer(Layer):
     """The parameters of a cell."""
 
-    param_names = ("Wx", "Wh", "b")
-
-    def __init__(self, Wx: Array, Wh: Array, b: Array, cell: Cell) -> None:
+    def __init__(self, params: Sequence[Array], cell: Cell) -> None:
+        self.param_names = tuple(cell.shapes(1, 1))
+        if len(params) != len(self.param_names):
+            raise TypeError(
+                f"{type(self).__name__}: expected the parameters {', '.join(self.param_names)} of "
+                f"the cell {cell.name}, got {len(params)}"
+            )
+        Wx, *rest = params
         here = engine_for(Wx)
         Wx = accept("Wx", Wx, ("D", "columns"), None, here)
-        Wh = accept("Wh", Wh, ("H", "columns"), Wx.dtype, here)
-        shapes = cell.shapes(Wx.shape[0], Wh.shape[0])
-        params = [
+        if cell.recurrent_gates:
+            rest[0] = accept("Wh", rest[0], ("H", "columns"), Wx.dtype, here)
+            hidden_size = rest[0].shape[0]
+        else:
+            hidden_size = max(1, cell.hidden_size([Wx]))
+        shapes = cell.shapes(Wx.shape[0], hidden_size)
+        super().__init__(*(
             accept(name, value, shapes[name], Wx.dtype, here)
-            for name, value in zip(self.param_names, (Wx, Wh, b), strict=True)
-        ]
-        super().__init__(*params)
+            for name, value in zip(self.param_names, (Wx, *rest), strict=True)
+        ))  # fmt: skip
         self.cell = cell
 
     def __repr__(self) -> str:
@@ -83,7 +92,7 @@ class _CellLayer(Layer):
     @property
     def hidden_size(self) -> int:
         """H, the number of units."""
-        return int(self.params[1].shape[0])
+        return self.cell.hidden_size(self.params)
 
     def _zeros(self, batch: int, here: Engine) -> Array:
         return here.xp.zeros((batch, self.hidden_size), self.dtype)
@@ -133,7 +142,7 @@ class _Step(_CellLayer):
     """One step of a cell; the caller carries the state."""
 
     def __init__(self, Wx: Array, Wh: Array, b: Array, cell: Cell) -> None:
-        super().__init__(Wx, Wh, b, cell)
+        super().__init__((Wx, Wh, b), cell)
 
     def _forward(self, x: Array, *state: Array) -> tuple[Array, ...]:
         here = self._engine()
@@ -225,7 +234,8 @@ class GRU(_IsGRU, _Step):
 class TimeRecurrent(_CellLayer):
     """Any cell, unrolled over a block of time.
 
-    Wx, Wh, b  the cell's parameters, shapes as ``cell.shapes(D, H)`` says
+    params     the cell's parameters, as ``cell.shapes(D, H)`` says: Wx, Wh (unless the cell has no
+               recurrent product), b, and w where the cell has weights of its own
     stateful   True: the state after a block is the state before the next one. The gradient stops
                at the block's edge all the same: that is truncated BPTT.
     cell       a Cell or its name (``numba_rnn.cells.names()``)
@@ -240,10 +250,8 @@ class TimeRecurrent(_CellLayer):
     (2, 7, 5)
     """
 
-    def __init__(
-        self, Wx: Array, Wh: Array, b: Array, stateful: bool = False, *, cell: str | Cell
-    ) -> None:
-        super().__init__(Wx, Wh, b, cells.get(cell))
+    def __init__(self, *params: Array, stateful: bool = False, cell: str | Cell) -> None:
+        super().__init__(params, cells.get(cell))
         self.stateful = bool(stateful)
         self.state: tuple[Array, ...] | None = None
         self.dstate: tuple[Array, ...] | None = None
@@ -382,7 +390,7 @@ class TimeRNN(_IsRNN, TimeRecurrent):
         self, Wx: Array, Wh: Array, b: Array, stateful: bool = False, activation: str = "tanh"
     ) -> None:
         cell = self._select({"activation": activation})
-        super().__init__(Wx, Wh, b, stateful, cell=cell)
+        super().__init__(Wx, Wh, b, stateful=stateful, cell=cell)
 
 
 class TimeLSTM(_IsLSTM, TimeRecurrent):
@@ -399,7 +407,7 @@ class TimeLSTM(_IsLSTM, TimeRecurrent):
     """
 
     def __init__(self, Wx: Array, Wh: Array, b: Array, stateful: bool = False) -> None:
-        super().__init__(Wx, Wh, b, stateful, cell="lstm")
+        super().__init__(Wx, Wh, b, stateful=stateful, cell="lstm")
 
     @property
     def c(self) -> Array | None:
@@ -424,4 +432,4 @@ class TimeGRU(_IsGRU, TimeRecurrent):
         self, Wx: Array, Wh: Array, b: Array, stateful: bool = False, reset_after: bool = False
     ) -> None:
         cell = self._select({"reset_after": reset_after})
-        super().__init__(Wx, Wh, b, stateful, cell=cell)
+        super().__init__(Wx, Wh, b, stateful=stateful, cell=cell)
