@@ -190,7 +190,9 @@ def test_a_cell_that_cannot_be_compiled_is_named_with_its_line():
         ({"saved": ()}, "forward: expected the saved as a tuple of 0, for no names; got 1 members"),
         ({"second": ("h",)}, "second, operand and operand_backward go together"),
         ({"input_only": ("z",)}, r"input_only: expected some of \('h',\), got \['z'\]"),
-        ({"recurrent_only": ("h",)}, "recurrent_only: these gates need biases=2"),
+        ({"recurrent_only": ("h",)}, "recurrent_only: expected one gate at least with x Wx"),
+        ({"weights": ("h",)}, r"weights: expected the last of \('h',\), behind one gate"),
+        ({"weight_start": {"u": 1.0}}, r"weight_start: expected some of \(\), got \['u'\]"),
         ({"biases": 3}, "biases: expected 1 or 2, got 3"),
         ({"forward": lambda gates, state: (gates, 0.0)}, "forward: expected the saved as a tuple"),
         (
