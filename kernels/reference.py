@@ -21,17 +21,35 @@ An engine's arrays are those of its library ``xp``. It is given no others, but f
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .cells import Cell
 from .machine import blas_threads, cpu_name
+from .steps import PLAIN, Steps
 
 Array = Any
 State = tuple[Array, ...]
 
 UPDATED_AT_ONCE = 32768  # numbers that fit the cache together with what is made of them
+
+
+class Gradients(NamedTuple):
+    """What backward returns.
+
+    xs       (N, T, D)
+    state    by the state before the first step, (N, H) each; 0 in rows that are reset there
+    params   by the parameters, in their order
+    initial  (S, H), by what resets return to, all rows added up; zeros, or None, without resets
+    states   (N, T, S, H) if ``steps.trace``: by the state after every step, all that reached it
+    """
+
+    xs: Array
+    state: State
+    params: tuple[Array, ...]
+    initial: Array | None = None
+    states: Array | None = None
 
 
 class ReferenceEngine:
@@ -44,12 +62,18 @@ class ReferenceEngine:
     xp = np
 
     def forward(
-        self, cell: Cell, xs: Array, state: State, params: Sequence[Array]
+        self,
+        cell: Cell,
+        xs: Array,
+        state: State,
+        params: Sequence[Array],
+        steps: Steps = PLAIN,
     ) -> tuple[Array, State, Any]:
         """Run the cell over a block of time.
 
-        Returns hs (N, T, H), the state after the last step, and what backward needs
-        (opaque: to be handed to the same engine's ``backward``).
+        ``steps`` says what is particular about them: masks, resets, zoneout ... Returns hs
+        (N, T, H), the state after the last step, and what backward needs (opaque: to be handed to
+        the same engine's ``backward``).
         """
         expect_consistent(cell, xs, state, params)
         N, T, _ = xs.shape
@@ -60,74 +84,82 @@ class ReferenceEngine:
 
         x_side = xs @ Wx + bx  # one product for all T
         hs = np.empty((N, T, H), dtype=xs.dtype)
-        steps = []
+        kept = []
         for t in range(T):
-            gates, operand = _pre_activations(cell, x_side[:, t], state, Wh, bh, w)
+            state = _reset(steps, t, state)
+            gates, operand = _pre_activations(cell, x_side[:, t], state, Wh, bh, w, steps.scale)
             new_state, saved = cell.forward(gates, state)
-            steps.append((state, operand, saved))
-            state = new_state
-            hs[:, t] = state[0]
+            kept.append((state, operand, saved))
+            state, hs[:, t] = _settle(steps, t, new_state, state)
         last = tuple(s.copy() for s in state)  # theirs to change; ours is needed for backward
-        return hs, last, (xs, steps, params)
+        return hs, last, (xs, kept, params, steps)
 
-    def backward(
-        self, cell: Cell, dhs: Array, dstate: State, saved: Any
-    ) -> tuple[Array, State, tuple[Array, ...]]:
+    def backward(self, cell: Cell, dhs: Array, dstate: State, saved: Any) -> Gradients:
         """Backpropagation through the block of time that ``forward`` ran over.
 
         dhs (N, T, H) is the loss's gradient by every hs, dstate its gradient by the state after
-        the last step. Returns dxs (N, T, D), the gradient by the state before the first step,
-        and the gradients by the parameters.
+        the last step.
         """
-        xs, steps, params = saved
+        xs, kept, params, steps = saved
         Wx, Wh, _, _ = cell.complete(params)
         N, T, D = xs.shape
         H = Wh.shape[0]
         early = len(cell.recurrent_gates) - len(cell.second)  # gates fed by h itself
         Wh_h, Wh_operand = Wh[:, : early * H], Wh[:, early * H :]
+        scale = xs.dtype.type(1) if steps.scale is None else steps.scale
 
         dgates_all = np.empty((N, T, len(cell.gates), H), dtype=xs.dtype)
+        dinitial = np.zeros((len(cell.states), N, H), dtype=xs.dtype)
+        dstates = np.empty((N, T, len(cell.states), H), dtype=xs.dtype) if steps.trace else None
         for t in reversed(range(T)):
-            state, _, step_saved = steps[t]
-            dstate = (dhs[:, t] + dstate[0], *dstate[1:])
+            state, _, step_saved = kept[t]
+            dstate, dheld, live = _unsettle(steps, t, dhs[:, t], dstate)
+            if dstates is not None:
+                dstates[:, t] = np.stack(_sum(dstate, dheld), axis=1)
             dgates, dprev = cell.backward(dstate, step_saved, state)
             dgates, dprev = _filled(dgates, like=state[0]), _filled(dprev, like=state[0])
+            dgates = _only(live, dgates)
 
             if cell.operand_backward is not None:
-                doperand = _fuse(dgates, cell.recurrent_gates[early:]) @ Wh_operand.T
+                doperand = _fuse(dgates, cell.recurrent_gates[early:]) @ Wh_operand.T * scale
                 dgates, dprev = cell.operand_backward(doperand, dgates, dprev, step_saved, state)
                 dgates, dprev = _filled(dgates, like=state[0]), _filled(dprev, like=state[0])
 
             if early:
-                through_gates = _fuse(dgates, cell.recurrent_gates[:early]) @ Wh_h.T
+                through_gates = _fuse(dgates, cell.recurrent_gates[:early]) @ Wh_h.T * scale
                 dprev = dprev[0] + through_gates, *dprev[1:]
-            dstate = dprev
+            dstate = _sum(_only(live, dprev), dheld)
             dgates_all[:, t] = np.stack(dgates, axis=1)
+            if steps.resets is not None:
+                again = steps.resets[:, t, None]
+                dinitial += _only(again, dstate)
+                dstate = _only(~again, dstate)
 
         def columns(gates: Sequence[int]) -> Array:  # (N T, gates H)
             return dgates_all[:, :, list(gates)].reshape(N * T, len(gates) * H)
 
         weights = range(len(cell.gates) - len(cell.weights), len(cell.gates))
         x_side, h_side = columns(cell.input_gates), columns(cell.recurrent_gates)
-        h_prev = np.stack([state[0] for state, _, _ in steps], axis=1).reshape(N * T, H)
+        h_prev = np.stack([state[0] * scale for state, _, _ in kept], axis=1).reshape(N * T, H)
         dWx = xs.reshape(N * T, D).T @ x_side
         dWh = h_prev.T @ h_side
         if cell.second:
-            operands = np.stack([operand for _, operand, _ in steps], axis=1)
+            operands = np.stack([operand for _, operand, _ in kept], axis=1)
             dWh[:, early * H :] = operands.reshape(N * T, H).T @ h_side[:, early * H :]
         db = x_side.sum(axis=0)
         if cell.biases == 2:
             db = np.stack([db, h_side.sum(axis=0)])
         dw = columns(weights).sum(axis=0).reshape(len(weights), H)
         dxs = (x_side @ Wx.T).reshape(N, T, D)
-        return dxs, dstate, cell.own(dWx, dWh, db, dw)
+        dparams = cell.own(dWx, dWh, db, dw)
+        return Gradients(dxs, dstate, dparams, dinitial.sum(axis=1), dstates)
 
     def step(self, cell: Cell, x: Array, state: State, params: Sequence[Array]) -> State:
         """One step x (N, D), nothing kept for backward. Returns the state after it, (N, H) each."""
         expect_consistent(cell, x[:, None], state, params)
         Wx, Wh, b, w = cell.complete(params)
         bx, bh = (b, None) if cell.biases == 1 else b
-        gates, _ = _pre_activations(cell, x @ Wx + bx, state, Wh, bh, w)
+        gates, _ = _pre_activations(cell, x @ Wx + bx, state, Wh, bh, w, None)
         return cell.forward(gates, state)[0]
 
     def stream(
@@ -337,10 +369,16 @@ def expect_consistent(cell: Cell, xs: Array, state: State, params: Sequence[Arra
 
 
 def _pre_activations(
-    cell: Cell, x_side: Array, state: State, Wh: Array, bh: Array | None, w: Array
+    cell: Cell,
+    x_side: Array,
+    state: State,
+    Wh: Array,
+    bh: Array | None,
+    w: Array,
+    scale: Array | None,
 ) -> tuple[tuple[Array, ...], Array | None]:
     """The pre-activation (N, H) of every gate, and the operand of the second product if any."""
-    h = state[0]
+    h = state[0] if scale is None else state[0] * scale
     H = Wh.shape[0]
     early = len(cell.recurrent_gates) - len(cell.second)
     gates: list[Array] = [h.dtype.type(0)] * (len(cell.gates) - len(w))
@@ -357,8 +395,63 @@ def _pre_activations(
     if cell.operand is None:
         return tuple(gates), None
     operand = cell.operand(tuple(gates), state)
+    operand = operand if scale is None else operand * scale
     add(operand @ Wh[:, early * H :], cell.recurrent_gates[early:])
     return tuple(gates), operand
+
+
+def _reset(steps: Steps, t: int, state: State) -> State:
+    """The state that step t sees."""
+    if steps.resets is None:
+        return state
+    again = steps.resets[:, t, None]
+    starts = [0] * len(state) if steps.initial is None else steps.initial
+    return tuple(
+        np.where(again, np.asarray(start, s.dtype), s)
+        for start, s in zip(starts, state, strict=True)
+    )
+
+
+def _settle(steps: Steps, t: int, new: State, old: State) -> tuple[State, Array]:
+    """The state after step t, and its output; new and old: what the cell made of which state."""
+    N, H = old[0].shape
+    if steps.zoneout:
+        stays = [steps.keeps_old(k, t, N, H, old[0].dtype) for k in range(len(old))]
+        new = tuple(p * o + (1 - p) * n for p, o, n in zip(stays, old, new, strict=True))
+    if steps.mask is None:
+        return new, new[0]
+    live = steps.mask[:, t, None]
+    return tuple(np.where(live, n, o) for n, o in zip(new, old, strict=True)), np.where(
+        live, new[0], 0
+    )
+
+
+def _unsettle(
+    steps: Steps, t: int, dh: Array, dstate: State
+) -> tuple[State, State | None, Array | None]:
+    """The other way: the gradient of what the cell made; of the old state, past it; who took part.
+
+    dh is the gradient of the output, dstate that of the state after the step. None: zeros; all.
+    """
+    live = None if steps.mask is None else steps.mask[:, t, None]
+    dnew = _only(live, (dstate[0] + dh, *dstate[1:]))
+    dheld = None if live is None else _only(~live, dstate)
+    if steps.zoneout:
+        N, H = dh.shape
+        stays = [steps.keeps_old(k, t, N, H, dh.dtype) for k in range(len(dstate))]
+        dheld = _sum(tuple(p * d for p, d in zip(stays, dnew, strict=True)), dheld)
+        dnew = tuple((1 - p) * d for p, d in zip(stays, dnew, strict=True))
+    return dnew, dheld, live
+
+
+def _only(rows: Array | None, arrays: State) -> State:
+    """The arrays with zeros in all rows but some; None: as they are."""
+    return arrays if rows is None else tuple(np.where(rows, a, a.dtype.type(0)) for a in arrays)
+
+
+def _sum(these: State, others: State | None) -> State:
+    """The sums of two tuples' arrays; None: zeros."""
+    return these if others is None else tuple(a + b for a, b in zip(these, others, strict=True))
 
 
 def _fuse(dgates: Sequence[Array], positions: Sequence[int]) -> Array:

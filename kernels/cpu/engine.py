@@ -60,7 +60,7 @@ class NumbaEngine(ReferenceEngine):
         )
         threads.team.run(plan, made.shards)
         state_out[0] += state_out[-1]  # what came through h Wh of the first step
-        return dxs, tuple(state_out[:-1]), without_weights(cell, gradients)
+        return Gradients(dxs, tuple(state_out[:-1]), without_weights(cell, gradients))
 
     def step(self, cell: Cell, x: Array, state: State, params: Sequence[Array]) -> State:
         return self.forward(cell, x[:, None], state, params)[1]

@@ -188,7 +188,7 @@ class CudaEngine(DeviceEngine):
             rows[:, (G - at.weights) * H :].sum(axis=0).reshape(at.weights, H),
         )
         dxs = self._product(x_rows, Wx.T).reshape(T, N, D).transpose(1, 0, 2)
-        return xp.ascontiguousarray(dxs), tuple(dstate_), gradients
+        return Gradients(xp.ascontiguousarray(dxs), tuple(dstate_), gradients)
 
     def _backward_steps(
         self, cell: Cell, Wh: Array, b: Array, dhs: Array, states: Array, kept: Array,

@@ -162,9 +162,9 @@ class _Step(_CellLayer):
         dstate = self._accepted("d{}_next", dstate, N, here)
         zeros = self._zeros(N, here)
         known = tuple(zeros if d is None else d for d in dstate)
-        dxs, before, gradients = here.backward(self.cell, zeros[:, None], known, saved)
-        self._fill_grads(gradients)
-        return (dxs[:, 0], *before)
+        found = here.backward(self.cell, zeros[:, None], known, saved)
+        self._fill_grads(found.params)
+        return (found.xs[:, 0], *found.state)
 
 
 class RNN(_IsRNN, _Step):

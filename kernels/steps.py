@@ -1,0 +1,62 @@
+"""What may be particular about the steps of a pass, beside the arithmetic of the cell.
+
+A step t of row n, in this order:
+
+    reset      the state becomes ``initial``                      where resets[n, t]
+    products   h enters every h Wh as h * scale[n]                (variational dropout)
+    the cell   new = forward(gates, state)
+    zoneout    a unit of ``new`` keeps its old value              by lot, each state at its rate
+    mask       the state stays as it was, the output is 0         where not mask[n, t]
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from . import draws
+
+Array = Any
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """What is particular about the steps of a pass.
+
+    mask      (N, T) bool: steps where it is False are left out; None: none are
+    resets    (N, T) bool: steps before which the state returns to ``initial``; None: none
+    initial   (S, H), S states, on the engine; None: zeros
+    scale     (N, H), on the engine: what h is multiplied by on its way into recurrent products,
+              the same for all steps (Gal & Ghahramani 2016); None: 1
+    zoneout   for each state the share of units that keep their old value at a step (Krueger et
+              al. 2017); empty: none do
+    seed      of zoneout's draws; None: not drawn, each unit keeps that share of its old value
+              instead (what is expected, for use after training)
+    trace     whether backward writes down the gradient of the state after every step
+
+    mask and resets are NumPy arrays on every engine.
+    """
+
+    mask: Array = None
+    resets: Array = None
+    initial: Array = None
+    scale: Array = None
+    zoneout: Sequence[float] = ()
+    seed: int | None = None
+    trace: bool = False
+
+    @cached_property
+    def seeds(self) -> tuple[int, ...]:
+        """A seed for each state's zoneout."""
+        return tuple(draws.seed_of(self.seed or 0, k) for k in range(len(self.zoneout)))
+
+    def keeps_old(self, k: int, t: int, N: int, H: int, dtype: Any) -> Array:
+        """The share of its old value that each unit of state k keeps at step t, (N, H) or ()."""
+        if self.seed is None:
+            return np.asarray(self.zoneout[k], dtype)
+        return draws.drawn(self.seeds[k], t, N, H, self.zoneout[k]).astype(dtype)
+
+
+PLAIN = Steps()
