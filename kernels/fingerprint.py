@@ -14,14 +14,15 @@ from pathlib import Path
 from types import CodeType
 from typing import Any
 
-from . import functions, layout
+from . import draws, functions, layout
 from .cells import Cell
 
 
 @cache
 def of_engine(folder: Path) -> str:
     """The fingerprint of an engine's source, all that lies in its folder."""
-    files = [*sorted(folder.glob("*.py")), Path(functions.__file__), Path(layout.__file__)]
+    shared = [Path(str(module.__file__)) for module in (functions, layout, draws)]
+    files = [*sorted(folder.glob("*.py")), *shared]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 

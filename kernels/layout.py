@@ -21,9 +21,14 @@ from .cells import Cell
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Where a cell's numbers are kept."""
+    """Where a cell's numbers are kept.
+
+    particular  steps may have masks, resets or zoneout: the state after one need not be what the
+                cell made
+    """
 
     cell: Cell
+    particular: bool = False
 
     @cached_property
     def order(self) -> tuple[int, ...]:
@@ -99,7 +104,7 @@ class Layout:
         with np.errstate(all="ignore"):
             gates, states = ones(len(self.cell.gates)), ones(len(self.cell.states))
             state, saved = self.cell.forward(gates, states)
-        known = [("state", k, number) for k, number in enumerate(state)]
+        known = [("state", k, number) for k, number in enumerate(state) if not self.particular]
         weights = gates[len(gates) - self.weights :]
         known += [("weight", k, number) for k, number in enumerate(weights)]
         return tuple(
@@ -114,6 +119,6 @@ class Layout:
 
 
 @cache
-def layout(cell: Cell) -> Layout:
+def layout(cell: Cell, particular: bool = False) -> Layout:
     """The cell's layout."""
-    return Layout(cell)
+    return Layout(cell, particular)

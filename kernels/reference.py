@@ -86,7 +86,7 @@ class ReferenceEngine:
         hs = np.empty((N, T, H), dtype=xs.dtype)
         kept = []
         for t in range(T):
-            state = _reset(steps, t, state)
+            state = reset_before(steps, t, state)
             gates, operand = _pre_activations(cell, x_side[:, t], state, Wh, bh, w, steps.scale)
             new_state, saved = cell.forward(gates, state)
             kept.append((state, operand, saved))
@@ -400,7 +400,7 @@ def _pre_activations(
     return tuple(gates), operand
 
 
-def _reset(steps: Steps, t: int, state: State) -> State:
+def reset_before(steps: Steps, t: int, state: State) -> State:
     """The state that step t sees."""
     if steps.resets is None:
         return state

@@ -130,6 +130,7 @@ def _gates_back(plan, chunk, k, n0, n1, u0, u1):
         chunk_at(plan, plan.saved, plan.stored * plan.units, chunk) + row, rows_panel,
         _delta_at(plan, k, 0) + skip, rows_panel, plan.N * VECTOR_BYTES, plan.hs_time,
         plan.b + plan.x_gates * plan.H * plan.size,
+        plan.particular, chunk * plan.steps + k, n0,
     ))  # fmt: skip
 
 
@@ -151,7 +152,7 @@ def _operand_back(plan, chunk, k, n0, n1, u0, u1):
         plan.dstate + skip, panel, state + skip, state_panel, after + skip, after_panel,
         chunk_at(plan, plan.saved, plan.stored * plan.units, chunk) + row, rows_panel,
         _delta_at(plan, k, 0) + skip, rows_panel, plan.H,
-        plan.b + plan.x_gates * plan.H * plan.size,
+        plan.b + plan.x_gates * plan.H * plan.size, plan.particular, n0,
     ))  # fmt: skip
 
 
@@ -223,7 +224,8 @@ def _h_item(plan, chunk, g, block, rows, add):
     column = word(plan.h_blocks, g) * plan.H * plan.size + block * 4 * VECTOR_BYTES
     row_bytes = recurrent * plan.H * plan.size
     gate = plan.first_early + g
-    a = chunk_at(plan, plan.state, plan.states * plan.units, chunk)
+    a = chunk_at(plan, plan.state, plan.kept_states * plan.units, chunk)
+    a += plan.multiplied * plan.units * panel_of(plan.steps * plan.N)
     if g >= plan.early:
         gate = plan.first_late + g - plan.early
         a = chunk_at(plan, plan.operand, plan.units, chunk)

@@ -13,11 +13,20 @@ import numpy as np
 from llvmlite import binding
 
 from ..cells import Cell
-from ..reference import Array, ReferenceEngine, State, expect_consistent
+from ..reference import (
+    Array,
+    Gradients,
+    ReferenceEngine,
+    State,
+    expect_consistent,
+    reset_before,
+)
+from ..steps import PLAIN, Steps
 from . import threads
 from .backward import backward
 from .forward import forward
 from .frames import CACHED, cache_folder
+from .particulars import PARTICULAR, Particulars
 from .plans import Kept, recipe, rows_plain, sharing, with_weights, without_weights
 from .streaming import NumbaStream
 
@@ -28,39 +37,60 @@ class NumbaEngine(ReferenceEngine):
     name = "numba"
 
     def forward(
-        self, cell: Cell, xs: Array, state: State, params: Sequence[Array]
+        self,
+        cell: Cell,
+        xs: Array,
+        state: State,
+        params: Sequence[Array],
+        steps: Steps = PLAIN,
     ) -> tuple[Array, State, Any]:
         expect_consistent(cell, xs, state, params)
         xs, params = rows_plain(xs), with_weights(cell, params)
         N, T, D = xs.shape
         H = params[1].shape[0]
-        shares = sharing(cell, N, T, D, H)
-        made = recipe(forward, cell, xs.dtype, N, T, D, H, *shares)
+        sizes, form = (N, T, D, H), _form(steps)
+        made = recipe(forward, cell, xs.dtype, *sizes, *sharing(cell, *sizes), **form)
         kept = Kept(made.kept_bytes, xs.dtype)
-        state_in, state_out = np.array(state), np.empty((len(state), N, H), xs.dtype)
+        state_in = np.array(reset_before(steps, 0, state))
+        if form["scaled"]:
+            state_in = np.concatenate([state_in, state_in[:1] * steps.scale])
+        state_out = np.empty((len(state), N, H), xs.dtype)
         hs = np.empty((N, T, H), xs.dtype)
         plan = made.with_arrays(xs, params, state_in, state_out, hs, kept=kept.address)
+        particular = Particulars(steps, cell, *sizes, xs.dtype) if form["particular"] else None
+        if particular is not None:
+            plan[PARTICULAR] = particular.address
         threads.team.run(plan, made.shards)
-        return hs, tuple(state_out), (xs, params, kept)
+        return hs, tuple(state_out), (xs, params, kept, steps)
 
-    def backward(
-        self, cell: Cell, dhs: Array, dstate: State, saved: Any
-    ) -> tuple[Array, State, tuple[Array, ...]]:
-        xs, params, kept = saved
+    def backward(self, cell: Cell, dhs: Array, dstate: State, saved: Any) -> Gradients:
+        xs, params, kept, steps = saved
         dhs = rows_plain(dhs)
         N, T, D = xs.shape
         H = params[1].shape[0]
-        shares = sharing(cell, N, T, D, H)
-        made = recipe(backward, cell, xs.dtype, N, T, D, H, *shares)
+        sizes, form = (N, T, D, H), _form(steps)
+        made = recipe(backward, cell, xs.dtype, *sizes, *sharing(cell, *sizes), **form)
         state_in = np.array((*dstate, np.zeros_like(dstate[0])))
         state_out, dxs = np.empty_like(state_in), np.empty((N, T, D), xs.dtype)
         gradients = tuple(np.empty(p.shape, p.dtype) for p in params)
         plan = made.with_arrays(
             xs, params, state_in, state_out, dhs, (dxs, *gradients), kept=kept.address
         )
+        particular = Particulars(steps, cell, *sizes, xs.dtype) if form["particular"] else None
+        if particular is not None:
+            plan[PARTICULAR] = particular.address
         threads.team.run(plan, made.shards)
-        state_out[0] += state_out[-1]  # what came through h Wh of the first step
-        return Gradients(dxs, tuple(state_out[:-1]), without_weights(cell, gradients))
+        # what came through h Wh of the first step
+        state_out[0] += state_out[-1] if steps.scale is None else state_out[-1] * steps.scale
+        first, dinitial, dstates = state_out[:-1], None, None
+        if particular is not None:
+            dstates, dinitial = particular.trace, particular.dinitial()
+        if steps.resets is not None:
+            again = steps.resets[:, 0]
+            dinitial += first[:, again].sum(axis=1)
+            first[:, again] = 0
+        own = without_weights(cell, gradients)
+        return Gradients(dxs, tuple(first), own, dinitial, dstates)
 
     def step(self, cell: Cell, x: Array, state: State, params: Sequence[Array]) -> State:
         return self.forward(cell, x[:, None], state, params)[1]
@@ -86,3 +116,8 @@ class NumbaEngine(ReferenceEngine):
             **super().describe(), "threads": threads.available(), "simd_bits": simd_bits,
             "cache": cache,
         }  # fmt: skip
+
+
+def _form(steps: Steps) -> dict[str, bool]:
+    """What of the steps decides which code runs, and on which memory."""
+    return {"particular": steps is not PLAIN, "scaled": steps.scale is not None}

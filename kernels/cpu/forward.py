@@ -69,7 +69,7 @@ def _pack(plan, shard):
                 panel_of(plan.H),
             ))  # fmt: skip
     state, panel = state_at(plan, 0, 0)
-    for s in range(plan.states):
+    for s in range(plan.kept_states):
         call(plan.pack, (
             plan.state_in + s * plan.state_step + skip, H_bytes, plan.N, columns,
             state + (s * plan.units + u0) * panel, VECTOR_BYTES, panel,
@@ -109,7 +109,8 @@ def _early_step(plan, chunk, k, n0, n1, u0, u1):
     state, panel = state_at(plan, chunk, k)
     if plan.early:
         to_gates(
-            plan, state + skip, VECTOR_BYTES, panel, plan.H, plan.pWh, plan.early,
+            plan, state + plan.multiplied * plan.units * panel + skip, VECTOR_BYTES, panel,
+            plan.H, plan.pWh, plan.early,
             u0, u1, e_side, VECTOR_BYTES, e_panel, n1 - n0,
         )  # fmt: skip
     if plan.late:
@@ -118,7 +119,7 @@ def _early_step(plan, chunk, k, n0, n1, u0, u1):
         call(plan.operand_piece, (
             u0, u1, plan.units, plan.H, n1 - n0, x_side, x_panel, e_side, e_panel,
             plan.b, plan.b_row, state + skip, panel,
-            operand + row, panel_of(plan.steps * plan.N),
+            operand + row, panel_of(plan.steps * plan.N), plan.particular, n0,
         ))  # fmt: skip
 
 
@@ -143,6 +144,7 @@ def _late_step(plan, chunk, k, n0, n1, u0, u1):
         state + skip, panel, after + skip, after_panel,
         saved if plan.keep else 0, rows_panel,
         plan.hs + (chunk * plan.steps + k) * plan.hs_time + n0 * plan.hs_row, plan.hs_row,
+        plan.particular, chunk * plan.steps + k, n0,
     ))  # fmt: skip
 
 

@@ -33,6 +33,7 @@ from numba.extending import intrinsic, models, register_jitable, register_model
 
 from .. import fingerprint
 from ..cells import Cell
+from ..layout import Layout, layout
 
 try:
     import fcntl
@@ -48,15 +49,20 @@ part_of_a_piece = register_jitable(error_model="numpy")  # no test for division 
 class FrameType(types.Type):
     """The address of a piece's arguments; and the dtype and the cell it is compiled for."""
 
-    def __init__(self, dtype: Any, cell_name: str | None, source: str):
+    def __init__(self, dtype: Any, cell_name: str | None, source: str, particular: bool = False):
         self.dtype = dtype
         self.cell_name = cell_name
         self.source = source
-        super().__init__(name=f"frame({dtype}, {cell_name}, {source})")
+        self.particular = particular  # steps may have masks, resets ... (settling.py)
+        super().__init__(name=f"frame({dtype}, {cell_name}, {source}, {particular})")
 
     @property
     def cell(self) -> Cell:
         return _CELLS[self.source]
+
+    @property
+    def layout(self) -> Layout:
+        return layout(self.cell, self.particular)
 
 
 _CELLS: dict[str, Cell] = {}  # by FrameType.source
@@ -89,6 +95,20 @@ def record(fields: Any) -> Any:
     @intrinsic
     def read(typing, frame):
         return kind(frame), lambda context, builder, signature, args: args[0]
+
+    return read
+
+
+def record_at(fields: Any) -> Any:
+    """The same for one at an address."""
+    kind = RecordType(fields.__name__, fields._fields)
+
+    @intrinsic
+    def read(typing, address):
+        def codegen(context, builder, signature, args):
+            return builder.inttoptr(args[0], _I64.as_pointer())
+
+        return kind(types.int64), codegen
 
     return read
 
@@ -209,13 +229,19 @@ def engine_source() -> str:
 
 
 @cache
-def compiled(piece: Callable[[Any], None], dtype: str = "float32", cell: Cell | None = None) -> int:
+def compiled(
+    piece: Callable[[Any], None],
+    dtype: str = "float32",
+    cell: Cell | None = None,
+    particular: bool = False,
+) -> int:
     """The address of a piece, compiled for a dtype and a cell, now or by an earlier process."""
     source = engine_source()
     if cell is not None:
         source += fingerprint.of_cell(cell)
         _CELLS[source] = cell
-    frame = FrameType(from_dtype(np.dtype(dtype)), cell.name if cell else None, source)
+    name = cell.name if cell else None
+    frame = FrameType(from_dtype(np.dtype(dtype)), name, source, particular)
     with one_process_at_a_time():
         PIECES.append(cfunc(types.void(frame), cache=CACHED, error_model="numpy")(piece))
     return int(PIECES[-1].address)

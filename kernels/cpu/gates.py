@@ -12,6 +12,8 @@ k * units + u; a panel's rows are the rows of the batch.
     b, w                     biases, and behind them the cell's weights: H numbers each
     dstate                   gradients of the state; behind them the part that came back through
                              h Wh
+    particular, t            what ``settling.py`` looks at, and the step
+    first_row                the number in the whole batch of the first row
     hs, dhs                  the caller's arrays: rows ``hs_row`` bytes apart, H numbers each
 """
 
@@ -34,6 +36,7 @@ from .lowering import (
     store_saved,
     store_states,
 )
+from .settling import mark_scaled, resettle, scaled, settle, unsettle
 from .simd import VECTOR_BYTES, lanes_of, load, load_part, store, store_part
 
 
@@ -42,7 +45,8 @@ def forward_gates(frame):
     (
         first, end, units, H, rows, x_side, x_panel, e_side, e_panel, l_side, l_panel,
         b, b_row, state, state_panel, after, after_panel, saved, saved_panel, hs, hs_row,
-    ) = arguments(frame, 21)  # fmt: skip
+        particular, t, first_row,
+    ) = arguments(frame, 24)  # fmt: skip
     W = lanes_of(frame)
     for u in range(first, end):
         lanes = H - u * W
@@ -56,16 +60,19 @@ def forward_gates(frame):
             new, keep = forward(frame, gates, before)
             if saved:
                 store_saved(frame, keep, saved + u * saved_panel + row, units * saved_panel)
+            new, out = settle(frame, particular, t, first_row + n, u, lanes, new, before)
             store_states(frame, new, after + u * after_panel + row, units * after_panel)
-            store_part(new[0], hs + n * hs_row + u * VECTOR_BYTES, lanes)
+            store_part(out, hs + n * hs_row + u * VECTOR_BYTES, lanes)
+            behind = after + (len(new) * units + u) * after_panel + row
+            mark_scaled(frame, particular, first_row + n, u, lanes, new[0], behind)
 
 
 def operand_gates(frame):
     """A piece: what the second product of a step multiplies."""
     (
         first, end, units, H, rows, x_side, x_panel, e_side, e_panel,
-        b, b_row, state, state_panel, out, out_panel,
-    ) = arguments(frame, 15)  # fmt: skip
+        b, b_row, state, state_panel, out, out_panel, particular, first_row,
+    ) = arguments(frame, 17)  # fmt: skip
     W = lanes_of(frame)
     for u in range(first, end):
         lanes = H - u * W
@@ -75,7 +82,9 @@ def operand_gates(frame):
             gates = add_x_side(frame, bias, x_side + u * x_panel + row, units * x_panel)
             gates = add_early_side(frame, gates, e_side + u * e_panel + row, units * e_panel)
             before = load_states(frame, state + u * state_panel + row, units * state_panel)
-            store(operand(frame, gates, before), out + u * out_panel + row)
+            number = operand(frame, gates, before)
+            number = scaled(frame, particular, first_row + n, u, lanes, number)
+            store(number, out + u * out_panel + row)
 
 
 def backward_gates(frame):
@@ -83,8 +92,8 @@ def backward_gates(frame):
     (
         first, end, units, H, rows, dhs, dhs_row, dstate, dstate_panel, through_h,
         state, state_panel, after, after_panel, saved, saved_panel, delta, delta_panel,
-        ahead, dhs_time, w,
-    ) = arguments(frame, 21)  # fmt: skip
+        ahead, dhs_time, w, particular, t, first_row,
+    ) = arguments(frame, 24)  # fmt: skip
     W = lanes_of(frame)
     for u in range(first, end):
         lanes = H - u * W
@@ -97,9 +106,11 @@ def backward_gates(frame):
                 dhs + n * dhs_row + u * VECTOR_BYTES - dhs_time,
             )  # fmt: skip
             dh = load_part(frame, dhs + n * dhs_row + u * VECTOR_BYTES, lanes)
-            dh = dh + load(frame, through_h + u * dstate_panel + row)
-            store(load(frame, here) + dh, here)
+            through = load(frame, through_h + u * dstate_panel + row)
             dnew = load_states(frame, here, units * dstate_panel)
+            dnew, held = unsettle(
+                frame, particular, t, first_row + n, u, lanes, dh, through, dnew
+            )  # fmt: skip
             keep = load_saved(
                 frame, saved + u * saved_panel + row, units * saved_panel,
                 after + u * after_panel + row, units * after_panel,
@@ -108,7 +119,7 @@ def backward_gates(frame):
             before = load_states(frame, state + u * state_panel + row, units * state_panel)
             dgates, dold = backward(frame, dnew, keep, before)
             store_gradients(frame, dgates, delta + u * delta_panel + row, units * delta_panel)
-            store_states(frame, dold, here, units * dstate_panel)
+            store_states(frame, resettle(frame, dold, held), here, units * dstate_panel)
 
 
 def operand_backward_gates(frame):
@@ -116,7 +127,8 @@ def operand_backward_gates(frame):
     (
         first, end, units, rows, doperand, doperand_panel, dstate, dstate_panel,
         state, state_panel, after, after_panel, saved, saved_panel, delta, delta_panel, H, w,
-    ) = arguments(frame, 18)  # fmt: skip
+        particular, first_row,
+    ) = arguments(frame, 20)  # fmt: skip
     W = lanes_of(frame)
     for u in range(first, end):
         for n in range(rows):
@@ -131,6 +143,7 @@ def operand_backward_gates(frame):
             )  # fmt: skip
             before = load_states(frame, state + u * state_panel + row, units * state_panel)
             incoming = load(frame, doperand + u * doperand_panel + row)
+            incoming = scaled(frame, particular, first_row + n, u, H - u * W, incoming)
             dgates, dold = operand_backward(frame, incoming, dgates, dold, keep, before)
             store_gradients_but_late(frame, dgates, gradients, units * delta_panel)
             store_states(frame, dold, here, units * dstate_panel)

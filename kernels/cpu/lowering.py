@@ -13,7 +13,6 @@ from numba.core.errors import TypingError
 from numba.extending import intrinsic, overload, register_jitable
 
 from ..fingerprint import with_callees
-from ..layout import layout
 from . import vector_functions  # noqa: F401 (it registers them)
 from .simd import VectorType, emit_load, emit_load_part, emit_prefetch, emit_store
 
@@ -51,7 +50,7 @@ operand_backward = _cell_function("operand_backward")
 # ---- the cell's numbers: panels, a stride from one member of a tuple to the next
 
 
-def _member(builder, start, stride, index):
+def member_address(builder, start, stride, index):
     """The address of a tuple's member number ``index``."""
     return builder.add(start, builder.mul(stride, stride.type(index)))
 
@@ -85,7 +84,7 @@ def load_bias(typing, frame, b, b_row, u, H_bytes, lanes):
             terms = [ir.Constant(vector.llvm, [0.0] * vector.lanes)]
             for row, gates in blocks:
                 if g in gates:
-                    place = builder.add(_member(builder, row, H_bytes, gates.index(g)), u)
+                    place = builder.add(member_address(builder, row, H_bytes, gates.index(g)), u)
                     terms.append(emit_load_part(builder, vector, place, lanes))
             members.append(_sum(builder, terms[1:] or terms))
         return context.make_tuple(builder, kind, members)
@@ -99,14 +98,14 @@ def _add_to_gates(part):
 
     @intrinsic
     def add(typing, frame, gates, side, stride):
-        vector, order = VectorType(frame.dtype), layout(frame.cell).order
-        fed = part(layout(frame.cell))
+        vector, order = VectorType(frame.dtype), frame.layout.order
+        fed = part(frame.layout)
 
         def codegen(context, builder, signature, args):
             _, gates_, side, stride = args
             new = [builder.extract_value(gates_, g) for g in range(gates.count)]
             for k, place in enumerate(fed):
-                numbers = emit_load(builder, vector, _member(builder, side, stride, k))
+                numbers = emit_load(builder, vector, member_address(builder, side, stride, k))
                 new[order[place]] = builder.fadd(new[order[place]], numbers)
             return context.make_tuple(builder, gates, new)
 
@@ -125,11 +124,11 @@ def _loading(choose):
 
     @intrinsic
     def load_members(typing, frame, start, stride):
-        places = choose(layout(frame.cell))
+        places = choose(frame.layout)
         kind = types.UniTuple(VectorType(frame.dtype), len(places))
 
         def codegen(context, builder, signature, args):
-            addresses = [_member(builder, args[1], args[2], place) for place in places]
+            addresses = [member_address(builder, args[1], args[2], place) for place in places]
             return context.make_tuple(
                 builder, kind, [emit_load(builder, kind.dtype, address) for address in addresses]
             )
@@ -153,7 +152,7 @@ load_states, load_gradients = _loading(_state_places), _loading(_gate_places)
 @intrinsic
 def load_saved(typing, frame, start, stride, after, after_stride, w, H_bytes, lanes):
     """What the cell saved: stored, or found in the state after the step, or in its weights."""
-    found = layout(frame.cell).found
+    found = frame.layout.found
     kind = types.UniTuple(VectorType(frame.dtype), len(found))
 
     def codegen(context, builder, signature, args):
@@ -161,12 +160,12 @@ def load_saved(typing, frame, start, stride, after, after_stride, w, H_bytes, la
         stored, members = 0, []
         for where in found:
             if where is None:
-                place = _member(builder, start, stride, stored)
+                place = member_address(builder, start, stride, stored)
                 stored += 1
             elif where[0] == "state":
-                place = _member(builder, after, after_stride, where[1])
+                place = member_address(builder, after, after_stride, where[1])
             else:
-                place = _member(builder, w, H_bytes, where[1])
+                place = member_address(builder, w, H_bytes, where[1])
                 members.append(emit_load_part(builder, kind.dtype, place, lanes))
                 continue
             members.append(emit_load(builder, kind.dtype, place))
@@ -183,10 +182,10 @@ def prefetch_saved(typing, frame, start, stride, before, before_stride, dhs):
     def codegen(context, builder, signature, args):
         _, start, stride, before, before_stride, dhs = args
         emit_prefetch(builder, dhs)
-        for k in range(layout(frame.cell).stored):
-            emit_prefetch(builder, _member(builder, start, stride, k))
+        for k in range(frame.layout.stored):
+            emit_prefetch(builder, member_address(builder, start, stride, k))
         for k in range(len(frame.cell.states)):
-            emit_prefetch(builder, _member(builder, before, before_stride, k))
+            emit_prefetch(builder, member_address(builder, before, before_stride, k))
         return context.get_dummy_value()
 
     i = types.int64
@@ -205,6 +204,18 @@ def _emit_members(builder, vector, kinds, members):
     ]
 
 
+@intrinsic
+def tuple_of_states(typing, frame, values):
+    """A tuple as the cell returned it, with zeros for None."""
+    kind = types.UniTuple(VectorType(frame.dtype), len(values))
+
+    def codegen(context, builder, signature, args):
+        members = _emit_members(builder, kind.dtype, values, args[1])
+        return context.make_tuple(builder, kind, members)
+
+    return kind(frame, values), codegen
+
+
 def _storing(choose):
     """An intrinsic that stores members of a tuple; ``choose`` says of each where, or None."""
 
@@ -214,9 +225,11 @@ def _storing(choose):
 
         def codegen(context, builder, signature, args):
             members = _emit_members(builder, vector, values, args[1])
-            for member, place in zip(members, choose(layout(frame.cell)), strict=True):
+            for member, place in zip(members, choose(frame.layout), strict=True):
                 if place is not None:
-                    emit_store(builder, vector, member, _member(builder, args[2], args[3], place))
+                    emit_store(
+                        builder, vector, member, member_address(builder, args[2], args[3], place)
+                    )
             return context.get_dummy_value()
 
         return types.void(frame, values, types.int64, types.int64), codegen

@@ -113,14 +113,21 @@ def recipe(
     shards: int,
     by_rows: bool,
     keep: bool = True,
+    particular: bool = False,
+    scaled: bool = False,
 ) -> Recipe:
-    """How to run a pass over arrays of these sizes; ``keep``: what backward needs is kept."""
-    at = layout(cell)
+    """How to run a pass over arrays of these sizes.
+
+    keep        what backward needs is kept
+    particular  something is particular about the steps; scaled: h enters products scaled
+    """
+    at = layout(cell, particular)
     size = dtype.itemsize
     W = VECTOR_BYTES // size
     units, inputs = -(-H // W), -(-D // W)
     chunks, steps = _chunks(N, T, size * (D + H) * H * len(cell.gates))
     states, recurrent = len(cell.states), at.early + at.late
+    kept_states = states + scaled
     apart = by_rows or not recurrent
     rows = -(-N // shards) if by_rows else N  # of a shard
 
@@ -144,8 +151,8 @@ def recipe(
     }
     kept_chunks = chunks if keep else 1
     kept = {
-        "state": kept_chunks * panels(states * units, of_chunk),
-        "last_state": panels(states * units, of_step),
+        "state": kept_chunks * panels(kept_states * units, of_chunk),
+        "last_state": panels(kept_states * units, of_step),
         "saved": chunks * panels(at.stored * units, of_chunk) if keep else 0,
         "operand": kept_chunks * panels(units, of_chunk) if at.late else 0,
     }
@@ -156,9 +163,10 @@ def recipe(
         units_at_once=max(4, 16384 // (rows * max(at.early, 1) * VECTOR_BYTES) // 4 * 4),
         size=size, gates=len(cell.gates), x_gates=at.x_gates, early=at.early, late=at.late,
         weights=at.weights, first_early=at.first_early, first_late=at.first_late,
-        states=states, stored=at.stored,
+        states=states, kept_states=kept_states, multiplied=states * scaled, stored=at.stored,
+        particular=0,
         x_blocks=_table(at.x_blocks), h_blocks=_table(at.h_blocks),
-        **_pieces(driver, cell, dtype.name),
+        **_pieces(driver, cell, dtype.name, particular),
         **dict.fromkeys(Plan._fields[_PLACES:_SCRATCH], 0), **_offsets(scratch), **_offsets(kept),
     )  # fmt: skip
     return Recipe(
@@ -309,7 +317,9 @@ def forget_memory() -> None:
 _PRODUCTS = ("multiply", "multiply_transposed", "pack", "pack_transposed", "unpack", "add_up")
 
 
-def _pieces(driver: Callable[[Any], None], cell: Cell, dtype: str) -> dict[str, int]:
+def _pieces(
+    driver: Callable[[Any], None], cell: Cell, dtype: str, particular: bool
+) -> dict[str, int]:
     """The addresses of a plan's pieces, compiled now or by an earlier process."""
     ahead = driver is forward
     gates_piece = gates.forward_gates if ahead else gates.backward_gates
@@ -320,8 +330,10 @@ def _pieces(driver: Callable[[Any], None], cell: Cell, dtype: str) -> dict[str, 
             return {
                 "driver": compiled(driver),
                 **{name: compiled(getattr(products, name), dtype) for name in _PRODUCTS},
-                "gates_piece": compiled(gates_piece, dtype, cell),
-                "operand_piece": compiled(operand_piece, dtype, cell) if cell.second else 0,
+                "gates_piece": compiled(gates_piece, dtype, cell, particular),
+                "operand_piece": compiled(operand_piece, dtype, cell, particular)
+                if cell.second
+                else 0,
             }
     except NumbaError as error:
         raise TypeError(_compile_error(cell, part, str(error))) from error

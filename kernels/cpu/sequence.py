@@ -79,7 +79,10 @@ class Plan(NamedTuple):
     first_early: int  # where in the layout's order the early gates begin, and the late ones
     first_late: int
     states: int
+    kept_states: int  # what is kept of them: one more where what enters h Wh is no state itself
+    multiplied: int  # which of those enters h Wh
     stored: int
+    particular: int  # the address of what is particular about the steps (settling.py), or 0
     x_blocks: int  # the addresses of the layout's tables
     h_blocks: int
     # pieces
@@ -185,7 +188,7 @@ def state_at(plan, chunk, k):
         return plan.last_state, panel_of(plan.N)
     if k == plan.steps:
         chunk, k = chunk + 1, 0
-    start = chunk_at(plan, plan.state, plan.states * plan.units, chunk)
+    start = chunk_at(plan, plan.state, plan.kept_states * plan.units, chunk)
     return start + k * plan.N * VECTOR_BYTES, panel_of(plan.steps * plan.N)
 
 

@@ -1,0 +1,72 @@
+"""What is particular about the steps of a pass, as compiled code finds it (``settling.py``)."""
+
+from typing import Any
+
+import numpy as np
+
+from .. import draws
+from ..cells import Cell
+from ..reference import Array
+from ..steps import Steps
+from .packing import zeros
+from .plans import address_of
+from .sequence import Plan
+from .settling import DRAWN, EXPECTED, Particular
+from .simd import VECTOR_BYTES
+
+PARTICULAR = Plan._fields.index("particular")
+
+
+class Particulars:
+    """The numbers of a ``Particular``, and the memory that they point to.
+
+    trace   (N, T, S, H), which backward fills where the steps ask for it, or None
+    """
+
+    def __init__(
+        self, steps: Steps, cell: Cell, N: int, T: int, D: int, H: int, dtype: Any
+    ) -> None:
+        S, lanes = len(cell.states), VECTOR_BYTES // dtype.itemsize
+        self._kept: list[Array] = []
+        self._sizes = S, N, H
+        units = -(-H // lanes)
+        self._dinitial = None
+        if steps.resets is not None:
+            self._dinitial = zeros((S, units, N | 1, lanes), dtype)
+        self.trace = np.empty((N, T, S, H), dtype) if steps.trace else None
+        zoneout = 0
+        if any(steps.zoneout):
+            zoneout = EXPECTED if steps.seed is None else DRAWN
+        dinitial = self._dinitial
+        words = Particular(
+            T=T,
+            row=H * dtype.itemsize,
+            mask=self._at(steps.mask, np.bool_),
+            resets=self._at(steps.resets, np.bool_),
+            initial=self._at(steps.initial, dtype),
+            scale=self._at(steps.scale, dtype),
+            zoneout=zoneout,
+            shares=self._at(steps.zoneout, dtype),
+            thresholds=self._at([draws.threshold(rate) for rate in steps.zoneout], np.uint64),
+            seeds=self._at(steps.seeds, np.uint64),
+            dinitial=0 if dinitial is None else address_of(dinitial),
+            dinitial_panel=0 if dinitial is None else dinitial.strides[1],
+            dinitial_state=0 if dinitial is None else dinitial.strides[0],
+            trace=0 if self.trace is None else address_of(self.trace),
+        )
+        self._words = np.array(words, np.int64)
+        self.address = address_of(self._words)
+
+    def _at(self, numbers: Any, dtype: Any) -> int:
+        """The address of the numbers in C order, 0 for None."""
+        if numbers is None:
+            return 0
+        self._kept.append(np.ascontiguousarray(numbers, dtype))
+        return address_of(self._kept[-1])
+
+    def dinitial(self) -> Array:
+        """(S, H), the gradient that resets stopped, all rows added up; None without resets."""
+        if self._dinitial is None:
+            return None
+        S, N, H = self._sizes
+        return self._dinitial[:, :, :N].sum(axis=2).reshape(S, -1)[:, :H]
