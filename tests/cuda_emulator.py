@@ -20,6 +20,7 @@ import numpy as np
 from greenlet import getcurrent, greenlet
 from numpy.lib.stride_tricks import as_strided
 
+from numba_rnn.kernels import draws
 from numba_rnn.kernels.cuda import lanes
 from numba_rnn.kernels.cuda.kernel import Device, Kernel
 
@@ -234,6 +235,12 @@ class _Instructions:
         digits = 24 if dtype == np.float32 else 53
         self._write(dtype.type(((z ^ z >> 31) >> 64 - digits) * 2.0**-digits), pointer, index, 1)
 
+    @staticmethod
+    def _drawn(like: np.ndarray, seed: int, threshold: int, t: int, n: int, j: int) -> np.ndarray:
+        seed = int(seed) % (1 << 64)
+        rate = int(threshold) / 2**32
+        return draws.drawn(seed, int(t), int(n) + 1, int(j) + like.size, rate)[-1, -like.size :]
+
     def functions(self, count: int) -> dict[str, Callable[..., Any]]:
         def store(value: np.ndarray, pointer: Pointer, index: int) -> None:
             if value.dtype != pointer.numbers.dtype:
@@ -275,6 +282,7 @@ class _Instructions:
             "put": lambda x, pointer, index: self._write(x, pointer, index, 1),
             "where": np.where,
             "draw": self._draw,
+            "drawn": self._drawn,
             "shared": lambda: self.thread.block.memory,
             "load1": wide(1),
             "load2": wide(2),

@@ -8,11 +8,14 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from test_steps import FEATURES, disagreements, particular
+from test_steps import outcome as outcome_with
 
 from cuda_emulator import EmulatedGpu, EmulationError
 from helpers import DTYPES, outcome, random_problem, relative_error
 from numba_rnn import cells
 from numba_rnn.kernels.cuda import build, gates, lanes, persistent, products, tiling, updates
+from numba_rnn.kernels.cuda.arithmetic import Form
 from numba_rnn.kernels.cuda.engine import CudaEngine
 from numba_rnn.kernels.cuda.kernel import Device
 from numba_rnn.kernels.layout import layout
@@ -20,7 +23,8 @@ from numba_rnn.kernels.reference import ReferenceEngine
 from numba_rnn.training import SGD, AdaGrad, Adam, AdamW, Momentum, RMSProp
 
 CELLS = pytest.mark.parametrize("name", cells.names())
-ONE_PRODUCT = [name for name in cells.names() if not cells.get(name).second]
+ONE_PRODUCT = [name for name in cells.names() if layout(cells.get(name)).early]
+ONE_PRODUCT = [name for name in ONE_PRODUCT if not cells.get(name).second]
 LIMITS = {"float32": 1e-5, "float64": 1e-12, "tf32": 2e-3, "bf16": 2e-2}
 SIZES = [(1, 1, 1, 1), (3, 4, 5, 6), (2, 3, 1, 8), (1, 5, 7, 13), (4, 2, 3, 40)]  # N, T, D, H
 
@@ -37,7 +41,7 @@ class Emulated(CudaEngine):
         self.cut = cut
 
     def plan(self, cell, N, T, H, dtype, forward=True):
-        if self.cut is None or dtype != np.float32 or cell.second:
+        if self.cut is None or dtype != np.float32 or cell.second or not layout(cell).early:
             return None, "the test wants it step by step"
         units, rows, along, across, tiles = self.cut
         gates_ = layout(cell).early
@@ -86,6 +90,17 @@ def test_persistent_kernels_compute_what_the_specification_says(name, cut, sizes
     assert set(engine.gpu.launched) == {
         f"{name}_persistent_{way}" for way in ("forward", "backward")
     }
+
+
+@pytest.mark.parametrize("features", [set(FEATURES), set(FEATURES) - {"expected"}, {"mask"}])
+@pytest.mark.parametrize("name", ["lstm", "rnn"])
+@pytest.mark.parametrize(("cut", "sizes"), [CUTS[0].values, CUTS[2].values])
+def test_persistent_kernels_do_what_is_particular_about_steps(name, cut, sizes, features):
+    engine, p = Emulated(cut, seed=sum(cut)), random_problem(name, *sizes, np.float32)
+    steps = particular(p, features)
+    want = outcome_with(ReferenceEngine(), p, steps)
+    assert disagreements(outcome_with(engine, p, steps), want, LIMITS["float32"]) == {}
+    assert all("persistent" in kernel for kernel in engine.gpu.launched)
 
 
 @pytest.mark.parametrize("name", ["lstm", "gru_reset_after"])
@@ -367,6 +382,22 @@ def test_every_gate_kernel_compiles(name, kernel, dtype, capability):
         assert loads
         if count == wide:
             assert all(".v" in load for load in loads)
+
+
+EVERYTHING = Form(True, mask=True, resets=True, scale=True, zoneout="drawn", trace=True)
+
+
+@needs_compiler
+@pytest.mark.parametrize("form", [EVERYTHING, EVERYTHING._replace(zoneout="expected")])
+@pytest.mark.parametrize("name", ["gru", "lstm"])
+def test_kernels_of_particular_steps_compile(name, form):
+    cell = cells.get(name)
+    for kernel in gates.names(cell):
+        compiled(gates.kernel(cell, kernel, 4, 128, form), np.float32, (9, 0))
+    plan, _ = tiling.plan(cell, 32, 128, True, "float32", H200)
+    if plan is not None:
+        kernel = persistent.kernel(cell, plan.tiling, plan.tiles, form)
+        compiled(kernel, np.float32, (9, 0))
 
 
 @needs_compiler

@@ -11,25 +11,63 @@ where its numbers lie in these arrays, the gates in the order of the cell's ``La
     dgates (T, N, gates H)         gradients of the pre-activations
     dstate (states, N, H)          on the way from step to step, in place
 
+and, where something is particular about the steps (``kernels/steps.py``; ``Form`` says what):
+
+    mask, resets (N, T); initial (states, H); scale (N, H)
+    shares, seeds, thresholds      of zoneout, a number for each state
+    dinitial (states, N, H)        what resets stopped, added up
+    trace (T, states, N, H)        gradients of the state after every step
+
 What a product gives is named by who asks for the lines: ``side(k)`` is the text for the number of
 the k-th recurrent gate (the early ones, then the late ones), ``through`` for what comes back
 through h Wh. All names end in ``mark``, so that a thread may have several rows or units.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..cells import Cell
 from ..layout import layout
+from ..steps import PLAIN, Steps
+
+
+class Form(NamedTuple):
+    """What of the steps decides the lines."""
+
+    particular: bool = False
+    mask: bool = False
+    resets: bool = False
+    scale: bool = False
+    zoneout: str = ""  # "drawn", "expected"
+    trace: bool = False
+
+    @classmethod
+    def of(cls, steps: Steps) -> "Form":
+        """The form of these steps."""
+        zoneout = ("expected" if steps.seed is None else "drawn") if any(steps.zoneout) else ""
+        given = steps.mask is not None, steps.resets is not None, steps.scale is not None
+        return cls(steps is not PLAIN, *given, zoneout, steps.trace)
+
+    def takes(self, backward: bool) -> tuple[str, ...]:
+        """The arrays that its lines read and write, beside those of plain steps."""
+        drawn = {"": (), "drawn": ("seeds", "thresholds"), "expected": ("shares",)}
+        return (
+            *(("mask",) if self.mask else ()),
+            *(("resets", "dinitial" if backward else "initial") if self.resets else ()),
+            *(("scale",) if self.scale else ()),
+            *drawn[self.zoneout],
+            *(("trace",) if self.trace and backward else ()),
+        )
 
 
 class Step:
     """The lines of one step of a cell."""
 
-    def __init__(self, cell: Cell, mark: str = "") -> None:
-        self.cell, self.at, self.mark = cell, layout(cell), mark
+    def __init__(self, cell: Cell, mark: str = "", form: Form = Form()) -> None:  # noqa: B008
+        self.cell, self.at, self.mark = cell, layout(cell, form.particular), mark
+        self.form = form
 
     # ---- where
 
@@ -89,11 +127,49 @@ class Step:
         """The state after the step, and what is saved."""
         m = self.mark
         gates = self._gates(side, late=True)
-        return [f"new{m}, keep{m} = forward({gates}, state{m})"]
+        lines = [f"new{m}, keep{m} = forward({gates}, state{m})"]
+        return lines + (self._settle() if self.form.particular else [])
+
+    def _settle(self) -> list[str]:
+        """From what the cell made to the state after the step, and the output."""
+        m, form = self.mark, self.form
+        old, new, initial = f"state{m}[{{k}}]", f"new{m}[{{k}}]", f"load(initial, {{k}} * H + j{m})"
+        lines = []
+        if form.zoneout == "drawn":
+            lines.append(f"new{m} = {self._states(f'where({self._lot()}, {old}, {new})')}")
+        elif form.zoneout == "expected":
+            lines.append(f"new{m} = {self._states(f'{new} + ({old} - {new}) * shares[{{k}}]')}")
+        lines.append(f"out_{m} = new{m}[0]")
+        if form.mask:
+            lines += [
+                f"if mask[n{m} * T + t] == 0:",
+                f"    new{m} = state{m}",
+                f"    out_{m} = nothing{m}",
+            ]
+        if form.resets:
+            lines += [f"if {self._reset_after()}:", f"    new{m} = {self._states(initial)}"]
+        return lines
+
+    def _states(self, member: str) -> str:
+        """A tuple with a member for each state, whose number is {k}."""
+        members = (member.format(k=k) for k in range(len(self.cell.states)))
+        return f"({', '.join(members)},)"
+
+    def _lot(self) -> str:
+        m = self.mark
+        return f"drawn(state{m}[0], seeds[{{k}}], thresholds[{{k}}], t, n{m}, j{m})"
+
+    def _reset_after(self) -> str:
+        return f"t + 1 < T and resets[n{self.mark} * T + t + 1] != 0"
+
+    def scaled(self, number: str) -> str:
+        """The number, times what h is scaled by on its way into products."""
+        return f"{number} * load(scale, p{self.mark})" if self.form.scale else number
 
     def operand(self, side: Callable[[int], str]) -> list[str]:
         """What the second product multiplies."""
-        return [f"factor{self.mark} = operand({self._gates(side, False)}, state{self.mark})"]
+        number = f"operand({self._gates(side, False)}, state{self.mark})"
+        return [f"factor{self.mark} = {self.scaled(number)}"]
 
     def store_forward(self) -> list[str]:
         """Write them down."""
@@ -105,7 +181,8 @@ class Step:
         stored = (k for k, where in enumerate(self.at.found) if where is None)
         lines += [f"store(keep{m}[{k}], saved, kept{m} + {i} * N * H)"
                   for i, k in enumerate(stored)]  # fmt: skip
-        return [*lines, f"store(new{m}[0], hs, out{m})"]
+        output = f"out_{m}" if self.form.particular else f"new{m}[0]"
+        return [*lines, f"store({output}, hs, out{m})"]
 
     # ---- backward
 
@@ -137,6 +214,8 @@ class Step:
     def backward(self, through: str) -> list[str]:
         """The gradients of the gates, and of the state before the step."""
         m = self.mark
+        if self.form.particular:
+            return self._backward_particular(through)
         others = "".join(f"incoming{m}[{k}], " for k in range(1, len(self.cell.states)))
         lines = [
             f"dh{m} = dh{m} + {through}",
@@ -147,6 +226,46 @@ class Step:
             lines.append(f"zero{m} = where(dh{m} < dh{m}, dh{m}, 0.0)")
         return lines
 
+    def _backward_particular(self, through: str) -> list[str]:
+        m, form = self.mark, self.form
+        others = "".join(f"incoming{m}[{k}], " for k in range(1, len(self.cell.states)))
+        dnew = f"dnew{m}[{{k}}]"
+        lines = [
+            f"zero{m} = where(dh{m} < dh{m}, dh{m}, 0.0)",
+            f"total{m} = (incoming{m}[0] + {self.scaled(f'({through})')}, {others})",
+            f"lost{m} = total{m}",
+        ]
+        if form.resets:
+            lines += [f"if {self._reset_after()}:", f"    total{m} = {self._states(f'zero{m}')}"]
+        lines += [
+            f"held{m} = {self._states(f'zero{m}')}",
+            f"dnew{m} = {self._states(f'total{m}[{{k}}]')}",
+            f"more{m} = load(dhs, out{m})",
+        ]
+        if form.mask:
+            lines += [
+                f"if mask[n{m} * T + t] == 0:",
+                f"    held{m}, dnew{m}, more{m} = total{m}, held{m}, zero{m}",
+            ]
+        first = f"dnew{m}[0] + more{m}, " + "".join(
+            f"dnew{m}[{k}], " for k in range(1, len(self.cell.states))
+        )
+        lines += [
+            f"dnew{m} = ({first})",
+            f"reached{m} = {self._states(f'{dnew} + held{m}[{{k}}]')}",
+        ]
+        if form.zoneout == "drawn":
+            share = f"where({self._lot()}, {dnew}, zero{m})"
+        elif form.zoneout == "expected":
+            share = f"{dnew} * shares[{{k}}]"
+        if form.zoneout:
+            lines += [
+                f"share{m} = {self._states(share)}",
+                f"held{m} = {self._states(f'held{m}[{{k}}] + share{m}[{{k}}]')}",
+                f"dnew{m} = {self._states(f'{dnew} - share{m}[{{k}}]')}",
+            ]
+        return [*lines, f"dpre{m}, dold{m} = backward(dnew{m}, keep{m}, state{m})"]
+
     def dgate(self, g: int) -> str:
         """The gradient of a gate, after ``backward``."""
         zero = g in zero_gradients(self.cell)[0]
@@ -155,10 +274,20 @@ class Step:
     def store_backward(self) -> list[str]:
         """Write them down."""
         m, zero = self.mark, zero_gradients(self.cell)[1]
-        lines = [
-            f"store({f'zero{m}' if k in zero else f'dold{m}[{k}]'}, dstate, p{m} + {k} * N * H)"
-            for k in range(len(self.cell.states))
-        ]
+        S, lines = len(self.cell.states), []
+        for k in range(S):
+            through_cell = f"zero{m}" if k in zero else f"dold{m}[{k}]"
+            past = f" + held{m}[{k}]" if self.form.particular else ""
+            lines.append(f"store({through_cell}{past}, dstate, p{m} + {k} * N * H)")
+        if self.form.trace:
+            lines += [
+                f"store(reached{m}[{k}], trace, (t * {S} + {k}) * N * H + p{m})" for k in range(S)
+            ]
+        if self.form.resets:
+            lines.append(f"if {self._reset_after()}:")
+            for k in range(S):
+                place = f"dinitial, p{m} + {k} * N * H"
+                lines.append(f"    store(load({place}) + lost{m}[{k}], {place})")
         return lines + [
             f"store({self.dgate(g)}, dgates, d{m} + {self.at.order.index(g)} * H)"
             for g in range(len(self.at.order))
@@ -172,7 +301,8 @@ class Step:
         lines = [
             f"half{m} = ({''.join(gates)})",
             f"old{m} = {self._members('dstate', 'p', S)}",
-            f"full{m}, old{m} = operand_backward({doperand}, half{m}, old{m}, keep{m}, state{m})",
+            f"full{m}, old{m} = "
+            f"operand_backward({self.scaled(doperand)}, half{m}, old{m}, keep{m}, state{m})",
         ]
         lines += [f"store(old{m}[{k}], dstate, p{m} + {k} * N * H)" for k in range(S)]
         return lines + [

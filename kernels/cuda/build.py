@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..fingerprint import of_engine, of_functions, with_callees
-from .kernel import COUNTERS, INDICES, INTEGERS, NUMBERS, Kernel
+from .kernel import COUNTERS, FLAGS, INDICES, INTEGERS, NUMBERS, Kernel
 from .target import NVIDIA, overload, ptx_of, types
 
 
@@ -35,6 +35,7 @@ def signature(kernel: Kernel, dtype: Any) -> tuple[Any, ...]:
         **dict.fromkeys(NUMBERS, number),
         **dict.fromkeys(COUNTERS, types.CPointer(types.uint32)),
         **dict.fromkeys(INDICES, types.CPointer(types.int64)),
+        **dict.fromkeys(FLAGS, types.CPointer(types.uint8)),
     }
     return tuple(special.get(name, types.CPointer(number)) for name in kernel.takes)
 

@@ -27,9 +27,11 @@ import numpy as np
 from ..cells import Cell
 from ..device import DeviceEngine
 from ..layout import Layout, layout
-from ..reference import Array, State, expect_consistent
+from ..reference import Array, Gradients, State, expect_consistent
+from ..steps import PLAIN, Steps
 from . import build, gates, persistent, products, tiling, updates
-from .kernel import Gpu
+from .given import Given
+from .kernel import Gpu, Kernel
 
 
 class CudaEngine(DeviceEngine):
@@ -90,91 +92,97 @@ class CudaEngine(DeviceEngine):
         }  # fmt: skip
 
     def forward(
-        self, cell: Cell, xs: Array, state: State, params: Sequence[Array]
+        self,
+        cell: Cell,
+        xs: Array,
+        state: State,
+        params: Sequence[Array],
+        steps: Steps = PLAIN,
     ) -> tuple[Array, State, Any]:
         expect_consistent(cell, xs, state, params)
         N, T, D = xs.shape
         with self.gpu.products(self.precision), _room_for(cell, N, T, D, cell.hidden_size(params)):
-            return self._forward(cell, xs, state, params)
+            return self._forward(cell, xs, state, params, steps)
 
     def _forward(
-        self, cell: Cell, xs: Array, state: State, params: Sequence[Array]
+        self, cell: Cell, xs: Array, state: State, params: Sequence[Array], steps: Steps
     ) -> tuple[Array, State, Any]:
-        xp, at = self.xp, layout(cell)
+        xp, at = self.xp, layout(cell, steps is not PLAIN)
         N, T, _ = xs.shape
+        given = Given(steps, cell, xp, (N, T, cell.hidden_size(params)), xs.dtype)
         Wx, Wh, b = self._in_order(cell, params)
         H = Wh.shape[0]
 
         x_side = self._product(_time_first(xp, xs), Wx).reshape(T, N, at.x_gates * H)
         states = xp.empty((T + 1, len(cell.states), N, H), xs.dtype)
-        states[0] = xp.stack(state)
+        states[0] = xp.stack(given.reset_at_first(state))
         saved = xp.empty((T, at.stored, N, H), xs.dtype)
         hs = xp.empty((N, T, H), xs.dtype)
         operands = xp.empty((T, N, H) if at.late else (0, N, H), xs.dtype)
         plan, _ = self.plan(cell, N, T, H, xs.dtype)
         if plan is not None:
-            given = x_side, b, states, saved, hs
-            self._run_persistent(cell, plan, Wh, given, states[0, 0], (T, N, H))
+            arrays = x_side, b, states, saved, hs
+            self._run_persistent(cell, plan, Wh, arrays, given, given.scaled(states[0, 0]))
         elif not at.h_order:
-            self._scan(cell, "forward_scan", hs)(x_side, b, states, saved, hs)
+            self._scan(cell, "forward_scan", given)(x_side, b, states, saved, hs)
         else:
-            self._forward_steps(cell, Wh, x_side, b, states, saved, hs, operands)
-        return hs, tuple(states[T].copy()), (xs, (Wx, Wh, b), states, saved, operands)
+            self._forward_steps(cell, Wh, x_side, b, states, saved, hs, operands, given)
+        return hs, tuple(states[T].copy()), (xs, (Wx, Wh, b), states, saved, operands, steps)
 
     def _forward_steps(
         self, cell: Cell, Wh: Array, x_side: Array, b: Array, states: Array, saved: Array,
-        hs: Array, operands: Array,
+        hs: Array, operands: Array, given: Given,
     ) -> None:  # fmt: skip
         xp, at = self.xp, layout(cell)
         N, T, H = hs.shape
-        gates_step = self._step(cell, "forward_gates", hs)
-        operand_step = self._step(cell, "operand_gates", hs) if at.late else None
+        gates_step = self._step(cell, "forward_gates", given)
+        operand_step = self._step(cell, "operand_gates", given) if at.late else None
         early = xp.empty((N, at.early * H), hs.dtype)
         late = xp.empty((N, at.late * H), hs.dtype)
         Wh_early = xp.ascontiguousarray(Wh[:, : at.early * H])
         Wh_late = xp.ascontiguousarray(Wh[:, at.early * H :])
         for t in range(T):
             if at.early:
-                xp.matmul(states[t, 0], Wh_early, out=early)
+                xp.matmul(given.scaled(states[t, 0]), Wh_early, out=early)
             if operand_step is not None:
                 operand_step(t, x_side, early, b, states, operands)
                 xp.matmul(operands[t], Wh_late, out=late)
             gates_step(t, x_side, early, late, b, states, saved, hs)
 
-    def backward(
-        self, cell: Cell, dhs: Array, dstate: State, saved: Any
-    ) -> tuple[Array, State, tuple[Array, ...]]:
+    def backward(self, cell: Cell, dhs: Array, dstate: State, saved: Any) -> Gradients:
         (N, T, D), H = saved[0].shape, dhs.shape[2]
         with self.gpu.products(self.precision), _room_for(cell, N, T, D, H):
             return self._backward(cell, dhs, dstate, saved)
 
-    def _backward(
-        self, cell: Cell, dhs: Array, dstate: State, saved: Any
-    ) -> tuple[Array, State, tuple[Array, ...]]:
-        xs, (Wx, Wh, b), states, kept, operands = saved
-        xp, at = self.xp, layout(cell)
+    def _backward(self, cell: Cell, dhs: Array, dstate: State, saved: Any) -> Gradients:
+        xs, (Wx, Wh, b), states, kept, operands, steps = saved
+        xp, at = self.xp, layout(cell, steps is not PLAIN)
         N, T, D = xs.shape
         H, G = Wh.shape[0], len(cell.gates)
+        given = Given(steps, cell, xp, (N, T, H), xs.dtype)
         early_columns, late_columns = _columns(at, H)
 
         dgates = xp.empty((T, N, G * H), xs.dtype)
         dstate_, dhs = xp.ascontiguousarray(xp.stack(dstate)), self._aligned(dhs)
         plan, _ = self.plan(cell, N, T, H, xs.dtype, forward=False)
         if plan is not None:
-            given = dhs, b, states, kept, dgates, dstate_
-            self._run_persistent(cell, plan, Wh, given, None, (T, N, H))
-            dstate_[0] += xp.matmul(dgates[0, :, early_columns], Wh.T)
+            arrays = dhs, b, states, kept, dgates, dstate_
+            self._run_persistent(cell, plan, Wh, arrays, given, None)
+            dstate_[0] += given.scaled(xp.matmul(dgates[0, :, early_columns], Wh.T))
         elif not at.h_order:
-            self._scan(cell, "backward_scan", dhs)(dhs, b, states, kept, dgates, dstate_)
+            self._scan(cell, "backward_scan", given)(dhs, b, states, kept, dgates, dstate_)
         else:
-            dstate_[0] += self._backward_steps(cell, Wh, b, dhs, states, kept, dgates, dstate_)
+            arrays = b, dhs, states, kept, dgates, dstate_
+            dstate_[0] += given.scaled(self._backward_steps(cell, Wh, *arrays, given))
+        dstate_, dinitial = given.stopped_at_first(dstate_)
 
         rows = dgates.reshape(T * N, G * H)
         x_rows, early_rows = rows[:, : at.x_gates * H], rows[:, early_columns]
         dWx = self._product(_time_first(xp, xs).T, x_rows)
         dWh = [Wh[:, :0]]
         if at.early:
-            dWh.append(self._product(states[:T, 0].reshape(T * N, H).T, early_rows))
+            h_before = given.scaled(states[:T, 0]).reshape(T * N, H)
+            dWh.append(self._product(h_before.T, early_rows))
         if at.late:
             dWh.append(self._product(operands.reshape(T * N, H).T, rows[:, late_columns]))
         db = [_cell_order(xp, x_rows.sum(axis=0)[None], at.x_blocks, H)]
@@ -188,17 +196,18 @@ class CudaEngine(DeviceEngine):
             rows[:, (G - at.weights) * H :].sum(axis=0).reshape(at.weights, H),
         )
         dxs = self._product(x_rows, Wx.T).reshape(T, N, D).transpose(1, 0, 2)
-        return Gradients(xp.ascontiguousarray(dxs), tuple(dstate_), gradients)
+        dxs = xp.ascontiguousarray(dxs)
+        return Gradients(dxs, tuple(dstate_), gradients, dinitial, given.trace())
 
     def _backward_steps(
         self, cell: Cell, Wh: Array, b: Array, dhs: Array, states: Array, kept: Array,
-        dgates: Array, dstate: Array,
+        dgates: Array, dstate: Array, given: Given,
     ) -> Array:  # fmt: skip
         """Fills dgates and dstate; returns what comes through h Wh before the first step."""
         xp, at = self.xp, layout(cell)
         N, T, H = dhs.shape
-        gates_step = self._step(cell, "backward_gates", dhs)
-        operand_step = self._step(cell, "operand_backward_gates", dhs) if at.late else None
+        gates_step = self._step(cell, "backward_gates", given)
+        operand_step = self._step(cell, "operand_backward_gates", given) if at.late else None
         Wh_early = xp.ascontiguousarray(Wh[:, : at.early * H]).T  # a gap would be copied each step
         Wh_late = xp.ascontiguousarray(Wh[:, at.early * H :]).T
         early_columns, late_columns = _columns(at, H)
@@ -284,38 +293,41 @@ class CudaEngine(DeviceEngine):
         fits = numbers % wide == 0 and all(self.gpu.address(array) % 16 == 0 for array in arrays)
         return wide if fits else 1
 
-    def _step(self, cell: Cell, name: str, like: Array) -> Callable[..., None]:
-        """What launches a gate kernel for a step t; ``like`` is hs or dhs (N, T, H)."""
-        launch = self._scan(cell, name, like)
-        return lambda t, *arrays: launch(*arrays, t)
+    def _step(self, cell: Cell, name: str, given: Given) -> Callable[..., None]:
+        """What launches a gate kernel for a step t."""
+        kernel, grid = self._gates(cell, name, given)
+        more, (N, T, H) = given.to(gates.particular(name, given.form)), given.sizes
+        return lambda t, *arrays: self.gpu.launch(kernel, grid, (*arrays, *more, t, T, N, H))
 
-    def _scan(self, cell: Cell, name: str, like: Array) -> Callable[..., None]:
-        """What launches a gate kernel; ``like`` is hs or dhs (N, T, H).
+    def _scan(self, cell: Cell, name: str, given: Given) -> Callable[..., None]:
+        """What launches a gate kernel for all steps."""
+        kernel, grid = self._gates(cell, name, given)
+        more, (N, T, H) = given.to(gates.particular(name, given.form)), given.sizes
+        return lambda *arrays: self.gpu.launch(kernel, grid, (*arrays, *more, T, N, H))
 
-        A thread has 16 bytes where that divides H, else a number.
-        """
-        N, T, H = like.shape
-        wide = 16 // like.dtype.itemsize
+    def _gates(self, cell: Cell, name: str, given: Given) -> tuple[Kernel, tuple[int, int]]:
+        """A gate kernel and its grid; a thread has 16 bytes where that divides H, else a number."""
+        N, _, H = given.sizes
+        wide = 16 // given.dtype.itemsize
         count, threads = wide if H % wide == 0 else 1, self.gpu.device.threads
-        kernel = gates.kernel(cell, name, count, threads)
         grid = N, -(-H // (count * threads))
-        return lambda *arguments: self.gpu.launch(kernel, grid, (*arguments, T, N, H))
+        return gates.kernel(cell, name, count, threads, given.form), grid
 
     def _run_persistent(
-        self, cell: Cell, plan: tiling.Plan, Wh: Array, arrays: Sequence[Array],
-        start: Array | None, sizes: tuple[int, int, int],
+        self, cell: Cell, plan: tiling.Plan, Wh: Array, arrays: Sequence[Array], given: Given,
+        start: Array | None,
     ) -> None:  # fmt: skip
         """Launch a persistent kernel; ``start`` (N, H) is what the first step multiplies."""
         xp, c = self.xp, plan.tiling
-        T, N, H = sizes
+        N, T, H = given.sizes
         exchange = xp.zeros((2, plan.groups * plan.tiles * c.rows, c.stride), Wh.dtype)
         if start is not None:
             exchange[0, :N, :H] = start
         counters = xp.zeros(32 * plan.groups, np.uint32)  # a cache line each
-        kernel = persistent.kernel(cell, c, plan.tiles)
-        weights = tiling.packed(xp, Wh, c)
-        given = weights, *arrays, exchange, counters, T, N, H
-        self.gpu.launch(kernel, (c.blocks, plan.groups), given)
+        kernel = persistent.kernel(cell, c, plan.tiles, given.form)
+        weights, more = tiling.packed(xp, Wh, c), given.to(given.form.takes(not c.forward))
+        arguments = weights, *arrays, *more, exchange, counters, T, N, H
+        self.gpu.launch(kernel, (c.blocks, plan.groups), arguments)
 
 
 _OUT_OF_MEMORY = re.compile("ALLOC_FAILED|OUT_OF_MEMORY|out of memory")  # cuBLAS, the driver

@@ -21,7 +21,7 @@ from functools import cache, partial
 
 from ..cells import Cell
 from ..layout import layout
-from .arithmetic import Step
+from .arithmetic import Form, Step
 from .kernel import Kernel, functions_of
 
 
@@ -34,12 +34,20 @@ def names(cell: Cell) -> tuple[str, ...]:
 
 
 @cache
-def kernel(cell: Cell, name: str, count: int, threads: int) -> Kernel:
+def kernel(
+    cell: Cell,
+    name: str,
+    count: int,
+    threads: int,
+    form: Form = Form(),  # noqa: B008
+) -> Kernel:
     """A gate kernel for ``count`` units a thread."""
     from . import lanes
 
-    takes, lines = _MAKERS[name](Step(cell))
-    lines = [*Step(cell).here(), *lines]
+    step = Step(cell, form=form)
+    takes, lines = _MAKERS[name](step)
+    lines = [*step.here(), *lines]
+    takes = (*takes, *particular(name, form))
     if name in _STEPS:
         lines = [_STEPS[name], *("    " + line for line in lines)]
     else:
@@ -51,11 +59,19 @@ def kernel(cell: Cell, name: str, count: int, threads: int) -> Kernel:
         "n = cuda.blockIdx.x",
     ]
     outer = {
-        "load": lanes.LOADS[count], "store": lanes.store, "where": lanes.where, "COUNT": count,
+        "load": lanes.LOADS[count], "store": lanes.store, "where": lanes.where,
+        "drawn": lanes.drawn, "COUNT": count,
     }  # fmt: skip
     takes = (*takes, "T", "N", "H")
     name = f"{cell.name}_{name}_{count}"
     return Kernel(name, takes, [*head, *lines], functions_of(cell), threads, outer)
+
+
+def particular(name: str, form: Form) -> tuple[str, ...]:
+    """The arrays of a form that a kernel takes."""
+    if name.startswith("operand"):
+        return ("scale",) if form.scale else ()
+    return form.takes(name.startswith("backward"))
 
 
 def _side(cell: Cell):  # type: ignore[no-untyped-def]

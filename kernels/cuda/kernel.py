@@ -20,7 +20,7 @@ class Kernel:
 
     name         the function's
     takes        the names of its arguments, which say what they are: arrays of one float dtype,
-                 but for INTEGERS, NUMBERS, COUNTERS and INDICES below
+                 but for INTEGERS, NUMBERS, COUNTERS, INDICES and FLAGS below
     lines        its body
     functions    plain functions that it calls, by the names that it calls them: a cell's, a rule
     outer        what else it refers to, besides numba's cuda
@@ -74,7 +74,8 @@ class Device:
 INTEGERS = {"t", "T", "N", "H", "size", "stride", "row", "block", "seed"}
 NUMBERS = tuple(f"number{k}" for k in range(8))  # of that dtype
 COUNTERS = {"counters"}  # uint32
-INDICES = {"rows", "order"}  # int64
+INDICES = {"rows", "order", "seeds", "thresholds"}  # int64
+FLAGS = {"mask", "resets"}  # uint8
 
 
 class Gpu(Protocol):

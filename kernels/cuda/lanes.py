@@ -16,7 +16,7 @@ import operator
 
 from llvmlite import ir
 
-from .. import functions
+from .. import draws, functions
 from .target import intrinsic, models, overload, register_model, types
 
 _I32, _F32 = ir.IntType(32), ir.FloatType()
@@ -109,7 +109,44 @@ def draw(typing, pointer, index, seed):
     return types.void(pointer, types.int64, types.int64), codegen
 
 
-GOLDEN, MIXING = 0x9E3779B97F4A7C15, ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+GOLDEN, MIXING = draws.GOLDEN64, draws.MIXING64
+
+
+def _emit_mix(builder, z, mixing, last):
+    for shift, factor in mixing:
+        z = builder.mul(builder.xor(z, builder.lshr(z, z.type(shift))), z.type(factor))
+    return builder.xor(z, builder.lshr(z, z.type(last)))
+
+
+@intrinsic
+def drawn(typing, like, seed, threshold, t, n, j):
+    """Which of the units from j on are drawn in row n of step t, as many as ``like`` has numbers.
+
+    ``draws.py`` says how.
+    """
+    kind = MaskType(like.count)
+
+    def codegen(context, builder, signature, args):
+        given = zip(args[1:], signature.args[1:], strict=True)
+        seed, threshold, t, n, j = (context.cast(builder, x, k, types.int64) for x, k in given)
+        wide, narrow = ir.IntType(64), _I32
+        mixing64, mixing32 = (
+            (draws.MIXING64, draws.LAST_SHIFT64), (draws.MIXING32, draws.LAST_SHIFT32),
+        )  # fmt: skip
+        place = _emit_mix(builder, builder.or_(builder.shl(t, wide(32)), n), *mixing64)
+        key = _emit_mix(builder, builder.xor(seed, place), *mixing64)
+        low = builder.trunc(key, narrow)
+        high = builder.trunc(builder.lshr(key, wide(32)), narrow)
+        limit, result = builder.trunc(threshold, narrow), ir.Constant(kind.llvm, ir.Undefined)
+        for k in range(kind.count):
+            unit = builder.add(builder.trunc(j, narrow), narrow(k))
+            bits = builder.add(builder.mul(unit, narrow(draws.GOLDEN32)), low)
+            bits = builder.xor(_emit_mix(builder, bits, *mixing32), high)
+            bit = builder.icmp_unsigned("<", _emit_mix(builder, bits, *mixing32), limit)
+            result = bit if kind.count == 1 else builder.insert_element(result, bit, _I32(k))
+        return result
+
+    return kind(like, seed, threshold, t, n, j), codegen
 
 
 # ---- arithmetic

@@ -43,44 +43,47 @@ import numpy as np
 
 from ..cells import Cell
 from ..layout import layout
-from .arithmetic import Step
+from .arithmetic import Form, Step
 from .kernel import Kernel, functions_of
 from .tiling import Tiling
 
 
 @cache
-def kernel(cell: Cell, tiling: Tiling, tiles: int) -> Kernel:
+def kernel(
+    cell: Cell,
+    tiling: Tiling,
+    tiles: int,
+    form: Form = Form(),  # noqa: B008
+) -> Kernel:
     """The kernel for groups of tiles * rows rows."""
     from . import lanes, ptx
 
     outer: dict[str, Any] = {
-        "load": lanes.LOADS[1], "store": lanes.store, "where": lanes.where, "ZERO": np.float32(0),
+        "load": lanes.LOADS[1], "store": lanes.store, "where": lanes.where,
+        "drawn": lanes.drawn, "ZERO": np.float32(0),
     }  # fmt: skip
     outer |= {name: getattr(ptx, name) for name in ptx.NAMES}
     takes = _FORWARD if tiling.forward else _BACKWARD
+    takes = (*takes, *form.takes(not tiling.forward), *_LAST)
     name = f"{cell.name}_persistent_" + ("forward" if tiling.forward else "backward")
     return Kernel(
-        name, takes, _lines(cell, tiling, tiles), functions_of(cell), tiling.threads, outer,
+        name, takes, _lines(cell, tiling, tiles, form), functions_of(cell), tiling.threads, outer,
         shared=tiling.shared(tiles), cooperative=not tiling.lone,
     )  # fmt: skip
 
 
-_FORWARD = (
-    "weights", "x_side", "b", "states", "saved", "hs", "exchange", "counters", "T", "N", "H",
-)  # fmt: skip
-_BACKWARD = (
-    "weights", "dhs", "b", "states", "saved", "dgates", "dstate", "exchange", "counters",
-    "T", "N", "H",
-)  # fmt: skip
+_FORWARD = "weights", "x_side", "b", "states", "saved", "hs"
+_BACKWARD = "weights", "dhs", "b", "states", "saved", "dgates", "dstate"
+_LAST = "exchange", "counters", "T", "N", "H"
 
 
 def _indented(lines: list[str], by: int = 1) -> list[str]:
     return ["    " * by + line for line in lines]
 
 
-def _lines(cell: Cell, c: Tiling, tiles: int) -> list[str]:
+def _lines(cell: Cell, c: Tiling, tiles: int, form: Form) -> list[str]:
     pairs = -(-c.units * c.rows // c.threads)
-    steps = [_Pair(cell, c, tiles, k) for k in range(pairs)]
+    steps = [_Pair(cell, c, tiles, k, form) for k in range(pairs)]
     loads = [line for step in steps for line in step.loads()]
     meet = [
         "if tile == 0:",
@@ -239,9 +242,9 @@ def _chunk_tf32(c: Tiling, k: int, places: list[str]) -> list[str]:
 class _Pair:
     """The k-th row and unit of a thread."""
 
-    def __init__(self, cell: Cell, c: Tiling, tiles: int, k: int) -> None:
+    def __init__(self, cell: Cell, c: Tiling, tiles: int, k: int, form: Form) -> None:
         self.c, self.tiles, self.k = c, tiles, k
-        self.step, self.at = Step(cell, f"_{k}"), layout(cell)
+        self.step, self.at = Step(cell, f"_{k}", form), layout(cell)
 
     def loads(self) -> list[str]:
         """Before the product; rows and units beyond the last do as the last one does."""
@@ -285,7 +288,8 @@ class _Pair:
             memory = "exchange"
             start = f"(((step + 1) % 2) * cuda.gridDim.y * {self.tiles * c.rows} + n{m})"
         if c.forward:
-            return [f"store(new{m}[0], {memory}, {start} * {c.stride} + j{m})"]
+            number = self.step.scaled(f"new{m}[0]")
+            return [f"store({number}, {memory}, {start} * {c.stride} + j{m})"]
         return [
             f"store({self.step.dgate(g)}, {memory}, {start} * {c.stride} + {k} * H + j{m})"
             for k, g in enumerate(self.at.h_order)

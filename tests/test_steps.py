@@ -1,0 +1,198 @@
+"""Steps with masks, resets, zoneout and variational dropout: engines against the specification,
+the specification against central differences and against the plain cell run row by row."""
+
+import sys
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from helpers import (
+    ALL_ENGINES,
+    DTYPES,
+    ENGINES,
+    SHARINGS,
+    Array,
+    Problem,
+    central_differences,
+    random_problem,
+    relative_error,
+)
+from numba_rnn import cells, use_backend
+from numba_rnn.kernels import draws
+from numba_rnn.kernels.reference import ReferenceEngine
+from numba_rnn.kernels.steps import PLAIN, Steps
+
+LIMITS = {np.float32: 1e-4, np.float64: 1e-12}
+FEATURES = ("mask", "resets", "initial", "scale", "zoneout", "expected", "trace")
+
+
+def particular(p: Problem, features: set[str], seed: int = 0) -> Steps:
+    """Random steps with these features; zoneout is drawn unless "expected" is among them."""
+    rng = np.random.default_rng(seed)
+    (N, T, H), S, dtype = p.dhs.shape, len(p.cell.states), p.xs.dtype
+    made: dict[str, Any] = {}
+    if "mask" in features:
+        made["mask"] = rng.random((N, T)) < 0.6
+    if "resets" in features:
+        made["resets"] = rng.random((N, T)) < 0.4
+    if "initial" in features:
+        made["initial"] = rng.uniform(-1, 1, (S, H)).astype(dtype)
+    if "scale" in features:
+        made["scale"] = (2 * rng.integers(0, 2, (N, H))).astype(dtype)
+    if "zoneout" in features:
+        made["zoneout"] = tuple(rng.uniform(0.1, 0.6, S))
+        made["seed"] = None if "expected" in features else int(rng.integers(2**63))
+    return Steps(**made, trace="trace" in features)
+
+
+def outcome(engine: ReferenceEngine, p: Problem, steps: Steps) -> dict[str, Array]:
+    there = {
+        name: engine.to_device(value)
+        for name in ("initial", "scale")
+        if (value := getattr(steps, name)) is not None
+    }
+    steps = Steps(**{**vars(steps), **there}) if steps is not PLAIN else steps
+    p = p.map(engine.to_device)
+    hs, state, saved = engine.forward(p.cell, p.xs, p.state, p.params, steps)
+    found = engine.backward(p.cell, p.dhs, p.dstate, saved)
+    arrays = {"hs": hs, "dxs": found.xs}
+    arrays |= {f"{n} at the end": a for n, a in zip(p.cell.states, state, strict=True)}
+    arrays |= {f"d{n}": a for n, a in zip(p.cell.states, found.state, strict=True)}
+    arrays |= {f"d{n}": a for n, a in zip(p.cell.shapes(1, 1), found.params, strict=True)}
+    if steps.resets is not None:
+        arrays["dinitial"] = found.initial
+    if steps.trace:
+        arrays["dstates"] = found.states
+    return {name: engine.to_host(array) for name, array in arrays.items()}
+
+
+def disagreements(got: dict[str, Array], want: dict[str, Array], limit: float) -> dict[str, float]:
+    assert got.keys() == want.keys()
+    errors = {name: relative_error(got[name], want[name]) for name in want}
+    return {name: error for name, error in errors.items() if error > limit}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", cells.names())
+@pytest.mark.parametrize("backend", ENGINES)
+@settings(max_examples=12, deadline=None)
+@given(
+    sizes=st.tuples(st.integers(1, 7), st.integers(1, 9), st.integers(1, 9), st.integers(1, 40)),
+    features=st.sets(st.sampled_from(FEATURES)),
+    sharing=st.sampled_from(SHARINGS),
+    seed=st.integers(0, 1 << 32),
+)
+def test_engines_agree_with_the_reference(backend, name, dtype, sizes, features, sharing, seed):
+    if backend == "cuda":  # as large as an emulator can do
+        sizes = tuple(1 + (size - 1) % 6 for size in sizes)
+    p = random_problem(name, *sizes, dtype, rng=seed)
+    steps = particular(p, features, seed)
+    want = outcome(ReferenceEngine(), p, steps)
+    with use_backend(backend, strict=True) as engine:
+        module = sys.modules[type(engine).__module__]
+        with mock.patch.object(module, "sharing", return_value=sharing, create=True):
+            assert disagreements(outcome(engine, p, steps), want, LIMITS[dtype]) == {}
+
+
+@pytest.mark.parametrize("name", cells.names())
+def test_sharing_and_chunks_change_no_bit(name):
+    p = random_problem(name, 5, 200, 3, 37, np.float32)
+    steps = particular(p, {"mask", "resets", "initial", "scale", "zoneout", "trace"})
+    want = outcome(ReferenceEngine(), p, steps)
+    with use_backend("numba", strict=True) as engine:
+        module, found = sys.modules[type(engine).__module__], []
+        for sharing in SHARINGS:
+            with mock.patch.object(module, "sharing", return_value=sharing):
+                found.append(outcome(engine, p, steps))
+    assert disagreements(found[0], want, 1e-3) == {}
+    for other in found[1:]:
+        np.testing.assert_equal(other, found[0])
+
+
+@pytest.mark.parametrize("features", [set(FEATURES), set(FEATURES) - {"expected"}])
+@pytest.mark.parametrize("name", cells.names())
+def test_the_specifications_gradients(name, features):
+    """By inputs, parameters, the state before, what resets return to; and the trace."""
+    p, engine = random_problem(name, 3, 5, 3, 4, rng=3), ReferenceEngine()
+    steps = particular(p, features, seed=8)
+
+    def loss() -> float:
+        hs, state, _ = engine.forward(p.cell, p.xs, p.state, p.params, steps)
+        ends = zip(state, p.dstate, strict=True)
+        return float((hs * p.dhs).sum()) + sum(float((s * d).sum()) for s, d in ends)
+
+    _, _, saved = engine.forward(p.cell, p.xs, p.state, p.params, steps)
+    got = engine.backward(p.cell, p.dhs, p.dstate, saved)
+    arrays = (p.xs, *p.state, *p.params, steps.initial)
+    gradients = (got.xs, *got.state, *got.params, got.initial)
+    for array, gradient in zip(arrays, gradients, strict=True):
+        assert relative_error(gradient, central_differences(loss, array)) < 1e-7
+
+
+@pytest.mark.parametrize("backend", ALL_ENGINES)
+@pytest.mark.parametrize("name", cells.names())
+def test_masks_and_resets_are_what_shorter_sequences_give(backend, name):
+    """Row by row: the plain cell over the steps that are left, cut at resets."""
+    p = random_problem(name, 4, 7, 3, 5, rng=5)
+    steps = particular(p, {"mask", "resets", "initial"}, seed=9)
+    steps.mask[0] = False  # a row with nothing in it
+    with use_backend(backend, strict=True) as engine:
+        got = outcome(engine, p, steps)
+    plain = ReferenceEngine()
+    for n in range(4):
+        state = tuple(s[n : n + 1] for s in p.state)
+        hs = np.zeros((7, 5))
+        for t in range(7):
+            if steps.resets[n, t]:
+                state = tuple(start[None] for start in steps.initial)
+            if steps.mask[n, t]:
+                state = plain.step(p.cell, p.xs[n : n + 1, t], state, p.params)
+                hs[t] = state[0]
+        np.testing.assert_allclose(got["hs"][n], hs, atol=1e-12)
+        for k, name_ in enumerate(p.cell.states):
+            np.testing.assert_allclose(got[f"{name_} at the end"][n], state[k][0], atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+@pytest.mark.parametrize("name", cells.names())
+def test_nothing_particular_is_the_plain_pass_bit_for_bit(backend, name):
+    p = random_problem(name, 3, 4, 2, 5, np.float32)
+    full = Steps(mask=np.ones((3, 4), bool), resets=np.zeros((3, 4), bool))
+    with use_backend(backend, strict=True) as engine:
+        plain, same = outcome(engine, p, PLAIN), outcome(engine, p, full)
+    assert not same.pop("dinitial").any()
+    np.testing.assert_equal(same, plain)
+
+
+# ---- what is drawn
+
+
+def test_draws_are_as_many_as_they_should_and_depend_on_everything():
+    drawn = np.array([draws.drawn(5, t, 64, 256, 0.3) for t in range(16)])
+    sigma = np.sqrt(0.3 * 0.7 / drawn.size)
+    assert abs(drawn.mean() - 0.3) < 5 * sigma
+    for axis in range(3):  # no row, unit or step is drawn more than others
+        others = tuple(k for k in range(3) if k != axis)
+        count = drawn.size // drawn.shape[axis]
+        assert np.abs(drawn.mean(axis=others) - 0.3).max() < 6 * np.sqrt(0.3 * 0.7 / count)
+    for a, b in ((drawn[1:], drawn[:-1]), (drawn[:, 1:], drawn[:, :-1]),
+                 (drawn[..., 1:], drawn[..., :-1]),
+                 (drawn[0], draws.drawn(6, 0, 64, 256, 0.3))):  # fmt: skip
+        together = (a & b).mean()
+        assert abs(together - 0.09) < 6 * np.sqrt(0.09 * 0.91 / a.size)
+
+
+def test_draws_stay_what_they_are():
+    """A seed means the same in every version: these are the numbers of the first."""
+    found = draws.drawn(2024, 3, 2, 40, 0.5)
+    assert ["".join("01"[int(x)] for x in row) for row in found] == KNOWN
+
+
+KNOWN = [
+    "1111000001000011010101101001011110000100",
+    "1000010110001101001010001101111000101111",
+]
