@@ -46,6 +46,18 @@ def threshold(rate: float) -> int:
     return int(rate * 2.0**32)
 
 
+def keys(seed: int, t: int, N: int) -> Any:
+    """``key`` for the rows 0 .. N - 1 of a step, (N,) uint64."""
+    place = (np.uint64(t) << np.uint64(32)) | np.arange(N, dtype=np.uint64)
+    return _mix64(np.uint64(seed & _WORD) ^ _mix64(place))
+
+
+def _mix64(z: Any) -> Any:
+    for shift, factor in MIXING64:
+        z = (z ^ (z >> np.uint64(shift))) * np.uint64(factor)
+    return z ^ (z >> np.uint64(LAST_SHIFT64))
+
+
 def _mix32(x: Any) -> Any:
     for shift, factor in MIXING32:
         x = (x ^ (x >> np.uint32(shift))) * np.uint32(factor)
@@ -54,8 +66,8 @@ def _mix32(x: Any) -> Any:
 
 def drawn(seed: int, t: int, N: int, H: int, rate: float) -> Any:
     """Which units of step t are drawn, (N, H) bool."""
-    keys = np.array([key(seed, t, n) for n in range(N)], np.uint64)[:, None]
-    low, high = (keys & np.uint64(0xFFFFFFFF)).astype(np.uint32), (keys >> np.uint64(32))
+    rows = keys(seed, t, N)[:, None]
+    low, high = rows.astype(np.uint32), (rows >> np.uint64(32)).astype(np.uint32)
     units = np.arange(H, dtype=np.uint32) * np.uint32(GOLDEN32)
-    bits = _mix32(_mix32(units + low) ^ high.astype(np.uint32))
+    bits = _mix32(_mix32(units + low) ^ high)
     return bits < np.uint32(threshold(rate))

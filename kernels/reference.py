@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from . import draws
 from .cells import Cell
 from .machine import blas_threads, cpu_name
 from .steps import PLAIN, Steps
@@ -239,6 +240,14 @@ class ReferenceEngine:
         A device may draw a seed from rng and make its own numbers from that.
         """
         return rng.random(shape, dtype=dtype)
+
+    def dropout(self, seed: int, shape: tuple[int, int], rate: float, dtype: Any) -> Array:
+        """What numbers (N, H) are multiplied by: 0 for a share ``rate``, else 1 / (1 - rate).
+
+        Drawn as ``draws.py`` says: the same on every engine.
+        """
+        left = ~draws.drawn(seed, 0, *shape, rate)
+        return self.to_device(left * np.dtype(dtype).type(1 / (1 - rate)))
 
     def norm(self, arrays: Sequence[Array]) -> Any:
         """The Euclidean norm of all the arrays' numbers in one vector, as ``scalar`` gives it.

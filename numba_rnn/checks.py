@@ -13,6 +13,7 @@ class Home(Protocol):
 
     xp: Any
 
+    def to_host(self, array: Any) -> Any: ...
     def owns(self, array: Any) -> bool: ...
     def to_device(self, array: Any) -> Any: ...
 
@@ -109,6 +110,39 @@ def expect_array(
             f"{name}: expected {dtype}, as the parameters are, got {value.dtype}; "
             f"{name}.astype(np.{dtype}) converts it"
         )
+
+
+def accept_flags(name: str, flags: Any, shape: tuple[int, int], here: Home) -> Array:
+    """Booleans (N, T), as a NumPy array on every engine; one on a device is waited for."""
+    if here.owns(flags) and not isinstance(flags, np.ndarray):
+        flags = here.to_host(flags)
+    flags = np.asarray(flags)
+    if flags.dtype != bool:
+        raise TypeError(f"{name}: expected booleans of shape {spell(shape)}, got {flags.dtype}")
+    if flags.shape != shape:
+        raise ValueError(
+            f"{name}: expected shape {spell(shape)}, a flag for each row and step of xs, "
+            f"got {spell(flags.shape)}"
+        )
+    return flags.copy()  # backward wants it as it is now
+
+
+def accept_mask(lengths: Any, mask: Any, shape: tuple[int, int], here: Home) -> Array | None:
+    """The steps that are there, (N, T), of what says so; None where all are."""
+    if mask is not None:
+        if lengths is not None:
+            raise TypeError("mask: expected lengths or mask, got both")
+        return accept_flags("mask", mask, shape, here)
+    if lengths is None:
+        return None
+    if here.owns(lengths) and not isinstance(lengths, np.ndarray):
+        lengths = here.to_host(lengths)
+    N, T = shape
+    lengths = np.asarray(lengths)
+    if lengths.shape != (N,):
+        raise ValueError(f"lengths: expected shape ({N},), got {spell(lengths.shape)}")
+    expect_ids("lengths", lengths, ("N",), T + 1)
+    return np.arange(T) < lengths[:, None]
 
 
 def expect_finite(name: str, value: Array) -> None:

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from ..backend import Engine, engine_for, move
-from ..checks import Array, accept, expect_choice
+from ..checks import Array, accept, accept_flags, accept_mask, expect_choice
 from ..kernels import cells
 from ..kernels.cells import Cell
+from ..kernels.steps import PLAIN, Steps
 from . import initialisers
 from .base import Layer
 from .initialisers import Seed
+from .regularisers import Regularisers
 
 if TYPE_CHECKING:
     from ..streaming import Stream
@@ -28,7 +30,7 @@ class _CellLayer(Layer):
     """The parameters of a cell."""
 
     def __init__(self, params: Sequence[Array], cell: Cell) -> None:
-        self.param_names = tuple(cell.shapes(1, 1))
+        self.param_names: tuple[str, ...] = tuple(cell.shapes(1, 1))
         if len(params) != len(self.param_names):
             raise TypeError(
                 f"{type(self).__name__}: expected the parameters {', '.join(self.param_names)} of "
@@ -94,6 +96,11 @@ class _CellLayer(Layer):
         """H, the number of units."""
         return self.cell.hidden_size(self.params)
 
+    @property
+    def cell_params(self) -> list[Array]:
+        """The parameters of the cell, as ``cell.shapes`` says."""
+        return self.params[: len(self.cell.shapes(1, 1))]
+
     def _zeros(self, batch: int, here: Engine) -> Array:
         return here.xp.zeros((batch, self.hidden_size), self.dtype)
 
@@ -107,7 +114,7 @@ class _CellLayer(Layer):
             for name, value in zip(self.cell.states, given, strict=True)
         )
 
-    def _fill_grads(self, gradients: tuple[Array, ...]) -> None:
+    def _fill_grads(self, gradients: Sequence[Array]) -> None:
         for grad, new in zip(self.grads, gradients, strict=True):
             grad[...] = new
 
@@ -245,6 +252,8 @@ class TimeRecurrent(_CellLayer):
             (both move with ``to``)
     h, dh   the first of each: the hidden state and its gradient
 
+    train_flg   False: regularisers (``regularise``) are for use after training
+
     >>> layer = TimeRecurrent.create(3, 5, cell="gru", rng=0)
     >>> layer.forward(np.ones((2, 7, 3), np.float32)).shape
     (2, 7, 5)
@@ -256,6 +265,8 @@ class TimeRecurrent(_CellLayer):
         self.state: tuple[Array, ...] | None = None
         self.dstate: tuple[Array, ...] | None = None
         self._state_given = False  # by set_state, since the last forward
+        self.regularisers: Regularisers | None = None
+        self.train_flg = True
 
     @staticmethod
     def _select(options: dict[str, Any]) -> Cell:
@@ -307,13 +318,15 @@ class TimeRecurrent(_CellLayer):
         return (*given, *(None,) * missing)
 
     def reset_state(self) -> None:
-        """Forget the state: the next forward starts from zeros."""
+        """Forget the state: the next forward starts from zeros, or the initial state."""
         self.state = None
         self._state_given = False
 
     def _state_before(self, name: str, N: int, here: Engine) -> tuple[Array, ...]:
         """What the next step starts from."""
         state = self.state if self.stateful or self._state_given else None
+        if state is None and self._initial is not None:
+            return tuple(here.xp.repeat(start[None], N, axis=0) for start in self._initial)
         if state is None:
             return (self._zeros(N, here),) * len(self.cell.states)
         if state[0].shape[0] != N:
@@ -333,7 +346,7 @@ class TimeRecurrent(_CellLayer):
         here = self._engine()
         x = accept("x", x, ("N", self.input_size), self.dtype, here)
         state = self._state_before("x", x.shape[0], here)
-        self.state = here.step(self.cell, x, state, self.params)
+        self.state = here.step(self.cell, x, state, self.cell_params)
         return self.state[0]
 
     def stream(self, batch: int = 1, **options: Any) -> "Stream":
@@ -347,36 +360,141 @@ class TimeRecurrent(_CellLayer):
 
         return Stream([self], batch, **options)
 
-    def forward(self, xs: Array) -> Array:
+    def forward(
+        self,
+        xs: Array,
+        *,
+        lengths: Any = None,
+        mask: Any = None,
+        resets: Any = None,
+    ) -> Array:
         """xs (N, T, D) -> hs (N, T, H), the hidden state after every step.
 
-        xs and the parameters must not change until backward has run.
+        lengths  (N,) whole numbers: how many steps of each row there are, 0 to T; in any order
+        mask     (N, T) bool, instead of lengths: steps where it is False are left out, whatever
+                 xs holds there: the state goes on as it is, hs is 0
+        resets   (N, T) bool: where it is True the state returns to its initial value before the
+                 step: a new episode, the next of several documents in a row
+
+        The state after a row's last step that is not left out is the one in ``state``. xs and
+        the parameters must not change until backward has run.
         """
         here = self._engine()
         xs = accept("xs", xs, ("N", "T", self.input_size), self.dtype, here)
-        state = self._state_before("xs", xs.shape[0], here)
+        N, T, D = xs.shape
+        mask = accept_mask(lengths, mask, (N, T), here)
+        resets = None if resets is None else accept_flags("resets", resets, (N, T), here)
+        state = self._state_before("xs", N, here)
+        given = self._state_given or (self.stateful and self.state is not None)
         self.forget()  # before there are two blocks' worth
-        hs, self.state, saved = here.forward(self.cell, xs, state, self.params)
-        self._tape = here, saved, hs.shape
+
+        if mask is not None:  # what is left out may be anything, NaN too
+            xs = here.xp.where(here.to_device(mask)[:, :, None], xs, xs.dtype.type(0))
+        params, steps, factors = self.cell_params, {"mask": mask, "resets": resets}, (None, None)
+        if self.regularisers is not None:
+            xs, params, more, factors = self._regularised(xs, params, here)
+            steps |= more
+        if resets is not None and self._initial is not None:
+            steps["initial"] = self._initial
+        particular = any(value is not None for value in steps.values())
+        hs, self.state, saved = here.forward(
+            self.cell, xs, state, params, Steps(**steps) if particular else PLAIN
+        )
+        self._tape = here, saved, hs.shape, factors, given
         self._state_given = False
         return hs
+
+    def _regularised(
+        self, xs: Array, params: list[Array], here: Engine
+    ) -> tuple[Array, list[Array], dict[str, Any], tuple[Array, Array]]:
+        """xs and parameters for this block, what is particular about its steps, and the masks."""
+        chosen = self.regularisers
+        assert chosen is not None
+        zoneout = chosen.zoneout if any(chosen.zoneout) else None
+        if not self.train_flg:
+            return xs, params, {"zoneout": zoneout} if zoneout else {}, (None, None)
+        seed, (N, _, D), H = chosen.new_seed(), xs.shape, self.hidden_size
+        on_inputs = chosen.on_inputs(here, seed, (N, D), self.dtype)
+        on_h = chosen.on_h(here, seed, (N, H), self.dtype)
+        on_weights = None
+        if on_inputs is not None:
+            xs = xs * on_inputs[:, None]
+        if self.cell.recurrent_gates:
+            on_weights = chosen.on_weights(here, seed, params[1].shape, self.dtype)
+        if on_weights is not None:
+            params = [params[0], params[1] * on_weights, *params[2:]]
+        steps: dict[str, Any] = {"zoneout": zoneout, "seed": seed} if zoneout else {}
+        if on_h is not None:
+            steps["scale"] = on_h
+        return xs, params, steps, (on_inputs, on_weights)
 
     def backward(self, dhs: Array, *dstate: Array | None) -> Array:
         """dhs (N, T, H) -> dxs (N, T, D); fills ``grads`` and sets ``dstate``.
 
-        dhs     the gradient of every hidden state
+        dhs     the gradient of every hidden state; that of steps left out is not looked at
         dstate  the gradient of the states after the last step, where something beyond the block
                 uses them; zeros if left out, which cuts the gradient there
         """
-        here, saved, shape = self._recall()
+        here, saved, shape, (on_inputs, on_weights), given_before = self._recall()
         dhs = accept("dhs", dhs, shape, self.dtype, here)
         given = self._one_each("backward", "d{}", dstate)
         given = self._accepted("d{}", given, shape[0], here)
         zeros = self._zeros(shape[0], here)
         known = tuple(zeros if d is None else d for d in given)
-        dxs, self.dstate, gradients = here.backward(self.cell, dhs, known, saved)
+        found = here.backward(self.cell, dhs, known, saved)
+        self.dstate, gradients = found.state, list(found.params)
+        if on_weights is not None:
+            gradients[1] = gradients[1] * on_weights
+        if self._initial is not None:
+            dinitial = here.xp.zeros_like(self._initial)
+            if found.initial is not None:
+                dinitial += found.initial
+            if not given_before:
+                dinitial += here.xp.stack([d.sum(axis=0) for d in found.state])
+            gradients.append(dinitial)
         self._fill_grads(gradients)
-        return dxs
+        return found.xs if on_inputs is None else found.xs * on_inputs[:, None]
+
+    # ---- options
+
+    @property
+    def _initial(self) -> Array | None:
+        """The learnable initial state (S, H), if there is one."""
+        return self.params[-1] if self.param_names[-1] == "initial" else None
+
+    def learn_initial_state(self, values: Array | None = None) -> Self:
+        """Make the state that sequences start from a parameter, ``initial`` (S, H); zeros at first.
+
+        values  what it starts at, a row for each of the cell's states
+
+        It is what rows start from where no state is carried or set, and what ``resets`` return
+        to. Returns the layer.
+        """
+        if self._initial is not None:
+            raise ValueError("learn_initial_state: it is a parameter already")
+        here, shape = self._engine(), (len(self.cell.states), self.hidden_size)
+        if values is None:
+            values = here.xp.zeros(shape, self.dtype)
+        values = accept("values", values, shape, self.dtype, here)
+        self.params.append(values)
+        self.grads.append(here.xp.zeros_like(values))
+        self.param_names = (*self.param_names, "initial")
+        return self
+
+    def regularise(self, **rates: Any) -> Self:
+        """Set zoneout, recurrent_dropout, input_dropout and weight_drop; returns the layer.
+
+        zoneout is a rate for all states, or one each: ``{"h": 0.1, "c": 0.3}``. ``rng``, a
+        Generator or a seed, decides the masks. They are drawn anew for every forward while
+        ``train_flg`` is True; else nothing is dropped, and a unit keeps the share of its old value
+        that zoneout keeps on average. See ``layers/regularisers.py`` for what each is.
+
+        >>> layer = TimeLSTM.create(3, 5, rng=0).regularise(zoneout={"c": 0.5}, rng=1)
+        >>> layer.forward(np.ones((2, 7, 3), np.float32)).shape
+        (2, 7, 5)
+        """
+        self.regularisers = Regularisers(self.cell.states, **rates)
+        return self
 
 
 class TimeRNN(_IsRNN, TimeRecurrent):

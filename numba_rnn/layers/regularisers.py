@@ -1,0 +1,68 @@
+"""What keeps a recurrent layer from learning its training data by heart.
+
+``zoneout``            a unit keeps its old value at a step, by lot (Krueger et al. 2017)
+``recurrent_dropout``  units of h are missing from h Wh, the same ones at every step of a sequence
+                       (Gal & Ghahramani 2016)
+``input_dropout``      features of x are missing, the same ones at every step of a sequence
+``weight_drop``        entries of Wh are missing, the same ones for the whole block (DropConnect
+                       on the hidden-to-hidden weights; Merity et al. 2018)
+
+What is left is scaled up by 1 / (1 - rate). All masks come from a counter-based generator
+(``kernels/draws.py``): for one seed they are the same on every engine, none is stored, and
+backward draws again what forward drew.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..backend import Engine
+from ..checks import Array, expect_float
+from ..kernels.draws import seed_of
+from .initialisers import Seed, generator
+
+_INPUT, _RECURRENT, _WEIGHTS = 1000, 1001, 1002  # of a block's seed; zoneout has 0, 1 ...
+
+
+class Regularisers:
+    """The rates of a layer, and where its seeds come from."""
+
+    def __init__(
+        self,
+        states: Sequence[str],
+        zoneout: float | Mapping[str, float] = 0.0,
+        recurrent_dropout: float = 0.0,
+        input_dropout: float = 0.0,
+        weight_drop: float = 0.0,
+        rng: Seed = None,
+    ) -> None:
+        rates = zoneout if isinstance(zoneout, Mapping) else dict.fromkeys(states, zoneout)
+        unknown = sorted(set(rates) - set(states))
+        if unknown:
+            raise ValueError(f"zoneout: expected some of {', '.join(states)}, got {unknown}")
+        self.zoneout = tuple(
+            expect_float(f"zoneout of {name}", rates.get(name, 0.0), 0, 1) for name in states
+        )
+        self.recurrent_dropout = expect_float("recurrent_dropout", recurrent_dropout, 0, 1)
+        self.input_dropout = expect_float("input_dropout", input_dropout, 0, 1)
+        self.weight_drop = expect_float("weight_drop", weight_drop, 0, 1)
+        self.rng = generator(rng)
+
+    def new_seed(self) -> int:
+        """What a block's masks are drawn from."""
+        return int(self.rng.integers(2**63))
+
+    def on_inputs(self, here: Engine, seed: int, shape: tuple[int, int], dtype: Any) -> Array:
+        """What xs is multiplied by, (N, D), or None."""
+        return self._mask(here, seed_of(seed, _INPUT), shape, self.input_dropout, dtype)
+
+    def on_h(self, here: Engine, seed: int, shape: tuple[int, int], dtype: Any) -> Array:
+        """What h is multiplied by on its way into h Wh, (N, H), or None."""
+        return self._mask(here, seed_of(seed, _RECURRENT), shape, self.recurrent_dropout, dtype)
+
+    def on_weights(self, here: Engine, seed: int, shape: tuple[int, int], dtype: Any) -> Array:
+        """What Wh is multiplied by, or None."""
+        return self._mask(here, seed_of(seed, _WEIGHTS), shape, self.weight_drop, dtype)
+
+    @staticmethod
+    def _mask(here: Engine, seed: int, shape: tuple[int, int], rate: float, dtype: Any) -> Array:
+        return here.dropout(seed, shape, rate, dtype) if rate else None
