@@ -331,7 +331,8 @@ def test_accuracy(target, dtype, name):
     smallest = info.tiny * (np.maximum(np.abs(x), 1) if name == "silu" else 1)
     normal = (np.abs(exact) >= smallest) | (exact == 0)
     worst = np.argmax(np.where(normal, errors, 0))
-    assert errors[worst] <= LIMITS[target], f"{errors[worst]} ULP at {x[worst]!r}"
+    limit = LIMITS[target] + (name == "silu")  # a product of two that are rounded
+    assert errors[worst] <= limit, f"{errors[worst]} ULP at {x[worst]!r}"
     # below the smallest normal number a result may be 0, but no further off than that
     assert (np.abs(got - exact) <= smallest)[~normal].all()
     assert normal.mean() > 0.9
