@@ -1,7 +1,7 @@
 """Arrays in, arrays out: the recurrent kernels of numba_rnn.
 
 ``cells/``        the gate arithmetic of each cell, forward and backward, written once
-``functions.py``  sigmoid, tanh, relu and their derivatives
+``functions.py``  what cells are written with: sigmoid, exp, maximum, where and others
 ``reference.py``  the NumPy engine: the specification
 ``device.py``     what engines share whose arrays are not in host memory
 ``layout.py``     where compiled engines keep a cell's gates

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from numba_rnn import cells
+from numba_rnn.kernels import functions as f
 from numba_rnn.kernels.reference import ReferenceEngine
 
 BACKENDS = ("numpy", "numba")  # what layers are tested on; on a GPU's arrays: test_device.py
@@ -173,6 +174,38 @@ def _amplification(p: Problem) -> float:
         for _ in range(2)
         for name, got in outcome(ReferenceEngine(), exact.map(shaken)).items()
     )
+
+
+def _calling_all(x: Any) -> Any:
+    """Every function that cells may call, once at least, without jumps."""
+    y = f.sigmoid(x) - f.tanh(x) + f.relu(x) + f.dsigmoid(x) + f.dtanh(x)
+    y = y + f.exp(x) - f.softplus(3 * x) + f.log_sigmoid(x) * f.silu(2 * x)
+    y = y + f.hard_sigmoid(4 * x) * f.hard_tanh(2 * x) + f.absolute(x) / f.sqrt(1 + x * x)
+    y = y + f.maximum(x, -0.25) * f.minimum(0.25, x) + f.maximum(x, 1 - x) * f.minimum(-x, x)
+    y = y + f.where(x < 0.1, x - 0.1, 0.0) + f.where(x >= -0.1, 0, 2 * x + 0.2)
+    return y + f.where(x <= y, y, x) + f.where(x > 0.2, x, 0.2) + f.drelu(f.absolute(x) + 1)
+
+
+def _forward_of_all(gates: Any, state: Any) -> Any:
+    (a,), (h,) = gates, state
+    new = 0.1 * _calling_all(a) + 0.5 * h
+    return (new,), (new, a)
+
+
+def _backward_of_all(dstate: Any, saved: Any, state: Any) -> Any:
+    """Not forward's gradient: it is there to be compared, engine with engine."""
+    (dh,), (_, a) = dstate, saved
+    return (0.1 * dh * f.where(a < 0, f.exp(a), 1) * f.silu(a),), (0.5 * dh,)
+
+
+CALLING_ALL = cells.Cell(
+    name="calling_all",
+    gates=("a",),
+    states=("h",),
+    saved=("h", "a"),
+    forward=_forward_of_all,
+    backward=_backward_of_all,
+)
 
 
 def run_python(

@@ -3,7 +3,7 @@
 import re
 import sys
 from dataclasses import replace
-from types import FunctionType
+from types import FunctionType, SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -12,7 +12,7 @@ from test_steps import FEATURES, disagreements, particular
 from test_steps import outcome as outcome_with
 
 from cuda_emulator import EmulatedGpu, EmulationError
-from helpers import DTYPES, outcome, random_problem, relative_error
+from helpers import CALLING_ALL, DTYPES, outcome, random_problem, relative_error
 from numba_rnn import cells
 from numba_rnn.kernels.cuda import build, gates, lanes, persistent, products, tiling, updates
 from numba_rnn.kernels.cuda.arithmetic import Form
@@ -124,30 +124,98 @@ def test_a_long_contraction_is_loaded_ahead():
 SPECIAL = {  # the GPU's instructions, exactly; it has them to 2 units in the last place
     "_power_of_two": lambda x: np.exp2(x.astype(np.float64)).astype(np.float32),
     "_reciprocal": lambda x: (1 / x.astype(np.float64)).astype(np.float32),
+    "_fma32": lambda a, b, c: (a.astype(np.float64) * np.float32(b) + c).astype(np.float32),
     "_magnitude32": np.abs,
     "where": np.where,
 }
 
 
+def flushed(run):
+    """An instruction that takes results below the smallest normal number for 0."""
+
+    def ftz(x):
+        y = run(x)
+        return np.where(np.abs(y) < np.finfo(np.float32).tiny, y * 0, y)
+
+    return ftz
+
+
+def on_lanes(name, x):
+    """A float32 function of lanes.py on an array, with the instructions above."""
+    outer = {**vars(lanes), **SPECIAL}
+    outer |= {name: flushed(outer[name]) for name in ("_power_of_two", "_reciprocal")}
+
+    def emulated(name):
+        return FunctionType(getattr(lanes, f"_{name}_float32").__code__, outer)
+
+    outer["functions"] = SimpleNamespace(exp=emulated("exp"))  # what they call of each other
+    with np.errstate(all="ignore"):
+        got = emulated(name)(x)
+    assert got.dtype == np.float32
+    return got
+
+
+def units_off(got, want):
+    """Units in the last place, of normal numbers; and how far off it is at all."""
+    off, tiny = np.abs(got - want), np.float32(np.finfo(np.float32).tiny)
+    return off / np.spacing(np.maximum(np.abs(want), tiny).astype(np.float32)), off
+
+
+SPREAD = np.concatenate([10.0 ** np.arange(-30, 3, 0.01), np.arange(0, 20, 0.001), [0, np.inf]])
+
+
 @pytest.mark.parametrize("name", ["sigmoid", "tanh"])
 def test_the_gpu_s_functions_are_exact_enough(name):
-    spread = np.concatenate([10.0 ** np.arange(-30, 3, 0.01), np.arange(0, 20, 0.001), [0, np.inf]])
-    x = np.concatenate([spread, -spread]).astype(np.float32)
-    function = getattr(lanes, f"_{name}_float32")
-    with np.errstate(all="ignore"):
-        got = FunctionType(function.__code__, {**vars(lanes), **SPECIAL})(x)
-        wide = x.astype(np.float64)
+    x = np.concatenate([SPREAD, -SPREAD]).astype(np.float32)
+    got, wide = on_lanes(name, x), x.astype(np.float64)
+    with np.errstate(over="ignore"):
         want = np.tanh(wide) if name == "tanh" else 1 / (1 + np.exp(-wide))
-    assert got.dtype == np.float32
-    off = np.abs(got - want)
+    units, off = units_off(got, want)
     assert off[np.abs(want) < 1.2e-38].max() < 1.2e-38  # flushed to 0
-    units = off / np.spacing(np.maximum(np.abs(want), 1.2e-38).astype(np.float32))
     if name == "tanh":
         assert units.max() < 4
     else:  # x / log 2 is rounded before it becomes an exponent
         near = np.abs(x) < 80
         assert (units / (2 + np.abs(x)))[near].max() < 1
         assert off[~near].max() < 1e-34
+
+
+@pytest.mark.parametrize("name", ["exp", "softplus"])
+def test_the_gpu_s_functions_are_exact_to_a_few_units(name):
+    x = np.concatenate([SPREAD, -SPREAD, np.linspace(-90, 90, 500_001)]).astype(np.float32)
+    got, wide = on_lanes(name, x), x.astype(np.float64)
+    with np.errstate(over="ignore"):
+        e = np.exp(wide)
+        want = e if name == "exp" else np.where(wide > 40, wide, np.log1p(e))
+        too_large = want.astype(np.float32) == np.inf
+    np.testing.assert_array_equal(got[too_large], np.inf)
+    units, off = units_off(got[~too_large], want[~too_large])
+    below = want[~too_large] < 1.0001 * np.finfo(np.float32).tiny
+    assert below.any()
+    assert off[below].max() < 1.2e-38  # flushed to 0
+    assert units[~below].max() < (2 if name == "exp" else 4)  # on a GPU 2 more
+
+
+@pytest.mark.parametrize("name", ["exp", "softplus"])
+def test_the_gpu_s_functions_at_the_ends(name):
+    inf, largest, tiny = np.inf, np.finfo(np.float32).max, np.finfo(np.float32).tiny / 4
+    x = np.array([np.nan, inf, largest, 88.8, 0, -0.0, tiny, -tiny, -largest, -inf], np.float32)
+    half = np.log(np.float32(2))
+    want = {
+        "exp": [np.nan, inf, inf, inf, 1, 1, 1, 1, 0, 0],
+        "softplus": [np.nan, inf, largest, np.float32(88.8), half, half, half, half, 0, 0],
+    }[name]
+    np.testing.assert_array_max_ulp(on_lanes(name, x)[:-2], np.array(want, np.float32)[:-2], 1)
+    np.testing.assert_array_equal(on_lanes(name, x)[-2:], 0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_cell_may_call_every_function(dtype):
+    problem = random_problem(CALLING_ALL, 3, 4, 5, 13, dtype)
+    assert worst_error(Emulated(), problem) < LIMITS[np.dtype(dtype).name]
+    if dtype == np.float32:
+        cut = (8, 16, 1, 2, 1)
+        assert worst_error(Emulated(cut), problem) < LIMITS["float32"]
 
 
 # ---- products over all steps
@@ -398,6 +466,18 @@ def test_kernels_of_particular_steps_compile(name, form):
     if plan is not None:
         kernel = persistent.kernel(cell, plan.tiling, plan.tiles, form)
         compiled(kernel, np.float32, (9, 0))
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("count", [1, "wide"])
+def test_every_function_compiles(count, dtype):
+    count = 16 // np.dtype(dtype).itemsize if count == "wide" else 1
+    for kernel in ("forward_gates", "backward_gates"):
+        text = compiled(gates.kernel(CALLING_ALL, kernel, count, 128), dtype, (8, 0))
+        assert "ex2.approx.ftz.f32" in text or dtype == np.float64
+        if kernel == "forward_gates":  # max alone would lose a NaN
+            assert re.search(r"setp\.nan|max\.NaN", text)
 
 
 @needs_compiler

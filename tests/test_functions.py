@@ -1,5 +1,6 @@
-"""sigmoid, tanh, relu and their derivatives: on NumPy arrays and on SIMD vectors."""
+"""What cells may call: on NumPy arrays and on SIMD vectors, and in a cell on both engines."""
 
+import inspect
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -9,21 +10,25 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numba import cfunc, types
+from numba.extending import register_jitable
 
-from helpers import DTYPES, Array
+from helpers import CALLING_ALL, DTYPES, Array, outcome, random_problem, relative_error
 from numba_rnn.kernels import functions
+from numba_rnn.kernels.cells import Cell
 from numba_rnn.kernels.cpu import frames, vector_functions  # noqa: F401
+from numba_rnn.kernels.cpu.engine import NumbaEngine
 from numba_rnn.kernels.cpu.simd import VECTOR_BYTES, lanes_of, load_part, store_part
 from numba_rnn.kernels.cpu.threads import call_piece
+from numba_rnn.kernels.reference import ReferenceEngine
 
-Function = Callable[[Array], Array]
+Function = Callable[..., Array]
 
 
 @cache
-def on_vectors(function: Function) -> Callable[[Array, Array], None]:
-    """out[...] = function(x), compiled."""
+def on_vectors(function: Function) -> Callable[..., None]:
+    """out[...] = function(x), or function(x, y), compiled."""
 
-    def piece(frame):
+    def of_one(frame):
         x, out, length = frames.arguments(frame, 3)
         W = lanes_of(frame)
         for k in range(0, length, W):
@@ -31,26 +36,46 @@ def on_vectors(function: Function) -> Callable[[Array, Array], None]:
             value = function(load_part(frame, x + here, length - k))
             store_part(value, out + here, length - k)
 
-    def apply(x: Array, out: Array) -> None:
-        frame = frames.FrameType(frames.from_dtype(x.dtype), None, "test")
-        compiled = pieces.get(x.dtype) or cfunc(types.void(frame), error_model="numpy")(piece)
-        pieces[x.dtype] = compiled
-        words = np.array([x.ctypes.data, out.ctypes.data, x.size])
-        call_piece(compiled.address, words.ctypes.data)
+    def of_two(frame):
+        x, y, out, length = frames.arguments(frame, 4)
+        W = lanes_of(frame)
+        for k in range(0, length, W):
+            here = k * (VECTOR_BYTES // W)
+            a = load_part(frame, x + here, length - k)
+            value = function(a, load_part(frame, y + here, length - k))
+            store_part(value, out + here, length - k)
+
+    def apply(*arrays: Array) -> None:
+        dtype = arrays[0].dtype
+        if dtype not in pieces:
+            frame = frames.FrameType(frames.from_dtype(dtype), None, "test")
+            piece = of_one if len(arrays) == 2 else of_two
+            pieces[dtype] = cfunc(types.void(frame), error_model="numpy")(piece)
+        words = np.array([*(array.ctypes.data for array in arrays), arrays[0].size])
+        call_piece(pieces[dtype].address, words.ctypes.data)
 
     pieces: dict[Any, Any] = {}
     return apply
 
 
-def evaluate(target: str, name: str, x: Array) -> Array:
-    """One of functions.py on an array; no floating-point exception may be seen."""
-    function = getattr(functions, name)
+def evaluate(target: str, function: str | Function, *given: Array) -> Array:
+    """One of functions.py, or made of them, on arrays; no floating-point exception may be seen."""
+    if isinstance(function, str):
+        function = getattr(functions, function)
     with np.errstate(over="raise", divide="raise", invalid="raise"):
         if target == "numpy":
-            return function(x)
-        out = np.full_like(x, np.nan)
-        on_vectors(function)(x, out)
+            return function(*given)
+        out = np.full_like(given[0], np.nan)
+        on_vectors(jitted(function))(*given, out)
         return out
+
+
+@cache
+def jitted(function: Function) -> Function:
+    """Functions of this file are made known to Numba; those of functions.py are known."""
+    if function.__module__ != functions.__name__:
+        register_jitable(function)
+    return function
 
 
 def numbers(dtype: Any, *values: float) -> Array:
@@ -59,7 +84,12 @@ def numbers(dtype: Any, *values: float) -> Array:
 
 targets = pytest.mark.parametrize("target", ["numpy", "simd"])
 dtypes = pytest.mark.parametrize("dtype", DTYPES)
-names = pytest.mark.parametrize("name", functions.__all__)
+UNARY = [
+    name
+    for name in functions.__all__
+    if len(inspect.signature(getattr(functions, name)).parameters) == 1
+]
+names = pytest.mark.parametrize("name", UNARY)
 
 
 def extremes(dtype: Any) -> list[float]:
@@ -86,6 +116,14 @@ def test_any_finite_number_is_taken(target, dtype, data):
     assert (np.abs(y["tanh"]) <= np.minimum(np.abs(x), 1)).all()
     np.testing.assert_array_equal(y["relu"], np.where(x > 0, x, 0))
     np.testing.assert_array_equal(evaluate(target, "tanh", -x), -y["tanh"])
+
+    for name in sorted(set(UNARY) - {"exp", "dsigmoid", "dtanh", "sqrt"}):  # these may overflow
+        result = evaluate(target, name, x)
+        assert result.dtype == dtype
+        assert np.isfinite(result).all(), name
+    assert (evaluate(target, "exp", x) >= 0).all()
+    assert np.isfinite(evaluate(target, "sqrt", np.abs(x))).all()
+    np.testing.assert_array_equal(np.isnan(evaluate(target, "sqrt", x)), x < 0)
 
     slopes = {name: evaluate(target, f"d{name}", value) for name, value in y.items()}
     assert ((slopes["sigmoid"] >= 0) & (slopes["sigmoid"] <= 0.25)).all()
@@ -115,9 +153,28 @@ def test_special_values(target, dtype):
         "sigmoid": (0.5, 0.5, 0.5, 1, 0, 1, 0, 1, 0),
         "tanh": (0, tiny, -tiny, 1, -1, 1, -1, 1, -1),
         "relu": (0, tiny, 0, 1000, 0, largest, 0, inf, 0),
+        "exp": (1, 1, 1, inf, 0, inf, 0, inf, 0),
+        "absolute": (0, tiny, tiny, 1000, 1000, largest, largest, inf, inf),
+        "hard_tanh": (0, tiny, -tiny, 1, -1, 1, -1, 1, -1),
+        "hard_sigmoid": (0.5, 0.5, 0.5, 1, 0, 1, 0, 1, 0),
     }
     for name, values in expected.items():
         np.testing.assert_array_equal(evaluate(target, name, x), numbers(dtype, *values), name)
+    half = np.log(dtype(2))
+    for name, values in {
+        "softplus": (half, half, half, 1000, 0, largest, 0, inf, 0),
+        "log_sigmoid": (-half, -half, -half, 0, -1000, 0, -largest, 0, -inf),
+    }.items():
+        got = evaluate(target, name, x)
+        np.testing.assert_array_max_ulp(got[:3], numbers(dtype, *values)[:3], 1)
+        np.testing.assert_array_equal(got[3:], numbers(dtype, *values)[3:], name)
+    silu = evaluate(target, "silu", x[:-1])
+    np.testing.assert_array_equal(
+        silu, numbers(dtype, 0, tiny / 2, -tiny / 2, 1000, 0, largest, 0, inf)
+    )
+    roots = evaluate(target, "sqrt", np.abs(x))
+    np.testing.assert_array_equal(roots, np.sqrt(np.abs(x)))
+    assert np.isnan(evaluate(target, "sqrt", numbers(dtype, -1, -tiny, -inf))).all()
     y = numbers(dtype, 0, 0.5, 1)
     expected = {"dsigmoid": (0, 0.25, 0), "dtanh": (1, 0.75, 0), "drelu": (0, 1, 1)}
     for name, values in expected.items():
@@ -133,6 +190,90 @@ def test_nan_stays_nan(target, dtype, name):
     np.testing.assert_array_equal(np.isnan(result), (True, False, True))
 
 
+@targets
+@dtypes
+def test_extremes_of_two(target, dtype):
+    inf, largest, tiny = np.inf, float(np.finfo(dtype).max), float(np.finfo(dtype).tiny) / 4
+    every = numbers(dtype, np.nan, -inf, -largest, -1, -tiny, -0.0, 0, tiny, 0.5, largest, inf)
+    a, b = (side.ravel() for side in np.meshgrid(every, every))
+    unknown = np.isnan(a) | np.isnan(b)
+    for name, better in (("maximum", a > b), ("minimum", a < b)):
+        got = evaluate(target, name, a, b)
+        np.testing.assert_array_equal(got[~unknown], np.where(better, a, b)[~unknown], name)
+        assert np.isnan(got[unknown]).all(), name
+        assert got.dtype == dtype
+
+
+def at_most(a):
+    return functions.minimum(a, 0.5)
+
+
+def at_most_too(a):
+    return functions.minimum(0.5, a)
+
+
+def at_least(a):
+    return functions.maximum(a, -1)
+
+
+def at_least_too(a):
+    return functions.maximum(-1, a)
+
+
+@targets
+@dtypes
+@pytest.mark.parametrize("function", [at_most, at_most_too, at_least, at_least_too])
+def test_extremes_of_a_number_and_a_python_number(target, dtype, function):
+    a = numbers(dtype, np.nan, -np.inf, -2, -1, 0, 0.25, 0.5, 3, np.inf)
+    limits = (None, 0.5) if function in (at_most, at_most_too) else (-1, None)
+    got = evaluate(target, function, a)
+    np.testing.assert_array_equal(got, np.clip(a, *limits))  # which keeps NaN
+    assert got.dtype == dtype
+
+
+def less(a, b):
+    return functions.where(a < b, a, 2 * b)
+
+
+def less_or_equal(a, b):
+    return functions.where(a <= b, 7, b)
+
+
+def greater(a, b):
+    return functions.where(a > b, a, 0.1)
+
+
+def greater_or_equal(a, b):
+    return functions.where(a >= 0.25, a, b)
+
+
+@targets
+@dtypes
+def test_where_takes_one_or_the_other(target, dtype):
+    every = numbers(dtype, np.nan, -np.inf, -1, -0.0, 0, 0.25, 1, np.inf)
+    a, b = (side.ravel() for side in np.meshgrid(every, every))
+    with np.errstate(invalid="ignore"):
+        expected = {
+            less: (a < b, a, 2 * b),
+            less_or_equal: (a <= b, np.full_like(a, 7), b),
+            greater: (a > b, a, np.full_like(a, 0.1)),
+            greater_or_equal: (a >= 0.25, a, b),
+        }
+    for function, (condition, yes, no) in expected.items():
+        got = evaluate(target, function, a, b)
+        np.testing.assert_array_equal(got, np.where(condition, yes, no), function.__name__)
+        assert got.dtype == dtype
+
+
+def test_where_wants_a_number_of_the_cell():
+    def forward(gates, state):
+        h = functions.where(gates[0] > 0, 1.0, 0.0) * gates[0]
+        return (h,), (h,)
+
+    with pytest.raises(TypeError, match=r"a number of the cell as a or b, got 1\.0 and 0\.0"):
+        Cell("step", ("h",), ("h",), ("h",), forward, lambda dh, saved, state: (dh, dh))
+
+
 # ---- accuracy
 
 EXACT: dict[str, Function] = {
@@ -142,7 +283,17 @@ EXACT: dict[str, Function] = {
     "dsigmoid": lambda y: y * (1 - y),
     "dtanh": lambda y: (1 - y) * (1 + y),
     "drelu": lambda y: (y > 0).astype(y.dtype),
+    "exp": np.exp,
+    "softplus": lambda x: np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x))),
+    "log_sigmoid": lambda x: np.minimum(x, 0) - np.log1p(np.exp(-np.abs(x))),
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "sqrt": np.sqrt,
+    "absolute": np.abs,
+    "hard_tanh": lambda x: np.clip(x, -1, 1),
+    "hard_sigmoid": lambda x: np.clip(x + 3, 0, 6) / 6,
 }
+# units in the last place; NumPy's own functions differ from machine to machine
+LIMITS = {"numpy": 6, "simd": 3}
 
 
 def grid(name: str, dtype: Any) -> Array:
@@ -156,6 +307,8 @@ def grid(name: str, dtype: Any) -> Array:
     else:
         limit = -np.log(float(info.tiny)) + 5
         x = np.concatenate([np.linspace(-limit, limit, 200_001), orders, -orders])
+    if name == "sqrt":
+        x = np.abs(x)
     return np.unique(x.astype(dtype))
 
 
@@ -166,16 +319,24 @@ def test_accuracy(target, dtype, name):
     x = grid(name, dtype)
     exact = EXACT[name](x.astype(np.longdouble))
     got = evaluate(target, name, x)
+    info = np.finfo(dtype)
+    large = exact > info.max  # exp alone
+    np.testing.assert_array_equal(got[large], np.inf)
+    x, exact, got = x[~large], exact[~large], got[~large]
     unit = np.spacing(np.abs(exact).astype(dtype)).astype(np.longdouble)
-    if name == "dtanh":  # 1 - y²: as accurate as its terms, which cancel where y² is near 1
-        unit = np.full_like(unit, np.finfo(dtype).eps)
+    if name in ("dtanh", "hard_sigmoid"):  # as accurate as their terms, which cancel near 0
+        unit = np.full_like(unit, info.eps)
     errors = np.abs(got - exact) / unit
-    normal = (np.abs(exact) >= np.finfo(dtype).tiny) | (exact == 0)
+    # silu is as small as its sigmoid, times x
+    smallest = info.tiny * (np.maximum(np.abs(x), 1) if name == "silu" else 1)
+    normal = (np.abs(exact) >= smallest) | (exact == 0)
     worst = np.argmax(np.where(normal, errors, 0))
-    assert errors[worst] <= 4, f"{errors[worst]} ULP at {x[worst]!r}"
+    limit = LIMITS[target] + (name == "silu")  # a product of two that are rounded
+    assert errors[worst] <= limit, f"{errors[worst]} ULP at {x[worst]!r}"
     # below the smallest normal number a result may be 0, but no further off than that
-    assert (np.abs(got - exact)[~normal] <= np.finfo(dtype).tiny).all()
+    assert (np.abs(got - exact) <= smallest)[~normal].all()
     assert normal.mean() > 0.9
+    assert large.any() == (name == "exp")
 
 
 # ---- the ends of arrays
@@ -195,3 +356,21 @@ def test_nothing_beyond_the_end_is_read_or_written(dtype, name, length):
     on_vectors(getattr(functions, name))(x[:length], out[:length])
     np.testing.assert_array_equal(out[:length], evaluate("simd", name, whole)[:length])
     assert np.isnan(out[length:]).all()
+
+
+# ---- in a cell
+
+
+def test_the_cell_that_calls_every_function_does():
+    called = set(CALLING_ALL.forward.__globals__["_calling_all"].__code__.co_names)
+    assert called >= set(functions.__all__)
+
+
+@dtypes
+def test_a_cell_may_call_every_function(dtype):
+    for H in (1, 13, 40):  # tails of every kind
+        problem = random_problem(CALLING_ALL, 3, 4, 5, H, dtype)
+        want, got = (outcome(engine, problem) for engine in (ReferenceEngine(), NumbaEngine()))
+        for key, array in got.items():
+            assert array.dtype == dtype
+            assert relative_error(array, want[key]) < (1e-5 if dtype == np.float32 else 1e-12), key

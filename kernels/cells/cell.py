@@ -21,8 +21,10 @@ tuples, with one member for each name.
 
 Cell functions are straight-line arithmetic, since they run on NumPy arrays, on SIMD vectors and
 on GPU threads alike: ``+ - * /``, the functions of ``functions.py`` (whose derivatives take the
-*output*: ``dtanh(tanh(a))``), constants of the module and plain functions made of the same. No
-``**``, no ``if``, no ``np.*``. ``rnn.py`` is the smallest cell to start from.
+*output*: ``dtanh(tanh(a))``), constants of the module and plain functions made of the same. In
+place of an ``if`` there is ``where(condition, a, b)``, of a condition made with ``< <= > >=`` and
+two numbers, at least one of them no constant. No ``**``, no ``if``, no ``np.*``. ``rnn.py`` is the
+smallest cell to start from.
 
 How the products enter is declared, never guessed:
 

@@ -7,7 +7,7 @@ depends on the instruction set.
     v = load(frame, address)            64 bytes; the frame says of which dtype
     v = load_part(frame, address, 3)    three numbers, the other lanes 0
     store(v, address), store_part(v, address, 3)
-    v + w, 1 - v, -v, fma(a, b, c), where(x < y, a, b)
+    v + w, 1 - v, -v, fma(a, b, c), maximum(v, 0), where(x < y, a, b)
 
 Addresses are integers; nothing checks them.
 """
@@ -128,8 +128,10 @@ def _binary(emit, result=lambda vector: vector):
     return apply
 
 
-def _register(python_operator, apply):
-    @overload(python_operator)
+def register(function, apply):
+    """Vectors, and numbers that meet one: function(a, b) is apply(a, b)."""
+
+    @overload(function)
     def implementation(a, b):
         if _common_vector(a, b) is not None:
             return lambda a, b: apply(a, b)
@@ -145,14 +147,14 @@ def _compare(sign):
 
 # 'contract' lets LLVM fuse a product and a sum into one rounding; nothing else is relaxed.
 _FLAGS = ("contract",)
-_register(operator.add, _binary(lambda builder, vector, a, b: builder.fadd(a, b, flags=_FLAGS)))
-_register(operator.sub, _binary(lambda builder, vector, a, b: builder.fsub(a, b, flags=_FLAGS)))
-_register(operator.mul, _binary(lambda builder, vector, a, b: builder.fmul(a, b, flags=_FLAGS)))
-_register(operator.truediv, _binary(lambda builder, vector, a, b: builder.fdiv(a, b)))
-_register(operator.lt, _compare("<"))
-_register(operator.le, _compare("<="))
-_register(operator.gt, _compare(">"))
-_register(operator.ge, _compare(">="))
+register(operator.add, _binary(lambda builder, vector, a, b: builder.fadd(a, b, flags=_FLAGS)))
+register(operator.sub, _binary(lambda builder, vector, a, b: builder.fsub(a, b, flags=_FLAGS)))
+register(operator.mul, _binary(lambda builder, vector, a, b: builder.fmul(a, b, flags=_FLAGS)))
+register(operator.truediv, _binary(lambda builder, vector, a, b: builder.fdiv(a, b)))
+register(operator.lt, _compare("<"))
+register(operator.le, _compare("<="))
+register(operator.gt, _compare(">"))
+register(operator.ge, _compare(">="))
 
 _negative = _unary(lambda builder, vector, a: builder.fneg(a))
 
@@ -177,7 +179,19 @@ def _llvm_intrinsic(name):
     return emit
 
 
+def _emit_extreme(sign):
+    """LLVM's own llvm.maximum has no code for every machine in the older releases."""
+
+    def emit(builder, vector, a, b):
+        chosen = builder.select(builder.fcmp_ordered(sign, a, b), a, b)  # b, where it is NaN
+        return builder.select(builder.fcmp_unordered("uno", a, a), a, chosen)
+
+    return emit
+
+
+maximum, minimum = _binary(_emit_extreme(">")), _binary(_emit_extreme("<"))  # NaN if either is
 magnitude = _unary(_llvm_intrinsic("llvm.fabs"))
+square_root = _unary(_llvm_intrinsic("llvm.sqrt"))
 with_sign_of = _binary(_llvm_intrinsic("llvm.copysign"))
 emit_fma = _llvm_intrinsic("llvm.fmuladd")
 

@@ -9,7 +9,7 @@ multiple of that. Cell functions compile to either unchanged, as they do to the 
 
 (Plain scalars would not do: Numba makes ``1 - x`` a float64.)
 
-sigmoid and tanh use the special function unit for float32: 2^x to 2 units in the last place.
+For float32 all that rests on exp uses the special function unit: 2^x to 2 units in the last place.
 """
 
 import operator
@@ -273,6 +273,18 @@ def where(typing, mask, a, b):
     return kind(mask, a, b), codegen
 
 
+def _extreme(sign):
+    def emit(builder, kind, a, b):
+        chosen = builder.select(builder.fcmp_ordered(sign, a, b), a, b)  # b, where it is NaN
+        return builder.select(builder.fcmp_unordered("uno", a, a), a, chosen)
+
+    return _binary(emit)
+
+
+_register(functions.maximum, _extreme(">"))
+_register(functions.minimum, _extreme("<"))
+
+
 # ---- functions
 
 
@@ -302,8 +314,21 @@ def _by_library(name):
 
 _power_of_two, _reciprocal = _by_assembly("ex2.approx.ftz.f32"), _by_assembly("rcp.approx.ftz.f32")
 _exp64, _tanh64 = _by_library("__nv_exp"), _by_library("__nv_tanh")
+_log_of_one_plus64 = _by_library("__nv_log1p")
 _magnitude32, _sqrt32 = _by_assembly("abs.f32"), _by_assembly("sqrt.rn.f32")
-_sqrt64 = _by_library("__nv_sqrt")
+_magnitude64, _sqrt64 = _by_library("__nv_fabs"), _by_library("__nv_sqrt")
+
+
+@intrinsic
+def _fma32(typing, a, b, c):
+    """a * b + c in one rounding, for each float32 number."""
+    function = ir.FunctionType(_F32, [_F32] * 3)
+    assembly = ir.InlineAsm(function, "fma.rn.f32 $0, $1, $2, $3;", "=f,f,f,f", side_effect=False)
+
+    def emit(builder, kind, *values):
+        return _each(builder, kind, lambda *given: builder.call(assembly, given), *values)
+
+    return _lanewise(emit)(a, b, c)
 
 
 def _sigmoid_float32(x):
@@ -332,6 +357,44 @@ def _tanh_float64(x):
     return _tanh64(x)
 
 
+def _exp_float32(x):
+    """2^(x / ln 2), corrected by what x / ln 2 has lost where it was rounded."""
+    power = x * 1.44269502  # and 1.92596299e-8
+    lost = _fma32(x, 1.44269502, -power) + x * 1.92596299e-8
+    y = _power_of_two(power)
+    right = _fma32(y, lost * 0.693147181, y)
+    return where(_magnitude32(power) < 128.0, right, y)  # else it is 0, inf or NaN
+
+
+def _exp_float64(x):
+    return _exp64(x)
+
+
+def _softplus_float32(x):
+    """max(x, 0) + log(1 + e) with e = exp(-|x|), and log(1 + e) = 2 atanh(t / 2).
+
+    That is a polynomial, as on the CPU (``cpu/vector_functions.py``): the special function unit's
+    logarithm loses its digits near 1.
+    """
+    e = functions.exp(-_magnitude32(x))
+    t = e * _reciprocal(_fma32(e, 0.5, 1.0))
+    z = t * t
+    p = 8.33330203e-2 + z * (1.25067275e-2 + z * (2.18764039e-3 + z * 5.47109825e-4))
+    return where(x > 0.0, x, 0.0) + _fma32(t * z, p, t)
+
+
+def _softplus_float64(x):
+    return where(x > 0.0, x, 0.0) + _log_of_one_plus64(_exp64(-_magnitude64(x)))
+
+
+def _absolute_float32(x):
+    return _magnitude32(x)
+
+
+def _absolute_float64(x):
+    return _magnitude64(x)
+
+
 def _sqrt_float32(x):
     return _sqrt32(x)
 
@@ -340,34 +403,30 @@ def _sqrt_float64(x):
     return _sqrt64(x)
 
 
-def _of_either_dtype(stub, float32, float64):
-    @overload(stub)
+def _register_unary(stub, float32, float64=None):
+    """One version for each dtype, or one for both."""
+
+    @overload(stub, strict=False)
     def _(x):
         if isinstance(x, LanesType):
-            return float32 if x.dtype == types.float32 else float64
+            return float32 if x.dtype == types.float32 else float64 or float32
         return None
 
 
-_of_either_dtype(functions.sigmoid, _sigmoid_float32, _sigmoid_float64)
-_of_either_dtype(functions.tanh, _tanh_float32, _tanh_float64)
-_of_either_dtype(functions.sqrt, _sqrt_float32, _sqrt_float64)
+_register_unary(functions.sigmoid, _sigmoid_float32, _sigmoid_float64)
+_register_unary(functions.tanh, _tanh_float32, _tanh_float64)
+_register_unary(functions.relu, lambda x: where(x < 0.0, 0.0, x))
+_register_unary(functions.drelu, lambda x: where(x > 0.0, 1.0, x * 0.0))
+_register_unary(functions.exp, _exp_float32, _exp_float64)
+_register_unary(functions.softplus, _softplus_float32, _softplus_float64)
+_register_unary(functions.absolute, _absolute_float32, _absolute_float64)
+_register_unary(functions.sqrt, _sqrt_float32, _sqrt_float64)
+for _composite in functions.COMPOSITES:
+    _register_unary(_composite, _composite)
 
 
-@overload(functions.relu)
-def _(x):
-    return (lambda x: where(x < 0.0, 0.0, x)) if isinstance(x, LanesType) else None
-
-
-@overload(functions.dsigmoid)
-def _(y):  # arithmetic alone: the definition serves as it stands
-    return functions.dsigmoid if isinstance(y, LanesType) else None
-
-
-@overload(functions.dtanh)
-def _(y):
-    return functions.dtanh if isinstance(y, LanesType) else None
-
-
-@overload(functions.drelu)
-def _(y):
-    return (lambda y: where(y > 0.0, 1.0, y * 0.0)) if isinstance(y, LanesType) else None
+@overload(functions.where)
+def _(condition, a, b):
+    if isinstance(condition, MaskType):
+        return lambda condition, a, b: where(condition, a, b)
+    return None
