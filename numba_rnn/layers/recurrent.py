@@ -381,7 +381,7 @@ class TimeRecurrent(_CellLayer):
         """
         here = self._engine()
         xs = accept("xs", xs, ("N", "T", self.input_size), self.dtype, here)
-        N, T, D = xs.shape
+        N, T, _ = xs.shape
         mask = accept_mask(lengths, mask, (N, T), here)
         resets = None if resets is None else accept_flags("resets", resets, (N, T), here)
         state = self._state_before("xs", N, here)
