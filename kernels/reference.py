@@ -88,10 +88,10 @@ class ReferenceEngine:
         kept = []
         for t in range(T):
             state = reset_before(steps, t, state)
-            gates, operand = _pre_activations(cell, x_side[:, t], state, Wh, bh, w, steps.scale)
+            gates, operand = pre_activations(cell, x_side[:, t], state, Wh, bh, w, steps.scale)
             new_state, saved = cell.forward(gates, state)
             kept.append((state, operand, saved))
-            state, hs[:, t] = _settle(steps, t, new_state, state)
+            state, hs[:, t] = settle(steps, t, new_state, state)
         last = tuple(s.copy() for s in state)  # theirs to change; ours is needed for backward
         return hs, last, (xs, kept, params, steps)
 
@@ -155,12 +155,17 @@ class ReferenceEngine:
         dparams = cell.own(dWx, dWh, db, dw)
         return Gradients(dxs, dstate, dparams, dinitial.sum(axis=1), dstates)
 
+    def before(self, cell: Cell, saved: Any) -> tuple[Array, ...]:
+        """The state that every step of a forward pass saw, (N, T, H) each."""
+        _, kept, _, _ = saved
+        return tuple(np.stack(states, axis=1) for states in zip(*(k[0] for k in kept), strict=True))
+
     def step(self, cell: Cell, x: Array, state: State, params: Sequence[Array]) -> State:
         """One step x (N, D), nothing kept for backward. Returns the state after it, (N, H) each."""
         expect_consistent(cell, x[:, None], state, params)
         Wx, Wh, b, w = cell.complete(params)
         bx, bh = (b, None) if cell.biases == 1 else b
-        gates, _ = _pre_activations(cell, x @ Wx + bx, state, Wh, bh, w, None)
+        gates, _ = pre_activations(cell, x @ Wx + bx, state, Wh, bh, w, None)
         return cell.forward(gates, state)[0]
 
     def stream(
@@ -377,7 +382,7 @@ def expect_consistent(cell: Cell, xs: Array, state: State, params: Sequence[Arra
             raise TypeError(f"{name}: expected {xs.dtype}, as xs is, got {array.dtype}")
 
 
-def _pre_activations(
+def pre_activations(
     cell: Cell,
     x_side: Array,
     state: State,
@@ -421,7 +426,7 @@ def reset_before(steps: Steps, t: int, state: State) -> State:
     )
 
 
-def _settle(steps: Steps, t: int, new: State, old: State) -> tuple[State, Array]:
+def settle(steps: Steps, t: int, new: State, old: State) -> tuple[State, Array]:
     """The state after step t, and its output; new and old: what the cell made of which state."""
     N, H = old[0].shape
     if steps.zoneout:

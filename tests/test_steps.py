@@ -63,6 +63,8 @@ def outcome(engine: ReferenceEngine, p: Problem, steps: Steps) -> dict[str, Arra
     arrays |= {f"{n} at the end": a for n, a in zip(p.cell.states, state, strict=True)}
     arrays |= {f"d{n}": a for n, a in zip(p.cell.states, found.state, strict=True)}
     arrays |= {f"d{n}": a for n, a in zip(p.cell.shapes(1, 1), found.params, strict=True)}
+    before = engine.before(p.cell, saved)
+    arrays |= {f"{n} before": a for n, a in zip(p.cell.states, before, strict=True)}
     if steps.resets is not None:
         arrays["dinitial"] = found.initial
     if steps.trace:

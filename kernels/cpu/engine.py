@@ -22,12 +22,12 @@ from ..reference import (
     reset_before,
 )
 from ..steps import PLAIN, Steps
-from . import threads
+from . import frames, threads
 from .backward import backward
 from .forward import forward
 from .frames import CACHED, cache_folder
 from .particulars import PARTICULAR, Particulars
-from .plans import Kept, recipe, rows_plain, sharing, with_weights, without_weights
+from .plans import Kept, kept_states, recipe, rows_plain, sharing, with_weights, without_weights
 from .streaming import NumbaStream
 
 
@@ -48,7 +48,7 @@ class NumbaEngine(ReferenceEngine):
         xs, params = rows_plain(xs), with_weights(cell, params)
         N, T, D = xs.shape
         H = params[1].shape[0]
-        sizes, form = (N, T, D, H), _form(steps)
+        sizes, form = (N, T, D, H), _form(steps, back=False)
         made = recipe(forward, cell, xs.dtype, *sizes, *sharing(cell, *sizes), **form)
         kept = Kept(made.kept_bytes, xs.dtype)
         state_in = np.array(reset_before(steps, 0, state))
@@ -68,7 +68,7 @@ class NumbaEngine(ReferenceEngine):
         dhs = rows_plain(dhs)
         N, T, D = xs.shape
         H = params[1].shape[0]
-        sizes, form = (N, T, D, H), _form(steps)
+        sizes, form = (N, T, D, H), _form(steps, back=True)
         made = recipe(backward, cell, xs.dtype, *sizes, *sharing(cell, *sizes), **form)
         state_in = np.array((*dstate, np.zeros_like(dstate[0])))
         state_out, dxs = np.empty_like(state_in), np.empty((N, T, D), xs.dtype)
@@ -91,6 +91,14 @@ class NumbaEngine(ReferenceEngine):
             first[:, again] = 0
         own = without_weights(cell, gradients)
         return Gradients(dxs, tuple(first), own, dinitial, dstates)
+
+    def before(self, cell: Cell, saved: Any) -> tuple[Array, ...]:
+        xs, params, kept, steps = saved
+        sizes = (*xs.shape, params[1].shape[0])
+        made = recipe(
+            forward, cell, xs.dtype, *sizes, *sharing(cell, *sizes), **_form(steps, back=False)
+        )
+        return kept_states(made, kept, cell)
 
     def step(self, cell: Cell, x: Array, state: State, params: Sequence[Array]) -> State:
         return self.forward(cell, x[:, None], state, params)[1]
@@ -118,6 +126,12 @@ class NumbaEngine(ReferenceEngine):
         }  # fmt: skip
 
 
-def _form(steps: Steps) -> dict[str, bool]:
+def _form(steps: Steps, back: bool) -> dict[str, int]:
     """What of the steps decides which code runs, and on which memory."""
-    return {"particular": steps is not PLAIN, "scaled": steps.scale is not None}
+    of_forward = steps.mask, steps.resets, steps.scale, steps.zoneout or None
+    particular = frames.PLAIN
+    if any(given is not None for given in of_forward):
+        particular = frames.ANYTHING
+    elif back and steps.trace:
+        particular = frames.TRACED
+    return {"particular": particular, "scaled": steps.scale is not None}

@@ -46,14 +46,18 @@ _I64 = ir.IntType(64)
 part_of_a_piece = register_jitable(error_model="numpy")  # no test for division by zero
 
 
+# what may be particular about steps (settling.py): nothing; a trace of gradients; all of it
+PLAIN, TRACED, ANYTHING = 0, 1, 2
+
+
 class FrameType(types.Type):
     """The address of a piece's arguments; and the dtype and the cell it is compiled for."""
 
-    def __init__(self, dtype: Any, cell_name: str | None, source: str, particular: bool = False):
+    def __init__(self, dtype: Any, cell_name: str | None, source: str, particular: int = 0):
         self.dtype = dtype
         self.cell_name = cell_name
         self.source = source
-        self.particular = particular  # steps may have masks, resets ... (settling.py)
+        self.particular = particular  # what steps may have: PLAIN, TRACED or ANYTHING
         super().__init__(name=f"frame({dtype}, {cell_name}, {source}, {particular})")
 
     @property
@@ -62,7 +66,7 @@ class FrameType(types.Type):
 
     @property
     def layout(self) -> Layout:
-        return layout(self.cell, self.particular)
+        return layout(self.cell, self.particular == ANYTHING)
 
 
 _CELLS: dict[str, Cell] = {}  # by FrameType.source
@@ -233,7 +237,7 @@ def compiled(
     piece: Callable[[Any], None],
     dtype: str = "float32",
     cell: Cell | None = None,
-    particular: bool = False,
+    particular: int = PLAIN,
 ) -> int:
     """The address of a piece, compiled for a dtype and a cell, now or by an earlier process."""
     source = engine_source()

@@ -46,9 +46,11 @@ class Particulars:
             initial=self._at(steps.initial, dtype),
             scale=self._at(steps.scale, dtype),
             zoneout=zoneout,
-            shares=self._at(steps.zoneout, dtype),
-            thresholds=self._at([draws.threshold(rate) for rate in steps.zoneout], np.uint64),
-            seeds=self._at(steps.seeds, np.uint64),
+            shares=self._at(steps.zoneout, dtype) if zoneout else 0,
+            thresholds=self._at(list(map(draws.threshold, steps.zoneout)), np.uint64)
+            if zoneout
+            else 0,
+            seeds=self._at(steps.seeds, np.uint64) if zoneout else 0,
             dinitial=0 if dinitial is None else address_of(dinitial),
             dinitial_panel=0 if dinitial is None else dinitial.strides[1],
             dinitial_state=0 if dinitial is None else dinitial.strides[0],

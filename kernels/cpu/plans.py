@@ -21,7 +21,15 @@ from ..layout import layout
 from ..reference import Array
 from . import gates, products, threads
 from .forward import forward
-from .frames import CACHED, announced, compiled, engine_source, one_process_at_a_time
+from .frames import (
+    ANYTHING,
+    CACHED,
+    PLAIN,
+    announced,
+    compiled,
+    engine_source,
+    one_process_at_a_time,
+)
 from .sequence import Plan
 from .simd import VECTOR_BYTES
 
@@ -113,15 +121,16 @@ def recipe(
     shards: int,
     by_rows: bool,
     keep: bool = True,
-    particular: bool = False,
+    particular: int = PLAIN,
     scaled: bool = False,
 ) -> Recipe:
     """How to run a pass over arrays of these sizes.
 
     keep        what backward needs is kept
-    particular  something is particular about the steps; scaled: h enters products scaled
+    particular  what may be particular about the steps: PLAIN, TRACED or ANYTHING
+    scaled      h enters products scaled
     """
-    at = layout(cell, particular)
+    at = layout(cell, particular == ANYTHING)
     size = dtype.itemsize
     W = VECTOR_BYTES // size
     units, inputs = -(-H // W), -(-D // W)
@@ -294,6 +303,23 @@ class Kept:
             self.spare.append((self.memory, self.address))
 
 
+def kept_states(made: Recipe, kept: Kept, cell: Cell) -> tuple[Array, ...]:
+    """The state that every step saw, (N, T, H) each, from a forward pass's panels."""
+    plan = Plan._make(int(word) for word in made.plan[: len(Plan._fields)])
+    N, T, H, lanes = plan.N, plan.T, plan.H, VECTOR_BYTES // plan.size
+    rows, panels = (plan.steps * N) | 1, plan.kept_states * plan.units
+    start = (kept.address + plan.state - address_of(kept.memory)) // plan.size
+    numbers = kept.memory[start : start + plan.chunks * panels * rows * lanes]
+    numbers = numbers.reshape(plan.chunks, plan.kept_states, plan.units, rows, lanes)
+    numbers = numbers[:, : len(cell.states), :, : plan.steps * N]
+    numbers = numbers.reshape(plan.chunks, len(cell.states), plan.units, plan.steps, N, lanes)
+    # (states, N, chunks, steps, units, lanes)
+    numbers = numbers.transpose(1, 4, 0, 3, 2, 5).reshape(
+        len(cell.states), N, -1, plan.units * lanes
+    )
+    return tuple(np.ascontiguousarray(state) for state in numbers[:, :, :T, :H])
+
+
 _of_thread = threading.local()
 
 
@@ -318,7 +344,7 @@ _PRODUCTS = ("multiply", "multiply_transposed", "pack", "pack_transposed", "unpa
 
 
 def _pieces(
-    driver: Callable[[Any], None], cell: Cell, dtype: str, particular: bool
+    driver: Callable[[Any], None], cell: Cell, dtype: str, particular: int
 ) -> dict[str, int]:
     """The addresses of a plan's pieces, compiled now or by an earlier process."""
     ahead = driver is forward

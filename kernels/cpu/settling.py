@@ -1,8 +1,9 @@
 """What is particular about steps (``kernels/steps.py``), in gate arithmetic.
 
-Gate pieces are compiled twice: for plain steps, where all of this comes to nothing, and for those
-with masks, resets, zoneout, a scale of h, or a trace, whatever a pass has of them. Then a piece's
-``particular`` is the address of a ``Particular``; for plain steps it is 0, and not looked at.
+Gate pieces are compiled for PLAIN steps, where all of this comes to nothing, and for ANYTHING:
+masks, resets, zoneout, a scale of h, a trace, whatever a pass has of them. Then a piece's
+``particular`` is the address of a ``Particular``; for plain steps it is 0, and not looked at. (A
+third time for backward of steps that are TRACED and have nothing else.)
 
     forward     gates -> the cell -> settle -> state after, hs        then mark_scaled
     backward    dhs, dstate, through_h -> unsettle -> the cell, and what passes it by -> resettle
@@ -17,7 +18,7 @@ from numba.core import types
 from numba.extending import intrinsic, overload, register_jitable
 
 from .. import draws
-from .frames import record_at
+from .frames import ANYTHING, TRACED, record_at
 from .lowering import member_address, tuple_of_states
 from .simd import (
     MaskType,
@@ -65,7 +66,7 @@ def settle(frame, particular, t, n, u, lanes, new, old):
 
 @overload(settle, strict=False)
 def _(frame, particular, t, n, u, lanes, new, old):
-    if frame.particular:
+    if frame.particular == ANYTHING:
         return _settle
     return lambda frame, particular, t, n, u, lanes, new, old: (new, new[0])
 
@@ -95,7 +96,7 @@ def mark_scaled(frame, particular, n, u, lanes, h, address):
 
 @overload(mark_scaled, strict=False)
 def _(frame, particular, n, u, lanes, h, address):
-    if not frame.particular:
+    if frame.particular != ANYTHING:
         return lambda frame, particular, n, u, lanes, h, address: None
 
     def mark(frame, particular, n, u, lanes, h, address):
@@ -112,7 +113,7 @@ def scaled(frame, particular, n, u, lanes, value):
 
 @overload(scaled, strict=False)
 def _(frame, particular, n, u, lanes, value):
-    if not frame.particular:
+    if frame.particular != ANYTHING:
         return lambda frame, particular, n, u, lanes, value: value
 
     def scale(frame, particular, n, u, lanes, value):
@@ -135,13 +136,18 @@ def unsettle(frame, particular, t, n, u, lanes, dh, through, dstate):
 
 @overload(unsettle, strict=False)
 def _(frame, particular, t, n, u, lanes, dh, through, dstate):
-    if frame.particular:
+    if frame.particular == ANYTHING:
         return _unsettle
 
     def plain(frame, particular, t, n, u, lanes, dh, through, dstate):
         return add_to_first(dstate, dh + through), dstate
 
-    return plain
+    def traced(frame, particular, t, n, u, lanes, dh, through, dstate):
+        dnew = add_to_first(dstate, dh + through)
+        trace(frame, _read(particular), t, n, u, lanes, dnew)
+        return dnew, dstate
+
+    return traced if frame.particular == TRACED else plain
 
 
 def _unsettle(frame, particular, t, n, u, lanes, dh, through, dstate):
@@ -178,7 +184,7 @@ def resettle(frame, dold, held):
 
 @overload(resettle, strict=False)
 def _(frame, dold, held):
-    if frame.particular:
+    if frame.particular == ANYTHING:
         return lambda frame, dold, held: add(tuple_of_states(frame, dold), held)
     return lambda frame, dold, held: dold
 

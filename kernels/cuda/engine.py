@@ -221,6 +221,10 @@ class CudaEngine(DeviceEngine):
                 xp.matmul(dgates[t, :, early_columns], Wh_early, out=through_h)
         return through_h
 
+    def before(self, cell: Cell, saved: Any) -> tuple[Array, ...]:
+        states = saved[2]
+        return tuple(states[:-1].transpose(1, 2, 0, 3))
+
     def step(self, cell: Cell, x: Array, state: State, params: Sequence[Array]) -> State:
         return self.forward(cell, x[:, None], state, params)[1]
 

@@ -21,6 +21,7 @@ from . import initialisers
 from .base import Layer
 from .initialisers import Seed
 from .regularisers import Regularisers
+from .trace import Trace
 
 if TYPE_CHECKING:
     from ..streaming import Stream
@@ -253,6 +254,7 @@ class TimeRecurrent(_CellLayer):
     h, dh   the first of each: the hidden state and its gradient
 
     train_flg   False: regularisers (``regularise``) are for use after training
+    trace       the last forward seen from inside, if it was asked for
 
     >>> layer = TimeRecurrent.create(3, 5, cell="gru", rng=0)
     >>> layer.forward(np.ones((2, 7, 3), np.float32)).shape
@@ -267,6 +269,12 @@ class TimeRecurrent(_CellLayer):
         self._state_given = False  # by set_state, since the last forward
         self.regularisers: Regularisers | None = None
         self.train_flg = True
+        self.trace: Trace | None = None
+
+    def forget(self) -> None:
+        """Drop what forward kept for backward, and the trace."""
+        super().forget()
+        self.trace = None
 
     @staticmethod
     def _select(options: dict[str, Any]) -> Cell:
@@ -367,6 +375,7 @@ class TimeRecurrent(_CellLayer):
         lengths: Any = None,
         mask: Any = None,
         resets: Any = None,
+        trace: bool = False,
     ) -> Array:
         """xs (N, T, D) -> hs (N, T, H), the hidden state after every step.
 
@@ -375,6 +384,8 @@ class TimeRecurrent(_CellLayer):
                  xs holds there: the state goes on as it is, hs is 0
         resets   (N, T) bool: where it is True the state returns to its initial value before the
                  step: a new episode, the next of several documents in a row
+        trace    True: ``layer.trace`` shows gates, states, and after backward the gradients, of
+                 every step (``layers/trace.py``)
 
         The state after a row's last step that is not left out is the one in ``state``. xs and
         the parameters must not change until backward has run.
@@ -396,10 +407,11 @@ class TimeRecurrent(_CellLayer):
             steps |= more
         if resets is not None and self._initial is not None:
             steps["initial"] = self._initial
-        particular = any(value is not None for value in steps.values())
-        hs, self.state, saved = here.forward(
-            self.cell, xs, state, params, Steps(**steps) if particular else PLAIN
-        )
+        particular = trace or any(value is not None for value in steps.values())
+        chosen = Steps(**steps, trace=trace) if particular else PLAIN
+        hs, self.state, saved = here.forward(self.cell, xs, state, params, chosen)
+        if trace:
+            self.trace = Trace(self.cell, here, xs, params, chosen, saved)
         self._tape = here, saved, hs.shape, factors, given
         self._state_given = False
         return hs
@@ -442,6 +454,8 @@ class TimeRecurrent(_CellLayer):
         zeros = self._zeros(shape[0], here)
         known = tuple(zeros if d is None else d for d in given)
         found = here.backward(self.cell, dhs, known, saved)
+        if self.trace is not None:
+            self.trace._gradients = found.states
         self.dstate, gradients = found.state, list(found.params)
         if on_weights is not None:
             gradients[1] = gradients[1] * on_weights

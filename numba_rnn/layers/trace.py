@@ -1,0 +1,123 @@
+"""What went on inside a layer, step by step.
+
+    hs = layer.forward(xs, trace=True)
+    layer.trace.gates["f"]                 (N, T, H), how far the forget gate was open
+    layer.backward(dhs)
+    layer.trace.gradients["c"]             (N, T, H), the gradient that reached every memory cell
+
+Forward keeps what backward needs anyway, so a trace costs next to nothing until it is looked at:
+then gates and pre-activations are computed anew from the states that every step saw, for all steps
+at once.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from ..backend import Engine, to_host
+from ..checks import Array
+from ..kernels.cells import Cell
+from ..kernels.reference import pre_activations, settle
+from ..kernels.steps import Steps
+
+Named = dict[str, Array]
+
+
+class Trace:
+    """A block of time of a layer, seen from inside; NumPy arrays (N, T, H) by name.
+
+    cell   the layer's
+    mask   (N, T) bool, the steps that were there, or None: all
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        engine: Engine,
+        xs: Array,
+        params: Sequence[Array],
+        steps: Steps,
+        saved: Any,
+    ) -> None:
+        self.cell, self.mask = cell, steps.mask
+        self._engine, self._xs, self._steps, self._saved = engine, xs, steps, saved
+        self._params = [param.copy() for param in params]  # an optimiser changes them in place
+        self._gradients: Array = None
+
+    def __repr__(self) -> str:
+        N, T, _ = self._xs.shape
+        names = ", ".join(self.gate_names)
+        return (
+            f"Trace(cell {self.cell.name}, N {N}, T {T}; gates {names}; "
+            f"states {', '.join(self.cell.states)})"
+        )
+
+    @property
+    def gate_names(self) -> list[str]:
+        """Names of what the cell made of its pre-activations."""
+        return [name for name in self.cell.saved if name not in self.cell.weights]
+
+    @property
+    def pre_activations(self) -> Named:
+        """By the name of the gate: what its activation function was given, x Wx + h Wh + b."""
+        return self._inside[0]
+
+    @property
+    def gates(self) -> Named:
+        """By the names in ``cell.saved``: the gates after their activation functions."""
+        return self._inside[1]
+
+    @property
+    def states(self) -> Named:
+        """By the name of the state: its value after every step."""
+        return self._inside[2]
+
+    @property
+    def before(self) -> Named:
+        """By the name of the state: its value before every step, as the step saw it."""
+        return dict(zip(self.cell.states, self._before, strict=True))
+
+    @property
+    def gradients(self) -> Named:
+        """By the name of the state: the gradient of the loss by its value after every step.
+
+        All of it: what that step's output got, and what came back from the steps after it.
+        Raises RuntimeError before backward.
+        """
+        if self._gradients is None:
+            raise RuntimeError("gradients: there are none before backward; call it first")
+        found = to_host(self._gradients)
+        return {name: found[:, :, k] for k, name in enumerate(self.cell.states)}
+
+    @cached_property
+    def _before(self) -> list[Array]:
+        return [to_host(state) for state in self._engine.before(self.cell, self._saved)]
+
+    @cached_property
+    def _inside(self) -> tuple[Named, Named, Named]:
+        cell, steps = self.cell, self._steps
+        N, T, _ = self._xs.shape
+        H = cell.hidden_size(self._params)
+        Wx, Wh, b, w = cell.complete([to_host(param) for param in self._params])
+        bx, bh = (b, None) if cell.biases == 1 else b
+        rows = [state.reshape(N * T, H) for state in self._before]
+        x_side = to_host(self._xs).reshape(N * T, -1) @ Wx + bx
+        scale = None if steps.scale is None else np.repeat(to_host(steps.scale), T, axis=0)
+        found, _ = pre_activations(cell, x_side, tuple(rows), Wh, bh, w, scale)
+        new, saved = cell.forward(found, tuple(rows))
+
+        def over_time(array: Array) -> Array:
+            return np.broadcast_to(array, (N * T, H)).reshape(N, T, H)
+
+        after = np.empty((len(new), N, T, H), Wx.dtype)
+        for t in range(T):
+            made = tuple(over_time(s)[:, t] for s in new)
+            after[:, :, t] = settle(steps, t, made, tuple(s[:, t] for s in self._before))[0]
+        gates = dict(zip(cell.saved, map(over_time, saved), strict=True))
+        return (
+            dict(zip(cell.gates, map(over_time, found), strict=True)),
+            {name: gates[name] for name in self.gate_names},
+            dict(zip(cell.states, after, strict=True)),
+        )
