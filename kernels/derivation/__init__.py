@@ -1,0 +1,9 @@
+"""From the gate arithmetic of a cell, written once, to the functions of a ``Cell``.
+
+``tracing.py``   runs a user's function once, on numbers that write down what is done with them
+``graph.py``     what they wrote: every operation once
+``gradient.py``  its derivative, with SymPy, and what forward has to save for it
+``source.py``    Python source from a graph
+
+Nothing in here is imported by what runs a cell, and SymPy by nothing but a derivation.
+"""
