@@ -1,7 +1,8 @@
 """The cells. Each file here defines one kind; to add a cell, add a file.
 
-Every module-level :class:`Cell` in this folder is found by its ``name``: layers, models, the
-command line and the conformance tests know it from then on.
+Every module-level :class:`Cell` in this folder, and every cell that is written with the decorator
+of ``written.py``, is found by its ``name``: layers, models, the command line and the conformance
+tests know it from then on.
 """
 
 import importlib
@@ -9,19 +10,20 @@ import pkgutil
 from functools import cache
 
 from .cell import Cell
+from .written import WrittenCell
 
 __all__ = ["Cell", "get", "names"]
 
 
 @cache
-def _registry() -> dict[str, Cell]:
+def _registry() -> dict[str, Cell | WrittenCell]:
     modules = [
         importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)
     ]
-    cells = [v for module in modules for v in vars(module).values() if isinstance(v, Cell)]
-    found: dict[str, Cell] = {}
-    for cell in cells:
-        if found.setdefault(cell.name, cell) is not cell:
+    values = [value for module in modules for value in vars(module).values()]
+    found: dict[str, Cell | WrittenCell] = {}
+    for cell in values:
+        if isinstance(cell, Cell | WrittenCell) and found.setdefault(cell.name, cell) is not cell:
             raise ValueError(f"two cells are named {cell.name!r}")
     return found
 
@@ -31,14 +33,14 @@ def names() -> list[str]:
     return sorted(_registry())
 
 
-def get(cell: str | Cell) -> Cell:
-    """The cell of that name; a Cell is returned as it is.
+def get(cell: str | Cell | WrittenCell) -> Cell:
+    """The cell of that name; a Cell is returned as it is, a written one is derived now.
 
     Raises ValueError, listing the names, where there is none.
     """
-    if isinstance(cell, Cell):
-        return cell
-    try:
-        return _registry()[cell]
-    except (KeyError, TypeError):
-        raise ValueError(f"cell: expected one of {', '.join(names())}, got {cell!r}") from None
+    if not isinstance(cell, Cell | WrittenCell):
+        try:
+            cell = _registry()[cell]
+        except (KeyError, TypeError):
+            raise ValueError(f"cell: expected one of {', '.join(names())}, got {cell!r}") from None
+    return cell.cell if isinstance(cell, WrittenCell) else cell

@@ -1,0 +1,504 @@
+"""Cells written once: the step as a plain function, its gradient derived.
+
+    @cell(states="h c", bias_start={"f": 1.0})
+    def lstm(f, g, i, o, h, c):
+        f, i, o = sigmoid(f), sigmoid(i), sigmoid(o)
+        c = f * c + i * tanh(g)
+        h = o * tanh(c)
+        return h, c
+
+Arguments are found by their names: those in ``states`` are the states before the step, those in
+``weights`` are weights of which each unit has its own, and all others are pre-activations of
+gates. The function returns the states after the step. It may use what functions of a ``Cell`` may
+use; ``..derivation`` makes those from it when ``.cell`` is first asked for, which takes SymPy.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from functools import update_wrapper
+from math import isfinite
+from numbers import Real
+from threading import RLock
+from types import MappingProxyType
+from typing import Any, overload
+
+import numpy as np
+
+from ..derivation import cell_functions
+from ..derivation.graph import CONSTANT, Node, reachable
+from ..derivation.source import Names as NodeNames
+from ..derivation.source import make_function
+from ..derivation.tracing import CellError, Number, Run, Trace, place_of
+from .cell import Cell
+
+Names = str | tuple[str, ...]
+FUNCTIONS = "forward", "backward", "operand", "operand_backward"
+RECURRENCES = "product", "elementwise"
+
+
+class WrittenCell:
+    """A cell made from a plain function; see ``cell``. Calling it calls that function."""
+
+    name: str
+    states: tuple[str, ...]
+    gates: tuple[str, ...]
+    weights: tuple[str, ...]
+
+    def __init__(self, function: Any, **options: Any) -> None:
+        if not inspect.isfunction(function):
+            raise TypeError(f"cell: expected a function, got {function!r}")
+        update_wrapper(self, function)
+        self._function = function
+        self._options = options
+        self._lock = RLock()
+        self._made: tuple[Cell, dict[str, str]] | None = None
+        self._check_options()
+
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        return self._function(*args, **named)
+
+    def __repr__(self) -> str:
+        weights = f"; weights {' '.join(self.weights)}" if self.weights else ""
+        return (
+            f"<written cell {self.name}: gates {' '.join(self.gates)}{weights}; "
+            f"states {' '.join(self.states)}>"
+        )
+
+    @property
+    def py_func(self) -> Any:
+        """The function; what Numba compiles has it under the same name."""
+        return self._function
+
+    @property
+    def cell(self) -> Cell:
+        """The cell for engines, derived when first asked for."""
+        return self._derived()[0]
+
+    def source(self, function: str) -> str:
+        """The source of one of the cell's functions.
+
+        function  "forward", "backward", "operand" or "operand_backward"
+        """
+        there = [name for name in FUNCTIONS if "operand" not in name or self._options["operand"]]
+        if function not in there:
+            raise ValueError(f"function: expected one of {', '.join(there)}, got {function!r}")
+        cell, sources = self._derived()
+        return sources.get(function) or inspect.getsource(getattr(cell, function))
+
+    def check(
+        self,
+        N: int = 2,
+        T: int = 3,
+        D: int = 3,
+        H: int = 4,
+        *,
+        seed: int = 0,
+        tolerance: float = 1e-6,
+    ) -> float:
+        """Compare the gradients with central differences, on random numbers and in NumPy.
+
+        N, T, D, H  rows, steps, inputs and units of the problem
+        tolerance   the largest error allowed, relative to the largest number of a gradient
+
+        Returns the largest relative error. Raises AssertionError, naming what is off and by how
+        much, where one is larger, or where float32 does not stay float32.
+        """
+        sizes = N, T, D, H
+        # one of the problems may lie where a function has a kink; a wrong gradient is so in all
+        errors = min(
+            (_gradient_errors(self.cell, sizes, seed + k) for k in range(3)),
+            key=lambda errors: max(errors.values()),
+        )
+        wrong = [f"{name} by {e:.1e}" for name, e in errors.items() if not e <= tolerance]
+        if wrong:
+            raise AssertionError(
+                f"cell {self.name!r}: gradients are off: {', '.join(wrong)} "
+                f"(relative; the limit is {tolerance:.0e})"
+            )
+        changed = _other_dtypes(self.cell, sizes, seed)
+        if changed:
+            raise AssertionError(f"cell {self.name!r}: of float32 became: {', '.join(changed)}")
+        return max(errors.values())
+
+    # ---- options
+
+    def _refuse(self, why: str) -> CellError:
+        return CellError(f"cell {self.name!r}: {why}\n{place_of(self._function)}")
+
+    def _check_options(self) -> None:
+        given = self._options
+        self.name = self._function.__name__ if given["name"] is None else given["name"]
+        if not isinstance(self.name, str) or not self.name.isidentifier():  # as kernels' names are
+            raise ValueError(f"cell: name: expected letters, digits and _, got {self.name!r}")
+        for role in ("states", "weights", "input_only", "recurrent_only", "second"):
+            given[role] = self._names(role, given[role])
+        self.states, self.weights = given["states"], given["weights"]
+        if not self.states:
+            raise self._refuse("states: expected at least one name, got none")
+
+        arguments = self._arguments(self._function)
+        for role in ("states", "weights"):
+            missing = [name for name in given[role] if name not in arguments]
+            if missing:
+                raise self._refuse(
+                    f"{role}: expected some of the arguments {', '.join(arguments)}, "
+                    f"got {', '.join(missing)}"
+                )
+        both = [name for name in self.weights if name in self.states]
+        if both:
+            raise self._refuse(f"weights: expected none of states, got {', '.join(both)}")
+        self.gates = tuple(a for a in arguments if a not in self.states + self.weights)
+        if not self.gates:
+            raise self._refuse(
+                f"expected a gate: an argument beside {', '.join(self.states + self.weights)}"
+            )
+        for role in ("input_only", "recurrent_only", "second"):
+            self._among(role, given[role], self.gates, "gates")
+        given["bias_start"] = self._numbers("bias_start", self.gates, "gates")
+        given["weight_start"] = self._numbers("weight_start", self.weights, "weights")
+        if given["biases"] not in (1, 2) or isinstance(given["biases"], bool):
+            raise self._refuse(f"biases: expected 1 or 2, got {given['biases']!r}")
+        self._check_recurrence()
+        self._check_functions()
+
+    def _check_recurrence(self) -> None:
+        given = self._options
+        if given["recurrence"] not in RECURRENCES:
+            raise self._refuse(
+                f"recurrence: expected one of {', '.join(RECURRENCES)}, got {given['recurrence']!r}"
+            )
+        if given["recurrence"] == "elementwise":
+            for role, default in (("recurrent_only", ()), ("second", ()), ("biases", 1)):
+                if given[role] != default:
+                    raise self._refuse(
+                        f"{role}: an elementwise recurrence has no h Wh, got {given[role]!r}"
+                    )
+            given["input_only"] = self.gates
+
+    def _check_functions(self) -> None:
+        given = self._options
+        operand, second = given["operand"], given["second"]
+        operand = given["operand"] = getattr(operand, "py_func", operand)
+        if (operand is None) != (not second):
+            raise self._refuse(
+                "second and operand go together: the gates of the second product, and a function "
+                "of what it multiplies"
+            )
+        if operand is not None:
+            if not inspect.isfunction(operand):
+                raise self._refuse(f"operand: expected a function, got {operand!r}")
+            early = tuple(gate for gate in self.gates if gate not in second)
+            allowed = early + self.states + self.weights
+            self._among("operand", self._arguments(operand), allowed, "arguments but second's")
+        backward, saved = given["backward"], given["saved"]
+        if backward is not None and not inspect.isfunction(backward):
+            raise self._refuse(f"backward: expected a function, got {backward!r}")
+        if (backward is None) != (saved is None):
+            raise self._refuse("backward and saved go together: what forward keeps for backward")
+        if backward is not None:
+            given["saved"] = self._names("saved", saved)
+            if operand is not None:
+                raise self._refuse("backward: with a second product, write a Cell of your own")
+
+    def _names(self, role: str, given: Any) -> tuple[str, ...]:
+        names = tuple(given.split()) if isinstance(given, str) else given
+        if isinstance(names, list):
+            names = tuple(names)
+        if not isinstance(names, tuple) or not all(isinstance(n, str) for n in names):
+            raise self._refuse(f"{role}: expected names, in a string or a tuple, got {given!r}")
+        if len(set(names)) != len(names):
+            raise self._refuse(f"{role}: expected each name once, got {given!r}")
+        return names
+
+    def _among(self, role: str, given: Iterable[str], allowed: Iterable[str], what: str) -> None:
+        unknown = [name for name in given if name not in allowed]
+        if unknown:
+            raise self._refuse(
+                f"{role}: expected some of the {what} {', '.join(allowed)}, "
+                f"got {', '.join(map(str, unknown))}"
+            )
+
+    def _numbers(self, role: str, allowed: tuple[str, ...], what: str) -> Mapping[str, float]:
+        given = self._options[role]
+        if given is None:
+            return MappingProxyType({})
+        if not isinstance(given, Mapping):
+            raise self._refuse(f"{role}: expected a mapping from name to number, got {given!r}")
+        self._among(role, given, allowed, what)
+        for name, number in given.items():
+            if isinstance(number, bool) or not isinstance(number, Real) or not isfinite(number):
+                raise self._refuse(f"{role}: {name}: expected a finite number, got {number!r}")
+        return MappingProxyType({name: float(number) for name, number in given.items()})
+
+    def _arguments(self, function: Any) -> list[str]:
+        parameters = inspect.signature(function).parameters.values()
+        for p in parameters:
+            if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+                raise self._refuse(f"argument {p}: expected names, one for each gate and state")
+            if p.kind == p.POSITIONAL_ONLY or p.kind == p.KEYWORD_ONLY:
+                raise self._refuse(f"argument {p.name}: expected no / and no * among the arguments")
+            if p.default is not p.empty:
+                raise self._refuse(f"argument {p.name}: expected no default, got {p.default!r}")
+        return [p.name for p in parameters]
+
+    # ---- derivation
+
+    def _derived(self) -> tuple[Cell, dict[str, str]]:
+        with self._lock:
+            if self._made is None:
+                self._made = self._derive()
+            return self._made
+
+    def _derive(self) -> tuple[Cell, dict[str, str]]:
+        given = self._options
+        traced, run = self._trace()
+        backward, operand_backward = given["backward"], None
+        if backward is None:
+            sources, saved = cell_functions.derived_sources(traced)
+        else:
+            names = cell_functions.names_of(traced)
+            sources = {"forward": self._forward_of(traced, run, names)}
+            saved = given["saved"]
+        made = {
+            name: make_function(source, f"{self.name}: {name}", self._function.__module__)
+            for name, source in sources.items()
+        }
+        for name, function in made.items():
+            function.__qualname__ = f"{self.name}.{name}"
+        operand, operand_backward = made.get("operand"), made.get("operand_backward")
+        found = Cell(
+            name=self.name,
+            gates=self.gates + self.weights,
+            states=self.states,
+            saved=saved,
+            forward=made["forward"],
+            backward=made.get("backward", backward),
+            input_only=given["input_only"],
+            recurrent_only=given["recurrent_only"],
+            second=given["second"],
+            operand=operand,
+            operand_backward=operand_backward,
+            biases=given["biases"],
+            bias_start=given["bias_start"],
+            weights=self.weights,
+            weight_start=given["weight_start"],
+        )
+        return found, sources
+
+    def _trace(self) -> tuple[cell_functions.Traced, Run]:
+        """Run the user's functions, and see to it that they returned what they should."""
+        trace = Trace(self.name)
+        gates, weights, state = (
+            {name: trace.graph.input(role, name) for name in names}
+            for role, names in (
+                ("gate", self.gates),
+                ("weight", self.weights),
+                ("state", self.states),
+            )
+        )
+        values = {**gates, **weights, **state}
+        run = trace.run(self._function, {a: values[a] for a in self._arguments(self._function)})
+        new = self._new_states(trace, run)
+        operand, local = None, {}
+        if self._options["operand"] is not None:
+            function = self._options["operand"]
+            other = trace.run(function, {a: values[a] for a in self._arguments(function)})
+            operand, local = self._number(trace, other, other.result, "operand"), other.local
+        traced = cell_functions.Traced(
+            trace.graph, gates, weights, state, new, operand, {**local, **run.local}
+        )
+        reached = reachable(traced.outputs)
+        for role, nodes in (("gate", gates), ("weight", weights)):
+            for name, node in nodes.items():
+                if node not in reached:
+                    raise self._refuse(f"{role} {name}: nothing that is returned depends on it")
+        return traced, run
+
+    def _new_states(self, trace: Trace, run: Run) -> dict[str, Node]:
+        names, result = self.states, run.result
+        members = result if isinstance(result, (tuple, list)) else (result,)
+        if len(members) != len(names):
+            raise trace.error(
+                f"expected {len(names)} returned, the states {', '.join(names)} after the step; "
+                f"got {len(members)}",
+                run.place,
+            )
+        return {
+            name: self._number(trace, run, member, f"state {name}")
+            for name, member in zip(names, members, strict=True)
+        }
+
+    def _number(self, trace: Trace, run: Run, value: Any, what: str) -> Node:
+        if not isinstance(value, Number):
+            raise trace.error(
+                f"{what}: expected a number computed from the arguments, got {value!r}", run.place
+            )
+        assert value._node.kind != CONSTANT
+        return value._node
+
+    def _forward_of(self, traced: cell_functions.Traced, run: Run, names: NodeNames) -> str:
+        """The forward function that saves what the user's backward function asks for."""
+        saved = self._options["saved"]
+        self._among("saved", saved, run.local, "numbers at return")
+        nodes = [run.local[name] for name in saved]
+        for name, node in zip(saved, nodes, strict=True):
+            names.give(node, name)
+        return cell_functions.forward_source(traced, nodes, names)
+
+
+@overload
+def cell(function: Callable[..., Any], /) -> WrittenCell: ...
+
+
+@overload
+def cell(
+    *,
+    states: Names = "h",
+    weights: Names = (),
+    input_only: Names = (),
+    recurrent_only: Names = (),
+    second: Names = (),
+    operand: Callable[..., Any] | None = None,
+    recurrence: str = "product",
+    biases: int = 1,
+    bias_start: Mapping[str, float] | None = None,
+    weight_start: Mapping[str, float] | None = None,
+    backward: Callable[..., Any] | None = None,
+    saved: Names | None = None,
+    name: str | None = None,
+) -> Callable[[Callable[..., Any]], WrittenCell]: ...
+
+
+def cell(
+    function=None,
+    /,
+    *,
+    states="h",
+    weights=(),
+    input_only=(),
+    recurrent_only=(),
+    second=(),
+    operand=None,
+    recurrence="product",
+    biases=1,
+    bias_start=None,
+    weight_start=None,
+    backward=None,
+    saved=None,
+    name=None,
+):
+    """A decorator: the step of a cell as a plain function -> the cell.
+
+    Lists of names are strings, split at spaces, or tuples.
+
+    states          the arguments that are states before the step, the output h first
+    weights         the arguments that are weights: of each, every unit has its own number
+    input_only      gates that see x Wx alone
+    recurrent_only  gates that see h Wh alone
+    second          the last gates, if their product multiplies ``operand`` instead of h
+    operand         a function of other gates, states and weights, found by name like the cell's
+    recurrence      "product", or "elementwise": no h Wh at all, every gate sees x alone
+    biases          1: on the input side; 2: on both
+    bias_start      where a gate's bias starts, by name
+    weight_start    where a weight starts, by name
+    backward        instead of a derivation: (dstate, saved, state) -> (dgates, dstate), as a
+                    ``Cell`` has it, the weights being the last of the gates
+    saved           with ``backward``: the function's local variables that it is given
+    name            the cell's name; the function's if None
+
+    Raises ValueError or TypeError for what no cell can be. What the function computes is looked at
+    when the cell is derived, and errors then name the line.
+    """
+    options = {name: value for name, value in locals().items() if name != "function"}
+    if function is None:
+        return lambda function: WrittenCell(function, **options)
+    return WrittenCell(function, **options)
+
+
+# ---- checking gradients
+
+
+class _Problem:
+    """Random numbers for a cell, and its results by name."""
+
+    def __init__(self, cell: Cell, sizes: tuple[int, ...], seed: int, dtype: Any) -> None:
+        from ..reference import ReferenceEngine  # which imports cells
+
+        N, T, D, H = sizes
+        rng = np.random.default_rng(seed)
+
+        def uniform(*shape: int) -> Any:
+            return rng.uniform(-1, 1, shape).astype(dtype)
+
+        self._engine, self._cell = ReferenceEngine(), cell
+        shapes = cell.shapes(D, H)
+        self.params = {
+            name: uniform(*shape) / dtype(np.sqrt(shape[0]) if name.startswith("W") else 1)
+            for name, shape in shapes.items()
+        }
+        self.state = {name: uniform(N, H) for name in cell.states}
+        self.xs = uniform(N, T, D)
+        self.dhs = uniform(N, T, H)
+        self.dstate = {name: uniform(N, H) for name in cell.states}
+
+    def inputs(self) -> dict[str, Any]:
+        return {"xs": self.xs, **self.params, **self.state}
+
+    def forward(self) -> tuple[Any, Any, Any]:
+        state, params = tuple(self.state.values()), tuple(self.params.values())
+        return self._engine.forward(self._cell, self.xs, state, params)
+
+    def loss(self) -> float:
+        hs, last, _ = self.forward()
+        ends = zip(self.dstate.values(), last, strict=True)
+        return float((self.dhs * hs).sum() + sum((d * s).sum() for d, s in ends))
+
+    def gradients(self) -> dict[str, Any]:
+        dstate = tuple(self.dstate.values())
+        _, _, saved = self.forward()
+        dxs, dstate, dparams = self._engine.backward(self._cell, self.dhs, dstate, saved)
+        return dict(zip(self.inputs(), (dxs, *dparams, *dstate), strict=True))
+
+
+def _gradient_errors(cell: Cell, sizes: tuple[int, ...], seed: int) -> dict[str, float]:
+    """How far each gradient is from central differences, relative to its largest number."""
+    step = 1e-5
+    errors = {}
+    with np.errstate(all="ignore"):
+        problem = _Problem(cell, sizes, seed, np.float64)
+        gradients = problem.gradients()
+        for name, array in problem.inputs().items():
+            wanted = np.empty_like(array)
+            for place in np.ndindex(array.shape):
+                here = array[place]
+                array[place] = here + step
+                above = problem.loss()
+                array[place] = here - step
+                wanted[place] = (above - problem.loss()) / (2 * step)
+                array[place] = here
+            error = np.abs(gradients[name] - wanted).max(initial=0)
+            # differences of a loss of about 1 say nothing of a gradient near their rounding errors
+            size = max(np.abs(wanted).max(initial=0), 1e-3)
+            errors[name] = float(error / size) if np.isfinite(error) else float("inf")
+    return errors
+
+
+def _other_dtypes(cell: Cell, sizes: tuple[int, ...], seed: int) -> list[str]:
+    """What does not stay float32."""
+    with np.errstate(all="ignore"):
+        problem = _Problem(cell, sizes, seed, np.float32)
+        _, _, (_, steps, _) = problem.forward()
+        before, _, saved = steps[0]
+        dgates, dprev = cell.backward(tuple(problem.dstate.values()), saved, before)
+        after = steps[1][0] if len(steps) > 1 else problem.forward()[1]
+    arrays = {
+        **{f"state {name}": array for name, array in zip(cell.states, after, strict=True)},
+        **{f"saved {name}": array for name, array in zip(cell.saved, saved, strict=True)},
+        **{f"d{name}": array for name, array in zip(cell.gates, dgates, strict=True)},
+        **{f"d{name} before": array for name, array in zip(cell.states, dprev, strict=True)},
+    }
+    return [
+        f"{name} {array.dtype}"
+        for name, array in arrays.items()
+        if array is not None and array.dtype != np.float32
+    ]

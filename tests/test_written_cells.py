@@ -1,0 +1,1025 @@
+"""Cells written once: what is derived from them, what they may not do, and how they are told."""
+
+import inspect
+import linecache
+import math
+import re
+import sys
+import textwrap
+import threading
+import types
+from itertools import count
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import numba_rnn
+from helpers import DTYPES, outcome, problem, relative_error, run_python
+from numba_rnn import cells
+from numba_rnn.kernels import functions
+from numba_rnn.kernels.cells.written import WrittenCell, cell
+from numba_rnn.kernels.fingerprint import of_cell
+from numba_rnn.kernels.functions import (
+    absolute,
+    dsigmoid,
+    dtanh,
+    exp,
+    hard_sigmoid,
+    hard_tanh,
+    log_sigmoid,
+    maximum,
+    minimum,
+    relu,
+    sigmoid,
+    silu,
+    softplus,
+    sqrt,
+    tanh,
+    where,
+)
+from numba_rnn.kernels.layout import layout
+from numba_rnn.kernels.reference import ReferenceEngine
+
+pytest.importorskip("sympy")
+
+# ---- the cells that are there already, written once
+
+
+@cell
+def rnn(a, h):
+    return tanh(a)
+
+
+@cell(name="relu")
+def rnn_relu(a, h):
+    return functions.relu(a)
+
+
+@cell(states="h c", bias_start={"f": 1})
+def lstm(f, g, i, o, h, c):
+    f, i, o = sigmoid(f), sigmoid(i), sigmoid(o)
+    c = f * c + i * tanh(g)
+    h = o * tanh(c)
+    return h, c
+
+
+def reset(r, h):
+    return sigmoid(r) * h
+
+
+@cell(second="a", operand=reset)
+def gru(z, r, a, h):
+    z = sigmoid(z)
+    return (1 - z) * h + z * tanh(a)
+
+
+@cell(input_only="a", recurrent_only="u", biases=2)
+def gru_reset_after(z, r, a, u, h):
+    z, r = sigmoid(z), sigmoid(r)
+    new = tanh(a + r * u)
+    return (1 - z) * h + z * new
+
+
+TWINS = {
+    "rnn": rnn,
+    "rnn_relu": rnn_relu,
+    "lstm": lstm,
+    "gru": gru,
+    "gru_reset_after": gru_reset_after,
+}
+
+
+@pytest.mark.parametrize("name", TWINS)
+@pytest.mark.parametrize("engine", ["numpy", "numba"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_agrees_with_the_one_written_by_hand(name, engine, dtype):
+    p = problem(name, 3, 4, 5, 6, dtype)
+    if engine == "numba":
+        from numba_rnn.kernels.cpu.engine import NumbaEngine
+
+        computed = outcome(NumbaEngine(), problem_of(TWINS[name], p))
+    else:
+        computed = outcome(ReferenceEngine(), problem_of(TWINS[name], p))
+    limit = 1e-12 if dtype == np.float64 else 1e-5
+    for (what, wanted), got in zip(
+        outcome(ReferenceEngine(), p).items(), computed.values(), strict=True
+    ):
+        assert relative_error(got, wanted) < limit, what
+
+
+def problem_of(written, p):
+    return type(p)(written.cell, p.xs, p.state, p.params, p.dhs, p.dstate)
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_saves_no_more_than_the_one_written_by_hand(name):
+    derived, by_hand = TWINS[name].cell, cells.get(name)
+    assert layout(derived).stored == layout(by_hand).stored
+    assert len(derived.saved) == len(by_hand.saved)
+
+
+def test_saves_what_the_one_written_by_hand_does():
+    assert lstm.cell.saved == cells.get("lstm").saved
+    assert rnn.cell.saved == ("h",)
+    assert gru_reset_after.cell.saved == ("z", "r", "a_u", "new")
+
+
+def test_gradients_that_are_zero_are_none():
+    ones = tuple(np.ones(2) for _ in range(4))
+    _, dstate = lstm.cell.backward(ones[:2], ones, ones[:2])
+    assert dstate[0] is None
+    dgates, _ = gru.cell.backward(ones[:1], ones[:3], ones[:1])
+    assert dgates[1] is None
+
+
+def test_reads_like_the_one_written_by_hand():
+    assert lstm.source("forward") == textwrap.dedent("""\
+        def forward(gates, state):
+            a_f, a_g, a_i, a_o = gates
+            _, c_prev = state
+
+            f = sigmoid(a_f)
+            i = sigmoid(a_i)
+            o = sigmoid(a_o)
+            g = tanh(a_g)
+            c = f * c_prev + i * g
+            h = o * tanh(c)
+            return (h, c), (f, g, i, o)
+    """)
+    assert lstm.source("backward") == textwrap.dedent("""\
+        def backward(dstate, saved, state):
+            dh, dc = dstate
+            f, g, i, o = saved
+            _, c_prev = state
+
+            c = f * c_prev + i * g
+            tanh_c = tanh(c)
+            dc = dc + dh * o * dtanh(tanh_c)
+            dg = dc * i
+            do = dh * tanh_c
+            di = dc * g
+            df = dc * c_prev
+
+            dgates = df * dsigmoid(f), dg * dtanh(g), di * dsigmoid(i), do * dsigmoid(o)
+            return dgates, (None, dc * f)
+    """)
+    assert gru.source("operand") == textwrap.dedent("""\
+        def operand(gates, state):
+            _, a_r, _ = gates
+            (h_prev,) = state
+
+            r = sigmoid(a_r)
+            return r * h_prev
+    """)
+    assert gru.source("operand_backward") == textwrap.dedent("""\
+        def operand_backward(doperand, dgates, dstate, saved, state):
+            da_z, da_r, da = dgates
+            (dh_prev,) = dstate
+            _, r, _ = saved
+            (h_prev,) = state
+
+            dr = doperand * h_prev
+            return (da_z, da_r + dr * dsigmoid(r), da), (dh_prev + doperand * r,)
+    """)
+
+
+# ---- other cells
+
+
+@cell(weights="p_f p_i p_o", states="h c", weight_start={"p_f": 0.5})
+def peephole(f, g, i, o, p_f, p_i, p_o, h, c):
+    f, i = sigmoid(f + p_f * c), sigmoid(i + p_i * c)
+    c = f * c + i * tanh(g)
+    o = sigmoid(o + p_o * c)
+    return o * tanh(c), c
+
+
+@cell(recurrence="elementwise", weights="u")
+def indrnn(a, u, h):
+    return relu(a + u * h)
+
+
+@cell(states="h c n m")
+def slstm(f, g, i, o, h, c, n, m):
+    forget = log_sigmoid(f) + m
+    m = maximum(forget, i)
+    f, i = exp(forget - m), exp(i - m)
+    c = f * c + i * tanh(g)
+    n = f * n + i
+    return sigmoid(o) * c / n, c, n, m
+
+
+@cell(states=("h", "c"))
+def all_functions(a, b, e, h, c):
+    x = hard_sigmoid(a) + hard_tanh(b) * silu(e) + softplus(a * b)
+    y = minimum(maximum(x, -0.9), b) + maximum(0.1, e) - minimum(h, c)
+    y = y + where(a < b, x * y, exp(-absolute(c))) + where(x >= 0, 0.25, a) + abs(e)
+    x = sqrt(1 + x**2) / (2.5 + tanh(y)) + dsigmoid(sigmoid(y)) - dtanh(x)
+    y = log_sigmoid(x) - y**-1 / 8 + (1 + y * y) ** 0.5 + relu(y) + x / 3
+    return tanh(x * y), -y / 4
+
+
+def operand_of_all(r, u, h, c):
+    return u * tanh(r) * h - c / (1.5 + c * c)
+
+
+@cell(states="h c", weights="u v", second="a", operand=operand_of_all, input_only="z")
+def second_product(z, r, a, u, v, h, c):
+    c = sigmoid(z) * c + v * a
+    return tanh(c + r) * v, c
+
+
+@cell(states="h c", recurrent_only="b", name="carried_along")
+def carried(a, b, h, c):
+    return tanh(a + b + c), h
+
+
+OTHERS = [peephole, indrnn, slstm, all_functions, second_product, carried]
+
+
+@pytest.mark.parametrize("written", [*TWINS.values(), *OTHERS], ids=lambda written: written.name)
+def test_gradients(written):
+    assert 0 < written.check() < 1e-7
+
+
+def test_weights_are_the_last_gates_and_cost_nothing():
+    made = peephole.cell
+    assert made.gates == ("f", "g", "i", "o", "p_f", "p_i", "p_o")
+    assert made.weights == ("p_f", "p_i", "p_o")
+    assert made.weight_start == {"p_f": 0.5}
+    assert made.saved == ("f", "g", "i", "o", "p_f", "p_i", "p_o")
+    gates, state = (tuple(np.ones(1, np.float32) for _ in range(k)) for k in (7, 2))
+    _, saved = made.forward(gates, state)
+    assert all(a is b for a, b in zip(saved[4:], gates[4:], strict=True))
+
+
+def test_a_state_that_serves_is_saved_in_place_of_another_value():
+    assert indrnn.cell.saved == ("h", "u")
+    assert layout(indrnn.cell).stored == 1  # u: engines find weights by themselves
+    assert indrnn.cell.input_only == ("a",)
+
+
+def test_a_gate_that_only_a_sum_needs_is_not_saved():
+    @cell
+    def summed(a, b, e, h):
+        total = a + b + e
+        return softplus(total) * 0.5 + h
+
+    assert summed.cell.saved == ("total",)
+
+
+def test_a_gate_is_saved_rather_than_what_is_simply_computed_from_it():
+    @cell
+    def doubled(a, h):
+        return softplus(2 * a) + 0.5 * h
+
+    assert doubled.cell.saved == ("a",)
+
+
+def test_a_state_is_saved_rather_than_what_is_computed_from_it():
+    @cell(states="h c")
+    def counting(o, a, h, c):
+        c = c + a
+        return sigmoid(o) * tanh(c), c
+
+    assert counting.cell.saved == ("o", "c")
+    assert layout(counting.cell).stored == 1
+
+
+def test_a_comparison_is_computed_again():
+    @cell
+    def choosing(a, b, h):
+        return where(a < b, h, 0.5)
+
+    assert choosing.cell.saved == ("a", "a_b")
+    assert choosing.check() < 1e-8
+
+
+def test_what_takes_long_to_compute_again_is_read_from_the_state():
+    assert "h" in slstm.cell.saved  # a quotient
+    assert "c" not in lstm.cell.saved  # a product and a sum
+
+
+def test_options_reach_the_cell():
+    @cell(bias_start={"z": -1, "a": 0.5}, input_only="z", name="my_cell")
+    def one(z, a, h):
+        return sigmoid(z) * tanh(a)
+
+    assert one.name == one.cell.name == "my_cell"
+    assert one.cell.bias_start == {"z": -1, "a": 0.5}
+    assert one.cell.input_only == ("z",)
+    assert repr(one) == "<written cell my_cell: gates z a; states h>"
+    assert repr(peephole).endswith("gates f g i o; weights p_f p_i p_o; states h c>")
+
+
+def test_is_still_the_function():
+    assert lstm.__name__ == "lstm"
+    h, c = lstm(*(np.full(3, 0.5) for _ in range(6)))
+    assert h.shape == c.shape == (3,)
+
+
+def test_layers_take_it():
+    assert cells.get(lstm) is lstm.cell is lstm.cell
+    p = problem(gru.cell, 2, 3, 4, 5, np.float32)
+    layer = numba_rnn.TimeRecurrent(*p.params, cell=gru.cell)
+    assert layer.forward(p.xs).shape == (2, 3, 5)
+
+
+def test_is_found_by_its_name(monkeypatch):
+    monkeypatch.setattr(cells.rnn, "PEEPHOLE", peephole, raising=False)
+    cells._registry.cache_clear()
+    try:
+        assert "peephole" in cells.names()
+        assert cells.get("peephole") is peephole.cell
+        monkeypatch.setattr(cells.rnn, "OTHER", cell(name="gru")(plain), raising=False)
+        cells._registry.cache_clear()
+        with pytest.raises(ValueError, match="two cells are named 'gru'"):
+            cells.names()
+    finally:
+        cells._registry.cache_clear()
+
+
+def test_one_cell_is_derived_however_many_threads_ask():
+    @cell
+    def asked(a, h):
+        return tanh(a)
+
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(asked.cell)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    assert len(set(map(id, found))) == 1
+
+
+# ---- arithmetic stays as it was written
+
+
+def test_sums_and_products_are_not_rearranged():
+    @cell(states="h c")
+    def exact(a, z, h, c):
+        c = 0.1 * (1 - z) * h + (a - (h - z)) / 3 - (z + 1e-9 - 1) * (a * (h * c))
+        return 2 * (1 - z) * a - -c, c
+
+    rng = np.random.default_rng(0)
+    a, z, h, c = rng.uniform(-1, 1, (4, 100))
+    (got, got_c), _ = exact.cell.forward((a, z), (h, c))
+    want, want_c = exact(a, z, h, c)
+    np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(got_c, want_c)
+
+
+def test_what_is_left_of_one_is_not_multiplied_out():
+    """1 - z is exact near 1; 0.3 - 0.3 * z is not, nor is 1 + a - z for (1 - z) + a."""
+
+    @cell
+    def factor(z, a, h):
+        return 0.3 * (1 - z) * a
+
+    @cell
+    def summand(z, a, h):
+        return a * ((1 - z) + h * 1e-14)
+
+    z, one = np.full(1, 1 - 1e-13), np.ones(1)
+    for made, want in ((factor, 0.3 * (1 - z)), (summand, (1 - z) + 1e-14)):
+        _, saved = made.cell.forward((z, one), (one,))
+        (_, da), _ = made.cell.backward((one,), saved, (one,))
+        np.testing.assert_allclose(da, want, rtol=1e-15)
+
+
+def test_constants_keep_every_digit():
+    @cell
+    def scaled(a, h):
+        return a * 0.1 + h * 1.0507009873554805
+
+    (da,), (dh,) = scaled.cell.backward((np.ones(1),), (), (np.ones(1),))
+    assert (da, dh) == (0.1, 1.0507009873554805)
+    assert "Rational" not in scaled.source("backward")
+
+
+def test_where_functions_have_no_slope():
+    @cell
+    def kinks(a, b, e, h):
+        return absolute(a) + maximum(b, 0) + maximum(0, e) + relu(h)
+
+    zero, one = np.zeros(1), np.ones(1)
+    _, saved = kinks.cell.forward((zero, zero, zero), (zero,))
+    gradients = kinks.cell.backward((one,), saved, (zero,))
+    assert gradients == ((0, 0, 0), (0,))
+
+
+def test_large_numbers_do_not_overflow_in_backward():
+    @cell
+    def quotient(a, b, h):
+        return a / b
+
+    big = np.full(1, 1e30, np.float32)
+    _, saved = quotient.cell.forward((big, big), (big,))
+    (da, db), _ = quotient.cell.backward((np.ones(1, np.float32),), saved, (big,))
+    np.testing.assert_allclose([da, db], [[1e-30], [-1e-30]], rtol=1e-6)
+
+
+def test_helpers_closures_and_modules():
+    two = 2.0
+
+    def helper(x):
+        return outer(x) / two
+
+    def outer(x, factor=0.5):
+        return functions.tanh(factor * x) + numba_rnn.kernels.functions.sigmoid(x)
+
+    @cell
+    def helped(a, h):
+        return helper(a) + math.pi * h + np.float32(0.25) * a + h * np.pi + sum([a, h])
+
+    assert helped.check() < 1e-8
+    assert "3.141592653589793" in helped.source("forward")
+
+
+def test_functions_of_numbers_alone_are_computed_once():
+    @cell
+    def half(a, h):
+        return a * sigmoid(0.0) + where(1 > 0, h, a) * maximum(1, 2)
+
+    assert "sigmoid" not in half.source("forward")
+    (h,), _ = half.cell.forward((np.ones(1),), (np.full(1, 3.0),))
+    assert h == 6.5
+
+
+def test_names_that_collide():
+    @cell(states="h dh")
+    def colliding(saved, tanh_a, a, h, dh):
+        gates = sigmoid(saved)
+        dstate = tanh(tanh_a) * tanh(a)
+        relu = gates * dstate
+        state = exp(-relu * relu)
+        da, t = state * dh, gates - dh
+        return da * t, tanh(da + dh * t)
+
+    assert colliding.check() < 1e-8
+
+
+def test_tracing_leaves_the_profiler_alone():
+    calls = []
+
+    def profiler(frame, event, argument):
+        calls.append(event)
+
+    @cell
+    def watched(a, h):
+        return tanh(a)
+
+    sys.setprofile(profiler)
+    try:
+        assert watched.cell
+        assert sys.getprofile() is profiler
+    finally:
+        sys.setprofile(None)
+
+
+# ---- random cells
+
+ONE = ["sigmoid({})", "tanh({})", "relu({})", "softplus({})", "absolute({})", "exp(tanh({}))",
+       "sqrt(1 + {0} * {0})", "hard_sigmoid({})", "hard_tanh({})", "log_sigmoid({})", "silu({})",
+       "-{}", "{} * 0.3", "1 - {}", "2 * (0.5 - {})", "{} / 3", "{} ** 2",
+       "exp(-{} ** 2)"]  # fmt: skip
+TWO = ["{} + {}", "{} - {}", "({} - {})", "({} + {})", "{} * {}", "maximum({}, {})",
+       "minimum({}, {})", "{} / (1.5 + {} ** 2)", "where({0} < {1}, {0}, 0.5)",
+       "where({0} >= {1}, {0} * {1}, {1})"]  # fmt: skip
+GATES, WEIGHTS, STATES = ("f", "g", "i"), ("u", "v"), ("h", "c")
+numbered = count()
+
+
+@st.composite
+def random_cells(draw):
+    """The source of a cell: statements on earlier values, every argument used."""
+    known = [*GATES, *WEIGHTS, *STATES]
+    unused = set(GATES + WEIGHTS)
+    lines = []
+
+    def value(depth):
+        if depth == 0 or draw(st.integers(0, 3)) == 0:
+            name = draw(st.sampled_from(known))
+            unused.discard(name)
+            return name
+        if draw(st.booleans()):
+            return "(" + draw(st.sampled_from(ONE)).format(value(depth - 1)) + ")"
+        pattern = draw(st.sampled_from(TWO))
+        return "(" + pattern.format(value(depth - 1), value(depth - 1)) + ")"
+
+    for k in range(draw(st.integers(1, 5))):
+        lines.append(f"t{k} = tanh({value(3)})")
+        known.append(f"t{k}")
+    h, c = value(3), value(2)
+    rest = " + ".join(["0.5", *sorted(unused), *(name for name in known if name[0] == "t")])
+    lines += [f"c = {c}", f"h = {h} + tanh({rest})", "return h, c"]
+    head = f"def random_cell({', '.join(GATES + WEIGHTS + STATES)}):"
+    return "\n    ".join([head, *lines]) + "\n"
+
+
+def compiled(source, **options):
+    """The cell of a source, which errors can show."""
+    file = f"<random {next(numbered)}>"
+    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+    space = {**vars(functions), "__name__": "tests.random"}
+    exec(compile(source, file, "exec"), space)
+    return cell(**options)(space["random_cell"])
+
+
+@settings(max_examples=150, deadline=None)
+@given(random_cells(), st.integers(0, 2**31))
+def test_random_cells(source, seed):
+    written = compiled(source, weights=WEIGHTS, states=STATES)
+    made = written.cell
+    rng = np.random.default_rng(seed)
+    names = [*GATES, *WEIGHTS, *STATES]
+    values = {name: rng.uniform(-1.5, 1.5, 64).astype(np.longdouble) for name in names}
+    dstate = tuple(rng.uniform(-1, 1, 64).astype(np.longdouble) for _ in STATES)
+
+    def split(values):
+        given = tuple(values.values())
+        return given[: len(names) - len(STATES)], given[len(names) - len(STATES) :]
+
+    def loss(values):
+        new, _ = made.forward(*split(values))
+        return sum(d * s for d, s in zip(dstate, new, strict=True))
+
+    gates, state = split(values)
+    new, saved = made.forward(gates, state)
+    for got, want in zip(new, written(**values), strict=True):
+        np.testing.assert_array_equal(got, want)
+    assert sum(not any(s is n for n in (*new, *gates[3:])) for s in saved) <= len(GATES)
+
+    gradients = dict(zip(names, sum(made.backward(dstate, saved, state), ()), strict=True))
+    for name, gradient in gradients.items():
+        gradient = np.zeros(64) if gradient is None else gradient
+
+        def slope(step, name=name):
+            above, below = ({**values, name: values[name] + s} for s in (step, -step))
+            return (loss(above) - loss(below)) / (2 * step)
+
+        slopes = [slope(np.longdouble(step)) for step in (1e-5, 2e-5)]
+        scale = 1 + np.abs(slopes[0])
+        smooth = np.abs(slopes[0] - slopes[1]) < 1e-6 * scale  # no kink between
+        assert smooth.mean() > 0.5
+        off = np.where(smooth, np.abs(gradient - slopes[0]) / scale, 0)
+        assert off.max() < 2e-6, f"{name}\n{source}\n{written.source('backward')}"
+
+
+# ---- compiled code is kept under a fingerprint of the functions
+
+
+def test_is_the_same_in_every_process():
+    code = """
+        import sys
+        import test_written_cells as t
+        from numba_rnn.kernels.fingerprint import of_cell
+        for written in [*t.TWINS.values(), *t.OTHERS]:
+            for name in ("forward", "backward"):
+                print(written.source(name))
+            print(of_cell(written.cell))
+    """
+    runs = {run_python(code, {"PYTHONHASHSEED": seed}).stdout for seed in ("0", "1", "77")}
+    assert len(runs) == 1
+    assert of_cell(lstm.cell) in runs.pop()
+
+
+def test_sympy_is_imported_when_a_cell_is_derived():
+    run_python("""
+        import sys
+        from numba_rnn import cells
+        from numba_rnn.kernels.cells.written import cell
+        from numba_rnn.kernels.functions import tanh
+
+        @cell
+        def mine(a, h):
+            return tanh(a)
+
+        cells.names()
+        assert "sympy" not in sys.modules
+        sys.modules["sympy"] = None
+        try:
+            mine.cell
+        except ImportError as error:
+            assert 'pip install "numba-rnn[cells]"' in str(error)
+        else:
+            raise AssertionError
+    """)
+
+
+def test_generated_functions_have_a_source():
+    for name in ("forward", "backward"):
+        function = getattr(lstm.cell, name)
+        assert inspect.getsource(function) == lstm.source(name)
+        assert function.__module__ == __name__
+        assert function.__qualname__ == f"lstm.{name}"
+    with pytest.raises(ValueError, match="not enough values to unpack") as caught:
+        lstm.cell.backward((1.0,), (), ())
+    assert caught.traceback[-1].statement.lines == ["    dh, dc = dstate"]
+
+
+def test_source_of_no_function():
+    with pytest.raises(ValueError, match="function: expected one of forward, backward, got 'op"):
+        lstm.source("operand")
+
+
+# ---- a backward written by hand
+
+
+def lstm_backward(dstate, saved, state):
+    return cells.get("lstm").backward(dstate, saved, state)
+
+
+def wrong_backward(dstate, saved, state):
+    (df, *rest), dprev = cells.get("lstm").backward(dstate, saved, state)
+    return (df * 1.001, *rest), dprev
+
+
+def by_hand(backward):
+    @cell(states="h c", backward=backward, saved="f g i o")
+    def mine(f, g, i, o, h, c):
+        f, g, i, o = sigmoid(f), tanh(g), sigmoid(i), sigmoid(o)
+        c = f * c + g * i
+        return o * tanh(c), c
+
+    return mine
+
+
+def test_a_backward_written_by_hand():
+    mine = by_hand(lstm_backward)
+    assert mine.cell.saved == ("f", "g", "i", "o")
+    assert mine.cell.backward is lstm_backward
+    assert mine.source("backward") == inspect.getsource(lstm_backward)
+    assert mine.check() < 1e-8
+
+
+def test_a_pre_activation_can_be_saved():
+    def backward(dstate, saved, state):
+        a, h = saved
+        return (dstate[0] * dtanh(tanh(a)) + 0 * h,), (None,)
+
+    @cell(backward=backward, saved=("a", "h"))
+    def mine(a, h):
+        h = tanh(a)
+        return 1 * h
+
+    assert mine.check() < 1e-8
+
+
+def test_a_wrong_backward_is_caught():
+    with pytest.raises(AssertionError, match=r"gradients are off: xs by \d.*Wx by .*Wh by "):
+        by_hand(wrong_backward).check()
+
+
+def test_numbers_that_are_not_finite_are_caught():
+    @cell
+    def log_of_a_negative(a, h):
+        return sqrt(a - 100)
+
+    with pytest.raises(AssertionError, match="gradients are off: xs by inf"):
+        log_of_a_negative.check()
+
+
+def test_what_does_not_stay_float32_is_caught():
+    def backward(dstate, saved, state):
+        widened = dstate[0] * dtanh(saved[0])
+        return (widened.astype(np.float64) if widened.ndim > 1 else widened,), (None,)
+
+    @cell(backward=backward, saved="h")
+    def widening(a, h):
+        h = tanh(a)
+        return 1 * h
+
+    with pytest.raises(AssertionError, match="of float32 became: da float64"):
+        widening.check()
+
+
+# ---- errors of the decorator
+
+
+def plain(a, b, h):
+    return tanh(a + b)
+
+
+def after(early):
+    """A function of no gate that is in second."""
+
+
+REFUSED_OPTIONS = [
+    ({"states": ""}, "states: expected at least one name, got none"),
+    ({"states": "h c"}, "states: expected some of the arguments a, b, h, got c"),
+    ({"states": "h h"}, "states: expected each name once, got 'h h'"),
+    ({"states": 3}, "states: expected names, in a string or a tuple, got 3"),
+    ({"weights": "w"}, "weights: expected some of the arguments a, b, h, got w"),
+    ({"weights": "h"}, "weights: expected none of states, got h"),
+    ({"weights": ("a", "b")}, "expected a gate: an argument beside h, a, b"),
+    ({"input_only": "x"}, "input_only: expected some of the gates a, b, got x"),
+    ({"recurrent_only": "h"}, "recurrent_only: expected some of the gates a, b, got h"),
+    ({"second": "c"}, "second: expected some of the gates a, b, got c"),
+    ({"second": "b"}, "second and operand go together"),
+    ({"operand": reset}, "second and operand go together"),
+    ({"second": "b", "operand": 3}, "operand: expected a function, got 3"),
+    ({"second": "b", "operand": reset}, "operand: expected some of the .* a, h, got r"),
+    ({"second": "a", "operand": lambda a, h: h}, "operand: expected some of the .*, got a"),
+    ({"recurrence": "none"}, "recurrence: expected one of product, elementwise, got 'none'"),
+    ({"recurrence": "elementwise", "biases": 2}, "biases: an elementwise recurrence has no h Wh"),
+    ({"recurrence": "elementwise", "recurrent_only": "a"}, "recurrent_only: an elementwise"),
+    ({"biases": 3}, "biases: expected 1 or 2, got 3"),
+    ({"bias_start": {"x": 1.0}}, "bias_start: expected some of the gates a, b, got x"),
+    ({"bias_start": 1.0}, "bias_start: expected a mapping from name to number, got 1.0"),
+    ({"bias_start": {"a": "1"}}, "bias_start: a: expected a finite number, got '1'"),
+    ({"bias_start": {"a": math.inf}}, "bias_start: a: expected a finite number, got inf"),
+    ({"weight_start": {"a": 1.0}}, "weight_start: expected some of the weights , got a"),
+    ({"backward": wrong_backward}, "backward and saved go together"),
+    ({"saved": "a"}, "backward and saved go together"),
+    ({"backward": 3, "saved": "a"}, "backward: expected a function, got 3"),
+    ({"backward": plain, "saved": "a", "second": "b", "operand": lambda a, h: h},
+     "backward: with a second product, write a Cell of your own"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED_OPTIONS)
+def test_refused_options(options, message):
+    with pytest.raises(ValueError, match=f"cell 'plain': {message}") as caught:
+        cell(**options)(plain)
+    line = inspect.getsourcelines(plain)[1]
+    assert str(caught.value).endswith(f'  File "{__file__}", line {line}\n    def plain(a, b, h):')
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda *gates: 0, r"argument \*gates: expected names, one for each gate and state"),
+        (lambda a, h, **more: 0, r"argument \*\*more: expected names"),
+        (lambda a, h=0.5: 0, "argument h: expected no default, got 0.5"),
+        (lambda a, *, h: 0, r"argument h: expected no / and no \* among the arguments"),
+        (lambda a, /, h: 0, r"argument a: expected no / and no \* among the arguments"),
+        (lambda h: 0, "expected a gate: an argument beside h"),
+        (lambda a: 0, "states: expected some of the arguments a, got h"),
+    ],
+)
+def test_refused_arguments(function, message):
+    with pytest.raises(ValueError, match=message):
+        cell(name="refused")(function)
+
+
+@pytest.mark.parametrize("what", [3, np.tanh, WrittenCell])
+def test_what_is_no_function(what):
+    with pytest.raises(TypeError, match="cell: expected a function, got"):
+        cell(what)
+
+
+@pytest.mark.parametrize("name", [3, "", "my cell"])
+def test_a_name_that_is_none(name):
+    with pytest.raises(ValueError, match="cell: name: expected letters, digits and _, got"):
+        cell(name=name)(plain)
+
+
+def test_a_lambda_takes_a_name():
+    with pytest.raises(ValueError, match="got '<lambda>'"):
+        cell(lambda a, h: tanh(a))
+    assert cell(name="short")(lambda a, h: tanh(a)).check() < 1e-8
+
+
+# ---- errors of what the function does: the line is named
+
+
+def located(function, **options):
+    """The error of a cell's derivation, and the source of the line that it names."""
+    with pytest.raises(ValueError, match="cell '") as caught:
+        assert cell(**options)(function).cell
+    message, place, line = str(caught.value).rsplit("\n", 2)
+    assert place.startswith(f'  File "{__file__}", line '), place
+    number = int(place.rpartition(" ")[2])
+    assert linecache.getline(__file__, number).strip() == line.strip()
+    return message.partition(": ")[2], line.strip()
+
+
+def np_tanh(a, h):
+    return np.tanh(a) + h
+
+
+def np_sin(a, h):
+    return np.sin(a) + h
+
+
+def np_where(a, h):
+    return np.where(a > 0, a, h)
+
+
+def np_clip(a, h):
+    return np.clip(a, 0, 1)
+
+
+def math_exp(a, h):
+    return h + math.exp(
+        a,
+    )
+
+
+def built_in_float(a, h):
+    return float(a)
+
+
+def math_floor(a, h):
+    return math.floor(a)
+
+
+def built_in_max(a, h):
+    return max(a, h)
+
+
+def branch(a, h):
+    if a > 0:
+        h = a
+    return h
+
+
+def branch_on_a_number(a, h):
+    return a if h else -a
+
+
+def chained(a, h):
+    return where(0 < a < 1, a, h)
+
+
+def both(a, h):
+    return where((a > 0) & (h > 0), a, h)
+
+
+def equal(a, h):
+    return where(a == 0, a, h)
+
+
+def cubed(a, h):
+    return a**3
+
+
+def power_of(a, h):
+    return 2**a
+
+
+def remainder(a, h):
+    return a % 1
+
+
+def member(a, h):
+    return a[0]
+
+
+def unpacked(a, h):
+    b, c = a
+    return b * c
+
+
+def method(a, h):
+    return a.clip(0, 1)
+
+
+def number_in_where(a, h):
+    return where(a, a, h)
+
+
+def constants_in_where(a, h):
+    return where(a > h, 1.0, 0)
+
+
+def text(a, h):
+    return a + "1"
+
+
+def an_array(a, h):
+    return a * np.ones(3)
+
+
+def not_finite(a, h):
+    return maximum(a, -math.inf)
+
+
+def no_number(a, h):
+    return tanh(None) + a
+
+
+def too_many(a, h):
+    return tanh(a, h)
+
+
+def by_zero(a, h):
+    return a / 0
+
+
+def in_a_helper(a, h):
+    return helper_with_an_error(a) + h
+
+
+def helper_with_an_error(x):
+    return np.tanh(x)
+
+
+def missing_argument(a, h):
+    return tanh(a) + helper_with_an_error()
+
+
+def two_states(a, h):
+    return h, a
+
+
+def nothing(a, h):
+    tanh(a)
+
+
+def constant(a, h):
+    return 0.5
+
+
+def compared(a, h):
+    return a > h
+
+
+def unused(a, b, h):
+    return tanh(a)
+
+
+REFUSED = [
+    (np_tanh, "np.tanh .*: use numba_rnn.functions.tanh$", "return np.tanh(a) + h"),
+    (np_sin, "np.sin .*: use the functions of numba_rnn.functions$", "return np.sin(a) + h"),
+    (np_where, "np.where .*: use numba_rnn.functions.where$", "return np.where(a > 0, a, h)"),
+    (np_clip, "np.clip .*: use the functions of numba_rnn.functions$", None),
+    (math_exp, "math.exp .*: use numba_rnn.functions.exp$", "return h + math.exp("),
+    (built_in_float, "float cannot be .*: use the functions of", "return float(a)"),
+    (math_floor, "math.floor cannot be .*: use the functions of", "return math.floor(a)"),
+    (built_in_max, "max .*: use numba_rnn.functions.maximum$", "return max(a, h)"),
+    (branch, r"Python cannot choose .*: write where\(a > 0, ..., ...\)$", "if a > 0:"),
+    (branch_on_a_number, "Python cannot choose", "return a if h else -a"),
+    (chained, "Python cannot choose", "return where(0 < a < 1, a, h)"),
+    (both, "a comparison is for where", None),
+    (equal, "== and != are not among what a cell may use", "return where(a == 0, a, h)"),
+    (cubed, r"\*\*: expected a power of 2, 1, -1 or 0.5, got 3", "return a**3"),
+    (power_of, r"2 \*\* a number of the cell", "return 2**a"),
+    (remainder, r"the operators of a cell are \+ - \* / and < <= > >=", "return a % 1"),
+    (member, "a cell computes one number of one unit", "return a[0]"),
+    (unpacked, "a cell computes one number of one unit", "b, c = a"),
+    (method, "a number of a cell has no .clip", "return a.clip(0, 1)"),
+    (number_in_where, "where: expected a comparison like a > 0", "return where(a, a, h)"),
+    (constants_in_where, "where: expected a number of the cell .* got 1.0 and 0: write",
+     "return where(a > h, 1.0, 0)"),
+    (text, "expected a number, got '1'", 'return a + "1"'),
+    (an_array, r"expected a number, got array\(", "return a * np.ones(3)"),
+    (not_finite, "expected a finite number, got -inf", "return maximum(a, -math.inf)"),
+    (no_number, "expected a number, got None", "return tanh(None) + a"),
+    (too_many, r"tanh\(x\): too many positional arguments", "return tanh(a, h)"),
+    (by_zero, "division by 0", "return a / 0"),
+    (in_a_helper, "np.tanh .*: use numba_rnn.functions.tanh$", "return np.tanh(x)"),
+    (missing_argument, "missing 1 required positional argument: 'x'", None),
+    (two_states, "expected 1 returned, the states h after the step; got 2$", "return h, a"),
+    (nothing, "state h: expected a number computed from the arguments, got None", "tanh(a)"),
+    (constant, "state h: expected a number computed from the arguments, got 0.5", "return 0.5"),
+    (compared, "state h: expected a number computed from .*, got ", "return a > h"),
+    (unused, "gate b: nothing that is returned depends on it", "def unused(a, b, h):"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("function", "message", "line"), REFUSED, ids=[function.__name__ for function, *_ in REFUSED]
+)
+def test_refused(function, message, line):
+    got, at = located(function)
+    assert re.search(message, got), got
+    assert line is None or at == line
+
+
+def test_an_unused_weight_is_refused():
+    message, line = located(unused, weights="b")
+    assert message == "weight b: nothing that is returned depends on it"
+    assert line == "def unused(a, b, h):"
+
+
+def test_saved_that_is_no_number_at_return():
+    message, _ = located(plain, backward=wrong_backward, saved="a new")
+    assert message == "saved: expected some of the numbers at return a, b, h, got new"
+
+
+def test_other_errors_are_the_users_own():
+    def broken(a, h):
+        return undefined(a)  # noqa: F821
+
+    with pytest.raises(NameError, match="undefined") as caught:
+        assert cell(broken).cell
+    assert caught.traceback[-1].frame.code.raw is broken.__code__
+
+
+def test_a_failed_derivation_can_be_tried_again():
+    space = types.SimpleNamespace(factor="one")
+
+    @cell
+    def later(a, h):
+        return a * space.factor
+
+    with pytest.raises(ValueError, match="expected a number, got 'one'"):
+        assert later.cell
+    space.factor = 2.0
+    assert later.check() < 1e-8
