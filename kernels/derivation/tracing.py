@@ -97,6 +97,11 @@ class Trace:
         """Raise for what the user's line now does; ``why`` may take the source of the call."""
         frame: FrameType | None = sys._getframe(1)
         while frame is not None and frame.f_code not in self._codes:
+            if frame.f_globals is vars(functions):  # one of them as it is, not our counterpart
+                why = (
+                    f"{frame.f_code.co_name}: import it at the head of the module rather than in "
+                    "the function, and call it from plain functions rather than methods"
+                )
             frame = frame.f_back
         if frame is None:
             raise CellError(f"cell {self.cell!r}: {why('') if callable(why) else why}")
@@ -205,6 +210,9 @@ class _Traced:
 
     def __init__(self, trace: Trace, node: Node) -> None:
         self._trace, self._node = trace, node
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__.lower()} of cell {self._trace.cell!r}>"
 
     def __bool__(self) -> NoReturn:
         self._trace.refuse(_about_a_branch)
