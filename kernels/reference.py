@@ -88,10 +88,10 @@ class ReferenceEngine:
         kept = []
         for t in range(T):
             state = reset_before(steps, t, state)
-            gates, operand = pre_activations(cell, x_side[:, t], state, Wh, bh, w, steps.scale)
+            gates, operand = _pre_activations(cell, x_side[:, t], state, Wh, bh, w, steps.scale)
             new_state, saved = cell.forward(gates, state)
             kept.append((state, operand, saved))
-            state, hs[:, t] = settle(steps, t, new_state, state)
+            state, hs[:, t] = _settle(steps, t, new_state, state)
         last = tuple(s.copy() for s in state)  # theirs to change; ours is needed for backward
         return hs, last, (xs, kept, params, steps)
 
@@ -160,12 +160,40 @@ class ReferenceEngine:
         _, kept, _, _ = saved
         return tuple(np.stack(states, axis=1) for states in zip(*(k[0] for k in kept), strict=True))
 
+    def replay(
+        self, cell: Cell, xs: Array, params: Sequence[Array], steps: Steps, before: State
+    ) -> tuple[tuple[Array, ...], tuple[Array, ...], tuple[Array, ...]]:
+        """All steps at once, from the state that each of them saw, as ``before`` gives it.
+
+        Returns NumPy arrays (N, T, H): the gates' pre-activations, what the cell saved, and the
+        states after every step.
+        """
+        N, T, _ = xs.shape
+        H = cell.hidden_size(params)
+        Wx, Wh, b, w = cell.complete([self.to_host(param) for param in params])
+        bx, bh = (b, None) if cell.biases == 1 else b
+        before = tuple(self.to_host(state) for state in before)
+        rows = tuple(state.reshape(N * T, H) for state in before)
+        x_side = self.to_host(xs).reshape(N * T, -1) @ Wx + bx
+        scale = None if steps.scale is None else np.repeat(self.to_host(steps.scale), T, axis=0)
+        gates, _ = _pre_activations(cell, x_side, rows, Wh, bh, w, scale)
+        new, saved = cell.forward(gates, rows)
+        gates, new, saved = (
+            tuple(np.broadcast_to(array, (N * T, H)).reshape(N, T, H) for array in arrays)
+            for arrays in (gates, new, saved)
+        )
+        after = [
+            _settle(steps, t, tuple(s[:, t] for s in new), tuple(s[:, t] for s in before))[0]
+            for t in range(T)
+        ]
+        return gates, saved, tuple(np.stack(states, axis=1) for states in zip(*after, strict=True))
+
     def step(self, cell: Cell, x: Array, state: State, params: Sequence[Array]) -> State:
         """One step x (N, D), nothing kept for backward. Returns the state after it, (N, H) each."""
         expect_consistent(cell, x[:, None], state, params)
         Wx, Wh, b, w = cell.complete(params)
         bx, bh = (b, None) if cell.biases == 1 else b
-        gates, _ = pre_activations(cell, x @ Wx + bx, state, Wh, bh, w, None)
+        gates, _ = _pre_activations(cell, x @ Wx + bx, state, Wh, bh, w, None)
         return cell.forward(gates, state)[0]
 
     def stream(
@@ -382,7 +410,7 @@ def expect_consistent(cell: Cell, xs: Array, state: State, params: Sequence[Arra
             raise TypeError(f"{name}: expected {xs.dtype}, as xs is, got {array.dtype}")
 
 
-def pre_activations(
+def _pre_activations(
     cell: Cell,
     x_side: Array,
     state: State,
@@ -426,7 +454,7 @@ def reset_before(steps: Steps, t: int, state: State) -> State:
     )
 
 
-def settle(steps: Steps, t: int, new: State, old: State) -> tuple[State, Array]:
+def _settle(steps: Steps, t: int, new: State, old: State) -> tuple[State, Array]:
     """The state after step t, and its output; new and old: what the cell made of which state."""
     N, H = old[0].shape
     if steps.zoneout:

@@ -8,6 +8,7 @@ wait for the device is counted.
 import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -19,7 +20,8 @@ from numba_rnn import use_backend
 from numba_rnn.kernels.cuda.engine import CudaEngine
 from numba_rnn.kernels.cuda.kernel import Device, Kernel
 from numba_rnn.kernels.device import DeviceEngine
-from numba_rnn.kernels.reference import ReferenceEngine
+from numba_rnn.kernels.reference import Gradients, ReferenceEngine
+from numba_rnn.kernels.steps import PLAIN
 
 backend = importlib.import_module("numba_rnn.backend")  # the name stands for a function as well
 
@@ -274,15 +276,23 @@ class FakeEngine(DeviceEngine):
         super().__init__(xp)
         self._inner = ReferenceEngine()
 
-    def forward(self, cell: Any, xs: Any, state: Any, params: Any) -> Any:
+    def forward(self, cell: Any, xs: Any, state: Any, params: Any, steps: Any = PLAIN) -> Any:
+        if steps is not PLAIN:
+            there = {name: numbers(getattr(steps, name)) for name in ("initial", "scale")}
+            steps = replace(steps, **there)
         given = numbers((xs, tuple(state), tuple(params)))
-        hs, state, saved = self._inner.forward(cell, *given)
+        hs, state, saved = self._inner.forward(cell, *given, steps)
         return wrap(hs), tuple(map(wrap, state)), saved
 
     def backward(self, cell: Any, dhs: Any, dstate: Any, saved: Any) -> Any:
         given = numbers((dhs, tuple(dstate)))
-        dxs, dstate, gradients = self._inner.backward(cell, *given, saved)
-        return wrap(dxs), tuple(map(wrap, dstate)), tuple(map(wrap, gradients))
+        found = self._inner.backward(cell, *given, saved)
+        several = tuple(map(wrap, found.state)), tuple(map(wrap, found.params))
+        initial, states = (None if a is None else wrap(a) for a in (found.initial, found.states))
+        return Gradients(wrap(found.xs), *several, initial, states)
+
+    def before(self, cell: Any, saved: Any) -> Any:
+        return tuple(map(wrap, self._inner.before(cell, saved)))
 
     def step(self, cell: Any, x: Any, state: Any, params: Any) -> Any:
         given = numbers((x, tuple(state), tuple(params)))

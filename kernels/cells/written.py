@@ -218,7 +218,7 @@ class WrittenCell:
                 f"got {', '.join(map(str, unknown))}"
             )
 
-    def _numbers(self, role: str, allowed: tuple[str, ...], what: str) -> Mapping[str, float]:
+    def _numbers(self, role: str, allowed: tuple[str, ...], what: str) -> Mapping[str, Any]:
         given = self._options[role]
         if given is None:
             return MappingProxyType({})
@@ -226,9 +226,10 @@ class WrittenCell:
             raise self._refuse(f"{role}: expected a mapping from name to number, got {given!r}")
         self._among(role, given, allowed, what)
         for name, number in given.items():
-            if isinstance(number, bool) or not isinstance(number, Real) or not isfinite(number):
+            ends = number if role == "weight_start" and isinstance(number, tuple) else (number,)
+            if len(ends) > 2 or not all(map(_is_finite, ends)):
                 raise self._refuse(f"{role}: {name}: expected a finite number, got {number!r}")
-        return MappingProxyType({name: float(number) for name, number in given.items()})
+        return MappingProxyType(dict(given))
 
     def _arguments(self, function: Any) -> list[str]:
         parameters = inspect.signature(function).parameters.values()
@@ -362,7 +363,7 @@ def cell(
     recurrence: str = "product",
     biases: int = 1,
     bias_start: Mapping[str, float] | None = None,
-    weight_start: Mapping[str, float] | None = None,
+    weight_start: Mapping[str, float | tuple[float, float]] | None = None,
     backward: Callable[..., Any] | None = None,
     saved: Names | None = None,
     name: str | None = None,
@@ -400,7 +401,7 @@ def cell(
     recurrence      "product", or "elementwise": no h Wh at all, every gate sees x alone
     biases          1: on the input side; 2: on both
     bias_start      where a gate's bias starts, by name
-    weight_start    where a weight starts, by name
+    weight_start    where a weight starts, by name: a number, or (low, high) to draw it from
     backward        instead of a derivation: (dstate, saved, state) -> (dgates, dstate), as a
                     ``Cell`` has it, the weights being the last of the gates
     saved           with ``backward``: the function's local variables that it is given
@@ -413,6 +414,10 @@ def cell(
     if function is None:
         return lambda function: WrittenCell(function, **options)
     return WrittenCell(function, **options)
+
+
+def _is_finite(number: Any) -> bool:
+    return not isinstance(number, bool) and isinstance(number, Real) and isfinite(number)
 
 
 # ---- checking gradients
@@ -456,8 +461,8 @@ class _Problem:
     def gradients(self) -> dict[str, Any]:
         dstate = tuple(self.dstate.values())
         _, _, saved = self.forward()
-        dxs, dstate, dparams = self._engine.backward(self._cell, self.dhs, dstate, saved)
-        return dict(zip(self.inputs(), (dxs, *dparams, *dstate), strict=True))
+        found = self._engine.backward(self._cell, self.dhs, dstate, saved)
+        return dict(zip(self.inputs(), (found.xs, *found.params, *found.state), strict=True))
 
 
 def _gradient_errors(cell: Cell, sizes: tuple[int, ...], seed: int) -> dict[str, float]:
@@ -487,7 +492,7 @@ def _other_dtypes(cell: Cell, sizes: tuple[int, ...], seed: int) -> list[str]:
     """What does not stay float32."""
     with np.errstate(all="ignore"):
         problem = _Problem(cell, sizes, seed, np.float32)
-        _, _, (_, steps, _) = problem.forward()
+        _, _, (_, steps, *_) = problem.forward()
         before, _, saved = steps[0]
         dgates, dprev = cell.backward(tuple(problem.dstate.values()), saved, before)
         after = steps[1][0] if len(steps) > 1 else problem.forward()[1]

@@ -14,12 +14,9 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
 from ..backend import Engine, to_host
 from ..checks import Array
 from ..kernels.cells import Cell
-from ..kernels.reference import pre_activations, settle
 from ..kernels.steps import Steps
 
 Named = dict[str, Array]
@@ -92,32 +89,18 @@ class Trace:
         return {name: found[:, :, k] for k, name in enumerate(self.cell.states)}
 
     @cached_property
-    def _before(self) -> list[Array]:
-        return [to_host(state) for state in self._engine.before(self.cell, self._saved)]
+    def _before(self) -> tuple[Array, ...]:
+        return tuple(map(to_host, self._engine.before(self.cell, self._saved)))
 
     @cached_property
     def _inside(self) -> tuple[Named, Named, Named]:
-        cell, steps = self.cell, self._steps
-        N, T, _ = self._xs.shape
-        H = cell.hidden_size(self._params)
-        Wx, Wh, b, w = cell.complete([to_host(param) for param in self._params])
-        bx, bh = (b, None) if cell.biases == 1 else b
-        rows = [state.reshape(N * T, H) for state in self._before]
-        x_side = to_host(self._xs).reshape(N * T, -1) @ Wx + bx
-        scale = None if steps.scale is None else np.repeat(to_host(steps.scale), T, axis=0)
-        found, _ = pre_activations(cell, x_side, tuple(rows), Wh, bh, w, scale)
-        new, saved = cell.forward(found, tuple(rows))
-
-        def over_time(array: Array) -> Array:
-            return np.broadcast_to(array, (N * T, H)).reshape(N, T, H)
-
-        after = np.empty((len(new), N, T, H), Wx.dtype)
-        for t in range(T):
-            made = tuple(over_time(s)[:, t] for s in new)
-            after[:, :, t] = settle(steps, t, made, tuple(s[:, t] for s in self._before))[0]
-        gates = dict(zip(cell.saved, map(over_time, saved), strict=True))
+        cell = self.cell
+        found, saved, after = self._engine.replay(
+            cell, self._xs, self._params, self._steps, self._before
+        )
+        gates = dict(zip(cell.saved, saved, strict=True))
         return (
-            dict(zip(cell.gates, map(over_time, found), strict=True)),
+            dict(zip(cell.gates, found, strict=True)),
             {name: gates[name] for name in self.gate_names},
             dict(zip(cell.states, after, strict=True)),
         )
