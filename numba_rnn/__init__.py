@@ -4,13 +4,18 @@ __version__ = "0.1.0"
 
 from typing import Any
 
+from . import functions
 from .backend import BackendError, backend, explain, use_backend
+from .custom import cell, time_layer
 from .kernels import cells
 from .layers import *  # noqa: F403
 from .layers import __all__ as _layers
 from .streaming import Stream
 
-__all__ = ["BackendError", "Stream", "backend", "cells", "explain", "use_backend", *_layers]
+__all__ = [
+    "BackendError", "Stream", "backend", "cell", "cells", "explain", "functions", "time_layer",
+    "use_backend", *_layers,
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -12,7 +12,7 @@ from functools import cache
 from .cell import Cell
 from .written import WrittenCell
 
-__all__ = ["Cell", "get", "names"]
+__all__ = ["Cell", "WrittenCell", "get", "names", "register"]
 
 
 @cache
@@ -31,6 +31,17 @@ def _registry() -> dict[str, Cell | WrittenCell]:
 def names() -> list[str]:
     """Names of all cells, sorted."""
     return sorted(_registry())
+
+
+def register(cell: Cell | WrittenCell) -> None:
+    """Let a cell of one's own be found by its name, by models and their checkpoints too.
+
+    Raises ValueError where another cell has that name.
+    """
+    if not isinstance(cell, Cell | WrittenCell):
+        raise TypeError(f"cell: expected a cell, got {cell!r}")
+    if _registry().setdefault(cell.name, cell) is not cell:
+        raise ValueError(f"cell: there is one named {cell.name!r} already")
 
 
 def get(cell: str | Cell | WrittenCell) -> Cell:

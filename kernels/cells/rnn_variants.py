@@ -1,0 +1,22 @@
+"""Simple recurrent networks that remember longer (``rnn.py`` is the usual one)."""
+
+from ..functions import sigmoid, tanh
+from .written import cell
+
+
+@cell(weights="leak")
+def leaky_rnn(a, leak, h):
+    """Leaky units: each keeps a share of its old value, which it learns (Jaeger et al. 2007)."""
+    new = sigmoid(leak)
+    return (1 - new) * h + new * tanh(a)
+
+
+def context(decay, h, s):
+    return sigmoid(decay) * s + h
+
+
+@cell(states="h s", weights="decay", second="a", operand=context)
+def jordan(a, decay, h, s):
+    """The product sees a context s that decays (Jordan 1986, with h in the output's place)."""
+    s = sigmoid(decay) * s + h
+    return tanh(a), s
