@@ -16,6 +16,8 @@ from helpers import (
     ALL_ENGINES,
     DTYPES,
     ENGINES,
+    FORMS,
+    OTHERS,
     SHARINGS,
     Array,
     outcome,
@@ -139,7 +141,7 @@ def with_examples(test: Any) -> Any:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", cells.names())
+@pytest.mark.parametrize("name", FORMS)
 @pytest.mark.parametrize("backend", ENGINES)
 @settings(max_examples=20, deadline=None)
 @with_examples
@@ -167,7 +169,20 @@ def test_engine_agrees_with_the_reference(backend, name, dtype, sizes, layouts, 
         assert not any(np.may_share_memory(after, array) for array in got.values())
 
 
-@pytest.mark.parametrize("name", cells.names())
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("backend", ENGINES)
+def test_it_does_for_the_other_cells(backend, name, dtype):
+    for sizes in (1, 1, 1, 1), (3, 4, 5, 19):
+        if backend == "cuda":
+            sizes = tuple(1 + (size - 1) % 13 for size in sizes)
+        p = problem(name, *sizes, dtype)
+        with use_backend(backend, strict=True) as engine, poisoned_memory(engine):
+            got = outcome(engine, p)
+        assert disagreements(got, outcome(ReferenceEngine(), p), LIMITS[dtype]) == {}
+
+
+@pytest.mark.parametrize("name", FORMS)
 @pytest.mark.parametrize("sizes", CHUNKS)
 @pytest.mark.parametrize("backend", ["numba"])
 def test_long_and_wide_blocks(backend, sizes, name):
@@ -184,7 +199,7 @@ def test_long_and_wide_blocks(backend, sizes, name):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", cells.names())
+@pytest.mark.parametrize("name", FORMS)
 @pytest.mark.parametrize("sizes", [(9, 40, 7, 70), (2, 5, 33, 47), (1, 3, 4, 64)])
 @pytest.mark.parametrize("backend", ["numba"])
 def test_sharing_changes_no_bit(backend, sizes, name, dtype):
@@ -198,7 +213,7 @@ def test_sharing_changes_no_bit(backend, sizes, name, dtype):
                 np.testing.assert_equal(outcome(engine, p), alone, str(sharing))
 
 
-@pytest.mark.parametrize("name", cells.names())
+@pytest.mark.parametrize("name", FORMS)
 @pytest.mark.parametrize("backend", ALL_ENGINES)
 def test_backward_twice_gives_the_same(backend, name):
     p = problem(name, 3, 4, 2, 5)

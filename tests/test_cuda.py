@@ -12,7 +12,7 @@ from test_steps import FEATURES, disagreements, particular
 from test_steps import outcome as outcome_with
 
 from cuda_emulator import EmulatedGpu, EmulationError
-from helpers import CALLING_ALL, DTYPES, outcome, random_problem, relative_error
+from helpers import CALLING_ALL, DTYPES, FORMS, outcome, random_problem, relative_error
 from numba_rnn import cells
 from numba_rnn.kernels.cuda import build, gates, lanes, persistent, products, tiling, updates
 from numba_rnn.kernels.cuda.arithmetic import Form
@@ -22,8 +22,8 @@ from numba_rnn.kernels.layout import layout
 from numba_rnn.kernels.reference import ReferenceEngine
 from numba_rnn.training import SGD, AdaGrad, Adam, AdamW, Momentum, RMSProp
 
-CELLS = pytest.mark.parametrize("name", cells.names())
-ONE_PRODUCT = [name for name in cells.names() if layout(cells.get(name)).early]
+CELLS = pytest.mark.parametrize("name", FORMS)
+ONE_PRODUCT = [name for name in FORMS if layout(cells.get(name)).early]
 ONE_PRODUCT = [name for name in ONE_PRODUCT if not cells.get(name).second]
 LIMITS = {"float32": 1e-5, "float64": 1e-12, "tf32": 2e-3, "bf16": 2e-2}
 SIZES = [(1, 1, 1, 1), (3, 4, 5, 6), (2, 3, 1, 8), (1, 5, 7, 13), (4, 2, 3, 40)]  # N, T, D, H
@@ -418,7 +418,7 @@ def test_a_plan_says_why_there_is_none():
 
 # ---- compiled, without a GPU
 
-KERNELS = [(name, kernel) for name in cells.names() for kernel in gates.names(cells.get(name))]
+KERNELS = [(name, kernel) for name in FORMS for kernel in gates.names(cells.get(name))]
 needs_compiler = pytest.mark.skipif(sys.platform != "linux", reason="needs CUDA's compiler")
 
 

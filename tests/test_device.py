@@ -23,8 +23,8 @@ from fake_device import (
     use_fake_device,
     xp,
 )
-from helpers import DTYPES, Array
-from numba_rnn import cells, jobs, use_backend
+from helpers import DTYPES, FORMS, Array
+from numba_rnn import jobs, use_backend
 from numba_rnn.models import Rnnlm
 from numba_rnn.training import (
     Adam,
@@ -98,7 +98,7 @@ def both_ways() -> Any:
 XS, IDS = numbers(N, T, D), np.random.default_rng(0).integers(0, V, (N, T))
 LABELS = np.where(IDS % 3 == 0, -1, IDS)
 LAYERS: dict[str, tuple[Any, tuple[Any, ...], tuple[Any, ...]]] = {
-    **{cell: (recurrent(cell), (XS,), (numbers(N, T, H, seed=1),)) for cell in cells.names()},
+    **{cell: (recurrent(cell), (XS,), (numbers(N, T, H, seed=1),)) for cell in FORMS},
     "both ways": (both_ways, (XS,), (numbers(N, T, 2 * H, seed=1),)),
     "one step": (
         lambda: rnn.LSTM.create(D, H, rng=1, dtype=np.float64),
@@ -156,7 +156,7 @@ def test_inputs_on_a_device_lead_there_whatever_is_in_force(name):
         same(outcome(layer, on_device, douts), want)
 
 
-@pytest.mark.parametrize("name", [*cells.names(), "both ways", "one step"])
+@pytest.mark.parametrize("name", [*FORMS, "both ways", "one step"])
 def test_layers_run_on_the_cuda_engine(name):
     make, inputs, douts = LAYERS[name]
     want = outcome(make(), inputs, douts)
@@ -193,7 +193,7 @@ def test_parameters_start_from_the_same_numbers():
     same(made.params, rnn.TimeGRU.create(D, H, rng=3).params, 0)
 
 
-@pytest.mark.parametrize("name", [name for name in LAYERS if name in cells.names()])
+@pytest.mark.parametrize("name", [name for name in LAYERS if name in FORMS])
 def test_a_stateful_layer_moves_with_its_state(name):
     blocks = numbers(3, N, T, D)
     layer = rnn.TimeRecurrent.create(D, H, cell=name, rng=1, dtype=np.float64, stateful=True)

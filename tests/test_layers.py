@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import numba_rnn as rnn
-from helpers import BACKENDS, DTYPES, Array
+from helpers import BACKENDS, DTYPES, FORMS, Array
 from numba_rnn import cells, use_backend
 
 N, T, D, H = 2, 5, 3, 4
@@ -259,7 +259,7 @@ def test_bidirectional_parameters_are_those_of_its_layers():
 # ---- starting values
 
 
-@pytest.mark.parametrize("name", cells.names())
+@pytest.mark.parametrize("name", FORMS)
 def test_orthogonal_start(name):
     D, H = 7, 33
     cell = cells.get(name)
@@ -282,7 +282,7 @@ def test_orthogonal_start(name):
     np.testing.assert_array_equal(b, expected)
 
 
-@pytest.mark.parametrize("name", cells.names())
+@pytest.mark.parametrize("name", FORMS)
 def test_book_start(name):
     D, H = 25, 100
     layer = rnn.TimeRecurrent.create(D, H, cell=name, rng=0, dtype=np.float64, init="book")
@@ -437,7 +437,7 @@ def test_changing_the_state_does_not_change_the_gradient(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", cells.names())
+@pytest.mark.parametrize("name", FORMS)
 def test_steps_equal_the_unrolled_layer(name, backend):
     rng = np.random.default_rng(0)
     xs = rng.standard_normal((2, 6, 3))

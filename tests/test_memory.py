@@ -6,8 +6,7 @@ begins: one byte further and the process dies.
 
 import pytest
 
-from helpers import run_python
-from numba_rnn import cells
+from helpers import FORMS, run_python
 
 PROGRAM = """
 import ctypes, faulthandler, mmap
@@ -83,7 +82,7 @@ print("nothing was touched")
 """
 
 
-@pytest.mark.parametrize("name", cells.names())
+@pytest.mark.parametrize("name", FORMS)
 def test_nothing_outside_an_array_is_touched(name):
     assert run_python(PROGRAM.replace("NAME", repr(name))).stdout == "nothing was touched\n"
 

@@ -5,14 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from helpers import BACKENDS, central_differences, relative_error
-from numba_rnn import cells, use_backend
+from helpers import BACKENDS, FORMS, central_differences, relative_error
+from numba_rnn import use_backend
 from numba_rnn.models import Rnnlm
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("tie", [False, True])
-@pytest.mark.parametrize("cell", cells.names())
+@pytest.mark.parametrize("cell", FORMS)
 def test_gradients_of_every_parameter(backend, tie, cell):
     rng = np.random.default_rng(0)
     with use_backend(backend):

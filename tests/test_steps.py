@@ -20,6 +20,7 @@ from helpers import (
     central_differences,
     random_problem,
     relative_error,
+    start,
 )
 from numba_rnn import cells, use_backend
 from numba_rnn.kernels import draws
@@ -40,7 +41,8 @@ def particular(p: Problem, features: set[str], seed: int = 0) -> Steps:
     if "resets" in features:
         made["resets"] = rng.random((N, T)) < 0.4
     if "initial" in features:
-        made["initial"] = rng.uniform(-1, 1, (S, H)).astype(dtype)
+        starts = [rng.uniform(-1, 1, H) + start(p.cell, name) for name in p.cell.states]
+        made["initial"] = np.array(starts, dtype)
     if "scale" in features:
         made["scale"] = (2 * rng.integers(0, 2, (N, H))).astype(dtype)
     if "zoneout" in features:
