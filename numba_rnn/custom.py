@@ -89,6 +89,7 @@ def time_layer(cell: str | Cell | WrittenCell) -> type[TimeRecurrent]:
     Its constructor takes the parameters that ``cell.shapes(D, H)`` names, and ``stateful``; every
     state and its gradient are attributes by their names (``layer.c``, ``layer.dc``).
 
+    >>> import numpy as np
     >>> TimeMgu = time_layer("mgu")
     >>> TimeMgu.create(3, 5, rng=0).forward(np.ones((2, 7, 3), np.float32)).shape
     (2, 7, 5)
