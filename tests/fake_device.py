@@ -8,6 +8,7 @@ wait for the device is counted.
 import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -19,7 +20,8 @@ from numba_rnn import use_backend
 from numba_rnn.kernels.cuda.engine import CudaEngine
 from numba_rnn.kernels.cuda.kernel import Device, Kernel
 from numba_rnn.kernels.device import DeviceEngine
-from numba_rnn.kernels.reference import ReferenceEngine
+from numba_rnn.kernels.reference import Gradients, ReferenceEngine
+from numba_rnn.kernels.steps import PLAIN, Steps
 
 backend = importlib.import_module("numba_rnn.backend")  # the name stands for a function as well
 
@@ -274,15 +276,18 @@ class FakeEngine(DeviceEngine):
         super().__init__(xp)
         self._inner = ReferenceEngine()
 
-    def forward(self, cell: Any, xs: Any, state: Any, params: Any) -> Any:
+    def forward(self, cell: Any, xs: Any, state: Any, params: Any, steps: Steps = PLAIN) -> Any:
         given = numbers((xs, tuple(state), tuple(params)))
-        hs, state, saved = self._inner.forward(cell, *given)
+        on_host = {k: numbers(getattr(steps, k)) for k in ("initial", "scale")}
+        hs, state, saved = self._inner.forward(cell, *given, replace(steps, **on_host))
         return wrap(hs), tuple(map(wrap, state)), saved
 
     def backward(self, cell: Any, dhs: Any, dstate: Any, saved: Any) -> Any:
         given = numbers((dhs, tuple(dstate)))
-        dxs, dstate, gradients = self._inner.backward(cell, *given, saved)
-        return wrap(dxs), tuple(map(wrap, dstate)), tuple(map(wrap, gradients))
+        dxs, dstate, gradients, *rest = self._inner.backward(cell, *given, saved)
+        dinitial, dstates = (None if d is None else wrap(d) for d in rest)
+        dstate, gradients = tuple(map(wrap, dstate)), tuple(map(wrap, gradients))
+        return Gradients(wrap(dxs), dstate, gradients, dinitial, dstates)
 
     def step(self, cell: Any, x: Any, state: Any, params: Any) -> Any:
         given = numbers((x, tuple(state), tuple(params)))

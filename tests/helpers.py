@@ -82,7 +82,7 @@ def outcome(engine: ReferenceEngine, p: Problem) -> dict[str, Array]:
     """Everything an engine computes, by name, as NumPy arrays."""
     p = p.map(engine.to_device)
     hs, state, saved = engine.forward(p.cell, p.xs, p.state, p.params)
-    dxs, dstate, dparams = engine.backward(p.cell, p.dhs, p.dstate, saved)
+    dxs, dstate, dparams, *_ = engine.backward(p.cell, p.dhs, p.dstate, saved)
     stepped = engine.step(p.cell, p.xs[:, 0], p.state, p.params)
     names = p.cell.states
     found = {
