@@ -4,6 +4,7 @@ from .base import Layer
 from .bidirectional import Bidirectional, TimeBiGRU, TimeBiLSTM, TimeBiRNN
 from .dense import TimeAffine, TimeDropout, TimeEmbedding
 from .losses import TimeMSE, TimeSigmoidWithLoss, TimeSoftmaxWithLoss
+from .projected import TimeProjectedLSTM
 from .recurrent import GRU, LSTM, RNN, TimeGRU, TimeLSTM, TimeRecurrent, TimeRNN
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "TimeGRU",
     "TimeLSTM",
     "TimeMSE",
+    "TimeProjectedLSTM",
     "TimeRNN",
     "TimeRecurrent",
     "TimeSigmoidWithLoss",
