@@ -6,6 +6,7 @@ from .dense import TimeAffine, TimeDropout, TimeEmbedding
 from .losses import TimeMSE, TimeSigmoidWithLoss, TimeSoftmaxWithLoss
 from .projected import TimeProjectedLSTM
 from .recurrent import GRU, LSTM, RNN, TimeGRU, TimeLSTM, TimeRecurrent, TimeRNN
+from .stacked import Stacked
 
 __all__ = [
     "GRU",
@@ -13,6 +14,7 @@ __all__ = [
     "RNN",
     "Bidirectional",
     "Layer",
+    "Stacked",
     "TimeAffine",
     "TimeBiGRU",
     "TimeBiLSTM",
