@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Self
 
-from ..checks import Array, accept, expect_int
+from ..checks import Array, accept, expect_float, expect_int
 from .bidirectional import Bidirectional
 from .composite import Composite
 from .dense import TimeDropout
@@ -50,8 +50,8 @@ class Stacked(Composite):
     ) -> None:
         self.layers: tuple[TimeRecurrent | Bidirectional, ...] = _expect_stack(layers)
         super().__init__({str(k): layer for k, layer in enumerate(self.layers)})
-        random = generator(rng)
-        self.dropouts = tuple(TimeDropout(dropout, rng=random) for _ in self.layers[1:])
+        random, ratio = generator(rng), expect_float("dropout", dropout, 0, 1)
+        self.dropouts = tuple(TimeDropout(ratio, rng=random) for _ in self.layers[1:])
         self.residuals = tuple(
             bool(residual) and layer.input_size == layer.output_size for layer in self.layers
         )
