@@ -25,7 +25,8 @@ class TimeProjectedLSTM(TimeRecurrent):
     It runs H wide: h, and the weights that see it or make it, are padded by zeros from P to H. A
     step costs what it does with P = H, 5 H² multiplications in recurrent products instead of
     5 P H, and every forward copies Wh and Wr; what is saved is parameters, and work in what reads
-    the output. ``weight_drop`` drops entries of Wr as of Wh, ``recurrent_dropout`` units of
+    the output. A learnable initial state is (2, H), of whose first row the first P count.
+    ``weight_drop`` drops entries of Wr as of Wh, ``recurrent_dropout`` units of
     o * tanh(c) as of h. It has no streams.
 
     >>> layer = TimeProjectedLSTM.create(3, 8, proj_size=5, rng=0)
@@ -131,21 +132,9 @@ class TimeProjectedLSTM(TimeRecurrent):
         h, c = super()._state_before(name, N, here)
         return self._widened(h, here), c
 
-    @property
-    def _initial(self) -> Array | None:
-        """The learnable initial state; of h's row what is beyond P does not count."""
-        initial = super()._initial
-        if initial is not None:
-            initial = initial.copy()
-            initial[0, self.output_size :] = 0
-        return initial
-
     def _fill_grads(self, gradients: Any) -> None:
         dWx, wide, db, *dinitial = gradients
-        P = self.output_size
-        dWh, dWr = _own_weights(wide, self.hidden_size, P)
-        for gradient in dinitial:
-            gradient[0, P:] = 0
+        dWh, dWr = _own_weights(wide, self.hidden_size, self.output_size)
         super()._fill_grads([dWx, dWh, db, dWr, *dinitial])
 
     def set_state(self, *state: Array | None) -> None:
