@@ -16,8 +16,11 @@ import numpy as np
 
 from .backend import engine_of
 from .checks import Array, accept, expect_finite, expect_int
+from .layers.base import Layer
 from .layers.dense import TimeAffine
+from .layers.projected import TimeProjectedLSTM
 from .layers.recurrent import TimeRecurrent
+from .layers.stacked import Stacked
 
 Snapshot = tuple[Array, ...]
 
@@ -25,8 +28,8 @@ Snapshot = tuple[Array, ...]
 class Stream:
     """Recurrent layers on top of each other, and maybe an affine layer, that live on.
 
-    layers    TimeRecurrent layers (TimeRNN, TimeLSTM, TimeGRU ...), the first at the bottom, and
-              a TimeAffine on top if there is one
+    layers    TimeRecurrent layers (TimeRNN, TimeLSTM, TimeGRU ...), the first at the bottom, or a
+              Stacked of them, and a TimeAffine on top if there is one
     batch     N, how many sequences go side by side
     threads   how many threads may share a call; they do where the work is worth it, which for a
               single step of one sequence it is from about H 200 on (RNN: 350)
@@ -40,6 +43,8 @@ class Stream:
     The stream has the parameters as they were when it was made; ``refresh()`` takes them anew.
     It runs where the layers are. On a device x and frames may be NumPy arrays, what comes back is
     on the device, and every call waits for it to see that its input is finite.
+    It starts from zeros, or the layers' learnable initial states. Dropout does nothing here, as
+    nowhere in use; layers with zoneout are refused.
     A stream belongs to one thread at a time; several streams of one layer may run at once.
 
     >>> from numba_rnn import TimeAffine, TimeGRU, TimeLSTM
@@ -56,13 +61,13 @@ class Stream:
 
     def __init__(
         self,
-        layers: Sequence[Any],
+        layers: Sequence[Any] | Layer,
         batch: int = 1,
         *,
         threads: int = 1,
         bfloat16: bool = False,
     ) -> None:
-        self.layers = list(layers)
+        self.layers = _taken_apart(layers)
         self.batch = expect_int("batch", batch)
         self.threads = expect_int("threads", threads)
         self.bfloat16 = bool(bfloat16)
@@ -80,8 +85,13 @@ class Stream:
         ):
             names = ", ".join(type(layer).__name__ for layer in self.layers) or "none"
             raise TypeError(
-                "layers: expected recurrent layers (TimeRecurrent), then at most one TimeAffine; "
-                f"got {names}"
+                "layers: expected recurrent layers (TimeRecurrent) that read forwards, then at "
+                f"most one TimeAffine; got {names}"
+            )
+        if any(isinstance(layer, TimeProjectedLSTM) for layer in recurrent):
+            raise TypeError(
+                "layers: expected layers as wide outside as inside, got TimeProjectedLSTM, which "
+                "has no streams; step(x) of a stateful one does one step"
             )
         for below, above in zip(self.layers, self.layers[1:], strict=False):
             inputs, outputs = above.params[0].shape[0], below.hidden_size
@@ -197,31 +207,58 @@ class Stream:
             layer[...] = accept("snapshot", kept, layer.shape, self.dtype, self._engine)
 
     def reset(self, rows: Any = None) -> None:
-        """Begin anew, from a state of zeros: all sequences, or those of ``rows``.
+        """Begin anew, from zeros or the initial states: all sequences, or those of ``rows``.
 
         rows   numbers of sequences, or a mask (N,)
         """
-        for layer in self._running.state:
-            if rows is None:
-                layer[...] = 0
-            else:
-                layer[:, self._engine.to_device(_expect_rows(rows, self.batch))] = 0
+        some: Any = slice(None)
+        if rows is not None:
+            some = self._engine.to_device(_expect_rows(rows, self.batch))
+        for layer, start in zip(self._running.state, self._starts, strict=True):
+            layer[:, some] = start
 
     def refresh(self) -> None:
-        """Take the layers' parameters as they are now; the state stays."""
+        """Take the layers' parameters as they are now; the state stays.
+
+        Raises ValueError where a layer has zoneout.
+        """
+        for layer in self._recurrent:
+            if layer.regularisers is not None and any(layer.regularisers.zoneout):
+                raise ValueError(
+                    "layers: expected layers without zoneout, whose expected value a stream does "
+                    f"not compute, got zoneout {layer.regularisers.zoneout} in {layer!r}"
+                )
         state = self.snapshot() if hasattr(self, "_running") else None
         self._running = self._engine.stream(
-            [(layer.cell, layer.params) for layer in self._recurrent],
+            [(layer.cell, layer.cell_params) for layer in self._recurrent],
             self._affine.params if self._affine else None,
             self.batch,
             self.threads,
             self.bfloat16,
         )
+        # what each layer's states (S, N, H) begin with, as it is now
+        initials = [layer._initial for layer in self._recurrent]
+        self._starts = [0 if start is None else start[:, None].copy() for start in initials]
         self._step, self._address = self._running.stepping
         self._out, self._axes = self._running.out, 1 if self.batch == 1 else 2
         self._outputs, self._dtype = self.output_size, np.dtype(self.dtype.type)
-        if state is not None:
+        if state is None:
+            self.reset()
+        else:
             self.restore(state)
+
+
+def _taken_apart(layers: Any) -> list[Any]:
+    """The layers, with those of a Stacked in its place."""
+    found: list[Any] = []
+    for layer in [layers] if isinstance(layers, Layer) else layers:
+        if isinstance(layer, Stacked) and any(layer.residuals):
+            raise ValueError(
+                "layers: expected a Stacked without residual connections, which a stream does not "
+                f"compute, got one around layer {layer.residuals.index(True)}"
+            )
+        found += layer.layers if isinstance(layer, Stacked) else [layer]
+    return found
 
 
 def _expect_rows(rows: Any, batch: int) -> Array:

@@ -249,6 +249,7 @@ xp = SimpleNamespace(
     argsort=lambda array: computed(np.argsort, array, kind="stable"),
     ascontiguousarray=device_only(np.ascontiguousarray),
     concatenate=device_only(np.concatenate),
+    repeat=device_only(np.repeat),
     stack=device_only(np.stack),
     where=device_only(np.where),
     argwhere=device_only(np.argwhere),

@@ -5,6 +5,7 @@ A row of the table: what is done, the call, the exception, and patterns that its
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -94,7 +95,37 @@ def unrolled_rows(name: str, make: Callable[..., Any], out: int) -> list[Row]:
         row("rng a name", lambda: make(D, H, rng="lucky"), TypeError, "^rng", "seed", "'lucky'"),
         row("rng -1", lambda: make(D, H, rng=-1), ValueError, "^rng", "seed", "-1"),
     ]  # fmt: skip
+    rows += steps_rows(lambda **steps: layer().forward(zeros(N, T, D), **steps))
     return [(f"{name}: {doing}", *rest) for doing, *rest in rows]
+
+
+def steps_rows(forward: Callable[..., Any]) -> list[Row]:
+    """lengths, mask and resets of a forward over (N, T)."""
+    flags = zeros(N, T, dtype=bool)
+
+    def given(**steps: Any) -> Callable[[], Any]:
+        return lambda: forward(**steps)
+
+    return [
+        row("lengths 5 of 4", given(lengths=np.array([4, 5])), ValueError, "^lengths", "0 to 4",
+            r"got 5 at \(1,\)"),
+        row("lengths -1", given(lengths=np.array([-1, 4])), ValueError, "^lengths", "0 to 4",
+            "got -1"),
+        row("lengths of floats", given(lengths=zeros(N)), TypeError, "^lengths", "integer",
+            "float32"),
+        row("three lengths", given(lengths=[1, 2, 3]), ValueError, "^lengths", r"\(2,\)",
+            r"\(3,\)"),
+        row("lengths and a mask", given(lengths=[1, 2], mask=flags), TypeError, "^mask",
+            "lengths or mask", "both"),
+        row("a mask of floats", given(mask=zeros(N, T)), TypeError, "^mask", "booleans",
+            r"\(2, 4\)", "float32"),
+        row("a mask of another T", given(mask=zeros(N, T + 1, dtype=bool)), ValueError, "^mask",
+            r"\(2, 4\)", r"\(2, 5\)"),
+        row("resets of integers", given(resets=zeros(N, T, dtype=int)), TypeError, "^resets",
+            "booleans", "int64"),
+        row("resets for each row", given(resets=zeros(N, dtype=bool)), ValueError, "^resets",
+            r"\(2, 4\)", r"\(2,\)"),
+    ]  # fmt: skip
 
 
 def time_lstm() -> Any:
@@ -124,6 +155,8 @@ RECURRENT = [
     *unrolled_rows("TimeLSTM", rnn.TimeLSTM.create, H),
     *unrolled_rows("TimeGRU", rnn.TimeGRU.create, H),
     *unrolled_rows("TimeBiLSTM", rnn.TimeBiLSTM.create, 2 * H),
+    *unrolled_rows("Stacked", rnn.Stacked.create, H),
+    *unrolled_rows("TimeProjectedLSTM", partial(rnn.TimeProjectedLSTM.create, proj_size=2), 2),
     row("TimeLSTM: Wx a list", lambda: rnn.TimeLSTM([[0.0]], *weights()[1:]), TypeError, "^Wx",
         "array", "list"),
     row("TimeLSTM: Wx with one axis", lambda: rnn.TimeLSTM(zeros(3), *weights()[1:]), ValueError,
@@ -236,6 +269,108 @@ BIDIRECTIONAL = [
         "^backward_layer", "TimeRecurrent", "None"),
     row("TimeBiLSTM: wrong second half",
         lambda: rnn.TimeBiLSTM(*weights(), *weights(3 * H)), ValueError, "^W[xh]", "20", "15"),
+]  # fmt: skip
+
+
+# ---- stacks, and states of several layers
+
+
+def stack(**options: Any) -> Any:
+    return rnn.Stacked.create(D, H, rng=0, **options)
+
+
+def stack_of(*layers: Any) -> Callable[[], Any]:
+    return lambda: rnn.Stacked(layers)
+
+
+def above(**sizes: Any) -> Any:
+    return rnn.TimeLSTM.create(**{"input_size": H, "hidden_size": H, **sizes})
+
+
+def twice() -> Any:
+    layer = rnn.TimeRNN.create(D, D)
+    return rnn.Stacked([layer, layer])
+
+
+def stack_backward(*dstate: Any) -> Callable[[], Any]:
+    return lambda: after_forward(stack(), zeros(N, T, D)).backward(zeros(N, T, H), *dstate)
+
+
+STACKED = [
+    row("Stacked: no layers", stack_of(), TypeError, "^layers", "TimeRecurrent or Bidirectional",
+        "got none"),
+    row("Stacked: a layer alone", lambda: rnn.Stacked(None), TypeError, "^layers", "NoneType"),
+    row("Stacked: an affine layer", lambda: rnn.Stacked([time_lstm(), affine()]), TypeError,
+        "^layers", "TimeRecurrent or Bidirectional", "TimeLSTM, TimeAffine"),
+    row("Stacked: a stack", lambda: rnn.Stacked([stack()]), TypeError, "^layers", "got Stacked"),
+    row("Stacked: sizes", lambda: rnn.Stacked([time_lstm(), above(input_size=4)]), ValueError,
+        "^layers", "5 inputs in float32", "D 4"),
+    row("Stacked: dtypes", lambda: rnn.Stacked([time_lstm(), above(dtype=np.float64)]), ValueError,
+        "^layers", "5 inputs in float32", "float64"),
+    row("Stacked: one layer twice", twice, ValueError, "^layers", "each layer once", "again"),
+    row("Stacked: dropout 1", lambda: stack(dropout=1), ValueError, "^dropout", "below 1", "got 1"),
+    row("Stacked: dropout of one layer", lambda: stack(layers=1, dropout=-1), ValueError,
+        "^dropout", "from 0", "got -1"),
+    row("Stacked: layers 0", lambda: stack(layers=0), ValueError, "^layers", "at least 1", "got 0"),
+    row("Stacked: layers 1.5", lambda: stack(layers=1.5), TypeError, "^layers", "whole", "1.5"),
+    row("Stacked: unknown cell", lambda: stack(layer="mlp"), ValueError, "^cell", "lstm", "'mlp'"),
+    row("Stacked: another class", lambda: stack(layer=rnn.TimeAffine), ValueError, "^cell", "lstm",
+        "TimeAffine"),
+    row("Stacked: one state too many", lambda: stack().set_state(None, None, None), TypeError,
+        "^set_state", "each of 2 layers", "got 3"),
+    row("Stacked: a state no tuple", lambda: stack().set_state(zeros(N, H)), TypeError,
+        "^set_state", "tuple", "ndarray for layer 0"),
+    row("Stacked: a state of another H", lambda: stack().set_state(None, (zeros(N, 4),)),
+        ValueError, "^h", r"\(2, 5\)", r"\(2, 4\)"),
+    row("Stacked: a gradient no tuple", stack_backward(None, zeros(N, H)), TypeError, "^backward",
+        "tuple", "ndarray for layer 1"),
+    row("Stacked: a gradient of another H", stack_backward(None, (zeros(N, 4),)), ValueError,
+        "^dh", r"\(2, 5\)", r"\(2, 4\)"),
+    row("Stacked: unknown rate", lambda: stack().regularise(zoneout={"d": 0.1}), ValueError,
+        "^zoneout", "h, c", r"\['d'\]"),
+    row("TimeBiLSTM: a state no tuple",
+        lambda: rnn.TimeBiLSTM.create(D, H).set_state(zeros(N, H)), TypeError, "^set_state",
+        "tuple", "ndarray for layer 0"),
+]  # fmt: skip
+
+
+# ---- the projection
+
+
+def projected(P: int = 2, **other: Array) -> Callable[[], Any]:
+    arrays = {"Wx": zeros(D, 4 * H), "Wh": zeros(P, 4 * H), "b": zeros(4 * H), "Wr": zeros(H, P)}
+    return lambda: rnn.TimeProjectedLSTM(**{**arrays, **other})
+
+
+def projected_backward(*dstate: Any) -> Callable[[], Any]:
+    return lambda: after_forward(projected()(), zeros(N, T, D)).backward(zeros(N, T, 2), *dstate)
+
+
+PROJECTED = [
+    row("TimeProjectedLSTM: three gates", projected(Wx=zeros(D, 3 * H)), ValueError, "^Wx",
+        r"\(D, 4H\)", r"\(3, 15\)"),
+    row("TimeProjectedLSTM: Wr of another H", projected(Wr=zeros(4, 2)), ValueError, "^Wr",
+        r"\(5, P\)", r"\(4, 2\)"),
+    row("TimeProjectedLSTM: more outputs than units", projected(6), ValueError, "^Wr",
+        "P at most H", r"\(5, 6\)"),
+    row("TimeProjectedLSTM: Wh of another P", projected(Wh=zeros(3, 4 * H)), ValueError, "^Wh",
+        r"\(2, 20\)", r"\(3, 20\)"),
+    row("TimeProjectedLSTM: b of two rows", projected(b=zeros(2, 4 * H)), ValueError, "^b",
+        r"\(20,\)", r"\(2, 20\)"),
+    row("TimeProjectedLSTM: Wr of float64", projected(Wr=zeros(H, 2, dtype=np.float64)), TypeError,
+        "^Wr", "float32", "float64"),
+    row("TimeProjectedLSTM: proj_size 6 of 5",
+        lambda: rnn.TimeProjectedLSTM.create(D, H, proj_size=6), ValueError, "^proj_size",
+        "at most hidden_size, 5", "got 6"),
+    row("TimeProjectedLSTM: no proj_size", lambda: rnn.TimeProjectedLSTM.create(D, H), TypeError,
+        "^proj_size", "whole", "None"),
+    row("TimeProjectedLSTM: set_state h of H", lambda: projected()().set_state(zeros(N, H)),
+        ValueError, "^h", r"\(2, 2\)", r"\(2, 5\)"),
+    row("TimeProjectedLSTM: set_state c of P",
+        lambda: projected()().set_state(zeros(N, 2), zeros(N, 2)), ValueError, "^c", r"\(2, 5\)",
+        r"\(2, 2\)"),
+    row("TimeProjectedLSTM: dh of H", projected_backward(zeros(N, H)), ValueError, "^dh",
+        r"\(2, 2\)", r"\(2, 5\)"),
 ]  # fmt: skip
 
 
@@ -478,7 +613,17 @@ TRAINING = [
 ]  # fmt: skip
 
 
-TABLE = [*RECURRENT, *ONE_STEP, *BIDIRECTIONAL, *DENSE, *LOSSES, *BACKEND, *TRAINING]
+TABLE = [
+    *RECURRENT,
+    *ONE_STEP,
+    *BIDIRECTIONAL,
+    *STACKED,
+    *PROJECTED,
+    *DENSE,
+    *LOSSES,
+    *BACKEND,
+    *TRAINING,
+]
 
 
 @pytest.mark.parametrize(

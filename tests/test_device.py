@@ -95,11 +95,29 @@ def both_ways() -> Any:
     return rnn.TimeBiLSTM.create(D, H, rng=1, dtype=np.float64)
 
 
+def stacked() -> Any:
+    """H = 5: two layers in both directions, one past which its input goes; a projection."""
+    options = {"rng": 1, "dtype": np.float64}
+    back = rnn.TimeRNN.create(H, 2, **options)
+    layers = [
+        rnn.TimeGRU.create(D, H, **options),
+        rnn.Bidirectional(rnn.TimeLSTM.create(H, 3, **options), back),
+        projected(H, 6, H),
+    ]
+    return rnn.Stacked(layers, residual=True)
+
+
+def projected(D: int = D, H: int = 6, P: int = H) -> Any:
+    return rnn.TimeProjectedLSTM.create(D, H, proj_size=P, rng=1, dtype=np.float64)
+
+
 XS, IDS = numbers(N, T, D), np.random.default_rng(0).integers(0, V, (N, T))
 LABELS = np.where(IDS % 3 == 0, -1, IDS)
 LAYERS: dict[str, tuple[Any, tuple[Any, ...], tuple[Any, ...]]] = {
     **{cell: (recurrent(cell), (XS,), (numbers(N, T, H, seed=1),)) for cell in FORMS},
     "both ways": (both_ways, (XS,), (numbers(N, T, 2 * H, seed=1),)),
+    "stacked": (stacked, (XS,), (numbers(N, T, H, seed=1),)),
+    "projected": (projected, (XS,), (numbers(N, T, H, seed=1),)),
     "one step": (
         lambda: rnn.LSTM.create(D, H, rng=1, dtype=np.float64),
         (XS[:, 0], numbers(N, H), numbers(N, H, seed=2)),
@@ -156,7 +174,38 @@ def test_inputs_on_a_device_lead_there_whatever_is_in_force(name):
         same(outcome(layer, on_device, douts), want)
 
 
-@pytest.mark.parametrize("name", [*FORMS, "both ways", "one step"])
+@pytest.mark.parametrize("how", ["lengths", "mask"])
+@pytest.mark.parametrize("make", [both_ways, stacked, projected, recurrent("gru")])
+def test_sequences_as_they_come(make, how):
+    """Lengths, masks, resets, learnt starts and regularisers, of several layers too."""
+    steps = {
+        "lengths": np.array([T, 1]),
+        "mask": np.array([[True, False, True, True], [False] * T]),
+        "resets": np.array([[False, True, False, True]] * N),
+    }
+
+    def run(where: Any) -> list[Any]:
+        layer = (
+            make()
+            .learn_initial_state()
+            .regularise(
+                zoneout=0.2, recurrent_dropout=0.3, input_dropout=0.3, weight_drop=0.3, rng=2
+            )
+        )
+        for k, param in enumerate(layer.params):
+            param += where(numbers(*param.shape, seed=k))
+        chosen = {name: where(steps[name]) for name in (how, "resets")}
+        hs = layer.forward(where(XS), **chosen)
+        dhs = numbers(*hs.shape, seed=1)
+        dxs = layer.backward(where(dhs))
+        return [hs, dxs, *layer.grads, *layer.state, *layer.dstate]
+
+    want = run(np.asarray)
+    with use_fake_device():
+        same(run(xp.asarray), want)
+
+
+@pytest.mark.parametrize("name", [*FORMS, "both ways", "stacked", "projected", "one step"])
 def test_layers_run_on_the_cuda_engine(name):
     make, inputs, douts = LAYERS[name]
     want = outcome(make(), inputs, douts)
@@ -228,6 +277,28 @@ def test_steps_and_given_states_are_taken_from_the_host():
     with fake_device():
         layer.to("cuda")
         same(run(), want)
+
+
+def test_a_stack_moves_with_its_states():
+    want, moved = (rnn.Stacked(stacked().layers, dropout=0.0) for _ in range(2))
+    first, second = numbers(2, N, T, D)
+    for layer in (want, moved):
+        layer.set_state(*(tuple(s + 0.1 for s in own) for own in zeros_of(layer)))
+    expected = want.forward(first), want.state
+    with fake_device():
+        assert moved.to("cuda") is moved
+        assert all(isinstance(a, DeviceArray) for a in (*moved.params, *moved.grads))
+        same(moved.forward(first), expected[0])
+        same(moved.state, expected[1])
+        moved.set_state(*moved.state)
+        want.set_state(*expected[1])
+        moved.to("cpu")
+        close(moved.forward(second), want.forward(second), 1e-12)
+
+
+def zeros_of(layer: Any) -> list[Any]:
+    layer.forward(numbers(N, T, D) * 0)
+    return [tuple(0 * s for s in own) for own in layer.state]
 
 
 def test_both_directions_move():

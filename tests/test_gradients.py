@@ -85,6 +85,44 @@ def bidirectional(layer: Any, p: Problem, q: Problem) -> Case:
     return layer, loss, {"xs": (p.xs, dxs), **states, **param_pairs(layer)}
 
 
+def composed(layer: Any, resets: bool = True, **steps: Any) -> Case:
+    """Recurrent layers of any kind: steps left out, resets, states in and out, masks redrawn."""
+    rng = np.random.default_rng(4)
+    xs = rng.uniform(-1, 1, (N, T, D))
+    dhs = rng.uniform(-1, 1, (N, T, layer.output_size))
+    parts = getattr(layer, "recurrent", (layer,))
+    alone = len(parts) == 1
+
+    def states() -> list[tuple[Array, ...]]:
+        sizes = [(part.output_size, part.hidden_size)[: len(part.cell.states)] for part in parts]
+        return [tuple(rng.uniform(-1, 1, (N, size)) for size in own) for own in sizes]
+
+    for part in parts:
+        if part._initial is not None:
+            part.params[-1][...] = rng.uniform(-1, 1, part.params[-1].shape)
+    before, dstate = states(), states()
+    steps |= {"resets": rng.random((N, T)) < 0.3} if resets else {}
+
+    def loss() -> float:
+        for drawing in (*getattr(layer, "dropouts", ()), *(part.regularisers for part in parts)):
+            if drawing is not None:
+                drawing.rng = np.random.default_rng(7)  # the same masks every time
+        layer.set_state(*(before[0] if alone else before))
+        hs = layer.forward(xs, **steps)
+        last = [layer.state] if alone else layer.state
+        return total((hs,), (dhs,)) + sum(map(total, last, dstate))
+
+    loss()
+    dxs = layer.backward(dhs, *(dstate[0] if alone else dstate))
+    found = [layer.dstate] if alone else layer.dstate
+    pairs = {
+        f"state {k} {j}": pair
+        for k, (own, gradients) in enumerate(zip(before, found, strict=True))
+        for j, pair in enumerate(zip(own, gradients, strict=True))
+    }
+    return layer, loss, {"xs": (xs, dxs), **pairs, **param_pairs(layer)}
+
+
 def feed_forward(layer: Any, xs: Array, dout: Array, before: Callable[[], None] = int) -> Case:
     def loss() -> float:
         before()
@@ -131,6 +169,58 @@ def mixed_bidirectional() -> Case:
 
 def numbers(*shape: int, seed: int = 0) -> Array:
     return np.random.default_rng(seed).uniform(-1, 1, shape)
+
+
+LENGTHS = np.array([T - 1, 0])  # a row that ends early, and one with nothing in it
+MASK = np.array([[True, False, True, False], [False, True, True, True]])
+RATES = {"zoneout": 0.3, "recurrent_dropout": 0.3, "input_dropout": 0.3, "weight_drop": 0.3}
+
+
+def both_ways(**steps: Any) -> Case:
+    made = rnn.TimeBiGRU.create(D, H, rng=1, dtype=np.float64)
+    return composed(made, **steps)
+
+
+def regularised_both_ways() -> Case:
+    made = rnn.TimeBiLSTM.create(D, H, rng=1, dtype=np.float64)
+    return composed(made.learn_initial_state().regularise(**RATES), mask=MASK)
+
+
+def both_ways_from_a_learnt_state() -> Case:
+    """Nothing is set: the gradient of what sequences start from is that of all rows' starts."""
+    layer = rnn.TimeBiLSTM.create(D, H, rng=1, dtype=np.float64).learn_initial_state()
+    dhs, resets = numbers(N, T, 2 * H, seed=1), np.array([[False, True, False, True]] * N)
+
+    def loss() -> float:
+        return total((layer.forward(xs, mask=MASK, resets=resets),), (dhs,))
+
+    xs = numbers(N, T, D)
+    loss()
+    return layer, loss, {"xs": (xs, layer.backward(dhs)), **param_pairs(layer)}
+
+
+def stack(**options: Any) -> rnn.Stacked:
+    """An LSTM, a GRU in both directions, a projected LSTM: D -> H -> H -> 3."""
+    half = H // 2
+    ahead = rnn.TimeGRU.create(H, half, rng=2, dtype=np.float64)
+    back = rnn.TimeRNN.create(H, H - half, rng=3, dtype=np.float64)
+    layers = [
+        rnn.TimeLSTM.create(D, H, rng=1, dtype=np.float64),
+        rnn.Bidirectional(ahead, back),
+        rnn.TimeProjectedLSTM.create(H, 6, proj_size=3, rng=4, dtype=np.float64),
+    ]
+    return rnn.Stacked(layers, **options)
+
+
+def projected(options: Callable[[Any], Any] = lambda layer: layer, **steps: Any) -> Case:
+    layer = rnn.TimeProjectedLSTM.create(D, H, proj_size=3, rng=1, dtype=np.float64)
+    return composed(options(layer), **steps)
+
+
+def residual_from_the_start() -> Case:
+    """D = H: what is left out of xs goes past no layer either."""
+    made = rnn.Stacked.create(D, D, 2, layer="gru", residual=True, rng=1, dtype=np.float64)
+    return composed(made, mask=MASK)
 
 
 def embedding() -> Case:
@@ -200,6 +290,24 @@ CASES: dict[str, tuple[type[layers.Layer], Callable[[], Case]]] = {
     "TimeBiGRU": (
         rnn.TimeBiGRU,
         partial(bi_case, rnn.TimeBiGRU, "gru_reset_after", reset_after=True),
+    ),
+    "TimeBiGRU, lengths and resets": (rnn.TimeBiGRU, partial(both_ways, lengths=LENGTHS)),
+    "TimeBiGRU, a mask": (rnn.TimeBiGRU, partial(both_ways, mask=MASK, resets=False)),
+    "TimeBiLSTM, everything": (rnn.TimeBiLSTM, regularised_both_ways),
+    "TimeBiLSTM, learnt starts": (rnn.TimeBiLSTM, both_ways_from_a_learnt_state),
+    "Stacked": (rnn.Stacked, lambda: composed(stack(), resets=False)),
+    "Stacked, everything": (
+        rnn.Stacked,
+        lambda: composed(
+            stack(dropout=0.3, residual=True).learn_initial_state().regularise(**RATES), mask=MASK
+        ),
+    ),
+    "Stacked, residual": (rnn.Stacked, residual_from_the_start),
+    "TimeProjectedLSTM": (rnn.TimeProjectedLSTM, partial(projected, resets=False)),
+    "TimeProjectedLSTM, lengths": (rnn.TimeProjectedLSTM, partial(projected, lengths=LENGTHS)),
+    "TimeProjectedLSTM, everything": (
+        rnn.TimeProjectedLSTM,
+        partial(projected, lambda p: p.learn_initial_state().regularise(**RATES), mask=MASK),
     ),
     "TimeEmbedding": (rnn.TimeEmbedding, embedding),
     "TimeAffine": (rnn.TimeAffine, affine),

@@ -4,7 +4,9 @@ from .base import Layer
 from .bidirectional import Bidirectional, TimeBiGRU, TimeBiLSTM, TimeBiRNN
 from .dense import TimeAffine, TimeDropout, TimeEmbedding
 from .losses import TimeMSE, TimeSigmoidWithLoss, TimeSoftmaxWithLoss
+from .projected import TimeProjectedLSTM
 from .recurrent import GRU, LSTM, RNN, TimeGRU, TimeLSTM, TimeRecurrent, TimeRNN
+from .stacked import Stacked
 
 __all__ = [
     "GRU",
@@ -12,6 +14,7 @@ __all__ = [
     "RNN",
     "Bidirectional",
     "Layer",
+    "Stacked",
     "TimeAffine",
     "TimeBiGRU",
     "TimeBiLSTM",
@@ -21,6 +24,7 @@ __all__ = [
     "TimeGRU",
     "TimeLSTM",
     "TimeMSE",
+    "TimeProjectedLSTM",
     "TimeRNN",
     "TimeRecurrent",
     "TimeSigmoidWithLoss",

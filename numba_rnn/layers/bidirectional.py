@@ -1,17 +1,17 @@
 """A sequence read in both directions."""
 
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
 
-from ..backend import Engine
 from ..checks import Array, accept
-from .base import Layer
+from .composite import Composite
 from .initialisers import Seed, generator
 from .recurrent import TimeGRU, TimeLSTM, TimeRecurrent, TimeRNN
 
 
-class Bidirectional(Layer):
+class Bidirectional(Composite):
     """Two layers over the same sequence, one reading it backwards; outputs side by side.
 
     forward_layer, backward_layer   recurrent layers with the same D; the output is
@@ -19,7 +19,7 @@ class Bidirectional(Layer):
 
     Only the forward layer can be stateful: the backward one reads from the end, so that its state
     does not follow on from the block before. States and their gradients are those of the two
-    layers (``layer.forward_layer.h``).
+    layers (``layer.forward_layer.h``), or ``state`` and ``dstate`` for both.
     """
 
     def __init__(self, forward_layer: TimeRecurrent, backward_layer: TimeRecurrent) -> None:
@@ -40,54 +40,55 @@ class Bidirectional(Layer):
                 f"backward_layer: expected {forward_layer.dtype}, got {backward_layer.dtype}"
             )
         self.forward_layer, self.backward_layer = forward_layer, backward_layer
-        self._bind()
-        self.param_names = tuple(
-            f"{direction}.{name}"
-            for direction, layer in (("forward", forward_layer), ("backward", backward_layer))
-            for name in layer.param_names
+        super().__init__({"forward": forward_layer, "backward": backward_layer})
+
+    @property
+    def output_size(self) -> int:
+        """The number of outputs, H_forward + H_backward."""
+        return self.forward_layer.output_size + self.backward_layer.output_size
+
+    def forward(
+        self, xs: Array, *, lengths: Any = None, mask: Any = None, resets: Any = None
+    ) -> Array:
+        """xs (N, T, D) -> (N, T, H_forward + H_backward).
+
+        lengths, mask   as TimeRecurrent.forward has them; the backward direction starts at each
+                        row's own last step that is not left out
+        resets          a reset before step t is a border between t - 1 and t, which neither
+                        direction looks across: the forward one starts anew at t, the backward one
+                        at t - 1. One before step 0 is for the forward direction's state alone.
+        """
+        here, xs, mask, resets = self._accept_block(xs, lengths, mask, resets)
+        ahead = self.forward_layer.forward(xs, mask=mask, resets=resets)
+        back = self.backward_layer.forward(
+            xs[:, ::-1],
+            mask=None if mask is None else mask[:, ::-1],
+            resets=None if resets is None else _seen_from_the_end(resets),
         )
-        self._tape: Any = None
-
-    def _bind(self) -> None:
-        """Take the arrays of the two layers for one's own."""
-        self.params = self.forward_layer.params + self.backward_layer.params
-        self.grads = self.forward_layer.grads + self.backward_layer.grads
-
-    def _move(self, there: Engine) -> None:
-        self.forward_layer._move(there)
-        self.backward_layer._move(there)
-        self._bind()
-        self.forget()
-
-    def forget(self) -> None:
-        """Drop what forward kept for backward, in both directions."""
-        super().forget()
-        self.forward_layer.forget()
-        self.backward_layer.forget()
-
-    def forward(self, xs: Array) -> Array:
-        """xs (N, T, D) -> (N, T, H_forward + H_backward)."""
-        here = self._engine()
-        xs = accept("xs", xs, ("N", "T", self.forward_layer.input_size), self.dtype, here)
-        ahead = self.forward_layer.forward(xs)
-        back = self.backward_layer.forward(xs[:, ::-1])[:, ::-1]
-        hs = here.xp.concatenate([ahead, back], axis=2)
+        hs = here.xp.concatenate([ahead, back[:, ::-1]], axis=2)
         self._tape = here, hs.shape
         return hs
 
-    def backward(self, dhs: Array) -> Array:
-        """dhs (N, T, H_forward + H_backward) -> dxs (N, T, D); fills ``grads``."""
+    def backward(self, dhs: Array, *dstate: Sequence[Array | None] | None) -> Array:
+        """dhs (N, T, H_forward + H_backward) -> dxs (N, T, D); fills ``grads``.
+
+        dstate  the gradient of the last states of the forward layer, then of the backward layer's
+                (after it has read step 0), a tuple or None each; zeros if left out
+        """
         here, shape = self._recall()
         dhs = accept("dhs", dhs, shape, self.dtype, here)
-        H = self.forward_layer.hidden_size
-        dxs = self.forward_layer.backward(dhs[:, :, :H])
-        dxs += self.backward_layer.backward(dhs[:, ::-1, H:])[:, ::-1]
+        dahead, dback = (own or () for own in self._one_each("backward", dstate))
+        H = self.forward_layer.output_size
+        dxs = self.forward_layer.backward(dhs[:, :, :H], *dahead)
+        dxs += self.backward_layer.backward(dhs[:, ::-1, H:], *dback)[:, ::-1]
         return dxs
 
-    def reset_state(self) -> None:
-        """Forget the states of both directions."""
-        self.forward_layer.reset_state()
-        self.backward_layer.reset_state()
+
+def _seen_from_the_end(resets: Array) -> Array:
+    """Where a sequence that is read backwards starts anew: at t - 1 where resets[:, t] is True."""
+    found = np.zeros_like(resets)
+    found[:, 1:] = resets[:, :0:-1]
+    return found
 
 
 class _TimeBi(Bidirectional):

@@ -98,6 +98,11 @@ class _CellLayer(Layer):
         return self.cell.hidden_size(self.params)
 
     @property
+    def output_size(self) -> int:
+        """The number of outputs a step: H."""
+        return self.hidden_size
+
+    @property
     def cell_params(self) -> list[Array]:
         """The parameters of the cell, as ``cell.shapes`` says."""
         return self.params[: len(self.cell.shapes(1, 1))]
@@ -347,14 +352,20 @@ class TimeRecurrent(_CellLayer):
     def step(self, x: Array) -> Array:
         """One step x (N, D) -> h (N, H) of a stateful layer, nothing kept for backward.
 
-        Raises ValueError where the layer is not stateful: it would start anew at every step.
+        Steps are for use after training, as forward is where ``train_flg`` is False. Raises
+        ValueError where the layer is not stateful: it would start anew at every step.
         """
         if not self.stateful:
             raise ValueError("step: expected a layer with stateful=True, got stateful=False")
         here = self._engine()
         x = accept("x", x, ("N", self.input_size), self.dtype, here)
         state = self._state_before("x", x.shape[0], here)
-        self.state = here.step(self.cell, x, state, self.cell_params)
+        zoneout = () if self.regularisers is None else self.regularisers.zoneout
+        if any(zoneout):  # its expected value, which is no matter of the cell's
+            block, steps = x[:, None], Steps(zoneout=zoneout)
+            _, self.state, _ = here.forward(self.cell, block, state, self.cell_params, steps)
+        else:
+            self.state = here.step(self.cell, x, state, self.cell_params)
         return self.state[0]
 
     def stream(self, batch: int = 1, **options: Any) -> "Stream":

@@ -153,7 +153,7 @@ class Rnnlm:
         """Scores before softmax (N, T, V) for tokens xs (N, T)."""
         out = self.embedding.forward(xs)
         for dropout, layer in zip(self.dropouts, self.recurrent, strict=False):
-            dropout.train_flg = train_flg
+            dropout.train_flg = layer.train_flg = train_flg
             out = layer.forward(dropout.forward(out))
         self.dropouts[-1].train_flg = train_flg
         return self.affine.forward(self.dropouts[-1].forward(out))

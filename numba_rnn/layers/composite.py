@@ -1,0 +1,169 @@
+"""Recurrent layers that work together as one: what Bidirectional and Stacked share."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+from ..backend import Engine
+from ..checks import Array, accept, accept_flags, accept_mask
+from .base import Layer
+from .initialisers import generator
+from .recurrent import TimeRecurrent
+from .regularisers import Regularisers
+
+States = tuple[Array, ...] | None
+
+
+class Composite(Layer):
+    """Recurrent layers under one name each, their parameters those of all, in this order.
+
+    parts   the layers by name; a parameter's name is the part's, a dot and its name there
+
+    Where one of the methods below has an entry for each recurrent layer, they are in the order of
+    ``recurrent``.
+    """
+
+    def __init__(self, parts: Mapping[str, "TimeRecurrent | Composite"]) -> None:
+        self._parts = dict(parts)
+        self._tape: Any = None
+
+    # always those of the parts, which may get parameters later (learn_initial_state)
+
+    @property
+    def params(self) -> list[Array]:  # type: ignore[override]
+        """The parameters of all parts: the same arrays, in a new list."""
+        return [param for part in self._parts.values() for param in part.params]
+
+    @property
+    def grads(self) -> list[Array]:  # type: ignore[override]
+        """The gradients of all parts: the same arrays, in a new list."""
+        return [grad for part in self._parts.values() for grad in part.grads]
+
+    @property
+    def param_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        """A name for each, such as ``forward.Wx``."""
+        return tuple(
+            f"{part_name}.{name}"
+            for part_name, part in self._parts.items()
+            for name in part.param_names
+        )
+
+    @property
+    def recurrent(self) -> tuple[TimeRecurrent, ...]:
+        """The recurrent layers in it, from the first to the last, forwards before backwards."""
+        return tuple(
+            layer
+            for part in self._parts.values()
+            for layer in (part.recurrent if isinstance(part, Composite) else (part,))
+        )
+
+    @property
+    def input_size(self) -> int:
+        """D, the number of features of an input."""
+        return next(iter(self._parts.values())).input_size
+
+    @property
+    def train_flg(self) -> bool:
+        """Whether regularisers drop something; setting it sets that of every layer."""
+        return all(layer.train_flg for layer in self.recurrent)
+
+    @train_flg.setter
+    def train_flg(self, value: bool) -> None:
+        for layer in self.recurrent:
+            layer.train_flg = value
+
+    def _move(self, there: Engine) -> None:
+        for part in self._parts.values():
+            part._move(there)
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop what forward kept for backward, in every layer."""
+        super().forget()
+        for part in self._parts.values():
+            part.forget()
+
+    # ---- states
+
+    @property
+    def state(self) -> tuple[States, ...]:
+        """For each recurrent layer its states after the last step, or None."""
+        return tuple(layer.state for layer in self.recurrent)
+
+    @property
+    def dstate(self) -> tuple[States, ...]:
+        """For each recurrent layer the gradient of its states before the first step, or None."""
+        return tuple(layer.dstate for layer in self.recurrent)
+
+    def set_state(self, *states: Sequence[Array | None] | None) -> None:
+        """Set what the next forward starts from: a tuple for each recurrent layer, as its
+        ``set_state`` takes it; None for one that starts anew.
+
+        ``set_state(*layer.state)`` sets what ``state`` gave.
+        """
+        layers, given = self.recurrent, self._one_each("set_state", states)
+        before = [(layer.state, layer._state_given) for layer in layers]
+        try:
+            for layer, own in zip(layers, given, strict=True):
+                if own is None:
+                    layer.reset_state()
+                else:
+                    layer.set_state(*own)
+        except (TypeError, ValueError):  # all or none
+            for layer, (state, flag) in zip(layers, before, strict=True):
+                layer.state, layer._state_given = state, flag
+            raise
+
+    def reset_state(self) -> None:
+        """Forget the states of every layer."""
+        for layer in self.recurrent:
+            layer.reset_state()
+
+    def _one_each(self, method: str, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        """A tuple or None for each recurrent layer; as many None as were left out."""
+        count = len(self.recurrent)
+        if len(given) > count:
+            raise TypeError(
+                f"{method}: expected a tuple of arrays or None for each of {count} layers, "
+                f"got {len(given)}"
+            )
+        for k, own in enumerate(given):
+            if own is not None and not isinstance(own, (tuple, list)):
+                raise TypeError(
+                    f"{method}: expected a tuple of arrays or None for each layer, got "
+                    f"{type(own).__name__} for layer {k}"
+                )
+        return (*given, *(None,) * (count - len(given)))
+
+    # ---- options
+
+    def learn_initial_state(self) -> Self:
+        """Make what sequences start from a parameter of every layer; see TimeRecurrent."""
+        if any(layer._initial is not None for layer in self.recurrent):
+            raise ValueError("learn_initial_state: it is a parameter already")
+        for layer in self.recurrent:
+            layer.learn_initial_state()
+        return self
+
+    def regularise(self, **rates: Any) -> Self:
+        """The rates of ``TimeRecurrent.regularise`` for every layer, each with masks of its own."""
+        random = generator(rates.pop("rng", None))
+        layers = self.recurrent
+        chosen = [Regularisers(layer.cell.states, rng=random, **rates) for layer in layers]
+        for layer, own in zip(layers, chosen, strict=True):
+            layer.regularisers = own
+        return self
+
+    # ---- what the parts' passes have in common
+
+    def _accept_block(
+        self, xs: Array, lengths: Any, mask: Any, resets: Any
+    ) -> tuple[Engine, Array, Array | None, Array | None]:
+        """The engine, xs, the mask and the resets, checked before any layer runs."""
+        here = self._engine()
+        xs = accept("xs", xs, ("N", "T", self.input_size), self.dtype, here)
+        N, T, _ = xs.shape
+        mask = accept_mask(lengths, mask, (N, T), here)
+        resets = None if resets is None else accept_flags("resets", resets, (N, T), here)
+        for layer in self.recurrent:
+            layer._state_before("xs", N, here)
+        return here, xs, mask, resets

@@ -1,0 +1,190 @@
+"""Recurrent layers on top of each other."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Self
+
+from ..checks import Array, accept, expect_float, expect_int
+from .bidirectional import Bidirectional
+from .composite import Composite
+from .dense import TimeDropout
+from .initialisers import Seed, generator
+from .recurrent import TimeRecurrent
+
+if TYPE_CHECKING:
+    from ..streaming import Stream
+
+
+class Stacked(Composite):
+    """Recurrent layers on top of each other, each reading what the one below gives.
+
+        xs -> layer 0 -> dropout -> layer 1 -> ... -> dropout -> last layer -> hs
+
+    layers    TimeRecurrent and Bidirectional layers, the first at the bottom
+    dropout   the share of numbers dropped between two layers while ``train_flg`` is True; none
+              before the first layer and none after the last, as in torch.nn.LSTM
+    residual  True: what comes up to a layer is added to what the layer gives, at every layer
+              whose input and output have one size (the first one too, if D = H); elsewhere
+              nothing is added. It is taken before the dropout: what is dropped is missing from
+              what the layer reads, not from what goes past it.
+    rng       a Generator or a seed, for dropout
+
+    ``residuals`` says for each layer whether something goes past it. A parameter's name begins
+    with its layer's number: ``0.Wx``, ``1.forward.Wx``. ``state``, ``set_state`` and ``dstate``
+    have an entry for each recurrent layer, from the bottom, in Bidirectional forwards first;
+    ``layers[k]`` is layer k.
+
+    >>> import numpy as np
+    >>> from numba_rnn import Stacked, TimeBiGRU
+    >>> stack = Stacked.create(3, 5, layers=2, layer=TimeBiGRU, rng=0)
+    >>> stack.forward(np.ones((2, 7, 3), np.float32), lengths=[7, 4]).shape
+    (2, 7, 10)
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[TimeRecurrent | Bidirectional],
+        dropout: float = 0.0,
+        residual: bool = False,
+        rng: Seed = None,
+    ) -> None:
+        self.layers: tuple[TimeRecurrent | Bidirectional, ...] = _expect_stack(layers)
+        super().__init__({str(k): layer for k, layer in enumerate(self.layers)})
+        random, ratio = generator(rng), expect_float("dropout", dropout, 0, 1)
+        self.dropouts = tuple(TimeDropout(ratio, rng=random) for _ in self.layers[1:])
+        self.residuals = tuple(
+            bool(residual) and layer.input_size == layer.output_size for layer in self.layers
+        )
+
+    @classmethod
+    def create(
+        cls,
+        input_size: int,
+        hidden_size: int,
+        layers: int = 2,
+        *,
+        layer: Any = "lstm",
+        dropout: float = 0.0,
+        residual: bool = False,
+        rng: Seed = None,
+        **options: Any,
+    ) -> Self:
+        """Layers of one kind from their sizes, H units each (in each direction).
+
+        layers   how many
+        layer    a class, such as TimeLSTM or TimeBiGRU, or the name of a cell
+        rng      a Generator or a seed, for the parameters and for dropout
+        options  those of the layers: stateful, dtype, init, reset_after ...
+        """
+        kind = layer
+        if not isinstance(layer, type) or not issubclass(layer, (TimeRecurrent, Bidirectional)):
+            kind, options = TimeRecurrent, {"cell": layer, **options}
+        random, made, below = generator(rng), [], input_size
+        for _ in range(expect_int("layers", layers)):
+            made.append(kind.create(below, hidden_size, rng=random, **options))
+            below = made[-1].output_size
+        return cls(made, dropout, residual, random)
+
+    @property
+    def output_size(self) -> int:
+        """The number of outputs, those of the last layer."""
+        return self.layers[-1].output_size
+
+    @property
+    def train_flg(self) -> bool:
+        """Whether dropout and regularisers drop something; setting it sets that of all layers."""
+        return super().train_flg and all(dropout.train_flg for dropout in self.dropouts)
+
+    @train_flg.setter
+    def train_flg(self, value: bool) -> None:
+        for layer in self.recurrent:
+            layer.train_flg = value
+        for dropout in self.dropouts:
+            dropout.train_flg = value
+
+    def forget(self) -> None:
+        """Drop what forward kept for backward, in every layer."""
+        super().forget()
+        for dropout in self.dropouts:
+            dropout.forget()
+
+    def stream(self, batch: int = 1, **options: Any) -> "Stream":
+        """A stream of these layers, with the parameters as they are now; see ``Stream``."""
+        from ..streaming import Stream
+
+        return Stream([self], batch, **options)
+
+    def forward(
+        self, xs: Array, *, lengths: Any = None, mask: Any = None, resets: Any = None
+    ) -> Array:
+        """xs (N, T, D) -> hs (N, T, H), what the last layer gives.
+
+        lengths, mask, resets are as the layers have them, the same for all. hs is 0 at steps that
+        are left out.
+        """
+        here, xs, mask, resets = self._accept_block(xs, lengths, mask, resets)
+        there = None if mask is None else here.to_device(mask)[:, :, None]
+        hs = _kept(here.xp, there, xs) if self.residuals[0] else xs
+        for k, layer in enumerate(self.layers):
+            below = hs
+            read = self.dropouts[k - 1].forward(below) if k else below
+            hs = layer.forward(read, mask=mask, resets=resets)
+            if self.residuals[k]:
+                hs = hs + below
+        self._tape = here, there, hs.shape
+        return hs
+
+    def backward(self, dhs: Array, *dstate: Sequence[Array | None] | None) -> Array:
+        """dhs (N, T, H) -> dxs (N, T, D); fills ``grads``.
+
+        dstate  the gradient of the last states of each recurrent layer, a tuple or None each;
+                zeros if left out
+        """
+        here, there, shape = self._recall()
+        dhs = accept("dhs", dhs, shape, self.dtype, here)
+        given = list(self._one_each("backward", dstate))
+        if any(self.residuals):  # which must not carry what is not looked at down to xs
+            dhs = _kept(here.xp, there, dhs)
+        for k in reversed(range(len(self.layers))):
+            layer, dabove = self.layers[k], dhs
+            own = given.pop()  # of the layer, or of its backward direction
+            if isinstance(layer, Bidirectional):
+                dhs = layer.backward(dabove, given.pop(), own)
+            else:
+                dhs = layer.backward(dabove, *(own or ()))
+            dhs = self.dropouts[k - 1].backward(dhs) if k else dhs
+            if self.residuals[k]:
+                dhs = dhs + dabove
+        return dhs
+
+
+def _kept(xp: Any, there: Array | None, array: Array) -> Array:
+    """The array (N, T, n) with 0 at steps that are left out, whatever is there."""
+    return array if there is None else xp.where(there, array, array.dtype.type(0))
+
+
+def _expect_stack(layers: Any) -> tuple[Any, ...]:
+    """Layers that fit on top of each other, each there once."""
+    try:
+        found = tuple(layers)
+    except TypeError:
+        found = (layers,)
+    if not found or not all(isinstance(layer, (TimeRecurrent, Bidirectional)) for layer in found):
+        names = ", ".join(type(layer).__name__ for layer in found) or "none"
+        raise TypeError(
+            f"layers: expected recurrent layers (TimeRecurrent or Bidirectional), got {names}"
+        )
+    parts = [
+        part
+        for layer in found
+        for part in (layer.recurrent if isinstance(layer, Bidirectional) else (layer,))
+    ]
+    if len({id(part) for part in parts}) < len(parts):
+        raise ValueError("layers: expected each layer once, got one of them again")
+    for below, above in pairwise(found):
+        if above.input_size != below.output_size or above.dtype != below.dtype:
+            raise ValueError(
+                f"layers: expected a layer of {below.output_size} inputs in {below.dtype} above "
+                f"{below!r}, got {above!r}"
+            )
+    return found
