@@ -20,7 +20,7 @@ An engine's arrays are those of its library ``xp``. It is given no others, but f
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -78,22 +78,49 @@ class ReferenceEngine:
         """
         expect_consistent(cell, xs, state, params)
         N, T, _ = xs.shape
-        Wx, Wh, b, w = cell.complete(params)
-        H = Wh.shape[0]
+        H = cell.hidden_size(params)
         state = tuple(s.copy() for s in state)  # backward needs them as they are now
-        bx, bh = (b, None) if cell.biases == 1 else b
-
-        x_side = xs @ Wx + bx  # one product for all T
         hs = np.empty((N, T, H), dtype=xs.dtype)
-        kept = []
-        for t in range(T):
-            state = reset_before(steps, t, state)
-            gates, operand = _pre_activations(cell, x_side[:, t], state, Wh, bh, w, steps.scale)
-            new_state, saved = cell.forward(gates, state)
-            kept.append((state, operand, saved))
-            state, hs[:, t] = _settle(steps, t, new_state, state)
+        kept: list[Any] = []
+        walk = self._walk(cell, _x_side(cell, xs, params), range(T), state, params, steps)
+        for t, (seen, operand, saved, after, output) in enumerate(walk):
+            state, hs[:, t] = after, output
+            if not steps.every:
+                kept.append((seen, operand, saved))
+            elif t % steps.every == 0:
+                kept.append(seen)
         last = tuple(s.copy() for s in state)  # theirs to change; ours is needed for backward
         return hs, last, (xs, kept, params, steps)
+
+    @staticmethod
+    def _walk(
+        cell: Cell, x_side: Array, times: range, state: State, params: Sequence[Array], steps: Steps
+    ) -> Iterator[tuple[State, Array | None, tuple[Array, ...], State, Array]]:
+        """Step by step: the state it saw, its operand, what the cell saved, the state after it,
+        and its output."""
+        _, Wh, b, w = cell.complete(params)
+        bh = None if cell.biases == 1 else b[1]
+        for t in times:
+            state = reset_before(steps, t, state)
+            gates, operand = _pre_activations(cell, x_side[:, t], state, Wh, bh, w, steps.scale)
+            new, saved = cell.forward(gates, state)
+            after, output = _settle(steps, t, new, state)
+            yield state, operand, saved, after, output
+            state = after
+
+    def _walked(
+        self, cell: Cell, xs: Array, kept: list[Any], params: Sequence[Array], steps: Steps
+    ) -> Iterator[tuple[State, Array | None, tuple[Array, ...]]]:
+        """What forward kept of every step, from the last to the first; computed again if it kept
+        but some states."""
+        if not steps.every:
+            yield from reversed(kept)
+            return
+        T, x_side = xs.shape[1], _x_side(cell, xs, params)
+        for k in reversed(range(len(kept))):
+            times = range(k * steps.every, min(T, (k + 1) * steps.every))
+            again = list(self._walk(cell, x_side, times, kept[k], params, steps))
+            yield from ((seen, operand, saved) for seen, operand, saved, _, _ in reversed(again))
 
     def backward(self, cell: Cell, dhs: Array, dstate: State, saved: Any) -> Gradients:
         """Backpropagation through the block of time that ``forward`` ran over.
@@ -112,8 +139,11 @@ class ReferenceEngine:
         dgates_all = np.empty((N, T, len(cell.gates), H), dtype=xs.dtype)
         dinitial = np.zeros((len(cell.states), N, H), dtype=xs.dtype)
         dstates = np.empty((N, T, len(cell.states), H), dtype=xs.dtype) if steps.trace else None
-        for t in reversed(range(T)):
-            state, _, step_saved = kept[t]
+        h_before, operands = np.empty((2, N, T, H), dtype=xs.dtype)
+        walked = self._walked(cell, xs, kept, params, steps)
+        for t, (state, operand, step_saved) in zip(reversed(range(T)), walked, strict=True):
+            h_before[:, t] = state[0] * scale
+            operands[:, t] = 0 if operand is None else operand
             dstate, dheld, live = _unsettle(steps, t, dhs[:, t], dstate)
             if dstates is not None:
                 dstates[:, t] = np.stack(_sum(dstate, dheld), axis=1)
@@ -141,11 +171,9 @@ class ReferenceEngine:
 
         weights = range(len(cell.gates) - len(cell.weights), len(cell.gates))
         x_side, h_side = columns(cell.input_gates), columns(cell.recurrent_gates)
-        h_prev = np.stack([state[0] * scale for state, _, _ in kept], axis=1).reshape(N * T, H)
         dWx = xs.reshape(N * T, D).T @ x_side
-        dWh = h_prev.T @ h_side
+        dWh = h_before.reshape(N * T, H).T @ h_side
         if cell.second:
-            operands = np.stack([operand for _, operand, _ in kept], axis=1)
             dWh[:, early * H :] = operands.reshape(N * T, H).T @ h_side[:, early * H :]
         db = x_side.sum(axis=0)
         if cell.biases == 2:
@@ -157,8 +185,9 @@ class ReferenceEngine:
 
     def before(self, cell: Cell, saved: Any) -> tuple[Array, ...]:
         """The state that every step of a forward pass saw, (N, T, H) each."""
-        _, kept, _, _ = saved
-        return tuple(np.stack(states, axis=1) for states in zip(*(k[0] for k in kept), strict=True))
+        xs, kept, params, steps = saved
+        seen = [state for state, _, _ in self._walked(cell, xs, kept, params, steps)][::-1]
+        return tuple(np.stack(states, axis=1) for states in zip(*seen, strict=True))
 
     def replay(
         self, cell: Cell, xs: Array, params: Sequence[Array], steps: Steps, before: State
@@ -408,6 +437,12 @@ def expect_consistent(cell: Cell, xs: Array, state: State, params: Sequence[Arra
             raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
         if array.dtype != xs.dtype:
             raise TypeError(f"{name}: expected {xs.dtype}, as xs is, got {array.dtype}")
+
+
+def _x_side(cell: Cell, xs: Array, params: Sequence[Array]) -> Array:
+    """x Wx and the bias beside it: one product for all T."""
+    Wx, _, b, _ = cell.complete(params)
+    return xs @ Wx + (b if cell.biases == 1 else b[0])
 
 
 def _pre_activations(

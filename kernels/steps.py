@@ -10,7 +10,7 @@ A step t of row n, in this order:
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -34,6 +34,9 @@ class Steps:
               al. 2017); empty: none do
     seed      of zoneout's draws; None: not drawn, each unit keeps that share of its old value
               instead (what is expected, for use after training)
+    first     the number of the first step, for zoneout's draws
+    every     keep the state of every so many steps only, and compute again in backward what is
+              between them (0: keep all that backward needs)
     trace     whether backward writes down the gradient of the state after every step
 
     mask and resets are NumPy arrays on every engine.
@@ -45,7 +48,15 @@ class Steps:
     scale: Array = None
     zoneout: Sequence[float] = ()
     seed: int | None = None
+    first: int = 0
+    every: int = 0
     trace: bool = False
+
+    def part(self, start: int, end: int) -> "Steps":
+        """Those of the steps from start to before end, with everything kept."""
+        mask = None if self.mask is None else self.mask[:, start:end]
+        resets = None if self.resets is None else self.resets[:, start:end]
+        return replace(self, mask=mask, resets=resets, first=self.first + start, every=0)
 
     @cached_property
     def seeds(self) -> tuple[int, ...]:
@@ -56,7 +67,7 @@ class Steps:
         """The share of its old value that each unit of state k keeps at step t, (N, H) or ()."""
         if self.seed is None:
             return np.asarray(self.zoneout[k], dtype)
-        return draws.drawn(self.seeds[k], t, N, H, self.zoneout[k]).astype(dtype)
+        return draws.drawn(self.seeds[k], self.first + t, N, H, self.zoneout[k]).astype(dtype)
 
 
 PLAIN = Steps()

@@ -73,7 +73,9 @@ def poisoned_memory(engine: ReferenceEngine) -> Iterator[None]:
         rooms = {type(engine).__module__, ReferenceEngine.__module__}
         if engine.xp is not np:  # the emulated GPU does that itself
             rooms = set()
-        for name in rooms | {f"{room.rpartition('.')[0]}.plans" for room in rooms}:
+        folders = {room.rpartition(".")[0] for room in rooms}
+        rooms |= {f"{folder}.{room}" for folder in folders for room in ("plans", "passes")}
+        for name in rooms:
             module = sys.modules.get(name)
             if module is not None:
                 stack.enter_context(mock.patch.object(module, "np", PoisonedNumPy()))
@@ -88,7 +90,7 @@ def shared(engine: ReferenceEngine, sharing: tuple[int, bool] | None) -> Iterato
     if engine.name != "numba" or sharing is None:
         yield
         return
-    module = sys.modules[type(engine).__module__]
+    module = sys.modules["numba_rnn.kernels.cpu.passes"]
     with mock.patch.object(module, "sharing", return_value=sharing):
         yield
 

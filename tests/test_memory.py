@@ -14,7 +14,7 @@ import numpy as np
 from unittest import mock
 from helpers import SHARINGS, outcome, random_problem
 from numba_rnn import use_backend
-from numba_rnn.kernels.cpu import engine as cpu, packing, plans, streaming
+from numba_rnn.kernels.cpu import packing, passes, plans, streaming
 
 faulthandler.enable()
 libc, kept = ctypes.CDLL(None, use_errno=True), []
@@ -65,7 +65,7 @@ for dtype in (np.float32, np.float64):
                   mock.patch.object(streaming, "aligned", aligned),
                   mock.patch.object(packing, "aligned", aligned),
                   mock.patch.object(cpu, "np", Guarded()),
-                  mock.patch.object(cpu, "sharing", return_value=sharing)):
+                  mock.patch.object(passes, "sharing", return_value=sharing)):
                 outcome(engine, p)
                 if sharing != (1, True):
                     continue

@@ -1,7 +1,10 @@
 """Steps with masks, resets, zoneout and variational dropout: engines against the specification,
 the specification against central differences and against the plain cell run row by row."""
 
+import gc
 import sys
+import tracemalloc
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -14,6 +17,7 @@ from helpers import (
     ALL_ENGINES,
     DTYPES,
     ENGINES,
+    FORMS,
     SHARINGS,
     Array,
     Problem,
@@ -24,6 +28,7 @@ from helpers import (
 )
 from numba_rnn import cells, use_backend
 from numba_rnn.kernels import draws
+from numba_rnn.kernels.cpu import plans
 from numba_rnn.kernels.reference import ReferenceEngine
 from numba_rnn.kernels.steps import PLAIN, Steps
 
@@ -57,7 +62,7 @@ def outcome(engine: ReferenceEngine, p: Problem, steps: Steps) -> dict[str, Arra
         for name in ("initial", "scale")
         if (value := getattr(steps, name)) is not None
     }
-    steps = Steps(**{**vars(steps), **there}) if steps is not PLAIN else steps
+    steps = replace(steps, **there) if steps is not PLAIN else steps
     p = p.map(engine.to_device)
     hs, state, saved = engine.forward(p.cell, p.xs, p.state, p.params, steps)
     found = engine.backward(p.cell, p.dhs, p.dstate, saved)
@@ -97,7 +102,7 @@ def test_engines_agree_with_the_reference(backend, name, dtype, sizes, features,
     steps = particular(p, features, seed)
     want = outcome(ReferenceEngine(), p, steps)
     with use_backend(backend, strict=True) as engine:
-        module = sys.modules[type(engine).__module__]
+        module = sys.modules.get("numba_rnn.kernels.cpu.passes")
         with mock.patch.object(module, "sharing", return_value=sharing, create=True):
             assert disagreements(outcome(engine, p, steps), want, LIMITS[dtype]) == {}
 
@@ -108,7 +113,7 @@ def test_sharing_and_chunks_change_no_bit(name):
     steps = particular(p, {"mask", "resets", "initial", "scale", "zoneout", "trace"})
     want = outcome(ReferenceEngine(), p, steps)
     with use_backend("numba", strict=True) as engine:
-        module, found = sys.modules[type(engine).__module__], []
+        module, found = sys.modules["numba_rnn.kernels.cpu.passes"], []
         for sharing in SHARINGS:
             with mock.patch.object(module, "sharing", return_value=sharing):
                 found.append(outcome(engine, p, steps))
@@ -170,6 +175,45 @@ def test_nothing_particular_is_the_plain_pass_bit_for_bit(backend, name):
         plain, same = outcome(engine, p, PLAIN), outcome(engine, p, full)
     assert not same.pop("dinitial").any()
     np.testing.assert_equal(same, plain)
+
+
+@pytest.mark.parametrize("features", [set(), set(FEATURES) - {"expected"}])
+@pytest.mark.parametrize("every", [1, 4, 7, 1000])
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("backend", ALL_ENGINES)
+def test_what_is_computed_again_is_the_same_bit_for_bit(backend, name, every, features):
+    sizes = (2, 5, 3, 5) if backend == "cuda" else (40, 27, 3, 21)
+    p = random_problem(name, *sizes, np.float32)
+    with use_backend(backend, strict=True) as engine:
+        steps = particular(p, features)
+        want = outcome(engine, p, steps)
+        got = outcome(engine, p, replace(steps, every=every))
+    np.testing.assert_equal(got, want)
+
+
+@pytest.mark.parametrize("backend", ["numba"])
+def test_less_is_kept_where_less_is_asked_for(backend):
+    """As much as the states at the beginning of the parts."""
+    p = random_problem("lstm", 16, 320, 3, 32, np.float32)
+    with use_backend(backend, strict=True) as engine:
+
+        def kept(steps):
+            gc.collect()
+            plans.forget_memory()
+            tracemalloc.start()
+            saved = engine.forward(p.cell, p.xs, p.state, p.params, steps)[2]
+            gc.collect()
+            size, _ = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+            assert saved
+            return size
+
+        kept(PLAIN)
+        all_, some, few = kept(PLAIN), kept(Steps(every=32)), kept(Steps(every=160))
+    states = 2 * p.state[0].nbytes
+    assert all_ > 320 * 6 * p.state[0].nbytes
+    assert some < 10 * states + all_ / 20
+    assert few < 2 * states + all_ / 40
 
 
 # ---- what is drawn

@@ -12,8 +12,7 @@ import pytest
 
 from helpers import outcome, random_problem, run_python
 from numba_rnn import use_backend
-from numba_rnn.kernels.cpu import engine as cpu
-from numba_rnn.kernels.cpu import threads
+from numba_rnn.kernels.cpu import passes, threads
 
 
 @pytest.fixture
@@ -23,11 +22,11 @@ def engine():
 
 
 def alone():
-    return mock.patch.object(cpu, "sharing", return_value=(1, True))
+    return mock.patch.object(passes, "sharing", return_value=(1, True))
 
 
 def shared(shards: int, by_rows: bool):
-    return mock.patch.object(cpu, "sharing", return_value=(shards, by_rows))
+    return mock.patch.object(passes, "sharing", return_value=(shards, by_rows))
 
 
 def test_the_number_of_threads_is_what_numba_says(engine):
@@ -37,7 +36,7 @@ def test_the_number_of_threads_is_what_numba_says(engine):
         for count in range(1, before + 1):
             numba.set_num_threads(count)
             assert threads.available() == count
-            assert cpu.sharing(random_problem("lstm", 1, 1, 1, 1).cell, *large)[0] == count
+            assert passes.sharing(random_problem("lstm", 1, 1, 1, 1).cell, *large)[0] == count
     finally:
         numba.set_num_threads(before)
 
@@ -98,13 +97,13 @@ import numpy as np
 from unittest import mock
 from helpers import outcome, random_problem
 from numba_rnn import use_backend
-from numba_rnn.kernels.cpu import engine as cpu, threads
+from numba_rnn.kernels.cpu import passes, threads
 
 warnings.filterwarnings("ignore", message=".*multi-threaded.*fork", category=DeprecationWarning)
 p = random_problem("lstm", 8, 20, 8, 40, np.float32)
 
 def compute(_=None):
-    with (mock.patch.object(cpu, "sharing", return_value=(2, False)),
+    with (mock.patch.object(passes, "sharing", return_value=(2, False)),
           use_backend("numba", strict=True) as engine):
         return outcome(engine, p), threads.team.threads
 

@@ -17,7 +17,9 @@ import numpy as np
 from numba_rnn import cells, use_backend
 from numba_rnn.kernels.cuda import build, gates, persistent, tiling
 from numba_rnn.kernels.cuda.engine import CudaEngine
+from numba_rnn.kernels.cuda.given import Given
 from numba_rnn.kernels.cuda.kernel import Device
+from numba_rnn.kernels.steps import PLAIN
 
 from . import correctness, speed
 from .machine import Absent, Machine, Recorder
@@ -100,7 +102,8 @@ def launch(machine: Machine, item: str) -> dict[str, Any]:
     h, Wh, early, late = array(N, H), array(H, 4 * H), array(N, 4 * H), array(N, 0)
     arrays = [array(1, N, 4 * H), early, late, array(4 * H), array(2, 2, N, H), array(1, 4, N, H)]
     arrays.append(array(N, 1, H))
-    gate_step = engine._step(cell, "forward_gates", arrays[-1])
+    given = Given(PLAIN, cell, xp, (N, 1, H), np.dtype(np.float32))
+    gate_step = engine._step(cell, "forward_gates", given)
 
     def gate() -> None:
         gate_step(0, *arrays)

@@ -192,7 +192,7 @@ def _input_gradients(plan, chunk, shard):
 @part_of_a_piece
 def _weight_gradients(plan, chunk, shard):
     """A shard's items of dWx, dWh, db and the weights' gradients: the chunk's part is added."""
-    rows, add = steps_in(plan, chunk) * plan.N, 1 if chunk < plan.chunks - 1 else 0
+    rows, add = steps_in(plan, chunk) * plan.N, 1 if chunk < plan.chunks - 1 else plan.add
     blocks = (plan.units + 3) // 4
     x_gates, recurrent = plan.x_gates, plan.early + plan.late
     first, end = share_of((x_gates + recurrent + plan.weights) * blocks, shard, plan.shards)

@@ -24,15 +24,28 @@ class Particulars:
     """
 
     def __init__(
-        self, steps: Steps, cell: Cell, N: int, T: int, D: int, H: int, dtype: Any
+        self,
+        steps: Steps,
+        cell: Cell,
+        N: int,
+        T: int,
+        D: int,
+        H: int,
+        dtype: Any,
+        stopped: Array | None = None,
     ) -> None:
         S, lanes = len(cell.states), VECTOR_BYTES // dtype.itemsize
         self._kept: list[Array] = []
         self._sizes = S, N, H
         units = -(-H // lanes)
-        self._dinitial = None
+        self._dinitial: Array = None
         if steps.resets is not None:
             self._dinitial = zeros((S, units, N | 1, lanes), dtype)
+        if stopped is not None:
+            wide = np.zeros((S, N, units * lanes), dtype)
+            wide[:, :, :H] = stopped
+            panels = wide.reshape(S, N, units, lanes).transpose(0, 2, 1, 3)
+            self._dinitial[:, :, :N] = panels
         self.trace = np.empty((N, T, S, H), dtype) if steps.trace else None
         zoneout = 0
         if any(steps.zoneout):
@@ -40,6 +53,7 @@ class Particulars:
         dinitial = self._dinitial
         words = Particular(
             T=T,
+            first=steps.first,
             row=H * dtype.itemsize,
             mask=self._at(steps.mask, np.bool_),
             resets=self._at(steps.resets, np.bool_),
@@ -66,9 +80,9 @@ class Particulars:
         self._kept.append(np.ascontiguousarray(numbers, dtype))
         return address_of(self._kept[-1])
 
-    def dinitial(self) -> Array:
-        """(S, H), the gradient that resets stopped, all rows added up; None without resets."""
+    def stopped(self) -> Array | None:
+        """(S, N, H), the gradient that resets have stopped; None without resets."""
         if self._dinitial is None:
             return None
         S, N, H = self._sizes
-        return self._dinitial[:, :, :N].sum(axis=2).reshape(S, -1)[:, :H]
+        return self._dinitial[:, :, :N].transpose(0, 2, 1, 3).reshape(S, N, -1)[:, :, :H]

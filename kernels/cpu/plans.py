@@ -123,18 +123,23 @@ def recipe(
     keep: bool = True,
     particular: int = PLAIN,
     scaled: bool = False,
+    chunk: int = 0,
+    add: bool = False,
 ) -> Recipe:
     """How to run a pass over arrays of these sizes.
 
     keep        what backward needs is kept
     particular  what may be particular about the steps: PLAIN, TRACED or ANYTHING
     scaled      h enters products scaled
+    chunk       how many steps are a chunk; 0: as many as are best
+    add         backward adds to what the weights' gradients are
     """
     at = layout(cell, particular == ANYTHING)
     size = dtype.itemsize
     W = VECTOR_BYTES // size
     units, inputs = -(-H // W), -(-D // W)
-    chunks, steps = _chunks(N, T, size * (D + H) * H * len(cell.gates))
+    steps = chunk or chunk_steps(cell, N, T, D, H, size)
+    chunks = -(-T // steps)
     states, recurrent = len(cell.states), at.early + at.late
     kept_states = states + scaled
     apart = by_rows or not recurrent
@@ -167,7 +172,7 @@ def recipe(
     }
     plan = Plan(
         here=0, thread=0, shards=shards, job=0, team=0, by_rows=by_rows, apart=apart,
-        packed=0, weight_row=VECTOR_BYTES, in_panels=0, keep=keep,
+        packed=0, weight_row=VECTOR_BYTES, in_panels=0, keep=keep, add=add,
         N=N, T=T, D=D, H=H, units=units, steps=steps, chunks=chunks,
         units_at_once=max(4, 16384 // (rows * max(at.early, 1) * VECTOR_BYTES) // 4 * 4),
         size=size, gates=len(cell.gates), x_gates=at.x_gates, early=at.early, late=at.late,
@@ -187,17 +192,18 @@ def recipe(
     )
 
 
-def _chunks(N: int, T: int, weight_bytes: int) -> tuple[int, int]:
-    """Into how many chunks of how many steps time is cut; at least two steps, if there are two.
+def chunk_steps(cell: Cell, N: int, T: int, D: int, H: int, size: int) -> int:
+    """Into chunks of how many steps time is cut; at least two, if there are two.
 
     (Two: by units a thread reads the deltas of step k + 1 while others write those of step k.)
     256 rows leave a chunk in the second cache; where the weights do not fit there either, more
     rows, so that the gradients of the weights are fetched and added to less often (measured).
     """
+    weight_bytes = size * (D + H) * H * len(cell.gates)
     rows = min(256 + weight_bytes // 20_000, 768)
     most = max(2, -(-rows // N))
     chunks = -(-T // most)
-    return chunks, -(-T // chunks)
+    return -(-T // chunks)
 
 
 def _offsets(sizes: dict[str, int]) -> dict[str, int]:

@@ -60,6 +60,7 @@ class Plan(NamedTuple):
     weight_row: int  # bytes of a row of a panel of packed weights
     in_panels: int  # whether the state stays in ``state`` and ``last_state``
     keep: int  # whether every chunk is kept, for backward
+    add: int  # whether backward adds to the weights' gradients
     # sizes: batch, time, inputs, units; steps in a chunk, chunks; bytes of a number
     N: int
     T: int

@@ -40,6 +40,7 @@ class Particular(NamedTuple):
     """What is particular about the steps of a pass: addresses; 0 where there is nothing."""
 
     T: int
+    first: int  # the number of the first step, for draws
     row: int  # bytes of H numbers
     mask: int  # (N, T) bytes
     resets: int  # (N, T) bytes
@@ -74,7 +75,7 @@ def _(frame, particular, t, n, u, lanes, new, old):
 def _settle(frame, particular, t, n, u, lanes, new, old):
     here = _read(particular)
     if here.zoneout == DRAWN:
-        drawn = draw(frame, here.seeds, here.thresholds, t, n, u)
+        drawn = draw(frame, here.seeds, here.thresholds, here.first + t, n, u)
         new = choose(drawn, old, new)
     elif here.zoneout == EXPECTED:
         new = blend(frame, here.shares, old, new)
@@ -168,7 +169,7 @@ def _unsettle(frame, particular, t, n, u, lanes, dh, through, dstate):
         dstate = add_to_first(dstate, dh + through)
         trace(frame, here, t, n, u, lanes, dstate)
         if here.zoneout == DRAWN:
-            drawn = draw(frame, here.seeds, here.thresholds, t, n, u)
+            drawn = draw(frame, here.seeds, here.thresholds, here.first + t, n, u)
             held = choose(drawn, dstate, no_state(frame))
             dstate = choose(drawn, no_state(frame), dstate)
         elif here.zoneout == EXPECTED:

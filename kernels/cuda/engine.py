@@ -20,6 +20,7 @@ emulator there.
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -127,6 +128,8 @@ class CudaEngine(DeviceEngine):
             self._scan(cell, "forward_scan", given)(x_side, b, states, saved, hs)
         else:
             self._forward_steps(cell, Wh, x_side, b, states, saved, hs, operands, given)
+        if steps.every:
+            return hs, tuple(states[T].copy()), (xs, state, params, steps)
         return hs, tuple(states[T].copy()), (xs, (Wx, Wh, b), states, saved, operands, steps)
 
     def _forward_steps(
@@ -149,7 +152,18 @@ class CudaEngine(DeviceEngine):
                 xp.matmul(operands[t], Wh_late, out=late)
             gates_step(t, x_side, early, late, b, states, saved, hs)
 
+    def _all(self, cell: Cell, saved: Any) -> Any:
+        """What a pass keeps for backward; where it did not, the pass is run again, all of it."""
+        xs, *_, steps = saved
+        if not steps.every:
+            return saved
+        _, state, params, _ = saved
+        steps = replace(steps, every=0)
+        with self.gpu.products(self.precision):
+            return self._forward(cell, xs, state, params, steps)[2]
+
     def backward(self, cell: Cell, dhs: Array, dstate: State, saved: Any) -> Gradients:
+        saved = self._all(cell, saved)
         (N, T, D), H = saved[0].shape, dhs.shape[2]
         with self.gpu.products(self.precision), _room_for(cell, N, T, D, H):
             return self._backward(cell, dhs, dstate, saved)
@@ -222,7 +236,7 @@ class CudaEngine(DeviceEngine):
         return through_h
 
     def before(self, cell: Cell, saved: Any) -> tuple[Array, ...]:
-        states = saved[2]
+        states = self._all(cell, saved)[2]
         return tuple(states[:-1].transpose(1, 2, 0, 3))
 
     def step(self, cell: Cell, x: Array, state: State, params: Sequence[Array]) -> State:

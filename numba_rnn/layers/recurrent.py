@@ -261,6 +261,11 @@ class TimeRecurrent(_CellLayer):
     train_flg   False: regularisers (``regularise``) are for use after training
     trace       the last forward seen from inside, if it was asked for
 
+    checkpoint_every   k: forward keeps only the states of every k steps, and backward computes
+                again what is between: the same gradients, bit for bit, for about a third more
+                time and a fraction of the memory; 0, the default: all is kept. (On the GPU nothing
+                is kept of the steps, whatever k is, and backward runs forward again.)
+
     >>> layer = TimeRecurrent.create(3, 5, cell="gru", rng=0)
     >>> layer.forward(np.ones((2, 7, 3), np.float32)).shape
     (2, 7, 5)
@@ -272,6 +277,7 @@ class TimeRecurrent(_CellLayer):
         self.state: tuple[Array, ...] | None = None
         self.dstate: tuple[Array, ...] | None = None
         self._state_given = False  # by set_state, since the last forward
+        self.checkpoint_every = 0
         self.regularisers: Regularisers | None = None
         self.train_flg = True
         self.trace: Trace | None = None
@@ -418,8 +424,9 @@ class TimeRecurrent(_CellLayer):
             steps |= more
         if resets is not None and self._initial is not None:
             steps["initial"] = self._initial
-        particular = trace or any(value is not None for value in steps.values())
-        chosen = Steps(**steps, trace=trace) if particular else PLAIN
+        every = self.checkpoint_every
+        particular = trace or every or any(value is not None for value in steps.values())
+        chosen = Steps(**steps, every=every, trace=trace) if particular else PLAIN
         hs, self.state, saved = here.forward(self.cell, xs, state, params, chosen)
         if trace:
             self.trace = Trace(self.cell, here, xs, params, chosen, saved)

@@ -1,0 +1,137 @@
+"""A pass over a block of time, or over a part of it.
+
+Forward keeps what backward needs, or only the states at the beginning of some parts: then backward
+runs forward over a part again, just before it needs it. Parts are made of whole chunks of the
+block (``sequence.py``), so that all sums are made in the same order and no bit depends on them.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..cells import Cell
+from ..reference import Array, State, reset_before
+from ..steps import Steps
+from . import backward as _backward
+from . import forward as _forward
+from . import frames, threads
+from .particulars import PARTICULAR, Particulars
+from .plans import Kept, Recipe, chunk_steps, kept_states, recipe, rows_plain, sharing
+
+
+@dataclass(frozen=True)
+class Pass:
+    """The arrays of a pass.
+
+    params  Wx, Wh and b, as ``plans.with_weights`` makes them
+    times   which steps of the block xs are
+    chunk   how many steps are a chunk; 0: as many as are best
+    shares  shards, and whether they are made by rows; None: as is best
+    """
+
+    cell: Cell
+    xs: Array
+    params: tuple[Array, Array, Array]
+    steps: Steps
+    times: slice | None = None
+    chunk: int = 0
+    shares: tuple[int, bool] | None = None
+
+    @property
+    def H(self) -> int:
+        return int(self.params[1].shape[0])
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """N, T, D, H."""
+        return (*self.xs.shape, self.H)
+
+    def parts(self) -> Iterator["Pass"]:
+        """The parts of ``steps.every`` steps, or a little more, that make up the pass."""
+        N, T, D, H = self.sizes
+        chunk = chunk_steps(self.cell, N, T, D, H, self.xs.itemsize)
+        count = -(-self.steps.every // chunk) * chunk
+        shares = sharing(self.cell, N, T, D, H)
+        for start in range(0, T, count):
+            times = slice(start, min(T, start + count))
+            steps = self.steps.part(times.start, times.stop)
+            xs = self.xs[:, times]
+            yield Pass(self.cell, xs, self.params, steps, times, chunk, shares)
+
+    def _recipe(self, driver: Any, back: bool, **options: Any) -> Recipe:
+        shares = self.shares or sharing(self.cell, *self.sizes)
+        return recipe(
+            driver, self.cell, self.xs.dtype, *self.sizes, *shares,
+            particular=self._particular(back), scaled=self.steps.scale is not None,
+            chunk=self.chunk, **options,
+        )  # fmt: skip
+
+    def _particular(self, back: bool) -> int:
+        """What of the steps decides which code runs."""
+        steps = self.steps
+        of_both = steps.mask, steps.resets, steps.scale, steps.zoneout or None
+        if any(given is not None for given in of_both):
+            return frames.ANYTHING
+        return frames.TRACED if back and steps.trace else frames.PLAIN
+
+    def forward(self, state: State, keep: bool = True) -> tuple[Array, State, Kept]:
+        """hs, the state after the last step, and what is kept."""
+        N, T, _, H = self.sizes
+        made = self._recipe(_forward.forward, False, keep=keep)
+        kept = Kept(made.kept_bytes, self.xs.dtype)
+        state_in = np.array(reset_before(self.steps, 0, state))
+        if self.steps.scale is not None:
+            state_in = np.concatenate([state_in, state_in[:1] * self.steps.scale])
+        state_out = np.empty((len(state), N, H), self.xs.dtype)
+        hs = np.empty((N, T, H), self.xs.dtype)
+        arrays = self.xs, self.params, state_in, state_out, hs
+        self._run(made, made.with_arrays(*arrays, kept=kept.address), back=False)
+        return hs, tuple(state_out), kept
+
+    def backward(
+        self,
+        dhs: Array,
+        d: Array,
+        kept: Kept,
+        into: Sequence[Array],
+        add: bool = False,
+        stopped: Array | None = None,
+    ) -> tuple[Array, Array, Array | None, Array | None]:
+        """dxs, d before the first step, what resets stopped, and the trace.
+
+        d        (S + 1, N, H), the gradient of the state; the last: what came through h Wh
+        into     the gradients of Wx, Wh and b: written, or added to
+        stopped  (S, N, H), what resets in later parts have stopped
+        """
+        made = self._recipe(_backward.backward, True, add=add)
+        dhs, d_out = rows_plain(dhs), np.empty_like(d)
+        dxs = np.empty(self.xs.shape, self.xs.dtype)
+        arrays = self.xs, self.params, d, d_out, dhs, (dxs, *into)
+        plan = made.with_arrays(*arrays, kept=kept.address)
+        particular = self._run(made, plan, back=True, stopped=stopped)
+        if particular is None:
+            return dxs, d_out, None, None
+        stopped, scale = particular.stopped(), self.steps.scale
+        if stopped is not None and self.steps.resets is not None:
+            again = self.steps.resets[:, 0]
+            stopped[0, again] += d_out[-1, again] if scale is None else (d_out[-1] * scale)[again]
+            stopped[:, again] += d_out[:-1, again]
+            d_out[:, again] = 0
+        return dxs, d_out, stopped, particular.trace
+
+    def _run(
+        self, made: Recipe, plan: Array, back: bool, stopped: Array | None = None
+    ) -> Particulars | None:
+        particular = None
+        if self._particular(back):
+            sizes = *self.sizes, self.xs.dtype
+            particular = Particulars(self.steps, self.cell, *sizes, stopped)
+            plan[PARTICULAR] = particular.address
+        threads.team.run(plan, made.shards)
+        return particular
+
+    def before(self, kept: Kept) -> tuple[Array, ...]:
+        """The state that every step saw, (N, T, H) each."""
+        return kept_states(self._recipe(_forward.forward, False), kept, self.cell)
