@@ -13,8 +13,10 @@ import numba_rnn as rnn
 from fake_device import use_fake_device
 from helpers import CALLING_ALL, central_differences, run_python
 from numba_rnn import diagnostics as d
+from numba_rnn import jobs
 from numba_rnn.diagnostics.measures import thresholds
 from numba_rnn.models import Rnnlm
+from numba_rnn.text import Vocabulary
 
 N, T, D, H = 3, 9, 4, 5
 LAYERS = {
@@ -607,6 +609,24 @@ def test_a_model_that_traces():
     model.backward()
     for layer in model.recurrent:
         assert d.gradient_flow(layer.trace, "h")["rows"].tolist() == [2] * 5
+
+
+def test_a_text_that_the_font_cannot_show(tmp_path):
+    """Boxes, not a warning for each character."""
+    vocabulary = Vocabulary.of("吾輩は猫である\t\n", "char")
+    model = Rnnlm(len(vocabulary), 4, 6, rng=0)
+    tokens = jobs.read_with_trace(model, vocabulary, "猫である\t\n")
+    assert tokens == list("猫である\t")
+    paths = jobs.draw_inside(model, tokens, tmp_path)
+    assert {path.stem for path in paths} == {"gradient", "gates", "saturation", "weights"}
+    gradient = model.recurrent[0].trace.gradients["h"]
+    # of the last token's loss alone: what comes from there, and nothing made on the way
+    xs = model.embedding.forward(vocabulary.encode("猫である\t")[None])
+    layer = rnn.TimeLSTM(*model.recurrent[0].params)
+    dhs = np.zeros_like(layer.forward(xs, trace=True))
+    dhs[:, -1] = gradient[:, -1]
+    layer.backward(dhs)
+    assert_allclose(gradient, layer.trace.gradients["h"], rtol=1e-4, atol=1e-9)
 
 
 def test_it_draws_on_pyplots_figures():
