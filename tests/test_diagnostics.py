@@ -123,6 +123,18 @@ def test_what_lies_before_a_reset_is_another_sequence():
     assert layer.trace.resets[0, 5]
 
 
+def test_a_gradient_from_beyond_the_block_does_not_move_the_last_step():
+    """It arrives after the end of a row, in steps that the mask left out, one of them reset."""
+    resets = np.zeros((2, 8), bool)
+    resets[0, 6] = True
+    layer, dhs = linear_rnn(0.5 * rotation(3), steps=8, lengths=[4, 8], resets=resets)
+    dhs[0, 3] = 1
+    layer.backward(dhs, np.ones((2, 3)))
+    table = d.gradient_flow(layer.trace, "h")
+    assert table["rows"].tolist() == [2, 2, 2, 2, 1, 1, 1, 1]
+    assert_allclose(table["mean"], 0.5 ** np.arange(8) * 3**0.5, rtol=1e-12)
+
+
 def test_all_states_by_default():
     table = d.gradient_flow(traced().trace)
     assert columns(table) == 2 * T
@@ -397,6 +409,10 @@ def test_plot_gates_of_some_with_labels():
     assert [axes.get_ylabel()[0] for axes in panels] == ["o", "f"]
     assert [label.get_text() for label in panels[-1].get_xticklabels()] == list("a␣$b$↵d→f")
     assert not figure.legends
+    words = ["$x", "_y", "\\frac{", *["$\\frac$"] * (T - 3)]
+    figure = drawn(d.plot_gates, trace, labels=words)  # text, not formulas
+    (*_, last) = (axes for axes in figure.axes if axes.images)
+    assert [label.get_text() for label in last.get_xticklabels()] == words
 
 
 def test_plot_gradient_flow():
