@@ -19,8 +19,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """numba_rnn.training and numba_rnn.models are loaded where they are first used."""
-    if name in ("models", "training"):
+    """numba_rnn.diagnostics, .models and .training are loaded where they are first used."""
+    if name in ("diagnostics", "models", "training"):
         import importlib
 
         return importlib.import_module(f"{__name__}.{name}")

@@ -2,10 +2,13 @@
 
 import hashlib
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from .checks import Array, expect_choice, expect_float
 from .files import written_atomically
@@ -292,3 +295,54 @@ def sample(
     )
     joint = " " if prompt and vocabulary.level == "word" else ""
     return (prompt or "") + joint + vocabulary.decode(made)
+
+
+def read_with_trace(model: Rnnlm, vocabulary: Vocabulary, text: str) -> list[str]:
+    """Read a text from a fresh state, so that ``model.recurrent[k].trace`` shows the inside.
+
+    The gradients in it are those of the loss at the text's last token alone: how far back what
+    was read bears on it. Returns the tokens that were read, all but the last.
+    """
+    ids = vocabulary.encode(text)
+    if len(ids) < 2:
+        raise ValueError(
+            f"prompt: expected at least two {vocabulary.level}s, one to predict, got {len(ids)}"
+        )
+    labels = np.full((1, len(ids) - 1), model.loss_layer.ignore_label)
+    labels[0, -1] = ids[-1]
+    model.reset_state()
+    model.forward(ids[None, :-1], labels, train_flg=False, trace=True)
+    model.backward()
+    return [vocabulary.members[k] for k in ids[:-1]]
+
+
+def draw_inside(model: Rnnlm, tokens: list[str], folder: str | Path) -> list[Path]:
+    """Pictures of what ``read_with_trace`` left in the model, as PNG files in a folder.
+
+    Raises ImportError, naming the remedy, where matplotlib is missing.
+    """
+    from .diagnostics import plot_gates, plot_gradient_flow, plot_saturation, plot_spectrum
+    from .diagnostics.measures import bounded_gates
+
+    several = len(model.recurrent) > 1
+    named = {f"layer {k}" if several else "": layer for k, layer in enumerate(model.recurrent)}
+    traces = {name: layer.trace for name, layer in named.items() if layer.trace is not None}
+    figures = {"gradient": plot_gradient_flow(traces, state=None)}
+    for name, layer in named.items():
+        trace, end = traces[name], name.replace("layer ", "-")
+        # more labels than that nobody reads
+        labels = tokens if len(tokens) <= 200 else None
+        figures[f"gates{end}"] = plot_gates(trace, labels=labels)
+        if bounded_gates(trace):
+            figures[f"saturation{end}"] = plot_saturation(trace)
+        if layer.cell.recurrent_gates:
+            figures[f"weights{end}"] = plot_spectrum(layer)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, figure in figures.items():
+        paths.append(folder / f"{name}.png")
+        with written_atomically(paths[-1]) as part, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph")  # of a script the font has not
+            figure.savefig(part, dpi=100)
+    return paths

@@ -89,7 +89,32 @@ def test_info(folder):
     assert run("--version", cwd=folder).strip() == "0.1.0"
 
 
-@pytest.mark.parametrize("command", ["train", "generate", "evaluate", "info"])
+def test_inspect_prints_and_draws_the_inside(folder):
+    said = run("inspect", "run", "--prompt", "the quick ブラ $x$ fox\n", cwd=folder)
+    assert "read 20 chars" in said
+    assert "layer 0: TimeRecurrent(cell lstm, D 8, H 16, float32)" in said
+    assert re.search(r"^  [hc]  \w+ by a factor of \d\.\d\d a step: after 19 steps", said, re.M)
+    pictures = re.findall(r"^picture  (\S+)$", said, re.M)
+    names = "gradient", "gates", "saturation", "weights"
+    assert pictures == [f"run/inside/{name}.png" for name in names]
+    for picture in pictures:
+        assert (folder / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_inspect_reads_what_the_model_makes_up(folder):
+    sizes = ("--layers", "2", "--cell", "rnn_relu", "--level", "word", *SMALL[:-1], "1")
+    run("train", "--text", "text.txt", "--out", "two", *sizes, cwd=folder)
+    said = [run("inspect", "two", "--out", "elsewhere", cwd=folder) for _ in range(2)]
+    assert said[0] == said[1]
+    assert "layer 1: " in said[0]
+    pictures = {path.name for path in (folder / "elsewhere").iterdir()}
+    assert pictures == {
+        "gradient.png",
+        *(f"{n}-{k}.png" for n in ("gates", "weights") for k in "01"),
+    }
+
+
+@pytest.mark.parametrize("command", ["train", "generate", "evaluate", "inspect", "info"])
 def test_help_names_every_option_with_words(folder, command):
     said = run(command, "--help", cwd=folder)
     for line in re.findall(r"^│ +(--.*)│$", said, re.M):
@@ -153,6 +178,8 @@ def test_ctrl_c_saves_and_resume_goes_on(folder):
         ),
         (["generate", "run", "--length", "0"], "length: expected at least 1, got 0"),
         (["evaluate", "run", "--text", "none.txt"], r"none\.txt"),
+        (["inspect", "run", "--prompt", "x"], "prompt: expected at least two chars, .*got 1"),
+        (["inspect", "nowhere"], "nowhere"),
         (["info", "nowhere"], "nowhere"),
     ],
 )

@@ -160,7 +160,8 @@ def test_cupy_is_touched_in_one_place():
 FORBIDDEN = {
     "backend": ("checks", "layers", "models", "training", "cli"),
     "checks": ("backend", "layers", "models", "training", "cli"),
-    "layers": ("models", "training", "cli"),
+    "layers": ("diagnostics", "models", "training", "cli"),
+    "diagnostics": ("models", "training", "cli"),
     "models": ("cli",),
     "training": ("cli",),
 }

@@ -40,7 +40,7 @@ class Pass:
     shares: tuple[int, bool] | None = None
 
     @property
-    def H(self) -> int:
+    def H(self) -> int:  # noqa: N802 (the name on the page)
         return int(self.params[1].shape[0])
 
     @property

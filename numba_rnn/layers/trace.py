@@ -7,7 +7,7 @@
 
 Forward keeps what backward needs anyway, so a trace costs next to nothing until it is looked at:
 then gates and pre-activations are computed anew from the states that every step saw, for all steps
-at once.
+at once. ``numba_rnn.diagnostics`` measures and draws what is in it.
 """
 
 from collections.abc import Sequence
@@ -25,8 +25,9 @@ Named = dict[str, Array]
 class Trace:
     """A block of time of a layer, seen from inside; NumPy arrays (N, T, H) by name.
 
-    cell   the layer's
-    mask   (N, T) bool, the steps that were there, or None: all
+    cell    the layer's
+    mask    (N, T) bool, the steps that were there, or None: all
+    resets  (N, T) bool, the steps before which the state was reset, or None: none
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class Trace:
         steps: Steps,
         saved: Any,
     ) -> None:
-        self.cell, self.mask = cell, steps.mask
+        self.cell, self.mask, self.resets = cell, steps.mask, steps.resets
         self._engine, self._xs, self._steps, self._saved = engine, xs, steps, saved
         self._params = [param.copy() for param in params]  # an optimiser changes them in place
         self._gradients: Array = None
@@ -74,7 +75,7 @@ class Trace:
     @property
     def before(self) -> Named:
         """By the name of the state: its value before every step, as the step saw it."""
-        return dict(zip(self.cell.states, self._before, strict=True))
+        return dict(zip(self.cell.states, map(to_host, self._before), strict=True))
 
     @property
     def gradients(self) -> Named:
@@ -90,7 +91,8 @@ class Trace:
 
     @cached_property
     def _before(self) -> tuple[Array, ...]:
-        return tuple(map(to_host, self._engine.before(self.cell, self._saved)))
+        """On the engine, which has a use for them there."""
+        return tuple(self._engine.before(self.cell, self._saved))
 
     @cached_property
     def _inside(self) -> tuple[Named, Named, Named]:

@@ -149,21 +149,24 @@ class Rnnlm:
 
     # ---- training
 
-    def predict(self, xs: Array, train_flg: bool = False) -> Array:
-        """Scores before softmax (N, T, V) for tokens xs (N, T)."""
+    def predict(self, xs: Array, train_flg: bool = False, *, trace: bool = False) -> Array:
+        """Scores before softmax (N, T, V) for tokens xs (N, T).
+
+        trace  True: ``model.recurrent[k].trace`` shows what went on inside (``layers/trace.py``)
+        """
         out = self.embedding.forward(xs)
         for dropout, layer in zip(self.dropouts, self.recurrent, strict=False):
             dropout.train_flg = layer.train_flg = train_flg
-            out = layer.forward(dropout.forward(out))
+            out = layer.forward(dropout.forward(out), trace=trace)
         self.dropouts[-1].train_flg = train_flg
         return self.affine.forward(self.dropouts[-1].forward(out))
 
-    def forward(self, xs: Array, ts: Array, train_flg: bool = True) -> Any:
+    def forward(self, xs: Array, ts: Array, train_flg: bool = True, *, trace: bool = False) -> Any:
         """Mean cross-entropy (nats a token) of predicting ts (N, T) from xs (N, T).
 
         A float; on a device an array without axes, of which ``float`` makes one.
         """
-        return self.loss_layer.forward(self.predict(xs, train_flg), ts)
+        return self.loss_layer.forward(self.predict(xs, train_flg, trace=trace), ts)
 
     def backward(self) -> None:
         """Fill ``grads`` with the gradient of the last loss, cut at the start of its block."""
