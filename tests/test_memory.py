@@ -12,9 +12,12 @@ PROGRAM = """
 import ctypes, faulthandler, mmap
 import numpy as np
 from unittest import mock
+from dataclasses import replace
 from helpers import SHARINGS, outcome, random_problem
+from test_steps import FEATURES, particular
+from test_steps import outcome as with_steps
 from numba_rnn import use_backend
-from numba_rnn.kernels.cpu import packing, passes, plans, streaming
+from numba_rnn.kernels.cpu import engine as arrays, packing, particulars, passes, plans, streaming
 
 faulthandler.enable()
 libc, kept = ctypes.CDLL(None, use_errno=True), []
@@ -64,9 +67,13 @@ for dtype in (np.float32, np.float64):
                   mock.patch.object(plans, "aligned", aligned),
                   mock.patch.object(streaming, "aligned", aligned),
                   mock.patch.object(packing, "aligned", aligned),
-                  mock.patch.object(cpu, "np", Guarded()),
+                  mock.patch.object(arrays, "np", Guarded()),
+                  mock.patch.object(passes, "np", Guarded()),
+                  mock.patch.object(particulars, "np", Guarded()),
                   mock.patch.object(passes, "sharing", return_value=sharing)):
                 outcome(engine, p)
+                steps = particular(p, set(FEATURES))
+                with_steps(engine, p, replace(steps, scale=guarded(steps.scale), every=8))
                 if sharing != (1, True):
                     continue
                 N, T, D = p.xs.shape
