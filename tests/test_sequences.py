@@ -24,7 +24,7 @@ from test_peers import (
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import numba_rnn as rnn
-from helpers import BACKENDS, DTYPES, Array, relative_error
+from helpers import BACKENDS, DTYPES, FORMS, Array, central_differences, relative_error
 from numba_rnn import use_backend
 from numba_rnn.models import Rnnlm
 
@@ -601,3 +601,78 @@ def test_a_language_models_regularisers_act_in_training_only():
     for token in ids[0]:
         got = model._step(token)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
+
+
+# ---- looking inside, and keeping less
+
+
+@each_backend
+@pytest.mark.parametrize("make", [rnn.TimeLSTM, rnn.TimeBiGRU, "stack"])
+def test_a_trace_and_the_memory_dial_change_nothing(backend, make):
+    """Of any layer, in use with all that steps can have."""
+    rng = np.random.default_rng(0)
+    xs, mask = rng.standard_normal((5, 23, 3)), rng.random((5, 23)) < 0.7
+    with use_backend(backend):
+
+        def run(every, trace):
+            if make == "stack":
+                net = rnn.Stacked.create(3, 6, layers=2, layer=rnn.TimeBiLSTM, rng=1, dtype="f8")
+            else:
+                net = make.create(3, 6, rng=1, dtype="f8")
+            net.regularise(zoneout=0.2, recurrent_dropout=0.2, rng=2)
+            net.checkpoint_every = every
+            hs = net.forward(xs, mask=mask, trace=trace)
+            dxs = net.backward(np.cos(hs))
+            return net, [hs, dxs, *net.grads]
+
+        _, want = run(0, False)
+        net, got = run(4, True)
+    np.testing.assert_equal(got, want)
+    for layer in getattr(net, "recurrent", [net]):
+        trace = layer.trace
+        for arrays in (trace.gates, trace.pre_activations, trace.states, trace.gradients):
+            assert arrays
+            assert all(array.shape == (5, 23, 6) for array in arrays.values())
+
+
+@each_backend
+@pytest.mark.parametrize("cell", FORMS)
+def test_a_trace_shows_what_the_cell_computes(backend, cell):
+    """Every step again, from the states and pre-activations in the trace; and the gradients."""
+    rng = np.random.default_rng(0)
+    xs = rng.standard_normal((3, 6, 4))
+    with use_backend(backend):
+        layer = rnn.TimeRecurrent.create(4, 5, cell=cell, rng=1, dtype=np.float64)
+        hs = layer.forward(xs, trace=True)
+        dhs = rng.standard_normal(hs.shape)
+        layer.backward(dhs)
+        trace = layer.trace
+    np.testing.assert_allclose(trace.states["h"], hs, atol=1e-12)
+    pre, before = tuple(trace.pre_activations.values()), tuple(trace.before.values())
+    new, saved = layer.cell.forward(pre, before)
+    for name, after in zip(layer.cell.states, new, strict=True):
+        np.testing.assert_allclose(trace.states[name], after, atol=1e-12)
+        np.testing.assert_allclose(trace.before[name][:, 1:], after[:, :-1], atol=1e-12)
+    gates = dict(zip(layer.cell.saved, saved, strict=True))
+    for name, gate in trace.gates.items():
+        np.testing.assert_allclose(gate, gates[name], atol=1e-12)
+
+    # the gradient by the states after step 2: what the steps after it make of them
+    def loss():
+        layer.set_state(*later)
+        return float((layer.forward(xs[:, 3:]) * dhs[:, 3:]).sum()) + float(
+            (later[0] * dhs[:, 2]).sum()
+        )
+
+    later = [trace.states[name][:, 2].copy() for name in layer.cell.states]
+    with use_backend(backend):
+        for k, name in enumerate(layer.cell.states):
+            want = central_differences(loss, later[k])
+            assert relative_error(trace.gradients[name][:, 2], want) < 1e-6
+
+
+def test_a_trace_has_no_gradients_before_backward():
+    layer = rnn.TimeRNN.create(3, 5, rng=0)
+    layer.forward(np.ones((2, 4, 3), np.float32), trace=True)
+    with pytest.raises(RuntimeError, match="gradients: there are none before backward"):
+        layer.trace.gradients  # noqa: B018

@@ -48,7 +48,13 @@ class Bidirectional(Composite):
         return self.forward_layer.output_size + self.backward_layer.output_size
 
     def forward(
-        self, xs: Array, *, lengths: Any = None, mask: Any = None, resets: Any = None
+        self,
+        xs: Array,
+        *,
+        lengths: Any = None,
+        mask: Any = None,
+        resets: Any = None,
+        trace: bool = False,
     ) -> Array:
         """xs (N, T, D) -> (N, T, H_forward + H_backward).
 
@@ -57,13 +63,16 @@ class Bidirectional(Composite):
         resets          a reset before step t is a border between t - 1 and t, which neither
                         direction looks across: the forward one starts anew at t, the backward one
                         at t - 1. One before step 0 is for the forward direction's state alone.
+        trace           True: both layers have a ``trace``; the backward one's steps are in the
+                        order in which it reads them
         """
         here, xs, mask, resets = self._accept_block(xs, lengths, mask, resets)
-        ahead = self.forward_layer.forward(xs, mask=mask, resets=resets)
+        ahead = self.forward_layer.forward(xs, mask=mask, resets=resets, trace=trace)
         back = self.backward_layer.forward(
             xs[:, ::-1],
             mask=None if mask is None else mask[:, ::-1],
             resets=None if resets is None else _seen_from_the_end(resets),
+            trace=trace,
         )
         hs = here.xp.concatenate([ahead, back[:, ::-1]], axis=2)
         self._tape = here, hs.shape

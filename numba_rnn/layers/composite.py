@@ -71,6 +71,16 @@ class Composite(Layer):
         for layer in self.recurrent:
             layer.train_flg = value
 
+    @property
+    def checkpoint_every(self) -> int:
+        """See TimeRecurrent; the largest of the layers'. Setting it sets that of every layer."""
+        return max(layer.checkpoint_every for layer in self.recurrent)
+
+    @checkpoint_every.setter
+    def checkpoint_every(self, value: int) -> None:
+        for layer in self.recurrent:
+            layer.checkpoint_every = value
+
     def _move(self, there: Engine) -> None:
         for part in self._parts.values():
             part._move(there)

@@ -150,7 +150,10 @@ class TimeProjectedLSTM(TimeRecurrent):
         return self.state[0]
 
     def forward(self, xs: Array, **steps: Any) -> Array:
-        """xs (N, T, D) -> hs (N, T, P); see TimeRecurrent.forward for lengths, mask, resets."""
+        """xs (N, T, D) -> hs (N, T, P); see TimeRecurrent.forward for lengths, mask, resets, trace.
+
+        A trace is H wide: what lies beyond P in h is 0.
+        """
         hs = super().forward(xs, **steps)[:, :, : self.output_size].copy()
         self.state = self._cut(self.state)
         self._shape = hs.shape

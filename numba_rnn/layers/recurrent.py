@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from ..backend import Engine, engine_for, move
-from ..checks import Array, accept, accept_flags, accept_mask, expect_choice
+from ..checks import Array, accept, accept_flags, accept_mask, expect_choice, expect_int
 from ..kernels import cells
 from ..kernels.cells import Cell
 from ..kernels.steps import PLAIN, Steps
@@ -277,7 +277,7 @@ class TimeRecurrent(_CellLayer):
         self.state: tuple[Array, ...] | None = None
         self.dstate: tuple[Array, ...] | None = None
         self._state_given = False  # by set_state, since the last forward
-        self.checkpoint_every = 0
+        self._checkpoint_every = 0
         self.regularisers: Regularisers | None = None
         self.train_flg = True
         self.trace: Trace | None = None
@@ -424,7 +424,7 @@ class TimeRecurrent(_CellLayer):
             steps |= more
         if resets is not None and self._initial is not None:
             steps["initial"] = self._initial
-        every = self.checkpoint_every
+        every = self._checkpoint_every
         particular = trace or every or any(value is not None for value in steps.values())
         chosen = Steps(**steps, every=every, trace=trace) if particular else PLAIN
         hs, self.state, saved = here.forward(self.cell, xs, state, params, chosen)
@@ -488,6 +488,15 @@ class TimeRecurrent(_CellLayer):
         return found.xs if on_inputs is None else found.xs * on_inputs[:, None]
 
     # ---- options
+
+    @property
+    def checkpoint_every(self) -> int:
+        """Of how many steps forward keeps one state; 0: it keeps all that backward needs."""
+        return self._checkpoint_every
+
+    @checkpoint_every.setter
+    def checkpoint_every(self, value: int) -> None:
+        self._checkpoint_every = expect_int("checkpoint_every", value, 0)
 
     @property
     def _initial(self) -> Array | None:

@@ -115,12 +115,18 @@ class Stacked(Composite):
         return Stream([self], batch, **options)
 
     def forward(
-        self, xs: Array, *, lengths: Any = None, mask: Any = None, resets: Any = None
+        self,
+        xs: Array,
+        *,
+        lengths: Any = None,
+        mask: Any = None,
+        resets: Any = None,
+        trace: bool = False,
     ) -> Array:
         """xs (N, T, D) -> hs (N, T, H), what the last layer gives.
 
-        lengths, mask, resets are as the layers have them, the same for all. hs is 0 at steps that
-        are left out.
+        lengths, mask, resets and trace are as the layers have them, the same for all. hs is 0 at
+        steps that are left out. The traces are those of the layers, ``stack.recurrent[k].trace``.
         """
         here, xs, mask, resets = self._accept_block(xs, lengths, mask, resets)
         there = None if mask is None else here.to_device(mask)[:, :, None]
@@ -128,7 +134,7 @@ class Stacked(Composite):
         for k, layer in enumerate(self.layers):
             below = hs
             read = self.dropouts[k - 1].forward(below) if k else below
-            hs = layer.forward(read, mask=mask, resets=resets)
+            hs = layer.forward(read, mask=mask, resets=resets, trace=trace)
             if self.residuals[k]:
                 hs = hs + below
         self._tape = here, there, hs.shape
