@@ -263,8 +263,9 @@ class TimeRecurrent(_CellLayer):
 
     checkpoint_every   k: forward keeps only the states of every k steps, and backward computes
                 again what is between: the same gradients, bit for bit, for about a third more
-                time and a fraction of the memory; 0, the default: all is kept. (On the GPU nothing
-                is kept of the steps, whatever k is, and backward runs forward again.)
+                time and a fraction of the memory; 0, the default: all is kept. The numba engine
+                rounds k up to whole chunks, of about 256 / N steps. (On the GPU nothing is kept of
+                the steps, whatever k is, and backward runs forward again.)
 
     >>> layer = TimeRecurrent.create(3, 5, cell="gru", rng=0)
     >>> layer.forward(np.ones((2, 7, 3), np.float32)).shape
