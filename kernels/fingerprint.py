@@ -74,7 +74,9 @@ def _outer_values(function: Any) -> dict[str, Any]:
 def _describe(function: Any) -> Iterator[str]:
     """Everything that decides what a function computes: its code and the values it refers to."""
     for callee in with_callees(function):
-        yield f"{callee.__qualname__} {callee.__defaults__} {callee.__kwdefaults__}"
+        # the module, since compiled code that is found in the cache imports it
+        yield f"{callee.__module__} {callee.__qualname__}"
+        yield f"{callee.__defaults__} {callee.__kwdefaults__}"
         names = set()
         for code in _codes(callee.__code__):
             constants = [c for c in code.co_consts if not isinstance(c, CodeType)]

@@ -281,3 +281,32 @@ def test_processes_that_start_together_compile_once(tmp_path):
     pieces = sum(counts[0])
     assert sum(misses for _, misses in counts) == pieces
     assert sum(hits for hits, _ in counts) == 2 * pieces
+
+
+ELSEWHERE = """
+import numpy as np
+from numba_rnn import TimeRecurrent, cell, functions, use_backend
+from numba_rnn.kernels.cpu.frames import PIECES
+
+print("imported" if __name__ != "__main__" else "run")
+
+@cell(weights="u")
+def somewhere(a, u, h):
+    return functions.tanh(a + u * h)
+
+layer = TimeRecurrent.create(2, 3, cell=somewhere, rng=0)
+with use_backend("numba", strict=True):
+    hs = layer.forward(np.ones((1, 2, 2), np.float32))
+    layer.backward(hs)
+print(sum(piece.cache_hits for piece in PIECES if "gates" in piece.__name__))
+"""
+
+
+def test_a_cell_is_found_in_the_cache_wherever_it_is_defined(tmp_path):
+    """In a module, in a program, in exec: the compiled code imports neither."""
+    (tmp_path / "elsewhere.py").write_text(ELSEWHERE, encoding="utf-8")
+    env = {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(tmp_path)}
+    assert run_python("import elsewhere", env).stdout.split() == ["imported", "0"]
+    assert run_python(ELSEWHERE, env).stdout.split() == ["run", "2"]
+    executed = f"exec({ELSEWHERE!r}, {{'__name__': None}})"
+    assert run_python(executed, env).stdout.split() == ["imported", "2"]

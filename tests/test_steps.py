@@ -178,9 +178,11 @@ def test_nothing_particular_is_the_plain_pass_bit_for_bit(backend, name):
 
 
 @pytest.mark.parametrize("features", [set(), set(FEATURES) - {"expected"}])
-@pytest.mark.parametrize("every", [1, 4, 7, 1000])
-@pytest.mark.parametrize("name", FORMS)
-@pytest.mark.parametrize("backend", ALL_ENGINES)
+@pytest.mark.parametrize("every", [1, 7, 1000])
+@pytest.mark.parametrize(
+    ("backend", "name"),
+    [("numpy", "lstm"), ("cuda", "lstm"), ("cuda", "gru"), *(("numba", name) for name in FORMS)],
+)
 def test_what_is_computed_again_is_the_same_bit_for_bit(backend, name, every, features):
     sizes = (2, 5, 3, 5) if backend == "cuda" else (40, 27, 3, 21)
     p = random_problem(name, *sizes, np.float32)

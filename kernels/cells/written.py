@@ -261,8 +261,7 @@ class WrittenCell:
             sources = {"forward": self._forward_of(traced, run, names)}
             saved = given["saved"]
         made = {
-            name: make_function(source, f"{self.name}: {name}", self._function.__module__)
-            for name, source in sources.items()
+            name: make_function(source, f"{self.name}: {name}") for name, source in sources.items()
         }
         for name, function in made.items():
             function.__qualname__ = f"{self.name}.{name}"

@@ -185,7 +185,7 @@ def _tuple(texts: list[str]) -> str:
     return f"({texts[0]},)" if len(texts) == 1 else f"({', '.join(texts)})"
 
 
-def make_function(source: str, title: str, module: str) -> Callable[..., Any]:
+def make_function(source: str, title: str) -> Callable[..., Any]:
     """The function that the source defines, which tracebacks and inspect find the source of.
 
     It refers to nothing but functions of functions.py.
@@ -193,7 +193,9 @@ def make_function(source: str, title: str, module: str) -> Callable[..., Any]:
     code = compile(source, "<cell>", "exec")
     used = {name for inner in code.co_consts for name in getattr(inner, "co_names", ())}
     space: dict[str, Any] = {name: getattr(functions, name) for name in sorted(used)}
-    space["__name__"] = module  # where the user's is: functions.py is for those known to engines
+    # compiled code that is found in the cache imports the module of its functions: not the user's,
+    # which may be a program (nor functions.py, which is for those that engines know)
+    space["__name__"] = __name__
     digest = sha256(source.encode()).hexdigest()[:8]
     file = f"<cell {title} {digest}>"
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
