@@ -245,6 +245,10 @@ def settings_of(path: str | Path) -> Settings:
         raise CheckpointError(f"{path}: expected a checkpoint of `numba-rnn train`") from error
 
 
+class UnknownCell(CheckpointError):  # noqa: N818 (reads as what is wrong)
+    """A checkpoint's cell is nobody's here."""
+
+
 def load_model(path: str | Path) -> tuple[Rnnlm, Vocabulary, dict[str, Any]]:
     """The language model of a checkpoint, its vocabulary, and the checkpoint's whole content.
 
@@ -255,13 +259,22 @@ def load_model(path: str | Path) -> tuple[Rnnlm, Vocabulary, dict[str, Any]]:
         options = dict(content["model"])
         sizes = [options.pop(name) for name in ("vocab_size", "embed_size", "hidden_size")]
         vocabulary = Vocabulary(**content["vocabulary"])
-        found = *arrays["param/embedding.W"].shape, arrays["param/recurrent0.Wh"].shape[0]
+        if options["cell"] not in cells.names():
+            raise UnknownCell(
+                f"{path}: its cell {options['cell']!r} is not known here; import the module that "
+                "defines it, which hands it to numba_rnn.cells.register, first"
+            )
+        cell = cells.get(options["cell"])
+        hidden_size = cell.hidden_size([arrays["param/recurrent0.Wx"]])
+        found = *arrays["param/embedding.W"].shape, hidden_size
         if [len(vocabulary), *sizes] != [sizes[0], *found]:
             raise ValueError(
                 f"vocabulary {len(vocabulary)}, sizes {sizes}, arrays of {list(found)}"
             )
         model = Rnnlm(*sizes, rng=0, **options)
         model.load_arrays(arrays)
+    except UnknownCell:
+        raise
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path}: expected a checkpoint of `numba-rnn train`, got one that does not describe "

@@ -47,6 +47,29 @@ class Bidirectional(Composite):
         """The number of outputs, H_forward + H_backward."""
         return self.forward_layer.output_size + self.backward_layer.output_size
 
+    @classmethod
+    def create(
+        cls,
+        input_size: int,
+        hidden_size: int,
+        *,
+        layer: Any = "lstm",
+        rng: Seed = None,
+        stateful: bool = False,
+        **options: Any,
+    ) -> Self:
+        """Two layers of one kind from their sizes, H units in each direction.
+
+        layer    a class, such as TimeLSTM, or a cell or its name
+        options  those of the layers: dtype, init, reset_after ...; see TimeLSTM.create
+        """
+        kind, random = layer, generator(rng)
+        if not isinstance(layer, type) or not issubclass(layer, TimeRecurrent):
+            kind, options = TimeRecurrent, {"cell": layer, **options}
+        sizes = input_size, hidden_size
+        ahead = kind.create(*sizes, rng=random, stateful=stateful, **options)
+        return cls(ahead, kind.create(*sizes, rng=random, **options))
+
     def forward(
         self,
         xs: Array,

@@ -8,7 +8,6 @@ from ..checks import Array, accept, accept_flags, accept_mask
 from .base import Layer
 from .initialisers import generator
 from .recurrent import TimeRecurrent
-from .regularisers import Regularisers
 
 States = tuple[Array, ...] | None
 
@@ -157,10 +156,14 @@ class Composite(Layer):
     def regularise(self, **rates: Any) -> Self:
         """The rates of ``TimeRecurrent.regularise`` for every layer, each with masks of its own."""
         random = generator(rates.pop("rng", None))
-        layers = self.recurrent
-        chosen = [Regularisers(layer.cell.states, rng=random, **rates) for layer in layers]
-        for layer, own in zip(layers, chosen, strict=True):
-            layer.regularisers = own
+        before = [layer.regularisers for layer in self.recurrent]
+        try:
+            for layer in self.recurrent:
+                layer.regularise(rng=random, **rates)
+        except (TypeError, ValueError):  # all or none
+            for layer, own in zip(self.recurrent, before, strict=True):
+                layer.regularisers = own
+            raise
         return self
 
     # ---- what the parts' passes have in common

@@ -10,8 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import engine_for
-from ..checks import Array, accept, accept_ids, adopt, any_shape, expect_finite, expect_float
+from ..backend import Engine, engine_for
+from ..checks import (
+    Array,
+    accept,
+    accept_flags,
+    accept_ids,
+    adopt,
+    any_shape,
+    expect_finite,
+    expect_float,
+)
 from ..kernels.functions import sigmoid
 from .base import Layer
 
@@ -79,44 +88,71 @@ class TimeSoftmaxWithLoss(_Loss):
         return gradient.reshape(shape)
 
 
-class TimeSigmoidWithLoss(_Loss):
-    """Sigmoid and binary cross-entropy, mean over all places."""
+def _counted(mask: Any, xs: Array, ts: Any, here: Engine) -> tuple[Any, Any, int]:
+    """ts with 0 at steps that do not count, a mask for xs or None, and how many numbers count."""
+    if mask is None:
+        return ts, None, xs.size
+    if xs.ndim < 2:
+        raise ValueError(f"mask: expected it with xs (N, T, ...), got xs of shape {xs.shape}")
+    flags = accept_flags("mask", mask, xs.shape[:2], here)
+    count = int(flags.sum()) * (xs.size // flags.size)
+    wide = flags.reshape(*flags.shape, *(1,) * (xs.ndim - 2))
+    if np.shape(ts) == xs.shape:
+        at_home = np if isinstance(ts, np.ndarray) else here.xp
+        ts = at_home.where(wide if at_home is np else here.to_device(wide), ts, ts.dtype.type(0))
+    return ts, here.to_device(wide), count
 
-    def forward(self, xs: Array, ts: Array) -> Any:
-        """xs, any shape: scores before sigmoid; ts, the same shape: from 0 to 1, or bool."""
+
+class TimeSigmoidWithLoss(_Loss):
+    """Sigmoid and binary cross-entropy, mean over all places that count."""
+
+    def forward(self, xs: Array, ts: Array, mask: Any = None) -> Any:
+        """xs, any shape: scores before sigmoid; ts, the same shape: from 0 to 1, or bool.
+
+        mask  (N, T) bool, with xs (N, T, ...): steps where it is False count neither in the loss
+              nor in the gradient. Where none counts the loss is 0.
+        """
         here = engine_for(xs)
         xp, xs = here.xp, accept("xs", xs, any_shape(xs), None, here)
-        ts = adopt(ts, here)
+        ts, there, count = _counted(mask, xs, adopt(ts, here), here)
         kind = getattr(getattr(ts, "dtype", None), "kind", "f")
         targets = accept("ts", ts, xs.shape, ts.dtype if kind in "iub" else xs.dtype, here)
         expect_finite("ts", ts)
         if ts.min() < 0 or ts.max() > 1:
             raise ValueError(f"ts: expected numbers from 0 to 1, got {ts.min()} to {ts.max()}")
         targets = targets.astype(xs.dtype)
-        self._tape = xs.copy(), targets
+        self._tape = xs.copy(), targets, there, count, xp
         # -t log y - (1 - t) log(1 - y), with y = sigmoid(x), in a form without overflow
         losses = xp.maximum(xs, 0) - xs * targets + xp.log1p(xp.exp(-xp.abs(xs)))
-        return here.scalar(losses.mean(dtype=np.float64))
+        losses = losses if there is None else xp.where(there, losses, losses.dtype.type(0))
+        return here.scalar(losses.sum(dtype=np.float64) / max(count, 1))
 
     def _gradient(self, dout: float, *tape: Any) -> Array:
-        xs, targets = tape
-        return (sigmoid(xs) - targets) * xs.dtype.type(dout / xs.size)
+        xs, targets, there, count, xp = tape
+        gradient = (sigmoid(xs) - targets) * xs.dtype.type(dout / max(count, 1))
+        return gradient if there is None else xp.where(there, gradient, xs.dtype.type(0))
 
 
 class TimeMSE(_Loss):
-    """Mean squared error, mean over all numbers."""
+    """Mean squared error, mean over all numbers that count."""
 
-    def forward(self, xs: Array, ts: Array) -> Any:
-        """xs and ts of the same shape and dtype: outputs and targets."""
+    def forward(self, xs: Array, ts: Array, mask: Any = None) -> Any:
+        """xs and ts of the same shape and dtype: outputs and targets.
+
+        mask  (N, T) bool, with xs (N, T, ...): steps where it is False count neither in the loss
+              nor in the gradient. Where none counts the loss is 0.
+        """
         here = engine_for(xs)
         xs = accept("xs", xs, any_shape(xs), None, here)
-        ts = adopt(ts, here)
+        ts, there, count = _counted(mask, xs, adopt(ts, here), here)
         targets = accept("ts", ts, xs.shape, xs.dtype, here)
         expect_finite("ts", ts)
         difference = xs - targets
-        self._tape = (difference,)
-        return here.scalar(here.xp.square(difference, dtype=np.float64).mean())
+        if there is not None:
+            difference = here.xp.where(there, difference, xs.dtype.type(0))
+        self._tape = difference, max(count, 1)
+        return here.scalar(here.xp.square(difference, dtype=np.float64).sum() / max(count, 1))
 
     def _gradient(self, dout: float, *tape: Any) -> Array:
-        (difference,) = tape
-        return difference * difference.dtype.type(2 * dout / difference.size)
+        difference, count = tape
+        return difference * difference.dtype.type(2 * dout / count)

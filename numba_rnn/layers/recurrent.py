@@ -7,7 +7,7 @@ Shapes: N batch, T time, D input size, H hidden size. Parameters, inputs and gra
 dtype, float32 or float64. Wrong shapes raise ValueError, wrong types and dtypes TypeError.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -523,19 +523,39 @@ class TimeRecurrent(_CellLayer):
         self.param_names = (*self.param_names, "initial")
         return self
 
-    def regularise(self, **rates: Any) -> Self:
-        """Set zoneout, recurrent_dropout, input_dropout and weight_drop; returns the layer.
+    def regularise(
+        self,
+        *,
+        zoneout: float | Mapping[str, float] = 0.0,
+        recurrent_dropout: float = 0.0,
+        input_dropout: float = 0.0,
+        weight_drop: float = 0.0,
+        rng: Seed = None,
+    ) -> Self:
+        """Set how the layer is regularised; returns it.
 
-        zoneout is a rate for all states, or one each: ``{"h": 0.1, "c": 0.3}``. ``rng``, a
-        Generator or a seed, decides the masks. They are drawn anew for every forward while
-        ``train_flg`` is True; else nothing is dropped, and a unit keeps the share of its old value
-        that zoneout keeps on average. See ``layers/regularisers.py`` for what each is.
+        zoneout            share of units that keep their old value at a step (Krueger et al.
+                           2017): a rate for all states, or one each, ``{"h": 0.1, "c": 0.3}``
+        recurrent_dropout  share of h that is missing from h Wh, the same units at every step of a
+                           sequence (Gal & Ghahramani 2016)
+        input_dropout      share of x's features that is missing, likewise
+        weight_drop        share of Wh that is missing for a block (Merity et al. 2018)
+        rng                a Generator or a seed, which decides the masks
+
+        Masks are drawn anew for every forward while ``train_flg`` is True; else nothing is
+        dropped, and a unit keeps the share of its old value that zoneout keeps on average.
+        Raises ValueError for rates outside [0, 1), and for those of a Wh that the cell lacks.
 
         >>> layer = TimeLSTM.create(3, 5, rng=0).regularise(zoneout={"c": 0.5}, rng=1)
         >>> layer.forward(np.ones((2, 7, 3), np.float32)).shape
         (2, 7, 5)
         """
-        self.regularisers = Regularisers(self.cell.states, **rates)
+        for name, rate in ("recurrent_dropout", recurrent_dropout), ("weight_drop", weight_drop):
+            if rate and not self.cell.recurrent_gates:
+                raise ValueError(f"{name}: the cell {self.cell.name} has no h Wh, got {rate}")
+        self.regularisers = Regularisers(
+            self.cell.states, zoneout, recurrent_dropout, input_dropout, weight_drop, rng
+        )
         return self
 
 

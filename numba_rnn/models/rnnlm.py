@@ -18,6 +18,7 @@ from ..checks import (
     expect_int,
 )
 from ..kernels import cells
+from ..kernels.cells import Cell, WrittenCell
 from ..layers import (
     Layer,
     TimeAffine,
@@ -39,7 +40,8 @@ class Rnnlm:
     vocab_size   V, number of tokens
     embed_size   D, size of a token's embedding
     hidden_size  H, units of each recurrent layer
-    cell         any of ``numba_rnn.cells.names()``
+    cell         any of ``numba_rnn.cells.names()``, or a cell of your own; to load its
+                 checkpoints, hand it to ``numba_rnn.cells.register``
     layers       number of recurrent layers
     dropout      the share of numbers dropped between layers while training (Zaremba et al. 2014)
     tie          the affine's W is the embedding's, transposed (Press & Wolf 2017); needs D = H
@@ -65,7 +67,7 @@ class Rnnlm:
         embed_size: int = 100,
         hidden_size: int = 100,
         *,
-        cell: str = "lstm",
+        cell: str | Cell | WrittenCell = "lstm",
         layers: int = 1,
         dropout: float = 0.0,
         tie: bool = False,
@@ -76,7 +78,7 @@ class Rnnlm:
         V, D = expect_int("vocab_size", vocab_size), expect_int("embed_size", embed_size)
         H = expect_int("hidden_size", hidden_size)
         expect_choice("init", init, INITS)
-        cells.get(cell)
+        cell = cells.get(cell)
         if tie and D != H:
             raise ValueError(f"tie: expected embed_size equal to hidden_size, got {D} and {H}")
         self.rng = random = generator(rng)
@@ -100,7 +102,7 @@ class Rnnlm:
             "vocab_size": V,
             "embed_size": D,
             "hidden_size": H,
-            "cell": cell,
+            "cell": cell.name,
             "layers": len(recurrent),
             "dropout": float(dropout),
             "tie": self.tie,

@@ -1,0 +1,129 @@
+"""Cells of one's own, from the public package: layers, models, checkpoints."""
+
+import numpy as np
+import pytest
+
+import numba_rnn as rnn
+from helpers import BACKENDS, central_differences, relative_error
+from numba_rnn import cells, jobs, use_backend
+from numba_rnn.functions import sigmoid, tanh
+from numba_rnn.models import Rnnlm
+
+
+@rnn.cell(states="h c", weights="p", bias_start={"f": 1.0})
+def own(f, g, p, h, c):
+    f = sigmoid(f + p * c)
+    c = f * c + (1 - f) * tanh(g)
+    return tanh(c), c
+
+
+@pytest.fixture
+def registered():
+    cells.register(own)
+    yield
+    del cells._registry()["own"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_layer_of_it_has_the_gradients_of_its_forward(backend):
+    TimeOwn = rnn.time_layer(own)
+    rng = np.random.default_rng(0)
+    with use_backend(backend):
+        layer = TimeOwn.create(3, 4, rng=1, dtype=np.float64)
+        assert type(layer).__name__ == "TimeOwn"
+        assert layer.param_names == ("Wx", "Wh", "b", "w")
+        xs, dhs = rng.standard_normal((2, 5, 3)), rng.standard_normal((2, 5, 4))
+
+        def loss():
+            return float((layer.forward(xs) * dhs).sum())
+
+        loss()
+        assert layer.c.shape == (2, 4)
+        dxs = layer.backward(dhs)
+        assert layer.dc.shape == (2, 4)
+        for array, gradient in zip([xs, *layer.params], [dxs, *layer.grads], strict=True):
+            assert relative_error(gradient.copy(), central_differences(loss, array)) < 1e-7
+
+
+def test_its_constructor_takes_its_parameters():
+    TimeOwn = rnn.time_layer(own)
+    made = TimeOwn.create(3, 4, rng=1, stateful=True)
+    same = TimeOwn(*made.params, stateful=True)
+    assert same.stateful
+    with pytest.raises(TypeError, match=r"TimeOwn: expected the parameters Wx, Wh, b, w of .* own"):
+        TimeOwn(*made.params[:3])
+
+
+@pytest.mark.parametrize("make", [rnn.Bidirectional, rnn.Stacked])
+def test_it_goes_into_larger_layers(make):
+    net = make.create(3, 4, layer=own, rng=0)
+    hs = net.forward(np.ones((2, 5, 3), np.float32))
+    assert {layer.cell for layer in net.recurrent} == {own.cell}
+    assert net.backward(np.ones_like(hs)).shape == (2, 5, 3)
+
+
+def test_a_language_model_of_it_is_loaded_by_its_name(registered, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("to be or not to be " * 40, encoding="utf-8")
+    settings = jobs.Settings(
+        text=str(text), cell="own", hidden=8, embed=8, epochs=1, batch=2, time=5
+    )
+    run = jobs.train(settings, tmp_path / "run", progress=False, tell=lambda _: None)
+    model, _, _ = jobs.load_model(run.checkpoint)
+    assert model.recurrent[0].cell is own.cell
+    del cells._registry()["own"]
+    with pytest.raises(jobs.UnknownCell, match="cell 'own' is not known here; import the module"):
+        jobs.load_model(run.checkpoint)
+    cells.register(own)
+
+
+def test_a_model_takes_the_cell_itself():
+    model = Rnnlm(11, 4, 6, cell=own, rng=0)
+    assert model.config["cell"] == "own"
+    ids = np.arange(10).reshape(2, 5)
+    assert np.isfinite(model.forward(ids, ids + 1))
+
+
+def test_a_name_stands_for_one_cell(registered):
+    assert cells.get("own") is own.cell
+    cells.register(own)  # again
+    with pytest.raises(ValueError, match="there is one named 'lstm' already"):
+        cells.register(rnn.cell(name="lstm")(lambda a, h: tanh(a + h)))
+    with pytest.raises(TypeError, match="cell: expected a cell, got 3"):
+        cells.register(3)
+
+
+def test_a_mistake_is_found_where_the_cell_is_written():
+    with pytest.raises(ValueError, match="write where"):
+
+        @rnn.cell
+        def wrong(a, h):
+            return a if a > 0 else h
+
+
+# ---- losses of ragged batches
+
+
+@pytest.mark.parametrize("make", [rnn.TimeMSE, rnn.TimeSigmoidWithLoss])
+def test_losses_leave_out_what_a_mask_leaves_out(make):
+    rng, mask = np.random.default_rng(0), np.array([[True, True, False], [True, False, False]])
+    xs, ts = rng.standard_normal((2, 3, 4)), rng.uniform(0, 1, (2, 3, 4))
+    part, whole = make(), make()
+    unknown = np.where(mask[:, :, None], ts, np.nan)
+    assert part.forward(xs, unknown, mask=mask) == pytest.approx(whole.forward(xs[mask], ts[mask]))
+    gradient = part.backward()
+    np.testing.assert_allclose(gradient[mask], whole.backward())
+    assert not gradient[~mask].any()
+    assert part.forward(xs, ts, mask=np.zeros((2, 3), bool)) == 0
+    assert not part.backward().any()
+    np.testing.assert_equal(part.forward(xs, ts, mask=np.ones((2, 3), bool)), part.forward(xs, ts))
+    with pytest.raises(ValueError, match=r"mask: expected shape \(2, 3\)"):
+        part.forward(xs, ts, mask=mask[:1])
+    with pytest.raises(ValueError, match=r"mask: expected it with xs \(N, T, ...\)"):
+        part.forward(xs[0, 0], ts[0, 0], mask=mask)
+
+
+def test_what_a_cell_lacks_is_not_dropped():
+    for name in ("weight_drop", "recurrent_dropout"):
+        with pytest.raises(ValueError, match=f"{name}: the cell indrnn has no h Wh, got 0.5"):
+            rnn.TimeRecurrent.create(3, 4, cell="indrnn").regularise(**{name: 0.5})
