@@ -104,11 +104,25 @@ def time_layer(cell: str | Cell | WrittenCell) -> type[TimeRecurrent]:
         return property(lambda self: None if getattr(self, arrays) is None
                         else getattr(self, arrays)[k])  # fmt: skip
 
+    def reduce(self: Any) -> Any:  # the class has no name by which pickle would find it
+        return _made_again, (found,), self.__dict__
+
     states = list(enumerate(found.states))[1:]
-    members = {name: part("", k) for k, name in states}
+    members: dict[str, Any] = {name: part("", k) for k, name in states}
     members |= {f"d{name}": part("d", k) for k, name in states}
     params = ", ".join(f"{name} {shape}" for name, shape in found.shapes(1, 1).items())
+    members |= {
+        "__doc__": f"{found!r} over a block of time; parameters, for D 1 and H 1: {params}.",
+        "__module__": __name__,
+        "__init__": init,
+        "__reduce__": reduce,
+        "_select": staticmethod(lambda options: found),
+    }
     name = "Time" + "".join(word.capitalize() for word in found.name.split("_"))
-    doc = f"{found!r} over a block of time; parameters, for D 1 and H 1: {params}."
-    members |= {"__init__": init, "_select": staticmethod(lambda options: found), "__doc__": doc}  # type: ignore[dict-item]
-    return type(name, (TimeRecurrent,), {**members, "__module__": __name__})
+    return type(name, (TimeRecurrent,), members)
+
+
+def _made_again(cell: Cell) -> TimeRecurrent:
+    """A layer of a cell, as yet without anything in it."""
+    layer_class = time_layer(cell)
+    return layer_class.__new__(layer_class)

@@ -1,5 +1,8 @@
 """Cells of one's own, from the public package: layers, models, checkpoints."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 
@@ -99,6 +102,38 @@ def test_a_mistake_is_found_where_the_cell_is_written():
         @rnn.cell
         def wrong(a, h):
             return a if a > 0 else h
+
+
+# ---- copies
+
+
+def layers():
+    yield rnn.TimeLSTM.create(3, 4, rng=0)
+    yield rnn.TimeBiGRU.create(3, 4, rng=0)
+    yield rnn.time_layer(own).create(3, 4, rng=0).learn_initial_state().regularise(zoneout=0.1)
+    yield rnn.Stacked.create(3, 4, layer=own, rng=0)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_layers_are_copied_and_pickled(registered, copied):
+    xs = np.ones((2, 5, 3), np.float32)
+    for layer in layers():
+        other = copied(layer)
+        assert type(other).__name__ == type(layer).__name__
+        np.testing.assert_equal(other.forward(xs), layer.forward(xs))
+        other.params[0][...] = 0
+        assert layer.params[0].any()
+        assert copied(own) is own
+    model = copied(Rnnlm(11, 4, 4, cell="mgu", tie=True, rng=0))
+    model.params[0][...] = 3
+    assert (model.affine.params[0] == 3).all()  # still one array
+
+
+def test_a_cell_nobody_knows_is_copied_but_not_pickled():
+    layer = rnn.time_layer(own).create(3, 4, rng=0)
+    assert copy.deepcopy(layer).cell is layer.cell
+    with pytest.raises(TypeError, match="cell 'own': to be pickled it has to be found by its name"):
+        pickle.dumps(layer)
 
 
 # ---- losses of ragged batches

@@ -64,6 +64,15 @@ class WrittenCell:
             f"states {' '.join(self.states)}>"
         )
 
+    def __reduce__(self) -> str:
+        return str(vars(self)["__qualname__"])  # pickled as functions are: by where it is found
+
+    def __copy__(self) -> "WrittenCell":
+        return self
+
+    def __deepcopy__(self, memo: Any) -> "WrittenCell":
+        return self
+
     @property
     def py_func(self) -> Any:
         """The function; what Numba compiles has it under the same name."""

@@ -125,6 +125,13 @@ class Rnnlm:
         self.params: list[Array] = [layer.params[k] for _, layer, k in self._slots]
         self.grads: list[Array] = [layer.grads[k] for _, layer, k in self._slots]
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy's tied weights are one array again."""
+        self.__dict__.update(state)
+        if self.tie:
+            self.affine.params[0] = self.embedding.params[0].T
+        self._bind()
+
     @property
     def _parts(self) -> list[Layer]:
         return [self.embedding, *self.recurrent, self.affine, *self.dropouts, self.loss_layer]
