@@ -91,6 +91,9 @@ def where(condition, a, b):
     No comparison with NaN holds: there it is b. One of a and b may be a Python number. Two would
     not say which dtype the result has: write ``where(x > 0, y, 0.0)``, not
     ``where(x > 0, 1.0, 0.0) * y``.
+
+    Both are computed everywhere, and so are their gradients: where a root or a quotient has none,
+    keep it from what it cannot take, ``where(x > 0, sqrt(where(x > 0, x, 1.0)), 0.0)``.
     """
     if not (hasattr(a, "dtype") or hasattr(b, "dtype")):
         raise TypeError(f"where: expected a number of the cell as a or b, got {a!r} and {b!r}")

@@ -38,19 +38,19 @@ def cell(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     constants, and plain functions made of the same. Python's ``if`` cannot look at numbers that
     differ from unit to unit: write ``where(a > 0, b, c)``.
 
-    Lists of names are strings, split at spaces, or tuples.
+    Lists of names are strings, split at spaces or commas, or tuples.
 
     states          names of the states, "h" if left out
     weights         names of the weights
     recurrence      "product" (h Wh feeds every gate), or "elementwise": no h Wh at all
     input_only      gates that see x Wx alone
-    recurrent_only  gates that see h Wh alone
+    recurrent_only  gates that see h Wh alone, and so have no bias (a weight makes one)
     second          the last gates, if their product multiplies ``operand`` instead of h
     operand         a function of other gates, states and weights, as the GRU's
                     ``def reset(r, h): return sigmoid(r) * h``
     biases          1: on the input side; 2: on both sides
-    bias_start      where a gate's bias starts, by name
-    weight_start    where a weight starts, by name: a number, or (low, high) to draw it from
+    bias_start      where a gate's bias starts, by name: a number, or (low, high) to draw it from
+    weight_start    where a weight starts, likewise
     backward        instead of a derivation: (dstate, saved, state) -> (dgates, dstate), see
                     ``kernels/cells/cell.py``
     saved           with ``backward``: the function's local variables that it is given

@@ -104,6 +104,33 @@ def test_a_mistake_is_found_where_the_cell_is_written():
             return a if a > 0 else h
 
 
+def test_starts_are_numbers_or_ranges():
+    @rnn.cell(states="h, c", bias_start={"f": (1.0, 2.0), "g": -1.0})
+    def ranged(f, g, h, c):
+        c = sigmoid(f) * c + tanh(g)
+        return tanh(c), c
+
+    b = rnn.time_layer(ranged).create(3, 500, rng=0).params[2]
+    assert 1 <= b[:500].min() < 1.1 < 1.9 < b[:500].max() <= 2
+    assert (b[500:] == -1).all()
+    for wrong in ((2.0, 1.0), (1.0, 2.0, 3.0), "1"):
+        with pytest.raises(ValueError, match="f: expected a finite number, or"):
+            rnn.cell(name="x", bias_start={"f": wrong})(lambda f, h: tanh(f + h))
+
+
+@pytest.mark.parametrize(
+    ("step", "says"),
+    [
+        (lambda a, h: sigmoid * h, "got the function sigmoid: is it to be called"),
+        (lambda a, h: a + h * np.ones(3), "differs from unit to unit a weight"),
+        (lambda a, h: None, "is a return missing"),
+    ],
+)
+def test_mistakes_are_told_with_what_to_write(step, says):
+    with pytest.raises(ValueError, match=says):
+        rnn.cell(name="mistaken")(step)
+
+
 # ---- copies
 
 

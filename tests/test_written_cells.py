@@ -614,7 +614,7 @@ def test_generated_functions_have_a_source():
     for name in ("forward", "backward"):
         function = getattr(lstm.cell, name)
         assert inspect.getsource(function) == lstm.source(name)
-        assert function.__module__ == __name__
+        assert function.__module__ == "numba_rnn.kernels.derivation.source"
         assert function.__qualname__ == f"lstm.{name}"
     with pytest.raises(ValueError, match="not enough values to unpack") as caught:
         lstm.cell.backward((1.0,), (), ())
@@ -730,8 +730,8 @@ REFUSED_OPTIONS = [
     ({"biases": 3}, "biases: expected 1 or 2, got 3"),
     ({"bias_start": {"x": 1.0}}, "bias_start: expected some of the gates a, b, got x"),
     ({"bias_start": 1.0}, "bias_start: expected a mapping from name to number, got 1.0"),
-    ({"bias_start": {"a": "1"}}, "bias_start: a: expected a finite number, got '1'"),
-    ({"bias_start": {"a": math.inf}}, "bias_start: a: expected a finite number, got inf"),
+    ({"bias_start": {"a": "1"}}, "bias_start: a: expected a finite number, or .low, high., got '1'"),
+    ({"bias_start": {"a": math.inf}}, "bias_start: a: expected a finite number, or .low, high., got inf"),
     ({"weight_start": {"a": 1.0}}, "weight_start: expected some of the weights , got a"),
     ({"backward": wrong_backward}, "backward and saved go together"),
     ({"saved": "a"}, "backward and saved go together"),

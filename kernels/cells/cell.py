@@ -47,6 +47,7 @@ from typing import Any
 import numpy as np
 
 Numbers = tuple[Any, ...]
+Starts = Mapping[str, float | tuple[float, float]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,9 +70,9 @@ class Cell:
                     completed by what flows back through ``operand``; what was None comes as 0
     weights         the last of ``gates``: parameters, one number a unit
     biases          1: one bias, on the input side; 2: one on each side, b is (2, gates * H)
-    bias_start      where a gate's bias starts when a layer is created from sizes
-    weight_start    where a weight starts, 0 if not named: a number, or (low, high) for uniformly
-                    distributed ones
+    bias_start      where a gate's bias starts when a layer is created from sizes, 0 if not named:
+                    a number, or (low, high) for uniformly distributed ones
+    weight_start    where a weight starts, likewise
     """
 
     name: str
@@ -87,10 +88,8 @@ class Cell:
     operand_backward: Callable[..., tuple[Numbers, Numbers]] | None = None
     weights: tuple[str, ...] = ()
     biases: int = 1
-    bias_start: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
-    weight_start: Mapping[str, float | tuple[float, float]] = field(
-        default_factory=lambda: MappingProxyType({})
-    )
+    bias_start: Starts = field(default_factory=lambda: MappingProxyType({}))
+    weight_start: Starts = field(default_factory=lambda: MappingProxyType({}))
 
     def __post_init__(self) -> None:
         self._check_names()

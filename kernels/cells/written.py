@@ -29,7 +29,7 @@ from ..derivation.graph import CONSTANT, Node, reachable
 from ..derivation.source import Names as NodeNames
 from ..derivation.source import make_function
 from ..derivation.tracing import CellError, Number, Run, Trace, place_of
-from .cell import Cell
+from .cell import Cell, Starts
 
 Names = str | tuple[str, ...]
 FUNCTIONS = "forward", "backward", "operand", "operand_backward"
@@ -210,7 +210,7 @@ class WrittenCell:
                 raise self._refuse("backward: with a second product, write a Cell of your own")
 
     def _names(self, role: str, given: Any) -> tuple[str, ...]:
-        names = tuple(given.split()) if isinstance(given, str) else given
+        names = tuple(given.replace(",", " ").split()) if isinstance(given, str) else given
         if isinstance(names, list):
             names = tuple(names)
         if not isinstance(names, tuple) or not all(isinstance(n, str) for n in names):
@@ -235,9 +235,11 @@ class WrittenCell:
             raise self._refuse(f"{role}: expected a mapping from name to number, got {given!r}")
         self._among(role, given, allowed, what)
         for name, number in given.items():
-            ends = number if role == "weight_start" and isinstance(number, tuple) else (number,)
-            if len(ends) > 2 or not all(map(_is_finite, ends)):
-                raise self._refuse(f"{role}: {name}: expected a finite number, got {number!r}")
+            ends = number if isinstance(number, tuple) and len(number) == 2 else (number,)
+            if not all(map(_is_finite, ends)) or ends[0] > ends[-1]:
+                raise self._refuse(
+                    f"{role}: {name}: expected a finite number, or (low, high), got {number!r}"
+                )
         return MappingProxyType(dict(given))
 
     def _arguments(self, function: Any) -> list[str]:
@@ -370,8 +372,8 @@ def cell(
     operand: Callable[..., Any] | None = None,
     recurrence: str = "product",
     biases: int = 1,
-    bias_start: Mapping[str, float] | None = None,
-    weight_start: Mapping[str, float | tuple[float, float]] | None = None,
+    bias_start: Starts | None = None,
+    weight_start: Starts | None = None,
     backward: Callable[..., Any] | None = None,
     saved: Names | None = None,
     name: str | None = None,
@@ -408,8 +410,8 @@ def cell(
     operand         a function of other gates, states and weights, found by name like the cell's
     recurrence      "product", or "elementwise": no h Wh at all, every gate sees x alone
     biases          1: on the input side; 2: on both
-    bias_start      where a gate's bias starts, by name
-    weight_start    where a weight starts, by name: a number, or (low, high) to draw it from
+    bias_start      where a gate's bias starts, by name: a number, or (low, high) to draw it from
+    weight_start    where a weight starts, likewise
     backward        instead of a derivation: (dstate, saved, state) -> (dgates, dstate), as a
                     ``Cell`` has it, the weights being the last of the gates
     saved           with ``backward``: the function's local variables that it is given

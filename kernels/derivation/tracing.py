@@ -188,7 +188,7 @@ class Trace:
         if isinstance(value, Number):
             return value._node
         if not isinstance(value, Real) or isinstance(value, bool):
-            self.refuse(f"expected a number, got {value!r}")
+            self.refuse(_no_number(value))
         number: float = int(value) if isinstance(value, int) else float(value)
         if not math.isfinite(number):
             self.refuse(f"expected a finite number, got {number!r}")
@@ -439,3 +439,18 @@ def place_of(function: Any) -> str:
 def _codes(code: CodeType) -> list[CodeType]:
     inner = [c for c in code.co_consts if isinstance(c, CodeType)]
     return [code, *(found for c in inner for found in _codes(c))]
+
+
+def _no_number(value: Any) -> str:
+    """What to write instead of something that is no number."""
+    if callable(value):
+        name = getattr(value, "__name__", repr(value))
+        return f"expected a number, got the function {name}: is it to be called, {name}(...)?"
+    if hasattr(value, "shape"):
+        return (
+            f"expected a number, got {value!r}: what is the same for all units is a float, what "
+            "differs from unit to unit a weight (weights=...)"
+        )
+    if value is None:
+        return "expected a number, got None: is a return missing?"
+    return f"expected a number, got {value!r}"

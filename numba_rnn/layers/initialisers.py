@@ -59,8 +59,7 @@ def recurrent(
     b = np.zeros(shapes["b"])
     w = np.zeros((len(cell.weights), H))
     for name, start in cell.weight_start.items():
-        low, high = start if isinstance(start, tuple) else (start, start)
-        w[cell.weights.index(name)] = random.uniform(low, high, H) if low < high else low
+        w[cell.weights.index(name)] = _started(random, start, H)
     if expect_choice("init", init, INITS) == "book":
         Wx = random.standard_normal(shapes["Wx"]) / math.sqrt(D)
         Wh = random.standard_normal((H, len(h_gates) * H)) / math.sqrt(H)
@@ -70,5 +69,10 @@ def recurrent(
         first = b if cell.biases == 1 else b[0]
         for gate, start in cell.bias_start.items():
             k = x_gates.index(cell.gates.index(gate))
-            first[k * H : (k + 1) * H] = start
+            first[k * H : (k + 1) * H] = _started(random, start, H)
     return [p.astype(dtype) for p in cell.own(Wx, Wh, b, w)]
+
+
+def _started(random: np.random.Generator, start: float | tuple[float, float], count: int) -> Any:
+    """Where a cell wants so many numbers to start."""
+    return random.uniform(*start, count) if isinstance(start, tuple) else start
