@@ -20,10 +20,11 @@ ENGINES = ("numba", "cuda")  # every engine but the reference: a new one is adde
 ALL_ENGINES = ("numpy", *ENGINES)
 DTYPES = (np.float32, np.float64)
 # every form that a cell can have: one product or two, or the second alone, or none; gates of x or
-# of h alone; weights of its own. What holds for these in all sizes is tried on the others in a few
+# of h alone; weights of its own; gates that are normalised, before the operand and after it, fed
+# by the second product or by the operand itself. What holds for these in all sizes is tried on the others in a few
 FORMS = (
-    "gru", "gru2", "gru_reset_after", "indrnn", "jordan", "lstm", "lstm_peephole", "rnn",
-    "rnn_relu",
+    "gru", "gru2", "gru_layer_norm", "gru_reset_after", "indrnn", "jordan", "lstm",
+    "lstm_layer_norm", "lstm_peephole", "rnn", "rnn_relu",
 )  # fmt: skip
 OTHERS = tuple(name for name in cells.names() if name not in FORMS)
 # how the numba engine's work may be shared: shards, and whether by rows of the batch or by units
@@ -167,7 +168,12 @@ def _distance_to_kink(p: Problem) -> float:
     smallest = []
 
     def forward(gates: tuple[Array, ...], state: tuple[Array, ...]) -> Any:
-        smallest.append(min(np.abs(gate).min() for gate in gates))
+        plain = [
+            np.abs(gate).min()  # of a single unit, what is normalised is 0
+            for name, gate in zip(p.cell.gates, gates, strict=True)
+            if name not in p.cell.normalised
+        ]
+        smallest.append(min(plain, default=np.inf))
         return p.cell.forward(gates, state)
 
     ReferenceEngine().forward(replace(p.cell, forward=forward), p.xs, p.state, p.params)
