@@ -124,7 +124,7 @@ class ReferenceEngine:
         for k in reversed(range(len(kept))):
             times = range(k * steps.every, min(T, (k + 1) * steps.every))
             again = list(self._walk(cell, x_side, times, kept[k], params, steps))
-            yield from (tuple(left) for *left, _, _ in reversed(again))
+            yield from (step[:4] for step in reversed(again))
 
     def backward(self, cell: Cell, dhs: Array, dstate: State, saved: Any) -> Gradients:
         """Backpropagation through the block of time that ``forward`` ran over.
@@ -160,19 +160,16 @@ class ReferenceEngine:
                 dstates[:, t] = np.stack(_sum(dstate, dheld), axis=1)
             dgates, dprev = cell.backward(dstate, step_saved, state)
             dgates, dprev = _filled(dgates, like=state[0]), _filled(dprev, like=state[0])
-            dgates = list(_only(live, dgates))  # of what is normalised, by what the cell was given
+            dgates = _only(live, dgates)  # of what is normalised, by what the cell was given
 
-            _denormalise(dgates, normalised, late_gates)
+            dgates = _denormalised(dgates, normalised, late_gates)
             if cell.operand_backward is not None:
                 if cell.fed:
                     doperand = dgates[late_gates[0]]
                 else:
                     doperand = _fuse(dgates, cell.recurrent_gates[early:]) @ Wh_operand.T * scale
-                full, dprev = cell.operand_backward(
-                    doperand, tuple(dgates), dprev, step_saved, state
-                )
-                dgates = [d if g in late_gates else full[g] for g, d in enumerate(dgates)]
-            _denormalise(dgates, normalised, early_gates)
+                dgates, dprev = cell.operand_backward(doperand, dgates, dprev, step_saved, state)
+            dgates = _denormalised(dgates, normalised, early_gates)
 
             if early:
                 through_gates = _fuse(dgates, cell.recurrent_gates[:early]) @ Wh_h.T * scale
@@ -517,13 +514,16 @@ def _normalise(a: Array) -> tuple[Array, Array]:
     return d / deviation, 1 / deviation
 
 
-def _denormalise(dgates: list[Array], normalised: Normalised, gates: Sequence[int]) -> None:
-    """From the gradient by what ``_normalise`` gave to that by a, for some gates, in place."""
-    for g in gates:
-        if g in normalised:
-            (a_hat, rstd), d = normalised[g], dgates[g]
-            mean, along = (x.mean(axis=1, keepdims=True) for x in (d, d * a_hat))
-            dgates[g] = rstd * (d - mean - a_hat * along)
+def _denormalised(
+    dgates: tuple[Array, ...], normalised: Normalised, gates: Sequence[int]
+) -> tuple[Array, ...]:
+    """The gradients, for some gates that by a from that by what ``_normalise`` made of it."""
+    found = list(dgates)
+    for g in normalised.keys() & set(gates):
+        (a_hat, factor), d = normalised[g], dgates[g]
+        mean, along = (x.mean(axis=1, keepdims=True) for x in (d, d * a_hat))
+        found[g] = factor * (d - mean - a_hat * along)
+    return tuple(found)
 
 
 def reset_before(steps: Steps, t: int, state: State) -> State:

@@ -14,6 +14,8 @@ rows at a time, which stay in the first cache; the cell finds them there, in bot
 A row needs all of its units, so shards share such a cell's work by rows.
 """
 
+from math import sqrt
+
 from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
@@ -36,9 +38,7 @@ from .simd import (
     fma,
     lanes_of,
     load,
-    load_part,
-    maximum,
-    square_root,
+    splat,
     store,
     where,
 )
@@ -82,48 +82,50 @@ def late_numbers(frame):
 def standardise(frame):
     """A piece: normalises the rows of some gates, in place."""
     start, panel, gates, units, H, rows = arguments(frame, 6)
-    W, last, end = lanes_of(frame), (units - 1) * panel, units * panel
-    lanes = H - (units - 1) * W
+    last, end = (units - 1) * panel, units * panel
+    lanes = H - (units - 1) * lanes_of(frame)
     in_use, share = lanes_in_use(frame, lanes), 1.0 / H
-    for place in range(gates * rows):
-        row = start + place // rows * (end + panel) + place % rows * VECTOR_BYTES
-        total = load_part(frame, row + last, lanes)
-        for p in range(0, last, panel):
-            total = total + load(frame, row + p)
-        mean = sum_of_lanes(total) * share
-        # the mean was rounded as roughly as the numbers are: what it is off is taken off as well
-        d = where(in_use, load(frame, row + last) - mean, 0.0)
-        total, squares = d, d * d
-        for p in range(0, last, panel):
-            d = load(frame, row + p) - mean
-            total, squares = total + d, fma(d, d, squares)
-        off = sum_of_lanes(total) * share
-        variance = maximum(sum_of_lanes(squares) * share - off * off, 0.0)
-        factor = 1.0 / square_root(variance + EPSILON)
-        for p in range(0, last, panel):
-            store((load(frame, row + p) - mean - off) * factor, row + p)
-        d = where(in_use, load(frame, row + last) - mean - off, 0.0)
-        store(d * factor, row + last)
-        store(factor, row + end)
+    for gate in range(gates):
+        first = start + gate * (end + panel)
+        for row in range(first, first + rows * VECTOR_BYTES, VECTOR_BYTES):
+            total = where(in_use, load(frame, row + last), 0.0)
+            for p in range(0, last, panel):
+                total = total + load(frame, row + p)
+            mean = number(frame, sum_of_lanes(total) * share)
+            # it was rounded as roughly as the numbers are: what it is off is taken off as well
+            d = where(in_use, load(frame, row + last) - mean, 0.0)
+            total, squares = d, d * d
+            for p in range(0, last, panel):
+                d = load(frame, row + p) - mean
+                total, squares = total + d, fma(d, d, squares)
+            off = number(frame, sum_of_lanes(total) * share)
+            variance = sum_of_lanes(squares) * share - off * off
+            factor = number(frame, 1.0 / sqrt((0.0 if variance < 0.0 else variance) + EPSILON))
+            for p in range(0, last, panel):
+                store((load(frame, row + p) - mean - off) * factor, row + p)
+            d = where(in_use, load(frame, row + last) - mean - off, 0.0)
+            store(d * factor, row + last)
+            store(everywhere(frame, factor), row + end)
 
 
 def denormalise(frame):
     """A piece: the gradients of a gate's rows, in place."""
     delta, delta_panel, given, panel, units, H, rows = arguments(frame, 7)
-    W, last = lanes_of(frame), units - 1
-    lanes, share = H - last * W, 1.0 / H
+    last = units - 1
+    in_use, share = lanes_in_use(frame, H - last * lanes_of(frame)), 1.0 / H
     for n in range(rows):
         d_row, row = delta + n * VECTOR_BYTES, given + n * VECTOR_BYTES
-        d = load_part(frame, d_row + last * delta_panel, lanes)
+        d = where(in_use, load(frame, d_row + last * delta_panel), 0.0)
         total, along = d, d * load(frame, row + last * panel)
         for u in range(last):
             d = load(frame, d_row + u * delta_panel)
             total, along = total + d, fma(d, load(frame, row + u * panel), along)
-        mean, along = sum_of_lanes(total) * share, sum_of_lanes(along) * share
+        mean = number(frame, sum_of_lanes(total) * share)
+        slope = number(frame, sum_of_lanes(along) * share)
         factor = load(frame, row + units * panel)
         for u in range(units):
             d, place = load(frame, row + u * panel), d_row + u * delta_panel
-            store(factor * (load(frame, place) - mean - d * along), place)
+            store(factor * (load(frame, place) - mean - d * slope), place)
 
 
 # ---- across lanes
@@ -142,7 +144,7 @@ def lanes_in_use(typing, frame, lanes):
 
 @intrinsic
 def sum_of_lanes(typing, value):
-    """The sum of a vector's numbers, in every lane; added up in pairs, always the same ones."""
+    """The sum of a vector's numbers; added up in pairs, always the same ones."""
 
     def codegen(context, builder, signature, args):
         total, distance = args[0], value.lanes // 2
@@ -151,6 +153,27 @@ def sum_of_lanes(typing, value):
             order = ir.Constant(ir.VectorType(ir.IntType(32), value.lanes), order)
             other = builder.shuffle_vector(total, ir.Constant(total.type, ir.Undefined), order)
             total, distance = builder.fadd(total, other), distance // 2
-        return total
+        return builder.extract_element(total, ir.IntType(32)(0))
 
-    return value(value), codegen
+    return value.dtype(value), codegen
+
+
+@intrinsic
+def everywhere(typing, frame, value):
+    """The number in every lane."""
+    vector = VectorType(frame.dtype)
+
+    def codegen(context, builder, signature, args):
+        return splat(builder, args[1], vector.llvm)
+
+    return vector(frame, value), codegen
+
+
+@intrinsic
+def number(typing, frame, value):
+    """A number, rounded to the frame's dtype."""
+
+    def codegen(context, builder, signature, args):
+        return context.cast(builder, args[1], value, frame.dtype)
+
+    return frame.dtype(frame, value), codegen

@@ -380,8 +380,11 @@ def _pieces(
                 "operand_piece": compiled(operand_piece, dtype, cell, particular)
                 if cell.operand is not None
                 else 0,
-                **{name: compiled(getattr(normalising, name), dtype, cell) for name in of_cell
-                   if cell.normalised},
+                **{
+                    name: compiled(getattr(normalising, name), dtype, cell)
+                    for name in of_cell
+                    if cell.normalised
+                },
                 **more,
             }
     except NumbaError as error:

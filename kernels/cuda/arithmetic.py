@@ -326,8 +326,7 @@ class Step:
         lines = [
             f"half{m} = ({''.join(gates)})",
             f"old{m} = {self._members('dstate', 'p', S)}",
-            f"full{m}, old{m} = "
-            f"operand_backward({doperand}, half{m}, old{m}, keep{m}, state{m})",
+            f"full{m}, old{m} = operand_backward({doperand}, half{m}, old{m}, keep{m}, state{m})",
         ]
         lines += [f"store(old{m}[{k}], dstate, p{m} + {k} * N * H)" for k in range(S)]
         return lines + [

@@ -123,7 +123,7 @@ class CudaEngine(DeviceEngine):
         hs = xp.empty((N, T, H), xs.dtype)
         operands = xp.empty((T, N, H) if at.late else (0, N, H), xs.dtype)
         K = len(at.normalised)
-        normalised = tuple(xp.empty(size, xs.dtype) for size in ((T, N, K, H), (T, N, K)))
+        normalised = xp.empty((T, N, K, H), xs.dtype), xp.empty((T, N, K), xs.dtype)
         plan, _ = self.plan(cell, N, T, H, xs.dtype)
         if plan is not None:
             arrays = x_side, b, states, saved, hs
@@ -131,8 +131,7 @@ class CudaEngine(DeviceEngine):
         elif gates.scans(cell):
             self._scan(cell, "forward_scan", given)(x_side, b, states, saved, hs)
         else:
-            arrays = x_side, b, states, saved, hs, operands, normalised
-            self._forward_steps(cell, Wh, *arrays, given)
+            self._forward_steps(cell, Wh, x_side, b, states, saved, hs, operands, normalised, given)
         if steps.every:
             return hs, tuple(states[T].copy()), (xs, state, params, steps)
         kept = xs, (Wx, Wh, b), states, saved, operands, normalised, steps
@@ -197,8 +196,10 @@ class CudaEngine(DeviceEngine):
         elif gates.scans(cell):
             self._scan(cell, "backward_scan", given)(dhs, b, states, kept, dgates, dstate_)
         else:
-            arrays = b, dhs, states, kept, dgates, dstate_, normalised
-            dstate_[0] += given.scaled(self._backward_steps(cell, Wh, *arrays, given))
+            through_h = self._backward_steps(
+                cell, Wh, b, dhs, states, kept, dgates, dstate_, normalised, given
+            )
+            dstate_[0] += given.scaled(through_h)
         dstate_, dinitial = given.stopped_at_first(dstate_)
 
         rows = dgates.reshape(T * N, G * H)

@@ -118,11 +118,11 @@ def _backward_but_for(through_h: str, step: Step) -> tuple[tuple[str, ...], list
 
 
 def _operand_backward(step: Step) -> tuple[tuple[str, ...], list[str]]:
-    takes, doperand = ("doperand",), "load(doperand, p)"
+    takes = "b", "states", "saved", "dgates", "dstate"
     if step.cell.fed:
-        takes, doperand = (), f"load(dgates, d + {step.at.after_operand[0]} * H)"
-    takes = *takes, "b", "states", "saved", "dgates", "dstate"
-    return takes, [*step.found(), *step.operand_backward(doperand)]
+        doperand = f"load(dgates, d + {step.at.after_operand[0]} * H)"
+        return takes, [*step.found(), *step.operand_backward(doperand)]
+    return ("doperand", *takes), [*step.found(), *step.operand_backward("load(doperand, p)")]
 
 
 def _forward_scan(step: Step) -> tuple[tuple[str, ...], list[str]]:

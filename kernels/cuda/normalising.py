@@ -89,7 +89,12 @@ def _forward(
         "one = load(b, 0)",
         "zero = where(one < one, one, 0.0)",
         "mean = zero",
-        *_units([step.here()[1], *_choice("a", numbers), "store(a, normalised, start + j)", "mean = mean + a"]),
+        *_units([
+            f"x = (t * N + n) * {at.x_gates} * H + j",
+            *_choice("a", numbers),
+            "store(a, normalised, start + j)",
+            "mean = mean + a",
+        ]),
         *_mean("mean", threads),
         # the mean was rounded as roughly as the numbers are: what it is off is taken off as well
         "off, squares = zero, zero",
