@@ -31,7 +31,7 @@ def of_cell(cell: Cell) -> str:
     """The fingerprint of a cell's structure and functions."""
     structure = cell.gates, cell.states, cell.saved, cell.input_gates, cell.recurrent_gates
     functions = (cell.forward, cell.backward, cell.operand, cell.operand_backward)
-    text = repr((structure, cell.second, cell.biases, cell.weights))
+    text = repr((structure, cell.second, cell.biases, cell.weights, cell.fed, cell.normalised))
     text += of_functions(*filter(None, functions))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

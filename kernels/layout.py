@@ -3,12 +3,12 @@
 The gates are kept in an order of their own, in which every product
 finds its gates side by side:
 
-    input side only | both sides | recurrent side only | weights
+    input side only | both sides | recurrent side only | fed | weights
     [--------- x_gates ---------]
                     [---- early ----- | ---- late ----]
 
 ``late`` are the gates of the second product. (They come before the early ones where some of them,
-but not all of those, have an input side.)
+but not all of those, have an input side.) ``fed`` is the gate that is fed by the operand itself.
 """
 
 from dataclasses import dataclass
@@ -17,6 +17,8 @@ from functools import cache, cached_property
 import numpy as np
 
 from .cells import Cell
+
+EPSILON = 1e-5  # what normalisation adds to a variance
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,8 +42,9 @@ class Layout:
         blocks = [*early, sorted(late & x), sorted(late - x)]
         if early[1] and late & x:
             blocks = [sorted(late), *early]
+        fed = (cell.gates.index(name) for name in cell.fed)
         weights = range(count - self.weights, count)
-        return (*sorted(x - h), *(g for block in blocks for g in block), *weights)
+        return (*sorted(x - h), *(g for block in blocks for g in block), *fed, *weights)
 
     @property
     def weights(self) -> int:
@@ -72,6 +75,38 @@ class Layout:
         return len(self.cell.second)
 
     @property
+    def fed(self) -> int:
+        """How many gates the operand itself feeds: 0 or 1, before the weights."""
+        return len(self.cell.fed)
+
+    @cached_property
+    def after_operand(self) -> tuple[int, ...]:
+        """The places of the gates that wait for the operand: of the late ones, or the fed one."""
+        if self.fed:
+            return (len(self.order) - self.weights - 1,)
+        return tuple(range(self.first_late, self.first_late + self.late))
+
+    @cached_property
+    def normalised_early(self) -> tuple[int, ...]:
+        """The places of the normalised gates that do not wait for the operand."""
+        return tuple(p for p in self._normalised if p not in self.after_operand)
+
+    @cached_property
+    def normalised_late(self) -> tuple[int, ...]:
+        """The places of those that do."""
+        return tuple(p for p in self._normalised if p in self.after_operand)
+
+    @property
+    def _normalised(self) -> list[int]:
+        cell = self.cell
+        return [p for p, g in enumerate(self.order) if cell.gates[g] in cell.normalised]
+
+    @property
+    def normalised(self) -> tuple[int, ...]:
+        """The places of all, in the order in which the numbers are kept for backward."""
+        return self.normalised_early + self.normalised_late
+
+    @property
     def early(self) -> int:
         """How many gates h Wh feeds: the ones before those."""
         return len(self.cell.recurrent_gates) - self.late
@@ -95,7 +130,8 @@ class Layout:
     @cached_property
     def found(self) -> tuple[tuple[str, int] | None, ...]:
         """For each saved number where it is found: ("state", k), the state number k after the
-        step; ("weight", k), the weight number k; None where it is another number, to be stored.
+        step; ("weight", k), the weight number k; ("normalised", k), the gate number k of
+        ``normalised``; None where it is another number, to be stored.
         """
 
         def ones(count: int) -> tuple[np.ndarray, ...]:  # an object each, to tell them apart
@@ -107,6 +143,7 @@ class Layout:
         known = [("state", k, number) for k, number in enumerate(state) if not self.particular]
         weights = gates[len(gates) - self.weights :]
         known += [("weight", k, number) for k, number in enumerate(weights)]
+        known += [("normalised", k, gates[self.order[p]]) for k, p in enumerate(self.normalised)]
         return tuple(
             next(((kind, k) for kind, k, number in known if number is value), None)
             for value in saved

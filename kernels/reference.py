@@ -27,11 +27,13 @@ import numpy as np
 
 from . import draws
 from .cells import Cell
+from .layout import EPSILON
 from .machine import blas_threads, cpu_name
 from .steps import PLAIN, Steps
 
 Array = Any
 State = tuple[Array, ...]
+Normalised = dict[int, tuple[Array, Array]]  # a normalised gate's numbers, and 1 / deviation
 
 UPDATED_AT_ONCE = 32768  # numbers that fit the cache together with what is made of them
 
@@ -83,10 +85,10 @@ class ReferenceEngine:
         hs = np.empty((N, T, H), dtype=xs.dtype)
         kept: list[Any] = []
         walk = self._walk(cell, _x_side(cell, xs, params), range(T), state, params, steps)
-        for t, (seen, operand, saved, after, output) in enumerate(walk):
+        for t, (seen, *left, after, output) in enumerate(walk):
             state, hs[:, t] = after, output
             if not steps.every:
-                kept.append((seen, operand, saved))
+                kept.append((seen, *left))
             elif t % steps.every == 0:
                 kept.append(seen)
         last = tuple(s.copy() for s in state)  # theirs to change; ours is needed for backward
@@ -95,22 +97,24 @@ class ReferenceEngine:
     @staticmethod
     def _walk(
         cell: Cell, x_side: Array, times: range, state: State, params: Sequence[Array], steps: Steps
-    ) -> Iterator[tuple[State, Array | None, tuple[Array, ...], State, Array]]:
-        """Step by step: the state it saw, its operand, what the cell saved, the state after it,
-        and its output."""
+    ) -> Iterator[tuple[State, Array | None, tuple[Array, ...], Normalised, State, Array]]:
+        """Step by step: the state it saw, its operand, what the cell saved, how its gates were
+        normalised, the state after it, and its output."""
         _, Wh, b, w = cell.complete(params)
         bh = None if cell.biases == 1 else b[1]
         for t in times:
             state = reset_before(steps, t, state)
-            gates, operand = _pre_activations(cell, x_side[:, t], state, Wh, bh, w, steps.scale)
+            gates, operand, normalised = _pre_activations(
+                cell, x_side[:, t], state, Wh, bh, w, steps.scale
+            )
             new, saved = cell.forward(gates, state)
             after, output = _settle(steps, t, new, state)
-            yield state, operand, saved, after, output
+            yield state, operand, saved, normalised, after, output
             state = after
 
     def _walked(
         self, cell: Cell, xs: Array, kept: list[Any], params: Sequence[Array], steps: Steps
-    ) -> Iterator[tuple[State, Array | None, tuple[Array, ...]]]:
+    ) -> Iterator[tuple[State, Array | None, tuple[Array, ...], Normalised]]:
         """What forward kept of every step, from the last to the first; computed again if it kept
         but some states."""
         if not steps.every:
@@ -120,7 +124,7 @@ class ReferenceEngine:
         for k in reversed(range(len(kept))):
             times = range(k * steps.every, min(T, (k + 1) * steps.every))
             again = list(self._walk(cell, x_side, times, kept[k], params, steps))
-            yield from ((seen, operand, saved) for seen, operand, saved, _, _ in reversed(again))
+            yield from (step[:4] for step in reversed(again))
 
     def backward(self, cell: Cell, dhs: Array, dstate: State, saved: Any) -> Gradients:
         """Backpropagation through the block of time that ``forward`` ran over.
@@ -141,7 +145,14 @@ class ReferenceEngine:
         dstates = np.empty((N, T, len(cell.states), H), dtype=xs.dtype) if steps.trace else None
         h_before, operands = np.empty((2, N, T, H), dtype=xs.dtype)
         walked = self._walked(cell, xs, kept, params, steps)
-        for t, (state, operand, step_saved) in zip(reversed(range(T)), walked, strict=True):
+        waiting = {*cell.second, *cell.fed}
+        early_gates, late_gates = (
+            [g for g, name in enumerate(cell.gates) if (name in waiting) == late]
+            for late in (False, True)
+        )
+        for t, (state, operand, step_saved, normalised) in zip(
+            reversed(range(T)), walked, strict=True
+        ):
             h_before[:, t] = state[0] * scale
             operands[:, t] = 0 if operand is None else operand
             dstate, dheld, live = _unsettle(steps, t, dhs[:, t], dstate)
@@ -149,12 +160,16 @@ class ReferenceEngine:
                 dstates[:, t] = np.stack(_sum(dstate, dheld), axis=1)
             dgates, dprev = cell.backward(dstate, step_saved, state)
             dgates, dprev = _filled(dgates, like=state[0]), _filled(dprev, like=state[0])
-            dgates = _only(live, dgates)
+            dgates = _only(live, dgates)  # of what is normalised, by what the cell was given
 
+            dgates = _denormalised(dgates, normalised, late_gates)
             if cell.operand_backward is not None:
-                doperand = _fuse(dgates, cell.recurrent_gates[early:]) @ Wh_operand.T * scale
+                if cell.fed:
+                    doperand = dgates[late_gates[0]]
+                else:
+                    doperand = _fuse(dgates, cell.recurrent_gates[early:]) @ Wh_operand.T * scale
                 dgates, dprev = cell.operand_backward(doperand, dgates, dprev, step_saved, state)
-                dgates, dprev = _filled(dgates, like=state[0]), _filled(dprev, like=state[0])
+            dgates = _denormalised(dgates, normalised, early_gates)
 
             if early:
                 through_gates = _fuse(dgates, cell.recurrent_gates[:early]) @ Wh_h.T * scale
@@ -186,7 +201,7 @@ class ReferenceEngine:
     def before(self, cell: Cell, saved: Any) -> tuple[Array, ...]:
         """The state that every step of a forward pass saw, (N, T, H) each."""
         xs, kept, params, steps = saved
-        seen = [state for state, _, _ in self._walked(cell, xs, kept, params, steps)][::-1]
+        seen = [state for state, *_ in self._walked(cell, xs, kept, params, steps)][::-1]
         return tuple(np.stack(states, axis=1) for states in zip(*seen, strict=True))
 
     def replay(
@@ -194,8 +209,8 @@ class ReferenceEngine:
     ) -> tuple[tuple[Array, ...], tuple[Array, ...], tuple[Array, ...]]:
         """All steps at once, from the state that each of them saw, as ``before`` gives it.
 
-        Returns NumPy arrays (N, T, H): the gates' pre-activations, what the cell saved, and the
-        states after every step.
+        Returns NumPy arrays (N, T, H): the gates' pre-activations as the cell's functions see
+        them, normalised where it says so; what the cell saved; and the states after every step.
         """
         N, T, _ = xs.shape
         H = cell.hidden_size(params)
@@ -205,7 +220,7 @@ class ReferenceEngine:
         rows = tuple(state.reshape(N * T, H) for state in before)
         x_side = self.to_host(xs).reshape(N * T, -1) @ Wx + bx
         scale = None if steps.scale is None else np.repeat(self.to_host(steps.scale), T, axis=0)
-        gates, _ = _pre_activations(cell, x_side, rows, Wh, bh, w, scale)
+        gates, *_ = _pre_activations(cell, x_side, rows, Wh, bh, w, scale)
         new, saved = cell.forward(gates, rows)
         gates, new, saved = (
             tuple(np.broadcast_to(array, (N * T, H)).reshape(N, T, H) for array in arrays)
@@ -222,7 +237,7 @@ class ReferenceEngine:
         expect_consistent(cell, x[:, None], state, params)
         Wx, Wh, b, w = cell.complete(params)
         bx, bh = (b, None) if cell.biases == 1 else b
-        gates, _ = _pre_activations(cell, x @ Wx + bx, state, Wh, bh, w, None)
+        gates, *_ = _pre_activations(cell, x @ Wx + bx, state, Wh, bh, w, None)
         return cell.forward(gates, state)[0]
 
     def stream(
@@ -453,8 +468,9 @@ def _pre_activations(
     bh: Array | None,
     w: Array,
     scale: Array | None,
-) -> tuple[tuple[Array, ...], Array | None]:
-    """The pre-activation (N, H) of every gate, and the operand of the second product if any."""
+) -> tuple[tuple[Array, ...], Array | None, Normalised]:
+    """The pre-activation (N, H) of every gate, the operand of the second product if any, and
+    how gates were normalised."""
     h = state[0] if scale is None else state[0] * scale
     H = Wh.shape[0]
     early = len(cell.recurrent_gates) - len(cell.second)
@@ -469,12 +485,45 @@ def _pre_activations(
     if early:
         h_side = h @ Wh[:, : early * H]
         add(h_side if bh is None else h_side + bh, cell.recurrent_gates[:early])
+    normalised: Normalised = {}
+
+    def normalise(names: set[str]) -> None:
+        for name in names & set(cell.normalised):
+            g = cell.gates.index(name)
+            normalised[g] = gates[g], _ = _normalise(gates[g])
+
+    waiting = {*cell.second, *cell.fed}
+    normalise({*cell.gates} - waiting)
     if cell.operand is None:
-        return tuple(gates), None
+        return tuple(gates), None, normalised
     operand = cell.operand(tuple(gates), state)
-    operand = operand if scale is None else operand * scale
-    add(operand @ Wh[:, early * H :], cell.recurrent_gates[early:])
-    return tuple(gates), operand
+    if cell.fed:
+        gates[cell.gates.index(cell.fed[0])], operand = operand, None
+    else:
+        operand = operand if scale is None else operand * scale
+        add(operand @ Wh[:, early * H :], cell.recurrent_gates[early:])
+    normalise(waiting)
+    return tuple(gates), operand, normalised
+
+
+def _normalise(a: Array) -> tuple[Array, Array]:
+    """a (N, H) normalised over each row, and 1 / its standard deviation, (N, 1)."""
+    d = a - a.mean(axis=1, keepdims=True)
+    d = d - d.mean(axis=1, keepdims=True)  # the first mean was rounded as roughly as a itself is
+    deviation = np.sqrt((d * d).mean(axis=1, keepdims=True) + d.dtype.type(EPSILON))
+    return d / deviation, 1 / deviation
+
+
+def _denormalised(
+    dgates: tuple[Array, ...], normalised: Normalised, gates: Sequence[int]
+) -> tuple[Array, ...]:
+    """The gradients, for some gates that by a from that by what ``_normalise`` made of it."""
+    found = list(dgates)
+    for g in normalised.keys() & set(gates):
+        (a_hat, factor), d = normalised[g], dgates[g]
+        mean, along = (x.mean(axis=1, keepdims=True) for x in (d, d * a_hat))
+        found[g] = factor * (d - mean - a_hat * along)
+    return tuple(found)
 
 
 def reset_before(steps: Steps, t: int, state: State) -> State:

@@ -46,8 +46,13 @@ def cell(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     input_only      gates that see x Wx alone
     recurrent_only  gates that see h Wh alone, and so have no bias (a weight makes one)
     second          the last gates, if their product multiplies ``operand`` instead of h
+    fed             in place of second: a gate without any product and bias, whose pre-activation
+                    is ``operand`` itself, as the new memory cell that is to be normalised
     operand         a function of other gates, states and weights, as the GRU's
                     ``def reset(r, h): return sigmoid(r) * h``
+    normalised      gates whose pre-activation arrives normalised over the H units of a row (layer
+                    normalisation): (a - mean(a)) / sqrt(var(a) + 1e-5), each gate by itself.
+                    Gain and shift are weights: ``f = sigmoid(gain_f * f + shift_f)``
     biases          1: on the input side; 2: on both sides
     bias_start      where a gate's bias starts, by name: a number, or (low, high) to draw it from
     weight_start    where a weight starts, likewise

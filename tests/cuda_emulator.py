@@ -284,6 +284,7 @@ class _Instructions:
             "draw": self._draw,
             "drawn": self._drawn,
             "shared": lambda: self.thread.block.memory,
+            "shared_of": lambda pointer: self.thread.block.memory,
             "load1": wide(1),
             "load2": wide(2),
             "load4": wide(4),
@@ -340,11 +341,13 @@ def emulate(
         def enter(self) -> None:
             fake.blockIdx, fake.threadIdx = self.place
 
+    kinds = {a.dtype for a in arguments if isinstance(a, np.ndarray)}
+    dtype = np.dtype(np.float64 if np.dtype(np.float64) in kinds else np.float32)
     for number, (x, y) in enumerate(np.ndindex(*grid)):
         block = _Group(kernel.threads)
         block.number = number
         block.warps = [_Group(32) for _ in range(-(-kernel.threads // 32))]
-        memory = np.full(kernel.shared // 4, np.nan, np.float32)
+        memory = np.full(kernel.shared // dtype.itemsize, np.nan, dtype)
         block.memory = Pointer(memory, "shared memory")
         for k in range(kernel.threads):
             thread = greenlet(lambda: run(*given))

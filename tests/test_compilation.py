@@ -188,7 +188,7 @@ def test_a_cell_that_cannot_be_compiled_is_named_with_its_line():
         ({"gates": ("h", "h")}, "gates: expected each name once"),
         ({"states": ()}, "states: expected at least one name"),
         ({"saved": ()}, "forward: expected the saved as a tuple of 0, for no names; got 1 members"),
-        ({"second": ("h",)}, "second, operand and operand_backward go together"),
+        ({"second": ("h",)}, r"second \(or fed\), operand and operand_backward go together"),
         ({"input_only": ("z",)}, r"input_only: expected some of \('h',\), got \['z'\]"),
         ({"recurrent_only": ("h",)}, "recurrent_only: expected one gate at least with x Wx"),
         ({"weights": ("h",)}, r"weights: expected the last of \('h',\), behind one gate"),

@@ -9,7 +9,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from helpers import (
@@ -20,6 +20,7 @@ from helpers import (
     OTHERS,
     SHARINGS,
     Array,
+    cancels,
     outcome,
     problem,
     random_problem,
@@ -156,6 +157,7 @@ def with_examples(test: Any) -> Any:
 def test_engine_agrees_with_the_reference(backend, name, dtype, sizes, layouts, sharing, seed):
     if backend == "cuda":  # as large as an emulator can do
         sizes = tuple(1 + (size - 1) % 13 for size in sizes)
+    assume(not cancels(name, sizes[3]))
     p = problem(name, *sizes, dtype, seed=seed)
     want = outcome(ReferenceEngine(), p)
     given_ = p.map(*(LAYOUTS[layout] for layout in layouts))  # xs, state, params, dhs, dstate

@@ -14,7 +14,16 @@ from test_steps import outcome as outcome_with
 from cuda_emulator import EmulatedGpu, EmulationError
 from helpers import CALLING_ALL, DTYPES, FORMS, outcome, random_problem, relative_error
 from numba_rnn import cells
-from numba_rnn.kernels.cuda import build, gates, lanes, persistent, products, tiling, updates
+from numba_rnn.kernels.cuda import (
+    build,
+    gates,
+    lanes,
+    normalising,
+    persistent,
+    products,
+    tiling,
+    updates,
+)
 from numba_rnn.kernels.cuda.arithmetic import Form
 from numba_rnn.kernels.cuda.engine import CudaEngine
 from numba_rnn.kernels.cuda.kernel import Device
@@ -24,7 +33,9 @@ from numba_rnn.training import SGD, AdaGrad, Adam, AdamW, Momentum, RMSProp
 
 CELLS = pytest.mark.parametrize("name", FORMS)
 ONE_PRODUCT = [name for name in FORMS if layout(cells.get(name)).early]
-ONE_PRODUCT = [name for name in ONE_PRODUCT if not cells.get(name).second]
+ONE_PRODUCT = [
+    name for name in ONE_PRODUCT if not cells.get(name).operand and not cells.get(name).normalised
+]
 LIMITS = {"float32": 1e-5, "float64": 1e-12, "tf32": 2e-3, "bf16": 2e-2}
 SIZES = [(1, 1, 1, 1), (3, 4, 5, 6), (2, 3, 1, 8), (1, 5, 7, 13), (4, 2, 3, 40)]  # N, T, D, H
 
@@ -41,7 +52,8 @@ class Emulated(CudaEngine):
         self.cut = cut
 
     def plan(self, cell, N, T, H, dtype, forward=True):
-        if self.cut is None or dtype != np.float32 or cell.second or not layout(cell).early:
+        persistent = layout(cell).early and not cell.operand and not cell.normalised
+        if self.cut is None or dtype != np.float32 or not persistent:
             return None, "the test wants it step by step"
         units, rows, along, across, tiles = self.cut
         gates_ = layout(cell).early
@@ -410,7 +422,11 @@ def test_plans_fit_the_device_and_cover_the_work(device, precision):
 
 
 def test_a_plan_says_why_there_is_none():
-    for name, N, H, why in (("gru", 1, 8, "two products"), ("lstm", 8, 4000, "do not fit")):
+    for name, N, H, why in (
+        ("gru", 1, 8, "two products"),
+        ("lstm", 8, 4000, "do not fit"),
+        ("rnn_layer_norm", 8, 64, "normalises over all units"),
+    ):
         plan, reason = tiling.plan(cells.get(name), N, H, True, "float32", H200)
         assert plan is None
         assert why in reason
@@ -452,12 +468,68 @@ def test_every_gate_kernel_compiles(name, kernel, dtype, capability):
             assert all(".v" in load for load in loads)
 
 
+NORMALISING = [
+    (name, late, backward)
+    for name in FORMS
+    for late, places in enumerate(
+        (layout(cells.get(name)).normalised_early, layout(cells.get(name)).normalised_late)
+    )
+    for backward in (False, True)
+    if places
+]
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("dtype", "capability"), [(np.float32, (8, 0)), (np.float32, (9, 0)), (np.float64, (9, 0))]
+)
+@pytest.mark.parametrize(("name", "late", "backward"), NORMALISING)
+def test_every_normalising_kernel_compiles(name, late, backward, dtype, capability):
+    kernel = normalising.kernel(cells.get(name), bool(late), backward, 128)
+    text = compiled(kernel, dtype, capability)
+    assert kernel.shared == 128 * 8
+    assert text.count("bar.sync") >= 16  # two sums at least, of 128 threads: 7 halves and 1 each
+    assert ".extern .shared" in text
+
+
+@pytest.mark.parametrize("name", ["gru_layer_norm", "lstm_layer_norm"])
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        pytest.param("while j < H", "while j < H - 1", id="a unit left out"),
+        pytest.param("- mean - off", "- off", id="no mean"),
+        pytest.param("load(memory, i + 4)", "load(memory, i)", id="half a sum"),
+        pytest.param("store(factor, factors, k)", "store(factor, factors, 0)", id="another row"),
+        pytest.param(" * along", " * mean", id="the wrong mean"),
+    ],
+)
+def test_the_emulator_finds_faults_in_normalising_kernels(name, right, wrong):
+    problem = random_problem(name, 3, 2, 4, 9, np.float32)
+    assert not finds_a_fault(Emulated(), problem)
+    assert finds_a_fault(Emulated(change=broken(right, wrong)), problem)
+
+
+def test_the_barriers_of_a_sum_are_needed():
+    """Two warps, which the emulator lets run in any order."""
+    wide = replace(SMALL, threads=64)
+
+    def engine(seed, change=lambda kernel: kernel):
+        made = Emulated(seed=seed, change=change)
+        made.gpu.device = wide
+        return made
+
+    problem = random_problem("rnn_layer_norm", 1, 2, 2, 50, np.float32)
+    assert not finds_a_fault(engine(0), problem)
+    without = broken("cuda.syncthreads()", "pass")
+    assert any(finds_a_fault(engine(100 * n, without), problem) for n in range(4))
+
+
 EVERYTHING = Form(True, mask=True, resets=True, scale=True, zoneout="drawn", trace=True)
 
 
 @needs_compiler
 @pytest.mark.parametrize("form", [EVERYTHING, EVERYTHING._replace(zoneout="expected")])
-@pytest.mark.parametrize("name", ["gru", "lstm"])
+@pytest.mark.parametrize("name", ["gru", "lstm", "lstm_layer_norm"])
 def test_kernels_of_particular_steps_compile(name, form):
     cell = cells.get(name)
     for kernel in gates.names(cell):

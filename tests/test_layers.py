@@ -285,7 +285,12 @@ def test_orthogonal_start(name):
         assert w.min() > 0
         assert 0.8 < w.max() < 1
     else:
-        np.testing.assert_array_equal(w, 0 * w)
+        starts = [[cell.weight_start.get(weight, 0)] for weight in cell.weights]
+        np.testing.assert_array_equal(w, np.array(starts).reshape(-1, 1) + 0 * w)
+        gains = [
+            start for weight, (start,) in zip(cell.weights, starts, strict=True) if "gain" in weight
+        ]
+        assert all(start == 1 for start in gains)
 
 
 @pytest.mark.parametrize("name", FORMS)

@@ -10,7 +10,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from helpers import (
@@ -21,6 +21,7 @@ from helpers import (
     SHARINGS,
     Array,
     Problem,
+    cancels,
     central_differences,
     random_problem,
     relative_error,
@@ -98,6 +99,7 @@ def disagreements(got: dict[str, Array], want: dict[str, Array], limit: float) -
 def test_engines_agree_with_the_reference(backend, name, dtype, sizes, features, sharing, seed):
     if backend == "cuda":  # as large as an emulator can do
         sizes = tuple(1 + (size - 1) % 6 for size in sizes)
+    assume(not cancels(name, sizes[3]))
     p = random_problem(name, *sizes, dtype, rng=seed)
     steps = particular(p, features, seed)
     want = outcome(ReferenceEngine(), p, steps)

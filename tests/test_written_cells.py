@@ -719,8 +719,8 @@ REFUSED_OPTIONS = [
     ({"input_only": "x"}, "input_only: expected some of the gates a, b, got x"),
     ({"recurrent_only": "h"}, "recurrent_only: expected some of the gates a, b, got h"),
     ({"second": "c"}, "second: expected some of the gates a, b, got c"),
-    ({"second": "b"}, "second and operand go together"),
-    ({"operand": reset}, "second and operand go together"),
+    ({"second": "b"}, r"second \(or fed\) and operand go together"),
+    ({"operand": reset}, r"second \(or fed\) and operand go together"),
     ({"second": "b", "operand": 3}, "operand: expected a function, got 3"),
     ({"second": "b", "operand": reset}, "operand: expected some of the .* a, h, got r"),
     ({"second": "a", "operand": lambda a, h: h}, "operand: expected some of the .*, got a"),
@@ -737,7 +737,7 @@ REFUSED_OPTIONS = [
     ({"saved": "a"}, "backward and saved go together"),
     ({"backward": 3, "saved": "a"}, "backward: expected a function, got 3"),
     ({"backward": plain, "saved": "a", "second": "b", "operand": lambda a, h: h},
-     "backward: with a second product, write a Cell of your own"),
+     "backward: with an operand, write a Cell of your own"),
 ]  # fmt: skip
 
 

@@ -36,6 +36,16 @@ How the products enter is declared, never guessed:
                     gate's, and the engine adds it up
 ``operand``         the second product: the last gates (named in ``second``) multiply not h but
                     ``operand(gates, state)``, as the reset-before GRU's ``(r * h) Wh``
+``fed``             a gate that no product feeds: its pre-activation is ``operand(gates, state)``
+                    itself. It pays where it is normalised, as an LSTM's new memory cell
+``normalised``      gates whose pre-activation the engine normalises over the H units of a row
+                    before the cell's functions see it (layer normalisation, Ba et al. 2016), each
+                    gate by itself and with its biases inside:
+
+                        (a - mean(a)) / sqrt(var(a) + 1e-5)
+
+                    Gain and shift are ``weights`` of the cell. ``backward`` returns the gradient
+                    by what the cell was given; from there to a, it is the engine's
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -67,7 +77,11 @@ class Cell:
     operand         (gates, state) -> the number that takes the place of h; the gates in
                     ``second`` still lack their recurrent part
     operand_backward (doperand, dgates, dstate, saved, state) -> (dgates, dstate), the two
-                    completed by what flows back through ``operand``; what was None comes as 0
+                    completed by what flows back through ``operand``; what was None comes as 0,
+                    and what comes is added to: here None is no answer
+    fed             one gate at most, in place of ``second``: its pre-activation is ``operand``,
+                    which does not look at that gate; no product and no bias
+    normalised      gates that are normalised over the units of a row
     weights         the last of ``gates``: parameters, one number a unit
     biases          1: one bias, on the input side; 2: one on each side, b is (2, gates * H)
     bias_start      where a gate's bias starts when a layer is created from sizes, 0 if not named:
@@ -86,6 +100,8 @@ class Cell:
     second: tuple[str, ...] = ()
     operand: Callable[[Numbers, Numbers], Any] | None = None
     operand_backward: Callable[..., tuple[Numbers, Numbers]] | None = None
+    fed: tuple[str, ...] = ()
+    normalised: tuple[str, ...] = ()
     weights: tuple[str, ...] = ()
     biases: int = 1
     bias_start: Starts = field(default_factory=lambda: MappingProxyType({}))
@@ -100,8 +116,8 @@ class Cell:
         return ValueError(f"cell {self.name!r}: {why}")
 
     def _check_names(self) -> None:
-        roles = "gates", "states", "saved", "input_only", "recurrent_only", "second", "weights"
-        for role in roles:
+        some = "input_only", "recurrent_only", "second", "fed", "normalised"
+        for role in ("gates", "states", "saved", *some, "weights"):
             names = getattr(self, role)
             if not isinstance(names, tuple) or not all(isinstance(n, str) for n in names):
                 raise self._refuse(f"{role}: expected a tuple of names, got {names!r}")
@@ -115,7 +131,7 @@ class Cell:
                 f"weights: expected the last of {self.gates}, behind one gate at least, "
                 f"got {self.weights}"
             )
-        for role in ("input_only", "recurrent_only", "second", "bias_start"):
+        for role in (*some, "bias_start"):
             unknown = sorted(set(getattr(self, role)) - set(gates))
             if unknown:
                 raise self._refuse(f"{role}: expected some of {gates}, got {unknown}")
@@ -125,20 +141,25 @@ class Cell:
         both = sorted(set(self.input_only) & set(self.recurrent_only))
         if both:
             raise self._refuse(f"recurrent_only: expected none of input_only, got {both}")
-        without = sorted(set(self.bias_start) & set(self.recurrent_only))
+        without = sorted(set(self.bias_start) & {*self.recurrent_only, *self.fed})
         if without:
             raise self._refuse(f"bias_start: expected gates with an input side, got {without}")
 
     def _check_products(self) -> None:
-        together = {bool(self.second), self.operand is not None, self.operand_backward is not None}
-        if len(together) != 1:
-            raise self._refuse("second, operand and operand_backward go together")
+        given = bool(self.second or self.fed), self.operand, self.operand_backward
+        if len({bool(part) for part in given}) != 1:
+            raise self._refuse("second (or fed), operand and operand_backward go together")
+        if len(self.fed) > 1 or (self.fed and self.second):
+            raise self._refuse(f"fed: expected one gate, and no second, got {self.fed}")
+        products = sorted({*self.input_only, *self.recurrent_only} & set(self.fed))
+        if products:
+            raise self._refuse(f"fed: expected none of input_only and recurrent_only: {products}")
         recurrent = [self.gates[g] for g in self.recurrent_gates]
         if recurrent[len(recurrent) - len(self.second) :] != list(self.second):
             raise self._refuse(f"second: expected the last of {recurrent}, got {self.second}")
         alone = set(self.recurrent_only)
         second = set(self.second)
-        early = set(self.gates) - {*self.input_only, *self.weights} - second
+        early = set(self.gates) - {*self.input_only, *self.weights, *self.fed} - second
         if early & alone and second & alone and second - alone:
             raise self._refuse(
                 f"second: expected all of {self.second} in recurrent_only, or none of them"
@@ -188,19 +209,19 @@ class Cell:
                     for gradients in (dgates, dstate)
                 )
                 dgates, dstate = self.operand_backward(operand, dgates, dstate, saved, state)
-                expect("operand_backward", "the gradient of gate", self.gates, dgates, zero=True)
-                expect("operand_backward", "the gradient of state", self.states, dstate, zero=True)
+                expect("operand_backward", "the gradient of gate", self.gates, dgates, zero=False)
+                expect("operand_backward", "the gradient of state", self.states, dstate, zero=False)
 
     @cached_property
     def input_gates(self) -> tuple[int, ...]:
         """Positions of the gates that have a block of columns in Wx."""
-        without = {*self.recurrent_only, *self.weights}
+        without = {*self.recurrent_only, *self.fed, *self.weights}
         return tuple(g for g, name in enumerate(self.gates) if name not in without)
 
     @cached_property
     def recurrent_gates(self) -> tuple[int, ...]:
         """Positions of the gates that have a block of columns in Wh."""
-        without = {*self.input_only, *self.weights}
+        without = {*self.input_only, *self.fed, *self.weights}
         return tuple(g for g, name in enumerate(self.gates) if name not in without)
 
     def shapes(self, input_size: int, hidden_size: int) -> dict[str, tuple[int, ...]]:

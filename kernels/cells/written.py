@@ -139,7 +139,8 @@ class WrittenCell:
         self.name = self._function.__name__ if given["name"] is None else given["name"]
         if not isinstance(self.name, str) or not self.name.isidentifier():  # as kernels' names are
             raise ValueError(f"cell: name: expected letters, digits and _, got {self.name!r}")
-        for role in ("states", "weights", "input_only", "recurrent_only", "second"):
+        some = "input_only", "recurrent_only", "second", "fed", "normalised"
+        for role in ("states", "weights", *some):
             given[role] = self._names(role, given[role])
         self.states, self.weights = given["states"], given["weights"]
         if not self.states:
@@ -161,7 +162,7 @@ class WrittenCell:
             raise self._refuse(
                 f"expected a gate: an argument beside {', '.join(self.states + self.weights)}"
             )
-        for role in ("input_only", "recurrent_only", "second"):
+        for role in some:
             self._among(role, given[role], self.gates, "gates")
         given["bias_start"] = self._numbers("bias_start", self.gates, "gates")
         given["weight_start"] = self._numbers("weight_start", self.weights, "weights")
@@ -182,23 +183,36 @@ class WrittenCell:
                     raise self._refuse(
                         f"{role}: an elementwise recurrence has no h Wh, got {given[role]!r}"
                     )
-            given["input_only"] = self.gates
+            given["input_only"] = tuple(g for g in self.gates if g not in given["fed"])
 
     def _check_functions(self) -> None:
         given = self._options
-        operand, second = given["operand"], given["second"]
+        operand, second, fed = given["operand"], given["second"], given["fed"]
         operand = given["operand"] = getattr(operand, "py_func", operand)
-        if (operand is None) != (not second):
+        if fed and (second or len(fed) > 1):
             raise self._refuse(
-                "second and operand go together: the gates of the second product, and a function "
-                "of what it multiplies"
+                f"fed: expected one gate, and no second beside it, got {', '.join(fed + second)}"
             )
+        if (operand is None) != (not second + fed):
+            raise self._refuse(
+                "second (or fed) and operand go together: the gates of the second product, and a "
+                "function of what it multiplies; or the gate that is fed by that function itself"
+            )
+        products = [g for g in fed if g in given["input_only"] + given["recurrent_only"]]
+        if products:
+            raise self._refuse(
+                f"fed: expected a gate without any product, got {', '.join(products)} of "
+                "input_only or recurrent_only"
+            )
+        if len(fed) == len(self.gates):
+            raise self._refuse(f"fed: expected another gate beside it, got {', '.join(fed)} alone")
         if operand is not None:
             if not inspect.isfunction(operand):
                 raise self._refuse(f"operand: expected a function, got {operand!r}")
-            early = tuple(gate for gate in self.gates if gate not in second)
+            early = tuple(gate for gate in self.gates if gate not in second + fed)
             allowed = early + self.states + self.weights
-            self._among("operand", self._arguments(operand), allowed, "arguments but second's")
+            but = "arguments but second's" if second else "arguments but fed's"
+            self._among("operand", self._arguments(operand), allowed, but)
         backward, saved = given["backward"], given["saved"]
         if backward is not None and not inspect.isfunction(backward):
             raise self._refuse(f"backward: expected a function, got {backward!r}")
@@ -207,7 +221,7 @@ class WrittenCell:
         if backward is not None:
             given["saved"] = self._names("saved", saved)
             if operand is not None:
-                raise self._refuse("backward: with a second product, write a Cell of your own")
+                raise self._refuse("backward: with an operand, write a Cell of your own")
 
     def _names(self, role: str, given: Any) -> tuple[str, ...]:
         names = tuple(given.replace(",", " ").split()) if isinstance(given, str) else given
@@ -287,6 +301,8 @@ class WrittenCell:
             input_only=given["input_only"],
             recurrent_only=given["recurrent_only"],
             second=given["second"],
+            fed=given["fed"],
+            normalised=given["normalised"],
             operand=operand,
             operand_backward=operand_backward,
             biases=given["biases"],
@@ -369,7 +385,9 @@ def cell(
     input_only: Names = (),
     recurrent_only: Names = (),
     second: Names = (),
+    fed: Names = (),
     operand: Callable[..., Any] | None = None,
+    normalised: Names = (),
     recurrence: str = "product",
     biases: int = 1,
     bias_start: Starts | None = None,
@@ -389,7 +407,9 @@ def cell(
     input_only=(),
     recurrent_only=(),
     second=(),
+    fed=(),
     operand=None,
+    normalised=(),
     recurrence="product",
     biases=1,
     bias_start=None,
@@ -407,7 +427,9 @@ def cell(
     input_only      gates that see x Wx alone
     recurrent_only  gates that see h Wh alone
     second          the last gates, if their product multiplies ``operand`` instead of h
+    fed             in place of second: a gate without any product, which is what ``operand`` gives
     operand         a function of other gates, states and weights, found by name like the cell's
+    normalised      gates whose pre-activation arrives normalised over the units of a row
     recurrence      "product", or "elementwise": no h Wh at all, every gate sees x alone
     biases          1: on the input side; 2: on both
     bias_start      where a gate's bias starts, by name: a number, or (low, high) to draw it from
@@ -503,7 +525,7 @@ def _other_dtypes(cell: Cell, sizes: tuple[int, ...], seed: int) -> list[str]:
     with np.errstate(all="ignore"):
         problem = _Problem(cell, sizes, seed, np.float32)
         _, _, (_, steps, *_) = problem.forward()
-        before, _, saved = steps[0]
+        before, _, saved, _ = steps[0]
         dgates, dprev = cell.backward(tuple(problem.dstate.values()), saved, before)
         after = steps[1][0] if len(steps) > 1 else problem.forward()[1]
     arrays = {

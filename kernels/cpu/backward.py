@@ -10,6 +10,7 @@ from .sequence import (
     begin,
     chunk_at,
     end,
+    normalised_at,
     panel_of,
     panels_in,
     read_plan,
@@ -120,6 +121,7 @@ def _gates_back(plan, chunk, k, n0, n1, u0, u1):
         # after the chunk's last step: row 0 still holds delta of the later chunk's first
         _through_h(plan, k + 1 if k + 1 < plan.steps else 0, n0, n1, u0, u1)
     row = k * plan.N * VECTOR_BYTES + skip
+    given, _ = normalised_at(plan, chunk, k, 0)
     state, state_panel = state_at(plan, chunk, k)
     after, after_panel = state_at(plan, chunk, k + 1)
     call(plan.gates_piece, (
@@ -130,30 +132,58 @@ def _gates_back(plan, chunk, k, n0, n1, u0, u1):
         chunk_at(plan, plan.saved, plan.stored * plan.units, chunk) + row, rows_panel,
         _delta_at(plan, k, 0) + skip, rows_panel, plan.N * VECTOR_BYTES, plan.hs_time,
         plan.b + plan.x_gates * plan.H * plan.size,
-        plan.particular, chunk * plan.steps + k, n0,
+        plan.particular, chunk * plan.steps + k, n0, given + skip, rows_panel,
     ))  # fmt: skip
 
 
 @part_of_a_piece
 def _operand_back(plan, chunk, k, n0, n1, u0, u1):
-    """The same through the second product."""
+    """The same through the operand: what comes from the second product, or the fed gate's own."""
     skip, rows_panel, panel = n0 * VECTOR_BYTES, panel_of(plan.steps * plan.N), panel_of(plan.N)
     row = k * plan.N * VECTOR_BYTES + skip
-    from_gates(
-        plan, _delta_at(plan, k, plan.first_late) + skip, plan.late,
-        plan.pWh + plan.units * panel_of(plan.early * plan.H),
-        u0, u1, plan.doperand + skip, VECTOR_BYTES, panel,
-        plan.units * VECTOR_BYTES // plan.size, n1 - n0,
-    )  # fmt: skip
+    given, _ = normalised_at(plan, chunk, k, 0)
+    doperand, doperand_panel = plan.doperand + skip, panel
+    if plan.fed:
+        doperand = _delta_at(plan, k, plan.gates - plan.weights - 1) + skip
+        doperand_panel = rows_panel
+    else:
+        from_gates(
+            plan, _delta_at(plan, k, plan.first_late) + skip, plan.late,
+            plan.pWh + plan.units * panel_of(plan.early * plan.H),
+            u0, u1, doperand, VECTOR_BYTES, panel,
+            plan.units * VECTOR_BYTES // plan.size, n1 - n0,
+        )  # fmt: skip
     state, state_panel = state_at(plan, chunk, k)
     after, after_panel = state_at(plan, chunk, k + 1)
     call(plan.operand_piece, (
-        u0, u1, plan.units, n1 - n0, plan.doperand + skip, panel,
+        u0, u1, plan.units, n1 - n0, doperand, doperand_panel,
         plan.dstate + skip, panel, state + skip, state_panel, after + skip, after_panel,
         chunk_at(plan, plan.saved, plan.stored * plan.units, chunk) + row, rows_panel,
         _delta_at(plan, k, 0) + skip, rows_panel, plan.H,
         plan.b + plan.x_gates * plan.H * plan.size, plan.particular, n0,
+        given + skip, rows_panel,
     ))  # fmt: skip
+
+
+@part_of_a_piece
+def _denormalise(plan, chunk, k, n0, n1, first, count):
+    """The gradients of some normalised gates, from those by what the cell was given."""
+    for gate in range(first, first + count):
+        given, panel = normalised_at(plan, chunk, k, gate)
+        delta, skip = _delta_at(plan, k, word(plan.normalised_places, gate)), n0 * VECTOR_BYTES
+        call(plan.denormalise, (
+            delta + skip, panel, given + skip, panel, plan.units, plan.H, n1 - n0,
+        ))  # fmt: skip
+
+
+@part_of_a_piece
+def _step_back(plan, chunk, k, n0, n1, u0, u1):
+    """A whole step, for a shard that need not meet the others within it."""
+    _gates_back(plan, chunk, k, n0, n1, u0, u1)
+    _denormalise(plan, chunk, k, n0, n1, plan.normalised_early, plan.normalised_late)
+    if plan.late or plan.fed:
+        _operand_back(plan, chunk, k, n0, n1, u0, u1)
+    _denormalise(plan, chunk, k, n0, n1, 0, plan.normalised_early)
 
 
 @part_of_a_piece
@@ -287,13 +317,13 @@ def _work(plan, what, chunk, k, shard):
         unpack_states(plan, plan.dstate, plan.states + 1, n0, n1, u0, u1)
     elif plan.apart:
         for k_ in range(steps_in(plan, chunk) - 1, -1, -1):
-            _gates_back(plan, chunk, k_, n0, n1, u0, u1)
-            if plan.late:
-                _operand_back(plan, chunk, k_, n0, n1, u0, u1)
+            _step_back(plan, chunk, k_, n0, n1, u0, u1)
     elif what == HALF_STEP:
         _operand_back(plan, chunk, k, n0, n1, u0, u1)
-    else:
+    elif plan.late:
         _gates_back(plan, chunk, k, n0, n1, u0, u1)
+    else:
+        _step_back(plan, chunk, k, n0, n1, u0, u1)
 
 
 def backward(frame):

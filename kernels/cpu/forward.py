@@ -9,6 +9,7 @@ from .sequence import (
     begin,
     chunk_at,
     end,
+    normalised_at,
     own_panels,
     panel_of,
     read_plan,
@@ -97,14 +98,29 @@ def _sides(plan, k, n0, n1):
     """x_side, e_side and l_side of a step: where each begins, bytes between its panels."""
     x_side, x_panel = own_panels(plan.x_side, plan.x_gates * plan.units, plan.steps, n0, n1)
     e_side, panel = own_panels(plan.e_side, plan.early * plan.units, 1, n0, n1)
-    l_side, _ = own_panels(plan.l_side, plan.late * plan.units, 1, n0, n1)
+    l_side, _ = own_panels(plan.l_side, (plan.late + plan.fed) * plan.units, 1, n0, n1)
     return x_side + k * (n1 - n0) * VECTOR_BYTES, x_panel, e_side, panel, l_side, panel
+
+
+@part_of_a_piece
+def _normalise(plan, chunk, k, n0, n1, piece, side, side_panel, first, count):
+    """Some normalised gates, from what fed them beside x Wx, some rows at a time."""
+    x_side, x_panel, _, _, _, _ = _sides(plan, k, n0, n1)
+    out, panel = normalised_at(plan, chunk, k, 0)
+    begin, _ = normalised_at(plan, chunk, k, first)
+    for n in range(n0, n1, plan.rows_at_once):
+        rows, skip, own = min(plan.rows_at_once, n1 - n), n * VECTOR_BYTES, (n - n0) * VECTOR_BYTES
+        call(piece, (
+            plan.units, plan.H, rows, x_side + own, x_panel, side + own, side_panel,
+            plan.b, plan.b_row, out + skip, panel,
+        ))  # fmt: skip
+        call(plan.standardise, (begin + skip, panel, count, plan.units, plan.H, rows))
 
 
 @part_of_a_piece
 def _early_step(plan, chunk, k, n0, n1, u0, u1):
     """h Wh, and what the second product multiplies."""
-    x_side, x_panel, e_side, e_panel, _, _ = _sides(plan, k, n0, n1)
+    x_side, x_panel, e_side, e_panel, l_side, l_panel = _sides(plan, k, n0, n1)
     skip = n0 * VECTOR_BYTES
     state, panel = state_at(plan, chunk, k)
     if plan.early:
@@ -113,13 +129,20 @@ def _early_step(plan, chunk, k, n0, n1, u0, u1):
             plan.H, plan.pWh, plan.early,
             u0, u1, e_side, VECTOR_BYTES, e_panel, n1 - n0,
         )  # fmt: skip
-    if plan.late:
-        row = k * plan.N * VECTOR_BYTES + skip
-        operand = chunk_at(plan, plan.operand, plan.units, chunk)
+    if plan.normalised_early:
+        _normalise(
+            plan, chunk, k, n0, n1, plan.early_numbers, e_side, e_panel, 0, plan.normalised_early
+        )
+    if plan.late or plan.fed:
+        out, out_panel = l_side, l_panel
+        if plan.late:
+            out = chunk_at(plan, plan.operand, plan.units, chunk) + k * plan.N * VECTOR_BYTES + skip
+            out_panel = panel_of(plan.steps * plan.N)
+        given, given_panel = normalised_at(plan, chunk, k, 0)
         call(plan.operand_piece, (
             u0, u1, plan.units, plan.H, n1 - n0, x_side, x_panel, e_side, e_panel,
             plan.b, plan.b_row, state + skip, panel,
-            operand + row, panel_of(plan.steps * plan.N), plan.particular, n0,
+            out, out_panel, plan.particular, n0, given + skip, given_panel,
         ))  # fmt: skip
 
 
@@ -135,6 +158,12 @@ def _late_step(plan, chunk, k, n0, n1, u0, u1):
             plan.H, plan.pWh + plan.early * plan.units * (plan.H | 1) * plan.weight_row, plan.late,
             u0, u1, l_side, VECTOR_BYTES, l_panel, n1 - n0,
         )  # fmt: skip
+    if plan.normalised_late:
+        _normalise(
+            plan, chunk, k, n0, n1, plan.late_numbers, l_side, l_panel,
+            plan.normalised_early, plan.normalised_late,
+        )  # fmt: skip
+    given, given_panel = normalised_at(plan, chunk, k, 0)
     state, panel = state_at(plan, chunk, k)
     after, after_panel = state_at(plan, chunk, k + 1)
     saved = chunk_at(plan, plan.saved, plan.stored * plan.units, chunk) + row
@@ -144,7 +173,7 @@ def _late_step(plan, chunk, k, n0, n1, u0, u1):
         state + skip, panel, after + skip, after_panel,
         saved if plan.keep else 0, rows_panel,
         plan.hs + (chunk * plan.steps + k) * plan.hs_time + n0 * plan.hs_row, plan.hs_row,
-        plan.particular, chunk * plan.steps + k, n0,
+        plan.particular, chunk * plan.steps + k, n0, given + skip, given_panel,
     ))  # fmt: skip
 
 

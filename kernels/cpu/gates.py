@@ -8,6 +8,8 @@ k * units + u; a panel's rows are the rows of the batch.
     state, after             the state before the step and after it
     saved                    what backward wants to find again; 0 where nothing will be asked for
     operand                  what the second product multiplies
+    given                    what normalised gates became, at (units + 1) panels each
+                             (``normalising.py``)
     delta                    gradients of the pre-activations
     b, w                     biases, and behind them the cell's weights: H numbers each
     dstate                   gradients of the state; behind them the part that came back through
@@ -31,12 +33,14 @@ from .lowering import (
     operand,
     operand_backward,
     prefetch_saved,
+    put_normalised,
+    put_normalised_early,
     store_gradients,
     store_gradients_but_late,
     store_saved,
     store_states,
 )
-from .settling import mark_scaled, resettle, scaled, settle, unsettle
+from .settling import mark_scaled, resettle, scaled_operand, settle, unsettle
 from .simd import VECTOR_BYTES, lanes_of, load, load_part, store, store_part
 
 
@@ -45,8 +49,8 @@ def forward_gates(frame):
     (
         first, end, units, H, rows, x_side, x_panel, e_side, e_panel, l_side, l_panel,
         b, b_row, state, state_panel, after, after_panel, saved, saved_panel, hs, hs_row,
-        particular, t, first_row,
-    ) = arguments(frame, 24)  # fmt: skip
+        particular, t, first_row, given, given_panel,
+    ) = arguments(frame, 26)  # fmt: skip
     W = lanes_of(frame)
     for u in range(first, end):
         lanes = H - u * W
@@ -56,6 +60,9 @@ def forward_gates(frame):
             gates = add_x_side(frame, bias, x_side + u * x_panel + row, units * x_panel)
             gates = add_early_side(frame, gates, e_side + u * e_panel + row, units * e_panel)
             gates = add_late_side(frame, gates, l_side + u * l_panel + row, units * l_panel)
+            gates = put_normalised(
+                frame, gates, given + u * given_panel + row, (units + 1) * given_panel
+            )
             before = load_states(frame, state + u * state_panel + row, units * state_panel)
             new, keep = forward(frame, gates, before)
             if saved:
@@ -71,8 +78,8 @@ def operand_gates(frame):
     """A piece: what the second product of a step multiplies."""
     (
         first, end, units, H, rows, x_side, x_panel, e_side, e_panel,
-        b, b_row, state, state_panel, out, out_panel, particular, first_row,
-    ) = arguments(frame, 17)  # fmt: skip
+        b, b_row, state, state_panel, out, out_panel, particular, first_row, given, given_panel,
+    ) = arguments(frame, 19)  # fmt: skip
     W = lanes_of(frame)
     for u in range(first, end):
         lanes = H - u * W
@@ -81,9 +88,12 @@ def operand_gates(frame):
             row = n * VECTOR_BYTES
             gates = add_x_side(frame, bias, x_side + u * x_panel + row, units * x_panel)
             gates = add_early_side(frame, gates, e_side + u * e_panel + row, units * e_panel)
+            gates = put_normalised_early(
+                frame, gates, given + u * given_panel + row, (units + 1) * given_panel
+            )
             before = load_states(frame, state + u * state_panel + row, units * state_panel)
             number = operand(frame, gates, before)
-            number = scaled(frame, particular, first_row + n, u, lanes, number)
+            number = scaled_operand(frame, particular, first_row + n, u, lanes, number)
             store(number, out + u * out_panel + row)
 
 
@@ -92,8 +102,8 @@ def backward_gates(frame):
     (
         first, end, units, H, rows, dhs, dhs_row, dstate, dstate_panel, through_h,
         state, state_panel, after, after_panel, saved, saved_panel, delta, delta_panel,
-        ahead, dhs_time, w, particular, t, first_row,
-    ) = arguments(frame, 24)  # fmt: skip
+        ahead, dhs_time, w, particular, t, first_row, given, given_panel,
+    ) = arguments(frame, 26)  # fmt: skip
     W = lanes_of(frame)
     for u in range(first, end):
         lanes = H - u * W
@@ -104,6 +114,7 @@ def backward_gates(frame):
                 frame, saved + u * saved_panel + row - ahead, units * saved_panel,
                 state + u * state_panel + row - ahead, units * state_panel,
                 dhs + n * dhs_row + u * VECTOR_BYTES - dhs_time,
+                given + u * given_panel + row - ahead, (units + 1) * given_panel,
             )  # fmt: skip
             dh = load_part(frame, dhs + n * dhs_row + u * VECTOR_BYTES, lanes)
             through = load(frame, through_h + u * dstate_panel + row)
@@ -115,6 +126,7 @@ def backward_gates(frame):
                 frame, saved + u * saved_panel + row, units * saved_panel,
                 after + u * after_panel + row, units * after_panel,
                 w + u * VECTOR_BYTES, H * (VECTOR_BYTES // W), lanes,
+                given + u * given_panel + row, (units + 1) * given_panel,
             )  # fmt: skip
             before = load_states(frame, state + u * state_panel + row, units * state_panel)
             dgates, dold = backward(frame, dnew, keep, before)
@@ -127,8 +139,8 @@ def operand_backward_gates(frame):
     (
         first, end, units, rows, doperand, doperand_panel, dstate, dstate_panel,
         state, state_panel, after, after_panel, saved, saved_panel, delta, delta_panel, H, w,
-        particular, first_row,
-    ) = arguments(frame, 20)  # fmt: skip
+        particular, first_row, given, given_panel,
+    ) = arguments(frame, 22)  # fmt: skip
     W = lanes_of(frame)
     for u in range(first, end):
         for n in range(rows):
@@ -140,10 +152,11 @@ def operand_backward_gates(frame):
                 frame, saved + u * saved_panel + row, units * saved_panel,
                 after + u * after_panel + row, units * after_panel,
                 w + u * VECTOR_BYTES, H * (VECTOR_BYTES // W), H - u * W,
+                given + u * given_panel + row, (units + 1) * given_panel,
             )  # fmt: skip
             before = load_states(frame, state + u * state_panel + row, units * state_panel)
             incoming = load(frame, doperand + u * doperand_panel + row)
-            incoming = scaled(frame, particular, first_row + n, u, H - u * W, incoming)
+            incoming = scaled_operand(frame, particular, first_row + n, u, H - u * W, incoming)
             dgates, dold = operand_backward(frame, incoming, dgates, dold, keep, before)
             store_gradients_but_late(frame, dgates, gradients, units * delta_panel)
             store_states(frame, dold, here, units * dstate_panel)

@@ -116,7 +116,31 @@ def _add_to_gates(part):
 
 add_x_side = _add_to_gates(lambda at: range(at.x_gates))
 add_early_side = _add_to_gates(lambda at: range(at.first_early, at.first_early + at.early))
-add_late_side = _add_to_gates(lambda at: range(at.first_late, at.first_late + at.late))
+add_late_side = _add_to_gates(lambda at: at.after_operand)
+
+
+def _replacing(part):
+    """An intrinsic that puts normalised gates in their places (``normalising.py``)."""
+
+    @intrinsic
+    def replace(typing, frame, gates, start, stride):
+        at, vector = frame.layout, VectorType(frame.dtype)
+
+        def codegen(context, builder, signature, args):
+            _, new, start, stride = args
+            for k, place in enumerate(at.normalised):
+                if place in part(at):
+                    number = emit_load(builder, vector, member_address(builder, start, stride, k))
+                    new = builder.insert_value(new, number, at.order[place])
+            return new
+
+        return gates(frame, gates, types.int64, types.int64), codegen
+
+    return replace
+
+
+put_normalised_early = _replacing(lambda at: at.normalised_early)
+put_normalised = _replacing(lambda at: at.normalised)
 
 
 def _loading(choose):
@@ -150,13 +174,16 @@ load_states, load_gradients = _loading(_state_places), _loading(_gate_places)
 
 
 @intrinsic
-def load_saved(typing, frame, start, stride, after, after_stride, w, H_bytes, lanes):
-    """What the cell saved: stored, or found in the state after the step, or in its weights."""
+def load_saved(
+    typing, frame, start, stride, after, after_stride, w, H_bytes, lanes, given, given_stride
+):
+    """What the cell saved: stored, or found in the state after the step, in its weights, or among
+    its normalised gates (``given``)."""
     found = frame.layout.found
     kind = types.UniTuple(VectorType(frame.dtype), len(found))
 
     def codegen(context, builder, signature, args):
-        _, start, stride, after, after_stride, w, H_bytes, lanes = args
+        _, start, stride, after, after_stride, w, H_bytes, lanes, given, given_stride = args
         stored, members = 0, []
         for where in found:
             if where is None:
@@ -164,6 +191,8 @@ def load_saved(typing, frame, start, stride, after, after_stride, w, H_bytes, la
                 stored += 1
             elif where[0] == "state":
                 place = member_address(builder, after, after_stride, where[1])
+            elif where[0] == "normalised":
+                place = member_address(builder, given, given_stride, where[1])
             else:
                 place = member_address(builder, w, H_bytes, where[1])
                 members.append(emit_load_part(builder, kind.dtype, place, lanes))
@@ -171,25 +200,25 @@ def load_saved(typing, frame, start, stride, after, after_stride, w, H_bytes, la
             members.append(emit_load(builder, kind.dtype, place))
         return context.make_tuple(builder, kind, members)
 
-    i = types.int64
-    return kind(frame, i, i, i, i, i, i, i), codegen
+    return kind(frame, *[types.int64] * 9), codegen
 
 
 @intrinsic
-def prefetch_saved(typing, frame, start, stride, before, before_stride, dhs):
+def prefetch_saved(typing, frame, start, stride, before, before_stride, dhs, given, given_stride):
     """Ask for what ``load_saved`` and ``load_states`` will read there, and for dhs."""
 
     def codegen(context, builder, signature, args):
-        _, start, stride, before, before_stride, dhs = args
+        _, start, stride, before, before_stride, dhs, given, given_stride = args
         emit_prefetch(builder, dhs)
         for k in range(frame.layout.stored):
             emit_prefetch(builder, member_address(builder, start, stride, k))
+        for k in range(len(frame.layout.normalised)):
+            emit_prefetch(builder, member_address(builder, given, given_stride, k))
         for k in range(len(frame.cell.states)):
             emit_prefetch(builder, member_address(builder, before, before_stride, k))
         return context.get_dummy_value()
 
-    i = types.int64
-    return types.void(frame, i, i, i, i, i), codegen
+    return types.void(frame, *[types.int64] * 7), codegen
 
 
 def _emit_members(builder, vector, kinds, members):
@@ -245,5 +274,16 @@ def _stored_places(at):
 store_states, store_saved = _storing(_state_places), _storing(_stored_places)
 store_gradients = _storing(_gate_places)
 store_gradients_but_late = _storing(
-    lambda at: [None if 0 <= k - at.first_late < at.late else k for k in _gate_places(at)]
+    lambda at: [None if k in at.after_operand else k for k in _gate_places(at)]
 )
+
+
+def _normalised_places(part):
+    def choose(at):
+        return [at.normalised.index(k) if k in part(at) else None for k in _gate_places(at)]
+
+    return choose
+
+
+store_early_numbers = _storing(_normalised_places(lambda at: at.normalised_early))
+store_late_numbers = _storing(_normalised_places(lambda at: at.normalised_late))

@@ -19,7 +19,7 @@ from numba.np.numpy_support import from_dtype
 from ..cells import Cell
 from ..layout import layout
 from ..reference import Array
-from . import gates, products, threads
+from . import gates, normalising, products, threads
 from .forward import forward
 from .frames import (
     ANYTHING,
@@ -142,6 +142,8 @@ def recipe(
     chunks = -(-T // steps)
     states, recurrent = len(cell.states), at.early + at.late
     kept_states = states + scaled
+    normalised = len(at.normalised)
+    by_rows = by_rows or normalised > 0  # a row is normalised over all of its units
     apart = by_rows or not recurrent
     rows = -(-N // shards) if by_rows else N  # of a shard
 
@@ -157,10 +159,10 @@ def recipe(
         else panels(units, at.early * H) + panels(units, at.late * H),
         "x_side": panels(at.x_gates * units, of_chunk + N) if ahead else 0,
         "e_side": panels(at.early * units, 2 * of_step) if ahead else 0,
-        "l_side": panels(at.late * units, 2 * of_step) if ahead else 0,
+        "l_side": panels((at.late + at.fed) * units, 2 * of_step) if ahead else 0,
         "delta": 0 if ahead else panels(len(cell.gates) * units, of_chunk),
         "dstate": 0 if ahead else panels((states + 1) * units, of_step),
-        "doperand": 0 if ahead else panels(units, of_step),
+        "doperand": panels(units, of_step) if at.late and not ahead else 0,
         "x_panels": 0 if ahead else panels(inputs, of_chunk),
     }
     kept_chunks = chunks if keep else 1
@@ -169,16 +171,20 @@ def recipe(
         "last_state": panels(kept_states * units, of_step),
         "saved": chunks * panels(at.stored * units, of_chunk) if keep else 0,
         "operand": kept_chunks * panels(units, of_chunk) if at.late else 0,
+        "normalised": kept_chunks * panels(normalised * (units + 1), of_chunk),
     }
+    few_units = max(4, 16384 // (rows * max(at.early, 1) * VECTOR_BYTES) // 4 * 4)
     plan = Plan(
         here=0, thread=0, shards=shards, job=0, team=0, by_rows=by_rows, apart=apart,
         packed=0, weight_row=VECTOR_BYTES, in_panels=0, keep=keep, add=add,
         N=N, T=T, D=D, H=H, units=units, steps=steps, chunks=chunks,
-        units_at_once=max(4, 16384 // (rows * max(at.early, 1) * VECTOR_BYTES) // 4 * 4),
+        units_at_once=units if normalised else few_units,
         size=size, gates=len(cell.gates), x_gates=at.x_gates, early=at.early, late=at.late,
-        weights=at.weights, first_early=at.first_early, first_late=at.first_late,
+        fed=at.fed, weights=at.weights, first_early=at.first_early, first_late=at.first_late,
         states=states, kept_states=kept_states, multiplied=states * scaled, stored=at.stored,
-        particular=0,
+        normalised_early=len(at.normalised_early), normalised_late=len(at.normalised_late),
+        rows_at_once=max(1, 16384 // ((normalised or 1) * units * VECTOR_BYTES)),
+        normalised_places=_table(at.normalised), particular=0,
         x_blocks=_table(at.x_blocks), h_blocks=_table(at.h_blocks),
         **_pieces(driver, cell, dtype.name, particular),
         **dict.fromkeys(Plan._fields[_PLACES:_SCRATCH], 0), **_offsets(scratch), **_offsets(kept),
@@ -237,6 +243,8 @@ def sharing(
     if operations < (4_000_000 if wanted is None else 500_000):
         return 1, True
     shards = threads.available() if wanted is None else wanted
+    if cell.normalised:  # by rows alone: a row is normalised over all of its units
+        return min(shards, N), True
     if not recurrent:  # nobody waits for anybody
         return shards, shards <= N
     large = H * H * len(cell.gates) > 1_500_000  # then each fetches but its own weights
@@ -347,6 +355,7 @@ def forget_memory() -> None:
 # ---- compilation
 
 _PRODUCTS = ("multiply", "multiply_transposed", "pack", "pack_transposed", "unpack", "add_up")
+_NORMALISING = ("early_numbers", "late_numbers"), ("standardise", "denormalise")  # of a cell, all
 
 
 def _pieces(
@@ -357,6 +366,11 @@ def _pieces(
     gates_piece = gates.forward_gates if ahead else gates.backward_gates
     operand_piece = gates.operand_gates if ahead else gates.operand_backward_gates
     part = driver.__name__
+    of_cell, of_all = _NORMALISING
+    if cell.normalised:
+        more = {name: compiled(getattr(normalising, name), dtype) for name in of_all}
+    else:
+        more = dict.fromkeys((*of_cell, *of_all), 0)
     try:
         with announced(f"the {part} pass of {cell.name} ({dtype})"):
             return {
@@ -364,8 +378,14 @@ def _pieces(
                 **{name: compiled(getattr(products, name), dtype) for name in _PRODUCTS},
                 "gates_piece": compiled(gates_piece, dtype, cell, particular),
                 "operand_piece": compiled(operand_piece, dtype, cell, particular)
-                if cell.second
+                if cell.operand is not None
                 else 0,
+                **{
+                    name: compiled(getattr(normalising, name), dtype, cell)
+                    for name in of_cell
+                    if cell.normalised
+                },
+                **more,
             }
     except NumbaError as error:
         raise TypeError(_compile_error(cell, part, str(error))) from error

@@ -26,6 +26,8 @@ The pass is cut into phases and shards (``threads.py``). In the phases of time a
     otherwise  all rows, some units: all meet after every step, since h Wh needs every unit's h
                (twice where there is a second product; not where there is none at all)
 
+Normalised gates (``normalising.py``) take all units of a row: such a cell is shared by rows only.
+
 Either way START and the packing of a chunk's xs are shared out by columns, GRADIENTS by rows of
 dxs and by items of dWx, dWh and db (four unit-panels of a gate each).
 """
@@ -76,6 +78,7 @@ class Plan(NamedTuple):
     x_gates: int
     early: int
     late: int
+    fed: int  # whether the operand itself is a gate
     weights: int  # gates that are parameters
     first_early: int  # where in the layout's order the early gates begin, and the late ones
     first_late: int
@@ -83,6 +86,11 @@ class Plan(NamedTuple):
     kept_states: int  # what is kept of them: one more where what enters h Wh is no state itself
     multiplied: int  # which of those enters h Wh
     stored: int
+    # gates that are normalised: those that do not wait for the operand, and those that do
+    normalised_early: int
+    normalised_late: int
+    rows_at_once: int  # whose numbers fill 16 KiB
+    normalised_places: int  # the address of their places in the layout's order
     particular: int  # the address of what is particular about the steps (settling.py), or 0
     x_blocks: int  # the addresses of the layout's tables
     h_blocks: int
@@ -95,6 +103,10 @@ class Plan(NamedTuple):
     add_up: int
     gates_piece: int
     operand_piece: int
+    early_numbers: int
+    late_numbers: int
+    standardise: int
+    denormalise: int
     # the caller's arrays
     xs: int
     xs_row: int
@@ -130,6 +142,7 @@ class Plan(NamedTuple):
     last_state: int  # after step T - 1
     saved: int
     operand: int
+    normalised: int
 
 
 read_plan = record(Plan)
@@ -191,6 +204,15 @@ def state_at(plan, chunk, k):
         chunk, k = chunk + 1, 0
     start = chunk_at(plan, plan.state, plan.kept_states * plan.units, chunk)
     return start + k * plan.N * VECTOR_BYTES, panel_of(plan.steps * plan.N)
+
+
+@part_of_a_piece
+def normalised_at(plan, chunk, k, gate):
+    """The normalised numbers of a step, from a gate on: where they begin, bytes between panels."""
+    count, panel = plan.units + 1, panel_of(plan.steps * plan.N)
+    gates = plan.normalised_early + plan.normalised_late
+    start = chunk_at(plan, plan.normalised, gates * count, chunk)
+    return start + k * plan.N * VECTOR_BYTES + gate * count * panel, panel
 
 
 @part_of_a_piece

@@ -126,6 +126,20 @@ def _(frame, particular, n, u, lanes, value):
     return scale
 
 
+def scaled_operand(frame, particular, n, u, lanes, value):
+    """The same of the operand, where that enters a product."""
+    raise NotImplementedError("it exists as compiled code only")
+
+
+@overload(scaled_operand, strict=False)
+def _(frame, particular, n, u, lanes, value):
+    if frame.cell.fed:
+        return lambda frame, particular, n, u, lanes, value: value
+    return lambda frame, particular, n, u, lanes, value: scaled(
+        frame, particular, n, u, lanes, value
+    )
+
+
 def unsettle(frame, particular, t, n, u, lanes, dh, through, dstate):
     """From the gradients of a step's output and of the state after it to those of the new state.
 

@@ -263,7 +263,8 @@ def _masked(builder, vector, name, result, arguments):
     return builder.call(_declare(builder, full_name, kind), arguments)
 
 
-def _mask(builder, vector, lanes):
+def emit_lanes_in_use(builder, vector, lanes):
+    """The mask of the first ``lanes`` lanes (LLVM level)."""
     order = ir.Constant(ir.VectorType(_I64, vector.lanes), list(range(vector.lanes)))
     return builder.icmp_signed("<", order, splat(builder, lanes, order.type))
 
@@ -286,7 +287,7 @@ def emit_load_part(builder, vector, address, lanes):
             then_block = builder.block
         with otherwise:
             zeros = ir.Constant(vector.llvm, [0.0] * vector.lanes)
-            given = [pointer, _I32(size), _mask(builder, vector, lanes), zeros]
+            given = [pointer, _I32(size), emit_lanes_in_use(builder, vector, lanes), zeros]
             part = _masked(builder, vector, "load", vector.llvm, given)
             otherwise_block = builder.block
     value = builder.phi(vector.llvm)
@@ -303,7 +304,7 @@ def emit_store_part(builder, vector, value, address, lanes):
         with then:
             builder.store(value, pointer, align=size)
         with otherwise:
-            given = [value, pointer, _I32(size), _mask(builder, vector, lanes)]
+            given = [value, pointer, _I32(size), emit_lanes_in_use(builder, vector, lanes)]
             _masked(builder, vector, "store", ir.VoidType(), given)
 
 

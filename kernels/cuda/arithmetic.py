@@ -10,6 +10,7 @@ where its numbers lie in these arrays, the gates in the order of the cell's ``La
     hs, dhs (N, T, H)
     dgates (T, N, gates H)         gradients of the pre-activations
     dstate (states, N, H)          on the way from step to step, in place
+    normalised (T, N, K, H)        what the K normalised gates became (``normalising.py``)
 
 and, where something is particular about the steps (``kernels/steps.py``; ``Form`` says what):
 
@@ -73,7 +74,7 @@ class Step:
 
     def here(self) -> list[str]:
         """Where the thread's numbers lie, from t, n and j."""
-        m, S = self.mark, len(self.cell.states)
+        m, S, K = self.mark, len(self.cell.states), len(self.at.normalised)
         return [
             f"p{m} = n{m} * H + j{m}",
             f"x{m} = (t * N + n{m}) * {self.at.x_gates} * H + j{m}",
@@ -82,6 +83,7 @@ class Step:
             f"before{m} = t * {S} * N * H + p{m}",
             f"after{m} = before{m} + {S} * N * H",
             f"kept{m} = t * {self.at.stored} * N * H + p{m}",
+            *([f"given{m} = (t * N + n{m}) * {K} * H + j{m}"] if K else []),
         ]
 
     def _members(self, array: str, start: str, count: int) -> str:
@@ -92,22 +94,37 @@ class Step:
 
     def known(self) -> list[str]:
         """What is there before the step's products: the input's side, the biases, the state."""
-        m, cell, at = self.mark, self.cell, self.at
-        S, lines = len(cell.states), []
+        m, cell, lines = self.mark, self.cell, []
+        S = len(cell.states)
         for g, name in enumerate(cell.gates):
-            terms = []
-            if g in cell.input_gates:
-                terms.append(f"load(x_side, x{m} + {at.order.index(g)} * H)")
-                terms.append(f"load(b, {cell.input_gates.index(g)} * H + j{m})")
-            if g in cell.recurrent_gates and cell.biases == 2:
-                k = len(cell.input_gates) + cell.recurrent_gates.index(g)
-                terms.append(f"load(b, {k} * H + j{m})")
-            if name in cell.weights:
-                terms.append(self._weight(cell.weights.index(name)))
-            if terms:
+            terms = self._known(g)
+            if terms and name not in cell.normalised:
                 lines.append(f"known_{g}{m} = {' + '.join(terms)}  # {name}")
         lines.append(f"state{m} = {self._members('states', 'before', S)}")
         return [*lines, f"nothing{m} = where(state{m}[0] < state{m}[0], state{m}[0], 0.0)"]
+
+    def _known(self, g: int) -> list[str]:
+        """What of a gate is there before the step's products, to be added up."""
+        m, cell, terms = self.mark, self.cell, []
+        if g in cell.input_gates:
+            terms.append(f"load(x_side, x{m} + {self.at.order.index(g)} * H)")
+            terms.append(f"load(b, {cell.input_gates.index(g)} * H + j{m})")
+        if g in cell.recurrent_gates and cell.biases == 2:
+            k = len(cell.input_gates) + cell.recurrent_gates.index(g)
+            terms.append(f"load(b, {k} * H + j{m})")
+        if cell.gates[g] in cell.weights:
+            terms.append(self._weight(cell.weights.index(cell.gates[g])))
+        return terms
+
+    def pre_activation(self, g: int, side: Callable[[int], str]) -> str:
+        """All of a gate, before it is normalised; it needs ``x`` of ``here``."""
+        sides = [side(self._fed.index(g))] if g in self._fed else []
+        return " + ".join([*self._known(g), *sides])
+
+    @property
+    def _fed(self) -> tuple[int, ...]:
+        """The gates that products feed, or the operand itself: the late ones are the last."""
+        return self.at.h_order + tuple(self.cell.gates.index(name) for name in self.cell.fed)
 
     def _weight(self, k: int) -> str:
         biases = len(self.cell.input_gates) * self.cell.biases
@@ -115,10 +132,15 @@ class Step:
 
     def _gates(self, side: Callable[[int], str], late: bool) -> str:
         cell, gates = self.cell, []
-        fed = self.at.h_order if late else self.at.h_order[: self.at.early]
+        fed = self._fed if late else self._fed[: self.at.early]
         for g, name in enumerate(cell.gates):
-            alone = name in cell.recurrent_only and cell.biases == 1
-            terms = [] if alone else [f"known_{g}{self.mark}"]
+            if name in cell.normalised:
+                k = self.at.normalised.index(self.at.order.index(g))
+                there = late or k < len(self.at.normalised_early)
+                given = f"load(normalised, given{self.mark} + {k} * H)"
+                gates.append(given if there else f"nothing{self.mark}")
+                continue
+            terms = [f"known_{g}{self.mark}"] if self._known(g) else []
             terms += [side(fed.index(g))] if g in fed else []
             gates.append(" + ".join(terms) or f"nothing{self.mark}")
         return f"({', '.join(gates)},)"
@@ -169,7 +191,7 @@ class Step:
     def operand(self, side: Callable[[int], str]) -> list[str]:
         """What the second product multiplies."""
         number = f"operand({self._gates(side, False)}, state{self.mark})"
-        return [f"factor{self.mark} = {self.scaled(number)}"]
+        return [f"factor{self.mark} = {number if self.cell.fed else self.scaled(number)}"]
 
     def store_forward(self) -> list[str]:
         """Write them down."""
@@ -195,6 +217,8 @@ class Step:
                 stored += 1
             elif where[0] == "state":
                 terms.append(f"load(states, after{self.mark} + {where[1]} * N * H), ")
+            elif where[0] == "normalised":
+                terms.append(f"load(normalised, given{self.mark} + {where[1]} * H), ")
             else:
                 terms.append(f"{self._weight(where[1])}, ")
         S = len(self.cell.states)
@@ -294,21 +318,21 @@ class Step:
         ]
 
     def operand_backward(self, doperand: str) -> list[str]:
-        """Complete both by what comes back through the second product, and write them down."""
+        """Complete both by what comes back through the operand, and write them down."""
+        doperand = doperand if self.cell.fed else self.scaled(doperand)
         m, order = self.mark, self.at.order
         gates = (f"load(dgates, d{m} + {order.index(g)} * H), " for g in range(len(order)))
         S = len(self.cell.states)
         lines = [
             f"half{m} = ({''.join(gates)})",
             f"old{m} = {self._members('dstate', 'p', S)}",
-            f"full{m}, old{m} = "
-            f"operand_backward({self.scaled(doperand)}, half{m}, old{m}, keep{m}, state{m})",
+            f"full{m}, old{m} = operand_backward({doperand}, half{m}, old{m}, keep{m}, state{m})",
         ]
         lines += [f"store(old{m}[{k}], dstate, p{m} + {k} * N * H)" for k in range(S)]
         return lines + [
             f"store(full{m}[{g}], dgates, d{m} + {order.index(g)} * H)"
             for g in range(len(order))
-            if g not in self.at.h_order[self.at.early :]
+            if g not in self._fed[self.at.early :]
         ]
 
 

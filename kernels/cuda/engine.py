@@ -3,12 +3,14 @@
 Before the steps x Wx is one product for all of them (``products.py``), after them so are the
 gradients of the weights and dxs. The steps themselves are one launch of a persistent kernel where
 that is faster (``tiling.plan`` says), else a product and a launch each, or two of both where
-the cell has a second product:
+the cell has a second product, and more where gates are normalised (``normalising.py``):
 
     forward, step t                                  backward, step t, from the last
       early = h[t] Wh                                  backward_gates -> dgates[t], dstate
+      [normalise_early]                                [denormalise_late]
       [operand_gates -> operands[t];                   [doperand = dgates[t] Wh'T;
        late = operands[t] Wh']                          operand_backward_gates -> dgates[t], dstate]
+      [normalise_late]                                 [denormalise_early]
       forward_gates -> states[t+1], saved[t], hs[:, t] through_h = dgates[t] WhT
 
 What is kept for backward lies time first, so that a step's rows lie together: ``arithmetic.py``.
@@ -30,7 +32,7 @@ from ..device import DeviceEngine
 from ..layout import Layout, layout
 from ..reference import Array, Gradients, State, expect_consistent
 from ..steps import PLAIN, Steps
-from . import build, gates, persistent, products, tiling, updates
+from . import build, gates, normalising, persistent, products, tiling, updates
 from .given import Given
 from .kernel import Gpu, Kernel
 
@@ -120,37 +122,45 @@ class CudaEngine(DeviceEngine):
         saved = xp.empty((T, at.stored, N, H), xs.dtype)
         hs = xp.empty((N, T, H), xs.dtype)
         operands = xp.empty((T, N, H) if at.late else (0, N, H), xs.dtype)
+        K = len(at.normalised)
+        normalised = xp.empty((T, N, K, H), xs.dtype), xp.empty((T, N, K), xs.dtype)
         plan, _ = self.plan(cell, N, T, H, xs.dtype)
         if plan is not None:
             arrays = x_side, b, states, saved, hs
             self._run_persistent(cell, plan, Wh, arrays, given, given.scaled(states[0, 0]))
-        elif not at.h_order:
+        elif gates.scans(cell):
             self._scan(cell, "forward_scan", given)(x_side, b, states, saved, hs)
         else:
-            self._forward_steps(cell, Wh, x_side, b, states, saved, hs, operands, given)
+            self._forward_steps(cell, Wh, x_side, b, states, saved, hs, operands, normalised, given)
         if steps.every:
             return hs, tuple(states[T].copy()), (xs, state, params, steps)
-        return hs, tuple(states[T].copy()), (xs, (Wx, Wh, b), states, saved, operands, steps)
+        kept = xs, (Wx, Wh, b), states, saved, operands, normalised, steps
+        return hs, tuple(states[T].copy()), kept
 
     def _forward_steps(
         self, cell: Cell, Wh: Array, x_side: Array, b: Array, states: Array, saved: Array,
-        hs: Array, operands: Array, given: Given,
+        hs: Array, operands: Array, normalised: tuple[Array, Array], given: Given,
     ) -> None:  # fmt: skip
         xp, at = self.xp, layout(cell)
         N, T, H = hs.shape
         gates_step = self._step(cell, "forward_gates", given)
-        operand_step = self._step(cell, "operand_gates", given) if at.late else None
+        operand_step = self._step(cell, "operand_gates", given) if cell.operand else None
+        normalise_early, normalise_late = self._normalising(cell, given, backward=False)
+        seen = normalised[:1] if cell.normalised else ()
         early = xp.empty((N, at.early * H), hs.dtype)
-        late = xp.empty((N, at.late * H), hs.dtype)
+        late = xp.empty((N, (at.late + at.fed) * H), hs.dtype)
         Wh_early = xp.ascontiguousarray(Wh[:, : at.early * H])
         Wh_late = xp.ascontiguousarray(Wh[:, at.early * H :])
         for t in range(T):
             if at.early:
                 xp.matmul(given.scaled(states[t, 0]), Wh_early, out=early)
+            normalise_early(t, x_side, early, b, *normalised)
             if operand_step is not None:
-                operand_step(t, x_side, early, b, states, operands)
+                operand_step(t, x_side, early, b, states, late if at.fed else operands, *seen)
+            if at.late:
                 xp.matmul(operands[t], Wh_late, out=late)
-            gates_step(t, x_side, early, late, b, states, saved, hs)
+            normalise_late(t, x_side, late, b, *normalised)
+            gates_step(t, x_side, early, late, b, states, saved, hs, *seen)
 
     def _all(self, cell: Cell, saved: Any) -> Any:
         """What a pass keeps for backward; where it did not, the pass is run again, all of it."""
@@ -169,7 +179,7 @@ class CudaEngine(DeviceEngine):
             return self._backward(cell, dhs, dstate, saved)
 
     def _backward(self, cell: Cell, dhs: Array, dstate: State, saved: Any) -> Gradients:
-        xs, (Wx, Wh, b), states, kept, operands, steps = saved
+        xs, (Wx, Wh, b), states, kept, operands, normalised, steps = saved
         xp, at = self.xp, layout(cell, steps is not PLAIN)
         N, T, D = xs.shape
         H, G = Wh.shape[0], len(cell.gates)
@@ -183,11 +193,13 @@ class CudaEngine(DeviceEngine):
             arrays = dhs, b, states, kept, dgates, dstate_
             self._run_persistent(cell, plan, Wh, arrays, given, None)
             dstate_[0] += given.scaled(xp.matmul(dgates[0, :, early_columns], Wh.T))
-        elif not at.h_order:
+        elif gates.scans(cell):
             self._scan(cell, "backward_scan", given)(dhs, b, states, kept, dgates, dstate_)
         else:
-            arrays = b, dhs, states, kept, dgates, dstate_
-            dstate_[0] += given.scaled(self._backward_steps(cell, Wh, *arrays, given))
+            through_h = self._backward_steps(
+                cell, Wh, b, dhs, states, kept, dgates, dstate_, normalised, given
+            )
+            dstate_[0] += given.scaled(through_h)
         dstate_, dinitial = given.stopped_at_first(dstate_)
 
         rows = dgates.reshape(T * N, G * H)
@@ -215,22 +227,28 @@ class CudaEngine(DeviceEngine):
 
     def _backward_steps(
         self, cell: Cell, Wh: Array, b: Array, dhs: Array, states: Array, kept: Array,
-        dgates: Array, dstate: Array, given: Given,
+        dgates: Array, dstate: Array, normalised: tuple[Array, Array], given: Given,
     ) -> Array:  # fmt: skip
         """Fills dgates and dstate; returns what comes through h Wh before the first step."""
         xp, at = self.xp, layout(cell)
         N, T, H = dhs.shape
         gates_step = self._step(cell, "backward_gates", given)
-        operand_step = self._step(cell, "operand_backward_gates", given) if at.late else None
+        operand_step = self._step(cell, "operand_backward_gates", given) if cell.operand else None
+        denormalise_early, denormalise_late = self._normalising(cell, given, backward=True)
+        seen = normalised[:1] if cell.normalised else ()
         Wh_early = xp.ascontiguousarray(Wh[:, : at.early * H]).T  # a gap would be copied each step
         Wh_late = xp.ascontiguousarray(Wh[:, at.early * H :]).T
         early_columns, late_columns = _columns(at, H)
         through_h, doperand = xp.zeros((N, H), dhs.dtype), xp.empty((N, H), dhs.dtype)
         for t in reversed(range(T)):
-            gates_step(t, through_h, dhs, b, states, kept, dgates, dstate)
-            if operand_step is not None:
+            gates_step(t, through_h, dhs, b, states, kept, dgates, dstate, *seen)
+            denormalise_late(t, dgates, *normalised)
+            if at.late:
                 xp.matmul(dgates[t, :, late_columns], Wh_late, out=doperand)
-                operand_step(t, doperand, b, states, kept, dgates, dstate)
+            if operand_step is not None:
+                back = () if at.fed else (doperand,)
+                operand_step(t, *back, b, states, kept, dgates, dstate, *seen)
+            denormalise_early(t, dgates, *normalised)
             if at.early:
                 xp.matmul(dgates[t, :, early_columns], Wh_early, out=through_h)
         return through_h
@@ -316,6 +334,21 @@ class CudaEngine(DeviceEngine):
         kernel, grid = self._gates(cell, name, given)
         more, (N, T, H) = given.to(gates.particular(name, given.form)), given.sizes
         return lambda t, *arrays: self.gpu.launch(kernel, grid, (*arrays, *more, t, T, N, H))
+
+    def _normalising(
+        self, cell: Cell, given: Given, backward: bool
+    ) -> tuple[Callable[..., None], Callable[..., None]]:
+        """What launches the kernels of the early and the late normalised gates for a step t."""
+        at, (N, T, H) = layout(cell), given.sizes
+
+        def launching(late: bool) -> Callable[..., None]:
+            count = len(at.normalised_late if late else at.normalised_early)
+            if not count:
+                return lambda t, *arrays: None
+            kernel = normalising.kernel(cell, late, backward, self.gpu.device.threads)
+            return lambda t, *arrays: self.gpu.launch(kernel, (N, count), (*arrays, t, T, N, H))
+
+        return launching(False), launching(True)
 
     def _scan(self, cell: Cell, name: str, given: Given) -> Callable[..., None]:
         """What launches a gate kernel for all steps."""

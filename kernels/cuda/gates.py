@@ -14,6 +14,8 @@ What the step's products give, beside the arrays of ``arithmetic.py``:
     through_h (N, H)                        what came back through h Wh from the step after
     operands (T, N, H)                      what the second product multiplies
     doperand (N, H)                         what came back through it
+
+A gate that the operand itself feeds stands in ``late``, alone, and its gradient in ``dgates``.
 """
 
 from collections.abc import Callable
@@ -27,10 +29,15 @@ from .kernel import Kernel, functions_of
 
 def names(cell: Cell) -> tuple[str, ...]:
     """The kernels that a cell needs."""
-    if not cell.recurrent_gates:
+    if scans(cell):
         return "forward_scan", "backward_scan"
-    second = ("operand_gates", "operand_backward_gates") if cell.second else ()
+    second = ("operand_gates", "operand_backward_gates") if cell.operand is not None else ()
     return "forward_gates", "backward_gates", *second
+
+
+def scans(cell: Cell) -> bool:
+    """Whether nothing lies between its steps."""
+    return not (cell.recurrent_gates or cell.normalised or cell.fed)
 
 
 @cache
@@ -46,6 +53,7 @@ def kernel(
 
     step = Step(cell, form=form)
     takes, lines = _MAKERS[name](step)
+    takes = (*takes, "normalised") if cell.normalised else takes
     lines = [*step.here(), *lines]
     takes = (*takes, *particular(name, form))
     if name in _STEPS:
@@ -75,7 +83,7 @@ def particular(name: str, form: Form) -> tuple[str, ...]:
 
 
 def _side(cell: Cell):  # type: ignore[no-untyped-def]
-    early, late = layout(cell).early, layout(cell).late
+    early, late = layout(cell).early, layout(cell).late + layout(cell).fed
 
     def side(k: int) -> str:
         if k < early:
@@ -91,8 +99,10 @@ def _forward(step: Step) -> tuple[tuple[str, ...], list[str]]:
 
 
 def _operand(step: Step) -> tuple[tuple[str, ...], list[str]]:
-    takes = "x_side", "early", "b", "states", "operands"
     lines = [*step.known(), *step.operand(_side(step.cell))]
+    if step.cell.fed:
+        return ("x_side", "early", "b", "states", "late"), [*lines, "store(factor, late, p)"]
+    takes = "x_side", "early", "b", "states", "operands"
     return takes, [*lines, "store(factor, operands, t * N * H + p)"]
 
 
@@ -108,8 +118,11 @@ def _backward_but_for(through_h: str, step: Step) -> tuple[tuple[str, ...], list
 
 
 def _operand_backward(step: Step) -> tuple[tuple[str, ...], list[str]]:
-    takes = "doperand", "b", "states", "saved", "dgates", "dstate"
-    return takes, [*step.found(), *step.operand_backward("load(doperand, p)")]
+    takes = "b", "states", "saved", "dgates", "dstate"
+    if step.cell.fed:
+        doperand = f"load(dgates, d + {step.at.after_operand[0]} * H)"
+        return takes, [*step.found(), *step.operand_backward(doperand)]
+    return ("doperand", *takes), [*step.found(), *step.operand_backward("load(doperand, p)")]
 
 
 def _forward_scan(step: Step) -> tuple[tuple[str, ...], list[str]]:

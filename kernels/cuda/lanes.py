@@ -87,6 +87,23 @@ def store(typing, value, pointer, index):
 
 
 @intrinsic
+def shared_of(typing, pointer):
+    """A pointer to the block's dynamic shared memory, to numbers like those of the other one."""
+    kind = types.CPointer(pointer.dtype)
+
+    def codegen(context, builder, signature, args):
+        number, name = LanesType(pointer.dtype, 1).llvm, "numba_rnn_shared"
+        memory = builder.module.globals.get(name)
+        if memory is None:
+            memory = ir.GlobalVariable(builder.module, ir.ArrayType(number, 0), name, addrspace=3)
+            memory.linkage, memory.align = "external", 16
+        start = builder.gep(memory, [_I32(0), _I32(0)])
+        return builder.addrspacecast(start, number.as_pointer())
+
+    return kind(pointer), codegen
+
+
+@intrinsic
 def draw(typing, pointer, index, seed):
     """pointer[index] = the number at that place of a seed's sequence, from [0, 1).
 

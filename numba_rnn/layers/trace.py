@@ -59,7 +59,10 @@ class Trace:
 
     @property
     def pre_activations(self) -> Named:
-        """By the name of the gate: what its activation function was given, x Wx + h Wh + b."""
+        """By the name of the gate: what its activation function was given, x Wx + h Wh + b.
+
+        Of a gate that is normalised: what normalisation made of that.
+        """
         return self._inside[0]
 
     @property
