@@ -2,7 +2,8 @@
 
     python -m benchmarks.cells                        every cell, 1 and 2 threads
     python -m benchmarks.cells --quick --cell mgu     one cell, small sizes
-    python -m benchmarks.cells --out benchmarks/cells.json | tee benchmarks/cells.txt
+    python -m benchmarks.cells --out benchmarks/cells.json
+    python -m benchmarks.cells --show benchmarks/cells.json > benchmarks/cells.txt
 
 Forward and backward over a block of time in float32, gradients of inputs and weights. A line of
 the table has two parts.
@@ -185,7 +186,7 @@ def predict(rows: list[dict[str, Any]], fastest_product: float) -> None:
 # ---- the table
 
 
-def show(rows: list[dict[str, Any]]) -> None:
+def show_table(rows: list[dict[str, Any]]) -> None:
     """The table of one size and number of threads."""
     (T, N, D, H), threads = rows[0]["sizes"], rows[0]["threads"]
     print(f"\nT {T}, N {N}, D {D}, H {H}; {threads} thread{'s' if threads > 1 else ''}")
@@ -253,9 +254,9 @@ def summary(rows: list[dict[str, Any]]) -> None:
 
 
 def run_child(
-    names: list[str], sizes: list[Sizes], threads: int, rounds: int, compiling: bool
+    names: list[str], size: Sizes, threads: int, rounds: int, compiling: bool
 ) -> list[dict[str, Any]]:
-    """Measure with one number of threads, in this process; the machine, then the rows."""
+    """Measure one size with one number of threads, in this process; the machine, then the rows."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     import torch
@@ -264,17 +265,13 @@ def run_child(
 
     use_backend("numba", strict=True)
     torch.set_num_threads(threads)
-    can = machine(threads)
-    rows = [can]
-    for size in sizes:
-        found = []
-        for name in [*PLAIN, *(n for n in names if n not in PLAIN)]:
-            print(f"{size} {name}", file=sys.stderr, flush=True)
-            found.append(measured(name, size, threads, rounds, compiling))
-        predict(found, can["operations_per_second"])
-        show(found)
-        rows += found
-    return rows
+    can, rows = machine(threads), []
+    for name in [*PLAIN, *(n for n in names if n not in PLAIN)]:
+        print(f"{threads} {size} {name}", file=sys.stderr, flush=True)
+        rows.append(measured(name, size, threads, rounds, compiling))
+    predict(rows, can["operations_per_second"])
+    show_table(rows)
+    return [can, *rows]
 
 
 def run(arguments: list[str], threads: int) -> list[dict[str, Any]]:
@@ -291,6 +288,26 @@ def run(arguments: list[str], threads: int) -> list[dict[str, Any]]:
         return json.loads(part.read_text())
 
 
+def read(figures: Path) -> tuple[dict[int, dict[str, Any]], list[dict[str, Any]]]:
+    """What was written: machines by their number of threads, and rows."""
+    found = json.loads(figures.read_text())
+    rows = [{**row, "sizes": tuple(row["sizes"])} for row in found["rows"]]
+    return {can["threads"]: can for can in found["machines"]}, rows
+
+
+def conclude(machines: dict[int, dict[str, Any]], rows: list[dict[str, Any]]) -> None:
+    """What stands below the tables."""
+    summary(rows)
+    for can in machines.values():
+        print(
+            f"\n{can['device']}, {can['threads']} of its cores, {can['simd_bits']} bits: at best "
+            f"{can['operations_per_second'] / 1e9:.0f} GFLOP/s"
+        )
+    can = next(iter(machines.values()))
+    shown = {name: v for name, v in can["versions"].items() if name not in ("jax", "onnxruntime")}
+    print(", ".join(f"{name} {version}" for name, version in shown.items()))
+
+
 def main(
     cell: Annotated[list[str] | None, typer.Option(help="A cell's name; all of them.")] = None,
     threads: Annotated[list[int] | None, typer.Option(help="Numbers of threads; 1 and 2.")] = None,
@@ -303,16 +320,29 @@ def main(
     ] = True,
     quick: Annotated[bool, typer.Option(help="Small sizes, few rounds, nothing compiled.")] = False,
     out: Annotated[Path | None, typer.Option(help="Write the figures as JSON too.")] = None,
+    keep: Annotated[
+        bool, typer.Option(help="Keep figures of other sizes and threads that are in --out.")
+    ] = False,
+    show: Annotated[
+        Path | None, typer.Option("--show", help="Measure nothing; print what --out wrote.")
+    ] = None,
     child: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
     """Time every cell against its own work and against loops in torch.
 
     A cell is good where "off" is at most 1.25 (no slower than its count of operations, at the
     rates of the plain cells) and where both loops take at least 5 times as long. The plain cells
-    rnn, rnn_relu, gru_reset_after and lstm are always measured: the rates come from them.
+    rnn, rnn_relu, gru_reset_after and lstm are always measured: the rates come from them. Figures
+    are written after every size.
     """
     from numba_rnn import cells
 
+    if show is not None:
+        machines, rows = read(show)
+        for group in dict.fromkeys((row["threads"], row["sizes"]) for row in rows):
+            show_table([row for row in rows if (row["threads"], row["sizes"]) == group])
+        conclude(machines, rows)
+        return
     names, threads = cell or cells.names(), threads or [1, 2]
     for name in names:
         cells.get(name)
@@ -320,28 +350,22 @@ def main(
     rounds = rounds or (ROUNDS_QUICK if quick else ROUNDS)
     compiling = compiling and not quick
     if child:
-        rows = run_child(names, sizes, threads[0], rounds, compiling)
         assert out is not None
-        out.write_text(json.dumps(rows))
+        out.write_text(json.dumps(run_child(names, sizes[0], threads[0], rounds, compiling)))
         return
     arguments = [f"--cell={name}" for name in names] + [f"--rounds={rounds}"]
-    arguments += ["--size=" + ",".join(map(str, s)) for s in sizes]
     arguments += ["--compile" if compiling else "--no-compile"]
-    machines, rows = [], []
+    machines, rows = read(out) if keep and out is not None and out.exists() else ({}, [])
     for count in threads:
-        can, *found = run(arguments, count)
-        machines.append(can)
-        rows += [{**row, "sizes": tuple(row["sizes"])} for row in found]
-    summary(rows)
-    for can in machines:
-        print(
-            f"\n{can['device']}, {can['threads']} of its cores, {can['simd_bits']} bits: at best "
-            f"{can['operations_per_second'] / 1e9:.0f} GFLOP/s"
-        )
-    shown = {name: v for name, v in machines[0]["versions"].items() if name[0] not in "jo"}
-    print(", ".join(f"{name} {version}" for name, version in shown.items()))
-    if out is not None:
-        out.write_text(json.dumps({"machines": machines, "rows": rows}, indent=1) + "\n")
+        for sized in sizes:
+            size_option = "--size=" + ",".join(map(str, sized))
+            machines[count], *found = run([*arguments, size_option], count)
+            rows = [row for row in rows if (row["threads"], row["sizes"]) != (count, sized)]
+            rows += [{**row, "sizes": tuple(row["sizes"])} for row in found]
+            if out is not None:
+                figures = {"machines": list(machines.values()), "rows": rows}
+                out.write_text(json.dumps(figures, indent=1) + "\n")
+    conclude(machines, rows)
 
 
 if __name__ == "__main__":
