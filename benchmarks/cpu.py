@@ -18,6 +18,7 @@ The floor is what the machine allows: arithmetic over the speed of the best matr
 or bytes over the speed of memory, whichever takes longer.
 """
 
+import contextlib
 import gc
 import json
 import math
@@ -94,8 +95,8 @@ def check_same(calls: Calls) -> None:
                 raise SystemExit(f"{name} computes something else: off by {error:.1e}")
 
 
-def measure(calls: Calls, rounds: int, settle: float) -> dict[str, float]:
-    """Median seconds of each call, all of them in turn."""
+def in_turn(calls: Calls, rounds: int, settle: float) -> dict[str, list[float]]:
+    """Seconds of each call in every round, all of them in turn."""
     repeats = {}
     for name, call in calls.items():
         for _ in range(2):
@@ -116,6 +117,12 @@ def measure(calls: Calls, rounds: int, settle: float) -> dict[str, float]:
                 call()
             seconds[name].append((time.perf_counter() - start) / repeats[name])
     gc.enable()
+    return seconds
+
+
+def measure(calls: Calls, rounds: int, settle: float) -> dict[str, float]:
+    """Median seconds of each call, all of them in turn."""
+    seconds = in_turn(calls, rounds, settle)
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
@@ -178,11 +185,14 @@ def our_product_speed() -> float:
 
 
 def versions() -> dict[str, str]:
-    """Of all that takes part."""
-    from importlib.metadata import version
+    """Of all that takes part, where it is installed."""
+    from importlib.metadata import PackageNotFoundError, version
 
-    names = ("numba-rnn", "numba", "numpy", "torch", "jax", "onnxruntime")
-    return {"python": sys.version.split()[0], **{name: version(name) for name in names}}
+    found = {"python": sys.version.split()[0]}
+    for name in ("numba-rnn", "numba", "numpy", "torch", "jax", "onnxruntime"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def floor(what: str, cell: str, sizes: tuple[int, ...], can: dict[str, Any]) -> float:

@@ -333,3 +333,111 @@ def onnx_step(task: Task) -> Call:
         return kept
 
     return call
+
+
+# ---- any cell as a loop over time in torch, its arithmetic the cell's own
+
+
+def _torch_functions() -> dict[Any, Any]:
+    """What takes the place of the functions of ``kernels/functions.py``."""
+    import torch
+
+    from numba_rnn import functions
+
+    def limited(name: str, bound: str) -> Any:
+        def limit(a: Any, b: Any) -> Any:
+            if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+                return getattr(torch, name)(a, b)
+            return torch.clamp(a, **{bound: b}) if isinstance(a, torch.Tensor) else limit(b, a)
+
+        return limit
+
+    replaced = {
+        getattr(functions, name): getattr(torch, name)
+        for name in ("sigmoid", "tanh", "relu", "exp", "sqrt", "where")
+    }
+    replaced[functions.absolute] = torch.abs
+    replaced[functions.softplus] = torch.nn.functional.softplus
+    replaced[functions.maximum] = limited("maximum", "min")
+    replaced[functions.minimum] = limited("minimum", "max")
+    return replaced
+
+
+def _torch_step(cell: Any) -> Any:
+    """(x side, state, Wh of early and late gates, b beside h Wh, w) -> the state after the step."""
+    import torch
+
+    from benchmarks.counting import rebound
+
+    replaced = _torch_functions()
+    forward, operand = rebound(cell.forward, replaced), rebound(cell.operand, replaced)
+    names = cell.gates
+    x_names = [names[g] for g in cell.input_gates]
+    h_names = [names[g] for g in cell.recurrent_gates if names[g] not in cell.second]
+    # gates that come first on both sides are added in the product itself, as one would write it
+    fused = cell.biases == 1 and x_names[: len(h_names)] == h_names and bool(h_names)
+
+    def step(x: Any, state: Any, early: Any, late: Any, bh: Any, w: Any) -> Any:
+        h = state[0]
+        gates = dict(zip(x_names, x.chunk(len(x_names), 1), strict=True))
+        if fused:
+            side = torch.addmm(x[:, : early.shape[1]], h, early)
+            gates.update(zip(h_names, side.chunk(len(h_names), 1), strict=True))
+        elif h_names:
+            side = torch.mm(h, early) if bh is None else torch.addmm(bh, h, early)
+            for name, part in zip(h_names, side.chunk(len(h_names), 1), strict=True):
+                gates[name] = gates[name] + part if name in gates else part
+        gates.update(zip(cell.weights, () if w is None else w.unbind(0), strict=True))
+        if operand is not None:
+            seen = operand(tuple(gates.get(name) for name in names), state)
+            side = torch.mm(seen, late)
+            for name, part in zip(cell.second, side.chunk(len(cell.second), 1), strict=True):
+                gates[name] = gates[name] + part if name in gates else part
+        return forward(tuple(gates[name] for name in names), state)[0]
+
+    return step
+
+
+def torch_loop(task: Task, compiled: bool = False) -> Call:
+    """A loop over time with autograd; x Wx of all steps is one product.
+
+    compiled  the step is compiled by torch.compile; the loop, of T steps, stays Python's
+    """
+    import torch
+
+    from numba_rnn import cells
+
+    cell = cells.get(task.cell)
+    T, N, D, H = task.sizes
+    step = _torch_step(cell)
+    if compiled:
+        torch._dynamo.reset()
+        step = torch.compile(step, fullgraph=True, dynamic=False)
+    names = list(cell.shapes(D, H))
+    params = {
+        name: torch.from_numpy(value).requires_grad_()
+        for name, value in zip(names, task.params, strict=True)
+    }
+    xs = torch.from_numpy(_time_first(task.xs)).requires_grad_()
+    dhs = torch.from_numpy(_time_first(task.dhs))
+    first_late = (len(cell.recurrent_gates) - len(cell.second)) * H
+    zeros = torch.zeros(N, H)
+
+    def call() -> Any:
+        for tensor in (xs, *params.values()):
+            tensor.grad = None
+        b, Wh = params["b"], params.get("Wh")
+        bx, bh = b if cell.biases == 2 else (b, None)
+        early = Wh[:, :first_late] if Wh is not None and first_late else None
+        late = Wh[:, first_late:] if cell.second else None
+        x_side = torch.addmm(bx, xs.reshape(T * N, D), params["Wx"]).reshape(T, N, -1)
+        state, hs = (zeros,) * len(cell.states), []
+        for x in x_side.unbind(0):
+            state = step(x, state, early, late, bh, params.get("w"))
+            hs.append(state[0])
+        out = torch.stack(hs)
+        out.backward(dhs)
+        grads = [params[name].grad.numpy() for name in names]
+        return out.detach().numpy().swapaxes(0, 1), xs.grad.numpy().swapaxes(0, 1), *grads
+
+    return call
