@@ -210,7 +210,8 @@ class ReferenceEngine:
         """All steps at once, from the state that each of them saw, as ``before`` gives it.
 
         Returns NumPy arrays (N, T, H): the gates' pre-activations as the cell's functions see
-        them, normalised where it says so; what the cell saved; and the states after every step.
+        them, normalised where it says so; what is inside (``cell.gate_names``); and the states
+        after every step.
         """
         N, T, _ = xs.shape
         H = cell.hidden_size(params)
@@ -221,16 +222,16 @@ class ReferenceEngine:
         x_side = self.to_host(xs).reshape(N * T, -1) @ Wx + bx
         scale = None if steps.scale is None else np.repeat(self.to_host(steps.scale), T, axis=0)
         gates, *_ = _pre_activations(cell, x_side, rows, Wh, bh, w, scale)
-        new, saved = cell.forward(gates, rows)
-        gates, new, saved = (
+        new, _ = cell.forward(gates, rows)
+        gates, new, inside = (
             tuple(np.broadcast_to(array, (N * T, H)).reshape(N, T, H) for array in arrays)
-            for arrays in (gates, new, saved)
+            for arrays in (gates, new, cell.inside(gates, rows))
         )
         after = [
             _settle(steps, t, tuple(s[:, t] for s in new), tuple(s[:, t] for s in before))[0]
             for t in range(T)
         ]
-        return gates, saved, tuple(np.stack(states, axis=1) for states in zip(*after, strict=True))
+        return gates, inside, tuple(np.stack(states, axis=1) for states in zip(*after, strict=True))
 
     def step(self, cell: Cell, x: Array, state: State, params: Sequence[Array]) -> State:
         """One step x (N, D), nothing kept for backward. Returns the state after it, (N, H) each."""

@@ -8,7 +8,7 @@ import pytest
 
 import numba_rnn as rnn
 from helpers import BACKENDS, central_differences, relative_error
-from numba_rnn import cells, jobs, use_backend
+from numba_rnn import cells, diagnostics, jobs, use_backend
 from numba_rnn.functions import sigmoid, tanh
 from numba_rnn.models import Rnnlm
 
@@ -161,6 +161,40 @@ def test_a_cell_nobody_knows_is_copied_but_not_pickled():
     assert copy.deepcopy(layer).cell is layer.cell
     with pytest.raises(TypeError, match="cell 'own': to be pickled it has to be found by its name"):
         pickle.dumps(layer)
+
+
+# ---- a view inside
+
+
+def reset(r, h):
+    r = sigmoid(r)
+    return r * h
+
+
+@rnn.cell(states="h c", second="a", operand=reset)
+def seen(f, r, a, h, c):
+    f = sigmoid(f)
+    candidate = tanh(a)
+    c = f * c + (1 - f) * candidate
+    return c / 2, c
+
+
+def test_a_trace_shows_whatever_has_a_name():
+    """Gates of the second product too; not the states, which it shows as states."""
+    assert seen.cell.gate_names == ("f", "r", "candidate")
+    layer = rnn.time_layer(seen).create(3, 4, rng=0, dtype=np.float64)
+    hs = layer.forward(np.random.default_rng(0).standard_normal((2, 5, 3)), trace=True)
+    trace = layer.trace
+    for name, gate in (("f", "f"), ("r", "r"), ("candidate", "a")):
+        activation = tanh if name == "candidate" else sigmoid
+        expected = activation(trace.pre_activations[gate])
+        np.testing.assert_allclose(trace.gates[name], expected, atol=1e-12)
+    np.testing.assert_allclose(trace.states["c"], 2 * hs, atol=1e-12)
+    assert list(diagnostics.saturation(trace)["gate"]) == ["f", "r", "candidate"]
+
+
+def test_a_cell_of_nothing_but_its_state_shows_that():
+    assert rnn.cell(name="x")(lambda a, h: tanh(a)).cell.gate_names == ("h",)
 
 
 # ---- losses of ragged batches

@@ -653,7 +653,8 @@ def test_a_trace_shows_what_the_cell_computes(backend, cell):
     for name, after in zip(layer.cell.states, new, strict=True):
         np.testing.assert_allclose(trace.states[name], after, atol=1e-12)
         np.testing.assert_allclose(trace.before[name][:, 1:], after[:, :-1], atol=1e-12)
-    gates = dict(zip(layer.cell.saved, saved, strict=True))
+    gates = dict(zip(layer.cell.gate_names, layer.cell.inside(pre, before), strict=True))
+    gates |= dict(zip(layer.cell.saved, saved, strict=True))
     for name, gate in trace.gates.items():
         np.testing.assert_allclose(gate, gates[name], atol=1e-12)
 

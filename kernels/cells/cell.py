@@ -84,6 +84,8 @@ class Cell:
     normalised      gates that are normalised over the units of a row
     weights         the last of ``gates``: parameters, one number a unit
     biases          1: one bias, on the input side; 2: one on each side, b is (2, gates * H)
+    shown           names of what there is to see inside, where that is not what is saved
+    show            (gates, state) -> those numbers
     bias_start      where a gate's bias starts when a layer is created from sizes, 0 if not named:
                     a number, or (low, high) for uniformly distributed ones
     weight_start    where a weight starts, likewise
@@ -104,6 +106,8 @@ class Cell:
     normalised: tuple[str, ...] = ()
     weights: tuple[str, ...] = ()
     biases: int = 1
+    shown: tuple[str, ...] = ()
+    show: Callable[[Numbers, Numbers], Numbers] | None = None
     bias_start: Starts = field(default_factory=lambda: MappingProxyType({}))
     weight_start: Starts = field(default_factory=lambda: MappingProxyType({}))
 
@@ -253,6 +257,18 @@ class Cell:
         """The other way round: those of the four that the cell has."""
         Wh, w = (dWh,) if self.recurrent_gates else (), (dw,) if self.weights else ()
         return (dWx, *Wh, db, *w)
+
+    @property
+    def gate_names(self) -> tuple[str, ...]:
+        """Names of what ``inside`` gives."""
+        return self.shown or tuple(name for name in self.saved if name not in self.weights)
+
+    def inside(self, gates: Numbers, state: Numbers) -> Numbers:
+        """What is to be seen inside a step: the gates after their activation functions."""
+        if self.show is not None:
+            return self.show(gates, state)
+        _, saved = self.forward(gates, state)
+        return tuple(saved[self.saved.index(name)] for name in self.gate_names)
 
     # a cell never changes: copies of what refers to it share it
 

@@ -285,6 +285,7 @@ class WrittenCell:
             names = cell_functions.names_of(traced)
             sources = {"forward": self._forward_of(traced, run, names)}
             saved = given["saved"]
+        sources["show"], shown = cell_functions.show_source(traced)
         made = {
             name: make_function(source, f"{self.name}: {name}") for name, source in sources.items()
         }
@@ -307,6 +308,8 @@ class WrittenCell:
             operand_backward=operand_backward,
             biases=given["biases"],
             bias_start=given["bias_start"],
+            shown=shown,
+            show=lambda gates, state: made["show"](gates, state)[0],
             weights=self.weights,
             weight_start=given["weight_start"],
         )

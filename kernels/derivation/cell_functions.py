@@ -4,7 +4,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .gradient import differentiate, to_save
-from .graph import CALL, CONSTANT, DIFFERENCE, INPUT, NEGATIVE, SUM, Graph, Node, reachable
+from .graph import (
+    CALL,
+    COMPARISON,
+    CONSTANT,
+    DIFFERENCE,
+    INPUT,
+    NEGATIVE,
+    SUM,
+    Graph,
+    Node,
+    reachable,
+)
 from .source import Argument, Names, base_name, function_source
 
 
@@ -63,6 +74,21 @@ def names_of(traced: Traced) -> Names:
 def forward_source(traced: Traced, saved: Sequence[Node], names: Names) -> str:
     arguments = [("gates", traced.inputs), ("state", list(traced.state.values()))]
     return function_source("forward", arguments, (list(traced.new.values()), saved), names)
+
+
+def show_source(traced: Traced) -> tuple[str, tuple[str, ...]]:
+    """The source of what computes all values that have a name, and the names, gates first.
+
+    But for the states after the step, unless nothing else has one.
+    """
+    names, values = names_of(traced), reachable(traced.outputs)
+    named = [n for n in values if n in names.of and n.kind not in (INPUT, CONSTANT, COMPARISON)]
+    others = [node for node in named if node not in traced.new.values()]
+    order = [*traced.gates, *(name for name in names.of.values() if name not in traced.gates)]
+    shown = sorted(others or named, key=lambda node: order.index(names.of[node]))
+    arguments = [("gates", traced.inputs), ("state", list(traced.state.values()))]
+    source = function_source("show", arguments, (shown, []), names)
+    return source, tuple(names.of[node] for node in shown)
 
 
 def operand_source(traced: Traced, names: Names) -> str:

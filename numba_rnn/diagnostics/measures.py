@@ -144,13 +144,13 @@ def value_range(cell: str | Cell, gate: str) -> tuple[float, float] | None:
     pre-activation is known too, as the reset-after GRU's, and any gate of a cell of one's own.
 
     cell  a Cell or its name
-    gate  a name in the cell's ``saved``
+    gate  one of ``cell.gate_names``
 
     >>> value_range("lstm", "f"), value_range("rnn_relu", "h")
     ((0.0, 1.0), None)
     """
     cell = cells.get(cell)
-    expect_choice("gate", gate, cell.saved)
+    expect_choice("gate", gate, cell.gate_names)
     rng, tries = np.random.default_rng(0), 4096
     count = len(cell.gates) + len(cell.states)
     signs = rng.choice([-1.0, 1.0], (count, tries))
@@ -160,8 +160,8 @@ def value_range(cell: str | Cell, gate: str) -> tuple[float, float] | None:
     for size in (30.0, 1000.0):
         numbers = tuple(np.where(huge, size * signs, moderate))
         with np.errstate(all="ignore"):
-            _, saved = cell.forward(numbers[: len(cell.gates)], numbers[len(cell.gates) :])
-        values = saved[cell.saved.index(gate)]
+            inside = cell.inside(numbers[: len(cell.gates)], numbers[len(cell.gates) :])
+        values = inside[cell.gate_names.index(gate)]
         ranges.append((float(values.min()), float(values.max())))
     smaller, larger = np.array(ranges)
     if not np.isfinite(ranges).all() or not np.allclose(smaller, larger, rtol=1e-6, atol=1e-6):

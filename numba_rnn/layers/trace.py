@@ -55,7 +55,7 @@ class Trace:
     @property
     def gate_names(self) -> list[str]:
         """Names of what the cell made of its pre-activations."""
-        return [name for name in self.cell.saved if name not in self.cell.weights]
+        return list(self.cell.gate_names)
 
     @property
     def pre_activations(self) -> Named:
@@ -67,7 +67,10 @@ class Trace:
 
     @property
     def gates(self) -> Named:
-        """By the names in ``cell.saved``: the gates after their activation functions."""
+        """By the names in ``cell.gate_names``: the gates after their activation functions.
+
+        Of a cell of one's own: whatever has a name in its function, but for the states.
+        """
         return self._inside[1]
 
     @property
@@ -100,12 +103,11 @@ class Trace:
     @cached_property
     def _inside(self) -> tuple[Named, Named, Named]:
         cell = self.cell
-        found, saved, after = self._engine.replay(
+        found, inside, after = self._engine.replay(
             cell, self._xs, self._params, self._steps, self._before
         )
-        gates = dict(zip(cell.saved, saved, strict=True))
         return (
             dict(zip(cell.gates, found, strict=True)),
-            {name: gates[name] for name in self.gate_names},
+            dict(zip(cell.gate_names, inside, strict=True)),
             dict(zip(cell.states, after, strict=True)),
         )
