@@ -11,45 +11,48 @@ def forgotten(f, h):
 @cell(second="a", operand=forgotten)
 def mgu(f, a, h):
     """Minimal gated unit: one gate does what z and r do (Zhou et al. 2016)."""
-    f = sigmoid(f)
-    return (1 - f) * h + f * tanh(a)
+    f, new = sigmoid(f), tanh(a)
+    return (1 - f) * h + f * new
 
 
 @cell
 def light_gru(z, a, h):
     """Light GRU: no reset gate, relu (Ravanelli et al. 2018, without batch normalisation)."""
-    z = sigmoid(z)
-    return (1 - z) * h + z * relu(a)
+    z, new = sigmoid(z), relu(a)
+    return (1 - z) * h + z * new
 
 
 def reset_by_h_and_bias(r, b_r, h):
-    return sigmoid(r + b_r) * h
+    r = sigmoid(r + b_r)
+    return r * h
 
 
 @cell(recurrent_only="z r", weights="b_z b_r", second="a", operand=reset_by_h_and_bias)
 def gru1(z, r, a, b_z, b_r, h):
     """GRU1: gates from the state and a bias (Dey & Salem 2017)."""
-    z = sigmoid(z + b_z)
-    return (1 - z) * h + z * tanh(a)
+    z, new = sigmoid(z + b_z), tanh(a)
+    return (1 - z) * h + z * new
 
 
 def reset_by_h(r, h):
-    return sigmoid(r) * h
+    r = sigmoid(r)
+    return r * h
 
 
 @cell(recurrent_only="z r", second="a", operand=reset_by_h)
 def gru2(z, r, a, h):
     """GRU2: gates from the state alone (Dey & Salem 2017)."""
-    z = sigmoid(z)
-    return (1 - z) * h + z * tanh(a)
+    z, new = sigmoid(z), tanh(a)
+    return (1 - z) * h + z * new
 
 
 def reset_by_bias(b_r, h):
-    return sigmoid(b_r) * h
+    r = sigmoid(b_r)
+    return r * h
 
 
 @cell(weights="b_z b_r", second="a", operand=reset_by_bias)
 def gru3(a, b_z, b_r, h):
     """GRU3: gates that are a bias, the same at every step (Dey & Salem 2017)."""
-    z = sigmoid(b_z)
-    return (1 - z) * h + z * tanh(a)
+    z, new = sigmoid(b_z), tanh(a)
+    return (1 - z) * h + z * new

@@ -31,14 +31,16 @@ def lstm_layer_norm(
     shift_f, shift_g, shift_i, shift_o, shift_c, h, c,
 ):  # fmt: skip
     """Layer-normalised LSTM: the four gates, and the memory cell on its way to the output."""
-    f, i = sigmoid(gain_f * f + shift_f), sigmoid(gain_i * i + shift_i)
-    c = f * c + i * tanh(gain_g * g + shift_g)
-    h = sigmoid(gain_o * o + shift_o) * tanh(gain_c * c_hat + shift_c)
+    f, g = sigmoid(gain_f * f + shift_f), tanh(gain_g * g + shift_g)
+    i, o = sigmoid(gain_i * i + shift_i), sigmoid(gain_o * o + shift_o)
+    c = f * c + i * g
+    h = o * tanh(gain_c * c_hat + shift_c)
     return h, c
 
 
 def reset(r, gain_r, shift_r, h):
-    return sigmoid(gain_r * r + shift_r) * h
+    r = sigmoid(gain_r * r + shift_r)
+    return r * h
 
 
 @cell(
@@ -50,8 +52,8 @@ def reset(r, gain_r, shift_r, h):
 )
 def gru_layer_norm(z, r, a, gain_z, gain_r, gain_a, shift_z, shift_r, shift_a, h):
     """Layer-normalised GRU, the reset gate before the product; z is the share of the new state."""
-    z = sigmoid(gain_z * z + shift_z)
-    return (1 - z) * h + z * tanh(gain_a * a + shift_a)
+    z, new = sigmoid(gain_z * z + shift_z), tanh(gain_a * a + shift_a)
+    return (1 - z) * h + z * new
 
 
 @cell(weights="gain shift", normalised="a", weight_start={"gain": 1.0})

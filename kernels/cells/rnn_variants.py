@@ -7,8 +7,8 @@ from .written import cell
 @cell(weights="leak")
 def leaky_rnn(a, leak, h):
     """Leaky units: each keeps a share of its old value, which it learns (Jaeger et al. 2007)."""
-    new = sigmoid(leak)
-    return (1 - new) * h + new * tanh(a)
+    share, new = sigmoid(leak), tanh(a)
+    return (1 - share) * h + share * new
 
 
 def context(decay, h, s):

@@ -13,7 +13,8 @@ def slstm(f, i, z, o, h, c, n, m):
     log_f = log_sigmoid(f) + m
     m = maximum(log_f, i)
     f, i = exp(log_f - m), exp(i - m)
-    c = f * c + i * tanh(z)
+    z, o = tanh(z), sigmoid(o)
+    c = f * c + i * z
     n = f * n + i
-    h = sigmoid(o) * (c / n)
+    h = o * (c / n)
     return h, c, n, m
