@@ -5,6 +5,7 @@ engine.py      host code: products by the array library, kernels for the steps b
 persistent.py  one kernel for all steps, the recurrent weights on chip, tensor cores
 tiling.py      how that kernel is cut, and whether it pays
 gates.py       a kernel for one step, between two products
+normalising.py kernels for gates that are normalised over a row's units, before and after those
 products.py    float32 products of large matrices on tensor cores
 updates.py     kernels of training: an optimiser's rule, an embedding's gradient
    |
