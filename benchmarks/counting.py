@@ -132,7 +132,8 @@ def arithmetic(cell: Cell) -> int:
             for gradients in (dgates, dprev)
         )
         back.counting(cell.operand_backward)(doperand, dgates, dprev, saved, state)
-    return ahead.operations + back.operations
+    # a normalised gate: two sums, two differences, two products; back two sums, five more
+    return ahead.operations + back.operations + (6 + 9) * len(cell.normalised)
 
 
 def moved(cell: Cell) -> int:
@@ -142,12 +143,13 @@ def moved(cell: Cell) -> int:
     fetched and put away, h goes out, and what backward needs is kept. Backward: that, the state,
     its gradient and dh are fetched, the gradients of state and gates are put away; those of the
     gates are fetched for db. The operand of a second product and its gradient are put away and
-    fetched.
+    fetched. A normalised gate is put away and fetched once more forward, and twice backward.
     """
     sides = len(cell.input_gates) + len(cell.recurrent_gates)
     states, kept, second = len(cell.states), layout(cell).stored, 2 * bool(cell.second)
-    ahead = 2 * sides + 2 * states + 1 + kept + second
-    back = kept + 3 * states + 1 + 2 * len(cell.gates) + second
+    normalised = len(cell.normalised)
+    ahead = 2 * sides + 2 * states + 1 + kept + second + 2 * normalised
+    back = kept + 3 * states + 1 + 2 * len(cell.gates) + second + 4 * normalised
     return ahead + back
 
 

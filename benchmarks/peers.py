@@ -377,6 +377,10 @@ def _torch_step(cell: Any) -> Any:
     # gates that come first on both sides are added in the product itself, as one would write it
     fused = cell.biases == 1 and x_names[: len(h_names)] == h_names and bool(h_names)
 
+    def normalise(gates: dict[str, Any], which: set[str]) -> None:
+        for name in which:
+            gates[name] = torch.nn.functional.layer_norm(gates[name], gates[name].shape[1:])
+
     def step(x: Any, state: Any, early: Any, late: Any, bh: Any, w: Any) -> Any:
         h = state[0]
         gates = dict(zip(x_names, x.chunk(len(x_names), 1), strict=True))
@@ -388,11 +392,16 @@ def _torch_step(cell: Any) -> Any:
             for name, part in zip(h_names, side.chunk(len(h_names), 1), strict=True):
                 gates[name] = gates[name] + part if name in gates else part
         gates.update(zip(cell.weights, () if w is None else w.unbind(0), strict=True))
+        later = {*cell.second, *cell.fed}
+        normalise(gates, set(cell.normalised) - later)
         if operand is not None:
             seen = operand(tuple(gates.get(name) for name in names), state)
+            gates.update(dict.fromkeys(cell.fed, seen))
+        if cell.second:
             side = torch.mm(seen, late)
             for name, part in zip(cell.second, side.chunk(len(cell.second), 1), strict=True):
                 gates[name] = gates[name] + part if name in gates else part
+        normalise(gates, set(cell.normalised) & later)
         return forward(tuple(gates[name] for name in names), state)[0]
 
     return step
