@@ -593,6 +593,7 @@ def test_the_kernels_of_training_compile(count, dtype):
     compiled(updates.add_rows_kernel(count), dtype, (9, 0))
     if count == 1:
         compiled(updates.random_kernel(), dtype, (9, 0))
+        compiled(updates.dropout_kernel(), dtype, (9, 0))
     if dtype == np.float32:
         for order in ("near, off, near", "off, near, near"):
             text = compiled(products._kernel(order, count), dtype, (9, 0))

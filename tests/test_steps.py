@@ -239,6 +239,17 @@ def test_draws_are_as_many_as_they_should_and_depend_on_everything():
         assert abs(together - 0.09) < 6 * np.sqrt(0.09 * 0.91 / a.size)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("backend", ALL_ENGINES)
+def test_dropout_is_the_same_on_every_engine(backend, dtype):
+    for seed, shape, rate in ((0, (1, 1), 0.5), (2**63 + 5, (7, 45), 0.3), (9, (300, 1), 0.9)):
+        with use_backend(backend, strict=True) as engine:
+            got = engine.to_host(engine.dropout(seed, shape, rate, np.dtype(dtype)))
+        assert got.dtype == dtype
+        gone = draws.drawn(seed, 0, *shape, rate)
+        np.testing.assert_array_equal(got, np.where(gone, 0, dtype(1 / (1 - rate))))
+
+
 def test_draws_stay_what_they_are():
     """A seed means the same in every version: these are the numbers of the first."""
     found = draws.drawn(2024, 3, 2, 40, 0.5)

@@ -17,6 +17,7 @@ from ..cells import Cell
 from ..reference import Array, Gradients, ReferenceEngine, State, expect_consistent
 from ..steps import PLAIN, Steps
 from . import threads
+from .dropout import dropout
 from .frames import CACHED, cache_folder
 from .passes import Pass
 from .plans import rows_plain, with_weights, without_weights
@@ -76,6 +77,9 @@ class NumbaEngine(ReferenceEngine):
         parts = zip(run.parts(), kept, strict=True)
         seen = [part.before(part.forward(start)[2]) for part, start in parts]
         return tuple(np.concatenate(states, axis=1) for states in zip(*seen, strict=True))
+
+    def dropout(self, seed: int, shape: tuple[int, int], rate: float, dtype: Any) -> Array:
+        return dropout(seed, shape, rate, dtype)
 
     def step(self, cell: Cell, x: Array, state: State, params: Sequence[Array]) -> State:
         return self.forward(cell, x[:, None], state, params)[1]

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import draws
 from ..cells import Cell
 from ..device import DeviceEngine
 from ..layout import Layout, layout
@@ -283,6 +284,15 @@ class CudaEngine(DeviceEngine):
         out, kernel = self.xp.empty(shape, dtype), updates.random_kernel()
         seed = int(rng.integers(2**63))
         self.gpu.launch(kernel, (-(-out.size // kernel.threads), 1), (out, seed, out.size))
+        return out
+
+    def dropout(self, seed: int, shape: tuple[int, int], rate: float, dtype: Any) -> Array:
+        xp, kernel = self.xp, updates.dropout_kernel()
+        out, left = xp.empty(shape, dtype), xp.asarray(np.array([1 / (1 - rate)], dtype))
+        seeds = xp.asarray(np.array([seed], np.uint64).view(np.int64))
+        limits = xp.asarray(np.array([draws.threshold(rate)], np.int64))
+        given = out, left, seeds, limits, shape[1], out.size
+        self.gpu.launch(kernel, (-(-out.size // kernel.threads), 1), given)
         return out
 
     def product(self, a: Array, b: Array) -> Array:

@@ -66,6 +66,27 @@ def add_rows_kernel(count: int) -> Kernel:
 
 
 @cache
+def dropout_kernel() -> Kernel:
+    """out (size / H, H) = 0 where a unit is drawn (``draws.py``), else the one number of ``left``.
+
+    seeds and thresholds have one number each.
+    """
+    from . import lanes
+
+    lines = [
+        "i = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x",
+        "if i >= size:",
+        "    return",
+        "one = load(left, 0)",
+        "gone = drawn(one, seeds[0], thresholds[0], 0, i // H, i % H)",
+        "store(where(gone, 0.0, one), out, i)",
+    ]
+    takes = "out", "left", "seeds", "thresholds", "H", "size"
+    outer = {**_memory(1), "drawn": lanes.drawn, "where": lanes.where}
+    return Kernel("dropout", takes, lines, {}, THREADS, outer)
+
+
+@cache
 def random_kernel() -> Kernel:
     """out[i] = the i-th number of the sequence of a seed, from [0, 1)."""
     from . import lanes
