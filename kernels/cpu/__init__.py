@@ -13,5 +13,5 @@ forward.py, backward.py
    +-> normalising.py between the two, for gates that are normalised over a row's units
 
 threads.py     a team that shares a pass
-dropout.py    masks for weights and inputs
+dropout.py     masks for weights and inputs
 """
