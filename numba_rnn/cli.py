@@ -1,6 +1,7 @@
 """The command line: numba-rnn train | generate | evaluate | inspect | info."""
 
 import os
+import runpy
 import sys
 import warnings
 from collections.abc import Iterable
@@ -346,11 +347,27 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    cells_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--cells",
+            metavar="FILE.py",
+            help="A Python file with cells of your own (`@numba_rnn.cell`): it is run, and its "
+            "cells go by their names, in --cell and in checkpoints.",
+        ),
+    ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    pass
+    if cells_file is None:
+        return
+    found = runpy.run_path(str(cells_file)).values()
+    own = [value for value in found if isinstance(value, cells.Cell | cells.WrittenCell)]
+    if not own:
+        raise ValueError(f"--cells: expected a file that defines cells, got none in {cells_file}")
+    for cell in own:
+        cells.register(cell)
 
 
 def main() -> None:

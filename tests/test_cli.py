@@ -188,3 +188,28 @@ def test_errors_are_one_line_that_says_what_to_do(folder, args, says):
     assert re.search(says, said, re.S)
     assert "Traceback" not in said
     assert len(said.strip().splitlines()) == 1
+
+
+CELLS = """
+from numba_rnn import cell
+from numba_rnn.functions import tanh
+
+@cell(weights="u", recurrence="elementwise")
+def diagonal(a, u, h):
+    return tanh(a + u * h)
+"""
+
+
+def test_a_cell_of_ones_own_is_trained_and_used(tmp_path):
+    (tmp_path / "mine.py").write_text(CELLS)
+    (tmp_path / "text.txt").write_text(TEXT)
+    cells = "--cells", "mine.py"
+    said = run(*cells, "train", "--text", "text.txt", "--cell", "diagonal", *SMALL, cwd=tmp_path)
+    assert "held-out perplexity" in said
+    made = run(*cells, "generate", "runs/char-diagonal", "--length", "20", cwd=tmp_path)
+    assert len(made.strip()) >= 10
+    said = run("generate", "runs/char-diagonal", cwd=tmp_path, code=1)
+    assert "its cell 'diagonal' is not known here" in said
+    (tmp_path / "mine.py").write_text("x = 3")
+    said = run(*cells, "info", cwd=tmp_path, code=1)
+    assert "--cells: expected a file that defines cells, got none in mine.py" in said
