@@ -173,10 +173,10 @@ def test_engine_agrees_with_the_reference(backend, name, dtype, sizes, layouts, 
         assert not any(np.may_share_memory(after, array) for array in got.values())
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize("backend", ENGINES)
-def test_it_does_for_the_other_cells(backend, name, dtype):
+def test_it_does_for_the_other_cells(backend, name):
+    dtype = np.float32
     for sizes in (1, 1, 1, 1), (3, 4, 5, 19):
         if backend == "cuda":
             sizes = tuple(1 + (size - 1) % 13 for size in sizes)
