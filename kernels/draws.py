@@ -36,18 +36,13 @@ def seed_of(seed: int, what: int) -> int:
     return mix64(seed + (what + 1) * GOLDEN64)
 
 
-def key(seed: int, t: int, n: int) -> int:
-    """What a row of a step is drawn by."""
-    return mix64(seed ^ mix64((t << 32) | n))
-
-
 def threshold(rate: float) -> int:
     """Bits below this are drawn, for a rate from 0 up to but not including 1."""
     return int(rate * 2.0**32)
 
 
 def keys(seed: int, t: int, N: int) -> Any:
-    """``key`` for the rows 0 .. N - 1 of a step, (N,) uint64."""
+    """The keys of the rows 0 .. N - 1 of a step, (N,) uint64."""
     place = (np.uint64(t) << np.uint64(32)) | np.arange(N, dtype=np.uint64)
     return _mix64(np.uint64(seed & _WORD) ^ _mix64(place))
 

@@ -28,6 +28,7 @@ from helpers import (
 )
 from numba_rnn import cells, use_backend
 from numba_rnn.kernels.reference import ReferenceEngine
+from numba_rnn.kernels.steps import PLAIN, Steps
 
 LIMITS = {np.float32: 1e-5, np.float64: 1e-12}
 
@@ -292,14 +293,15 @@ def test_arrays_that_do_not_fit_together_are_refused(backend):
             engine.forward(p.cell, p.xs, state, p.params)
 
 
+@pytest.mark.parametrize("steps", [PLAIN, Steps(every=2)])
 @pytest.mark.parametrize("backend", ALL_ENGINES)
-def test_changing_the_initial_state_does_not_change_the_gradient(backend):
+def test_changing_the_initial_state_does_not_change_the_gradient(backend, steps):
     p = problem("lstm", 2, 3, 4, 5)
     state = tuple(s.copy() for s in p.state)
     with use_backend(backend, strict=True) as engine:
-        _, _, saved = engine.forward(p.cell, p.xs, state, p.params)
+        _, _, saved = engine.forward(p.cell, p.xs, state, p.params, steps)
         expected = engine.backward(p.cell, p.dhs, p.dstate, saved)
-        _, _, saved = engine.forward(p.cell, p.xs, state, p.params)
+        _, _, saved = engine.forward(p.cell, p.xs, state, p.params, steps)
         for s in state:
             s[...] = np.nan
         np.testing.assert_equal(engine.backward(p.cell, p.dhs, p.dstate, saved), expected)

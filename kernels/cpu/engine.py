@@ -43,6 +43,7 @@ class NumbaEngine(ReferenceEngine):
             hs, last, kept = run.forward(state)
             return hs, last, (run, kept)
         starts, hs = [], np.empty((*xs.shape[:2], run.H), xs.dtype)
+        state = tuple(s.copy() for s in state)  # backward needs them as they are now
         for part in run.parts():
             starts.append(state)
             hs[:, part.times], state, _ = part.forward(state, keep=False)

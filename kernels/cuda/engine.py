@@ -134,7 +134,9 @@ class CudaEngine(DeviceEngine):
         else:
             self._forward_steps(cell, Wh, x_side, b, states, saved, hs, operands, normalised, given)
         if steps.every:
-            return hs, tuple(states[T].copy()), (xs, state, params, steps)
+            # backward needs them as they are now
+            begin = tuple(s.copy() for s in state)
+            return hs, tuple(states[T].copy()), (xs, begin, params, steps)
         kept = xs, (Wx, Wh, b), states, saved, operands, normalised, steps
         return hs, tuple(states[T].copy()), kept
 
