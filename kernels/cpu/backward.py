@@ -173,6 +173,7 @@ def _denormalise(plan, chunk, k, n0, n1, first, count):
         delta, skip = _delta_at(plan, k, word(plan.normalised_places, gate)), n0 * VECTOR_BYTES
         call(plan.denormalise, (
             delta + skip, panel, given + skip, panel, plan.units, plan.H, n1 - n0,
+            plan.N * VECTOR_BYTES,
         ))  # fmt: skip
 
 

@@ -114,7 +114,10 @@ def _normalise(plan, chunk, k, n0, n1, piece, side, side_panel, first, count):
             plan.units, plan.H, rows, x_side + own, x_panel, side + own, side_panel,
             plan.b, plan.b_row, out + skip, panel,
         ))  # fmt: skip
-        call(plan.standardise, (begin + skip, panel, count, plan.units, plan.H, rows))
+        call(
+            plan.standardise,
+            (begin + skip, panel, count, plan.units, plan.H, rows, plan.N * VECTOR_BYTES),
+        )
 
 
 @part_of_a_piece

@@ -14,14 +14,12 @@ rows at a time, which stay in the first cache; the cell finds them there, in bot
 A row needs all of its units, so shards share such a cell's work by rows.
 """
 
-from math import sqrt
-
 from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
 from ..layout import EPSILON
-from .frames import arguments
+from .frames import arguments, part_of_a_piece
 from .lowering import (
     add_early_side,
     add_late_side,
@@ -38,10 +36,15 @@ from .simd import (
     fma,
     lanes_of,
     load,
-    splat,
+    maximum,
+    prefetch,
+    prefetch_to_write,
+    square_root,
     store,
     where,
 )
+
+ROWS = 4  # that are normalised together
 
 # ---- pieces for a cell
 
@@ -76,56 +79,121 @@ def late_numbers(frame):
             store_late_numbers(frame, gates, out + u * out_panel + row, (units + 1) * out_panel)
 
 
-# ---- pieces for a dtype
+# ---- pieces for a dtype: four rows at a time, so that none waits for its own sums
 
 
 def standardise(frame):
     """A piece: normalises the rows of some gates, in place."""
-    start, panel, gates, units, H, rows = arguments(frame, 6)
+    start, panel, gates, units, H, rows, ahead = arguments(frame, 7)
     last, end = (units - 1) * panel, units * panel
-    lanes = H - (units - 1) * lanes_of(frame)
-    in_use, share = lanes_in_use(frame, lanes), 1.0 / H
+    in_use, share = lanes_in_use(frame, H - (units - 1) * lanes_of(frame)), 1.0 / H
     for gate in range(gates):
         first = start + gate * (end + panel)
-        for row in range(first, first + rows * VECTOR_BYTES, VECTOR_BYTES):
-            total = where(in_use, load(frame, row + last), 0.0)
+        for row in range(first, first + rows * VECTOR_BYTES, ROWS * VECTOR_BYTES):
+            # behind the last row, the last again
+            a, bottom = row, first + (rows - 1) * VECTOR_BYTES
+            b, c, d = next_row(a, bottom), next_row(a, bottom, 2), next_row(a, bottom, 3)
+            sum_a = where(in_use, load(frame, a + last), 0.0)
+            sum_b = where(in_use, load(frame, b + last), 0.0)
+            sum_c = where(in_use, load(frame, c + last), 0.0)
+            sum_d = where(in_use, load(frame, d + last), 0.0)
             for p in range(0, last, panel):
-                total = total + load(frame, row + p)
-            mean = number(frame, sum_of_lanes(total) * share)
-            # it was rounded as roughly as the numbers are: what it is off is taken off as well
-            d = where(in_use, load(frame, row + last) - mean, 0.0)
-            total, squares = d, d * d
+                sum_a, sum_b = sum_a + load(frame, a + p), sum_b + load(frame, b + p)
+                sum_c, sum_d = sum_c + load(frame, c + p), sum_d + load(frame, d + p)
+            mean_a, mean_b, mean_c, mean_d = rows_of(sums(sum_a, sum_b, sum_c, sum_d) * share)
+            # a mean was rounded as roughly as the numbers are: what it is off is taken off as well
+            sum_a = where(in_use, load(frame, a + last) - mean_a, 0.0)
+            sum_b = where(in_use, load(frame, b + last) - mean_b, 0.0)
+            sum_c = where(in_use, load(frame, c + last) - mean_c, 0.0)
+            sum_d = where(in_use, load(frame, d + last) - mean_d, 0.0)
+            square_a, square_b = sum_a * sum_a, sum_b * sum_b
+            square_c, square_d = sum_c * sum_c, sum_d * sum_d
             for p in range(0, last, panel):
-                d = load(frame, row + p) - mean
-                total, squares = total + d, fma(d, d, squares)
-            off = number(frame, sum_of_lanes(total) * share)
-            variance = sum_of_lanes(squares) * share - off * off
-            factor = number(frame, 1.0 / sqrt((0.0 if variance < 0.0 else variance) + EPSILON))
-            for p in range(0, last, panel):
-                store((load(frame, row + p) - mean - off) * factor, row + p)
-            d = where(in_use, load(frame, row + last) - mean - off, 0.0)
-            store(d * factor, row + last)
-            store(everywhere(frame, factor), row + end)
+                x, y = load(frame, a + p) - mean_a, load(frame, b + p) - mean_b
+                sum_a, sum_b = sum_a + x, sum_b + y
+                square_a, square_b = fma(x, x, square_a), fma(y, y, square_b)
+                x, y = load(frame, c + p) - mean_c, load(frame, d + p) - mean_d
+                sum_c, sum_d = sum_c + x, sum_d + y
+                square_c, square_d = fma(x, x, square_c), fma(y, y, square_d)
+            off = sums(sum_a, sum_b, sum_c, sum_d) * share
+            variance = sums(square_a, square_b, square_c, square_d) * share - off * off
+            factor = 1.0 / square_root(maximum(variance, 0.0) + EPSILON)
+            off_a, off_b, off_c, off_d = rows_of(off * factor)
+            factor_a, factor_b, factor_c, factor_d = rows_of(factor)
+            for p in range(0, end, panel):
+                w = (load(frame, a + p) - mean_a) * factor_a - off_a
+                x = (load(frame, b + p) - mean_b) * factor_b - off_b
+                y = (load(frame, c + p) - mean_c) * factor_c - off_c
+                z = (load(frame, d + p) - mean_d) * factor_d - off_d
+                if p == last:
+                    w, x = where(in_use, w, 0.0), where(in_use, x, 0.0)
+                    y, z = where(in_use, y, 0.0), where(in_use, z, 0.0)
+                put(w, a + p, ahead)
+                put(x, b + p, ahead)
+                put(y, c + p, ahead)
+                put(z, d + p, ahead)
+            put(factor_a, a + end, ahead)
+            put(factor_b, b + end, ahead)
+            put(factor_c, c + end, ahead)
+            put(factor_d, d + end, ahead)
 
 
 def denormalise(frame):
     """A piece: the gradients of a gate's rows, in place."""
-    delta, delta_panel, given, panel, units, H, rows = arguments(frame, 7)
-    last = units - 1
+    delta, delta_panel, given, panel, units, H, rows, ahead = arguments(frame, 8)
+    last, bottom = units - 1, (rows - 1) * VECTOR_BYTES
     in_use, share = lanes_in_use(frame, H - last * lanes_of(frame)), 1.0 / H
-    for n in range(rows):
-        d_row, row = delta + n * VECTOR_BYTES, given + n * VECTOR_BYTES
-        d = where(in_use, load(frame, d_row + last * delta_panel), 0.0)
-        total, along = d, d * load(frame, row + last * panel)
+    for a in range(0, rows * VECTOR_BYTES, ROWS * VECTOR_BYTES):
+        b, c, d = next_row(a, bottom), next_row(a, bottom, 2), next_row(a, bottom, 3)
+        grad, norm = delta + last * delta_panel, given + last * panel
+        sum_a = where(in_use, load(frame, grad + a), 0.0)
+        sum_b = where(in_use, load(frame, grad + b), 0.0)
+        sum_c = where(in_use, load(frame, grad + c), 0.0)
+        sum_d = where(in_use, load(frame, grad + d), 0.0)
+        along_a, along_b = sum_a * load(frame, norm + a), sum_b * load(frame, norm + b)
+        along_c, along_d = sum_c * load(frame, norm + c), sum_d * load(frame, norm + d)
         for u in range(last):
-            d = load(frame, d_row + u * delta_panel)
-            total, along = total + d, fma(d, load(frame, row + u * panel), along)
-        mean = number(frame, sum_of_lanes(total) * share)
-        slope = number(frame, sum_of_lanes(along) * share)
-        factor = load(frame, row + units * panel)
+            grad, norm = delta + u * delta_panel, given + u * panel
+            x, y = load(frame, grad + a), load(frame, grad + b)
+            sum_a, along_a = sum_a + x, fma(x, load(frame, norm + a), along_a)
+            sum_b, along_b = sum_b + y, fma(y, load(frame, norm + b), along_b)
+            x, y = load(frame, grad + c), load(frame, grad + d)
+            sum_c, along_c = sum_c + x, fma(x, load(frame, norm + c), along_c)
+            sum_d, along_d = sum_d + y, fma(y, load(frame, norm + d), along_d)
+        mean_a, mean_b, mean_c, mean_d = rows_of(sums(sum_a, sum_b, sum_c, sum_d) * share)
+        slope_a, slope_b, slope_c, slope_d = rows_of(
+            sums(along_a, along_b, along_c, along_d) * share
+        )
+        norm = given + units * panel
+        factor_a, factor_b = load(frame, norm + a), load(frame, norm + b)
+        factor_c, factor_d = load(frame, norm + c), load(frame, norm + d)
+        prefetch(norm + a - ahead)
+        prefetch(norm + b - ahead)
+        prefetch(norm + c - ahead)
+        prefetch(norm + d - ahead)
         for u in range(units):
-            d, place = load(frame, row + u * panel), d_row + u * delta_panel
-            store(factor * (load(frame, place) - mean - d * slope), place)
+            grad, norm = delta + u * delta_panel, given + u * panel
+            w = load(frame, grad + a) - mean_a - load(frame, norm + a) * slope_a
+            x = load(frame, grad + b) - mean_b - load(frame, norm + b) * slope_b
+            y = load(frame, grad + c) - mean_c - load(frame, norm + c) * slope_c
+            z = load(frame, grad + d) - mean_d - load(frame, norm + d) * slope_d
+            store(factor_a * w, grad + a)
+            store(factor_b * x, grad + b)
+            store(factor_c * y, grad + c)
+            store(factor_d * z, grad + d)
+
+
+@part_of_a_piece
+def next_row(row, bottom, step=1):
+    """The address of a row further down, at most of the bottom one."""
+    return min(row + step * VECTOR_BYTES, bottom)
+
+
+@part_of_a_piece
+def put(numbers, place, ahead):
+    """Store numbers, and ask for where the next step's will be: their memory is new every step."""
+    store(numbers, place)
+    prefetch_to_write(place + ahead)
 
 
 # ---- across lanes
@@ -142,38 +210,46 @@ def lanes_in_use(typing, frame, lanes):
     return MaskType(vector.lanes)(frame, types.int64), codegen
 
 
+def _shuffle(builder, a, b, lanes):
+    order = ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), list(lanes))
+    return builder.shuffle_vector(a, b, order)
+
+
 @intrinsic
-def sum_of_lanes(typing, value):
-    """The sum of a vector's numbers; added up in pairs, always the same ones."""
+def sums(typing, a, b, c, d):
+    """The sum of each of four vectors: of the first in the first quarter's lanes, and so on.
+
+    A vector's numbers are added up in pairs, always the same ones, whichever of the four it is.
+    """
+    lanes, quarter = a.lanes, a.lanes // ROWS
+
+    def halved(builder, a, b, part):
+        """a's sum of pairs, then b's: lanes apart by half of a ``part`` of a vector."""
+        low = [k for k in range(lanes) if k % part < part // 2]
+        low += [lanes + k for k in low]
+        high = [k + part // 2 for k in low]
+        return builder.fadd(_shuffle(builder, a, b, low), _shuffle(builder, a, b, high))
 
     def codegen(context, builder, signature, args):
-        total, distance = args[0], value.lanes // 2
+        a, b, c, d = args
+        a, c = halved(builder, a, b, lanes), halved(builder, c, d, lanes)
+        total, distance = halved(builder, a, c, lanes // 2), quarter // 2
         while distance:
-            order = [lane ^ distance for lane in range(value.lanes)]
-            order = ir.Constant(ir.VectorType(ir.IntType(32), value.lanes), order)
-            other = builder.shuffle_vector(total, ir.Constant(total.type, ir.Undefined), order)
+            other = _shuffle(builder, total, total, [k ^ distance for k in range(lanes)])
             total, distance = builder.fadd(total, other), distance // 2
-        return builder.extract_element(total, ir.IntType(32)(0))
+        return total
 
-    return value.dtype(value), codegen
-
-
-@intrinsic
-def everywhere(typing, frame, value):
-    """The number in every lane."""
-    vector = VectorType(frame.dtype)
-
-    def codegen(context, builder, signature, args):
-        return splat(builder, args[1], vector.llvm)
-
-    return vector(frame, value), codegen
+    return a(a, b, c, d), codegen
 
 
 @intrinsic
-def number(typing, frame, value):
-    """A number, rounded to the frame's dtype."""
+def rows_of(typing, numbers):
+    """Four vectors, each with one quarter's number in every lane."""
+    lanes, kind = numbers.lanes, types.UniTuple(numbers, ROWS)
 
     def codegen(context, builder, signature, args):
-        return context.cast(builder, args[1], value, frame.dtype)
+        first = [k * lanes // ROWS for k in range(ROWS)]
+        vectors = [_shuffle(builder, args[0], args[0], [k] * lanes) for k in first]
+        return context.make_tuple(builder, kind, vectors)
 
-    return frame.dtype(frame, value), codegen
+    return kind(numbers), codegen

@@ -308,6 +308,23 @@ def emit_store_part(builder, vector, value, address, lanes):
             _masked(builder, vector, "store", ir.VoidType(), given)
 
 
+def _prefetching(for_writing):
+    """An intrinsic that asks for a line of memory, into the first cache."""
+
+    @intrinsic
+    def ask(typing, address):
+        def codegen(context, builder, signature, args):
+            emit_prefetch(builder, args[0], cache=1, for_writing=for_writing)
+            return context.get_dummy_value()
+
+        return types.void(address), codegen
+
+    return ask
+
+
+prefetch, prefetch_to_write = _prefetching(False), _prefetching(True)
+
+
 @intrinsic
 def lanes_of(typing, frame):
     """How many numbers a vector holds."""
