@@ -243,7 +243,7 @@ class ReferenceEngine:
 
     def stream(
         self,
-        layers: Sequence[tuple[Cell, Sequence[Array]]],
+        layers: Sequence[tuple[Any, ...]],
         affine: Sequence[Array] | None,
         batch: int,
         shards: int = 1,
@@ -251,7 +251,7 @@ class ReferenceEngine:
     ) -> Any:
         """A stack of layers that lives on, from the parameters as they are now.
 
-        layers    a cell and its parameters each, the first one at the bottom
+        layers    of each what a ``StreamLayer`` has, the first one at the bottom
         affine    W (H, outputs) and b (outputs,) on top, or None
         shards    how many threads share a call, where the engine has threads
         bfloat16  store weights in two bytes, where the engine can
@@ -371,6 +371,22 @@ class ReferenceEngine:
                     array[...] = new
 
 
+class StreamLayer(NamedTuple):
+    """A layer of a stream.
+
+    zoneout   for each state the share of units that would keep their old value at a step, whose
+              expected value a stream computes; empty: none
+    """
+
+    cell: Cell
+    params: Sequence[Array]
+    zoneout: Sequence[float] = ()
+
+    def copy(self) -> "StreamLayer":
+        """The same with parameters of its own."""
+        return self._replace(params=tuple(p.copy() for p in self.params))
+
+
 class ReferenceStream:
     """What a stream of an engine does, step by step.
 
@@ -381,18 +397,18 @@ class ReferenceStream:
     def __init__(
         self,
         engine: ReferenceEngine,
-        layers: Sequence[tuple[Cell, Sequence[Array]]],
+        layers: Sequence[tuple[Any, ...]],
         affine: Sequence[Array] | None,
         N: int,
     ) -> None:
         self._engine, self._N = engine, N
-        self._layers = [(cell, tuple(p.copy() for p in params)) for cell, params in layers]
+        self._layers = [StreamLayer(*layer).copy() for layer in layers]
         self._affine = None if affine is None else tuple(p.copy() for p in affine)
-        sizes = [cell.hidden_size(params) for cell, params in layers]
-        dtype = layers[0][1][0].dtype
+        sizes = [layer.cell.hidden_size(layer.params) for layer in self._layers]
+        dtype = self._layers[0].params[0].dtype
         self.state = [
-            engine.xp.zeros((len(cell.states), N, H), dtype)
-            for (cell, _), H in zip(layers, sizes, strict=True)
+            engine.xp.zeros((len(layer.cell.states), N, H), dtype)
+            for layer, H in zip(self._layers, sizes, strict=True)
         ]
         outputs = sizes[-1] if affine is None else affine[0].shape[1]
         self.out = engine.xp.zeros((N, outputs) if N > 1 else outputs, dtype)
@@ -408,7 +424,7 @@ class ReferenceStream:
         return self._step, 0
 
     def _step(self, x: Array, _: int) -> bool:
-        inputs = self._layers[0][1][0].shape[0]
+        inputs = self._layers[0].params[0].shape[0]
         if x.shape != (*self.out.shape[:-1], inputs) or not np.isfinite(x).all():
             return False
         x = self._engine.to_device(x)
@@ -423,7 +439,7 @@ class ReferenceStream:
         """
         if xs.dtype != self.out.dtype:
             raise TypeError(f"xs: expected an array of {self.out.dtype}")
-        inputs = self._layers[0][1][0].shape[0]
+        inputs = self._layers[0].params[0].shape[0]
         if xs.shape != (self._N, xs.shape[1], inputs) or not np.isfinite(xs).all():
             return False
         xs = self._engine.to_device(xs)
@@ -432,8 +448,12 @@ class ReferenceStream:
         return True
 
     def _advance(self, x: Array, out: Array) -> None:
-        for (cell, params), state in zip(self._layers, self.state, strict=True):
-            state[...] = self._engine.step(cell, x, tuple(state), params)
+        for layer, state in zip(self._layers, self.state, strict=True):
+            new = self._engine.step(layer.cell, x, tuple(state), layer.params)
+            if layer.zoneout:
+                shares = zip(layer.zoneout, state, new, strict=True)
+                new = tuple(share * old + (1 - share) * value for share, old, value in shares)
+            state[...] = new
             x = state[0]
         out[...] = x if self._affine is None else x @ self._affine[0] + self._affine[1]
 

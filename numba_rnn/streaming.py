@@ -44,7 +44,7 @@ class Stream:
     It runs where the layers are. On a device x and frames may be NumPy arrays, what comes back is
     on the device, and every call waits for it to see that its input is finite.
     It starts from zeros, or the layers' learnable initial states. Dropout does nothing here, as
-    nowhere in use; layers with zoneout are refused.
+    nowhere in use, and zoneout has its expected value.
     A stream belongs to one thread at a time; several streams of one layer may run at once.
 
     >>> from numba_rnn import TimeAffine, TimeGRU, TimeLSTM
@@ -218,19 +218,10 @@ class Stream:
             layer[:, some] = start
 
     def refresh(self) -> None:
-        """Take the layers' parameters as they are now; the state stays.
-
-        Raises ValueError where a layer has zoneout.
-        """
-        for layer in self._recurrent:
-            if layer.regularisers is not None and any(layer.regularisers.zoneout):
-                raise ValueError(
-                    "layers: expected layers without zoneout, whose expected value a stream does "
-                    f"not compute, got zoneout {layer.regularisers.zoneout} in {layer!r}"
-                )
+        """Take the layers' parameters and zoneout as they are now; the state stays."""
         state = self.snapshot() if hasattr(self, "_running") else None
         self._running = self._engine.stream(
-            [(layer.cell, layer.cell_params) for layer in self._recurrent],
+            [(layer.cell, layer.cell_params, layer.zoneout) for layer in self._recurrent],
             self._affine.params if self._affine else None,
             self.batch,
             self.threads,

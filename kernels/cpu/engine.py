@@ -87,7 +87,7 @@ class NumbaEngine(ReferenceEngine):
 
     def stream(
         self,
-        layers: Sequence[tuple[Cell, Sequence[Array]]],
+        layers: Sequence[tuple[Any, ...]],
         affine: Sequence[Array] | None,
         batch: int,
         shards: int = 1,

@@ -21,11 +21,14 @@ from numba import boolean, int64, njit, types
 from numba.np.numpy_support import from_dtype
 
 from ..cells import Cell
-from ..reference import Array
+from ..reference import Array, StreamLayer
+from ..steps import Steps
 from . import products, threads
 from .forward import forward
 from .frames import (
+    ANYTHING,
     CACHED,
+    PLAIN,
     announced,
     call,
     call_at,
@@ -38,11 +41,10 @@ from .frames import (
     write_word,
 )
 from .packing import Packed, pack_affine, pack_weights, zeros
+from .particulars import PARTICULAR, Particulars
 from .plans import address_of, aligned, recipe, sharing, with_weights
 from .sequence import Plan
 from .simd import VECTOR_BYTES, all_lanes, lanes_of, load_part
-
-Layers = Sequence[tuple[Cell, Sequence[Array]]]
 
 
 class StreamPlan(NamedTuple):
@@ -227,15 +229,23 @@ class NumbaStream:
     """
 
     def __init__(
-        self, layers: Layers, affine: Sequence[Array] | None, N: int, shards: int, bfloat16: bool
+        self,
+        given: Sequence[tuple[Any, ...]],
+        affine: Sequence[Array] | None,
+        N: int,
+        shards: int,
+        bfloat16: bool,
     ) -> None:
         layers = [
-            (cell, tuple(p.copy() for p in with_weights(cell, params))) for cell, params in layers
+            layer._replace(params=with_weights(layer.cell, layer.params)).copy()
+            for layer in (StreamLayer(*parts) for parts in given)
         ]
-        dtype = layers[0][1][0].dtype
-        self._states = [_StateMemory(cell, params[1].shape[0], N, dtype) for cell, params in layers]
-        with announced(f"a stream of {layers[0][0].name} ({dtype})"):
-            packed = [pack_weights(cell, params, bfloat16) for cell, params in layers]
+        dtype = layers[0].params[0].dtype
+        self._states = [
+            _StateMemory(layer.cell, layer.params[1].shape[0], N, dtype) for layer in layers
+        ]
+        with announced(f"a stream of {layers[0].cell.name} ({dtype})"):
+            packed = [pack_weights(layer.cell, layer.params, bfloat16) for layer in layers]
             top = pack_affine(affine) if affine is not None else None
             self._one = _Call(self._states, layers, packed, top, N, 1, shards)
             steps, owners = max(2, 4096 // N), self._one.plans if N == 1 else None
@@ -308,7 +318,7 @@ class _Call:
     def __init__(
         self,
         states: Sequence[_StateMemory],
-        layers: Layers,
+        layers: Sequence[StreamLayer],
         packed: Sequence[Packed],
         top: Packed | None,
         N: int,
@@ -317,20 +327,25 @@ class _Call:
         owners: Sequence[Array] | None = None,
     ) -> None:
         self._shards, dtype = shards, states[0].arrays[0].dtype
-        first = xs = np.zeros((N, T, layers[0][1][0].shape[0]), dtype)
+        first = xs = np.zeros((N, T, layers[0].params[0].shape[0]), dtype)
         self.plans = []
         self._kept: list[Any] = [layers, packed, top, first]
-        for (cell, params), weights, state in zip(layers, packed, states, strict=True):
+        for (cell, params, zoneout), weights, state in zip(layers, packed, states, strict=True):
             D, H = params[0].shape[0], params[1].shape[0]
             hs = np.zeros((N, T, H), dtype)
             cut = sharing(cell, N, T, D, H, shards)
-            made = recipe(forward, cell, dtype, N, T, D, H, *cut, keep=False)
+            kind = ANYTHING if zoneout else PLAIN
+            made = recipe(forward, cell, dtype, N, T, D, H, *cut, keep=False, particular=kind)
             memory = aligned(made.scratch_bytes, dtype), aligned(made.kept_bytes, dtype)
             plan = made.with_arrays(
                 xs, params, state.arrays[0], state.arrays[0], hs,
                 scratch=memory[0][1], kept=memory[1][1],
             )  # fmt: skip
             plan[_PACKED] = 1
+            if zoneout:
+                particulars = Particulars(Steps(zoneout=zoneout), cell, N, T, D, H, dtype)
+                plan[PARTICULAR] = particulars.address
+                self._kept.append(particulars)
             if N == 1 and T == 1:
                 plan[_IN_PANELS] = 1
                 plan[[_STATE, _LAST_STATE]] = [address_of(array) for array in state.arrays]

@@ -367,13 +367,18 @@ class TimeRecurrent(_CellLayer):
         here = self._engine()
         x = accept("x", x, ("N", self.input_size), self.dtype, here)
         state = self._state_before("x", x.shape[0], here)
-        zoneout = () if self.regularisers is None else self.regularisers.zoneout
-        if any(zoneout):  # its expected value, which is no matter of the cell's
-            block, steps = x[:, None], Steps(zoneout=zoneout)
+        if self.zoneout:  # its expected value, which is no matter of the cell's
+            block, steps = x[:, None], Steps(zoneout=self.zoneout)
             _, self.state, _ = here.forward(self.cell, block, state, self.cell_params, steps)
         else:
             self.state = here.step(self.cell, x, state, self.cell_params)
         return self.state[0]
+
+    @property
+    def zoneout(self) -> tuple[float, ...]:
+        """Of each state the share of units that keep their old value at a step; empty: none."""
+        rates = () if self.regularisers is None else self.regularisers.zoneout
+        return rates if any(rates) else ()
 
     def stream(self, batch: int = 1, **options: Any) -> "Stream":
         """A stream of this layer, with the parameters as they are now; see ``Stream``.
@@ -441,9 +446,9 @@ class TimeRecurrent(_CellLayer):
         """xs and parameters for this block, what is particular about its steps, and the masks."""
         chosen = self.regularisers
         assert chosen is not None
-        zoneout = chosen.zoneout if any(chosen.zoneout) else None
+        zoneout: dict[str, Any] = {"zoneout": self.zoneout} if self.zoneout else {}
         if not self.train_flg:
-            return xs, params, {"zoneout": zoneout} if zoneout else {}, (None, None)
+            return xs, params, zoneout, (None, None)
         seed, (N, _, D), H = chosen.new_seed(), xs.shape, self.hidden_size
         on_inputs = chosen.on_inputs(here, seed, (N, D), self.dtype)
         on_h = chosen.on_h(here, seed, (N, H), self.dtype)
@@ -454,7 +459,7 @@ class TimeRecurrent(_CellLayer):
             on_weights = chosen.on_weights(here, seed, params[1].shape, self.dtype)
         if on_weights is not None:
             params = [params[0], params[1] * on_weights, *params[2:]]
-        steps: dict[str, Any] = {"zoneout": zoneout, "seed": seed} if zoneout else {}
+        steps = {**zoneout, "seed": seed} if zoneout else {}
         if on_h is not None:
             steps["scale"] = on_h
         return xs, params, steps, (on_inputs, on_weights)
