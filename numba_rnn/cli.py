@@ -98,6 +98,15 @@ def train(
     hidden: Annotated[int, typer.Option(help="Units of each layer, H.")] = DEFAULT.hidden,
     layers: Annotated[int, typer.Option(help="Recurrent layers.")] = DEFAULT.layers,
     dropout: Annotated[float, typer.Option(help="Share dropped between layers.")] = DEFAULT.dropout,
+    zoneout: Annotated[
+        float, typer.Option(help="Share of units that keep their old value at a step.")
+    ] = DEFAULT.zoneout,
+    recurrent_dropout: Annotated[
+        float, typer.Option(help="Share of h missing from h Wh, the same for a whole block.")
+    ] = DEFAULT.recurrent_dropout,
+    weight_drop: Annotated[
+        float, typer.Option(help="Share of Wh that is missing for a block.")
+    ] = DEFAULT.weight_drop,
     tie: Annotated[
         bool, typer.Option("--tie", help="Embedding and output share weights (D = H).")
     ] = DEFAULT.tie,

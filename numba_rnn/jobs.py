@@ -54,6 +54,9 @@ class Settings:
     hidden: int = 192
     layers: int = 1
     dropout: float = 0.2
+    zoneout: float = 0.0
+    recurrent_dropout: float = 0.0
+    weight_drop: float = 0.0
     tie: bool = False
     init: str = "orthogonal"
     optimiser: str = "adam"
@@ -157,8 +160,9 @@ def train(
     try:
         model = Rnnlm(
             len(vocabulary), settings.embed, settings.hidden, cell=settings.cell,
-            layers=settings.layers, dropout=settings.dropout, tie=settings.tie, init=settings.init,
-            rng=settings.seed, dtype=settings.dtype,
+            layers=settings.layers, dropout=settings.dropout, zoneout=settings.zoneout,
+            recurrent_dropout=settings.recurrent_dropout, weight_drop=settings.weight_drop,
+            tie=settings.tie, init=settings.init, rng=settings.seed, dtype=settings.dtype,
         )  # fmt: skip
     except MemoryError as error:
         raise MemoryError(
@@ -240,8 +244,9 @@ def settings_of(path: str | Path) -> Settings:
     """The settings that the run of a checkpoint was started with."""
     _, content = load_checkpoint(path)
     try:
-        return Settings(**{f.name: content["settings"][f.name] for f in fields(Settings)})
-    except (KeyError, TypeError) as error:
+        saved = content["settings"]
+        return Settings(**{f.name: saved.get(f.name, f.default) for f in fields(Settings)})
+    except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: expected a checkpoint of `numba-rnn train`") from error
 
 

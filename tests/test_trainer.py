@@ -24,6 +24,7 @@ from numba_rnn.training import (
     TruncatedBPTT,
     load_checkpoint,
     optimisers,
+    save_checkpoint,
 )
 
 CORPUS = np.random.default_rng(0).integers(0, 11, 601)
@@ -31,7 +32,8 @@ VALID = np.random.default_rng(1).integers(0, 11, 101)
 
 
 def make(folder=None, optimiser=None, **options):
-    model = Rnnlm(11, 6, 9, layers=2, dropout=0.3, rng=0)
+    rates = {"zoneout": 0.1, "recurrent_dropout": 0.2, "weight_drop": 0.2}
+    model = Rnnlm(11, 6, 9, layers=2, dropout=0.3, **rates, rng=0)
     blocks = TruncatedBPTT(CORPUS, 4, 10)  # 15 blocks
     options = {"valid": VALID, "eval_batch": 2, "eval_time": 10, "progress": False, **options}
     return Trainer(model, optimiser or Adam(0.01), blocks, folder=folder, max_norm=0.5, **options)
@@ -286,6 +288,29 @@ def test_a_job_trains_and_its_checkpoint_serves(tmp_path, text):
     corpus = vocabulary.encode(text.read_text())
     sizes = jobs.evaluation_sizes(corpus)
     assert math.isfinite(model.perplexity(corpus, **sizes))
+
+
+def test_a_checkpoint_serves_with_the_zoneout_it_was_trained_with(tmp_path, text):
+    rates = {"zoneout": 0.2, "recurrent_dropout": 0.1, "weight_drop": 0.3}
+    settings = small(text, **rates)
+    outcome = jobs.train(settings, tmp_path / "run", progress=False, tell=lambda _: None)
+    assert jobs.settings_of(outcome.checkpoint) == settings
+    model, vocabulary, _ = jobs.load_model(outcome.checkpoint)
+    assert model.recurrent[0].zoneout == (0.2, 0.2)
+    sizes = {"batch_size": 2, "time_size": 10}
+    corpus = vocabulary.encode(text.read_text())
+    served = model.perplexity(corpus, **sizes)
+    assert served == outcome.model.perplexity(corpus, **sizes)
+    model.recurrent[0].regularise()
+    assert abs(model.perplexity(corpus, **sizes) - served) > 1e-3
+
+
+def test_settings_that_a_checkpoint_lacks_have_their_defaults(tmp_path, text):
+    outcome = jobs.train(small(text), tmp_path / "run", progress=False, tell=lambda _: None)
+    arrays, content = load_checkpoint(outcome.checkpoint)
+    del content["settings"]["zoneout"]
+    save_checkpoint(tmp_path / "older.safetensors", arrays, content)
+    assert jobs.settings_of(tmp_path / "older.safetensors") == small(text)
 
 
 def test_a_run_is_never_overwritten(tmp_path, text):

@@ -545,7 +545,8 @@ class TimeRecurrent(_CellLayer):
                            sequence (Gal & Ghahramani 2016)
         input_dropout      share of x's features that is missing, likewise
         weight_drop        share of Wh that is missing for a block (Merity et al. 2018)
-        rng                a Generator or a seed, which decides the masks
+        rng                a Generator or a seed, which decides the masks; a model's own,
+                           ``model.rng``, is in the checkpoints of its Trainer
 
         Masks are drawn anew for every forward while ``train_flg`` is True; else nothing is
         dropped, and a unit keeps the share of its old value that zoneout keeps on average.

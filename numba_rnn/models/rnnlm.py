@@ -44,10 +44,12 @@ class Rnnlm:
                  checkpoints, hand it to ``numba_rnn.cells.register``
     layers       number of recurrent layers
     dropout      the share of numbers dropped between layers while training (Zaremba et al. 2014)
+    zoneout, recurrent_dropout, weight_drop   of every recurrent layer, see ``regularise`` of
+                 TimeRecurrent
     tie          the affine's W is the embedding's, transposed (Press & Wolf 2017); needs D = H
     init         how recurrent layers start, see ``layers/initialisers.py``; the embedding starts
                  from N(0, 1), tied from N(0, 1/D), with "book" from N(0, 0.01²)
-    rng          seed or numpy Generator, for the start and for dropout
+    rng          seed or numpy Generator, for the start and for all that is dropped
     dtype        float32 or float64
 
     Token ids and labels are best NumPy arrays, on a GPU too: there, to check what is on it already
@@ -70,6 +72,9 @@ class Rnnlm:
         cell: str | Cell | WrittenCell = "lstm",
         layers: int = 1,
         dropout: float = 0.0,
+        zoneout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        weight_drop: float = 0.0,
         tie: bool = False,
         init: str = "orthogonal",
         rng: Seed = None,
@@ -90,6 +95,14 @@ class Rnnlm:
             )
             for k in range(expect_int("layers", layers))
         ]
+        rates = {
+            "zoneout": zoneout,
+            "recurrent_dropout": recurrent_dropout,
+            "weight_drop": weight_drop,
+        }
+        if any(rates.values()):
+            for layer in recurrent:
+                layer.regularise(**rates, rng=random)
         affine = TimeAffine.create(H, V, rng=random, dtype=dtype)
         if tie:
             affine = TimeAffine(embedding.params[0].T, affine.params[1])
@@ -105,6 +118,7 @@ class Rnnlm:
             "cell": cell.name,
             "layers": len(recurrent),
             "dropout": float(dropout),
+            **{name: float(rate) for name, rate in rates.items() if rate},
             "tie": self.tie,
             "init": init,
             "dtype": str(embedding.dtype),
