@@ -118,7 +118,11 @@ class WrittenCell:
             (_gradient_errors(self.cell, sizes, seed + k) for k in range(3)),
             key=lambda errors: max(errors.values()),
         )
-        wrong = [f"{name} by {e:.1e}" for name, e in errors.items() if not e <= tolerance]
+        wrong = [
+            f"{name} by {e:.1e}" if np.isfinite(e) else f"{name} (NaN or infinite)"
+            for name, e in errors.items()
+            if not e <= tolerance
+        ]
         if wrong:
             raise AssertionError(
                 f"cell {self.name!r}: gradients are off: {', '.join(wrong)} "
