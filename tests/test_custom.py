@@ -87,6 +87,24 @@ def test_a_model_takes_the_cell_itself():
     assert np.isfinite(model.forward(ids, ids + 1))
 
 
+def test_parameters_of_another_cell_of_that_name_are_refused():
+    @rnn.cell(name="own", states="h c", weights="p")
+    def changed(f, g, p, h, c):
+        f = sigmoid(f + p * c)
+        c = f * c + tanh(g)
+        return tanh(c), c
+
+    model, other = (Rnnlm(7, 4, 5, cell=c, rng=0) for c in (own, changed))
+    before = [param.copy() for param in other.params]
+    with pytest.raises(ValueError, match=r"^cell: .* 'own' as it is here, got those of a cell"):
+        other.load_arrays(model.arrays())
+    for param, was in zip(other.params, before, strict=True):
+        np.testing.assert_array_equal(param, was)
+    Rnnlm(7, 4, 5, cell=own, rng=1).load_arrays(model.arrays())
+    older = {name: array for name, array in model.arrays().items() if name != "cell"}
+    Rnnlm(7, 4, 5, cell=own, rng=1).load_arrays(older)
+
+
 def test_a_name_stands_for_one_cell(registered):
     assert cells.get("own") is own.cell
     cells.register(own)  # again

@@ -19,6 +19,7 @@ from ..checks import (
 )
 from ..kernels import cells
 from ..kernels.cells import Cell, WrittenCell
+from ..kernels.reference import sample_of
 from ..layers import (
     Layer,
     TimeAffine,
@@ -288,8 +289,12 @@ class Rnnlm:
     # ---- checkpoints
 
     def arrays(self) -> dict[str, Array]:
-        """Parameters and layer states by name, as NumPy arrays wherever the model is."""
-        found = {f"param/{name}": to_host(layer.params[k]) for name, layer, k in self._slots}
+        """Parameters and layer states by name, as NumPy arrays wherever the model is.
+
+        Under "cell" stands what the cell makes of some fixed numbers.
+        """
+        found = {"cell": sample_of(self.recurrent[0].cell).copy()}
+        found |= {f"param/{name}": to_host(layer.params[k]) for name, layer, k in self._slots}
         for n, layer in enumerate(self.recurrent):
             for name, value in zip(layer.cell.states, layer.state or (), strict=False):
                 found[f"state/recurrent{n}.{name}"] = to_host(value)
@@ -298,8 +303,18 @@ class Rnnlm:
     def load_arrays(self, arrays: dict[str, Array]) -> None:
         """Take up what ``arrays`` returned, NumPy arrays, wherever the model is.
 
-        Raises ValueError where something is missing.
+        Raises ValueError where something is missing, or where the cell computes something else
+        than it did there.
         """
+        cell, there = self.recurrent[0].cell, arrays.get("cell")
+        here = sample_of(cell)
+        if there is not None and not (
+            np.shape(there) == here.shape and np.allclose(there, here, 1e-6, 1e-6, equal_nan=True)
+        ):
+            raise ValueError(
+                f"cell: expected parameters of {cell.name!r} as it is here, got those of a cell "
+                "that computes something else"
+            )
         own = {f"param/{name}": layer.params[k] for name, layer, k in self._slots}
         for key, param in own.items():  # all are looked at before any is taken
             expect_array(key, arrays.get(key), param.shape, param.dtype)
