@@ -1,0 +1,71 @@
+"""How other libraries lay out the weights of a cell.
+
+Here, as in the book, the gates stand side by side in the columns of Wx (D, G H) and Wh (H, G H),
+and in b: f, g, i, o of the LSTM, z, r, h of the GRU, z being the share of the *new* state.
+
+    library    LSTM      GRU       matrices                   biases
+    PyTorch    i f g o   r z h *   transposed, (G H, D)       two
+    Keras      i f g o   z r h *   (D, G H)                   one; two in a GRU with reset_after
+    ONNX       i o f g   z r h *   transposed, a direction    two
+    Flax       i f g o   r z h *   a matrix a gate            one, beside h; the GRU's beside x
+               (g is c, h is n elsewhere; * z is the share of the *old* state)
+
+An old share becomes a new one by the other sign of all that z sees: sigmoid(-a) = 1 - sigmoid(a).
+Two biases of one gate are added up, but for the GRU's candidate whose reset gate comes after the
+product, where they are different things (``biases`` of a cell).
+
+What cannot be converted is refused with the reason (``CannotConvert``), never approximated.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ..checks import FLOATS, Array
+
+OURS = {"rnn": "h", "lstm": "fgio", "gru": "zrh"}
+
+
+class CannotConvert(ValueError):  # noqa: N818 (reads as what is wrong)
+    """The other side has nothing that computes the same."""
+
+
+class Convention(NamedTuple):
+    """The order of a library's gates, by their names here; whose share the GRU's z is."""
+
+    rnn: str
+    lstm: str
+    gru: str
+    keeps_old: bool = True
+
+
+PYTORCH = FLAX = Convention("h", "ifgo", "rzh")
+KERAS = Convention("h", "ifgo", "zrh")
+ONNX = Convention("h", "iofg", "zrh")
+
+
+def from_theirs(matrix: Array, family: str, convention: Convention) -> Array:
+    """(..., G H), their gates side by side, as ours; ``family`` is rnn, lstm or gru."""
+    return _arranged(matrix, getattr(convention, family), OURS[family], convention.keeps_old)
+
+
+def to_theirs(matrix: Array, family: str, convention: Convention) -> Array:
+    """(..., G H), our gates side by side, as theirs."""
+    return _arranged(matrix, OURS[family], getattr(convention, family), convention.keeps_old)
+
+
+def _arranged(matrix: Array, there: str, here: str, keeps_old: bool) -> Array:
+    gates = dict(zip(there, np.split(matrix, len(there), axis=-1), strict=True))
+    if keeps_old and "z" in gates:
+        gates["z"] = -gates["z"]
+    return np.concatenate([gates[name] for name in here], axis=-1)
+
+
+def as_floats(name: str, array: Array) -> Array:
+    """A NumPy array of float32 or float64 of its own. Raises TypeError for another dtype."""
+    array = np.array(array)
+    if array.dtype not in FLOATS:
+        raise TypeError(
+            f"{name}: expected float32 or float64, got {array.dtype}; convert it where it is from"
+        )
+    return array

@@ -1,0 +1,300 @@
+"""Weights from PyTorch and to it: modules, state_dicts, safetensors files.
+
+    weight_ih_l0 (G H, D)    Wx, transposed      bias_ih_l0 + bias_hh_l0   b; of a GRU its two rows
+    weight_hh_l0 (G H, H)    Wh, transposed      weight_hr_l0 (P, H)       Wr, transposed
+
+Layer k is ``_l{k}``, its backward direction ``_l{k}_reverse``. torch itself is imported only where
+a module is made.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..backend import to_host
+from ..checks import Array, expect_array, expect_choice
+from ..files import written_atomically
+from ..layers import (
+    Bidirectional,
+    Stacked,
+    TimeGRU,
+    TimeLSTM,
+    TimeProjectedLSTM,
+    TimeRecurrent,
+    TimeRNN,
+)
+from .conventions import PYTORCH, CannotConvert, as_floats, from_theirs, to_theirs
+
+_NAME = re.compile(r"(weight|bias)_(ih|hh|hr)(?:_l(\d+)(_reverse)?)?")
+_GATES = {1: "rnn", 3: "gru", 4: "lstm"}
+_MODES = {"RNN_TANH": "tanh", "RNN_RELU": "relu"}
+Named = dict[str, Array]
+
+
+# ---- from PyTorch
+
+
+def from_torch(
+    source: Any, *, prefix: str | None = None, activation: str | None = None
+) -> TimeRecurrent | Bidirectional | Stacked:
+    """Layers with the weights of torch.nn.RNN, LSTM or GRU, also of their cells.
+
+    source      the module; a state_dict, of tensors or arrays; or a safetensors file. (A file of
+                torch.save is a program that loading would run: write a safetensors file.)
+    prefix      what the names begin with in a state_dict that has more, ``"encoder.rnn."``; not
+                needed where only one recurrent module is in it
+    activation  of torch.nn.RNN, "tanh" or "relu"; a module says it itself, a state_dict does not,
+                and has "tanh" if it is left out
+
+    Returns TimeRNN, TimeLSTM, TimeProjectedLSTM or TimeGRU (``reset_after``), a Bidirectional of
+    them, or with several layers a Stacked with the module's dropout; batch first, as all layers
+    here, on the CPU, in the module's dtype. Raises TypeError or ValueError for what is no such
+    module, with the name that is wrong.
+
+    >>> weights = {"weight_ih_l0": np.ones((20, 3)), "weight_hh_l0": np.ones((20, 5))}
+    >>> from_torch(weights)
+    TimeLSTM(D 3, H 5)
+    """
+    dropout = 0.0
+    if hasattr(source, "state_dict"):
+        mode = getattr(source, "mode", None)  # RNN, LSTM, GRU
+        of_cell = _MODES.get(f"RNN_{getattr(source, 'nonlinearity', '')}".upper())
+        activation = activation or _MODES.get(mode, of_cell)
+        dropout = float(getattr(source, "dropout", 0.0)) if mode else 0.0
+        source = source.state_dict()
+    elif isinstance(source, (str, Path)):
+        source = _read(Path(source))
+    if not isinstance(source, Mapping):
+        raise TypeError(
+            "source: expected a torch module, a state_dict or the path of a safetensors file, got "
+            f"{type(source).__name__}"
+        )
+    activation = expect_choice("activation", activation or "tanh", ("tanh", "relu"))
+    found = _directions(source, _the_prefix(source, prefix))
+    numbers = sorted({k for k, _ in found})
+    if numbers != list(range(len(numbers))):
+        raise ValueError(f"source: expected layers from 0 on, got those of {numbers}")
+    both = (0, True) in found
+    for k in numbers:
+        if ((k, True) in found) != both or (k, False) not in found:
+            raise ValueError(
+                f"source: expected both directions in all layers or in none, see _l{k}"
+            )
+    layers: list[TimeRecurrent | Bidirectional] = []
+    for k in numbers:
+        ahead, *back = (
+            layer_of(found[k, r], activation, f"_l{k}" + "_reverse" * r)
+            for r in (False, True)[: 1 + both]
+        )
+        layers.append(Bidirectional(ahead, *back) if both else ahead)
+    return layers[0] if len(layers) == 1 else Stacked(layers, dropout=dropout)
+
+
+def _read(path: Path) -> Named:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    if path.suffix in (".pt", ".pth", ".bin"):
+        raise ValueError(
+            f"source: expected a safetensors file, got {path}, which a loader would have to run; "
+            "in PyTorch: safetensors.torch.save_file(module.state_dict(), path)"
+        )
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"source: {path} is no whole safetensors file ({error})") from error
+
+
+def _the_prefix(source: Mapping[str, Any], prefix: str | None) -> str:
+    """What the names of a recurrent module's weights begin with."""
+    found = {name[: -len("weight_hh_l0")] for name in source if name.endswith("weight_hh_l0")}
+    if not found:  # a cell's names have no number
+        found = {name[: -len("weight_hh")] for name in source if name.endswith("weight_hh")}
+    if prefix is None and len(found) == 1:
+        return found.pop()
+    if prefix in found:
+        return str(prefix)
+    have = ", ".join(sorted(map(repr, found))) or f"none, but {', '.join(source) or 'no name'}"
+    wanted = (
+        "the prefix of a recurrent module" if prefix is None else f"names that begin {prefix!r}"
+    )
+    raise ValueError(f"prefix: expected {wanted}, got {have}")
+
+
+def _directions(source: Mapping[str, Any], prefix: str) -> dict[tuple[int, bool], Named]:
+    """The arrays of every layer and direction, by what is left of their names."""
+    found: dict[tuple[int, bool], Named] = {}
+    for name, value in source.items():
+        match = _NAME.fullmatch(name.removeprefix(prefix)) if name.startswith(prefix) else None
+        if match is None:
+            continue
+        kind, part, number, reverse = match.groups()
+        place = found.setdefault((int(number or 0), bool(reverse)), {})
+        place[f"{kind}_{part}"] = as_floats(name, _numpy(name, value))
+    return found
+
+
+def _numpy(name: str, value: Any) -> Any:
+    if not hasattr(value, "detach"):
+        return value
+    try:
+        return value.detach().cpu().numpy()
+    except TypeError as error:
+        raise TypeError(
+            f"{name}: expected float32 or float64, got {value.dtype}; module.float() converts"
+        ) from error
+
+
+def layer_of(arrays: Named, activation: str = "tanh", suffix: str = "") -> TimeRecurrent:
+    """One direction of one layer, from arrays by names without their suffix."""
+    missing = sorted({"weight_ih", "weight_hh"} - set(arrays))
+    if missing:
+        names = ", ".join(name + suffix for name in missing)
+        raise ValueError(f"source: expected weights of every layer, got no {names}")
+    w_ih, w_hh = arrays["weight_ih"], arrays["weight_hh"]
+    H = arrays["weight_hr"].shape[1] if "weight_hr" in arrays else w_hh.shape[-1]
+    rows = w_hh.shape[0]
+    family = _GATES.get(rows // H) if rows % H == 0 else None
+    if family is None or w_ih.ndim != 2 or w_ih.shape[0] != rows:
+        raise ValueError(
+            f"source: expected weight_ih{suffix} (G H, D) and weight_hh{suffix} (G H, H) with G "
+            f"1, 3 or 4, got {w_ih.shape} and {w_hh.shape}"
+        )
+    Wx, Wh = (from_theirs(w.T, family, PYTORCH) for w in (w_ih, w_hh))
+    biases = []
+    for name in ("bias_ih", "bias_hh"):
+        bias = arrays.get(name, np.zeros(rows, w_ih.dtype))
+        expect_array(name + suffix, bias, (rows,), w_ih.dtype)
+        biases.append(from_theirs(bias, family, PYTORCH))
+    b_ih, b_hh = biases
+    if family == "gru":
+        return TimeGRU(Wx, Wh, np.stack([b_ih, b_hh]), reset_after=True)
+    if family == "rnn":
+        return TimeRNN(Wx, Wh, b_ih + b_hh, activation=activation)
+    if "weight_hr" in arrays:
+        Wr = np.ascontiguousarray(arrays["weight_hr"].T)
+        return TimeProjectedLSTM(Wx, Wh, b_ih + b_hh, Wr)
+    return TimeLSTM(Wx, Wh, b_ih + b_hh)
+
+
+# ---- to PyTorch
+
+
+def torch_state_dict(layer: TimeRecurrent | Bidirectional | Stacked) -> Named:
+    """The weights under PyTorch's names, as NumPy arrays; torch is not needed.
+
+    b goes to bias_ih, bias_hh is 0 but for a GRU's. Raises CannotConvert, a ValueError, for what
+    PyTorch has not: a GRU whose reset gate comes before the product (``reset_after=False``),
+    residual connections, layers or directions that differ in cell or size, other cells.
+
+    >>> sorted(torch_state_dict(TimeLSTM.create(3, 5)))
+    ['bias_hh_l0', 'bias_ih_l0', 'weight_hh_l0', 'weight_ih_l0']
+    """
+    return _described(layer)[1]
+
+
+def save_torch(layer: TimeRecurrent | Bidirectional | Stacked, path: str | Path) -> None:
+    """Write ``torch_state_dict(layer)`` as a safetensors file, whole or not at all."""
+    from safetensors.numpy import save_file
+
+    arrays = torch_state_dict(layer)
+    with written_atomically(Path(path)) as part:
+        save_file(arrays, part)
+
+
+def to_torch(layer: TimeRecurrent | Bidirectional | Stacked, *, batch_first: bool = True) -> Any:
+    """A torch.nn.RNN, LSTM or GRU with the weights of the layer, on the CPU; needs torch.
+
+    Raises as ``torch_state_dict`` does; ImportError without torch.
+    """
+    import torch
+
+    (kind, options), arrays = _described(layer)
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    dtype = tensors["weight_ih_l0"].dtype
+    module = getattr(torch.nn, kind)(**options, batch_first=batch_first, dtype=dtype)
+    module.load_state_dict(tensors)
+    return module
+
+
+def _described(layer: Any) -> tuple[tuple[str, dict[str, Any]], Named]:
+    """What module it is, its options, and its weights by name."""
+    stack = layer.layers if isinstance(layer, Stacked) else (layer,)
+    if not all(isinstance(part, (TimeRecurrent, Bidirectional)) for part in stack):
+        raise TypeError(
+            f"layer: expected a TimeRecurrent, Bidirectional or Stacked, got {type(layer).__name__}"
+        )
+    if isinstance(layer, Stacked) and any(layer.residuals):
+        raise CannotConvert("layer: PyTorch has no residual connections between recurrent layers")
+    modules, arrays = set(), {}
+    for k, part in enumerate(stack):
+        both = isinstance(part, Bidirectional)
+        for reverse, one in enumerate(part.recurrent if both else (part,)):
+            kind, own = _weights(one)
+            sizes = one.hidden_size, one.output_size if "weight_hr" in own else 0
+            modules.add((kind, sizes, both))
+            suffix = f"_l{k}" + "_reverse" * reverse
+            arrays |= {name + suffix: np.ascontiguousarray(a) for name, a in own.items()}
+    if len(modules) > 1:
+        raise CannotConvert(
+            "layer: PyTorch has one cell, one size and one kind of direction for all layers, got "
+            + ", ".join(f"{kind} {sizes[0]}" for (kind, _), sizes, _ in sorted(modules))
+        )
+    ((name, activation), (H, P), both), *_ = modules
+    options: dict[str, Any] = {
+        "input_size": layer.input_size,
+        "hidden_size": H,
+        "num_layers": len(stack),
+        "bidirectional": both,
+    }
+    if activation:
+        options["nonlinearity"] = activation
+    if P:
+        options["proj_size"] = P
+    if isinstance(layer, Stacked) and layer.dropouts:
+        options["dropout"] = layer.dropouts[0].ratio
+    return (name, options), arrays
+
+
+def _weights(layer: TimeRecurrent) -> tuple[tuple[str, str], Named]:
+    """The module and activation of one direction, and its weights."""
+    cell = layer.cell.name
+    params = dict(zip(layer.param_names, map(to_host, layer.params), strict=True))
+    if "initial" in params:
+        raise CannotConvert("layer: PyTorch has no learnt initial state; pass it as h_0 there")
+    kinds = {
+        "rnn": ("RNN", "tanh"),
+        "rnn_relu": ("RNN", "relu"),
+        "lstm": ("LSTM", ""),
+        "lstm_projected": ("LSTM", ""),
+        "gru_reset_after": ("GRU", ""),
+    }
+    if cell == "gru":
+        raise CannotConvert(
+            "layer: PyTorch's GRU applies the reset gate after the recurrent product, r * (h Wh); "
+            "this one before it, (r * h) Wh, which no weights can make the same; "
+            "TimeGRU(..., reset_after=True) is PyTorch's"
+        )
+    if cell not in kinds:
+        raise CannotConvert(f"layer: PyTorch has no cell {cell!r}")
+    arrays = named(kinds[cell][0].lower(), params)
+    if cell != "gru_reset_after":
+        arrays["bias_hh"] = np.zeros_like(arrays["bias_hh"])  # one bias, where PyTorch adds two
+    return kinds[cell], arrays
+
+
+def named(family: str, params: Mapping[str, Array]) -> Named:
+    """Wx, Wh, b and Wr, or their gradients, under PyTorch's names: both biases are b."""
+    b_ih, b_hh = params["b"] if family == "gru" else (params["b"], params["b"])
+    arrays = {
+        "weight_ih": to_theirs(params["Wx"], family, PYTORCH).T,
+        "weight_hh": to_theirs(params["Wh"], family, PYTORCH).T,
+        "bias_ih": to_theirs(b_ih, family, PYTORCH),
+        "bias_hh": to_theirs(b_hh, family, PYTORCH),
+    }
+    if "Wr" in params:
+        arrays["weight_hr"] = params["Wr"].T
+    return arrays
