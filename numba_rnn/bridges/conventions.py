@@ -17,6 +17,7 @@ product, where they are different things (``biases`` of a cell).
 What cannot be converted is refused with the reason (``CannotConvert``), never approximated.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -46,19 +47,30 @@ ONNX = Convention("h", "iofg", "zrh")
 
 def from_theirs(matrix: Array, family: str, convention: Convention) -> Array:
     """(..., G H), their gates side by side, as ours; ``family`` is rnn, lstm or gru."""
-    return _arranged(matrix, getattr(convention, family), OURS[family], convention.keeps_old)
+    order, signs = arrangement(family, convention, matrix.shape[-1])
+    return matrix[..., order] if signs is None else matrix[..., order] * signs.astype(matrix.dtype)
 
 
 def to_theirs(matrix: Array, family: str, convention: Convention) -> Array:
-    """(..., G H), our gates side by side, as theirs."""
-    return _arranged(matrix, OURS[family], getattr(convention, family), convention.keeps_old)
+    """(..., G H), our gates side by side, as theirs; gradients too."""
+    order, signs = arrangement(family, convention, matrix.shape[-1])
+    if signs is not None:
+        matrix = matrix * signs.astype(matrix.dtype)
+    return matrix[..., np.argsort(order)]
 
 
-def _arranged(matrix: Array, there: str, here: str, keeps_old: bool) -> Array:
-    gates = dict(zip(there, np.split(matrix, len(there), axis=-1), strict=True))
-    if keeps_old and "z" in gates:
-        gates["z"] = -gates["z"]
-    return np.concatenate([gates[name] for name in here], axis=-1)
+@lru_cache(maxsize=64)
+def arrangement(family: str, convention: Convention, columns: int) -> tuple[Array, Array | None]:
+    """Where our columns are among theirs, and what each is times there; None: 1."""
+    there, here = getattr(convention, family), OURS[family]
+    if columns % len(here):
+        raise ValueError(f"expected {len(here)} gates side by side, got {columns} columns")
+    order = np.arange(columns).reshape(len(here), -1)[[there.index(gate) for gate in here]]
+    signs = np.ones_like(order)
+    if not convention.keeps_old or "z" not in here:
+        return order.ravel(), None
+    signs[here.index("z")] = -1
+    return order.ravel(), signs.ravel()
 
 
 def as_floats(name: str, array: Array) -> Array:

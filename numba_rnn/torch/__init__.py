@@ -1,0 +1,17 @@
+"""Drop-in replacements of PyTorch's recurrent modules, running on the engines of numba_rnn.
+
+    import numba_rnn.torch
+
+    model = numba_rnn.torch.accelerate(model)         an existing model: one line
+    rnn = numba_rnn.torch.LSTM(100, 200, num_layers=2)    in place of torch.nn.LSTM
+    rnn = numba_rnn.torch.Recurrent("mgu", 100, 200)      a cell of the zoo, or your own
+
+Arguments, shapes, state_dict keys, PackedSequence and dropout are torch.nn's; gradients go through
+autograd, forwards and backwards of a layer being one node each. Needs PyTorch, which this package
+does not install.
+"""
+
+from .accelerating import accelerate
+from .modules import GRU, LSTM, RNN, Recurrent
+
+__all__ = ["GRU", "LSTM", "RNN", "Recurrent", "accelerate"]

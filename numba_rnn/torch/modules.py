@@ -1,0 +1,228 @@
+"""torch.nn.RNN, LSTM and GRU whose forward and backward are those of numba_rnn's layers.
+
+They are subclasses that differ in ``forward`` alone: parameters, their start and names, checks,
+``state_dict`` and ``extra_repr`` are torch's own.
+"""
+
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from ..kernels import cells
+from ..kernels.cells import Cell, WrittenCell
+from ..layers import TimeRecurrent
+from .running import Runner
+from .weights import OfCell, OfTorch
+
+Tensors = tuple[torch.Tensor, ...]
+
+
+class _Runs(torch.nn.RNNBase):
+    """The forward of all three."""
+
+    def forward(self, input: Any, hx: Any = None) -> Any:  # noqa: A002 (torch's name)
+        """As torch.nn's: output, and h_n or (h_n, c_n)."""
+        of_kind = self._of_packed if isinstance(input, PackedSequence) else self._of_tensor
+        output, states = of_kind(input, hx)
+        return output, tuple(states) if self.mode == "LSTM" else states[0]
+
+    def _of_packed(self, packed: PackedSequence, hx: Any) -> tuple[PackedSequence, Tensors]:
+        order, back = packed.sorted_indices, packed.unsorted_indices
+        state = self._states(hx, 3, order)
+        self._check(packed.data, state, packed.batch_sizes)
+        by_length = PackedSequence(packed.data, packed.batch_sizes)
+        xs, lengths = pad_packed_sequence(by_length, batch_first=True)
+        hs, states = self._run(xs, state, lengths)
+        out = pack_padded_sequence(hs, lengths, batch_first=True)
+        output = PackedSequence(out.data, out.batch_sizes, order, back)
+        return output, tuple(_reordered(s, back) for s in states)
+
+    def _of_tensor(self, xs: torch.Tensor, hx: Any) -> tuple[torch.Tensor, Tensors]:
+        axes, batch = xs.dim(), 0 if self.batch_first else 1
+        if axes not in (2, 3):
+            raise ValueError(f"{type(self).__name__}: expected input of 2 or 3 axes, got {axes}")
+        xs = xs if axes == 3 else xs.unsqueeze(batch)
+        state = self._states(hx, axes, None)
+        self._check(xs, state, None)
+        hs, states = self._run(xs.transpose(0, batch), state)
+        # in the layout that torch.nn's output has, for those who take a view of it
+        output = hs.transpose(0, batch).contiguous()
+        if axes == 3:
+            return output, states
+        return output.squeeze(batch), tuple(s.squeeze(1) for s in states)
+
+    def _states(self, hx: Any, axes: int, order: Any) -> Tensors | None:
+        """The given states (layers * directions, N, H) in the order of the rows, or None."""
+        if hx is None:
+            return None
+        if self.mode == "LSTM" and (not isinstance(hx, (tuple, list)) or len(hx) != 2):
+            raise ValueError("LSTM: expected hx (h_0, c_0)")
+        given = tuple(hx) if self.mode == "LSTM" else (hx,)
+        if any(s.dim() != axes for s in given):
+            raise ValueError(
+                f"hx: expected states of {axes} axes for an input "
+                f"{'without' if axes == 2 else 'with'} a batch, got {given[0].dim()}"
+            )
+        return tuple(_reordered(s.unsqueeze(1) if axes == 2 else s, order) for s in given)
+
+    def _check(self, xs: torch.Tensor, state: Tensors | None, batch_sizes: Any) -> None:
+        """As torch.nn does it."""
+        given: Any = state
+        if state is None:
+            self.check_input(xs, batch_sizes)
+        else:
+            self.check_forward_args(xs, given if self.mode == "LSTM" else given[0], batch_sizes)
+
+    def _run(
+        self, xs: torch.Tensor, state: Tensors | None, lengths: Any = None
+    ) -> tuple[torch.Tensor, Tensors]:
+        """xs (N, T, D) -> the last layer's hs, and the states after (layers * directions, N, ·).
+
+        lengths  (N,) from the longest down; None: all T
+        """
+        mask = None
+        if lengths is not None and int(lengths[-1]) < xs.shape[1]:
+            mask = torch.arange(xs.shape[1])[None] < lengths[:, None]
+        after: list[Tensors] = []
+        for k in range(self.num_layers):
+            if k and self.dropout and self.training:
+                xs = self._dropped(xs, lengths)
+            xs, last = self._layer(k, xs, state, mask)
+            after += last
+        return xs, tuple(torch.stack(one) for one in zip(*after, strict=True))
+
+    def _dropped(self, xs: torch.Tensor, lengths: Any) -> torch.Tensor:
+        """Dropout between two layers: of the numbers, and in the order, that torch.nn drops in."""
+        if lengths is None:
+            out = xs.transpose(0, 1).contiguous()
+            return torch.nn.functional.dropout(out, self.dropout).transpose(0, 1)
+        data, *rest = pack_padded_sequence(xs, lengths, batch_first=True)
+        data = torch.nn.functional.dropout(data, self.dropout)
+        return pad_packed_sequence(PackedSequence(data, *rest), batch_first=True)[0]
+
+    def _layer(
+        self, k: int, xs: torch.Tensor, state: Tensors | None, mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, list[Tensors]]:
+        """Layer k in all directions: xs (N, T, ·) -> hs, and the states after each direction."""
+        directions = 2 if self.bidirectional else 1
+        outputs, after = [], []
+        for direction in range(directions):
+            place = k * directions + direction
+            before = None if state is None else [s[place] for s in state]
+            weights = [getattr(self, name) for name in self._all_weights[place]]
+            seen, present = (xs, mask) if not direction else (xs.flip(1), _flipped(mask))
+            there = None if present is None else present.numpy()
+            hs, last = self._runner(place)(seen, before, weights, there)
+            outputs.append(hs.flip(1) if direction else hs)
+            after.append(last)
+        return outputs[0] if directions == 1 else torch.cat(outputs, 2), after
+
+    def _runner(self, place: int) -> Runner:
+        """What runs one direction of one layer; made when it is needed first."""
+        runners = self.__dict__.setdefault("_runners", {})
+        if place not in runners:
+            family = "rnn" if self.mode.startswith("RNN") else self.mode.lower()
+            activation = "relu" if self.mode == "RNN_RELU" else "tanh"
+            names = [name.rpartition("_l")[0] for name in self._all_weights[place]]
+            runners[place] = Runner(OfTorch(family, activation, names))
+        return runners[place]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy makes its own runners."""
+        own: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        own.pop("_runners", None)
+        return own
+
+
+def _reordered(state: torch.Tensor, order: Any) -> torch.Tensor:
+    return state if order is None else state.index_select(1, order)
+
+
+def _flipped(mask: torch.Tensor | None) -> torch.Tensor | None:
+    return None if mask is None else mask.flip(1)
+
+
+class RNN(_Runs, torch.nn.RNN):
+    """torch.nn.RNN on numba_rnn's engines.
+
+    >>> import torch
+    >>> RNN(3, 5, nonlinearity="relu")(torch.ones(7, 2, 3))[0].shape
+    torch.Size([7, 2, 5])
+    """
+
+
+class LSTM(_Runs, torch.nn.LSTM):
+    """torch.nn.LSTM on numba_rnn's engines, with ``proj_size``.
+
+    >>> import torch
+    >>> LSTM(3, 5, num_layers=2, bidirectional=True)(torch.ones(7, 2, 3))[0].shape
+    torch.Size([7, 2, 10])
+    """
+
+
+class GRU(_Runs, torch.nn.GRU):
+    """torch.nn.GRU on numba_rnn's engines.
+
+    >>> import torch
+    >>> GRU(3, 5, batch_first=True)(torch.ones(2, 7, 3))[0].shape
+    torch.Size([2, 7, 5])
+    """
+
+
+class Recurrent(torch.nn.Module):
+    """A layer of any cell of numba_rnn, by name or your own, as a module.
+
+    input_size, hidden_size   D and H
+    batch_first               True (as numba_rnn has it): (N, T, D); False: (T, N, D)
+
+    Its parameters are the cell's: Wx (D, G H), Wh (H, G H), b, w, see ``cell.shapes(D, H)``.
+    ``forward(xs, state=None, mask=None)`` returns hs and the tuple of the states (N, H) after the
+    last step; mask (N, T) bool leaves out steps.
+
+    >>> import torch
+    >>> module = Recurrent("mgu", 3, 5)
+    >>> hs, (h,) = module(torch.ones(2, 7, 3))
+    >>> hs.shape, h.shape
+    (torch.Size([2, 7, 5]), torch.Size([2, 5]))
+    """
+
+    def __init__(
+        self,
+        cell: str | Cell | WrittenCell,
+        input_size: int,
+        hidden_size: int,
+        *,
+        batch_first: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        self.cell, self.batch_first = cells.get(cell), bool(batch_first)
+        self._runner = Runner(OfCell(self.cell))
+        self.input_size, self.hidden_size = input_size, hidden_size
+        for name, shape in self.cell.shapes(input_size, hidden_size).items():
+            empty = torch.empty(shape, device=device, dtype=dtype or torch.get_default_dtype())
+            self.register_parameter(name, torch.nn.Parameter(empty))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start anew: as ``TimeRecurrent.create`` does, from torch's generator."""
+        seed = int(torch.randint(2**62, ()))
+        layer = TimeRecurrent.create(
+            self.input_size, self.hidden_size, cell=self.cell, rng=seed, dtype="float64"
+        )
+        with torch.no_grad():
+            for param, start in zip(self.parameters(), layer.params, strict=True):
+                param.copy_(torch.from_numpy(start))
+
+    def extra_repr(self) -> str:
+        """What stands in the brackets."""
+        return f"{self.cell.name}, {self.input_size}, {self.hidden_size}"
+
+    def forward(self, xs: torch.Tensor, state: Any = None, mask: Any = None) -> Any:
+        """See the class."""
+        rows = xs if self.batch_first else xs.transpose(0, 1)
+        present = None if mask is None else mask.numpy()
+        hs, after = self._runner(rows, state, list(self.parameters()), present)
+        return hs if self.batch_first else hs.transpose(0, 1), after

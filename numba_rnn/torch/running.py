@@ -1,0 +1,165 @@
+"""One direction of one layer as a node of autograd.
+
+Tensors become arrays, and arrays tensors, without a copy: through NumPy on the CPU, through DLPack
+on a GPU. What runs is a layer of ``numba_rnn.layers``, which keeps in itself what backward needs,
+so that every node has one of its own; a node that is gone gives its layer back to be used again.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.autograd.function import once_differentiable
+
+from ..checks import Array
+from ..layers import TimeRecurrent
+
+
+class Form(Protocol):
+    """How the weights of a module become a layer's parameters, and its gradients theirs."""
+
+    def make(self, weights: Sequence[torch.Tensor]) -> TimeRecurrent: ...
+    def fill(self, layer: TimeRecurrent, weights: Sequence[torch.Tensor]) -> None: ...
+    def gradients(self, layer: TimeRecurrent) -> list[torch.Tensor]: ...
+
+
+class Runner:
+    """Runs one direction of one layer; may do so several times before autograd comes back."""
+
+    def __init__(self, form: Form) -> None:
+        self._form = form
+        self._free: list[_Borrowed] = []
+
+    def __call__(
+        self,
+        xs: torch.Tensor,
+        state: Sequence[torch.Tensor] | None,
+        weights: Sequence[torch.Tensor],
+        mask: Any = None,
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """xs (N, T, D) -> hs (N, T, H), and the states (N, H) after each row's last step.
+
+        state  the states before, None: zeros
+        mask   (N, T) bool array: the steps that are there; None: all
+        """
+        given = tuple(state or ())
+        keep = torch.is_grad_enabled() and any(t.requires_grad for t in (xs, *given, *weights))
+        run: Callable[..., Any] = _Node.apply if keep else _without_gradient
+        hs, *after = run(self, mask, len(given), xs, *given, *weights)
+        return hs, tuple(after)
+
+    def borrow(self, weights: Sequence[torch.Tensor], compare: bool) -> "_Borrowed":
+        """A layer with these weights that nobody else uses.
+
+        compare  look first whether the layer has them already, which takes a fraction of the time
+                 (numbers are compared: torch counts no writes through ``.data``)
+        """
+        try:
+            one = self._free.pop()
+        except IndexError:
+            one = _Borrowed(self)
+        now = [(w.shape, w.dtype, w.device) for w in weights]
+        if one.layer is None or one.sizes != now:
+            one.layer, one.sizes, one.seen = self._form.make(weights), now, None
+        elif not (compare and one.seen and all(map(torch.equal, one.seen, weights))):
+            self._form.fill(one.layer, weights)
+            one.seen = None
+        if compare and not one.seen:
+            one.seen = [weight.detach().clone() for weight in weights]
+        return one
+
+    def gradients(self, layer: TimeRecurrent) -> list[torch.Tensor]:
+        """Of the weights, after the layer's backward."""
+        return self._form.gradients(layer)
+
+
+class _Borrowed:
+    """A layer in use; when this is gone, its runner may use the layer again."""
+
+    def __init__(self, owner: Runner) -> None:
+        self._owner = owner
+        self.layer: Any = None
+        self.sizes: list[Any] = []  # of the weights that it was made for
+        self.seen: list[torch.Tensor] | None = None  # the weights that it has, if they are known
+
+    def give_back(self) -> None:
+        """Drop what the layer keeps, and let it be used again."""
+        self.layer.forget()
+        self.layer.reset_state()
+        self._owner._free.append(self)
+
+
+class _Lease:
+    """Gives a layer back when autograd has dropped its node."""
+
+    def __init__(self, borrowed: _Borrowed) -> None:
+        self.borrowed = borrowed
+
+    def __del__(self) -> None:
+        self.borrowed.give_back()
+
+
+def _forward(
+    runner: Runner,
+    mask: Any,
+    states: int,
+    xs: torch.Tensor,
+    rest: Sequence[torch.Tensor],
+    compare: bool,
+) -> tuple[_Borrowed, tuple[torch.Tensor, ...]]:
+    borrowed = runner.borrow(rest[states:], compare)
+    layer = borrowed.layer
+    if states:
+        layer.set_state(*(array_of(state) for state in rest[:states]))
+    hs = layer.forward(array_of(xs), mask=mask)
+    return borrowed, (tensor_of(hs), *map(tensor_of, layer.state))
+
+
+def _without_gradient(
+    runner: Runner, mask: Any, states: int, xs: torch.Tensor, *rest: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    borrowed, outputs = _forward(runner, mask, states, xs, rest, True)
+    borrowed.give_back()
+    return outputs
+
+
+class _Node(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, runner: Any, mask: Any, states: int, xs: Any, *rest: Any) -> Any:
+        borrowed, outputs = _forward(runner, mask, states, xs, rest, False)
+        ctx.lease, ctx.runner, ctx.states = _Lease(borrowed), runner, states
+        ctx.save_for_backward(xs)  # so that autograd sees where it is changed meanwhile
+        ctx.set_materialize_grads(False)
+        return outputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dhs: Any, *dstate: Any) -> Any:
+        (xs,) = ctx.saved_tensors
+        layer = ctx.lease.borrowed.layer
+        if dhs is None:
+            dhs = xs.new_zeros((*xs.shape[:2], layer.output_size))
+        given = [None if d is None else array_of(d) for d in dstate]
+        dxs = layer.backward(array_of(dhs), *given)
+        dstates = [tensor_of(d) for d in layer.dstate[: ctx.states]]
+        return None, None, None, tensor_of(dxs), *dstates, *ctx.runner.gradients(layer)
+
+
+def array_of(tensor: torch.Tensor) -> Array:
+    """The same memory as an array, NumPy's or CuPy's."""
+    tensor = tensor.detach()
+    if tensor.device.type == "cpu":
+        return tensor.numpy()
+    if tensor.device.type == "cuda":
+        import cupy
+
+        return cupy.from_dlpack(tensor)
+    raise ValueError(f"input: expected a tensor on the CPU or a CUDA GPU, got {tensor.device}")
+
+
+def tensor_of(array: Array) -> torch.Tensor:
+    """The same memory as a tensor."""
+    if isinstance(array, np.ndarray):
+        return torch.from_numpy(array)
+    return torch.from_dlpack(array)  # type: ignore[attr-defined]
