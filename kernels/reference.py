@@ -21,7 +21,6 @@ An engine's arrays are those of its library ``xp``. It is given no others, but f
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -242,6 +241,18 @@ class ReferenceEngine:
         gates, *_ = _pre_activations(cell, x @ Wx + bx, state, Wh, bh, w, None)
         return cell.forward(gates, state)[0]
 
+    def sample(self, cell: Cell) -> Array:
+        """What a cell makes of some fixed numbers: three steps of three units, (9,) float64.
+
+        It tells cells of one name apart, wherever and with whatever Python they run.
+        """
+        xp, shapes = self.xp, cell.shapes(2, 3).values()
+        params = [xp.cos(k + xp.arange(math.prod(s))).reshape(s) for k, s in enumerate(shapes)]
+        xs, state = xp.sin(xp.arange(6.0)).reshape(1, 3, 2), (xp.zeros((1, 3)),) * len(cell.states)
+        with np.errstate(all="ignore"):
+            hs, _, _ = self.forward(cell, xs, state, params)
+        return hs.ravel()
+
     def stream(
         self,
         layers: Sequence[tuple[Any, ...]],
@@ -457,20 +468,6 @@ class ReferenceStream:
             state[...] = new
             x = state[0]
         out[...] = x if self._affine is None else x @ self._affine[0] + self._affine[1]
-
-
-@cache
-def sample_of(cell: Cell) -> Array:
-    """What a cell makes of some fixed numbers: three steps of three units, (9,) float64.
-
-    It tells cells of one name apart, wherever and with whatever Python they run.
-    """
-    shapes = cell.shapes(2, 3).values()
-    params = [np.cos(k + np.arange(math.prod(s))).reshape(s) for k, s in enumerate(shapes)]
-    xs, state = np.sin(np.arange(6.0)).reshape(1, 3, 2), (np.zeros((1, 3)),) * len(cell.states)
-    with np.errstate(all="ignore"):
-        hs, _, _ = ReferenceEngine().forward(cell, xs, state, params)
-    return hs.ravel()
 
 
 def expect_consistent(cell: Cell, xs: Array, state: State, params: Sequence[Array]) -> None:

@@ -262,7 +262,7 @@ class TimeRecurrent(_CellLayer):
     trace       the last forward seen from inside, if it was asked for
 
     checkpoint_every   k: forward keeps only the states of every k steps, and backward computes
-                again what is between: the same gradients, bit for bit, for about a third more
+                again what is between: the same gradients, bit for bit, for about 1.4 times the
                 time and a fraction of the memory; 0, the default: all is kept. The numba engine
                 rounds k up to whole chunks, of about 256 / N steps. (On the GPU nothing is kept of
                 the steps, whatever k is, and backward runs forward again.)
