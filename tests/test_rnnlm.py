@@ -1,6 +1,7 @@
 """The language model."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -158,3 +159,66 @@ def test_a_model_that_is_not_finite_generates_nothing():
     model.params[-1][2] = np.nan
     with pytest.raises(ValueError, match=r"scores: expected finite numbers, got nan at \(2,\)"):
         model.generate(1, 3)
+
+
+@pytest.mark.parametrize("tie", [False, True])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_session_says_what_the_model_says(batch, tie):
+    for backend in BACKENDS:
+        with use_backend(backend):
+            model = Rnnlm(13, 6, 6, layers=2, tie=tie, dropout=0.5, rng=0)
+            ids = np.random.default_rng(1).integers(0, 13, (batch, 9))
+            want = model.predict(ids)
+            session = model.stream(batch)
+            tokens = ids[0] if batch == 1 else ids
+            steps = [session.step(tokens[..., t]).copy() for t in range(4)]
+            before = session.snapshot()
+            for _ in range(2):
+                rest = session.step_many(tokens[..., 4:])
+                session.restore(before)
+            got = np.concatenate([np.stack(steps, axis=-2), rest], axis=-2)
+            np.testing.assert_allclose(got.reshape(want.shape), want, rtol=1e-5, atol=1e-5)
+            session.reset(rows=[0])
+            first = session.step(tokens[..., 0]).reshape(batch, -1)[0]
+            np.testing.assert_allclose(first, want[0, 0], rtol=1e-5, atol=1e-5)
+
+
+def test_sessions_run_side_by_side():
+    model = Rnnlm(13, 6, 33, rng=0)
+    texts = np.random.default_rng(1).integers(0, 13, (6, 200))
+    alone = [model.stream().step_many(text) for text in texts]
+
+    def read(text):
+        session = model.stream()
+        return np.stack([session.step(token).copy() for token in text])
+
+    with ThreadPoolExecutor(6) as pool:
+        for want, got in zip(alone, pool.map(read, texts), strict=True):
+            np.testing.assert_array_equal(got, want)
+
+
+def test_a_session_takes_the_model_as_it_is_when_asked():
+    model = Rnnlm(13, 6, 6, rng=0)
+    session = model.stream()
+    before = session.step(3).copy()
+    model.embedding.params[0][3] += 1.0
+    session.reset()
+    np.testing.assert_array_equal(session.step(3), before)
+    session.refresh()
+    session.reset()
+    assert np.abs(session.step(3) - before).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("tokens", "error", "says"),
+    [
+        (13, ValueError, "tokens: expected numbers from 0 to 12, got 13"),
+        (-1, ValueError, "got -1"),
+        (1.0, TypeError, "tokens: expected an integer array"),
+        ([1, 2], ValueError, r"tokens: expected shape \(\), got \(2,\)"),
+    ],
+)
+def test_what_is_no_token_is_refused(tokens, error, says):
+    session = Rnnlm(13, 6, 6, rng=0).stream()
+    with pytest.raises(error, match=says):
+        session.step(tokens)

@@ -29,6 +29,7 @@ from ..layers import (
 )
 from ..layers.initialisers import INITS, Seed, generator
 from ..layers.losses import perplexity_of
+from ..streaming import Stream
 from ..training.bptt import TruncatedBPTT
 
 
@@ -285,6 +286,17 @@ class Rnnlm:
         W, b = self.affine.params
         return to_host((x @ W + b)[0])
 
+    def stream(self, batch: int = 1, **options: Any) -> "TokenStream":
+        """A session of its own, which reads tokens as they come; see ``TokenStream``.
+
+        options  those of ``numba_rnn.Stream``: threads, bfloat16
+
+        >>> session = Rnnlm(vocab_size=11, embed_size=4, hidden_size=6, rng=0).stream()
+        >>> session.step(3).shape
+        (11,)
+        """
+        return TokenStream(self, batch, **options)
+
     # ---- checkpoints
 
     def arrays(self) -> dict[str, Array]:
@@ -324,6 +336,43 @@ class Rnnlm:
             layer.reset_state()
             if all(key in arrays for key in keys):
                 layer.set_state(*(arrays[key] for key in keys))
+
+
+class TokenStream(Stream):
+    """A language model that reads tokens as they come, and says what it expects next.
+
+    ``step`` and ``step_many`` take tokens in place of vectors and return scores before softmax:
+    step(3) -> (V,), step_many(tokens (T,)) -> (T, V); for a batch step((N,)) -> (N, V),
+    step_many((N, T)) -> (N, T, V). Snapshots, ``reset(rows)``, ``refresh()`` and the rest are
+    those of ``Stream``. Sessions of one model have nothing in common but the model: each may have
+    a thread of its own.
+    """
+
+    def __init__(self, model: Rnnlm, batch: int = 1, **options: Any) -> None:
+        self._model = model
+        super().__init__([*model.recurrent, model.affine], batch, **options)
+
+    def _embedded(self, tokens: Any, shape: tuple[int | str, ...]) -> Array:
+        tokens = np.asarray(tokens)
+        expect_ids("tokens", tokens, shape, self._model.config["vocab_size"])
+        return self._embedding[tokens]
+
+    def refresh(self) -> None:
+        """Take the model's parameters as they are now; the state stays."""
+        super().refresh()
+        self._embedding = self._model.embedding.params[0].copy()
+
+    def step(self, tokens: Any) -> Array:
+        """One token, or (N,) for a batch -> scores (V,) or (N, V), overwritten by the next step.
+
+        Raises TypeError or ValueError for what is no token.
+        """
+        return super().step(self._embedded(tokens, () if self.batch == 1 else (self.batch,)))
+
+    def step_many(self, tokens: Any, out: Array | None = None) -> Array:
+        """Many: (T,) or (N, T) tokens -> scores (T, V) or (N, T, V)."""
+        shape: tuple[int | str, ...] = ("T",) if self.batch == 1 else (self.batch, "T")
+        return super().step_many(self._embedded(tokens, shape), out)
 
 
 def _sample(scores: Array, temperature: float, top_k: int, random: np.random.Generator) -> int:
