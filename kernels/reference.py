@@ -104,8 +104,9 @@ class ReferenceEngine:
         bh = None if cell.biases == 1 else b[1]
         for t in times:
             state = reset_before(steps, t, state)
+            live = None if steps.mask is None else steps.mask[:, t, None]
             gates, operand, normalised = _pre_activations(
-                cell, x_side[:, t], state, Wh, bh, w, steps.scale
+                cell, x_side[:, t], state, Wh, bh, w, steps.scale, live
             )
             new, saved = cell.forward(gates, state)
             after, output = _settle(steps, t, new, state)
@@ -169,6 +170,7 @@ class ReferenceEngine:
                 else:
                     doperand = _fuse(dgates, cell.recurrent_gates[early:]) @ Wh_operand.T * scale
                 dgates, dprev = cell.operand_backward(doperand, dgates, dprev, step_saved, state)
+                dgates, dprev = _only(live, dgates), _only(live, dprev)
             dgates = _denormalised(dgates, normalised, early_gates)
 
             if early:
@@ -233,13 +235,27 @@ class ReferenceEngine:
         ]
         return gates, inside, tuple(np.stack(states, axis=1) for states in zip(*after, strict=True))
 
-    def step(self, cell: Cell, x: Array, state: State, params: Sequence[Array]) -> State:
-        """One step x (N, D), nothing kept for backward. Returns the state after it, (N, H) each."""
+    def step(
+        self,
+        cell: Cell,
+        x: Array,
+        state: State,
+        params: Sequence[Array],
+        zoneout: Sequence[float] = (),
+    ) -> State:
+        """One step x (N, D), nothing kept for backward. Returns the state after it, (N, H) each.
+
+        zoneout  as ``Steps`` has it: of each state the share that stays as it was; empty: none
+        """
         expect_consistent(cell, x[:, None], state, params)
         Wx, Wh, b, w = cell.complete(params)
         bx, bh = (b, None) if cell.biases == 1 else b
         gates, *_ = _pre_activations(cell, x @ Wx + bx, state, Wh, bh, w, None)
-        return cell.forward(gates, state)[0]
+        new = cell.forward(gates, state)[0]
+        if not zoneout:
+            return new
+        shares = zip(zoneout, state, new, strict=True)
+        return tuple(share * old + (1 - share) * value for share, old, value in shares)
 
     def sample(self, cell: Cell) -> Array:
         """What a cell makes of some fixed numbers: three steps of three units, (9,) float64.
@@ -461,11 +477,7 @@ class ReferenceStream:
 
     def _advance(self, x: Array, out: Array) -> None:
         for layer, state in zip(self._layers, self.state, strict=True):
-            new = self._engine.step(layer.cell, x, tuple(state), layer.params)
-            if layer.zoneout:
-                shares = zip(layer.zoneout, state, new, strict=True)
-                new = tuple(share * old + (1 - share) * value for share, old, value in shares)
-            state[...] = new
+            state[...] = self._engine.step(layer.cell, x, tuple(state), layer.params, layer.zoneout)
             x = state[0]
         out[...] = x if self._affine is None else x @ self._affine[0] + self._affine[1]
 
@@ -501,9 +513,14 @@ def _pre_activations(
     bh: Array | None,
     w: Array,
     scale: Array | None,
+    live: Array | None = None,
 ) -> tuple[tuple[Array, ...], Array | None, Normalised]:
     """The pre-activation (N, H) of every gate, the operand of the second product if any, and
-    how gates were normalised."""
+    how gates were normalised.
+
+    live  (N, 1), the rows whose step is there: the operand of the others, which may be anything,
+          is 0, as it takes part in the gradient of Wh
+    """
     h = state[0] if scale is None else state[0] * scale
     H = Wh.shape[0]
     early = len(cell.recurrent_gates) - len(cell.second)
@@ -529,7 +546,7 @@ def _pre_activations(
     normalise({*cell.gates} - waiting)
     if cell.operand is None:
         return tuple(gates), None, normalised
-    operand = cell.operand(tuple(gates), state)
+    (operand,) = _only(live, (cell.operand(tuple(gates), state),))
     if cell.fed:
         gates[cell.gates.index(cell.fed[0])], operand = operand, None
     else:

@@ -385,7 +385,7 @@ def main() -> None:
         app()
     except (
         BackendError, CheckpointError, TrainingDiverged, FileExistsError, OSError, TypeError,
-        ValueError, MemoryError,
+        ValueError, ImportError, MemoryError,
     ) as error:  # fmt: skip
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", []))
         typer.secho(f"error: {error}{notes}", fg=typer.colors.RED, err=True)

@@ -53,6 +53,8 @@ def cell(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     normalised      gates whose pre-activation arrives normalised over the H units of a row (layer
                     normalisation): (a - mean(a)) / sqrt(var(a) + 1e-5), each gate by itself.
                     Gain and shift are weights: ``f = sigmoid(gain_f * f + shift_f)``
+    joined          states that mean something only together, as sLSTM's c, n and the exponent m
+                    that both are divided by; zoneout leaves them alone
     biases          1: on the input side; 2: on both sides
     bias_start      where a gate's bias starts, by name: a number, or (low, high) to draw it from
     weight_start    where a weight starts, likewise
@@ -92,7 +94,8 @@ def time_layer(cell: str | Cell | WrittenCell) -> type[TimeRecurrent]:
     """The layer of a cell, unrolled over time, as TimeLSTM is that of the LSTM.
 
     Its constructor takes the parameters that ``cell.shapes(D, H)`` names, and ``stateful``; every
-    state and its gradient are attributes by their names (``layer.c``, ``layer.dc``).
+    state and its gradient are attributes by their names (``layer.c``, ``layer.dc``), but for those
+    whose name means something else in every layer (``trace``, ``params`` ...).
 
     >>> import numpy as np
     >>> TimeMgu = time_layer("mgu")
@@ -110,11 +113,16 @@ def time_layer(cell: str | Cell | WrittenCell) -> type[TimeRecurrent]:
                         else getattr(self, arrays)[k])  # fmt: skip
 
     def reduce(self: Any) -> Any:  # the class has no name by which pickle would find it
-        return _made_again, (found,), self.__dict__
+        if type(self) is not made:
+            return TimeRecurrent.__reduce__(self)
+        return _made_again, (found,), self.__getstate__()
 
-    states = list(enumerate(found.states))[1:]
-    members: dict[str, Any] = {name: part("", k) for k, name in states}
-    members |= {f"d{name}": part("d", k) for k, name in states}
+    members: dict[str, Any] = {}
+    for k, state in enumerate(found.states):
+        members |= {state: part("", k), f"d{state}": part("d", k)}
+    # what every layer has, in __init__ too, keeps its name: such a state is in ``state`` alone
+    taken = {*dir(TimeRecurrent), *vars(TimeRecurrent.create(1, 1, cell=found, rng=0))}
+    members = {name: member for name, member in members.items() if name not in taken}
     params = ", ".join(f"{name} {shape}" for name, shape in found.shapes(1, 1).items())
     members |= {
         "__doc__": f"{found!r} over a block of time; parameters, for D 1 and H 1: {params}.",
@@ -124,7 +132,8 @@ def time_layer(cell: str | Cell | WrittenCell) -> type[TimeRecurrent]:
         "_select": staticmethod(lambda options: found),
     }
     name = "Time" + "".join(word.capitalize() for word in found.name.split("_"))
-    return type(name, (TimeRecurrent,), members)
+    made = type(name, (TimeRecurrent,), members)
+    return made
 
 
 def _made_again(cell: Cell) -> TimeRecurrent:

@@ -124,6 +124,12 @@ class Stream:
         names = " -> ".join(type(layer).__name__ for layer in self.layers)
         return f"Stream({names}, D {self.input_size}, O {self.output_size}, batch {self.batch})"
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            "a stream cannot be copied or pickled, compiled code knows where its memory lies: make "
+            "another one, and other.restore(stream.snapshot())"
+        )
+
     # ---- running
 
     def step(self, x: Array) -> Array:

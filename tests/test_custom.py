@@ -10,6 +10,7 @@ import numba_rnn as rnn
 from helpers import BACKENDS, central_differences, relative_error
 from numba_rnn import cells, diagnostics, jobs, use_backend
 from numba_rnn.functions import sigmoid, tanh
+from numba_rnn.layers.base import ForwardFirst
 from numba_rnn.models import Rnnlm
 
 
@@ -152,6 +153,10 @@ def test_mistakes_are_told_with_what_to_write(step, says):
 # ---- copies
 
 
+def pickled(x):
+    return pickle.loads(pickle.dumps(x))
+
+
 def layers():
     yield rnn.TimeLSTM.create(3, 4, rng=0)
     yield rnn.TimeBiGRU.create(3, 4, rng=0)
@@ -159,7 +164,7 @@ def layers():
     yield rnn.Stacked.create(3, 4, layer=own, rng=0)
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
 def test_layers_are_copied_and_pickled(registered, copied):
     xs = np.ones((2, 5, 3), np.float32)
     for layer in layers():
@@ -172,6 +177,84 @@ def test_layers_are_copied_and_pickled(registered, copied):
     model = copied(Rnnlm(11, 4, 4, cell="mgu", tie=True, rng=0))
     model.params[0][...] = 3
     assert (model.affine.params[0] == 3).all()  # still one array
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, copy.copy, lambda x: pickle.loads(pickle.dumps(x))]
+)
+def test_a_copy_has_nothing_of_what_forward_keeps(registered, backend, copied):
+    """It lies in memory that compiled code knows by its address."""
+    rng = np.random.default_rng(0)
+    xs, dhs = (rng.standard_normal((2, 50, n)).astype(np.float32) for n in (3, 4))
+    with use_backend(backend):
+        for layer in (rnn.TimeLSTM.create(3, 4, rng=0), rnn.time_layer(own).create(3, 4, rng=0)):
+            layer.forward(xs)
+            want = layer.backward(dhs)
+            layer.forward(xs, trace=True)
+            other = copied(layer)
+            assert other.trace is None
+            with pytest.raises(ForwardFirst):
+                other.backward(dhs)
+            del other
+            for _ in range(2):
+                rnn.TimeLSTM.create(3, 4, rng=1).forward(2 * xs)
+            np.testing.assert_array_equal(layer.backward(dhs), want)
+
+
+def test_a_model_is_copied_between_forward_and_backward():
+    model = Rnnlm(11, 4, 4, layers=2, dropout=0.2, tie=True, rng=0)
+    ids = np.arange(10).reshape(2, 5)
+    model.forward(ids, ids + 1)
+    other = copy.deepcopy(model)
+    model.backward()
+    assert other.forward(ids, ids, train_flg=False) != model.forward(ids, ids + 1, train_flg=False)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy, pickle.dumps])
+def test_a_stream_is_not_copied(copied):
+    stream = rnn.TimeLSTM.create(3, 4, rng=0).stream()
+    with pytest.raises(TypeError, match=r"restore\(stream\.snapshot\(\)\)"):
+        copied(stream)
+
+
+def test_a_subclass_of_a_cells_layer_is_copied_as_it_is(registered):
+    class Mine(rnn.time_layer(own)):
+        def forward(self, xs, **options):
+            return 2 * super().forward(xs, **options)
+
+    layer, xs = Mine.create(3, 4, rng=0), np.ones((2, 5, 3), np.float32)
+    other = copy.deepcopy(layer)
+    assert type(other) is Mine
+    np.testing.assert_array_equal(other.forward(xs), layer.forward(xs))
+
+
+def test_states_may_have_the_names_of_what_every_layer_has():
+    @rnn.cell(states="h trace params type step")
+    def crowded(a, h, trace, params, type, step):  # noqa: A002
+        return tanh(a + trace), 0.5 * trace + a, h, params, type
+
+    layer = rnn.time_layer(crowded).create(3, 4, rng=0, stateful=True)
+    xs = np.ones((2, 5, 3), np.float32)
+    hs = layer.forward(xs, trace=True)
+    dxs = layer.backward(np.ones_like(hs))
+    assert dxs.dtype == layer.dtype == np.float32
+    assert layer.trace.states["trace"].shape == (2, 5, 4)
+    assert len(layer.params) == 3
+    np.testing.assert_array_equal(layer.step(xs[:, 0]), layer.h)
+    assert len(layer.state) == 5
+
+
+def test_a_cell_takes_the_place_of_another():
+    first, second = (rnn.cell(name="again")(lambda a, h: tanh(a + h)) for _ in range(2))
+    try:
+        cells.register(first)
+        with pytest.raises(ValueError, match="replace=True takes its place"):
+            cells.register(second)
+        cells.register(second, replace=True)
+        assert cells.get("again") is second.cell
+    finally:
+        del cells._registry()["again"]
 
 
 def test_a_cell_nobody_knows_is_copied_but_not_pickled():

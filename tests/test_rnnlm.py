@@ -9,6 +9,7 @@ import pytest
 from helpers import BACKENDS, FORMS, central_differences, relative_error
 from numba_rnn import cells, use_backend
 from numba_rnn.models import Rnnlm
+from numba_rnn.training import SGD
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -128,6 +129,23 @@ def test_arrays_round_trip_and_refuse_another_model():
         Rnnlm(14, 4, 6, layers=2).load_arrays(one.arrays())
     with pytest.raises(TypeError, match=r"param/recurrent2\.Wx: expected an array"):
         Rnnlm(13, 4, 6, layers=3).load_arrays(one.arrays())
+
+
+def test_what_a_layer_learns_later_is_the_models_too():
+    model = Rnnlm(13, 4, 6, layers=2, zoneout={"h": 0.1, "c": 0.3}, rng=0)
+    assert model.config["zoneout"] == {"h": 0.1, "c": 0.3}
+    model.recurrent[1].learn_initial_state()
+    ids = np.arange(10).reshape(2, 5)
+    model.forward(ids, ids)
+    model.backward()
+    assert [p.shape for p in model.params] == [g.shape for g in model.grads]
+    SGD(0.5).update(model.params, model.grads)
+    assert model.recurrent[1].params[-1].any()
+    other = Rnnlm(**model.config, rng=1)
+    other.load_arrays(model.arrays())
+    for m in (model, other):
+        m.reset_state()
+    np.testing.assert_array_equal(model.predict(ids), other.predict(ids))
 
 
 def test_engines_agree_on_a_long_text():

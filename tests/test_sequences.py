@@ -570,6 +570,15 @@ def test_steps_have_zoneouts_expected_value(backend):
     assert np.abs(want - plain).max() > 1e-3
 
 
+def test_zoneout_leaves_states_alone_that_mean_something_only_together():
+    layer = rnn.time_layer("slstm").create(3, 5, rng=0)
+    for rates in (0.1, {"c": 0.1}, {"m": 0.1}):
+        with pytest.raises(ValueError, match=r"zoneout: expected 0 for c, n, m, .* got 0.1 for"):
+            layer.regularise(zoneout=rates)
+    hs = layer.regularise(zoneout={"h": 0.3}, rng=1).forward(numbers(2, 50, 3).astype(np.float32))
+    assert np.abs(hs).max() <= 1
+
+
 @each_backend
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("below", [rnn.TimeLSTM, rnn.TimeGRU])
@@ -628,7 +637,10 @@ def test_a_language_models_regularisers_act_in_training_only():
 def test_a_trace_and_the_memory_dial_change_nothing(backend, make):
     """Of any layer, in use with all that steps can have."""
     rng = np.random.default_rng(0)
-    xs, mask = rng.standard_normal((5, 23, 3)), rng.random((5, 23)) < 0.7
+    N, T = 40, 31  # several chunks, of 256 rows, on the numba engine
+    xs, mask, resets = rng.standard_normal((N, T, 3)), rng.random((N, T)) < 0.7, None
+    if make != "stack":
+        resets = rng.random((N, T)) < 0.1
     with use_backend(backend):
 
         def run(every, trace):
@@ -638,18 +650,33 @@ def test_a_trace_and_the_memory_dial_change_nothing(backend, make):
                 net = make.create(3, 6, rng=1, dtype="f8")
             net.regularise(zoneout=0.2, recurrent_dropout=0.2, rng=2)
             net.checkpoint_every = every
-            hs = net.forward(xs, mask=mask, trace=trace)
+            seen = xs.copy()
+            hs = net.forward(seen, mask=mask, resets=resets, trace=trace)
             dxs = net.backward(np.cos(hs))
+            for param in net.params:
+                param *= 0.5  # as an optimiser does, before anybody looks
+            seen[...] = 7
             return net, [hs, dxs, *net.grads]
 
         _, want = run(0, False)
-        net, got = run(4, True)
+        net, got = run(7, True)
+        plainly, _ = run(0, True)
     np.testing.assert_equal(got, want)
     for layer in getattr(net, "recurrent", [net]):
         trace = layer.trace
         for arrays in (trace.gates, trace.pre_activations, trace.states, trace.gradients):
             assert arrays
-            assert all(array.shape == (5, 23, 6) for array in arrays.values())
+            assert all(array.shape == (N, T, 6) for array in arrays.values())
+    for one, other in zip(
+        getattr(net, "recurrent", [net]), getattr(plainly, "recurrent", [plainly]), strict=True
+    ):
+        for name in ("gates", "pre_activations", "states", "before", "gradients"):
+            np.testing.assert_equal(getattr(one.trace, name), getattr(other.trace, name))
+    if make is rnn.TimeLSTM:
+        there = mask[..., None]
+        np.testing.assert_allclose(
+            np.where(there, net.trace.states["h"], 0), np.where(there, got[0], 0), atol=1e-12
+        )
 
 
 @each_backend

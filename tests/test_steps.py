@@ -28,7 +28,8 @@ from helpers import (
     relative_error,
     start,
 )
-from numba_rnn import cells, use_backend
+from numba_rnn import cell, cells, use_backend
+from numba_rnn.functions import sqrt, tanh
 from numba_rnn.kernels import draws
 from numba_rnn.kernels.cpu import plans
 from numba_rnn.kernels.reference import ReferenceEngine
@@ -177,6 +178,40 @@ def test_nothing_particular_is_the_plain_pass_bit_for_bit(backend, name):
         plain, same = outcome(engine, p, PLAIN), outcome(engine, p, full)
     assert not same.pop("dinitial").any()
     np.testing.assert_equal(same, plain)
+
+
+@cell
+def turned(a, h):
+    return h / sqrt(h * h + a * a)
+
+
+def turn(r, h):
+    return h / sqrt(h * h + r * r)
+
+
+@cell(second="a", operand=turn)
+def turned_twice(r, a, h):
+    return tanh(a + r + h / sqrt(h * h + r * r))
+
+
+@pytest.mark.parametrize("backend", ALL_ENGINES)
+@pytest.mark.parametrize("own", [turned, turned_twice])
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # in the emulator's threads
+def test_infinite_derivatives_at_steps_left_out_count_for_nothing(backend, own):
+    """Where a row begins late state and pre-activation are 0, and 0 / sqrt(0) has no slope."""
+    p = random_problem(own.cell, 3, 6, 2, 5, np.float64)
+    b, h = p.params[2], p.state[0]
+    b[...], h[1], p.xs[1, :2] = 0, 0, 0
+    mask = np.ones((3, 6), bool)
+    mask[1, :2] = False
+    h[1] = 0
+    steps = Steps(mask=mask)
+    with np.errstate(all="ignore"):
+        want = outcome(ReferenceEngine(), p, steps)
+        with use_backend(backend, strict=True) as engine:
+            got = outcome(engine, p, steps)
+    assert all(np.isfinite(want[name]).all() for name in ("dWx", "dWh", "db", "dxs"))
+    assert disagreements(got, want, 1e-12) == {}
 
 
 @pytest.mark.parametrize("features", [set(), set(FEATURES) - {"expected"}])

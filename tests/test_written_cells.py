@@ -674,6 +674,37 @@ def test_a_wrong_backward_is_caught():
         by_hand(wrong_backward).check()
 
 
+def test_a_wrong_backward_that_few_numbers_reach_is_caught():
+    def backward(dstate, saved, state):
+        a, h = saved
+        da = dstate[0] * dtanh(h)
+        return (where(a > 1.2, 7.0 * da, da),), (None,)
+
+    @cell(backward=backward, saved=("a", "h"))
+    def mine(a, h):
+        h = tanh(a)
+        return 1 * h
+
+    with pytest.raises(AssertionError, match="gradients are off"):
+        mine.check()
+
+
+def test_kinks_are_no_fault():
+    @cell
+    def kinked(a, h):
+        return hard_sigmoid(3 * a) + relu(a - 0.1) - maximum(h, 0.2)
+
+    assert kinked.check() < 1e-6
+
+
+def test_large_constants_stay_floats():
+    @cell
+    def steep(a, h):
+        return tanh(a * 1e20 + h)
+
+    assert "1e+20" in steep.source("backward")
+
+
 def test_numbers_that_are_not_finite_are_caught():
     @cell
     def log_of_a_negative(a, h):

@@ -33,15 +33,21 @@ def names() -> list[str]:
     return sorted(_registry())
 
 
-def register(cell: Cell | WrittenCell) -> None:
+def register(cell: Cell | WrittenCell, *, replace: bool = False) -> None:
     """Let a cell of one's own be found by its name, by models and their checkpoints too.
+
+    replace  True: in place of another one of that name, such as the one that you have just changed
 
     Raises ValueError where another cell has that name.
     """
     if not isinstance(cell, Cell | WrittenCell):
         raise TypeError(f"cell: expected a cell, got {cell!r}")
+    if replace:
+        _registry()[cell.name] = cell
     if _registry().setdefault(cell.name, cell) is not cell:
-        raise ValueError(f"cell: there is one named {cell.name!r} already")
+        raise ValueError(
+            f"cell: there is one named {cell.name!r} already; replace=True takes its place"
+        )
 
 
 def get(cell: str | Cell | WrittenCell) -> Cell:

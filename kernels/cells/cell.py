@@ -82,6 +82,8 @@ class Cell:
     fed             one gate at most, in place of ``second``: its pre-activation is ``operand``,
                     which does not look at that gate; no product and no bias
     normalised      gates that are normalised over the units of a row
+    joined          states that mean something only together, as a number and its exponent do:
+                    zoneout, which keeps or renews each by itself, leaves them alone
     weights         the last of ``gates``: parameters, one number a unit
     biases          1: one bias, on the input side; 2: one on each side, b is (2, gates * H)
     shown           names of what there is to see inside, where that is not what is saved
@@ -104,6 +106,7 @@ class Cell:
     operand_backward: Callable[..., tuple[Numbers, Numbers]] | None = None
     fed: tuple[str, ...] = ()
     normalised: tuple[str, ...] = ()
+    joined: tuple[str, ...] = ()
     weights: tuple[str, ...] = ()
     biases: int = 1
     shown: tuple[str, ...] = ()
@@ -121,7 +124,7 @@ class Cell:
 
     def _check_names(self) -> None:
         some = "input_only", "recurrent_only", "second", "fed", "normalised"
-        for role in ("gates", "states", "saved", *some, "weights"):
+        for role in ("gates", "states", "saved", *some, "weights", "joined"):
             names = getattr(self, role)
             if not isinstance(names, tuple) or not all(isinstance(n, str) for n in names):
                 raise self._refuse(f"{role}: expected a tuple of names, got {names!r}")
@@ -139,6 +142,9 @@ class Cell:
             unknown = sorted(set(getattr(self, role)) - set(gates))
             if unknown:
                 raise self._refuse(f"{role}: expected some of {gates}, got {unknown}")
+        unknown = sorted(set(self.joined) - set(self.states))
+        if unknown:
+            raise self._refuse(f"joined: expected some of {self.states}, got {unknown}")
         unknown = sorted(set(self.weight_start) - set(self.weights))
         if unknown:
             raise self._refuse(f"weight_start: expected some of {self.weights}, got {unknown}")

@@ -8,7 +8,7 @@ from ..functions import exp, log_sigmoid, maximum, sigmoid, tanh
 from .written import cell
 
 
-@cell(states="h c n m", bias_start={"f": 1.0})
+@cell(states="h c n m", joined="c n m", bias_start={"f": 1.0})
 def slstm(f, i, z, o, h, c, n, m):
     log_f = log_sigmoid(f) + m
     m = maximum(log_f, i)

@@ -82,8 +82,16 @@ class NumbaEngine(ReferenceEngine):
     def dropout(self, seed: int, shape: tuple[int, int], rate: float, dtype: Any) -> Array:
         return dropout(seed, shape, rate, dtype)
 
-    def step(self, cell: Cell, x: Array, state: State, params: Sequence[Array]) -> State:
-        return self.forward(cell, x[:, None], state, params)[1]
+    def step(
+        self,
+        cell: Cell,
+        x: Array,
+        state: State,
+        params: Sequence[Array],
+        zoneout: Sequence[float] = (),
+    ) -> State:
+        steps = Steps(zoneout=zoneout) if zoneout else PLAIN
+        return self.forward(cell, x[:, None], state, params, steps)[1]
 
     def stream(
         self,

@@ -145,7 +145,8 @@ def _early_step(plan, chunk, k, n0, n1, u0, u1):
         call(plan.operand_piece, (
             u0, u1, plan.units, plan.H, n1 - n0, x_side, x_panel, e_side, e_panel,
             plan.b, plan.b_row, state + skip, panel,
-            out, out_panel, plan.particular, n0, given + skip, given_panel,
+            out, out_panel, plan.particular, chunk * plan.steps + k, n0,
+            given + skip, given_panel,
         ))  # fmt: skip
 
 

@@ -30,7 +30,6 @@ from .lowering import (
     load_gradients,
     load_saved,
     load_states,
-    operand,
     operand_backward,
     prefetch_saved,
     put_normalised,
@@ -40,7 +39,17 @@ from .lowering import (
     store_saved,
     store_states,
 )
-from .settling import mark_scaled, resettle, scaled_operand, settle, unsettle
+from .settling import (
+    mark_scaled,
+    no_gradients,
+    no_state,
+    only_live,
+    operand_if_live,
+    resettle,
+    scaled_operand,
+    settle,
+    unsettle,
+)
 from .simd import VECTOR_BYTES, lanes_of, load, load_part, store, store_part
 
 
@@ -78,8 +87,8 @@ def operand_gates(frame):
     """A piece: what the second product of a step multiplies."""
     (
         first, end, units, H, rows, x_side, x_panel, e_side, e_panel,
-        b, b_row, state, state_panel, out, out_panel, particular, first_row, given, given_panel,
-    ) = arguments(frame, 19)  # fmt: skip
+        b, b_row, state, state_panel, out, out_panel, particular, t, first_row, given, given_panel,
+    ) = arguments(frame, 20)  # fmt: skip
     W = lanes_of(frame)
     for u in range(first, end):
         lanes = H - u * W
@@ -92,7 +101,7 @@ def operand_gates(frame):
                 frame, gates, given + u * given_panel + row, (units + 1) * given_panel
             )
             before = load_states(frame, state + u * state_panel + row, units * state_panel)
-            number = operand(frame, gates, before)
+            number = operand_if_live(frame, particular, t, first_row + n, gates, before)
             number = scaled_operand(frame, particular, first_row + n, u, lanes, number)
             store(number, out + u * out_panel + row)
 
@@ -130,6 +139,9 @@ def backward_gates(frame):
             )  # fmt: skip
             before = load_states(frame, state + u * state_panel + row, units * state_panel)
             dgates, dold = backward(frame, dnew, keep, before)
+            none = no_gradients(frame)
+            dgates = only_live(frame, particular, t, first_row + n, dgates, none)
+            dold = only_live(frame, particular, t, first_row + n, dold, no_state(frame))
             store_gradients(frame, dgates, delta + u * delta_panel + row, units * delta_panel)
             store_states(frame, resettle(frame, dold, held), here, units * dstate_panel)
 
@@ -139,8 +151,8 @@ def operand_backward_gates(frame):
     (
         first, end, units, rows, doperand, doperand_panel, dstate, dstate_panel,
         state, state_panel, after, after_panel, saved, saved_panel, delta, delta_panel, H, w,
-        particular, first_row, given, given_panel,
-    ) = arguments(frame, 22)  # fmt: skip
+        particular, t, first_row, given, given_panel,
+    ) = arguments(frame, 23)  # fmt: skip
     W = lanes_of(frame)
     for u in range(first, end):
         for n in range(rows):
@@ -157,6 +169,8 @@ def operand_backward_gates(frame):
             before = load_states(frame, state + u * state_panel + row, units * state_panel)
             incoming = load(frame, doperand + u * doperand_panel + row)
             incoming = scaled_operand(frame, particular, first_row + n, u, H - u * W, incoming)
-            dgates, dold = operand_backward(frame, incoming, dgates, dold, keep, before)
+            more, old = operand_backward(frame, incoming, dgates, dold, keep, before)
+            dgates = only_live(frame, particular, t, first_row + n, more, dgates)
+            dold = only_live(frame, particular, t, first_row + n, old, dold)
             store_gradients_but_late(frame, dgates, gradients, units * delta_panel)
             store_states(frame, dold, here, units * dstate_panel)

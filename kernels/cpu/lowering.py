@@ -221,7 +221,7 @@ def prefetch_saved(typing, frame, start, stride, before, before_stride, dhs, giv
     return types.void(frame, *[types.int64] * 7), codegen
 
 
-def _emit_members(builder, vector, kinds, members):
+def emit_members(builder, vector, kinds, members):
     """A tuple's vectors, None being zero; what is no vector is refused."""
     for kind in kinds:
         if kind not in (vector, types.none):
@@ -239,7 +239,7 @@ def tuple_of_states(typing, frame, values):
     kind = types.UniTuple(VectorType(frame.dtype), len(values))
 
     def codegen(context, builder, signature, args):
-        members = _emit_members(builder, kind.dtype, values, args[1])
+        members = emit_members(builder, kind.dtype, values, args[1])
         return context.make_tuple(builder, kind, members)
 
     return kind(frame, values), codegen
@@ -253,7 +253,7 @@ def _storing(choose):
         vector = VectorType(frame.dtype)
 
         def codegen(context, builder, signature, args):
-            members = _emit_members(builder, vector, values, args[1])
+            members = emit_members(builder, vector, values, args[1])
             for member, place in zip(members, choose(frame.layout), strict=True):
                 if place is not None:
                     emit_store(

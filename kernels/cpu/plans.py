@@ -312,6 +312,9 @@ class Kept:
             memory, address = aligned(size, dtype)
         self.memory, self.address = memory, address
 
+    def __reduce__(self) -> Any:
+        raise TypeError("what a pass keeps cannot be copied: compiled code knows where it lies")
+
     def __del__(self) -> None:
         if not self.spare and hasattr(self, "memory"):
             self.spare.append((self.memory, self.address))

@@ -6,7 +6,8 @@ masks, resets, zoneout, a scale of h, a trace, whatever a pass has of them. Then
 third time for backward of steps that are TRACED and have nothing else.)
 
     forward     gates -> the cell -> settle -> state after, hs        then mark_scaled
-    backward    dhs, dstate, through_h -> unsettle -> the cell, and what passes it by -> resettle
+    backward    dhs, dstate, through_h -> unsettle -> the cell -> only_live, and what passes the
+                cell by -> resettle
 
 Random masks are hashes, 16 or 8 units at a time: ``kernels/draws.py`` defines them.
 """
@@ -19,7 +20,7 @@ from numba.extending import intrinsic, overload, register_jitable
 
 from .. import draws
 from .frames import ANYTHING, TRACED, record_at
-from .lowering import member_address, tuple_of_states
+from .lowering import emit_members, member_address, operand, tuple_of_states
 from .simd import (
     MaskType,
     VectorType,
@@ -192,6 +193,42 @@ def _unsettle(frame, particular, t, n, u, lanes, dh, through, dstate):
     return dstate, held
 
 
+def only_live(frame, particular, t, n, values, otherwise):
+    """Gradients that came through the cell; where a step is left out, what else there is.
+
+    What the cell made there counts for nothing, and its derivative may be infinite.
+    """
+    raise NotImplementedError("it exists as compiled code only")
+
+
+@overload(only_live, strict=False)
+def _(frame, particular, t, n, values, otherwise):
+    if frame.particular != ANYTHING:
+        return lambda frame, particular, t, n, values, otherwise: values
+
+    def select(frame, particular, t, n, values, otherwise):
+        return choose_all(_left_out(_read(particular), t, n), otherwise, values)
+
+    return select
+
+
+def operand_if_live(frame, particular, t, n, gates, state):
+    """The operand; 0 where a step is left out, as it takes part in the gradient of Wh."""
+    raise NotImplementedError("it exists as compiled code only")
+
+
+@overload(operand_if_live, strict=False)
+def _(frame, particular, t, n, gates, state):
+    if frame.particular != ANYTHING:
+        return lambda frame, particular, t, n, gates, state: operand(frame, gates, state)
+
+    def select(frame, particular, t, n, gates, state):
+        found, none = (operand(frame, gates, state),), (no_state(frame)[0],)
+        return choose_all(_left_out(_read(particular), t, n), none, found)[0]
+
+    return select
+
+
 def resettle(frame, dold, held):
     """The gradient of the old state, from what came through the cell and what passed it by."""
     raise NotImplementedError("it exists as compiled code only")
@@ -239,6 +276,17 @@ def byte(typing, address):
 def no_state(typing, frame):
     """Zeros."""
     kind = types.UniTuple(VectorType(frame.dtype), len(frame.cell.states))
+
+    def codegen(context, builder, signature, args):
+        return ir.Constant(context.get_value_type(kind), None)
+
+    return kind(frame), codegen
+
+
+@intrinsic
+def no_gradients(typing, frame):
+    """Zeros, one for each gate."""
+    kind = types.UniTuple(VectorType(frame.dtype), len(frame.cell.gates))
 
     def codegen(context, builder, signature, args):
         return ir.Constant(context.get_value_type(kind), None)
@@ -294,6 +342,24 @@ def add(typing, a, b):
 def choose(typing, masks, a, b):
     """a where the mask of its member holds, else b."""
     return _choose(typing, masks, a, b)
+
+
+@intrinsic
+def choose_all(typing, condition, a, b):
+    """a if the condition holds, else b, tuples of one length; None is zero."""
+    vector = next(kind for kind in (*a, *b) if isinstance(kind, VectorType))
+    kind = types.UniTuple(vector, len(b))
+
+    def codegen(context, builder, signature, args):
+        condition, *tuples = args
+        one, other = (
+            emit_members(builder, vector, given, members)
+            for given, members in zip((a, b), tuples, strict=True)
+        )
+        chosen = [builder.select(condition, x, y) for x, y in zip(one, other, strict=True)]
+        return context.make_tuple(builder, kind, chosen)
+
+    return kind(types.boolean, a, b), codegen
 
 
 @intrinsic

@@ -190,8 +190,12 @@ class Step:
 
     def operand(self, side: Callable[[int], str]) -> list[str]:
         """What the second product multiplies."""
-        number = f"operand({self._gates(side, False)}, state{self.mark})"
-        return [f"factor{self.mark} = {number if self.cell.fed else self.scaled(number)}"]
+        m = self.mark
+        number = f"operand({self._gates(side, False)}, state{m})"
+        if self.form.mask:  # 0 where a step is left out: it takes part in the gradient of Wh
+            zero = f"state{m}[0] - state{m}[0]"
+            number = f"({number} if mask[n{m} * T + t] != 0 else {zero})"
+        return [f"factor{m} = {number if self.cell.fed else self.scaled(number)}"]
 
     def store_forward(self) -> list[str]:
         """Write them down."""
@@ -293,14 +297,19 @@ class Step:
     def dgate(self, g: int) -> str:
         """The gradient of a gate, after ``backward``."""
         zero = g in zero_gradients(self.cell)[0]
-        return f"zero{self.mark}" if zero else f"dpre{self.mark}[{g}]"
+        return f"zero{self.mark}" if zero else self._only_live(f"dpre{self.mark}[{g}]")
+
+    def _only_live(self, value: str) -> str:
+        """0 where a step is left out: the cell's derivative may be infinite there."""
+        m = self.mark
+        return f"({value} if mask[n{m} * T + t] != 0 else zero{m})" if self.form.mask else value
 
     def store_backward(self) -> list[str]:
         """Write them down."""
         m, zero = self.mark, zero_gradients(self.cell)[1]
         S, lines = len(self.cell.states), []
         for k in range(S):
-            through_cell = f"zero{m}" if k in zero else f"dold{m}[{k}]"
+            through_cell = f"zero{m}" if k in zero else self._only_live(f"dold{m}[{k}]")
             past = f" + held{m}[{k}]" if self.form.particular else ""
             lines.append(f"store({through_cell}{past}, dstate, p{m} + {k} * N * H)")
         if self.form.trace:
@@ -329,11 +338,14 @@ class Step:
             f"full{m}, old{m} = operand_backward({doperand}, half{m}, old{m}, keep{m}, state{m})",
         ]
         lines += [f"store(old{m}[{k}], dstate, p{m} + {k} * N * H)" for k in range(S)]
-        return lines + [
+        lines += [
             f"store(full{m}[{g}], dgates, d{m} + {order.index(g)} * H)"
             for g in range(len(order))
             if g not in self._fed[self.at.early :]
         ]
+        if not self.form.mask:
+            return lines
+        return [f"if mask[n{m} * T + t] != 0:", *("    " + line for line in lines)]
 
 
 def zero_gradients(cell: Cell) -> tuple[set[int], set[int]]:

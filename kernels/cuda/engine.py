@@ -260,8 +260,16 @@ class CudaEngine(DeviceEngine):
         states = self._all(cell, saved)[2]
         return tuple(states[:-1].transpose(1, 2, 0, 3))
 
-    def step(self, cell: Cell, x: Array, state: State, params: Sequence[Array]) -> State:
-        return self.forward(cell, x[:, None], state, params)[1]
+    def step(
+        self,
+        cell: Cell,
+        x: Array,
+        state: State,
+        params: Sequence[Array],
+        zoneout: Sequence[float] = (),
+    ) -> State:
+        steps = Steps(zoneout=zoneout) if zoneout else PLAIN
+        return self.forward(cell, x[:, None], state, params, steps)[1]
 
     # ---- training
 

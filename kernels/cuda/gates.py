@@ -78,7 +78,7 @@ def kernel(
 def particular(name: str, form: Form) -> tuple[str, ...]:
     """The arrays of a form that a kernel takes."""
     if name.startswith("operand"):
-        return ("scale",) if form.scale else ()
+        return (*("mask",) * form.mask, *("scale",) * form.scale)
     return form.takes(name.startswith("backward"))
 
 

@@ -5,5 +5,5 @@
 ``gradient.py``  its derivative, with SymPy, and what forward has to save for it
 ``source.py``    Python source from a graph
 
-Nothing in here is imported by what runs a cell, and SymPy by nothing but a derivation.
+No engine needs anything in here, and SymPy is imported by nothing but a derivation.
 """

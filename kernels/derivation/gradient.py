@@ -204,7 +204,8 @@ class _Algebra:
             return self.nodes[expression]
         if expression.is_Number:
             number = float(expression)
-            return graph.constant(int(number) if number.is_integer() else number)
+            whole = number.is_integer() and abs(number) < 2**31  # as large as any compiler takes
+            return graph.constant(int(number) if whole else number)
         if expression.is_Add:
             total: Node | None = None
             for term in sorted(expression.args, key=self._term_order):

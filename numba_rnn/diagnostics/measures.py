@@ -246,6 +246,11 @@ def recurrent_blocks(layer: Any) -> dict[str, Array]:
         raise ValueError(
             f"layer: expected a cell with recurrent weights Wh, got {cell.name}, which has none"
         )
+    if layer.params[layer.param_names.index("Wh")].shape[0] != H:
+        raise ValueError(
+            f"layer: expected blocks (H, H) of Wh, got {layer!r}, where h is narrower than c: the "
+            "way from h to h leads through its projection as well"
+        )
     Wh = to_host(layer.params[layer.param_names.index("Wh")]).astype(np.float64)
     expect_finite("Wh", Wh)
     return {cell.gates[g]: Wh[:, k * H : (k + 1) * H] for k, g in enumerate(cell.recurrent_gates)}

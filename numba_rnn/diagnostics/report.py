@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from ..layers import TimeProjectedLSTM
 from .measures import gradient_growth, recurrent_blocks, rows_by_lag, saturation, spectrum
 
 STUCK = 0.95  # a unit that is at one end at more than this share of the steps
@@ -41,6 +42,8 @@ def summary(layer: Any) -> str:
 def _weights(layer: Any) -> list[str]:
     if hasattr(layer, "cell") and not layer.cell.recurrent_gates:
         return ["Recurrent weights: none, the gates see only the input"]
+    if isinstance(layer, TimeProjectedLSTM):
+        return ["Recurrent weights: (P, 4H), no block of which maps h to h"]
     recurrent_blocks(layer)  # refuses what is no recurrent layer
     table = spectrum(layer)
     lines = [

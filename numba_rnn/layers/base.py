@@ -62,6 +62,10 @@ class Layer:
         """Drop what forward kept for backward, and with it the memory."""
         self._tape = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has parameters, gradients and states; what forward kept is not copied."""
+        return {**self.__dict__, **dict.fromkeys(self.__dict__.keys() & {"_tape", "trace"})}
+
     def _recall(self) -> Any:
         """What forward kept. Raises ForwardFirst if it kept nothing."""
         if self._tape is None:

@@ -65,6 +65,8 @@ class Bidirectional(Composite):
         """
         kind, random = layer, generator(rng)
         if not isinstance(layer, type) or not issubclass(layer, TimeRecurrent):
+            if "cell" in options:
+                raise TypeError("cell: expected layer=, which may be a cell, or a class with cell=")
             kind, options = TimeRecurrent, {"cell": layer, **options}
         sizes = input_size, hidden_size
         ahead = kind.create(*sizes, rng=random, stateful=stateful, **options)

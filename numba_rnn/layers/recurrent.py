@@ -367,11 +367,7 @@ class TimeRecurrent(_CellLayer):
         here = self._engine()
         x = accept("x", x, ("N", self.input_size), self.dtype, here)
         state = self._state_before("x", x.shape[0], here)
-        if self.zoneout:  # its expected value, which is no matter of the cell's
-            block, steps = x[:, None], Steps(zoneout=self.zoneout)
-            _, self.state, _ = here.forward(self.cell, block, state, self.cell_params, steps)
-        else:
-            self.state = here.step(self.cell, x, state, self.cell_params)
+        self.state = here.step(self.cell, x, state, self.cell_params, self.zoneout)
         return self.state[0]
 
     @property
@@ -433,6 +429,8 @@ class TimeRecurrent(_CellLayer):
         every = self._checkpoint_every
         particular = trace or every or any(value is not None for value in steps.values())
         chosen = Steps(**steps, every=every, trace=trace) if particular else PLAIN
+        if trace:  # it is looked at later, when an optimiser has changed the parameters
+            xs, params = xs.copy(), [param.copy() for param in params]
         hs, self.state, saved = here.forward(self.cell, xs, state, params, chosen)
         if trace:
             self.trace = Trace(self.cell, here, xs, params, chosen, saved)
@@ -550,7 +548,8 @@ class TimeRecurrent(_CellLayer):
 
         Masks are drawn anew for every forward while ``train_flg`` is True; else nothing is
         dropped, and a unit keeps the share of its old value that zoneout keeps on average.
-        Raises ValueError for rates outside [0, 1), and for those of a Wh that the cell lacks.
+        Raises ValueError for rates outside [0, 1), for those of a Wh that the cell lacks, and for
+        zoneout of states that mean something only together (sLSTM's c, n and m).
 
         >>> layer = TimeLSTM.create(3, 5, rng=0).regularise(zoneout={"c": 0.5}, rng=1)
         >>> layer.forward(np.ones((2, 7, 3), np.float32)).shape
@@ -560,8 +559,9 @@ class TimeRecurrent(_CellLayer):
             if rate and not self.cell.recurrent_gates:
                 raise ValueError(f"{name}: the cell {self.cell.name} has no h Wh, got {rate}")
         self.regularisers = Regularisers(
-            self.cell.states, zoneout, recurrent_dropout, input_dropout, weight_drop, rng
-        )
+            self.cell.states, zoneout, recurrent_dropout, input_dropout, weight_drop, rng,
+            self.cell.joined,
+        )  # fmt: skip
         return self
 
 

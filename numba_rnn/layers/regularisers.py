@@ -34,11 +34,22 @@ class Regularisers:
         input_dropout: float = 0.0,
         weight_drop: float = 0.0,
         rng: Seed = None,
+        joined: Sequence[str] = (),
     ) -> None:
         rates = zoneout if isinstance(zoneout, Mapping) else dict.fromkeys(states, zoneout)
         unknown = sorted(set(rates) - set(states))
         if unknown:
             raise ValueError(f"zoneout: expected some of {', '.join(states)}, got {unknown}")
+        apart = [name for name in joined if rates.get(name)]
+        if apart:
+            free = [name for name in states if name not in joined]
+            raise ValueError(
+                f"zoneout: expected 0 for {', '.join(joined)}, which mean something only together, "
+                f"got {rates[apart[0]]} for {apart[0]}; zoneout={{'{free[0]}': ...}} says of which "
+                "state it is"
+                if free
+                else f"zoneout: expected 0, got {rates[apart[0]]}"
+            )
         self.zoneout = tuple(
             expect_float(f"zoneout of {name}", rates.get(name, 0.0), 0, 1) for name in states
         )

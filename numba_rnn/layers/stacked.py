@@ -78,6 +78,8 @@ class Stacked(Composite):
         """
         kind = layer
         if not isinstance(layer, type) or not issubclass(layer, (TimeRecurrent, Bidirectional)):
+            if "cell" in options:
+                raise TypeError("cell: expected layer=, which may be a cell, or a class with cell=")
             kind, options = TimeRecurrent, {"cell": layer, **options}
         random, made, below = generator(rng), [], input_size
         for _ in range(expect_int("layers", layers)):

@@ -25,6 +25,8 @@ Named = dict[str, Array]
 class Trace:
     """A block of time of a layer, seen from inside; NumPy arrays (N, T, H) by name.
 
+    xs and the parameters are the trace's own: copies of those that the layer was given.
+
     cell    the layer's
     mask    (N, T) bool, the steps that were there, or None: all
     resets  (N, T) bool, the steps before which the state was reset, or None: none
@@ -41,7 +43,7 @@ class Trace:
     ) -> None:
         self.cell, self.mask, self.resets = cell, steps.mask, steps.resets
         self._engine, self._xs, self._steps, self._saved = engine, xs, steps, saved
-        self._params = [param.copy() for param in params]  # an optimiser changes them in place
+        self._params = params
         self._gradients: Array = None
 
     def __repr__(self) -> str:

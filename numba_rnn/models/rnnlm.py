@@ -1,7 +1,7 @@
 """A recurrent language model."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -46,7 +46,7 @@ class Rnnlm:
     layers       number of recurrent layers
     dropout      the share of numbers dropped between layers while training (Zaremba et al. 2014)
     zoneout, recurrent_dropout, weight_drop   of every recurrent layer, see ``regularise`` of
-                 TimeRecurrent
+                 TimeRecurrent; what a layer is set to by itself later is in no checkpoint
     tie          the affine's W is the embedding's, transposed (Press & Wolf 2017); needs D = H
     init         how recurrent layers start, see ``layers/initialisers.py``; the embedding starts
                  from N(0, 1), tied from N(0, 1/D), with "book" from N(0, 0.01²)
@@ -73,7 +73,7 @@ class Rnnlm:
         cell: str | Cell | WrittenCell = "lstm",
         layers: int = 1,
         dropout: float = 0.0,
-        zoneout: float = 0.0,
+        zoneout: float | Mapping[str, float] = 0.0,
         recurrent_dropout: float = 0.0,
         weight_drop: float = 0.0,
         tie: bool = False,
@@ -96,7 +96,7 @@ class Rnnlm:
             )
             for k in range(expect_int("layers", layers))
         ]
-        rates = {
+        rates: dict[str, Any] = {
             "zoneout": zoneout,
             "recurrent_dropout": recurrent_dropout,
             "weight_drop": weight_drop,
@@ -119,33 +119,46 @@ class Rnnlm:
             "cell": cell.name,
             "layers": len(recurrent),
             "dropout": float(dropout),
-            **{name: float(rate) for name, rate in rates.items() if rate},
+            **{
+                name: dict(rate) if isinstance(rate, Mapping) else float(rate)
+                for name, rate in rates.items()
+                if rate
+            },
             "tie": self.tie,
             "init": init,
             "dtype": str(embedding.dtype),
         }
-        named: list[tuple[str, Layer]] = [("embedding", embedding)]
-        named += [(f"recurrent{k}", layer) for k, layer in enumerate(recurrent)]
-        named += [("affine", affine)]
-        self._slots = [
+
+    # always those of the layers, which may get parameters later (learn_initial_state)
+
+    @property
+    def _slots(self) -> list[tuple[str, Layer, int]]:
+        """Of each parameter its name, its layer and its number there."""
+        named: list[tuple[str, Layer]] = [("embedding", self.embedding)]
+        named += [(f"recurrent{k}", layer) for k, layer in enumerate(self.recurrent)]
+        named += [("affine", self.affine)]
+        return [
             (f"{layer_name}.{name}", layer, k)
             for layer_name, layer in named
             for k, name in enumerate(layer.param_names)
-            if not (self.tie and layer is affine and name == "W")
+            if not (self.tie and layer is self.affine and name == "W")
         ]
-        self._bind()
 
-    def _bind(self) -> None:
-        """Take the layers' arrays for one's own."""
-        self.params: list[Array] = [layer.params[k] for _, layer, k in self._slots]
-        self.grads: list[Array] = [layer.grads[k] for _, layer, k in self._slots]
+    @property
+    def params(self) -> list[Array]:
+        """The parameters of all layers: the same arrays, in a new list."""
+        return [layer.params[k] for _, layer, k in self._slots]
+
+    @property
+    def grads(self) -> list[Array]:
+        """The gradients of all layers: the same arrays, in a new list."""
+        return [layer.grads[k] for _, layer, k in self._slots]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy's tied weights are one array again."""
         self.__dict__.update(state)
         if self.tie:
             self.affine.params[0] = self.embedding.params[0].T
-        self._bind()
 
     @property
     def _parts(self) -> list[Layer]:
@@ -160,7 +173,6 @@ class Rnnlm:
             part.to(name)
         if self.tie:
             self.affine.params[0] = self.embedding.params[0].T
-        self._bind()
         return self
 
     def forget(self) -> None:
@@ -326,6 +338,9 @@ class Rnnlm:
                 f"cell: expected parameters of {cell.name!r} as it is here, got those of a cell "
                 "that computes something else"
             )
+        for n, layer in enumerate(self.recurrent):
+            if f"param/recurrent{n}.initial" in arrays and "initial" not in layer.param_names:
+                layer.learn_initial_state()
         own = {f"param/{name}": layer.params[k] for name, layer, k in self._slots}
         for key, param in own.items():  # all are looked at before any is taken
             expect_array(key, arrays.get(key), param.shape, param.dtype)
