@@ -1,13 +1,11 @@
-"""Weights from PyTorch and to it: there and back the outputs are the same, torch being the oracle."""
+"""Weights from PyTorch and to it: there and back the outputs are the same. torch is the oracle."""
 
 import math
 import re
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch")
-
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -60,9 +60,9 @@ def from_torch(
     """
     dropout = 0.0
     if hasattr(source, "state_dict"):
-        mode = getattr(source, "mode", None)  # RNN, LSTM, GRU
-        of_cell = _MODES.get(f"RNN_{getattr(source, 'nonlinearity', '')}".upper())
-        activation = activation or _MODES.get(mode, of_cell)
+        mode = str(getattr(source, "mode", ""))  # RNN_TANH, RNN_RELU, LSTM, GRU; a cell has none
+        of_cell = f"RNN_{getattr(source, 'nonlinearity', '')}".upper()
+        activation = activation or _MODES.get(mode or of_cell)
         dropout = float(getattr(source, "dropout", 0.0)) if mode else 0.0
         source = source.state_dict()
     elif isinstance(source, (str, Path)):
@@ -229,7 +229,8 @@ def _described(layer: Any) -> tuple[tuple[str, dict[str, Any]], Named]:
         )
     if isinstance(layer, Stacked) and any(layer.residuals):
         raise CannotConvert("layer: PyTorch has no residual connections between recurrent layers")
-    modules, arrays = set(), {}
+    modules = set()
+    arrays: Named = {}
     for k, part in enumerate(stack):
         both = isinstance(part, Bidirectional)
         for reverse, one in enumerate(part.recurrent if both else (part,)):
