@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers import relative_error, run_python
-from numba_rnn import Bidirectional, Stacked, TimeGRU, TimeLSTM, TimeRNN, time_layer
+from numba_rnn import (
+    Bidirectional,
+    Stacked,
+    TimeGRU,
+    TimeLSTM,
+    TimeProjectedLSTM,
+    TimeRNN,
+    time_layer,
+)
 from numba_rnn.bridges import CannotConvert, from_keras, to_keras
 
 os.environ["KERAS_BACKEND"] = "torch"
@@ -363,7 +371,7 @@ def regularised(layer, **rates):
 
 NO_KERAS = {
     "residual": (lambda: Stacked.create(5, 5, residual=True), "no residual connections"),
-    "own cell": (lambda: time_layer("mgu").create(3, 5), "no cell 'mgu'"),
+    "own cell": (lambda: TimeProjectedLSTM.create(3, 5, proj_size=2), "no cell 'lstm_projected'"),
     "initial": (lambda: TimeLSTM.create(3, 5).learn_initial_state(), "no learnt initial state"),
     "zoneout": (regularised(TimeGRU, zoneout=0.1), "no zoneout"),
     "weight drop": (regularised(TimeRNN, weight_drop=0.1), "no weight_drop"),
