@@ -1,13 +1,11 @@
-"""Weights from PyTorch and to it: there and back the outputs are the same, torch being the oracle."""
+"""Weights from PyTorch and to it: there and back the outputs are the same. torch is the oracle."""
 
 import math
 import re
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch")
-
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,9 +17,11 @@ from numba_rnn import (
     TimeLSTM,
     TimeProjectedLSTM,
     TimeRNN,
+    cell,
     time_layer,
 )
 from numba_rnn.bridges import CannotConvert, from_torch, save_torch, to_torch, torch_state_dict
+from numba_rnn.functions import tanh
 
 # torch says so where proj_size is set
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections")
@@ -145,11 +145,27 @@ def residual():
     return Stacked.create(5, 5, residual=True)
 
 
+def another_rnn():
+    """A cell with the name of one that torch has."""
+
+    @cell(name="rnn")
+    def rnn(a, h):
+        return tanh(2 * a)
+
+    return rnn
+
+
 NO_TORCH = {
     "reset gate": (lambda: TimeGRU.create(3, 5), r"\(r \* h\) Wh, which no weights can"),
     "residual": (residual, "no residual connections"),
     "own cell": (lambda: time_layer("mgu").create(3, 5), "no cell 'mgu'"),
     "initial": (lambda: TimeLSTM.create(3, 5).learn_initial_state(), "no learnt initial state"),
+    "zoneout": (lambda: TimeLSTM.create(3, 5).regularise(zoneout=0.1), "no zoneout in this layer"),
+    "weight drop": (
+        lambda: Bidirectional.create(3, 5).regularise(weight_drop=0.1),
+        r"no weight_drop in this layer; layer\.regularise\(\) ends it",
+    ),
+    "another rnn": (lambda: time_layer(another_rnn()).create(3, 5), "no cell 'rnn'"),
     "sizes": (
         lambda: Stacked([TimeLSTM.create(3, 5), TimeLSTM.create(5, 4)]),
         "one size .* got LSTM 4, LSTM 5",

@@ -158,12 +158,13 @@ def test_cupy_is_touched_in_one_place():
 
 # each room, and the rooms of numba_rnn that it may not import
 FORBIDDEN = {
-    "backend": ("checks", "layers", "models", "training", "cli"),
-    "checks": ("backend", "layers", "models", "training", "cli"),
-    "layers": ("diagnostics", "models", "training", "cli"),
-    "diagnostics": ("models", "training", "cli"),
-    "models": ("cli",),
-    "training": ("cli",),
+    "backend": ("bridges", "checks", "layers", "models", "training", "cli"),
+    "checks": ("backend", "bridges", "layers", "models", "training", "cli"),
+    "layers": ("bridges", "diagnostics", "models", "training", "cli"),
+    "diagnostics": ("bridges", "models", "training", "cli"),
+    "models": ("bridges", "cli"),
+    "training": ("bridges", "cli"),
+    "bridges": ("cli", "diagnostics", "training"),
 }
 
 
@@ -179,6 +180,18 @@ def test_imports_point_one_way(room):
         for target in targets:
             for other in FORBIDDEN[room]:
                 assert not within(target, f"numba_rnn.{other}"), f"{module} imports {target}"
+
+
+def test_bridges_import_a_library_only_where_it_is_used():
+    run_python(
+        """
+        import sys
+        import numba_rnn.bridges
+
+        for name in ("flax", "jax", "keras", "torch"):
+            assert name not in sys.modules, name
+        """
+    )
 
 
 def test_backend_imports_only_kernels():

@@ -7,24 +7,15 @@ NUMBA_RNN_DATA names a folder with ptb/ptb.{train,test}.txt.gz and ptb/book_rnnl
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from helpers import BACKENDS
 from numba_rnn import use_backend
-from numba_rnn.models import Rnnlm
+from numba_rnn.bridges import from_book
 from numba_rnn.text import Vocabulary, read_text
 from numba_rnn.training import TruncatedBPTT
 
 DATA = os.environ.get("NUMBA_RNN_DATA")
-NAMES = {
-    "embedding.W": "embed_W",
-    "recurrent0.Wx": "lstm_Wx",
-    "recurrent0.Wh": "lstm_Wh",
-    "recurrent0.b": "lstm_b",
-    "affine.W": "affine_W",
-    "affine.b": "affine_b",
-}
 
 if DATA:  # not a skip: without the data there is nothing to collect
 
@@ -41,9 +32,6 @@ if DATA:  # not a skip: without the data there is nothing to collect
     def test_the_books_weights_give_the_books_perplexity(test_corpus, backend):
         assert len(test_corpus) == 82_430
         assert len(TruncatedBPTT(test_corpus, 10, 35)) == 235
-        with np.load(Path(DATA) / "ptb" / "book_rnnlm.npz") as published:
-            arrays = {f"param/{k}": published[v].astype(np.float32) for k, v in NAMES.items()}
-        model = Rnnlm(10_000, 100, 100)
-        model.load_arrays(arrays)
+        model = from_book(Path(DATA) / "ptb" / "book_rnnlm.npz", dtype="float32")
         with use_backend(backend):
             assert abs(model.perplexity(test_corpus) - 136.078) < 0.02

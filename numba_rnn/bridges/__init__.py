@@ -1,12 +1,27 @@
 """Weights and models from other libraries, and to them.
 
-    from numba_rnn.bridges import from_torch, to_torch
+    from numba_rnn.bridges import from_torch, to_torch  # from_keras, from_flax, from_book ...
 
-Each library is an extra (``pip install -e ".[keras]"``) and imported only when it is needed;
-``conventions.py`` has the table of who orders what how.
+Each library is imported only when something of it is made or read; ``conventions.py`` has the
+table of who orders what how. ``CannotConvert``, a ValueError, says why something has no equal.
 """
 
+from .book import from_book, to_book
 from .conventions import CannotConvert
+from .flax import from_flax, to_flax
+from .keras import from_keras, to_keras
 from .pytorch import from_torch, save_torch, to_torch, torch_state_dict
 
-__all__ = ["CannotConvert", "from_torch", "save_torch", "to_torch", "torch_state_dict"]
+__all__ = [
+    "CannotConvert",
+    "from_book",
+    "from_flax",
+    "from_keras",
+    "from_torch",
+    "save_torch",
+    "to_book",
+    "to_flax",
+    "to_keras",
+    "to_torch",
+    "torch_state_dict",
+]

@@ -17,12 +17,18 @@ product, where they are different things (``biases`` of a cell).
 What cannot be converted is refused with the reason (``CannotConvert``), never approximated.
 """
 
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from ..backend import to_host
 from ..checks import FLOATS, Array
+from ..kernels import cells
+from ..layers import TimeRecurrent
+
+T = TypeVar("T")
 
 OURS = {"rnn": "h", "lstm": "fgio", "gru": "zrh"}
 
@@ -73,11 +79,50 @@ def arrangement(family: str, convention: Convention, columns: int) -> tuple[Arra
     return order.ravel(), signs.ravel()
 
 
-def as_floats(name: str, array: Array) -> Array:
-    """A NumPy array of float32 or float64 of its own. Raises TypeError for another dtype."""
-    array = np.array(array)
+def as_floats(name: str, value: Any) -> Array:
+    """A NumPy array of its own, float32 or float64, of whatever a library keeps numbers in.
+
+    Raises TypeError for another dtype.
+    """
+    try:
+        array = np.array(value.detach().cpu().numpy() if hasattr(value, "detach") else value)
+    except TypeError as error:  # PyTorch's bfloat16, which NumPy has not
+        raise TypeError(
+            f"{name}: expected float32 or float64, got {value.dtype}; convert it where it is from"
+        ) from error
     if array.dtype not in FLOATS:
         raise TypeError(
             f"{name}: expected float32 or float64, got {array.dtype}; convert it where it is from"
         )
     return array
+
+
+def kind_of(layer: TimeRecurrent, library: str, kinds: Mapping[str, T]) -> T:
+    """What a library's layer for the cell is, of ``kinds``, which are by the names of cells here.
+
+    Raises CannotConvert where there is none, and for a cell that has such a name and is another.
+    """
+    name = layer.cell.name
+    if name not in kinds or layer.cell.forward is not cells.get(name).forward:
+        raise CannotConvert(f"layer: {library} has no cell {name!r}")
+    return kinds[name]
+
+
+def params_of(layer: TimeRecurrent, library: str, rates: tuple[str, ...] = ()) -> dict[str, Array]:
+    """The parameters by name, as NumPy arrays.
+
+    rates   what the library has of ``regularise``
+
+    Raises CannotConvert for a layer that computes more than its cell.
+    """
+    params = dict(zip(layer.param_names, map(to_host, layer.params), strict=True))
+    if "initial" in params:
+        raise CannotConvert(
+            f"layer: {library} has no learnt initial state; pass it as the first state there"
+        )
+    for name in ("zoneout", "recurrent_dropout", "input_dropout", "weight_drop"):
+        if name not in rates and np.any(getattr(layer.regularisers, name, 0)):
+            raise CannotConvert(
+                f"layer: {library} has no {name} in this layer; layer.regularise() ends it"
+            )
+    return params

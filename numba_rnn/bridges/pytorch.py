@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import to_host
 from ..checks import Array, expect_array, expect_choice
 from ..files import written_atomically
 from ..layers import (
@@ -26,10 +25,26 @@ from ..layers import (
     TimeRecurrent,
     TimeRNN,
 )
-from .conventions import PYTORCH, CannotConvert, as_floats, from_theirs, to_theirs
+from .conventions import (
+    PYTORCH,
+    CannotConvert,
+    as_floats,
+    from_theirs,
+    kind_of,
+    params_of,
+    to_theirs,
+)
+from .stacks import directions_of, parts_of
 
 _NAME = re.compile(r"(weight|bias)_(ih|hh|hr)(?:_l(\d+)(_reverse)?)?")
 _GATES = {1: "rnn", 3: "gru", 4: "lstm"}
+_KINDS = {  # of a cell here, the module and its nonlinearity
+    "rnn": ("RNN", "tanh"),
+    "rnn_relu": ("RNN", "relu"),
+    "lstm": ("LSTM", ""),
+    "lstm_projected": ("LSTM", ""),
+    "gru_reset_after": ("GRU", ""),
+}
 _MODES = {"RNN_TANH": "tanh", "RNN_RELU": "relu"}
 Named = dict[str, Array]
 
@@ -56,13 +71,13 @@ def from_torch(
 
     >>> weights = {"weight_ih_l0": np.ones((20, 3)), "weight_hh_l0": np.ones((20, 5))}
     >>> from_torch(weights)
-    TimeLSTM(D 3, H 5)
+    TimeLSTM(cell lstm, D 3, H 5, float64)
     """
     dropout = 0.0
     if hasattr(source, "state_dict"):
-        mode = getattr(source, "mode", None)  # RNN, LSTM, GRU
-        of_cell = _MODES.get(f"RNN_{getattr(source, 'nonlinearity', '')}".upper())
-        activation = activation or _MODES.get(mode, of_cell)
+        mode = str(getattr(source, "mode", ""))  # RNN_TANH, RNN_RELU, LSTM, GRU; a cell has none
+        of_cell = f"RNN_{getattr(source, 'nonlinearity', '')}".upper()
+        activation = activation or _MODES.get(mode or of_cell)
         dropout = float(getattr(source, "dropout", 0.0)) if mode else 0.0
         source = source.state_dict()
     elif isinstance(source, (str, Path)):
@@ -133,19 +148,8 @@ def _directions(source: Mapping[str, Any], prefix: str) -> dict[tuple[int, bool]
             continue
         kind, part, number, reverse = match.groups()
         place = found.setdefault((int(number or 0), bool(reverse)), {})
-        place[f"{kind}_{part}"] = as_floats(name, _numpy(name, value))
+        place[f"{kind}_{part}"] = as_floats(name, value)
     return found
-
-
-def _numpy(name: str, value: Any) -> Any:
-    if not hasattr(value, "detach"):
-        return value
-    try:
-        return value.detach().cpu().numpy()
-    except TypeError as error:
-        raise TypeError(
-            f"{name}: expected float32 or float64, got {value.dtype}; module.float() converts"
-        ) from error
 
 
 def layer_of(arrays: Named, activation: str = "tanh", suffix: str = "") -> TimeRecurrent:
@@ -188,7 +192,8 @@ def torch_state_dict(layer: TimeRecurrent | Bidirectional | Stacked) -> Named:
 
     b goes to bias_ih, bias_hh is 0 but for a GRU's. Raises CannotConvert, a ValueError, for what
     PyTorch has not: a GRU whose reset gate comes before the product (``reset_after=False``),
-    residual connections, layers or directions that differ in cell or size, other cells.
+    residual connections, layers or directions that differ in cell or size, other cells, a learnt
+    initial state, what ``regularise`` sets.
 
     >>> sorted(torch_state_dict(TimeLSTM.create(3, 5)))
     ['bias_hh_l0', 'bias_ih_l0', 'weight_hh_l0', 'weight_ih_l0']
@@ -222,17 +227,12 @@ def to_torch(layer: TimeRecurrent | Bidirectional | Stacked, *, batch_first: boo
 
 def _described(layer: Any) -> tuple[tuple[str, dict[str, Any]], Named]:
     """What module it is, its options, and its weights by name."""
-    stack = layer.layers if isinstance(layer, Stacked) else (layer,)
-    if not all(isinstance(part, (TimeRecurrent, Bidirectional)) for part in stack):
-        raise TypeError(
-            f"layer: expected a TimeRecurrent, Bidirectional or Stacked, got {type(layer).__name__}"
-        )
-    if isinstance(layer, Stacked) and any(layer.residuals):
-        raise CannotConvert("layer: PyTorch has no residual connections between recurrent layers")
-    modules, arrays = set(), {}
+    stack, dropout = parts_of(layer, "PyTorch")
+    modules = set()
+    arrays: Named = {}
     for k, part in enumerate(stack):
         both = isinstance(part, Bidirectional)
-        for reverse, one in enumerate(part.recurrent if both else (part,)):
+        for reverse, one in enumerate(directions_of(part)):
             kind, own = _weights(one)
             sizes = one.hidden_size, one.output_size if "weight_hr" in own else 0
             modules.add((kind, sizes, both))
@@ -254,36 +254,26 @@ def _described(layer: Any) -> tuple[tuple[str, dict[str, Any]], Named]:
         options["nonlinearity"] = activation
     if P:
         options["proj_size"] = P
-    if isinstance(layer, Stacked) and layer.dropouts:
-        options["dropout"] = layer.dropouts[0].ratio
+    if dropout:
+        options["dropout"] = dropout
     return (name, options), arrays
 
 
 def _weights(layer: TimeRecurrent) -> tuple[tuple[str, str], Named]:
     """The module and activation of one direction, and its weights."""
     cell = layer.cell.name
-    params = dict(zip(layer.param_names, map(to_host, layer.params), strict=True))
-    if "initial" in params:
-        raise CannotConvert("layer: PyTorch has no learnt initial state; pass it as h_0 there")
-    kinds = {
-        "rnn": ("RNN", "tanh"),
-        "rnn_relu": ("RNN", "relu"),
-        "lstm": ("LSTM", ""),
-        "lstm_projected": ("LSTM", ""),
-        "gru_reset_after": ("GRU", ""),
-    }
+    params = params_of(layer, "PyTorch")
     if cell == "gru":
         raise CannotConvert(
             "layer: PyTorch's GRU applies the reset gate after the recurrent product, r * (h Wh); "
             "this one before it, (r * h) Wh, which no weights can make the same; "
             "TimeGRU(..., reset_after=True) is PyTorch's"
         )
-    if cell not in kinds:
-        raise CannotConvert(f"layer: PyTorch has no cell {cell!r}")
-    arrays = named(kinds[cell][0].lower(), params)
+    kind = kind_of(layer, "PyTorch", _KINDS)
+    arrays = named(kind[0].lower(), params)
     if cell != "gru_reset_after":
         arrays["bias_hh"] = np.zeros_like(arrays["bias_hh"])  # one bias, where PyTorch adds two
-    return kinds[cell], arrays
+    return kind, arrays
 
 
 def named(family: str, params: Mapping[str, Array]) -> Named:

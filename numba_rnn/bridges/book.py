@@ -1,0 +1,227 @@
+"""The parameter lists of Deep Learning from Scratch 2: ``layer.params`` and ``model.params``.
+
+    a layer        Wx, Wh, b
+    Rnnlm          embed_W, Wx, Wh, b, affine_W, affine_b
+    BetterRnnlm    embed_W, Wx1, Wh1, b1, Wx2, Wh2, b2, embed_W.T, affine_b
+
+in the layout that is also ours. Which cell it is follows from Wh (H, G H): G is 4 in an LSTM, 3 in
+a GRU, 1 in an RNN. An .npz file has them under the names in the book's code, ``lstm_Wx`` and so on.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..backend import to_host
+from ..checks import FLOATS, Array, expect_array, expect_float_dtype
+from ..files import written_atomically
+from ..layers import TimeGRU, TimeLSTM, TimeRecurrent, TimeRNN
+from ..models import Rnnlm
+from .conventions import CannotConvert, kind_of, params_of
+
+_CELLS: dict[int, tuple[str, Any]] = {
+    1: ("rnn", TimeRNN),
+    3: ("gru", TimeGRU),
+    4: ("lstm", TimeLSTM),
+}
+_KINDS = {"rnn": "rnn", "gru": "gru", "lstm": "lstm"}
+_NAME = re.compile(r"(?:rnn_|lstm_|gru_)?((?:Wx|Wh|b)\d*)|(embed_W|affine_W|affine_b)")
+
+
+# ---- from the book
+
+
+def from_book(source: Any, *, dtype: Any = None) -> TimeRecurrent | Rnnlm:
+    """A layer or a language model from the book's parameters.
+
+    source   the list ``params`` of a layer, a SimpleRnnlm, an Rnnlm or a BetterRnnlm, with or
+             without the latter's embed_W.T; arrays by name; or an .npz file of them, by name or
+             from ``np.savez(path, *model.params)``. (The book's own .pkl files are programs that
+             loading would run.)
+    dtype    float32 or float64, to convert to: the book stores float16
+
+    Returns TimeRNN, TimeLSTM or TimeGRU, or an Rnnlm, tied where there is no affine_W or where it
+    is embed_W.T. Raises TypeError for other dtypes than float32 and float64 where none is asked
+    for, ValueError for arrays that do not fit together and for files that are not whole.
+
+    >>> from_book([np.ones((3, 20)), np.ones((5, 20)), np.ones(20)])
+    TimeLSTM(cell lstm, D 3, H 5, float64)
+    """
+    if isinstance(source, (str, Path)):
+        source = _read(Path(source))
+    if isinstance(source, Mapping):
+        source = _listed(source)
+    if not isinstance(source, Sequence):
+        raise TypeError(
+            "source: expected a list of parameters, arrays by name, or the path of an .npz file, "
+            f"got {type(source).__name__}"
+        )
+    layers, rest = divmod(len(source) - 2, 3)
+    if len(source) == 3:
+        names = ["Wx", "Wh", "b"]
+    elif layers > 0 and rest < 2:
+        names = _names(layers, tied=rest == 0)
+    else:
+        raise ValueError(
+            "source: expected the 3 parameters of a layer, the 6 of an Rnnlm, or the 8 or 9 of a "
+            f"BetterRnnlm, got {len(source)}"
+        )
+    wanted = None if dtype is None else expect_float_dtype("dtype", dtype)
+    arrays = {
+        name: _converted(name, value, wanted) for name, value in zip(names, source, strict=True)
+    }
+    if len(arrays) == 3:
+        _, layer = _CELLS[_gates("Wh", arrays["Wh"])]
+        return layer(*arrays.values())
+    return _model(arrays, layers)
+
+
+def _read(path: Path) -> dict[str, Array]:
+    if path.suffix in (".pkl", ".pickle"):
+        raise ValueError(
+            f"source: expected an .npz file, got {path}, which a loader would have to run; where "
+            "the book's code runs: np.savez(path, *model.params)"
+        )
+    with open(path, "rb") as file:
+        try:
+            return _arrays_of(np.load(file, allow_pickle=False))
+        except Exception as error:  # of zipfile, zlib, numpy: whatever they say to a broken file
+            raise ValueError(f"source: {path} is no whole .npz file of arrays ({error})") from error
+
+
+def _arrays_of(file: Any) -> dict[str, Array]:
+    if isinstance(file, np.ndarray):
+        raise ValueError("it is one array")
+    for name in file.files:  # before anything large is read
+        if not (_NAME.fullmatch(name) or re.fullmatch(r"arr_\d+", name)):
+            raise ValueError(f"{name!r} is no parameter's name in the book")
+    arrays = dict(file)
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):
+            raise ValueError(f"{name} is no array")
+    return arrays
+
+
+def _names(layers: int, tied: bool) -> list[str]:
+    """The names of a language model's parameters, in their order."""
+    numbers = [""] if layers == 1 else [str(k + 1) for k in range(layers)]
+    recurrent = [f"{name}{k}" for k in numbers for name in ("Wx", "Wh", "b")]
+    return ["embed_W", *recurrent, *([] if tied else ["affine_W"]), "affine_b"]
+
+
+def _listed(arrays: Mapping[str, Any]) -> list[Any]:
+    """Arrays by name in the order of the book's lists."""
+    if all(name.startswith("arr_") for name in arrays):  # np.savez gives these to a list
+        names = [f"arr_{k}" for k in range(len(arrays))]
+        plain = dict(arrays)
+    else:
+        matches = {name: _NAME.fullmatch(name) for name in arrays}
+        plain = {m[1] or m[2] if m else name: arrays[name] for name, m in matches.items()}
+        layers = sum(name.startswith("Wx") for name in plain)
+        model = any(name.startswith(("embed", "affine")) for name in plain)
+        names = _names(layers, tied="affine_W" not in plain) if model else ["Wx", "Wh", "b"]
+    if sorted(plain) != sorted(names) or len(plain) != len(arrays):
+        raise ValueError(f"source: expected {', '.join(names)}, got {', '.join(arrays)}")
+    return [plain[name] for name in names]
+
+
+def _converted(name: str, value: Any, dtype: np.dtype[Any] | None) -> Array:
+    """An array of its own, in the dtype that is asked for."""
+    array = np.array(value)
+    floating = array.dtype.kind == "f"
+    if dtype is not None and floating:
+        return array.astype(dtype)
+    if array.dtype not in FLOATS:
+        hint = f'; dtype="float32" converts {name}' if floating else ""
+        raise TypeError(f"{name}: expected float32 or float64, got {array.dtype}{hint}")
+    return array
+
+
+def _gates(name: str, Wh: Array) -> int:
+    """How many gates there are beside each other in Wh (H, G H)."""
+    expect_array(name, Wh, ("H", "G H"))
+    H, columns = Wh.shape
+    if columns % H or columns // H not in _CELLS:
+        raise ValueError(
+            f"{name}: expected shape (H, G H) with G 4 (LSTM), 3 (GRU) or 1 (RNN), got {Wh.shape}"
+        )
+    return columns // H
+
+
+def _model(arrays: dict[str, Array], layers: int) -> Rnnlm:
+    embed = arrays["embed_W"]
+    expect_array("embed_W", embed, ("V", "D"))
+    recurrent = _names(layers, tied=True)[1:-1]
+    (V, D), Wh = embed.shape, arrays[recurrent[1]]
+    G, H = _gates(recurrent[1], Wh), len(Wh)
+    shapes: dict[str, tuple[int, ...]] = {"affine_W": (H, V), "affine_b": (V,)}
+    for k, name in enumerate(recurrent):  # Wx, Wh, b of each layer
+        shapes[name] = ((D if k == 0 else H, G * H), (H, G * H), (G * H,))[k % 3]
+    for name in set(arrays) - {"embed_W"}:
+        expect_array(name, arrays[name], shapes[name], embed.dtype)
+    tie = np.array_equal(arrays.get("affine_W", embed.T), embed.T)
+    sizes: dict[str, Any] = {"cell": _CELLS[G][0], "layers": layers, "tie": tie}
+    model = Rnnlm(V, D, H, **sizes, init="book", dtype=embed.dtype)
+    params = {"param/embedding.W": embed, "param/affine.b": arrays["affine_b"]}
+    for k, name in enumerate(recurrent):
+        params[f"param/recurrent{k // 3}.{name.rstrip('0123456789')}"] = arrays[name]
+    if not tie:
+        params["param/affine.W"] = arrays["affine_W"]
+    model.load_arrays(params)
+    return model
+
+
+# ---- to the book
+
+
+def to_book(model: TimeRecurrent | Rnnlm, path: str | Path | None = None) -> list[Array]:
+    """The parameters as the book's ``params`` has them, NumPy arrays of their own.
+
+    path   an .npz file to write them to as well, by name, whole or not at all
+
+    The list of a tied model has embed_W.T in the affine_W's place, as BetterRnnlm.params has; the
+    file has it once. Raises CannotConvert, a ValueError, for cells that are not in the book (its
+    RNN is tanh's, its GRU resets before the product), a learnt initial state, what ``regularise``
+    sets.
+
+    >>> [array.shape for array in to_book(TimeLSTM.create(3, 5))]
+    [(3, 20), (5, 20), (20,)]
+    """
+    if isinstance(model, Rnnlm):
+        layers, tied = list(model.recurrent), model.tie
+    elif isinstance(model, TimeRecurrent):
+        layers, tied = [model], False
+    else:
+        raise TypeError(f"model: expected a TimeRecurrent or an Rnnlm, got {type(model).__name__}")
+    cells = [_cell(layer) for layer in layers]
+    params = [params_of(layer, "the book") for layer in layers]
+    arrays = [p[name].copy() for p in params for name in ("Wx", "Wh", "b")]
+    names = ["Wx", "Wh", "b"]
+    if isinstance(model, Rnnlm):
+        names = _names(len(layers), tied=False)
+        embed, affine = (
+            to_host(layer.params[0]).copy() for layer in (model.embedding, model.affine)
+        )
+        arrays = [embed, *arrays, affine, to_host(model.affine.params[1]).copy()]
+    if path is not None:
+        prefix = f"{cells[0]}_" if isinstance(model, Rnnlm) else ""
+        named = {
+            name if "_" in name else prefix + name: array
+            for name, array in zip(names, arrays, strict=True)
+            if not (tied and name == "affine_W")
+        }
+        with written_atomically(Path(path)) as part, open(part, "wb") as file:
+            np.savez(file, **named)
+    return arrays
+
+
+def _cell(layer: TimeRecurrent) -> str:
+    if layer.cell.name == "gru_reset_after":
+        raise CannotConvert(
+            "model: the book's GRU applies the reset gate before the recurrent product, "
+            "(r * h) Wh; this one after it, r * (h Wh), which no weights can make the same"
+        )
+    return kind_of(layer, "the book", _KINDS)

@@ -1,0 +1,286 @@
+"""Weights from Flax (nnx) and to it.
+
+    cell                 of x                         of h
+    OptimizedLSTMCell    dense_i (D, 4 H)             dense_h (H, 4 H), bias
+    LSTMCell             ii, if_, ig, io (D, H)       hi, hf, hg, ho (H, H), bias
+    GRUCell              dense_i (D, 3 H), bias       dense_h (H, 3 H)
+    SimpleCell           dense_i (D, H), bias         dense_h (H, H)
+
+The gates' order is in ``conventions.py``. A GRUCell resets after the product, as TimeGRU with
+reset_after=True does, but has no bias there. The state stays with the caller, as ``initial_carry``
+and ``return_carry``: h, of an LSTM the pair (c, h), which is (h, c) here.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from ..checks import Array
+from ..layers import Bidirectional, Stacked, TimeGRU, TimeLSTM, TimeRecurrent, TimeRNN
+from .conventions import (
+    FLAX,
+    CannotConvert,
+    as_floats,
+    from_theirs,
+    kind_of,
+    params_of,
+    to_theirs,
+)
+from .stacks import Part, directions_of, parts_of, stack_of
+
+_FAMILIES = {
+    "OptimizedLSTMCell": "lstm",
+    "LSTMCell": "lstm",
+    "GRUCell": "gru",
+    "SimpleCell": "rnn",
+}
+_KINDS = {  # of a cell here, the class and its activation
+    "rnn": ("SimpleCell", "tanh"),
+    "rnn_relu": ("SimpleCell", "relu"),
+    "lstm": ("OptimizedLSTMCell", "tanh"),
+    "gru_reset_after": ("GRUCell", "tanh"),
+}
+
+
+# ---- from Flax
+
+
+def from_flax(source: Any) -> TimeRecurrent | Bidirectional | Stacked:
+    """Layers with the weights of flax.nnx cells.
+
+    source   an LSTMCell, OptimizedLSTMCell, GRUCell or SimpleCell (tanh or relu); an nnx.RNN of
+             one; an nnx.Bidirectional of two of these; an nnx.Sequential or a list of them, with
+             nnx.Dropout of one rate between
+
+    Returns TimeLSTM, TimeGRU (``reset_after``) or TimeRNN, a Bidirectional of them, or with
+    several layers a Stacked, in the dtype of the parameters, batch first as all layers here.
+
+    Raises CannotConvert, a ValueError, for what computes something else: other activations,
+    residual, a carry that starts from other than zeros, reverse outside nnx.Bidirectional,
+    another merge_fn, a dtype that is not that of the parameters, subclasses. TypeError for other
+    modules, and for other dtypes than float32 and float64.
+
+    >>> from flax import nnx
+    >>> from_flax(nnx.RNN(nnx.OptimizedLSTMCell(3, 5, rngs=nnx.Rngs(0))))
+    TimeLSTM(cell lstm, D 3, H 5, float32)
+    """
+    from flax import nnx
+
+    if type(source) is nnx.Sequential:
+        source = list(source.layers)
+    if not isinstance(source, (list, tuple)):
+        source = [source]
+    return stack_of([_part(module) for module in source])
+
+
+def _part(module: Any) -> Part | float:
+    """A layer, or the rate of a dropout."""
+    from flax import nnx
+
+    kind = type(module)
+    if kind is nnx.Dropout:
+        if module.broadcast_dims:
+            raise CannotConvert(
+                "source: nnx.Dropout has broadcast_dims, here each number has its own lot"
+            )
+        return float(module.rate)
+    if kind is nnx.Bidirectional:
+        if module.merge_fn is not nnx.Bidirectional.merge_fn:
+            raise CannotConvert(
+                "source: nnx.Bidirectional has a merge_fn of its own; here the two are side by side"
+            )
+        ahead, back = (_cell_of(rnn) for rnn in (module.forward_rnn, module.backward_rnn))
+        if ahead is back:
+            raise CannotConvert(
+                "source: nnx.Bidirectional has one cell for both directions; here each has its own"
+            )
+        return Bidirectional(_layer(ahead), _layer(back))
+    if kind is nnx.RNN and module.reverse:
+        raise CannotConvert(
+            "source: nnx.RNN has reverse=True; here only the second layer of a Bidirectional reads "
+            "backwards (without reverse, xs[:, ::-1] is read from its end)"
+        )
+    return _layer(_cell_of(module))
+
+
+def _cell_of(module: Any) -> Any:
+    """The cell of an nnx.RNN, or what is a cell itself."""
+    from flax import nnx
+
+    cell = module.cell if type(module) is nnx.RNN else module
+    if isinstance(cell, (nnx.RNN, nnx.Bidirectional, nnx.RNNCellBase)):
+        if any(type(cell) is getattr(nnx, name) for name in _FAMILIES):
+            return cell
+        raise CannotConvert(
+            f"source: {type(cell).__name__} may compute something else than {', '.join(_FAMILIES)}"
+            " of flax.nnx, which are known here"
+        )
+    raise TypeError(
+        f"source: expected {', '.join(_FAMILIES)} of flax.nnx, an RNN or Bidirectional of them, or "
+        f"a Sequential or list of these with Dropout between them, got {type(cell).__name__}"
+    )
+
+
+def _layer(cell: Any) -> TimeRecurrent:
+    name = type(cell).__name__
+    activation = _activation(cell)
+    if getattr(cell, "residual", False):
+        raise CannotConvert(f"source: {name} has residual=True: h is added before tanh; not here")
+    if cell.carry_init is not None:
+        raise CannotConvert(
+            f"source: {name} has a carry_init of its own; layers here start from zeros, or from "
+            "set_state"
+        )
+    Wx, Wh, b = _arrays(cell)
+    if cell.dtype is not None and np.dtype(cell.dtype) != Wx.dtype:
+        raise CannotConvert(
+            f"source: {name} computes in {np.dtype(cell.dtype)} with parameters in {Wx.dtype}; "
+            "here both are one"
+        )
+    family = _FAMILIES[name]
+    Wx, Wh, b = (from_theirs(array, family, FLAX) for array in (Wx, Wh, b))
+    if family == "lstm":
+        return TimeLSTM(Wx, Wh, b)
+    if family == "gru":
+        return TimeGRU(Wx, Wh, np.stack([b, np.zeros_like(b)]), reset_after=True)
+    return TimeRNN(Wx, Wh, b, activation=activation)
+
+
+def _activation(cell: Any) -> str:
+    """The activation's name, tanh or of a SimpleCell relu."""
+    from flax import nnx
+
+    name = type(cell).__name__
+    known = {"tanh": nnx.tanh, "relu": nnx.relu} if name == "SimpleCell" else {"tanh": nnx.tanh}
+    found = [key for key, function in known.items() if cell.activation_fn is function]
+    if not found:
+        raise CannotConvert(
+            f"source: {name} has the activation_fn {_spelt(cell.activation_fn)}, here it is "
+            f"{' or '.join(f'nnx.{key}' for key in known)}"
+        )
+    if getattr(cell, "gate_fn", nnx.sigmoid) is not nnx.sigmoid:
+        raise CannotConvert(
+            f"source: {name} has the gate_fn {_spelt(cell.gate_fn)}, here it is nnx.sigmoid"
+        )
+    return found[0]
+
+
+def _spelt(function: Any) -> str:
+    return str(getattr(function, "__name__", function))
+
+
+def _arrays(cell: Any) -> tuple[Array, Array, Array]:
+    """Wx, Wh and b, their gates in Flax's order."""
+    name = type(cell).__name__
+    if name != "LSTMCell":
+        of_x, of_h = _linear(cell, "dense_i"), _linear(cell, "dense_h")
+        return of_x["kernel"], of_h["kernel"], {**of_x, **of_h}["bias"]
+    xs = [_linear(cell, gate)["kernel"] for gate in ("ii", "if_", "ig", "io")]
+    hs = [_linear(cell, gate) for gate in ("hi", "hf", "hg", "ho")]
+    Wh, b = (np.concatenate([h[key] for h in hs], axis=-1) for key in ("kernel", "bias"))
+    return np.concatenate(xs, axis=1), Wh, b
+
+
+def _linear(cell: Any, name: str) -> dict[str, Array]:
+    """The arrays of one of its products, the bias where there is one."""
+    from flax import nnx
+
+    module = getattr(cell, name)
+    if type(module) is not nnx.Linear:
+        raise CannotConvert(
+            f"source: {type(cell).__name__} has a {type(module).__name__} for {name}, here it is "
+            "nnx.Linear"
+        )
+    params = {"kernel": module.kernel, "bias": module.bias}
+    return {
+        key: as_floats(f"{name}.{key}", param[...])
+        for key, param in params.items()
+        if param is not None
+    }
+
+
+# ---- to Flax
+
+
+def to_flax(layer: TimeRecurrent | Bidirectional | Stacked, *, rngs: Any = None) -> Any:
+    """An nnx.RNN of a cell with the weights, an nnx.Bidirectional of two, or with several layers
+    an nnx.Sequential; needs flax.
+
+    rngs   an nnx.Rngs for the dropout of a Stacked; nnx.Rngs(0) if left out
+
+    The LSTM becomes an OptimizedLSTMCell. A state is not taken along: there the caller carries it,
+    ``module(xs, initial_carry=(c, h))``.
+
+    Raises CannotConvert, a ValueError, for what Flax has not: a GRU whose reset gate comes before
+    the product (``reset_after=False``), or whose candidate has a bias beside h (b[1]) that is not
+    0, residual connections, other cells, a learnt initial state, what ``regularise`` sets.
+    ValueError for float64 where JAX has it switched off; ImportError without flax.
+
+    >>> to_flax(TimeLSTM.create(3, 5))(np.ones((2, 7, 3), np.float32)).shape
+    (2, 7, 5)
+    """
+    parts, dropout = parts_of(layer, "Flax")
+    described = [[_described(one) for one in directions_of(part)] for part in parts]
+
+    import jax
+    from flax import nnx
+
+    if jax.dtypes.canonicalize_dtype(layer.dtype) != layer.dtype:
+        raise ValueError(
+            "layer: expected float32, got float64, which JAX has switched off; "
+            'jax.config.update("jax_enable_x64", True) switches it on'
+        )
+    rngs = nnx.Rngs(0) if rngs is None else rngs
+    modules: list[Any] = []
+    for directions in described:
+        rnns = [nnx.RNN(_cell(nnx, *one)) for one in directions]
+        if modules and dropout:
+            modules.append(nnx.Dropout(dropout, rngs=rngs))
+        modules.append(nnx.Bidirectional(*rnns) if len(rnns) > 1 else rnns[0])
+    return modules[0] if len(modules) == 1 else nnx.Sequential(*modules)
+
+
+def _described(layer: TimeRecurrent) -> tuple[str, str, list[Array]]:
+    """The class of its cell, the activation, and Wx, Wh and b in Flax's order."""
+    if layer.cell.name == "gru":
+        raise CannotConvert(
+            "layer: Flax's GRU applies the reset gate after the recurrent product, r * (h Wh); "
+            "this one before it, (r * h) Wh, which no weights can make the same"
+        )
+    name, activation = kind_of(layer, "Flax", _KINDS)
+    params = params_of(layer, "Flax")
+    b = params["b"]
+    if name == "GRUCell":
+        if b[1, -layer.hidden_size :].any():
+            raise CannotConvert(
+                "layer: Flax's GRU has no bias beside h in its candidate, x Wx + r * (h Wh); this "
+                "one has, x Wx + r * (h Wh + b[1]), and it is not 0"
+            )
+        b = b.sum(axis=0)
+    arrays = params["Wx"], params["Wh"], b
+    return name, activation, [to_theirs(array, _FAMILIES[name], FLAX) for array in arrays]
+
+
+def _cell(nnx: Any, name: str, activation: str, arrays: list[Array]) -> Any:
+    import jax.numpy as jnp
+
+    Wx, Wh, b = arrays
+    zeros = nnx.initializers.zeros_init()  # what is overwritten needs no random numbers
+    cell = getattr(nnx, name)(
+        len(Wx),
+        len(Wh),
+        activation_fn=getattr(nnx, activation),
+        kernel_init=zeros,
+        recurrent_kernel_init=zeros,
+        dtype=Wx.dtype,
+        param_dtype=Wx.dtype,
+        rngs=nnx.Rngs(0),
+    )
+    biased = cell.dense_h if name == "OptimizedLSTMCell" else cell.dense_i
+    for param, array in (
+        (cell.dense_i.kernel, Wx),
+        (cell.dense_h.kernel, Wh),
+        (biased.bias, b),
+    ):
+        param[...] = jnp.asarray(array)
+    return cell

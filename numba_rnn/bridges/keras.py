@@ -1,0 +1,306 @@
+"""Weights from Keras 3 and to it.
+
+    kernel (D, G H)            Wx      bias (G H,)                       b
+    recurrent_kernel (H, G H)  Wh      bias (2, 3 H), GRU reset_after    its two rows
+
+with the gates in another order, see ``conventions.py``. Layers are known by the names of their
+classes and by what ``get_config`` says; keras itself is imported only where one is made.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from ..backend import to_host
+from ..checks import Array, expect_int
+from ..layers import Bidirectional, Stacked, TimeGRU, TimeLSTM, TimeRecurrent, TimeRNN
+from .conventions import (
+    KERAS,
+    CannotConvert,
+    as_floats,
+    from_theirs,
+    kind_of,
+    params_of,
+    to_theirs,
+)
+from .stacks import Part, directions_of, parts_of, stack_of
+
+_FAMILIES = {"SimpleRNN": "rnn", "LSTM": "lstm", "GRU": "gru"}
+_KNOWN = (*_FAMILIES, "Bidirectional", "Sequential", "Dropout")
+_KINDS: dict[str, tuple[str, dict[str, Any]]] = {  # of a cell here, the class and its options
+    "rnn": ("SimpleRNN", {"activation": "tanh"}),
+    "rnn_relu": ("SimpleRNN", {"activation": "relu"}),
+    "lstm": ("LSTM", {}),
+    "gru": ("GRU", {"reset_after": False}),
+    "gru_reset_after": ("GRU", {"reset_after": True}),
+}
+
+
+# ---- from Keras
+
+
+def from_keras(source: Any) -> TimeRecurrent | Bidirectional | Stacked:
+    """Layers with the weights of Keras' SimpleRNN (tanh or relu), LSTM or GRU.
+
+    source   a built layer; a Bidirectional of such (merge_mode "concat"); a Sequential or a list
+             of these, with Dropout of one rate between them
+
+    Returns TimeRNN, TimeLSTM or TimeGRU, a Bidirectional of them, or with several layers a
+    Stacked, in the layer's dtype. ``stateful`` comes along with the states, ``dropout`` as
+    ``regularise(input_dropout=...)``, which drops while ``train_flg`` is True.
+
+    Layers here return all steps. Where return_sequences is False, Keras returns the last state
+    alone: ``layer.h``; of a Bidirectional, that of ``layer.forward_layer`` and that of
+    ``layer.backward_layer`` side by side. At steps that a mask leaves out, hs is 0, as with
+    zero_output_for_mask.
+
+    Raises CannotConvert, a ValueError, for what computes something else: other activations,
+    go_backwards outside a Bidirectional, another merge_mode, subclasses, RNN around a cell,
+    mixed precision, recurrent_dropout of a cell with gates. TypeError for other layers, and for
+    other dtypes than float32 and float64; ValueError for a layer that is not built.
+
+    >>> import keras
+    >>> layer = keras.layers.LSTM(5)
+    >>> layer.build((None, None, 3))
+    >>> from_keras(layer)
+    TimeLSTM(cell lstm, D 3, H 5, float32)
+    """
+    if not isinstance(source, (list, tuple)):
+        source = source.layers if _class_of(source) == "Sequential" else [source]
+    for layer in source[:-1]:
+        if getattr(layer, "return_sequences", True) is False:
+            raise ValueError(
+                f"source: expected return_sequences=True below the last layer, got False of "
+                f"{layer.name}"
+            )
+    return stack_of([_part(layer) for layer in source])
+
+
+def _class_of(layer: Any) -> str:
+    """The name of one of Keras' own classes."""
+    kind = type(layer)
+    theirs = {base.__name__ for base in kind.__mro__ if base.__module__.split(".")[0] == "keras"}
+    if kind.__module__.split(".")[0] == "keras" and kind.__name__ in _KNOWN:
+        return kind.__name__
+    if theirs & {"RNN", "Bidirectional", "Sequential"}:
+        raise CannotConvert(
+            f"source: {kind.__name__} may compute something else than Keras' own SimpleRNN, LSTM "
+            "and GRU, which are known here"
+        )
+    raise TypeError(
+        "source: expected Keras' SimpleRNN, LSTM, GRU, a Bidirectional of them, or a Sequential or "
+        f"list of these with Dropout between them, got {kind.__name__}"
+    )
+
+
+def _part(layer: Any) -> Part | float:
+    """A layer, or the rate of a dropout."""
+    kind = _class_of(layer)
+    if kind == "Sequential":
+        raise TypeError("source: expected layers in the Sequential, got a Sequential in it")
+    if kind == "Dropout":
+        if layer.noise_shape is not None:
+            raise CannotConvert(
+                f"source: {layer.name} drops along noise_shape, here each number has its own lot"
+            )
+        return float(layer.rate)
+    if kind != "Bidirectional":
+        return _layer(layer)
+    if layer.merge_mode != "concat":
+        raise CannotConvert(
+            f"source: {layer.name} has merge_mode {layer.merge_mode!r}; a Bidirectional here puts "
+            'the two side by side ("concat")'
+        )
+    if layer.stateful:
+        raise CannotConvert(
+            f"source: {layer.name} is stateful in both directions; here only the forward one can be"
+        )
+    ahead, back = _layer(layer.forward_layer), _layer(layer.backward_layer, backwards=True)
+    _expect_dtype(layer, ahead.dtype)
+    return Bidirectional(ahead, back)
+
+
+def _layer(layer: Any, backwards: bool = False) -> TimeRecurrent:
+    """One layer in one direction."""
+    name, family = layer.name, _FAMILIES.get(_class_of(layer))
+    if family is None:
+        raise TypeError(f"source: expected SimpleRNN, LSTM or GRU in Bidirectional, got {name}")
+    if not (layer.built and layer.weights):
+        raise ValueError(
+            f"source: expected a built layer, got {name} without weights; calling it on data, or "
+            f"layer.build((None, None, D)), makes them"
+        )
+    config = layer.get_config()
+    _expect_computed_here(name, family, config, backwards)
+    Wx, Wh, *biases = (
+        from_theirs(as_floats(weight.path, weight.value), family, KERAS) for weight in layer.weights
+    )
+    _expect_dtype(layer, Wx.dtype)
+    two = family == "gru" and config["reset_after"]
+    b = biases[0] if biases else np.zeros((2,) * two + Wx.shape[1:], Wx.dtype)
+    stateful = config["stateful"]
+    made: TimeRecurrent
+    if family == "lstm":
+        made = TimeLSTM(Wx, Wh, b, stateful=stateful)
+    elif family == "gru":
+        made = TimeGRU(Wx, Wh, b, stateful=stateful, reset_after=two)
+    else:
+        made = TimeRNN(Wx, Wh, b, stateful=stateful, activation=config["activation"])
+    _drop_as(layer, config, made)
+    states = [as_floats(v.path, v.value) for v in layer.states or ()] if stateful else []
+    if any(state.any() for state in states):  # zeros are no state: another batch may come
+        made.set_state(*states)
+    return made
+
+
+def _expect_computed_here(name: str, family: str, config: dict[str, Any], backwards: bool) -> None:
+    allowed = ("tanh", "relu") if family == "rnn" else ("tanh",)
+    if config["activation"] not in allowed:
+        raise CannotConvert(
+            f"source: {name} has the activation {config['activation']!r}, here it is "
+            f"{' or '.join(allowed)}"
+        )
+    if config.get("recurrent_activation", "sigmoid") != "sigmoid":
+        raise CannotConvert(
+            f"source: {name} has the recurrent_activation {config['recurrent_activation']!r}, "
+            "here it is sigmoid"
+        )
+    if config["go_backwards"] != backwards:
+        raise CannotConvert(
+            f"source: {name} has go_backwards={not backwards}; here a layer reads forwards, and in "
+            "a Bidirectional the second one backwards (without go_backwards, xs[:, ::-1] is read "
+            "from its end)"
+        )
+
+
+def _expect_dtype(layer: Any, dtype: np.dtype[Any]) -> None:
+    """Weights are float32 or float64 by now."""
+    if layer.compute_dtype != dtype.name:
+        raise CannotConvert(
+            f"source: {layer.name} computes in {layer.compute_dtype} with weights in {dtype}; here "
+            "both are one"
+        )
+
+
+def _drop_as(layer: Any, config: dict[str, Any], made: TimeRecurrent) -> None:
+    """Drop what Keras drops: with one mask for all gates, the same at every step."""
+    rates = {name: config[name] for name in ("dropout", "recurrent_dropout")}
+    if not any(rates.values()):
+        return
+    one_mask = type(layer).__name__ == "SimpleRNN" or layer.cell.implementation == 2
+    if not one_mask:
+        raise CannotConvert(
+            f"source: {layer.name} drops other units for each gate (recurrent_dropout, or "
+            "implementation=1), here all gates miss the same ones; after training set "
+            "layer.cell.dropout and layer.cell.recurrent_dropout to 0"
+        )
+    made.regularise(input_dropout=rates["dropout"], recurrent_dropout=rates["recurrent_dropout"])
+
+
+# ---- to Keras
+
+
+def to_keras(
+    layer: TimeRecurrent | Bidirectional | Stacked, *, batch_size: int | None = None
+) -> Any:
+    """A built Keras layer, with several layers a Sequential, with the weights; needs keras.
+
+    batch_size   what a stateful layer of Keras is fixed to; a layer that has a state says it
+
+    All steps are returned (return_sequences), and 0 at steps that a mask leaves out, as here.
+
+    Raises CannotConvert, a ValueError, for what Keras has not: residual connections, other cells,
+    a learnt initial state, Bidirectional that is stateful or of two sizes, of ``regularise`` all
+    but input_dropout and, for TimeRNN, recurrent_dropout. ValueError for float64 where JAX under
+    Keras has it switched off; ImportError without keras.
+
+    >>> to_keras(TimeGRU.create(3, 5)).compute_output_shape((2, 7, 3))
+    (2, 7, 5)
+    """
+    parts, dropout = parts_of(layer, "Keras")
+    weights = [[array for one in directions_of(part) for array in _weights(one)] for part in parts]
+    shape = (_batch_size(parts, batch_size), None, layer.input_size)
+    dtype = layer.dtype.name
+
+    import keras
+
+    number = keras.ops.convert_to_tensor(np.zeros((), dtype))
+    if as_floats("layer", number).dtype != dtype:
+        raise ValueError(
+            f"layer: expected float32, got {dtype}, which {keras.backend.backend()} under Keras "
+            "has switched off"
+        )
+    made = [_made(keras.layers, part, dtype) for part in parts]
+    model = made[0]
+    if len(made) == 1:
+        model.build(shape)
+    else:
+        model = keras.Sequential([keras.Input(batch_shape=shape, dtype=dtype), made[0]])
+        for part in made[1:]:
+            if dropout:
+                model.add(keras.layers.Dropout(dropout, dtype=dtype))
+            model.add(part)
+    for theirs, ours, arrays in zip(made, parts, weights, strict=True):
+        theirs.set_weights(arrays)
+        if isinstance(ours, TimeRecurrent) and ours.stateful and ours.state is not None:
+            for variable, state in zip(theirs.states, ours.state, strict=True):
+                variable.assign(to_host(state))
+    return model
+
+
+def _weights(layer: TimeRecurrent) -> list[Array]:
+    """Keras' kernel, recurrent_kernel and bias."""
+    family = _FAMILIES[kind_of(layer, "Keras", _KINDS)[0]]
+    has = ("input_dropout", "recurrent_dropout")[: 1 + (family == "rnn")]
+    params = params_of(layer, "Keras", has)
+    return [to_theirs(params[name], family, KERAS) for name in ("Wx", "Wh", "b")]
+
+
+def _batch_size(parts: tuple[Part, ...], given: int | None) -> int | None:
+    """The number of rows that stateful layers are fixed to; any other layer takes any."""
+    if given is not None:
+        expect_int("batch_size", given)
+    stateful = [one for part in parts for one in directions_of(part) if one.stateful]
+    if not stateful:
+        return given
+    batch = next((len(one.h) for one in stateful if one.h is not None), given)
+    if batch is None:
+        raise ValueError(
+            "batch_size: expected a number, which a stateful layer of Keras is fixed to, got None"
+        )
+    if given not in (None, batch):
+        raise ValueError(f"batch_size: expected {batch}, as the state has, got {given}")
+    return batch
+
+
+def _made(layers: Any, part: Part, dtype: str) -> Any:
+    """The layer, not yet built."""
+    directions, made = directions_of(part), []
+    for k, one in enumerate(directions):
+        name, options = kind_of(one, "Keras", _KINDS)
+        made.append(
+            getattr(layers, name)(
+                one.hidden_size,
+                **options,
+                dropout=getattr(one.regularisers, "input_dropout", 0.0),
+                recurrent_dropout=getattr(one.regularisers, "recurrent_dropout", 0.0),
+                stateful=one.stateful,
+                go_backwards=k == 1,
+                return_sequences=True,
+                zero_output_for_mask=True,
+                dtype=dtype,
+            )
+        )
+    if len(made) == 1:
+        return made[0]
+    if made[0].stateful:
+        raise CannotConvert(
+            "layer: a stateful Bidirectional of Keras carries the state in both directions, here "
+            "only forwards"
+        )
+    if len({one.hidden_size for one in directions}) > 1:
+        raise CannotConvert(
+            "layer: Keras' Bidirectional has both directions of one size, got "
+            + " and ".join(str(one.hidden_size) for one in directions)
+        )
+    return layers.Bidirectional(made[0], backward_layer=made[1], dtype=dtype)

@@ -1,0 +1,431 @@
+"""Weights from Keras and to it: there and back the outputs are the same. Keras is the oracle."""
+
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from helpers import relative_error, run_python
+from numba_rnn import (
+    Bidirectional,
+    Stacked,
+    TimeGRU,
+    TimeLSTM,
+    TimeProjectedLSTM,
+    TimeRNN,
+    time_layer,
+)
+from numba_rnn.bridges import CannotConvert, from_keras, to_keras
+
+os.environ["KERAS_BACKEND"] = "torch"
+import keras
+
+layers = keras.layers
+KINDS = {
+    "tanh": (layers.SimpleRNN, {}),
+    "relu": (layers.SimpleRNN, {"activation": "relu"}),
+    "lstm": (layers.LSTM, {}),
+    "gru": (layers.GRU, {"reset_after": False}),
+    "gru_reset_after": (layers.GRU, {"reset_after": True}),
+}
+CELLS = {"tanh": "rnn", "relu": "rnn_relu"}  # where it is not the kind's name
+LIMIT = 2e-6
+# the others' products Keras makes in float32 on PyTorch, whatever is asked for
+IN_FLOAT64 = {"lstm", "gru_reset_after"}
+
+
+def limit(dtype, *kinds):
+    return 1e-13 if dtype == "float64" and IN_FLOAT64.issuperset(kinds) else LIMIT
+
+
+def made(kind, H, **options):
+    """A layer, not built."""
+    layer, own = KINDS[kind]
+    return layer(H, **{"return_sequences": True, **own, **options})
+
+
+def filled(layer, D=None, seed=0, batch=None):
+    """With random weights, biases too."""
+    if D is not None:
+        layer.build((batch, None, D))
+    rng = np.random.default_rng(seed)
+    layer.set_weights([rng.uniform(-0.6, 0.6, w.shape) for w in layer.weights])
+    return layer
+
+
+def numbers(*shape, dtype="float32", seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def outputs(layer, xs, **options):
+    """What a layer returns, as NumPy arrays."""
+    found = layer(xs, **options)
+    found = found if isinstance(found, (tuple, list)) else [found]
+    return [array.detach().numpy() for array in found]
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    kind=st.sampled_from(list(KINDS)),
+    N=st.integers(1, 4),
+    T=st.integers(1, 6),
+    D=st.integers(1, 7),
+    H=st.integers(1, 19),
+    both=st.booleans(),
+    bias=st.booleans(),
+    dtype=st.sampled_from(["float32", "float64"]),
+    seed=st.integers(0, 99),
+)
+def test_there_and_back(kind, N, T, D, H, both, bias, dtype, seed):
+    peer = made(kind, H, use_bias=bias, dtype=dtype, return_state=True)
+    if both:
+        peer = layers.Bidirectional(peer, dtype=dtype)
+    filled(peer, D, seed)
+    layer = from_keras(peer)
+    xs = numbers(N, T, D, dtype=dtype, seed=seed)
+    want, *want_states = outputs(peer, xs)
+    got = layer.forward(xs)
+    assert got.dtype == want.dtype == dtype
+    assert relative_error(got, want) < limit(dtype, kind)
+    states = [s for own in layer.state for s in own] if both else layer.state
+    for ours, theirs in zip(states, want_states, strict=True):
+        assert relative_error(ours, theirs) < limit(dtype, kind)
+    one = layer.forward_layer if both else layer
+    assert one.cell.name == CELLS.get(kind, kind)
+    back = to_keras(layer)
+    assert type(back) is type(peer)
+    assert relative_error(outputs(back, xs)[0], want) < limit(dtype, kind)
+    if bias:
+        for ours, theirs in zip(back.weights, peer.weights, strict=True):
+            assert ours.dtype == theirs.dtype
+            assert (ours.value == theirs.value).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_stacks(dtype):
+    model = keras.Sequential([
+        keras.Input((None, 3), dtype=dtype),
+        made("lstm", 4, dtype=dtype),
+        layers.Dropout(0.25, dtype=dtype),
+        layers.Bidirectional(
+            made("gru", 5, dtype=dtype),
+            backward_layer=made("relu", 5, go_backwards=True, dtype=dtype),
+            dtype=dtype,
+        ),
+        layers.Dropout(0.25, dtype=dtype),
+        made("tanh", 3, dtype=dtype),
+    ])  # fmt: skip
+    filled(model)
+    xs = numbers(2, 6, 3, dtype=dtype)
+    (want,) = outputs(model, xs)
+    for source in (model, model.layers, tuple(model.layers)):
+        stack = from_keras(source)
+        assert [dropout.ratio for dropout in stack.dropouts] == [0.25, 0.25]
+        stack.train_flg = False
+        assert relative_error(stack.forward(xs), want) < LIMIT
+    back = to_keras(stack)
+    assert [type(layer) for layer in back.layers] == [type(layer) for layer in model.layers]
+    assert back.layers[1].rate == 0.25
+    assert relative_error(outputs(back, xs)[0], want) < LIMIT
+    plain = to_keras(Stacked(stack.layers))
+    assert len(plain.layers) == 3
+    assert isinstance(from_keras([model.layers[0]]), TimeLSTM)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("both", [False, True])
+def test_what_a_mask_leaves_out_is_0_in_both(kind, both):
+    cell = CELLS.get(kind, kind)
+    layer = Bidirectional.create(3, 5, layer=cell, rng=1) if both else time_layer(cell).create(3, 5)
+    xs, mask = numbers(2, 6, 3), np.array([[1, 1, 0, 1, 1, 0], [1, 0, 1, 1, 1, 1]], bool)
+    (want,) = outputs(to_keras(layer), xs, mask=mask)
+    assert relative_error(layer.forward(xs, mask=mask), want) < LIMIT
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_return_sequences_false_is_the_state(kind):
+    xs = numbers(2, 6, 3)
+    peer = filled(made(kind, 5, return_sequences=False), 3)
+    layer = from_keras(peer)
+    layer.forward(xs)
+    assert relative_error(layer.h, outputs(peer, xs)[0]) < LIMIT
+    peer = filled(layers.Bidirectional(made(kind, 5, return_sequences=False)), 3)
+    layer = from_keras(peer)
+    layer.forward(xs)
+    got = np.concatenate([layer.forward_layer.h, layer.backward_layer.h], axis=1)
+    assert relative_error(got, outputs(peer, xs)[0]) < LIMIT
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_state_of_stateful_layers_comes_along(kind):
+    xs = numbers(2, 3, 3)
+    peer = filled(made(kind, 5, stateful=True), 3, batch=2)
+    assert from_keras(peer).state is None
+    outputs(peer, xs)
+    layer = from_keras(peer)
+    assert layer.stateful
+    back = to_keras(layer)
+    assert back.stateful
+    (want,) = outputs(peer, xs)
+    for got in (layer.forward(xs), *outputs(back, xs)):
+        assert relative_error(got, want) < LIMIT
+    layer.reset_state()
+    back.reset_state()
+    fresh = to_keras(layer, batch_size=2)
+    want = layer.forward(xs)
+    for model in (back, fresh):
+        assert relative_error(outputs(model, xs)[0], want) < LIMIT
+
+
+def test_a_stack_with_states():
+    xs = numbers(2, 3, 3)
+    stack = Stacked.create(3, 4, stateful=True, rng=0)
+    stack.forward(xs)
+    model = to_keras(stack)
+    again = from_keras(model)
+    want = stack.forward(xs)
+    assert relative_error(again.forward(xs), want) < LIMIT
+    assert relative_error(outputs(model, xs)[0], want) < LIMIT
+    with pytest.raises(ValueError, match="batch_size: expected 2, as the state has, got 3"):
+        to_keras(stack, batch_size=3)
+    stack.reset_state()
+    with pytest.raises(ValueError, match=r"batch_size: expected a number, .* got None"):
+        to_keras(stack)
+
+
+def test_dropout_comes_along_where_all_gates_share_it():
+    layer = from_keras(filled(made("lstm", 5, dropout=0.25), 3))
+    assert layer.regularisers.input_dropout == 0.25
+    assert to_keras(layer).dropout == 0.25
+    layer.train_flg = False
+    assert (
+        relative_error(
+            layer.forward(numbers(2, 3, 3)), outputs(to_keras(layer), numbers(2, 3, 3))[0]
+        )
+        < LIMIT
+    )
+    layer = from_keras(filled(made("tanh", 5, dropout=0.25, recurrent_dropout=0.5), 3))
+    assert (layer.regularisers.input_dropout, layer.regularisers.recurrent_dropout) == (0.25, 0.5)
+    back = to_keras(layer)
+    assert (back.dropout, back.recurrent_dropout) == (0.25, 0.5)
+    assert from_keras(filled(made("lstm", 5), 3)).regularisers is None
+    peer = filled(made("gru", 5, recurrent_dropout=0.5), 3)
+    peer.cell.recurrent_dropout = 0.0  # what the error below says
+    assert from_keras(peer).regularisers is None
+
+
+def test_arrays_are_their_own():
+    peer = filled(made("gru_reset_after", 5), 3)
+    layer = from_keras(peer)
+    before = [param.copy() for param in layer.params]
+    peer.set_weights([np.full(w.shape, 7.0) for w in peer.weights])
+    for param, want in zip(layer.params, before, strict=True):
+        np.testing.assert_array_equal(param, want)
+
+
+# ---- what is refused
+
+
+def squash(x):
+    return x
+
+
+class Mine(layers.LSTM):
+    """One that may compute anything."""
+
+
+class Pile(keras.Sequential):
+    """Likewise."""
+
+
+def both_of(kind="lstm", **options):
+    own = {name: options.pop(name) for name in ("stateful", "go_backwards") if name in options}
+    return layers.Bidirectional(made(kind, 5, **own), **options)
+
+
+def a_cell():
+    return layers.RNN(layers.LSTMCell(5))
+
+
+NOT_HERE = {
+    "activation": (
+        lambda: made("lstm", 5, activation="relu"),
+        "activation 'relu', here it is tanh",
+    ),
+    "sigmoid rnn": (lambda: made("tanh", 5, activation="sigmoid"), "'sigmoid', .* tanh or relu"),
+    "own activation": (lambda: made("gru", 5, activation=squash), "activation {.*squash.*}, here"),
+    "gates": (
+        lambda: made("gru", 5, recurrent_activation="hard_sigmoid"),
+        "recurrent_activation 'hard_sigmoid', here it is sigmoid",
+    ),
+    "backwards": (lambda: made("lstm", 5, go_backwards=True), "go_backwards=True; here a layer"),
+    "the other way": (
+        lambda: layers.Bidirectional(
+            made("lstm", 5, go_backwards=True), backward_layer=made("lstm", 5)
+        ),
+        "go_backwards=True; here a layer",
+    ),
+    "sum": (lambda: both_of(merge_mode="sum"), "merge_mode 'sum'; a Bidirectional here"),
+    "both": (lambda: both_of(merge_mode=None), "merge_mode None"),
+    "stateful": (lambda: both_of(stateful=True), "stateful in both directions"),
+    "subclass": (lambda: Mine(5), "Mine may compute something else"),
+    "cell": (a_cell, "RNN may compute something else"),
+    "convolution": (lambda: layers.ConvLSTM1D(5, 1), "ConvLSTM1D may compute something else"),
+    "half": (lambda: made("lstm", 5, dtype="mixed_float16"), "in float16 with weights in float32"),
+    "wrapped": (
+        lambda: layers.Bidirectional(made("lstm", 5, dtype="float64")),
+        "computes in float32 with weights in float64",
+    ),
+    "gate dropout": (
+        lambda: made("lstm", 5, recurrent_dropout=0.1),
+        "other units for each gate .* set layer.cell.dropout and",
+    ),
+    "implementation": (lambda: made("gru", 5, dropout=0.1, implementation=1), "for each gate"),
+}
+
+
+@pytest.mark.parametrize("what", NOT_HERE)
+def test_what_computes_something_else_is_refused(what):
+    make, says = NOT_HERE[what]
+    layer = make()
+    layer.build((2, None, 3) if what != "convolution" else (2, None, 4, 3))
+    with pytest.raises(CannotConvert, match=f"source: .*{says}"):
+        from_keras(layer)
+
+
+def sequence(*parts):
+    return lambda: [filled(p, 3) if isinstance(p, layers.RNN) else p for p in parts]
+
+
+def narrow(dtype):
+    return filled(made("lstm", 5, dtype=dtype, recurrent_initializer="zeros"), 3)
+
+
+WRONG = {
+    "unbuilt": (lambda: made("lstm", 5), ValueError, r"built layer, .* layer.build\(\(None, None"),
+    "unbuilt model": (
+        lambda: keras.Sequential([made("lstm", 5)]),
+        ValueError,
+        "expected a built layer, got lstm",
+    ),
+    "number": (lambda: 3, TypeError, "expected Keras' SimpleRNN, .* got int"),
+    "dense": (lambda: layers.Dense(3), TypeError, "got Dense"),
+    "in it": (
+        lambda: keras.Sequential([keras.Input((None, 3)), made("lstm", 3), layers.Dense(3)]),
+        TypeError,
+        "got Dense",
+    ),
+    "masking": (
+        lambda: keras.Sequential([keras.Input((None, 3)), layers.Masking(), made("lstm", 3)]),
+        TypeError,
+        "got Masking",
+    ),
+    "nested": (lambda: [keras.Sequential()], TypeError, "got a Sequential in it"),
+    "model": (lambda: Pile(), CannotConvert, "Pile may compute something else"),
+    "nothing": (list, ValueError, "expected recurrent layers, got none"),
+    "dropout alone": (lambda: layers.Dropout(0.1), CannotConvert, "each Dropout above a layer"),
+    "dropout first": (
+        sequence(layers.Dropout(0.1), made("lstm", 3)), CannotConvert, "each Dropout above a layer",
+    ),
+    "dropout last": (
+        sequence(made("lstm", 3), layers.Dropout(0.1)), CannotConvert, "no Dropout above the last",
+    ),
+    "dropout twice": (
+        sequence(made("lstm", 3), layers.Dropout(0.1), layers.Dropout(0.1)),
+        CannotConvert,
+        "each Dropout above a layer",
+    ),
+    "rates": (
+        sequence(made("lstm", 3), layers.Dropout(0.1), made("gru", 3), made("lstm", 3)),
+        CannotConvert,
+        r"one rate of dropout between all layers, got 0\.1, 0\.0",
+    ),
+    "noise": (
+        sequence(made("lstm", 3), layers.Dropout(0.1, noise_shape=(None, 1, None))),
+        CannotConvert,
+        "drops along noise_shape",
+    ),
+    "last alone": (
+        sequence(made("lstm", 3, return_sequences=False), made("lstm", 3)),
+        ValueError,
+        "return_sequences=True below the last layer",
+    ),
+    "float16": (lambda: narrow("float16"), TypeError, "kernel: .* got float16"),
+    "bfloat16": (lambda: narrow("bfloat16"), TypeError, "kernel: .* got .*bfloat16"),
+    "sizes": (sequence(made("lstm", 4), made("lstm", 4)), ValueError, "a layer of 4 inputs"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_is_no_recurrent_layer_is_refused(what):
+    make, error, says = WRONG[what]
+    with pytest.raises(error, match=says):
+        from_keras(make())
+
+
+def regularised(layer, **rates):
+    return lambda: layer.create(3, 5).regularise(**rates)
+
+
+NO_KERAS = {
+    "residual": (lambda: Stacked.create(5, 5, residual=True), "no residual connections"),
+    "own cell": (lambda: TimeProjectedLSTM.create(3, 5, proj_size=2), "no cell 'lstm_projected'"),
+    "initial": (lambda: TimeLSTM.create(3, 5).learn_initial_state(), "no learnt initial state"),
+    "zoneout": (regularised(TimeGRU, zoneout=0.1), "no zoneout"),
+    "weight drop": (regularised(TimeRNN, weight_drop=0.1), "no weight_drop"),
+    "recurrent dropout": (regularised(TimeLSTM, recurrent_dropout=0.1), "no recurrent_dropout"),
+    "sizes": (
+        lambda: Bidirectional(TimeLSTM.create(3, 5), TimeGRU.create(3, 4)),
+        "both directions of one size, got 5 and 4",
+    ),
+    "stateful": (
+        lambda: Bidirectional.create(3, 5, stateful=True), "stateful Bidirectional of Keras",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", NO_KERAS)
+def test_what_keras_has_not_is_refused(what):
+    make, says = NO_KERAS[what]
+    with pytest.raises(CannotConvert, match=f"layer: .*{says}"):
+        to_keras(make(), batch_size=2)
+
+
+def test_what_is_no_layer_is_refused():
+    with pytest.raises(TypeError, match=r"layer: expected a TimeRecurrent, .* got int"):
+        to_keras(3)
+    with pytest.raises(ValueError, match="batch_size: "):
+        to_keras(TimeLSTM.create(3, 5), batch_size=0)
+
+
+def test_on_jax():
+    run_python(
+        """
+        import keras
+        import numpy as np
+
+        from numba_rnn import Bidirectional, Stacked, use_backend
+        from numba_rnn.bridges import from_keras, to_keras
+
+        kinds = "rnn", "rnn_relu", "lstm", "gru", "gru_reset_after"
+        stack = Stacked([
+            Bidirectional.create(3 if k == 0 else 10, 5, layer=kind, rng=k)
+            for k, kind in enumerate(kinds)
+        ])
+        xs = np.random.default_rng(0).standard_normal((2, 4, 3)).astype(np.float32)
+        model = to_keras(stack)
+        with use_backend("numpy"):
+            want = stack.forward(xs)
+            np.testing.assert_array_equal(from_keras(model).forward(xs), want)
+        np.testing.assert_allclose(model(xs), want, rtol=0, atol=2e-6 * abs(want).max())
+        try:
+            to_keras(Stacked.create(3, 5, dtype=np.float64))
+        except ValueError as error:
+            assert "expected float32, got float64, which jax under Keras" in str(error), error
+        else:
+            raise AssertionError
+        """,
+        {"KERAS_BACKEND": "jax"},
+    )
