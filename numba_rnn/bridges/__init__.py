@@ -7,6 +7,17 @@ Each library is an extra (``pip install -e ".[keras]"``) and imported only when 
 """
 
 from .conventions import CannotConvert
+from .onnx_reader import OnnxNet, from_onnx
+from .onnx_writer import to_onnx
 from .pytorch import from_torch, save_torch, to_torch, torch_state_dict
 
-__all__ = ["CannotConvert", "from_torch", "save_torch", "to_torch", "torch_state_dict"]
+__all__ = [
+    "CannotConvert",
+    "OnnxNet",
+    "from_onnx",
+    "from_torch",
+    "save_torch",
+    "to_onnx",
+    "to_torch",
+    "torch_state_dict",
+]
