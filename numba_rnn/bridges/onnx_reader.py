@@ -294,6 +294,7 @@ class _Reader:
 
     def __init__(self, model: Any, weights: dict[str, Any]) -> None:
         graph = model.graph
+        self._sizes = _last_sizes(model)
         self._opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
         self._nodes = [self._node(proto) for proto in graph.node]
         self._specs = {value.name: _declared(value, weights) for value in graph.input}
@@ -485,7 +486,8 @@ class _Reader:
             raise ValueError(
                 f"{node}: input R: expected shape {spell((dirs, G * H, H))}, got {spell(R.shape)}"
             )
-        W = self._weight(node, 1, "W", (dirs, G * H, "D"))
+        D = self._sizes.get(node.input(0), "D")
+        W = self._weight(node, 1, "W", (dirs, G * H, D))
         B, P = np.zeros((dirs, 2 * G * H), W.dtype), None
         if node.input(3):
             B = self._weight(node, 3, "B", (dirs, 2 * G * H))
@@ -508,6 +510,22 @@ class _Reader:
             for k in range(dirs)
         ]
         return Recurrent(node, kinds, (W, R, B, P), direction, layout)
+
+
+def _last_sizes(model: Any) -> dict[str, int]:
+    """The size of the last axis of every array, where the file says it."""
+    import onnx
+
+    try:
+        graph = onnx.shape_inference.infer_shapes(model).graph
+    except Exception as error:  # whatever it raises: the model is refused
+        raise ValueError(f"source: expected a valid ONNX model ({error})") from error
+    found = {}
+    for value in (*graph.input, *graph.value_info):
+        dims = value.type.tensor_type.shape.dim
+        if dims and dims[-1].HasField("dim_value"):
+            found[value.name] = int(dims[-1].dim_value)
+    return found
 
 
 def _declared(value: Any, weights: Mapping[str, Any]) -> tuple[str, _Shape]:
