@@ -806,7 +806,7 @@ REFUSED = {
         r"input W: expected shape \(1, 20, 3\), got \(1, 20, 7\)",
     ),
     "numbers missing": (
-        lambda: changed(lambda m: m.graph.initializer[0].dims.append(3)), ValueError, "tensor name: W"
+        lambda: changed(lambda m: m.graph.initializer[0].dims.append(3)), ValueError, "name: W"
     ),
     # what would take all memory
     "a shape too large": (

@@ -241,6 +241,10 @@ def _columns(kind: Kind) -> tuple[tuple[str, int], ...]:
     return (("i", sign), ("g", 1), ("o", 1)) if kind.coupled else tuple((n, 1) for n in "fgio")
 
 
+def _signed(sign: int, matrix: Array) -> Array:
+    return matrix if sign > 0 else -matrix
+
+
 def _peepholes(kind: Kind) -> str:
     return "io" if kind.coupled else "fio"
 
@@ -251,7 +255,7 @@ def params_of(kind: Kind, W: Array, R: Array, B: Array, P: Array | None) -> tupl
     def ours(matrix: Array) -> Array:
         gates = GATES[kind.op]
         parts = dict(zip(gates, np.split(matrix, len(gates), axis=-1), strict=True))
-        return np.concatenate([sign * parts[gate] for gate, sign in _columns(kind)], axis=-1)
+        return np.concatenate([_signed(s, parts[gate]) for gate, s in _columns(kind)], axis=-1)
 
     biases = [ours(b) for b in np.split(B, 2)]
     b = np.stack(biases) if kind.reset_after else biases[0] + biases[1]
@@ -270,7 +274,7 @@ def weights_of(
     def theirs(matrix: Array) -> Array:
         columns = _columns(kind)
         blocks = np.split(matrix, len(columns), axis=-1)
-        parts = {gate: sign * p for (gate, sign), p in zip(columns, blocks, strict=True)}
+        parts = {gate: _signed(s, p) for (gate, s), p in zip(columns, blocks, strict=True)}
         nothing = np.zeros_like(blocks[0])
         return np.concatenate([parts.get(gate, nothing) for gate in GATES[kind.op]], axis=-1)
 
