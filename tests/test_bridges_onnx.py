@@ -1,5 +1,6 @@
 """ONNX files, written and read; onnxruntime, onnx and PyTorch are the oracles."""
 
+import copy
 import io
 import warnings
 
@@ -183,7 +184,7 @@ def batch_first(array):
     return np.ascontiguousarray(array.transpose(1, 0, 2)) if array.ndim == 3 else array
 
 
-@settings(deadline=None, max_examples=250)
+@settings(deadline=None, max_examples=200)
 @given(case=nodes())
 def test_random_nodes(case):
     op, attributes, weights, inputs = case
@@ -200,6 +201,8 @@ def test_random_nodes(case):
         for ours, theirs in zip(other.forward(**turned), got, strict=True):
             np.testing.assert_array_equal(ours, batch_first(theirs))
         there_and_back(net, want, inputs)
+    for ours, theirs in zip(run_onnx(to_onnx(net), inputs), want, strict=True):
+        assert error(ours, theirs) < LIMIT
 
 
 def there_and_back(net, want, inputs):
@@ -313,7 +316,9 @@ def test_layers_to_onnx(name, N, T, D, H, seed):
         assert names == list(want)
         net = from_onnx(model)
         back = net.forward(xs, lengths, **feeds)
-        for ours, theirs, key in zip(back, got, names, strict=True):
+        again = run_onnx(to_onnx(net), {"xs": xs, "lengths": lengths, **feeds})
+        for ours, theirs, third, key in zip(back, got, again, names, strict=True):
+            assert error(third, want[key]) < LIMIT
             assert error(theirs, want[key]) < LIMIT
             assert error(ours, want[key]) < LIMIT
 
@@ -494,12 +499,26 @@ def test_graphs_of_pytorch(name):
     for found, value in zip(net.dinputs.values(), inputs, strict=True):
         if value.requires_grad:
             assert error(found, value.grad.numpy()) < 1e-5
+    trained_and_written(net, [value.detach().numpy() for value in inputs])
     if name == "last step":  # one weight of the file, two layers here
         weight = sum(layer.grads[0] for layer in net.layers[1:])
         assert error(weight, module.linear.weight.grad.numpy().T) < 1e-5
     elif name != "states":
         assert error(net.layers[-1].grads[0], module.linear.weight.grad.numpy().T) < 1e-5
         assert error(net.layers[0].grads[0], module.embed.weight.grad.numpy()) < 1e-5
+
+
+def trained_and_written(net, inputs):
+    """After a step of training the file has what the net computes then."""
+    before = net.forward(*inputs)
+    for param, grad in zip(net.params, net.grads, strict=True):
+        param -= 0.1 * grad
+    want = net.forward(*inputs)
+    got = run_onnx(to_onnx(net), dict(zip(net.inputs, inputs, strict=True)))
+    if isinstance(want, tuple):
+        before, want = before[0], want[0]
+    assert error(before, want) > 1e-4
+    assert error(got[0], want) < LIMIT
 
 
 # ---- a net as a layer
@@ -559,7 +578,25 @@ def test_gradients_of_a_net(backend):
         assert not any(grad.any() for grad in net.layers[1].grads)
 
 
-def test_a_net_checks_what_it_is_given(tmp_path):
+def test_copies_are_nets_of_their_own():
+    model, inputs = odd_net()
+    with use_backend("numpy"):
+        net = from_onnx(model)
+        want = net.forward(**inputs)
+        other = copy.deepcopy(net)
+        for param in other.params:
+            param[...] = 0
+        assert not other.layers[0].params[0].any()
+        np.testing.assert_array_equal(net.forward(**inputs)[0], want[0])
+        assert np.ptp(other.forward(**inputs)[0]) == 0
+
+
+def test_a_net_has_its_inputs_and_outputs():
+    with pytest.raises(TypeError, match="an OnnxNet has the inputs and outputs of the file"):
+        to_onnx(from_onnx(lstm_model()), states=True)
+
+
+def test_a_net_checks_what_it_is_given():
     net = from_onnx(to_onnx(TimeLSTM.create(3, 5, rng=0), states=True))
     xs = np.ones((2, 4, 3), np.float32)
     assert (net.inputs, list(net.optional)) == (("xs",), ["initial_h0", "initial_c0"])

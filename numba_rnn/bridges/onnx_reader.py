@@ -81,11 +81,13 @@ class OnnxNet(Layer):
         inputs: Mapping[str, tuple[str, _Shape]],
         optional: Mapping[str, Array],
         constants: Mapping[str, Array],
-        outputs: tuple[str, ...],
+        frame: Any,
     ) -> None:
         self._steps, self._specs, self._constants = steps, dict(inputs), dict(constants)
         self.layers = [step.layer for step in steps if step.layer is not None]
-        self.optional, self.outputs = dict(optional), outputs
+        self.optional = dict(optional)
+        self.outputs = tuple(value.name for value in frame.graph.output)
+        self._frame = frame  # the model without its nodes and weights
         self.inputs = tuple(name for name in inputs if name not in optional)
         self.dinputs: dict[str, Array | None] = {}
         self._tape: Any = None
@@ -109,6 +111,27 @@ class OnnxNet(Layer):
     def __repr__(self) -> str:
         layers = ", ".join(type(layer).__name__ for layer in self.layers)
         return f"OnnxNet({', '.join(self.inputs)} -> {layers} -> {', '.join(self.outputs)})"
+
+    def model(self) -> Any:
+        """The onnx.ModelProto with the parameters as they are now; ``to_onnx(net)`` is the same."""
+        import onnx
+
+        made = type(self._frame)()
+        made.CopyFrom(self._frame)
+        made.ir_version = max(made.ir_version, _WITH_OPTIONAL)
+        inputs = [value for value in made.graph.input if value.name in self._specs]
+        made.graph.ClearField("input")
+        made.graph.input.extend(inputs)
+        weights = {**self._constants, **self.optional}
+        for step in self._steps:
+            nodes, own = step.written()
+            made.graph.node.extend(_proto(node) for node in nodes)
+            weights |= own
+        made.graph.initializer.extend(
+            onnx.numpy_helper.from_array(np.asarray(array, order="C"), name)
+            for name, array in weights.items()
+        )
+        return made
 
     def _move(self, there: Engine) -> None:
         for layer in self.layers:
@@ -173,6 +196,16 @@ class OnnxNet(Layer):
         self.dinputs = {name: gradients.get(name) for name in self._specs}
         found = tuple(self.dinputs[name] for name in self.inputs)
         return found if len(found) > 1 else found[0]
+
+
+def _proto(node: Node) -> Any:
+    import onnx
+
+    attributes = {
+        name: onnx.numpy_helper.from_array(value) if isinstance(value, np.ndarray) else value
+        for name, value in node.attributes.items()
+    }
+    return onnx.helper.make_node(node.op, node.inputs, node.outputs, node.name, **attributes)
 
 
 def _accumulate(gradients: dict[str, Any], name: str, gradient: Array) -> None:
@@ -294,6 +327,7 @@ class _Reader:
 
     def __init__(self, model: Any, weights: dict[str, Any]) -> None:
         graph = model.graph
+        self._frame = _without_contents(model)
         self._sizes = _last_sizes(model)
         self._opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
         self._nodes = [self._node(proto) for proto in graph.node]
@@ -360,7 +394,7 @@ class _Reader:
             for name, spec in self._specs.items()
             if name in optional or (name not in self._constants and name not in self._optional)
         }
-        return OnnxNet(steps, specs, optional, constants, self._outputs)
+        return OnnxNet(steps, specs, optional, constants, self._frame)
 
     def _fold(self, step: Step) -> None:
         found = _run(step, [self._constants[name] if name else None for name in step.inputs])
@@ -510,6 +544,15 @@ class _Reader:
             for k in range(dirs)
         ]
         return Recurrent(node, kinds, (W, R, B, P), direction, layout)
+
+
+def _without_contents(model: Any) -> Any:
+    frame = type(model)()
+    frame.CopyFrom(model)
+    for field in ("node", "initializer", "value_info", "quantization_annotation"):
+        frame.graph.ClearField(field)
+    frame.ClearField("training_info")
+    return frame
 
 
 def _last_sizes(model: Any) -> dict[str, int]:

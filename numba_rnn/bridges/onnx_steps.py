@@ -6,7 +6,7 @@ the steps, an ``OnnxNet`` runs them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from ..layers import (
 )
 from ..layers.composite import Composite
 from .conventions import CannotConvert
-from .onnx_cells import LIBRARY, Kind, cell_of, params_of
+from .onnx_cells import LIBRARY, Kind, cell_of, params_of, weights_of
 
 Arrays = tuple[Array | None, ...]
 LARGEST = 2**26  # numbers that a node may make of nothing, so that no file takes all memory
@@ -89,6 +89,15 @@ class Step:
 
     def forget(self) -> None:
         self._tape = None
+
+    def written(self) -> tuple[list[Node], dict[str, Array]]:
+        """Nodes that compute the same, and the weights that they read, as they are now."""
+        return [self.node], {}
+
+    def _named(self, **weights: Array) -> dict[str, Array]:
+        """The weights by names that nothing else has."""
+        output = next(filter(None, self.outputs))
+        return {f"{output}.{name}": to_host(array) for name, array in weights.items()}
 
 
 # ---- glue: arrays are turned, cut and joined
@@ -398,6 +407,10 @@ class Embedding(Step):
         rows = to_host(self.layer.forward(ids.reshape(1, -1)))
         return (rows.reshape(*ids.shape, rows.shape[-1]),)
 
+    def written(self) -> tuple[list[Node], dict[str, Array]]:
+        weights = self._named(W=self.layer.params[0])
+        return [replace(self.node, inputs=(*weights, *self.inputs))], weights
+
     def _back(self, gradient: Array) -> None:
         self.layer.backward(np.ascontiguousarray(gradient.reshape(1, -1, gradient.shape[-1])))
 
@@ -411,6 +424,19 @@ class Affine(Step):
         super().__init__(node)
         self.inputs, self.outputs = (x,), (output,)
         self.layer = TimeAffine(W, b)
+
+    def written(self) -> tuple[list[Node], dict[str, Array]]:
+        W, b = self.layer.params
+        weights, product = self._named(W=W, b=b), f"{self.outputs[0]}.product"
+        W, b = weights
+        nodes = [
+            replace(self.node, op=op, name=f"{self.outputs[0]}.{op}", inputs=inputs,
+                    outputs=outputs, attributes={})
+            for op, inputs, outputs in (
+                ("MatMul", (*self.inputs, W), (product,)), ("Add", (product, b), self.outputs)
+            )
+        ]  # fmt: skip
+        return nodes, weights
 
     def forward(self, x: Array, /) -> Arrays:
         if x.ndim < 2:
@@ -506,7 +532,24 @@ class Recurrent(Step):
             if direction == "bidirectional"
             else Reversed(*parts) if direction == "reverse" else parts[0]
         )  # fmt: skip
-        self._layout = layout
+        self._kinds, self._layout = kinds, layout
+
+    def written(self) -> tuple[list[Node], dict[str, Array]]:
+        parts = recurrent_parts(self.layer)
+        arrays = [
+            weights_of(kind, *map(to_host, part.cell_params))
+            for kind, part in zip(self._kinds, parts, strict=True)
+        ]
+        there = {
+            name: np.stack(one)
+            for name, one in zip("WRBP", zip(*arrays, strict=True), strict=True)
+            if one[0] is not None
+        }
+        weights = self._named(**there)
+        W, R, B, *P = weights
+        x, lengths, *initial = self.inputs
+        initial = initial[: len(parts[0].cell.states)]
+        return [replace(self.node, inputs=(x, W, R, B, lengths, *initial, *P))], weights
 
     def forward(self, X: Array, lengths: Any, *initial: Array | None) -> Arrays:
         parts = recurrent_parts(self.layer)

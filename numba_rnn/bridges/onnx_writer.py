@@ -27,6 +27,7 @@ from ..layers import (
 from ..models import Rnnlm
 from .conventions import CannotConvert
 from .onnx_cells import Kind, attributes_of, kind_of, weights_of
+from .onnx_reader import OnnxNet
 from .onnx_steps import AnyRecurrent, Reversed, recurrent_parts
 
 OPSET, IR_VERSION = 17, 8  # what ONNX Runtime 1.12 and all later ones read
@@ -43,7 +44,8 @@ def to_onnx(
     """An onnx.ModelProto that computes what the model does after training, batch first.
 
     model    a layer: TimeRNN, TimeLSTM, TimeGRU or another of a cell that ONNX has, Bidirectional,
-             Stacked, TimeAffine, TimeEmbedding; several in a list, the first at the bottom; Rnnlm
+             Stacked, TimeAffine, TimeEmbedding; several in a list, the first at the bottom; Rnnlm;
+             an OnnxNet, which keeps the inputs and outputs that it was read with
     path     where to write it as well, whole or not at all
     states   True: inputs ``initial_h0``, of an LSTM ``initial_c0`` too, (N, H), may be given for
              the first recurrent layer, ``initial_h1`` for the second and so on, forwards before
@@ -67,18 +69,26 @@ def to_onnx(
     """
     import onnx
 
-    layers = _flat(model)
-    graph = _Graph(layers, states, lengths)
-    for layer in layers:
-        graph.write(layer)
-    if softmax:
-        graph.current = graph.node("Softmax", [graph.current], axis=-1)
-    made = graph.model()
+    if isinstance(model, OnnxNet):
+        if states or lengths or softmax:
+            raise TypeError("to_onnx: an OnnxNet has the inputs and outputs of the file it is from")
+        made = model.model()
+    else:
+        made = _written(_flat(model), states, lengths, softmax)
     onnx.checker.check_model(made, full_check=True)
     if path is not None:
         with written_atomically(Path(path)) as part:
             part.write_bytes(made.SerializeToString())
     return made
+
+
+def _written(layers: list[Any], states: bool, lengths: bool, softmax: bool) -> Any:
+    graph = _Graph(layers, states, lengths)
+    for layer in layers:
+        graph.write(layer)
+    if softmax:
+        graph.current = graph.node("Softmax", [graph.current], axis=-1)
+    return graph.model()
 
 
 def _flat(model: Any) -> list[Any]:
