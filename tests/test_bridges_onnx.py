@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from fake_device import use_fake_device
 from helpers import central_differences, relative_error
 from numba_rnn import (
     Bidirectional,
@@ -32,6 +33,7 @@ from numba_rnn import (
     time_layer,
     use_backend,
 )
+from numba_rnn.backend import to_host
 from numba_rnn.bridges import CannotConvert, OnnxNet, from_onnx, to_onnx
 from numba_rnn.bridges.onnx_cells import (
     ACTIVATIONS,
@@ -589,6 +591,38 @@ def test_copies_are_nets_of_their_own():
         assert not other.layers[0].params[0].any()
         np.testing.assert_array_equal(net.forward(**inputs)[0], want[0])
         assert np.ptp(other.forward(**inputs)[0]) == 0
+
+
+def test_layers_of_a_net_on_a_device():
+    model, inputs = odd_net()
+    lm = to_onnx(Rnnlm(5, 3, 4, rng=0, dtype=np.float64), softmax=True)
+    ids = np.arange(6).reshape(2, 3) % 5
+
+    def outcome():
+        found = []
+        for source, arrays in ((model, inputs.values()), (lm, (ids,))):
+            net = from_onnx(source)
+            out = net.forward(*arrays)
+            net.backward(*(out if isinstance(out, tuple) else (out,)))
+            found += [*out, *map(to_host, net.grads), *filter_none(net.dinputs.values())]
+            written = onnx_weights(to_onnx(net))
+        return [*found, *written]
+
+    with use_backend("numpy"):
+        want = outcome()
+    with use_fake_device():
+        got = outcome()
+    for ours, theirs in zip(got, want, strict=True):
+        assert isinstance(ours, np.ndarray)
+        assert relative_error(ours, theirs) < 1e-13
+
+
+def filter_none(values):
+    return [value for value in values if value is not None]
+
+
+def onnx_weights(model):
+    return [numpy_helper.to_array(tensor) for tensor in model.graph.initializer]
 
 
 def test_a_net_has_its_inputs_and_outputs():

@@ -448,10 +448,7 @@ class _Reader:
             )
         if array.dtype not in FLOATS:
             raise node.refuse(f"input {what}: expected float32 or float64, got {array.dtype}")
-        try:
-            _expect_declared(f"{node}: input {what}", array, str(array.dtype), shape)
-        except ValueError as error:
-            raise ValueError(str(error)) from None
+        _expect_declared(f"{node}: input {what}", array, str(array.dtype), shape)
         if 0 in array.shape:
             raise ValueError(f"{node}: input {what}: expected no size 0, got {spell(array.shape)}")
         self._optional.pop(name, None)

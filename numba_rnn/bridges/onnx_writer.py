@@ -277,7 +277,7 @@ class _Graph:
     def _last_states(
         self, outputs: Sequence[str], part: TimeRecurrent, number: int, direction: int
     ) -> None:
-        place = self.weight(f"int_{direction}", np.array(direction))
+        place = self.weight(f"int_{direction}", np.array(direction, np.int64))
         for state, output in zip(part.cell.states, outputs, strict=False):
             name = f"last_{state}{number}"
             self.node("Gather", [output, place], [name], axis=0)
