@@ -10,18 +10,23 @@ from .book import from_book, to_book
 from .conventions import CannotConvert
 from .flax import from_flax, to_flax
 from .keras import from_keras, to_keras
+from .onnx_reader import OnnxNet, from_onnx
+from .onnx_writer import to_onnx
 from .pytorch import from_torch, save_torch, to_torch, torch_state_dict
 
 __all__ = [
     "CannotConvert",
+    "OnnxNet",
     "from_book",
     "from_flax",
     "from_keras",
+    "from_onnx",
     "from_torch",
     "save_torch",
     "to_book",
     "to_flax",
     "to_keras",
+    "to_onnx",
     "to_torch",
     "torch_state_dict",
 ]

@@ -1,0 +1,637 @@
+"""Recurrent networks out of ONNX files, as layers that train.
+
+``from_onnx`` checks a file and makes an ``OnnxNet`` of it: the layers of its RNN, LSTM and GRU
+nodes, of its embedding and its matrix products, and what is between them (``onnx_steps.py``).
+Nothing is half-read: what is not known is refused, naming the node and what is wrong with it.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..backend import Engine
+from ..checks import FLOATS, Array, spell
+from ..layers import Layer
+from .conventions import CannotConvert
+from .onnx_cells import ACTIVATIONS, DEFAULTS, GATES, PEEPHOLES, Activation, Kind
+from .onnx_steps import GLUE, LARGEST, Affine, Embedding, Node, Recurrent, Step
+
+_OLDEST, _WITH_OPTIONAL = 7, 4  # opset; IR version since which not all weights are inputs too
+_ATTRIBUTES = (
+    "hidden_size", "direction", "activations", "activation_alpha", "activation_beta", "clip",
+    "layout",
+)  # fmt: skip
+_OWN = {"RNN": (), "LSTM": ("input_forget",), "GRU": ("linear_before_reset",)}
+_LAYERS = ("RNN", "LSTM", "GRU", "MatMul", "Gemm")
+_TYPES = {1: "float32", 6: "int32", 7: "int64", 9: "bool", 11: "float64"}
+_NO_LIMIT = float(np.finfo(np.float32).max)  # ONNX Runtime's clip where there is none
+# what numpy raises where shapes or indices do not fit
+_MISFITS = (ValueError, TypeError, IndexError, KeyError, OverflowError, MemoryError)
+_Shape = tuple[int | str, ...] | None
+
+
+def from_onnx(source: Any, weights: Mapping[str, Array] | None = None) -> "OnnxNet":
+    """The layers of an ONNX file, wired as there.
+
+    source   a path, bytes, or an onnx.ModelProto
+    weights  arrays for inputs of the graph that are weights, by name, ``{"W": ...}``
+
+    Raises FileNotFoundError; TypeError for another source; ValueError for what is no whole, valid
+    model; CannotConvert, a ValueError, naming node and attribute, for what cannot be expressed
+    here. Nothing of the file is run, and no other file is read. Needs the onnx package
+    (``pip install "numba-rnn[onnx]"``).
+
+    >>> from numba_rnn import TimeLSTM
+    >>> from numba_rnn.bridges import to_onnx
+    >>> net = from_onnx(to_onnx(TimeLSTM.create(3, 5, rng=0)))
+    >>> net
+    OnnxNet(xs -> TimeLSTM -> ys)
+    >>> net.forward(np.ones((2, 7, 3), np.float32)).shape
+    (2, 7, 5)
+    """
+    model = _loaded(source)
+    _expect_plain(model)
+    _expect_valid(model, "source")
+    net = _Reader(model, dict(weights or {})).net()
+    _expect_valid(model, "source", full_check=True)
+    return net
+
+
+class OnnxNet(Layer):
+    """The graph of an ONNX file: layers, and what is between them.
+
+    layers    those with weights, in the order of the file: TimeLSTM, TimeGRU, TimeRNN, or
+              TimeRecurrent of another cell; Bidirectional or Reversed; TimeEmbedding; TimeAffine
+    inputs    names of what ``forward`` takes, in its order; ``optional``: of what it may be given
+              by name, and what they are else
+    outputs   names of what it gives
+    dinputs   after ``backward`` the gradient of every input by name, None for integers
+
+    Parameters are named by the layer's number, ``0.Wx``. Every node has parameters of its own,
+    also where nodes of the file share a weight. A MatMul without an Add has a b of 0, a node
+    without biases too. Initial states that are in the file are constants.
+    """
+
+    def __init__(
+        self,
+        steps: list[Step],
+        inputs: Mapping[str, tuple[str, _Shape]],
+        optional: Mapping[str, Array],
+        constants: Mapping[str, Array],
+        frame: Any,
+    ) -> None:
+        self._steps, self._specs, self._constants = steps, dict(inputs), dict(constants)
+        self.layers = [step.layer for step in steps if step.layer is not None]
+        self.optional = dict(optional)
+        self.outputs = tuple(value.name for value in frame.graph.output)
+        self._frame = frame  # the model without its nodes and weights
+        self.inputs = tuple(name for name in inputs if name not in optional)
+        self.dinputs: dict[str, Array | None] = {}
+        self._tape: Any = None
+
+    @property
+    def params(self) -> list[Array]:  # type: ignore[override]
+        """The parameters of all layers: the same arrays, in a new list."""
+        return [param for layer in self.layers for param in layer.params]
+
+    @property
+    def grads(self) -> list[Array]:  # type: ignore[override]
+        """The gradients of all layers: the same arrays, in a new list."""
+        return [grad for layer in self.layers for grad in layer.grads]
+
+    @property
+    def param_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        """A name for each, such as ``0.Wx``."""
+        return tuple(f"{k}.{name}" for k, layer in enumerate(self.layers)
+                     for name in layer.param_names)  # fmt: skip
+
+    def __repr__(self) -> str:
+        layers = ", ".join(type(layer).__name__ for layer in self.layers)
+        return f"OnnxNet({', '.join(self.inputs)} -> {layers} -> {', '.join(self.outputs)})"
+
+    def model(self) -> Any:
+        """The onnx.ModelProto with the parameters as they are now; ``to_onnx(net)`` is the same."""
+        import onnx
+
+        made = type(self._frame)()
+        made.CopyFrom(self._frame)
+        made.ir_version = max(made.ir_version, _WITH_OPTIONAL)
+        inputs = [value for value in made.graph.input if value.name in self._specs]
+        made.graph.ClearField("input")
+        made.graph.input.extend(inputs)
+        weights = {**self._constants, **self.optional}
+        for step in self._steps:
+            nodes, own = step.written()
+            made.graph.node.extend(_proto(node) for node in nodes)
+            weights |= own
+        made.graph.initializer.extend(
+            onnx.numpy_helper.from_array(np.asarray(array, order="C"), name)
+            for name, array in weights.items()
+        )
+        return made
+
+    def _move(self, there: Engine) -> None:
+        for layer in self.layers:
+            layer._move(there)
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop what forward kept for backward, in every layer."""
+        super().forget()
+        for step in self._steps:
+            step.forget()
+
+    def forward(self, *inputs: Array, **named: Array) -> Any:
+        """What the graph gives for its inputs: an array, or a tuple where it has several outputs.
+
+        Inputs are given in the order of ``inputs`` or by name, those of ``optional`` by name, in
+        the shapes and dtypes that the file declares. Lengths of 0 leave a state as it was.
+        """
+        if len(inputs) > len(self.inputs):
+            raise TypeError(
+                f"forward: expected {', '.join(self.inputs)}, got {len(inputs)} arrays; "
+                "others are given by name"
+            )
+        given = dict(zip(self.inputs, inputs, strict=False)) | named
+        for name in (*self.inputs, *given):
+            if name not in given or name not in self._specs:
+                known = ", ".join(self._specs)
+                raise TypeError(f"forward: expected {known}, got {', '.join(given) or 'none'}")
+        values: dict[str, Any] = {**self._constants, **self.optional}
+        for name, value in given.items():
+            _expect_declared(name, value, *self._specs[name])
+            values[name] = value
+        for step in self._steps:
+            found = _run(step, [values[name] if name else None for name in step.inputs])
+            values.update(zip(step.outputs, found, strict=False))
+        outputs = tuple(values[name] for name in self.outputs)
+        self._tape = [(out.shape, out.dtype) for out in outputs]
+        return outputs if len(outputs) > 1 else outputs[0]
+
+    def backward(self, *douts: Array | None) -> Any:
+        """The gradients of the outputs, None or left out for 0 -> those of ``inputs``.
+
+        An array where there is one input, None for one of integers; a tuple where there are
+        several. Fills ``grads`` and ``dinputs``.
+        """
+        specs = self._recall()
+        if len(douts) > len(specs):
+            raise TypeError(f"backward: expected {', '.join(self.outputs)}, got {len(douts)}")
+        gradients: dict[str, Any] = {}
+        for name, dout, (shape, dtype) in zip(self.outputs, douts, specs, strict=False):
+            if dout is not None:
+                _expect_declared(f"d{name}", dout, str(dtype), shape)
+                _accumulate(gradients, name, dout)
+        for grad in self.grads:
+            grad[...] = 0
+        for step in reversed(self._steps):
+            own = [gradients.pop(name, None) for name in step.outputs]
+            if any(gradient is not None for gradient in own):
+                for name, gradient in zip(step.inputs, step.backward(*own), strict=False):
+                    if name and gradient is not None:
+                        _accumulate(gradients, name, gradient)
+        self.dinputs = {name: gradients.get(name) for name in self._specs}
+        found = tuple(self.dinputs[name] for name in self.inputs)
+        return found if len(found) > 1 else found[0]
+
+
+def _proto(node: Node) -> Any:
+    import onnx
+
+    attributes = {
+        name: onnx.numpy_helper.from_array(value) if isinstance(value, np.ndarray) else value
+        for name, value in node.attributes.items()
+    }
+    return onnx.helper.make_node(node.op, node.inputs, node.outputs, node.name, **attributes)
+
+
+def _accumulate(gradients: dict[str, Any], name: str, gradient: Array) -> None:
+    gradients[name] = gradients[name] + gradient if name in gradients else gradient
+
+
+def _run(step: Step, values: list[Any]) -> tuple[Any, ...]:
+    try:
+        return step.forward(*values)
+    except CannotConvert:
+        raise
+    except _MISFITS as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{step.node}: {error}") from error
+
+
+def _expect_declared(name: str, value: Any, dtype: str, shape: _Shape) -> None:
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"{name}: expected an array of {dtype}, got {type(value).__name__}")
+    if value.dtype != dtype:
+        raise TypeError(
+            f"{name}: expected {dtype}, got {value.dtype}; {name}.astype(np.{dtype}) converts it"
+        )
+    if shape is not None and (
+        value.ndim != len(shape)
+        or any(isinstance(n, int) and n != m for n, m in zip(shape, value.shape, strict=True))
+    ):
+        raise ValueError(f"{name}: expected shape {spell(shape)}, got {spell(value.shape)}")
+
+
+# ---- files
+
+
+def _loaded(source: Any) -> Any:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    if isinstance(source, onnx.ModelProto):
+        model = onnx.ModelProto()
+        model.CopyFrom(source)
+        return model
+    if not isinstance(source, (str, Path, bytes)):
+        raise TypeError(
+            f"source: expected a path, bytes or an onnx.ModelProto, got {type(source).__name__}"
+        )
+    what = f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
+    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    try:
+        return onnx.load_model_from_string(data)
+    except DecodeError as error:
+        raise ValueError(f"source: {what} is no whole ONNX model ({error})") from error
+
+
+def _expect_valid(model: Any, what: str, **options: Any) -> None:
+    import onnx
+
+    try:
+        onnx.checker.check_model(model, **options)
+    except Exception as error:  # whatever it raises: the model is refused
+        raise ValueError(f"{what}: expected a valid ONNX model ({error})") from error
+
+
+def _expect_plain(model: Any) -> None:
+    """Refuse what is more than one graph of ONNX's own nodes with weights in the same file."""
+    import onnx
+
+    for opset in model.opset_import:
+        newest = onnx.defs.onnx_opset_version()
+        if opset.domain in ("", "ai.onnx") and not _OLDEST <= opset.version <= newest:
+            raise CannotConvert(
+                f"source: expected opset {_OLDEST} to {newest}, got {opset.version}"
+            )
+    if model.functions:
+        raise CannotConvert(f"source: functions are not supported, got {model.functions[0].name!r}")
+    if model.graph.sparse_initializer:
+        raise CannotConvert("source: sparse initializers are not supported")
+    tensors = list(model.graph.initializer)
+    for node in model.graph.node:
+        label = f"{node.op_type} node {node.name or next(iter(node.output), '')!r}"
+        if node.domain not in ("", "ai.onnx"):
+            raise CannotConvert(f"{label}: expected a node of ONNX, got one of {node.domain!r}")
+        for attribute in node.attribute:
+            if attribute.HasField("g") or attribute.graphs:
+                raise CannotConvert(f"{label}: graphs inside a node are not supported")
+            if attribute.HasField("sparse_tensor") or attribute.sparse_tensors:
+                raise CannotConvert(f"{label}: sparse tensors are not supported")
+            tensors += [attribute.t] if attribute.HasField("t") else []
+            tensors += attribute.tensors
+    for tensor in tensors:
+        if tensor.external_data or tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raise CannotConvert(
+                f"tensor {tensor.name!r}: expected its numbers in the file, got a reference to "
+                "another one; onnx.save_model(..., save_as_external_data=False) puts them in"
+            )
+
+
+def _array(tensor: Any, what: str) -> Array:
+    import onnx
+
+    if tensor.data_type not in _TYPES:
+        kinds = ", ".join(_TYPES.values())
+        names = onnx.TensorProto.DataType.DESCRIPTOR.values_by_number
+        got = names[tensor.data_type].name if tensor.data_type in names else tensor.data_type
+        raise CannotConvert(f"{what}: expected one of {kinds}, got {got}")
+    try:
+        array = np.array(onnx.numpy_helper.to_array(tensor))
+    except _MISFITS as error:
+        raise ValueError(f"{what}: {error}") from error
+    if array.shape != tuple(tensor.dims):
+        raise ValueError(f"{what}: expected {tuple(tensor.dims)} numbers, got {array.shape}")
+    return array
+
+
+# ---- graphs
+
+
+class _Reader:
+    """Makes steps of nodes; what can be computed without inputs is computed at once."""
+
+    def __init__(self, model: Any, weights: dict[str, Any]) -> None:
+        graph = model.graph
+        self._frame = _without_contents(model)
+        self._sizes = _last_sizes(model)
+        self._opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+        self._nodes = [self._node(proto) for proto in graph.node]
+        self._specs = {value.name: _declared(value, weights) for value in graph.input}
+        self._outputs = tuple(value.name for value in graph.output)
+        self._reads = Counter(name for node in self._nodes for name in node.inputs)
+        self._reads.update(self._outputs)
+        found = {t.name: _array(t, f"initializer {t.name!r}") for t in graph.initializer}
+        inputs = set(self._specs) if model.ir_version >= _WITH_OPTIONAL else set()
+        self._optional = {name: array for name, array in found.items() if name in inputs}
+        self._constants = {name: a for name, a in found.items() if name not in inputs}
+        for name, value in weights.items():
+            if name not in self._specs:
+                known = ", ".join(self._specs) or "none"
+                raise ValueError(f"weights: expected inputs of the graph, {known}, got {name!r}")
+            _expect_declared(f"weights[{name!r}]", value, *self._specs[name])
+            self._constants[name] = value.copy()
+            self._optional.pop(name, None)
+        self._fused: dict[int, int] = {}  # the Add behind a MatMul
+
+    def _node(self, proto: Any) -> Node:
+        import onnx
+
+        attributes: dict[str, Any] = {}
+        label = f"{proto.op_type} node {proto.name or next(iter(proto.output), '')!r}"
+        for one in proto.attribute:
+            value = onnx.helper.get_attribute_value(one)
+            if isinstance(value, onnx.TensorProto):
+                value = _array(value, f"{label}: attribute {one.name!r}")
+            if isinstance(value, bytes):
+                value = value.decode("utf-8", "replace")
+            attributes[one.name] = value
+        return Node(
+            proto.op_type, proto.name, tuple(proto.input), tuple(proto.output), attributes,
+            self._opset,
+        )  # fmt: skip
+
+    def net(self) -> OnnxNet:
+        steps: list[Step] = []
+        skipped: set[int] = set()
+        for place, node in enumerate(self._nodes):
+            if place in skipped:
+                continue
+            step = self._step(node, skipped)
+            if step.layer is None and all(not n or n in self._constants for n in step.inputs):
+                self._fold(step)
+            else:
+                steps.append(step)
+        if not any(step.layer is not None for step in steps):
+            have = ", ".join(sorted({node.op for node in self._nodes})) or "none"
+            raise CannotConvert(f"source: expected nodes with weights, RNN or others, got {have}")
+        dtypes = {str(step.layer.dtype) for step in steps if step.layer is not None}
+        if len(dtypes) > 1:
+            raise CannotConvert(f"source: expected weights of one dtype, got {sorted(dtypes)}")
+        computed = {name for step in steps for name in step.outputs}
+        for name in self._outputs:
+            if name not in computed:
+                raise CannotConvert(f"output {name!r}: expected what a node computes of inputs")
+        read = {name for step in steps for name in step.inputs}
+        optional = {name: a for name, a in self._optional.items() if name in read}
+        constants = {name: a for name, a in self._constants.items() if name in read}
+        specs = {
+            name: spec
+            for name, spec in self._specs.items()
+            if name in optional or (name not in self._constants and name not in self._optional)
+        }
+        return OnnxNet(steps, specs, optional, constants, self._frame)
+
+    def _fold(self, step: Step) -> None:
+        found = _run(step, [self._constants[name] if name else None for name in step.inputs])
+        for name, value in zip(step.outputs, found, strict=False):
+            if np.size(value) > LARGEST:
+                raise ValueError(f"{step.node}: expected at most {LARGEST} numbers")
+            self._constants[name] = np.asarray(value)
+        step.forget()
+
+    def _known(self, name: str) -> Array | None:
+        return self._constants.get(name, self._optional.get(name))
+
+    def _step(self, node: Node, skipped: set[int]) -> Step:
+        if node.op in GATES:
+            return self._recurrent(node)
+        if node.op == "MatMul":
+            return self._matmul(node, skipped)
+        if node.op == "Gemm":
+            return self._gemm(node)
+        if node.op not in GLUE:
+            known = ", ".join(sorted({*GLUE, *_LAYERS}))
+            raise node.refuse(f"this kind of node is not supported; supported: {known}")
+        if node.op == "Gather" and node.input(1) not in self._constants:
+            data = self._known(node.input(0))
+            if data is not None and data.dtype in FLOATS:
+                axis = node.only("axis").get("axis", 0)
+                if data.ndim != 2 or axis not in (0, -2):
+                    raise node.refuse(
+                        f"expected rows of a weight (V, D), got {spell(data.shape)}, axis {axis}"
+                    )
+                return Embedding(node, self._weight(node, 0, "data", ("V", "D")))
+        floats = [a for n in node.inputs if (a := self._known(n)) is not None and a.dtype in FLOATS]
+        if node.op == "Add" and len(floats) == 1:
+            raise node.refuse(
+                "expected a MatMul right before it whose output nothing else reads, or two numbers "
+                "that are computed"
+            )
+        mode = self._known(node.input(2)) if node.op == "Dropout" else None
+        if node.op == "Dropout" and node.input(2) and (mode is None or mode.any()):
+            raise node.refuse("training_mode: expected a constant False")
+        return GLUE[node.op](node)
+
+    def _weight(self, node: Node, place: int, what: str, shape: tuple[int | str, ...]) -> Array:
+        """A weight of one's own, checked."""
+        name = node.input(place)
+        array = self._known(name)
+        if array is None:
+            raise node.refuse(
+                f"input {what} ({name!r}): expected numbers that are in the file, or "
+                f"weights={{{name!r}: ...}}"
+            )
+        if array.dtype not in FLOATS:
+            raise node.refuse(f"input {what}: expected float32 or float64, got {array.dtype}")
+        _expect_declared(f"{node}: input {what}", array, str(array.dtype), shape)
+        if 0 in array.shape:
+            raise ValueError(f"{node}: input {what}: expected no size 0, got {spell(array.shape)}")
+        self._optional.pop(name, None)
+        self._constants[name] = array  # a weight: nothing that forward may be given
+        return array.copy()
+
+    # ---- matrix products
+
+    def _matmul(self, node: Node, skipped: set[int]) -> Step:
+        node.only()
+        x, _ = node.inputs
+        W = self._weight(node, 1, "B", ("D", "M"))
+        (output,) = node.outputs
+        after = [k for k, other in enumerate(self._nodes) if output in other.inputs]
+        if self._reads[output] == 1 and after and self._nodes[after[0]].op == "Add":
+            add = self._nodes[after[0]]
+            place = 1 - add.inputs.index(output)
+            b = self._known(add.inputs[place])
+            if b is not None and b.ndim <= 2 and b.size in (1, W.shape[1]) and b.shape[:-1] in (
+                (), (1,)
+            ):  # fmt: skip
+                skipped.add(after[0])
+                b = self._weight(add, place, "b", b.shape)
+                self._expect_dtype(add, b, W)
+                b = np.array(np.broadcast_to(b.reshape(-1), (W.shape[1],)))
+                return Affine(node, x, W, b, add.outputs[0])
+        return Affine(node, x, W, np.zeros(W.shape[1], W.dtype), output)
+
+    def _gemm(self, node: Node) -> Step:
+        given = node.only("alpha", "beta", "transA", "transB")
+        node.expect("transA", given.get("transA", 0), 0)
+        W = self._weight(node, 1, "B", ("D", "M"))
+        W = W.T if given.get("transB", 0) else W
+        W = np.ascontiguousarray(W * W.dtype.type(given.get("alpha", 1.0)))
+        M = W.shape[1]
+        b = np.zeros(M, W.dtype)
+        if node.input(2):
+            known = self._known(node.input(2))
+            shape = () if known is None else known.shape
+            C = self._weight(node, 2, "C", shape)
+            if C.size not in (1, M) or (C.ndim == 2 and C.shape[0] != 1) or C.ndim > 2:
+                raise node.refuse(f"input C: expected shape ({M},), got {spell(C.shape)}")
+            self._expect_dtype(node, C, W)
+            b = b + C.reshape(-1) * W.dtype.type(given.get("beta", 1.0))
+        return Affine(node, node.inputs[0], W, b, node.outputs[0])
+
+    @staticmethod
+    def _expect_dtype(node: Node, array: Array, W: Array) -> None:
+        if array.dtype != W.dtype:
+            raise node.refuse(f"expected weights of {W.dtype}, got {array.dtype}")
+
+    # ---- recurrent nodes
+
+    def _recurrent(self, node: Node) -> Step:
+        given = node.only(*_ATTRIBUTES, *_OWN[node.op])
+        direction = given.get("direction", "forward")
+        node.expect("direction", direction, "forward", "reverse", "bidirectional")
+        layout = given.get("layout", 0)
+        for name in ("layout", *_OWN[node.op]):
+            node.expect(name, given.get(name, 0), 0, 1)
+        dirs, G = 1 + (direction == "bidirectional"), len(GATES[node.op])
+        R = self._weight(node, 2, "R", (dirs, "G H", "H"))
+        H = R.shape[2]
+        node.expect("hidden_size", given.get("hidden_size", H), H)
+        if R.shape[1] != G * H:
+            raise ValueError(
+                f"{node}: input R: expected shape {spell((dirs, G * H, H))}, got {spell(R.shape)}"
+            )
+        D = self._sizes.get(node.input(0), "D")
+        W = self._weight(node, 1, "W", (dirs, G * H, D))
+        B, P = np.zeros((dirs, 2 * G * H), W.dtype), None
+        if node.input(3):
+            B = self._weight(node, 3, "B", (dirs, 2 * G * H))
+        if node.input(7):
+            P = self._weight(node, 7, "P", (dirs, len(PEEPHOLES) * H))
+        for array in (R, B, P):
+            if array is not None:
+                self._expect_dtype(node, array, W)
+        activations = _activations(node, dirs)
+        count = len(DEFAULTS[node.op])
+        kinds = [
+            Kind(
+                node.op,
+                activations[k * count : (k + 1) * count],
+                _clip(node),
+                bool(given.get("linear_before_reset", 0)),
+                bool(given.get("input_forget", 0)),
+                P is not None,
+            )
+            for k in range(dirs)
+        ]
+        return Recurrent(node, kinds, (W, R, B, P), direction, layout)
+
+
+def _without_contents(model: Any) -> Any:
+    frame = type(model)()
+    frame.CopyFrom(model)
+    for field in ("node", "initializer", "value_info", "quantization_annotation"):
+        frame.graph.ClearField(field)
+    frame.ClearField("training_info")
+    return frame
+
+
+def _last_sizes(model: Any) -> dict[str, int]:
+    """The size of the last axis of every array, where the file says it."""
+    import onnx
+
+    try:
+        graph = onnx.shape_inference.infer_shapes(model).graph
+    except Exception as error:  # whatever it raises: the model is refused
+        raise ValueError(f"source: expected a valid ONNX model ({error})") from error
+    found = {}
+    for value in (*graph.input, *graph.value_info):
+        dims = value.type.tensor_type.shape.dim
+        if dims and dims[-1].HasField("dim_value"):
+            found[value.name] = int(dims[-1].dim_value)
+    return found
+
+
+def _declared(value: Any, weights: Mapping[str, Any]) -> tuple[str, _Shape]:
+    """The dtype and the shape of an input; the sizes that may be any are names."""
+    tensor = value.type.tensor_type
+    if not value.type.HasField("tensor_type") or tensor.elem_type not in _TYPES:
+        kinds = ", ".join(_TYPES.values())
+        raise CannotConvert(f"input {value.name!r}: expected an array, one of {kinds}")
+    if not tensor.HasField("shape"):
+        return _TYPES[tensor.elem_type], None
+    dims = [
+        dim.dim_value if dim.HasField("dim_value") else dim.dim_param or f"n{k}"
+        for k, dim in enumerate(tensor.shape.dim)
+    ]
+    return _TYPES[tensor.elem_type], tuple(dims)
+
+
+def _clip(node: Node) -> float | None:
+    clip = node.attributes.get("clip")
+    if clip is None or clip >= _NO_LIMIT:
+        return None
+    if not clip > 0:
+        raise node.refuse(f"clip: expected a number above 0, got {clip}")
+    return float(clip)
+
+
+def _activations(node: Node, dirs: int) -> tuple[Activation, ...]:
+    """The functions of all directions, each with its numbers, which the file lists in one row."""
+    defaults, given = DEFAULTS[node.op], node.attributes
+    names = [n.decode("utf-8", "replace") for n in given.get("activations", ())]
+    names = names or [one.name for one in defaults] * dirs
+    if node.op == "RNN" and (dirs, len(names)) == (1, 2):
+        names = names[:1]  # the default has two for any direction
+    if len(names) != len(defaults) * dirs:
+        raise ValueError(f"{node}: activations: expected {len(defaults) * dirs}, got {names}")
+    rows = {letter: list(given.get(f"activation_{letter}", ())) for letter in ("alpha", "beta")}
+    known = {name.lower(): name for name in ACTIVATIONS}
+    found = []
+    for name in names:  # ONNX Runtime's RNN takes Tanh for what it does not know, "relu" too
+        name = name if node.op == "RNN" else known.get(name.lower(), name)
+        node.expect("activations", name, *ACTIVATIONS)
+        found.append(Activation(name, **_numbers(node, name, rows)))
+    for letter, row in rows.items():
+        if row:
+            raise node.refuse(
+                f"activation_{letter}: expected as many as {', '.join(names)} take, got {row} more"
+            )
+        takes = {letter in ACTIVATIONS[name] for name in names}
+        if node.op == "RNN" and len(takes) > 1:
+            raise node.refuse(
+                f"activation_{letter}: expected functions that all take it, or none, got "
+                f"{', '.join(names)}: ONNX and ONNX Runtime differ in which number is whose"
+            )
+    return tuple(found)
+
+
+def _numbers(node: Node, name: str, rows: Mapping[str, list[float]]) -> dict[str, float]:
+    numbers: dict[str, float] = {}
+    for letter, default in ACTIVATIONS[name].items():
+        value = rows[letter].pop(0) if rows[letter] else default
+        if value is None or (node.op == "RNN" and f"activation_{letter}" not in node.attributes):
+            raise node.refuse(
+                f"activation_{letter}: expected a number for {name}, got none, for which ONNX and "
+                "ONNX Runtime have not the same one"
+            )
+        if not np.isfinite(value):
+            raise node.refuse(f"activation_{letter}: expected finite numbers, got {value}")
+        numbers[letter] = float(value)
+    return numbers

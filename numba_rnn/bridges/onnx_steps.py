@@ -1,0 +1,602 @@
+"""The nodes of an ONNX graph that can be read: what each computes, and its gradient.
+
+A step takes the arrays that its node reads and gives those that it writes; ``backward`` takes
+their gradients (None where there is none) and gives those of what forward took. ``from_onnx`` makes
+the steps, an ``OnnxNet`` runs them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ..backend import to_host
+from ..checks import Array
+from ..layers import (
+    Bidirectional,
+    Layer,
+    TimeAffine,
+    TimeEmbedding,
+    TimeGRU,
+    TimeLSTM,
+    TimeRecurrent,
+    TimeRNN,
+)
+from ..layers.composite import Composite
+from .conventions import CannotConvert
+from .onnx_cells import LIBRARY, Kind, cell_of, params_of, weights_of
+
+Arrays = tuple[Array | None, ...]
+LARGEST = 2**26  # numbers that a node may make of nothing, so that no file takes all memory
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node as the file has it: inputs left out are "", attributes plain Python or arrays."""
+
+    op: str
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Any]
+    opset: int
+
+    def __str__(self) -> str:
+        return f"{self.op} node {self.name or next(filter(None, self.outputs), '')!r}"
+
+    def refuse(self, why: str) -> CannotConvert:
+        return CannotConvert(f"{self}: {why}")
+
+    def input(self, place: int) -> str:
+        """The name of an input, "" if it is left out."""
+        return self.inputs[place] if place < len(self.inputs) else ""
+
+    def only(self, *names: str) -> Mapping[str, Any]:
+        """The attributes, none of which is another than these."""
+        for name in self.attributes:
+            if name not in names:
+                have = f"supported: {', '.join(names)}" if names else "none is supported"
+                raise self.refuse(f"attribute {name!r}; {have}")
+        return self.attributes
+
+    def expect(self, name: str, value: Any, *allowed: Any) -> None:
+        """Refuse an attribute, or what stands for one, with another value than these."""
+        if value not in allowed:
+            wanted = " or ".join(map(repr, allowed))
+            raise self.refuse(f"{name}: expected {wanted}, got {value!r}")
+
+
+class Step:
+    """What a node computes; a subclass says how."""
+
+    layer: Layer | None = None
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.inputs, self.outputs = node.inputs, node.outputs
+        self._tape: Any = None
+
+    def forward(self, *values: Any) -> Arrays:
+        raise NotImplementedError
+
+    def backward(self, *gradients: Array | None) -> Arrays:
+        """Of what has one output and gives a gradient to its first input."""
+        return (self._back(gradients[0]),)
+
+    def _back(self, gradient: Any) -> Array | None:
+        raise self.node.refuse("no gradient goes through it")
+
+    def forget(self) -> None:
+        self._tape = None
+
+    def written(self) -> tuple[list[Node], dict[str, Array]]:
+        """Nodes that compute the same, and the weights that they read, as they are now."""
+        return [self.node], {}
+
+    def _named(self, **weights: Array) -> dict[str, Array]:
+        """The weights by names that nothing else has."""
+        output = next(filter(None, self.outputs))
+        return {f"{output}.{name}": to_host(array) for name, array in weights.items()}
+
+
+# ---- glue: arrays are turned, cut and joined
+
+
+class Transpose(Step):
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        self._perm = node.only("perm").get("perm")
+
+    def forward(self, x: Array, /) -> Arrays:
+        self._tape = list(range(x.ndim))[::-1] if self._perm is None else list(self._perm)
+        return (x.transpose(self._tape),)
+
+    def _back(self, gradient: Array) -> Array:
+        return gradient.transpose(np.argsort(self._tape))
+
+
+class _Shaped(Step):
+    """The same numbers in another shape."""
+
+    def forward(self, x: Array, /, *others: Array) -> Arrays:
+        self._tape = x.shape
+        return (x.reshape(self._shape(x.shape, *others)),)
+
+    def _back(self, gradient: Array) -> Array:
+        return gradient.reshape(self._tape)
+
+    def _shape(self, shape: tuple[int, ...], *others: Array) -> tuple[int, ...]:
+        raise NotImplementedError
+
+
+class Reshape(_Shaped):
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        node.expect("allowzero", node.only("allowzero").get("allowzero", 0), 0)
+
+    def _shape(self, shape: tuple[int, ...], *others: Array) -> tuple[int, ...]:
+        return tuple(int(n) or shape[k] for k, n in enumerate(others[0]))
+
+
+class _OfAxes(_Shaped):
+    """Axes are an attribute before opset 13, an input since."""
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        axes = node.only("axes").get("axes")
+        self._axes = None if axes is None else tuple(axes)
+
+    def _chosen(self, ndim: int, others: tuple[Array | None, ...]) -> set[int] | None:
+        given = next((o for o in others if o is not None), None)
+        axes = self._axes if given is None else tuple(map(int, given))
+        if axes is None:
+            return None
+        if any(not -ndim <= axis < ndim for axis in axes):
+            raise ValueError(f"{self.node}: expected axes of {ndim}, got {axes}")
+        return {axis % ndim for axis in axes}
+
+
+class Squeeze(_OfAxes):
+    def _shape(self, shape: tuple[int, ...], *others: Array) -> tuple[int, ...]:
+        chosen = self._chosen(len(shape), others)
+        if chosen is None:
+            chosen = {axis for axis, n in enumerate(shape) if n == 1}
+        if any(shape[axis] != 1 for axis in chosen):
+            raise ValueError(f"{self.node}: expected size 1 in axes {sorted(chosen)}, got {shape}")
+        return tuple(n for axis, n in enumerate(shape) if axis not in chosen)
+
+
+class Unsqueeze(_OfAxes):
+    def _shape(self, shape: tuple[int, ...], *others: Array) -> tuple[int, ...]:
+        count = self._axes if self._axes is not None else tuple(others[0])
+        chosen = self._chosen(len(shape) + len(count), others) or set()
+        rest = iter(shape)
+        return tuple(1 if k in chosen else next(rest) for k in range(len(shape) + len(chosen)))
+
+
+class Identity(_Shaped):
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        node.only()
+
+    def _shape(self, shape: tuple[int, ...], *others: Array) -> tuple[int, ...]:
+        return shape
+
+
+class Dropout(Identity):
+    """Nothing, since it is for training; ``training_mode`` is looked at where the graph is read."""
+
+    def __init__(self, node: Node) -> None:
+        Step.__init__(self, node)
+        node.only("ratio", "seed")
+        if len(node.outputs) > 1 and node.outputs[1]:
+            raise node.refuse("output mask is not supported")
+
+
+class Concat(Step):
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        self._axis = int(node.only("axis")["axis"])
+
+    def forward(self, *values: Any) -> Arrays:
+        self._tape = np.cumsum([value.shape[self._axis] for value in values])[:-1]
+        return (np.concatenate(values, axis=self._axis),)
+
+    def backward(self, *gradients: Array | None) -> Arrays:
+        (gradient,) = gradients
+        assert gradient is not None
+        return tuple(np.split(gradient, self._tape, axis=self._axis))
+
+
+class _Cut(Step):
+    """Some of the numbers: those that ``_tape``, a shape and an index, says."""
+
+    def _cut(self, x: Array, index: Any) -> Arrays:
+        self._tape = x.shape, index
+        return (np.asarray(x[index]),)
+
+    def _back(self, gradient: Array) -> Array:
+        shape, index = self._tape
+        found = np.zeros(shape, gradient.dtype)
+        np.add.at(found, index, gradient)
+        return found
+
+
+class Gather(_Cut):
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        self._axis = int(node.only("axis").get("axis", 0))
+
+    def forward(self, x: Array, indices: Array, /) -> Arrays:
+        return self._cut(x, (slice(None),) * (self._axis % x.ndim) + (indices,))
+
+
+class Slice(_Cut):
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        given = node.only("starts", "ends", "axes")  # before opset 10
+        self._given = tuple(given[n] for n in ("starts", "ends", "axes") if n in given)
+
+    def forward(self, x: Array, /, *others: Array) -> Arrays:
+        given: list[Any] = [*self._given, *others, None, None, None, None]
+        starts, ends, axes, steps = given[:4]
+        index = [slice(None)] * x.ndim
+        places = range(len(starts)) if axes is None else axes
+        for k, axis in enumerate(places):
+            step = 1 if steps is None else int(steps[k])
+            end: int | None = int(ends[k])
+            if step < 0 and end is not None and end < -x.shape[axis]:
+                end = None  # past the first one, which in Python is no number
+            index[int(axis)] = slice(int(starts[k]), end, step)
+        return self._cut(x, tuple(index))
+
+
+class Expand(Step):
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        node.only()
+
+    def forward(self, x: Array, shape: Array, /) -> Arrays:
+        wanted = np.broadcast_shapes(x.shape, tuple(int(n) for n in shape))
+        _expect_small(self.node, wanted)
+        self._tape = x.shape
+        return (np.broadcast_to(x, wanted),)
+
+    def _back(self, gradient: Array) -> Array:
+        return _summed(gradient, self._tape)
+
+
+class Add(Step):
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        node.only()
+
+    def forward(self, a: Array, b: Array, /) -> Arrays:
+        self._tape = a.shape, b.shape
+        return (a + b,)
+
+    def backward(self, *gradients: Array | None) -> Arrays:
+        return tuple(_summed(gradients[0], shape) for shape in self._tape)
+
+
+class Softmax(Step):
+    """Over one axis; before opset 13 over all from it on."""
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        self._old = node.opset < 13
+        self._axis = int(node.only("axis").get("axis", 1 if self._old else -1))
+
+    def forward(self, x: Array, /) -> Arrays:
+        axis = self._axis % x.ndim
+        axes = tuple(range(axis, x.ndim)) if self._old else axis
+        y = np.exp(x - x.max(axis=axes, keepdims=True))
+        y /= y.sum(axis=axes, keepdims=True)
+        self._tape = y, axes
+        return (y,)
+
+    def _back(self, gradient: Array) -> Array:
+        y, axes = self._tape
+        return y * (gradient - (gradient * y).sum(axis=axes, keepdims=True))
+
+
+class Cast(Step):
+    _TO = {1: np.float32, 6: np.int32, 7: np.int64, 11: np.float64}  # noqa: RUF012
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        to = node.only("to", "saturate", "round_mode")["to"]
+        if to not in self._TO:
+            raise node.refuse(
+                f"to: expected float32, float64, int32 or int64 (1, 11, 6, 7), got {to}"
+            )
+        self._dtype = self._TO[to]
+
+    def forward(self, x: Array, /) -> Arrays:
+        self._tape = x.dtype
+        return (x.astype(self._dtype),)
+
+    def _back(self, gradient: Array) -> Array | None:
+        return gradient.astype(self._tape) if self._tape.kind == "f" else None
+
+
+# ---- shapes and constants: numbers without a gradient
+
+
+class Shape(Step):
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        given = node.only("start", "end")
+        self._part = slice(given.get("start"), given.get("end"))
+
+    def forward(self, x: Array, /) -> Arrays:
+        return (np.array(x.shape[self._part], np.int64),)
+
+    def backward(self, *gradients: Array | None) -> Arrays:
+        return (None,)
+
+
+class ConstantOfShape(Step):
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        self._value = node.only("value").get("value", np.zeros(1, np.float32))
+        if self._value.size != 1:
+            raise node.refuse(f"value: expected one number, got {self._value.size}")
+
+    def forward(self, shape: Array, /) -> Arrays:
+        wanted = tuple(int(n) for n in shape)
+        _expect_small(self.node, wanted)
+        return (np.full(wanted, self._value.reshape(()), self._value.dtype),)
+
+    def backward(self, *gradients: Array | None) -> Arrays:
+        return (None,)
+
+
+class Constant(Step):
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        given = node.only("value", "value_int", "value_ints", "value_float", "value_floats")
+        ((name, value),) = given.items()
+        dtype = np.int64 if "int" in name else np.float32
+        self._value = value if name == "value" else np.array(value, dtype)
+
+    def forward(self, *values: Any) -> Arrays:
+        return (self._value,)
+
+
+def _expect_small(node: Node, shape: tuple[int, ...]) -> None:
+    size = 1
+    for n in shape:
+        size *= n
+    if size > LARGEST or any(n < 0 for n in shape):
+        raise ValueError(f"{node}: expected a shape of at most {LARGEST} numbers, got {shape}")
+
+
+def _summed(gradient: Any, shape: tuple[int, ...]) -> Array:
+    """The gradient of what was broadcast, in its own shape."""
+    more = gradient.ndim - len(shape)
+    axes = [k for k in range(gradient.ndim) if k < more or shape[k - more] < gradient.shape[k]]
+    return gradient.sum(axis=tuple(axes)).reshape(shape)
+
+
+GLUE: dict[str, Callable[[Node], Step]] = {
+    step.__name__: step
+    for step in (
+        Add, Cast, Concat, Constant, ConstantOfShape, Dropout, Expand, Gather, Identity, Reshape,
+        Shape, Slice, Softmax, Squeeze, Transpose, Unsqueeze,
+    )
+}  # fmt: skip
+
+
+# ---- layers
+
+
+class Embedding(Step):
+    """A Gather of rows of a weight, by integers of any shape."""
+
+    layer: TimeEmbedding
+
+    def __init__(self, node: Node, W: Array) -> None:
+        super().__init__(node)
+        self.inputs = node.inputs[1:]
+        self.layer = TimeEmbedding(W)
+
+    def forward(self, ids: Array, /) -> Arrays:
+        self._tape = ids.shape
+        rows = to_host(self.layer.forward(ids.reshape(1, -1)))
+        return (rows.reshape(*ids.shape, rows.shape[-1]),)
+
+    def written(self) -> tuple[list[Node], dict[str, Array]]:
+        weights = self._named(W=self.layer.params[0])
+        return [replace(self.node, inputs=(*weights, *self.inputs))], weights
+
+    def _back(self, gradient: Array) -> None:
+        self.layer.backward(np.ascontiguousarray(gradient.reshape(1, -1, gradient.shape[-1])))
+
+
+class Affine(Step):
+    """A MatMul or Gemm with a weight, and the Add of a bias behind it."""
+
+    layer: TimeAffine
+
+    def __init__(self, node: Node, x: str, W: Array, b: Array, output: str) -> None:
+        super().__init__(node)
+        self.inputs, self.outputs = (x,), (output,)
+        self.layer = TimeAffine(W, b)
+
+    def written(self) -> tuple[list[Node], dict[str, Array]]:
+        W, b = self.layer.params
+        weights, product = self._named(W=W, b=b), f"{self.outputs[0]}.product"
+        W, b = weights
+        nodes = [
+            replace(self.node, op=op, name=f"{self.outputs[0]}.{op}", inputs=inputs,
+                    outputs=outputs, attributes={})
+            for op, inputs, outputs in (
+                ("MatMul", (*self.inputs, W), (product,)), ("Add", (product, b), self.outputs)
+            )
+        ]  # fmt: skip
+        return nodes, weights
+
+    def forward(self, x: Array, /) -> Arrays:
+        if x.ndim < 2:
+            raise ValueError(f"{self.node}: expected two axes or more, got shape {x.shape}")
+        self._tape = x.shape
+        out = to_host(self.layer.forward(np.ascontiguousarray(x.reshape(1, -1, x.shape[-1]))))
+        return (out.reshape(*x.shape[:-1], out.shape[-1]),)
+
+    def _back(self, gradient: Array) -> Array:
+        rows = np.ascontiguousarray(gradient.reshape(1, -1, gradient.shape[-1]))
+        return to_host(self.layer.backward(rows)).reshape(self._tape)
+
+
+class Reversed(Composite):
+    """A recurrent layer that reads its sequence from the end: ONNX's direction "reverse".
+
+    forward, backward, ``state`` and ``set_state`` are those of Bidirectional with one layer in it.
+
+    >>> layer = Reversed(TimeLSTM.create(3, 5, rng=0))
+    >>> layer.forward(np.ones((2, 7, 3), np.float32), lengths=[7, 4]).shape
+    (2, 7, 5)
+    """
+
+    def __init__(self, layer: TimeRecurrent) -> None:
+        self.backward_layer = layer
+        super().__init__({"backward": layer})
+
+    @property
+    def output_size(self) -> int:
+        """The number of outputs a step."""
+        return self.backward_layer.output_size
+
+    def forward(self, xs: Array, *, lengths: Any = None, mask: Any = None) -> Array:
+        """xs (N, T, D) -> hs (N, T, H); a row starts at its own last step."""
+        _, xs, mask, _ = self._accept_block(xs, lengths, mask, None)
+        mask = None if mask is None else mask[:, ::-1]
+        return self.backward_layer.forward(xs[:, ::-1], mask=mask)[:, ::-1]
+
+    def backward(self, dhs: Array, *dstate: Sequence[Array | None] | None) -> Array:
+        """dhs (N, T, H) -> dxs (N, T, D); fills ``grads``."""
+        (own,) = self._one_each("backward", dstate)
+        return self.backward_layer.backward(dhs[:, ::-1], *(own or ()))[:, ::-1]
+
+
+AnyRecurrent = TimeRecurrent | Bidirectional | Reversed
+
+
+def recurrent_parts(layer: AnyRecurrent) -> tuple[TimeRecurrent, ...]:
+    """The layers in it, one a direction."""
+    return layer.recurrent if isinstance(layer, Composite) else (layer,)
+
+
+def layer_of(kind: Kind, params: Sequence[Array]) -> TimeRecurrent:
+    """The layer of a kind of node, TimeLSTM and its like where it is one of them."""
+    name, (Wx, Wh, b, *_) = LIBRARY.get(kind), params
+    if name == "lstm":
+        return TimeLSTM(Wx, Wh, b)
+    if name in ("gru", "gru_reset_after"):
+        return TimeGRU(Wx, Wh, b, reset_after=kind.reset_after)
+    if name in ("rnn", "rnn_relu"):
+        return TimeRNN(Wx, Wh, b, activation="relu" if name == "rnn_relu" else "tanh")
+    return TimeRecurrent(*params, cell=cell_of(kind))
+
+
+class Recurrent(Step):
+    """RNN, LSTM or GRU: X, sequence_lens and the initial states in; Y, Y_h and Y_c out.
+
+    kinds      one for each direction
+    weights    W, R, B and P, as the node has them
+    direction  forward, reverse or bidirectional
+    layout     0: time first; 1: the batch first
+    """
+
+    layer: AnyRecurrent
+
+    def __init__(
+        self,
+        node: Node,
+        kinds: Sequence[Kind],
+        weights: tuple[Array, Array, Array, Array | None],
+        direction: str,
+        layout: int,
+    ) -> None:
+        super().__init__(node)
+        self.inputs = tuple(node.input(place) for place in (0, 4, 5, 6))
+        W, R, B, P = weights
+        parts = [
+            layer_of(kind, params_of(kind, W[k], R[k], B[k], None if P is None else P[k]))
+            for k, kind in enumerate(kinds)
+        ]
+        self.layer = (
+            Bidirectional(*parts)
+            if direction == "bidirectional"
+            else Reversed(*parts) if direction == "reverse" else parts[0]
+        )  # fmt: skip
+        self._kinds, self._layout = kinds, layout
+
+    def written(self) -> tuple[list[Node], dict[str, Array]]:
+        parts = recurrent_parts(self.layer)
+        arrays = [
+            weights_of(kind, *map(to_host, part.cell_params))
+            for kind, part in zip(self._kinds, parts, strict=True)
+        ]
+        there = {
+            name: np.stack(one)
+            for name, one in zip("WRBP", zip(*arrays, strict=True), strict=True)
+            if one[0] is not None
+        }
+        weights = self._named(**there)
+        W, R, B, *P = weights
+        x, lengths, *initial = self.inputs
+        initial = initial[: len(parts[0].cell.states)]
+        return [replace(self.node, inputs=(x, W, R, B, lengths, *initial, *P))], weights
+
+    def forward(self, X: Array, lengths: Any, *initial: Array | None) -> Arrays:
+        parts = recurrent_parts(self.layer)
+        xs = np.ascontiguousarray(X if self._layout else X.transpose(1, 0, 2))
+        self._set(parts, [None if s is None else self._directions_first(s) for s in initial])
+        hs = to_host(self.layer.forward(xs, lengths=lengths))
+        N, T, _ = hs.shape
+        Y = hs.reshape(N, T, len(parts), -1)
+        states = [
+            self._directions_last(np.stack([to_host(s) for s in one]))
+            for one in zip(*(part.state or () for part in parts), strict=True)
+        ]
+        self._tape = Y.shape, initial
+        return (Y if self._layout else Y.transpose(1, 2, 0, 3), *states)
+
+    def _set(self, parts: tuple[TimeRecurrent, ...], initial: Sequence[Array | None]) -> None:
+        given = initial[: len(parts[0].cell.states)]
+        for k, part in enumerate(parts):
+            own = [None if s is None else np.ascontiguousarray(s[k]) for s in given]
+            if any(s is not None for s in own):
+                part.set_state(*own)
+
+    def backward(self, *gradients: Array | None) -> Arrays:
+        (shape, initial), parts = self._tape, recurrent_parts(self.layer)
+        dY, *dlast = gradients
+        if dY is None:
+            dhs = np.zeros(shape, self.layer.dtype)
+        else:
+            dhs = dY if self._layout else dY.transpose(2, 0, 1, 3)
+        dlast = [None if d is None else self._directions_first(d) for d in dlast]
+        own = [tuple(None if d is None else d[k] for d in dlast) for k in range(len(parts))]
+        dhs = np.ascontiguousarray(dhs.reshape(*shape[:2], -1))
+        if isinstance(self.layer, Composite):
+            dxs = self.layer.backward(dhs, *own)
+        else:
+            dxs = self.layer.backward(dhs, *own[0])
+        found = [
+            self._directions_last(np.stack([to_host(s) for s in one]))
+            for one in zip(*(part.dstate or () for part in parts), strict=True)
+        ]
+        dinitial = [
+            found[k] if k < len(found) and s is not None else None for k, s in enumerate(initial)
+        ]
+        dxs = to_host(dxs)
+        return (dxs if self._layout else dxs.transpose(1, 0, 2), None, *dinitial)
+
+    def _directions_first(self, states: Array) -> Array:
+        return states.transpose(1, 0, 2) if self._layout else states
+
+    _directions_last = _directions_first  # the same two axes change places
