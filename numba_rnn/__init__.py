@@ -19,8 +19,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """numba_rnn.bridges, .diagnostics, .models and .training are loaded when first used."""
-    if name in ("bridges", "diagnostics", "models", "training"):
+    """numba_rnn.bridges, .diagnostics, .models, .sklearn and .training: loaded when first used."""
+    if name in ("bridges", "diagnostics", "models", "sklearn", "training"):
         import importlib
 
         return importlib.import_module(f"{__name__}.{name}")
