@@ -86,10 +86,11 @@ class Network:
         if self.per_step:
             self.recurrent.backward(dhs)
             return
-        xp, recurrent = engine_of(self.params[0]).xp, self.recurrent
-        ends = [(end,) for end in xp.split(dhs[:, 0], self._directions, axis=1)]
-        below = len(recurrent.recurrent) - self._directions
-        recurrent.backward(xp.zeros(self._shape, dhs.dtype), *(None,) * below, *ends)
+        layers = self.recurrent.recurrent
+        H, below = layers[-1].output_size, len(layers) - self._directions
+        ends = [(dhs[:, 0, k * H : (k + 1) * H],) for k in range(self._directions)]
+        nothing = engine_of(self.params[0]).xp.zeros(self._shape, dhs.dtype)
+        self.recurrent.backward(nothing, *(None,) * below, *ends)
 
     def forget(self) -> None:
         """Drop what forward kept for backward, and with it the memory."""

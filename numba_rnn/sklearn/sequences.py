@@ -17,12 +17,21 @@ Sequences = Any  # an array (N, T, ...), or a list of arrays (T_i, ...)
 
 
 def is_table(X: Any) -> bool:
-    """Whether X is an array-like (N, F), not sequences (N, T, D) or a list of (T_i, D)."""
+    """Whether X is an array-like (N, F), not sequences (N, T, D) or a list of (T_i, D).
+
+    Raises ValueError for a list of rows (T_i,) of different lengths, which is neither.
+    """
     if isinstance(X, np.ndarray) and X.ndim == 1 and X.dtype == object:
         X = list(X)
-    if isinstance(X, (list, tuple)):
-        return not X or np.ndim(X[0]) != 2
-    return getattr(X, "ndim", 2) != 3
+    if not isinstance(X, (list, tuple)):
+        return getattr(X, "ndim", 2) != 3
+    shapes = {np.shape(x) for x in X}
+    if len(shapes) > 1 and all(len(shape) == 1 for shape in shapes):
+        raise ValueError(
+            "X: expected arrays (steps, features) where sequences differ in length, got shapes "
+            f"{', '.join(map(spell, sorted(shapes)))}; x[:, None] has one feature"
+        )
+    return not X or np.ndim(X[0]) != 2
 
 
 def read_sequences(name: str, X: Any, dtype: Any) -> Sequences:

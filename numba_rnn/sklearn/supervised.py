@@ -82,6 +82,8 @@ class RNNClassifier(ClassifierMixin, _Supervised):
     ((200, 10), True)
     """
 
+    classes_: Array
+
     def __init__(
         self,
         cell: Any = "lstm",
