@@ -1,0 +1,25 @@
+"""Estimators for scikit-learn: its pipelines, grid searches and metrics, our layers.
+
+    from numba_rnn.sklearn import RNNClassifier, RNNForecaster, RNNRegressor
+
+Needs scikit-learn (``pip install numba-rnn[sklearn]``). What X may be is the same for all three:
+
+    (N, T, D) array       N sequences of T steps of D features
+    list of (T_i, D)      sequences of different lengths, arrays or DataFrames
+    (N, F) table          an array or DataFrame: every row is a sequence, of F steps of one feature,
+                          or with ``step_features=D`` of F / D steps of D features each
+
+``sequences.py`` reads them, ``network.py`` has the layers, ``base.py`` the training.
+"""
+
+try:
+    import sklearn as _scikit_learn  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "numba_rnn.sklearn needs scikit-learn: pip install numba-rnn[sklearn]"
+    ) from error
+
+from .forecaster import RNNForecaster
+from .supervised import RNNClassifier, RNNRegressor
+
+__all__ = ["RNNClassifier", "RNNForecaster", "RNNRegressor"]

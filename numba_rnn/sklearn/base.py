@@ -1,0 +1,329 @@
+"""What the estimators have in common: their parameters, the training loop, how they are pickled."""
+
+import math
+from collections.abc import Callable
+from typing import Any, Self
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.model_selection import train_test_split
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from ..backend import to_host
+from ..checks import Array, expect_float, expect_float_dtype, expect_int
+from ..layers import TimeMSE
+from ..training import Optimiser, TrainingDiverged, clip_grads, optimisers
+from ..training.clipping import global_norm
+from .network import Network
+from .sequences import Examples, Sequences, block, is_table, mask_of, read_sequences
+
+_NETWORK = ("cell", "hidden_size", "layers", "bidirectional", "dropout", "per_step")
+
+
+class RecurrentEstimator(BaseEstimator):
+    """A network that is trained on sequences, as an estimator of scikit-learn.
+
+    cell             any of ``numba_rnn.cells.names()``, or a cell of your own
+    hidden_size      H, units of each recurrent layer (in each direction)
+    layers           number of recurrent layers
+    bidirectional    True: every layer reads in both directions
+    dropout          the share of numbers dropped between layers, and before the output
+    optimiser        "adam", "adamw", "rmsprop", "adagrad", "momentum", "sgd", or what makes one of
+                     lr=..., as ``functools.partial(AdamW, weight_decay=0.1)``
+    lr               the learning rate
+    batch_size       sequences a batch
+    max_epochs       how often all sequences are read
+    clip             the gradient's global norm is clipped to this; None: never
+    early_stopping   True: a share of the data is held out; the parameters in the end are those
+                     with the lowest loss there, and training ends when it has not fallen for
+                     ``patience`` epochs
+    validation_fraction   that share
+    patience         those epochs
+    warm_start       True: ``fit`` goes on from the parameters that are there
+    per_step         True: y has a target for every step; False: one for each sequence
+    step_features    features a step has in a table (N, F), see ``numba_rnn.sklearn``
+    dtype            of parameters, arithmetic and results: "float32", which is faster, "float64",
+                     or None: that of X in fit, float64 where X is of another one
+    verbose          True: a progress bar on stderr
+    random_state     a seed, a RandomState or None: the same seed gives the same numbers, bit for
+                     bit on one engine and machine
+    """
+
+    network_: Network
+    _table: bool  # whether fit was given a table
+
+    def __init__(
+        self,
+        cell: Any = "lstm",
+        *,
+        hidden_size: int = 32,
+        layers: int = 1,
+        bidirectional: bool = False,
+        dropout: float = 0.0,
+        optimiser: str | Callable[..., Optimiser] = "adam",
+        lr: float = 0.01,
+        batch_size: int = 32,
+        max_epochs: int = 100,
+        clip: float | None = 1.0,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        patience: int = 10,
+        warm_start: bool = False,
+        per_step: bool = False,
+        step_features: int = 1,
+        dtype: Any = None,
+        verbose: bool = False,
+        random_state: Any = None,
+    ) -> None:
+        self.cell = cell
+        self.hidden_size = hidden_size
+        self.layers = layers
+        self.bidirectional = bidirectional
+        self.dropout = dropout
+        self.optimiser = optimiser
+        self.lr = lr
+        self.batch_size = batch_size
+        self.max_epochs = max_epochs
+        self.clip = clip
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.patience = patience
+        self.warm_start = warm_start
+        self.per_step = per_step
+        self.step_features = step_features
+        self.dtype = dtype
+        self.verbose = verbose
+        self.random_state = random_state
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True
+        return tags
+
+    # ---- X
+
+    def _read(self, X: Any, *, reset: bool, least_steps: int = 1) -> Sequences:
+        """X as sequences.
+
+        reset   True: X is what the estimator is to be fitted on; else it must be of that kind
+        """
+        table, D = is_table(X), expect_int("step_features", self.step_features)
+        dtype: Any = [np.float64, np.float32]  # the first where X is of neither
+        if self.dtype is not None:
+            dtype = expect_float_dtype("dtype", self.dtype)
+        if not reset:
+            check_is_fitted(self)
+            dtype = self.network_.dtype
+            if table != self._table:
+                kinds = {True: "a table (N, F)", False: "sequences (N, T, D) or a list of (T, D)"}
+                raise ValueError(f"X: expected {kinds[self._table]}, as in fit, got {kinds[table]}")
+        if table:
+            least = least_steps * D if reset else 1
+            found = validate_data(self, X, reset=reset, dtype=dtype, ensure_min_features=least)
+            if found.shape[1] % D:
+                raise ValueError(
+                    f"step_features: expected a divisor of the {found.shape[1]} features that X "
+                    f"has, got {D}"
+                )
+            found = found.reshape(len(found), -1, D)
+        else:
+            found = read_sequences("X", X, dtype)
+            features = found[0].shape[1]
+            if reset:
+                self.n_features_in_ = features
+                self.__dict__.pop("feature_names_in_", None)
+            elif features != self.n_features_in_:
+                raise ValueError(
+                    f"X has {features} features, but {type(self).__name__} is expecting "
+                    f"{self.n_features_in_} features as input"
+                )
+        if reset:
+            self._table = table
+        return found
+
+    # ---- training
+
+    def _loss(self, scores: Array, ts: Array, mask: Array | None) -> tuple[float, Array]:
+        """The mean loss of a batch and its gradient by the scores."""
+        loss = TimeMSE()
+        return float(loss.forward(scores, ts, mask)), loss.backward()
+
+    def _begin(self, examples: Examples, outputs: int, anew: bool) -> None:
+        """Make the network, or see that the one that is there fits."""
+        first = examples.xs[0]
+        config = {"input_size": first.shape[1], "output_size": outputs, "dtype": first.dtype.name}
+        config |= {name: getattr(self, name) for name in _NETWORK}
+        if self.clip is not None:
+            expect_float("clip", self.clip, 0, low_open=True)
+        if anew:
+            self._rng = np.random.default_rng(check_random_state(self.random_state).randint(2**31))
+            self.network_ = Network(**config, rng=self._rng)
+            self._optimiser: Optimiser | None = None  # partial_fit's
+            return
+        for name, there in self.network_.config.items():
+            if config[name] != there:
+                raise ValueError(
+                    f"{name}: expected {there!r}, as the network has that is to be trained "
+                    f"further, got {config[name]!r}"
+                )
+
+    def _new_optimiser(self) -> Optimiser:
+        if not callable(self.optimiser):
+            return optimisers.create(self.optimiser, lr=self.lr)
+        made = self.optimiser(lr=self.lr)
+        if not isinstance(made, Optimiser):
+            raise TypeError(f"optimiser: expected it to make an Optimiser, got {made!r}")
+        return made
+
+    def _fit(
+        self, examples: Examples, outputs: int, valid: Examples | None = None, strata: Any = None
+    ) -> Self:
+        """Train on examples.
+
+        valid    what is held out; None: ``early_stopping`` takes it from the examples
+        strata   (N,) classes, of which each is to have its share in what is held out
+        """
+        epochs = expect_int("max_epochs", self.max_epochs)
+        self._begin(examples, outputs, not (self.warm_start and hasattr(self, "network_")))
+        self._optimiser = None
+        if self.early_stopping and valid is None:
+            examples, valid = self._held_out(examples, strata)
+        self.loss_curve_: list[float] = []
+        self.validation_curve_: list[float] = []
+        patience, best = expect_int("patience", self.patience), self.network_.arrays()
+        optimiser = self._new_optimiser()
+        with self._bar(epochs) as bar:
+            for _ in bar:
+                self.loss_curve_.append(self._train(examples, optimiser))
+                bar.set_postfix(loss=f"{self.loss_curve_[-1]:.4g}", refresh=False)
+                if valid is None:
+                    continue
+                self.validation_curve_.append(self._evaluate(valid))
+                bar.set_postfix(valid=f"{self.validation_curve_[-1]:.4g}", refresh=False)
+                best_epoch = int(np.argmin(self.validation_curve_))
+                if best_epoch == len(self.validation_curve_) - 1:
+                    best = self.network_.arrays()
+                elif len(self.validation_curve_) - 1 - best_epoch >= patience:
+                    break
+        if valid is not None:
+            self.network_.load_arrays(best)
+        return self
+
+    def _partial_fit(self, examples: Examples, outputs: int) -> Self:
+        """Train on examples once, with the same optimiser as the last time."""
+        self._begin(examples, outputs, not hasattr(self, "network_"))
+        if self._optimiser is None:
+            self._optimiser = self._new_optimiser()
+        self.loss_curve_ = [
+            *getattr(self, "loss_curve_", []), self._train(examples, self._optimiser)
+        ]  # fmt: skip
+        return self
+
+    def _held_out(self, examples: Examples, strata: Any) -> tuple[Examples, Examples]:
+        """Some examples for training, the others for validation."""
+        share = expect_float("validation_fraction", self.validation_fraction, 0, 1, low_open=True)
+        train, valid = train_test_split(
+            np.arange(len(examples)),
+            test_size=share,
+            stratify=strata,
+            random_state=int(self._rng.integers(2**31)),
+        )
+        return examples.picked(train), examples.picked(valid)
+
+    def _bar(self, epochs: int) -> Any:
+        from tqdm import tqdm
+
+        name = type(self).__name__
+        return tqdm(range(epochs), desc=name, unit="epoch", disable=not self.verbose)
+
+    def _train(self, examples: Examples, optimiser: Optimiser) -> float:
+        """One epoch; its mean loss."""
+        size, network = expect_int("batch_size", self.batch_size), self.network_
+        total = 0.0
+        with network.lock:
+            for batch in examples.batches(size, self._rng.permutation(len(examples))):
+                scores = network.forward(*block(batch.xs), train_flg=True)
+                loss, dscores = self._loss(scores, *batch.targets())
+                network.backward(dscores)
+                norm = float(self._clipped(network.grads))
+                if not (math.isfinite(loss) and math.isfinite(norm)):
+                    raise TrainingDiverged(
+                        f"loss {loss}, gradient norm {norm}, lr {optimiser.lr:g}; a lower lr or "
+                        "clip helps, and so do X and y of about size 1"
+                    )
+                optimiser.update(network.params, network.grads)
+                total += loss * batch.count
+            network.forget()
+        return total / examples.count
+
+    def _clipped(self, grads: list[Array]) -> Any:
+        """Clip the gradients, where that is wanted; their norm before."""
+        return global_norm(grads) if self.clip is None else clip_grads(grads, self.clip)
+
+    def _evaluate(self, examples: Examples) -> float:
+        """The mean loss, without dropout."""
+        total = 0.0
+        with self.network_.lock:
+            for batch in examples.batches(self.batch_size, np.arange(len(examples))):
+                scores = self.network_.forward(*block(batch.xs))
+                total += self._loss(scores, *batch.targets())[0] * batch.count
+            self.network_.forget()
+        return total / examples.count
+
+    # ---- use
+
+    def _scores(self, xs: Sequences) -> Array:
+        """What the network says: (N, M), or where it does at every step (steps, M), those of one
+        sequence behind those of the other."""
+        size, network, found = expect_int("batch_size", self.batch_size), self.network_, []
+        with network.lock:
+            for start in range(0, len(xs), size):
+                batch, lengths = block(xs[start : start + size])
+                scores = to_host(network.forward(batch, lengths))
+                if network.per_step and lengths is not None:
+                    found.append(scores[mask_of(lengths)])
+                else:
+                    found.append(scores.reshape(-1, scores.shape[2]))
+            network.forget()
+        return np.concatenate(found)
+
+    # ---- pickle
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Attributes as they are; the network and the optimiser as numbers and safetensors."""
+        from safetensors.numpy import save
+
+        state = dict(super().__getstate__())
+        network = state.pop("network_", None)
+        if network is None:
+            return state
+        numbers, memory = {}, {}
+        optimiser = state.pop("_optimiser")
+        if optimiser is not None:
+            numbers, memory = optimiser.state()
+        memory = {name: np.ascontiguousarray(array) for name, array in memory.items()}
+        state["_saved"] = {
+            "config": network.config,
+            "random": state.pop("_rng").bit_generator.state,
+            "parameters": save(network.arrays()),
+            "optimiser": None if optimiser is None else (numbers, save(memory)),
+        }
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        from safetensors.numpy import load
+
+        saved = state.pop("_saved", None)
+        super().__setstate__(state)
+        if saved is None:
+            return
+        self._rng = np.random.default_rng(0)
+        self.network_ = Network(**saved["config"], rng=self._rng)
+        self.network_.load_arrays(load(saved["parameters"]))
+        self._rng.bit_generator.state = saved["random"]
+        self._optimiser = None
+        if saved["optimiser"] is not None:
+            numbers, memory = saved["optimiser"]
+            self._optimiser = self._new_optimiser()
+            self._optimiser.restore(numbers, load(memory))

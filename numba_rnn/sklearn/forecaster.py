@@ -1,0 +1,237 @@
+"""Series in, their next steps out."""
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from sklearn.metrics import r2_score
+from sklearn.utils import check_array
+
+from ..checks import Array, expect_float, expect_int
+from ..training import Optimiser
+from .base import RecurrentEstimator
+from .sequences import Examples, Sequences, is_table, lengths_of, read_sequences
+
+
+class RNNForecaster(RecurrentEstimator):
+    """A recurrent network that says how series go on.
+
+    horizon   how many steps it says, all at once
+    window    how many steps it reads: in training every window of so many steps of every series
+              is an example, each step of which is to foretell the next ``horizon`` ones; a
+              forecast reads the last so many. None: series are read whole.
+    stride    steps from a window to the next; the last one ends where the series ends
+
+    X is always a number of series: a list of (T_i, C) arrays of C channels, (N, T, C), or a table
+    with a series in each row. ONE series is a list of one, ``fit([series])``, or a table of one
+    row: a DataFrame with a row for each time and a column for each channel goes into a list, too.
+    The other parameters are those of RecurrentEstimator (``base.py``), which minimises the mean
+    squared error. ``early_stopping`` holds out the end of every series. Series are best of about
+    size 1, and without a trend.
+
+    ``exogenous`` inputs are what is known of the future as well, such as the calendar: for each
+    series a sequence (T_i, E), and for ``predict`` with the ``horizon`` steps to come,
+    (T_i + horizon, E). A table has one a step.
+
+    n_features_in_    features of a table, or channels
+    network_          the layers: ``network_.recurrent``, a Stacked, and ``network_.affine``
+    loss_curve_       mean squared error of training, an entry each epoch
+    validation_curve_ the same of what ``early_stopping`` holds out
+
+    Raises ValueError or TypeError for parameters or data that do not fit, TrainingDiverged where
+    the loss is no longer finite.
+
+    >>> wave = np.sin(np.arange(200) / 4)[:, None]  # (steps, channels)
+    >>> model = RNNForecaster("gru", horizon=3, window=25, max_epochs=10, random_state=0)
+    >>> model.fit([wave[:150]]).predict([wave[:150]]).shape
+    (1, 3, 1)
+    >>> bool(abs(model.predict([wave[:150]])[0] - wave[150:153]).max() < 0.1)
+    True
+    """
+
+    def __init__(
+        self,
+        cell: Any = "lstm",
+        *,
+        horizon: int = 1,
+        window: int | None = None,
+        stride: int = 1,
+        hidden_size: int = 32,
+        layers: int = 1,
+        dropout: float = 0.0,
+        optimiser: str | Callable[..., Optimiser] = "adam",
+        lr: float = 0.01,
+        batch_size: int = 32,
+        max_epochs: int = 100,
+        clip: float | None = 1.0,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        patience: int = 10,
+        warm_start: bool = False,
+        step_features: int = 1,
+        dtype: Any = None,
+        verbose: bool = False,
+        random_state: Any = None,
+    ) -> None:
+        super().__init__(
+            cell, hidden_size=hidden_size, layers=layers, bidirectional=False,
+            dropout=dropout, optimiser=optimiser, lr=lr, batch_size=batch_size,
+            max_epochs=max_epochs, clip=clip, early_stopping=early_stopping,
+            validation_fraction=validation_fraction, patience=patience, warm_start=warm_start,
+            per_step=True, step_features=step_features, dtype=dtype, verbose=verbose,
+            random_state=random_state,
+        )  # fmt: skip
+        self.horizon = horizon
+        self.window = window
+        self.stride = stride
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = False
+        return tags
+
+    # ---- training
+
+    def fit(self, X: Any, y: Any = None, *, exogenous: Any = None) -> Self:
+        """Train on series X, with exogenous inputs as long as they are. y is not looked at."""
+        series = self._read_series(X, reset=True)
+        known = self._read_exogenous(exogenous, series, 0, reset=True)
+        train, valid = list(zip(series, known, strict=True)), None
+        if self.early_stopping:
+            train, late = self._parted(train)
+            valid = self._examples(late)
+        return self._fit(self._examples(train), self._outputs, valid)
+
+    def partial_fit(self, X: Any, y: Any = None, *, exogenous: Any = None) -> Self:
+        """Train on series once. y is not looked at."""
+        anew = not hasattr(self, "network_")
+        series = self._read_series(X, reset=anew)
+        known = self._read_exogenous(exogenous, series, 0, reset=anew)
+        return self._partial_fit(
+            self._examples(list(zip(series, known, strict=True))), self._outputs
+        )
+
+    def _parted(self, series: list[Any]) -> tuple[list[Any], list[Any]]:
+        """The beginnings of the series, and their ends, which are held out."""
+        share = expect_float("validation_fraction", self.validation_fraction, 0, 1, low_open=True)
+        least = self.horizon + 1
+        early, late = [], []
+        for values, known in series:
+            held = max(round(share * len(values)), least)
+            if len(values) - held < least:
+                raise ValueError(
+                    f"early_stopping: expected series of {2 * least} steps and more, to hold out "
+                    f"their ends, got one of {len(values)}"
+                )
+            early.append((values[:-held], known[:-held]))
+            late.append((values[-held:], known[-held:]))
+        return early, late
+
+    def _examples(self, series: list[Any]) -> Examples:
+        """The windows of all series, and what is to be foretold at each of their steps."""
+        xs: list[Array] = []
+        ts: list[Array] = []
+        for values, known in series:
+            inputs = self._inputs(values[: -self.horizon], known)
+            ahead = sliding_window_view(values[1:], self.horizon, axis=0)  # (steps, C, horizon)
+            targets = ahead.transpose(0, 2, 1).reshape(len(inputs), -1)
+            width = min(self._window or len(inputs), len(inputs))
+            last, stride = len(inputs) - width, expect_int("stride", self.stride)
+            for start in range(last % stride, last + 1, stride):
+                xs.append(inputs[start : start + width])
+                ts.append(targets[start : start + width])
+        return Examples(xs, ts)
+
+    # ---- use
+
+    def predict(self, X: Any, *, exogenous: Any = None) -> Array:
+        """The ``horizon`` steps after the end of each series: (N, horizon, C), of a table a table
+        (N, horizon * C).
+
+        exogenous   where fit had them: for all steps of the series and those to come
+        """
+        series = self._read_series(X, reset=False)
+        known = self._read_exogenous(exogenous, series, self.horizon, reset=False)
+        said = self._forecast(series, known)
+        return said.reshape(len(said), -1) if self._table else said
+
+    def score(self, X: Any, y: Any = None, *, exogenous: Any = None) -> float:
+        """R² of forecasts of the last ``horizon`` steps of each series from those before, the
+        mean over channels. y is not looked at."""
+        series = self._read_series(X, reset=False)
+        known = self._read_exogenous(exogenous, series, 0, reset=False)
+        self._expect_steps(series)
+        said = self._forecast([values[: -self.horizon] for values in series], known)
+        came = np.stack([values[-self.horizon :] for values in series])
+        channels = came.shape[2]
+        return float(r2_score(came.reshape(-1, channels), said.reshape(-1, channels)))
+
+    def _forecast(self, series: Sequences, known: Sequences) -> Array:
+        """(N, horizon, C), from series (T_i, C) and exogenous inputs (T_i + horizon, E)."""
+        width = self._window
+        xs = [
+            self._inputs(
+                values[-width:] if width else values,
+                more[-width - self.horizon :] if width else more,
+            )
+            for values, more in zip(series, known, strict=True)
+        ]
+        ends = np.cumsum(lengths_of(xs)) - 1
+        return self._scores(xs)[ends].reshape(len(xs), self.horizon, -1)
+
+    def _inputs(self, values: Array, known: Array) -> Array:
+        """What the network reads at each step: the channels (T, C), and the exogenous inputs
+        (T + horizon, E) of the steps to be foretold; (T, C + horizon * E)."""
+        ahead = sliding_window_view(known[1:], self.horizon, axis=0)
+        return np.concatenate([values, ahead.reshape(len(values), -1)], axis=1)
+
+    # ---- reading
+
+    @property
+    def _window(self) -> int:
+        """The window, 0 where series are read whole."""
+        return 0 if self.window is None else expect_int("window", self.window)
+
+    def _read_series(self, X: Any, *, reset: bool) -> Sequences:
+        horizon = expect_int("horizon", self.horizon)
+        series = self._read(X, reset=reset, least_steps=horizon + 1)
+        if reset:
+            self._expect_steps(series)
+            self._outputs = horizon * series[0].shape[1]
+        return series
+
+    def _expect_steps(self, series: Sequences) -> None:
+        for k, values in enumerate(series):
+            if len(values) <= self.horizon:
+                raise ValueError(
+                    f"X: expected series of at least {self.horizon + 1} steps for a horizon of "
+                    f"{self.horizon}, got {len(values)} in series {k}"
+                )
+
+    def _read_exogenous(
+        self, exogenous: Any, series: Sequences, ahead: int, *, reset: bool
+    ) -> Sequences:
+        """Exogenous inputs (T_i + ahead, E) of series (T_i, C); E is 0 where there are none."""
+        dtype, lengths = series[0].dtype, lengths_of(series) + ahead
+        if exogenous is None:
+            found = [np.zeros((length, 0), dtype) for length in lengths]
+        elif is_table(exogenous):
+            found = check_array(exogenous, dtype=dtype, input_name="exogenous")[:, :, None]
+        else:
+            found = read_sequences("exogenous", exogenous, dtype)
+        if len(found) != len(lengths):
+            raise ValueError(
+                f"exogenous: expected inputs of {len(lengths)} series, got {len(found)}"
+            )
+        for k, (more, length) in enumerate(zip(found, lengths, strict=True)):
+            if len(more) != length:
+                raise ValueError(f"exogenous: expected {length} steps, got {len(more)} at {k}")
+        features = found[0].shape[1]
+        if reset:
+            self._known_features = features
+        elif features != self._known_features:
+            raise ValueError(
+                f"exogenous: expected {self._known_features} features, as in fit, got {features}"
+            )
+        return found

@@ -1,0 +1,115 @@
+"""The layers of an estimator."""
+
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from ..backend import engine_of, to_host
+from ..checks import Array, expect_array, expect_int
+from ..layers import Bidirectional, Stacked, TimeAffine, TimeDropout, TimeRecurrent
+
+
+class Network:
+    """Recurrent layers, an affine layer: scores for every step, or for the whole sequence.
+
+        xs -> recurrent -> dropout -> affine -> scores
+
+    input_size, output_size   D and M
+    cell, hidden_size, layers, bidirectional, dropout, dtype   as the estimators have them
+    per_step                  True: scores of every step, (N, T, M); False: (N, 1, M), made of the
+                              states at the end of each sequence, in its last layer
+    rng                       for the parameters and for dropout
+
+    config              all this but the rng
+    recurrent, affine   the layers, a Stacked and a TimeAffine
+    lock                to be held from forward to where its scores are no longer needed: layers
+                        are for one thread at a time
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int,
+        *,
+        cell: Any,
+        hidden_size: int,
+        layers: int,
+        bidirectional: bool,
+        dropout: float,
+        per_step: bool,
+        dtype: Any,
+        rng: np.random.Generator,
+    ) -> None:
+        self.config = {
+            "input_size": input_size, "output_size": output_size, "cell": cell,
+            "hidden_size": hidden_size, "layers": layers, "bidirectional": bidirectional,
+            "dropout": dropout, "per_step": per_step, "dtype": dtype,
+        }  # fmt: skip
+        made: list[TimeRecurrent | Bidirectional] = []
+        below, options = input_size, {"rng": rng, "dtype": dtype}
+        for _ in range(expect_int("layers", layers)):
+            if bidirectional:
+                made.append(Bidirectional.create(below, hidden_size, layer=cell, **options))
+            else:
+                made.append(TimeRecurrent.create(below, hidden_size, cell=cell, **options))
+            below = made[-1].output_size
+        self.per_step, self.lock = per_step, Lock()
+        self.recurrent = Stacked(made, dropout, rng=rng)
+        self.dropout = TimeDropout(dropout, rng=rng)
+        self.affine = TimeAffine.create(below, output_size, **options)
+        self.params = [*self.recurrent.params, *self.affine.params]
+        self.grads = [*self.recurrent.grads, *self.affine.grads]
+        self._directions = 2 if bidirectional else 1
+
+    def __repr__(self) -> str:
+        return f"Network({self.recurrent.layers}, {self.affine})"
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of the parameters, and so of everything that goes in and out."""
+        return self.affine.dtype
+
+    def forward(self, xs: Array, lengths: Array | None = None, train_flg: bool = False) -> Array:
+        """xs (N, T, D) -> scores (N, T, M) or (N, 1, M)."""
+        self.recurrent.train_flg = self.dropout.train_flg = train_flg
+        hs = self.recurrent.forward(xs, lengths=lengths)
+        self._shape = hs.shape
+        if not self.per_step:
+            ends = [state[0] for state in self.recurrent.state[-self._directions :] if state]
+            hs = engine_of(self.params[0]).xp.concatenate(ends, axis=1)[:, None]
+        return self.affine.forward(self.dropout.forward(hs))
+
+    def backward(self, dscores: Array) -> None:
+        """Fill ``grads``."""
+        dhs = self.dropout.backward(self.affine.backward(dscores))
+        if self.per_step:
+            self.recurrent.backward(dhs)
+            return
+        layers = self.recurrent.recurrent
+        H, below = layers[-1].output_size, len(layers) - self._directions
+        ends = [(dhs[:, 0, k * H : (k + 1) * H],) for k in range(self._directions)]
+        nothing = engine_of(self.params[0]).xp.zeros(self._shape, dhs.dtype)
+        self.recurrent.backward(nothing, *(None,) * below, *ends)
+
+    def forget(self) -> None:
+        """Drop what forward kept for backward, and with it the memory."""
+        for part in (self.recurrent, self.dropout, self.affine):
+            part.forget()
+        self.recurrent.reset_state()
+
+    # ---- parameters
+
+    def arrays(self) -> dict[str, Array]:
+        """Copies of the parameters by name, as NumPy arrays wherever they are."""
+        names = [*self.recurrent.param_names, *(f"affine.{n}" for n in self.affine.param_names)]
+        return {
+            name: np.array(to_host(param), order="C")
+            for name, param in zip(names, self.params, strict=True)
+        }
+
+    def load_arrays(self, arrays: dict[str, Array]) -> None:
+        """Take up what ``arrays`` returned."""
+        for (name, own), param in zip(self.arrays().items(), self.params, strict=True):
+            expect_array(name, arrays.get(name), own.shape, own.dtype)
+            param[...] = engine_of(param).to_device(arrays[name])

@@ -1,0 +1,146 @@
+"""Sequences as users of scikit-learn have them, and the blocks that layers read.
+
+Here sequences are one array (N, T, ...) where all are of one length, else a list of N arrays
+(T_i, ...).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sklearn.utils import check_array
+
+from ..checks import Array, spell
+
+Sequences = Any  # an array (N, T, ...), or a list of arrays (T_i, ...)
+
+
+def is_table(X: Any) -> bool:
+    """Whether X is an array-like (N, F), not sequences (N, T, D) or a list of (T_i, D).
+
+    Raises ValueError for a list of rows (T_i,) of different lengths, which is neither.
+    """
+    if isinstance(X, np.ndarray) and X.ndim == 1 and X.dtype == object:
+        X = list(X)
+    if not isinstance(X, (list, tuple)):
+        return getattr(X, "ndim", 2) != 3
+    shapes = {np.shape(x) for x in X}
+    if len(shapes) > 1 and all(len(shape) == 1 for shape in shapes):
+        raise ValueError(
+            "X: expected arrays (steps, features) where sequences differ in length, got shapes "
+            f"{', '.join(map(spell, sorted(shapes)))}; x[:, None] has one feature"
+        )
+    return not X or np.ndim(X[0]) != 2
+
+
+def read_sequences(name: str, X: Any, dtype: Any) -> Sequences:
+    """An array (N, T, D), or a list of (T_i, D), as floats that are finite.
+
+    Raises ValueError, naming the sequence, where one has no steps or other features.
+    """
+    if getattr(X, "ndim", 1) == 3:
+        found = check_array(X, dtype=dtype, allow_nd=True, input_name=name)
+        if 0 in found.shape:
+            raise ValueError(f"{name}: expected steps and features, got {spell(found.shape)}")
+        return found
+    rows = [np.asarray(x) for x in X]
+    features = rows[0].shape[1]
+    for k, row in enumerate(rows):
+        if row.ndim != 2 or row.shape[1] != features or not len(row):
+            raise ValueError(
+                f"{name}: expected sequences (steps, {features}) with steps, got one of shape "
+                f"{spell(row.shape)} at {k}"
+            )
+    flat = check_array(np.concatenate(rows), dtype=dtype, input_name=name)
+    return cut(flat, rows)
+
+
+def lengths_of(sequences: Sequences) -> Array:
+    """The number of steps of each, (N,)."""
+    return np.array([len(sequence) for sequence in sequences])
+
+
+def cut(flat: Array, like: Sequences) -> Sequences:
+    """Steps of all sequences behind each other, (steps, ...), cut up as others are."""
+    if isinstance(like, np.ndarray):
+        return flat.reshape(*like.shape[:2], *flat.shape[1:])
+    return np.split(flat, np.cumsum(lengths_of(like))[:-1])
+
+
+def flattened(name: str, targets: Any, like: Sequences) -> Array:
+    """Targets of every step of sequences, behind each other: (steps, ...).
+
+    Raises ValueError where a sequence has not one target a step.
+    """
+    rows = list(targets) if isinstance(targets, (list, tuple)) else list(np.asarray(targets))
+    rows, lengths = [np.asarray(row) for row in rows], lengths_of(like)
+    if len(rows) != len(lengths):
+        raise ValueError(f"{name}: expected targets of {len(lengths)} sequences, got {len(rows)}")
+    for k, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+        if row.shape[:1] != (length,):
+            raise ValueError(
+                f"{name}: expected {length} targets for the {length} steps of sequence {k}, got "
+                f"shape {spell(row.shape)}"
+            )
+    return np.concatenate(rows)
+
+
+def picked(sequences: Sequences, rows: Array) -> Sequences:
+    """Some of them, in that order."""
+    if isinstance(sequences, np.ndarray):
+        return sequences[rows]
+    return [sequences[k] for k in rows]
+
+
+def block(sequences: Sequences) -> tuple[Array, Array | None]:
+    """An array (N, T, ...) with 0 behind the ends, and the lengths, or None where all are T."""
+    if isinstance(sequences, np.ndarray):
+        return sequences, None
+    lengths = lengths_of(sequences)
+    if (lengths == lengths[0]).all():
+        return np.stack(sequences), None
+    first = sequences[0]
+    found = np.zeros((len(sequences), lengths.max(), *first.shape[1:]), first.dtype)
+    for row, sequence in zip(found, sequences, strict=True):
+        row[: len(sequence)] = sequence
+    return found, lengths
+
+
+def mask_of(lengths: Array) -> Array:
+    """(N, T) bool, False behind the ends."""
+    return np.arange(lengths.max()) < lengths[:, None]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What a network is to learn.
+
+    xs  sequences (T_i, D)
+    ts  their targets: for every step, or one step of them where a sequence has one target
+    """
+
+    xs: Sequences
+    ts: Sequences
+
+    def __len__(self) -> int:
+        return len(self.xs)
+
+    def picked(self, rows: Array) -> "Examples":
+        """Some of them, in that order."""
+        return Examples(picked(self.xs, rows), picked(self.ts, rows))
+
+    @property
+    def count(self) -> int:
+        """How many targets there are."""
+        return int(lengths_of(self.ts).sum())
+
+    def batches(self, size: int, order: Array) -> Iterator["Examples"]:
+        """So many at a time, in that order."""
+        for start in range(0, len(order), size):
+            yield self.picked(order[start : start + size])
+
+    def targets(self) -> tuple[Array, Array | None]:
+        """An array (N, T, ...), and a mask (N, T), False behind the ends; None if all count."""
+        ts, lengths = block(self.ts)
+        return ts, None if lengths is None else mask_of(lengths)

@@ -1,0 +1,703 @@
+"""The estimators for scikit-learn: its own checks, what they learn, and what they are given."""
+
+import functools
+import io
+import pickle
+import runpy
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.base import clone
+from sklearn.dummy import DummyClassifier
+from sklearn.linear_model import LinearRegression
+from sklearn.metrics import log_loss, mean_squared_error, r2_score, recall_score
+from sklearn.model_selection import GridSearchCV, KFold, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from fake_device import use_fake_device
+from helpers import central_differences, relative_error, run_python
+from numba_rnn import cell, cells, use_backend
+from numba_rnn.functions import tanh
+from numba_rnn.sklearn import RNNClassifier, RNNForecaster, RNNRegressor
+from numba_rnn.sklearn.network import Network
+from numba_rnn.sklearn.sequences import block
+from numba_rnn.training import AdamW, TrainingDiverged
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "digits.py"
+SMALL = {"cell": "rnn", "hidden_size": 5, "max_epochs": 3, "random_state": 0}
+
+
+def ragged(count, longest, features, seed=0):
+    """Sequences (T_i, D) of different lengths."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, longest + 1, count)
+    return [rng.standard_normal((length, features)) for length in lengths]
+
+
+def sums_sign(xs):
+    return np.array(["up" if x.sum() > 0 else "down" for x in xs])
+
+
+# ---- scikit-learn's checks
+
+
+@pytest.fixture
+def _array_api(monkeypatch):
+    monkeypatch.setenv("SCIPY_ARRAY_API", "1")  # else one check is left out
+
+
+@pytest.mark.usefixtures("_array_api")
+@parametrize_with_checks([RNNClassifier(), RNNRegressor(), RNNForecaster()])
+def test_scikit_learns_checks(estimator, check):
+    check(estimator)
+
+
+# ---- they learn
+
+
+def test_a_classifier_learns_the_sign_of_a_sum():
+    xs, more = ragged(600, 12, 3), ragged(200, 12, 3, seed=1)
+    model = RNNClassifier("gru", max_epochs=15, random_state=0).fit(xs, sums_sign(xs))
+    base = DummyClassifier().fit(np.zeros((600, 1)), sums_sign(xs))
+    assert base.score(np.zeros((200, 1)), sums_sign(more)) < 0.6
+    assert model.score(more, sums_sign(more)) > 0.9
+    assert model.classes_.tolist() == ["down", "up"]
+    said = model.predict_proba(more)
+    np.testing.assert_allclose(said.sum(axis=1), 1)
+    assert (model.classes_[said.argmax(axis=1)] == model.predict(more)).all()
+    assert model.loss_curve_[-1] < 0.5 * model.loss_curve_[0]
+
+
+def test_a_classifier_of_steps_learns_the_sign_of_the_sum_so_far():
+    xs, more = ragged(200, 9, 2), ragged(100, 9, 2, seed=1)
+    ys, wanted = ([x.sum(axis=1).cumsum() > 0 for x in part] for part in (xs, more))
+    model = RNNClassifier("gru", per_step=True, max_epochs=30, random_state=0).fit(xs, ys)
+    said = model.predict(more)
+    assert [row.shape for row in said] == [row.shape for row in wanted]
+    right = np.concatenate(said) == np.concatenate(wanted)
+    assert model.score(more, wanted) == right.mean() > 0.9
+    assert [row.shape for row in model.predict_proba(more)] == [(len(x), 2) for x in more]
+    weights = np.arange(100)
+    spread = np.repeat(weights, [len(x) for x in more])
+    assert model.score(more, wanted, weights) == pytest.approx(np.average(right, weights=spread))
+
+
+@pytest.mark.parametrize("numbers", [1, 2])
+def test_a_regressor_of_steps_remembers(numbers):
+    """The sum so far, of which a linear model of each step alone knows little."""
+    xs, more = ragged(200, 9, 2), ragged(100, 9, 2, seed=1)
+
+    def targets(sequences):
+        sums = [x.cumsum(axis=0) / 3 for x in sequences]
+        return sums if numbers == 2 else [row[:, 0] for row in sums]
+
+    model = RNNRegressor("gru", per_step=True, max_epochs=30, random_state=0)
+    model.fit(xs, targets(xs))
+    flat = np.concatenate(more), np.concatenate(targets(more))
+    assert LinearRegression().fit(*flat).score(*flat) < 0.6
+    said = model.predict(more)
+    assert [row.shape for row in said] == [row.shape for row in targets(more)]
+    assert model.score(more, targets(more)) == r2_score(flat[1], np.concatenate(said)) > 0.95
+
+
+def test_a_regressor_says_several_numbers_of_a_sequence():
+    xs = np.random.default_rng(0).standard_normal((200, 7, 2))
+    y = np.stack([xs.mean(axis=(1, 2)), xs[:, -1, 0], xs[:, 0, 1]], axis=1)
+    model = RNNRegressor("lstm", bidirectional=True, max_epochs=60, random_state=0).fit(xs, y)
+    assert model.predict(xs[:9]).shape == (9, 3)
+    assert model.score(xs, y) > 0.9
+
+
+def waves(count, steps, seed=0):
+    """(N, T, 1): sums of two sines, each with phases of its own."""
+    phases = np.random.default_rng(seed).uniform(0, 7, (2, count, 1))
+    at = np.arange(steps)
+    return (np.sin(at / 3 + phases[0]) + np.sin(at / 5 + phases[1]))[:, :, None] / 2
+
+
+def error_of(model, series, **given):
+    said = model.predict(series[:, : -model.horizon], **given)
+    return mean_squared_error(series[:, -model.horizon :].ravel(), said.ravel())
+
+
+def test_a_forecaster_is_better_than_the_last_value():
+    series, horizon = waves(40, 60), 4
+    model = RNNForecaster("gru", horizon=horizon, max_epochs=60, random_state=0).fit(series)
+    more = waves(30, 60, seed=1)
+    naive = np.repeat(more[:, -horizon - 1], horizon, axis=1)
+    of_naive = mean_squared_error(more[:, -horizon:, 0], naive)
+    assert error_of(model, more) < 0.05 * of_naive
+    said = model.predict(more[:, :-horizon])
+    assert said.shape == (30, horizon, 1)
+    want = r2_score(more[:, -horizon:].reshape(-1, 1), said.reshape(-1, 1))
+    assert model.score(more) == pytest.approx(want)
+    assert want > 0.9
+
+
+def test_one_long_series_in_windows():
+    series = waves(1, 500)[0]
+    model = RNNForecaster("gru", window=30, stride=3, max_epochs=10, random_state=0)
+    model.fit([series[:400]])
+    for end in (400, 450, 499):
+        said = model.predict([series[:end]])
+        assert abs(said[0, 0] - series[end]) < 0.1
+        np.testing.assert_array_equal(said, model.predict([series[end - 30 : end]]))
+
+
+def test_exogenous_inputs_foretell_what_the_series_cannot():
+    """Two channels; what happens next is decided by inputs that are known beforehand."""
+    rng = np.random.default_rng(0)
+    known = rng.standard_normal((60, 30, 1))
+    series = np.stack([known[:, :, 0], -0.5 * known[:, :, 0]], axis=2)
+    series[:, 1:] += 0.5 * series[:, :-1]
+    model = RNNForecaster("gru", horizon=2, max_epochs=40, random_state=0)
+    blind = clone(model).fit(series[:40])
+    model.fit(series[:40], exogenous=known[:40])
+    assert blind.score(series[40:]) < 0.3
+    assert model.score(series[40:], exogenous=known[40:]) > 0.9
+    assert error_of(model, series[40:], exogenous=known[40:]) < 0.1
+    np.testing.assert_array_equal(
+        model.predict(series[40:, :-2], exogenous=list(known[40:])),
+        model.predict(list(series[40:, :-2]), exogenous=known[40:]),
+    )
+    for wrong in (known[40:, :-2], known[40:, :, [0, 0]], known[40:50], None):
+        with pytest.raises(ValueError, match="exogenous: expected"):
+            model.predict(series[40:, :-2], exogenous=wrong)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    steps=st.lists(st.integers(4, 15), min_size=1, max_size=3),
+    horizon=st.integers(1, 3),
+    window=st.one_of(st.none(), st.integers(1, 9)),
+    stride=st.integers(1, 4),
+    channels=st.integers(1, 2),
+    known=st.integers(0, 2),
+)
+def test_windows_hold_what_they_should(steps, horizon, window, stride, channels, known):
+    series = [np.arange(T * channels).reshape(T, channels) + 1000.0 * k
+              for k, T in enumerate(steps)]  # fmt: skip
+    more = [np.arange(T * known).reshape(T, known) - 1e6 * (k + 1) for k, T in enumerate(steps)]
+    model = RNNForecaster(horizon=horizon, window=window, stride=stride)
+    made = model._examples(list(zip(series, more, strict=True)))
+    place = 0
+    for values, future in zip(series, more, strict=True):
+        last = len(values) - horizon  # steps with all of their future
+        width = min(window or last, last)
+        for start in sorted(range(last - width, -1, -stride)):
+            xs, ts = made.xs[place], made.ts[place]
+            for k in range(width):
+                at = start + k
+                ahead = slice(at + 1, at + 1 + horizon)
+                assert xs[k].tolist() == [*values[at], *future[ahead].T.ravel()]
+                assert ts[k].tolist() == values[ahead].ravel().tolist()
+            assert len(xs) == len(ts) == width
+            place += 1
+    assert place == len(made)
+
+
+# ---- sequences in all their shapes
+
+
+def parameters(model):
+    return list(model.network_.arrays().values())
+
+
+def test_a_list_an_array_and_a_table_are_the_same():
+    xs = np.random.default_rng(0).standard_normal((20, 4, 3))
+    y = xs.sum(axis=(1, 2))
+    model = RNNRegressor(**SMALL).fit(xs, y)
+    want = model.predict(xs)
+    shelf = np.empty(20, object)
+    shelf[:] = list(xs)
+    for same in (list(xs), [pd.DataFrame(x) for x in xs], xs.tolist(), shelf):
+        again = clone(model).fit(same, y)
+        np.testing.assert_array_equal(again.predict(same), want)
+        np.testing.assert_array_equal(again.predict(xs), want)
+    assert model.n_features_in_ == 3
+    names = [f"{feature}{t}" for t in range(4) for feature in "abc"]
+    table = pd.DataFrame(xs.reshape(20, 12), columns=names)
+    for same in (table, xs.reshape(20, 12)):
+        again = clone(model).set_params(step_features=3).fit(same, pd.Series(y))
+        np.testing.assert_array_equal(again.predict(same), want)
+        assert again.n_features_in_ == 12
+    assert clone(model).fit(table, y).feature_names_in_.tolist() == names
+    narrow = model.set_params(step_features=1).fit(xs[:, :, 0], y)
+    np.testing.assert_array_equal(narrow.predict(xs[:, :, 0]), model.fit(xs[:, :, :1], y).predict(
+        xs[:, :, :1]))  # fmt: skip
+
+
+def test_a_forecast_of_a_table_is_a_table():
+    series = np.random.default_rng(0).standard_normal((6, 8))
+    model = RNNForecaster(**SMALL, horizon=2).fit(series)
+    same = clone(model).fit(series[:, :, None])
+    np.testing.assert_array_equal(model.predict(series), same.predict(series[:, :, None])[:, :, 0])
+    model.fit(series, exogenous=series + 1)
+    assert model.predict(series, exogenous=np.ones((6, 10))).shape == (6, 2)
+    wide = clone(model).set_params(step_features=4, horizon=1).fit(series)
+    assert wide.predict(series).shape == (6, 4)
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    lengths=st.lists(st.integers(1, 7), min_size=1, max_size=5),
+    layers=st.integers(1, 2),
+    bidirectional=st.booleans(),
+    per_step=st.booleans(),
+    D=st.integers(1, 3),
+)
+def test_a_sequence_is_read_alike_alone_and_among_others(
+    lengths, layers, bidirectional, per_step, D
+):
+    rng = np.random.default_rng(0)
+    xs = [rng.standard_normal((T, D)) for T in lengths]
+    y = [x[:, 0] if per_step else x[0, 0] for x in xs]
+    model = RNNRegressor(
+        "gru", hidden_size=3, layers=layers, bidirectional=bidirectional, max_epochs=1,
+        per_step=per_step, random_state=0,
+    ).fit(xs, y)  # fmt: skip
+    together = model.predict(xs)
+    for x, among in zip(xs, together, strict=True):
+        np.testing.assert_allclose(model.predict(x[None])[0], among, rtol=1e-10, atol=1e-12)
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+    lengths=st.lists(st.integers(1, 5), min_size=1, max_size=3),
+    layers=st.integers(1, 2),
+    bidirectional=st.booleans(),
+    per_step=st.booleans(),
+    cell=st.sampled_from(["gru", "lstm"]),
+)
+def test_the_networks_gradients(lengths, layers, bidirectional, per_step, cell):
+    rng = np.random.default_rng(0)
+    xs, found = block([rng.standard_normal((T, 2)) for T in lengths])
+    network = Network(
+        2, 3, cell=cell, hidden_size=3, layers=layers, bidirectional=bidirectional, dropout=0.0,
+        per_step=per_step, dtype="float64", rng=rng,
+    )  # fmt: skip
+    weights = rng.standard_normal((len(lengths), max(lengths) if per_step else 1, 3))
+
+    def loss():
+        return float((network.forward(xs, found) * weights).sum())
+
+    loss()
+    network.backward(weights)
+    for param, grad in zip(network.params, [g.copy() for g in network.grads], strict=True):
+        assert relative_error(grad, central_differences(loss, param)) < 1e-6
+
+
+# ---- every cell, every optimiser
+
+
+@pytest.mark.parametrize("name", cells.names())
+def test_any_cell(name):
+    xs = ragged(12, 5, 2)
+    with use_backend("numpy"):
+        model = RNNClassifier(name, hidden_size=4, layers=2, bidirectional=True, dropout=0.2,
+                              max_epochs=2, random_state=0).fit(xs, sums_sign(xs))  # fmt: skip
+        assert np.isfinite(model.predict_proba(xs)).all()
+        assert {type(layer.forward_layer).__name__ for layer in model.network_.recurrent.layers}
+        assert model.network_.recurrent.recurrent[0].cell.name == name
+
+
+@cell(recurrence="elementwise", weights="u")
+def diagonal(a, u, h):
+    return tanh(a + u * h)
+
+
+def test_a_cell_of_ones_own():
+    xs = ragged(12, 5, 2)
+    with use_backend("numpy"):
+        model = RNNRegressor(diagonal, max_epochs=1, random_state=0)
+        said = model.fit(xs, [x.sum() for x in xs]).predict(xs)
+        np.testing.assert_array_equal(clone(model).fit(xs, [x.sum() for x in xs]).predict(xs), said)
+
+
+@pytest.mark.parametrize(
+    "optimiser",
+    ["sgd", "momentum", "adagrad", "rmsprop", "adam", "adamw",
+     functools.partial(AdamW, weight_decay=0.1)],
+)  # fmt: skip
+def test_any_optimiser(optimiser):
+    xs = np.random.default_rng(0).standard_normal((60, 5, 2))
+    model = RNNRegressor("rnn", optimiser=optimiser, max_epochs=20, clip=None, random_state=0)
+    model.fit(xs, xs[:, -1, 0])
+    assert model.loss_curve_[-1] < 0.8 * model.loss_curve_[0]
+
+
+# ---- the same numbers again
+
+
+MODELS = [
+    RNNClassifier(dropout=0.3, layers=2, early_stopping=True, **SMALL),
+    RNNClassifier(per_step=True, class_weight="balanced", **SMALL),
+    RNNRegressor(bidirectional=True, dtype="float32", **SMALL),
+    RNNForecaster(horizon=2, window=3, **SMALL),
+]
+XS = np.random.default_rng(0).standard_normal((40, 6, 2))
+
+
+def fitted(model):
+    """A copy, trained on something that fits."""
+    y = XS.sum(axis=2).cumsum(axis=1)
+    y = y if getattr(model, "per_step", False) else y[:, -1]
+    return clone(model).fit(XS, y > 0 if isinstance(model, RNNClassifier) else y)
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda m: type(m).__name__)
+def test_a_seed_decides_all(model):
+    first, other = fitted(model), fitted(clone(model).set_params(random_state=1))
+    again = fitted(clone(model).set_params(random_state=np.random.RandomState(0)))
+    for want, same, different in zip(*map(parameters, (first, again, other)), strict=True):
+        np.testing.assert_array_equal(same, want)
+        assert not np.array_equal(different, want)
+    assert again.loss_curve_ == first.loss_curve_
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda m: type(m).__name__)
+def test_a_pickle_says_the_same_and_holds_no_layers(model):
+    first = fitted(model)
+    data, needed = pickle.dumps(first), set()
+
+    class Reader(pickle.Unpickler):
+        def find_class(self, module, name):
+            needed.add(f"{module}.{name}")
+            return super().find_class(module, name)
+
+    again = Reader(io.BytesIO(data)).load()
+    np.testing.assert_array_equal(again.predict(XS), first.predict(XS))
+    own = {f"{type(model).__module__}.{type(model).__name__}"}
+    labels = {"numpy.ndarray", "numpy.dtype", "numpy._core.multiarray._reconstruct",
+              "numpy.core.multiarray._reconstruct"}  # fmt: skip
+    assert needed <= own | (labels if isinstance(model, RNNClassifier) else set())
+    np.testing.assert_array_equal(pickle.loads(data).predict(XS), first.predict(XS))
+
+
+def test_training_goes_on_in_a_pickle():
+    """The optimiser's memory, the order of the rows and dropout's numbers are in it."""
+    xs, y = XS, XS.sum(axis=(1, 2))
+    first = RNNRegressor(dropout=0.3, layers=2, **SMALL).partial_fit(xs, y).partial_fit(xs, y)
+    again = pickle.loads(pickle.dumps(first))
+    first.partial_fit(xs, y)
+    again.partial_fit(xs, y)
+    for want, same in zip(parameters(first), parameters(again), strict=True):
+        np.testing.assert_array_equal(same, want)
+    assert again.loss_curve_ == first.loss_curve_
+    unfitted = pickle.loads(pickle.dumps(RNNRegressor(**SMALL)))
+    assert unfitted.get_params() == RNNRegressor(**SMALL).get_params()
+
+
+def test_several_threads_may_ask_at_once():
+    model = RNNRegressor("gru", layers=2, max_epochs=1, random_state=0).fit(XS, XS.sum(axis=(1, 2)))
+    parts = [XS[k : k + 20] for k in range(20)]
+    wanted = [model.predict(part) for part in parts]
+    with ThreadPoolExecutor(4) as pool:
+        for said, want in zip(pool.map(model.predict, parts * 5), wanted * 5, strict=True):
+            np.testing.assert_array_equal(said, want)
+    assert threading.active_count() < 10
+
+
+# ---- in parts, and further
+
+
+def test_partial_fit_is_an_epoch():
+    xs, y = ragged(20, 6, 2), np.arange(20) % 3
+    whole = RNNClassifier(**SMALL).fit(xs, y)
+    parts = RNNClassifier(**SMALL).partial_fit(xs, y, classes=[0, 1, 2])
+    for _ in range(2):
+        parts.partial_fit(xs, y)
+    for want, same in zip(parameters(whole), parameters(parts), strict=True):
+        np.testing.assert_array_equal(same, want)
+    assert parts.loss_curve_ == whole.loss_curve_
+    series = RNNForecaster(**SMALL).fit(xs := XS)
+    same = RNNForecaster(**SMALL).partial_fit(xs).partial_fit(xs).partial_fit(xs)
+    np.testing.assert_array_equal(series.predict(xs), same.predict(xs))
+
+
+def test_partial_fit_knows_its_classes():
+    xs = ragged(6, 4, 2)
+    with pytest.raises(ValueError, match="classes: expected all labels at the first call"):
+        RNNClassifier().partial_fit(xs, [0, 1, 0, 1, 0, 1])
+    model = RNNClassifier(**SMALL).partial_fit(xs[:2], ["a", "a"], classes=["a", "b", "c"])
+    assert model.predict_proba(xs).shape == (6, 3)
+    with pytest.raises(ValueError, match="unseen labels"):
+        model.partial_fit(xs[:1], ["d"])
+    with pytest.raises(ValueError, match="classes: expected"):
+        model.partial_fit(xs[:1], ["a"], classes=["a", "b"])
+    with pytest.raises(ValueError, match=r"class_weight: .*balanced"):
+        RNNClassifier(class_weight="balanced").partial_fit(xs[:1], ["a"], classes=["a", "b"])
+
+
+def test_warm_start_goes_on():
+    y = XS.sum(axis=(1, 2))
+    model = RNNRegressor(**SMALL, warm_start=True).fit(XS, y)
+    before = model.loss_curve_
+    assert model.fit(XS, y).loss_curve_[0] < before[0]
+    with pytest.raises(ValueError, match="hidden_size: expected 5, as the network has"):
+        model.set_params(hidden_size=6).fit(XS, y)
+    labels = RNNClassifier(**SMALL, warm_start=True).fit(XS, y > 0)
+    with pytest.raises(ValueError, match="classes: expected"):
+        labels.fit(XS, np.where(y > 0, "a", "b"))
+
+
+# ---- early stopping
+
+
+@pytest.mark.parametrize("model", [RNNClassifier(), RNNRegressor(), RNNForecaster(window=4)],
+                         ids=lambda m: type(m).__name__)  # fmt: skip
+def test_early_stopping_ends_with_the_best_parameters(model):
+    rng = np.random.default_rng(0)  # noise, of which nothing can be learned
+    xs = rng.standard_normal((40, 30, 1))
+    y = rng.integers(0, 2, 40)
+    model.set_params(cell="rnn", early_stopping=True, validation_fraction=0.25, patience=3,
+                     lr=0.02, random_state=0)  # fmt: skip
+    held = []
+    evaluate = type(model)._evaluate
+
+    def look(self, examples):
+        held.append(examples)
+        return evaluate(self, examples)
+
+    with mock.patch.object(type(model), "_evaluate", look):
+        model.fit(xs, y)
+    curve = model.validation_curve_
+    assert len(curve) == len(model.loss_curve_) == np.argmin(curve) + 1 + 3 < 100
+    assert evaluate(model, held[0]) == min(curve) < curve[-1]
+
+
+def test_what_is_held_out_is_not_trained_on():
+    xs = np.arange(40.0)[:, None, None]
+    labels = np.repeat([0, 1], [32, 8])
+    model = RNNClassifier(**SMALL, early_stopping=True, validation_fraction=0.25)
+    seen = []
+    with (
+        mock.patch.object(RNNClassifier, "_train", lambda self, e, o: seen.append(e) or 1.0),
+        mock.patch.object(RNNClassifier, "_evaluate", lambda self, e: seen.append(e) or 1.0),
+    ):
+        model.fit(xs, labels)
+        train, valid = ({float(x.item()) for x in part.xs} for part in seen[:2])
+        assert (len(train), len(valid), train & valid) == (30, 10, set())
+        assert sum(x >= 32 for x in valid) == 2  # its share of the rarer class
+    seen = []
+    series = np.arange(40.0)[:, None]
+    with (
+        mock.patch.object(RNNForecaster, "_train", lambda self, e, o: seen.append(e) or 1.0),
+        mock.patch.object(RNNForecaster, "_evaluate", lambda self, e: seen.append(e) or 1.0),
+    ):
+        RNNForecaster(window=3, early_stopping=True).fit([series, series])
+    numbers = [np.concatenate([*part.xs, *part.ts]) for part in seen[:2]]
+    assert numbers[0].max() == 35
+    assert numbers[1].min() == 36
+
+
+# ---- weights of classes
+
+
+@pytest.mark.parametrize("per_step", [False, True])
+def test_class_weights_weigh_the_loss(per_step):
+    xs = ragged(9, 5, 2)
+    y = [np.arange(len(x)) % 3 for x in xs] if per_step else np.arange(9) % 3
+    weights = {0: 0.5, 1: 3.0, 2: 1.0}
+    model = RNNClassifier(class_weight=weights, per_step=per_step, **SMALL).fit(xs, y)
+    flat = np.concatenate(y) if per_step else y
+    said = np.concatenate(model.predict_proba(xs)) if per_step else model.predict_proba(xs)
+    of_each = [weights[label] for label in flat]
+    want = log_loss(flat, said, sample_weight=of_each, labels=[0, 1, 2])
+    rows, lengths = block(xs)
+    scores = model.network_.forward(rows, lengths)
+    ts, there = block(y) if per_step else (y[:, None], None)
+    mask = None if there is None else np.arange(ts.shape[1]) < there[:, None]
+    value, gradient = model._loss(scores, ts, mask)
+    assert value == pytest.approx(want, rel=1e-10)
+    numeric = central_differences(lambda: model._loss(scores, ts, mask)[0], scores)
+    assert relative_error(gradient, numeric) < 1e-6
+
+
+def test_balanced_classes_find_the_rare_one():
+    rng = np.random.default_rng(0)
+    xs = rng.standard_normal((300, 5, 1))
+    y = (xs.mean(axis=(1, 2)) + 0.5 * rng.standard_normal(300) > 0.9).astype(int)
+    assert 0.02 < y.mean() < 0.1
+    plain, balanced = (
+        recall_score(y, RNNClassifier("rnn", class_weight=weight, max_epochs=10, random_state=0)
+                     .fit(xs, y).predict(xs))
+        for weight in (None, "balanced")
+    )  # fmt: skip
+    assert balanced > plain + 0.3
+
+
+# ---- in scikit-learn's hands
+
+
+def test_a_pipeline_and_cross_validation():
+    X = np.random.default_rng(0).standard_normal((120, 6)) * 100 + 1000
+    y = (X - 1000).sum(axis=1) > 0
+    model = make_pipeline(StandardScaler(), RNNClassifier("gru", max_epochs=15, random_state=0))
+    assert cross_val_score(model, X, y, cv=3).mean() > 0.8
+
+
+def test_cross_validation_of_lists():
+    xs = ragged(30, 6, 2)
+    steps = RNNRegressor(**SMALL, per_step=True)
+    scores = cross_val_score(steps, xs, [x.cumsum(axis=0) for x in xs], cv=KFold(3))
+    assert np.isfinite(scores).all()
+    forecasts = cross_val_score(RNNForecaster(**SMALL), [x for x in xs if len(x) > 2], cv=3)
+    assert np.isfinite(forecasts).all()
+
+
+def test_a_grid_search_in_two_processes_finds_what_one_finds():
+    xs = ragged(60, 8, 2)
+    grid = {"cell": ["rnn", "lstm"], "layers": [1, 2]}
+    alone, both = (
+        GridSearchCV(RNNClassifier(**SMALL), grid, cv=2, n_jobs=jobs).fit(xs, sums_sign(xs))
+        for jobs in (1, 2)
+    )
+    np.testing.assert_array_equal(
+        both.cv_results_["mean_test_score"], alone.cv_results_["mean_test_score"]
+    )
+    np.testing.assert_array_equal(both.predict_proba(xs), alone.predict_proba(xs))
+
+
+def test_digits_row_by_row():
+    """A smaller grid than the example's, two folds instead of three."""
+    search = runpy.run_path(str(EXAMPLE))["search"]
+    found, accuracy = search({"cell": ["gru", "mgu"]}, folds=2)
+    assert accuracy >= 0.97
+    assert len(found.cv_results_["params"]) == 2
+
+
+def test_on_a_device():
+    y = XS.sum(axis=(1, 2))
+    models = [
+        (RNNClassifier(**SMALL, class_weight="balanced"), y > 0),
+        (RNNRegressor(**SMALL, bidirectional=True, layers=2, early_stopping=True), y),
+        (RNNForecaster(**SMALL, window=4), None),
+    ]
+    for model, targets in models:
+        with use_backend("numpy"):
+            want = clone(model).fit(XS, targets).predict(XS)
+        with use_fake_device():
+            model.fit(XS, targets)
+            said, data = model.predict(XS), pickle.dumps(model)
+        assert type(said) is np.ndarray
+        np.testing.assert_allclose(said, want, rtol=1e-9)
+        with use_backend("numpy"):
+            np.testing.assert_allclose(pickle.loads(data).predict(XS), want, rtol=1e-9)
+
+
+def test_verbose_shows_the_loss(capsys):
+    RNNRegressor(**SMALL).fit(XS, XS[:, 0, 0])
+    assert capsys.readouterr().err == ""
+    RNNRegressor(**SMALL, verbose=True).fit(XS, XS[:, 0, 0])
+    bar = capsys.readouterr().err
+    for part in ("RNNRegressor", "3/3", "loss="):
+        assert part in bar
+
+
+# ---- what they refuse
+
+
+def fits(model, X, y):
+    return lambda: model.fit(X, y)
+
+
+Y = np.arange(40) % 2
+LATER = RNNRegressor(**SMALL)
+REFUSED = {
+    "rows of different lengths": (
+        fits(RNNRegressor(), [np.ones(3), np.ones(4)], [1, 2]), "X: expected arrays.*x.:, None."),
+    "other features": (
+        fits(RNNRegressor(), [np.ones((3, 2)), np.ones((2, 1))], [1, 2]),
+        r"X: expected sequences \(steps, 2\).*\(2, 1\) at 1"),
+    "no steps": (
+        fits(RNNRegressor(), [np.ones((3, 2)), np.ones((0, 2))], [1, 2]), r"\(0, 2\) at 1"),
+    "no steps at all": (fits(RNNRegressor(), np.ones((2, 0, 2)), [1, 2]), r"X: .*\(2, 0, 2\)"),
+    "NaN": (fits(RNNRegressor(), [[[np.nan]], [[1.0]]], [1, 2]), "Input X contains NaN"),
+    "too large": (
+        fits(RNNRegressor(dtype="float32"), np.full((2, 2, 2), 1e300), [1, 2]), "float32"),
+    "fewer targets": (fits(RNNRegressor(), XS, Y[1:]), "inconsistent numbers of samples"),
+    "no targets": (fits(RNNRegressor(), XS, None), "requires y"),
+    "a target too few": (
+        fits(RNNRegressor(per_step=True), XS, XS[:, 1:, 0]), "y: expected 6 targets.*sequence 0"),
+    "sequences of targets too few": (
+        fits(RNNRegressor(per_step=True), XS, np.ones((39, 6))), "y: expected targets of 40"),
+    "labels for sequences, not for steps": (
+        fits(RNNClassifier(per_step=True), XS, Y), "y: expected 6 targets"),
+    "labels for steps, not for sequences": (
+        fits(RNNClassifier(), XS, np.ones((40, 6), int)), "y should be a 1d array"),
+    "numbers as labels": (fits(RNNClassifier(), XS, XS[:, 0, 0]), "Unknown label type"),
+    "columns that are no steps": (
+        fits(RNNRegressor(step_features=4), XS.reshape(40, -1)[:, :6], Y), "step_features: .* 6"),
+    "a series too short": (
+        fits(RNNForecaster(horizon=6), XS, None), "X: expected series of at least 7 steps"),
+    "a series too short to hold out": (
+        fits(RNNForecaster(horizon=3, early_stopping=True), XS, None), "expected series of 8"),
+    "cell": (fits(RNNRegressor("lst"), XS, Y), "cell: expected one of"),
+    "optimiser": (fits(RNNRegressor(optimiser="adams"), XS, Y), "optimiser: expected one of"),
+    "no optimiser": (fits(RNNRegressor(optimiser=dict), XS, Y), "optimiser: expected it to make"),
+    **{
+        name: (fits(RNNRegressor(**{name: value}), XS, Y), f"{name}: expected")
+        for name, value in {
+            "hidden_size": 0, "layers": 1.5, "dropout": 1.0, "lr": -1, "batch_size": 0,
+            "max_epochs": 0, "clip": 0, "patience": 0, "dtype": "float16", "step_features": 0,
+        }.items()
+    },
+    "validation_fraction": (
+        fits(RNNRegressor(early_stopping=True, validation_fraction=1.5), XS, Y),
+        "validation_fraction: expected"),
+    "horizon": (fits(RNNForecaster(horizon=0), XS, None), "horizon: expected"),
+    "window": (fits(RNNForecaster(window=0), XS, None), "window: expected"),
+    "stride": (fits(RNNForecaster(stride=0), XS, None), "stride: expected"),
+    "exogenous of other length": (
+        lambda: RNNForecaster().fit(XS, exogenous=XS[:, 1:]), "exogenous: expected 6 steps"),
+    "a table after sequences": (
+        lambda: LATER.fit(XS, Y).predict(XS[:, 0]), r"X: expected sequences .*as in fit.*table"),
+    "sequences after a table": (
+        lambda: LATER.fit(XS[:, 0], Y).predict(XS), r"X: expected a table .*as in fit"),
+    "other features later": (
+        lambda: LATER.fit(XS, Y).predict(XS[:, :, :1]), "X has 1 features, .* expecting 2"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_input(case):
+    call, message = REFUSED[case]
+    with np.errstate(over="ignore"), pytest.raises((TypeError, ValueError), match=message):
+        call()
+
+
+def test_a_loss_that_is_not_finite_is_an_error():
+    model = RNNRegressor("rnn", optimiser="sgd", lr=1e30, clip=None, max_epochs=9)
+    with (
+        np.errstate(all="ignore"),
+        pytest.raises(TrainingDiverged, match="lr 1e\\+30; a lower lr or clip helps"),
+    ):
+        model.set_params(dtype="float32").fit(XS, XS[:, 0, 0])
+
+
+def test_scikit_learn_is_loaded_on_demand_and_named_where_it_is_missing():
+    run_python("""
+        import sys
+        import numba_rnn
+
+        assert "sklearn" not in sys.modules
+        sys.modules["sklearn"] = None
+        try:
+            numba_rnn.sklearn
+        except ImportError as error:
+            assert "pip install numba-rnn[sklearn]" in str(error)
+        else:
+            raise AssertionError("no error")
+        del sys.modules["sklearn"]
+        assert numba_rnn.sklearn.RNNClassifier.__name__ == "RNNClassifier"
+    """)
