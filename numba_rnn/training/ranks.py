@@ -26,7 +26,7 @@ from ..checks import Array
 # where launchers say how many processes they have started: Open MPI; MPICH, Intel MPI and srun
 # with their protocol; MVAPICH; srun
 _SIZES = "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"
-_PATIENCE = 2.0  # seconds that a rank which fails waits whether all do
+_PATIENCE = 1.0  # seconds that rank 0 has to fail as well, and to say so for all
 _REMEDY = "pip install numba-rnn[mpi]"
 
 
@@ -94,7 +94,6 @@ class MpiRanks(Alone):
     def __init__(self, MPI: Any, plain: tuple[type[BaseException], ...] = ()) -> None:
         self._mpi, self._comm, self._plain = MPI, MPI.COMM_WORLD, plain
         self.rank, self.size = self._comm.rank, self._comm.size
-        self._failing = self._comm.Dup()  # which only ranks that fail use
         self._here = self._comm.Split_type(MPI.COMM_TYPE_SHARED)  # the ranks of this machine
 
     @property
@@ -133,22 +132,16 @@ class MpiRanks(Alone):
     ) -> None:
         if error is None or (isinstance(error, SystemExit) and not error.code):
             return
-        who = f"rank {self.rank} of {self.size}, on {socket.gethostname()}"
-        if self._all_fail():
-            if self.rank:
-                time.sleep(10 * _PATIENCE)  # rank 0 speaks for all, and ends them
-            who = "all ranks"
+        if self.rank:  # where all fail, rank 0 speaks for all; where some do, the first of them
+            time.sleep(_PATIENCE + min(self.rank, 50) / 10)
         if not isinstance(error, self._plain):
             traceback.print_exception(error)
+        who = f"rank {self.rank} of {self.size}, on {socket.gethostname()}"
         print(f"error: {who}: {_said(error)}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        time.sleep(0.3)  # or the launcher may end before it has passed the message on
         self._comm.Abort(1)
-
-    def _all_fail(self) -> bool:
-        """Whether all ranks come here within a moment, as they do where settings do not fit."""
-        everyone, end = self._failing.Ibarrier(), time.monotonic() + _PATIENCE
-        while not everyone.Test() and time.monotonic() < end:
-            time.sleep(0.01)
-        return bool(everyone.Test())
+        os._exit(1)  # the launcher is about to end this process
 
 
 class NcclSum:
