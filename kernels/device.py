@@ -28,6 +28,11 @@ class DeviceEngine(ReferenceEngine):
         made = self.xp.random.Generator(self.xp.random.Philox4x3210(seed))
         return made.random(shape, dtype=dtype)
 
+    def random_rows(
+        self, rng: np.random.Generator, shape: tuple[int, ...], dtype: Any, start: int, of: int
+    ) -> Array:
+        return self.random(rng, (start + shape[0], *shape[1:]), dtype)[start:]
+
     def norm(self, arrays: Sequence[Array]) -> Any:
         squares = [self.xp.square(array, dtype=np.float64).sum() for array in arrays]
         return self.xp.sqrt(self.xp.stack(squares).sum())

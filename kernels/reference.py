@@ -347,6 +347,19 @@ class ReferenceEngine:
         """
         return rng.random(shape, dtype=dtype)
 
+    def random_rows(
+        self, rng: np.random.Generator, shape: tuple[int, ...], dtype: Any, start: int, of: int
+    ) -> Array:
+        """Some rows of what ``random`` would give for (of, *shape[1:]): shape[0] from start on.
+
+        rng, with a PCG64, is left as if all had been drawn.
+        """
+        row = math.prod(shape[1:])
+        skip(rng, start * row, dtype)
+        made = self.random(rng, shape, dtype)
+        skip(rng, (of - start - shape[0]) * row, dtype)
+        return made
+
     def dropout(self, seed: int, shape: tuple[int, int], rate: float, dtype: Any) -> Array:
         """What numbers (N, H) are multiplied by: 0 for a share ``rate``, else 1 / (1 - rate).
 
@@ -480,6 +493,24 @@ class ReferenceStream:
             state[...] = self._engine.step(layer.cell, x, tuple(state), layer.params, layer.zoneout)
             x = state[0]
         out[...] = x if self._affine is None else x @ self._affine[0] + self._affine[1]
+
+
+def skip(rng: np.random.Generator, count: int, dtype: Any) -> None:
+    """Leave a generator with a PCG64 as if ``rng.random(count, dtype=dtype)`` had been drawn.
+
+    Two numbers in float32 come from one draw of 64 bits, whose second half waits for the next.
+    """
+    bits: Any = rng.bit_generator
+    before, each = bits.state, 2 if dtype == np.float32 else 1
+    if each == 2 and before["has_uint32"] and count:
+        rng.random(dtype=np.float32)
+        count -= 1
+    ahead = max(0, count // each - 1)  # what is drawn last leaves the state as it has to be
+    if ahead:
+        bits.advance(ahead)
+        if each == 1:  # a half that waits, waits on
+            bits.state = {**bits.state, **{k: before[k] for k in ("has_uint32", "uinteger")}}
+    rng.random(count - ahead * each, dtype=dtype)
 
 
 def expect_consistent(cell: Cell, xs: Array, state: State, params: Sequence[Array]) -> None:

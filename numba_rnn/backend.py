@@ -39,12 +39,15 @@ __all__ = [
     "Engine",
     "Explanation",
     "backend",
+    "choose_gpu",
     "engine",
     "engine_for",
     "engine_named",
     "engine_of",
     "explain",
+    "limit_threads",
     "move",
+    "nccl",
     "to_host",
     "use_backend",
 ]
@@ -87,6 +90,11 @@ def _cuda() -> Engine:
         raise BackendError(f"CuPy cannot be imported ({error}); {remedy}") from error
     if not cupy.cuda.is_available():
         raise BackendError("no NVIDIA GPU with a driver answers")
+    if _gpu is not None:
+        count = cupy.cuda.runtime.getDeviceCount()
+        if _gpu >= count > 1:  # one alone: the launcher may have given each process its own
+            raise BackendError(f"process {_gpu} of this machine has no GPU, there are {count}")
+        cupy.cuda.Device(_gpu % count).use()
     capability = cupy.cuda.Device().compute_capability
     if int(capability) < 80:
         raise BackendError(f"the GPU's compute capability is {capability}, and 80 is the least")
@@ -231,6 +239,52 @@ def _choice() -> _Choice:
 def engine() -> Engine:
     """The engine in force."""
     return _choice().engine
+
+
+# ---- sharing a machine
+
+
+_gpu: int | None = None  # which of the GPUs is this process's; None: CuPy's current one
+
+
+def choose_gpu(number: int) -> None:
+    """Let the CUDA engine, which has not been used yet, run on the GPU of a number."""
+    global _gpu
+    _gpu = number
+
+
+def limit_threads(count: int) -> None:
+    """Let the numba engine, in this thread, and NumPy's BLAS use so many threads.
+
+    What the environment says of either goes before. Raises ImportError without threadpoolctl.
+    """
+    from threadpoolctl import threadpool_limits
+
+    if "NUMBA_NUM_THREADS" not in os.environ:
+        if "numba" not in sys.modules:
+            os.environ["NUMBA_NUM_THREADS"] = str(count)  # which it reads when it is imported
+        else:
+            numba = sys.modules["numba"]
+            numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+    if not any(name in os.environ for name in _BLAS_VARIABLES):
+        threadpool_limits(count, user_api="blas")
+
+
+_BLAS_VARIABLES = (
+    "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+)  # fmt: skip
+
+
+def nccl() -> Any:
+    """CuPy's module of NCCL, by which GPUs exchange numbers. Raises BackendError without it."""
+    try:
+        from cupy.cuda import nccl as found
+    except ImportError as error:
+        raise BackendError(f"CuPy cannot load NCCL ({error}), by which GPUs share work") from error
+    if not found.available:
+        raise BackendError("CuPy has no NCCL here, by which GPUs share work")
+    return found
 
 
 # ---- where arrays are

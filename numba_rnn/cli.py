@@ -18,7 +18,14 @@ from .jobs import Settings
 from .kernels import cells
 from .layers.initialisers import INITS
 from .text import LEVELS, read_text
-from .training import CheckpointError, TrainingDiverged, TruncatedBPTT, optimisers
+from .training import (
+    CheckpointError,
+    RanksError,
+    TrainingDiverged,
+    TruncatedBPTT,
+    connect,
+    optimisers,
+)
 from .training.curve import draw_curve
 
 app = typer.Typer(
@@ -51,8 +58,14 @@ CheckpointArgument = Annotated[
 
 DEFAULT = Settings()
 
+# what a user can mend: one line on stderr, not a traceback
+ERRORS = (
+    BackendError, CheckpointError, RanksError, TrainingDiverged, FileExistsError, OSError,
+    TypeError, ValueError, ImportError, MemoryError,
+)  # fmt: skip
 
-def _choose_backend(backend: str | None, strict: bool) -> None:
+
+def _choose_backend(backend: str | None, strict: bool, say: bool = True) -> None:
     """Put the options in force, and say a fall-back in one line."""
     if strict:
         os.environ["NUMBA_RNN_STRICT"] = "1"
@@ -61,7 +74,7 @@ def _choose_backend(backend: str | None, strict: bool) -> None:
         if backend is not None:
             use_backend(backend, strict=strict)
         explain()
-    for warning in caught:
+    for warning in caught if say else ():
         typer.secho(f"warning: {warning.message}", fg=typer.colors.YELLOW, err=True)
 
 
@@ -151,26 +164,48 @@ def train(
     Without arguments: a character LSTM on English that every Python carries, in about two
     minutes, ending with its held-out perplexity, a sample and a checkpoint. Ctrl-C saves and
     stops; --resume goes on where it stopped, bit for bit.
+
+    `mpiexec -n 4 numba-rnn train` shares every batch among four processes.
     """
-    _choose_backend(backend, strict)
+    with connect(plain=ERRORS) as ranks:  # one process, unless a launcher started several
+        first = ranks.rank == 0
+        _choose_backend(backend, strict, say=first)
+        plan = _plan(context, out, resume) if first else None
+        settings, start, folder = ranks.broadcast(plan)
+        if first:
+            several = f"; {ranks.size} processes" if ranks.size > 1 else ""
+            device = explain()
+            typer.echo(f"engine {device.engine}, {device.device}{several} (more: numba-rnn info)")
+        result = jobs.train(
+            settings, folder, resume=start, progress=not quiet, tell=typer.echo, ranks=ranks
+        )
+        if first:
+            _report(result, settings, folder)
+    if result.stopped:
+        raise typer.Exit(130)
+
+
+def _plan(
+    context: typer.Context, out: Path | None, resume: Path | None
+) -> tuple[Settings, Path | None, Path]:
+    """The settings, the checkpoint to go on from, and the folder."""
     given: dict[str, Any] = dict(context.params)
     given["optimiser"] = given.pop("optimizer")
     for name in ("text", "valid", "test"):
         given[name] = None if given[name] is None else str(Path(given[name]).resolve())
     chosen = {f.name: given[f.name] for f in fields(Settings)}
     if resume is None:
-        settings, start = Settings(**chosen), None
-        folder = out or jobs.new_folder(settings)
-    else:
-        start = _checkpoint(resume, prefer="last")
-        settings = _resumed(context, start, chosen)
-        folder = out or start.parent
+        settings = Settings(**chosen)
+        return settings, None, out or jobs.new_folder(settings)
+    start = _checkpoint(resume, prefer="last")
+    return _resumed(context, start, chosen), start, out or start.parent
 
-    typer.echo(f"engine {explain().engine}, {explain().device} (more: numba-rnn info)")
-    result = jobs.train(settings, folder, resume=start, progress=not quiet, tell=typer.echo)
+
+def _report(result: jobs.Outcome, settings: Settings, folder: Path) -> None:
+    """Say what training came to, with a sample and a picture."""
     if result.stopped:
         typer.echo(f"stopped; go on with: numba-rnn train --resume {folder}")
-        raise typer.Exit(130)
+        return
     typer.echo(f"held-out perplexity {result.valid_perplexity:.3f} per {settings.level}")
     if result.test_perplexity is not None:
         typer.echo(f"test perplexity {result.test_perplexity:.3f} per {settings.level}")
@@ -383,10 +418,7 @@ def main() -> None:
     """Run the command line; what a user can mend is one line on stderr, not a traceback."""
     try:
         app()
-    except (
-        BackendError, CheckpointError, TrainingDiverged, FileExistsError, OSError, TypeError,
-        ValueError, ImportError, MemoryError,
-    ) as error:  # fmt: skip
+    except ERRORS as error:
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", []))
         typer.secho(f"error: {error}{notes}", fg=typer.colors.RED, err=True)
         sys.exit(1)

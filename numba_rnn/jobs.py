@@ -17,6 +17,7 @@ from .layers.initialisers import INITS
 from .models import Rnnlm
 from .text import LEVELS, Vocabulary, builtin_text, read_text
 from .training import CheckpointError, Trainer, TruncatedBPTT, load_checkpoint, optimisers
+from .training.ranks import Alone
 
 DEFAULT_LR = {
     "sgd": 1.0,
@@ -139,17 +140,23 @@ def train(
     resume: str | Path | None = None,
     progress: bool = True,
     tell: Callable[[str], None] = print,
+    ranks: Alone | None = None,
 ) -> Outcome:
     """Train a language model; checkpoints go to ``folder``.
 
     resume  a checkpoint to go on from; ``settings`` must be those it was made with (epochs may
             differ), see ``settings_of``
     tell    is called with lines worth showing
+    ranks   the processes that train it together, as ``numba_rnn.training.connect`` finds them; rank
+            0 reads and writes checkpoints, and tells
 
     Raises ValueError for settings that do not fit, FileExistsError where the folder has another
     run already, CheckpointError, TrainingDiverged, MemoryError with the sizes.
     """
-    folder = Path(folder)
+    folder, ranks = Path(folder), ranks or Alone()
+    first = ranks.rank == 0
+    if not first:
+        tell = _silent
     corpora = read_corpora(settings)
     vocabulary = corpora.vocabulary
     for name, corpus in (("held-out", corpora.valid), ("test", corpora.test)):
@@ -190,20 +197,14 @@ def train(
         },
         progress=progress,
         tell=tell,
+        ranks=ranks,
     )
     if resume is not None:
-        _, content = load_checkpoint(resume)
-        if content.get("corpora") != corpora.digest:
-            raise ValueError(
-                f"{resume}: the texts differ from those of the run; resuming needs the same "
-                "(--text, --valid and --test say where they are now)"
-            )
+        if first:
+            _expect_texts(resume, corpora)
         trainer.restore(resume)
-        best_before = Path(resume).with_name("best.safetensors")
-        if best_before.exists() and not (folder / "last.safetensors").exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            with written_atomically(folder / "best.safetensors") as part:
-                part.write_bytes(best_before.read_bytes())
+        if first:
+            _take_best_along(Path(resume), folder)
     tell(
         f"{settings.cell} language model, {sum(p.size for p in model.params):,} parameters; "
         f"{len(corpora.train):,} training tokens, {len(vocabulary):,} different"
@@ -213,15 +214,36 @@ def train(
     last, best = folder / "last.safetensors", folder / "best.safetensors"
     if trainer.stopped:
         return Outcome(last, True, None, None, trainer.history, model, vocabulary)
-    arrays, _ = load_checkpoint(best)
-    model.load_arrays(arrays)
+    model.load_arrays(ranks.broadcast(load_checkpoint(best)[0] if first else None))
     model.reset_state()
     test_perplexity = None
     if corpora.test is not None:
-        test_perplexity = model.perplexity(corpora.test, **evaluation_sizes(corpora.test))
+        test_perplexity = trainer.perplexity(corpora.test, **evaluation_sizes(corpora.test))
     return Outcome(
         best, False, trainer.history.best, test_perplexity, trainer.history, model, vocabulary
     )
+
+
+def _silent(line: str) -> None:
+    """What ranks tell that are not the first."""
+
+
+def _expect_texts(resume: str | Path, corpora: Corpora) -> None:
+    _, content = load_checkpoint(resume)
+    if content.get("corpora") != corpora.digest:
+        raise ValueError(
+            f"{resume}: the texts differ from those of the run; resuming needs the same "
+            "(--text, --valid and --test say where they are now)"
+        )
+
+
+def _take_best_along(resume: Path, folder: Path) -> None:
+    """To another folder than that of the run."""
+    best = resume.with_name("best.safetensors")
+    if best.exists() and not (folder / "last.safetensors").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with written_atomically(folder / "best.safetensors") as part:
+            part.write_bytes(best.read_bytes())
 
 
 def evaluation_sizes(

@@ -15,7 +15,7 @@ from ..checks import (
     expect_float_dtype,
     expect_int,
 )
-from .base import Layer
+from .base import Layer, Rows
 from .initialisers import Seed, generator
 
 
@@ -121,6 +121,8 @@ class TimeDropout(Layer):
     rng        a numpy Generator (shared with other layers if you like), a seed, or None; on a
                device the numbers are made there, from a seed that rng gives
     train_flg  True: drop; False: pass everything on unchanged
+    rows       where other processes have the rest of the batch: which rows xs has; what is dropped
+               in them is what would be dropped there in the whole batch
     """
 
     def __init__(self, ratio: float = 0.5, rng: Seed = None) -> None:
@@ -128,6 +130,7 @@ class TimeDropout(Layer):
         self.ratio = expect_float("ratio", ratio, 0, 1)
         self.rng = generator(rng)
         self.train_flg = True
+        self.rows: Rows | None = None
 
     def forward(self, xs: Array) -> Array:
         """xs, any shape -> the same shape."""
@@ -137,7 +140,13 @@ class TimeDropout(Layer):
         here = engine_for(xs)
         xs = accept("xs", xs, any_shape(xs), None, here)
         scale = xs.dtype.type(1 / (1 - self.ratio))
-        mask = (here.random(self.rng, xs.shape, xs.dtype) >= self.ratio) * scale
+        if self.rows is None:
+            drawn = here.random(self.rng, xs.shape, xs.dtype)
+        else:
+            start, stop, of = self.rows
+            accept("xs", xs, (stop - start, *any_shape(xs)[1:]), None, here)
+            drawn = here.random_rows(self.rng, xs.shape, xs.dtype, start, of)
+        mask = (drawn >= self.ratio) * scale
         self._tape = here, mask
         return xs * mask
 

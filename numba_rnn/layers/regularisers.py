@@ -18,13 +18,22 @@ from typing import Any
 from ..backend import Engine
 from ..checks import Array, expect_float
 from ..kernels.draws import seed_of
+from .base import Rows
 from .initialisers import Seed, generator
 
 _INPUT, _RECURRENT, _WEIGHTS = 1000, 1001, 1002  # of a block's seed; zoneout has 0, 1 ...
+_ROWS = 2000  # and zoneout of a process's rows has this and more
 
 
 class Regularisers:
-    """The rates of a layer, and where its seeds come from."""
+    """The rates of a layer, and where its seeds come from.
+
+    rows  where other processes have the rest of the batch: which rows this one has. What is
+          missing in them is what would be missing there in the whole batch; zoneout, which knows
+          rows by their numbers here, is drawn from another seed instead
+    """
+
+    rows: Rows | None = None
 
     def __init__(
         self,
@@ -62,17 +71,29 @@ class Regularisers:
         """What a block's masks are drawn from."""
         return int(self.rng.integers(2**63))
 
+    def seed_of_rows(self, seed: int) -> int:
+        """What zoneout is drawn from in the rows of this process."""
+        start = 0 if self.rows is None else self.rows.start
+        return seed_of(seed, _ROWS + start) if start else seed
+
     def on_inputs(self, here: Engine, seed: int, shape: tuple[int, int], dtype: Any) -> Array:
         """What xs is multiplied by, (N, D), or None."""
-        return self._mask(here, seed_of(seed, _INPUT), shape, self.input_dropout, dtype)
+        return self._of_rows(here, seed_of(seed, _INPUT), shape, self.input_dropout, dtype)
 
     def on_h(self, here: Engine, seed: int, shape: tuple[int, int], dtype: Any) -> Array:
         """What h is multiplied by on its way into h Wh, (N, H), or None."""
-        return self._mask(here, seed_of(seed, _RECURRENT), shape, self.recurrent_dropout, dtype)
+        return self._of_rows(here, seed_of(seed, _RECURRENT), shape, self.recurrent_dropout, dtype)
 
     def on_weights(self, here: Engine, seed: int, shape: tuple[int, int], dtype: Any) -> Array:
         """What Wh is multiplied by, or None."""
         return self._mask(here, seed_of(seed, _WEIGHTS), shape, self.weight_drop, dtype)
+
+    def _of_rows(
+        self, here: Engine, seed: int, shape: tuple[int, int], rate: float, dtype: Any
+    ) -> Array:
+        start = 0 if self.rows is None else self.rows.start
+        mask = self._mask(here, seed, (start + shape[0], shape[1]), rate, dtype)
+        return mask[start:] if start and rate else mask
 
     @staticmethod
     def _mask(here: Engine, seed: int, shape: tuple[int, int], rate: float, dtype: Any) -> Array:

@@ -27,6 +27,7 @@ from ..layers import (
     TimeRecurrent,
     TimeSoftmaxWithLoss,
 )
+from ..layers.base import Rows
 from ..layers.initialisers import INITS, Seed, generator
 from ..layers.losses import perplexity_of
 from ..streaming import Stream
@@ -215,6 +216,35 @@ class Rnnlm:
         if self.tie:
             self.embedding.grads[0] += self.affine.grads[0].T
 
+    def take_rows(self, rows: Rows | None) -> None:
+        """From now on forward is given some rows of a batch, whose rest others have; None: all.
+
+        What is dropped in these rows while training is then what would be dropped there in the
+        whole batch, and ``rng`` goes on as if all had been there. Zoneout alone is not the same,
+        see ``layers/regularisers.py``.
+        """
+        for dropout in self.dropouts:
+            dropout.rows = rows
+        for layer in self.recurrent:
+            if layer.regularisers is not None:
+                layer.regularisers.rows = rows
+
+    def one_buffer(self, more: int = 0) -> Array:
+        """Make all ``grads`` parts of one array, where the parameters are, and return it.
+
+        The array (P + more,) has zeros between some of them, and ``more`` of them at its end.
+        """
+        whole = 32  # numbers: each part starts where vectors like to
+        sizes = [-(-param.size // whole) * whole for param in self.params]
+        first = self.params[0]
+        buffer = engine_of(first).xp.zeros(sum(sizes) + more, first.dtype)
+        start = 0
+        for (_, layer, k), size in zip(self._slots, sizes, strict=True):
+            param = layer.params[k]
+            layer.grads[k] = buffer[start : start + param.size].reshape(param.shape)
+            start += size
+        return buffer
+
     def reset_state(self) -> None:
         """Forget what was read: the next forward starts from zeros."""
         for layer in self.recurrent:
@@ -244,12 +274,18 @@ class Rnnlm:
 
         Read as the book does: ``batch_size`` streams, whole blocks of ``time_size``.
         """
+        return perplexity_of(self.mean_loss(corpus, batch_size, time_size))
+
+    def mean_loss(
+        self, corpus: Array, batch_size: int, time_size: int, rows: slice = slice(None)
+    ) -> float:
+        """The mean of which ``perplexity`` takes exp, in nats; of some rows of the blocks alone."""
         expect_ids("corpus", corpus, ("L",), self.config["vocab_size"])
         blocks = TruncatedBPTT(corpus, batch_size, time_size)
         with self._aside():
-            losses = [self.forward(xs, ts, train_flg=False) for xs, ts in blocks]
+            losses = [self.forward(xs[rows], ts[rows], train_flg=False) for xs, ts in blocks]
             total = math.fsum(map(float, losses))
-        return perplexity_of(total / len(blocks))
+        return total / len(blocks)
 
     def generate(
         self,

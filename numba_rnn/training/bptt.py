@@ -11,6 +11,7 @@ With one block it is full BPTT.
     row 1    a b c | d e f | ...                a = the middle of the corpus
 """
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -87,6 +88,13 @@ class TruncatedBPTT:
             "time_size": self.time_size,
             "blocks": self._blocks,
         }
+
+    def digest(self) -> str:
+        """A short text that is another one for another corpus, other sizes or another cursor."""
+        found = hashlib.sha256(repr(self.state()).encode())
+        for whole in (self._xs, self._ts):
+            found.update(f"{whole.dtype.str} {whole.shape}".encode() + whole.tobytes())
+        return found.hexdigest()
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on where ``state`` was taken. Raises ValueError if the sizes differ."""

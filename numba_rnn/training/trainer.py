@@ -18,6 +18,8 @@ from .bptt import TruncatedBPTT
 from .checkpoint import load_checkpoint, save_checkpoint
 from .clipping import clip_grads, global_norm
 from .optimisers import Optimiser
+from .ranks import Alone
+from .shared import SharedBatch
 
 
 class TrainingDiverged(RuntimeError):  # noqa: N818 (reads as what happened)
@@ -89,13 +91,16 @@ class Trainer:
     extra             JSON content that goes into every checkpoint, such as the vocabulary
     progress          show a progress bar on stderr
     tell              called with a line after every epoch, and where there is something to say
+    ranks             the processes that share every batch, see ``connect``; all of them make a
+                      Trainer alike and call its methods alike. Rank 0 writes, shows and tells
 
     On a device nothing in an iteration waits for it: whether loss and gradient are finite is seen
     a twentieth of an epoch later at the latest, and before a checkpoint is written.
 
     A checkpoint holds parameters, optimiser, layer states, data cursor, random state and history:
-    a run that is resumed from one (on the same engine, machine and number of BLAS threads)
-    continues bit for bit as if it had never stopped. It may be taken up on another engine, too.
+    a run that is resumed from one (on the same engine, machine, number of BLAS threads and of
+    ranks) continues bit for bit as if it had never stopped. It may be taken up on another engine,
+    and by more ranks or fewer, too.
 
     Raises ValueError where an option does not fit, such as a validation corpus that is too short.
     """
@@ -117,6 +122,7 @@ class Trainer:
         extra: dict[str, Any] | None = None,
         progress: bool = True,
         tell: Callable[[str], None] = lambda line: None,
+        ranks: Alone | None = None,
     ) -> None:
         self.model, self.optimiser, self.blocks, self.valid = model, optimiser, blocks, valid
         if max_norm is not None:
@@ -128,7 +134,10 @@ class Trainer:
         self.save_every = expect_int("save_every", save_every)
         self.eval_batch, self.eval_time = eval_batch, eval_time
         self.extra = extra or {}
-        self.progress, self.tell = progress, tell
+        self.ranks = ranks or Alone()
+        self._first = self.ranks.rank == 0
+        self.progress = progress and self._first
+        self.tell = tell if self._first else lambda line: None
         if valid is not None:
             try:
                 TruncatedBPTT(valid, eval_batch, eval_time)
@@ -139,6 +148,10 @@ class Trainer:
             raise ValueError(
                 f"model.rng: expected numpy.random.default_rng's generator, PCG64, got {kind}"
             )
+
+        self._shared: SharedBatch | None = None
+        if self.ranks.size > 1:
+            self._shared = SharedBatch(model, self.ranks, blocks)  # type: ignore[arg-type]
 
         self.history = History()
         self.epoch = 0  # epochs completed
@@ -162,17 +175,22 @@ class Trainer:
         """
         expect_int("max_epochs", max_epochs)
         self.stopped = False
-        if self.folder and not self._our_folder and (self.folder / "last.safetensors").exists():
+        if self._first and not self._our_folder and self._a_run_is_there():
             raise FileExistsError(
                 f"{self.folder} holds a run already: resume it (--resume), or choose another "
                 "folder (--out)"
             )
         if self.iteration == 0:
             self.blocks.rewind()
+        with self._sharing(max_epochs), self._signals():
+            return self._fit(max_epochs)
+
+    def _fit(self, max_epochs: int) -> History:
+        if self.iteration == 0:
             self._save("last")  # from here on a killed run leaves a checkpoint
         if self.epoch >= max_epochs:
             self.tell(f"nothing left to train: {self.epoch} of {max_epochs} epochs are done")
-        with self._bar(max_epochs) as bar, self._signals():
+        with self._bar(max_epochs) as bar:
             while self.epoch < max_epochs and not self._out_of_patience():
                 if self.blocks.cursor == 0:
                     self.model.reset_state()
@@ -181,7 +199,7 @@ class Trainer:
                     bar.update(xs.size)
                     if self.iteration % self._record_every == 0:
                         bar.set_postfix_str(self._status(), refresh=False)
-                    if self._stop:
+                    if self._shall_stop():
                         self.stopped = True
                         self._save("last")
                         return self.history
@@ -194,8 +212,11 @@ class Trainer:
         return self.history
 
     def _iterate(self, xs: Array, ts: Array) -> None:
-        loss = self.model.forward(xs, ts)
-        self.model.backward()
+        if self._shared is None:
+            loss = self.model.forward(xs, ts)
+            self.model.backward()
+        else:
+            loss = self._shared.gradient(xs, ts, self._stop)
         grads = self.model.grads
         norm = global_norm(grads) if self.max_norm is None else clip_grads(grads, self.max_norm)
         on_host = isinstance(loss, float)  # else to look at it is to wait for the device
@@ -254,7 +275,7 @@ class Trainer:
         self.epoch += 1
         perplexity = None
         if self.valid is not None:
-            perplexity = self.model.perplexity(self.valid, self.eval_batch, self.eval_time)
+            perplexity = self.perplexity(self.valid, self.eval_batch, self.eval_time)
             if not math.isfinite(perplexity):
                 raise self._diverged(f"validation perplexity {perplexity}")
         entry = {
@@ -275,6 +296,10 @@ class Trainer:
         self._save("last")
         with bar.external_write_mode():
             self.tell(self._epoch_line(entry))
+
+    def perplexity(self, corpus: Array, batch_size: int, time_size: int) -> float:
+        """The model's on a corpus, whose rows the ranks share."""
+        return (self._shared or self.model).perplexity(corpus, batch_size, time_size)
 
     def _out_of_patience(self) -> bool:
         scores = self.history.scores
@@ -311,6 +336,17 @@ class Trainer:
 
     # ---- stopping
 
+    def _shall_stop(self) -> bool:
+        """Whether this process has been asked to stop; of several, whether any has.
+
+        That is on a device, where it is looked at as seldom as all other numbers.
+        """
+        if self._shared is None:
+            return self._stop
+        if not self._shared.on_host and self.iteration % self._record_every:
+            return False
+        return self._shared.stop
+
     @contextmanager
     def _signals(self) -> Iterator[None]:
         """Ctrl-C and SIGTERM end the loop after the iteration under way."""
@@ -331,7 +367,31 @@ class Trainer:
             for number, handler in before.items():
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
+    # ---- several ranks
+
+    @contextmanager
+    def _sharing(self, max_epochs: int) -> Iterator[None]:
+        """The ranks share every batch while the block runs."""
+        if self._shared is None:
+            yield
+            return
+        self._shared.begin(
+            optimiser=(type(self.optimiser).__name__, self.optimiser.state()[0]),
+            settings=(
+                max_epochs, self.max_norm, self.decay, self.patience, self.save_every,
+                self.eval_batch, self.eval_time, self.folder is None, self.valid is None,
+            ),
+            progress=(self.epoch, self.iteration),
+        )  # fmt: skip
+        try:
+            yield
+        finally:
+            self._shared.end()
+
     # ---- checkpoints
+
+    def _a_run_is_there(self) -> bool:
+        return self.folder is not None and (self.folder / "last.safetensors").exists()
 
     def _save(self, name: str) -> None:
         if self.folder is None:
@@ -349,7 +409,10 @@ class Trainer:
         """
         self._look()
         numbers, memory = self.optimiser.state()
-        arrays = {**self.model.arrays(), **{f"optimiser/{k}": v for k, v in memory.items()}}
+        arrays = (self._shared or self.model).arrays()
+        if not self._first:
+            return
+        arrays |= {f"optimiser/{k}": v for k, v in memory.items()}
         content = {
             **self.extra,
             "trainer": {
@@ -372,7 +435,9 @@ class Trainer:
         Raises FileNotFoundError, CheckpointError, or ValueError where the checkpoint is of
         another model, optimiser or corpus.
         """
-        arrays, content = load_checkpoint(path)
+        arrays, content = self.ranks.broadcast(load_checkpoint(path) if self._first else None)
+        if self._shared is not None:
+            arrays = self._shared.mine(arrays)
         try:
             saved = content["trainer"]
             name = saved["optimiser"]["name"]
