@@ -223,6 +223,6 @@ class Recurrent(torch.nn.Module):
     def forward(self, xs: torch.Tensor, state: Any = None, mask: Any = None) -> Any:
         """See the class."""
         rows = xs if self.batch_first else xs.transpose(0, 1)
-        present = None if mask is None else mask.numpy()
+        present = None if mask is None else mask.cpu().numpy()
         hs, after = self._runner(rows, state, list(self.parameters()), present)
         return hs if self.batch_first else hs.transpose(0, 1), after

@@ -147,15 +147,16 @@ class _Node(torch.autograd.Function):
 
 
 def array_of(tensor: torch.Tensor) -> Array:
-    """The same memory as an array, NumPy's or CuPy's."""
+    """The same memory as a NumPy array, or as what a layer on a GPU takes by DLPack."""
+    if tensor.device.type not in ("cpu", "cuda"):
+        raise ValueError(f"input: expected a tensor on the CPU or a CUDA GPU, got {tensor.device}")
     tensor = tensor.detach()
-    if tensor.device.type == "cpu":
-        return tensor.numpy()
-    if tensor.device.type == "cuda":
-        import cupy
+    return tensor.numpy() if tensor.device.type == "cpu" else tensor
 
-        return cupy.from_dlpack(tensor)
-    raise ValueError(f"input: expected a tensor on the CPU or a CUDA GPU, got {tensor.device}")
+
+def placed(layer: TimeRecurrent, weight: torch.Tensor) -> TimeRecurrent:
+    """The layer, moved to where the weight is."""
+    return layer.to("cuda") if weight.device.type == "cuda" else layer
 
 
 def tensor_of(array: Array) -> torch.Tensor:

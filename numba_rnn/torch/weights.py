@@ -13,7 +13,7 @@ from ..bridges import pytorch
 from ..bridges.conventions import PYTORCH, arrangement
 from ..kernels.cells import Cell
 from ..layers import TimeRecurrent
-from .running import array_of, tensor_of
+from .running import placed, tensor_of
 
 
 class OfTorch:
@@ -31,8 +31,10 @@ class OfTorch:
         """A layer with these weights."""
         self._place = weights[0].device, weights[0].dtype, weights[0].shape[0]
         self.__dict__.pop("_arrangement", None)
-        arrays = {name: array_of(w) for name, w in zip(self.names, weights, strict=True)}
-        layer = pytorch.layer_of(arrays, self.activation)
+        arrays = {
+            name: w.detach().cpu().numpy() for name, w in zip(self.names, weights, strict=True)
+        }
+        layer = placed(pytorch.layer_of(arrays, self.activation), weights[0])
         self.fill(layer, weights)
         return layer
 
@@ -95,7 +97,8 @@ class OfCell:
 
     def make(self, weights: Sequence[torch.Tensor]) -> TimeRecurrent:
         """A layer with these weights; arrays of its own, which ``fill`` may write to."""
-        return TimeRecurrent(*(array_of(w.detach().clone()) for w in weights), cell=self.cell)
+        arrays = [weight.detach().cpu().clone().numpy() for weight in weights]
+        return placed(TimeRecurrent(*arrays, cell=self.cell), weights[0])
 
     def fill(self, layer: TimeRecurrent, weights: Sequence[torch.Tensor]) -> None:
         """Write the weights into the layer's parameters."""
