@@ -162,8 +162,9 @@ FORBIDDEN = {
     "checks": ("backend", "layers", "models", "training", "cli"),
     "layers": ("diagnostics", "models", "training", "cli"),
     "diagnostics": ("models", "training", "cli"),
-    "models": ("cli",),
-    "training": ("cli",),
+    "models": ("sklearn", "cli"),
+    "sklearn": ("bridges", "diagnostics", "models", "cli"),
+    "training": ("sklearn", "cli"),
 }
 
 
