@@ -158,13 +158,15 @@ def test_cupy_is_touched_in_one_place():
 
 # each room, and the rooms of numba_rnn that it may not import
 FORBIDDEN = {
-    "backend": ("bridges", "checks", "layers", "models", "training", "cli"),
-    "checks": ("backend", "bridges", "layers", "models", "training", "cli"),
-    "layers": ("bridges", "diagnostics", "models", "training", "cli"),
-    "diagnostics": ("bridges", "models", "training", "cli"),
-    "models": ("bridges", "cli"),
-    "training": ("bridges", "cli"),
-    "bridges": ("cli", "diagnostics", "training"),
+    "backend": ("bridges", "checks", "layers", "models", "sklearn", "torch", "training", "cli"),
+    "checks": ("backend", "bridges", "layers", "models", "sklearn", "torch", "training", "cli"),
+    "layers": ("bridges", "diagnostics", "models", "sklearn", "torch", "training", "cli"),
+    "diagnostics": ("bridges", "models", "sklearn", "torch", "training", "cli"),
+    "models": ("bridges", "sklearn", "torch", "cli"),
+    "training": ("bridges", "sklearn", "torch", "cli"),
+    "bridges": ("cli", "diagnostics", "sklearn", "torch", "training"),
+    "sklearn": ("bridges", "diagnostics", "models", "torch", "cli"),
+    "torch": ("diagnostics", "models", "sklearn", "training", "cli"),
 }
 
 

@@ -9,7 +9,9 @@ Needs scikit-learn (``pip install numba-rnn[sklearn]``). What X may be is the sa
     (N, F) table          an array or DataFrame: every row is a sequence, of F steps of one feature,
                           or with ``step_features=D`` of F / D steps of D features each
 
-``sequences.py`` reads them, ``network.py`` has the layers, ``base.py`` the training.
+Most parameters are the same as well: ``help(numba_rnn.sklearn.RecurrentEstimator)``.
+
+``sequences.py`` reads X, ``network.py`` has the layers, ``base.py`` the training.
 """
 
 try:
@@ -19,7 +21,8 @@ except ImportError as error:
         "numba_rnn.sklearn needs scikit-learn: pip install numba-rnn[sklearn]"
     ) from error
 
+from .base import RecurrentEstimator
 from .forecaster import RNNForecaster
 from .supervised import RNNClassifier, RNNRegressor
 
-__all__ = ["RNNClassifier", "RNNForecaster", "RNNRegressor"]
+__all__ = ["RNNClassifier", "RNNForecaster", "RNNRegressor", "RecurrentEstimator"]

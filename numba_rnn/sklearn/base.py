@@ -24,7 +24,8 @@ _NETWORK = ("cell", "hidden_size", "layers", "bidirectional", "dropout", "per_st
 class RecurrentEstimator(BaseEstimator):
     """A network that is trained on sequences, as an estimator of scikit-learn.
 
-    cell             any of ``numba_rnn.cells.names()``, or a cell of your own
+    cell             any of ``numba_rnn.cells.names()``, or a cell of your own; for n_jobs and for
+                     pickle that has to be in a module, where other processes find it
     hidden_size      H, units of each recurrent layer (in each direction)
     layers           number of recurrent layers
     bidirectional    True: every layer reads in both directions

@@ -26,9 +26,9 @@ class RNNForecaster(RecurrentEstimator):
     X is always a number of series: a list of (T_i, C) arrays of C channels, (N, T, C), or a table
     with a series in each row. ONE series is a list of one, ``fit([series])``, or a table of one
     row: a DataFrame with a row for each time and a column for each channel goes into a list, too.
-    The other parameters are those of RecurrentEstimator (``base.py``), which minimises the mean
-    squared error. ``early_stopping`` holds out the end of every series. Series are best of about
-    size 1, and without a trend.
+    What is minimised is the mean squared error; ``early_stopping`` holds out the end of every
+    series. Series are best of about size 1, and without a trend. The other parameters:
+    ``help(numba_rnn.sklearn.RecurrentEstimator)``.
 
     ``exogenous`` inputs are what is known of the future as well, such as the calendar: for each
     series a sequence (T_i, E), and for ``predict`` with the ``horizon`` steps to come,

@@ -62,7 +62,7 @@ class RNNClassifier(ClassifierMixin, _Supervised):
                    is what ``predict`` returns; ``predict_proba`` has one axis more, and ``score``
                    is the accuracy over all steps
 
-    The other parameters are those of RecurrentEstimator (``base.py``). What X may be:
+    The other parameters: ``help(numba_rnn.sklearn.RecurrentEstimator)``. What X may be:
     ``help(numba_rnn.sklearn)``. Features are best of about size 1 (StandardScaler).
 
     classes_          the labels, sorted
@@ -202,10 +202,9 @@ class RNNRegressor(RegressorMixin, _Supervised):
     per_step   True: y is (N, T) or (N, T, K), or a list of (T_i,) or (T_i, K) where sequences
                differ in length, and so is what ``predict`` returns; ``score`` is R² over all steps
 
-    y (N,) or (N, K) otherwise. The other parameters are those of RecurrentEstimator
-    (``base.py``), which minimises the mean squared error. What X may be:
-    ``help(numba_rnn.sklearn)``. Features and targets are best of about size 1 (StandardScaler,
-    TransformedTargetRegressor).
+    y (N,) or (N, K) otherwise. What is minimised is the mean squared error. The other parameters:
+    ``help(numba_rnn.sklearn.RecurrentEstimator)``. What X may be: ``help(numba_rnn.sklearn)``.
+    Features and targets are best of about size 1 (StandardScaler, TransformedTargetRegressor).
 
     n_features_in_    features of a table, or of a step
     network_          the layers: ``network_.recurrent``, a Stacked, and ``network_.affine``
