@@ -239,6 +239,13 @@ def test_more_ranks_than_rows_are_refused():
         together(6, make)
 
 
+def test_a_model_that_cannot_be_shared_is_refused():
+    own = SimpleNamespace(params=[], rng=np.random.default_rng(0), mean_loss=None, arrays=None)
+    says = "model: expected one that ranks can share .* got SimpleNamespace"
+    with pytest.raises(TypeError, match=says):
+        make(ThreadRanks(0, 2, None), model=own)
+
+
 # ---- a rank's share
 
 
@@ -257,6 +264,28 @@ def test_cores_are_shared_by_those_who_may_use_them():
     assert _cores_of(0, [[0], [1, 2, 3]]) == 1
     assert _cores_of(1, [[0], [1, 2, 3]]) == 3
     assert _cores_of(0, [[0]] * 5) == 1
+
+
+@pytest.mark.parametrize(("said", "engine_has", "blas_has"), [("", 1, 1), ("2", 2, 2)])
+def test_a_rank_uses_its_cores_unless_the_environment_says_otherwise(said, engine_has, blas_has):
+    program = f"""
+        import os
+        for name in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+            os.environ.pop(name, None)
+            if {said!r}:
+                os.environ[name] = {said!r}
+        from threadpoolctl import threadpool_info
+        from numba_rnn import explain, use_backend
+        from numba_rnn.backend import limit_threads
+        limit_threads(1)
+        use_backend("numba", strict=True)
+        assert explain().threads == {engine_has}
+        blas = {{pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}}
+        assert blas in ({{{blas_has}}}, set()), blas  # a BLAS that threadpoolctl does not know
+        limit_threads(1)
+        assert explain().threads == {engine_has}
+        """
+    run_python(program)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -89,10 +89,13 @@ class MpiRanks(Alone):
 
     MPI    the module mpi4py.MPI
     plain  errors of which the message says everything: no traceback is printed
+    comm   a communicator of some of them; None: all
     """
 
-    def __init__(self, MPI: Any, plain: tuple[type[BaseException], ...] = ()) -> None:
-        self._mpi, self._comm, self._plain = MPI, MPI.COMM_WORLD, plain
+    def __init__(
+        self, MPI: Any, plain: tuple[type[BaseException], ...] = (), comm: Any = None
+    ) -> None:
+        self._mpi, self._comm, self._plain = MPI, comm or MPI.COMM_WORLD, plain
         self.rank, self.size = self._comm.rank, self._comm.size
         self._here = self._comm.Split_type(MPI.COMM_TYPE_SHARED)  # the ranks of this machine
 

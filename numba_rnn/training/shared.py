@@ -9,7 +9,7 @@ same, and so does all that depends on them. In an iteration the ranks meet once:
         summed over the ranks                the same bits on each
 """
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from .ranks import Alone
 _STATE = "state/"  # names that start so, in ``arrays``, have a row for each row of the batch
 
 
+@runtime_checkable
 class SharedModel(Protocol):
     """What sharing a batch needs of a model; Rnnlm is one."""
 
@@ -46,9 +47,16 @@ class SharedBatch:
     model       the rank's copy
     ranks       all of them; on every rank all methods are called, in the same order
     blocks      the training corpus, whole batches, the same on all ranks
+
+    Raises TypeError for a model that is not made for it, ValueError for fewer rows than ranks.
     """
 
-    def __init__(self, model: SharedModel, ranks: Alone, blocks: TruncatedBPTT) -> None:
+    def __init__(self, model: Any, ranks: Alone, blocks: TruncatedBPTT) -> None:
+        if not isinstance(model, SharedModel):
+            raise TypeError(
+                "model: expected one that ranks can share (a SharedModel), as Rnnlm is, got "
+                f"{type(model).__name__}"
+            )
         self.model, self.ranks, self.blocks = model, ranks, blocks
         self.rows = ranks.rows(blocks.batch_size)
         self._buffer: Array = None

@@ -151,7 +151,7 @@ class Trainer:
 
         self._shared: SharedBatch | None = None
         if self.ranks.size > 1:
-            self._shared = SharedBatch(model, self.ranks, blocks)  # type: ignore[arg-type]
+            self._shared = SharedBatch(model, self.ranks, blocks)
 
         self.history = History()
         self.epoch = 0  # epochs completed
@@ -382,6 +382,7 @@ class Trainer:
                 self.eval_batch, self.eval_time, self.folder is None, self.valid is None,
             ),
             progress=(self.epoch, self.iteration),
+            extra=self.extra,
         )  # fmt: skip
         try:
             yield
