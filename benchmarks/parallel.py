@@ -5,16 +5,18 @@
 
     tokens/s   of the whole batch through forward, backward, clipping and Adam: the median, and the
                best, which is nearer to what a machine without other work gives
-    gain       over one rank: of the medians; of the best; and by processor time, which other
-               programs hardly touch: that of one rank's step over that of one of several, plus the
-               all-reduce
+    gain       over one rank: of the medians, and of the best
+    by work    the same by processor time, which other programs hardly touch: that of one rank's
+               step over that of one of several and the all-reduce
     adding up  the share of a step that goes to the all-reduce alone, all ranks being ready; a
                backward pass that overlapped with it could save no more than that
     waiting    the share of a step that a rank spends in it, waiting for others included (the mean
                over ranks)
+    apart      as many processes that do the same work and do not add up: what the machine, with
+               all that runs on it, has to give
 
-One job has all ranks; the numbers of ranks take turns in it, those who have no part sleep. It
-takes the packages of the extra ``mpi``, and an MPI.
+One job has all ranks; the lines of the table take turns in it, and ranks that have no part in one
+sleep. It takes the packages of the extra ``mpi``, and an MPI.
 """
 
 import os
@@ -38,7 +40,7 @@ def main(
     batch: Annotated[int, typer.Option(help="Rows of the whole batch.")] = 64,
     time_size: Annotated[int, typer.Option("--time", help="Steps of a block.")] = 35,
     vocabulary: Annotated[int, typer.Option(help="Different tokens.")] = 100,
-    rounds: Annotated[int, typer.Option(help="Measurements of each.", min=1)] = 15,
+    rounds: Annotated[int, typer.Option(help="Measurements of each.", min=1)] = 30,
     one_of_them: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
     """Tokens a second of 1, 2, 4 ... ranks, and what adding up takes."""
@@ -59,49 +61,79 @@ def main(
 
 
 class Timed:
-    """Ranks whose ``add_up`` keeps a book of how long it takes."""
+    """Ranks whose ``add_up`` keeps a book of how long it takes, or does nothing."""
 
-    def __init__(self, ranks: Any) -> None:
-        self._ranks, self.seconds, self.worked = ranks, 0.0, 0.0
+    def __init__(self, ranks: Any, apart: bool = False) -> None:
+        self._ranks, self._apart = ranks, apart
+        self.seconds = self.worked = 0.0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._ranks, name)
 
     def add_up(self, buffer: Any) -> None:
+        if self._apart:
+            return
         begun, worked = time.perf_counter(), time.process_time()
         self._ranks.add_up(buffer)
         self.seconds += time.perf_counter() - begun
         self.worked += time.process_time() - worked
 
 
-def steps(ranks: Any, sizes: tuple[int, ...]) -> Any:
-    """A function that trains for one step, and the buffer that is added up in it, or None."""
-    import numpy as np
+class Candidate:
+    """A line of the table, on one of its ranks: a model that trains, and what was measured."""
 
-    from numba_rnn.models import Rnnlm
-    from numba_rnn.training import Adam, TruncatedBPTT, clip_grads
-    from numba_rnn.training.shared import SharedBatch
+    def __init__(self, ranks: Timed, sizes: tuple[int, ...]) -> None:
+        import numpy as np
 
-    hidden, layers, batch, time_size, vocabulary = sizes
-    model = Rnnlm(vocabulary, hidden, hidden, layers=layers, dropout=0.2, rng=0)
-    corpus = np.random.default_rng(0).integers(0, vocabulary, batch * time_size + 1)
-    blocks, adam = TruncatedBPTT(corpus, batch, time_size), Adam(1e-4)
-    ((xs, ts),) = list(blocks)
-    shared = None
-    if ranks.size > 1:
-        shared = SharedBatch(model, ranks, blocks)
-        shared.begin()
+        from numba_rnn.models import Rnnlm
+        from numba_rnn.training import Adam, TruncatedBPTT
+        from numba_rnn.training.shared import SharedBatch
 
-    def step() -> None:
-        if shared is None:
-            model.forward(xs, ts)
-            model.backward()
+        hidden, layers, batch, time_size, vocabulary = sizes
+        self.ranks, self.optimiser = ranks, Adam(1e-4)
+        self.model = Rnnlm(vocabulary, hidden, hidden, layers=layers, dropout=0.2, rng=0)
+        corpus = np.random.default_rng(0).integers(0, vocabulary, batch * time_size + 1)
+        blocks = TruncatedBPTT(corpus, batch, time_size)
+        ((self.xs, self.ts),) = list(blocks)
+        self.shared = None
+        if ranks.size > 1:
+            self.shared = SharedBatch(self.model, ranks, blocks)
+            self.shared.begin()
+        self.seconds: list[float] = []
+        self.work: list[float] = []  # seconds of the processor, but for the all-reduce
+        self.waiting: list[float] = []
+        self.adding: list[float] = []
+        for _ in range(2):
+            self.step()
+
+    def step(self) -> None:
+        """Train for one iteration, as a Trainer does."""
+        from numba_rnn.training import clip_grads
+
+        if self.shared is None:
+            self.model.forward(self.xs, self.ts)
+            self.model.backward()
         else:
-            shared.gradient(xs, ts, False)
-        clip_grads(model.grads, 1.0)
-        adam.update(model.params, model.grads)
+            self.shared.gradient(self.xs, self.ts, False)
+        clip_grads(self.model.grads, 1.0)
+        self.optimiser.update(self.model.params, self.model.grads)
 
-    return step, None if shared is None else shared._buffer
+    def measure(self) -> None:
+        """One step, and one all-reduce by itself."""
+        self.step()  # wakes up
+        self.ranks.seconds = self.ranks.worked = 0.0
+        begun, worked = time.perf_counter(), time.process_time()
+        self.step()
+        self.seconds.append(time.perf_counter() - begun)
+        self.work.append(time.process_time() - worked - self.ranks.worked)
+        self.waiting.append(self.ranks.seconds)
+        if self.shared is not None:
+            buffer = self.shared._buffer
+            self.ranks.broadcast(None)  # all are there
+            self.ranks.seconds = 0.0
+            self.ranks.add_up(buffer)
+            self.adding.append(self.ranks.seconds)
+            buffer *= 0
 
 
 def measure(sizes: tuple[int, ...], rounds: int) -> None:
@@ -121,62 +153,50 @@ def measure(sizes: tuple[int, ...], rounds: int) -> None:
     counts = [1]
     while counts[-1] < world.size:
         counts.append(min(2 * counts[-1], world.size))
-    runs: dict[int, Any] = {}
-    for count in counts:
+    lines = [(1, False), *((count, apart) for count in counts[1:] for apart in (False, True))]
+    mine: dict[tuple[int, bool], Candidate] = {}
+    for count, apart in lines:
         comm = world.Split(0 if world.rank < count else MPI.UNDEFINED)
         if world.rank < count:
-            ranks = Timed(Alone() if count == 1 else MpiRanks(MPI, comm=comm))
-            runs[count] = (ranks, *steps(ranks, sizes))
-            for _ in range(2):
-                runs[count][1]()
+            ranks = Alone() if count == 1 else MpiRanks(MPI, comm=comm)
+            mine[count, apart] = Candidate(Timed(ranks, apart), sizes)
         meet()
     load = os.getloadavg()[0]
-    seconds, work, waiting, adding = ({count: [] for count in counts} for _ in range(4))
     for _ in range(rounds):
-        for count in counts:
+        for line in lines:
             meet()
-            if count not in runs:
-                continue
-            ranks, step, buffer = runs[count]
-            ranks.seconds = ranks.worked = 0.0
-            begun, worked = time.perf_counter(), time.process_time()
-            for _ in range(3):
-                step()
-            seconds[count].append((time.perf_counter() - begun) / 3)
-            work[count].append((time.process_time() - worked - ranks.worked) / 3)
-            waiting[count].append(ranks.seconds / 3)
-            if buffer is not None:
-                for _ in range(5):
-                    ranks.broadcast(None)  # all are there, awake
-                    begun = time.perf_counter()
-                    ranks.add_up(buffer)
-                    adding[count].append(time.perf_counter() - begun)
-                buffer *= 0
-    waits = world.gather({n: statistics.median(w) for n, w in waiting.items() if w})
+            if line in mine:
+                mine[line].measure()
+    waits = world.gather({line: statistics.median(mine[line].waiting) for line in mine})
     if waits is None:
         return
     hidden, layers, batch, time_size, vocabulary = sizes
-    tokens = batch * time_size
     print(
         f"LSTM, H {hidden}, {layers} layers, vocabulary {vocabulary}, batch {batch}, time "
         f"{time_size}, float32, a thread each; load {load:.1f} before, {os.getloadavg()[0]:.1f} "
         f"after, {os.cpu_count()} cores"
     )
-    print(" ranks  tokens/s      best   gain   best  by processor time  adding up  waiting")
-    middle = {n: statistics.median(times) for n, times in seconds.items()}
-    for n in counts:
-        line = f"{n:>6}{tokens / middle[n]:>10,.0f}{tokens / min(seconds[n]):>10,.0f}"
-        line += f"{middle[1] / middle[n]:>7.2f}{min(seconds[1]) / min(seconds[n]):>7.2f}"
-        if n > 1:
-            waited = statistics.mean(w[n] for w in waits if n in w)
-            adds, works = (
-                statistics.median(adding[n]),
-                {n: statistics.median(work[n]) for n in work},
-            )
-            share, by_work = adds / middle[n], works[1] / (works[n] + adds)
-            line += f"{by_work:>19.2f}"
-            line += f"{share:>11.1%}{waited / middle[n]:>9.1%}"
-        print(line)
+    print("ranks     tokens/s      best   gain   best  by work  adding up  waiting")
+    one = mine[1, False]
+    middle, best, work = median_of(one.seconds), min(one.seconds), median_of(one.work)
+    for count, apart in lines:
+        this = mine[count, apart]
+        seconds, least = median_of(this.seconds), min(this.seconds)
+        text = f"{count} apart" if apart else f"{count}"
+        text = f"{text:<8}" + "".join(f"{batch * time_size / s:>10,.0f}" for s in (seconds, least))
+        text += f"{middle / seconds:>7.2f}{best / least:>7.2f}"
+        if count > 1:
+            adding = median_of(this.adding)
+            text += f"{work / (median_of(this.work) + adding):>9.2f}"
+        if count > 1 and not apart:
+            waited = statistics.mean(w[count, apart] for w in waits if (count, apart) in w)
+            text += f"{adding / seconds:>11.1%}{waited / seconds:>9.1%}"
+        print(text, flush=True)
+
+
+def median_of(numbers: list[float]) -> float:
+    """Their median, 0 of none."""
+    return statistics.median(numbers) if numbers else 0.0
 
 
 if __name__ == "__main__":

@@ -603,3 +603,12 @@ def test_ctrl_c_saves_once_and_one_process_goes_on(folder):
     epochs = load_checkpoint(last)[1]["trainer"]["epoch"]
     run(train(1, "--resume", "stopped", "--epochs", str(epochs + 1), "--quiet"), folder)
     assert load_checkpoint(last)[1]["trainer"]["epoch"] == epochs + 1
+
+
+def test_the_benchmark_runs():
+    command = [sys.executable, "-m", "benchmarks.parallel", "--ranks", "2", "--rounds", "2"]
+    tiny = ["--hidden", "16", "--batch", "4", "--time", "5", "--vocabulary", "20"]
+    said = run([*command, *tiny], Path(__file__).parents[1]).stdout
+    rows = re.findall(r"^(1|2|2 apart) +([\d,]+) +([\d,]+) +([\d.]+)", said, re.M)
+    assert [row[0] for row in rows] == ["1", "2", "2 apart"]
+    assert all(float(row[1].replace(",", "")) > 0 for row in rows)
