@@ -54,7 +54,8 @@ ONNX = Convention("h", "iofg", "zrh")
 def from_theirs(matrix: Array, family: str, convention: Convention) -> Array:
     """(..., G H), their gates side by side, as ours; ``family`` is rnn, lstm or gru."""
     order, signs = arrangement(family, convention, matrix.shape[-1])
-    return matrix[..., order] if signs is None else matrix[..., order] * signs.astype(matrix.dtype)
+    ours = matrix[..., order] if signs is None else matrix[..., order] * signs.astype(matrix.dtype)
+    return np.ascontiguousarray(ours)  # of a transposed matrix NumPy makes a transposed one
 
 
 def to_theirs(matrix: Array, family: str, convention: Convention) -> Array:

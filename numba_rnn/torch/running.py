@@ -5,7 +5,8 @@ on a GPU. What runs is a layer of ``numba_rnn.layers``, which keeps in itself wh
 so that every node has one of its own; a node that is gone gives its layer back to be used again.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -108,7 +109,8 @@ def _forward(
     rest: Sequence[torch.Tensor],
     compare: bool,
 ) -> tuple[_Borrowed, tuple[torch.Tensor, ...]]:
-    borrowed = runner.borrow(rest[states:], compare)
+    with one_thread():
+        borrowed = runner.borrow(rest[states:], compare)
     layer = borrowed.layer
     if states:
         layer.set_state(*(array_of(state) for state in rest[:states]))
@@ -143,7 +145,9 @@ class _Node(torch.autograd.Function):
         given = [None if d is None else array_of(d) for d in dstate]
         dxs = layer.backward(array_of(dhs), *given)
         dstates = [tensor_of(d) for d in layer.dstate[: ctx.states]]
-        return None, None, None, tensor_of(dxs), *dstates, *ctx.runner.gradients(layer)
+        with one_thread():
+            weights = ctx.runner.gradients(layer)
+        return None, None, None, tensor_of(dxs), *dstates, *weights
 
 
 def array_of(tensor: torch.Tensor) -> Array:
@@ -152,6 +156,24 @@ def array_of(tensor: torch.Tensor) -> Array:
         raise ValueError(f"input: expected a tensor on the CPU or a CUDA GPU, got {tensor.device}")
     tensor = tensor.detach()
     return tensor.numpy() if tensor.device.type == "cpu" else tensor
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch's operations in the block wake no other threads.
+
+    They would look for more to do for a few milliseconds, on the cores where the layer's threads
+    are about to work.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def placed(layer: TimeRecurrent, weight: torch.Tensor) -> TimeRecurrent:

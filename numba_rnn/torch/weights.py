@@ -4,13 +4,12 @@ The table is ``bridges/conventions.py``; here it is applied to tensors, wherever
 """
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import torch
 
 from ..bridges import pytorch
-from ..bridges.conventions import PYTORCH, arrangement
+from ..bridges.conventions import OURS, PYTORCH, arrangement
 from ..kernels.cells import Cell
 from ..layers import TimeRecurrent
 from .running import placed, tensor_of
@@ -26,26 +25,19 @@ class OfTorch:
 
     def __init__(self, family: str, activation: str, names: Sequence[str]) -> None:
         self.family, self.activation, self.names = family, activation, tuple(names)
+        # of each of our gates which of theirs it is, and its sign there
+        order, signs = arrangement(family, PYTORCH, len(OURS[family]))
+        signs = [1] * len(order) if signs is None else signs
+        self._blocks = [(int(k), int(sign)) for k, sign in zip(order, signs, strict=True)]
 
     def make(self, weights: Sequence[torch.Tensor]) -> TimeRecurrent:
         """A layer with these weights."""
-        self._place = weights[0].device, weights[0].dtype, weights[0].shape[0]
-        self.__dict__.pop("_arrangement", None)
         arrays = {
             name: w.detach().cpu().numpy() for name, w in zip(self.names, weights, strict=True)
         }
         layer = placed(pytorch.layer_of(arrays, self.activation), weights[0])
         self.fill(layer, weights)
         return layer
-
-    @cached_property
-    def _arrangement(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Where our columns are among theirs, the other way round, and signs; as tensors."""
-        device, dtype, columns = self._place
-        order, signs = arrangement(self.family, PYTORCH, columns)
-        there = torch.from_numpy(order).to(device)
-        times = None if signs is None else torch.from_numpy(signs).to(device, dtype)
-        return there, torch.argsort(there), times
 
     def fill(self, layer: TimeRecurrent, weights: Sequence[torch.Tensor]) -> None:
         """Write the weights into the layer's parameters."""
@@ -65,10 +57,11 @@ class OfTorch:
             Wr[0].copy_(given["weight_hr"].t())
 
     def _write(self, ours: torch.Tensor, theirs: torch.Tensor) -> None:
-        order, _, signs = self._arrangement
-        ours.copy_(theirs.index_select(-1, order))
-        if signs is not None:
-            ours.mul_(signs)
+        """Gate by gate, each a block of our last axis and of theirs."""
+        H = ours.shape[-1] // len(self._blocks)
+        for here, (there, sign) in enumerate(self._blocks):
+            block = theirs.narrow(-1, there * H, H)
+            ours.narrow(-1, here * H, H).copy_(block if sign > 0 else -block)
 
     def gradients(self, layer: TimeRecurrent) -> list[torch.Tensor]:
         """Those of the layer, as those of the weights; tensors of their own."""
@@ -83,10 +76,13 @@ class OfTorch:
         return [found[name] for name in self.names]
 
     def _matrix(self, ours: torch.Tensor) -> torch.Tensor:
-        _, back, signs = self._arrangement
-        if signs is not None:
-            ours = ours * signs
-        return ours.t().contiguous().index_select(0, back)  # rows of theirs; of a bias, numbers
+        """(D, G H) as (G H, D), or a bias: gate by gate."""
+        H, ours = ours.shape[-1] // len(self._blocks), ours.t()
+        found = torch.empty(ours.shape, dtype=ours.dtype, device=ours.device)
+        for here, (there, sign) in enumerate(self._blocks):
+            block = ours.narrow(0, here * H, H)
+            found.narrow(0, there * H, H).copy_(block if sign > 0 else -block)
+        return found
 
 
 class OfCell:
