@@ -295,9 +295,9 @@ class FakeEngine(DeviceEngine):
     def before(self, cell: Any, saved: Any) -> Any:
         return tuple(map(wrap, self._inner.before(cell, saved)))
 
-    def step(self, cell: Any, x: Any, state: Any, params: Any) -> Any:
+    def step(self, cell: Any, x: Any, state: Any, params: Any, zoneout: Any = ()) -> Any:
         given = numbers((x, tuple(state), tuple(params)))
-        return tuple(map(wrap, self._inner.step(cell, *given)))
+        return tuple(map(wrap, self._inner.step(cell, *given, zoneout)))
 
     def add_rows(self, out: Any, rows: Any, values: Any) -> None:
         self._inner.add_rows(*numbers((out, rows, values)))
