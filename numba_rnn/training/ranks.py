@@ -135,16 +135,17 @@ class MpiRanks(Alone):
     ) -> None:
         if error is None or (isinstance(error, SystemExit) and not error.code):
             return
-        if self.rank:  # where all fail, rank 0 speaks for all; where some do, the first of them
-            time.sleep(_PATIENCE + min(self.rank, 50) / 10)
-        if not isinstance(error, self._plain):
-            traceback.print_exception(error)
-        who = f"rank {self.rank} of {self.size}, on {socket.gethostname()}"
-        print(f"error: {who}: {_said(error)}", file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        time.sleep(0.3)  # or the launcher may end before it has passed the message on
-        self._comm.Abort(1)
-        os._exit(1)  # the launcher is about to end this process
+        try:
+            if self.rank:  # where all fail, rank 0 speaks for all; where some do, the first
+                time.sleep(_PATIENCE + min(self.rank, 50) / 10)
+            if not isinstance(error, self._plain):
+                traceback.print_exception(error)
+            who = f"rank {self.rank} of {self.size}, on {socket.gethostname()}"
+            print(f"error: {who}: {_said(error)}", file=sys.stderr, flush=True)
+            time.sleep(0.3)  # or the launcher may end before it has passed the message on
+        finally:
+            self._comm.Abort(1)
+            os._exit(1)  # the launcher is about to end this process
 
 
 class NcclSum:
