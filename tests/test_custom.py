@@ -180,9 +180,7 @@ def test_layers_are_copied_and_pickled(registered, copied):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(
-    "copied", [copy.deepcopy, copy.copy, lambda x: pickle.loads(pickle.dumps(x))]
-)
+@pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy, pickled])
 def test_a_copy_has_nothing_of_what_forward_keeps(registered, backend, copied):
     """It lies in memory that compiled code knows by its address."""
     rng = np.random.default_rng(0)
