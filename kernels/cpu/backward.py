@@ -222,35 +222,44 @@ def _input_gradients(plan, chunk, shard):
 
 @part_of_a_piece
 def _weight_gradients(plan, chunk, shard):
-    """A shard's items of dWx, dWh, db and the weights' gradients: the chunk's part is added."""
+    """A shard's items of dWx, dWh, db and the weights' gradients: the chunk's part is added.
+
+    An item is a panel of the rows of dWx or dWh, by four unit-panels of a gate; all of them are as
+    much work, but for the sums, which are hardly any.
+    """
     rows, add = steps_in(plan, chunk) * plan.N, 1 if chunk < plan.chunks - 1 else plan.add
-    blocks = (plan.units + 3) // 4
-    x_gates, recurrent = plan.x_gates, plan.early + plan.late
-    first, end = share_of((x_gates + recurrent + plan.weights) * blocks, shard, plan.shards)
+    blocks, x_rows, h_rows = (plan.units + 3) // 4, panels_in(plan, plan.D), panels_in(plan, plan.H)
+    x_items = plan.x_gates * blocks * x_rows
+    h_items = (plan.early + plan.late) * blocks * h_rows
+    first, end = share_of(x_items + h_items, shard, plan.shards)
     for item in range(first, end):
-        g, block = item // blocks, item % blocks
-        if g < x_gates:
-            _x_item(plan, g, block, rows, add)
-        elif g < x_gates + recurrent:
-            _h_item(plan, chunk, g - x_gates, block, rows, add)
-        else:  # the last gates; their gradients lie behind db
-            k, place = g - x_gates - recurrent, g - recurrent
-            bias = plan.db + place * plan.H * plan.size + block * 4 * VECTOR_BYTES
-            _add_up(plan, plan.gates - plan.weights + k, block, bias, rows, add)
+        if item < x_items:
+            tile = item // x_rows
+            _x_item(plan, tile // blocks, tile % blocks, item % x_rows, rows, add)
+        else:
+            tile, row = (item - x_items) // h_rows, (item - x_items) % h_rows
+            _h_item(plan, chunk, tile // blocks, tile % blocks, row, rows, add)
+    first, end = share_of(plan.weights * blocks, shard, plan.shards)
+    for item in range(first, end):  # of the last gates; their gradients lie behind db
+        k, block = item // blocks, item % blocks
+        bias = plan.db + (plan.x_gates + k) * plan.H * plan.size + block * 4 * VECTOR_BYTES
+        _add_up(plan, plan.gates - plan.weights + k, block, bias, rows, add)
 
 
 @part_of_a_piece
-def _x_item(plan, g, block, rows, add):
-    """dWx and db of a gate, for four unit-panels."""
+def _x_item(plan, g, block, row, rows, add):
+    """A panel of the rows of dWx, and with the first db, of a gate's four unit-panels."""
     column = word(plan.x_blocks, g) * plan.H * plan.size + block * 4 * VECTOR_BYTES
     row_bytes = plan.x_gates * plan.H * plan.size
     bias = plan.db + column
-    _outer(plan, plan.x_panels, plan.D, g, block, plan.dWx + column, row_bytes, bias, rows, add)
+    _outer(
+        plan, plan.x_panels, plan.D, g, block, row, plan.dWx + column, row_bytes, bias, rows, add
+    )
 
 
 @part_of_a_piece
-def _h_item(plan, chunk, g, block, rows, add):
-    """dWh (and the second row of db) of a gate, for four unit-panels."""
+def _h_item(plan, chunk, g, block, row, rows, add):
+    """A panel of the rows of dWh, and with the first db's second row, of four unit-panels."""
     recurrent = plan.early + plan.late
     column = word(plan.h_blocks, g) * plan.H * plan.size + block * 4 * VECTOR_BYTES
     row_bytes = recurrent * plan.H * plan.size
@@ -261,24 +270,23 @@ def _h_item(plan, chunk, g, block, rows, add):
         gate = plan.first_late + g - plan.early
         a = chunk_at(plan, plan.operand, plan.units, chunk)
     bias = plan.db + plan.b_row + column if plan.b_row else 0
-    _outer(plan, a, plan.H, gate, block, plan.dWh + column, row_bytes, bias, rows, add)
+    _outer(plan, a, plan.H, gate, block, row, plan.dWh + column, row_bytes, bias, rows, add)
 
 
 @part_of_a_piece
-def _outer(plan, a, a_columns, gate, block, out, out_row, bias, rows, add):
-    """out = A^T delta of a gate's four unit-panels, A in panels, or out += it.
+def _outer(plan, a, a_columns, gate, block, p, out, out_row, bias, rows, add):
+    """out = A^T delta of a gate's four unit-panels, A being panel p of several, or out += it.
 
-    Likewise the sum of delta's rows into ``bias``, if that is not 0.
+    With the first panel, likewise the sum of delta's rows into ``bias``, if that is not 0.
     """
     W = VECTOR_BYTES // plan.size
     delta, panel, units, last = _block_of(plan, gate, block)
-    for p in range(panels_in(plan, a_columns)):
-        call(plan.multiply_transposed, (
-            a + p * panel, 0, W * VECTOR_BYTES, 0, 1, rows, delta, panel,
-            out + p * W * out_row, out_row, VECTOR_BYTES,
-            min(W, a_columns - p * W), units, last, add, 0,
-        ))  # fmt: skip
-    if bias:
+    call(plan.multiply_transposed, (
+        a + p * panel, 0, W * VECTOR_BYTES, 0, 1, rows, delta, panel,
+        out + p * W * out_row, out_row, VECTOR_BYTES,
+        min(W, a_columns - p * W), units, last, add, 0,
+    ))  # fmt: skip
+    if bias and p == 0:
         _add_up(plan, gate, block, bias, rows, add)
 
 
