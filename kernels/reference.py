@@ -21,6 +21,7 @@ An engine's arrays are those of its library ``xp``. It is given no others, but f
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,14 +42,14 @@ UPDATED_AT_ONCE = 32768  # numbers that fit the cache together with what is made
 class Gradients(NamedTuple):
     """What backward returns.
 
-    xs       (N, T, D)
+    xs       (N, T, D); None where they were not asked for
     state    by the state before the first step, (N, H) each; 0 in rows that are reset there
     params   by the parameters, in their order
     initial  (S, H), by what resets return to, all rows added up; zeros, or None, without resets
     states   (N, T, S, H) if ``steps.trace``: by the state after every step, all that reached it
     """
 
-    xs: Array
+    xs: Array | None
     state: State
     params: tuple[Array, ...]
     initial: Array | None = None
@@ -127,11 +128,13 @@ class ReferenceEngine:
             again = list(self._walk(cell, x_side, times, kept[k], params, steps))
             yield from (step[:4] for step in reversed(again))
 
-    def backward(self, cell: Cell, dhs: Array, dstate: State, saved: Any) -> Gradients:
+    def backward(
+        self, cell: Cell, dhs: Array, dstate: State, saved: Any, inputs: bool = True
+    ) -> Gradients:
         """Backpropagation through the block of time that ``forward`` ran over.
 
         dhs (N, T, H) is the loss's gradient by every hs, dstate its gradient by the state after
-        the last step.
+        the last step; ``inputs`` asks for that by xs.
         """
         xs, kept, params, steps = saved
         Wx, Wh, _, _ = cell.complete(params)
@@ -196,7 +199,7 @@ class ReferenceEngine:
         if cell.biases == 2:
             db = np.stack([db, h_side.sum(axis=0)])
         dw = columns(weights).sum(axis=0).reshape(len(weights), H)
-        dxs = (x_side @ Wx.T).reshape(N, T, D)
+        dxs = (x_side @ Wx.T).reshape(N, T, D) if inputs else None
         dparams = cell.own(dWx, dWh, db, dw)
         return Gradients(dxs, dstate, dparams, dinitial.sum(axis=1), dstates)
 
@@ -285,6 +288,14 @@ class ReferenceEngine:
         bfloat16  store weights in two bytes, where the engine can
         """
         return ReferenceStream(self, layers, affine, batch)
+
+    def borrowing(self, parallel: int, count: int) -> AbstractContextManager[None]:
+        """Let an engine that has threads of its own use an OpenMP runtime's instead, in a block.
+
+        parallel  the address of the runtime's ``GOMP_parallel``
+        count     how many threads it has
+        """
+        return nullcontext()
 
     def describe(self) -> dict[str, Any]:
         """What the engine runs on, for people.

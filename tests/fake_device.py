@@ -285,12 +285,14 @@ class FakeEngine(DeviceEngine):
         hs, state, saved = self._inner.forward(cell, *given, steps)
         return wrap(hs), tuple(map(wrap, state)), saved
 
-    def backward(self, cell: Any, dhs: Any, dstate: Any, saved: Any) -> Any:
+    def backward(self, cell: Any, dhs: Any, dstate: Any, saved: Any, inputs: bool = True) -> Any:
         given = numbers((dhs, tuple(dstate)))
-        found = self._inner.backward(cell, *given, saved)
+        found = self._inner.backward(cell, *given, saved, inputs)
         several = tuple(map(wrap, found.state)), tuple(map(wrap, found.params))
-        initial, states = (None if a is None else wrap(a) for a in (found.initial, found.states))
-        return Gradients(wrap(found.xs), *several, initial, states)
+        xs, *rest = (
+            None if a is None else wrap(a) for a in (found.xs, found.initial, found.states)
+        )
+        return Gradients(xs, *several, *rest)
 
     def before(self, cell: Any, saved: Any) -> Any:
         return tuple(map(wrap, self._inner.before(cell, saved)))

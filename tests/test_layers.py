@@ -462,6 +462,47 @@ def test_steps_equal_the_unrolled_layer(name, backend):
     np.testing.assert_allclose(steps, hs, rtol=1e-12)
 
 
+def recurrent_layers():
+    for name in FORMS:
+        yield rnn.TimeRecurrent.create(D, H, cell=name, rng=0)
+    yield rnn.TimeProjectedLSTM.create(D, H, proj_size=2, rng=0)
+    yield rnn.TimeBiLSTM.create(D, H, rng=0)
+    ends = [rnn.TimeGRU.create(n, D, rng=0) for n in (D, D)]
+    yield rnn.Stacked(ends, residual=True)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("every", [0, 2])
+@pytest.mark.parametrize("layer", list(recurrent_layers()), ids=repr)
+def test_the_gradient_of_inputs_may_be_left_out(layer, every, backend):
+    for part in getattr(layer, "recurrent", [layer]):
+        if isinstance(part, rnn.TimeRecurrent):
+            part.checkpoint_every = every
+    xs = numbers(N, T, D).astype(np.float32)
+    with use_backend(backend):
+        hs = layer.forward(xs)
+        assert layer.backward(hs) is not None
+        want = [grad.copy() for grad in layer.grads]
+        for grad in layer.grads:
+            grad[...] = np.nan
+        layer.forward(xs)
+        assert layer.backward(hs, inputs=False) is None
+    np.testing.assert_equal(layer.grads, want)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_hidden_states_lie_as_the_inputs_do(backend):
+    """The rows of a step side by side, where those of xs are: as a view of (T, N, D)."""
+    layer = rnn.TimeLSTM.create(D, H, rng=0)
+    xs = numbers(N, T, D).astype(np.float32)
+    by_steps = np.ascontiguousarray(xs.transpose(1, 0, 2)).transpose(1, 0, 2)
+    with use_backend(backend):
+        want, hs = layer.forward(xs).copy(), layer.forward(by_steps)
+    np.testing.assert_array_equal(hs, want)
+    assert want.flags.c_contiguous
+    assert backend != "numba" or hs.transpose(1, 0, 2).flags.c_contiguous
+
+
 def test_a_layer_that_is_not_stateful_does_not_step():
     with pytest.raises(ValueError, match="step: expected a layer with stateful=True"):
         rnn.TimeLSTM.create(3, 5, rng=0).step(np.zeros((2, 3), np.float32))

@@ -44,7 +44,7 @@ def _pack(plan, shard):
     H_bytes = plan.H * plan.size
     late_weights = plan.pWh + plan.units * panel_of(plan.early * plan.H)
     p0, p1 = share_of(panels_in(plan, plan.D), shard, plan.shards)
-    if p1 > p0:
+    if p1 > p0 and plan.dxs:
         panel = panel_of(plan.x_gates * plan.H)
         for g in range(plan.x_gates):
             call(plan.pack_transposed, (
@@ -313,7 +313,8 @@ def _work(plan, what, chunk, k, shard):
         _pack(plan, shard)
         return
     if what == GRADIENTS:
-        _input_gradients(plan, chunk, shard)
+        if plan.dxs:
+            _input_gradients(plan, chunk, shard)
         _weight_gradients(plan, chunk, shard)
         return
     n0, n1, u0, u1 = rows_and_units(plan, shard)

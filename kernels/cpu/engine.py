@@ -8,6 +8,7 @@ products in ``products.py``, all of them on vectors (``simd.py``), shared by thr
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -49,12 +50,14 @@ class NumbaEngine(ReferenceEngine):
             hs[:, part.times], state, _ = part.forward(state, keep=False)
         return hs, state, (run, starts)
 
-    def backward(self, cell: Cell, dhs: Array, dstate: State, saved: Any) -> Gradients:
+    def backward(
+        self, cell: Cell, dhs: Array, dstate: State, saved: Any, inputs: bool = True
+    ) -> Gradients:
         run, kept = saved
         into = tuple(np.empty(p.shape, p.dtype) for p in run.params)
         d = np.array((*dstate, np.zeros_like(dstate[0])))  # the last: through h Wh of the next step
         if not run.steps.every:
-            dxs, d, stopped, dstates = run.backward(dhs, d, kept, into)
+            dxs, d, stopped, dstates = run.backward(dhs, d, kept, into, inputs)
         else:
             dxs, stopped, dstates = np.empty(run.xs.shape, run.xs.dtype), None, None
             if run.steps.trace:
@@ -62,14 +65,18 @@ class NumbaEngine(ReferenceEngine):
             pairs = zip(run.parts(), kept, strict=True)
             for k, (part, start) in enumerate(reversed(list(pairs))):
                 _, _, kept_again = part.forward(start)
-                arrays = dhs[:, part.times], d, kept_again, into
-                dxs[:, part.times], d, stopped, seen = part.backward(*arrays, k > 0, stopped)
+                arrays = dhs[:, part.times], d, kept_again, into, inputs
+                dxs_there, d, stopped, seen = part.backward(*arrays, k > 0, stopped)
+                if inputs:
+                    dxs[:, part.times] = dxs_there
                 if dstates is not None:
                     dstates[:, part.times] = seen
         first, through = d[:-1], d[-1]
         first[0] += through if run.steps.scale is None else through * run.steps.scale
         dinitial = None if stopped is None else stopped.sum(axis=1)
-        return Gradients(dxs, tuple(first), without_weights(cell, into), dinitial, dstates)
+        return Gradients(
+            dxs if inputs else None, tuple(first), without_weights(cell, into), dinitial, dstates
+        )
 
     def before(self, cell: Cell, saved: Any) -> tuple[Array, ...]:
         run, kept = saved
@@ -102,6 +109,9 @@ class NumbaEngine(ReferenceEngine):
         bfloat16: bool = False,
     ) -> NumbaStream:
         return NumbaStream(layers, affine, batch, shards, bfloat16)
+
+    def borrowing(self, parallel: int, count: int) -> AbstractContextManager[None]:
+        return threads.team.borrow(parallel, count)
 
     def describe(self) -> dict[str, Any]:
         features = binding.get_host_cpu_features()

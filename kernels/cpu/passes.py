@@ -19,6 +19,9 @@ from . import forward as _forward
 from . import frames, threads
 from .particulars import PARTICULAR, Particulars
 from .plans import Kept, Recipe, chunk_steps, kept_states, recipe, rows_plain, sharing
+from .sequence import Plan
+
+DXS = Plan._fields.index("dxs")
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,8 @@ class Pass:
             state_in = np.concatenate([state_in, state_in[:1] * self.steps.scale])
         state_out = np.empty((len(state), N, H), self.xs.dtype)
         hs = np.empty((N, T, H), self.xs.dtype)
+        if self.xs.strides[0] < self.xs.strides[1]:  # its steps lie one after the other: so here
+            hs = np.empty((T, N, H), self.xs.dtype).transpose(1, 0, 2)
         arrays = self.xs, self.params, state_in, state_out, hs
         self._run(made, made.with_arrays(*arrays, kept=kept.address), back=False)
         return hs, tuple(state_out), kept
@@ -96,6 +101,7 @@ class Pass:
         d: Array,
         kept: Kept,
         into: Sequence[Array],
+        inputs: bool = True,
         add: bool = False,
         stopped: Array | None = None,
     ) -> tuple[Array, Array, Array | None, Array | None]:
@@ -103,6 +109,7 @@ class Pass:
 
         d        (S + 1, N, H), the gradient of the state; the last: what came through h Wh
         into     the gradients of Wx, Wh and b: written, or added to
+        inputs   whether dxs is asked for; it is not filled if not
         stopped  (S, N, H), what resets in later parts have stopped
         """
         made = self._recipe(_backward.backward, True, add=add)
@@ -110,6 +117,8 @@ class Pass:
         dxs = np.empty(self.xs.shape, self.xs.dtype)
         arrays = self.xs, self.params, d, d_out, dhs, (dxs, *into)
         plan = made.with_arrays(*arrays, kept=kept.address)
+        if not inputs:
+            plan[DXS] = 0
         particular = self._run(made, plan, back=True, stopped=stopped)
         if particular is None:
             return dxs, d_out, None, None

@@ -29,7 +29,7 @@ The pass is cut into phases and shards (``threads.py``). In the phases of time a
 Normalised gates (``normalising.py``) take all units of a row: such a cell is shared by rows only.
 
 Either way START and the packing of a chunk's xs are shared out by columns, GRADIENTS by rows of
-dxs and by items of dWx, dWh and db (four unit-panels of a gate each).
+dxs and by items of dWx and dWh (a panel of rows by four unit-panels of a gate each).
 """
 
 from typing import NamedTuple
@@ -123,7 +123,7 @@ class Plan(NamedTuple):
     hs: int  # backward: dhs
     hs_row: int
     hs_time: int
-    dxs: int
+    dxs: int  # 0: nobody asks for it
     dWx: int
     dWh: int
     db: int

@@ -16,13 +16,18 @@ busy machine).
 The calling thread is thread 0. The others are Python threads that run compiled code without the
 GIL; between two passes they look out for the next one for a moment, then sleep. One pass at a
 time has the team: a pass that finds it busy runs on its own thread alone.
+
+Where another library's OpenMP runtime has threads in the process that were busy a moment ago, these
+look out for more work on the very processors that the team would run on. ``Team.borrow`` takes them
+for a pass instead of our own.
 """
 
 import ctypes
 import os
 import platform
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 
 import numba
@@ -39,8 +44,10 @@ JOB = 0  # the number of the pass that is under way, or 0
 LAST_JOB = 64  # the number of the last pass that has begun
 DONE = 128  # how many shards have been finished in it
 PLAN = 256  # a copy of its plan: see sequence.py
+BORROWED = 1408  # how many borrowed threads have come
+SENT_BACK = 1536  # 1: they may go
 CLAIMS = 2048  # for each shard: which phase of which job was claimed last
-COPIES = 8192  # for each thread its copy of the plan, and whether it sleeps
+COPIES = 8192  # for each thread its copy of the plan, and whether it sleeps; then for borrowed ones
 _LINE, _COPY, _ASLEEP = 128, 2048, 1920
 PLAN_WORDS = 128  # whatever its fields need
 # Words of a plan: the address of its piece, its own, the thread's number, the job's ...
@@ -267,26 +274,56 @@ def wait_for_all(team, job, shards_done):
             _nap()
 
 
+@part_of_a_piece
+def _join(team, thread, mine, last):
+    """Work on the pass that is under way, if it is not the last one; the last one's number then."""
+    job = _read(team + JOB)
+    if job == 0 or job == last:
+        return last
+    _copy_plan(team + PLAN, mine)
+    if _read(team + JOB) != job:
+        return last  # it was over before the copy was made
+    _write(mine + 8 * _THREAD_WORD, thread)
+    call_at(_read(mine), mine)
+    return job
+
+
 def serve(frame):
     """A piece: what a thread of the team does until nothing has happened for a while."""
     team, thread, patience = arguments(frame, 3)
     mine = team + COPIES + thread * _COPY
     idle, last = 0, 0
     while idle < patience:
-        job = _read(team + JOB)
-        if job == 0 or job == last:
-            _pause()
-            idle += 1
-            if idle % 128 == 0:
-                _yield_processor()
+        job = _join(team, thread, mine, last)
+        if job != last:
+            last, idle = job, 0
             continue
-        _copy_plan(team + PLAN, mine)
-        if _read(team + JOB) != job:
-            continue  # it was over before the copy was made
-        last, idle = job, 0
-        _write(mine + 8 * _THREAD_WORD, thread)
-        call_at(_read(mine), mine)
+        _pause()
+        idle += 1
+        if idle % 128 == 0:
+            _yield_processor()
     _write(mine + _ASLEEP, 1)
+
+
+def serve_once(frame):
+    """A piece: what borrowed threads do. The first to come is thread 0; the others help it."""
+    team, shards, piece, plan = arguments(frame, 4)
+    thread = _add(team + BORROWED, 1)
+    if thread == 0:
+        call_at(piece, plan)
+        _write(team + SENT_BACK, 1)
+        return
+    mine = team + COPIES + (MOST_THREADS + thread) * _COPY
+    idle, last = 0, 0
+    while thread < shards and _read(team + SENT_BACK) == 0:
+        job = _join(team, thread, mine, last)
+        if job != last:
+            last = job
+            continue
+        _pause()
+        idle += 1
+        if idle % 128 == 0:
+            _yield_processor()
 
 
 # ---- the team
@@ -296,12 +333,14 @@ class Team:
     """The threads of this process, started when they are first needed."""
 
     def __init__(self) -> None:
-        memory = np.zeros((COPIES + MOST_THREADS * _COPY) // 8 + 8, np.int64)
+        memory = np.zeros((COPIES + 2 * MOST_THREADS * _COPY) // 8 + 8, np.int64)
         start = -(memory.ctypes.data // 8) % 8
         self._memory = memory[start:]
         self.address = self._memory.ctypes.data
         self._busy = threading.Lock()
         self._wake: list[threading.Lock] = []
+        self._lender = threading.local()
+        self.may_borrow = True
 
     @property
     def threads(self) -> int:
@@ -318,14 +357,39 @@ class Team:
         shards = min(shards, MOST_THREADS)
         helped = shards > 1 and self._busy.acquire(blocking=False)
         try:
-            for plan in (words,) if plans is None else plans:
-                plan[_SHARES] = (shards, self.address) if helped else (1, 0)
+            for one in (words,) if plans is None else plans:
+                one[_SHARES] = (shards, self.address) if helped else (1, 0)
+            piece, plan = int(words[_PIECE]), int(words[_HERE])
+            lent, parallel = getattr(self._lender, "now", (0, 0)) if helped else (0, 0)
+            if parallel:
+                self._call_borrowed(parallel, lent, shards, piece, plan)
+                return
             for thread in range(1, shards if helped else 0):
                 self._call(thread)
-            call_piece(int(words[_PIECE]), int(words[_HERE]))
+            call_piece(piece, plan)
         finally:
             if helped:
                 self._busy.release()
+
+    @contextmanager
+    def borrow(self, parallel: int, count: int) -> Iterator[None]:
+        """In this thread, let passes use threads of an OpenMP runtime instead of our own.
+
+        parallel  the address of the runtime's ``GOMP_parallel``
+        count     how many threads it has; there is nothing to borrow where it has but one
+        """
+        before = getattr(self._lender, "now", (0, 0))
+        self._lender.now = (count, parallel) if count > 1 and self.may_borrow else (0, 0)
+        try:
+            yield
+        finally:
+            self._lender.now = before
+
+    def _call_borrowed(self, parallel: int, count: int, shards: int, piece: int, plan: int) -> None:
+        """Call a piece on all threads that a runtime has; it keeps those that it always calls."""
+        self._memory[[BORROWED // 8, SENT_BACK // 8]] = 0
+        frame = np.array([self.address, shards, piece, plan], np.int64)
+        _as_parallel(parallel)(compiled(serve_once), frame.ctypes.data, count, 0)
 
     def _call(self, thread: int) -> None:
         """Start a thread, or wake it up if it sleeps."""
@@ -349,6 +413,9 @@ class Team:
 
 
 _as_function = cache(ctypes.CFUNCTYPE(None, ctypes.c_void_p))
+_as_parallel = cache(
+    ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+)
 
 
 def call_piece(piece: int, frame: int) -> None:
@@ -365,9 +432,10 @@ team = Team()
 
 
 def _after_fork() -> None:
-    """A child has none of its parent's threads."""
+    """A child has none of its parent's threads; an OpenMP runtime there waits for them forever."""
     global team
     team = Team()
+    team.may_borrow = False
 
 
 if hasattr(os, "register_at_fork"):

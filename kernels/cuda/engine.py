@@ -175,13 +175,17 @@ class CudaEngine(DeviceEngine):
         with self.gpu.products(self.precision):
             return self._forward(cell, xs, state, params, steps)[2]
 
-    def backward(self, cell: Cell, dhs: Array, dstate: State, saved: Any) -> Gradients:
+    def backward(
+        self, cell: Cell, dhs: Array, dstate: State, saved: Any, inputs: bool = True
+    ) -> Gradients:
         saved = self._all(cell, saved)
         (N, T, D), H = saved[0].shape, dhs.shape[2]
         with self.gpu.products(self.precision), _room_for(cell, N, T, D, H):
-            return self._backward(cell, dhs, dstate, saved)
+            return self._backward(cell, dhs, dstate, saved, inputs)
 
-    def _backward(self, cell: Cell, dhs: Array, dstate: State, saved: Any) -> Gradients:
+    def _backward(
+        self, cell: Cell, dhs: Array, dstate: State, saved: Any, inputs: bool
+    ) -> Gradients:
         xs, (Wx, Wh, b), states, kept, operands, normalised, steps = saved
         xp, at = self.xp, layout(cell, steps is not PLAIN)
         N, T, D = xs.shape
@@ -224,8 +228,10 @@ class CudaEngine(DeviceEngine):
             xp.concatenate(db) if cell.biases == 2 else db[0][0],
             rows[:, (G - at.weights) * H :].sum(axis=0).reshape(at.weights, H),
         )
-        dxs = self._product(x_rows, Wx.T).reshape(T, N, D).transpose(1, 0, 2)
-        dxs = xp.ascontiguousarray(dxs)
+        dxs = None
+        if inputs:
+            dxs = self._product(x_rows, Wx.T).reshape(T, N, D).transpose(1, 0, 2)
+            dxs = xp.ascontiguousarray(dxs)
         return Gradients(dxs, tuple(dstate_), gradients, dinitial, given.trace())
 
     def _backward_steps(

@@ -103,19 +103,22 @@ class Bidirectional(Composite):
         self._tape = here, hs.shape
         return hs
 
-    def backward(self, dhs: Array, *dstate: Sequence[Array | None] | None) -> Array:
+    def backward(
+        self, dhs: Array, *dstate: Sequence[Array | None] | None, inputs: bool = True
+    ) -> Array:
         """dhs (N, T, H_forward + H_backward) -> dxs (N, T, D); fills ``grads``.
 
         dstate  the gradient of the last states of the forward layer, then of the backward layer's
                 (after it has read step 0), a tuple or None each; zeros if left out
+        inputs  False: nobody needs dxs, None is returned; see TimeRecurrent
         """
         here, shape = self._recall()
         dhs = accept("dhs", dhs, shape, self.dtype, here)
         dahead, dback = (own or () for own in self._one_each("backward", dstate))
         H = self.forward_layer.output_size
-        dxs = self.forward_layer.backward(dhs[:, :, :H], *dahead)
-        dxs += self.backward_layer.backward(dhs[:, ::-1, H:], *dback)[:, ::-1]
-        return dxs
+        dxs = self.forward_layer.backward(dhs[:, :, :H], *dahead, inputs=inputs)
+        back = self.backward_layer.backward(dhs[:, ::-1, H:], *dback, inputs=inputs)
+        return dxs + back[:, ::-1] if inputs else None
 
 
 def _seen_from_the_end(resets: Array) -> Array:

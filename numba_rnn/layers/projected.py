@@ -159,12 +159,12 @@ class TimeProjectedLSTM(TimeRecurrent):
         self._shape = hs.shape
         return hs
 
-    def backward(self, dhs: Array, *dstate: Array | None) -> Array:
+    def backward(self, dhs: Array, *dstate: Array | None, inputs: bool = True) -> Array:
         """dhs (N, T, P), dstate dh (N, P), dc (N, H) -> dxs (N, T, D); see TimeRecurrent."""
         self._recall()
         here = self._engine()
         dhs = accept("dhs", dhs, self._shape, self.dtype, here)
-        dxs = super().backward(self._widened(dhs, here), *dstate)
+        dxs = super().backward(self._widened(dhs, here), *dstate, inputs=inputs)
         self.dstate = self._cut(self.dstate)
         return dxs
 

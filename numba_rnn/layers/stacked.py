@@ -142,11 +142,14 @@ class Stacked(Composite):
         self._tape = here, there, hs.shape
         return hs
 
-    def backward(self, dhs: Array, *dstate: Sequence[Array | None] | None) -> Array:
+    def backward(
+        self, dhs: Array, *dstate: Sequence[Array | None] | None, inputs: bool = True
+    ) -> Array:
         """dhs (N, T, H) -> dxs (N, T, D); fills ``grads``.
 
         dstate  the gradient of the last states of each recurrent layer, a tuple or None each;
                 zeros if left out
+        inputs  False: nobody needs dxs, None is returned; see TimeRecurrent
         """
         here, there, shape = self._recall()
         dhs = accept("dhs", dhs, shape, self.dtype, here)
@@ -156,12 +159,13 @@ class Stacked(Composite):
         for k in reversed(range(len(self.layers))):
             layer, dabove = self.layers[k], dhs
             own = given.pop()  # of the layer, or of its backward direction
+            below = inputs or k > 0
             if isinstance(layer, Bidirectional):
-                dhs = layer.backward(dabove, given.pop(), own)
+                dhs = layer.backward(dabove, given.pop(), own, inputs=below)
             else:
-                dhs = layer.backward(dabove, *(own or ()))
+                dhs = layer.backward(dabove, *(own or ()), inputs=below)
             dhs = self.dropouts[k - 1].backward(dhs) if k else dhs
-            if self.residuals[k]:
+            if self.residuals[k] and below:
                 dhs = dhs + dabove
         return dhs
 

@@ -84,13 +84,13 @@ class Network:
         """Fill ``grads``."""
         dhs = self.dropout.backward(self.affine.backward(dscores))
         if self.per_step:
-            self.recurrent.backward(dhs)
+            self.recurrent.backward(dhs, inputs=False)
             return
         layers = self.recurrent.recurrent
         H, below = layers[-1].output_size, len(layers) - self._directions
         ends = [(dhs[:, 0, k * H : (k + 1) * H],) for k in range(self._directions)]
         nothing = engine_of(self.params[0]).xp.zeros(self._shape, dhs.dtype)
-        self.recurrent.backward(nothing, *(None,) * below, *ends)
+        self.recurrent.backward(nothing, *(None,) * below, *ends, inputs=False)
 
     def forget(self) -> None:
         """Drop what forward kept for backward, and with it the memory."""

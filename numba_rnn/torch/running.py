@@ -5,14 +5,18 @@ on a GPU. What runs is a layer of ``numba_rnn.layers``, which keeps in itself wh
 so that every node has one of its own; a node that is gone gives its layer back to be used again.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import ctypes
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch.autograd.function import once_differentiable
 
+from ..backend import engine_of
 from ..checks import Array
 from ..layers import TimeRecurrent
 
@@ -109,12 +113,12 @@ def _forward(
     rest: Sequence[torch.Tensor],
     compare: bool,
 ) -> tuple[_Borrowed, tuple[torch.Tensor, ...]]:
-    with one_thread():
-        borrowed = runner.borrow(rest[states:], compare)
+    borrowed = runner.borrow(rest[states:], compare)
     layer = borrowed.layer
     if states:
         layer.set_state(*(array_of(state) for state in rest[:states]))
-    hs = layer.forward(array_of(xs), mask=mask)
+    with torch_threads(layer):
+        hs = layer.forward(array_of(xs), mask=mask)
     return borrowed, (tensor_of(hs), *map(tensor_of, layer.state))
 
 
@@ -143,11 +147,11 @@ class _Node(torch.autograd.Function):
         if dhs is None:
             dhs = xs.new_zeros((*xs.shape[:2], layer.output_size))
         given = [None if d is None else array_of(d) for d in dstate]
-        dxs = layer.backward(array_of(dhs), *given)
+        with torch_threads(layer):
+            dxs = layer.backward(array_of(dhs), *given, inputs=ctx.needs_input_grad[3])
         dstates = [tensor_of(d) for d in layer.dstate[: ctx.states]]
-        with one_thread():
-            weights = ctx.runner.gradients(layer)
-        return None, None, None, tensor_of(dxs), *dstates, *weights
+        weights = ctx.runner.gradients(layer)
+        return None, None, None, None if dxs is None else tensor_of(dxs), *dstates, *weights
 
 
 def array_of(tensor: torch.Tensor) -> Array:
@@ -158,22 +162,27 @@ def array_of(tensor: torch.Tensor) -> Array:
     return tensor.numpy() if tensor.device.type == "cpu" else tensor
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch's operations in the block wake no other threads.
+def torch_threads(layer: TimeRecurrent) -> AbstractContextManager[None]:
+    """Let the layer work with torch's own threads in the block.
 
-    They would look for more to do for a few milliseconds, on the cores where the layer's threads
-    are about to work.
+    After each operation these look out for more to do for some milliseconds, on the processors
+    that other threads would want.
     """
     threads = torch.get_num_threads()
-    if threads == 1:
-        yield
-        return
-    torch.set_num_threads(1)
+    if threads == 1 or not _openmp():
+        return nullcontext()
+    return engine_of(layer.params[0]).borrowing(_openmp(), threads)
+
+
+@cache
+def _openmp() -> int:
+    """The address of GOMP_parallel in the OpenMP runtime that torch uses; 0: it has no such."""
+    found = list((Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*"))
     try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+        function = ctypes.CDLL(str(found[0])).GOMP_parallel  # found in what the library needs, too
+    except (AttributeError, IndexError, OSError):
+        return 0
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
 def placed(layer: TimeRecurrent, weight: torch.Tensor) -> TimeRecurrent:
@@ -181,8 +190,10 @@ def placed(layer: TimeRecurrent, weight: torch.Tensor) -> TimeRecurrent:
     return layer.to("cuda") if weight.device.type == "cuda" else layer
 
 
-def tensor_of(array: Array) -> torch.Tensor:
+def tensor_of(array: Any) -> torch.Tensor:
     """The same memory as a tensor."""
+    if isinstance(array, torch.Tensor):
+        return array
     if isinstance(array, np.ndarray):
         return torch.from_numpy(array)
     return torch.from_dlpack(array)  # type: ignore[attr-defined]

@@ -1,11 +1,15 @@
 """Weights of torch.nn's modules as parameters of a layer, and gradients the other way.
 
-The table is ``bridges/conventions.py``; here it is applied to tensors, wherever they are.
+The table is ``bridges/conventions.py``; here it is applied at every step of training, to tensors
+wherever they are. Small ones on the CPU are seen as NumPy's arrays meanwhile, whose operations take
+a fifth of the time to begin; large ones stay tensors, which several threads copy.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..bridges import pytorch
@@ -41,48 +45,69 @@ class OfTorch:
 
     def fill(self, layer: TimeRecurrent, weights: Sequence[torch.Tensor]) -> None:
         """Write the weights into the layer's parameters."""
-        given = {name: w.detach() for name, w in zip(self.names, weights, strict=True)}
-        Wx, Wh, b, *Wr = map(tensor_of, layer.params)
-        self._write(Wx, given["weight_ih"].t())
-        self._write(Wh, given["weight_hh"].t())
+        seen = _view(weights)
+        given = {name: seen(w.detach()) for name, w in zip(self.names, weights, strict=True)}
+        Wx, Wh, b, *Wr = map(seen, layer.params)
+        self._write(Wx, given["weight_ih"].T)
+        self._write(Wh, given["weight_hh"].T)
         b_ih, b_hh = given.get("bias_ih"), given.get("bias_hh")
         if b_ih is None or b_hh is None:
-            b.zero_()
+            b[...] = 0
         elif self.family == "gru":
             self._write(b[0], b_ih)
             self._write(b[1], b_hh)
         else:
             self._write(b, b_ih + b_hh)
         if Wr:
-            Wr[0].copy_(given["weight_hr"].t())
+            Wr[0][...] = given["weight_hr"].T
 
-    def _write(self, ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    def _write(self, ours: Any, theirs: Any) -> None:
         """Gate by gate, each a block of our last axis and of theirs."""
         H = ours.shape[-1] // len(self._blocks)
         for here, (there, sign) in enumerate(self._blocks):
-            block = theirs.narrow(-1, there * H, H)
-            ours.narrow(-1, here * H, H).copy_(block if sign > 0 else -block)
+            block = theirs[..., there * H : (there + 1) * H]
+            ours[..., here * H : (here + 1) * H] = block if sign > 0 else -block
 
     def gradients(self, layer: TimeRecurrent) -> list[torch.Tensor]:
         """Those of the layer, as those of the weights; tensors of their own."""
-        dWx, dWh, db, *dWr = map(tensor_of, layer.grads)
+        dWx, dWh, db, *dWr = map(_view(layer.grads), layer.grads)
         found: dict[str, Any] = {"weight_ih": self._matrix(dWx), "weight_hh": self._matrix(dWh)}
         both = db if self.family == "gru" else (db, db)
         for name, gradient in zip(("bias_ih", "bias_hh"), both, strict=True):
             if name in self.names:
                 found[name] = self._matrix(gradient)
         if dWr:
-            found["weight_hr"] = dWr[0].t().contiguous()
-        return [found[name] for name in self.names]
+            found["weight_hr"] = _empty(dWr[0].T)
+            found["weight_hr"][...] = dWr[0].T
+        return [tensor_of(found[name]) for name in self.names]
 
-    def _matrix(self, ours: torch.Tensor) -> torch.Tensor:
+    def _matrix(self, ours: Any) -> Any:
         """(D, G H) as (G H, D), or a bias: gate by gate."""
-        H, ours = ours.shape[-1] // len(self._blocks), ours.t()
-        found = torch.empty(ours.shape, dtype=ours.dtype, device=ours.device)
+        H = ours.shape[-1] // len(self._blocks)
+        ours = ours.T if ours.ndim == 2 else ours
+        found = _empty(ours)
         for here, (there, sign) in enumerate(self._blocks):
-            block = ours.narrow(0, here * H, H)
-            found.narrow(0, there * H, H).copy_(block if sign > 0 else -block)
+            block = ours[here * H : (here + 1) * H]
+            found[there * H : (there + 1) * H] = block if sign > 0 else -block
         return found
+
+
+SMALL = 300_000  # numbers; about where two threads begin to pay
+
+
+def _view(matrices: Sequence[Any]) -> Callable[[Any], Any]:
+    """How to look at numbers while they are copied: as NumPy's arrays or as tensors."""
+    first = matrices[0]
+    on_cpu = isinstance(first, np.ndarray) or first.device.type == "cpu"
+    small = all(math.prod(m.shape) <= SMALL for m in matrices)
+    return np.asarray if on_cpu and small else tensor_of
+
+
+def _empty(like: Any) -> Any:
+    """Memory for numbers of the same shape, without gaps."""
+    if isinstance(like, np.ndarray):
+        return np.empty(like.shape, like.dtype)
+    return torch.empty(like.shape, dtype=like.dtype, device=like.device)
 
 
 class OfCell:
