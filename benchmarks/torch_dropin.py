@@ -43,7 +43,7 @@ def measured(kind: str, size: tuple[Any, ...], rounds: int) -> tuple[float, floa
     theirs = getattr(torch.nn, kind)(D, H, layers, bidirectional=both)
     ours = getattr(numba_rnn.torch, kind)(D, H, layers, bidirectional=both)
     ours.load_state_dict(theirs.state_dict())
-    xs, dhs = torch.randn(T, N, D), torch.randn(T, N, H * (1 + both))
+    xs, dhs = torch.randn(T, N, D, requires_grad=True), torch.randn(T, N, H * (1 + both))
 
     def train(module: Any) -> Any:
         def call() -> Any:
