@@ -3,7 +3,9 @@
     python -m benchmarks.torch_dropin                 1 and 2 threads
     python -m benchmarks.torch_dropin --quick
 
-    step     a training step of a model: forward, loss, backward, in microseconds or milliseconds
+    train    a training step: forward and backward to the weights and the inputs, as a layer has it
+             that stands on an embedding or another layer
+    infer    forward without gradients
     times    the time of torch.nn's module over that of ours; above 1 ours is faster
 
 Both modules have the same weights and are called in turn in one process, on as many threads;
@@ -48,9 +50,11 @@ def measured(kind: str, size: tuple[Any, ...], rounds: int) -> tuple[float, floa
     def train(module: Any) -> Any:
         def call() -> Any:
             module.zero_grad()
+            xs.grad = None
             out, _ = module(xs)
             out.backward(dhs)
-            return [out.detach().numpy(), *(p.grad.numpy() for p in module.parameters())]
+            found = out.detach(), xs.grad, *(p.grad for p in module.parameters())
+            return [tensor.numpy() for tensor in found]
 
         return call
 
