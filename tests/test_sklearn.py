@@ -705,3 +705,41 @@ def test_scikit_learn_is_loaded_on_demand_and_named_where_it_is_missing():
         del sys.modules["sklearn"]
         assert numba_rnn.sklearn.RNNClassifier.__name__ == "RNNClassifier"
     """)
+
+
+# ---- tables that are not what they seem
+
+
+def frames(columns="ab", times=60, index=None):
+    values = np.random.default_rng(0).standard_normal((times, len(columns)))
+    return pd.DataFrame(values, columns=list(columns), index=index)
+
+
+def test_a_table_of_times_is_one_series_and_no_table():
+    days = pd.date_range("2026-01-01", periods=60)
+    with pytest.raises(ValueError, match=r"X: .* a table of times \(DatetimeIndex\).*fit\(\[X\]\)"):
+        RNNForecaster(max_epochs=1).fit(frames(index=days))
+
+
+def test_a_narrow_table_is_told_from_one_series():
+    with pytest.raises(ValueError, match=r"minimum of 7 .* a row for each time: fit\(\[X\]\)"):
+        RNNForecaster(horizon=6, max_epochs=1).fit(frames())
+
+
+def test_columns_are_those_of_fit():
+    series, known = frames(), frames("uv", 61)
+    model = RNNForecaster(max_epochs=1, random_state=0).fit([series], exogenous=[known[:60]])
+    assert list(model.feature_names_in_) == ["a", "b"]
+    model.predict([series], exogenous=[known])
+    model.predict([series.to_numpy()], exogenous=[known.to_numpy()])
+    with pytest.raises(ValueError, match="X: expected the columns a, b, in this order, got b, a"):
+        model.predict([series[["b", "a"]]], exogenous=[known])
+    with pytest.raises(ValueError, match="exogenous: expected the columns u, v"):
+        model.predict([series], exogenous=[known[["v", "u"]]])
+    with pytest.raises(ValueError, match=r"X\[1\]: expected the columns a, b"):
+        model.fit([series, series[["b", "a"]]])
+
+
+def test_exogenous_inputs_are_no_targets():
+    with pytest.raises(TypeError, match="y: a forecaster takes no targets; inputs are exogenous"):
+        RNNForecaster(max_epochs=1).fit([frames()], [frames()])

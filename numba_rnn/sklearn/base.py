@@ -16,7 +16,16 @@ from ..layers import TimeMSE
 from ..training import Optimiser, TrainingDiverged, clip_grads, optimisers
 from ..training.clipping import global_norm
 from .network import Network
-from .sequences import Examples, Sequences, block, is_table, mask_of, read_sequences
+from .sequences import (
+    Examples,
+    Sequences,
+    block,
+    columns_of,
+    expect_columns,
+    is_table,
+    mask_of,
+    read_sequences,
+)
 
 _NETWORK = ("cell", "hidden_size", "layers", "bidirectional", "dropout", "per_step")
 
@@ -129,7 +138,7 @@ class RecurrentEstimator(BaseEstimator):
                 )
             found = found.reshape(len(found), -1, D)
         else:
-            found = read_sequences("X", X, dtype)
+            found, names = read_sequences("X", X, dtype), columns_of("X", X)
             features = found[0].shape[1]
             if reset:
                 self.n_features_in_ = features
@@ -139,6 +148,10 @@ class RecurrentEstimator(BaseEstimator):
                     f"X has {features} features, but {type(self).__name__} is expecting "
                     f"{self.n_features_in_} features as input"
                 )
+            if reset and names is not None:
+                self.feature_names_in_ = np.array(names, object)
+            elif not reset:
+                expect_columns("X", names, getattr(self, "feature_names_in_", None))
         if reset:
             self._table = table
         return found

@@ -11,7 +11,30 @@ from sklearn.utils import check_array
 from ..checks import Array, expect_float, expect_int
 from ..training import Optimiser
 from .base import RecurrentEstimator
-from .sequences import Examples, Sequences, is_table, lengths_of, read_sequences
+from .sequences import (
+    Examples,
+    Sequences,
+    columns_of,
+    expect_columns,
+    is_table,
+    lengths_of,
+    read_sequences,
+)
+
+ONE_SERIES = "A table has a series in each row; one with a row for each time: fit([X])"
+
+
+def expect_no_times(X: Any) -> None:
+    """Raises ValueError for a DataFrame whose rows are times, which is one series and no table."""
+    index = type(getattr(X, "index", None)).__name__
+    if index in ("DatetimeIndex", "PeriodIndex", "TimedeltaIndex"):
+        raise ValueError(f"X: expected series, got a table of times ({index}). {ONE_SERIES}")
+
+
+def expect_no_sequences(name: str, y: Any) -> None:
+    """Raises TypeError for targets that are series themselves: a forecaster has its own."""
+    if isinstance(y, (list, tuple)) and y and np.ndim(y[0]) == 2:
+        raise TypeError(f"{name}: a forecaster takes no targets; inputs are exogenous=...")
 
 
 class RNNForecaster(RecurrentEstimator):
@@ -95,6 +118,7 @@ class RNNForecaster(RecurrentEstimator):
 
     def fit(self, X: Any, y: Any = None, *, exogenous: Any = None) -> Self:
         """Train on series X, with exogenous inputs as long as they are. y is not looked at."""
+        expect_no_sequences("y", y)
         series = self._read_series(X, reset=True)
         known = self._read_exogenous(exogenous, series, 0, reset=True)
         train, valid = list(zip(series, known, strict=True)), None
@@ -105,6 +129,7 @@ class RNNForecaster(RecurrentEstimator):
 
     def partial_fit(self, X: Any, y: Any = None, *, exogenous: Any = None) -> Self:
         """Train on series once. y is not looked at."""
+        expect_no_sequences("y", y)
         anew = not hasattr(self, "network_")
         series = self._read_series(X, reset=anew)
         known = self._read_exogenous(exogenous, series, 0, reset=anew)
@@ -195,7 +220,13 @@ class RNNForecaster(RecurrentEstimator):
 
     def _read_series(self, X: Any, *, reset: bool) -> Sequences:
         horizon = expect_int("horizon", self.horizon)
-        series = self._read(X, reset=reset, least_steps=horizon + 1)
+        expect_no_times(X)
+        try:
+            series = self._read(X, reset=reset, least_steps=horizon + 1)
+        except ValueError as error:
+            if "minimum of" in str(error) and is_table(X):
+                raise ValueError(f"{error} (horizon + 1 steps). {ONE_SERIES}") from error
+            raise
         if reset:
             self._expect_steps(series)
             self._outputs = horizon * series[0].shape[1]
@@ -220,6 +251,11 @@ class RNNForecaster(RecurrentEstimator):
             found = check_array(exogenous, dtype=dtype, input_name="exogenous")[:, :, None]
         else:
             found = read_sequences("exogenous", exogenous, dtype)
+        names = columns_of("exogenous", exogenous)
+        if reset:
+            self._known_names = names
+        else:
+            expect_columns("exogenous", names, self._known_names)
         if len(found) != len(lengths):
             raise ValueError(
                 f"exogenous: expected inputs of {len(lengths)} series, got {len(found)}"

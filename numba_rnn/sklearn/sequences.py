@@ -56,6 +56,32 @@ def read_sequences(name: str, X: Any, dtype: Any) -> Sequences:
     return cut(flat, rows)
 
 
+def columns_of(name: str, X: Any) -> list[str] | None:
+    """The names of the columns of a list of DataFrames; None where they have none.
+
+    Raises ValueError where the DataFrames do not agree.
+    """
+    found = (
+        [list(x.columns) for x in X if hasattr(x, "columns")]
+        if isinstance(X, (list, tuple))
+        else []
+    )
+    if not found or not all(isinstance(column, str) for column in found[0]):
+        return None
+    for k, columns in enumerate(found):
+        expect_columns(f"{name}[{k}]", columns, found[0])
+    return found[0]
+
+
+def expect_columns(name: str, columns: Any, expected: Any) -> None:
+    """Raises ValueError where columns are not those expected, in their order; None: not known."""
+    if columns is not None and expected is not None and list(columns) != list(expected):
+        raise ValueError(
+            f"{name}: expected the columns {', '.join(expected)}, in this order, got "
+            f"{', '.join(map(str, columns))}"
+        )
+
+
 def lengths_of(sequences: Sequences) -> Array:
     """The number of steps of each, (N,)."""
     return np.array([len(sequence) for sequence in sequences])
