@@ -55,7 +55,7 @@ class Runner:
         """
         if torch.compiler.is_dynamo_compiling():
             outside = torch.compiler.disable(self.__call__)  # type: ignore[no-untyped-call]
-            return outside(xs, state, weights, mask)  # type: ignore[no-any-return]
+            return outside(xs, state, weights, mask)
         given = tuple(state or ())
         _expect_runs_here((xs, *given, *weights))
         keep = torch.is_grad_enabled() and any(t.requires_grad for t in (xs, *given, *weights))
