@@ -724,6 +724,18 @@ def more(*nodes, **weights):
     return changed(change)
 
 
+def from_nothing(*nodes):
+    """Nodes that read a, 2^22 zeros, and a row of 32 numbers."""
+    zero = helper.make_tensor("zero", onnx.TensorProto.INT64, [1], [0])
+    many = node("ConstantOfShape", ["s"], ["a"], value=zero)
+    return more(
+        many, *nodes, s=np.array([2**22]), row=np.ones((1, 32), np.int64), one=np.array([1])
+    )
+
+
+MUCH = ValueError, "node 'z.*': expected at most 67108864 numbers made of nothing by all nodes"
+
+
 def old(opset):
     def change(model):
         model.opset_import[0].version = opset
@@ -886,6 +898,19 @@ REFUSED = {
             s=np.array([2**20, 2**20])),
         ValueError,
         "ConstantOfShape node 'big': expected a shape of at most",
+    ),
+    "too much joined": (lambda: from_nothing(node("Concat", ["a"] * 20, ["z"], axis=0)), *MUCH),
+    "too many rows": (lambda: from_nothing(node("Gather", ["row", "a"], ["z"])), *MUCH),
+    "too large a sum": (
+        lambda: from_nothing(node("Unsqueeze", ["a", "one"], ["b"]),
+                             node("Add", ["b", "row"], ["z"])),
+        *MUCH,
+    ),
+    "too much of all": (
+        lambda: from_nothing(*[node("Identity", ["a"], [f"z{k}"]) for k in range(20)]), *MUCH
+    ),
+    "no output": (
+        lambda: changed(lambda m: m.graph.ClearField("output")), ValueError, "outputs of the graph"
     ),
     "no file": (lambda: "", TypeError, "expected a path, bytes or an onnx.ModelProto"),
 }  # fmt: skip

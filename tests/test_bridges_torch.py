@@ -195,6 +195,17 @@ def test_nothing_is_written_of_what_is_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_module_in_a_larger_one_says_the_same():
+    inside = torch.nn.ModuleDict({"a": made("relu", 3, 5, 2, dropout=0.25), "b": made("gru", 3, 5)})
+    model = torch.nn.ModuleDict({"encoder": inside})
+    xs = np.random.default_rng(0).standard_normal((2, 4, 3)).astype(np.float32)
+    stack = from_torch(model, prefix="encoder.a.")
+    assert stack.dropouts[0].ratio == 0.25
+    stack.train_flg = False
+    want = outputs(inside["a"].eval(), xs)[0]
+    assert relative_error(stack.forward(xs), want) < LIMITS[torch.float32]
+
+
 def state_dict(**changes):
     arrays = {name: t.numpy() for name, t in made("lstm", 3, 5, 2).state_dict().items()}
     return {k: v for k, v in {**arrays, **changes}.items() if v is not None}
@@ -235,6 +246,22 @@ WRONG = {
         ValueError,
         r"expected weight_ih_l0 \(G H, D\)",
     ),
+    "one bias": (lambda: state_dict(bias_hh_l1=None), ValueError, "or neither, got one of them"),
+    "no units": (
+        lambda: {"weight_ih_l0": np.ones((0, 3)), "weight_hh_l0": np.ones((0, 0))},
+        ValueError,
+        "weight_hh_l0: .* no size 0",
+    ),
+    "no axes": (
+        lambda: {"weight_ih_l0": np.ones((4, 3)), "weight_hh_l0": np.array(1.0)},
+        ValueError,
+        r"weight_hh_l0: expected shape \(rows, columns\)",
+    ),
+    "projected gru": (
+        lambda: {name: np.ones((6, 2)) for name in ("weight_ih", "weight_hh", "weight_hr")},
+        ValueError,
+        "weight_hr_l0 of an LSTM alone, got one of gru",
+    ),
     "bias": (
         lambda: state_dict(bias_ih_l0=np.ones(19, np.float32)),
         ValueError,
@@ -265,6 +292,19 @@ def test_files_that_cannot_be_read(tmp_path):
         from_torch(state_dict(), activation="sigmoid")
     with pytest.raises(ValueError, match=r"names that begin 'x\.', got ''"):
         from_torch(state_dict(), prefix="x.")
+
+
+def test_files_with_numbers_that_numpy_has_not(tmp_path):
+    from safetensors.torch import save_file
+
+    path, weights = tmp_path / "model.safetensors", made("gru", 3, 5).state_dict()
+    head = {"head.weight": torch.ones(2, dtype=torch.bfloat16)}
+    save_file({f"rnn.{name}": w for name, w in weights.items()} | head, path)
+    assert from_torch(path).cell.name == "gru_reset_after"  # the others are not looked at
+    for dtype in (torch.bfloat16, torch.float8_e4m3fn):
+        save_file({name: w.to(dtype) for name, w in weights.items()}, path)
+        with pytest.raises(TypeError, match=r"(weight|bias)_\w+: expected float32 or float64, got"):
+            from_torch(path)
 
 
 def test_without_torch_the_names_are_there(tmp_path):

@@ -16,7 +16,7 @@ import numba_rnn.torch
 from helpers import relative_error
 from numba_rnn import cell, use_backend
 from numba_rnn.functions import sigmoid, tanh
-from numba_rnn.torch.accelerating import restore
+from numba_rnn.torch import restore
 
 # torch says so where proj_size is set
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections")
@@ -221,6 +221,45 @@ def test_bad_input(call, error, says):
     _, ours = pair("lstm", 3, 5)
     with pytest.raises(error, match=says):
         call(ours)
+
+
+def test_torch_compile_leaves_it_alone():
+    theirs, ours = pair("lstm", 3, 5)
+    compiled = torch.compile(lambda xs: torch.relu(ours(xs * 2)[0]) + 1, backend="eager")
+    for N in (2, 3, 4):  # of several shapes, for which it would compile anew
+        xs = torch.randn(4, N, 3)
+        torch.testing.assert_close(compiled(xs), torch.relu(theirs(xs * 2)[0]) + 1)
+    compiled(xs).sum().backward()
+    torch.relu(theirs(xs * 2)[0]).sum().backward()
+    torch.testing.assert_close(ours.weight_hh_l0.grad, theirs.weight_hh_l0.grad)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_it_would_record_as_constants_is_not_traced():
+    _, ours = pair("lstm", 3, 5)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="would take what numba_rnn computes"):
+        torch.jit.trace(ours.eval(), (torch.randn(4, 2, 3),))
+    model = restore(torch.nn.Sequential(ours))
+    traced = torch.jit.trace(model.eval(), (torch.randn(4, 2, 3),))
+    xs = torch.randn(4, 2, 3)
+    torch.testing.assert_close(traced(xs)[0], model(xs)[0])
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_half_precision_is_refused(grad):
+    model, xs = (
+        torch.nn.Sequential(torch.nn.Linear(3, 3), pair("lstm", 3, 5)[1]),
+        torch.ones(4, 2, 3),
+    )
+    says = r"got torch\.bfloat16; torch\.autocast has to be off"
+    with (
+        torch.set_grad_enabled(grad),
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        pytest.raises(TypeError, match=says),
+    ):
+        model(xs)
+    with pytest.raises(TypeError, match=r"expected float32 or float64, got torch\.bfloat16"):
+        model.bfloat16()(xs.bfloat16())
 
 
 # ---- a cell of one's own

@@ -29,7 +29,9 @@ _LAYERS = ("RNN", "LSTM", "GRU", "MatMul", "Gemm")
 _TYPES = {1: "float32", 6: "int32", 7: "int64", 9: "bool", 11: "float64"}
 _NO_LIMIT = float(np.finfo(np.float32).max)  # ONNX Runtime's clip where there is none
 # what numpy raises where shapes or indices do not fit
-_MISFITS = (ValueError, TypeError, IndexError, KeyError, OverflowError, MemoryError)
+_MISFITS = (
+    ValueError, TypeError, IndexError, KeyError, OverflowError, MemoryError, ZeroDivisionError,
+)  # fmt: skip
 _Shape = tuple[int | str, ...] | None
 
 
@@ -212,9 +214,9 @@ def _accumulate(gradients: dict[str, Any], name: str, gradient: Array) -> None:
     gradients[name] = gradients[name] + gradient if name in gradients else gradient
 
 
-def _run(step: Step, values: list[Any]) -> tuple[Any, ...]:
+def _run(step: Step, values: list[Any], method: str = "forward") -> Any:
     try:
-        return step.forward(*values)
+        return getattr(step, method)(*values)
     except CannotConvert:
         raise
     except _MISFITS as error:
@@ -346,7 +348,7 @@ class _Reader:
             _expect_declared(f"weights[{name!r}]", value, *self._specs[name])
             self._constants[name] = value.copy()
             self._optional.pop(name, None)
-        self._fused: dict[int, int] = {}  # the Add behind a MatMul
+        self._made = 0  # numbers that nodes have made without inputs
 
     def _node(self, proto: Any) -> Node:
         import onnx
@@ -382,6 +384,8 @@ class _Reader:
         dtypes = {str(step.layer.dtype) for step in steps if step.layer is not None}
         if len(dtypes) > 1:
             raise CannotConvert(f"source: expected weights of one dtype, got {sorted(dtypes)}")
+        if not self._outputs:
+            raise CannotConvert("source: expected outputs of the graph, got none")
         computed = {name for step in steps for name in step.outputs}
         for name in self._outputs:
             if name not in computed:
@@ -397,12 +401,20 @@ class _Reader:
         return OnnxNet(steps, specs, optional, constants, self._frame)
 
     def _fold(self, step: Step) -> None:
-        found = _run(step, [self._constants[name] if name else None for name in step.inputs])
+        values = [self._constants[name] if name else None for name in step.inputs]
+        self._expect_few(step, _run(step, values, "size"))
+        found = _run(step, values)
         for name, value in zip(step.outputs, found, strict=False):
-            if np.size(value) > LARGEST:
-                raise ValueError(f"{step.node}: expected at most {LARGEST} numbers")
+            self._expect_few(step, np.size(value))
+            self._made += np.size(value)
             self._constants[name] = np.asarray(value)
         step.forget()
+
+    def _expect_few(self, step: Step, more: int) -> None:
+        if self._made + more > LARGEST:
+            raise ValueError(
+                f"{step.node}: expected at most {LARGEST} numbers made of nothing by all nodes"
+            )
 
     def _known(self, name: str) -> Array | None:
         return self._constants.get(name, self._optional.get(name))

@@ -5,6 +5,7 @@ their gradients (None where there is none) and gives those of what forward took.
 the steps, an ``OnnxNet`` runs them.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,7 +29,7 @@ from .conventions import CannotConvert
 from .onnx_cells import LIBRARY, Kind, cell_of, params_of, weights_of
 
 Arrays = tuple[Array | None, ...]
-LARGEST = 2**26  # numbers that a node may make of nothing, so that no file takes all memory
+LARGEST = 2**26  # numbers that may be made of nothing, so that no file takes all memory
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,10 @@ class Step:
 
     def forward(self, *values: Any) -> Arrays:
         raise NotImplementedError
+
+    def size(self, *values: Any) -> int:
+        """How many numbers forward would make, where that may be far more than it is given."""
+        return 0
 
     def backward(self, *gradients: Array | None) -> Arrays:
         """Of what has one output and gives a gradient to its first input."""
@@ -203,6 +208,9 @@ class Concat(Step):
         self._tape = np.cumsum([value.shape[self._axis] for value in values])[:-1]
         return (np.concatenate(values, axis=self._axis),)
 
+    def size(self, *values: Any) -> int:
+        return sum(value.size for value in values)
+
     def backward(self, *gradients: Array | None) -> Arrays:
         (gradient,) = gradients
         assert gradient is not None
@@ -230,6 +238,10 @@ class Gather(_Cut):
 
     def forward(self, x: Array, indices: Array, /) -> Arrays:
         return self._cut(x, (slice(None),) * (self._axis % x.ndim) + (indices,))
+
+    def size(self, *values: Any) -> int:
+        x, indices = values
+        return int(indices.size) * (x.size // max(x.shape[self._axis], 1))
 
 
 class Slice(_Cut):
@@ -275,6 +287,9 @@ class Add(Step):
     def forward(self, a: Array, b: Array, /) -> Arrays:
         self._tape = a.shape, b.shape
         return (a + b,)
+
+    def size(self, *values: Any) -> int:
+        return math.prod(np.broadcast_shapes(*(value.shape for value in values)))
 
     def backward(self, *gradients: Array | None) -> Arrays:
         return tuple(_summed(gradients[0], shape) for shape in self._tape)

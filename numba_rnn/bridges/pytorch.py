@@ -57,10 +57,11 @@ def from_torch(
 ) -> TimeRecurrent | Bidirectional | Stacked:
     """Layers with the weights of torch.nn.RNN, LSTM or GRU, also of their cells.
 
-    source      the module; a state_dict, of tensors or arrays; or a safetensors file. (A file of
-                torch.save is a program that loading would run: write a safetensors file.)
-    prefix      what the names begin with in a state_dict that has more, ``"encoder.rnn."``; not
-                needed where only one recurrent module is in it
+    source      the module, or a larger one; a state_dict, of tensors or arrays; or a safetensors
+                file. (A file of torch.save is a program that loading would run: write a
+                safetensors file.)
+    prefix      what the names begin with in what has more, ``"encoder.rnn."``; not needed where
+                only one recurrent module is in it
     activation  of torch.nn.RNN, "tanh" or "relu"; a module says it itself, a state_dict does not,
                 and has "tanh" if it is left out
 
@@ -73,13 +74,9 @@ def from_torch(
     >>> from_torch(weights)
     TimeLSTM(cell lstm, D 3, H 5, float64)
     """
-    dropout = 0.0
+    module = None
     if hasattr(source, "state_dict"):
-        mode = str(getattr(source, "mode", ""))  # RNN_TANH, RNN_RELU, LSTM, GRU; a cell has none
-        of_cell = f"RNN_{getattr(source, 'nonlinearity', '')}".upper()
-        activation = activation or _MODES.get(mode or of_cell)
-        dropout = float(getattr(source, "dropout", 0.0)) if mode else 0.0
-        source = source.state_dict()
+        module, source = source, source.state_dict()
     elif isinstance(source, (str, Path)):
         source = _read(Path(source))
     if not isinstance(source, Mapping):
@@ -87,8 +84,13 @@ def from_torch(
             "source: expected a torch module, a state_dict or the path of a safetensors file, got "
             f"{type(source).__name__}"
         )
+    prefix, dropout = _the_prefix(source, prefix), 0.0
+    if module is not None:
+        own, _, _ = prefix.rpartition(".")
+        said, dropout = _said_by(module.get_submodule(own) if own else module)
+        activation = activation or said
     activation = expect_choice("activation", activation or "tanh", ("tanh", "relu"))
-    found = _directions(source, _the_prefix(source, prefix))
+    found = _directions(source, prefix)
     numbers = sorted({k for k, _ in found})
     if numbers != list(range(len(numbers))):
         raise ValueError(f"source: expected layers from 0 on, got those of {numbers}")
@@ -108,19 +110,36 @@ def from_torch(
     return layers[0] if len(layers) == 1 else Stacked(layers, dropout=dropout)
 
 
-def _read(path: Path) -> Named:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+def _said_by(module: Any) -> tuple[str | None, float]:
+    """The activation of an RNN, and the dropout, which are not among a module's weights."""
+    mode = str(getattr(module, "mode", ""))  # RNN_TANH, RNN_RELU, LSTM, GRU; a cell has none
+    of_cell = f"RNN_{getattr(module, 'nonlinearity', '')}".upper()
+    return _MODES.get(mode or of_cell), float(getattr(module, "dropout", 0.0)) if mode else 0.0
+
+
+def _read(path: Path) -> dict[str, Array | None]:
+    """The arrays of a file by name; None for what is of no recurrent module."""
+    from safetensors import SafetensorError, safe_open
 
     if path.suffix in (".pt", ".pth", ".bin"):
         raise ValueError(
             f"source: expected a safetensors file, got {path}, which a loader would have to run; "
             "in PyTorch: safetensors.torch.save_file(module.state_dict(), path)"
         )
+    name = ""
     try:
-        return dict(load_file(path))
+        with safe_open(path, framework="np") as file:
+            found: dict[str, Array | None] = dict.fromkeys(file.keys())
+            for name in filter(_NAME.search, found):
+                found[name] = file.get_tensor(name)
+            return found
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"source: {path} is no whole safetensors file ({error})") from error
+    except (AttributeError, TypeError) as error:  # bfloat16 and its like, which NumPy has not
+        raise TypeError(
+            f"{name}: expected float32 or float64, got something else ({error}); convert it where "
+            "it is from"
+        ) from error
 
 
 def _the_prefix(source: Mapping[str, Any], prefix: str | None) -> str:
@@ -158,6 +177,13 @@ def layer_of(arrays: Named, activation: str = "tanh", suffix: str = "") -> TimeR
     if missing:
         names = ", ".join(name + suffix for name in missing)
         raise ValueError(f"source: expected weights of every layer, got no {names}")
+    for name in sorted(arrays):
+        if name.startswith("weight"):
+            expect_array(name + suffix, arrays[name], ("rows", "columns"))
+    if ("bias_ih" in arrays) != ("bias_hh" in arrays):
+        raise ValueError(
+            f"source: expected bias_ih{suffix} and bias_hh{suffix} or neither, got one of them"
+        )
     w_ih, w_hh = arrays["weight_ih"], arrays["weight_hh"]
     H = arrays["weight_hr"].shape[1] if "weight_hr" in arrays else w_hh.shape[-1]
     rows = w_hh.shape[0]
@@ -166,6 +192,10 @@ def layer_of(arrays: Named, activation: str = "tanh", suffix: str = "") -> TimeR
         raise ValueError(
             f"source: expected weight_ih{suffix} (G H, D) and weight_hh{suffix} (G H, H) with G "
             f"1, 3 or 4, got {w_ih.shape} and {w_hh.shape}"
+        )
+    if "weight_hr" in arrays and family != "lstm":
+        raise ValueError(
+            f"source: expected weight_hr{suffix} of an LSTM alone, got one of {family}"
         )
     Wx, Wh = (from_theirs(w.T, family, PYTORCH) for w in (w_ih, w_hh))
     biases = []

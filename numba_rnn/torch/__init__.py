@@ -3,6 +3,7 @@
     import numba_rnn.torch
 
     model = numba_rnn.torch.accelerate(model)         an existing model: one line
+    model = numba_rnn.torch.restore(model)            and back, to write it down with torch.jit, say
     rnn = numba_rnn.torch.LSTM(100, 200, num_layers=2)    in place of torch.nn.LSTM
     rnn = numba_rnn.torch.Recurrent("mgu", 100, 200)      a cell of the zoo, or your own
 
@@ -11,7 +12,7 @@ autograd, forwards and backwards of a layer being one node each. Needs PyTorch, 
 does not install.
 """
 
-from .accelerating import accelerate
+from .accelerating import accelerate, restore
 from .modules import GRU, LSTM, RNN, Recurrent
 
-__all__ = ["GRU", "LSTM", "RNN", "Recurrent", "accelerate"]
+__all__ = ["GRU", "LSTM", "RNN", "Recurrent", "accelerate", "restore"]

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 
 from .modules import GRU, LSTM, RNN
+from .running import FLOATS
 
 _SWAPS: dict[type, type] = {torch.nn.RNN: RNN, torch.nn.LSTM: LSTM, torch.nn.GRU: GRU}
-_DTYPES = (torch.float32, torch.float64)
 
 
 def accelerate(model: torch.nn.Module, tell: Callable[[str], None] = print) -> torch.nn.Module:
@@ -31,7 +31,7 @@ def accelerate(model: torch.nn.Module, tell: Callable[[str], None] = print) -> t
         swap = _SWAPS.get(type(module))
         if swap is None:
             tell(f"{where} is left: a class of its own may compute something of its own")
-        elif not dtypes <= set(_DTYPES):
+        elif not dtypes <= set(FLOATS):
             tell(f"{where} is left: its numbers are {', '.join(map(str, dtypes))}, not float32")
         else:
             module.__class__ = swap

@@ -20,6 +20,8 @@ from ..backend import engine_of
 from ..checks import Array
 from ..layers import TimeRecurrent
 
+FLOATS = (torch.float32, torch.float64)
+
 
 class Form(Protocol):
     """How the weights of a module become a layer's parameters, and its gradients theirs."""
@@ -47,8 +49,15 @@ class Runner:
 
         state  the states before, None: zeros
         mask   (N, T) bool array: the steps that are there; None: all
+
+        torch.compile leaves it as it is. Raises TypeError for other dtypes than float32 and
+        float64, RuntimeError while torch.jit.trace records what it cannot see.
         """
+        if torch.compiler.is_dynamo_compiling():
+            outside = torch.compiler.disable(self.__call__)  # type: ignore[no-untyped-call]
+            return outside(xs, state, weights, mask)
         given = tuple(state or ())
+        _expect_runs_here((xs, *given, *weights))
         keep = torch.is_grad_enabled() and any(t.requires_grad for t in (xs, *given, *weights))
         run: Callable[..., Any] = _Node.apply if keep else _without_gradient
         hs, *after = run(self, mask, len(given), xs, *given, *weights)
@@ -103,6 +112,20 @@ class _Lease:
 
     def __del__(self) -> None:
         self.borrowed.give_back()
+
+
+def _expect_runs_here(tensors: Sequence[torch.Tensor]) -> None:
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        raise RuntimeError(
+            "torch.jit.trace, and exporters that use it, would take what numba_rnn computes for "
+            "constants; numba_rnn.torch.restore(model) makes its modules torch's own again"
+        )
+    for tensor in tensors:
+        if tensor.dtype not in FLOATS:
+            raise TypeError(
+                f"input and weights: expected float32 or float64, got {tensor.dtype}; "
+                "torch.autocast has to be off where the module is called"
+            )
 
 
 def _forward(
