@@ -743,3 +743,23 @@ def test_columns_are_those_of_fit():
 def test_exogenous_inputs_are_no_targets():
     with pytest.raises(TypeError, match="y: a forecaster takes no targets; inputs are exogenous"):
         RNNForecaster(max_epochs=1).fit([frames()], [frames()])
+
+
+def test_a_refused_fit_leaves_the_estimator_as_it_was():
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((12, 5, 2)), np.arange(12) % 2
+    for model in RNNClassifier(max_epochs=1), RNNRegressor(max_epochs=1):
+        model.set_params(warm_start=True, random_state=0)
+        want = model.fit(X, y).predict(X)
+        with pytest.raises(ValueError, match="input_size"):
+            model.fit(rng.standard_normal((12, 5, 3)), y)
+        with pytest.raises(ValueError, match="NaN"):
+            model.fit(np.full((12, 5, 2), np.nan), y)
+        np.testing.assert_array_equal(model.predict(X), want)
+
+
+def test_the_horizon_is_that_of_fit():
+    model = RNNForecaster(horizon=4, max_epochs=1, random_state=0).fit([frames()])
+    with pytest.raises(ValueError, match="horizon: expected 4, as in fit, got 2"):
+        model.set_params(horizon=2).predict([frames()])
+    assert model.fit([frames()]).predict([frames()]).shape == (1, 2, 2)

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, Self
+from functools import wraps
+from typing import Any, ParamSpec, Self, TypeVar
 
 import numpy as np
 from sklearn.base import BaseEstimator
@@ -27,7 +28,27 @@ from .sequences import (
     read_sequences,
 )
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 _NETWORK = ("cell", "hidden_size", "layers", "bidirectional", "dropout", "per_step")
+
+
+def all_or_nothing(fit: Callable[P, R]) -> Callable[P, R]:
+    """A method ``fit`` that leaves the estimator as it was where parameters or data do not fit."""
+
+    @wraps(fit)
+    def fitting(*args: P.args, **options: P.kwargs) -> R:
+        estimator: Any = args[0]
+        before = dict(estimator.__dict__)
+        try:
+            return fit(*args, **options)
+        except (TypeError, ValueError):
+            estimator.__dict__.clear()
+            estimator.__dict__.update(before)
+            raise
+
+    return fitting
 
 
 class RecurrentEstimator(BaseEstimator):

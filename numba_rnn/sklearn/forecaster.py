@@ -10,7 +10,7 @@ from sklearn.utils import check_array
 
 from ..checks import Array, expect_float, expect_int
 from ..training import Optimiser
-from .base import RecurrentEstimator
+from .base import RecurrentEstimator, all_or_nothing
 from .sequences import (
     Examples,
     Sequences,
@@ -116,6 +116,7 @@ class RNNForecaster(RecurrentEstimator):
 
     # ---- training
 
+    @all_or_nothing
     def fit(self, X: Any, y: Any = None, *, exogenous: Any = None) -> Self:
         """Train on series X, with exogenous inputs as long as they are. y is not looked at."""
         expect_no_sequences("y", y)
@@ -229,7 +230,9 @@ class RNNForecaster(RecurrentEstimator):
             raise
         if reset:
             self._expect_steps(series)
-            self._outputs = horizon * series[0].shape[1]
+            self._horizon, self._outputs = horizon, horizon * series[0].shape[1]
+        elif horizon != self._horizon:
+            raise ValueError(f"horizon: expected {self._horizon}, as in fit, got {horizon}")
         return series
 
     def _expect_steps(self, series: Sequences) -> None:

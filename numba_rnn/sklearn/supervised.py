@@ -15,7 +15,7 @@ from sklearn.utils.validation import assert_all_finite
 from ..checks import Array
 from ..layers import TimeSoftmaxWithLoss
 from ..training import Optimiser
-from .base import RecurrentEstimator
+from .base import RecurrentEstimator, all_or_nothing
 from .sequences import Examples, Sequences, cut, flattened, lengths_of
 
 
@@ -118,6 +118,7 @@ class RNNClassifier(ClassifierMixin, _Supervised):
         )  # fmt: skip
         self.class_weight = class_weight
 
+    @all_or_nothing
     def fit(self, X: Any, y: Any) -> Self:
         """Train on sequences X and their labels y, (N,), or with ``per_step`` one a step."""
         xs = self._read(X, reset=True)
@@ -225,6 +226,7 @@ class RNNRegressor(RegressorMixin, _Supervised):
         tags.target_tags.multi_output = True
         return tags
 
+    @all_or_nothing
     def fit(self, X: Any, y: Any) -> Self:
         """Train on sequences X and their targets y, (N,) or (N, K), or with ``per_step`` more."""
         xs = self._read(X, reset=True)
