@@ -1,0 +1,5 @@
+"""Pictures."""
+
+from .graph import graph
+
+__all__ = ["graph"]

@@ -1,0 +1,259 @@
+"""Draws the graph of a step: boxes, edges that keep clear of them, numbers beside the edges."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import paper
+from .computation import (
+    AFFINE,
+    INPUT,
+    OPERATION,
+    OUTPUT,
+    PARAMETER,
+    PRODUCT,
+    SLICE,
+    Edge,
+    Node,
+    StepGraph,
+)
+from .layout import Item, Placed, place
+
+FILLS = {
+    INPUT: "#D6E8F4", OUTPUT: "#D6E8F4", PARAMETER: "#D3EDE3", PRODUCT: "#ECECEC",
+    AFFINE: "#ECECEC", SLICE: "#ECECEC",
+}  # fmt: skip
+ACTIVATION = "#FCEBC8"
+ROUND = 0.26  # the radius of a node for one sign
+TITLE, NOTE = 17.0, 12.0  # points
+MARGIN = 0.25
+
+
+@dataclass(frozen=True)
+class Words:
+    """What is written on a graph: values above the edges, gradients below them.
+
+    values, gradients  by edge
+    inside             by node: lines below its label, each with the edges that must have been
+                       gone through before it is known; None: a value, always known
+    """
+
+    values: Mapping[Edge, str] = field(default_factory=dict)
+    gradients: Mapping[Edge, str] = field(default_factory=dict)
+    inside: Mapping[Node, Sequence[tuple[str, frozenset[Edge] | None]]] = field(
+        default_factory=dict
+    )
+
+
+@dataclass(frozen=True)
+class View:
+    """How far the backward pass has come; ``known`` None: all is known, nothing is going on.
+
+    live   nodes and edges that it is at
+    known  edges that it has gone through
+    """
+
+    nodes: Collection[Node] = ()
+    live: Collection[Edge] = ()
+    known: Collection[Edge] | None = None
+
+
+class GraphPicture:
+    """A graph with its words, placed once and drawn in any state."""
+
+    def __init__(self, graph: StepGraph, words: Words, heading: Sequence[str], note: str) -> None:
+        """heading: of all that may stand above it, the one with the most lines."""
+        self.graph, self.words, self._note = graph, words, note
+        self.nodes = [node for node in graph.nodes if not _stands_inside(node)]
+        at = {node: k for k, node in enumerate(self.nodes)}
+        self.edges = [edge for edge in graph.edges if edge[0].uses[edge[1]].source in at]
+        self._sizes = [self._size(node) for node in self.nodes]
+        self.placed: Placed = place(
+            self._sizes,
+            [(at[node.uses[k].source], at[node]) for node, k in self.edges],
+            [self._text_size(edge) for edge in self.edges],
+            late=[k for k, node in enumerate(self.nodes) if node.kind == PARAMETER],
+            last=[k for k, node in enumerate(self.nodes) if node.kind == OUTPUT],
+        )
+        self.item = dict(zip(self.nodes, self.placed.nodes, strict=True))
+        below = MARGIN + (2 * paper.LINE * NOTE if note else 0)
+        top = sum(paper.text_size(line, _points(k))[1] for k, line in enumerate(heading))
+        reach = max(paper.text_size(line, _points(k))[0] for k, line in enumerate([*heading, note]))
+        self.width = max(self.placed.width, 0.95 * reach) + 2 * MARGIN
+        self.height = self.placed.height + below + top + 0.35
+        left = (self.width - self.placed.width) / 2
+        for item in {i for path in self.placed.paths for i in path} | set(self.placed.nodes):
+            item.x, item.y = item.x + left, item.y + below
+
+    # ---- sizes
+
+    def _size(self, node: Node) -> tuple[float, float]:
+        lines = self.words.inside.get(node, ())
+        if not lines and len(node.label) <= 2:
+            return 2 * ROUND, 2 * ROUND
+        sizes = [paper.text_size(text) for text in (node.label, *(text for text, _ in lines))]
+        width, height = max(w for w, _ in sizes) + 0.3, sum(h for _, h in sizes) + 0.24
+        if node.kind == SLICE:
+            height = max(height, 0.5 * len(node.users))
+        return width, height
+
+    def _text_size(self, edge: Edge) -> tuple[float, float, float]:
+        above = paper.text_size(self.words.values.get(edge, ""))
+        below = paper.text_size(self.words.gradients.get(edge, ""))
+        return max(above[0], below[0], 0.1), above[1] + 0.05, below[1] + 0.05
+
+    # ---- drawing
+
+    def draw(self, axes: Any, scale: float, heading: Sequence[str], view: View) -> None:
+        """On axes that measure ``width`` by ``height``."""
+        paper.clean(axes, self.width, self.height)
+        entries, exits = self._ports()
+        self._dots(axes, exits)
+        for edge, path in zip(self.edges, self.placed.paths, strict=True):
+            self._edge(axes, scale, edge, _points_of(path, exits[edge], entries[edge]), view)
+        for edge, item in zip(self.edges, self.placed.labels, strict=True):
+            self._text(axes, scale, edge, item, view)
+        for node in self.nodes:
+            self._node(axes, scale, node, view)
+        y = self.height - 0.12
+        for k, line in enumerate(heading):
+            words = {"color": paper.BLACK if k == 0 else paper.GRADIENT, "parse_math": False}
+            axes.text(
+                self.width / 2, y, line, ha="center", va="top", fontsize=_points(k) * scale, **words
+            )
+            y -= paper.text_size(line, _points(k))[1]
+        if self._note:
+            axes.text(
+                self.width / 2, 0.1, self._note, ha="center", va="bottom", color=paper.GREY,
+                fontsize=NOTE * scale, parse_math=False,
+            )  # fmt: skip
+
+    def _ports(self) -> tuple[dict[Edge, Any], dict[Edge, Any]]:
+        """Where edges enter and leave nodes: side by side, in the order they come in."""
+        entries: dict[Edge, tuple[float, float]] = {}
+        exits: dict[Edge, tuple[float, float]] = {}
+        paths = dict(zip(self.edges, self.placed.paths, strict=True))
+        for node in self.nodes:
+            item = self.item[node]
+            arriving = sorted((e for e in self.edges if e[0] is node), key=lambda e: paths[e][-2].y)
+            for k, edge in enumerate(arriving):
+                entries[edge] = _port(item, -1, _share(k, len(arriving)), self._is_round(node))
+            leaving = [e for e in self.edges if e[0].uses[e[1]].source is node]
+            leaving.sort(key=lambda e: paths[e][1].y)
+            for k, edge in enumerate(leaving):
+                share = _share(k, len(leaving)) if node.kind == SLICE else 0.0
+                exits[edge] = _port(item, 1, share, self._is_round(node))
+        return entries, exits
+
+    def _is_round(self, node: Node) -> bool:
+        return self._sizes[self.nodes.index(node)] == (2 * ROUND, 2 * ROUND)
+
+    def _dots(self, axes: Any, exits: Mapping[Edge, tuple[float, float]]) -> None:
+        """Where one value goes several ways."""
+        places = list(exits.values())
+        for x, y in sorted({place for place in places if places.count(place) > 1}):
+            axes.plot([x + 0.05], [y], marker="o", color=paper.BLACK, markersize=4.5, zorder=3)
+
+    def _edge(self, axes: Any, scale: float, edge: Edge, points: Any, view: View) -> None:
+        from matplotlib.patches import FancyArrowPatch
+
+        live = edge in view.live
+        colour = paper.ORANGE if live else paper.BLACK if view.known is None else "0.55"
+        axes.add_patch(
+            FancyArrowPatch(
+                path=_curve(points[::-1] if live else points), arrowstyle="-|>",
+                mutation_scale=15 * scale, linewidth=(3.2 if live else 1.5) * scale, color=colour,
+                fill=False, zorder=4 if live else 2, shrinkA=0, shrinkB=0,
+            )
+        )  # fmt: skip
+
+    def _text(self, axes: Any, scale: float, edge: Edge, item: Item, view: View) -> None:
+        words = {"ha": "center", "fontsize": paper.FONT * scale, "parse_math": False, "zorder": 5}
+        above, below = self.words.values.get(edge), self.words.gradients.get(edge)
+        if above:
+            axes.text(item.x, item.y + 0.04, above, va="bottom", color=paper.BLACK, **words)
+        if below and (view.known is None or edge in view.known):
+            weight = "bold" if edge in view.live else "normal"
+            axes.text(
+                item.x, item.y - 0.05, below, va="top", color=paper.GRADIENT, weight=weight, **words
+            )
+
+    def _node(self, axes: Any, scale: float, node: Node, view: View) -> None:
+        from matplotlib.patches import Circle, FancyBboxPatch
+
+        item, live = self.item[node], node in view.nodes
+        style = {
+            "facecolor": _fill(node), "edgecolor": paper.ORANGE if live else paper.BLACK,
+            "linewidth": (3.5 if live else 1.4) * scale, "zorder": 6,
+        }  # fmt: skip
+        if self._is_round(node):
+            axes.add_patch(Circle((item.x, item.y), ROUND, **style))
+        else:
+            corner, box = (item.x - item.width / 2, item.y - item.below), "round,pad=0"
+            axes.add_patch(
+                FancyBboxPatch(
+                    corner, item.width, item.above + item.below, mutation_scale=0.3, **style,
+                    boxstyle=f"{box},rounding_size=0.3",
+                )
+            )  # fmt: skip
+        lines = [(node.label, paper.BLACK, True)]
+        for text, needs in self.words.inside.get(node, ()):
+            known = needs is None or view.known is None or needs <= set(view.known)
+            lines.append((text, paper.BLACK if needs is None else paper.GRADIENT, known))
+        y = item.y + sum(paper.text_size(text)[1] for text, _, _ in lines) / 2
+        for k, (text, colour, known) in enumerate(lines):
+            height = paper.text_size(text)[1]
+            if known:
+                axes.text(
+                    item.x, y - height / 2, text, ha="center", va="center", color=colour,
+                    fontsize=(paper.FONT + (1 if k == 0 else 0)) * scale, zorder=7,
+                    parse_math=False,
+                )  # fmt: skip
+            y -= height
+
+
+def _stands_inside(node: Node) -> bool:
+    """Whether it is a parameter of Affines, which are drawn with theirs inside."""
+    return node.kind == PARAMETER and all(user.kind == AFFINE for user in node.users)
+
+
+def _points(line: int) -> float:
+    """The size of a heading's line: the first is the title."""
+    return TITLE if line == 0 else paper.FONT + 1
+
+
+def _fill(node: Node) -> str:
+    if node.kind == OPERATION and node.label not in "+−×÷1−":
+        return ACTIVATION
+    return FILLS.get(node.kind, "white")
+
+
+def _share(k: int, count: int) -> float:
+    """From -0.6 to 0.6, evenly."""
+    return 0.0 if count == 1 else 1.2 * k / (count - 1) - 0.6
+
+
+def _port(item: Item, side: int, share: float, is_round: bool) -> tuple[float, float]:
+    half = item.width / 2
+    if is_round:
+        return item.x + side * half * (1 - share * share) ** 0.5, item.y + share * half
+    return item.x + side * half, item.y + share * item.above
+
+
+def _points_of(path: Sequence[Item], start: Any, end: Any) -> list[tuple[float, float]]:
+    """An edge's corners: straight through every column, curves between."""
+    points = [start]
+    for item in path[1:-1]:
+        points += [(item.x - item.width / 2, item.y), (item.x + item.width / 2, item.y)]
+    return [*points, end]
+
+
+def _curve(points: Sequence[tuple[float, float]]) -> Any:
+    from matplotlib.path import Path
+
+    vertices, codes = [points[0]], [Path.MOVETO]
+    for (x, y), (x2, y2) in zip(points, points[1:], strict=False):
+        middle = (x + x2) / 2
+        vertices += [(middle, y), (middle, y2), (x2, y2)]
+        codes += [Path.CURVE4] * 3
+    return Path(vertices, codes)

@@ -1,0 +1,159 @@
+"""The computation graph of one step of a layer, as the book draws it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..checks import Array, expect_choice
+from . import paper
+from .computation import AFFINE, INPUT, OUTPUT, PARAMETER, Edge, Node, StepGraph, StepNumbers
+from .drawing import GraphPicture, View, Words
+from .observed import Observed, cell_of, observe
+from .operations import is_simple
+
+SHOWN = "values", "gradients", "both", "shapes"
+
+
+def graph(
+    layer: Any,
+    xs: Array | None = None,
+    dhs: Array | None = None,
+    *,
+    show: str | None = None,
+    step: int = -1,
+    state: Sequence[Array] | None = None,
+    affine: str = "gathered",
+    large: str = "norm",
+    title: str | None = None,
+    figure: Any = None,
+) -> Any:
+    """The computation graph of one step of a layer: a matplotlib Figure.
+
+    layer   one with a cell of its own: RNN, LSTM, GRU, TimeRNN, TimeLSTM, TimeGRU, or of any
+            other cell, your own too
+    xs      (N, T, D), or one step (N, D), in the layer's dtype: what a run reads whose numbers
+            are shown
+    dhs     the gradient of its outputs, (N, T, H) or (N, H); None: 1 for each output of the step
+    show    what stands on the edges: "values"; "gradients"; "both", gradients below the edges;
+            "shapes", N by its letter without xs; None: names alone
+    step    which of the T steps
+    state   what the run starts from, one array (N, H) a state; None: zeros
+    affine  "gathered": gates that see the same are one Affine, cut by a slice; "apart": each gate
+            has an Affine of its own
+    large   arrays of more than 2 rows or 3 columns are given by their "norm" or their "mean"
+
+    The elementwise part is the cell's own function, traced. A gradient is that by the loss, all of
+    it: what came back from later steps, too. The layer and its state are left as they are. Raises
+    TypeError for another layer or dtype, ValueError for numbers to be shown without xs.
+
+    >>> import numpy as np
+    >>> from numba_rnn import RNN, viz
+    >>> layer = RNN.create(2, 3, rng=0)
+    >>> picture = viz.graph(layer, np.ones((1, 2), np.float32), show="values")
+    >>> picture.savefig(folder / "graph.png")
+    """
+    if show is not None:
+        expect_choice("show", show, SHOWN)
+    expect_choice("affine", affine, ("gathered", "apart"))
+    expect_choice("large", large, ("norm", "mean"))
+    made = StepGraph(cell_of(layer), affine)
+    if xs is None and show in SHOWN[:3]:
+        raise ValueError(f"xs: expected an array (N, T, D), to show {show}, got None")
+    seen = _nothing(layer) if xs is None else observe(layer, xs, dhs, state, step)
+    words = _words(made, seen.numbers(made), show, large, named_batch=xs is None)
+    heading = [f"One step of {made.cell.name}" if title is None else title]
+    picture = GraphPicture(made, words, heading, _note(show, words))
+    figure, axes, scale = paper.sheet(figure, picture.width, picture.height)
+    picture.draw(axes, scale, heading, View())
+    return figure
+
+
+def _nothing(layer: Any) -> Observed:
+    """One row of zeros."""
+    return observe(layer, np.zeros((1, layer.input_size), layer.dtype), None, None, -1)
+
+
+def _note(show: str | None, words: Words) -> str:
+    """What the numbers are."""
+    texts = [*words.values.values(), *words.gradients.values()]
+    texts += [text for lines in words.inside.values() for text, _ in lines]
+    parts = {
+        "values": ["numbers: values"],
+        "gradients": ["numbers: gradients of the loss"],
+        "both": ["above a line: the value, below it: the gradient of the loss"],
+    }.get(show or "", [])
+    if parts and any("‖" in text for text in texts):
+        parts.append("‖·‖: norm of a larger array")
+    return "; ".join(parts)
+
+
+def graph_words(made: StepGraph, found: StepNumbers, show: str | None, large: str) -> Words:
+    """What to write on a graph."""
+    return _words(made, found, show, large, named_batch=False)
+
+
+def _words(
+    made: StepGraph, found: StepNumbers, show: str | None, large: str, named_batch: bool
+) -> Words:
+    values: dict[Edge, str] = {}
+    gradients: dict[Edge, str] = {}
+    for node, k in made.edges:
+        use = node.uses[k]
+        name = use.name if _has_name(use.source, node) else ""
+        text = ""
+        if show in ("values", "both"):
+            text = paper.numbers(found.seen(use), large)
+        elif show == "shapes":
+            text = _shape(found.seen(use), named_batch and use.source.kind != PARAMETER)
+        values[node, k] = f"{name} = {text}" if name and text and "\n" not in text else text or name
+        if show in ("gradients", "both") and (node, k) in found.edges:
+            gradients[node, k] = paper.numbers(found.edges[node, k], large)
+        if show == "gradients":
+            values[node, k] = name
+    inside: dict[Node, list[tuple[str, frozenset[Edge] | None]]] = {}
+    for node in made.nodes:
+        if node.kind == AFFINE:
+            inside[node] = _inside_affine(node, found, show, large)
+        elif node.kind == INPUT and len(node.users) > 1 and show in ("gradients", "both"):
+            edges = frozenset((user, k) for user, k in made.edges if user.uses[k].source is node)
+            total = paper.numbers(found.gradients[node], large)
+            inside[node] = [(f"{node.delta}\n{total}", edges)]
+    return Words(values, gradients, inside)
+
+
+def _inside_affine(
+    node: Node, found: StepNumbers, show: str | None, large: str
+) -> list[tuple[str, frozenset[Edge] | None]]:
+    """Its parameters, a line each."""
+    uses = [(k, use) for k, use in enumerate(node.uses) if use.source.kind == PARAMETER]
+    if show is None:
+        return [(" ".join(use.name for _, use in uses), None)]
+    lines: list[tuple[str, frozenset[Edge] | None]] = []
+    for k, use in uses:
+        if show in ("values", "both"):
+            lines.append((f"{use.name} = {_one_line(found.seen(use), large)}", None))
+        if show in ("gradients", "both"):
+            edge = node, k
+            text = f"d{use.name} = {_one_line(found.edges[edge], large)}"
+            lines.append((text, frozenset([edge])))
+        if show == "shapes":
+            lines.append((f"{use.name} {_shape(found.seen(use), False)}", None))
+    return lines
+
+
+def _one_line(array: Array, large: str) -> str:
+    text = paper.numbers(array, large)
+    return text if "\n" not in text else paper.numbers(np.ravel(array), large)
+
+
+def _has_name(source: Node, user: Node) -> bool:
+    """Whether the name of what travels says something that the nodes do not."""
+    return not source.is_source and user.kind != OUTPUT and is_simple(source.name)
+
+
+def _shape(array: Array, named_batch: bool) -> str:
+    sizes = list(map(str, array.shape))
+    if named_batch and sizes:
+        sizes[0] = "N"
+    return f"({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"

@@ -1,0 +1,206 @@
+"""Where to draw a graph: columns from left to right, in the manner of Sugiyama et al. (1981).
+
+Nodes stand in even columns, as far right as their longest path from the left; what is written on
+an edge stands in an odd column between, and so has a place of its own, as have the edges that pass
+a column: nothing lies on anything else.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+Size = tuple[float, float]
+Text = tuple[float, float, float]
+SWEEPS = 12
+
+
+@dataclass(eq=False)
+class Item:
+    """Something with a place: a node, what is written on an edge, or an edge that passes.
+
+    above, below  how far it reaches from y, where edges meet it
+    x             its middle
+    """
+
+    width: float
+    above: float
+    below: float
+    column: int
+    is_node: bool = False
+    x: float = 0.0
+    y: float = 0.0
+    before: list["Item"] = field(default_factory=list, repr=False)
+    after: list["Item"] = field(default_factory=list, repr=False)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A layout.
+
+    nodes          for each node its item
+    paths          for each edge its items, from node to node
+    labels         for each edge that one of them where its text goes
+    width, height  of all; y goes up
+    """
+
+    nodes: list[Item]
+    paths: list[list[Item]]
+    labels: list[Item]
+    width: float
+    height: float
+
+
+def place(
+    sizes: Sequence[Size],
+    edges: Sequence[tuple[int, int]],
+    texts: Sequence[Text],
+    late: Sequence[int] = (),
+    last: Sequence[int] = (),
+    gap: Size = (0.3, 0.16),
+) -> Placed:
+    """Place nodes, which are numbered so that edges lead from lower to higher numbers.
+
+    sizes  of the nodes: width, height
+    edges  (from, to)
+    texts  of what is written on each edge: width, height above it, height below it
+    late   nodes without predecessors that stand right before what they lead to
+    last   nodes in the last column
+    gap    between columns, and between what stands in one
+    """
+    columns = _columns(len(sizes), edges, late, last)
+    nodes = [
+        Item(width, height / 2, height / 2, column, is_node=True)
+        for (width, height), column in zip(sizes, columns, strict=True)
+    ]
+    paths, labels = _paths(nodes, edges, texts)
+    rows: list[list[Item]] = [[] for _ in range(max(columns) + 1)]
+    for item in dict.fromkeys([*nodes, *(item for path in paths for item in path)]):
+        rows[item.column].append(item)
+    for path in paths:
+        for a, b in zip(path, path[1:], strict=False):
+            a.after.append(b)
+            b.before.append(a)
+    _order(rows)
+    _heights(rows, gap[1])
+    _align(rows, gap[0])
+    low = min(item.y - item.below for row in rows for item in row)
+    for row in rows:
+        for item in row:
+            item.y -= low
+    height = max(item.y + item.above for row in rows for item in row)
+    width = max(item.x + item.width / 2 for item in rows[-1])
+    return Placed(nodes, paths, labels, width, height)
+
+
+def _columns(
+    count: int, edges: Sequence[tuple[int, int]], late: Sequence[int], last: Sequence[int]
+) -> list[int]:
+    columns = [0] * count
+    for a, b in sorted(edges, key=lambda edge: edge[1]):
+        columns[b] = max(columns[b], columns[a] + 2)
+    for node in last:
+        columns[node] = max(columns)
+    for node in late:
+        columns[node] = min(columns[b] for a, b in edges if a == node) - 2
+    return columns
+
+
+def _paths(
+    nodes: Sequence[Item], edges: Sequence[tuple[int, int]], texts: Sequence[Text]
+) -> tuple[list[list[Item]], list[Item]]:
+    """Each edge as a chain of items, an item a column; its text in the emptiest odd one."""
+    load: dict[int, float] = {}
+    paths, labels = [], []
+    for (a, b), (width, above, below) in zip(edges, texts, strict=True):
+        first, end = nodes[a], nodes[b]
+        odd = range(first.column + 1, end.column, 2)
+        chosen = min(odd, key=lambda column: (load.get(column, 0.0), column))
+        load[chosen] = load.get(chosen, 0.0) + above + below
+        passing = [
+            Item(width, above, below, c) if c == chosen else Item(0.0, 0.05, 0.05, c)
+            for c in range(first.column + 1, end.column)
+        ]
+        paths.append([first, *passing, end])
+        labels.append(passing[chosen - first.column - 1])
+    return paths, labels
+
+
+# ---- the order in a column: as few crossings as barycentres find
+
+
+def _order(rows: list[list[Item]]) -> None:
+    best, kept = _crossings(rows), [list(row) for row in rows]
+    for sweep in range(SWEEPS):
+        forwards = sweep % 2 == 0
+        for row in rows[1:] if forwards else rows[-2::-1]:
+            place_of = {item: k for other in rows for k, item in enumerate(other)}
+
+            def centre(item: Item, ahead: bool = forwards, at: dict[Item, int] = place_of) -> float:
+                beside = item.before if ahead else item.after
+                return sum(at[b] for b in beside) / len(beside) if beside else at[item]
+
+            row.sort(key=centre)
+        count = _crossings(rows)
+        if count < best:
+            best, kept = count, [list(row) for row in rows]
+    rows[:] = kept
+
+
+def _crossings(rows: Sequence[Sequence[Item]]) -> int:
+    count = 0
+    for row, following in zip(rows, rows[1:], strict=False):
+        at = {item: k for k, item in enumerate(following)}
+        ends = [(k, at[b]) for k, item in enumerate(row) for b in item.after]
+        count += sum(
+            (a[0] - b[0]) * (a[1] - b[1]) < 0 for k, a in enumerate(ends) for b in ends[:k]
+        )
+    return count
+
+
+# ---- heights: everything beside what it is joined to, as near as its neighbours let it
+
+
+def _heights(rows: Sequence[Sequence[Item]], gap: float) -> None:
+    for row in rows:
+        _settle(row, gap, lambda item: 0.0)
+    for sweep in range(2 * SWEEPS):
+        ahead = sweep % 2 == 0
+        for row in rows if ahead else rows[::-1]:
+            _settle(row, gap, lambda item: _beside(item))
+
+
+def _beside(item: Item) -> float:
+    beside = [*item.before, *item.after]
+    return sum(b.y for b in beside) / len(beside) if beside else item.y
+
+
+def _settle(row: Sequence[Item], gap: float, wanted: Callable[[Item], float]) -> None:
+    """Heights closest to those wanted that keep order and distance: isotonic regression.
+
+    A column's first item is its lowest.
+    """
+    offset, blocks = 0.0, list[list[float]]()  # each the sum of its shifts, and their number
+    offsets = []
+    for k, item in enumerate(row):
+        if k:
+            offset += row[k - 1].above + item.below + gap
+        offsets.append(offset)
+        blocks.append([wanted(item) - offset, 1])
+        while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] > blocks[-1][0] / blocks[-1][1]:
+            total, count = blocks.pop()
+            blocks[-1][0] += total
+            blocks[-1][1] += count
+    shifts = [total / count for total, count in blocks for _ in range(int(count))]
+    for item, shift, offset in zip(row, shifts, offsets, strict=True):
+        item.y = shift + offset
+
+
+def _align(rows: Sequence[Sequence[Item]], gap: float) -> None:
+    """Columns as wide as what stands in them."""
+    right = 0.0
+    for row in rows:
+        width = max((item.width for item in row), default=0.0)
+        for item in row:
+            item.x = right + width / 2
+            if not item.is_node:
+                item.width = width  # its line goes through the whole column
+        right += width + gap

@@ -1,0 +1,78 @@
+"""One step of a real run of a layer, forward and backward."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..backend import to_host
+from ..checks import Array, expect_array, expect_finite
+from ..kernels.cells import Cell
+from ..layers.recurrent import TimeRecurrent
+from .computation import StepGraph, StepNumbers
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What one step of a run saw.
+
+    inputs  x (N, D) and the states before the step, (N, H), by the names of a graph's inputs
+    params  the cell's parameters
+    dnext   the gradient of every state after the step, (N, H)
+    """
+
+    inputs: dict[str, Array]
+    params: list[Array]
+    dnext: list[Array]
+
+    def numbers(self, graph: StepGraph) -> StepNumbers:
+        """The step's numbers, node by node."""
+        return StepNumbers(graph, self.inputs, self.params, self.dnext)
+
+
+def cell_of(layer: Any) -> Cell:
+    """The cell of a layer, which must have one of its own."""
+    cell = getattr(layer, "cell", None)
+    if not isinstance(cell, Cell):
+        raise TypeError(
+            "layer: expected a layer of one cell, such as RNN, TimeLSTM or time_layer(...).create"
+            f"(...), got {type(layer).__name__}"
+        )
+    return cell
+
+
+def observe(
+    layer: Any, xs: Array, dhs: Array | None, state: Sequence[Array] | None, step: int
+) -> Observed:
+    """Run forward and backward over xs (N, T, D), or one step (N, D), and look at a step.
+
+    dhs    the gradient of every output; None: ones at that step, zeros elsewhere
+    state  what the first step starts from, (N, H) each; None: zeros
+
+    The layer itself is left as it is.
+    """
+    cell, dtype = cell_of(layer), layer.dtype
+    if getattr(xs, "ndim", 0) == 2:
+        xs = xs[:, None]
+        dhs = None if dhs is None else dhs[:, None]
+    expect_array("xs", xs, ("N", "T", layer.input_size), dtype)
+    expect_finite("xs", xs)
+    T = xs.shape[1]
+    if not isinstance(step, int) or isinstance(step, bool):
+        raise TypeError(f"step: expected a whole number, got {step!r}")
+    if not -T <= step < T:
+        raise ValueError(f"step: expected {-T} to {T - 1}, got {step}")
+    params = [np.array(to_host(param)) for param in layer.params[: len(cell.shapes(1, 1))]]
+    twin = TimeRecurrent(*params, cell=cell)
+    if state is not None:
+        twin.set_state(*state)
+    hs = twin.forward(xs, trace=True)
+    if dhs is None:
+        dhs = np.zeros(hs.shape, dtype)
+        dhs[:, step] = 1
+    twin.backward(dhs)
+    assert twin.trace is not None
+    before, gradients = twin.trace.before, twin.trace.gradients
+    inputs = {"x": xs[:, step], **{f"{s}_prev": before[s][:, step] for s in cell.states}}
+    return Observed(inputs, params, [gradients[s][:, step] for s in cell.states])

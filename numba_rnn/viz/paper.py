@@ -1,0 +1,80 @@
+"""What all pictures of this room share: figures measured in inches, colours, short numbers."""
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from ..checks import Array
+
+# Okabe & Ito (2008), which stay apart for the colour-blind
+BLUE, ORANGE, GREEN, PINK, YELLOW, SKY = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9",
+)  # fmt: skip
+BLACK, GREY = "#000000", "0.45"
+GRADIENT = "#B34700"  # their vermilion, darker: it is read on white
+FONT = 14.0  # points at a figure's own size
+LETTER = 0.62 / 72  # the width of a letter in inches, for each point; DejaVu Sans on average
+LINE = 1.35 / 72  # the height of a line
+LARGEST = 2, 3  # rows and columns of an array whose numbers are written
+
+
+def matplotlib() -> ModuleType:
+    """The library. Raises ImportError, naming the extra, where it is missing."""
+    try:
+        import matplotlib.figure
+    except ImportError as error:
+        raise ImportError("pictures need matplotlib: pip install numba-rnn[viz]") from error
+    return matplotlib
+
+
+def sheet(figure: Any, width: float, height: float) -> tuple[Any, Any, float]:
+    """A figure, axes that fill it and measure width by height inches, and the scale of its fonts.
+
+    Drawn on a figure that is given it all shrinks or grows to fit.
+    """
+    library = matplotlib()
+    if figure is None:
+        figure = library.figure.Figure(figsize=(width, height))
+    elif not isinstance(figure, library.figure.FigureBase):
+        raise TypeError(f"figure: expected a matplotlib Figure, got {type(figure).__name__}")
+    axes = figure.add_axes((0, 0, 1, 1))
+    clean(axes, width, height)
+    box = figure.bbox
+    scale = min(box.width / width, box.height / height) / figure.dpi
+    return figure, axes, float(scale)
+
+
+def clean(axes: Any, width: float, height: float) -> None:
+    """Empty axes, one unit an inch."""
+    axes.clear()
+    axes.set_xlim(0, width)
+    axes.set_ylim(0, height)
+    axes.set_aspect("equal")
+    axes.axis("off")
+
+
+def text_size(text: str, size: float = FONT) -> tuple[float, float]:
+    """Width and height in inches, about."""
+    lines = text.split("\n") if text else []
+    return max(map(len, lines), default=0) * LETTER * size, len(lines) * LINE * size
+
+
+def number(value: Any) -> str:
+    """Two significant digits, or three before the point."""
+    value = float(value)
+    if not np.isfinite(value):
+        return str(value)
+    shown = f"{value:.0f}" if 100 <= abs(value) < 1e5 else f"{value:.2g}"
+    return "0" if shown in ("0", "-0") else shown.replace("e-0", "e-").replace("-", "−")
+
+
+def numbers(array: Array, large: str) -> str:
+    """An array's numbers where they are few, else its norm or mean, as ``large`` says."""
+    rows = np.atleast_2d(np.asarray(array, float))
+    if all(n <= most for n, most in zip(rows.shape, LARGEST, strict=True)):
+        return "\n".join(" ".join(map(number, row)) for row in rows)
+    if large == "norm":
+        with np.errstate(over="ignore"):
+            return f"‖{number(np.linalg.norm(rows))}‖"
+    return f"mean {number(rows.mean())}"
