@@ -1,5 +1,6 @@
 """Pictures."""
 
+from .backward import BackwardStep, animate_backward, backward_frames, backward_steps
 from .graph import graph
 
-__all__ = ["graph"]
+__all__ = ["BackwardStep", "animate_backward", "backward_frames", "backward_steps", "graph"]

@@ -20,8 +20,8 @@ from .operations import Operation, is_simple, normalise, normalised_back
 INPUT, PARAMETER, OUTPUT = "input", "parameter", "output"
 PRODUCT, SUM, AFFINE, SLICE = "MatMul", "sum", "Affine", "slice"
 OPERATION, NORMALISED = "operation", "normalised"
-LONGEST = 14  # letters of an expression that names a node; longer ones are u1, u2 ...
-PASSING = SUM, OUTPUT  # what hands its gradient on as it is
+LONGEST = 8  # letters of an expression that names a node; longer ones are u1, u2 ...
+PASSING = SUM, OUTPUT
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,9 +62,16 @@ class Node:
         return self.kind in (INPUT, PARAMETER)
 
     @property
+    def passes(self) -> bool:
+        """Whether it hands its gradient on as it is."""
+        return self.kind in PASSING or (
+            self.operation is not None and self.operation.kind == traced.SUM
+        )
+
+    @property
     def delta(self) -> str:
         """The name of the gradient that arrives at it."""
-        if len(self.users) == 1 and self.users[0].kind in PASSING:
+        if len(self.users) == 1 and self.users[0].passes and not self.is_source:
             return self.users[0].delta
         return f"d{self.name}" if is_simple(self.name) else f"d({self.name})"
 

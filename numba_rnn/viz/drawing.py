@@ -163,7 +163,7 @@ class GraphPicture:
             FancyArrowPatch(
                 path=_curve(points[::-1] if live else points), arrowstyle="-|>",
                 mutation_scale=15 * scale, linewidth=(3.2 if live else 1.5) * scale, color=colour,
-                fill=False, zorder=4 if live else 2, shrinkA=0, shrinkB=0,
+                zorder=4 if live else 2, shrinkA=0, shrinkB=0,
             )
         )  # fmt: skip
 

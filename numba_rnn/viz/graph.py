@@ -12,6 +12,7 @@ from .drawing import GraphPicture, View, Words
 from .observed import Observed, cell_of, observe
 from .operations import is_simple
 
+SCREEN = 16 / 9
 SHOWN = "values", "gradients", "both", "shapes"
 
 
@@ -61,9 +62,8 @@ def graph(
     if xs is None and show in SHOWN[:3]:
         raise ValueError(f"xs: expected an array (N, T, D), to show {show}, got None")
     seen = _nothing(layer) if xs is None else observe(layer, xs, dhs, state, step)
-    words = _words(made, seen.numbers(made), show, large, named_batch=xs is None)
     heading = [f"One step of {made.cell.name}" if title is None else title]
-    picture = GraphPicture(made, words, heading, _note(show, words))
+    picture = picture_of(made, seen.numbers(made), show, large, heading, named_batch=xs is None)
     figure, axes, scale = paper.sheet(figure, picture.width, picture.height)
     picture.draw(axes, scale, heading, View())
     return figure
@@ -88,13 +88,24 @@ def _note(show: str | None, words: Words) -> str:
     return "; ".join(parts)
 
 
-def graph_words(made: StepGraph, found: StepNumbers, show: str | None, large: str) -> Words:
-    """What to write on a graph."""
-    return _words(made, found, show, large, named_batch=False)
+def picture_of(
+    made: StepGraph,
+    found: StepNumbers,
+    show: str | None,
+    large: str,
+    heading: Sequence[str],
+    named_batch: bool = False,
+) -> GraphPicture:
+    """A graph with its numbers, side by side or stacked: what is closer to a screen's shape."""
+    tried = []
+    for stacked in (False, True):
+        words = _words(made, found, show, large, named_batch, stacked)
+        tried.append(GraphPicture(made, words, heading, _note(show, words)))
+    return min(tried, key=lambda p: abs(np.log(p.width / p.height / SCREEN)))
 
 
 def _words(
-    made: StepGraph, found: StepNumbers, show: str | None, large: str, named_batch: bool
+    made: StepGraph, found: StepNumbers, show: str | None, large: str, named_batch: bool, stacked: bool
 ) -> Words:
     values: dict[Edge, str] = {}
     gradients: dict[Edge, str] = {}
@@ -103,12 +114,13 @@ def _words(
         name = use.name if _has_name(use.source, node) else ""
         text = ""
         if show in ("values", "both"):
-            text = paper.numbers(found.seen(use), large)
+            text = paper.numbers(found.seen(use), large, stacked)
         elif show == "shapes":
             text = _shape(found.seen(use), named_batch and use.source.kind != PARAMETER)
-        values[node, k] = f"{name} = {text}" if name and text and "\n" not in text else text or name
+        between = "\n" if stacked or "\n" in text else " = "
+        values[node, k] = between.join(filter(None, (name, text)))
         if show in ("gradients", "both") and (node, k) in found.edges:
-            gradients[node, k] = paper.numbers(found.edges[node, k], large)
+            gradients[node, k] = paper.numbers(found.edges[node, k], large, stacked)
         if show == "gradients":
             values[node, k] = name
     inside: dict[Node, list[tuple[str, frozenset[Edge] | None]]] = {}

@@ -5,12 +5,13 @@ an edge stands in an odd column between, and so has a place of its own, as have 
 a column: nothing lies on anything else.
 """
 
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 Size = tuple[float, float]
 Text = tuple[float, float, float]
-SWEEPS = 12
+SWEEPS, STARTS = 10, 12
 
 
 @dataclass(eq=False)
@@ -55,7 +56,7 @@ def place(
     texts: Sequence[Text],
     late: Sequence[int] = (),
     last: Sequence[int] = (),
-    gap: Size = (0.3, 0.16),
+    gap: Size = (0.42, 0.22),
 ) -> Placed:
     """Place nodes, which are numbered so that edges lead from lower to higher numbers.
 
@@ -81,6 +82,7 @@ def place(
             b.before.append(a)
     _order(rows)
     _heights(rows, gap[1])
+    _straighten(rows, gap[1], paths)
     _align(rows, gap[0])
     low = min(item.y - item.below for row in rows for item in row)
     for row in rows:
@@ -128,21 +130,35 @@ def _paths(
 
 
 def _order(rows: list[list[Item]]) -> None:
-    best, kept = _crossings(rows), [list(row) for row in rows]
+    """From several starts, the same every time."""
+    rng, found = random.Random(0), []
+    for start in range(STARTS):
+        tried = [list(row) for row in rows]
+        if start:
+            for row in tried:
+                rng.shuffle(row)
+        found.append(_swept(tried))
+    rows[:] = min(found, key=lambda result: result[0])[1]
+
+
+def _swept(rows: list[list[Item]]) -> tuple[int, list[list[Item]]]:
+    """Crossings, and the order that has them."""
+    place_of = {item: k for row in rows for k, item in enumerate(row)}
+    best = _crossings(rows), [list(row) for row in rows]
     for sweep in range(SWEEPS):
-        forwards = sweep % 2 == 0
-        for row in rows[1:] if forwards else rows[-2::-1]:
-            place_of = {item: k for other in rows for k, item in enumerate(other)}
-
-            def centre(item: Item, ahead: bool = forwards, at: dict[Item, int] = place_of) -> float:
+        ahead = sweep % 2 == 0
+        for row in rows[1:] if ahead else rows[-2::-1]:
+            centres = {}
+            for item in row:
                 beside = item.before if ahead else item.after
-                return sum(at[b] for b in beside) / len(beside) if beside else at[item]
-
-            row.sort(key=centre)
+                places = [place_of[b] for b in beside] or [place_of[item]]
+                centres[item] = sum(places) / len(places)
+            row.sort(key=centres.__getitem__)
+            place_of |= {item: k for k, item in enumerate(row)}
         count = _crossings(rows)
-        if count < best:
-            best, kept = count, [list(row) for row in rows]
-    rows[:] = kept
+        if count < best[0]:
+            best = count, [list(row) for row in rows]
+    return best
 
 
 def _crossings(rows: Sequence[Sequence[Item]]) -> int:
@@ -161,37 +177,66 @@ def _crossings(rows: Sequence[Sequence[Item]]) -> int:
 
 def _heights(rows: Sequence[Sequence[Item]], gap: float) -> None:
     for row in rows:
-        _settle(row, gap, lambda item: 0.0)
-    for sweep in range(2 * SWEEPS):
-        ahead = sweep % 2 == 0
-        for row in rows if ahead else rows[::-1]:
-            _settle(row, gap, lambda item: _beside(item))
+        _settle(row, gap, dict.fromkeys(row, 0.0))
+    for sweep in range(4 * SWEEPS):
+        for row in rows if sweep % 2 == 0 else rows[::-1]:
+            _settle(row, gap, {item: _beside(item) for item in row})
 
 
 def _beside(item: Item) -> float:
-    beside = [*item.before, *item.after]
-    return sum(b.y for b in beside) / len(beside) if beside else item.y
+    """The height of its neighbours; above all of those that pass, so that lines are straight."""
+    beside = [(b.y, 1 if b.is_node else 6) for b in (*item.before, *item.after)]
+    return sum(y * w for y, w in beside) / sum(w for _, w in beside) if beside else item.y
 
 
-def _settle(row: Sequence[Item], gap: float, wanted: Callable[[Item], float]) -> None:
+def _settle(row: Sequence[Item], gap: float, wanted: Mapping[Item, float]) -> None:
     """Heights closest to those wanted that keep order and distance: isotonic regression.
 
     A column's first item is its lowest.
     """
-    offset, blocks = 0.0, list[list[float]]()  # each the sum of its shifts, and their number
-    offsets = []
+    offset, offsets, blocks = 0.0, [], list[tuple[float, float, int]]()
     for k, item in enumerate(row):
         if k:
             offset += row[k - 1].above + item.below + gap
         offsets.append(offset)
-        blocks.append([wanted(item) - offset, 1])
+        weight = 1.0 if item.is_node else 3.0
+        blocks.append((weight * (wanted[item] - offset), weight, 1))
         while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] > blocks[-1][0] / blocks[-1][1]:
-            total, count = blocks.pop()
-            blocks[-1][0] += total
-            blocks[-1][1] += count
-    shifts = [total / count for total, count in blocks for _ in range(int(count))]
+            a, b = blocks.pop(), blocks.pop()
+            blocks.append((a[0] + b[0], a[1] + b[1], a[2] + b[2]))
+    shifts = [total / weight for total, weight, count in blocks for _ in range(count)]
     for item, shift, offset in zip(row, shifts, offsets, strict=True):
         item.y = shift + offset
+
+
+def _straighten(
+    rows: Sequence[Sequence[Item]], gap: float, paths: Sequence[Sequence[Item]]
+) -> None:
+    """Let as much of an edge as can lie at one height."""
+    place_of = {item: k for row in rows for k, item in enumerate(row)}
+
+    def fits(item: Item, y: float) -> bool:
+        row, k = rows[item.column], place_of[item]
+        low = row[k - 1].y + row[k - 1].above + gap + item.below if k else y
+        high = y
+        if k + 1 < len(row):
+            high = row[k + 1].y - row[k + 1].below - gap - item.above
+        return low - 1e-9 <= y <= high + 1e-9
+
+    for path in sorted(paths, key=len, reverse=True):
+        first, *inner, end = path
+        ends = [
+            item for item, beside in ((first, first.after), (end, end.before)) if len(beside) == 1
+        ]
+
+        def straight(y: float, inner: list[Item] = inner, ends: list[Item] = ends) -> float:
+            reached = sum(abs(item.y - y) < 1e-9 for item in ends)
+            return sum(fits(item, y) for item in inner) + 0.5 * reached
+
+        best = max((item.y for item in (*ends, *inner)), key=straight)
+        for item in inner:
+            if fits(item, best):
+                item.y = best
 
 
 def _align(rows: Sequence[Sequence[Item]], gap: float) -> None:

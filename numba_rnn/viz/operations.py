@@ -77,9 +77,10 @@ class Operation:
     """
 
     def __init__(self, kind: str, label: Any, fixed: Mapping[int, float]) -> None:
+        self.kind = kind
         self._of = str(label) if kind in (traced.CALL, traced.COMPARISON) else kind
         self._fixed = dict(fixed)
-        self._compares = kind == traced.COMPARISON
+        self.compares = kind == traced.COMPARISON
 
     @property
     def label(self) -> str:
@@ -88,7 +89,7 @@ class Operation:
             return "−"
         sign = SIGNS.get(self._of, LABELS.get(self._of, self._of))
         before, after = (f"{self._fixed[k]:g}" if k in self._fixed else "" for k in (0, 1))
-        if self._of in SIGNS or self._compares:
+        if self._of in SIGNS or self.compares:
             return f"{before}{sign}{after}"
         return " ".join(filter(None, (sign, before, after)))
 
@@ -130,7 +131,7 @@ class Operation:
         return [text.format(d=d, y=_closed(result), **named) for _, text in self._back()]
 
     def _back(self) -> Back:
-        if self._compares:
+        if self.compares:
             return ()
         return [back for k, back in enumerate(BACK[self._of]) if k not in self._fixed]
 

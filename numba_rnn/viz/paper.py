@@ -69,10 +69,15 @@ def number(value: Any) -> str:
     return "0" if shown in ("0", "-0") else shown.replace("e-0", "e-").replace("-", "−")
 
 
-def numbers(array: Array, large: str) -> str:
-    """An array's numbers where they are few, else its norm or mean, as ``large`` says."""
+def numbers(array: Array, large: str, stacked: bool = False) -> str:
+    """An array's numbers where they are few, else its norm or mean, as ``large`` says.
+
+    stacked  those of a single row one below the other
+    """
     rows = np.atleast_2d(np.asarray(array, float))
     if all(n <= most for n, most in zip(rows.shape, LARGEST, strict=True)):
+        if stacked and len(rows) == 1:
+            rows = rows.T
         return "\n".join(" ".join(map(number, row)) for row in rows)
     if large == "norm":
         with np.errstate(over="ignore"):

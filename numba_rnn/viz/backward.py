@@ -1,0 +1,323 @@
+"""The backward pass through one step, node by node: as a list, and as an animated GIF."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from ..checks import Array, expect_choice, expect_float, expect_int
+from . import paper
+from .computation import (
+    AFFINE,
+    NORMALISED,
+    OUTPUT,
+    PARAMETER,
+    PRODUCT,
+    SLICE,
+    SUM,
+    Edge,
+    Node,
+    StepGraph,
+    StepNumbers,
+)
+from .drawing import GraphPicture, View
+from .gif import write_gif
+from .graph import picture_of
+from .observed import cell_of, observe
+from .operations import is_simple
+
+WIDEST, BETWEEN = 70, ",    "
+
+
+@dataclass(frozen=True)
+class BackwardStep:
+    """One step of the backward pass.
+
+    title      what happens, as it stands above the picture
+    equations  what is computed, as one would write it
+    gradients  what the step found, by name: arrays (N, H), or of a parameter's shape
+    """
+
+    title: str
+    equations: tuple[str, ...]
+    gradients: dict[str, Array]
+    nodes: tuple[Node, ...] = field(repr=False)
+    edges: tuple[Edge, ...] = field(repr=False)
+
+
+def backward_steps(
+    layer: Any,
+    xs: Array,
+    dhs: Array | None = None,
+    *,
+    step: int = -1,
+    state: Sequence[Array] | None = None,
+    affine: str = "gathered",
+) -> list[BackwardStep]:
+    """The backward pass through one step of a layer, in the order of ``animate_backward``.
+
+    The arguments are those of ``graph``. First comes the start, where nothing is known yet, then
+    one entry for every node from right to left; products that wait for nothing else are one.
+
+    >>> import numpy as np
+    >>> from numba_rnn import RNN, viz
+    >>> layer = RNN.create(2, 3, rng=0)
+    >>> for step in viz.backward_steps(layer, np.ones((1, 2), np.float32)):
+    ...     print(step.title, "|", *step.equations)
+    Backward: start | 
+    """
+    made, found = _observed(layer, xs, dhs, step, state, affine)
+    return _steps(made, found)
+
+
+def animate_backward(
+    layer: Any,
+    path: Any,
+    xs: Array,
+    dhs: Array | None = None,
+    *,
+    step: int = -1,
+    state: Sequence[Array] | None = None,
+    affine: str = "gathered",
+    large: str = "norm",
+    seconds: float = 2.0,
+    dpi: int = 80,
+) -> None:
+    """Write an animated GIF of the backward pass through one step of a layer, node by node.
+
+    path     of the file, which is written whole or not at all
+    seconds  that each frame stays
+    dpi      dots per inch
+
+    The other arguments are those of ``graph``; so are values, which stand above the edges.
+    Gradients appear below them as they are found and stay, and every frame's title says the step
+    and its equations. The frames are ``backward_steps``, and then one with all that was found. The
+    same run gives the same bytes.
+
+    >>> import numpy as np
+    >>> from numba_rnn import RNN, viz
+    >>> layer = RNN.create(2, 3, rng=0)
+    >>> viz.animate_backward(layer, folder / "backward.gif", np.ones((1, 2), np.float32))
+    """
+    seconds = expect_float("seconds", seconds, 0, low_open=True)
+    expect_int("dpi", dpi)
+    picture, frames = _frames(layer, xs, dhs, step, state, affine, large)
+    figure, axes, scale = paper.sheet(None, picture.width, picture.height)
+    draws = [partial(picture.draw, axes, scale, *frame) for frame in frames]
+    write_gif(Path(path), figure, draws, seconds, dpi)
+
+
+def backward_frames(
+    layer: Any,
+    xs: Array,
+    dhs: Array | None = None,
+    *,
+    step: int = -1,
+    state: Sequence[Array] | None = None,
+    affine: str = "gathered",
+    large: str = "norm",
+) -> list[Any]:
+    """The frames of ``animate_backward`` as a list of matplotlib Figures, for slides.
+
+    >>> import numpy as np
+    >>> from numba_rnn import RNN, viz
+    >>> len(viz.backward_frames(RNN.create(2, 3, rng=0), np.ones((1, 2), np.float32)))
+    6
+    """
+    picture, frames = _frames(layer, xs, dhs, step, state, affine, large)
+    figures = []
+    for heading, view in frames:
+        figure, axes, scale = paper.sheet(None, picture.width, picture.height)
+        picture.draw(axes, scale, heading, view)
+        figures.append(figure)
+    return figures
+
+
+def _observed(
+    layer: Any, xs: Array, dhs: Any, step: int, state: Any, affine: str
+) -> tuple[StepGraph, StepNumbers]:
+    expect_choice("affine", affine, ("gathered", "apart"))
+    made = StepGraph(cell_of(layer), affine)
+    return made, observe(layer, xs, dhs, state, step).numbers(made)
+
+
+Frame = tuple[list[str], View]
+
+
+def _frames(
+    layer: Any, xs: Array, dhs: Any, step: int, state: Any, affine: str, large: str
+) -> tuple[GraphPicture, list[Frame]]:
+    """The picture, and what each frame has above it and shows of it."""
+    expect_choice("large", large, ("norm", "mean"))
+    made, found = _observed(layer, xs, dhs, step, state, affine)
+    frames, known = list[Frame](), set[Edge]()
+    for one in _steps(made, found):
+        known |= set(one.edges)
+        view = View(one.nodes, one.edges, frozenset(known))
+        frames.append(([one.title, *_lines(one.equations)], view))
+    frames.append((["Backward: done"], View(known=frozenset(known))))
+    headings = [heading for heading, _ in frames]
+    largest = [max(lines, key=len) for lines in zip_longest(*headings, fillvalue="")]
+    return picture_of(made, found, "both", large, largest), frames
+
+
+def _lines(equations: Sequence[str]) -> list[str]:
+    """Two or three equations a line."""
+    lines: list[str] = []
+    for equation in equations:
+        if lines and len(lines[-1]) + len(equation) < WIDEST:
+            lines[-1] += BETWEEN + equation
+        else:
+            lines.append(equation)
+    return lines
+
+
+# ---- the steps
+
+
+def _steps(made: StepGraph, found: StepNumbers) -> list[BackwardStep]:
+    groups = _in_order(made)
+    words = [_words(group[0]) for group in groups]
+    steps = [BackwardStep("Backward: start", (), {}, (), ())]
+    passed: set[Edge] = set()
+    for k, group in enumerate(groups):
+        edges = [(node, n) for node in group for n in range(len(node.uses))]
+        edges = [edge for edge in edges if edge in found.edges]
+        passed |= set(edges)
+        title = _arrival(group) if group[0].kind == OUTPUT else words[k]
+        if words.count(words[k]) > 1:
+            title += f", to {' and '.join(_unique(_gradient(edge) for edge in edges))}"
+        equations = _unique(text for node in group for text in _equations(node) if text)
+        gradients = {
+            name: array for edge in edges for name, array in _finished(edge, found, passed)
+        }
+        steps.append(
+            BackwardStep(f"({k + 1}) {title}", equations, gradients, tuple(group), tuple(edges))
+        )
+    return steps
+
+
+def _in_order(made: StepGraph) -> list[list[Node]]:
+    """Nodes from right to left; the outputs together, and products that wait for the same."""
+    depth: dict[Node, int] = {}
+    for node in reversed(made.nodes):
+        depth[node] = 1 + max((depth[user] for user in node.users), default=-1)
+    nodes = [node for node in reversed(made.nodes) if not node.is_source]
+    nodes = [node for node in nodes if node.operation is None or not node.operation.compares]
+    nodes.sort(key=lambda node: -1 if node.kind == OUTPUT else depth[node])
+    groups: list[list[Node]] = []
+    for node in nodes:
+        if groups and node.kind == groups[-1][0].kind and node.kind in (OUTPUT, PRODUCT):
+            groups[-1].append(node)
+        else:
+            groups.append([node])
+    groups[0].reverse()
+    return groups
+
+
+def _words(node: Node) -> str:
+    if node.operation is not None:
+        return node.operation.words
+    return {
+        PRODUCT: "multiplication nodes", SUM: "addition node", SLICE: "slice", AFFINE: node.label,
+        NORMALISED: "normalisation", OUTPUT: "",
+    }[node.kind]  # fmt: skip
+
+
+def _arrival(outputs: Sequence[Node]) -> str:
+    names = " and ".join(f"d{node.name}" for node in outputs)
+    return f"{names} arrive{'s' if len(outputs) == 1 else ''}"
+
+
+def _gradient(edge: Edge) -> str:
+    """The name of the gradient that flows back along an edge."""
+    node, k = edge
+    use = node.uses[k]
+    if use.source.kind == SLICE:
+        return f"d{use.name}"
+    if use.blocks is not None:  # a gate's share of a weight
+        return f"d{use.name}[{node.label.removeprefix('Affine ')}]"
+    return use.source.delta
+
+
+def _equations(node: Node) -> list[str]:
+    d, names = node.delta, [use.name for use in node.uses]
+    made = [_gradient((node, k)) for k in range(len(names))]
+    if node.kind == OUTPUT:
+        return [f"{d} comes from the output and from the next step"]
+    if node.kind == SLICE:
+        return [f"{made[0]} = [{' '.join(dict.fromkeys(f'd{n}' for n in _slices(node)))}]"]
+    if node.kind in (PRODUCT, AFFINE):
+        count = 2 * (node.products if node.kind == AFFINE else 1)
+        texts = []
+        for k in range(0, count, 2):
+            texts += [f"{d} {names[k + 1]}ᵀ", f"{_operand(names[k])}ᵀ {d}"]
+        texts += [f"Σ {d}" for _ in names[count:]]
+        found = [_assigned(node, k, made[k], text) for k, text in enumerate(texts)]
+        return [found[k ^ 1] if k < count else found[k] for k in range(len(found))]  # weights first
+    if node.passes:
+        on = [k for k, use in enumerate(node.uses) if made[k] == d]
+        rest = [_assigned(node, k, made[k], _passed(node, k, d)) for k in range(len(names))]
+        goes = f"{d} goes on to {_both(len(on))}" if on else ""
+        return [*(text for k, text in enumerate(rest) if k not in on), goes]
+    if node.kind == NORMALISED:
+        return [f"{made[0]} = {d} back through the normalisation"]
+    assert node.operation is not None
+    texts = node.operation.equations(d, names, node.name)
+    return [_assigned(node, k, made[k], text) for k, text in enumerate(texts) if text]
+
+
+def _assigned(node: Node, k: int, name: str, text: str) -> str:
+    source = node.uses[k].source
+    several = len(source.users) > 1 and source.kind != SLICE and "[" not in name
+    return f"{name} {'+=' if several else '='} {text}"
+
+
+def _passed(node: Node, k: int, d: str) -> str:
+    return f"Σ {d}" if node.uses[k].source.kind == PARAMETER else d
+
+
+def _operand(name: str) -> str:
+    return name if is_simple(name) else f"({name})"
+
+
+def _both(count: int) -> str:
+    return {1: "what is added", 2: "both"}.get(count, "all")
+
+
+def _slices(node: Node) -> list[str]:
+    return [
+        use.name
+        for user in sorted(node.users, key=lambda user: _block(user, node))
+        for use in user.uses
+        if use.source is node
+    ]
+
+
+def _block(user: Node, node: Node) -> tuple[int, ...]:
+    return min(use.blocks or () for use in user.uses if use.source is node)
+
+
+def _unique(texts: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(texts))
+
+
+def _finished(edge: Edge, found: StepNumbers, passed: set[Edge]) -> list[tuple[str, Array]]:
+    """Gradients that are complete with this edge, by name."""
+    node, k = edge
+    use = node.uses[k]
+    if node.kind == OUTPUT:
+        return [(node.delta, found.gradients[node])]
+    if use.source.kind == SLICE:
+        return [(f"d{use.name}", found.edges[edge])]
+    waiting = {
+        (user, n)
+        for user in use.source.users
+        for n, other in enumerate(user.uses)
+        if other.source is use.source and (user, n) in found.edges
+    }
+    if not waiting <= passed:
+        return []
+    return [(use.source.delta, found.gradients[use.source])]
