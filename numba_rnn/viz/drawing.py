@@ -242,10 +242,11 @@ def _port(item: Item, side: int, share: float, is_round: bool) -> tuple[float, f
 
 def _points_of(path: Sequence[Item], start: Any, end: Any) -> list[tuple[float, float]]:
     """An edge's corners: straight through every column, curves between."""
-    points = [start]
+    first, last = path[0], path[-1]
+    points = [start, (first.x + first.span / 2, start[1])]
     for item in path[1:-1]:
-        points += [(item.x - item.width / 2, item.y), (item.x + item.width / 2, item.y)]
-    return [*points, end]
+        points += [(item.x - item.span / 2, item.y), (item.x + item.span / 2, item.y)]
+    return [*points, (last.x - last.span / 2, end[1]), end]
 
 
 def _curve(points: Sequence[tuple[float, float]]) -> Any:

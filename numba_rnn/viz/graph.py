@@ -9,7 +9,7 @@ from ..checks import Array, expect_choice
 from . import paper
 from .computation import AFFINE, INPUT, OUTPUT, PARAMETER, Edge, Node, StepGraph, StepNumbers
 from .drawing import GraphPicture, View, Words
-from .observed import Observed, cell_of, observe
+from .observed import Observed, cell_of, observe, spelled
 from .operations import is_simple
 
 SCREEN = 16 / 9
@@ -62,7 +62,7 @@ def graph(
     if xs is None and show in SHOWN[:3]:
         raise ValueError(f"xs: expected an array (N, T, D), to show {show}, got None")
     seen = _nothing(layer) if xs is None else observe(layer, xs, dhs, state, step)
-    heading = [f"One step of {made.cell.name}" if title is None else title]
+    heading = [f"One step of {spelled(made.cell)}" if title is None else title]
     picture = picture_of(made, seen.numbers(made), show, large, heading, named_batch=xs is None)
     figure, axes, scale = paper.sheet(figure, picture.width, picture.height)
     picture.draw(axes, scale, heading, View())

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 Size = tuple[float, float]
 Text = tuple[float, float, float]
-SWEEPS, STARTS = 10, 12
+SWEEPS, STARTS = 8, 8
+STEEP, MOST = 0.12, 0.5  # of the height that an edge climbs; inches
 
 
 @dataclass(eq=False)
@@ -20,6 +21,7 @@ class Item:
 
     above, below  how far it reaches from y, where edges meet it
     x             its middle
+    span          the width of its column
     """
 
     width: float
@@ -29,6 +31,7 @@ class Item:
     is_node: bool = False
     x: float = 0.0
     y: float = 0.0
+    span: float = 0.0
     before: list["Item"] = field(default_factory=list, repr=False)
     after: list["Item"] = field(default_factory=list, repr=False)
 
@@ -240,12 +243,11 @@ def _straighten(
 
 
 def _align(rows: Sequence[Sequence[Item]], gap: float) -> None:
-    """Columns as wide as what stands in them."""
+    """Columns as wide as what stands in them, farther apart where edges between them are steep."""
     right = 0.0
     for row in rows:
         width = max((item.width for item in row), default=0.0)
         for item in row:
-            item.x = right + width / 2
-            if not item.is_node:
-                item.width = width  # its line goes through the whole column
-        right += width + gap
+            item.x, item.span = right + width / 2, width
+        rise = max((abs(item.y - b.y) for item in row for b in item.after), default=0.0)
+        right += width + gap + min(STEEP * rise, MOST)

@@ -42,6 +42,28 @@ def cell_of(layer: Any) -> Cell:
     return cell
 
 
+def spelled(cell: Cell) -> str:
+    """A cell's name as one writes it: RNN, LSTM, GRU, peephole."""
+    return cell.name.upper() if len(cell.name) <= 4 else cell.name
+
+
+def run_forward(layer: Any, xs: Array, state: Sequence[Array] | None = None) -> Array:
+    """hs (N, T, H) of xs (N, T, D); the layer is left as it is."""
+    expect_array("xs", xs, ("N", "T", layer.input_size), layer.dtype)
+    expect_finite("xs", xs)
+    return to_host(twin_of(layer, state).forward(xs))
+
+
+def twin_of(layer: Any, state: Sequence[Array] | None = None) -> TimeRecurrent:
+    """A layer over time with copies of a layer's parameters, from a state; None: zeros."""
+    cell = cell_of(layer)
+    params = [np.array(to_host(param)) for param in layer.params[: len(cell.shapes(1, 1))]]
+    twin = TimeRecurrent(*params, cell=cell)
+    if state is not None:
+        twin.set_state(*state)
+    return twin
+
+
 def observe(
     layer: Any, xs: Array, dhs: Array | None, state: Sequence[Array] | None, step: int
 ) -> Observed:
@@ -63,10 +85,7 @@ def observe(
         raise TypeError(f"step: expected a whole number, got {step!r}")
     if not -T <= step < T:
         raise ValueError(f"step: expected {-T} to {T - 1}, got {step}")
-    params = [np.array(to_host(param)) for param in layer.params[: len(cell.shapes(1, 1))]]
-    twin = TimeRecurrent(*params, cell=cell)
-    if state is not None:
-        twin.set_state(*state)
+    twin = twin_of(layer, state)
     hs = twin.forward(xs, trace=True)
     if dhs is None:
         dhs = np.zeros(hs.shape, dtype)
@@ -75,4 +94,5 @@ def observe(
     assert twin.trace is not None
     before, gradients = twin.trace.before, twin.trace.gradients
     inputs = {"x": xs[:, step], **{f"{s}_prev": before[s][:, step] for s in cell.states}}
+    params = [to_host(param) for param in twin.params]
     return Observed(inputs, params, [gradients[s][:, step] for s in cell.states])

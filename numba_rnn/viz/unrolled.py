@@ -1,0 +1,221 @@
+"""A recurrent layer unrolled over time, and where truncated BPTT cuts the gradient."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..checks import Array, expect_int
+from . import paper
+from .observed import cell_of, run_forward, spelled
+
+BOX, GAP, TALL = 1.45, 1.25, 1.25  # inches: a layer's box, the way to the next, its height
+LONGEST = 30  # steps that one can draw
+
+
+def unrolled(
+    layer: Any,
+    T: int | None = None,
+    xs: Array | None = None,
+    *,
+    state: Sequence[Array] | None = None,
+    rolled: bool = True,
+    backward: bool = False,
+    truncated: int | None = None,
+    row: int = 0,
+    title: str | None = None,
+    figure: Any = None,
+) -> Any:
+    """A layer unrolled over T steps, beside its rolled-up form: a matplotlib Figure.
+
+    T          the number of steps; None: those of xs, or 4
+    xs         (N, T, D), or None: with it the numbers of one row stand beside x and h, their norm
+               where there are more than three
+    state      what the run starts from, one array (N, H) a state; None: zeros
+    rolled     whether the layer with its loop stands on the left
+    backward   whether the way of the gradient is drawn: backpropagation through time
+    truncated  k: truncated BPTT; the gradient is cut after every k steps, the state goes on
+    row        of the batch
+
+    >>> from numba_rnn import TimeLSTM, viz
+    >>> picture = viz.unrolled(TimeLSTM.create(2, 3, rng=0), T=6, truncated=3)
+    >>> picture.savefig(folder / "unrolled.png")
+    """
+    cell = cell_of(layer)
+    if xs is not None:
+        hs = run_forward(layer, xs, state)
+        if T is not None and T != xs.shape[1]:
+            raise ValueError(f"T: expected {xs.shape[1]}, as xs has, got {T}")
+        T = xs.shape[1]
+        if expect_int("row", row, 0) >= len(xs):
+            raise ValueError(f"row: expected 0 to {len(xs) - 1}, got {row}")
+    T = 4 if T is None else expect_int("T", T)
+    if T > LONGEST:
+        raise ValueError(f"T: expected at most {LONGEST} steps for a picture, got {T}")
+    if truncated is not None:
+        expect_int("truncated", truncated)
+    read = [""] * T if xs is None else [paper.numbers(x, "norm", True) for x in xs[row][:, None]]
+    said = [""] * T if xs is None else [paper.numbers(h, "norm", True) for h in hs[row][:, None]]
+    cut = truncated if truncated is not None else T if backward else None
+    picture = _Picture(spelled(cell), cell.states, read, said, cut, rolled)
+    width, height = picture.size
+    lines = [] if title == "" else [_title(cell.states, truncated, backward, title)]
+    figure, axes, scale = paper.sheet(figure, width, height + 0.5 * len(lines))
+    paper.clean(axes, width, height + 0.5 * len(lines))
+    picture.draw(axes, scale)
+    for line in lines:
+        axes.text(width / 2, height + 0.15, line, ha="center", fontsize=17 * scale)
+    return figure
+
+
+def _title(
+    states: Sequence[str], truncated: int | None, backward: bool, title: str | None
+) -> str:
+    if title is not None:
+        return title
+    names = " and ".join(states)
+    if truncated is not None:
+        return f"Truncated BPTT: {names} go{'es' if len(states) == 1 else ''} on, the gradient stops"
+    if backward:
+        return "Backpropagation through time (BPTT)"
+    return f"One layer, unrolled over time: {names} flow{'s' if len(states) == 1 else ''}"
+
+
+class _Picture:
+    """Where everything is; inches."""
+
+    def __init__(
+        self,
+        name: str,
+        states: Sequence[str],
+        read: Sequence[str],
+        said: Sequence[str],
+        cut: int | None,
+        rolled: bool,
+    ) -> None:
+        self.name, self.states, self.read, self.said = name, states, read, said
+        self.cut, self.rolled = cut, rolled
+        self.T = len(read)
+        self.left = 4.3 if rolled else 0.9  # of the first box
+        below = max(paper.text_size(text)[1] for text in read)
+        above = max(paper.text_size(text)[1] for text in said)
+        self.tall = max(TALL, 0.45 * len(states) + 0.55 + (0.35 if cut else 0))
+        self.foot = 0.6 + below + 0.6  # the lower edge of the boxes
+        self.top = self.foot + self.tall
+        note = 0.5 if cut else 0
+        self.foot, self.top = self.foot + note, self.top + note
+        self.note = note
+        self.size = (
+            self.left + self.T * (BOX + GAP) - GAP + 1.0,
+            self.top + (0.95 if rolled else 0.6) + 0.45 + above,
+        )
+
+    def draw(self, axes: Any, scale: float) -> None:
+        self.axes, self.scale = axes, scale
+        if self.rolled:
+            self._rolled()
+        for t in range(self.T):
+            x = self._x(t)
+            self._box(x)
+            self._column(x, f"x_{t}", f"h_{t}", self.read[t], self.said[t])
+            self._between(x + BOX, t)
+        if self.cut:
+            self._say(
+                self.size[0] / 2, 0.15, "black: forward; brown, dashed: the gradient, backward",
+                size=paper.FONT - 1, color=paper.GREY, va="bottom",
+            )  # fmt: skip
+
+    def _x(self, t: int) -> float:
+        return self.left + t * (BOX + GAP)
+
+    def _box(self, x: float) -> None:
+        from matplotlib.patches import FancyBboxPatch
+
+        self.axes.add_patch(
+            FancyBboxPatch(
+                (x, self.foot), BOX, self.tall, boxstyle="round,pad=0,rounding_size=0.12",
+                facecolor="#FCEBC8", edgecolor=paper.BLACK, linewidth=1.6 * self.scale, zorder=3,
+            )
+        )  # fmt: skip
+        size = min(paper.FONT + 3, BOX / (len(self.name) * paper.LETTER) * 0.92)
+        self._say(x + BOX / 2, self.foot + self.tall / 2, self.name, size=size)
+
+    def _column(self, x: float, read: str, said: str, read_text: str, said_text: str) -> None:
+        """Input and output of a box."""
+        middle = x + BOX / 2
+        below = self.foot - 0.6
+        self._arrow((middle, below), (middle, self.foot))
+        self._arrow((middle, self.top), (middle, self.top + 0.6))
+        self._say(middle, below - 0.05, f"{read}\n{read_text}".strip(), va="top")
+        self._say(middle, self.top + 0.65, f"{said_text}\n{said}".strip(), va="bottom")
+
+    def _between(self, x: float, t: int) -> None:
+        """What goes on to the next step, or out of the last one."""
+        last = t == self.T - 1
+        end = x + (0.7 if last else GAP)
+        levels = self._levels()
+        for state, y in zip(self.states, levels, strict=True):
+            self._arrow((x, y), (end, y))
+            self._say((x + end) / 2, y + 0.03, f"{state}_{t}", va="bottom")
+        if not self.cut or last:
+            return
+        y = levels[-1] - 0.3
+        if (t + 1) % self.cut:
+            self._arrow((end, y), (x, y), color=paper.GRADIENT, dashed=True)
+            return
+        middle = (x + end) / 2
+        self.axes.plot(
+            [middle] * 2, [self.foot - 0.55, self.top + 0.35], color=paper.GRADIENT,
+            linewidth=1.6 * self.scale, linestyle=":", zorder=2,
+        )  # fmt: skip
+        self._arrow((end, y), (middle + 0.18, y), color=paper.GRADIENT, dashed=True)
+        self._say(middle, y, "✕", color=paper.GRADIENT, size=paper.FONT + 4, weight="bold")
+        self._say(middle, self.foot - 0.6, "cut", color=paper.GRADIENT, va="top")
+
+    def _levels(self) -> list[float]:
+        """The heights of the states' arrows: c, the memory, above h."""
+        middle = self.foot + self.tall / 2
+        spread = 0.45 * (len(self.states) - 1) / 2
+        shift = 0.12 if self.cut else 0
+        return [middle + shift - spread + 0.45 * k for k in range(len(self.states))]
+
+    def _rolled(self) -> None:
+        from matplotlib.patches import FancyArrowPatch, PathPatch
+        from matplotlib.path import Path
+
+        x = 0.9
+        self._box(x)
+        self._column(x, "x_t", "h_t", "", "")
+        y, top, out = self.foot + self.tall / 2, self.top + 0.3, 0.4
+        # out on the right, over the top, in on the left
+        corners = [(x + BOX, y), (x + BOX + out, y), (x + BOX + out, top)]
+        corners += [(x - out, top), (x - out, y), (x, y)]
+        self.axes.add_patch(
+            PathPatch(
+                Path(corners), fill=False, linewidth=1.8 * self.scale, edgecolor=paper.BLACK,
+                zorder=2, joinstyle="round",
+            )
+        )  # fmt: skip
+        self.axes.add_patch(
+            FancyArrowPatch(
+                corners[-2], corners[-1], arrowstyle="-|>", mutation_scale=18 * self.scale,
+                shrinkA=0, shrinkB=0, linewidth=1.8 * self.scale, color=paper.BLACK, zorder=2,
+            )
+        )  # fmt: skip
+        self._say(x + BOX + out + 0.06, top, ", ".join(self.states), ha="left")
+        self._say((x + BOX + out + self.left) / 2, y, "=", size=30)
+
+    def _arrow(
+        self, start: Any, end: Any, color: str = paper.BLACK, dashed: bool = False
+    ) -> None:
+        from matplotlib.patches import FancyArrowPatch
+
+        self.axes.add_patch(
+            FancyArrowPatch(
+                start, end, arrowstyle="-|>", mutation_scale=18 * self.scale, shrinkA=0, shrinkB=0,
+                linewidth=(2.2 if dashed else 1.8) * self.scale, color=color, zorder=2,
+                linestyle="--" if dashed else "-",
+            )
+        )  # fmt: skip
+
+    def _say(self, x: float, y: float, text: str, size: float = paper.FONT, **more: Any) -> None:
+        words = {"ha": "center", "va": "center", "zorder": 4, "parse_math": False, **more}
+        self.axes.text(x, y, text, fontsize=size * self.scale, linespacing=1.15, **words)
