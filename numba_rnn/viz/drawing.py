@@ -243,10 +243,14 @@ def _port(item: Item, side: int, share: float, is_round: bool) -> tuple[float, f
 def _points_of(path: Sequence[Item], start: Any, end: Any) -> list[tuple[float, float]]:
     """An edge's corners: straight through every column, curves between."""
     first, last = path[0], path[-1]
-    points = [start, (first.x + first.span / 2, start[1])]
+    points = [start]
+    if first.x + first.span / 2 > start[0] + 0.05:  # a shorter piece gives an arrow no direction
+        points.append((first.x + first.span / 2, start[1]))
     for item in path[1:-1]:
         points += [(item.x - item.span / 2, item.y), (item.x + item.span / 2, item.y)]
-    return [*points, (last.x - last.span / 2, end[1]), end]
+    if last.x - last.span / 2 < end[0] - 0.05:
+        points.append((last.x - last.span / 2, end[1]))
+    return [*points, end]
 
 
 def _curve(points: Sequence[tuple[float, float]]) -> Any:

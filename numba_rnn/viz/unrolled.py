@@ -157,18 +157,18 @@ class _Picture:
             self._say((x + end) / 2, y + 0.03, f"{state}_{t}", va="bottom")
         if not self.cut or last:
             return
-        y = levels[-1] - 0.3
+        y = levels[0] - 0.32
         if (t + 1) % self.cut:
             self._arrow((end, y), (x, y), color=paper.GRADIENT, dashed=True)
             return
         middle = (x + end) / 2
         self.axes.plot(
-            [middle] * 2, [self.foot - 0.55, self.top + 0.35], color=paper.GRADIENT,
+            [middle] * 2, [self.foot - 0.45, y - 0.15], color=paper.GRADIENT,
             linewidth=1.6 * self.scale, linestyle=":", zorder=2,
         )  # fmt: skip
-        self._arrow((end, y), (middle + 0.18, y), color=paper.GRADIENT, dashed=True)
-        self._say(middle, y, "✕", color=paper.GRADIENT, size=paper.FONT + 4, weight="bold")
-        self._say(middle, self.foot - 0.6, "cut", color=paper.GRADIENT, va="top")
+        self._arrow((end, y), (middle + 0.15, y), color=paper.GRADIENT, dashed=True)
+        self._say(middle, y, "✕", color=paper.GRADIENT, size=paper.FONT + 6, weight="bold")
+        self._say(middle, self.foot - 0.5, "cut", color=paper.GRADIENT, va="top")
 
     def _levels(self) -> list[float]:
         """The heights of the states' arrows: c, the memory, above h."""
@@ -178,30 +178,26 @@ class _Picture:
         return [middle + shift - spread + 0.45 * k for k in range(len(self.states))]
 
     def _rolled(self) -> None:
-        from matplotlib.patches import FancyArrowPatch, PathPatch
-        from matplotlib.path import Path
-
-        x = 0.9
+        x, y, top, out = 0.9, self.foot + self.tall / 2, self.top + 0.3, 0.45
         self._box(x)
         self._column(x, "x_t", "h_t", "", "")
-        y, top, out = self.foot + self.tall / 2, self.top + 0.3, 0.4
-        # out on the right, over the top, in on the left
-        corners = [(x + BOX, y), (x + BOX + out, y), (x + BOX + out, top)]
-        corners += [(x - out, top), (x - out, y), (x, y)]
-        self.axes.add_patch(
-            PathPatch(
-                Path(corners), fill=False, linewidth=1.8 * self.scale, edgecolor=paper.BLACK,
-                zorder=2, joinstyle="round",
-            )
-        )  # fmt: skip
-        self.axes.add_patch(
-            FancyArrowPatch(
-                corners[-2], corners[-1], arrowstyle="-|>", mutation_scale=18 * self.scale,
-                shrinkA=0, shrinkB=0, linewidth=1.8 * self.scale, color=paper.BLACK, zorder=2,
-            )
-        )  # fmt: skip
-        self._say(x + BOX + out + 0.06, top, ", ".join(self.states), ha="left")
-        self._say((x + BOX + out + self.left) / 2, y, "=", size=30)
+        # h: what goes out comes in again
+        self.axes.plot([x + BOX / 2], [top], "o", color=paper.BLACK, markersize=7 * self.scale)
+        self._loop([(x + BOX / 2, top), (x - out, top), (x - out, y), (x, y)])
+        self._say(x - out - 0.08, y + 0.2, self.states[0], ha="right")
+        for k, state in enumerate(self.states[1:]):
+            turn = x + BOX + out + 0.28 * k
+            low, high = y - 0.15 - 0.15 * k, self.top + 0.2 + 0.14 * k
+            start = x + BOX - 0.25 - 0.12 * k
+            corners = [(start, self.top), (start, high), (turn, high), (turn, low), (x + BOX, low)]
+            self._loop(corners)
+            self._say(turn + 0.06, y + 0.2, state, ha="left")
+        self._say(self.left - 0.7, y, "=", size=30)
+
+    def _loop(self, corners: list[tuple[float, float]]) -> None:
+        xs, ys = zip(*corners, strict=True)
+        self.axes.plot(xs, ys, color=paper.BLACK, linewidth=1.8 * self.scale, zorder=2)
+        self._arrow(corners[-2], corners[-1])
 
     def _arrow(
         self, start: Any, end: Any, color: str = paper.BLACK, dashed: bool = False

@@ -1,0 +1,110 @@
+"""What forward keeps for backward, in bytes."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..checks import expect_int
+from ..diagnostics.pictures import COLOURS
+from ..kernels.cells import Cell
+from . import paper
+from .observed import twin_of
+
+MARKS = "osD^vP*"
+UNITS = (1e9, "GB"), (1e6, "MB"), (1e3, "KB"), (1.0, "bytes")
+
+
+def kept_bytes(layer: Any, N: int, T: int, checkpoint_every: int = 0) -> int:
+    """Bytes that forward keeps for backward, beside xs and the parameters.
+
+    They are counted after a run over (N, T) on the engine of the layer: the sizes of all arrays
+    that are held until backward. The layer is left as it is.
+
+    >>> from numba_rnn import TimeLSTM, viz
+    >>> layer = TimeLSTM.create(3, 16, rng=0)
+    >>> viz.kept_bytes(layer, 8, 64) > viz.kept_bytes(layer, 8, 64, checkpoint_every=16)
+    True
+    """
+    twin = twin_of(layer)
+    twin.checkpoint_every = expect_int("checkpoint_every", checkpoint_every, 0)
+    shape = expect_int("N", N), expect_int("T", T), twin.input_size
+    xs = twin._engine().to_device(np.zeros(shape, twin.dtype))
+    hs = twin.forward(xs)
+    known = {id(_whole(array)) for array in (xs, hs, *twin.params)}
+    found = {id(array): array.nbytes for array in map(_whole, _arrays(twin._tape))}
+    return sum(size for key, size in found.items() if key not in known)
+
+
+def memory(
+    layer: Any,
+    T: Sequence[int] = (32, 64, 128, 256),
+    checkpoint_every: Sequence[int] = (0, 8, 32),
+    *,
+    N: int = 32,
+    figure: Any = None,
+) -> Any:
+    """What forward keeps for backward, over T and for settings of ``checkpoint_every``.
+
+    T                 numbers of steps, each of which is run forward once
+    checkpoint_every  settings of the memory dial; 0: everything is kept
+    N                 rows
+
+    Returns a matplotlib Figure; its numbers are ``kept_bytes``: measured, on the layer's engine.
+
+    >>> from numba_rnn import TimeLSTM, viz
+    >>> layer = TimeLSTM.create(3, 16, rng=0)
+    >>> viz.memory(layer, T=(8, 16), N=4).savefig(folder / "memory.png")
+    """
+    steps, dials = list(T), list(checkpoint_every)
+    for name, given in (("T", steps), ("checkpoint_every", dials)):
+        if not given:
+            raise ValueError(f"{name}: expected some numbers, got none")
+    sizes = {k: [kept_bytes(layer, N, t, k) for t in steps] for k in dials}
+    library = paper.matplotlib()
+    if figure is None:
+        figure = library.figure.Figure(figsize=(8, 5), layout="constrained")
+    elif not isinstance(figure, library.figure.FigureBase):
+        raise TypeError(f"figure: expected a matplotlib Figure, got {type(figure).__name__}")
+    axes = figure.subplots()
+    most = max(max(line) for line in sizes.values())
+    unit, name = next((u, n) for u, n in UNITS if most >= u or u == 1)
+    for k, (dial, line) in enumerate(sizes.items()):
+        values = [size / unit for size in line]
+        axes.plot(
+            steps, values, color=COLOURS[k % len(COLOURS)], linewidth=2.5, markersize=7,
+            marker=MARKS[k % len(MARKS)],
+            label="everything" if dial == 0 else f"checkpoint_every = {dial}",
+        )  # fmt: skip
+        axes.annotate(
+            paper.number(values[-1]), (steps[-1], values[-1]), (8, 0), fontsize=12,
+            textcoords="offset points", va="center", color=COLOURS[k % len(COLOURS)],
+        )  # fmt: skip
+    axes.set_title(f"Kept by forward for backward, measured; N {N}, H {layer.hidden_size}", size=14)
+    axes.set_xlabel("T, steps", fontsize=13)
+    axes.set_ylabel(name, fontsize=13)
+    axes.set_ylim(bottom=0)
+    axes.set_xlim(0, 1.12 * max(steps))
+    axes.tick_params(labelsize=12)
+    axes.legend(fontsize=12, frameon=False, loc="upper left")
+    return figure
+
+
+def _whole(array: Any) -> Any:
+    """The array whose memory it is."""
+    while isinstance(array.base, type(array)):
+        array = array.base
+    return array
+
+
+def _arrays(thing: Any) -> Iterator[Any]:
+    """All arrays in what forward kept."""
+    if hasattr(thing, "nbytes") and hasattr(thing, "base"):
+        yield thing
+    elif isinstance(thing, tuple | list):
+        for member in thing:
+            yield from _arrays(member)
+    elif isinstance(thing, dict):
+        yield from _arrays(list(thing.values()))
+    elif hasattr(thing, "__dict__") and not isinstance(thing, Cell) and not hasattr(thing, "xp"):
+        yield from _arrays(vars(thing))

@@ -1,0 +1,117 @@
+"""A gate as a valve on a water pipe: how far it is open is how much goes through."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..checks import Array, expect_float, expect_int
+from . import paper
+from .gif import write_gif
+
+WIDTH, HEIGHT = 8.0, 4.6  # inches
+LEFT, GATE, RIGHT = 0.4, 4.0, 7.6  # along the pipe
+FLOOR, TALL, WALL = 0.95, 1.3, 0.12  # of the pipe
+WATER, STEEL = "#8CCBEF", "0.55"
+
+
+def valve(opening: float, *, title: str | None = None, figure: Any = None) -> Any:
+    """A gate that is open so far, as a valve on a water pipe: a matplotlib Figure.
+
+    opening  a number from 0.0, nothing goes through, to 1.0, everything does
+    title    what stands above it; None: the gate and its opening
+
+    >>> from numba_rnn import viz
+    >>> viz.valve(0.7).savefig(folder / "valve.png")
+    """
+    opening = _opening("opening", opening)
+    figure, axes, scale = paper.sheet(figure, WIDTH, HEIGHT)
+    _draw(axes, scale, opening, "A gate controls what flows" if title is None else title)
+    return figure
+
+
+def animate_valve(
+    openings: Sequence[float] | Array,
+    path: Any,
+    *,
+    labels: Sequence[str] | None = None,
+    seconds: float = 0.5,
+    dpi: int = 80,
+) -> None:
+    """Write an animated GIF of a valve, one frame for each opening, such as those of a gate.
+
+    openings  numbers from 0.0 to 1.0, one a step
+    path      of the file, which is written whole or not at all
+    labels    what stands above each frame; None: the step's number
+    seconds   that each frame stays
+    dpi       dots per inch
+
+    The forget gate of one unit, over time:
+
+    >>> import numpy as np
+    >>> from numba_rnn import TimeLSTM, viz
+    >>> layer = TimeLSTM.create(2, 3, rng=0)
+    >>> hs = layer.forward(np.ones((1, 5, 2), np.float32), trace=True)
+    >>> viz.animate_valve(layer.trace.gates["f"][0, :, 0], folder / "valve.gif")
+    """
+    found = np.asarray(openings, float)
+    if found.ndim != 1 or not found.size:
+        raise ValueError(f"openings: expected numbers, one a step, got shape {found.shape}")
+    numbers = [_opening(f"openings[{t}]", number) for t, number in enumerate(found.tolist())]
+    if labels is not None and len(labels) != len(numbers):
+        raise ValueError(f"labels: expected {len(numbers)}, one a step, got {len(labels)}")
+    seconds = expect_float("seconds", seconds, 0, low_open=True)
+    expect_int("dpi", dpi)
+    figure, axes, scale = paper.sheet(None, WIDTH, HEIGHT)
+    titles = [f"step {t}" for t in range(len(numbers))] if labels is None else labels
+    draws = [
+        partial(_draw, axes, scale, number, title)
+        for number, title in zip(numbers, titles, strict=True)
+    ]
+    write_gif(Path(path), figure, draws, seconds, dpi)
+
+
+def _opening(name: str, value: float) -> float:
+    if value == 1:
+        return 1.0
+    return expect_float(name, value, 0.0, 1.0)
+
+
+def _draw(axes: Any, scale: float, opening: float, title: str) -> None:
+    from matplotlib.patches import FancyArrowPatch, Rectangle
+
+    paper.clean(axes, WIDTH, HEIGHT)
+
+    def box(x: float, y: float, width: float, height: float, colour: str, order: int) -> None:
+        style = {"facecolor": colour, "edgecolor": "none", "zorder": order}
+        axes.add_patch(Rectangle((x, y), width, height, **style))
+
+    def say(x: float, y: float, text: str, size: float, **more: Any) -> None:
+        words = {"ha": "center", "va": "center", "parse_math": False, **more}
+        axes.text(x, y, text, fontsize=size * scale, zorder=9, **words)
+
+    level = opening * TALL
+    box(LEFT, FLOOR, GATE - LEFT, TALL, WATER, 1)
+    box(GATE, FLOOR, RIGHT - GATE, level, WATER, 1)
+    for y in (FLOOR - WALL, FLOOR + TALL):
+        box(LEFT, y, RIGHT - LEFT, WALL, "0.25", 3)
+    top = FLOOR + level + TALL  # of the plate, which slides up into its housing
+    box(GATE - 0.14, FLOOR + level, 0.28, TALL, STEEL, 4)
+    box(GATE - 0.05, top, 0.1, 0.25, "0.25", 4)
+    box(GATE - 0.55, top + 0.2, 1.1, 0.13, paper.ORANGE, 5)
+    for start, share in ((LEFT + 0.4, 1.0), (GATE + 0.9, opening)):
+        if share > 0:
+            axes.add_patch(
+                FancyArrowPatch(
+                    (start, FLOOR + share * TALL / 2), (start + 1.8, FLOOR + share * TALL / 2),
+                    arrowstyle="simple,head_length=0.7,head_width=0.9,tail_width=0.35",
+                    mutation_scale=(8 + 32 * share) * scale, shrinkA=0, shrinkB=0,
+                    color=paper.BLUE, linewidth=0, zorder=2,
+                )
+            )  # fmt: skip
+    shown = f"{opening:.2g}" if opening >= 0.01 or opening == 0 else "< 0.01"
+    say(RIGHT - 1.5, FLOOR + TALL + 0.75, f"{shown} ({opening:.0%})", 26, color=paper.BLUE)
+    say(LEFT + 1.2, FLOOR + TALL + 0.75, title, 17)
+    say(WIDTH / 2, 0.4, "0.0: closed          1.0: wide open", paper.FONT, color=paper.GREY)
