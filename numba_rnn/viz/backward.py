@@ -66,7 +66,7 @@ def backward_steps(
     >>> layer = RNN.create(2, 3, rng=0)
     >>> for step in viz.backward_steps(layer, np.ones((1, 2), np.float32)):
     ...     print(step.title, "|", *step.equations)
-    Backward: start | 
+    Backward: start |
     """
     made, found = _observed(layer, xs, dhs, step, state, affine)
     return _steps(made, found)
@@ -99,7 +99,9 @@ def animate_backward(
     >>> import numpy as np
     >>> from numba_rnn import RNN, viz
     >>> layer = RNN.create(2, 3, rng=0)
-    >>> viz.animate_backward(layer, folder / "backward.gif", np.ones((1, 2), np.float32))
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     viz.animate_backward(layer, f"{folder}/backward.gif", np.ones((1, 2), np.float32))
     """
     seconds = expect_float("seconds", seconds, 0, low_open=True)
     expect_int("dpi", dpi)
@@ -188,7 +190,7 @@ def _steps(made: StepGraph, found: StepNumbers) -> list[BackwardStep]:
         passed |= set(edges)
         title = _arrival(group) if group[0].kind == OUTPUT else words[k]
         if words.count(words[k]) > 1:
-            title += f", to {' and '.join(_unique(_gradient(edge) for edge in edges))}"
+            title += f": {' and '.join(_unique(_gradient(edge) for edge in edges))}"
         equations = _unique(text for node in group for text in _equations(node) if text)
         gradients = {
             name: array for edge in edges for name, array in _finished(edge, found, passed)

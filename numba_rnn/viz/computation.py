@@ -309,9 +309,7 @@ class StepNumbers:
                 self.values[node] = self._forward(node)
         self.edges: dict[Edge, Array] = {}
         self.gradients = {
-            node: np.zeros_like(value)
-            for node, value in self.values.items()
-            if value.dtype != bool
+            node: np.zeros_like(value) for node, value in self.values.items() if value.dtype != bool
         }
         for node, d in zip(graph.outputs.values(), dnext, strict=True):
             self.gradients[node] = d

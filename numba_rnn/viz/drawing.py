@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from . import paper
@@ -151,7 +152,7 @@ class GraphPicture:
     def _dots(self, axes: Any, exits: Mapping[Edge, tuple[float, float]]) -> None:
         """Where one value goes several ways."""
         places = list(exits.values())
-        for x, y in sorted({place for place in places if places.count(place) > 1}):
+        for x, y in sorted({at for at in places if places.count(at) > 1}):
             axes.plot([x + 0.05], [y], marker="o", color=paper.BLACK, markersize=4.5, zorder=3)
 
     def _edge(self, axes: Any, scale: float, edge: Edge, points: Any, view: View) -> None:
@@ -182,7 +183,7 @@ class GraphPicture:
         from matplotlib.patches import Circle, FancyBboxPatch
 
         item, live = self.item[node], node in view.nodes
-        style = {
+        style: dict[str, Any] = {
             "facecolor": _fill(node), "edgecolor": paper.ORANGE if live else paper.BLACK,
             "linewidth": (3.5 if live else 1.4) * scale, "zorder": 6,
         }  # fmt: skip
@@ -257,7 +258,7 @@ def _curve(points: Sequence[tuple[float, float]]) -> Any:
     from matplotlib.path import Path
 
     vertices, codes = [points[0]], [Path.MOVETO]
-    for (x, y), (x2, y2) in zip(points, points[1:], strict=False):
+    for (x, y), (x2, y2) in pairwise(points):
         middle = (x + x2) / 2
         vertices += [(middle, y), (middle, y2), (x2, y2)]
         codes += [Path.CURVE4] * 3

@@ -51,8 +51,8 @@ def graph(
     >>> import numpy as np
     >>> from numba_rnn import RNN, viz
     >>> layer = RNN.create(2, 3, rng=0)
-    >>> picture = viz.graph(layer, np.ones((1, 2), np.float32), show="values")
-    >>> picture.savefig(folder / "graph.png")
+    >>> x = np.ones((1, 2), np.float32)
+    >>> picture = viz.graph(layer, x, show="values")  # picture.savefig("graph.png")
     """
     if show is not None:
         expect_choice("show", show, SHOWN)
@@ -105,7 +105,12 @@ def picture_of(
 
 
 def _words(
-    made: StepGraph, found: StepNumbers, show: str | None, large: str, named_batch: bool, stacked: bool
+    made: StepGraph,
+    found: StepNumbers,
+    show: str | None,
+    large: str,
+    named_batch: bool,
+    stacked: bool,
 ) -> Words:
     values: dict[Edge, str] = {}
     gradients: dict[Edge, str] = {}

@@ -8,6 +8,7 @@ a column: nothing lies on anything else.
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 Size = tuple[float, float]
 Text = tuple[float, float, float]
@@ -80,7 +81,7 @@ def place(
     for item in dict.fromkeys([*nodes, *(item for path in paths for item in path)]):
         rows[item.column].append(item)
     for path in paths:
-        for a, b in zip(path, path[1:], strict=False):
+        for a, b in pairwise(path):
             a.after.append(b)
             b.before.append(a)
     _order(rows)
@@ -166,7 +167,7 @@ def _swept(rows: list[list[Item]]) -> tuple[int, list[list[Item]]]:
 
 def _crossings(rows: Sequence[Sequence[Item]]) -> int:
     count = 0
-    for row, following in zip(rows, rows[1:], strict=False):
+    for row, following in pairwise(rows):
         at = {item: k for k, item in enumerate(following)}
         ends = [(k, at[b]) for k, item in enumerate(row) for b in item.after]
         count += sum(

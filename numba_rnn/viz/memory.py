@@ -19,7 +19,8 @@ def kept_bytes(layer: Any, N: int, T: int, checkpoint_every: int = 0) -> int:
     """Bytes that forward keeps for backward, beside xs and the parameters.
 
     They are counted after a run over (N, T) on the engine of the layer: the sizes of all arrays
-    that are held until backward. The layer is left as it is.
+    that are held until backward. Work space that an engine keeps for its next call is not among
+    them. The layer is left as it is.
 
     >>> from numba_rnn import TimeLSTM, viz
     >>> layer = TimeLSTM.create(3, 16, rng=0)
@@ -54,14 +55,14 @@ def memory(
 
     >>> from numba_rnn import TimeLSTM, viz
     >>> layer = TimeLSTM.create(3, 16, rng=0)
-    >>> viz.memory(layer, T=(8, 16), N=4).savefig(folder / "memory.png")
+    >>> picture = viz.memory(layer, T=(8, 16), N=4)  # picture.savefig("memory.png")
     """
     steps, dials = list(T), list(checkpoint_every)
     for name, given in (("T", steps), ("checkpoint_every", dials)):
         if not given:
             raise ValueError(f"{name}: expected some numbers, got none")
     sizes = {k: [kept_bytes(layer, N, t, k) for t in steps] for k in dials}
-    library = paper.matplotlib()
+    twin, library = twin_of(layer), paper.matplotlib()
     if figure is None:
         figure = library.figure.Figure(figsize=(8, 5), layout="constrained")
     elif not isinstance(figure, library.figure.FigureBase):
@@ -80,13 +81,15 @@ def memory(
             paper.number(values[-1]), (steps[-1], values[-1]), (8, 0), fontsize=12,
             textcoords="offset points", va="center", color=COLOURS[k % len(COLOURS)],
         )  # fmt: skip
-    axes.set_title(f"Kept by forward for backward, measured; N {N}, H {layer.hidden_size}", size=14)
+    figure.suptitle(f"Kept by forward for backward, measured: N {N}, H {twin.hidden_size}", size=15)
     axes.set_xlabel("T, steps", fontsize=13)
-    axes.set_ylabel(name, fontsize=13)
-    axes.set_ylim(bottom=0)
-    axes.set_xlim(0, 1.12 * max(steps))
+    axes.set_ylabel(f"{name}, all steps", fontsize=13)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(steps, labels=map(str, steps))
+    axes.set_xlim(min(steps) / 1.2, max(steps) * 1.35)
     axes.tick_params(labelsize=12)
-    axes.legend(fontsize=12, frameon=False, loc="upper left")
+    axes.legend(fontsize=12, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     return figure
 
 

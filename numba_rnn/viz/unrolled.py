@@ -36,13 +36,13 @@ def unrolled(
     row        of the batch
 
     >>> from numba_rnn import TimeLSTM, viz
-    >>> picture = viz.unrolled(TimeLSTM.create(2, 3, rng=0), T=6, truncated=3)
-    >>> picture.savefig(folder / "unrolled.png")
+    >>> layer = TimeLSTM.create(2, 3, rng=0)
+    >>> picture = viz.unrolled(layer, T=6, truncated=3)  # picture.savefig("unrolled.png")
     """
     cell = cell_of(layer)
     if xs is not None:
         hs = run_forward(layer, xs, state)
-        if T is not None and T != xs.shape[1]:
+        if T is not None and xs.shape[1] != T:
             raise ValueError(f"T: expected {xs.shape[1]}, as xs has, got {T}")
         T = xs.shape[1]
         if expect_int("row", row, 0) >= len(xs):
@@ -66,14 +66,14 @@ def unrolled(
     return figure
 
 
-def _title(
-    states: Sequence[str], truncated: int | None, backward: bool, title: str | None
-) -> str:
+def _title(states: Sequence[str], truncated: int | None, backward: bool, title: str | None) -> str:
     if title is not None:
         return title
     names = " and ".join(states)
     if truncated is not None:
-        return f"Truncated BPTT: {names} go{'es' if len(states) == 1 else ''} on, the gradient stops"
+        return (
+            f"Truncated BPTT: {names} go{'es' if len(states) == 1 else ''} on, the gradient stops"
+        )
     if backward:
         return "Backpropagation through time (BPTT)"
     return f"One layer, unrolled over time: {names} flow{'s' if len(states) == 1 else ''}"
@@ -94,7 +94,7 @@ class _Picture:
         self.name, self.states, self.read, self.said = name, states, read, said
         self.cut, self.rolled = cut, rolled
         self.T = len(read)
-        self.left = 4.3 if rolled else 0.9  # of the first box
+        self.left = (3.6 if len(states) == 1 else 4.2) if rolled else 0.9  # of the first box
         below = max(paper.text_size(text)[1] for text in read)
         above = max(paper.text_size(text)[1] for text in said)
         self.tall = max(TALL, 0.45 * len(states) + 0.55 + (0.35 if cut else 0))
@@ -199,9 +199,7 @@ class _Picture:
         self.axes.plot(xs, ys, color=paper.BLACK, linewidth=1.8 * self.scale, zorder=2)
         self._arrow(corners[-2], corners[-1])
 
-    def _arrow(
-        self, start: Any, end: Any, color: str = paper.BLACK, dashed: bool = False
-    ) -> None:
+    def _arrow(self, start: Any, end: Any, color: str = paper.BLACK, dashed: bool = False) -> None:
         from matplotlib.patches import FancyArrowPatch
 
         self.axes.add_patch(

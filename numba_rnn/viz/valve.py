@@ -24,7 +24,7 @@ def valve(opening: float, *, title: str | None = None, figure: Any = None) -> An
     title    what stands above it; None: the gate and its opening
 
     >>> from numba_rnn import viz
-    >>> viz.valve(0.7).savefig(folder / "valve.png")
+    >>> picture = viz.valve(0.7)  # picture.savefig("valve.png")
     """
     opening = _opening("opening", opening)
     figure, axes, scale = paper.sheet(figure, WIDTH, HEIGHT)
@@ -54,7 +54,9 @@ def animate_valve(
     >>> from numba_rnn import TimeLSTM, viz
     >>> layer = TimeLSTM.create(2, 3, rng=0)
     >>> hs = layer.forward(np.ones((1, 5, 2), np.float32), trace=True)
-    >>> viz.animate_valve(layer.trace.gates["f"][0, :, 0], folder / "valve.gif")
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     viz.animate_valve(layer.trace.gates["f"][0, :, 0], f"{folder}/valve.gif")
     """
     found = np.asarray(openings, float)
     if found.ndim != 1 or not found.size:
@@ -85,7 +87,7 @@ def _draw(axes: Any, scale: float, opening: float, title: str) -> None:
     paper.clean(axes, WIDTH, HEIGHT)
 
     def box(x: float, y: float, width: float, height: float, colour: str, order: int) -> None:
-        style = {"facecolor": colour, "edgecolor": "none", "zorder": order}
+        style: dict[str, Any] = {"facecolor": colour, "edgecolor": "none", "zorder": order}
         axes.add_patch(Rectangle((x, y), width, height, **style))
 
     def say(x: float, y: float, text: str, size: float, **more: Any) -> None:
@@ -113,5 +115,5 @@ def _draw(axes: Any, scale: float, opening: float, title: str) -> None:
             )  # fmt: skip
     shown = f"{opening:.2g}" if opening >= 0.01 or opening == 0 else "< 0.01"
     say(RIGHT - 1.5, FLOOR + TALL + 0.75, f"{shown} ({opening:.0%})", 26, color=paper.BLUE)
-    say(LEFT + 1.2, FLOOR + TALL + 0.75, title, 17)
+    say(WIDTH / 2, HEIGHT - 0.3, title, 17)
     say(WIDTH / 2, 0.4, "0.0: closed          1.0: wide open", paper.FONT, color=paper.GREY)
