@@ -65,8 +65,12 @@ def backward_steps(
     >>> from numba_rnn import RNN, viz
     >>> layer = RNN.create(2, 3, rng=0)
     >>> for step in viz.backward_steps(layer, np.ones((1, 2), np.float32)):
-    ...     print(step.title, "|", *step.equations)
-    Backward: start |
+    ...     print(step.title, *step.equations, sep=" | ")
+    Backward: start
+    (1) dh_next arrives | dh_next comes from the output and from the next step
+    (2) dtanh | dt = dh_next × (1 − h_next²)
+    (3) addition node | db = Σ dt | dt goes on to both
+    (4) multiplication nodes | dWh = h_prevᵀ dt | dh_prev = dt Whᵀ | dWx = xᵀ dt | dx = dt Wxᵀ
     """
     made, found = _observed(layer, xs, dhs, step, state, affine)
     return _steps(made, found)
