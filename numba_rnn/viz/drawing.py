@@ -26,7 +26,7 @@ FILLS = {
 }  # fmt: skip
 ACTIVATION = "#FCEBC8"
 ROUND = 0.26  # the radius of a node for one sign
-TITLE, NOTE = 17.0, 12.0  # points
+TITLE, NOTE = 17.0, 13.0  # points
 MARGIN = 0.25
 
 
@@ -109,7 +109,7 @@ class GraphPicture:
         """On axes that measure ``width`` by ``height``."""
         paper.clean(axes, self.width, self.height)
         entries, exits = self._ports()
-        self._dots(axes, exits)
+        self._dots(axes, scale, exits)
         for edge, path in zip(self.edges, self.placed.paths, strict=True):
             self._edge(axes, scale, edge, _points_of(path, exits[edge], entries[edge]), view)
         for edge, item in zip(self.edges, self.placed.labels, strict=True):
@@ -149,11 +149,11 @@ class GraphPicture:
     def _is_round(self, node: Node) -> bool:
         return self._sizes[self.nodes.index(node)] == (2 * ROUND, 2 * ROUND)
 
-    def _dots(self, axes: Any, exits: Mapping[Edge, tuple[float, float]]) -> None:
+    def _dots(self, axes: Any, scale: float, exits: Mapping[Edge, tuple[float, float]]) -> None:
         """Where one value goes several ways."""
         places = list(exits.values())
         for x, y in sorted({at for at in places if places.count(at) > 1}):
-            axes.plot([x + 0.05], [y], marker="o", color=paper.BLACK, markersize=4.5, zorder=3)
+            axes.plot([x + 0.05], [y], "o", color=paper.BLACK, markersize=4.5 * scale, zorder=3)
 
     def _edge(self, axes: Any, scale: float, edge: Edge, points: Any, view: View) -> None:
         from matplotlib.patches import FancyArrowPatch

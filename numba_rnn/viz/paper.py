@@ -11,7 +11,7 @@ from ..checks import Array
 BLUE, ORANGE, GREEN, PINK, YELLOW, SKY = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9",
 )  # fmt: skip
-BLACK, GREY = "#000000", "0.45"
+BLACK, GREY = "#000000", "0.35"
 GRADIENT = "#B34700"  # their vermilion, darker: it is read on white
 FONT = 14.0  # points at a figure's own size
 LETTER = 0.62 / 72  # the width of a letter in inches, for each point; DejaVu Sans on average
