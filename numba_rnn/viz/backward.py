@@ -195,7 +195,8 @@ def _steps(made: StepGraph, found: StepNumbers) -> list[BackwardStep]:
         title = _arrival(group) if group[0].kind == OUTPUT else words[k]
         if words.count(words[k]) > 1:
             title += f": {' and '.join(_unique(_gradient(edge) for edge in edges))}"
-        equations = _unique(text for node in group for text in _equations(node) if text)
+        texts = _sources(group) if group[0].kind == OUTPUT else map(_equations, group)
+        equations = _unique(text for equations_of in texts for text in equations_of if text)
         gradients = {
             name: array for edge in edges for name, array in _finished(edge, found, passed)
         }
@@ -237,6 +238,15 @@ def _arrival(outputs: Sequence[Node]) -> str:
     return f"{names} arrive{'s' if len(outputs) == 1 else ''}"
 
 
+def _sources(outputs: Sequence[Node]) -> list[list[str]]:
+    """Where the gradients come from: the first state is the layer's output."""
+    first, *others = (node.delta for node in outputs)
+    return [
+        [f"{first} comes from the output and from the next step"],
+        [f"{d} comes from the next step" for d in others],
+    ]
+
+
 def _gradient(edge: Edge) -> str:
     """The name of the gradient that flows back along an edge."""
     node, k = edge
@@ -251,8 +261,6 @@ def _gradient(edge: Edge) -> str:
 def _equations(node: Node) -> list[str]:
     d, names = node.delta, [use.name for use in node.uses]
     made = [_gradient((node, k)) for k in range(len(names))]
-    if node.kind == OUTPUT:
-        return [f"{d} comes from the output and from the next step"]
     if node.kind == SLICE:
         return [f"{made[0]} = [{' '.join(dict.fromkeys(f'd{n}' for n in _slices(node)))}]"]
     if node.kind in (PRODUCT, AFFINE):

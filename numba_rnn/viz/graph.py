@@ -45,8 +45,9 @@ def graph(
     large   arrays of more than 2 rows or 3 columns are given by their "norm" or their "mean"
 
     The elementwise part is the cell's own function, traced. A gradient is that by the loss, all of
-    it: what came back from later steps, too. The layer and its state are left as they are. Raises
-    TypeError for another layer or dtype, ValueError for numbers to be shown without xs.
+    it: what came back from later steps, too. The run is one of a copy of the layer, without its
+    regularisers: the layer and its state are left as they are. Raises TypeError for another layer
+    or dtype, ValueError for another shape, and for numbers to be shown without xs.
 
     >>> import numpy as np
     >>> from numba_rnn import RNN, viz

@@ -241,6 +241,9 @@ def _straighten(
         for item in inner:
             if fits(item, best):
                 item.y = best
+        for item, beside in ((first, path[1]), (end, path[-2])):
+            if len(item.before) + len(item.after) == 1 and fits(item, beside.y):
+                item.y = beside.y
 
 
 def _align(rows: Sequence[Sequence[Item]], gap: float) -> None:
