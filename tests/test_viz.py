@@ -12,7 +12,17 @@ from PIL import Image
 import numba_rnn as rnn
 from helpers import run_python
 from numba_rnn import diagnostics, viz
-from numba_rnn.functions import sigmoid, tanh
+from numba_rnn.functions import (
+    exp,
+    hard_sigmoid,
+    minimum,
+    relu,
+    sigmoid,
+    softplus,
+    sqrt,
+    tanh,
+    where,
+)
 from numba_rnn.layers import TimeRecurrent
 from numba_rnn.viz import paper
 from numba_rnn.viz.computation import StepGraph
@@ -30,6 +40,13 @@ def forgetful(f, g, p_f, h, c):
     return tanh(c), c
 
 
+@rnn.cell(states="h c")
+def of_all_kinds(f, g, i, h, c):
+    """The operations that no cell of the zoo has; not a cell that learns."""
+    c = where(f > 0.1, c * c, -c / (2 + abs(g))) + hard_sigmoid(i) - 0.5 * minimum(g, i)
+    return tanh(c) + exp(-relu(g)) * sqrt(1 + softplus(i)) - h, c
+
+
 CELLS = ["rnn", "lstm", "gru", "gru_reset_after", "forgetful"]
 
 
@@ -41,7 +58,8 @@ def readable_engine():
 
 
 def layer_of(name, D=D, H=H, dtype=np.float64):
-    cell = forgetful.cell if name == "forgetful" else name
+    cell = {"forgetful": forgetful, "of_all_kinds": of_all_kinds}.get(name, name)
+    cell = getattr(cell, "cell", cell)
     layer = TimeRecurrent.create(D, H, cell=cell, rng=0, dtype=dtype)
     rng = np.random.default_rng(1)
     for param in layer.params:
@@ -61,7 +79,7 @@ def words(figure):
 
 
 @pytest.mark.parametrize("affine", ["gathered", "apart"])
-@pytest.mark.parametrize("name", rnn.cells.names())
+@pytest.mark.parametrize("name", [*rnn.cells.names(), "forgetful", "of_all_kinds"])
 def test_the_graphs_numbers_are_the_layers(name, affine):
     """Of one step, whose gradients are a layer's own; the graph computes them node by node."""
     layer = layer_of(name)
@@ -300,24 +318,30 @@ def test_the_rnns_steps_are_the_lectures():
 
 
 @pytest.mark.parametrize("affine", ["gathered", "apart"])
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", [*CELLS, "of_all_kinds"])
 def test_steps_follow_the_gradient_and_find_all_of_it(name, affine):
     layer, x = layer_of(name), inputs(T=1)
     layer.forward(x)
     dhs = np.ones((N, 1, H))
     dxs = layer.backward(dhs)
-    steps = viz.backward_steps(layer, x, dhs, affine=affine)
+    graph = StepGraph(layer.cell, affine)
+    compares = [n.label for n in graph.nodes if n.label.startswith(">")]  # without a gradient
+    assert bool(compares) == (name == "of_all_kinds")
     passed = set()
+    steps = viz.backward_steps(layer, x, dhs, affine=affine)
     for step in steps:
         for node in step.nodes:  # nothing is gone through before all that it feeds
-            waiting = {(user, k) for user in node.users for k, u in enumerate(user.uses)
-                       if u.source is node}  # fmt: skip
-            assert waiting <= passed
+            for user in node.users:
+                used = {(user, k) for k, use in enumerate(user.uses) if use.source is node}
+                assert used <= passed or user.label in compares
         passed |= set(step.edges)
         assert step.equations or step.title == "Backward: start"
-    graph = StepGraph(layer.cell, affine)
-    assert len(passed) == len(graph.edges)
+    assert len(passed) == len(graph.edges) - 2 * len(compares)  # what decides, and what it sees
     found = {name: array for step in steps for name, array in step.gradients.items()}
+    if "dA" in found:
+        parts = [found[f"da_{gate}"] for gate in layer.cell.gates if f"da_{gate}" in found]
+        if found["dA"].shape[1] == sum(part.shape[1] for part in parts):
+            assert_allclose(np.hstack(parts), found["dA"], rtol=1e-12)
     assert_allclose(found["dx"], dxs[:, 0], rtol=1e-10)
     assert_allclose(found["dh_prev"], layer.dh, rtol=1e-10, atol=1e-14)
     assert_allclose(found["dWx"], layer.grads[0], rtol=1e-10, atol=1e-14)

@@ -21,6 +21,7 @@ from .computation import (
     Node,
     StepGraph,
     StepNumbers,
+    Use,
 )
 from .drawing import GraphPicture, View
 from .gif import write_gif
@@ -196,7 +197,7 @@ def _steps(made: StepGraph, found: StepNumbers) -> list[BackwardStep]:
         if words.count(words[k]) > 1:
             title += f": {' and '.join(_unique(_gradient(edge) for edge in edges))}"
         texts = _sources(group) if group[0].kind == OUTPUT else map(_equations, group)
-        equations = _unique(text for equations_of in texts for text in equations_of if text)
+        equations = tuple(text for equations_of in texts for text in equations_of if text)
         gradients = {
             name: array for edge in edges for name, array in _finished(edge, found, passed)
         }
@@ -284,9 +285,18 @@ def _equations(node: Node) -> list[str]:
 
 
 def _assigned(node: Node, k: int, name: str, text: str) -> str:
-    source = node.uses[k].source
-    several = len(source.users) > 1 and source.kind != SLICE and "[" not in name
+    several = len(_beside(node.uses[k])) > 1 and "[" not in name
     return f"{name} {'+=' if several else '='} {text}"
+
+
+def _beside(use: Use) -> set[Edge]:
+    """The edges along which the same thing travels."""
+    return {
+        (user, n)
+        for user in use.source.users
+        for n, other in enumerate(user.uses)
+        if other.source is use.source and (use.source.kind != SLICE or other.blocks == use.blocks)
+    }
 
 
 def _passed(node: Node, k: int, d: str) -> str:
@@ -324,14 +334,9 @@ def _finished(edge: Edge, found: StepNumbers, passed: set[Edge]) -> list[tuple[s
     use = node.uses[k]
     if node.kind == OUTPUT:
         return [(node.delta, found.gradients[node])]
-    if use.source.kind == SLICE:
-        return [(f"d{use.name}", found.edges[edge])]
-    waiting = {
-        (user, n)
-        for user in use.source.users
-        for n, other in enumerate(user.uses)
-        if other.source is use.source and (user, n) in found.edges
-    }
-    if not waiting <= passed:
+    together = [other for other in _beside(use) if other in found.edges]
+    if not passed.issuperset(together):
         return []
+    if use.source.kind == SLICE:
+        return [(f"d{use.name}", sum(found.edges[other] for other in together))]
     return [(use.source.delta, found.gradients[use.source])]
