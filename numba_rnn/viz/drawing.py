@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from ..kernels.derivation.graph import CALL
 from . import paper
 from .computation import (
     AFFINE,
     INPUT,
-    OPERATION,
     OUTPUT,
     PARAMETER,
     PRODUCT,
@@ -224,7 +224,7 @@ def _points(line: int) -> float:
 
 
 def _fill(node: Node) -> str:
-    if node.kind == OPERATION and node.label not in "+−×÷1−":
+    if node.operation is not None and node.operation.kind == CALL:
         return ACTIVATION
     return FILLS.get(node.kind, "white")
 
