@@ -73,3 +73,32 @@ def test_its_outputs_say_nothing_of_the_machine(path):
 def test_a_path_would_be_found():
     output = {"data": {"text/plain": "Wx from /home/ann/run.npz"}}
     assert any(PLACES.search(text) for text in texts_in(output))
+
+
+# ---- the lecture's headings are answered
+
+ROW = re.compile(r"^\| (?P<lecture>.+?) \| \[\d\]\((?P<notebook>\w+\.ipynb)\) \| (?P<section>.+) \|$")
+
+
+def answers():
+    text = (ROOT / "notebooks" / "README.md").read_text(encoding="utf-8")
+    return [match for match in map(ROW.match, text.splitlines()) if match]
+
+
+@pytest.mark.parametrize("row", answers(), ids=lambda row: row["lecture"])
+def test_a_heading_of_the_lecture_has_its_section(row):
+    cells = read(ROOT / "notebooks" / row["notebook"]).cells
+    headings = [
+        line
+        for cell in cells
+        if cell.cell_type == "markdown"
+        for line in cell.source.splitlines()
+        if line.startswith("#")
+    ]
+    assert any(row["section"] in heading for heading in headings), headings
+
+
+def test_every_notebook_is_listed():
+    text = (ROOT / "notebooks" / "README.md").read_text(encoding="utf-8")
+    assert all(f"({path.name})" in text for path in NOTEBOOKS)
+    assert len(answers()) > 30
