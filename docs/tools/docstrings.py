@@ -154,7 +154,7 @@ def _inline(text: str, link: Callable[[str], str]) -> str:
 
 
 def _escaped(text: str) -> str:
-    text = re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", text)
+    text = re.sub(r"([\\`*_\[\]>|#])", r"\\\1", text).replace("<", "&lt;")
     text = re.sub(r"\\\*\\\*(\w[^*]*?\w)\\\*\\\*", r"**\1**", text)
     text = re.sub(r"(?<![\w\\*])\\\*(\w[^*\\]*\w)\\\*(?!\w)", r"*\1*", text)
     return re.sub(r"^(\s*)([-+]|\d+\.) ", r"\1\\\2 ", text, flags=re.M)

@@ -65,7 +65,7 @@ def place_of(path: str) -> str:
     """Where a file of the checkout is in the site, both by their paths."""
     if path in PAGES:
         return PAGES[path]
-    if path.startswith("docs/"):
+    if path.startswith("docs/") and not path.startswith("docs/tools/"):
         return path.removeprefix("docs/")
     if path.endswith(".ipynb"):
         return path

@@ -1,0 +1,263 @@
+"""The site: it builds without a warning, no link in it or in the repository's pages leads nowhere,
+and docstrings read there as they are laid out."""
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+from functools import cache
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+import numba_rnn
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
+    *(ROOT / f"{room}/README.md" for room in ("benchmarks", "notebooks")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
+PUBLIC = ("layers", "training", "models", "bridges", "torch", "sklearn", "diagnostics")
+
+
+# ---- pages as they lie in the repository
+
+
+def prose(page):
+    """A page without its code."""
+    text = re.sub(r"^(```|~~~).*?^\1", "", page.read_text("utf-8"), flags=re.S | re.M)
+    return re.sub(r"^(?: {4}).*$|`[^`]*`", "", text, flags=re.M)
+
+
+def anchors(page):
+    """Those of a page's headings, as where repositories are hosted."""
+    text = re.sub(r"^(```|~~~).*?^\1", "", page.read_text("utf-8"), flags=re.S | re.M)
+    found = re.findall(r"^#+ (.*)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in found}
+
+
+def broken_links(page):
+    links = re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8").replace("`", ""))
+    for link in links:
+        address = urlsplit(link)
+        if address.scheme:
+            continue
+        target = (page.parent / unquote(address.path)).resolve() if address.path else page
+        inside = target.is_relative_to(ROOT) and target.exists()
+        if not inside or (address.fragment and address.fragment not in anchors(target)):
+            yield link
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_between_pages_and_files(name):
+    assert not list(broken_links(ROOT / name))
+
+
+def test_a_broken_link_would_be_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("[a](nowhere.md) [b](#not-here) [c](#its-title)\n\n# It's `title`?\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+        assert list(broken_links(page)) == ["nowhere.md", "#not-here", "#its-title"][:2]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_commands_name_files_that_exist(name):
+    text = (ROOT / name).read_text("utf-8")
+    named = re.findall(r"(?<![\w/.])((?:tests|notebooks|examples|docs)/[\w/]+\.\w+)", text)
+    missing = [path for path in named if not (ROOT / path).is_file()]
+    missing += [
+        module
+        for module in re.findall(r"python -m (benchmarks\.\w+)", text)
+        if not ((ROOT / module.replace(".", "/")).is_dir()
+                or (ROOT / f"{module.replace('.', '/')}.py").is_file())
+    ]  # fmt: skip
+    assert not missing
+
+
+def code_in(name):
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / name).read_text("utf-8"), re.S | re.M)
+
+
+EXAMPLES = {
+    f"{name} {k}": code
+    for name in NAMES
+    if name != "README.md"  # its own are in test_docs.py
+    for k, code in enumerate(code_in(name))
+}
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_examples_in_pages_run(example, capsys):
+    exec(compile(example_source(example), example, "exec"), {"__name__": "example"})
+    assert capsys.readouterr().out.strip()
+
+
+def example_source(example):
+    """The code; what derives a cell reads its source, so it is where Python looks for sources."""
+    import linecache
+
+    code = EXAMPLES[example]
+    linecache.cache[example] = len(code), None, code.splitlines(keepends=True), example
+    return code
+
+
+def test_there_are_examples():
+    assert len(EXAMPLES) >= 6
+
+
+# ---- the site
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr, done.stderr
+    return folder
+
+
+class Page(HTMLParser):
+    """The anchors of a page, where it leads to, and what it loads."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.anchors, self.links, self.loaded = set(), [], []
+        self.feed(path.read_text("utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        self.anchors |= {found[name] for name in ("id", "name") if found.get(name)}
+        if tag == "a" and found.get("href"):
+            self.links.append(found["href"])
+        loads = tag in ("script", "img", "iframe", "source", "video") and found.get("src")
+        loads = loads or (tag == "link" and found.get("rel") == "stylesheet" and found["href"])
+        if loads and not loads.startswith("data:"):
+            self.loaded.append(loads)
+
+
+parsed = cache(Page)
+
+
+def test_every_link_in_the_site_leads_somewhere(site):
+    pages = sorted(site.rglob("*.html"))
+    assert len(pages) > 100
+    nowhere = set()
+    for page in pages:
+        for link in parsed(page).links + parsed(page).loaded:
+            address = urlsplit(link)
+            if address.scheme or address.netloc or page.name == "404.html":
+                continue
+            target = page.parent / unquote(address.path) if address.path else page
+            target = Path(os.path.normpath(target))
+            target = target / "index.html" if target.is_dir() else target
+            anchor = unquote(address.fragment)
+            if not target.is_file() or (anchor and anchor not in parsed(target).anchors):
+                nowhere.add((page.relative_to(site).as_posix(), link))
+    assert not nowhere
+
+
+def test_nothing_is_loaded_from_elsewhere_but_what_sets_formulas(site):
+    elsewhere = {
+        link
+        for page in site.rglob("*.html")
+        for link in parsed(page).loaded
+        if urlsplit(link).netloc
+    }
+    assert all("mathjax" in link for link in elsewhere), elsewhere
+
+
+def test_pages_of_the_site_are_those_of_the_repository(site):
+    for page in ("guide", "contributing", "benchmarks", "rooms/cells", "notebooks/custom_cell"):
+        assert (site / f"{page}.html").is_file(), page
+    lstm = (site / "source/kernels/cells/lstm.py.html").read_text("utf-8")
+    assert "forget gate" in lstm
+    assert not (site / "tools").exists()
+
+
+def test_every_public_name_is_in_the_reference(site):
+    there = set().union(*(parsed(page).anchors for page in (site / "reference").glob("*.html")))
+    last = {anchor.rpartition(".")[2] for anchor in there if anchor.startswith("numba_rnn.")}
+    for room in PUBLIC:
+        module = importlib.import_module(f"numba_rnn.{room}")
+        missing = {
+            name for name in module.__all__
+            if callable(getattr(module, name)) and name != "Table"  # a type's other name
+            and f"numba_rnn.{room}.{name}" not in there
+        }  # fmt: skip
+        missing = {name for name in missing if name not in last}
+        assert not missing, (room, missing)
+    assert set(numba_rnn.__all__) - {"cells", "functions"} <= last
+
+
+# ---- docstrings
+
+
+@pytest.fixture(scope="module")
+def docstrings():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "docs" / "tools"))
+        yield importlib.import_module("docstrings")
+
+
+def html(docstrings, text):
+    import markdown
+
+    return markdown.markdown(
+        docstrings.markdown(text), extensions=["tables", "pymdownx.superfences"]
+    )
+
+
+def test_names_and_meanings_become_a_table(docstrings):
+    rows = "a, b     what is", "         added", "longer (N, T)   c | d", "really_long: its meaning"
+    found = html(docstrings, "\n".join(("A sum.", "", *rows)))
+    cells = re.findall(r"<td>(.*?)</td>", found, re.S)
+    assert cells == [
+        "<code>a, b</code>", "what is added", "<code>longer (N, T)</code>", "c | d",
+        "<code>really_long:</code>", "its meaning",
+    ]  # fmt: skip
+
+
+def test_a_doctest_stays_as_it_is(docstrings):
+    example = ">>> a = [1]\n>>> a * 2\n[1, 1]"
+    found = html(docstrings, f"It doubles:\n{example}\n\nThat is all.")
+    text = re.sub(r"<[^>]+>", "", found).replace("&gt;", ">")
+    assert example in text
+    assert found.count("<p>") == 2
+
+
+def test_what_is_indented_stays_as_it_is(docstrings):
+    picture = "x  ->  *\n\n  |__ y"
+    indented = "\n".join(f"    {line}" for line in picture.split("\n"))
+    found = html(docstrings, f"A picture:\n\n{indented}\n\nits end.")
+    assert picture in re.sub(r"<[^>]+>", "", found).replace("&gt;", ">")
+
+
+def test_running_text_is_no_markup(docstrings):
+    text = "h_t = f * c_ + b[0][h] * <x>, # 1, __init__; *this* is, and ``a_*_b`` |a|"
+    found = html(docstrings, text)
+    assert "<em>this</em>" in found
+    assert "<code>a_*_b</code>" in found
+    plain = re.sub(r"</?(p|em|code)>", "", found).replace("&lt;", "<").replace("&gt;", ">")
+    assert plain == text.replace("*this*", "this").replace("``", "")
+
+
+def test_a_file_that_is_named_is_a_link(docstrings):
+    link = docstrings.link_from(ROOT / "kernels" / "cells")
+    assert (
+        docstrings.markdown("See ``lstm.py``.", link) == "See [`lstm.py`][kernels/cells/lstm.py]."
+    )
+    assert docstrings.markdown("See ``nowhere.py``.", link) == "See `nowhere.py`."
