@@ -1,7 +1,8 @@
 """What the site takes from the checkout beside docs/: a hook of MkDocs.
 
 - README.md is the page guide.md, CONTRIBUTING.md contributing.md, and so on (PAGES)
-- notebooks are pages, as they are stored
+- notebooks are pages, as they are stored; their formulas become MathML, so that nothing is loaded
+  from elsewhere
 - modules, and files that a page links to, are pages too, under source/
 - links are those of the checkout, which work on a file server of Git as well; here they are led
   to those pages
@@ -12,9 +13,12 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
+from html import unescape
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from latex2mathml.converter import convert
 from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files, InclusionLevel
 
@@ -30,6 +34,10 @@ PICTURES = (".png", ".gif", ".svg")
 LANGUAGES = {".py": "python", ".toml": "toml", ".json": "json"}
 LINK = re.compile(r"(?<=\]\()([^)#\s]+)")
 HREF = re.compile(r'(?<=href=")([^"#:]+)')
+
+TEXT_CELL = re.compile(r'<div class="[^"]*jp-RenderedMarkdown.*?</div>', re.S)
+FORMULA = re.compile(r"(<pre.*?</pre>|<code.*?</code>)|\$\$(.+?)\$\$|\$(.+?)\$", re.S)
+MATHJAX = re.compile(r"<!-- Load mathjax -->.*?<!-- End of mathjax configuration -->", re.S)
 
 _installed = ""  # a folder with numba_rnn as it is once installed
 
@@ -142,6 +150,9 @@ def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
         config.plugins["autorefs"].register_anchor(page, path)
     if not here.endswith(".ipynb"):
         return html
+    html = MATHJAX.sub("", TEXT_CELL.sub(lambda cell: with_formulas(cell[0]), html))
+    for heading in _all(page.toc):
+        heading.title = with_formulas(heading.title)
 
     def led(match: re.Match[str]) -> str:
         found = target_of(match[1], here)
@@ -149,6 +160,23 @@ def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
         return file.url_relative_to(page.file) if file else match[1]
 
     return HREF.sub(led, html)
+
+
+def _all(headings: Any) -> Iterator[Any]:
+    for heading in headings:
+        yield heading
+        yield from _all(heading.children)
+
+
+def with_formulas(html: str) -> str:
+    """TeX between dollars as MathML, which browsers know by themselves."""
+
+    def formula(match: re.Match[str]) -> str:
+        code, block, inline = match.groups()
+        tex = unescape(block or inline or "").replace("{aligned}", "{align*}")  # the one it knows
+        return code or convert(tex, display="block" if block else "inline")
+
+    return FORMULA.sub(formula, html)
 
 
 def _relative(place: str, here: str) -> str:
