@@ -13,14 +13,15 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
 from html import unescape
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from latex2mathml.converter import convert
+from markdown.extensions.toc import nest_toc_tokens
 from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files, InclusionLevel
+from mkdocs.structure.toc import get_toc
 
 ROOT = Path(__file__).parents[2]
 PAGES = {
@@ -38,6 +39,7 @@ HREF = re.compile(r'(?<=href=")([^"#:]+)')
 TEXT_CELL = re.compile(r'<div class="[^"]*jp-RenderedMarkdown.*?</div>', re.S)
 FORMULA = re.compile(r"(<pre.*?</pre>|<code.*?</code>)|\$\$(.+?)\$\$|\$(.+?)\$", re.S)
 MATHJAX = re.compile(r"<!-- Load mathjax -->.*?<!-- End of mathjax configuration -->", re.S)
+HEADING = re.compile(r'<h(\d) id="([^"]+)">(.*?)<a class="anchor-link"', re.S)
 
 _installed = ""  # a folder with numba_rnn as it is once installed
 
@@ -150,9 +152,10 @@ def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
         config.plugins["autorefs"].register_anchor(page, path)
     if not here.endswith(".ipynb"):
         return html
-    html = MATHJAX.sub("", TEXT_CELL.sub(lambda cell: with_formulas(cell[0]), html))
-    for heading in _all(page.toc):
-        heading.title = with_formulas(heading.title)
+    html = TEXT_CELL.sub(lambda cell: with_formulas(cell[0]), MATHJAX.sub("", html))
+    found = HEADING.findall(html)
+    headings = [{"level": int(level), "id": at, "name": name} for level, at, name in found]
+    page.toc = get_toc(nest_toc_tokens(headings))  # mkdocs-jupyter's leaves out code
 
     def led(match: re.Match[str]) -> str:
         found = target_of(match[1], here)
@@ -160,12 +163,6 @@ def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
         return file.url_relative_to(page.file) if file else match[1]
 
     return HREF.sub(led, html)
-
-
-def _all(headings: Any) -> Iterator[Any]:
-    for heading in headings:
-        yield heading
-        yield from _all(heading.children)
 
 
 def with_formulas(html: str) -> str:
