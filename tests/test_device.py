@@ -133,6 +133,11 @@ LAYERS: dict[str, tuple[Any, tuple[Any, ...], tuple[Any, ...]]] = {
         (XS,),
         (numbers(N, T, H, seed=1),),
     ),
+    "attention": (
+        rnn.TimeAttention,
+        (XS, numbers(N, 2, D, seed=1)),
+        (numbers(N, 2, D, seed=2),),
+    ),
     "softmax": (rnn.TimeSoftmaxWithLoss, (numbers(N, T, V), IDS), (1.5,)),
     "softmax, some ignored": (rnn.TimeSoftmaxWithLoss, (numbers(N, T, V), LABELS), ()),
     "softmax, all ignored": (rnn.TimeSoftmaxWithLoss, (numbers(N, T, V), IDS * 0 - 1), ()),

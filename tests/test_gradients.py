@@ -242,6 +242,18 @@ def dropout() -> Case:
     return feed_forward(layer, numbers(N, T, D), numbers(N, T, D, seed=1), same_mask)
 
 
+def attention(lengths: Any = None) -> Case:
+    layer, dout = rnn.TimeAttention(), numbers(N, 3, H, seed=2)
+    hs_enc, hs_dec = 2 * numbers(N, T, H), 2 * numbers(N, 3, H, seed=1)
+
+    def loss() -> float:
+        return total((layer.forward(hs_enc, hs_dec, lengths=lengths),), (dout,))
+
+    loss()
+    dhs_enc, dhs_dec = layer.backward(dout)
+    return layer, loss, {"hs_enc": (hs_enc, dhs_enc), "hs_dec": (hs_dec, dhs_dec)}
+
+
 def softmax() -> Case:
     return loss_layer(
         rnn.TimeSoftmaxWithLoss(), numbers(N, T, 6), np.array([[5, 0, -1, 2], [-1, 3, 3, 1]])
@@ -312,6 +324,8 @@ CASES: dict[str, tuple[type[layers.Layer], Callable[[], Case]]] = {
     "TimeEmbedding": (rnn.TimeEmbedding, embedding),
     "TimeAffine": (rnn.TimeAffine, affine),
     "TimeDropout": (rnn.TimeDropout, dropout),
+    "TimeAttention": (rnn.TimeAttention, attention),
+    "TimeAttention, lengths": (rnn.TimeAttention, partial(attention, [2, T])),
     "TimeSoftmaxWithLoss": (rnn.TimeSoftmaxWithLoss, softmax),
     "TimeSigmoidWithLoss": (rnn.TimeSigmoidWithLoss, sigmoid),
     "TimeMSE": (rnn.TimeMSE, mse),

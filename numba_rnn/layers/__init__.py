@@ -1,5 +1,6 @@
 """Layers with the names of Deep Learning from Scratch 2."""
 
+from .attention import TimeAttention
 from .base import Layer
 from .bidirectional import Bidirectional, TimeBiGRU, TimeBiLSTM, TimeBiRNN
 from .dense import TimeAffine, TimeDropout, TimeEmbedding
@@ -16,6 +17,7 @@ __all__ = [
     "Layer",
     "Stacked",
     "TimeAffine",
+    "TimeAttention",
     "TimeBiGRU",
     "TimeBiLSTM",
     "TimeBiRNN",

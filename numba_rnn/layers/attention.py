@@ -1,0 +1,90 @@
+"""Attention: every step of one sequence looks at all steps of another.
+
+    scores   = hs_dec hs_encᵀ                 (N, T, S)
+    weights  = softmax(scores)                over the S steps of the encoder
+    contexts = weights hs_enc                 (N, T, H)
+
+N rows, S steps of the encoder, T of the decoder, H units in both.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from ..backend import engine_for
+from ..checks import Array, accept, accept_mask
+from .base import Layer
+
+
+class TimeAttention(Layer):
+    """What a decoder reads in an encoder's states: dot-product attention.
+
+    The context of a step is a mean of the encoder's states, weighted by how well each of them
+    agrees with the decoder's state. There is nothing to learn in it. The book's section 8.1;
+    Luong, Pham & Manning 2015, the score "dot".
+
+    attention_weights   of the last forward (N, T, S), or None: how much each step looked at each
+                        of the encoder's; those of a step sum to 1
+
+    >>> hs_enc, hs_dec = np.ones((2, 7, 5), np.float32), np.ones((2, 4, 5), np.float32)
+    >>> attention = TimeAttention()
+    >>> contexts = attention.forward(hs_enc, hs_dec, lengths=[7, 5])
+    >>> contexts.shape, attention.attention_weights.shape
+    ((2, 4, 5), (2, 4, 7))
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention_weights: Array | None = None
+
+    def forget(self) -> None:
+        """Drop what forward kept for backward, and the weights."""
+        super().forget()
+        self.attention_weights = None
+
+    def forward(
+        self, hs_enc: Array, hs_dec: Array, *, lengths: Any = None, mask: Any = None
+    ) -> Array:
+        """hs_enc (N, S, H), hs_dec (N, T, H) -> contexts (N, T, H).
+
+        lengths  (N,) whole numbers: how many steps of each row of hs_enc there are, 0 to S
+        mask     (N, S) bool, instead of lengths: steps of hs_enc where it is False are not looked
+                 at, whatever is there
+
+        Where a row has no steps at all its weights and contexts are 0. hs_enc and hs_dec, of one
+        dtype, must not change until backward has run.
+        """
+        here = engine_for(hs_enc)
+        xp, hs_enc = here.xp, accept("hs_enc", hs_enc, ("N", "S", "H"), None, here)
+        N, S, H = hs_enc.shape
+        hs_dec = accept("hs_dec", hs_dec, (N, "T", H), hs_enc.dtype, here)
+        there = accept_mask(lengths, mask, (N, S), here)
+        if there is not None:
+            there = here.to_device(there)
+            hs_enc = xp.where(there[:, :, None], hs_enc, hs_enc.dtype.type(0))
+            there = there[:, None, :]
+        weights = _softmax(xp, hs_dec @ hs_enc.transpose(0, 2, 1), there)
+        self._tape = here, weights, hs_enc, hs_dec
+        self.attention_weights = weights
+        return weights @ hs_enc
+
+    def backward(self, dout: Array) -> tuple[Array, Array]:
+        """dout (N, T, H) -> dhs_enc (N, S, H), dhs_dec (N, T, H)."""
+        here, weights, hs_enc, hs_dec = self._recall()
+        dout = accept("dout", dout, hs_dec.shape, hs_dec.dtype, here)
+        dweights = dout @ hs_enc.transpose(0, 2, 1)
+        dscores = weights * (dweights - (weights * dweights).sum(axis=2, keepdims=True))
+        dhs_enc = weights.transpose(0, 2, 1) @ dout + dscores.transpose(0, 2, 1) @ hs_dec
+        return dhs_enc, dscores @ hs_enc
+
+
+def _softmax(xp: Any, scores: Array, there: Array | None) -> Array:
+    """Shares that sum to 1 along the last axis, 0 where nothing is there."""
+    if there is not None:
+        scores = xp.where(there, scores, scores.dtype.type(np.finfo(scores.dtype).min))
+    with np.errstate(over="ignore"):  # towards -inf, whose share is 0
+        exps = xp.exp(scores - scores.max(axis=2, keepdims=True))
+    if there is not None:
+        exps = xp.where(there, exps, exps.dtype.type(0))
+    total = exps.sum(axis=2, keepdims=True)  # at least 1, the largest's own; 0 of nothing
+    return exps / xp.maximum(total, exps.dtype.type(1))
