@@ -77,7 +77,9 @@ def test_a_path_would_be_found():
 
 # ---- the lecture's headings are answered
 
-ROW = re.compile(r"^\| (?P<lecture>.+?) \| \[\d\]\((?P<notebook>\w+\.ipynb)\) \| (?P<section>.+) \|$")
+ROW = re.compile(
+    r"^\| (?P<lecture>.+?) \| \[\d\]\((?P<notebook>\w+\.ipynb)\) \| (?P<section>.+) \|$"
+)
 
 
 def answers():

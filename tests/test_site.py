@@ -23,7 +23,7 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
-PUBLIC = ("layers", "training", "models", "bridges", "torch", "sklearn", "diagnostics")
+PUBLIC = ("layers", "training", "models", "bridges", "torch", "sklearn", "diagnostics", "viz")
 
 
 # ---- pages as they lie in the repository

@@ -1,6 +1,7 @@
 """Pictures for a lecture: their numbers, their order, and that nothing lies on anything else."""
 
 import hashlib
+import inspect
 import itertools
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 
 import numba_rnn as rnn
 from helpers import run_python
-from numba_rnn import diagnostics, viz
+from numba_rnn import cells, diagnostics, viz
 from numba_rnn.functions import (
     exp,
     hard_sigmoid,
@@ -489,7 +490,7 @@ try:
 except ImportError as error:
     print(error)
 """
-    assert "numba-rnn[viz]" in run_python(program).stdout
+    assert 'pip install "numba-rnn[viz]"' in run_python(program).stdout
 
 
 @pytest.mark.parametrize(
@@ -524,3 +525,44 @@ except ImportError as error:
 def test_bad_input_is_named(call, error, match):
     with pytest.raises(error, match=match):
         call(layer_of("rnn"))
+
+
+# ---- the code beside the equation
+
+
+def test_source_is_the_text_of_the_file():
+    for name in ("rnn", "lstm", "gru"):
+        made = cells.get(name)
+        for part in ("forward", "backward"):
+            shown = viz.source(name, part)
+            assert shown.place == f"kernels/cells/{name}.py"
+            assert str(shown) == inspect.getsource(getattr(made, part))
+            assert shown == viz.source(made, part)
+    layer = rnn.TimeLSTM.create(2, 3, rng=0)
+    assert viz.source(layer) == viz.source("lstm")
+    assert viz.source(layer.forward).place == "numba_rnn/layers/recurrent.py"
+    assert str(viz.source("gru", "operand")) == inspect.getsource(cells.get("gru").operand)
+
+
+def test_source_of_a_cell_written_once_is_what_was_derived():
+    @rnn.cell
+    def halved(a, h):
+        return tanh(a) + h / 2
+
+    assert str(viz.source(halved, "backward")).strip() == halved.source("backward").strip()
+    assert viz.source(halved).place == ""
+
+
+def test_source_in_a_notebook():
+    shown = viz.source("rnn")
+    assert shown._repr_markdown_() == f"`kernels/cells/rnn.py`\n\n```python\n{shown}```"
+    assert str(shown.lines("tanh", "return")) == "h = tanh(a)\nreturn (h,), (h,)\n"
+
+
+def test_source_of_nothing():
+    with pytest.raises(TypeError, match="what: expected a cell, a layer or a function, got 3"):
+        viz.source(3)
+    with pytest.raises(ValueError, match="the cell lstm has no operand"):
+        viz.source("lstm", "operand")
+    with pytest.raises(ValueError, match="part: expected one of forward, backward, operand"):
+        viz.source("lstm", "middle")

@@ -5,9 +5,11 @@
     viz.animate_backward(layer, "backward.gif", xs) what flows back, step by step
     viz.memory(layer)                               what forward keeps for backward
     viz.valve(0.7)                                  a gate is a valve
+    viz.source("lstm")                              the lines where the equation is
 
-Each returns a matplotlib Figure (``.savefig("picture.png")`` writes it) or writes a GIF, and needs
-matplotlib: ``pip install numba-rnn[viz]``. Numbers are those of a real run of the layer. ``gates``
+The others return a matplotlib Figure (``.savefig("picture.png")`` writes it) or write a GIF, and
+need matplotlib: ``pip install "numba-rnn[viz]"``. A notebook shows a Figure once its first cell has
+said ``%matplotlib inline``. Numbers are those of a real run of the layer. ``gates``
 and ``gradient_flow`` are the pictures of traces in ``numba_rnn.diagnostics``.
 
 ``computation.py`` makes the graph of a step and its numbers, ``layout.py`` places it,
@@ -19,11 +21,13 @@ from ..diagnostics import plot_gradient_flow as gradient_flow
 from .backward import BackwardStep, animate_backward, backward_frames, backward_steps
 from .graph import graph
 from .memory import kept_bytes, memory
+from .source import Source, source
 from .unrolled import unrolled
 from .valve import animate_valve, valve
 
 __all__ = [
     "BackwardStep",
+    "Source",
     "animate_backward",
     "animate_valve",
     "backward_frames",
@@ -33,6 +37,7 @@ __all__ = [
     "graph",
     "kept_bytes",
     "memory",
+    "source",
     "unrolled",
     "valve",
 ]

@@ -24,7 +24,7 @@ def matplotlib() -> ModuleType:
     try:
         import matplotlib.figure
     except ImportError as error:
-        raise ImportError("pictures need matplotlib: pip install numba-rnn[viz]") from error
+        raise ImportError('pictures need matplotlib: pip install "numba-rnn[viz]"') from error
     return matplotlib
 
 
@@ -35,7 +35,7 @@ def sheet(figure: Any, width: float, height: float) -> tuple[Any, Any, float]:
     """
     library = matplotlib()
     if figure is None:
-        figure = library.figure.Figure(figsize=(width, height))
+        figure = library.figure.Figure(figsize=(width, height), layout="none")
     elif not isinstance(figure, library.figure.FigureBase):
         raise TypeError(f"figure: expected a matplotlib Figure, got {type(figure).__name__}")
     axes = figure.add_axes((0, 0, 1, 1))

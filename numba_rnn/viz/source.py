@@ -1,0 +1,85 @@
+"""The package's own code, to stand beside its equation in a notebook."""
+
+import inspect
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..checks import expect_choice
+from ..kernels import cells
+from ..kernels.cells import Cell, WrittenCell
+
+_PARTS = "forward", "backward", "operand"
+_PACKAGE = __name__.partition(".")[0]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Lines of code: notebooks show them in colours, ``print`` as they are.
+
+    place  the file they are in, as the repository has it; "" if it is not of this package
+    text   the lines
+    """
+
+    place: str
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+    def _repr_markdown_(self) -> str:
+        heading = f"`{self.place}`\n\n" if self.place else ""
+        return f"{heading}```python\n{self.text}```"
+
+    def lines(self, *words: str) -> "Source":
+        """Those lines alone that hold one of the words, without what they are indented by.
+
+        >>> from numba_rnn import viz
+        >>> print(viz.source("lstm").lines("g * i"))
+        c = f * c + g * i
+        <BLANKLINE>
+        """
+        found = [line.strip() for line in self.text.splitlines() if any(w in line for w in words)]
+        return Source(self.place, "".join(f"{line}\n" for line in found))
+
+
+def source(what: Any, part: str = "forward") -> Source:
+    """The code of a cell's step, or of any function, as it stands in its file.
+
+    what  a cell or its name ("rnn", "lstm", "gru" ...), a layer, or a function
+    part  of a cell: "forward"; "backward", for a cell written once what was derived from it; or
+          "operand", what its second product multiplies
+
+    Raises TypeError for anything else, ValueError for a part that a cell does not have.
+
+    >>> from numba_rnn import viz
+    >>> print(viz.source("rnn"))
+    def forward(gates, state):
+        (a,) = gates
+        h = tanh(a)
+        return (h,), (h,)
+    <BLANKLINE>
+    """
+    cell = what if isinstance(what, (str, Cell, WrittenCell)) else getattr(what, "cell", None)
+    if cell is None:
+        return _of_function(what)
+    expect_choice("part", part, _PARTS)
+    if isinstance(cell, WrittenCell) and part != "operand":
+        return Source("", textwrap.dedent(cell.source(part)).strip() + "\n")
+    made = cells.get(cell)
+    function = getattr(made, part)
+    if function is None:
+        raise ValueError(f"part: expected forward or backward, the cell {made.name} has no operand")
+    return _of_function(function)
+
+
+def _of_function(function: Callable[..., Any]) -> Source:
+    if not (inspect.isfunction(function) or inspect.ismethod(function)):
+        raise TypeError(f"what: expected a cell, a layer or a function, got {function!r}")
+    package, _, module = function.__module__.partition(".")
+    place = ""
+    if package == _PACKAGE:  # whose kernels/ stand beside it in the repository
+        place = ("" if module.startswith("kernels.") else f"{package}/") + module.replace(".", "/")
+        place += ".py"
+    return Source(place, textwrap.dedent(inspect.getsource(function)))
