@@ -1,13 +1,13 @@
 """Recurrent networks out of ONNX files, as layers that train.
 
 ``from_onnx`` checks a file and makes an ``OnnxNet`` of it: the layers of its RNN, LSTM and GRU
-nodes, of its embedding and its matrix products, and what is between them (``onnx_steps.py``).
+nodes, of its embedding and its matrix products (``onnx_layers.py``), and what is between them
+(``onnx_steps.py``).
 Nothing is half-read: what is not known is refused, naming the node and what is wrong with it.
 """
 
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,21 +17,18 @@ from ..checks import FLOATS, Array, spell
 from ..layers import Layer
 from .conventions import CannotConvert
 from .onnx_cells import ACTIVATIONS, DEFAULTS, GATES, PEEPHOLES, Activation, Kind
-from .onnx_steps import GLUE, LARGEST, Affine, Embedding, Node, Recurrent, Step
+from .onnx_files import MISFITS, TYPES, array_of, expect_plain, expect_valid, loaded
+from .onnx_layers import Affine, Embedding, Recurrent
+from .onnx_steps import GLUE, LARGEST, Node, Step
 
-_OLDEST, _WITH_OPTIONAL = 7, 4  # opset; IR version since which not all weights are inputs too
+_WITH_OPTIONAL = 4  # IR version since which not all weights are inputs too
 _ATTRIBUTES = (
     "hidden_size", "direction", "activations", "activation_alpha", "activation_beta", "clip",
     "layout",
 )  # fmt: skip
 _OWN = {"RNN": (), "LSTM": ("input_forget",), "GRU": ("linear_before_reset",)}
 _LAYERS = ("RNN", "LSTM", "GRU", "MatMul", "Gemm")
-_TYPES = {1: "float32", 6: "int32", 7: "int64", 9: "bool", 11: "float64"}
 _NO_LIMIT = float(np.finfo(np.float32).max)  # ONNX Runtime's clip where there is none
-# what numpy raises where shapes or indices do not fit
-_MISFITS = (
-    ValueError, TypeError, IndexError, KeyError, OverflowError, MemoryError, ZeroDivisionError,
-)  # fmt: skip
 _Shape = tuple[int | str, ...] | None
 
 
@@ -43,7 +40,8 @@ def from_onnx(source: Any, weights: Mapping[str, Array] | None = None) -> "OnnxN
 
     Raises FileNotFoundError; TypeError for another source; ValueError for what is no whole, valid
     model; CannotConvert, a ValueError, naming node and attribute, for what cannot be expressed
-    here. Nothing of the file is run, and no other file is read. Needs the onnx package
+    here. Nothing of the file is run, and no other file is read: where weights lie in one,
+    ``onnx.load(path)`` gives a model that has them. Needs the onnx package
     (``pip install "numba-rnn[onnx]"``).
 
     >>> from numba_rnn import TimeLSTM
@@ -54,11 +52,11 @@ def from_onnx(source: Any, weights: Mapping[str, Array] | None = None) -> "OnnxN
     >>> net.forward(np.ones((2, 7, 3), np.float32)).shape
     (2, 7, 5)
     """
-    model = _loaded(source)
-    _expect_plain(model)
-    _expect_valid(model, "source")
+    model = loaded(source)
+    expect_plain(model)
+    expect_valid(model, "source")
     net = _Reader(model, dict(weights or {})).net()
-    _expect_valid(model, "source", full_check=True)
+    expect_valid(model, "source", full_check=True)
     return net
 
 
@@ -219,7 +217,7 @@ def _run(step: Step, values: list[Any], method: str = "forward") -> Any:
         return getattr(step, method)(*values)
     except CannotConvert:
         raise
-    except _MISFITS as error:
+    except MISFITS as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"{step.node}: {error}") from error
 
@@ -238,89 +236,6 @@ def _expect_declared(name: str, value: Any, dtype: str, shape: _Shape) -> None:
         raise ValueError(f"{name}: expected shape {spell(shape)}, got {spell(value.shape)}")
 
 
-# ---- files
-
-
-def _loaded(source: Any) -> Any:
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    if isinstance(source, onnx.ModelProto):
-        model = onnx.ModelProto()
-        model.CopyFrom(source)
-        return model
-    if not isinstance(source, (str, Path, bytes)):
-        raise TypeError(
-            f"source: expected a path, bytes or an onnx.ModelProto, got {type(source).__name__}"
-        )
-    what = f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
-    data = source if isinstance(source, bytes) else Path(source).read_bytes()
-    try:
-        return onnx.load_model_from_string(data)
-    except DecodeError as error:
-        raise ValueError(f"source: {what} is no whole ONNX model ({error})") from error
-
-
-def _expect_valid(model: Any, what: str, **options: Any) -> None:
-    import onnx
-
-    try:
-        onnx.checker.check_model(model, **options)
-    except Exception as error:  # whatever it raises: the model is refused
-        raise ValueError(f"{what}: expected a valid ONNX model ({error})") from error
-
-
-def _expect_plain(model: Any) -> None:
-    """Refuse what is more than one graph of ONNX's own nodes with weights in the same file."""
-    import onnx
-
-    for opset in model.opset_import:
-        newest = onnx.defs.onnx_opset_version()
-        if opset.domain in ("", "ai.onnx") and not _OLDEST <= opset.version <= newest:
-            raise CannotConvert(
-                f"source: expected opset {_OLDEST} to {newest}, got {opset.version}"
-            )
-    if model.functions:
-        raise CannotConvert(f"source: functions are not supported, got {model.functions[0].name!r}")
-    if model.graph.sparse_initializer:
-        raise CannotConvert("source: sparse initializers are not supported")
-    tensors = list(model.graph.initializer)
-    for node in model.graph.node:
-        label = f"{node.op_type} node {node.name or next(iter(node.output), '')!r}"
-        if node.domain not in ("", "ai.onnx"):
-            raise CannotConvert(f"{label}: expected a node of ONNX, got one of {node.domain!r}")
-        for attribute in node.attribute:
-            if attribute.HasField("g") or attribute.graphs:
-                raise CannotConvert(f"{label}: graphs inside a node are not supported")
-            if attribute.HasField("sparse_tensor") or attribute.sparse_tensors:
-                raise CannotConvert(f"{label}: sparse tensors are not supported")
-            tensors += [attribute.t] if attribute.HasField("t") else []
-            tensors += attribute.tensors
-    for tensor in tensors:
-        if tensor.external_data or tensor.data_location == onnx.TensorProto.EXTERNAL:
-            raise CannotConvert(
-                f"tensor {tensor.name!r}: expected its numbers in the file, got a reference to "
-                "another one; onnx.save_model(..., save_as_external_data=False) puts them in"
-            )
-
-
-def _array(tensor: Any, what: str) -> Array:
-    import onnx
-
-    if tensor.data_type not in _TYPES:
-        kinds = ", ".join(_TYPES.values())
-        names = onnx.TensorProto.DataType.DESCRIPTOR.values_by_number
-        got = names[tensor.data_type].name if tensor.data_type in names else tensor.data_type
-        raise CannotConvert(f"{what}: expected one of {kinds}, got {got}")
-    try:
-        array = np.array(onnx.numpy_helper.to_array(tensor))
-    except _MISFITS as error:
-        raise ValueError(f"{what}: {error}") from error
-    if array.shape != tuple(tensor.dims):
-        raise ValueError(f"{what}: expected {tuple(tensor.dims)} numbers, got {array.shape}")
-    return array
-
-
 # ---- graphs
 
 
@@ -330,14 +245,14 @@ class _Reader:
     def __init__(self, model: Any, weights: dict[str, Any]) -> None:
         graph = model.graph
         self._frame = _without_contents(model)
-        self._sizes = _last_sizes(model)
+        self._sizes, self._kinds = _inferred(model)
         self._opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
         self._nodes = [self._node(proto) for proto in graph.node]
         self._specs = {value.name: _declared(value, weights) for value in graph.input}
         self._outputs = tuple(value.name for value in graph.output)
         self._reads = Counter(name for node in self._nodes for name in node.inputs)
         self._reads.update(self._outputs)
-        found = {t.name: _array(t, f"initializer {t.name!r}") for t in graph.initializer}
+        found = {t.name: array_of(t, f"initializer {t.name!r}") for t in graph.initializer}
         inputs = set(self._specs) if model.ir_version >= _WITH_OPTIONAL else set()
         self._optional = {name: array for name, array in found.items() if name in inputs}
         self._constants = {name: a for name, a in found.items() if name not in inputs}
@@ -358,7 +273,7 @@ class _Reader:
         for one in proto.attribute:
             value = onnx.helper.get_attribute_value(one)
             if isinstance(value, onnx.TensorProto):
-                value = _array(value, f"{label}: attribute {one.name!r}")
+                value = array_of(value, f"{label}: attribute {one.name!r}")
             if isinstance(value, bytes):
                 value = value.decode("utf-8", "replace")
             attributes[one.name] = value
@@ -444,6 +359,9 @@ class _Reader:
                 "expected a MatMul right before it whose output nothing else reads, or two numbers "
                 "that are computed"
             )
+        kind = self._kinds.get(node.outputs[0], "a type that is not known")
+        if node.op in ("Mul", "Div") and kind not in ("int32", "int64"):
+            raise node.refuse(f"expected sizes of shapes, int32 or int64, got {kind}")
         mode = self._known(node.input(2)) if node.op == "Dropout" else None
         if node.op == "Dropout" and node.input(2) and (mode is None or mode.any()):
             raise node.refuse("training_mode: expected a constant False")
@@ -564,35 +482,38 @@ def _without_contents(model: Any) -> Any:
     return frame
 
 
-def _last_sizes(model: Any) -> dict[str, int]:
-    """The size of the last axis of every array, where the file says it."""
+def _inferred(model: Any) -> tuple[dict[str, int], dict[str, str]]:
+    """The size of the last axis, and the type, of every array where the file says it."""
     import onnx
 
     try:
         graph = onnx.shape_inference.infer_shapes(model).graph
     except Exception as error:  # whatever it raises: the model is refused
         raise ValueError(f"source: expected a valid ONNX model ({error})") from error
-    found = {}
-    for value in (*graph.input, *graph.value_info):
-        dims = value.type.tensor_type.shape.dim
+    sizes, types = {}, {}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        tensor = value.type.tensor_type
+        if tensor.elem_type in TYPES:
+            types[value.name] = TYPES[tensor.elem_type]
+        dims = tensor.shape.dim
         if dims and dims[-1].HasField("dim_value"):
-            found[value.name] = int(dims[-1].dim_value)
-    return found
+            sizes[value.name] = int(dims[-1].dim_value)
+    return sizes, types
 
 
 def _declared(value: Any, weights: Mapping[str, Any]) -> tuple[str, _Shape]:
     """The dtype and the shape of an input; the sizes that may be any are names."""
     tensor = value.type.tensor_type
-    if not value.type.HasField("tensor_type") or tensor.elem_type not in _TYPES:
-        kinds = ", ".join(_TYPES.values())
+    if not value.type.HasField("tensor_type") or tensor.elem_type not in TYPES:
+        kinds = ", ".join(TYPES.values())
         raise CannotConvert(f"input {value.name!r}: expected an array, one of {kinds}")
     if not tensor.HasField("shape"):
-        return _TYPES[tensor.elem_type], None
+        return TYPES[tensor.elem_type], None
     dims = [
         dim.dim_value if dim.HasField("dim_value") else dim.dim_param or f"n{k}"
         for k, dim in enumerate(tensor.shape.dim)
     ]
-    return _TYPES[tensor.elem_type], tuple(dims)
+    return TYPES[tensor.elem_type], tuple(dims)
 
 
 def _clip(node: Node) -> float | None:

@@ -2,31 +2,21 @@
 
 A step takes the arrays that its node reads and gives those that it writes; ``backward`` takes
 their gradients (None where there is none) and gives those of what forward took. ``from_onnx`` makes
-the steps, an ``OnnxNet`` runs them.
+the steps, an ``OnnxNet`` runs them. Here are those without weights, the layers are in
+``onnx_layers.py``.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..backend import to_host
 from ..checks import Array
-from ..layers import (
-    Bidirectional,
-    Layer,
-    TimeAffine,
-    TimeEmbedding,
-    TimeGRU,
-    TimeLSTM,
-    TimeRecurrent,
-    TimeRNN,
-)
-from ..layers.composite import Composite
+from ..layers import Layer
 from .conventions import CannotConvert
-from .onnx_cells import LIBRARY, Kind, cell_of, params_of, weights_of
 
 Arrays = tuple[Array | None, ...]
 LARGEST = 2**26  # numbers that may be made of nothing, so that no file takes all memory
@@ -138,10 +128,10 @@ class _Shaped(Step):
 class Reshape(_Shaped):
     def __init__(self, node: Node) -> None:
         super().__init__(node)
-        node.expect("allowzero", node.only("allowzero").get("allowzero", 0), 0)
+        self._zero = node.only("allowzero").get("allowzero", 0)  # 0: a size 0 is that of the input
 
     def _shape(self, shape: tuple[int, ...], *others: Array) -> tuple[int, ...]:
-        return tuple(int(n) or shape[k] for k, n in enumerate(others[0]))
+        return tuple(int(n) if n or self._zero else shape[k] for k, n in enumerate(others[0]))
 
 
 class _OfAxes(_Shaped):
@@ -279,6 +269,10 @@ class Expand(Step):
         return _summed(gradient, self._tape)
 
 
+def _broadcast_size(values: Sequence[Any]) -> int:
+    return math.prod(np.broadcast_shapes(*(value.shape for value in values)))
+
+
 class Add(Step):
     def __init__(self, node: Node) -> None:
         super().__init__(node)
@@ -289,7 +283,7 @@ class Add(Step):
         return (a + b,)
 
     def size(self, *values: Any) -> int:
-        return math.prod(np.broadcast_shapes(*(value.shape for value in values)))
+        return _broadcast_size(values)
 
     def backward(self, *gradients: Array | None) -> Arrays:
         return tuple(_summed(gradients[0], shape) for shape in self._tape)
@@ -352,6 +346,33 @@ class Shape(Step):
         return (None,)
 
 
+class _OfSizes(Step):
+    """Arithmetic on the sizes of shapes, which are integers: the reader lets no others through."""
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        node.only()
+
+    def size(self, *values: Any) -> int:
+        return _broadcast_size(values)
+
+    def backward(self, *gradients: Array | None) -> Arrays:
+        return None, None
+
+
+class Mul(_OfSizes):
+    def forward(self, a: Array, b: Array, /) -> Arrays:
+        return (a * b,)
+
+
+class Div(_OfSizes):
+    def forward(self, a: Array, b: Array, /) -> Arrays:
+        if (b == 0).any():
+            raise ValueError("expected no division by 0")
+        whole = np.abs(a) // np.abs(b)  # towards 0
+        return (np.where((a < 0) != (b < 0), -whole, whole),)
+
+
 class ConstantOfShape(Step):
     def __init__(self, node: Node) -> None:
         super().__init__(node)
@@ -398,220 +419,7 @@ def _summed(gradient: Any, shape: tuple[int, ...]) -> Array:
 GLUE: dict[str, Callable[[Node], Step]] = {
     step.__name__: step
     for step in (
-        Add, Cast, Concat, Constant, ConstantOfShape, Dropout, Expand, Gather, Identity, Reshape,
-        Shape, Slice, Softmax, Squeeze, Transpose, Unsqueeze,
+        Add, Cast, Concat, Constant, ConstantOfShape, Div, Dropout, Expand, Gather, Identity, Mul,
+        Reshape, Shape, Slice, Softmax, Squeeze, Transpose, Unsqueeze,
     )
 }  # fmt: skip
-
-
-# ---- layers
-
-
-class Embedding(Step):
-    """A Gather of rows of a weight, by integers of any shape."""
-
-    layer: TimeEmbedding
-
-    def __init__(self, node: Node, W: Array) -> None:
-        super().__init__(node)
-        self.inputs = node.inputs[1:]
-        self.layer = TimeEmbedding(W)
-
-    def forward(self, ids: Array, /) -> Arrays:
-        self._tape = ids.shape
-        rows = to_host(self.layer.forward(ids.reshape(1, -1)))
-        return (rows.reshape(*ids.shape, rows.shape[-1]),)
-
-    def written(self) -> tuple[list[Node], dict[str, Array]]:
-        weights = self._named(W=self.layer.params[0])
-        return [replace(self.node, inputs=(*weights, *self.inputs))], weights
-
-    def _back(self, gradient: Array) -> None:
-        self.layer.backward(np.ascontiguousarray(gradient.reshape(1, -1, gradient.shape[-1])))
-
-
-class Affine(Step):
-    """A MatMul or Gemm with a weight, and the Add of a bias behind it."""
-
-    layer: TimeAffine
-
-    def __init__(self, node: Node, x: str, W: Array, b: Array, output: str) -> None:
-        super().__init__(node)
-        self.inputs, self.outputs = (x,), (output,)
-        self.layer = TimeAffine(W, b)
-
-    def written(self) -> tuple[list[Node], dict[str, Array]]:
-        W, b = self.layer.params
-        weights, product = self._named(W=W, b=b), f"{self.outputs[0]}.product"
-        W, b = weights
-        nodes = [
-            replace(self.node, op=op, name=f"{self.outputs[0]}.{op}", inputs=inputs,
-                    outputs=outputs, attributes={})
-            for op, inputs, outputs in (
-                ("MatMul", (*self.inputs, W), (product,)), ("Add", (product, b), self.outputs)
-            )
-        ]  # fmt: skip
-        return nodes, weights
-
-    def forward(self, x: Array, /) -> Arrays:
-        if x.ndim < 2:
-            raise ValueError(f"{self.node}: expected two axes or more, got shape {x.shape}")
-        self._tape = x.shape
-        out = to_host(self.layer.forward(np.ascontiguousarray(x.reshape(1, -1, x.shape[-1]))))
-        return (out.reshape(*x.shape[:-1], out.shape[-1]),)
-
-    def _back(self, gradient: Array) -> Array:
-        rows = np.ascontiguousarray(gradient.reshape(1, -1, gradient.shape[-1]))
-        return to_host(self.layer.backward(rows)).reshape(self._tape)
-
-
-class Reversed(Composite):
-    """A recurrent layer that reads its sequence from the end: ONNX's direction "reverse".
-
-    forward, backward, ``state`` and ``set_state`` are those of Bidirectional with one layer in it.
-
-    >>> layer = Reversed(TimeLSTM.create(3, 5, rng=0))
-    >>> layer.forward(np.ones((2, 7, 3), np.float32), lengths=[7, 4]).shape
-    (2, 7, 5)
-    """
-
-    def __init__(self, layer: TimeRecurrent) -> None:
-        self.backward_layer = layer
-        super().__init__({"backward": layer})
-
-    @property
-    def output_size(self) -> int:
-        """The number of outputs a step."""
-        return self.backward_layer.output_size
-
-    def forward(self, xs: Array, *, lengths: Any = None, mask: Any = None) -> Array:
-        """xs (N, T, D) -> hs (N, T, H); a row starts at its own last step."""
-        _, xs, mask, _ = self._accept_block(xs, lengths, mask, None)
-        mask = None if mask is None else mask[:, ::-1]
-        return self.backward_layer.forward(xs[:, ::-1], mask=mask)[:, ::-1]
-
-    def backward(self, dhs: Array, *dstate: Sequence[Array | None] | None) -> Array:
-        """dhs (N, T, H) -> dxs (N, T, D); fills ``grads``."""
-        (own,) = self._one_each("backward", dstate)
-        return self.backward_layer.backward(dhs[:, ::-1], *(own or ()))[:, ::-1]
-
-
-AnyRecurrent = TimeRecurrent | Bidirectional | Reversed
-
-
-def recurrent_parts(layer: AnyRecurrent) -> tuple[TimeRecurrent, ...]:
-    """The layers in it, one a direction."""
-    return layer.recurrent if isinstance(layer, Composite) else (layer,)
-
-
-def layer_of(kind: Kind, params: Sequence[Array]) -> TimeRecurrent:
-    """The layer of a kind of node, TimeLSTM and its like where it is one of them."""
-    name, (Wx, Wh, b, *_) = LIBRARY.get(kind), params
-    if name == "lstm":
-        return TimeLSTM(Wx, Wh, b)
-    if name in ("gru", "gru_reset_after"):
-        return TimeGRU(Wx, Wh, b, reset_after=kind.reset_after)
-    if name in ("rnn", "rnn_relu"):
-        return TimeRNN(Wx, Wh, b, activation="relu" if name == "rnn_relu" else "tanh")
-    return TimeRecurrent(*params, cell=cell_of(kind))
-
-
-class Recurrent(Step):
-    """RNN, LSTM or GRU: X, sequence_lens and the initial states in; Y, Y_h and Y_c out.
-
-    kinds      one for each direction
-    weights    W, R, B and P, as the node has them
-    direction  forward, reverse or bidirectional
-    layout     0: time first; 1: the batch first
-    """
-
-    layer: AnyRecurrent
-
-    def __init__(
-        self,
-        node: Node,
-        kinds: Sequence[Kind],
-        weights: tuple[Array, Array, Array, Array | None],
-        direction: str,
-        layout: int,
-    ) -> None:
-        super().__init__(node)
-        self.inputs = tuple(node.input(place) for place in (0, 4, 5, 6))
-        W, R, B, P = weights
-        parts = [
-            layer_of(kind, params_of(kind, W[k], R[k], B[k], None if P is None else P[k]))
-            for k, kind in enumerate(kinds)
-        ]
-        self.layer = (
-            Bidirectional(*parts)
-            if direction == "bidirectional"
-            else Reversed(*parts) if direction == "reverse" else parts[0]
-        )  # fmt: skip
-        self._kinds, self._layout = kinds, layout
-
-    def written(self) -> tuple[list[Node], dict[str, Array]]:
-        parts = recurrent_parts(self.layer)
-        arrays = [
-            weights_of(kind, *map(to_host, part.cell_params))
-            for kind, part in zip(self._kinds, parts, strict=True)
-        ]
-        there = {
-            name: np.stack(one)
-            for name, one in zip("WRBP", zip(*arrays, strict=True), strict=True)
-            if one[0] is not None
-        }
-        weights = self._named(**there)
-        W, R, B, *P = weights
-        x, lengths, *initial = self.inputs
-        initial = initial[: len(parts[0].cell.states)]
-        return [replace(self.node, inputs=(x, W, R, B, lengths, *initial, *P))], weights
-
-    def forward(self, X: Array, lengths: Any, *initial: Array | None) -> Arrays:
-        parts = recurrent_parts(self.layer)
-        xs = np.ascontiguousarray(X if self._layout else X.transpose(1, 0, 2))
-        self._set(parts, [None if s is None else self._directions_first(s) for s in initial])
-        hs = to_host(self.layer.forward(xs, lengths=lengths))
-        N, T, _ = hs.shape
-        Y = hs.reshape(N, T, len(parts), -1)
-        states = [
-            self._directions_last(np.stack([to_host(s) for s in one]))
-            for one in zip(*(part.state or () for part in parts), strict=True)
-        ]
-        self._tape = Y.shape, initial
-        return (Y if self._layout else Y.transpose(1, 2, 0, 3), *states)
-
-    def _set(self, parts: tuple[TimeRecurrent, ...], initial: Sequence[Array | None]) -> None:
-        given = initial[: len(parts[0].cell.states)]
-        for k, part in enumerate(parts):
-            own = [None if s is None else np.ascontiguousarray(s[k]) for s in given]
-            if any(s is not None for s in own):
-                part.set_state(*own)
-
-    def backward(self, *gradients: Array | None) -> Arrays:
-        (shape, initial), parts = self._tape, recurrent_parts(self.layer)
-        dY, *dlast = gradients
-        if dY is None:
-            dhs = np.zeros(shape, self.layer.dtype)
-        else:
-            dhs = dY if self._layout else dY.transpose(2, 0, 1, 3)
-        dlast = [None if d is None else self._directions_first(d) for d in dlast]
-        own = [tuple(None if d is None else d[k] for d in dlast) for k in range(len(parts))]
-        dhs = np.ascontiguousarray(dhs.reshape(*shape[:2], -1))
-        if isinstance(self.layer, Composite):
-            dxs = self.layer.backward(dhs, *own)
-        else:
-            dxs = self.layer.backward(dhs, *own[0])
-        found = [
-            self._directions_last(np.stack([to_host(s) for s in one]))
-            for one in zip(*(part.dstate or () for part in parts), strict=True)
-        ]
-        dinitial = [
-            found[k] if k < len(found) and s is not None else None for k, s in enumerate(initial)
-        ]
-        dxs = to_host(dxs)
-        return (dxs if self._layout else dxs.transpose(1, 0, 2), None, *dinitial)
-
-    def _directions_first(self, states: Array) -> Array:
-        return states.transpose(1, 0, 2) if self._layout else states
-
-    _directions_last = _directions_first  # the same two axes change places

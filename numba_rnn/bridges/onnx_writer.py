@@ -27,8 +27,8 @@ from ..layers import (
 from ..models import Rnnlm
 from .conventions import CannotConvert
 from .onnx_cells import Kind, attributes_of, kind_of, weights_of
+from .onnx_layers import AnyRecurrent, Reversed, recurrent_parts
 from .onnx_reader import OnnxNet
-from .onnx_steps import AnyRecurrent, Reversed, recurrent_parts
 
 OPSET, IR_VERSION = 17, 8  # what ONNX Runtime 1.12 and all later ones read
 

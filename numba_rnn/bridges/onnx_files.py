@@ -1,0 +1,100 @@
+"""ONNX files, read and checked before anything is made of them."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..checks import Array
+from .conventions import CannotConvert
+
+_OLDEST = 7  # opset
+TYPES = {1: "float32", 6: "int32", 7: "int64", 9: "bool", 11: "float64"}
+# what numpy raises where shapes or indices do not fit
+MISFITS = (
+    ValueError, TypeError, IndexError, KeyError, OverflowError, MemoryError, ZeroDivisionError,
+)  # fmt: skip
+
+
+def loaded(source: Any) -> Any:
+    """The onnx.ModelProto of a path, of bytes or of a model, which is copied."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    if isinstance(source, onnx.ModelProto):
+        model = onnx.ModelProto()
+        model.CopyFrom(source)
+        return model
+    if not isinstance(source, (str, Path, bytes)):
+        raise TypeError(
+            f"source: expected a path, bytes or an onnx.ModelProto, got {type(source).__name__}"
+        )
+    what = f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
+    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    try:
+        return onnx.load_model_from_string(data)
+    except DecodeError as error:
+        raise ValueError(f"source: {what} is no whole ONNX model ({error})") from error
+
+
+def expect_valid(model: Any, what: str, **options: Any) -> None:
+    """Refuse what onnx's own checker refuses."""
+    import onnx
+
+    try:
+        onnx.checker.check_model(model, **options)
+    except Exception as error:  # whatever it raises: the model is refused
+        raise ValueError(f"{what}: expected a valid ONNX model ({error})") from error
+
+
+def expect_plain(model: Any) -> None:
+    """Refuse what is more than one graph of ONNX's own nodes with weights in the same file."""
+    import onnx
+
+    for opset in model.opset_import:
+        newest = onnx.defs.onnx_opset_version()
+        if opset.domain in ("", "ai.onnx") and not _OLDEST <= opset.version <= newest:
+            raise CannotConvert(
+                f"source: expected opset {_OLDEST} to {newest}, got {opset.version}"
+            )
+    if model.functions:
+        raise CannotConvert(f"source: functions are not supported, got {model.functions[0].name!r}")
+    if model.graph.sparse_initializer:
+        raise CannotConvert("source: sparse initializers are not supported")
+    tensors = list(model.graph.initializer)
+    for node in model.graph.node:
+        label = f"{node.op_type} node {node.name or next(iter(node.output), '')!r}"
+        if node.domain not in ("", "ai.onnx"):
+            raise CannotConvert(f"{label}: expected a node of ONNX, got one of {node.domain!r}")
+        for attribute in node.attribute:
+            if attribute.HasField("g") or attribute.graphs:
+                raise CannotConvert(f"{label}: graphs inside a node are not supported")
+            if attribute.HasField("sparse_tensor") or attribute.sparse_tensors:
+                raise CannotConvert(f"{label}: sparse tensors are not supported")
+            tensors += [attribute.t] if attribute.HasField("t") else []
+            tensors += attribute.tensors
+    for tensor in tensors:
+        if tensor.external_data or tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raise CannotConvert(
+                f"tensor {tensor.name!r}: expected its numbers in the file, got a reference to "
+                "another one; from_onnx(onnx.load(path)) reads both, torch.onnx.export(..., "
+                "external_data=False) writes one"
+            )
+
+
+def array_of(tensor: Any, what: str) -> Array:
+    """The numbers of an onnx.TensorProto."""
+    import onnx
+
+    if tensor.data_type not in TYPES:
+        kinds = ", ".join(TYPES.values())
+        names = onnx.TensorProto.DataType.DESCRIPTOR.values_by_number
+        got = names[tensor.data_type].name if tensor.data_type in names else tensor.data_type
+        raise CannotConvert(f"{what}: expected one of {kinds}, got {got}")
+    try:
+        array = np.array(onnx.numpy_helper.to_array(tensor))
+    except MISFITS as error:
+        raise ValueError(f"{what}: {error}") from error
+    if array.shape != tuple(tensor.dims):
+        raise ValueError(f"{what}: expected {tuple(tensor.dims)} numbers, got {array.shape}")
+    return array
