@@ -141,6 +141,17 @@ def test_what_a_module_says_is_kept():
     assert layer.cell.name == "gru_reset_after"
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_dropout_runs_as_it_does_in_the_module(training):
+    module = made("lstm", 3, 8, 2, dropout=0.5).train(training)
+    stack = from_torch(module)
+    assert stack.train_flg is to_torch(stack).training is training
+    xs = np.ones((2, 5, 3), np.float32)
+    near = relative_error(stack.forward(xs), outputs(module.eval(), xs)[0]) < 2e-6
+    assert near is not training
+    assert from_torch(module.state_dict()).train_flg is False
+
+
 def residual():
     return Stacked.create(5, 5, residual=True)
 

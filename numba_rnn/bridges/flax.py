@@ -54,6 +54,7 @@ def from_flax(source: Any) -> TimeRecurrent | Bidirectional | Stacked:
 
     Returns TimeLSTM, TimeGRU (``reset_after``) or TimeRNN, a Bidirectional of them, or with
     several layers a Stacked, in the dtype of the parameters, batch first as all layers here.
+    ``train_flg`` is False where the modules' Dropout is deterministic, as after ``model.eval()``.
 
     Raises CannotConvert, a ValueError, for what computes something else: other activations,
     residual, a carry that starts from other than zeros, reverse outside nnx.Bidirectional,
@@ -70,7 +71,9 @@ def from_flax(source: Any) -> TimeRecurrent | Bidirectional | Stacked:
         source = list(source.layers)
     if not isinstance(source, (list, tuple)):
         source = [source]
-    return stack_of([_part(module) for module in source])
+    made = stack_of([_part(module) for module in source])
+    made.train_flg = not any(type(m) is nnx.Dropout and m.deterministic for m in source)
+    return made
 
 
 def _part(module: Any) -> Part | float:
@@ -235,7 +238,7 @@ def to_flax(layer: TimeRecurrent | Bidirectional | Stacked, *, rngs: Any = None)
     for directions in described:
         rnns = [nnx.RNN(_cell(nnx, *one)) for one in directions]
         if modules and dropout:
-            modules.append(nnx.Dropout(dropout, rngs=rngs))
+            modules.append(nnx.Dropout(dropout, deterministic=not layer.train_flg, rngs=rngs))
         modules.append(nnx.Bidirectional(*rnns) if len(rnns) > 1 else rnns[0])
     return modules[0] if len(modules) == 1 else nnx.Sequential(*modules)
 

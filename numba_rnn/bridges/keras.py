@@ -47,7 +47,8 @@ def from_keras(source: Any) -> TimeRecurrent | Bidirectional | Stacked:
 
     Returns TimeRNN, TimeLSTM or TimeGRU, a Bidirectional of them, or with several layers a
     Stacked, in the layer's dtype. ``stateful`` comes along with the states, ``dropout`` as
-    ``regularise(input_dropout=...)``, which drops while ``train_flg`` is True.
+    ``regularise(input_dropout=...)``. Keras layers have no mode of their own, so ``train_flg`` is
+    False: dropout runs once ``train_flg`` is True.
 
     Layers here return all steps. Where return_sequences is False, Keras returns the last state
     alone: ``layer.h``; of a Bidirectional, that of ``layer.forward_layer`` and that of
@@ -73,7 +74,9 @@ def from_keras(source: Any) -> TimeRecurrent | Bidirectional | Stacked:
                 f"source: expected return_sequences=True below the last layer, got False of "
                 f"{layer.name}"
             )
-    return stack_of([_part(layer) for layer in source])
+    made = stack_of([_part(layer) for layer in source])
+    made.train_flg = False
+    return made
 
 
 def _class_of(layer: Any) -> str:

@@ -67,8 +67,9 @@ def from_torch(
 
     Returns TimeRNN, TimeLSTM, TimeProjectedLSTM or TimeGRU (``reset_after``), a Bidirectional of
     them, or with several layers a Stacked with the module's dropout; batch first, as all layers
-    here, on the CPU, in the module's dtype. Raises TypeError or ValueError for what is no such
-    module, with the name that is wrong.
+    here, on the CPU, in the module's dtype. ``train_flg`` is ``module.training``; weights alone
+    have no mode, and it is False: dropout runs once ``train_flg`` is True. Raises TypeError or
+    ValueError for what is no such module, with the name that is wrong.
 
     >>> weights = {"weight_ih_l0": np.ones((20, 3)), "weight_hh_l0": np.ones((20, 5))}
     >>> from_torch(weights)
@@ -84,11 +85,12 @@ def from_torch(
             "source: expected a torch module, a state_dict or the path of a safetensors file, got "
             f"{type(source).__name__}"
         )
-    prefix, dropout = _the_prefix(source, prefix), 0.0
+    prefix, dropout, training = _the_prefix(source, prefix), 0.0, False
     if module is not None:
         own, _, _ = prefix.rpartition(".")
-        said, dropout = _said_by(module.get_submodule(own) if own else module)
-        activation = activation or said
+        module = module.get_submodule(own) if own else module
+        said, dropout = _said_by(module)
+        activation, training = activation or said, bool(module.training)
     activation = expect_choice("activation", activation or "tanh", ("tanh", "relu"))
     found = _directions(source, prefix)
     numbers = sorted({k for k, _ in found})
@@ -107,7 +109,9 @@ def from_torch(
             for r in (False, True)[: 1 + both]
         )
         layers.append(Bidirectional(ahead, *back) if both else ahead)
-    return layers[0] if len(layers) == 1 else Stacked(layers, dropout=dropout)
+    made = layers[0] if len(layers) == 1 else Stacked(layers, dropout=dropout)
+    made.train_flg = training
+    return made
 
 
 def _said_by(module: Any) -> tuple[str | None, float]:
@@ -243,7 +247,8 @@ def save_torch(layer: TimeRecurrent | Bidirectional | Stacked, path: str | Path)
 def to_torch(layer: TimeRecurrent | Bidirectional | Stacked, *, batch_first: bool = True) -> Any:
     """A torch.nn.RNN, LSTM or GRU with the weights of the layer, on the CPU; needs torch.
 
-    Raises as ``torch_state_dict`` does; ImportError without torch.
+    It is in training mode where ``layer.train_flg`` is True. Raises as ``torch_state_dict`` does;
+    ImportError without torch.
     """
     import torch
 
@@ -252,7 +257,7 @@ def to_torch(layer: TimeRecurrent | Bidirectional | Stacked, *, batch_first: boo
     dtype = tensors["weight_ih_l0"].dtype
     module = getattr(torch.nn, kind)(**options, batch_first=batch_first, dtype=dtype)
     module.load_state_dict(tensors)
-    return module
+    return module.train(layer.train_flg)
 
 
 def _described(layer: Any) -> tuple[tuple[str, dict[str, Any]], Named]:
