@@ -83,7 +83,7 @@ def _numba() -> Engine:
 
 @cache
 def _cuda() -> Engine:
-    remedy = "pip install numba-rnn[cuda]"
+    remedy = 'pip install "numba-rnn[cuda]"'
     try:
         import cupy
     except Exception as error:  # whatever a broken installation raises

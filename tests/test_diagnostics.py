@@ -592,7 +592,7 @@ def test_numbers_need_no_matplotlib_and_pictures_name_the_remedy():
             try:
                 draw(what)
             except ImportError as error:
-                assert "pip install numba-rnn[plot]" in str(error)
+                assert 'pip install "numba-rnn[plot]"' in str(error)
             else:
                 raise AssertionError(draw)
         """,

@@ -453,7 +453,7 @@ def test_without_the_extra_the_error_names_it(missing):
             comm = made(rank=0, size=2, Split_type=lambda kind: one)
             MPI = made(COMM_WORLD=comm, COMM_TYPE_SHARED=0)
             sys.modules["mpi4py"] = made(MPI=MPI)
-        with pytest.raises(RanksError, match=r"pip install numba-rnn\\[mpi\\]"):
+        with pytest.raises(RanksError, match=r'pip install "numba-rnn\\[mpi\\]"'):
             connect()
         """
     run_python(program)

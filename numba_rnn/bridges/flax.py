@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..checks import Array
+from ..extras import needed
 from ..layers import Bidirectional, Stacked, TimeGRU, TimeLSTM, TimeRecurrent, TimeRNN
 from .conventions import (
     FLAX,
@@ -65,7 +66,8 @@ def from_flax(source: Any) -> TimeRecurrent | Bidirectional | Stacked:
     >>> from_flax(nnx.RNN(nnx.OptimizedLSTMCell(3, 5, rngs=nnx.Rngs(0))))
     TimeLSTM(cell lstm, D 3, H 5, float32)
     """
-    from flax import nnx
+    with needed("flax", "from_flax"):
+        from flax import nnx
 
     if type(source) is nnx.Sequential:
         source = list(source.layers)
@@ -225,8 +227,9 @@ def to_flax(layer: TimeRecurrent | Bidirectional | Stacked, *, rngs: Any = None)
     parts, dropout = parts_of(layer, "Flax")
     described = [[_described(one) for one in directions_of(part)] for part in parts]
 
+    with needed("flax", "to_flax"):
+        from flax import nnx
     import jax
-    from flax import nnx
 
     if jax.dtypes.canonicalize_dtype(layer.dtype) != layer.dtype:
         raise ValueError(

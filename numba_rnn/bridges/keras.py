@@ -13,6 +13,7 @@ import numpy as np
 
 from ..backend import to_host
 from ..checks import Array, expect_int
+from ..extras import needed
 from ..layers import Bidirectional, Stacked, TimeGRU, TimeLSTM, TimeRecurrent, TimeRNN
 from .conventions import (
     KERAS,
@@ -225,7 +226,8 @@ def to_keras(
     shape = (_batch_size(parts, batch_size), None, layer.input_size)
     dtype = layer.dtype.name
 
-    import keras
+    with needed("keras", "to_keras"):
+        import keras
 
     number = keras.ops.convert_to_tensor(np.zeros((), dtype))
     if as_floats("layer", number).dtype != dtype:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from ..checks import Array
+from ..extras import needed
 from .conventions import CannotConvert
 
 _OLDEST = 7  # opset
@@ -18,7 +19,8 @@ MISFITS = (
 
 def loaded(source: Any) -> Any:
     """The onnx.ModelProto of a path, of bytes or of a model, which is copied."""
-    import onnx
+    with needed("onnx", "from_onnx"):
+        import onnx
     from google.protobuf.message import DecodeError
 
     if isinstance(source, onnx.ModelProto):

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..backend import to_host
 from ..checks import Array
+from ..extras import needed
 from ..files import written_atomically
 from ..layers import (
     Bidirectional,
@@ -67,7 +68,8 @@ def to_onnx(
     >>> [value.name for value in model.graph.output]
     ['ys', 'last_h0', 'last_c0']
     """
-    import onnx
+    with needed("onnx", "to_onnx"):
+        import onnx
 
     if isinstance(model, OnnxNet):
         if states or lengths or softmax:

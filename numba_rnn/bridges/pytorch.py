@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..checks import Array, expect_array, expect_choice
+from ..extras import needed
 from ..files import written_atomically
 from ..layers import (
     Bidirectional,
@@ -250,7 +251,8 @@ def to_torch(layer: TimeRecurrent | Bidirectional | Stacked, *, batch_first: boo
     It is in training mode where ``layer.train_flg`` is True. Raises as ``torch_state_dict`` does;
     ImportError without torch.
     """
-    import torch
+    with needed("torch", "to_torch"):
+        import torch
 
     (kind, options), arrays = _described(layer)
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}

@@ -5,7 +5,7 @@
     print(diagnostics.summary(layer))
     diagnostics.plot_gates(layer.trace).savefig("gates.png")
 
-Numbers and tables need NumPy alone; pictures need matplotlib (``pip install numba-rnn[plot]``).
+Numbers and tables need NumPy alone; pictures need matplotlib (``pip install "numba-rnn[plot]"``).
 A table is a dict of equally long columns, one row an observation: ``pandas.DataFrame(table)``.
 
 ``measures.py`` says what is measured and where it comes from, ``pictures.py`` how it is drawn.

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..checks import Array, expect_choice, expect_int
+from ..extras import needed
 from ..layers.trace import Trace
 from .measures import (
     bounded_gates,
@@ -34,10 +35,8 @@ VANISHED, EXPLODED = 1e-3, 1e3  # a convention: what is left of the gradient, to
 
 
 def _matplotlib() -> ModuleType:
-    try:
+    with needed("matplotlib", "a picture"):
         import matplotlib.figure
-    except ImportError as error:
-        raise ImportError("pictures need matplotlib: pip install numba-rnn[plot]") from error
     return matplotlib
 
 

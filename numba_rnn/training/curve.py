@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from ..extras import needed
 from ..files import written_atomically
 from ..layers.losses import perplexity_of
 from .trainer import History
@@ -13,12 +14,10 @@ def draw_curve(history: History, path: str | Path, title: str = "") -> Path:
 
     Raises ImportError, naming the remedy, where matplotlib is missing.
     """
-    try:
+    with needed("matplotlib", "the loss curve"):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
         from matplotlib.ticker import FormatStrFormatter, NullFormatter
-    except ImportError as error:
-        raise ImportError("the loss curve needs matplotlib: pip install numba-rnn[plot]") from error
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)

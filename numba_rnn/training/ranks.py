@@ -27,7 +27,7 @@ from ..checks import Array
 # with their protocol; MVAPICH; srun
 _SIZES = "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"
 _PATIENCE = 1.0  # seconds that rank 0 has to fail as well, and to say so for all
-_REMEDY = "pip install numba-rnn[mpi]"
+_REMEDY = 'pip install "numba-rnn[mpi]"'
 
 
 class RanksError(RuntimeError):

@@ -1,0 +1,36 @@
+"""What needs a library that is not installed says how to install it."""
+
+import sys
+
+import pytest
+
+from numba_rnn import TimeLSTM, bridges, diagnostics
+from numba_rnn.extras import needed
+from numba_rnn.training.curve import draw_curve
+
+LAYER = TimeLSTM.create(3, 5, rng=0)
+NEEDS = {
+    "to_torch": (lambda: bridges.to_torch(LAYER), "torch", "torch"),
+    "to_keras": (lambda: bridges.to_keras(LAYER), "keras", '"numba-rnn[keras]"'),
+    "to_flax": (lambda: bridges.to_flax(LAYER), "flax", '"numba-rnn[flax]"'),
+    "from_flax": (lambda: bridges.from_flax(LAYER), "flax", '"numba-rnn[flax]"'),
+    "to_onnx": (lambda: bridges.to_onnx(LAYER), "onnx", '"numba-rnn[onnx]"'),
+    "from_onnx": (lambda: bridges.from_onnx(b""), "onnx", '"numba-rnn[onnx]"'),
+    "a picture": (lambda: diagnostics.plot_spectrum(LAYER), "matplotlib", '"numba-rnn[plot]"'),
+    "the loss curve": (lambda: draw_curve(None, "x.png"), "matplotlib", '"numba-rnn[plot]"'),
+}
+
+
+@pytest.mark.parametrize("what", NEEDS)
+def test_what_is_missing_is_named_with_the_remedy(what, monkeypatch):
+    call, library, package = NEEDS[what]
+    for name in [library, *(name for name in sys.modules if name.startswith(f"{library}."))]:
+        monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
+    with pytest.raises(ImportError) as caught:
+        call()
+    assert str(caught.value) == f"{what} needs {library}: pip install {package}"
+
+
+def test_other_errors_of_an_import_stay_as_they_are():
+    with pytest.raises(ModuleNotFoundError, match="tensorflow"), needed("keras", "to_keras"):
+        raise ModuleNotFoundError("tensorflow", name="tensorflow")
