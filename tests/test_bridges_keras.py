@@ -313,9 +313,9 @@ WRONG = {
     "number": (lambda: 3, TypeError, "expected Keras' SimpleRNN, .* got int"),
     "dense": (lambda: layers.Dense(3), TypeError, "got Dense"),
     "in it": (
-        lambda: keras.Sequential([keras.Input((None, 3)), made("lstm", 3), layers.Dense(3)]),
+        lambda: keras.Sequential([keras.Input((None, 3)), layers.LSTM(3), layers.Dense(3)]),
         TypeError,
-        "got Dense",
+        r"got Dense; Dense is TimeAffine\(\*dense\.get_weights\(\)\), from_keras takes the recurr",
     ),
     "masking": (
         lambda: keras.Sequential([keras.Input((None, 3)), layers.Masking(), made("lstm", 3)]),

@@ -22,6 +22,7 @@ from numba_rnn import (
 )
 from numba_rnn.bridges import CannotConvert, from_torch, save_torch, to_torch, torch_state_dict
 from numba_rnn.functions import tanh
+from numba_rnn.training import save_checkpoint
 
 # torch says so where proj_size is set
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections")
@@ -104,7 +105,7 @@ def test_a_state_dict_and_a_file_say_the_same_as_the_module(kind, tmp_path):
 
     save_file(model.state_dict(), path)
     for source in (model.state_dict(), arrays, path, str(path)):
-        for prefix in (None, "rnn."):
+        for prefix in (None, "rnn.", "rnn"):
             layer = from_torch(source, prefix=prefix, activation=activation)
             np.testing.assert_array_equal(layer.forward(xs), want)
     save_torch(from_torch(model.rnn), path)
@@ -230,11 +231,15 @@ WRONG = {
         "weight_ih_l0: .* got .*bfloat16",
     ),
     "number": (lambda: 3, TypeError, "source: expected a torch module, .* got int"),
-    "no rnn": (lambda: torch.nn.Linear(3, 5), ValueError, "prefix: .* got none, but weight, bias"),
+    "no rnn": (
+        lambda: torch.nn.Linear(3, 5),
+        ValueError,
+        r"source: no RNN, LSTM or GRU in it, but weight, bias; .* TimeAffine\(W\.T, b\) and",
+    ),
     "two rnns": (
         lambda: torch.nn.ModuleList([made("lstm", 3, 5), made("gru", 3, 5)]),
         ValueError,
-        r"prefix: expected the prefix of a recurrent module, got '0\.', '1\.'",
+        r"prefix: 2 recurrent modules, say which: prefix='0\.' or prefix='1\.'",
     ),
     "gates": (
         lambda: {"weight_ih_l0": np.ones((10, 3)), "weight_hh_l0": np.ones((10, 5))},
@@ -299,6 +304,11 @@ def test_files_that_cannot_be_read(tmp_path):
         from_torch(tmp_path / "none.safetensors")
     with pytest.raises(ValueError, match=r"model\.pt, which a loader would have to run"):
         from_torch(tmp_path / "model.pt")
+    with pytest.raises(ValueError, match="expected a safetensors file, got the folder"):
+        from_torch(tmp_path)
+    save_checkpoint(path, {"weight_hh_l0": np.ones(3)}, {})
+    with pytest.raises(ValueError, match=r"a checkpoint of numba_rnn; numba_rnn\.jobs\.load_model"):
+        from_torch(path)
     with pytest.raises(ValueError, match="activation: expected one of"):
         from_torch(state_dict(), activation="sigmoid")
     with pytest.raises(ValueError, match=r"names that begin 'x\.', got ''"):

@@ -28,6 +28,10 @@ from .stacks import Part, directions_of, parts_of, stack_of
 
 _FAMILIES = {"SimpleRNN": "rnn", "LSTM": "lstm", "GRU": "gru"}
 _KNOWN = (*_FAMILIES, "Bidirectional", "Sequential", "Dropout")
+_ELSEWHERE = {  # what is a layer here, but no recurrent one
+    "Dense": "TimeAffine(*dense.get_weights())",
+    "Embedding": "TimeEmbedding(*embedding.get_weights())",
+}
 _KINDS: dict[str, tuple[str, dict[str, Any]]] = {  # of a cell here, the class and its options
     "rnn": ("SimpleRNN", {"activation": "tanh"}),
     "rnn_relu": ("SimpleRNN", {"activation": "relu"}),
@@ -69,6 +73,8 @@ def from_keras(source: Any) -> TimeRecurrent | Bidirectional | Stacked:
     """
     if not isinstance(source, (list, tuple)):
         source = source.layers if _class_of(source) == "Sequential" else [source]
+    for layer in source:
+        _class_of(layer)  # what is not taken at all is said first
     for layer in source[:-1]:
         if getattr(layer, "return_sequences", True) is False:
             raise ValueError(
@@ -91,9 +97,11 @@ def _class_of(layer: Any) -> str:
             f"source: {kind.__name__} may compute something else than Keras' own SimpleRNN, LSTM "
             "and GRU, which are known here"
         )
+    also = _ELSEWHERE.get(kind.__name__)
     raise TypeError(
         "source: expected Keras' SimpleRNN, LSTM, GRU, a Bidirectional of them, or a Sequential or "
         f"list of these with Dropout between them, got {kind.__name__}"
+        + (f"; {kind.__name__} is {also}, from_keras takes the recurrent layers" if also else "")
     )
 
 

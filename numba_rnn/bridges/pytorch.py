@@ -62,7 +62,7 @@ def from_torch(
                 file. (A file of torch.save is a program that loading would run: write a
                 safetensors file.)
     prefix      what the names begin with in what has more, ``"encoder.rnn."``; not needed where
-                only one recurrent module is in it
+                only one recurrent module is in it; the last dot may be left out
     activation  of torch.nn.RNN, "tanh" or "relu"; a module says it itself, a state_dict does not,
                 and has "tanh" if it is left out
 
@@ -126,6 +126,8 @@ def _read(path: Path) -> dict[str, Array | None]:
     """The arrays of a file by name; None for what is of no recurrent module."""
     from safetensors import SafetensorError, safe_open
 
+    if path.is_dir():
+        raise ValueError(f"source: expected a safetensors file, got the folder {path}")
     if path.suffix in (".pt", ".pth", ".bin"):
         raise ValueError(
             f"source: expected a safetensors file, got {path}, which a loader would have to run; "
@@ -134,10 +136,10 @@ def _read(path: Path) -> dict[str, Array | None]:
     name = ""
     try:
         with safe_open(path, framework="np") as file:
+            ours = "numba_rnn" in (file.metadata() or {})
             found: dict[str, Array | None] = dict.fromkeys(file.keys())
-            for name in filter(_NAME.search, found):
+            for name in () if ours else filter(_NAME.search, found):
                 found[name] = file.get_tensor(name)
-            return found
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"source: {path} is no whole safetensors file ({error})") from error
     except (AttributeError, TypeError) as error:  # bfloat16 and its like, which NumPy has not
@@ -145,6 +147,12 @@ def _read(path: Path) -> dict[str, Array | None]:
             f"{name}: expected float32 or float64, got something else ({error}); convert it where "
             "it is from"
         ) from error
+    if ours:
+        raise ValueError(
+            f"source: {path} is a checkpoint of numba_rnn; numba_rnn.jobs.load_model(path) reads "
+            "those of `numba-rnn train`"
+        )
+    return found
 
 
 def _the_prefix(source: Mapping[str, Any], prefix: str | None) -> str:
@@ -154,13 +162,21 @@ def _the_prefix(source: Mapping[str, Any], prefix: str | None) -> str:
         found = {name[: -len("weight_hh")] for name in source if name.endswith("weight_hh")}
     if prefix is None and len(found) == 1:
         return found.pop()
-    if prefix in found:
-        return str(prefix)
-    have = ", ".join(sorted(map(repr, found))) or f"none, but {', '.join(source) or 'no name'}"
-    wanted = (
-        "the prefix of a recurrent module" if prefix is None else f"names that begin {prefix!r}"
-    )
-    raise ValueError(f"prefix: expected {wanted}, got {have}")
+    for given in (prefix, f"{prefix}."):
+        if given in found:
+            return str(given)
+    if not found:
+        raise ValueError(
+            f"source: no RNN, LSTM or GRU in it, but {', '.join(source) or 'no name'}; Linear and "
+            "Embedding are TimeAffine(W.T, b) and TimeEmbedding(W)"
+        )
+    if prefix is None:
+        raise ValueError(
+            f"prefix: {len(found)} recurrent modules, say which: "
+            + " or ".join(f"prefix={one!r}" for one in sorted(found))
+        )
+    have = ", ".join(sorted(map(repr, found)))
+    raise ValueError(f"prefix: expected names that begin {prefix!r}, got {have}")
 
 
 def _directions(source: Mapping[str, Any], prefix: str) -> dict[tuple[int, bool], Named]:
