@@ -78,14 +78,6 @@ def _choose_backend(backend: str | None, strict: bool, say: bool = True) -> None
         typer.secho(f"warning: {warning.message}", fg=typer.colors.YELLOW, err=True)
 
 
-def _checkpoint(path: Path, prefer: str = "best") -> Path:
-    """A run's folder stands for its checkpoint: the best, or the last where there is no best."""
-    if not path.is_dir():
-        return path
-    chosen = path / f"{prefer}.safetensors"
-    return chosen if chosen.exists() else path / "last.safetensors"
-
-
 @app.command()
 def train(
     context: typer.Context,
@@ -197,7 +189,7 @@ def _plan(
     if resume is None:
         settings = Settings(**chosen)
         return settings, None, out or jobs.new_folder(settings)
-    start = _checkpoint(resume, prefer="last")
+    start = jobs.checkpoint_of(resume, prefer="last")
     return _resumed(context, start, chosen), start, out or start.parent
 
 
@@ -273,7 +265,7 @@ def generate(
 ) -> None:
     """Make up text with a trained model."""
     _choose_backend(backend, strict)
-    model, vocabulary, _ = jobs.load_model(_checkpoint(checkpoint))
+    model, vocabulary, _ = jobs.load_model(checkpoint)
     typer.echo(
         jobs.sample(
             model, vocabulary, prompt=prompt, length=length, temperature=temperature,
@@ -291,7 +283,7 @@ def evaluate(
 ) -> None:
     """Perplexity of a trained model on a text (10 streams, blocks of 35, state carried)."""
     _choose_backend(backend, strict)
-    model, vocabulary, _ = jobs.load_model(_checkpoint(checkpoint))
+    model, vocabulary, _ = jobs.load_model(checkpoint)
     corpus = vocabulary.encode(read_text(text))
     sizes = jobs.evaluation_sizes(corpus)
     perplexity = model.perplexity(corpus, **sizes)
@@ -334,7 +326,7 @@ def inspect(
     from .diagnostics import summary
 
     _choose_backend(backend, strict)
-    path = _checkpoint(checkpoint)
+    path = jobs.checkpoint_of(checkpoint)
     model, vocabulary, _ = jobs.load_model(path)
     text = prompt
     if text is None:
@@ -365,7 +357,7 @@ def info(
     if checkpoint is None:
         typer.echo(str(explain()))
         return
-    path = _checkpoint(checkpoint)
+    path = jobs.checkpoint_of(checkpoint)
     model, vocabulary, content = jobs.load_model(path)
     state = content["trainer"]
     rows = {

@@ -262,6 +262,15 @@ def evaluation_sizes(
     return {batch_name: 1, time_name: places // math.ceil(places / 35)}
 
 
+def checkpoint_of(path: str | Path, prefer: str = "best") -> Path:
+    """A run's folder stands for its checkpoint: the best, or the last where there is no best."""
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    chosen = path / f"{prefer}.safetensors"
+    return chosen if chosen.exists() else path / "last.safetensors"
+
+
 def settings_of(path: str | Path) -> Settings:
     """The settings that the run of a checkpoint was started with."""
     _, content = load_checkpoint(path)
@@ -279,8 +288,11 @@ class UnknownCell(CheckpointError):  # noqa: N818 (reads as what is wrong)
 def load_model(path: str | Path) -> tuple[Rnnlm, Vocabulary, dict[str, Any]]:
     """The language model of a checkpoint, its vocabulary, and the checkpoint's whole content.
 
+    path   a checkpoint, or the folder of a run, whose best one is read
+
     Raises FileNotFoundError or CheckpointError.
     """
+    path = checkpoint_of(path)
     arrays, content = load_checkpoint(path)
     try:
         options = dict(content["model"])

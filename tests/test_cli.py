@@ -7,7 +7,10 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+
+from numba_rnn import jobs
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 40
 SMALL = ["--embed", "8", "--hidden", "16", "--batch", "4", "--time", "8", "--epochs", "2"]
@@ -60,6 +63,16 @@ def test_cuda_without_a_gpu_trains_on_the_cpu_and_says_so_once(folder):
     assert re.search(r"^held-out perplexity \d", done.stdout, re.M)
     (said,) = re.findall(r".*warning.*", done.stderr, re.I)
     assert "NUMBA_RNN_BACKEND asks for cuda, running on numba instead" in said
+
+
+def test_a_runs_folder_is_its_best_checkpoint(folder):
+    model, _, content = jobs.load_model(folder / "run")
+    best, _, same = jobs.load_model(str(folder / "run" / "best.safetensors"))
+    assert content == same
+    for ours, theirs in zip(model.params, best.params, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    with pytest.raises(FileNotFoundError, match="expected a file, found none at"):
+        jobs.load_model(folder / "runs")
 
 
 def test_evaluate_agrees_with_train(folder):
