@@ -17,6 +17,7 @@ from .backend import BackendError, explain, use_backend
 from .jobs import Settings
 from .kernels import cells
 from .layers.initialisers import INITS
+from .layers.losses import spell_perplexity
 from .text import LEVELS, read_text
 from .training import (
     CheckpointError,
@@ -198,9 +199,19 @@ def _report(result: jobs.Outcome, settings: Settings, folder: Path) -> None:
     if result.stopped:
         typer.echo(f"stopped; go on with: numba-rnn train --resume {folder}")
         return
-    typer.echo(f"held-out perplexity {result.valid_perplexity:.3f} per {settings.level}")
+    assert result.valid_perplexity is not None  # as it is of what was stopped
+    typer.echo(
+        f"held-out perplexity {spell_perplexity(result.valid_perplexity)} per {settings.level}"
+    )
     if result.test_perplexity is not None:
-        typer.echo(f"test perplexity {result.test_perplexity:.3f} per {settings.level}")
+        typer.echo(
+            f"test perplexity {spell_perplexity(result.test_perplexity)} per {settings.level}"
+        )
+    if result.diverged:
+        typer.secho(
+            "warning: training has diverged: try a lower --lr or --clip",
+            fg=typer.colors.YELLOW, err=True,
+        )  # fmt: skip
     length = 400 if settings.level == "char" else 80
     made = jobs.sample(result.model, result.vocabulary, length=length, seed=settings.seed)
     typer.echo(f"a sample:\n\n{made.strip()}\n")
@@ -289,7 +300,7 @@ def evaluate(
     perplexity = model.perplexity(corpus, **sizes)
     predicted = len(TruncatedBPTT(corpus, **sizes)) * sizes["batch_size"] * sizes["time_size"]
     unknown = int((corpus == vocabulary.unknown).sum())
-    typer.echo(f"perplexity {perplexity:.3f} per {vocabulary.level}")
+    typer.echo(f"perplexity {spell_perplexity(perplexity)} per {vocabulary.level}")
     typer.echo(f"{predicted:,} of {len(corpus) - 1:,} tokens predicted; {unknown:,} unknown")
 
 
@@ -370,7 +381,7 @@ def info(
     }
     epochs = state["history"]["epochs"]
     if epochs:
-        rows["held out"] = f"perplexity {epochs[-1]['valid_perplexity']:.3f}"
+        rows["held out"] = f"perplexity {spell_perplexity(epochs[-1]['valid_perplexity'])}"
     for name, value in rows.items():
         typer.echo(f"{name:<12}{value}")
 

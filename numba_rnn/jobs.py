@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .checks import Array, expect_choice, expect_float
+from .checks import Array, expect_choice, expect_float, expect_int
 from .files import written_atomically
 from .kernels import cells
 from .layers.initialisers import INITS
@@ -79,6 +79,11 @@ class Settings:
         expect_choice("optimiser", self.optimiser, optimisers.NAMES)
         expect_choice("dtype", self.dtype, ("float32", "float64"))
         expect_float("clip", self.clip, 0)
+        expect_float("dropout", self.dropout, 0, 1)
+        if self.tie and self.embed != self.hidden:
+            raise ValueError(
+                f"tie: expected --embed equal to --hidden, got {self.embed} and {self.hidden}"
+            )
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,12 @@ class Outcome:
     history: Any
     model: Rnnlm
     vocabulary: Vocabulary
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the last epoch left a model far worse than one that has learnt nothing."""
+        last = self.history.epochs[-1]["valid_perplexity"]
+        return bool(last > 10 * len(self.vocabulary))  # which is what that one would have, times 10
 
 
 def new_folder(settings: Settings) -> Path:
@@ -181,7 +192,7 @@ def train(
     trainer = Trainer(
         model,
         optimisers.create(settings.optimiser, lr=lr),
-        TruncatedBPTT(corpora.train, settings.batch, settings.time),
+        _blocks_of(corpora, settings),
         valid=corpora.valid,
         max_norm=settings.clip or None,
         decay=settings.decay,
@@ -222,6 +233,17 @@ def train(
     return Outcome(
         best, False, trainer.history.best, test_perplexity, trainer.history, model, vocabulary
     )
+
+
+def _blocks_of(corpora: Corpora, settings: Settings) -> TruncatedBPTT:
+    batch, time = (expect_int(name, getattr(settings, name)) for name in ("batch", "time"))
+    needed, have = batch * time + 1, len(corpora.train)
+    if have < needed:
+        raise ValueError(
+            f"text: expected at least {needed} tokens to train on, {batch} streams of {time} steps "
+            f"and one more, got {have}; a longer text, or smaller --batch or --time"
+        )
+    return TruncatedBPTT(corpora.train, batch, time)
 
 
 def _silent(line: str) -> None:
@@ -301,7 +323,8 @@ def load_model(path: str | Path) -> tuple[Rnnlm, Vocabulary, dict[str, Any]]:
         if options["cell"] not in cells.names():
             raise UnknownCell(
                 f"{path}: its cell {options['cell']!r} is not known here; import the module that "
-                "defines it, which hands it to numba_rnn.cells.register, first"
+                "defines it, which hands it to numba_rnn.cells.register, first; at the command "
+                "line `numba-rnn --cells FILE.py generate ...`"
             )
         cell = cells.get(options["cell"])
         hidden_size = cell.hidden_size([arrays["param/recurrent0.Wx"]])

@@ -170,15 +170,18 @@ def test_ctrl_c_saves_and_resume_goes_on(folder):
         (["train", "--dtype", "float16"], "dtype: expected one of float32, float64"),
         (["train", "--backend", "tpu"], "expected one of auto, numpy, numba, cuda, got 'tpu'"),
         (["train", "--backend", "cuda", "--strict"], "cuda cannot run here"),
-        (["train", "--text", "text.txt", "--batch", "0"], "batch_size: expected at least 1, got 0"),
-        (["train", "--text", "text.txt", "--time", "99999"], "corpus: expected at least"),
+        (["train", "--text", "text.txt", "--batch", "0"], "batch: expected at least 1, got 0"),
+        (
+            ["train", "--text", "text.txt", "--time", "99999"],
+            "text: expected at least 3199969 tokens .* a longer text, or smaller --batch or --time",
+        ),
         (
             ["train", "--text", "text.txt", "--dropout", "1"],
-            "ratio: expected a finite number from 0",
+            "dropout: expected a finite number from 0 and below 1, got 1",
         ),
         (["train", "--text", "text.txt", "--lr", "-1"], "lr: expected a finite number above 0"),
         (["train", "--text", "text.txt", "--clip", "-1"], "clip: expected a finite number from 0"),
-        (["train", "--text", "text.txt", "--tie"], "embed_size equal to hidden_size"),
+        (["train", "--text", "text.txt", "--tie"], "expected --embed equal to --hidden, got 64"),
         (
             ["train", "--text", "text.txt", "--out", "run", *SMALL],
             "run holds a run.*--resume",
@@ -203,6 +206,18 @@ def test_errors_are_one_line_that_says_what_to_do(folder, args, says):
     assert len(said.strip().splitlines()) == 1
 
 
+def test_training_that_diverges_says_so(folder):
+    command = [sys.executable, "-W", "error", "-m", "numba_rnn", "train", "--text", "text.txt"]
+    far = ["--optimizer", "sgd", "--lr", "1e6", "--clip", "0"]
+    done = subprocess.run(
+        [*command, *SMALL, *far], cwd=folder, capture_output=True, text=True, check=True,
+        env={**os.environ, "NUMBA_RNN_BACKEND": "numpy"}, timeout=120,
+    )  # fmt: skip
+    assert "warning: training has diverged: try a lower --lr or --clip" in done.stderr
+    assert re.search(r"^held-out perplexity \S{4,9} per char$", done.stdout, re.M)
+    assert "diverged" not in run("train", "--text", "text.txt", *SMALL, cwd=folder)
+
+
 CELLS = """
 from numba_rnn import cell
 from numba_rnn.functions import tanh
@@ -222,7 +237,7 @@ def test_a_cell_of_ones_own_is_trained_and_used(tmp_path):
     made = run(*cells, "generate", "runs/char-diagonal", "--length", "20", cwd=tmp_path)
     assert len(made.strip()) >= 10
     said = run("generate", "runs/char-diagonal", cwd=tmp_path, code=1)
-    assert "its cell 'diagonal' is not known here" in said
+    assert re.search("its cell 'diagonal' is not known here.*numba-rnn --cells FILE.py", said)
     (tmp_path / "mine.py").write_text("x = 3")
     said = run(*cells, "info", cwd=tmp_path, code=1)
     assert "--cells: expected a file that defines cells, got none in mine.py" in said

@@ -30,6 +30,11 @@ def perplexity_of(loss: float) -> float:
     return math.exp(min(loss, 700.0))
 
 
+def spell_perplexity(perplexity: float) -> str:
+    """Three decimals, or three digits of what is very large."""
+    return f"{perplexity:.3f}" if perplexity < 1e6 else f"{perplexity:.3g}"
+
+
 class _Loss(Layer):
     """A loss without parameters."""
 

@@ -8,6 +8,8 @@ from ..files import written_atomically
 from ..layers.losses import perplexity_of
 from .trainer import History
 
+HIGHEST = 1e100  # no picture goes further: past 1e300 a logarithmic axis overflows
+
 
 def draw_curve(history: History, path: str | Path, title: str = "") -> Path:
     """Draw perplexity over iterations, training and validation, to a PNG file.
@@ -24,7 +26,7 @@ def draw_curve(history: History, path: str | Path, title: str = "") -> Path:
     axes: Any = figure.subplots()
     axes.plot(
         [iteration for iteration, _, _ in history.train],
-        [perplexity_of(loss) for _, loss, _ in history.train],
+        [min(perplexity_of(loss), HIGHEST) for _, loss, _ in history.train],
         color="#0072B2", linewidth=1, label="training",
     )  # fmt: skip
     validated = [e for e in history.epochs if e["valid_perplexity"] is not None]
@@ -32,12 +34,12 @@ def draw_curve(history: History, path: str | Path, title: str = "") -> Path:
         best = min(validated, key=lambda e: e["valid_perplexity"])
         axes.plot(
             [e["iteration"] for e in validated],
-            [e["valid_perplexity"] for e in validated],
+            [min(e["valid_perplexity"], HIGHEST) for e in validated],
             color="#D55E00", marker="o", linewidth=2, label="validation",
         )  # fmt: skip
         axes.annotate(
             f"best {best['valid_perplexity']:.4g}",
-            (best["iteration"], best["valid_perplexity"]),
+            (best["iteration"], min(best["valid_perplexity"], HIGHEST)),
             textcoords="offset points", xytext=(0, 8), ha="center", color="#D55E00",
         )  # fmt: skip
     axes.set_yscale("log")

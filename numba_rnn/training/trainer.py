@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..checks import Array, expect_float, expect_int
-from ..layers.losses import perplexity_of
+from ..layers.losses import perplexity_of, spell_perplexity
 from .bptt import TruncatedBPTT
 from .checkpoint import load_checkpoint, save_checkpoint
 from .clipping import clip_grads, global_norm
@@ -42,10 +42,6 @@ class Model(Protocol):
     def perplexity(self, corpus: Array, batch_size: int = ..., time_size: int = ...) -> float: ...
     def arrays(self) -> dict[str, Array]: ...
     def load_arrays(self, arrays: dict[str, Array]) -> None: ...
-
-
-def _short(perplexity: float) -> str:
-    return f"{perplexity:.3f}" if perplexity < 1e6 else f"{perplexity:.3g}"
 
 
 @dataclass
@@ -325,13 +321,13 @@ class Trainer:
 
     def _status(self) -> str:
         loss = self.history.train[-1][1]
-        return f"epoch {self.epoch + 1}, perplexity {_short(perplexity_of(loss))}"
+        return f"epoch {self.epoch + 1}, perplexity {spell_perplexity(perplexity_of(loss))}"
 
     def _epoch_line(self, entry: dict[str, Any]) -> str:
         train = perplexity_of(entry["train_loss"])
-        text = f"epoch {entry['epoch']:3d}  train perplexity {_short(train):>9}"
+        text = f"epoch {entry['epoch']:3d}  train perplexity {spell_perplexity(train):>9}"
         if entry["valid_perplexity"] is not None:
-            text += f"  valid {_short(entry['valid_perplexity']):>9}"
+            text += f"  valid {spell_perplexity(entry['valid_perplexity']):>9}"
         return f"{text}  lr {entry['lr']:g}"
 
     # ---- stopping
