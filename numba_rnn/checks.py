@@ -75,7 +75,11 @@ def _expect_kind(
             f"{name}: expected {what} of shape {spell(shape)} in host memory, got one on a device; "
             f'layer.to("cuda") moves a layer there, cupy.asnumpy({name}) copies the array here'
         )
-    raise TypeError(f"{name}: expected {what} of shape {spell(shape)}, got {type(value).__name__}")
+    of_torch = hasattr(value, "detach") and hasattr(value, "numpy")
+    raise TypeError(
+        f"{name}: expected {what} of shape {spell(shape)}, got {type(value).__name__}"
+        + (f"; {name}.detach().numpy() is one" if of_torch else "")
+    )
 
 
 def expect_array(

@@ -10,8 +10,11 @@ from pathlib import Path
 def written_atomically(path: Path) -> Iterator[Path]:
     """Write to the path given; when the block ends it takes the place of ``path`` at once.
 
-    Whatever moment the process is killed at, ``path`` holds the old content or the new one.
+    Whatever moment the process is killed at, ``path`` holds the old content or the new one. Raises
+    FileNotFoundError where there is no such folder.
     """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"path: expected an existing folder, got {path.parent} for {path}")
     part = path.with_name(f".{path.name}.part{path.suffix}")
     try:
         yield part

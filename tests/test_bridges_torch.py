@@ -201,6 +201,22 @@ def test_what_torch_has_not_is_refused(what, convert):
         convert(make())
 
 
+def test_what_is_pytorchs_is_told_where_it_goes(tmp_path):
+    layer = TimeLSTM.create(3, 4, rng=0)
+    with pytest.raises(TypeError, match=r"^xs: .* got Tensor; xs\.detach\(\)\.numpy\(\) is one"):
+        layer.forward(torch.ones(2, 5, 3))
+    theirs = made("lstm", 3, 4)
+    weights = [theirs.weight_ih_l0, theirs.weight_hh_l0, theirs.bias_ih_l0]
+    with pytest.raises(ValueError, match=r"Wx: expected shape \(16, 64\), got .*PyTorch's are tra"):
+        TimeLSTM(*(weight.detach().numpy() for weight in weights))
+    for D in (4, 15):  # Wx fits both ways, or one way: b alone is wrong
+        with pytest.raises(ValueError, match="b: expected shape") as caught:
+            TimeRNN(np.ones((D, 4)), np.ones((4, 4)), np.ones(5))
+        assert "PyTorch" not in str(caught.value)
+    with pytest.raises(FileNotFoundError, match=r"existing folder, got .*none for .*x\.safe"):
+        save_torch(layer, tmp_path / "none" / "x.safetensors")
+
+
 def test_nothing_is_written_of_what_is_refused(tmp_path):
     with pytest.raises(CannotConvert):
         save_torch(TimeGRU.create(3, 5), tmp_path / "x.safetensors")

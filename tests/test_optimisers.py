@@ -80,6 +80,18 @@ def test_parameters_change_in_place():
         assert param.dtype == np.float32
 
 
+def test_an_optimiser_is_for_one_model():
+    ones, more = np.ones((2, 3)), np.ones(3)
+    adam = optimisers.create("adam")
+    adam.update([ones], [ones])
+    says = "this optimiser has been used for other parameters"
+    with pytest.raises(ValueError, match=rf"params\[0\]: expected shape \(2, 3\), .*; {says}"):
+        adam.update([more], [more])
+    with pytest.raises(ValueError, match=rf"params: expected 1 arrays, .* got 2; {says}"):
+        adam.update([ones, more], [ones, more])
+    assert adam.updates == 1
+
+
 @pytest.mark.parametrize("scale", [1.0, 1e-3, 1e25])
 def test_clipping_equals_pytorchs_and_reports_the_norm(scale):
     rng = np.random.default_rng(2)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from ..backend import Engine, engine_for, move
+from ..backend import Engine, move
 from ..checks import Array, accept, accept_flags, accept_mask, expect_choice, expect_int
 from ..kernels import cells
 from ..kernels.cells import Cell
@@ -20,6 +20,7 @@ from ..kernels.steps import PLAIN, Steps
 from . import initialisers
 from .base import Layer
 from .initialisers import Seed
+from .parameters import accept_params
 from .regularisers import Regularisers
 from .trace import Trace
 
@@ -32,24 +33,7 @@ class _CellLayer(Layer):
 
     def __init__(self, params: Sequence[Array], cell: Cell) -> None:
         self.param_names: tuple[str, ...] = tuple(cell.shapes(1, 1))
-        if len(params) != len(self.param_names):
-            raise TypeError(
-                f"{type(self).__name__}: expected the parameters {', '.join(self.param_names)} of "
-                f"the cell {cell.name}, got {len(params)}"
-            )
-        Wx, *rest = params
-        here = engine_for(Wx)
-        Wx = accept("Wx", Wx, ("D", "columns"), None, here)
-        if cell.recurrent_gates:
-            rest[0] = accept("Wh", rest[0], ("H", "columns"), Wx.dtype, here)
-            hidden_size = rest[0].shape[0]
-        else:
-            hidden_size = max(1, cell.hidden_size([Wx]))
-        shapes = cell.shapes(Wx.shape[0], hidden_size)
-        super().__init__(*(
-            accept(name, value, shapes[name], Wx.dtype, here)
-            for name, value in zip(self.param_names, (Wx, *rest), strict=True)
-        ))  # fmt: skip
+        super().__init__(*accept_params(type(self).__name__, cell, params))
         self.cell = cell
 
     def __repr__(self) -> str:

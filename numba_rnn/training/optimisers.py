@@ -12,8 +12,10 @@ from collections.abc import Callable
 from typing import Any
 
 from ..backend import engine_of, move, to_host
-from ..checks import Array, accept, expect_choice, expect_float
+from ..checks import Array, accept, expect_choice, expect_float, spell
 from ..kernels.functions import sqrt
+
+_ONE_EACH = "this optimiser has been used for other parameters, each model needs its own"
 
 
 class Optimiser:
@@ -60,8 +62,14 @@ class Optimiser:
         if len(params) != len(self._memory):
             raise ValueError(
                 f"params: expected {len(self._memory)} arrays, as at the first update, "
-                f"got {len(params)}"
+                f"got {len(params)}; {_ONE_EACH}"
             )
+        for k, (param, slots) in enumerate(zip(params, self._memory, strict=True)):
+            if slots and slots[0].shape != param.shape:
+                raise ValueError(
+                    f"params[{k}]: expected shape {spell(slots[0].shape)}, as at the first "
+                    f"update, got {spell(param.shape)}; {_ONE_EACH}"
+                )
         self.updates += 1
         numbers = self._numbers()
         for k, (here, param, grad) in enumerate(zip(engines, params, grads, strict=True)):

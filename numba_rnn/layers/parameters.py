@@ -1,0 +1,42 @@
+"""The parameters of a cell, checked."""
+
+from collections.abc import Sequence
+
+from ..backend import engine_for
+from ..checks import Array, accept
+from ..kernels.cells import Cell
+
+
+def accept_params(owner: str, cell: Cell, params: Sequence[Array]) -> list[Array]:
+    """The parameters in the shapes and the one dtype that they have for the cell."""
+    names = tuple(cell.shapes(1, 1))
+    if len(params) != len(names):
+        raise TypeError(
+            f"{owner}: expected the parameters {', '.join(names)} of the cell {cell.name}, got "
+            f"{len(params)}"
+        )
+    Wx, *rest = params
+    here = engine_for(Wx)
+    Wx = accept("Wx", Wx, ("D", "columns"), None, here)
+    if cell.recurrent_gates:
+        rest[0] = accept("Wh", rest[0], ("H", "columns"), Wx.dtype, here)
+        hidden_size = rest[0].shape[0]
+    else:
+        hidden_size = max(1, cell.hidden_size([Wx]))
+    shapes = cell.shapes(Wx.shape[0], hidden_size)
+    try:
+        return [
+            accept(name, value, shapes[name], Wx.dtype, here)
+            for name, value in zip(names, (Wx, *rest), strict=True)
+        ]
+    except ValueError as error:
+        if cell.recurrent_gates and _fit_transposed(cell, Wx, rest[0]):
+            raise ValueError(f"{error} (PyTorch's are transposed: bridges.from_torch)") from None
+        raise
+
+
+def _fit_transposed(cell: Cell, Wx: Array, Wh: Array) -> bool:
+    """Whether they would fit the other way round, and the other way round alone."""
+    wanted = cell.shapes(Wx.shape[1], Wh.shape[1])
+    fit = wanted["Wx"] == Wx.shape[::-1] and wanted["Wh"] == Wh.shape[::-1]
+    return fit and Wx.shape != Wx.shape[::-1]
