@@ -27,7 +27,7 @@ from numba_rnn.functions import (
 from numba_rnn.layers import TimeRecurrent
 from numba_rnn.viz import paper
 from numba_rnn.viz.computation import StepGraph
-from numba_rnn.viz.graph import picture_of
+from numba_rnn.viz.graphs import picture_of
 from numba_rnn.viz.layout import place
 from numba_rnn.viz.observed import observe
 

@@ -19,11 +19,11 @@ and ``gradient_flow`` are the pictures of traces in ``numba_rnn.diagnostics``.
 from ..diagnostics import plot_gates as gates
 from ..diagnostics import plot_gradient_flow as gradient_flow
 from .backward import BackwardStep, animate_backward, backward_frames, backward_steps
-from .graph import graph
-from .memory import kept_bytes, memory
-from .source import Source, source
-from .unrolled import unrolled
-from .valve import animate_valve, valve
+from .graphs import graph
+from .keeping import kept_bytes, memory
+from .sources import Source, source
+from .unrolling import unrolled
+from .valves import animate_valve, valve
 
 __all__ = [
     "BackwardStep",

@@ -25,7 +25,7 @@ from .computation import (
 )
 from .drawing import GraphPicture, View
 from .gif import write_gif
-from .graph import picture_of
+from .graphs import picture_of
 from .observed import cell_of, observe
 from .operations import is_simple
 
