@@ -8,6 +8,7 @@ _PACKAGES = {  # quoted: some shells take brackets for a pattern
     "keras": '"numba-rnn[keras]"',
     "matplotlib": '"numba-rnn[plot]"',
     "onnx": '"numba-rnn[onnx]"',
+    "sklearn": '"numba-rnn[sklearn]"',
     "torch": "torch",
 }
 

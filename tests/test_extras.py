@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from helpers import run_python
 from numba_rnn import TimeLSTM, bridges, diagnostics
 from numba_rnn.extras import needed
 from numba_rnn.training.curve import draw_curve
@@ -34,3 +35,17 @@ def test_what_is_missing_is_named_with_the_remedy(what, monkeypatch):
 def test_other_errors_of_an_import_stay_as_they_are():
     with pytest.raises(ModuleNotFoundError, match="tensorflow"), needed("keras", "to_keras"):
         raise ModuleNotFoundError("tensorflow", name="tensorflow")
+
+
+def test_drop_in_modules_without_torch():
+    run_python("""
+        import sys
+
+        sys.modules["torch"] = None
+        try:
+            import numba_rnn.torch
+        except ImportError as error:
+            assert str(error) == "numba_rnn.torch needs torch: pip install torch", error
+        else:
+            raise AssertionError("no error")
+    """)

@@ -699,7 +699,7 @@ def test_scikit_learn_is_loaded_on_demand_and_named_where_it_is_missing():
         try:
             numba_rnn.sklearn
         except ImportError as error:
-            assert "pip install numba-rnn[sklearn]" in str(error)
+            assert 'pip install "numba-rnn[sklearn]"' in str(error)
         else:
             raise AssertionError("no error")
         del sys.modules["sklearn"]

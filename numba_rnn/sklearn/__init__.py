@@ -2,7 +2,7 @@
 
     from numba_rnn.sklearn import RNNClassifier, RNNForecaster, RNNRegressor
 
-Needs scikit-learn (``pip install numba-rnn[sklearn]``). What X may be is the same for all three:
+Needs scikit-learn (``pip install "numba-rnn[sklearn]"``). What X may be is the same for all three:
 
     (N, T, D) array       N sequences of T steps of D features
     list of (T_i, D)      sequences of different lengths, arrays or DataFrames
@@ -14,12 +14,10 @@ Most parameters are the same as well: ``help(numba_rnn.sklearn.RecurrentEstimato
 ``sequences.py`` reads X, ``network.py`` has the layers, ``base.py`` the training.
 """
 
-try:
+from ..extras import needed
+
+with needed("sklearn", "numba_rnn.sklearn"):
     import sklearn as _scikit_learn  # noqa: F401
-except ImportError as error:
-    raise ImportError(
-        "numba_rnn.sklearn needs scikit-learn: pip install numba-rnn[sklearn]"
-    ) from error
 
 from .base import RecurrentEstimator
 from .forecaster import RNNForecaster

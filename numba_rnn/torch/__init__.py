@@ -12,6 +12,11 @@ autograd, forwards and backwards of a layer being one node each. Needs PyTorch, 
 does not install.
 """
 
+from ..extras import needed
+
+with needed("torch", "numba_rnn.torch"):
+    import torch as _torch  # noqa: F401
+
 from .accelerating import accelerate, restore
 from .modules import GRU, LSTM, RNN, Recurrent
 
