@@ -303,7 +303,7 @@ def test_the_rnns_steps_are_the_lectures():
         "(4) multiplication nodes",
     ]  # fmt: skip
     assert steps[2].equations == ("dt = dh_next × (1 − h_next²)",)
-    assert steps[3].equations == ("db = Σ dt", "dt goes on to both")
+    assert steps[3].equations == ("db = Σ dt", "dt goes on to both products")
     assert steps[4].equations == (
         "dWh = h_prevᵀ dt", "dh_prev = dt Whᵀ", "dWx = xᵀ dt", "dx = dt Wxᵀ",
     )  # fmt: skip

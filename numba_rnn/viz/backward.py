@@ -70,7 +70,7 @@ def backward_steps(
     Backward: start
     (1) dh_next arrives | dh_next comes from the output and from the next step
     (2) dtanh | dt = dh_next × (1 − h_next²)
-    (3) addition node | db = Σ dt | dt goes on to both
+    (3) addition node | db = Σ dt | dt goes on to both products
     (4) multiplication nodes | dWh = h_prevᵀ dt | dh_prev = dt Whᵀ | dWx = xᵀ dt | dx = dt Wxᵀ
     """
     made, found = _observed(layer, xs, dhs, step, state, affine)
@@ -167,7 +167,7 @@ def _frames(
     frames.append((["Backward: done"], View(known=frozenset(known))))
     headings = [heading for heading, _ in frames]
     largest = [max(lines, key=len) for lines in zip_longest(*headings, fillvalue="")]
-    return picture_of(made, found, "both", large, largest), frames
+    return picture_of(made, found, "both", large, largest, numbered=True), frames
 
 
 def _lines(equations: Sequence[str]) -> list[str]:
@@ -275,7 +275,7 @@ def _equations(node: Node) -> list[str]:
     if node.passes:
         on = [k for k, use in enumerate(node.uses) if made[k] == d]
         rest = [_assigned(node, k, made[k], _passed(node, k, d)) for k in range(len(names))]
-        goes = f"{d} goes on to {_both(len(on))}" if on else ""
+        goes = f"{d} goes on to {_both([node.uses[k].source for k in on])}" if on else ""
         return [*(text for k, text in enumerate(rest) if k not in on), goes]
     if node.kind == NORMALISED:
         return [f"{made[0]} = {d} back through the normalisation"]
@@ -307,8 +307,10 @@ def _operand(name: str) -> str:
     return name if is_simple(name) else f"({name})"
 
 
-def _both(count: int) -> str:
-    return {1: "what is added", 2: "both"}.get(count, "all")
+def _both(there: Sequence[Node]) -> str:
+    if len(there) == 2:
+        return "both products" if all(node.kind == PRODUCT for node in there) else "both"
+    return "all" if there[1:] else "what is added"
 
 
 def _slices(node: Node) -> list[str]:

@@ -107,7 +107,7 @@ class StepGraph:
         self._names = self._named(new, dict(zip(saved, cell.saved, strict=True)))
         self._made: dict[traced.Node, Use] = {}
         self._affine_of: dict[int, Use] = {}
-        self._unnamed = 0
+        self.numbered: set[str] = set()  # names made up for what is too long to be written
         self._groups = self._grouped()
         self.outputs = {}
         made = [self._convert(node) for node in new]
@@ -180,8 +180,8 @@ class StepGraph:
         operation = Operation(node.kind, node.label, fixed)
         name = self._names.get(node) or operation.expression([use.name for use in uses])
         if len(name) > LONGEST:
-            self._unnamed += 1
-            name = f"u{self._unnamed}"
+            name = f"u{len(self.numbered) + 1}"
+            self.numbered.add(name)
         made = self._add(OPERATION, operation.label, name, uses, operation=operation)
         return self._use(made)
 

@@ -1,6 +1,6 @@
 """The computation graph of one step of a layer, as the book draws it."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -96,11 +96,16 @@ def picture_of(
     large: str,
     heading: Sequence[str],
     named_batch: bool = False,
+    numbered: bool = False,
 ) -> GraphPicture:
-    """A graph with its numbers, side by side or stacked: what is closer to a screen's shape."""
+    """A graph with its numbers, side by side or stacked: what is closer to a screen's shape.
+
+    numbered  whether the names are shown of what has but a number, as equations use them
+    """
+    hidden = frozenset() if numbered else made.numbered
     tried = []
     for stacked in (False, True):
-        words = _words(made, found, show, large, named_batch, stacked)
+        words = _words(made, found, show, large, named_batch, stacked, hidden)
         tried.append(GraphPicture(made, words, heading, _note(show, words)))
     return min(tried, key=lambda p: abs(np.log(p.width / p.height / SCREEN)))
 
@@ -112,12 +117,13 @@ def _words(
     large: str,
     named_batch: bool,
     stacked: bool,
+    hidden: Set[str],
 ) -> Words:
     values: dict[Edge, str] = {}
     gradients: dict[Edge, str] = {}
     for node, k in made.edges:
         use = node.uses[k]
-        name = use.name if _has_name(use.source, node) else ""
+        name = use.name if _has_name(use.source, node) and use.name not in hidden else ""
         text = ""
         if show in ("values", "both"):
             text = paper.numbers(found.seen(use), large, stacked)

@@ -14,7 +14,7 @@ _PARTS = "forward", "backward", "operand"
 _PACKAGE = __name__.partition(".")[0]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Source:
     """Lines of code: notebooks show them in colours, ``print`` as they are.
 
@@ -25,7 +25,7 @@ class Source:
     place: str
     text: str
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return self.text
 
     def _repr_markdown_(self) -> str:
