@@ -362,6 +362,39 @@ def test_the_lstms_equations_are_its_backward_functions():
 
 
 @pytest.mark.parametrize("name", ["rnn", "lstm"])
+@rnn.cell(states="h c", weights="p q")
+def of_weights(a, s, p, q, h, c):
+    """Operations on weights alone, and one node that sees two slices."""
+    c = sigmoid(p) * c + s * a
+    return tanh(c) / (1 + q * q), exp(q) + c
+
+
+def test_what_is_the_same_for_all_rows_adds_up_over_them():
+    peephole = viz.backward_steps(layer_of("lstm_peephole"), inputs())
+    assert "dp_o = Σ du3 × c" in {text for step in peephole for text in step.equations}
+
+    layer, x = layer_of(of_weights), inputs(T=1)
+    steps = viz.backward_steps(layer, x, state=[np.ones((N, H))] * 2)
+    assert {
+        "dexp_q = Σ dc_next", "dq += dexp_q × exp_q", "dq += d(1+(q·q)) × q",
+        "dtanh_u3 = dh_next / (1+(q·q))", "d(1+(q·q)) = Σ −dh_next × h_next / (1+(q·q))",
+        "du1 = Σ du3 × c_prev", "dp = du1 × u1 × (1 − u1)",
+    } <= {text for step in steps for text in step.equations}  # fmt: skip
+    found = {name: array for step in steps for name, array in step.gradients.items()}
+    assert {found[name].shape for name in ("dexp_q", "d(1+(q·q))", "du1", "dp", "dq")} == {(H,)}
+    assert "(N,)" not in words(viz.graph(layer, show="shapes"))
+
+
+def test_a_slices_gradients_are_put_together_in_the_order_of_the_gates():
+    @rnn.cell
+    def seen_together(a, b, s, h):
+        return tanh(a) * s + sigmoid(b) + a * s
+
+    steps = viz.backward_steps(layer_of(seen_together), inputs())
+    (text,) = next(step.equations for step in steps if step.title.endswith("slice"))
+    assert text == "dA = [da_a da_b da_s]"
+
+
 def test_the_gif_has_a_frame_for_each_step_and_the_same_bytes_again(name, tmp_path):
     layer, xs, path = layer_of(name, 2, 2), inputs(1, 2, 2), tmp_path / "backward.gif"
     sums = []

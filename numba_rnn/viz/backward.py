@@ -13,7 +13,6 @@ from .computation import (
     AFFINE,
     NORMALISED,
     OUTPUT,
-    PARAMETER,
     PRODUCT,
     SLICE,
     SUM,
@@ -263,7 +262,7 @@ def _equations(node: Node) -> list[str]:
     d, names = node.delta, [use.name for use in node.uses]
     made = [_gradient((node, k)) for k in range(len(names))]
     if node.kind == SLICE:
-        return [f"{made[0]} = [{' '.join(dict.fromkeys(f'd{n}' for n in _slices(node)))}]"]
+        return [f"{made[0]} = [{' '.join(f'd{name}' for name in _slices(node))}]"]
     if node.kind in (PRODUCT, AFFINE):
         count = 2 * (node.products if node.kind == AFFINE else 1)
         texts = []
@@ -274,14 +273,18 @@ def _equations(node: Node) -> list[str]:
         return [found[k ^ 1] if k < count else found[k] for k in range(len(found))]  # weights first
     if node.passes:
         on = [k for k, use in enumerate(node.uses) if made[k] == d]
-        rest = [_assigned(node, k, made[k], _passed(node, k, d)) for k in range(len(names))]
+        rest = [_assigned(node, k, made[k], _over_rows(node, k, d)) for k in range(len(names))]
         goes = f"{d} goes on to {_both([node.uses[k].source for k in on])}" if on else ""
         return [*(text for k, text in enumerate(rest) if k not in on), goes]
     if node.kind == NORMALISED:
         return [f"{made[0]} = {d} back through the normalisation"]
     assert node.operation is not None
     texts = node.operation.equations(d, names, node.name)
-    return [_assigned(node, k, made[k], text) for k, text in enumerate(texts) if text]
+    return [
+        _assigned(node, k, made[k], _over_rows(node, k, text))
+        for k, text in enumerate(texts)
+        if text
+    ]
 
 
 def _assigned(node: Node, k: int, name: str, text: str) -> str:
@@ -289,18 +292,19 @@ def _assigned(node: Node, k: int, name: str, text: str) -> str:
     return f"{name} {'+=' if several else '='} {text}"
 
 
-def _beside(use: Use) -> set[Edge]:
+def _beside(use: Use) -> list[Edge]:
     """The edges along which the same thing travels."""
-    return {
+    return [
         (user, n)
-        for user in use.source.users
+        for user in dict.fromkeys(use.source.users)
         for n, other in enumerate(user.uses)
         if other.source is use.source and (use.source.kind != SLICE or other.blocks == use.blocks)
-    }
+    ]
 
 
-def _passed(node: Node, k: int, d: str) -> str:
-    return f"Σ {d}" if node.uses[k].source.kind == PARAMETER else d
+def _over_rows(node: Node, k: int, text: str) -> str:
+    """What is the same for all rows adds up over them."""
+    return f"Σ {text}" if node.uses[k].source.is_of_weights and not node.is_of_weights else text
 
 
 def _operand(name: str) -> str:
@@ -314,16 +318,8 @@ def _both(there: Sequence[Node]) -> str:
 
 
 def _slices(node: Node) -> list[str]:
-    return [
-        use.name
-        for user in sorted(node.users, key=lambda user: _block(user, node))
-        for use in user.uses
-        if use.source is node
-    ]
-
-
-def _block(user: Node, node: Node) -> tuple[int, ...]:
-    return min(use.blocks or () for use in user.uses if use.source is node)
+    uses = {use for user in node.users for use in user.uses if use.source is node}
+    return list(dict(sorted((use.blocks or (), use.name) for use in uses)).values())
 
 
 def _unique(texts: Iterable[str]) -> tuple[str, ...]:

@@ -62,6 +62,12 @@ class Node:
         return self.kind in (INPUT, PARAMETER)
 
     @property
+    def is_of_weights(self) -> bool:
+        """Whether it is a weight or made of weights alone: the same for all rows."""
+        made = bool(self.uses) and all(use.source.is_of_weights for use in self.uses)
+        return self.kind == PARAMETER or made
+
+    @property
     def passes(self) -> bool:
         """Whether it hands its gradient on as it is."""
         return self.kind in PASSING or (
@@ -71,8 +77,9 @@ class Node:
     @property
     def delta(self) -> str:
         """The name of the gradient that arrives at it."""
-        if len(self.users) == 1 and self.users[0].passes and not self.is_source:
-            return self.users[0].delta
+        user = self.users[0] if len(self.users) == 1 and not self.is_source else None
+        if user and user.passes and self.is_of_weights == user.is_of_weights:
+            return user.delta
         return f"d{self.name}" if is_simple(self.name) else f"d({self.name})"
 
 

@@ -128,7 +128,7 @@ def _words(
         if show in ("values", "both"):
             text = paper.numbers(found.seen(use), large, stacked)
         elif show == "shapes":
-            text = _shape(found.seen(use), named_batch and use.source.kind != PARAMETER)
+            text = _shape(found.seen(use), named_batch and not use.source.is_of_weights)
         between = "\n" if stacked or "\n" in text else " = "
         values[node, k] = between.join(filter(None, (name, text)))
         if show in ("gradients", "both") and (node, k) in found.edges:

@@ -3,6 +3,7 @@
 Those that cells may be made of (``kernels/derivation/tracing.py``), on NumPy arrays.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -147,8 +148,9 @@ def is_simple(name: str) -> bool:
 
 
 def _closed(name: str) -> str:
-    """In parentheses where it is more than a name or a number."""
-    return name if is_simple(name.replace(".", "")) or name.endswith(")") else f"({name})"
+    """In parentheses where it is more than a name, a number or a call."""
+    closed = is_simple(name.replace(".", "")) or re.fullmatch(r"\w+\([^()]*\)", name)
+    return name if closed else f"({name})"
 
 
 # ---- layer normalisation
