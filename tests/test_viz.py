@@ -428,6 +428,9 @@ def test_a_gif_that_fails_leaves_nothing(tmp_path):
     with pytest.raises(ValueError, match=r"openings\[1\]"):
         viz.animate_valve([0.5, 1.5], tmp_path / "valve.gif")
     assert not list(tmp_path.iterdir())
+    for name in ("valve", "valve.png", "valve.jpg", ""):
+        with pytest.raises(ValueError, match=r"path: expected a name that ends in \.gif"):
+            viz.animate_valve([0.5], tmp_path / name)
 
 
 # ---- unrolled
@@ -463,7 +466,14 @@ def test_unrolled_values_are_those_of_a_run():
 
 
 @pytest.mark.parametrize(
-    ("opening", "text"), [(0.7, "0.7 (70%)"), (0.2, "0.2 (20%)"), (1, "1 (100%)"), (0, "0 (0%)")]
+    ("opening", "text"),
+    [
+        (0.7, "0.7 (70%)"),
+        (0.2, "0.2 (20%)"),
+        (1, "1 (100%)"),
+        (0, "0 (0%)"),
+        (0.006, "< 0.01 (< 1%)"),
+    ],
 )
 def test_the_water_behind_a_valve_stands_as_high_as_it_is_open(opening, text):
     figure = viz.valve(opening)
@@ -558,12 +568,16 @@ except ImportError as error:
 def test_bad_input_is_named(call, error, match):
     with pytest.raises(error, match=match):
         call(layer_of("rnn"))
+        (lambda r: viz.valve(1.1), ValueError, "from 0 to 1, got"),
+        (lambda r: viz.valve(True), TypeError, "opening: expected a number"),
 
 
 # ---- the code beside the equation
 
 
 def test_source_is_the_text_of_the_file():
+        (lambda r: viz.animate_valve(["a"], "x.gif"), TypeError, "openings: expected numbers"),
+        (lambda r: viz.animate_valve([1], "x.gif", seconds=700), ValueError, "seconds: expected"),
     for name in ("rnn", "lstm", "gru"):
         made = cells.get(name)
         for part in ("forward", "backward"):

@@ -4,10 +4,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
-from ..checks import Array, expect_choice, expect_float, expect_int
+from ..checks import Array, expect_choice
 from . import paper
 from .computation import (
     AFFINE,
@@ -23,7 +22,7 @@ from .computation import (
     Use,
 )
 from .drawing import GraphPicture, View
-from .gif import write_gif
+from .gif import expect_gif, write_gif
 from .graphs import picture_of
 from .observed import cell_of, observe
 from .operations import is_simple
@@ -91,8 +90,8 @@ def animate_backward(
 ) -> None:
     """Write an animated GIF of the backward pass through one step of a layer, node by node.
 
-    path     of the file, which is written whole or not at all
-    seconds  that each frame stays
+    path     of the file, a name in .gif; it is written whole or not at all
+    seconds  that each frame stays, 0.01 to 655
     dpi      dots per inch
 
     The other arguments are those of ``graph``; so are values, which stand above the edges.
@@ -107,12 +106,11 @@ def animate_backward(
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     viz.animate_backward(layer, f"{folder}/backward.gif", np.ones((1, 2), np.float32))
     """
-    seconds = expect_float("seconds", seconds, 0, low_open=True)
-    expect_int("dpi", dpi)
+    path = expect_gif(path, seconds, dpi)
     picture, frames = _frames(layer, xs, dhs, step, state, affine, large)
     figure, axes, scale = paper.sheet(None, picture.width, picture.height)
     draws = [partial(picture.draw, axes, scale, *frame) for frame in frames]
-    write_gif(Path(path), figure, draws, seconds, dpi)
+    write_gif(path, figure, draws, seconds, dpi)
 
 
 def backward_frames(

@@ -4,7 +4,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..checks import expect_float, expect_int
 from ..files import written_atomically
+
+
+def expect_gif(path: Any, seconds: float, dpi: int) -> Path:
+    """The path of a GIF that can be written with such frames; GIFs count hundredths of seconds."""
+    expect_float("seconds", seconds, 0.01, 655.36)
+    expect_int("dpi", dpi)
+    path = Path(path)
+    if path.suffix.lower() != ".gif":
+        raise ValueError(f"path: expected a name that ends in .gif, got {path.name!r}")
+    return path
 
 
 def write_gif(

@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..checks import Array, expect_float, expect_int
+from ..checks import Array, expect_float
 from . import paper
-from .gif import write_gif
+from .gif import expect_gif, write_gif
 
 WIDTH, HEIGHT = 8.0, 4.6  # inches
 LEFT, GATE, RIGHT = 0.4, 4.0, 7.6  # along the pipe
@@ -43,9 +42,9 @@ def animate_valve(
     """Write an animated GIF of a valve, one frame for each opening, such as those of a gate.
 
     openings  numbers from 0.0 to 1.0, one a step
-    path      of the file, which is written whole or not at all
+    path      of the file, a name in .gif; it is written whole or not at all
     labels    what stands above each frame; None: the step's number
-    seconds   that each frame stays
+    seconds   that each frame stays, 0.01 to 655
     dpi       dots per inch
 
     The forget gate of one unit, over time:
@@ -58,27 +57,30 @@ def animate_valve(
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     viz.animate_valve(layer.trace.gates["f"][0, :, 0], f"{folder}/valve.gif")
     """
-    found = np.asarray(openings, float)
+    try:
+        found = np.asarray(openings, float)
+    except (TypeError, ValueError):
+        raise TypeError(f"openings: expected numbers, one a step, got {openings!r}") from None
     if found.ndim != 1 or not found.size:
         raise ValueError(f"openings: expected numbers, one a step, got shape {found.shape}")
     numbers = [_opening(f"openings[{t}]", number) for t, number in enumerate(found.tolist())]
     if labels is not None and len(labels) != len(numbers):
         raise ValueError(f"labels: expected {len(numbers)}, one a step, got {len(labels)}")
-    seconds = expect_float("seconds", seconds, 0, low_open=True)
-    expect_int("dpi", dpi)
+    path = expect_gif(path, seconds, dpi)
     figure, axes, scale = paper.sheet(None, WIDTH, HEIGHT)
     titles = [f"step {t}" for t in range(len(numbers))] if labels is None else labels
     draws = [
         partial(_draw, axes, scale, number, title)
         for number, title in zip(numbers, titles, strict=True)
     ]
-    write_gif(Path(path), figure, draws, seconds, dpi)
+    write_gif(path, figure, draws, seconds, dpi)
 
 
 def _opening(name: str, value: float) -> float:
-    if value == 1:
-        return 1.0
-    return expect_float(name, value, 0.0, 1.0)
+    found = expect_float(name, value, -np.inf)
+    if not 0 <= found <= 1:
+        raise ValueError(f"{name}: expected a number from 0 to 1, got {value}")
+    return found
 
 
 def _draw(axes: Any, scale: float, opening: float, title: str) -> None:
@@ -113,7 +115,8 @@ def _draw(axes: Any, scale: float, opening: float, title: str) -> None:
                     color=paper.BLUE, linewidth=0, zorder=2,
                 )
             )  # fmt: skip
-    shown = f"{opening:.2g}" if opening >= 0.01 or opening == 0 else "< 0.01"
-    say(RIGHT - 1.5, FLOOR + TALL + 0.75, f"{shown} ({opening:.0%})", 26, color=paper.BLUE)
+    little = 0 < opening < 0.01
+    shown = "< 0.01 (< 1%)" if little else f"{opening:.2g} ({opening:.0%})"
+    say(RIGHT - 1.5, FLOOR + TALL + 0.75, shown, 26, color=paper.BLUE)
     say(WIDTH / 2, HEIGHT - 0.3, title, 17)
     say(WIDTH / 2, 0.4, "0.0: closed          1.0: wide open", paper.FONT, color=paper.GREY)
