@@ -209,6 +209,7 @@ def test_names_alone():
 @pytest.mark.parametrize(
     ("value", "wanted"),
     [(0.123, "0.12"), (-0.5, "−0.5"), (0, "0"), (-0.0, "0"), (123.4, "123"), (2e-7, "2e−7"),
+     (99.4, "99"), (-99.7, "−100"),
      (1e9, "1e+09"), (np.inf, "inf")],
 )  # fmt: skip
 def test_numbers_are_short(value, wanted):

@@ -65,7 +65,7 @@ def number(value: Any) -> str:
     value = float(value)
     if not np.isfinite(value):
         return str(value)
-    shown = f"{value:.0f}" if 100 <= abs(value) < 1e5 else f"{value:.2g}"
+    shown = f"{value:.0f}" if 99.5 <= abs(value) < 1e5 else f"{value:.2g}"
     return "0" if shown in ("0", "-0") else shown.replace("e-0", "e-").replace("-", "−")
 
 
