@@ -454,6 +454,13 @@ def test_truncated_bptt_is_cut_after_every_k_steps(T, k, cuts):
     assert not {"cut", "✕"} & set(words(viz.unrolled(layer_of("gru"), T=T, backward=True)))
 
 
+@pytest.mark.parametrize("name", ["rnn", "lstm", "slstm"])
+def test_the_loops_end_before_the_equals_sign(name):
+    axes = viz.unrolled(layer_of(name), T=2).axes[0]
+    left = next(text.get_position()[0] for text in axes.texts if text.get_text() == "=")
+    assert max(max(line.get_xdata()) for line in axes.lines) + 0.4 < left
+
+
 def test_unrolled_values_are_those_of_a_run():
     layer, xs = layer_of("rnn", 2, 2), inputs(2, 3, 2)
     hs = layer.forward(xs)

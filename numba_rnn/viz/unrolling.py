@@ -94,7 +94,8 @@ class _Picture:
         self.name, self.states, self.read, self.said = name, states, read, said
         self.cut, self.rolled = cut, rolled
         self.T = len(read)
-        self.left = (3.6 if len(states) == 1 else 4.2) if rolled else 0.9  # of the first box
+        loops = 3.6 if len(states) == 1 else 3.64 + 0.28 * len(states)
+        self.left = loops if rolled else 0.9  # of the first box
         below = max(paper.text_size(text)[1] for text in read)
         above = max(paper.text_size(text)[1] for text in said)
         self.tall = max(TALL, 0.45 * len(states) + 0.55 + (0.35 if cut else 0))
