@@ -362,7 +362,6 @@ def test_the_lstms_equations_are_its_backward_functions():
     } <= found  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["rnn", "lstm"])
 @rnn.cell(states="h c", weights="p q")
 def of_weights(a, s, p, q, h, c):
     """Operations on weights alone, and one node that sees two slices."""
@@ -396,6 +395,7 @@ def test_a_slices_gradients_are_put_together_in_the_order_of_the_gates():
     assert text == "dA = [da_a da_b da_s]"
 
 
+@pytest.mark.parametrize("name", ["rnn", "lstm"])
 def test_the_gif_has_a_frame_for_each_step_and_the_same_bytes_again(name, tmp_path):
     layer, xs, path = layer_of(name, 2, 2), inputs(1, 2, 2), tmp_path / "backward.gif"
     sums = []
@@ -428,10 +428,10 @@ def test_a_gif_that_fails_leaves_nothing(tmp_path):
         viz.animate_valve([0.5], tmp_path / "missing" / "valve.gif", dpi=20)
     with pytest.raises(ValueError, match=r"openings\[1\]"):
         viz.animate_valve([0.5, 1.5], tmp_path / "valve.gif")
-    assert not list(tmp_path.iterdir())
     for name in ("valve", "valve.png", "valve.jpg", ""):
         with pytest.raises(ValueError, match=r"path: expected a name that ends in \.gif"):
             viz.animate_valve([0.5], tmp_path / name)
+    assert not list(tmp_path.iterdir())
 
 
 # ---- unrolled
@@ -519,6 +519,8 @@ def test_memory_draws_what_is_kept():
         unit = line.get_ydata()[0] / kept[0]
         assert_allclose(line.get_ydata(), np.multiply(kept, unit))
     assert [text.get_text() for text in axes.get_xticklabels()] == ["8", "16"]
+    line = viz.memory(layer, T=(16, 4), checkpoint_every=[0], N=1).axes[0].lines[0]
+    assert list(line.get_xdata()) == [4, 16]
 
 
 # ---- the room
@@ -555,6 +557,8 @@ except ImportError as error:
         (lambda r: viz.graph(r, inputs() * np.nan), ValueError, "xs: expected finite"),
         (lambda r: viz.graph(r, inputs(), step=3), ValueError, "step: expected -3 to 2, got 3"),
         (lambda r: viz.graph(r, inputs(), np.ones((1, 1, 1))), ValueError, "dhs: expected"),
+        (lambda r: viz.graph(r, inputs()[:, 0], [[1.0]]), TypeError, "dhs: expected an array"),
+        (lambda r: viz.graph(r, inputs(), np.full((N, T, H), np.nan)), ValueError, "dhs: .*finite"),
         (lambda r: viz.graph(r, affine="none"), ValueError, "affine: expected"),
         (lambda r: viz.graph(r, large="max"), ValueError, "large: expected"),
         (lambda r: viz.graph(r, figure=3), TypeError, "figure: expected"),
@@ -564,11 +568,16 @@ except ImportError as error:
         (lambda r: viz.unrolled(r, truncated=0), ValueError, "truncated: expected"),
         (lambda r: viz.unrolled(r, xs=inputs(), row=2), ValueError, "row: expected 0 to 1"),
         (lambda r: viz.valve(1.1), ValueError, "opening: expected"),
+        (lambda r: viz.valve(1.1), ValueError, "from 0 to 1, got"),
+        (lambda r: viz.valve(True), TypeError, "opening: expected a number"),
         (lambda r: viz.valve("open"), TypeError, "opening: expected a number"),
         (lambda r: viz.valve(float("nan")), ValueError, "opening: expected"),
         (lambda r: viz.memory(r, T=()), ValueError, "T: expected some"),
+        (lambda r: viz.memory(r, T=5), TypeError, "T: expected some numbers, got 5"),
         (lambda r: viz.kept_bytes(r, 0, 3), ValueError, "N: expected at least 1"),
         (lambda r: viz.animate_valve([], "x.gif"), ValueError, "openings: expected"),
+        (lambda r: viz.animate_valve(["a"], "x.gif"), TypeError, "openings: expected numbers"),
+        (lambda r: viz.animate_valve([1], "x.gif", seconds=700), ValueError, "seconds: expected"),
         (lambda r: viz.animate_valve([1], "x.gif", labels=[]), ValueError, "labels: expected 1"),
         (lambda r: viz.animate_backward(r, "x.gif", inputs(), seconds=0), ValueError, "seconds"),
     ],
@@ -576,16 +585,12 @@ except ImportError as error:
 def test_bad_input_is_named(call, error, match):
     with pytest.raises(error, match=match):
         call(layer_of("rnn"))
-        (lambda r: viz.valve(1.1), ValueError, "from 0 to 1, got"),
-        (lambda r: viz.valve(True), TypeError, "opening: expected a number"),
 
 
 # ---- the code beside the equation
 
 
 def test_source_is_the_text_of_the_file():
-        (lambda r: viz.animate_valve(["a"], "x.gif"), TypeError, "openings: expected numbers"),
-        (lambda r: viz.animate_valve([1], "x.gif", seconds=700), ValueError, "seconds: expected"),
     for name in ("rnn", "lstm", "gru"):
         made = cells.get(name)
         for part in ("forward", "backward"):

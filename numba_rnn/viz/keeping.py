@@ -57,10 +57,12 @@ def memory(
     >>> layer = TimeLSTM.create(3, 16, rng=0)
     >>> picture = viz.memory(layer, T=(8, 16), N=4)  # picture.savefig("memory.png")
     """
-    steps, dials = list(T), list(checkpoint_every)
-    for name, given in (("T", steps), ("checkpoint_every", dials)):
-        if not given:
+    for name, given in (("T", T), ("checkpoint_every", checkpoint_every)):
+        if not np.iterable(given):
+            raise TypeError(f"{name}: expected some numbers, got {given!r}")
+        if not len(given):
             raise ValueError(f"{name}: expected some numbers, got none")
+    steps, dials = sorted(T), list(checkpoint_every)
     sizes = {k: [kept_bytes(layer, N, t, k) for t in steps] for k in dials}
     twin, library = twin_of(layer), paper.matplotlib()
     if figure is None:

@@ -77,11 +77,11 @@ def observe(
     cell, dtype = cell_of(layer), layer.dtype
     if getattr(xs, "ndim", 0) == 2:
         xs = xs[:, None]
-        dhs = None if dhs is None else dhs[:, None]
+        dhs = dhs[:, None] if dhs is not None and getattr(dhs, "ndim", 0) == 2 else dhs
     expect_array("xs", xs, ("N", "T", layer.input_size), dtype)
     expect_finite("xs", xs)
     T = xs.shape[1]
-    if not isinstance(step, int) or isinstance(step, bool):
+    if not isinstance(step, (int, np.integer)) or isinstance(step, bool):
         raise TypeError(f"step: expected a whole number, got {step!r}")
     if not -T <= step < T:
         raise ValueError(f"step: expected {-T} to {T - 1}, got {step}")
@@ -90,6 +90,8 @@ def observe(
     if dhs is None:
         dhs = np.zeros(hs.shape, dtype)
         dhs[:, step] = 1
+    expect_array("dhs", dhs, hs.shape, dtype)
+    expect_finite("dhs", dhs)
     twin.backward(dhs)
     assert twin.trace is not None
     before, gradients = twin.trace.before, twin.trace.gradients
