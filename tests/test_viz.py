@@ -622,6 +622,8 @@ def test_source_in_a_notebook():
 def test_source_of_nothing():
     with pytest.raises(TypeError, match="what: expected a cell, a layer or a function, got 3"):
         viz.source(3)
+    with pytest.raises(TypeError, match="what: expected code that is in a file, got <function"):
+        viz.source(eval("lambda x: x"))
     with pytest.raises(ValueError, match="the cell lstm has no operand"):
         viz.source("lstm", "operand")
     with pytest.raises(ValueError, match="part: expected one of forward, backward, operand"):

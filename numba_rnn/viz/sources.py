@@ -82,4 +82,8 @@ def _of_function(function: Callable[..., Any]) -> Source:
     if package == _PACKAGE:  # whose kernels/ stand beside it in the repository
         place = ("" if module.startswith("kernels.") else f"{package}/") + module.replace(".", "/")
         place += ".py"
-    return Source(place, textwrap.dedent(inspect.getsource(function)))
+    try:
+        text = inspect.getsource(function)
+    except OSError:
+        raise TypeError(f"what: expected code that is in a file, got {function!r}") from None
+    return Source(place, textwrap.dedent(text))
