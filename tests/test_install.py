@@ -160,8 +160,9 @@ def test_cupy_is_touched_in_one_place():
 FORBIDDEN = {
     "backend": ("bridges", "checks", "layers", "models", "sklearn", "torch", "training", "cli"),
     "checks": ("backend", "bridges", "layers", "models", "sklearn", "torch", "training", "cli"),
-    "layers": ("bridges", "diagnostics", "models", "sklearn", "torch", "training", "cli"),
-    "diagnostics": ("bridges", "models", "sklearn", "torch", "training", "cli"),
+    "layers": ("bridges", "diagnostics", "models", "sklearn", "torch", "training", "viz", "cli"),
+    "diagnostics": ("bridges", "models", "sklearn", "torch", "training", "viz", "cli"),
+    "viz": ("bridges", "models", "sklearn", "torch", "training", "cli"),
     "models": ("bridges", "sklearn", "torch", "cli"),
     "training": ("bridges", "sklearn", "torch", "cli"),
     "bridges": ("cli", "diagnostics", "sklearn", "torch", "training"),
