@@ -176,6 +176,9 @@ def test_formulas_of_notebooks_are_set(site):
     assert "<mi>&#x003C3;</mi>" in notebook  # sigma
     assert "\\sigma" not in notebook
     assert notebook.count("<mtr>") == 3  # the lines of aligned equations
+    headings = (site / "notebooks" / "index.html").read_text("utf-8")
+    assert "<mi>tanh</mi>" in headings
+    assert "$" not in re.sub(r"<(pre|code|script|style).*?</\1>", "", headings, flags=re.S)
 
 
 def test_pages_of_the_site_are_those_of_the_repository(site):

@@ -151,7 +151,7 @@ def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
         path = here.removeprefix("source/").removesuffix(".md")
         config.plugins["autorefs"].register_anchor(page, path)
     if not here.endswith(".ipynb"):
-        return html
+        return with_formulas(html) if here == PAGES["notebooks/README.md"] else html
     html = TEXT_CELL.sub(lambda cell: with_formulas(cell[0]), MATHJAX.sub("", html))
     found = HEADING.findall(html)
     headings = [{"level": int(level), "id": at, "name": name} for level, at, name in found]
