@@ -24,7 +24,7 @@ class TimeAttention(Layer):
     Luong, Pham & Manning 2015, the score "dot".
 
     attention_weights   of the last forward (N, T, S), or None: how much each step looked at each
-                        of the encoder's; those of a step sum to 1
+                        of the encoder's; those of a step sum to 1. To be read: backward needs them
 
     >>> hs_enc, hs_dec = np.ones((2, 7, 5), np.float32), np.ones((2, 4, 5), np.float32)
     >>> attention = TimeAttention()
