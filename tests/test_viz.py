@@ -470,6 +470,39 @@ def test_unrolled_values_are_those_of_a_run():
         assert "\n".join([*map(paper.number, hs[1, t]), f"h_{t}"]) in found
 
 
+@pytest.mark.parametrize("truncated", [None, 2])
+@pytest.mark.parametrize("name", ["rnn", "lstm"])
+def test_unrolled_gradients_are_those_that_come_back(name, truncated):
+    """What a step got from later ones is what a run from its state on gives as dstate."""
+    layer, xs, dhs = layer_of(name, 2, 3), inputs(2, 5, 2), inputs(2, 5, 3, seed=3)
+    found = words(viz.unrolled(layer, xs=xs, dhs=dhs, truncated=truncated, row=1))
+    block, seen = truncated or 5, 0
+    for t in range(4):
+        end = (t // block + 1) * block
+        assert any(word.startswith(f"dh_{t}") for word in found) == (t + 1 < end)
+        if t + 1 == end:
+            continue
+        layer.reset_state()
+        layer.forward(xs[:, : t + 1])
+        layer.set_state(*layer.state)
+        layer.forward(xs[:, t + 1 : end])
+        layer.backward(dhs[:, t + 1 : end])
+        norms = [f"‖{paper.number(np.linalg.norm(d[1]))}‖" for d in layer.dstate]
+        numbers = map(paper.number, layer.dstate[0][1])
+        want = {"rnn": [f"dh_{t}", *numbers], "lstm": [f"dh_{t}", norms[0], f"dc_{t}", norms[-1]]}
+        assert "\n".join(want[name]) in found
+        seen += 1
+    assert seen == (4 if truncated is None else 2)
+
+
+def test_unrolled_gradients_want_a_run():
+    layer = layer_of("rnn")
+    with pytest.raises(ValueError, match="dhs: expected xs beside it"):
+        viz.unrolled(layer, dhs=inputs(N, T, H))
+    with pytest.raises(ValueError, match="dhs"):
+        viz.unrolled(layer, xs=inputs(), dhs=inputs(N, T, H + 1))
+
+
 # ---- valves and memory
 
 

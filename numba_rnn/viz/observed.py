@@ -54,6 +54,31 @@ def run_forward(layer: Any, xs: Array, state: Sequence[Array] | None = None) -> 
     return to_host(twin_of(layer, state).forward(xs))
 
 
+def came_back(
+    layer: Any, xs: Array, dhs: Array, state: Sequence[Array] | None, block: int
+) -> dict[str, Array]:
+    """By the state's name: the gradient (N, T, H) that each step got from those after it.
+
+    dhs    (N, T, H), what the loss sends to every output
+    block  of so many steps; the gradient does not come back from the next one
+    """
+    expect_array("dhs", dhs, (*xs.shape[:2], layer.hidden_size), layer.dtype)
+    expect_finite("dhs", dhs)
+    found: dict[str, list[Array]] = {name: [] for name in cell_of(layer).states}
+    for start in range(0, xs.shape[1], block):
+        part = slice(start, start + block)
+        twin = twin_of(layer, state)
+        twin.forward(xs[:, part], trace=True)
+        twin.backward(dhs[:, part])
+        assert twin.trace is not None
+        for name, gradient in twin.trace.gradients.items():
+            found[name].append(gradient)
+        state = [to_host(one) for one in twin.state or ()]
+    together = {name: np.concatenate(parts, axis=1) for name, parts in found.items()}
+    output = next(iter(together))
+    return {**together, output: together[output] - dhs}
+
+
 def twin_of(layer: Any, state: Sequence[Array] | None = None) -> TimeRecurrent:
     """A layer over time with copies of a layer's parameters, from a state; None: zeros."""
     cell = cell_of(layer)

@@ -1,11 +1,13 @@
 """A recurrent layer unrolled over time, and where truncated BPTT cuts the gradient."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from ..checks import Array, expect_int
 from . import paper
-from .observed import cell_of, run_forward, spelled
+from .observed import came_back, cell_of, run_forward, spelled
 
 BOX, GAP, TALL = 1.45, 1.25, 1.25  # inches: a layer's box, the way to the next, its height
 LONGEST = 30  # steps that one can draw
@@ -15,6 +17,7 @@ def unrolled(
     layer: Any,
     T: int | None = None,
     xs: Array | None = None,
+    dhs: Array | None = None,
     *,
     state: Sequence[Array] | None = None,
     rolled: bool = True,
@@ -29,9 +32,12 @@ def unrolled(
     T          the number of steps; None: those of xs, or 4
     xs         (N, T, D), or None: with it the numbers of one row stand beside x and h, their norm
                where there are more than three
+    dhs        (N, T, H), what the loss sends to every output, or None: with it, and xs, what comes
+               back of the gradient stands at its way, for each state
     state      what the run starts from, one array (N, H) a state; None: zeros
     rolled     whether the layer with its loop stands on the left
-    backward   whether the way of the gradient is drawn: backpropagation through time
+    backward   whether the way of the gradient is drawn: backpropagation through time; with dhs
+               it always is
     truncated  k: truncated BPTT; the gradient is cut after every k steps, the state goes on
     row        of the batch
 
@@ -52,10 +58,17 @@ def unrolled(
         raise ValueError(f"T: expected at most {LONGEST} steps for a picture, got {T}")
     if truncated is not None:
         expect_int("truncated", truncated)
+    backward = backward or dhs is not None
+    cut = truncated if truncated is not None else T if backward else None
     read = [""] * T if xs is None else [paper.numbers(x, "norm", True) for x in xs[row][:, None]]
     said = [""] * T if xs is None else [paper.numbers(h, "norm", True) for h in hs[row][:, None]]
-    cut = truncated if truncated is not None else T if backward else None
-    picture = _Picture(spelled(cell), cell.states, read, said, cut, rolled)
+    returned = [""] * T
+    if dhs is not None:
+        if xs is None:
+            raise ValueError("dhs: expected xs beside it, for a run whose gradients it starts")
+        found = came_back(layer, xs, dhs, state, cut or T)
+        returned = [_returned(found, row, t) for t in range(T)]
+    picture = _Picture(spelled(cell), cell.states, read, said, returned, cut, rolled)
     width, height = picture.size
     lines = [] if title == "" else [_title(cell.states, truncated, backward, title)]
     figure, axes, scale = paper.sheet(figure, width, height + 0.5 * len(lines))
@@ -64,6 +77,19 @@ def unrolled(
     for line in lines:
         axes.text(width / 2, height + 0.15, line, ha="center", fontsize=17 * scale)
     return figure
+
+
+def _returned(found: Mapping[str, Array], row: int, t: int) -> str:
+    """The gradients of a step's states; those of several states by their norms."""
+    texts = []
+    for name, gradient in found.items():
+        values = gradient[row, t][None]
+        if len(found) > 1 and values.size > 1:
+            values = np.array([[np.linalg.norm(values)]])
+            texts.append(f"d{name}_{t}\n‖{paper.numbers(values, 'norm')}‖")
+        else:
+            texts.append(f"d{name}_{t}\n{paper.numbers(values, 'norm', True)}")
+    return "\n".join(texts)
 
 
 def _title(states: Sequence[str], truncated: int | None, backward: bool, title: str | None) -> str:
@@ -88,11 +114,12 @@ class _Picture:
         states: Sequence[str],
         read: Sequence[str],
         said: Sequence[str],
+        returned: Sequence[str],
         cut: int | None,
         rolled: bool,
     ) -> None:
         self.name, self.states, self.read, self.said = name, states, read, said
-        self.cut, self.rolled = cut, rolled
+        self.returned, self.cut, self.rolled = returned, cut, rolled
         self.T = len(read)
         loops = 3.6 if len(states) == 1 else 3.64 + 0.28 * len(states)
         self.left = loops if rolled else 0.9  # of the first box
@@ -161,6 +188,8 @@ class _Picture:
         y = levels[0] - 0.32
         if (t + 1) % self.cut:
             self._arrow((end, y), (x, y), color=paper.GRADIENT, dashed=True)
+            middle, text = (x + end) / 2, self.returned[t]
+            self._say(middle, y - 0.06, text, color=paper.GRADIENT, va="top")
             return
         middle = (x + end) / 2
         self.axes.plot(
