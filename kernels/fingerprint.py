@@ -2,15 +2,15 @@
 
 Compiled code is kept on disk under this fingerprint, of the source of an engine and of everything
 that the cell's functions refer to; so code is found by every process that has the same source, and
-by no other. (Numba's own cache goes by the *types* of a function's arguments: the type that stands
-for a cell carries it there.)
+by no other.
 """
 
 import hashlib
+import importlib
 import inspect
+import sys
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 from types import CodeType
 from typing import Any
 
@@ -19,11 +19,24 @@ from .cells import Cell
 
 
 @cache
-def of_engine(folder: Path) -> str:
-    """The fingerprint of an engine's source, all that lies in its folder."""
-    shared = [Path(str(module.__file__)) for module in (functions, layout, draws)]
-    files = [*sorted(folder.glob("*.py")), *shared]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+def of_engine(package: str) -> str:
+    """The fingerprint of an engine's source: of all modules of its package, and those they share.
+
+    The modules may be files, in a zip file, or part of a frozen program.
+    """
+    importlib.import_module(f"{package}.engine")  # and with it all others
+    names = sorted(name for name in sys.modules if name.startswith(f"{package}."))
+    modules = [*map(sys.modules.get, names), functions, layout, draws]
+    return hashlib.sha256(b"".join(map(_source, modules))).hexdigest()[:16]
+
+
+def _source(module: Any) -> bytes:
+    """A module's source, or what it was compiled to."""
+    spec = module.__spec__
+    try:
+        return spec.loader.get_data(spec.origin)
+    except (AttributeError, OSError):  # a frozen program has no such file
+        return "\n".join(_lines(spec.loader.get_code(spec.name))).encode()
 
 
 @cache
@@ -62,6 +75,17 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
             yield from _codes(constant)
 
 
+def _lines(code: CodeType) -> Iterator[str]:
+    """What code does, the same in every process."""
+    for part in _codes(code):
+        constants = [
+            sorted(c, key=repr) if isinstance(c, frozenset) else c  # their order is drawn
+            for c in part.co_consts
+            if not isinstance(c, CodeType)
+        ]
+        yield f"{part.co_code.hex()} {constants} {part.co_names} {part.co_varnames}"
+
+
 def _outer_values(function: Any) -> dict[str, Any]:
     """What a function takes from outside: globals, and names of the functions around it."""
     names = {name for code in _codes(function.__code__) for name in code.co_names}
@@ -77,11 +101,8 @@ def _describe(function: Any) -> Iterator[str]:
         # the module, since compiled code that is found in the cache imports it
         yield f"{callee.__module__} {callee.__qualname__}"
         yield f"{callee.__defaults__} {callee.__kwdefaults__}"
-        names = set()
-        for code in _codes(callee.__code__):
-            constants = [c for c in code.co_consts if not isinstance(c, CodeType)]
-            yield f"{code.co_code.hex()} {constants} {code.co_names} {code.co_varnames}"
-            names |= set(code.co_names)
+        yield from _lines(callee.__code__)
+        names = {name for code in _codes(callee.__code__) for name in code.co_names}
         for name, value in sorted(_outer_values(callee).items()):
             if inspect.isfunction(value):
                 yield f"{name} is {value.__module__}.{value.__qualname__}"

@@ -12,11 +12,12 @@ but not all of those, have an input side.) ``fed`` is the gate that is fed by th
 """
 
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 
 import numpy as np
 
 from .cells import Cell
+from .once import cached_property
 
 EPSILON = 1e-5  # what normalisation adds to a variance
 

@@ -11,12 +11,12 @@ A step t of row n, in this order:
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from . import draws
+from .once import cached_property
 
 Array = Any
 

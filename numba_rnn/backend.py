@@ -26,12 +26,12 @@ import warnings
 from collections.abc import Callable
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
-from functools import cache
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
+from .kernels.once import once
 from .kernels.reference import ReferenceEngine as Engine
 
 __all__ = [
@@ -65,12 +65,12 @@ class BackendError(RuntimeError):
 # ---- the engines: each loader returns one, or raises BackendError with the reason
 
 
-@cache
+@once
 def _numpy() -> Engine:
     return Engine()
 
 
-@cache
+@once
 def _numba() -> Engine:
     try:
         from .kernels.cpu.engine import NumbaEngine
@@ -81,7 +81,7 @@ def _numba() -> Engine:
     return NumbaEngine()
 
 
-@cache
+@once
 def _cuda() -> Engine:
     remedy = 'pip install "numba-rnn[cuda]"'
     try:
@@ -170,7 +170,7 @@ def _wished_precision() -> str:
     return _check_precision(name or "float32", PRECISION_VARIABLE)
 
 
-@cache
+@once
 def _process_choice() -> _Choice:
     """What the environment asks for, read once, at the first use of an engine."""
     name = _wish()
@@ -179,7 +179,7 @@ def _process_choice() -> _Choice:
     return _choose(_check_name(name or "auto", VARIABLE), source, strict, _wished_precision())
 
 
-@cache
+@once
 def _process_home() -> Engine:
     """An engine with the arrays of the process's choice, without importing numba for it."""
     name = _wish() or "auto"

@@ -1,26 +1,40 @@
-"""The cells. Each file here defines one kind; to add a cell, add a file.
+"""The cells. Each file here defines one kind; to add a file, import it below.
 
 Every module-level :class:`Cell` in this folder, and every cell that is written with the decorator
 of ``written.py``, is found by its ``name``: layers, models, the command line and the conformance
 tests know it from then on.
 """
 
-import importlib
-import pkgutil
 from functools import cache
 
+# by name, for programs that were packed into one file know of no folder to look into
+from . import (
+    elementwise,
+    gru,
+    gru_variants,
+    layer_norm,
+    lstm,
+    lstm_projected,
+    lstm_variants,
+    rnn,
+    rnn_variants,
+    slstm,
+)
 from .cell import Cell
 from .written import WrittenCell
 
 __all__ = ["Cell", "WrittenCell", "get", "names", "register"]
 
 
+_FILES = (
+    elementwise, gru, gru_variants, layer_norm, lstm, lstm_projected, lstm_variants, rnn,
+    rnn_variants, slstm,
+)  # fmt: skip
+
+
 @cache
 def _registry() -> dict[str, Cell | WrittenCell]:
-    modules = [
-        importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)
-    ]
-    values = [value for module in modules for value in vars(module).values()]
+    values = [value for module in _FILES for value in vars(module).values()]
     found: dict[str, Cell | WrittenCell] = {}
     for cell in values:
         if isinstance(cell, Cell | WrittenCell) and found.setdefault(cell.name, cell) is not cell:
@@ -61,3 +75,6 @@ def get(cell: str | Cell | WrittenCell) -> Cell:
         except (KeyError, TypeError):
             raise ValueError(f"cell: expected one of {', '.join(names())}, got {cell!r}") from None
     return cell.cell if isinstance(cell, WrittenCell) else cell
+
+
+_registry()  # made now, before there are threads that could make two

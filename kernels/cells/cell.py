@@ -50,11 +50,12 @@ How the products enter is declared, never guessed:
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+
+from ..once import cached_property
 
 Numbers = tuple[Any, ...]
 Starts = Mapping[str, float | tuple[float, float]]

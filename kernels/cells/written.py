@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import update_wrapper
 from math import isfinite
 from numbers import Real
-from threading import RLock
 from types import MappingProxyType
 from typing import Any, overload
 
@@ -29,6 +28,7 @@ from ..derivation.graph import CONSTANT, Node, reachable
 from ..derivation.source import Names as NodeNames
 from ..derivation.source import make_function
 from ..derivation.tracing import CellError, Number, Run, Trace, place_of
+from ..once import LOCK
 from .cell import Cell, Starts
 
 Names = str | tuple[str, ...]
@@ -50,7 +50,6 @@ class WrittenCell:
         update_wrapper(self, function)
         self._function = function
         self._options = options
-        self._lock = RLock()
         self._made: tuple[Cell, dict[str, str]] | None = None
         self._check_options()
 
@@ -274,10 +273,10 @@ class WrittenCell:
     # ---- derivation
 
     def _derived(self) -> tuple[Cell, dict[str, str]]:
-        with self._lock:
-            if self._made is None:
-                self._made = self._derive()
-            return self._made
+        if self._made is None:
+            with LOCK:
+                self._made = self._made or self._derive()
+        return self._made
 
     def _derive(self) -> tuple[Cell, dict[str, str]]:
         given = self._options

@@ -1,15 +1,15 @@
 """Masks of dropout, drawn as ``kernels/draws.py`` says: a loop that LLVM makes vectors of."""
 
-from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.np.numpy_support import from_dtype
 
 from .. import draws
+from ..once import once
 from ..reference import Array
-from .frames import CACHED, engine_source, one_process_at_a_time
+from .compilation import compiled_function
 
 _MIXING, _LAST, _GOLDEN = draws.MIXING32, draws.LAST_SHIFT32, draws.GOLDEN32
 
@@ -22,18 +22,14 @@ def dropout(seed: int, shape: tuple[int, int], rate: float, dtype: Any) -> Array
     return out
 
 
-@cache
+@once
 def _filler(dtype: str) -> Any:
-    """A compiled function that fills a mask.
-
-    The engine's fingerprint is among its outer values, and so in the key of the cache.
-    """
-    source = engine_source()
+    """A compiled function that fills a mask."""
     (shift0, factor0), (shift1, factor1) = _MIXING
     last, golden = _LAST, _GOLDEN
 
     def fill(out, keys, limit, left):
-        for n in range(out.shape[0] if source else 0):  # source is true: named to be in the key
+        for n in range(out.shape[0]):
             low, high = np.uint32(keys[n]), np.uint32(keys[n] >> np.uint64(32))
             for k in range(out.shape[1]):
                 bits = np.uint32(np.uint32(k) * np.uint32(golden)) + low
@@ -48,5 +44,4 @@ def _filler(dtype: str) -> Any:
 
     number = from_dtype(np.dtype(dtype))
     takes = number[:, ::1], types.uint64[::1], types.uint32, number
-    with one_process_at_a_time():
-        return njit(types.void(*takes), cache=CACHED)(fill)
+    return compiled_function(fill, types.void(*takes))

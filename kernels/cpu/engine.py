@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from llvmlite import binding
 
+from .. import disk_cache
 from ..cells import Cell
 from ..reference import Array, Gradients, ReferenceEngine, State, expect_consistent
 from ..steps import PLAIN, Steps
 from . import threads
 from .dropout import dropout
-from .frames import CACHED, cache_folder
 from .passes import Pass
 from .plans import rows_plain, with_weights, without_weights
 from .streaming import NumbaStream
@@ -117,10 +117,7 @@ class NumbaEngine(ReferenceEngine):
         features = binding.get_host_cpu_features()
         widths = {"avx512f": 512, "avx": 256, "sse2": 128, "neon": 128}
         simd_bits = max((bits for name, bits in widths.items() if features.get(name)), default=64)
-        cache = "off: no folder can be written to; set NUMBA_CACHE_DIR"
-        if CACHED:
-            cache = str(cache_folder())
         return {
             **super().describe(), "threads": threads.available(), "simd_bits": simd_bits,
-            "cache": cache,
+            "cache": disk_cache.describe(),
         }  # fmt: skip

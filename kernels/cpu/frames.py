@@ -15,17 +15,12 @@ Where the integers are many and stay, they have names: ``plan = record(Plan)(fra
 The frame's Numba *type* says for which dtype and cell the piece is compiled.
 """
 
-import contextlib
-import sys
-import threading
-from collections.abc import Callable, Iterator
-from functools import cache
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import cfunc, from_dtype, njit
+from numba import from_dtype
 from numba.core import cgutils, types
 from numba.core.imputils import lower_getattr_generic
 from numba.core.typing.templates import AttributeTemplate, infer_getattr
@@ -34,11 +29,8 @@ from numba.extending import intrinsic, models, register_jitable, register_model
 from .. import fingerprint
 from ..cells import Cell
 from ..layout import Layout, layout
-
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
+from ..once import once
+from .compilation import compiled_callback
 
 _I32 = ir.IntType(32)
 _I64 = ir.IntType(64)
@@ -212,27 +204,10 @@ def call_at(typing, address, frame):
 # ---- compiling
 
 
-def _can_cache() -> bool:
-    """Whether Numba finds a folder that it may write compiled code to."""
-    try:
-        njit(cache=True)(_can_cache)
-    except RuntimeError:  # neither beside the package, nor in the user's cache folder
-        return False
-    return True
-
-
-CACHED = _can_cache()
-
-
 PIECES: list[Any] = []  # all that this process has compiled or found in the cache
 
 
-def engine_source() -> str:
-    """The fingerprint of this engine's source."""
-    return fingerprint.of_engine(Path(__file__).parent)
-
-
-@cache
+@once
 def compiled(
     piece: Callable[[Any], None],
     dtype: str = "float32",
@@ -240,56 +215,12 @@ def compiled(
     particular: int = PLAIN,
 ) -> int:
     """The address of a piece, compiled for a dtype and a cell, now or by an earlier process."""
-    source = engine_source()
+    source = ""
     if cell is not None:
-        source += fingerprint.of_cell(cell)
+        source = fingerprint.of_cell(cell)
         _CELLS[source] = cell
     name = cell.name if cell else None
     frame = FrameType(from_dtype(np.dtype(dtype)), name, source, particular)
-    with one_process_at_a_time():
-        PIECES.append(cfunc(types.void(frame), cache=CACHED, error_model="numpy")(piece))
-    return int(PIECES[-1].address)
-
-
-@cache
-def cache_folder() -> Path | None:
-    """Where compiled code is kept, or None."""
-    return Path(njit(cache=True)(_can_cache).stats.cache_path) if CACHED else None
-
-
-@contextlib.contextmanager
-def one_process_at_a_time() -> Iterator[None]:
-    """Let processes that start together compile one after the other, and share the outcome.
-
-    Numba's cache replaces its files whole, but two processes that add to one index at the same
-    moment may each take the same file name for different code.
-    """
-    folder = cache_folder()
-    if fcntl is None or folder is None:
-        yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "numba_rnn.lock").open("w") as lock:
-        with contextlib.suppress(OSError):  # a file system without locks: as without this
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):  # a child that was forked meanwhile holds it, too
-                fcntl.flock(lock, fcntl.LOCK_UN)
-
-
-@contextlib.contextmanager
-def announced(what: str) -> Iterator[None]:
-    """Say so, on stderr, where the compilation inside has gone on for two seconds."""
-    message = (
-        f"numba_rnn: compiling {what} for this CPU; "
-        "it is done once, later runs find it in the cache."
-    )
-    timer = threading.Timer(2.0, print, (message,), {"file": sys.stderr, "flush": True})
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
+    made = compiled_callback(piece, types.void(frame), error_model="numpy")
+    PIECES.append(made)
+    return int(made.address)

@@ -7,29 +7,23 @@ the work, how much memory is needed, which pieces are called. A call fills in th
 import re
 import threading
 from collections.abc import Callable, Sequence
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-from numba import literal_unroll, njit, types
+from numba import literal_unroll, types
 from numba.core.errors import NumbaError
 from numba.np.numpy_support import from_dtype
 
 from ..cells import Cell
 from ..layout import layout
+from ..once import once
 from ..reference import Array
 from . import gates, normalising, products, threads
+from .compilation import announced, compiled_function
 from .forward import forward
-from .frames import (
-    ANYTHING,
-    CACHED,
-    PLAIN,
-    announced,
-    compiled,
-    engine_source,
-    one_process_at_a_time,
-)
+from .frames import ANYTHING, PLAIN, compiled
 from .sequence import Plan
 from .simd import VECTOR_BYTES
 
@@ -68,13 +62,9 @@ class Recipe(NamedTuple):
         return plan
 
 
-@cache
+@once
 def _filler(dtype: str, b_ndim: int) -> Any:
-    """A compiled function that writes addresses and strides into a plan.
-
-    The engine's fingerprint is among its outer values, and so in the key of the cache.
-    """
-    source = engine_source()
+    """A compiled function that writes addresses and strides into a plan."""
 
     def fill(plan, xs, Wx, Wh, b, state_in, state_out, hs, dxs, dWx, dWh, db, scratch, kept):
         of_the_caller = (  # in the order of Plan's fields
@@ -85,7 +75,7 @@ def _filler(dtype: str, b_ndim: int) -> Any:
             hs.ctypes.data, hs.strides[0], hs.strides[1],
             dxs.ctypes.data, dWx.ctypes.data, dWh.ctypes.data, db.ctypes.data,
         )  # fmt: skip
-        place = _PLACES if source else 0  # source is true: named to be in the cache's key
+        place = _PLACES
         for word in literal_unroll(of_the_caller):
             plan[place] = word
             place += 1
@@ -101,8 +91,7 @@ def _filler(dtype: str, b_ndim: int) -> Any:
     params = array(2), array(2), array(b_ndim)
     takes = [types.int64[::1], array(3, "A"), *params, array(3), array(3), array(3, "A")]
     takes += [array(3, "A"), *params, types.int64, types.int64]
-    with one_process_at_a_time():
-        return njit(types.void(*takes), cache=CACHED)(fill)
+    return compiled_function(fill, types.void(*takes))
 
 
 _PLACES, _SCRATCH, _KEPT = map(Plan._fields.index, ("xs", "pWx", "state"))
@@ -306,7 +295,10 @@ class Kept:
 
     def __init__(self, size: int, dtype: Any) -> None:
         needed = size + VECTOR_BYTES
-        memory, address = self.spare.pop() if self.spare else (None, 0)
+        try:
+            memory, address = self.spare.pop()
+        except IndexError:  # asked for, not looked for: threads share it
+            memory, address = None, 0
         if memory is None or memory.dtype != dtype or not needed <= memory.nbytes <= 2 * needed:
             memory = None  # given back before there are two
             memory, address = aligned(size, dtype)

@@ -13,28 +13,25 @@ weights: bfloat16 rounds them).
 """
 
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import boolean, int64, njit, types
+from numba import boolean, int64, types
 from numba.np.numpy_support import from_dtype
 
 from ..cells import Cell
+from ..once import once
 from ..reference import Array, StreamLayer
 from ..steps import Steps
 from . import products, threads
+from .compilation import announced, compiled_function
 from .forward import forward
 from .frames import (
     ANYTHING,
-    CACHED,
     PLAIN,
-    announced,
     call,
     call_at,
     compiled,
-    engine_source,
-    one_process_at_a_time,
     part_of_a_piece,
     record,
     word,
@@ -155,16 +152,13 @@ def _finite(x, address, count):
     return all_lanes(total >= 0.0)
 
 
-@cache
+@once
 def _entrance(many: bool, dtype: str, ndim: int, nogil: bool) -> Any:
     """A function that puts a call's arrays, of this dtype and no other, into a ``StreamPlan``.
 
     It then runs the stream, if that is ``alone``. It returns False, and does nothing, where x
     does not fit or is not finite.
-
-    The engine's fingerprint is among its outer values, and so in the key of the cache.
     """
-    source = engine_source(), nogil
 
     def enter(x, address):  # x (inputs,) or (N, inputs)
         N, inputs, alone = word(address, 2), word(address, 3), word(address, 4)
@@ -176,7 +170,7 @@ def _entrance(many: bool, dtype: str, ndim: int, nogil: bool) -> Any:
                 return False
         write_word(address + 40, start)
         write_word(address + 48, x.strides[0])
-        if alone and source:  # source is true: named to be in the cache's key
+        if alone:
             call_at(word(address, 0), address)
         return True
 
@@ -197,16 +191,15 @@ def _entrance(many: bool, dtype: str, ndim: int, nogil: bool) -> Any:
         write_word(address + 72, out.ctypes.data)
         write_word(address + 80, out.strides[0])
         write_word(address + 88, out.strides[1])
-        if alone and source:  # source is true: named to be in the cache's key
+        if alone:
             call_at(word(address, 0), address)
         return True
 
     kind = from_dtype(np.dtype(dtype))
     x = types.Array(kind, ndim, "A", readonly=True)
     takes = (x, types.Array(kind, 3, "C"), int64) if many else (x, int64)
-    compile_for = njit(boolean(*takes), cache=CACHED, nogil=nogil, error_model="numpy")
-    with one_process_at_a_time():
-        made = compile_for(enter_many if many else enter)
+    function = enter_many if many else enter
+    made = compiled_function(function, boolean(*takes), nogil=nogil, error_model="numpy")
     # a step of half a microsecond: without Numba's search for the signature, which takes 0.1
     return made if many else made.overloads[takes].entry_point
 

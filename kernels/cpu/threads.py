@@ -394,21 +394,23 @@ class Team:
     def _call(self, thread: int) -> None:
         """Start a thread, or wake it up if it sleeps."""
         if thread > len(self._wake):
+            piece = compiled(serve)  # here, for a daemon may not compile while Python ends
             self._wake.append(threading.Lock())
             name = f"numba_rnn-{thread}"
-            threading.Thread(target=self._run, args=(thread,), name=name, daemon=True).start()
+            arguments = thread, piece
+            threading.Thread(target=self._run, args=arguments, name=name, daemon=True).start()
             return
         asleep = (COPIES + thread * _COPY + _ASLEEP) // 8
         if self._memory[asleep]:
             self._memory[asleep] = 0
             self._wake[thread - 1].release()
 
-    def _run(self, thread: int) -> None:
+    def _run(self, thread: int, piece: int) -> None:
         wake = self._wake[thread - 1]
         wake.acquire()  # it is asleep when it is locked
         words = np.array([self.address, thread, 20_000], np.int64)
         while True:
-            call_piece(compiled(serve), words.ctypes.data)
+            call_piece(piece, words.ctypes.data)
             wake.acquire()
 
 

@@ -1,21 +1,17 @@
 """From a kernel to a cubin, on a machine with or without a GPU.
 
 A kernel is compiled once for its text, its cell's functions, dtype, capability of the device and
-the versions of the compilers, and kept on disk. What is kept is read by any process that asks for
-the same; files are written whole or not at all.
+the versions of the compilers; later processes find it on disk (``disk_cache.py``).
 """
 
-import hashlib
-import os
 import re
-import tempfile
-from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..disk_cache import Entry
 from ..fingerprint import of_engine, of_functions, with_callees
+from ..once import once
 from .kernel import COUNTERS, FLAGS, INDICES, INTEGERS, NUMBERS, Kernel
 from .target import NVIDIA, overload, ptx_of, types
 
@@ -42,22 +38,19 @@ def signature(kernel: Kernel, dtype: Any) -> tuple[Any, ...]:
 
 def binary(kernel: Kernel, dtype: Any, capability: tuple[int, int]) -> Binary:
     """A kernel for devices of a capability, compiled now or by an earlier process."""
-    kept = _place(kernel, np.dtype(dtype).name, capability)
-    try:
-        name, digest, code = kept.read_bytes().split(b"\n", 2)
-        if hashlib.sha256(code).hexdigest() == digest.decode():
-            return Binary(code, name.decode())
-    except (OSError, ValueError):  # there is none, or not a whole one
-        pass
+    entry = _entry(kernel, np.dtype(dtype).name, capability)
+    content = entry.load()
+    if content is not None:
+        head, code = content.split(b"\n", 1)
+        return Binary(code, head.decode())
     text = ptx(kernel, dtype, capability)
-    entry = entry_of(text)
+    name = entry_of(text)
     try:
         code, _ = link(text, capability)
     except Exception:  # whatever a linker that is not there raises: the driver takes PTX as well,
-        return Binary(text.encode(), entry)  # more slowly, and says what is wrong with it
-    head = f"{entry}\n{hashlib.sha256(code).hexdigest()}\n"
-    _keep(kept, head.encode() + code)
-    return Binary(code, entry)
+        return Binary(text.encode(), name)  # more slowly, and says what is wrong with it
+    entry.save(f"{name}\n".encode() + code)
+    return Binary(code, name)
 
 
 def ptx(kernel: Kernel, dtype: Any, capability: tuple[int, int]) -> str:
@@ -81,17 +74,15 @@ def link(ptx: str, capability: tuple[int, int]) -> tuple[bytes, str]:
     return bytes(linker.link("cubin").code), str(linker.get_info_log())
 
 
-@cache
+@once
 def _make_known(function: Any) -> None:
     """Let compiled code call a cell's function, and those that it calls."""
     for callee in with_callees(function):
         overload(callee, strict=False)(lambda *args, callee=callee: callee)
 
 
-# ---- on disk
-
-
-def _place(kernel: Kernel, dtype: str, capability: tuple[int, int]) -> Path:
+def _entry(kernel: Kernel, dtype: str, capability: tuple[int, int]) -> Entry:
+    """Where a compiled kernel is on disk."""
     import llvmlite
     import numba
 
@@ -101,29 +92,5 @@ def _place(kernel: Kernel, dtype: str, capability: tuple[int, int]) -> Path:
 
         versions.append(numba_cuda.__version__)
     functions = of_functions(*kernel.functions.values())
-    source = of_engine(Path(__file__).parent), functions, kernel.text, kernel.threads
-    key = hashlib.sha256(repr((source, versions, dtype, capability)).encode()).hexdigest()
-    return cache_folder() / f"{kernel.name}-{key[:20]}.bin"
-
-
-def cache_folder() -> Path:
-    """Where compiled kernels are kept: NUMBA_CACHE_DIR, else the user's cache folder."""
-    named = os.environ.get("NUMBA_CACHE_DIR")
-    if named:
-        return Path(named) / "numba_rnn_cuda"
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "numba_rnn" / "cuda"
-
-
-def _keep(place: Path, content: bytes) -> None:
-    """Write a file whole; where nothing can be written, the next process compiles again."""
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=place.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-            Path(temporary).replace(place)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-    except OSError:
-        pass
+    source = of_engine(__package__), functions, kernel.text, kernel.threads
+    return Entry(kernel.name, source, versions, dtype, capability)

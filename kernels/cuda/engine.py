@@ -27,13 +27,13 @@ from typing import Any
 
 import numpy as np
 
-from .. import draws
+from .. import disk_cache, draws
 from ..cells import Cell
 from ..device import DeviceEngine
 from ..layout import Layout, layout
 from ..reference import Array, Gradients, State, expect_consistent
 from ..steps import PLAIN, Steps
-from . import build, gates, normalising, persistent, products, tiling, updates
+from . import gates, normalising, persistent, products, tiling, updates
 from .given import Given
 from .kernel import Gpu, Kernel
 
@@ -56,8 +56,9 @@ class CudaEngine(DeviceEngine):
 
     def with_precision(self, precision: str) -> "CudaEngine":
         if precision not in self._others:
-            self._others[precision] = CudaEngine(self.gpu, precision)
-            self._others[precision]._others = self._others
+            made = CudaEngine(self.gpu, precision)
+            made._others = self._others
+            self._others.setdefault(precision, made)
         return self._others[precision]
 
     def plan(
@@ -92,7 +93,7 @@ class CudaEngine(DeviceEngine):
     def describe(self) -> dict[str, Any]:
         device = f"{self.gpu.describe()}, precision {self.precision}"
         return {
-            "device": device, "threads": 1, "simd_bits": None, "cache": str(build.cache_folder()),
+            "device": device, "threads": 1, "simd_bits": None, "cache": disk_cache.describe(),
         }  # fmt: skip
 
     def forward(

@@ -8,10 +8,10 @@ import linecache
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Protocol
 
 from ..cells import Cell
+from ..once import cached_property
 
 
 @dataclass(frozen=True, eq=False)

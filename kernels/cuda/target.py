@@ -4,13 +4,14 @@ All in which they differ, and all that either needs on a machine without a GPU, 
 """
 
 import contextlib
-import threading
 import warnings
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
 import numpy as np
+
+from ..once import LOCK
 
 if not hasattr(np, "row_stack"):  # numba-cuda 0.30 asks for it, NumPy 2.5 has it no more
     np.row_stack = np.vstack  # noqa: NPY201
@@ -33,9 +34,6 @@ else:
 
 
 __all__ = ["NVIDIA", "cuda", "intrinsic", "models", "overload", "ptx_of", "register_model", "types"]
-
-
-_COMPILING = threading.Lock()
 
 
 class _Device:
@@ -61,6 +59,6 @@ def _assumed_device(capability: tuple[int, int]) -> Iterator[None]:
 def ptx_of(kernel: Any, takes: tuple[Any, ...], capability: tuple[int, int], threads: int) -> str:
     """A kernel's PTX, for arguments of these types and blocks of so many threads."""
     bounds = {"launch_bounds": (threads, 1)} if NVIDIA else {}
-    with _COMPILING, _assumed_device(capability):
+    with LOCK, _assumed_device(capability):
         ptx, _ = cuda.compile_ptx(kernel, types.void(*takes), cc=capability, **bounds)
     return str(ptx)

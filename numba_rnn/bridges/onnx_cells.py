@@ -18,7 +18,6 @@ peepholes) one is written with ``numba_rnn.cell``, once for a kind:
 
 import hashlib
 from collections.abc import Callable, Mapping
-from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,6 +37,7 @@ from ..kernels.functions import (
     tanh,
     where,
 )
+from ..kernels.once import once
 from .conventions import ONNX, CannotConvert
 
 GATES = {"RNN": ONNX.rnn, "LSTM": ONNX.lstm, "GRU": ONNX.gru}
@@ -107,7 +107,7 @@ LIBRARY = _library()
 _written: dict[Cell, Kind] = {}
 
 
-@cache
+@once
 def cell_of(kind: Kind) -> Cell:
     """The cell that computes it: the library's, or one that is written now.
 

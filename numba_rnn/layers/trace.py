@@ -11,12 +11,12 @@ at once. ``numba_rnn.diagnostics`` measures and draws what is in it.
 """
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 from ..backend import Engine, to_host
 from ..checks import Array
 from ..kernels.cells import Cell
+from ..kernels.once import cached_property
 from ..kernels.steps import Steps
 
 Named = dict[str, Array]

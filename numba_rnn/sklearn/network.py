@@ -1,5 +1,6 @@
 """The layers of an estimator."""
 
+import os
 from threading import Lock
 from typing import Any
 
@@ -54,7 +55,8 @@ class Network:
             else:
                 made.append(TimeRecurrent.create(below, hidden_size, cell=cell, **options))
             below = made[-1].output_size
-        self.per_step, self.lock = per_step, Lock()
+        self.per_step = per_step
+        self._locks: dict[int, Lock] = {}
         self.recurrent = Stacked(made, dropout, rng=rng)
         self.dropout = TimeDropout(dropout, rng=rng)
         self.affine = TimeAffine.create(below, output_size, **options)
@@ -64,6 +66,11 @@ class Network:
 
     def __repr__(self) -> str:
         return f"Network({self.recurrent.layers}, {self.affine})"
+
+    @property
+    def lock(self) -> Lock:
+        """A forked child has one of its own: who holds the parent's may not be there."""
+        return self._locks.setdefault(os.getpid(), Lock())
 
     @property
     def dtype(self) -> np.dtype[Any]:

@@ -14,7 +14,6 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Mapping
-from functools import cached_property
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,6 +21,7 @@ import numpy as np
 
 from ..backend import choose_gpu, engine_of, limit_threads, nccl
 from ..checks import Array
+from ..kernels.once import cached_property
 
 # where launchers say how many processes they have started: Open MPI; MPICH, Intel MPI and srun
 # with their protocol; MVAPICH; srun
