@@ -66,15 +66,16 @@ def describe() -> str:
 class Entry:
     """What may be on disk under a key.
 
-    name  the start of the file's name, for people
-    key   all that decides what the content is; it is told apart by its repr
+    name    the start of the file's name, for people
+    source  the fingerprint of what it is compiled from; None, unknown: nothing is kept
+    key     all else that decides what the content is, told apart by its repr
     """
 
     patience: ClassVar[float] = 60.0  # seconds that ``alone`` waits
 
-    def __init__(self, name: str, *key: object) -> None:
-        self._key = sha256(repr(key).encode()).digest()
-        where = folder()
+    def __init__(self, name: str, source: str | None, *key: object) -> None:
+        self._key = sha256(repr((source, *key)).encode()).digest()
+        where = folder() if source is not None else None
         self._place = where and where / f"{name}-{self._key.hex()[:32]}.bin"
 
     def load(self) -> bytes | None:

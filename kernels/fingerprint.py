@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import inspect
 import sys
+import warnings
 from collections.abc import Iterator
 from functools import cache
 from types import CodeType
@@ -19,15 +20,25 @@ from .cells import Cell
 
 
 @cache
-def of_engine(package: str) -> str:
+def of_engine(package: str) -> str | None:
     """The fingerprint of an engine's source: of all modules of its package, and those they share.
 
-    The modules may be files, in a zip file, or part of a frozen program.
+    They may be files, in a zip file, or part of a frozen program. None, and a RuntimeWarning, where
+    they can be read in no way.
     """
     importlib.import_module(f"{package}.engine")  # and with it all others
     names = sorted(name for name in sys.modules if name.startswith(f"{package}."))
     modules = [*map(sys.modules.get, names), functions, layout, draws]
-    return hashlib.sha256(b"".join(map(_source, modules))).hexdigest()[:16]
+    try:
+        return hashlib.sha256(b"".join(map(_source, modules))).hexdigest()[:16]
+    except (AttributeError, ImportError, OSError) as error:  # a loader that only loads
+        warnings.warn(
+            f"numba_rnn: nothing says from which source it was made here ({error}): what it "
+            f"compiles is not kept on disk, and every run compiles anew",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
 
 
 def _source(module: Any) -> bytes:

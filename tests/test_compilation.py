@@ -1,21 +1,28 @@
 """Compiled code: kept on disk, found again, never used for another source, and not in silence."""
 
+import os
+import pickle
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from importlib import util
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from types import ModuleType, SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
+from numba import float64
 
-from helpers import problem, run_python
-from numba_rnn import cells, use_backend
+from helpers import run_python
+from numba_rnn import cells, explain, use_backend
+from numba_rnn.kernels import disk_cache, fingerprint
 from numba_rnn.kernels.cells import Cell
+from numba_rnn.kernels.cpu import compilation, plans
 from numba_rnn.kernels.cpu import engine as cpu
-from numba_rnn.kernels.cpu import frames, plans
+from numba_rnn.kernels.cpu.backward import backward
 from numba_rnn.kernels.fingerprint import of_cell
 from numba_rnn.kernels.functions import sigmoid, tanh
 from numba_rnn.kernels.reference import ReferenceEngine
@@ -33,20 +40,165 @@ hs = layer.forward(np.ones((2, 4, 3), np.float32))
 layer.backward(hs)
 
 print(sum(piece.cache_hits for piece in PIECES), sum(not piece.cache_hits for piece in PIECES))
+print(hs.tobytes().hex(), layer.grads[1].tobytes().hex())
 """
 
 
-def test_a_second_process_compiles_nothing(tmp_path):
-    cache = {"NUMBA_CACHE_DIR": str(tmp_path)}
-    hits, misses = map(int, run_python(TRAIN, cache).stdout.split())
+def train(folder: Path) -> tuple[int, int, str]:
+    """How many pieces a process finds in a cache, how many it compiles, and its numbers."""
+    counts, numbers = run_python(TRAIN, {"NUMBA_CACHE_DIR": str(folder)}).stdout.splitlines()
+    hits, misses = map(int, counts.split())
+    return hits, misses, numbers
+
+
+def test_a_second_process_compiles_nothing_but_what_is_damaged(tmp_path):
+    hits, misses, numbers = train(tmp_path)
     assert hits == 0
     assert misses >= 6  # two passes, their gates, products
-    assert list(tmp_path.rglob("*.nbi"))
-    assert list(tmp_path.rglob("*.nbc"))
+    assert train(tmp_path) == (misses, 0, numbers)
 
-    hits, misses = map(int, run_python(TRAIN, cache).stdout.split())
-    assert hits >= 6
-    assert misses == 0
+    entries = sorted(tmp_path.rglob("*.*"), key=lambda file: file.stat().st_size)
+    pieces = [entry for entry in entries if not entry.name.startswith("fill")]
+    empty, cut, bit, one, other = pieces[:5]  # the smallest: they are compiled again
+    empty.write_bytes(b"")
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    bit.write_bytes(flipped(bit.read_bytes(), 8 * (bit.stat().st_size // 2)))
+    first, second = one.read_bytes(), other.read_bytes()
+    one.write_bytes(second)
+    other.write_bytes(first)
+    assert train(tmp_path) == (misses - 5, 5, numbers)
+    assert train(tmp_path) == (misses, 0, numbers)
+
+
+def flipped(content: bytes, bit: int) -> bytes:
+    changed = bytearray(content)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+@pytest.fixture
+def entry(tmp_path, monkeypatch) -> Path:
+    """The file of a small function, compiled once."""
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    assert compile_small() == "compiled"
+    (file,) = tmp_path.rglob("*.bin")
+    assert compile_small() == "found"
+    return file
+
+
+def small(x):
+    return 3.0 * x
+
+
+def compile_small() -> str:
+    made = compilation.compiled_function(small, float64(float64))
+    assert made(2.0) == 6.0
+    return "found" if made.stats.cache_hits else "compiled"
+
+
+@pytest.mark.parametrize("place", [0, 31, 32, 33, 0.3, 0.6, 0.9, -1])
+def test_any_flipped_bit_is_noticed(entry, place):
+    whole = entry.read_bytes()
+    byte = int(place * len(whole)) if isinstance(place, float) else place % len(whole)
+    for bit in (0, 7):
+        entry.write_bytes(flipped(whole, 8 * byte + bit))
+        assert compile_small() == "compiled"
+        assert compile_small() == "found"
+
+
+@pytest.mark.parametrize("size", [0, 1, 31, 32, 33, -1])
+def test_a_cut_entry_is_compiled_again(entry, size):
+    entry.write_bytes(entry.read_bytes()[:size])
+    assert compile_small() == "compiled"
+    assert compile_small() == "found"
+
+
+def test_nothing_is_unpickled_that_does_not_verify(entry, tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (tmp_path / "trapped").touch, ()
+
+    entry.write_bytes(entry.read_bytes()[:32] + pickle.dumps(Trap()))
+    assert compile_small() == "compiled"
+    assert not (tmp_path / "trapped").exists()
+
+
+def test_what_verifies_but_cannot_be_loaded_is_compiled_again(entry):
+    """As where it refers to a module that is no longer there."""
+    with mock.patch.object(compilation.pickle, "loads", side_effect=ModuleNotFoundError):
+        assert compile_small() == "compiled"
+
+
+def test_an_entry_is_for_its_key_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    one, other = disk_cache.Entry("x", "source", 1), disk_cache.Entry("x", "source", 2)
+    one.save(b"one")
+    other.save(b"other")
+    assert (one.load(), other.load()) == (b"one", b"other")
+    assert disk_cache.Entry("x", "changed", 1).load() is None
+    one._place.rename(other._place)
+    assert (one.load(), other.load()) == (None, None)
+
+
+def test_entries_are_written_whole_and_through_no_link(entry, tmp_path):
+    """Another one's file is replaced, not written to; no temporary file is left over."""
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    entry.unlink()
+    entry.symlink_to(victim)
+    assert compile_small() == "compiled"
+    assert victim.read_text() == "mine"
+    assert not entry.is_symlink()
+    assert compile_small() == "found"
+    assert {file.name for file in entry.parent.iterdir()} == {entry.name, "lock"}
+
+
+def test_a_cache_that_may_only_be_read_is_read(entry, monkeypatch):
+    for name in ("mkdir", "replace"):
+        monkeypatch.setattr(Path, name, mock.Mock(side_effect=PermissionError))
+    assert compile_small() == "found"
+    monkeypatch.setattr(compilation.numba, "__version__", "another")
+    assert compile_small() == compile_small() == "compiled"
+
+
+def test_where_no_folder_can_be_written_to_it_works_without(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file"))
+    assert compile_small() == compile_small() == "compiled"
+    with use_backend("numba", strict=True):
+        assert explain().cache == "off: no folder can be written to; set NUMBA_CACHE_DIR"
+
+
+# ---- where it is
+
+
+@pytest.mark.parametrize(
+    ("system", "variables", "folder"),
+    [
+        ("linux", {}, "/home/me/.cache/numba_rnn"),
+        ("linux", {"XDG_CACHE_HOME": "/fast"}, "/fast/numba_rnn"),
+        ("darwin", {"XDG_CACHE_HOME": "/fast"}, "/home/me/Library/Caches/numba_rnn"),
+        ("win32", {}, "/home/me/AppData/Local/numba_rnn/Cache"),
+        ("win32", {"LOCALAPPDATA": "/local"}, "/local/numba_rnn/Cache"),
+        ("win32", {"LOCALAPPDATA": "/local", "NUMBA_CACHE_DIR": "/named"}, "/named/numba_rnn"),
+        ("linux", {"NUMBA_CACHE_DIR": "/named"}, "/named/numba_rnn"),
+    ],
+)
+def test_the_folder_is_where_platformdirs_has_it(system, variables, folder, monkeypatch):
+    for name in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"HOME": "/home/me", **variables}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(disk_cache, "sys", SimpleNamespace(platform=system))
+    assert disk_cache.folder() == Path(folder)
+
+
+def test_who_has_no_home_has_no_cache(monkeypatch):
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative, which is to be ignored")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as of a user it knows not
+    assert disk_cache.folder() is None
+    assert compile_small() == "compiled"
 
 
 # ---- what the cached code was compiled from
@@ -211,62 +363,76 @@ def test_a_cell_that_breaks_the_contract_is_refused_where_it_is_made(changes, sa
 
 
 @pytest.fixture
-def first_calls(monkeypatch):
-    """A process in which nothing has been called, and a tenth of a second takes two."""
-    p = problem("rnn", 2, 3, 4, 5)
+def no_patience(monkeypatch):
+    """What is announced after two seconds is announced at once."""
 
-    def run() -> None:
-        with use_backend("numba", strict=True) as engine:
-            _, _, saved = engine.forward(p.cell, p.xs, p.state, p.params)
-            engine.backward(p.cell, p.dhs, p.dstate, saved)
+    class Timer(threading.Timer):
+        def __init__(self, seconds: float, *call: object) -> None:
+            assert seconds == 2
+            super().__init__(0, *call)
 
+        def cancel(self) -> None:
+            if self.ident is not None:
+                self.join()
+
+    monkeypatch.setattr(compilation, "threading", SimpleNamespace(Timer=Timer))
+
+
+def announce_small() -> None:
+    with compilation.announced("something"):
+        compile_small()
+        time.sleep(0.01)
+
+
+def test_compilation_is_announced_and_a_slow_cache_is_not(entry, no_patience, capfd):
+    announce_small()
+    assert capfd.readouterr() == ("", "")
+    entry.unlink()
+    announce_small()
+    message = "compiling something for this CPU; it is done once, later runs find it in the cache."
+    assert capfd.readouterr() == ("", f"numba_rnn: {message}\n")
+
+
+def test_the_message_names_the_pass_and_the_cell(no_patience, capfd, monkeypatch, tmp_path):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(plans, "compiled", lambda *_: compile_small())
+    for driver in (plans.forward, backward):
+        plans._pieces(driver, cells.get("rnn"), "float64", plans.PLAIN)
+        assert f"the {driver.__name__} pass of rnn (float64)" in capfd.readouterr().err
+        next(tmp_path.rglob("*.bin")).unlink()
+
+
+def test_what_is_not_kept_is_not_promised(no_patience, capfd, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file"))
+    announce_small()
+    assert "no folder can be written to; set NUMBA_CACHE_DIR" in capfd.readouterr().err
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(fingerprint, "of_engine", lambda package: None)
+    announce_small()
+    assert capfd.readouterr().err.endswith(
+        "compiling something for this CPU; later runs do it again.\n"
+    )
+    assert not list(tmp_path.rglob("*.bin"))
+
+
+def test_a_failing_compilation_is_silent(monkeypatch, capfd):
     def timer(seconds: float, *call: object) -> threading.Timer:
-        assert seconds == 2
         return threading.Timer(seconds / 20, *call)
 
-    run()  # whatever is to be compiled is compiled now
-    plans.recipe.cache_clear()
-    monkeypatch.setattr(frames, "threading", SimpleNamespace(Timer=timer))
-    return run
-
-
-def slow(function: Any) -> Any:
-    def wait_and_call(*args: object) -> Any:
-        time.sleep(0.2)
-        return function(*args)
-
-    return wait_and_call
-
-
-def test_slow_compilation_is_announced_once(first_calls, monkeypatch, capfd):
-    monkeypatch.setattr(plans, "compiled", slow(plans.compiled))
-    first_calls()
-    message = capfd.readouterr().err
-    assert message.count("\n") == 2
-    assert "compiling the forward pass of rnn (float64)" in message
-    assert "compiling the backward pass of rnn (float64)" in message
-    assert "done once" in message
-    first_calls()
-    assert capfd.readouterr().err == ""
-
-
-def test_slow_calls_that_compile_nothing_are_silent(first_calls, monkeypatch, capfd):
-    monkeypatch.setattr(cpu.threads.team, "run", slow(cpu.threads.team.run))
-    first_calls()
-    time.sleep(0.3)  # the timers are over
-    assert capfd.readouterr() == ("", "")
-
-
-def test_a_failing_compilation_is_silent_too(first_calls, monkeypatch, capfd):
-    def fail(*_: object) -> None:
+    monkeypatch.setattr(compilation, "threading", SimpleNamespace(Timer=timer))
+    with pytest.raises(MemoryError), compilation.announced("something"):  # noqa: PT012
+        compilation._announce()
         raise MemoryError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(plans, "compiled", fail)
-        with pytest.raises(MemoryError):
-            first_calls()
     time.sleep(0.3)
     assert capfd.readouterr() == ("", "")
+
+
+def test_without_stderr_nothing_is_said(entry, no_patience, monkeypatch, capfd):
+    entry.unlink()
+    monkeypatch.setattr(sys, "stderr", None)
+    announce_small()
+    assert capfd.readouterr().out == ""
 
 
 # ---- several processes
@@ -274,13 +440,60 @@ def test_a_failing_compilation_is_silent_too(first_calls, monkeypatch, capfd):
 
 def test_processes_that_start_together_compile_once(tmp_path):
     """Numba's own cache, shared without a lock, may give one process another's code."""
-    environment = {"NUMBA_CACHE_DIR": str(tmp_path)}
     with ThreadPoolExecutor() as pool:
-        runs = [pool.submit(run_python, TRAIN, environment) for _ in range(3)]
-        counts = [tuple(map(int, run.result().stdout.split())) for run in runs]
-    pieces = sum(counts[0])
-    assert sum(misses for _, misses in counts) == pieces
-    assert sum(hits for hits, _ in counts) == 2 * pieces
+        counts = list(pool.map(train, [tmp_path] * 3))
+    pieces = sum(counts[0][:2])
+    assert sum(misses for _, misses, _ in counts) == pieces
+    assert sum(hits for hits, _, _ in counts) == 2 * pieces
+    assert len({numbers for _, _, numbers in counts}) == 1
+
+
+@pytest.fixture
+def held(tmp_path, monkeypatch):
+    """An entry whose lock somebody has who does not come back."""
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(disk_cache.Entry, "patience", 0.2)
+    entry = disk_cache.Entry("x", "source")
+    with entry.alone():
+        yield entry
+
+
+def test_who_has_stopped_is_waited_for_once(held):
+    for _ in range(3):
+        with held.alone():
+            assert held.load() is None
+    assert disk_cache.Entry.patience == 0
+
+
+def test_what_another_process_has_saved_ends_the_wait(held, monkeypatch):
+    monkeypatch.setattr(disk_cache.Entry, "patience", 300.0)
+    monkeypatch.setattr(disk_cache.time, "sleep", lambda _: held.save(b"code"))
+    with held.alone():
+        assert held.load() == b"code"
+    assert disk_cache.Entry.patience == 300
+
+
+def test_it_is_locked_on_windows_too(tmp_path, monkeypatch):
+    """By msvcrt, whose lock is refused by PermissionError while another one has it."""
+    owners: list[int] = []
+
+    def locking(file: int, how: str, count: int) -> None:
+        assert (how, count) == ("not blocking", 1)
+        owners.append(file)
+        if len(owners) in (2, 3):
+            raise PermissionError(13, "Permission denied")
+
+    windows = ModuleType("msvcrt")
+    windows.locking, windows.LK_NBLCK = locking, "not blocking"
+    monkeypatch.setitem(sys.modules, "msvcrt", windows)
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    spec = util.spec_from_file_location("disk_cache_on_windows", disk_cache.__file__)
+    module = util.module_from_spec(spec)
+    with mock.patch.object(sys, "platform", "win32"):
+        spec.loader.exec_module(module)
+    entry = module.Entry("x", "source")
+    with entry.alone(), entry.alone():
+        assert len(owners) == 4  # the second one came three times
 
 
 ELSEWHERE = """

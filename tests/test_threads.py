@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
@@ -12,7 +14,8 @@ import pytest
 
 from helpers import outcome, random_problem, run_python
 from numba_rnn import use_backend
-from numba_rnn.kernels.cpu import passes, threads
+from numba_rnn.kernels.cpu import passes, plans, threads
+from numba_rnn.kernels.once import cached_property, once
 
 
 @pytest.fixture
@@ -149,3 +152,177 @@ def test_denormals_are_flushed_inside_and_nowhere_else(engine):
             dxs = engine.backward(p.cell, np.full((1, 1, 1), tiny), p.state, saved)[0]
         assert hs.item() == dxs.item() == 0
         assert tiny * np.float32(0.5) != 0
+
+
+# ---- the first use of a process
+
+FIRST_USE = """
+import faulthandler
+import threading
+import numpy as np
+import numba_rnn
+
+faulthandler.dump_traceback_later(250, exit=True)
+kinds = numba_rnn.TimeGRU, numba_rnn.TimeLSTM, numba_rnn.time_layer("mgu")
+x, together, results = np.ones((2, 3, 3), np.float32), threading.Barrier(8), set()
+
+def use(k):
+    together.wait()
+    layer = kinds[k % 3].create(3, 8, rng=0)
+    hs = layer.forward(x)
+    layer.backward(hs)
+    results.add((k % 3, hs.tobytes(), layer.grads[1].tobytes()))
+
+threads = [threading.Thread(target=use, args=(k,)) for k in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(len(results), hash(frozenset(results)))
+"""
+
+
+def test_eight_threads_at_once_in_twenty_fresh_processes():
+    environment = {"PYTHONHASHSEED": "0"}
+    said = {run_python(FIRST_USE, environment).stdout}  # it may compile
+    with ThreadPoolExecutor(2) as pool:
+        runs = pool.map(lambda _: run_python(FIRST_USE, environment).stdout, range(20))
+        assert {*said, *runs} == said
+    assert said.pop().startswith("3 ")  # one result for each kind of layer
+
+
+def test_once_is_once_however_many_threads_ask():
+    calls, together = [], threading.Barrier(8)
+
+    @once
+    def slow(k):
+        calls.append(k)
+        time.sleep(0.05)
+        return object()
+
+    def ask(_):
+        together.wait()
+        return slow(1)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(ask, range(8)))) == 1
+    assert calls == [1]
+
+
+def test_memory_that_is_given_back_goes_to_one_thread(monkeypatch):
+    """Another one may have taken it between a look and the taking."""
+
+    class Taken(list):
+        def __bool__(self):
+            return True
+
+    monkeypatch.setattr(plans.Kept, "spare", Taken())
+    assert plans.Kept(100, np.dtype(np.float32)).memory.nbytes >= 100
+
+
+def test_a_cached_property_has_no_lock_that_objects_share():
+    """That of Python 3.11 has: it holds up other threads, and a forked child forever."""
+    inside, leave = threading.Event(), threading.Event()
+
+    class Asked:
+        def __init__(self, slow):
+            self.slow = slow
+
+        @cached_property
+        def value(self):
+            if self.slow:
+                inside.set()
+                assert leave.wait(60)
+            return object()
+
+    with ThreadPoolExecutor(2) as pool:
+        slow = pool.submit(lambda: Asked(True).value)
+        assert inside.wait(60)
+        asked = Asked(False)
+        first = pool.submit(lambda: asked.value)
+        try:
+            assert first.result(60) is asked.value
+        finally:
+            leave.set()
+        slow.result(60)
+
+
+FORKS = """
+import faulthandler
+import os
+import threading
+import time
+import warnings
+import numpy as np
+import numba_rnn
+
+warnings.filterwarnings("ignore", message=".*multi-threaded.*fork", category=DeprecationWarning)
+x, kinds = np.ones((2, 3, 3), np.float32), ["gru", "lstm", "mgu", "light_gru"]
+mine = numba_rnn.TimeRNN.create(3, 8, rng=0)
+
+def use():
+    for kind in kinds:
+        layer = numba_rnn.time_layer(kind).create(3, 8, rng=0)
+        layer.backward(layer.forward(x))
+
+thread = threading.Thread(target=use)
+thread.start()
+children = []
+while len(children) < 6:
+    time.sleep(0.05)
+    child = os.fork()
+    if child == 0:
+        faulthandler.dump_traceback_later(200, exit=True)
+        mine.backward(mine.forward(x))
+        os._exit(0)
+    children.append(child)
+thread.join()
+print([os.waitpid(child, 0)[1] for child in children])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_children_forked_during_the_first_use_work():
+    run_python(FIRST_USE)  # it may compile
+    assert run_python(FORKS).stdout == "[0, 0, 0, 0, 0, 0]\n"
+
+
+LOCKED = """
+import faulthandler
+import os
+import threading
+import warnings
+from numba.core.compiler_lock import global_compiler_lock
+from llvmlite.binding import ffi
+import numba_rnn.kernels.cpu.engine
+from numba_rnn.kernels.once import LOCK
+
+warnings.filterwarnings("ignore", message=".*multi-threaded.*fork", category=DeprecationWarning)
+
+def fork(lock):
+    held, forked = threading.Event(), threading.Event()
+
+    def hold():
+        with lock:
+            held.set()
+            forked.wait(0.1)  # in vain: the fork waits for this thread
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    child = os.fork()
+    if child == 0:
+        faulthandler.dump_traceback_later(60, exit=True)
+        with lock:
+            os._exit(0)
+    forked.set()
+    thread.join()
+    return os.waitpid(child, 0)[1]
+
+print([fork(lock) for lock in (LOCK, global_compiler_lock, ffi.lib._lock)])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_fork_waits_for_what_a_child_would_wait_for():
+    assert run_python(LOCKED).stdout == "[0, 0, 0]\n"

@@ -29,11 +29,6 @@ from ..once import LOCKS_OF_LIBRARIES
 LOCKS_OF_LIBRARIES += [global_compiler_lock, ffi.lib._lock]
 
 
-def engine_source() -> str:
-    """The fingerprint of this engine's source."""
-    return fingerprint.of_engine(__package__)
-
-
 def compiled_function(function: Callable[..., Any], signature: Any, **options: Any) -> Any:
     """A function that Python calls: what ``numba.njit`` makes of it, for one signature."""
     made = njit(**options)(function)
@@ -56,10 +51,9 @@ def _compile(
     options: dict[str, Any],
     compile_now: Callable[[], Any],
 ) -> None:
+    source = fingerprint.of_engine(__package__)
     what = type(made).__name__, function.__module__, function.__qualname__, str(signature)
-    entry = disk_cache.Entry(
-        function.__name__, *what, sorted(options.items()), engine_source(), *_machine()
-    )
+    entry = disk_cache.Entry(function.__name__, source, what, sorted(options.items()), _machine())
     content = entry.load()
     with nullcontext() if content is not None else entry.alone():
         made._cache = _OnDisk(entry, content or entry.load())
@@ -137,5 +131,7 @@ def _say(what: str) -> None:
     later = "it is done once, later runs find it in the cache"
     if not disk_cache.is_writable():
         later = "later runs do it again: no folder can be written to; set NUMBA_CACHE_DIR"
+    elif fingerprint.of_engine(__package__) is None:
+        later = "later runs do it again"
     if sys.stderr is not None:
         print(f"numba_rnn: compiling {what} for this CPU; {later}.", file=sys.stderr, flush=True)
