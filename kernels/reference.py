@@ -224,7 +224,7 @@ class ReferenceEngine:
         bx, bh = (b, None) if cell.biases == 1 else b
         before = tuple(self.to_host(state) for state in before)
         rows = tuple(state.reshape(N * T, H) for state in before)
-        x_side = self.to_host(xs).reshape(N * T, -1) @ Wx + bx
+        x_side = self.to_host(xs).reshape(N * T, Wx.shape[0]) @ Wx + bx
         scale = None if steps.scale is None else np.repeat(self.to_host(steps.scale), T, axis=0)
         gates, *_ = _pre_activations(cell, x_side, rows, Wh, bh, w, scale)
         new, _ = cell.forward(gates, rows)
@@ -463,7 +463,7 @@ class ReferenceStream:
             for layer, H in zip(self._layers, sizes, strict=True)
         ]
         outputs = sizes[-1] if affine is None else affine[0].shape[1]
-        self.out = engine.xp.zeros((N, outputs) if N > 1 else outputs, dtype)
+        self.out = engine.xp.zeros(outputs if N == 1 else (N, outputs), dtype)
 
     @property
     def stepping(self) -> tuple[Callable[[Array, int], bool], int]:
@@ -480,7 +480,7 @@ class ReferenceStream:
         if x.shape != (*self.out.shape[:-1], inputs) or not np.isfinite(x).all():
             return False
         x = self._engine.to_device(x)
-        self._advance(x.reshape(self._N, inputs), self.out.reshape(self._N, -1))
+        self._advance(x.reshape(self._N, inputs), self.out.reshape(self._N, self.out.shape[-1]))
         return True
 
     def run(self, xs: Array, out: Array) -> bool:

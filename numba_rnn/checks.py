@@ -28,8 +28,8 @@ def spell(shape: tuple[int | str, ...]) -> str:
 
 
 def any_shape(value: Any) -> tuple[str, ...]:
-    """A shape for ``expect_array`` that fits any number of axes."""
-    return tuple(f"n{axis}" for axis in range(np.ndim(value)))
+    """A shape for ``expect_array`` that fits any number of axes, the first of a batch."""
+    return tuple(f"n{axis}" if axis else "N" for axis in range(np.ndim(value)))
 
 
 def accept(
@@ -91,9 +91,10 @@ def expect_array(
 ) -> None:
     """Refuse what is not an array of that shape and dtype.
 
-    In ``shape`` a number is a size that must agree, a letter a size that may be any but 0.
-    Without ``dtype`` float32 and float64 are accepted. ``here`` is an engine whose arrays are
-    accepted besides NumPy's. Raises TypeError or ValueError.
+    In ``shape`` a number is a size that must agree, a letter a size that may be any but 0, and
+    "N", the rows of a batch, a size that may be 0 too. Without ``dtype`` float32 and float64 are
+    accepted. ``here`` is an engine whose arrays are accepted besides NumPy's. Raises TypeError or
+    ValueError.
     """
     if not isinstance(value, np.ndarray):
         _expect_kind(name, value, shape, here, "an array")
@@ -102,9 +103,10 @@ def expect_array(
         or any(w != got for w, got in zip(shape, value.shape, strict=True) if isinstance(w, int))
     ):
         raise ValueError(f"{name}: expected shape {spell(shape)}, got {spell(value.shape)}")
-    if 0 in value.shape:
+    if any(n == 0 and w not in (0, "N") for w, n in zip(shape, value.shape, strict=True)):
         raise ValueError(
-            f"{name}: expected shape {spell(shape)} with no size 0, got {spell(value.shape)}"
+            f"{name}: expected shape {spell(shape)} with no size 0"
+            f"{' but N' if 'N' in shape else ''}, got {spell(value.shape)}"
         )
     if dtype is None:
         if value.dtype not in FLOATS:
@@ -143,6 +145,8 @@ def accept_mask(lengths: Any, mask: Any, shape: tuple[int, int], here: Home) -> 
         lengths = here.to_host(lengths)
     N, T = shape
     lengths = np.asarray(lengths)
+    if not lengths.size:
+        lengths = lengths.astype(np.intp)  # an empty list is one of floats
     if lengths.shape != (N,):
         raise ValueError(f"lengths: expected shape ({N},), got {spell(lengths.shape)}")
     expect_ids("lengths", lengths, ("N",), T + 1)

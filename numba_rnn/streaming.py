@@ -68,7 +68,7 @@ class Stream:
         bfloat16: bool = False,
     ) -> None:
         self.layers = _taken_apart(layers)
-        self.batch = expect_int("batch", batch)
+        self.batch = expect_int("batch", batch, 0)
         self.threads = expect_int("threads", threads)
         self.bfloat16 = bool(bfloat16)
         self._check_layers()

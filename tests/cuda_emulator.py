@@ -376,6 +376,8 @@ class EmulatedGpu:
         self.launched: list[str] = []
 
     def launch(self, kernel: Kernel, grid: tuple[int, int], arguments: Sequence[Any]) -> None:
+        if 0 in grid:  # as CUDA: "invalid argument"
+            raise EmulationError(f"{kernel.name}: a grid of {grid} blocks was launched")
         self.seed += 1
         self.launched.append(kernel.name)
         kernel = self.change(kernel)

@@ -85,4 +85,6 @@ class Particulars:
         if self._dinitial is None:
             return None
         S, N, H = self._sizes
-        return self._dinitial[:, :, :N].transpose(0, 2, 1, 3).reshape(S, N, -1)[:, :, :H]
+        _, units, _, lanes = self._dinitial.shape
+        numbers = self._dinitial[:, :, :N].transpose(0, 2, 1, 3)
+        return numbers.reshape(S, N, units * lanes)[:, :, :H]

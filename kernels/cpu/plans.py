@@ -134,7 +134,7 @@ def recipe(
     normalised = len(at.normalised)
     by_rows = by_rows or normalised > 0  # a row is normalised over all of its units
     apart = by_rows or not recurrent
-    rows = -(-N // shards) if by_rows else N  # of a shard
+    rows = max(1, -(-N // shards) if by_rows else N)  # of a shard
 
     def panels(count: int, rows: int) -> int:
         return count * (rows | 1) * VECTOR_BYTES
@@ -196,7 +196,7 @@ def chunk_steps(cell: Cell, N: int, T: int, D: int, H: int, size: int) -> int:
     """
     weight_bytes = size * (D + H) * H * len(cell.gates)
     rows = min(256 + weight_bytes // 20_000, 768)
-    most = max(2, -(-rows // N))
+    most = max(2, -(-rows // max(N, 1)))
     chunks = -(-T // most)
     return -(-T // chunks)
 
@@ -324,7 +324,7 @@ def kept_states(made: Recipe, kept: Kept, cell: Cell) -> tuple[Array, ...]:
     numbers = numbers.reshape(plan.chunks, len(cell.states), plan.units, plan.steps, N, lanes)
     # (states, N, chunks, steps, units, lanes)
     numbers = numbers.transpose(1, 4, 0, 3, 2, 5).reshape(
-        len(cell.states), N, -1, plan.units * lanes
+        len(cell.states), N, plan.chunks * plan.steps, plan.units * lanes
     )
     return tuple(np.ascontiguousarray(state) for state in numbers[:, :, :T, :H])
 

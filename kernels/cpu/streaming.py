@@ -163,7 +163,7 @@ def _entrance(many: bool, dtype: str, ndim: int, nogil: bool) -> Any:
     def enter(x, address):  # x (inputs,) or (N, inputs)
         N, inputs, alone = word(address, 2), word(address, 3), word(address, 4)
         start, last = x.ctypes.data, x.ndim - 1
-        if x.shape[last] != inputs or x.size != N * inputs or x.strides[last] != x.itemsize:
+        if x.shape[last] != inputs or x.size != N * inputs or (N and x.strides[last] != x.itemsize):
             return False
         for n in range(N):
             if not _finite(x, start + n * x.strides[0], inputs):
@@ -177,7 +177,7 @@ def _entrance(many: bool, dtype: str, ndim: int, nogil: bool) -> Any:
     def enter_many(x, out, address):  # x (N, T, inputs), out (N, T, outputs)
         N, inputs, alone = word(address, 2), word(address, 3), word(address, 4)
         T, start, row, time = x.shape[1], x.ctypes.data, x.strides[0], x.strides[1]
-        if x.shape[0] != N or x.shape[2] != inputs or x.strides[2] != x.itemsize:
+        if x.shape[0] != N or x.shape[2] != inputs or (N and x.strides[2] != x.itemsize):
             return False
         dense = time == inputs * x.itemsize
         for n in range(N):
@@ -241,7 +241,7 @@ class NumbaStream:
             packed = [pack_weights(layer.cell, layer.params, bfloat16) for layer in layers]
             top = pack_affine(affine) if affine is not None else None
             self._one = _Call(self._states, layers, packed, top, N, 1, shards)
-            steps, owners = max(2, 4096 // N), self._one.plans if N == 1 else None
+            steps, owners = max(2, 4096 // max(N, 1)), self._one.plans if N == 1 else None
             self._many = _Call(self._states, layers, packed, top, N, steps, shards, owners)
             # a step of a microsecond need not let other Python threads in
             long = N * sum(matrix.size for p in packed for matrix in p.memory) > 1 << 16

@@ -67,6 +67,8 @@ class CudaEngine(DeviceEngine):
         """How T steps of a batch of N rows and H units run, None: step by step; and why."""
         if dtype != np.float32:
             return None, "float64 has no tensor cores"
+        if not N:
+            return None, "no rows"
         key = cell, N, H, forward
         if key not in self._plans:
             self._plans[key] = tiling.plan(
@@ -295,12 +297,12 @@ class CudaEngine(DeviceEngine):
         kernel = updates.rule_kernel(rule, len(arrays), len(numbers), count)
         blocks = -(-gradient.size // (kernel.threads * count))
         numbers = [gradient.dtype.type(number) for number in numbers]
-        self.gpu.launch(kernel, (blocks, 1), (*whole, *numbers, gradient.size))
+        self._launch(kernel, (blocks, 1), (*whole, *numbers, gradient.size))
 
     def random(self, rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> Array:
         out, kernel = self.xp.empty(shape, dtype), updates.random_kernel()
         seed = int(rng.integers(2**63))
-        self.gpu.launch(kernel, (-(-out.size // kernel.threads), 1), (out, seed, out.size))
+        self._launch(kernel, (-(-out.size // kernel.threads), 1), (out, seed, out.size))
         return out
 
     def dropout(self, seed: int, shape: tuple[int, int], rate: float, dtype: Any) -> Array:
@@ -309,7 +311,7 @@ class CudaEngine(DeviceEngine):
         seeds = xp.asarray(np.array([seed], np.uint64).view(np.int64))
         limits = xp.asarray(np.array([draws.threshold(rate)], np.int64))
         given = out, left, seeds, limits, shape[1], out.size
-        self.gpu.launch(kernel, (-(-out.size // kernel.threads), 1), given)
+        self._launch(kernel, (-(-out.size // kernel.threads), 1), given)
         return out
 
     def product(self, a: Array, b: Array) -> Array:
@@ -323,7 +325,7 @@ class CudaEngine(DeviceEngine):
         count = self._count(H, [out, values])
         kernel = updates.add_rows_kernel(count)
         grid = len(rows), -(-H // (kernel.threads * count))
-        self.gpu.launch(kernel, grid, (out, values, rows, order, H, len(rows)))
+        self._launch(kernel, grid, (out, values, rows, order, H, len(rows)))
 
     # ---- what both need
 
@@ -350,6 +352,11 @@ class CudaEngine(DeviceEngine):
         array = self.xp.ascontiguousarray(array)
         return array if self.gpu.address(array) % 16 == 0 else array.copy()
 
+    def _launch(self, kernel: Kernel, grid: tuple[int, int], arguments: Sequence[Any]) -> None:
+        """Start a kernel; CUDA refuses a grid without blocks, which no rows make."""
+        if 0 not in grid:
+            self.gpu.launch(kernel, grid, arguments)
+
     def _count(self, numbers: int, arrays: Sequence[Array]) -> int:
         """How many numbers a thread takes at once: 16 bytes where they and the arrays allow it."""
         wide = 16 // arrays[0].dtype.itemsize
@@ -360,7 +367,7 @@ class CudaEngine(DeviceEngine):
         """What launches a gate kernel for a step t."""
         kernel, grid = self._gates(cell, name, given)
         more, (N, T, H) = given.to(gates.particular(name, given.form)), given.sizes
-        return lambda t, *arrays: self.gpu.launch(kernel, grid, (*arrays, *more, t, T, N, H))
+        return lambda t, *arrays: self._launch(kernel, grid, (*arrays, *more, t, T, N, H))
 
     def _normalising(
         self, cell: Cell, given: Given, backward: bool
@@ -373,7 +380,7 @@ class CudaEngine(DeviceEngine):
             if not count:
                 return lambda t, *arrays: None
             kernel = normalising.kernel(cell, late, backward, self.gpu.device.threads)
-            return lambda t, *arrays: self.gpu.launch(kernel, (N, count), (*arrays, t, T, N, H))
+            return lambda t, *arrays: self._launch(kernel, (N, count), (*arrays, t, T, N, H))
 
         return launching(False), launching(True)
 
@@ -381,7 +388,7 @@ class CudaEngine(DeviceEngine):
         """What launches a gate kernel for all steps."""
         kernel, grid = self._gates(cell, name, given)
         more, (N, T, H) = given.to(gates.particular(name, given.form)), given.sizes
-        return lambda *arrays: self.gpu.launch(kernel, grid, (*arrays, *more, T, N, H))
+        return lambda *arrays: self._launch(kernel, grid, (*arrays, *more, T, N, H))
 
     def _gates(self, cell: Cell, name: str, given: Given) -> tuple[Kernel, tuple[int, int]]:
         """A gate kernel and its grid; a thread has 16 bytes where that divides H, else a number."""
@@ -405,7 +412,7 @@ class CudaEngine(DeviceEngine):
         kernel = persistent.kernel(cell, c, plan.tiles, given.form)
         weights, more = tiling.packed(xp, Wh, c), given.to(given.form.takes(not c.forward))
         arguments = weights, *arrays, *more, exchange, counters, T, N, H
-        self.gpu.launch(kernel, (c.blocks, plan.groups), arguments)
+        self._launch(kernel, (c.blocks, plan.groups), arguments)
 
 
 _OUT_OF_MEMORY = re.compile("ALLOC_FAILED|OUT_OF_MEMORY|out of memory")  # cuBLAS, the driver

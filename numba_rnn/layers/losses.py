@@ -3,6 +3,10 @@
 A loss runs where its scores xs are. In host memory it returns a float; on a device an array
 without axes, of which ``float(loss)`` makes one, waiting for the device. Targets in host memory are
 checked there and then copied; to check targets on a device is to wait for it.
+
+A loss is a mean. Over a batch of no rows it is NaN, as NumPy's and PyTorch's is, and the gradient
+is as empty as xs. Where there are rows, and a mask or labels say that none counts, the loss and the
+gradient are 0.
 """
 
 import math
@@ -70,7 +74,7 @@ class TimeSoftmaxWithLoss(_Loss):
             )
         on_device = accept_ids("ts", ts, (N, T), V, here, ignore=self.ignore_label)
         counted = ts != self.ignore_label
-        count = max(int(counted.sum()), 1)  # of ts as given: nothing to wait for
+        count = _divisor(int(counted.sum()), xs)  # of ts as given: nothing to wait for
         scores, labels, xp = xs.reshape(N * T, V), on_device.reshape(-1), here.xp
         rows, counts = xp.arange(N * T), here.to_device(counted).reshape(-1)
 
@@ -93,19 +97,24 @@ class TimeSoftmaxWithLoss(_Loss):
         return gradient.reshape(shape)
 
 
-def _counted(mask: Any, xs: Array, ts: Any, here: Engine) -> tuple[Any, Any, int]:
-    """ts with 0 at steps that do not count, a mask for xs or None, and how many numbers count."""
+def _divisor(count: int, xs: Array) -> float:
+    """What a sum over xs, of which so many numbers count, is divided by to be their mean."""
+    return count or (1 if xs.size else math.nan)
+
+
+def _counted(mask: Any, xs: Array, ts: Any, here: Engine) -> tuple[Any, Any, float]:
+    """ts with 0 at steps that do not count, a mask for xs or None, and what makes a sum a mean."""
     if mask is None:
-        return ts, None, xs.size
+        return ts, None, _divisor(xs.size, xs)
     if xs.ndim < 2:
         raise ValueError(f"mask: expected it with xs (N, T, ...), got xs of shape {xs.shape}")
     flags = accept_flags("mask", mask, xs.shape[:2], here)
-    count = int(flags.sum()) * (xs.size // flags.size)
+    count = int(flags.sum()) * math.prod(xs.shape[2:])
     wide = flags.reshape(*flags.shape, *(1,) * (xs.ndim - 2))
     if np.shape(ts) == xs.shape:
         at_home = np if isinstance(ts, np.ndarray) else here.xp
         ts = at_home.where(wide if at_home is np else here.to_device(wide), ts, ts.dtype.type(0))
-    return ts, here.to_device(wide), count
+    return ts, here.to_device(wide), _divisor(count, xs)
 
 
 class TimeSigmoidWithLoss(_Loss):
@@ -123,18 +132,18 @@ class TimeSigmoidWithLoss(_Loss):
         kind = getattr(getattr(ts, "dtype", None), "kind", "f")
         targets = accept("ts", ts, xs.shape, ts.dtype if kind in "iub" else xs.dtype, here)
         expect_finite("ts", ts)
-        if ts.min() < 0 or ts.max() > 1:
+        if ts.size and (ts.min() < 0 or ts.max() > 1):
             raise ValueError(f"ts: expected numbers from 0 to 1, got {ts.min()} to {ts.max()}")
         targets = targets.astype(xs.dtype)
         self._tape = xs.copy(), targets, there, count, xp
         # -t log y - (1 - t) log(1 - y), with y = sigmoid(x), in a form without overflow
         losses = xp.maximum(xs, 0) - xs * targets + xp.log1p(xp.exp(-xp.abs(xs)))
         losses = losses if there is None else xp.where(there, losses, losses.dtype.type(0))
-        return here.scalar(losses.sum(dtype=np.float64) / max(count, 1))
+        return here.scalar(losses.sum(dtype=np.float64) / count)
 
     def _gradient(self, dout: float, *tape: Any) -> Array:
         xs, targets, there, count, xp = tape
-        gradient = (sigmoid(xs) - targets) * xs.dtype.type(dout / max(count, 1))
+        gradient = (sigmoid(xs) - targets) * xs.dtype.type(dout / count)
         return gradient if there is None else xp.where(there, gradient, xs.dtype.type(0))
 
 
@@ -155,8 +164,8 @@ class TimeMSE(_Loss):
         difference = xs - targets
         if there is not None:
             difference = here.xp.where(there, difference, xs.dtype.type(0))
-        self._tape = difference, max(count, 1)
-        return here.scalar(here.xp.square(difference, dtype=np.float64).sum() / max(count, 1))
+        self._tape = difference, count
+        return here.scalar(here.xp.square(difference, dtype=np.float64).sum() / count)
 
     def _gradient(self, dout: float, *tape: Any) -> Array:
         difference, count = tape
