@@ -37,6 +37,7 @@ State = tuple[Array, ...]
 Normalised = dict[int, tuple[Array, Array]]  # a normalised gate's numbers, and 1 / deviation
 
 UPDATED_AT_ONCE = 32768  # numbers that fit the cache together with what is made of them
+SUMMED_AT_ONCE = 2048  # terms of a sum, before it is added to another
 
 
 class Gradients(NamedTuple):
@@ -191,17 +192,19 @@ class ReferenceEngine:
 
         weights = range(len(cell.gates) - len(cell.weights), len(cell.gates))
         x_side, h_side = columns(cell.input_gates), columns(cell.recurrent_gates)
-        dWx = xs.reshape(N * T, D).T @ x_side
-        dWh = h_before.reshape(N * T, H).T @ h_side
+        dWx = self.product(xs.reshape(N * T, D).T, x_side)
+        dWh = self.product(h_before.reshape(N * T, H).T, h_side)
         if cell.second:
-            dWh[:, early * H :] = operands.reshape(N * T, H).T @ h_side[:, early * H :]
-        db = x_side.sum(axis=0)
+            late = operands.reshape(N * T, H).T
+            dWh[:, early * H :] = self.product(late, h_side[:, early * H :])
+        db = self.sum_rows(x_side)
         if cell.biases == 2:
-            db = np.stack([db, h_side.sum(axis=0)])
-        dw = columns(weights).sum(axis=0).reshape(len(weights), H)
+            db = np.stack([db, self.sum_rows(h_side)])
+        dw = self.sum_rows(columns(weights)).reshape(len(weights), H)
         dxs = (x_side @ Wx.T).reshape(N, T, D) if inputs else None
         dparams = cell.own(dWx, dWh, db, dw)
-        return Gradients(dxs, dstate, dparams, dinitial.sum(axis=1), dstates)
+        dinitial = np.stack([self.sum_rows(d) for d in dinitial])
+        return Gradients(dxs, dstate, dparams, dinitial, dstates)
 
     def before(self, cell: Cell, saved: Any) -> tuple[Array, ...]:
         """The state that every step of a forward pass saw, (N, T, H) each."""
@@ -317,15 +320,34 @@ class ReferenceEngine:
         """How the steps of so many rows and units run, and why, where an engine has a choice."""
         return {}
 
+    # ---- sums of many numbers: in parts, so that rounding errors do not grow with their count
+
     def product(self, a: Array, b: Array) -> Array:
         """a b for matrices, as exact as the engine's other products."""
-        return a @ b
+        return product_in_parts(self.xp.matmul, a, b)
+
+    def sum_rows(self, rows: Array) -> Array:
+        """The sum of the rows (K, M) of a matrix, (M,)."""
+        K, M = rows.shape
+        each = math.isqrt(K)
+        if each < 16:
+            return rows.sum(axis=0)
+        whole = K - K % each
+        parts = rows[:whole].reshape(whole // each, each, M).sum(axis=1)
+        return parts.sum(axis=0) + rows[whole:].sum(axis=0)
 
     def add_rows(self, out: Array, rows: Array, values: Array) -> None:
         """out[rows[k]] += values[k] for every k, repeated rows adding up (embedding gradient).
 
         out (V, D), rows (K,) of any integer dtype, values (K, D); the result is always the same.
         """
+        if len(rows) > SUMMED_AT_ONCE:  # equal rows side by side, and the sums of their parts
+            order = np.argsort(rows, kind="stable")
+            rows, values = rows[order], values[order]
+            begins = np.arange(len(rows)) % 256 == 0
+            begins[1:] |= rows[1:] != rows[:-1]
+            first = np.flatnonzero(begins)
+            rows, values = rows[first], np.add.reduceat(values, first, axis=0)
         np.add.at(out, rows, values)
 
     # ---- where the arrays are
@@ -385,9 +407,9 @@ class ReferenceEngine:
         It does not overflow where squares in float32 would.
         """
         with np.errstate(over="ignore"):
-            norms = [float(np.linalg.norm(array)) for array in arrays]
+            norms = [_norm(array) for array in arrays]
         if math.isinf(max(norms, default=0.0)):  # the squares overflowed, perhaps not the norm
-            norms = [float(np.linalg.norm(array.astype(np.float64))) for array in arrays]
+            norms = [_norm(array.astype(np.float64)) for array in arrays]
         return math.hypot(*norms)
 
     def clip(self, arrays: Sequence[Array], limit: float) -> Any:
@@ -506,6 +528,23 @@ class ReferenceStream:
         out[...] = x if self._affine is None else x @ self._affine[0] + self._affine[1]
 
 
+def product_in_parts(matmul: Callable[[Array, Array], Array], a: Array, b: Array) -> Array:
+    """a b for matrices, whose contraction may be long."""
+    out = matmul(a[:, :SUMMED_AT_ONCE], b[:SUMMED_AT_ONCE])
+    for start in range(SUMMED_AT_ONCE, b.shape[0], SUMMED_AT_ONCE):
+        part = slice(start, start + SUMMED_AT_ONCE)
+        out += matmul(a[:, part], b[part])
+    return out
+
+
+def _norm(array: Array) -> float:
+    """The Euclidean norm of an array's numbers, whose squares are summed in parts."""
+    numbers = array.ravel(order="K")
+    starts = range(0, numbers.size, UPDATED_AT_ONCE)
+    parts = (numbers[start : start + UPDATED_AT_ONCE] for start in starts)
+    return math.sqrt(sum(float(part @ part) for part in parts))
+
+
 def skip(rng: np.random.Generator, count: int, dtype: Any) -> None:
     """Leave a generator with a PCG64 as if ``rng.random(count, dtype=dtype)`` had been drawn.
 
@@ -530,6 +569,8 @@ def expect_consistent(cell: Cell, xs: Array, state: State, params: Sequence[Arra
     Raises ValueError for a shape, TypeError for a dtype.
     """
     N, _, D = xs.shape
+    if not xs.dtype.isnative:
+        raise TypeError(f"xs: expected numbers in the machine's byte order, got {xs.dtype}")
     wanted = cell.shapes(D, cell.hidden_size(params))
     if len(params) != len(wanted):
         raise ValueError(f"params: expected {', '.join(wanted)}, got {len(params)} arrays")

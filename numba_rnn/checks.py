@@ -20,6 +20,7 @@ class Home(Protocol):
 
 _DLPACK_CPU = 1  # its number for host memory
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+_PLAIN = (np.ndarray, np.memmap)  # a subclass means more by its numbers than is computed here
 
 
 def spell(shape: tuple[int | str, ...]) -> str:
@@ -42,13 +43,48 @@ def accept(
     """An array as ``expect_array`` wants it, where the engine has its arrays.
 
     For an engine on a device a NumPy array is copied there, once; what has DLPack comes in
-    without a copy. For an engine on the CPU the array comes back as it is, and one on a device
-    is refused: what goes there is for the caller to say.
+    without a copy. For an engine on the CPU the array comes back as it is, or as a copy where its
+    numbers are not aligned, and one on a device is refused: what goes there is for the caller to
+    say.
     """
     if not isinstance(value, np.ndarray):
         value = adopt(value, here)
     expect_array(name, value, shape, dtype, here)
-    return here.to_device(value)
+    return here.to_device(_aligned(value))
+
+
+def _aligned(array: Array) -> Array:
+    """A NumPy array as compiled code reads it: numbers in the machine's byte order, each at a
+    multiple of its size. It is copied where it is another, as a column of packed records is."""
+    if not isinstance(array, np.ndarray):
+        return array
+    if not (array.flags.aligned and array.dtype.isnative):
+        return array.astype(array.dtype.newbyteorder("="))
+    return np.asarray(array)  # of a memmap: the same memory
+
+
+def expect_plain_array(name: str, value: Any) -> None:
+    """Refuse arrays that are more than arrays, in a list too: masked ones, matrices, quantities.
+
+    Raises TypeError; files in memory (np.memmap) are plain.
+    """
+    for array in value if isinstance(value, (list, tuple)) else (value,):
+        if isinstance(array, np.ndarray) and type(array) not in _PLAIN:
+            raise TypeError(f"{name}: expected a plain array, got {_more_than_plain(name, array)}")
+
+
+def _more_than_plain(name: str, array: Array) -> str:
+    """The kind of such an array, and the remedy."""
+    remedy = f"np.asarray({name}) is a plain array"
+    if isinstance(array, np.ma.MaskedArray):
+        remedy = f"layers and losses take mask= for steps that are missing, {name}.data is plain"
+    return f"{type(array).__name__}; {remedy}"
+
+
+def as_array(name: str, value: Any) -> Array:
+    """A NumPy array of what is like an array; refused is what ``expect_plain_array`` refuses."""
+    expect_plain_array(name, value)
+    return np.asarray(value)
 
 
 def adopt(value: Any, here: Home) -> Any:
@@ -67,7 +103,11 @@ def adopt(value: Any, here: Home) -> Any:
 def _expect_kind(
     name: str, value: Any, shape: tuple[int | str, ...], here: Home | None, what: str
 ) -> None:
-    """Refuse what is no NumPy array, unless it is one of the engine's."""
+    """Refuse what is no plain NumPy array, unless it is one of the engine's device."""
+    if isinstance(value, np.ndarray):
+        raise TypeError(
+            f"{name}: expected {what} of shape {spell(shape)}, got {_more_than_plain(name, value)}"
+        )
     if here is not None and here.owns(value):
         return
     if hasattr(value, "__cuda_array_interface__"):
@@ -96,7 +136,7 @@ def expect_array(
     accepted. ``here`` is an engine whose arrays are accepted besides NumPy's. Raises TypeError or
     ValueError.
     """
-    if not isinstance(value, np.ndarray):
+    if type(value) not in _PLAIN:
         _expect_kind(name, value, shape, here, "an array")
     if value.shape != shape and (
         value.ndim != len(shape)
@@ -122,7 +162,7 @@ def accept_flags(name: str, flags: Any, shape: tuple[int, int], here: Home) -> A
     """Booleans (N, T), as a NumPy array on every engine; one on a device is waited for."""
     if here.owns(flags) and not isinstance(flags, np.ndarray):
         flags = here.to_host(flags)
-    flags = np.asarray(flags)
+    flags = as_array(name, flags)
     if flags.dtype != bool:
         raise TypeError(f"{name}: expected booleans of shape {spell(shape)}, got {flags.dtype}")
     if flags.shape != shape:
@@ -144,7 +184,7 @@ def accept_mask(lengths: Any, mask: Any, shape: tuple[int, int], here: Home) -> 
     if here.owns(lengths) and not isinstance(lengths, np.ndarray):
         lengths = here.to_host(lengths)
     N, T = shape
-    lengths = np.asarray(lengths)
+    lengths = as_array("lengths", lengths)
     if not lengths.size:
         lengths = lengths.astype(np.intp)  # an empty list is one of floats
     if lengths.shape != (N,):
@@ -175,7 +215,7 @@ def accept_ids(
     """
     ids = adopt(ids, here)
     expect_ids(name, ids, shape, limit, ignore, here)
-    return here.to_device(ids)
+    return here.to_device(_aligned(ids))
 
 
 def expect_ids(
@@ -187,7 +227,7 @@ def expect_ids(
     here: Home | None = None,
 ) -> None:
     """Refuse what is not an integer array with values in 0 .. limit - 1 (or ``ignore``)."""
-    if not isinstance(ids, np.ndarray):
+    if type(ids) not in _PLAIN:
         _expect_kind(name, ids, shape, here, "an integer array")
     if ids.dtype.kind not in "iu":
         raise TypeError(

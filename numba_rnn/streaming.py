@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .backend import engine_of
-from .checks import Array, accept, expect_finite, expect_int
+from .checks import Array, accept, as_array, expect_finite, expect_int, expect_plain_array
 from .layers.base import Layer
 from .layers.dense import TimeAffine
 from .layers.projected import TimeProjectedLSTM
@@ -139,16 +139,13 @@ class Stream:
         stay. Raises ValueError for a wrong shape, NaN or infinity, TypeError for a wrong dtype;
         the state is then as it was.
         """
-        try:
-            if (
-                (x.dtype is self._dtype or x.dtype == self._dtype)
-                and x.ndim == self._axes
-                and self._step(x, self._address)
-            ):
-                return self._out
-        except (AttributeError, TypeError):
-            if isinstance(x, np.ndarray):
-                raise
+        if (
+            type(x) in self._kinds
+            and (x.dtype is self._dtype or x.dtype == self._dtype)
+            and x.ndim == self._axes
+            and self._step(x, self._address)
+        ):
+            return self._out
         shape = (self.input_size,) if self.batch == 1 else (self.batch, self.input_size)
         x = accept("x", x, shape, self.dtype, self._engine)
         expect_finite("x", x)
@@ -161,6 +158,7 @@ class Stream:
         out   where the result goes; a new array if left out
         """
         one = self.batch == 1
+        expect_plain_array("out", out)
         if out is None:
             out = self._engine.xp.empty((*np.shape(frames)[:-1], self._outputs), self._dtype)
         elif not self._is_result(out, frames):
@@ -169,11 +167,14 @@ class Stream:
                 f"shape {(*np.shape(frames)[:-1], self._outputs)}, apart from frames"
             )
         to = out[None] if one else out
-        try:
-            if out.size and self._running.run(frames[None] if one else frames, to):
-                return out
-        except (TypeError, IndexError):
-            pass  # no array, or of another dtype or number of axes
+        if (
+            type(frames) in self._kinds
+            and frames.dtype == self._dtype
+            and frames.ndim == self._axes + 1
+            and out.size
+            and self._running.run(frames[None] if one else frames, to)
+        ):
+            return out
         shape: tuple[int | str, ...] = ("T", self.input_size)
         shape = shape if one else (self.batch, *shape)
         frames = accept("frames", frames, shape, self.dtype, self._engine)
@@ -190,6 +191,7 @@ class Stream:
             and out.dtype == self._dtype
             and out.flags.c_contiguous
             and getattr(out.flags, "writeable", True)
+            and getattr(out.flags, "aligned", True)
             and not (self._engine.owns(frames) and self._engine.xp.may_share_memory(out, frames))
         )
 
@@ -239,6 +241,7 @@ class Stream:
         self._step, self._address = self._running.stepping
         self._out, self._axes = self._running.out, 1 if self.batch == 1 else 2
         self._outputs, self._dtype = self.output_size, np.dtype(self.dtype.type)
+        self._kinds = np.ndarray, self._engine.xp.ndarray
         if state is None:
             self.reset()
         else:
@@ -260,7 +263,7 @@ def _taken_apart(layers: Any) -> list[Any]:
 
 def _expect_rows(rows: Any, batch: int) -> Array:
     """Numbers of sequences, or a mask, as an index."""
-    index = np.asarray(rows)
+    index = as_array("rows", rows)
     if index.dtype == bool:
         if index.shape != (batch,):
             raise ValueError(f"rows: expected a mask of shape ({batch},), got {index.shape}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .checks import Array, expect_choice, expect_int
+from .checks import Array, expect_choice, expect_int, expect_plain_array
 
 LEVELS = ("char", "word")
 UNKNOWN = {"char": "\ufffd", "word": "<unk>"}
@@ -103,6 +103,7 @@ class Vocabulary:
 
     def decode(self, numbers: Array) -> str:
         """The text of token numbers."""
+        expect_plain_array("numbers", numbers)
         found = [self.members[int(k)] for k in numbers]
         if self.level == "char":
             return "".join(found)

@@ -24,6 +24,8 @@ from .sequence import (
 )
 from .simd import VECTOR_BYTES
 
+SUMMED_AT_ONCE = 768  # rows, the most of a chunk but where a step has more
+
 
 @part_of_a_piece
 def from_gates(plan, delta, gates, weights, p0, p1, out, out_row, out_panel, columns, M):
@@ -281,11 +283,13 @@ def _outer(plan, a, a_columns, gate, block, p, out, out_row, bias, rows, add):
     """
     W = VECTOR_BYTES // plan.size
     delta, panel, units, last = _block_of(plan, gate, block)
-    call(plan.multiply_transposed, (
-        a + p * panel, 0, W * VECTOR_BYTES, 0, 1, rows, delta, panel,
-        out + p * W * out_row, out_row, VECTOR_BYTES,
-        min(W, a_columns - p * W), units, last, add, 0,
-    ))  # fmt: skip
+    for start in range(0, max(rows, 1), SUMMED_AT_ONCE):
+        skip = start * VECTOR_BYTES
+        call(plan.multiply_transposed, (
+            a + p * panel + skip, 0, W * VECTOR_BYTES, 0, 1, min(rows - start, SUMMED_AT_ONCE),
+            delta + skip, panel, out + p * W * out_row, out_row, VECTOR_BYTES,
+            min(W, a_columns - p * W), units, last, add if start == 0 else 1, 0,
+        ))  # fmt: skip
     if bias and p == 0:
         _add_up(plan, gate, block, bias, rows, add)
 
@@ -294,7 +298,9 @@ def _outer(plan, a, a_columns, gate, block, p, out, out_row, bias, rows, add):
 def _add_up(plan, gate, block, out, rows, add):
     """out = the sum of the rows of delta of a gate's four unit-panels, or out += it."""
     delta, panel, units, last = _block_of(plan, gate, block)
-    call(plan.add_up, (delta, panel, rows, out, last, add, units))
+    for start in range(0, max(rows, 1), SUMMED_AT_ONCE):
+        count, more = min(rows - start, SUMMED_AT_ONCE), add if start == 0 else 1
+        call(plan.add_up, (delta + start * VECTOR_BYTES, panel, count, out, last, more, units))
 
 
 @part_of_a_piece

@@ -73,7 +73,7 @@ class NumbaEngine(ReferenceEngine):
                     dstates[:, part.times] = seen
         first, through = d[:-1], d[-1]
         first[0] += through if run.steps.scale is None else through * run.steps.scale
-        dinitial = None if stopped is None else stopped.sum(axis=1)
+        dinitial = None if stopped is None else np.stack(list(map(self.sum_rows, stopped)))
         return Gradients(
             dxs if inputs else None, tuple(first), without_weights(cell, into), dinitial, dstates
         )

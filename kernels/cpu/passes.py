@@ -112,6 +112,8 @@ class Pass:
         inputs   whether dxs is asked for; it is not filled if not
         stopped  (S, N, H), what resets in later parts have stopped
         """
+        if dhs.dtype != self.xs.dtype:
+            raise TypeError(f"dhs: expected {self.xs.dtype}, as xs is, got {dhs.dtype}")
         made = self._recipe(_backward.backward, True, add=add)
         dhs, d_out = rows_plain(dhs), np.empty_like(d)
         dxs = np.empty(self.xs.shape, self.xs.dtype)

@@ -251,8 +251,9 @@ def address_of(array: Array) -> int:
 
 
 def plain(array: Array) -> Array:
-    """C-contiguous, by a copy if need be."""
-    return array if array.flags.c_contiguous else np.ascontiguousarray(array)
+    """C-contiguous and aligned, by a copy if need be."""
+    fits = array.flags.c_contiguous and array.flags.aligned
+    return array if fits else array.copy()
 
 
 def with_weights(cell: Cell, params: Sequence[Array]) -> tuple[Array, Array, Array]:
@@ -275,8 +276,9 @@ def without_weights(cell: Cell, gradients: Sequence[Array]) -> tuple[Array, ...]
 
 
 def rows_plain(array: Array) -> Array:
-    """The last axis without gaps, by a copy if need be."""
-    return array if array.strides[2] == array.itemsize else np.ascontiguousarray(array)
+    """The last axis without gaps, and aligned, by a copy if need be."""
+    fits = array.strides[2] == array.itemsize and array.flags.aligned
+    return array if fits else array.copy()
 
 
 def aligned(size: int, dtype: Any) -> tuple[Array, int]:

@@ -177,19 +177,25 @@ def _emit_tile(builder, vector, rows, vectors, kind, p):
         _, b, *sums = _emit_loop(builder, rest, [a_k, b, *sums], products(1, _I64(one)))
         return builder.add(start, a_group), b, *sums
 
-    zero, start = ir.Constant(vector.llvm, [0.0] * vector.lanes), builder.block
-    with builder.if_then(builder.icmp_signed("!=", add, _I64(0))):
-        old = [emit_load_part(builder, vector, *place) for place in places]
+    adding = builder.icmp_signed("!=", add, _I64(0))
+    with builder.if_then(adding):
         for place, _ in places:  # the tile below this one comes next
             below = builder.add(place, builder.mul(c_row, _I64(rows)))
             emit_prefetch(builder, below, cache=1, for_writing=True)
+    zero = ir.Constant(vector.llvm, [0.0] * vector.lanes)
+    _, _, *sums = _emit_loop(builder, groups, [a, b, *[zero] * len(places)], group)
+    start = builder.block
+    with builder.if_then(adding):  # now, not before: sums that begin large are rounded roughly
+        totals = [
+            builder.fadd(emit_load_part(builder, vector, *place), value)
+            for value, place in zip(sums, places, strict=True)
+        ]
         end = builder.block
-    sums = [builder.phi(vector.llvm) for _ in places]
-    for phi, value in zip(sums, old, strict=True):
-        phi.add_incoming(zero, start)
-        phi.add_incoming(value, end)
-    _, _, *sums = _emit_loop(builder, groups, [a, b, *sums], group)
-    for value, place in zip(sums, places, strict=True):
+    results = [builder.phi(vector.llvm) for _ in places]
+    for phi, value, total in zip(results, sums, totals, strict=True):
+        phi.add_incoming(value, start)
+        phi.add_incoming(total, end)
+    for value, place in zip(results, places, strict=True):
         emit_store_part(builder, vector, value, *place)
 
 
@@ -336,8 +342,11 @@ def add_up(frame):
     for k in range(count):
         lanes = last_lanes if k == count - 1 else W
         total = load_part(frame, out, lanes * add)
-        for r in range(rows):
-            total = total + load(frame, panels + r * VECTOR_BYTES)
+        for start in range(0, rows, 32):  # the sum of a few rows is added to that of the others
+            part = load_part(frame, out, 0)
+            for r in range(start, min(start + 32, rows)):
+                part = part + load(frame, panels + r * VECTOR_BYTES)
+            total = total + part
         store_part(total, out, lanes)
         panels += panel
         out += VECTOR_BYTES

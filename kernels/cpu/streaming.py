@@ -165,6 +165,8 @@ def _entrance(many: bool, dtype: str, ndim: int, nogil: bool) -> Any:
         start, last = x.ctypes.data, x.ndim - 1
         if x.shape[last] != inputs or x.size != N * inputs or (N and x.strides[last] != x.itemsize):
             return False
+        if (start | x.strides[0]) % x.itemsize:  # not aligned
+            return False
         for n in range(N):
             if not _finite(x, start + n * x.strides[0], inputs):
                 return False
@@ -178,6 +180,8 @@ def _entrance(many: bool, dtype: str, ndim: int, nogil: bool) -> Any:
         N, inputs, alone = word(address, 2), word(address, 3), word(address, 4)
         T, start, row, time = x.shape[1], x.ctypes.data, x.strides[0], x.strides[1]
         if x.shape[0] != N or x.shape[2] != inputs or (N and x.strides[2] != x.itemsize):
+            return False
+        if (start | row | time) % x.itemsize:  # not aligned
             return False
         dense = time == inputs * x.itemsize
         for n in range(N):
@@ -200,8 +204,9 @@ def _entrance(many: bool, dtype: str, ndim: int, nogil: bool) -> Any:
     takes = (x, types.Array(kind, 3, "C"), int64) if many else (x, int64)
     function = enter_many if many else enter
     made = compiled_function(function, boolean(*takes), nogil=nogil, error_model="numpy")
-    # a step of half a microsecond: without Numba's search for the signature, which takes 0.1
-    return made if many else made.overloads[takes].entry_point
+    # without Numba's search for a signature: it takes 0.1 microseconds, a step half of one, and
+    # tells neither byte orders apart nor, once it has seen the other, aligned arrays
+    return made.overloads[takes].entry_point
 
 
 # ---- from Python
@@ -263,7 +268,7 @@ class NumbaStream:
         x (N, inputs), or (inputs,) for a batch of one, must be an array of the stream's dtype and
         of that many axes: this is not checked. The result is in ``out``. Returns False, and does
         nothing, where x has another shape, a number in it is not finite, or the numbers of a row
-        do not lie side by side.
+        are not aligned or do not lie side by side.
         """
         return (self._step_together if self._one.shared else self._enter), self._one.address
 
@@ -279,8 +284,11 @@ class NumbaStream:
         """xs (N, T, inputs) -> out (N, T, outputs), which must fit.
 
         False, and nothing done, where xs has another shape, a number in it is not finite, or the
-        numbers of a row do not lie side by side. Raises TypeError where the dtype is another.
+        numbers of a row are not aligned or do not lie side by side. Raises TypeError where the
+        dtype is another, or the number of axes.
         """
+        if xs.dtype != self.out.dtype or xs.ndim != 3:
+            raise TypeError(f"xs: expected an array of {self.out.dtype} with three axes")
         many = self._many
         fits = self._enter_many(xs, out, many.address)
         if fits and many.shared:

@@ -31,7 +31,7 @@ from .. import disk_cache, draws
 from ..cells import Cell
 from ..device import DeviceEngine
 from ..layout import Layout, layout
-from ..reference import Array, Gradients, State, expect_consistent
+from ..reference import Array, Gradients, State, expect_consistent, product_in_parts
 from ..steps import PLAIN, Steps
 from . import gates, normalising, persistent, products, tiling, updates
 from .given import Given
@@ -221,15 +221,15 @@ class CudaEngine(DeviceEngine):
             dWh.append(self._product(h_before.T, early_rows))
         if at.late:
             dWh.append(self._product(operands.reshape(T * N, H).T, rows[:, late_columns]))
-        db = [_cell_order(xp, x_rows.sum(axis=0)[None], at.x_blocks, H)]
+        db = [_cell_order(xp, self.sum_rows(x_rows)[None], at.x_blocks, H)]
         if cell.biases == 2:
             # such a cell has no second product: these are all gates that h Wh feeds
-            db.append(_cell_order(xp, early_rows.sum(axis=0)[None], at.h_blocks, H))
+            db.append(_cell_order(xp, self.sum_rows(early_rows)[None], at.h_blocks, H))
         gradients = cell.own(
             _cell_order(xp, dWx, at.x_blocks, H),
             _cell_order(xp, xp.concatenate(dWh, axis=1), at.h_blocks, H),
             xp.concatenate(db) if cell.biases == 2 else db[0][0],
-            rows[:, (G - at.weights) * H :].sum(axis=0).reshape(at.weights, H),
+            self.sum_rows(rows[:, (G - at.weights) * H :]).reshape(at.weights, H),
         )
         dxs = None
         if inputs:
@@ -345,7 +345,7 @@ class CudaEngine(DeviceEngine):
         """A product over all steps."""
         if self.precision == "float32":
             return products.product(self.gpu, a, b)
-        return self.xp.matmul(a, b)  # in TF32
+        return product_in_parts(self.xp.matmul, a, b)  # in TF32
 
     def _aligned(self, array: Array) -> Array:
         """The array without gaps, from a place where 16 bytes can be read at once."""

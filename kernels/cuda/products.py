@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from ..reference import product_in_parts
 from .kernel import Gpu, Kernel
 
 WORTH = 4e9  # operations from which on the copies cost less than they save
@@ -34,7 +35,7 @@ def product(gpu: Gpu, a: Any, b: Any) -> Any:
     m, k = a.shape
     n = b.shape[1]
     if a.dtype != np.float32 or 2 * m * n * k < WORTH:
-        return gpu.xp.matmul(a, b)
+        return product_in_parts(gpu.xp.matmul, a, b)
     matmul = gpu.xp.matmul
     out = gpu.xp.empty((m, n), a.dtype)
     with gpu.products("tf32"):

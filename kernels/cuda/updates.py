@@ -37,7 +37,8 @@ def add_rows_kernel(count: int) -> Kernel:
     """out (V, H) [rows[k]] += values (size, H) [order[k]], rows sorted.
 
     The first of equal rows adds them all up, in their order: the sum is the same every time. It
-    loads several of them at once where there are as many.
+    loads several of them at once where there are as many, and adds up some before it adds these to
+    the others.
 
         blockIdx.x = k        |<- blockDim.x threads, count columns each ->|  blockIdx.y of them
     """
@@ -52,13 +53,18 @@ def add_rows_kernel(count: int) -> Kernel:
         "    if rows[k - 1] == row:",
         "        return",
         "total = load(out, row * H + j)",
-        f"while k + {ahead} <= size and rows[k + {ahead - 1}] == row:",
-        *(f"    value{i} = load(values, order[k + {i}] * H + j)" for i in range(ahead)),
-        *(f"    total = total + value{i}" for i in range(ahead)),
-        f"    k += {ahead}",
         "while k < size and rows[k] == row:",
-        "    total = total + load(values, order[k] * H + j)",
+        "    part = load(values, order[k] * H + j)",
         "    k += 1",
+        f"    end = min(size, k + {32 * ahead})",
+        f"    while k + {ahead} <= end and rows[k + {ahead - 1}] == row:",
+        *(f"        value{i} = load(values, order[k + {i}] * H + j)" for i in range(ahead)),
+        *(f"        part = part + value{i}" for i in range(ahead)),
+        f"        k += {ahead}",
+        "    while k < end and rows[k] == row:",
+        "        part = part + load(values, order[k] * H + j)",
+        "        k += 1",
+        "    total = total + part",
         "store(total, out, row * H + j)",
     ]
     takes = "out", "values", "rows", "order", "H", "size"

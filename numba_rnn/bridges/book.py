@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import to_host
-from ..checks import FLOATS, Array, expect_array, expect_float_dtype
+from ..checks import FLOATS, Array, as_array, expect_array, expect_float_dtype
 from ..files import written_atomically
 from ..layers import TimeGRU, TimeLSTM, TimeRecurrent, TimeRNN
 from ..models import Rnnlm
@@ -130,7 +130,7 @@ def _listed(arrays: Mapping[str, Any]) -> list[Any]:
 
 def _converted(name: str, value: Any, dtype: np.dtype[Any] | None) -> Array:
     """An array of its own, in the dtype that is asked for."""
-    array = np.array(value)
+    array = np.array(as_array(name, value))
     floating = array.dtype.kind == "f"
     if dtype is not None and floating:
         return array.astype(dtype)

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from ..backend import to_host
-from ..checks import FLOATS, Array
+from ..checks import FLOATS, Array, expect_plain_array
 from ..kernels import cells
 from ..layers import TimeRecurrent
 
@@ -85,6 +85,7 @@ def as_floats(name: str, value: Any) -> Array:
 
     Raises TypeError for another dtype.
     """
+    expect_plain_array(name, value)
     try:
         array = np.array(value.detach().cpu().numpy() if hasattr(value, "detach") else value)
     except TypeError as error:  # PyTorch's bfloat16, which NumPy has not

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import Engine
-from ..checks import FLOATS, Array, spell
+from ..checks import FLOATS, Array, expect_plain_array, spell
 from ..layers import Layer
 from .conventions import CannotConvert
 from .onnx_cells import ACTIVATIONS, DEFAULTS, GATES, PEEPHOLES, Activation, Kind
@@ -223,6 +223,7 @@ def _run(step: Step, values: list[Any], method: str = "forward") -> Any:
 
 
 def _expect_declared(name: str, value: Any, dtype: str, shape: _Shape) -> None:
+    expect_plain_array(name, value)
     if not isinstance(value, np.ndarray):
         raise TypeError(f"{name}: expected an array of {dtype}, got {type(value).__name__}")
     if value.dtype != dtype:

@@ -34,9 +34,10 @@ class Layer:
     param_names  a name for each, as on the page: Wx, Wh, b ...
 
     A layer runs where its parameters are; one without parameters, where its input is. NumPy
-    arrays become parameters in place, or on the GPU, copied there once, while the CUDA engine is
-    in force. There a layer takes NumPy arrays too, each copied when it is given, and whatever
-    has DLPack, without a copy; what it returns stays on the GPU.
+    arrays become parameters in place (those that are not aligned as a copy), or on the GPU,
+    copied there once, while the CUDA engine is in force. There a layer takes NumPy arrays too,
+    each copied when it is given, and whatever has DLPack, without a copy; what it returns stays
+    on the GPU.
     """
 
     param_names: tuple[str, ...] = ()

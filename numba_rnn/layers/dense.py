@@ -14,6 +14,7 @@ from ..checks import (
     expect_float,
     expect_float_dtype,
     expect_int,
+    expect_plain_array,
 )
 from .base import Layer, Rows
 from .initialisers import Seed, generator
@@ -109,7 +110,7 @@ class TimeAffine(Layer):
         dout = accept("dout", dout, (N, T, W.shape[1]), self.dtype, here)
         rows = dout.reshape(N * T, W.shape[1])
         dW[...] = here.product(xs.reshape(N * T, D).T, rows)
-        db[...] = rows.sum(axis=0)
+        db[...] = here.sum_rows(rows)
         return here.product(rows, W.T).reshape(N, T, D)
 
 
@@ -134,6 +135,7 @@ class TimeDropout(Layer):
 
     def forward(self, xs: Array) -> Array:
         """xs, any shape -> the same shape."""
+        expect_plain_array("xs", xs)
         if not self.train_flg or self.ratio == 0:
             self._tape = ()
             return xs

@@ -22,6 +22,7 @@ from ..checks import (
     accept_ids,
     adopt,
     any_shape,
+    expect_array,
     expect_finite,
     expect_float,
 )
@@ -111,9 +112,8 @@ def _counted(mask: Any, xs: Array, ts: Any, here: Engine) -> tuple[Any, Any, flo
     flags = accept_flags("mask", mask, xs.shape[:2], here)
     count = int(flags.sum()) * math.prod(xs.shape[2:])
     wide = flags.reshape(*flags.shape, *(1,) * (xs.ndim - 2))
-    if np.shape(ts) == xs.shape:
-        at_home = np if isinstance(ts, np.ndarray) else here.xp
-        ts = at_home.where(wide if at_home is np else here.to_device(wide), ts, ts.dtype.type(0))
+    at_home = np if isinstance(ts, np.ndarray) else here.xp
+    ts = at_home.where(wide if at_home is np else here.to_device(wide), ts, ts.dtype.type(0))
     return ts, here.to_device(wide), _divisor(count, xs)
 
 
@@ -128,13 +128,14 @@ class TimeSigmoidWithLoss(_Loss):
         """
         here = engine_for(xs)
         xp, xs = here.xp, accept("xs", xs, any_shape(xs), None, here)
-        ts, there, count = _counted(mask, xs, adopt(ts, here), here)
+        ts = adopt(ts, here)
         kind = getattr(getattr(ts, "dtype", None), "kind", "f")
-        targets = accept("ts", ts, xs.shape, ts.dtype if kind in "iub" else xs.dtype, here)
+        expect_array("ts", ts, xs.shape, ts.dtype if kind in "iub" else xs.dtype, here)
+        ts, there, count = _counted(mask, xs, ts, here)
         expect_finite("ts", ts)
         if ts.size and (ts.min() < 0 or ts.max() > 1):
             raise ValueError(f"ts: expected numbers from 0 to 1, got {ts.min()} to {ts.max()}")
-        targets = targets.astype(xs.dtype)
+        targets = accept("ts", ts, xs.shape, ts.dtype, here).astype(xs.dtype)
         self._tape = xs.copy(), targets, there, count, xp
         # -t log y - (1 - t) log(1 - y), with y = sigmoid(x), in a form without overflow
         losses = xp.maximum(xs, 0) - xs * targets + xp.log1p(xp.exp(-xp.abs(xs)))
@@ -158,10 +159,11 @@ class TimeMSE(_Loss):
         """
         here = engine_for(xs)
         xs = accept("xs", xs, any_shape(xs), None, here)
-        ts, there, count = _counted(mask, xs, adopt(ts, here), here)
-        targets = accept("ts", ts, xs.shape, xs.dtype, here)
+        ts = adopt(ts, here)
+        expect_array("ts", ts, xs.shape, xs.dtype, here)
+        ts, there, count = _counted(mask, xs, ts, here)
         expect_finite("ts", ts)
-        difference = xs - targets
+        difference = xs - accept("ts", ts, xs.shape, xs.dtype, here)
         if there is not None:
             difference = here.xp.where(there, difference, xs.dtype.type(0))
         self._tape = difference, count

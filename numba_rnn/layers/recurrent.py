@@ -472,7 +472,7 @@ class TimeRecurrent(_CellLayer):
             if found.initial is not None:
                 dinitial += found.initial
             if not given_before:
-                dinitial += here.xp.stack([d.sum(axis=0) for d in found.state])
+                dinitial += here.xp.stack([here.sum_rows(d) for d in found.state])
             gradients.append(dinitial)
         self._fill_grads(gradients)
         if found.xs is None or on_inputs is None:

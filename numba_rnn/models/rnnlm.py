@@ -10,6 +10,7 @@ import numpy as np
 from ..backend import engine_named, engine_of, to_host
 from ..checks import (
     Array,
+    as_array,
     expect_array,
     expect_choice,
     expect_finite,
@@ -305,15 +306,16 @@ class Rnnlm:
         rng          a seed or a Generator: the same one gives the same tokens
         """
         V = self.config["vocab_size"]
-        start = np.atleast_1d(start)
+        start = np.atleast_1d(as_array("start", start))
         expect_ids("start", start, ("L",), V)
         expect_int("length", length)
         heat = expect_float("temperature", temperature, 0)
         k = V if top_k is None else min(expect_int("top_k", top_k), V)
         random = generator(rng)
-        skipped = np.array(skip_ids, np.int64)
+        skipped = as_array("skip_ids", skip_ids)
         if skipped.size:
             expect_ids("skip_ids", skipped, ("L",), V)
+        skipped = skipped.astype(np.int64)  # an empty list is one of floats
         tokens = np.empty(length, np.int64)
         with self._aside():
             for token in start:
@@ -404,7 +406,7 @@ class TokenStream(Stream):
         super().__init__([*model.recurrent, model.affine], batch, **options)
 
     def _embedded(self, tokens: Any, shape: tuple[int | str, ...]) -> Array:
-        tokens = np.asarray(tokens)
+        tokens = as_array("tokens", tokens)
         expect_ids("tokens", tokens, shape, self._model.config["vocab_size"])
         return self._embedding[tokens]
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils import check_array
 
-from ..checks import Array, spell
+from ..checks import Array, expect_plain_array, spell
 
 Sequences = Any  # an array (N, T, ...), or a list of arrays (T_i, ...)
 
@@ -19,8 +19,10 @@ Sequences = Any  # an array (N, T, ...), or a list of arrays (T_i, ...)
 def is_table(X: Any) -> bool:
     """Whether X is an array-like (N, F), not sequences (N, T, D) or a list of (T_i, D).
 
-    Raises ValueError for a list of rows (T_i,) of different lengths, which is neither.
+    Raises ValueError for a list of rows (T_i,) of different lengths, which is neither, and
+    TypeError for masked arrays and their like.
     """
+    expect_plain_array("X", X)
     if isinstance(X, np.ndarray) and X.ndim == 1 and X.dtype == object:
         X = list(X)
     if not isinstance(X, (list, tuple)):
@@ -99,6 +101,7 @@ def flattened(name: str, targets: Any, like: Sequences) -> Array:
 
     Raises ValueError where a sequence has not one target a step.
     """
+    expect_plain_array(name, targets)
     rows = list(targets) if isinstance(targets, (list, tuple)) else list(np.asarray(targets))
     rows, lengths = [np.asarray(row) for row in rows], lengths_of(like)
     if len(rows) != len(lengths):

@@ -12,7 +12,7 @@ from sklearn.utils import check_array, check_consistent_length, column_or_1d, co
 from sklearn.utils.multiclass import check_classification_targets, unique_labels
 from sklearn.utils.validation import assert_all_finite
 
-from ..checks import Array
+from ..checks import Array, as_array, expect_plain_array
 from ..layers import TimeSoftmaxWithLoss
 from ..training import Optimiser
 from .base import RecurrentEstimator, all_or_nothing
@@ -31,6 +31,7 @@ class _Supervised(RecurrentEstimator):
             )
         if self.per_step:
             return flattened("y", y, xs)
+        expect_plain_array("y", y)
         check_consistent_length(xs, y)
         return y
 
@@ -50,7 +51,7 @@ class _Supervised(RecurrentEstimator):
         said = flattened("predictions", self.predict(X), xs)
         if sample_weight is not None:
             check_consistent_length(xs, sample_weight)
-            sample_weight = np.repeat(np.asarray(sample_weight), lengths_of(xs))
+            sample_weight = np.repeat(as_array("sample_weight", sample_weight), lengths_of(xs))
         return metric(self._flat(y, xs), said, sample_weight=sample_weight)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import Array, expect_int
+from ..checks import Array, expect_int, expect_plain_array
 
 
 class TruncatedBPTT:
@@ -44,6 +44,8 @@ class TruncatedBPTT:
     def __init__(
         self, corpus: Array, batch_size: int, time_size: int, targets: Array | None = None
     ) -> None:
+        expect_plain_array("corpus", corpus)
+        expect_plain_array("targets", targets)
         if not isinstance(corpus, np.ndarray) or corpus.ndim < 1:
             raise TypeError(f"corpus: expected an array, got {type(corpus).__name__}")
         self.batch_size = expect_int("batch_size", batch_size)

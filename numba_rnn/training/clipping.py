@@ -3,7 +3,7 @@
 from typing import Any
 
 from ..backend import engine_of
-from ..checks import Array, expect_float
+from ..checks import Array, expect_float, expect_plain_array
 
 
 def clip_grads(grads: list[Array], max_norm: float) -> Any:
@@ -20,6 +20,7 @@ def clip_grads(grads: list[Array], max_norm: float) -> Any:
     5.0
     """
     limit = expect_float("max_norm", max_norm, 0, low_open=True)
+    expect_plain_array("grads", grads)
     return engine_of(grads[0]).clip(grads, limit) if grads else 0.0
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..backend import engine_of, move, to_host
-from ..checks import Array, accept, expect_choice, expect_float, spell
+from ..checks import Array, accept, expect_choice, expect_float, expect_plain_array, spell
 from ..kernels.functions import sqrt
 
 _ONE_EACH = "this optimiser has been used for other parameters, each model needs its own"
@@ -51,6 +51,7 @@ class Optimiser:
 
         Raises ValueError or TypeError where the two lists do not match.
         """
+        expect_plain_array("params", params)
         if len(params) != len(grads):
             raise ValueError(f"grads: expected {len(params)} arrays, as params, got {len(grads)}")
         engines = [engine_of(param) for param in params]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import Array, expect_float
+from ..checks import Array, expect_float, expect_plain_array
 from . import paper
 from .gif import expect_gif, write_gif
 
@@ -57,6 +57,7 @@ def animate_valve(
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     viz.animate_valve(layer.trace.gates["f"][0, :, 0], f"{folder}/valve.gif")
     """
+    expect_plain_array("openings", openings)
     try:
         found = np.asarray(openings, float)
     except (TypeError, ValueError):
