@@ -4,6 +4,8 @@ import os
 import platform
 from pathlib import Path
 
+most_threads: int | None = None  # that an engine may use in this process; None: as it is set
+
 
 def cpu_name() -> str:
     """The processor's name."""

@@ -295,8 +295,8 @@ class ReferenceEngine:
     def borrowing(self, parallel: int, count: int) -> AbstractContextManager[None]:
         """Let an engine that has threads of its own use an OpenMP runtime's instead, in a block.
 
-        parallel  the address of the runtime's ``GOMP_parallel``
-        count     how many threads it has
+        parallel  the address of the runtime's ``GOMP_parallel``; 0: there is none to call
+        count     how many threads it has, and the engine may use
         """
         return nullcontext()
 

@@ -24,6 +24,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -31,6 +32,7 @@ from typing import Any
 
 import numpy as np
 
+from .kernels import machine
 from .kernels.once import once
 from .kernels.reference import ReferenceEngine as Engine
 
@@ -253,21 +255,20 @@ def choose_gpu(number: int) -> None:
     _gpu = number
 
 
-def limit_threads(count: int) -> None:
-    """Let the numba engine, in this thread, and NumPy's BLAS use so many threads.
+def limit_threads(count: int) -> ExitStack:
+    """Let the numba engine and NumPy's BLAS use no more threads until what comes back is closed.
 
     What the environment says of either goes before. Raises ImportError without threadpoolctl.
     """
     from threadpoolctl import threadpool_limits
 
+    limits = ExitStack()
     if "NUMBA_NUM_THREADS" not in os.environ:
-        if "numba" not in sys.modules:
-            os.environ["NUMBA_NUM_THREADS"] = str(count)  # which it reads when it is imported
-        else:
-            numba = sys.modules["numba"]
-            numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+        limits.callback(setattr, machine, "most_threads", machine.most_threads)
+        machine.most_threads = count
     if not any(name in os.environ for name in _BLAS_VARIABLES):
-        threadpool_limits(count, user_api="blas")
+        limits.enter_context(threadpool_limits(count, user_api="blas"))
+    return limits
 
 
 _BLAS_VARIABLES = (

@@ -36,6 +36,7 @@ from llvmlite import binding, ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from .. import machine
 from .frames import arguments, call_at, compiled, part_of_a_piece
 
 # What the threads write for each other, in bytes from the start of the team's memory. Words that
@@ -347,6 +348,11 @@ class Team:
         """How many threads have been started beside the callers'."""
         return len(self._wake)
 
+    @property
+    def lent(self) -> tuple[int, int]:
+        """The ``count`` and ``parallel`` of the ``borrow`` that this thread is in."""
+        return getattr(self._lender, "now", (MOST_THREADS, 0))
+
     def run(
         self, words: np.ndarray, shards: int, plans: Sequence[np.ndarray] | None = None
     ) -> None:
@@ -360,8 +366,8 @@ class Team:
             for one in (words,) if plans is None else plans:
                 one[_SHARES] = (shards, self.address) if helped else (1, 0)
             piece, plan = int(words[_PIECE]), int(words[_HERE])
-            lent, parallel = getattr(self._lender, "now", (0, 0)) if helped else (0, 0)
-            if parallel:
+            lent, parallel = self.lent
+            if helped and parallel:
                 self._call_borrowed(parallel, lent, shards, piece, plan)
                 return
             for thread in range(1, shards if helped else 0):
@@ -375,11 +381,11 @@ class Team:
     def borrow(self, parallel: int, count: int) -> Iterator[None]:
         """In this thread, let passes use threads of an OpenMP runtime instead of our own.
 
-        parallel  the address of the runtime's ``GOMP_parallel``
-        count     how many threads it has; there is nothing to borrow where it has but one
+        parallel  the address of the runtime's ``GOMP_parallel``; 0: our own threads work
+        count     how many threads it has: passes use no more, ours neither
         """
-        before = getattr(self._lender, "now", (0, 0))
-        self._lender.now = (count, parallel) if count > 1 and self.may_borrow else (0, 0)
+        before = self.lent
+        self._lender.now = count, parallel if count > 1 and self.may_borrow else 0
         try:
             yield
         finally:
@@ -426,8 +432,18 @@ def call_piece(piece: int, frame: int) -> None:
 
 
 def available() -> int:
-    """How many threads a pass may use: what NUMBA_NUM_THREADS and numba.set_num_threads say."""
-    return min(numba.get_num_threads(), MOST_THREADS)
+    """How many threads a pass may use.
+
+    As many as NUMBA_NUM_THREADS and numba.set_num_threads say, but no more than ``Team.borrow`` and
+    ``machine.most_threads`` allow.
+    """
+    try:
+        numba.threading_layer()
+    except ValueError:  # Numba has not started its threads. To ask it for their number would, and
+        count = numba.config.NUMBA_NUM_THREADS  # that sets the number in other OpenMP runtimes
+    else:
+        count = numba.get_num_threads()
+    return min(count, team.lent[0], machine.most_threads or count, MOST_THREADS)
 
 
 team = Team()

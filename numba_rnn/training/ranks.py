@@ -14,6 +14,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
 
@@ -98,6 +99,7 @@ class MpiRanks(Alone):
         self._mpi, self._comm, self._plain = MPI, comm or MPI.COMM_WORLD, plain
         self.rank, self.size = self._comm.rank, self._comm.size
         self._here = self._comm.Split_type(MPI.COMM_TYPE_SHARED)  # the ranks of this machine
+        self.limits = ExitStack()  # what is closed where the block ends
 
     @property
     def local_rank(self) -> int:
@@ -134,6 +136,7 @@ class MpiRanks(Alone):
         trace: TracebackType | None,
     ) -> None:
         if error is None or (isinstance(error, SystemExit) and not error.code):
+            self.limits.close()
             return
         try:
             if self.rank:  # where all fail, rank 0 speaks for all; where some do, the first
@@ -206,10 +209,10 @@ def connect(plain: tuple[type[BaseException], ...] = ()) -> Alone:
 
     plain  errors of which the message says everything: no traceback is printed
 
-    Engine and BLAS then use this rank's share of the machine's cores, unless the environment says
-    how many threads (NUMBA_NUM_THREADS; OMP_NUM_THREADS and its like), and this rank's GPU is that
-    of its number on the machine. So connect before arrays are made. Raises RanksError where there
-    is a launcher, but no mpi4py, or one for another MPI than the launcher's.
+    In the block engine and BLAS use this rank's share of the machine's cores, unless the
+    environment says how many threads (NUMBA_NUM_THREADS; OMP_NUM_THREADS and its like). Its GPU is
+    that of its number on the machine. So connect before arrays are made. Raises RanksError where
+    there is a launcher, but no mpi4py, or one for another MPI than the launcher's.
 
     >>> with connect() as ranks:
     ...     print(ranks.rank, ranks.size)
@@ -239,7 +242,7 @@ def connect(plain: tuple[type[BaseException], ...] = ()) -> Alone:
     ranks = MpiRanks(MPI, plain)
     choose_gpu(ranks.local_rank)
     try:
-        limit_threads(ranks.cores())
+        ranks.limits = limit_threads(ranks.cores())
     except ImportError as error:
         raise RanksError(f"ranks share cores by threadpoolctl: {_REMEDY}") from error
     return ranks
