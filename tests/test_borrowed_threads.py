@@ -128,3 +128,95 @@ print("the same")
 def test_after_fork_nothing_is_borrowed():
     """An OpenMP runtime's threads are gone in a child, and it would wait for them."""
     assert run_python(IN_A_CHILD).stdout == "the same\n"
+
+
+def test_as_many_threads_work_as_torch_says(engine):
+    module, xs = LSTM(40, 50), torch.randn(30, 40, 40)
+    seen = []
+    with mock.patch.object(passes.threads.team, "run", side_effect=lambda *a: seen.append(a[1])):
+        for count in (2, 1):
+            torch.set_num_threads(count)
+            module(xs)
+    assert seen == [2, 1]
+
+
+THE_SETTINGS_STAY = """
+import os
+import numpy as np
+import numba
+import sklearn.linear_model  # so that its libraries and SciPy's are there before
+import torch
+from threadpoolctl import threadpool_info, threadpool_limits
+
+def settings():
+    try:
+        of_numba = numba.threading_layer(), numba.get_num_threads()
+    except ValueError:
+        of_numba = None
+    pools = {pool["filepath"]: pool["num_threads"] for pool in threadpool_info()}
+    variables = {k: v for k, v in os.environ.items() if "THREADS" in k}
+    return (torch.get_num_threads(), torch.get_num_interop_threads(), of_numba, pools, variables,
+            numba.config.NUMBA_NUM_THREADS, np.geterr(), torch.get_default_dtype())
+
+def same(name):
+    assert settings() == before, (name, before, settings())
+
+torch.set_num_threads(1)
+threadpool_limits(2, user_api="blas")
+before = settings()
+
+import numba_rnn.torch
+from numba_rnn import TimeLSTM, cell, explain, use_backend
+from numba_rnn.bridges import from_torch, to_torch
+from numba_rnn.functions import tanh
+from numba_rnn.sklearn import RNNClassifier
+same("import")
+xs = np.random.default_rng(0).standard_normal((16, 20, 64)).astype(np.float32)
+
+@cell
+def own(a, h):
+    return tanh(a)
+
+def backward(module):
+    module(torch.from_numpy(xs))[0].sum().backward()
+
+def without_gradient(module):
+    with torch.no_grad():
+        module(torch.from_numpy(xs))
+
+layer = TimeLSTM.create(64, 64, rng=0)
+module = numba_rnn.torch.LSTM(64, 64, num_layers=2, bidirectional=True)
+calls = {
+    "explain": explain,
+    "layer": lambda: layer.backward(layer.forward(xs)),
+    "step": lambda: layer.stream().step(xs[0, 0]),
+    "steps": lambda: layer.stream(16).step_many(xs),
+    "module": lambda: backward(module),
+    "no_grad": lambda: without_gradient(module),
+    "Recurrent": lambda: backward(numba_rnn.torch.Recurrent("mgu", 64, 64)),
+    "check": own.check,
+    "fit": lambda: RNNClassifier(max_epochs=1, hidden_size=64).fit(xs, np.arange(16) % 2),
+    "bridges": lambda: to_torch(from_torch(torch.nn.LSTM(3, 5))),
+}
+for name in ("numpy", "numba"):
+    with use_backend(name, strict=True):
+        for what, call in calls.items():
+            call()
+            same((name, what))
+assert before[2] is None  # Numba's threads have not been started; now they are, and used by others
+numba.set_num_threads(1)
+torch.set_num_threads(2)
+threadpool_limits(1, user_api="blas")
+before = settings()
+with use_backend("numba", strict=True):
+    for what in ("explain", "layer", "module", "no_grad"):
+        calls[what]()
+        same(what)
+    assert explain().threads == 1
+print("the same")
+"""
+
+
+def test_the_callers_settings_stay():
+    """Of torch, BLAS and Numba, after every call."""
+    assert run_python(THE_SETTINGS_STAY, {"NUMBA_NUM_THREADS": "2"}).stdout == "the same\n"

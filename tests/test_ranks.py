@@ -274,16 +274,25 @@ def test_a_rank_uses_its_cores_unless_the_environment_says_otherwise(said, engin
             os.environ.pop(name, None)
             if {said!r}:
                 os.environ[name] = {said!r}
+        import numba
         from threadpoolctl import threadpool_info
         from numba_rnn import explain, use_backend
         from numba_rnn.backend import limit_threads
-        limit_threads(1)
+
+        def blas():  # empty: a BLAS that threadpoolctl does not know
+            return {{p["num_threads"] for p in threadpool_info() if p["user_api"] == "blas"}}
+
+        blas_had, environment = blas(), dict(os.environ)
+        limits = limit_threads(1)
         use_backend("numba", strict=True)
         assert explain().threads == {engine_has}
-        blas = {{pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}}
-        assert blas in ({{{blas_has}}}, set()), blas  # a BLAS that threadpoolctl does not know
-        limit_threads(1)
+        assert blas() in ({{{blas_has}}}, set()), blas()
+        with limit_threads(1):
+            assert explain().threads == {engine_has}
         assert explain().threads == {engine_has}
+        limits.close()
+        assert explain().threads == numba.config.NUMBA_NUM_THREADS
+        assert blas() == blas_had and dict(os.environ) == environment
         """
     run_python(program)
 
