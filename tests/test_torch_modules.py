@@ -10,6 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.autograd import forward_ad
+from torch.nn.utils import parametrizations, parametrize, prune
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
 
 import numba_rnn.torch
@@ -18,8 +20,10 @@ from numba_rnn import cell, use_backend
 from numba_rnn.functions import sigmoid, tanh
 from numba_rnn.torch import restore
 
-# torch says so where proj_size is set
-pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections")
+pytestmark = [  # of torch's: where proj_size is set, and at its first forward mode
+    pytest.mark.filterwarnings("ignore:LSTM with projections"),
+    pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated"),
+]
 LIMITS = {torch.float32: 2e-5, torch.float64: 1e-12}
 KINDS = {
     "tanh": ("RNN", {"nonlinearity": "tanh"}),
@@ -181,12 +185,110 @@ def test_an_input_that_was_changed_is_found_out():
         out.sum().backward()
 
 
-def test_gradients_of_gradients_are_refused():
-    _, ours = pair("lstm", 3, 5)
+MODULES = [
+    *((lambda kind=kind: pair(kind, 3, 5)[1]) for kind in KINDS),
+    lambda: numba_rnn.torch.Recurrent("mgu", 3, 5),
+]
+REMEDY = r"numba_rnn\.torch\.restore\(model\) makes its modules torch's own again"
+
+
+@pytest.mark.parametrize("make", MODULES)
+def test_gradients_of_gradients_are_refused(make):
+    """Be they fed by inputs, states, weights or incoming gradients."""
+    module = make()
+    xs = torch.randn(2, 4, 3)
+    hs, after = module(xs)
+    one = isinstance(after, torch.Tensor)
+    states = [torch.randn(s.shape) for s in ([after] if one else after)]
+    outer, weights = torch.randn(hs.shape), list(module.parameters())
+    leaves = [xs, *states, outer, *weights]
+    for leaf in leaves:
+        for other in leaves:
+            other.requires_grad_(other is leaf)
+        by = weights[0] if leaf is outer else leaf
+        by.requires_grad_()
+        hs, _ = module(xs, states[0] if one else tuple(states))
+        (gradient,) = torch.autograd.grad((hs * outer).sum(), by, create_graph=True)
+        with pytest.raises(RuntimeError, match=f"first derivatives alone.*{REMEDY}"):
+            torch.autograd.grad(gradient.sum(), leaf)
+    with pytest.raises(RuntimeError, match="first derivatives alone"):
+        torch.autograd.functional.hvp(lambda xs: module(xs)[0].sum(), xs.detach(), xs.detach())
+
+
+def test_gradients_with_a_graph_are_those_without():
+    theirs, ours = pair("lstm", 3, 5)
     xs = torch.randn(4, 2, 3, requires_grad=True)
-    (dxs,) = torch.autograd.grad(ours(xs)[0].square().sum(), xs, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        dxs.sum().backward()
+    want, got = (
+        torch.autograd.grad(
+            module(xs)[0].square().sum(), [xs, *module.parameters()], create_graph=True
+        )
+        for module in (theirs, ours)
+    )
+    for a, b in zip(want, got, strict=True):
+        torch.testing.assert_close(b, a)
+
+
+def test_weights_that_were_changed_before_backward_are_found_out():
+    for module in pair("lstm", 3, 5):
+        out, _ = module(torch.randn(4, 2, 3, requires_grad=True))
+        with torch.no_grad():
+            module.weight_hh_l0.add_(1)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            out.sum().backward()
+
+
+def tangent(function, *given):
+    with forward_ad.dual_level():
+        return function(*(forward_ad.make_dual(x, torch.ones_like(x)) for x in given))
+
+
+TRANSFORMS = {
+    "jvp": lambda f, x: torch.func.jvp(f, (x,), (x,)),
+    "vmap": lambda f, x: torch.func.vmap(f)(x[None]),
+    "grad": lambda f, x: torch.func.grad(lambda x: f(x).sum())(x),
+    "jacrev": lambda f, x: torch.func.jacrev(f)(x),
+    "jacfwd": lambda f, x: torch.func.jacfwd(f)(x),
+    "hessian": lambda f, x: torch.func.hessian(lambda x: f(x).sum())(x),
+    "dual": tangent,
+    "dual, no_grad": lambda f, x: torch.no_grad()(tangent)(f, x),
+    "batched gradients": lambda f, x: torch.autograd.functional.jacobian(f, x, vectorize=True),
+}
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("make", MODULES)
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_derivatives_other_than_backward_are_refused(transform, make, frozen):
+    module = make().requires_grad_(not frozen)
+    with pytest.raises(RuntimeError, match=f"by backward and torch.autograd.grad alone.*{REMEDY}"):
+        TRANSFORMS[transform](lambda xs: module(xs)[0], torch.randn(2, 4, 3))
+
+
+def test_derivatives_by_weights_other_than_backward_are_refused():
+    _, ours = pair("gru", 3, 5)
+    xs, values = torch.randn(2, 4, 3), {k: v.detach() for k, v in ours.named_parameters()}
+
+    def of_weights(values):
+        return torch.func.functional_call(ours, values, (xs,))[0].sum()
+
+    assert of_weights(values) == ours(xs)[0].sum()
+    for derive in (
+        lambda: torch.func.grad(of_weights)(values),
+        lambda: torch.func.jvp(of_weights, (values,), (values,)),
+        lambda: tangent(lambda w: of_weights(values | {"weight_hh_l0": w}), values["weight_hh_l0"]),
+    ):
+        with pytest.raises(RuntimeError, match=f"by backward.*{REMEDY}"):
+            derive()
+
+
+def test_constants_may_be_computed_meanwhile():
+    _, ours = pair("gru", 3, 5)
+    xs, scales = torch.randn(2, 4, 3), torch.tensor([2.0, 3.0])
+    want = ours.requires_grad_(False)(xs)[0].sum()
+    got = torch.func.vmap(lambda scale: ours(xs)[0].sum() * scale)(scales)
+    torch.testing.assert_close(got, want * scales)
+    with forward_ad.dual_level():
+        torch.testing.assert_close(ours(xs)[0].sum(), want)
 
 
 def test_threads_have_layers_of_their_own():
@@ -213,7 +315,7 @@ def test_threads_have_layers_of_their_own():
         (lambda m: m(torch.ones(4, 2, 3), (torch.ones(2, 5),) * 2), ValueError, "3 axes"),
         (lambda m: m(torch.ones(4, 2, 3), (torch.ones(1, 3, 5),) * 2), RuntimeError, "size"),
         (lambda m: m(torch.ones(4, 2, 3).double()), ValueError, "float"),
-        (lambda m: m(torch.ones(4, 0, 3)), ValueError, "xs: .* no size 0"),
+        (lambda m: m(torch.ones(0, 2, 3)), ValueError, "xs: .* no size 0"),
         (lambda m: m(torch.ones(4, 2, 3, device="meta")), (ValueError, RuntimeError), "meta"),
     ],
 )

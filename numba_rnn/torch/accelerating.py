@@ -1,21 +1,26 @@
 """Swap the recurrent modules of an existing model."""
 
+import copyreg
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch.nn.utils import parametrize
 
-from .modules import GRU, LSTM, RNN
+from .modules import GRU, LSTM, RNN, Recurrent
 from .running import FLOATS
 
 _SWAPS: dict[type, type] = {torch.nn.RNN: RNN, torch.nn.LSTM: LSTM, torch.nn.GRU: GRU}
+_OURS = tuple(_SWAPS.values())
 
 
 def accelerate(model: torch.nn.Module, tell: Callable[[str], None] = print) -> torch.nn.Module:
     """Let torch.nn.RNN, LSTM and GRU in a model run on numba_rnn's engines; returns the model.
 
-    The modules stay the objects that they are, with their parameters, hooks and names, so that an
-    optimiser made before goes on; ``restore`` undoes it. A subclass of one of them is left alone,
-    since its forward may be its own, and so is half precision.
+    The modules stay the objects that they are, with their parameters, hooks, parametrizations and
+    names, so that an optimiser made before goes on; ``restore`` undoes it. Subclasses are swapped,
+    too, unless their forward is their own; half precision is left alone, and so are modules of a
+    single step, such as torch.nn.LSTMCell.
 
     tell  is called with a line for each recurrent module: what was done to it
 
@@ -24,30 +29,88 @@ def accelerate(model: torch.nn.Module, tell: Callable[[str], None] = print) -> t
     0: torch.nn.GRU(3, 5) -> numba_rnn.torch.GRU
     """
     for name, module in model.named_modules():
-        if not isinstance(module, torch.nn.RNNBase) or type(module) in _SWAPS.values():
+        if isinstance(module, _OURS) or not isinstance(
+            module, (torch.nn.RNNBase, torch.nn.RNNCellBase)
+        ):
             continue
         where = f"{name or 'the model'}: {_spelled(module)}"
         dtypes = {param.dtype for param in module.parameters()}
-        swap = _SWAPS.get(type(module))
-        if swap is None:
-            tell(f"{where} is left: a class of its own may compute something of its own")
+        swap = None if "forward" in vars(module) else _replaced(type(module), _swap)
+        if isinstance(module, torch.nn.RNNCellBase):
+            tell(f"{where} is left: it makes single steps, numba_rnn.torch whole sequences")
+        elif swap is None:
+            tell(f"{where} is left: it has a forward of its own")
         elif not dtypes <= set(FLOATS):
             tell(f"{where} is left: its numbers are {', '.join(map(str, dtypes))}, not float32")
         else:
             module.__class__ = swap
-            tell(f"{where} -> numba_rnn.torch.{swap.__name__}")
+            (kind,) = (ours for ours in _OURS if issubclass(swap, ours))
+            tell(f"{where} -> numba_rnn.torch.{kind.__name__}")
     return model
 
 
-def restore(model: torch.nn.Module) -> torch.nn.Module:
-    """Let swapped modules be torch's own again; returns the model."""
+def restore(model: torch.nn.Module, tell: Callable[[str], None] = print) -> torch.nn.Module:
+    """Let swapped modules be torch's own again; returns the model.
+
+    tell  is called with a line for each module of numba_rnn that is left, and why
+    """
     back = {ours: theirs for theirs, ours in _SWAPS.items()}
-    for module in model.modules():
-        module.__class__ = back.get(type(module), type(module))
+    for name, module in model.named_modules():
+        if not isinstance(module, (*_OURS, Recurrent)):
+            continue
+        theirs = _replaced(type(module), back.get)
+        if theirs is None:
+            where = f"{name or 'the model'}: {_spelled(module)}"
+            tell(f"{where} is left: no class of torch computes the same")
+        else:
+            module.__class__ = theirs
+            vars(module).pop("_runners", None)
     return model
 
 
-def _spelled(module: torch.nn.RNNBase) -> str:
+def _swap(kind: type) -> type | None:
+    """The class that runs here in place of one; None where that one has a forward of its own."""
+    theirs = next((k for k in _SWAPS if issubclass(kind, k)), None)
+    if kind not in _SWAPS and theirs is not None and _has_forward_of(kind, theirs):
+        # its own methods go before torch's, and our forward comes between
+        own = {"__module__": kind.__module__, "__reduce_ex__": _reduced}
+        _SWAPS[kind] = type(kind.__name__, (kind, _SWAPS[theirs]), own)
+    return _SWAPS.get(kind)
+
+
+def _has_forward_of(kind: type, theirs: Any) -> bool:
+    """Whether a subclass computes as torch's class does."""
+    names = "forward", "permute_hidden"
+    return all(getattr(kind, name) is getattr(theirs, name) for name in names)
+
+
+def _replaced(kind: type, replacement: Callable[[type], type | None]) -> type | None:
+    """What takes the place of a class; of the one beneath where torch has parametrized a module."""
+    if kind.__module__ != parametrize.__name__:
+        return replacement(kind)
+    base = _replaced(kind.__bases__[0], replacement)
+    own = {name: what for name, what in vars(kind).items() if name not in _OF_ANY_CLASS}
+    return None if base is None else type(kind.__name__, (base,), own)
+
+
+_OF_ANY_CLASS = "__dict__", "__weakref__"
+
+
+def _reduced(module: torch.nn.Module, protocol: int) -> Any:
+    """How a swapped subclass is copied and pickled: by the class that can be imported."""
+    how: Any = object.__reduce_ex__(module, max(protocol, 2))
+    make, args, *rest = how
+    if make is not copyreg.__newobj__:  # type: ignore[attr-defined]
+        return how  # as the subclass itself says
+    return _new, (args[0].__bases__[0],), *rest
+
+
+def _new(kind: type) -> Any:
+    swapped: Any = _swap(kind)
+    return swapped.__new__(swapped)
+
+
+def _spelled(module: Any) -> str:
     kind = type(module)
     home = "torch.nn." if kind.__module__.startswith("torch.nn") else ""
     return f"{home}{kind.__name__}({module.extra_repr()})"

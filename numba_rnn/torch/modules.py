@@ -34,8 +34,7 @@ class _Runs(torch.nn.RNNBase):
         by_length = PackedSequence(packed.data, packed.batch_sizes)
         xs, lengths = pad_packed_sequence(by_length, batch_first=True)
         hs, states = self._run(xs, state, lengths)
-        out = pack_padded_sequence(hs, lengths, batch_first=True)
-        output = PackedSequence(out.data, out.batch_sizes, order, back)
+        output = PackedSequence(_packed(hs, lengths).data, packed.batch_sizes, order, back)
         return output, tuple(_reordered(s, back) for s in states)
 
     def _of_tensor(self, xs: torch.Tensor, hx: Any) -> tuple[torch.Tensor, Tensors]:
@@ -46,8 +45,8 @@ class _Runs(torch.nn.RNNBase):
         state = self._states(hx, axes, None)
         self._check(xs, state, None)
         hs, states = self._run(xs.transpose(0, batch), state)
-        # in the layout that torch.nn's output has, for those who take a view of it
-        output = hs.transpose(0, batch).contiguous()
+        # step by step in memory, as torch.nn's output is: dropout draws in this order
+        output = hs.transpose(0, 1).contiguous().transpose(0, 1 - batch)
         if axes == 3:
             return output, states
         return output.squeeze(batch), tuple(s.squeeze(1) for s in states)
@@ -82,7 +81,7 @@ class _Runs(torch.nn.RNNBase):
         lengths  (N,) from the longest down; None: all T
         """
         mask = None
-        if lengths is not None and int(lengths[-1]) < xs.shape[1]:
+        if lengths is not None and bool((lengths < xs.shape[1]).any()):
             mask = torch.arange(xs.shape[1])[None] < lengths[:, None]
         after: list[Tensors] = []
         for k in range(self.num_layers):
@@ -97,9 +96,9 @@ class _Runs(torch.nn.RNNBase):
         if lengths is None:
             out = xs.transpose(0, 1).contiguous()
             return torch.nn.functional.dropout(out, self.dropout).transpose(0, 1)
-        data, *rest = pack_padded_sequence(xs, lengths, batch_first=True)
-        data = torch.nn.functional.dropout(data, self.dropout)
-        return pad_packed_sequence(PackedSequence(data, *rest), batch_first=True)[0]
+        data, *rest = _packed(xs, lengths)
+        dropped = PackedSequence(torch.nn.functional.dropout(data, self.dropout), *rest)
+        return pad_packed_sequence(dropped, batch_first=True, total_length=xs.shape[1])[0]
 
     def _layer(
         self, k: int, xs: torch.Tensor, state: Tensors | None, mask: torch.Tensor | None
@@ -137,6 +136,13 @@ class _Runs(torch.nn.RNNBase):
 
 def _reordered(state: torch.Tensor, order: Any) -> torch.Tensor:
     return state if order is None else state.index_select(1, order)
+
+
+def _packed(xs: torch.Tensor, lengths: torch.Tensor) -> PackedSequence:
+    """As pack_padded_sequence does it, which refuses a batch of no rows."""
+    if not len(xs):
+        return PackedSequence(xs.flatten(0, 1), torch.zeros(xs.shape[1], dtype=torch.int64))
+    return pack_padded_sequence(xs, lengths, batch_first=True)
 
 
 def _flipped(mask: torch.Tensor | None) -> torch.Tensor | None:

@@ -7,20 +7,21 @@ so that every node has one of its own; a node that is gone gives its layer back 
 
 import ctypes
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch.autograd.function import once_differentiable
+from torch.autograd import forward_ad
 
 from ..backend import engine_of
 from ..checks import Array
 from ..layers import TimeRecurrent
 
 FLOATS = (torch.float32, torch.float64)
+_REMEDY = "numba_rnn.torch.restore(model) makes its modules torch's own again"
 
 
 class Form(Protocol):
@@ -51,14 +52,17 @@ class Runner:
         mask   (N, T) bool array: the steps that are there; None: all
 
         torch.compile leaves it as it is. Raises TypeError for other dtypes than float32 and
-        float64, RuntimeError while torch.jit.trace records what it cannot see.
+        float64, RuntimeError while torch.jit.trace records what it cannot see, and for derivatives
+        other than first ones in reverse mode.
         """
         if torch.compiler.is_dynamo_compiling():
             outside = torch.compiler.disable(self.__call__)  # type: ignore[no-untyped-call]
             return outside(xs, state, weights, mask)
         given = tuple(state or ())
-        _expect_runs_here((xs, *given, *weights))
-        keep = torch.is_grad_enabled() and any(t.requires_grad for t in (xs, *given, *weights))
+        tensors = xs, *given, *weights
+        keep = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        _expect_runs_here(tensors)
+        _expect_reverse_mode(tensors, keep)
         run: Callable[..., Any] = _Node.apply if keep else _without_gradient
         hs, *after = run(self, mask, len(given), xs, *given, *weights)
         return hs, tuple(after)
@@ -118,7 +122,7 @@ def _expect_runs_here(tensors: Sequence[torch.Tensor]) -> None:
     if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         raise RuntimeError(
             "torch.jit.trace, and exporters that use it, would take what numba_rnn computes for "
-            "constants; numba_rnn.torch.restore(model) makes its modules torch's own again"
+            f"constants; {_REMEDY}"
         )
     for tensor in tensors:
         if tensor.dtype not in FLOATS:
@@ -126,6 +130,26 @@ def _expect_runs_here(tensors: Sequence[torch.Tensor]) -> None:
                 f"input and weights: expected float32 or float64, got {tensor.dtype}; "
                 "torch.autocast has to be off where the module is called"
             )
+
+
+def _expect_reverse_mode(tensors: Sequence[torch.Tensor | None], keep: bool) -> None:
+    """Refuse tensors whose derivatives would be lost here: those of torch.func, and tangents.
+
+    keep  whether a node of autograd would be made, which torch.func's functions do not take
+    """
+    of = torch._C._functorch
+    if (keep and torch._C._are_functorch_transforms_active()) or any(
+        of.is_functorch_wrapped_tensor(t)
+        or of.is_legacy_batchedtensor(t)
+        or forward_ad.unpack_dual(t).tangent is not None  # type: ignore[no-untyped-call]
+        for t in tensors
+        if t is not None
+    ):
+        raise RuntimeError(
+            "numba_rnn.torch computes derivatives by backward and torch.autograd.grad alone: for "
+            "torch.func (grad, jvp, vmap ...), batched gradients and forward mode "
+            f"(torch.autograd.forward_ad) {_REMEDY}"
+        )
 
 
 def _forward(
@@ -158,23 +182,48 @@ class _Node(torch.autograd.Function):
     def forward(ctx: Any, runner: Any, mask: Any, states: int, xs: Any, *rest: Any) -> Any:
         borrowed, outputs = _forward(runner, mask, states, xs, rest, False)
         ctx.lease, ctx.runner, ctx.states = _Lease(borrowed), runner, states
-        ctx.save_for_backward(xs)  # so that autograd sees where it is changed meanwhile
+        # so that autograd sees where they are changed meanwhile, and who depends on them
+        ctx.save_for_backward(xs, *rest)
         ctx.set_materialize_grads(False)
         return outputs
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dhs: Any, *dstate: Any) -> Any:
-        (xs,) = ctx.saved_tensors
-        layer = ctx.lease.borrowed.layer
-        if dhs is None:
-            dhs = xs.new_zeros((*xs.shape[:2], layer.output_size))
-        given = [None if d is None else array_of(d) for d in dstate]
-        with torch_threads(layer):
-            dxs = layer.backward(array_of(dhs), *given, inputs=ctx.needs_input_grad[3])
-        dstates = [tensor_of(d) for d in layer.dstate[: ctx.states]]
-        weights = ctx.runner.gradients(layer)
-        return None, None, None, None if dxs is None else tensor_of(dxs), *dstates, *weights
+    def backward(ctx: Any, *douts: Any) -> Any:
+        run: Callable[..., Any] = _Gradient.apply if torch.is_grad_enabled() else _backward
+        _expect_reverse_mode(douts, run is not _backward)
+        return None, None, None, *run(ctx, douts, *ctx.saved_tensors, *douts)
+
+
+def _backward(node: Any, douts: Any, xs: torch.Tensor, *_: Any) -> tuple[Any, ...]:
+    """The gradients by xs, states and weights, from those by hs and the states after."""
+    dhs, *dstate = douts
+    layer = node.lease.borrowed.layer
+    if dhs is None:
+        dhs = xs.new_zeros((*xs.shape[:2], layer.output_size))
+    given = [None if d is None else array_of(d) for d in dstate]
+    with torch_threads(layer):
+        dxs = layer.backward(array_of(dhs), *given, inputs=node.needs_input_grad[3])
+    dstates = [tensor_of(d) for d in layer.dstate[: node.states]]
+    weights = node.runner.gradients(layer)
+    return None if dxs is None else tensor_of(dxs), *dstates, *weights
+
+
+class _Gradient(torch.autograd.Function):
+    """The gradients as a node of everything that they depend on: to differentiate them is refused.
+
+    Without it autograd would take them for constants.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Any:
+        return _backward(*args)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise RuntimeError(
+            "numba_rnn.torch computes first derivatives alone: for gradients of gradients "
+            f"(create_graph=True, hessian, hvp, a gradient penalty) {_REMEDY}"
+        )
 
 
 def array_of(tensor: torch.Tensor) -> Array:
@@ -186,15 +235,12 @@ def array_of(tensor: torch.Tensor) -> Array:
 
 
 def torch_threads(layer: TimeRecurrent) -> AbstractContextManager[None]:
-    """Let the layer work with torch's own threads in the block.
+    """Let the layer work with torch's own threads in the block, and with as many at most.
 
     After each operation these look out for more to do for some milliseconds, on the processors
     that other threads would want.
     """
-    threads = torch.get_num_threads()
-    if threads == 1 or not _openmp():
-        return nullcontext()
-    return engine_of(layer.params[0]).borrowing(_openmp(), threads)
+    return engine_of(layer.params[0]).borrowing(_openmp(), torch.get_num_threads())
 
 
 @cache
