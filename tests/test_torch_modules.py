@@ -463,34 +463,210 @@ def test_dropout_between_layers_is_torchs_for_dense_input_too():
     torch.testing.assert_close(found[1], found[0])
 
 
-def test_accelerate_says_what_it_leaves_and_is_undone():
-    class Own(torch.nn.GRU):
-        def forward(self, xs):
-            return super().forward(xs)[0]
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("form", ["batch", "packed", "one"])
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("kind", ["lstm", "projected", "gru"])
+def test_a_dropout_behind_draws_as_behind_torchs(kind, batch_first, form, grad):
+    """It goes through memory, so that outputs and states have to lie there as torch's do."""
+    for both, layers, N, T in (False, 1, 1, 4), (True, 1, 3, 4), (False, 2, 3, 1), (True, 2, 2, 3):
+        theirs, ours = pair(
+            kind, 3, 5, num_layers=layers, bidirectional=both, batch_first=batch_first
+        )
+        xs = torch.randn(N, T, 3) if batch_first else torch.randn(T, N, 3)
+        if form == "one":
+            xs = xs[0] if batch_first else xs[:, 0]
+        if form == "packed":
+            lengths = torch.arange(N).remainder(T).add(1)
+            lengths[-1] = T
+            xs = pack_padded_sequence(xs, lengths, batch_first, enforce_sorted=False)
+        with torch.set_grad_enabled(grad):
+            for want, got in zip(*(map(tensors, [theirs(xs), ours(xs)])), strict=True):
+                torch.manual_seed(0)
+                want = torch.nn.functional.dropout(want)
+                torch.manual_seed(0)
+                got = torch.nn.functional.dropout(got)
+                torch.testing.assert_close(got, want, msg=f"{both} {layers} {N} {T}")
 
-    model = torch.nn.ModuleDict(
-        {
-            "a": torch.nn.LSTM(3, 5).half(),
-            "b": Own(3, 5),
-            "c": torch.nn.RNN(3, 5, nonlinearity="relu"),
-            "d": torch.nn.Linear(3, 5),
-        }
-    )
-    told = []
+
+class Named(torch.nn.LSTM):
+    """A subclass that computes as torch does."""
+
+    def __init__(self, *sizes, name="its name"):
+        super().__init__(*sizes)
+        self.name = name
+
+    def extra_repr(self):
+        return f"{self.name}, {super().extra_repr()}"
+
+
+class Own(torch.nn.GRU):
+    """A subclass with a forward of its own."""
+
+    def forward(self, xs):
+        return super().forward(xs)[0]
+
+
+class Checked(torch.nn.GRU):
+    """A subclass with a method of its own that torch's forward calls, and ours does not."""
+
+    def permute_hidden(self, hx, permutation):
+        return 2 * super().permute_hidden(hx, permutation)
+
+
+def test_accelerate_says_what_it_leaves_and_is_undone():
+    patched = torch.nn.GRU(3, 5)
+    patched.forward = lambda xs: xs
+    parts = {
+        "a": torch.nn.LSTM(3, 5).half(),
+        "b": Own(3, 5),
+        "c": Checked(3, 5),
+        "d": patched,
+        "e": torch.nn.LSTMCell(3, 5),
+        "f": torch.nn.RNN(3, 5, nonlinearity="relu"),
+        "g": Named(3, 5),
+        "h": numba_rnn.torch.Recurrent("mgu", 3, 5),
+        "i": torch.nn.Linear(3, 5),
+    }
+    kinds = {name: type(part) for name, part in parts.items()}
+    model, told = torch.nn.ModuleDict(parts), []
     for _ in range(2):
         numba_rnn.torch.accelerate(model, told.append)
-    first, second = told[:3], told[3:]
-    assert first[0] == "a: torch.nn.LSTM(3, 5) is left: its numbers are torch.float16, not float32"
-    assert first[1] == "b: Own(3, 5) is left: a class of its own may compute something of its own"
-    assert first[2].startswith("c: torch.nn.RNN(3, 5")
-    assert first[2].endswith("-> numba_rnn.torch.RNN")
-    assert second == first[:2]
-    restore(model)
-    assert type(model["c"]) is torch.nn.RNN
-    assert type(model["b"]) is Own
+    left = [
+        "a: torch.nn.LSTM(3, 5) is left: its numbers are torch.float16, not float32",
+        "b: Own(3, 5) is left: it has a forward of its own",
+        "c: Checked(3, 5) is left: it has a forward of its own",
+        "d: torch.nn.GRU(3, 5) is left: it has a forward of its own",
+        "e: torch.nn.LSTMCell(3, 5) is left: it makes single steps, "
+        "numba_rnn.torch whole sequences",
+    ]
+    swapped = [
+        "f: torch.nn.RNN(3, 5) -> numba_rnn.torch.RNN",
+        "g: Named(its name, 3, 5) -> numba_rnn.torch.LSTM",
+    ]
+    assert told == left + swapped + left
     told = []
+    assert restore(model, told.append) is model
+    assert told == ["h: Recurrent(mgu, 3, 5) is left: no class of torch computes the same"]
+    assert {name: type(part) for name, part in model.items()} == kinds
     numba_rnn.torch.accelerate(torch.nn.GRU(3, 5), told.append)
-    assert told == ["the model: torch.nn.GRU(3, 5) -> numba_rnn.torch.GRU"]
+    assert told[1] == "the model: torch.nn.GRU(3, 5) -> numba_rnn.torch.GRU"
+
+
+def test_a_subclass_that_keeps_torchs_forward_runs_here():
+    torch.manual_seed(0)
+    theirs = Named(3, 5)
+    ours = numba_rnn.torch.accelerate(copy.deepcopy(theirs), lambda line: None)
+    kind = type(ours)
+    for module in (ours, copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        assert isinstance(module, Named)
+        assert isinstance(module, numba_rnn.torch.LSTM)
+        assert type(module) is kind
+        assert module.name == "its name"
+        with use_backend("numpy"):
+            agree_on(theirs, module, torch.randn(4, 2, 3), [], 1e-5)
+        assert type(restore(module)) is Named
+
+
+class Half(torch.nn.Module):
+    def forward(self, weight):
+        return weight / 2
+
+
+CHANGES = {
+    "parametrization": lambda m: parametrize.register_parametrization(m, "weight_hh_l0", Half()),
+    "weight_norm": lambda m: parametrizations.weight_norm(m, "weight_hh_l0"),
+    "spectral_norm": lambda m: parametrizations.spectral_norm(m, "weight_hh_l0"),
+    "orthogonal": lambda m: parametrizations.orthogonal(m, "weight_hh_l0"),
+    "two": lambda m: CHANGES["parametrization"](parametrizations.weight_norm(m, "weight_ih_l0")),
+    "prune": lambda m: prune.l1_unstructured(m, "weight_hh_l0", 0.5),
+}
+
+
+@pytest.mark.parametrize("make", [torch.nn.RNN, torch.nn.GRU, Named])
+@pytest.mark.parametrize("change", CHANGES)
+def test_parametrized_modules_are_swapped_and_restored(change, make):
+    def made():
+        torch.manual_seed(0)
+        return make(4, 5)
+
+    def changed(module):
+        torch.manual_seed(1)
+        CHANGES[change](module)
+        return module
+
+    def losses(module, steps=3):
+        optimiser, found = torch.optim.SGD(module.parameters(), 0.5), []
+        for _ in range(steps):
+            optimiser.zero_grad()
+            loss = module(xs)[0].square().mean()
+            loss.backward()
+            optimiser.step()
+            found.append(loss.item())
+        return found
+
+    def quietly(module):
+        return numba_rnn.torch.accelerate(module, lambda line: None)
+
+    xs, plain = torch.randn(6, 3, 4), type(made())
+    want = losses(changed(made()))
+    for swap_last in (True, False):
+        module = quietly(changed(made())) if swap_last else changed(quietly(made()))
+        assert "numba_rnn" in str(type(module).__mro__)
+        if change != "prune":  # whose modules torch does not copy
+            np.testing.assert_allclose(losses(copy.deepcopy(module)), want, rtol=1e-4)
+        np.testing.assert_allclose(losses(module), want, rtol=1e-4)
+        told = []
+        restore(module, told.append)
+        assert not told
+        assert "numba_rnn" not in str(type(module).__mro__)
+        assert not any("numba_rnn" in str(type(v)) for v in vars(module).values())
+        module = quietly(module)
+        if change == "prune":
+            prune.remove(module, "weight_hh_l0")
+        else:
+            parametrize.remove_parametrizations(module, "weight_hh_l0")
+        if change == "two":
+            parametrize.remove_parametrizations(module, "weight_ih_l0")
+        assert isinstance(module, plain)
+        module = restore(module, told.append)
+        assert type(module) is plain
+        assert not told
+        with torch.no_grad():
+            out = module(xs)[0]
+            torch.testing.assert_close(quietly(module)(xs)[0], out)
+
+
+# ---- no rows
+
+
+@pytest.mark.parametrize("state", [True, False])
+@pytest.mark.parametrize("form", ["time first", "batch first", "packed"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_of_no_rows(kind, form, state):
+    options = {"num_layers": 2, "bidirectional": True, "dropout": 0.5}
+    theirs, ours = pair(kind, 3, 5, batch_first=form == "batch first", **options)
+    P = getattr(theirs, "proj_size", 0) or 5
+    hx = [torch.zeros(4, 0, P), torch.zeros(4, 0, 5)][: 1 + (theirs.mode == "LSTM")]
+    xs = torch.zeros((0, 6, 3) if form == "batch first" else (6, 0, 3))
+
+    def pack(xs):
+        return PackedSequence(xs.reshape(0, 3), torch.zeros(6, dtype=torch.int64))
+
+    agree_on(theirs, ours, xs, hx if state else [], 1, pack if form == "packed" else lambda xs: xs)
+    assert all((p.grad == 0).all() for p in ours.parameters())
+    with torch.no_grad():
+        assert [t.shape for t in tensors(ours(xs))] == [t.shape for t in tensors(theirs(xs))]
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_a_cells_module_takes_no_rows(batch_first):
+    module = numba_rnn.torch.Recurrent("mgu", 3, 5, batch_first=batch_first)
+    hs, (h,) = module(torch.zeros((0, 6, 3) if batch_first else (6, 0, 3)))
+    assert hs.shape == ((0, 6, 5) if batch_first else (6, 0, 5))
+    assert h.shape == (0, 5)
+    hs.sum().backward()
+    assert all((p.grad == 0).all() for p in module.parameters())
 
 
 @pytest.mark.parametrize("backend", ["numpy", "numba"])
