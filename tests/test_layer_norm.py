@@ -14,7 +14,17 @@ from test_steps import FEATURES, particular
 from test_steps import disagreements as errors_with_steps
 from test_steps import outcome as outcome_with_steps
 
-from helpers import ALL_ENGINES, DTYPES, ENGINES, SHARINGS, Array, outcome, random_problem
+from helpers import (
+    ALL_ENGINES,
+    BACKENDS,
+    DTYPES,
+    ENGINES,
+    SHARINGS,
+    Array,
+    outcome,
+    random_problem,
+    relative_error,
+)
 from numba_rnn import cell, cells, time_layer, use_backend
 from numba_rnn.functions import sigmoid, tanh
 from numba_rnn.kernels.cpu import plans
@@ -81,6 +91,41 @@ def test_it_is_torchs_layer_norm(backend, name, sizes):
     names += [f"d{n}" for n in p.cell.shapes(1, 1)]
     for key, array in zip(names, inputs, strict=True):
         np.testing.assert_allclose(got[key], array.grad.numpy(), rtol=0, atol=1e-11, err_msg=key)
+
+
+@pytest.mark.parametrize("init", ["orthogonal", "book"])
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rows_of_zeros_have_finite_gradients(backend, name, init):
+    for seed in range(3):
+        layer = time_layer(name).create(3, 16, rng=seed, init=init)
+        xs = np.zeros((2, 200, 3), np.float32)
+        dhs = np.random.default_rng(seed).standard_normal((2, 200, 16)).astype(np.float32)
+        with use_backend(backend, strict=True):
+            layer.forward(xs)
+            gradients = [layer.backward(dhs), *layer.grads]
+        assert all(np.isfinite(gradient).all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("backend", ALL_ENGINES)
+def test_a_row_without_variance_is_as_torchs(backend, name):
+    torch = pytest.importorskip("torch")
+    p = random_problem(name, 2, 3, 2, 5, rng=2)
+    names = tuple(p.cell.shapes(1, 1))
+    params = [array * (key != "b") for key, array in zip(names, p.params, strict=True)]
+    p = replace(p, xs=0 * p.xs, state=tuple(0 * s for s in p.state), params=tuple(params))
+    p = replace(p, dstate=tuple(0 * d for d in p.dstate))
+    xs, *params = (torch.tensor(array, requires_grad=True) for array in (p.xs, *p.params))
+    state, hs = tuple(map(torch.tensor, p.state)), []
+    for t in range(3):
+        state = torch_steps(torch, name)(xs[:, t], state, *params)
+        hs.append(state[0])
+    (torch.stack(hs, dim=1) * torch.tensor(p.dhs)).sum().backward()
+    with use_backend(backend, strict=True) as engine:
+        got = outcome(engine, p)
+    for key, array in zip(("xs", *names), (xs, *params), strict=True):
+        assert relative_error(got[f"d{key}"], array.grad.numpy()) < 1e-10, key
 
 
 # ---- forms that the zoo has not

@@ -201,7 +201,7 @@ def indrnn(a, u, h):
 
 @cell(states="h c n m")
 def slstm(f, g, i, o, h, c, n, m):
-    forget = log_sigmoid(f) + m
+    forget = where(n > 0, log_sigmoid(f) + m, i)
     m = maximum(forget, i)
     f, i = exp(forget - m), exp(i - m)
     c = f * c + i * tanh(g)
@@ -725,3 +725,51 @@ def test_what_does_not_stay_float32_is_caught():
 
     with pytest.raises(AssertionError, match="of float32 became: da float64"):
         widening.check()
+
+
+def test_quotients_of_what_may_be_zero_are_told():
+    @cell(states="h c n m")
+    def unguarded(f, i, z, h, c, n, m):
+        new = maximum(log_sigmoid(f) + m, i)
+        f, i = exp(log_sigmoid(f) + m - new), exp(i - new)
+        c, n = f * c + i * tanh(z), f * n + i
+        return c / n, c, n, new
+
+    with pytest.warns(RuntimeWarning, match=r"cell 'unguarded': c / n may be 0 / 0 \(gates"):
+        unguarded.check()
+
+    @cell
+    def gates_that_sum_to_one(f, i, a, h):
+        f, i = sigmoid(f), sigmoid(i)
+        return (f * h + i * a) / (f + i)
+
+    with pytest.warns(RuntimeWarning, match=r"\(f \* h_prev \+ i \* a\) / \(f \+ i\) may be"):
+        gates_that_sum_to_one.check()
+
+    @cell
+    def hidden_by_where(a, b, h):
+        a, b = sigmoid(a), sigmoid(b)
+        return where(a + b > 0, a / (a + b), 0.0)
+
+    with pytest.warns(RuntimeWarning, match=r"a / \(a \+ b\) may be 0 / 0"):
+        hidden_by_where.check()
+
+
+def test_roots_of_what_may_be_zero_are_told():
+    @cell(states="h s")
+    def size(a, h, s):
+        s = sqrt(s * s)
+        return tanh(a + s), tanh(s) + tanh(a)
+
+    with pytest.warns(RuntimeWarning, match="has no gradient at 0"):
+        size.check()
+
+
+def test_quotients_that_are_kept_from_zero_are_not_told():
+    @cell(states="h s", normalised="b", second="a", operand=lambda r, s: s / (1 + exp(-r)))
+    def sound(r, b, a, h, s):
+        e = exp(minimum(a, 10.0))
+        s = where(s > 0, s / where(s > 0, s, 1.0), 1.0) + 1 / sqrt(1 + b * b)
+        return e / (1 + e), s
+
+    assert sound.check() < 1e-6  # a warning is an error here

@@ -3,7 +3,7 @@
 All steps' x Wx is one product; what is left between the steps is a little arithmetic.
 """
 
-from ..functions import relu, sigmoid
+from ..functions import log_sigmoid, relu, sigmoid
 from .written import cell
 
 
@@ -31,6 +31,10 @@ def mingru(z, a, h):
 
 @cell(recurrence="elementwise", bias_start={"f": 1.0})
 def minlstm(f, i, a, h):
-    """minLSTM, its two gates made to sum to 1 (Feng et al. 2024)."""
-    f, i = sigmoid(f), sigmoid(i)
-    return (f * h + i * a) / (f + i)
+    """minLSTM, its two gates made to sum to 1, f / (f + i) and i / (f + i) (Feng et al. 2024).
+
+    By the logarithm of f / i, as in the paper's appendix: both gates may be as small as 0.
+    """
+    ratio = log_sigmoid(f) - log_sigmoid(i)
+    f, i = sigmoid(ratio), sigmoid(-ratio)
+    return f * h + i * a

@@ -14,6 +14,7 @@ use; ``..derivation`` makes those from it when ``.cell`` is first asked for, whi
 """
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import update_wrapper
 from math import isfinite
@@ -23,7 +24,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from ..derivation import cell_functions
+from ..derivation import cell_functions, extremes
 from ..derivation.graph import CONSTANT, Node, reachable
 from ..derivation.source import Names as NodeNames
 from ..derivation.source import make_function
@@ -110,7 +111,18 @@ class WrittenCell:
 
         Returns the largest relative error. Raises AssertionError, naming what is off and by how
         much, where one is larger, or where float32 does not stay float32.
+
+        Warns, by name, of a quotient that may be 0 / 0 where gates are shut or wide open, and of a
+        root that may be one of 0: there the gradient is NaN.
         """
+        traced, given = self._trace()[0], self._options
+        for what in extremes.without_gradient(traced, given["normalised"], given["fed"]):
+            warnings.warn(
+                f"cell {self.name!r}: {what}, and its gradient NaN: keep it from that by "
+                "where(...), or compute it by logarithms, as minlstm in kernels/cells/ does",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         sizes = N, T, D, H
         problems = [_gradient_errors(self.cell, sizes, seed + k) for k in range(2)]
         # where functions are flat or go on otherwise, hard_sigmoid beyond 3 say

@@ -4,6 +4,7 @@
 ``graph.py``     what they wrote: every operation once
 ``gradient.py``  its derivative, with SymPy, and what forward has to save for it
 ``source.py``    Python source from a graph
+``extremes.py``  what in a graph has no number where gates are shut or wide open
 
 No engine needs anything in here, and SymPy is imported by nothing but a derivation.
 """

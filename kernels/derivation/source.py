@@ -111,6 +111,11 @@ def function_source(
     return "\n".join(lines) + "\n"
 
 
+def expression(node: Node, names: Names) -> str:
+    """The node's own source, of what has names."""
+    return _Printer(names, set(names.of) - {node}).print(node)
+
+
 def _statements(
     body: list[Node], roots: list[Node], given: set[Node], names: Names
 ) -> tuple[Counter[Node], list[Node]]:

@@ -6,6 +6,11 @@
                           but for what the cell asks for: the LSTM's forget gate starts at 1, to
                           remember at first (Jozefowicz et al. 2015).
 ``book``                  Deep Learning from Scratch 2: Wx ~ N(0, 1/D), Wh ~ N(0, 1/H), b = 0.
+
+With both, the biases of gates that are normalised start between -1/2 and 1/2. At 0 a row of zeros
+would have the variance 0 until something else comes in: normalisation then multiplies gradients by
+1 / sqrt(1e-5) = 316 at every step, and those of a dozen steps overflow (PyTorch's LayerNorm in a
+loop does the same).
 """
 
 import math
@@ -19,6 +24,7 @@ from ..kernels.cells import Cell
 Seed = int | np.random.Generator | None
 
 INITS = ("orthogonal", "book")
+NORMALISED = (-0.5, 0.5)
 
 
 def generator(rng: Seed) -> np.random.Generator:
@@ -70,6 +76,11 @@ def recurrent(
         for gate, start in cell.bias_start.items():
             k = x_gates.index(cell.gates.index(gate))
             first[k * H : (k + 1) * H] = _started(random, start, H)
+    drawn = set(cell.normalised) - set(cell.bias_start)
+    for side, gates in zip(b.reshape(-1, len(x_gates), H), (x_gates, h_gates), strict=False):
+        for row, gate in zip(side, gates, strict=True):
+            if cell.gates[gate] in drawn:
+                row[...] = random.uniform(*NORMALISED, H)
     return [p.astype(dtype) for p in cell.own(Wx, Wh, b, w)]
 
 
