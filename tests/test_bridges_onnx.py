@@ -121,6 +121,55 @@ def test_there_are_nodes_of_onnx():
     assert len(CASES) >= 12
 
 
+@pytest.mark.parametrize("spell", [str.lower, str.upper])
+@pytest.mark.parametrize("op", ["LSTM", "GRU"])
+def test_activations_are_known_however_they_are_spelt(op, spell):
+    """ONNX Runtime's own vectors have them in lower case."""
+    rng, G = np.random.default_rng(0), len(GATES[op])
+    weights = {
+        name: rng.uniform(-1, 1, (1, G * 3, n)).astype("f")
+        for name, n in zip("WR", (2, 3), strict=True)
+    }
+    X = rng.standard_normal((5, 2, 2)).astype("f")
+    for names, numbers in (
+        (["Sigmoid", "Tanh", "Tanh"], {}),
+        (["HardSigmoid", "LeakyRelu", "Softsign"],
+         {"activation_alpha": [0.3, 0.1], "activation_beta": [0.4]}),
+    ):  # fmt: skip
+        attributes = {"hidden_size": 3, "activations": list(map(spell, names[: G - 1])), **numbers}
+        model = one_node(op, attributes, weights, {"X": X})
+        want = run_onnx(model, {"X": X})
+        net = from_onnx(model)
+        for got in (net.forward(X), run_onnx(to_onnx(net), {"X": X})):
+            assert max(map(error, got, want)) < LIMIT
+
+
+def test_inputs_and_outputs_without_a_shape():
+    rng = np.random.default_rng(0)
+    X, weights = (
+        rng.standard_normal((5, 2, 2)).astype("f"),
+        {
+            name: rng.uniform(-1, 1, (1, 12, n)).astype("f")
+            for name, n in zip("WR", (2, 3), strict=True)
+        },
+    )
+    for x, y in (([None, None, 2], "shape"), (None, "shape"), (None, "type"), (None, "nothing")):
+        model = one_node("LSTM", {"hidden_size": 3}, weights, {"X": X})
+        del model.graph.input[:], model.graph.output[1:]
+        model.graph.input.append(helper.make_tensor_value_info("X", 1, x))
+        if y == "type":
+            model.graph.output[0].type.tensor_type.ClearField("shape")
+        elif y == "nothing":
+            model.graph.output[0].ClearField("type")
+        want = run_onnx(model, {"X": X})[0]
+        net = from_onnx(model.SerializeToString())
+        assert error(net.forward(X), want) < LIMIT
+        assert error(net.forward(X[:3, :1]), want[:3, :, :1]) < LIMIT
+        assert error(run_onnx(to_onnx(net), {"X": X})[0], want) < LIMIT
+        with pytest.raises(ValueError, match="X: expected shape|LSTM node"):
+            net.forward(X[0])
+
+
 # ---- random nodes
 
 

@@ -39,12 +39,26 @@ def loaded(source: Any) -> Any:
         raise ValueError(f"source: {what} is no whole ONNX model ({error})") from error
 
 
-def expect_valid(model: Any, what: str, **options: Any) -> None:
-    """Refuse what onnx's own checker refuses."""
+def expect_valid(model: Any, what: str, *, full_check: bool = False) -> None:
+    """Refuse what onnx's own checker refuses, but for inputs and outputs that have no shape, and
+    outputs that have no type: ONNX Runtime takes those, too.
+
+    full_check   infer types and shapes, too, as far as they can be
+    """
     import onnx
 
+    checked = type(model)()
+    checked.CopyFrom(model)
+    for value in checked.graph.output:
+        if not value.HasField("type"):
+            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    for value in (*checked.graph.input, *checked.graph.output):
+        if value.type.HasField("tensor_type"):
+            value.type.tensor_type.shape.SetInParent()
     try:
-        onnx.checker.check_model(model, **options)
+        onnx.checker.check_model(checked)
+        if full_check:
+            onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
     except Exception as error:  # whatever it raises: the model is refused
         raise ValueError(f"{what}: expected a valid ONNX model ({error})") from error
 

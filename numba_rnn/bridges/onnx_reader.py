@@ -536,10 +536,11 @@ def _activations(node: Node, dirs: int) -> tuple[Activation, ...]:
     if len(names) != len(defaults) * dirs:
         raise ValueError(f"{node}: activations: expected {len(defaults) * dirs}, got {names}")
     rows = {letter: list(given.get(f"activation_{letter}", ())) for letter in ("alpha", "beta")}
-    known = {name.lower(): name for name in ACTIVATIONS}
+    if node.op != "RNN":  # whose other spellings ONNX Runtime takes for Tanh, "relu" too
+        known = {name.lower(): name for name in ACTIVATIONS}
+        names = [known.get(name.lower(), name) for name in names]
     found = []
-    for name in names:  # ONNX Runtime's RNN takes Tanh for what it does not know, "relu" too
-        name = name if node.op == "RNN" else known.get(name.lower(), name)
+    for name in names:
         node.expect("activations", name, *ACTIVATIONS)
         found.append(Activation(name, **_numbers(node, name, rows)))
     for letter, row in rows.items():

@@ -28,6 +28,7 @@ from ..layers import (
 from ..models import Rnnlm
 from .conventions import CannotConvert
 from .onnx_cells import Kind, attributes_of, kind_of, weights_of
+from .onnx_files import expect_valid
 from .onnx_layers import AnyRecurrent, Reversed, recurrent_parts
 from .onnx_reader import OnnxNet
 
@@ -69,7 +70,7 @@ def to_onnx(
     ['ys', 'last_h0', 'last_c0']
     """
     with needed("onnx", "to_onnx"):
-        import onnx
+        import onnx  # noqa: F401
 
     if isinstance(model, OnnxNet):
         if states or lengths or softmax:
@@ -77,7 +78,7 @@ def to_onnx(
         made = model.model()
     else:
         made = _written(_flat(model), states, lengths, softmax)
-    onnx.checker.check_model(made, full_check=True)
+    expect_valid(made, "model", full_check=True)
     if path is not None:
         with written_atomically(Path(path)) as part:
             part.write_bytes(made.SerializeToString())
