@@ -53,6 +53,9 @@ def from_book(source: Any, *, dtype: Any = None) -> TimeRecurrent | Rnnlm:
     if isinstance(source, (str, Path)):
         source = _read(Path(source))
     if isinstance(source, Mapping):
+        for name in source:
+            if not isinstance(name, str):
+                raise TypeError(f"source: expected names of arrays, got the key {name!r}")
         source = _listed(source)
     if not isinstance(source, Sequence):
         raise TypeError(
@@ -85,6 +88,8 @@ def _read(path: Path) -> dict[str, Array]:
             f"source: expected an .npz file, got {path}, which a loader would have to run; where "
             "the book's code runs: np.savez(path, *model.params)"
         )
+    if path.is_dir():
+        raise ValueError(f"source: expected an .npz file, got the folder {path}")
     with open(path, "rb") as file:
         try:
             return _arrays_of(np.load(file, allow_pickle=False))

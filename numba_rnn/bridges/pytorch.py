@@ -86,6 +86,9 @@ def from_torch(
             "source: expected a torch module, a state_dict or the path of a safetensors file, got "
             f"{type(source).__name__}"
         )
+    for name in source:
+        if not isinstance(name, str):
+            raise TypeError(f"source: expected names of weights, got the key {name!r}")
     prefix, dropout, training = _the_prefix(source, prefix), 0.0, False
     if module is not None:
         own, _, _ = prefix.rpartition(".")
