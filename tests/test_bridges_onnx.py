@@ -166,7 +166,7 @@ def test_inputs_and_outputs_without_a_shape():
         assert error(net.forward(X), want) < LIMIT
         assert error(net.forward(X[:3, :1]), want[:3, :, :1]) < LIMIT
         assert error(run_onnx(to_onnx(net), {"X": X})[0], want) < LIMIT
-        with pytest.raises(ValueError, match="X: expected shape|LSTM node"):
+        with pytest.raises(ValueError, match=r"X: expected shape|LSTM node"):
             net.forward(X[0])
 
 
