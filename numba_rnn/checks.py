@@ -200,6 +200,12 @@ def expect_finite(name: str, value: Array) -> None:
         raise ValueError(f"{name}: expected finite numbers, got {value[where]} at {spell(where)}")
 
 
+def expect_writable(name: str, value: Array) -> None:
+    """Refuse an array that is read-only; those of a device never are."""
+    if not getattr(value.flags, "writeable", True):
+        raise ValueError(f"{name}: expected an array that may be written to, got a read-only one")
+
+
 def accept_ids(
     name: str,
     ids: Any,

@@ -92,6 +92,100 @@ def test_an_optimiser_is_for_one_model():
     assert adam.updates == 1
 
 
+def read_only(array):
+    array.flags.writeable = False
+    return array
+
+
+# by name: what is wrong with the second parameter or gradient, and what the error says
+WRONG = {
+    "shape": ("grads", lambda a: a[:-1], ValueError, r"grads\[1\]: expected shape \(2, 3\)"),
+    "dtype": ("grads", lambda a: a.astype(np.float64), TypeError, r"grads\[1\]: expected float32"),
+    "whole numbers": (
+        "params", lambda a: a.astype(int), TypeError, r"params\[1\]: expected float32 or float64",
+    ),
+    "read-only": ("params", read_only, ValueError, r"params\[1\]: .*got a read-only one"),
+    "a list": ("grads", lambda a: a.tolist(), TypeError, r"grads\[1\]: expected an array"),
+    "nan": (
+        "grads", lambda a: a * np.float32(np.nan), ValueError,
+        r"grads\[1\]: expected finite numbers, got nan at \(0, 0\)",
+    ),
+    "infinite": (
+        "grads", lambda a: np.where([0, 0, 1], np.float32(-np.inf), a), ValueError,
+        r"grads\[1\]: expected finite numbers, got -inf at \(0, 2\)",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("used", [False, True])
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("name", optimisers.NAMES)
+def test_a_refused_update_changes_nothing(name, wrong, used):
+    optimiser = optimisers.create(name)
+    params = [np.ones((4, 5), np.float32), np.ones((2, 3), np.float32)]
+    grads = [param * np.float32(0.5) for param in params]
+    if used:
+        optimiser.update(params, grads)
+    which, spoil, error, says = WRONG[wrong]
+    lists = {"params": [p.copy() for p in params], "grads": list(grads)}
+    lists[which][1] = spoil(lists[which][1])
+    before = [param.copy() for param in lists["params"]]
+    numbers, memory = optimiser.state()
+    with pytest.raises(error, match=says):
+        optimiser.update(**lists)
+    for param, same in zip(lists["params"], before, strict=True):
+        np.testing.assert_array_equal(param, same)
+    after, remembered = optimiser.state()
+    assert after == numbers
+    assert remembered.keys() == memory.keys()
+    for key, slot in memory.items():
+        np.testing.assert_array_equal(remembered[key], slot)
+    optimiser.update(params, grads)  # and it goes on, with the right ones
+    assert optimiser.updates == 1 + used
+
+
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")  # in the rules that square
+@pytest.mark.parametrize("name", optimisers.NAMES)
+def test_large_gradients_whose_squares_overflow_are_taken(name):
+    optimiser, param = optimisers.create(name), np.ones(3)
+    optimiser.update([param], [np.array([1e-3, 1e200, -1e-3])])
+    assert optimiser.updates == 1
+    assert np.isfinite(param[[0, 2]]).all()
+
+
+@pytest.mark.parametrize("name", sorted(set(optimisers.NAMES) - {"sgd"}))
+def test_a_refused_state_changes_nothing(name):
+    first, second = optimisers.create(name), optimisers.create(name, lr=0.3)
+    for optimiser in (first, second):
+        params = [np.ones((2, 3)), np.ones(4)]
+        for _ in range(1 if optimiser is first else 2):
+            optimiser.update(params, [p * 0.1 for p in params])
+    numbers, memory = first.state()
+    last = max(memory)
+    spoilt = {
+        "lr": ({**numbers, "lr": -1.0}, memory),
+        "updates": ({**numbers, "updates": "1"}, memory),
+        last: (numbers, {**memory, last: memory[last].astype(int)}),
+        "v/0|m/0|h/0": (numbers, {key: memory[key] for key in memory if not key.endswith("/0")}),
+    }
+    for says, state in spoilt.items():
+        before = second.state()
+        with pytest.raises((TypeError, ValueError), match=says):
+            second.restore(*state)
+        assert second.state()[0] == before[0]
+        for key, slot in before[1].items():
+            np.testing.assert_array_equal(second.state()[1][key], slot)
+
+
+@pytest.mark.parametrize("wrong", ["dtype", "read-only"])
+def test_clipping_that_is_refused_scales_nothing(wrong):
+    grads = [np.full(3, 5.0), np.full((2, 2), 5.0)]
+    grads[1] = grads[1].astype(int) if wrong == "dtype" else read_only(grads[1])
+    with pytest.raises((TypeError, ValueError), match=r"grads\[1\]: expected"):
+        clip_grads(grads, 1.0)
+    assert (grads[0] == 5).all()
+
+
 @pytest.mark.parametrize("scale", [1.0, 1e-3, 1e25])
 def test_clipping_equals_pytorchs_and_reports_the_norm(scale):
     rng = np.random.default_rng(2)

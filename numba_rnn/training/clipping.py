@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import numpy as np
+
 from ..backend import engine_of
-from ..checks import Array, expect_float, expect_plain_array
+from ..checks import Array, expect_array, expect_float, expect_writable
 
 
 def clip_grads(grads: list[Array], max_norm: float) -> Any:
@@ -20,8 +22,13 @@ def clip_grads(grads: list[Array], max_norm: float) -> Any:
     5.0
     """
     limit = expect_float("max_norm", max_norm, 0, low_open=True)
-    expect_plain_array("grads", grads)
-    return engine_of(grads[0]).clip(grads, limit) if grads else 0.0
+    if not grads:
+        return 0.0
+    here = engine_of(grads[0])
+    for k, grad in enumerate(grads):
+        expect_array(f"grads[{k}]", grad, np.shape(grad), None, here)
+        expect_writable(f"grads[{k}]", grad)
+    return here.clip(grads, limit)
 
 
 def global_norm(grads: list[Array]) -> Any:

@@ -8,11 +8,24 @@ Each is a rule, a plain function of numbers: (W, slots, dW, numbers) -> new W, n
 engine applies it to whole arrays, where the parameters are.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
-from ..backend import engine_of, move, to_host
-from ..checks import Array, accept, expect_choice, expect_float, expect_plain_array, spell
+import numpy as np
+
+from ..backend import Engine, engine_of, move, to_host
+from ..checks import (
+    Array,
+    accept,
+    expect_array,
+    expect_choice,
+    expect_finite,
+    expect_float,
+    expect_int,
+    expect_writable,
+    spell,
+)
 from ..kernels.functions import sqrt
 
 _ONE_EACH = "this optimiser has been used for other parameters, each model needs its own"
@@ -49,14 +62,33 @@ class Optimiser:
     def update(self, params: list[Array], grads: list[Array]) -> None:
         """Change every parameter in place by its gradient, where the parameters are.
 
-        Raises ValueError or TypeError where the two lists do not match.
+        All or nothing: where an error is raised no parameter has changed. Raises ValueError or
+        TypeError, naming the array, where the two lists do not match, a parameter is no floating
+        point array that may be written to, or a gradient is not finite. (A gradient that is on a
+        device is not searched for NaN: that would be to wait for the device.)
         """
-        expect_plain_array("params", params)
         if len(params) != len(grads):
             raise ValueError(f"grads: expected {len(params)} arrays, as params, got {len(grads)}")
         engines = [engine_of(param) for param in params]
+        for k, (here, param) in enumerate(zip(engines, params, strict=True)):
+            expect_array(f"params[{k}]", param, param.shape, None, here)
+            expect_writable(f"params[{k}]", param)
+        memory = self._memory_for(params, engines)
+        accepted = []
+        for k, (here, param, grad) in enumerate(zip(engines, params, grads, strict=True)):
+            accepted.append(accept(f"grads[{k}]", grad, param.shape, param.dtype, here))
+            if isinstance(grad, np.ndarray):
+                _expect_finite(f"grads[{k}]", grad)
+        self._memory = memory
+        self.updates += 1
+        numbers = self._numbers()
+        for here, param, slots, grad in zip(engines, params, memory, accepted, strict=True):
+            here.update(self.rule, (param, *slots), grad, numbers)
+
+    def _memory_for(self, params: list[Array], engines: list[Engine]) -> list[tuple[Array, ...]]:
+        """The slots of each parameter, where it is; zeros before the first update."""
         if self._memory is None:
-            self._memory = [
+            return [
                 tuple(here.xp.zeros_like(p) for _ in self.slots)
                 for here, p in zip(engines, params, strict=True)
             ]
@@ -71,13 +103,17 @@ class Optimiser:
                     f"params[{k}]: expected shape {spell(slots[0].shape)}, as at the first "
                     f"update, got {spell(param.shape)}; {_ONE_EACH}"
                 )
-        self.updates += 1
-        numbers = self._numbers()
-        for k, (here, param, grad) in enumerate(zip(engines, params, grads, strict=True)):
-            grad = accept(f"grads[{k}]", grad, param.shape, param.dtype, here)
-            # the parameters may have moved since, or the slots come from a checkpoint
-            self._memory[k] = tuple(move(slot, here) for slot in self._memory[k])
-            here.update(self.rule, (param, *self._memory[k]), grad, numbers)
+            for slot in slots:
+                if slot.dtype != param.dtype:
+                    raise TypeError(
+                        f"params[{k}]: expected {slot.dtype}, as at the first update, "
+                        f"got {param.dtype}; {_ONE_EACH}"
+                    )
+        # the parameters may have moved since, or the slots come from a checkpoint
+        return [
+            tuple(move(slot, here) for slot in slots)
+            for here, slots in zip(engines, self._memory, strict=True)
+        ]
 
     def state(self) -> tuple[dict[str, float], dict[str, Array]]:
         """What a checkpoint needs: numbers (lr, updates, options) and arrays (slot/position).
@@ -96,21 +132,35 @@ class Optimiser:
         return {k: v for k, v in vars(self).items() if k != "updates" and not k.startswith("_")}
 
     def restore(self, numbers: dict[str, Any], arrays: dict[str, Array]) -> None:
-        """Take up the state that ``state`` returned.
+        """Take up the state that ``state`` returned, or, where an error is raised, nothing of it.
 
-        Raises ValueError where it is that of an optimiser with other options.
+        Raises ValueError or TypeError where it is that of an optimiser with other options, or is
+        not whole.
         """
         for name, mine in self._options().items():
             if numbers.get(name) != mine:
                 raise ValueError(f"{name}: expected {mine}, as before, got {numbers.get(name)}")
-        self.lr, self.updates = numbers["lr"], int(numbers["updates"])
-        if self.updates and self.slots:
+        lr = expect_float("lr", numbers.get("lr"), 0, low_open=True)
+        updates = expect_int("updates", numbers.get("updates"), 0)
+        memory = None
+        if updates and self.slots:
             count = len(arrays) // len(self.slots)
-            self._memory = [
-                tuple(arrays[f"{slot}/{k}"].copy() for slot in self.slots) for k in range(count)
-            ]
-        else:
-            self._memory = None
+            names = [[f"{slot}/{k}" for slot in self.slots] for k in range(count)]
+            for slots in names:
+                for name in slots:
+                    shape = getattr(arrays.get(slots[0]), "shape", ())
+                    expect_array(name, arrays.get(name), shape)
+            memory = [tuple(arrays[name].copy() for name in slots) for slots in names]
+        self.lr, self.updates, self._memory = lr, updates, memory
+
+
+def _expect_finite(name: str, grad: Array) -> None:
+    """Refuse NaN and infinity, in half the time that it takes to look at every number."""
+    flat = grad.ravel("K")
+    with np.errstate(over="ignore", invalid="ignore"):
+        square = flat.dot(flat)
+    if not math.isfinite(square):  # or the squares have overflowed
+        expect_finite(name, grad)
 
 
 def _sgd(W: Any, dW: Any, lr: float) -> tuple[Any, ...]:
