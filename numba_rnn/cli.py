@@ -1,5 +1,6 @@
 """The command line: numba-rnn train | generate | evaluate | inspect | info."""
 
+import io
 import os
 import runpy
 import sys
@@ -64,6 +65,11 @@ ERRORS = (
     BackendError, CheckpointError, RanksError, TrainingDiverged, FileExistsError, OSError,
     TypeError, ValueError, ImportError, MemoryError,
 )  # fmt: skip
+
+
+def _echo(text: Any = "") -> None:
+    """Print to stdout in its own encoding; ``typer.echo`` alone writes UTF-8 where that is ASCII."""
+    typer.echo(text, file=sys.stdout)
 
 
 def _choose_backend(backend: str | None, strict: bool, say: bool = True) -> None:
@@ -168,9 +174,9 @@ def train(
         if first:
             several = f"; {ranks.size} processes" if ranks.size > 1 else ""
             device = explain()
-            typer.echo(f"engine {device.engine}, {device.device}{several} (more: numba-rnn info)")
+            _echo(f"engine {device.engine}, {device.device}{several} (more: numba-rnn info)")
         result = jobs.train(
-            settings, folder, resume=start, progress=not quiet, tell=typer.echo, ranks=ranks
+            settings, folder, resume=start, progress=not quiet, tell=_echo, ranks=ranks
         )
         if first:
             _report(result, settings, folder)
@@ -197,16 +203,12 @@ def _plan(
 def _report(result: jobs.Outcome, settings: Settings, folder: Path) -> None:
     """Say what training came to, with a sample and a picture."""
     if result.stopped:
-        typer.echo(f"stopped; go on with: numba-rnn train --resume {folder}")
+        _echo(f"stopped; go on with: numba-rnn train --resume {folder}")
         return
     assert result.valid_perplexity is not None  # as it is of what was stopped
-    typer.echo(
-        f"held-out perplexity {spell_perplexity(result.valid_perplexity)} per {settings.level}"
-    )
+    _echo(f"held-out perplexity {spell_perplexity(result.valid_perplexity)} per {settings.level}")
     if result.test_perplexity is not None:
-        typer.echo(
-            f"test perplexity {spell_perplexity(result.test_perplexity)} per {settings.level}"
-        )
+        _echo(f"test perplexity {spell_perplexity(result.test_perplexity)} per {settings.level}")
     if result.diverged:
         typer.secho(
             "warning: training has diverged: try a lower --lr or --clip",
@@ -214,18 +216,18 @@ def _report(result: jobs.Outcome, settings: Settings, folder: Path) -> None:
         )  # fmt: skip
     length = 400 if settings.level == "char" else 80
     made = jobs.sample(result.model, result.vocabulary, length=length, seed=settings.seed)
-    typer.echo(f"a sample:\n\n{made.strip()}\n")
+    _echo(f"a sample:\n\n{made.strip()}\n")
     try:
         curve = draw_curve(
             result.history,
             Path(folder) / "loss.png",
             f"{settings.cell}, H {settings.hidden}, {settings.level} level",
         )
-        typer.echo(f"loss curve  {curve}")
+        _echo(f"loss curve  {curve}")
     except ImportError as error:
-        typer.echo(str(error))
-    typer.echo(f"checkpoint  {result.checkpoint}")
-    typer.echo(f"more text   numba-rnn generate {result.checkpoint}")
+        _echo(str(error))
+    _echo(f"checkpoint  {result.checkpoint}")
+    _echo(f"more text   numba-rnn generate {result.checkpoint}")
 
 
 def _resumed(context: typer.Context, start: Path, chosen: dict[str, Any]) -> Settings:
@@ -277,7 +279,7 @@ def generate(
     """Make up text with a trained model."""
     _choose_backend(backend, strict)
     model, vocabulary, _ = jobs.load_model(checkpoint)
-    typer.echo(
+    _echo(
         jobs.sample(
             model, vocabulary, prompt=prompt, length=length, temperature=temperature,
             top_k=top_k, seed=seed,
@@ -295,13 +297,13 @@ def evaluate(
     """Perplexity of a trained model on a text (10 streams, blocks of 35, state carried)."""
     _choose_backend(backend, strict)
     model, vocabulary, _ = jobs.load_model(checkpoint)
-    corpus = vocabulary.encode(read_text(text))
+    corpus = vocabulary.encode(vocabulary.normal(read_text(text)))
     sizes = jobs.evaluation_sizes(corpus)
     perplexity = model.perplexity(corpus, **sizes)
     predicted = len(TruncatedBPTT(corpus, **sizes)) * sizes["batch_size"] * sizes["time_size"]
     unknown = int((corpus == vocabulary.unknown).sum())
-    typer.echo(f"perplexity {spell_perplexity(perplexity)} per {vocabulary.level}")
-    typer.echo(f"{predicted:,} of {len(corpus) - 1:,} tokens predicted; {unknown:,} unknown")
+    _echo(f"perplexity {spell_perplexity(perplexity)} per {vocabulary.level}")
+    _echo(f"{predicted:,} of {len(corpus) - 1:,} tokens predicted; {unknown:,} unknown")
 
 
 @app.command()
@@ -344,15 +346,15 @@ def inspect(
         length = 80 if vocabulary.level == "char" else 30
         text = jobs.sample(model, vocabulary, length=length, seed=seed)
     tokens = jobs.read_with_trace(model, vocabulary, text)
-    typer.echo(f"read {len(tokens):,} {vocabulary.level}s; the gradient is of the loss at the next")
+    _echo(f"read {len(tokens):,} {vocabulary.level}s; the gradient is of the loss at the next")
     for k, layer in enumerate(model.recurrent):
-        typer.echo(f"\nlayer {k}: {summary(layer)}")
-    typer.echo()
+        _echo(f"\nlayer {k}: {summary(layer)}")
+    _echo()
     try:
         for picture in jobs.draw_inside(model, tokens, out or path.parent / "inside"):
-            typer.echo(f"picture  {picture}")
+            _echo(f"picture  {picture}")
     except ImportError as error:
-        typer.echo(str(error))
+        _echo(str(error))
 
 
 @app.command()
@@ -366,7 +368,7 @@ def info(
     """Say which engine runs and why; with a checkpoint, what is in it."""
     _choose_backend(backend, strict)
     if checkpoint is None:
-        typer.echo(str(explain()))
+        _echo(str(explain()))
         return
     path = jobs.checkpoint_of(checkpoint)
     model, vocabulary, content = jobs.load_model(path)
@@ -383,12 +385,12 @@ def info(
     if epochs:
         rows["held out"] = f"perplexity {spell_perplexity(epochs[-1]['valid_perplexity'])}"
     for name, value in rows.items():
-        typer.echo(f"{name:<12}{value}")
+        _echo(f"{name:<12}{value}")
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(__version__)
+        _echo(__version__)
         raise typer.Exit
 
 
@@ -417,10 +419,25 @@ def _options(
         cells.register(cell)
 
 
+def _warn(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
+    """Show a warning; one for users is a line, without a place in our code."""
+    if category is UserWarning:
+        typer.secho(f"warning: {message}", fg=typer.colors.YELLOW, err=True)
+    else:
+        typer.echo(warnings.formatwarning(message, category, *place[:2]), err=True, nl=False)
+
+
 def main() -> None:
-    """Run the command line; what a user can mend is one line on stderr, not a traceback."""
+    """Run the command line; what a user can mend is one line on stderr, not a traceback.
+
+    Characters that stdout's encoding has not are written as "?".
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")
     try:
-        app()
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            app()
     except ERRORS as error:
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", []))
         typer.secho(f"error: {error}{notes}", fg=typer.colors.RED, err=True)

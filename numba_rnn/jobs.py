@@ -174,7 +174,7 @@ def train(
         unknown = 0 if corpus is None else int((corpus == vocabulary.unknown).sum())
         if corpus is not None and unknown:
             share, token = unknown / len(corpus), vocabulary.members[vocabulary.unknown]
-            tell(f"{share:.2%} of the {name} text's tokens count as {token!r}")
+            tell(f"{share:.2%} of the {name} text's tokens count as {token!a}")
     try:
         model = Rnnlm(
             len(vocabulary), settings.embed, settings.hidden, cell=settings.cell,
@@ -358,27 +358,42 @@ def sample(
 ) -> str:
     """Text that the model makes up, going on from the prompt (by default a new line).
 
-    The unknown character is never chosen; the word ``<unk>`` may be, where a text has it.
+    A prompt is composed (NFC) as training texts are, or decomposed where only then the vocabulary
+    knows it; a UserWarning names its tokens that the model has never seen. The unknown character is never chosen; the word ``<unk>`` may be, where a text has it.
     """
     skip = [vocabulary.unknown] if vocabulary.level == "char" else []
     newline = "\n" in vocabulary.members or "<eos>" in vocabulary.members
-    start = vocabulary.encode(prompt or "")
+    prompt = _known_prompt(vocabulary, prompt or "")
+    start = vocabulary.encode(prompt)
     if not len(start):
         start = vocabulary.encode("\n" if newline else vocabulary.members[0])
     made = model.generate(
         start, length, temperature=temperature, top_k=top_k, skip_ids=skip, rng=seed
     )
     joint = " " if prompt and vocabulary.level == "word" else ""
-    return (prompt or "") + joint + vocabulary.decode(made)
+    return prompt + joint + vocabulary.decode(made)
+
+
+def _known_prompt(vocabulary: Vocabulary, prompt: str) -> str:
+    """The prompt in the vocabulary's form; warns of tokens that the model has never seen."""
+    prompt = vocabulary.normal(prompt)
+    if unseen := vocabulary.unseen(prompt):
+        few = ", ".join(map(repr, unseen[:20])) + (" ..." if len(unseen) > 20 else "")
+        token = vocabulary.members[vocabulary.unknown]
+        warnings.warn(
+            f"prompt: the model has never seen {few}; it reads {token!a} instead", stacklevel=3
+        )
+    return prompt
 
 
 def read_with_trace(model: Rnnlm, vocabulary: Vocabulary, text: str) -> list[str]:
     """Read a text from a fresh state, so that ``model.recurrent[k].trace`` shows the inside.
 
     The gradients in it are those of the loss at the text's last token alone: how far back what
-    was read bears on it. Returns the tokens that were read, all but the last.
+    was read bears on it. The text is taken as ``sample`` takes a prompt. Returns the tokens that
+    were read, all but the last.
     """
-    ids = vocabulary.encode(text)
+    ids = vocabulary.encode(_known_prompt(vocabulary, text))
     if len(ids) < 2:
         raise ValueError(
             f"prompt: expected at least two {vocabulary.level}s, one to predict, got {len(ids)}"

@@ -1,6 +1,8 @@
 """From text to token numbers and back."""
 
+import codecs
 import gzip
+import unicodedata
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -11,6 +13,10 @@ from .checks import Array, expect_choice, expect_int, expect_plain_array
 
 LEVELS = ("char", "word")
 UNKNOWN = {"char": "\ufffd", "word": "<unk>"}
+MARKS = {  # byte order marks; that of UTF-32 begins as that of UTF-16 does
+    "utf-32-le": codecs.BOM_UTF32_LE, "utf-32-be": codecs.BOM_UTF32_BE,
+    "utf-16-le": codecs.BOM_UTF16_LE, "utf-16-be": codecs.BOM_UTF16_BE,
+}  # fmt: skip
 
 
 def tokens(text: str, level: str) -> list[str]:
@@ -24,21 +30,45 @@ def tokens(text: str, level: str) -> list[str]:
 
 
 def read_text(path: str | Path) -> str:
-    """A UTF-8 text file, plain or gzip (.gz); lines end with a newline however they end in it.
+    """A UTF-8 text file, plain or gzip (.gz).
 
-    Raises OSError or ValueError naming the file.
+    Lines end with a newline however they end in the file: LF, CR LF or CR. Characters are composed
+    (Unicode's NFC), so that a Hangul syllable or an accented letter is one character, as keyboards
+    write it, even where the file has its parts (NFD, as names of files on macOS). Raises OSError,
+    or ValueError naming the file and, where it is UTF-16 or UTF-32, the encoding.
     """
     path = Path(path)
     try:
         data = path.read_bytes()
         if path.suffix == ".gz":
             data = gzip.decompress(data)
+        if wide := _wide_encoding(data):
+            raise ValueError(
+                f"{path}: expected UTF-8 text, got {wide.upper()}; "
+                f"`iconv -f {wide} -t utf-8` converts it"
+            )
         text = data.decode("utf-8-sig")  # a byte order mark is no part of it
     except (EOFError, UnicodeDecodeError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path}: expected UTF-8 text, plain or gzip; {error}") from error
     if not text.strip():
         raise ValueError(f"{path}: expected some text, found none")
-    return text.replace("\r\n", "\n")
+    return unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
+
+
+def _wide_encoding(data: bytes) -> str:
+    """The encoding of text in units of two or four bytes, by its mark or its zeros; "" if none.
+
+    Without a mark, blanks and line ends tell: their other bytes are zero, which none is in UTF-8.
+    """
+    for name, mark in MARKS.items():
+        if data.startswith(mark):
+            return name
+    if data.count(0) * 50 < len(data) or not data:
+        return ""
+    zeros = [data[k::4].count(0) for k in range(4)]
+    end = "le" if zeros[1] + zeros[3] > zeros[0] + zeros[2] else "be"
+    upper = zeros[2:] if end == "le" else zeros[:2]  # of four bytes
+    return f"utf-32-{end}" if min(upper) * 8 > len(data) else f"utf-16-{end}"
 
 
 def builtin_text() -> str:
@@ -100,6 +130,24 @@ class Vocabulary:
         unknown = self.unknown
         numbers = [self._number.get(token, unknown) for token in tokens(text, self.level)]
         return np.array(numbers, np.int64)
+
+    def unseen(self, text: str) -> list[str]:
+        """The text's tokens that are not members, each once.
+
+        >>> Vocabulary.of("a rose is a rose", "word").unseen("a tulip is no tulip")
+        ['tulip', 'no']
+        """
+        missing = (token for token in tokens(text, self.level) if token not in self._number)
+        return list(dict.fromkeys(missing))
+
+    def normal(self, text: str) -> str:
+        """The text as ``read_text`` composes it (NFC).
+
+        Only where more of its tokens are members decomposed (NFD) is it decomposed: those of a
+        vocabulary that was made of such text.
+        """
+        forms = [unicodedata.normalize(form, text) for form in ("NFC", "NFD")]
+        return min(forms, key=lambda form: len(self.unseen(form)))
 
     def decode(self, numbers: Array) -> str:
         """The text of token numbers."""

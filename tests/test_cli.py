@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import unicodedata
 
 import numpy as np
 import pytest
@@ -132,6 +133,68 @@ def test_help_names_every_option_with_words(folder, command):
     said = run(command, "--help", cwd=folder)
     for line in re.findall(r"^│ +(--.*)│$", said, re.M):
         assert len(line.split()) > 2, line
+
+
+SNAKE = "the snake \U0001f40d eats 蛇 and × ř — ½ \n" * 40
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "latin-1"])
+def test_characters_that_the_terminal_has_not_are_replaced(tmp_path, encoding):
+    (tmp_path / "뱀.txt").write_text(SNAKE, encoding="utf-8")
+
+    def run_in_it(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "numba_rnn", *arguments], cwd=tmp_path, capture_output=True,
+            env={**os.environ, "NUMBA_RNN_BACKEND": "numpy", "PYTHONIOENCODING": encoding},
+            timeout=120,
+        )  # fmt: skip
+
+    done = run_in_it("train", "--text", "뱀.txt", "--out", "뱀", *SMALL)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.decode(encoding)
+    assert re.search(r"^a sample:\s.*^loss curve  \?/loss\.png$", said, re.M | re.S)
+    assert (tmp_path / "뱀" / "loss.png").stat().st_size > 1000
+    done = run_in_it("generate", "뱀", "--prompt", "½ \U0001f40d ½", "--length", "5")
+    half = "½".encode(encoding, "replace")
+    assert done.stdout.startswith(half + b" ? " + half)
+    done = run_in_it("inspect", "뱀", "--prompt", "the 蛇 and")
+    assert done.returncode == 0, done.stderr
+    assert "picture  ?/inside/gates.png" in done.stdout.decode(encoding)
+    done = run_in_it("info", "없다")
+    assert done.returncode == 1
+    assert b"expected a file, found none at" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_what_a_prompt_has_that_the_model_has_never_seen_is_named(folder):
+    def warned(*arguments):
+        done = subprocess.run(
+            [sys.executable, "-m", "numba_rnn", *arguments], cwd=folder, capture_output=True,
+            text=True, env={**os.environ, "NUMBA_RNN_BACKEND": "numpy"}, timeout=120, check=True,
+        )  # fmt: skip
+        return done.stderr
+
+    for command in (["generate", "run", "--length", "9"], ["inspect", "run"]):
+        assert warned(*command, "--prompt", "the fox") == ""
+        assert warned(*command, "--prompt", "The fox, 여우") == (
+            "warning: prompt: the model has never seen 'T', ',', '여', '우'; "
+            "it reads '\\ufffd' instead\n"
+        )
+
+
+def test_prompts_are_composed_as_texts_are(tmp_path):
+    text = "나는 학교에 갔다\n" * 100
+    (tmp_path / "a.txt").write_text(unicodedata.normalize("NFD", text), encoding="utf-8")
+    run("train", "--text", "a.txt", "--out", "a", *SMALL, cwd=tmp_path)
+    _, vocabulary, _ = jobs.load_model(tmp_path / "a")
+    assert set(vocabulary.members) == {*text, "\ufffd"}
+    said = run(
+        "generate", "a", "--prompt", unicodedata.normalize("NFD", "학교"), "--length", "3",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert said.startswith("학교")
+    said = run("evaluate", "a", "--text", "a.txt", cwd=tmp_path)
+    assert said.endswith(" 0 unknown\n")
 
 
 def test_ctrl_c_saves_and_resume_goes_on(folder):

@@ -1,6 +1,7 @@
 """From text to token numbers and back."""
 
 import gzip
+import unicodedata
 
 import numpy as np
 import pytest
@@ -40,6 +41,56 @@ def test_the_built_in_text_is_english_of_some_length():
 def test_byte_order_marks_and_carriage_returns_are_no_text(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\n")
     assert read_text(tmp_path / "a.txt") == "one\ntwo\n"
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_lines_end_in_a_newline_however_they_end_in_the_file(tmp_path, end):
+    (tmp_path / "a.txt").write_bytes(b"one" + end + b"two" + end + end)
+    assert read_text(tmp_path / "a.txt") == "one\ntwo\n\n"
+
+
+WIDE = "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"
+
+
+@pytest.mark.parametrize("encoding", WIDE)
+@pytest.mark.parametrize("text", ["plain English\n", "그는 집에 갔다.\n", "a\n", "größe und 蛇\n"])
+def test_text_in_units_of_two_or_four_bytes_is_refused_by_name(tmp_path, encoding, text):
+    data = text.encode(encoding)
+    for name, content in (("a.txt", data), ("a.txt.gz", gzip.compress(data))):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{name}: expected UTF-8 .*got {encoding.upper()}"):
+            read_text(tmp_path / name)
+
+
+def test_text_with_a_stray_zero_is_text(tmp_path):
+    text = "the last line before the power failed\n" * 3 + "\0\0"
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    assert read_text(tmp_path / "a.txt") == text
+
+
+HANGUL = "나는 학교에 갔다, café\n"  # syllables of two and of three letters
+
+
+def test_parts_of_characters_are_composed(tmp_path):
+    parts = unicodedata.normalize("NFD", HANGUL)
+    assert len(parts) > len(HANGUL)
+    (tmp_path / "a.txt").write_text(parts, encoding="utf-8", newline="")
+    assert read_text(tmp_path / "a.txt") == HANGUL
+
+
+@pytest.mark.parametrize("level", ["char", "word"])
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_prompts_are_read_in_the_form_that_the_vocabulary_knows(level, form):
+    known = unicodedata.normalize(form, HANGUL)
+    vocabulary = Vocabulary.of(known, level)
+    for typed in ("NFC", "NFD"):
+        assert vocabulary.normal(unicodedata.normalize(typed, HANGUL)) == known
+
+
+def test_tokens_that_are_not_members_are_named_once():
+    assert Vocabulary.of("나는 집", "char").unseen("나비는 나비 x") == ["비", "x"]
+    assert Vocabulary.of("나는 집", "word").unseen("나비는 나는 집\n") == ["나비는", "<eos>"]
+    assert Vocabulary.of("나는 집", "word").unseen("") == []
 
 
 def test_empty_lines_of_words_come_back():
