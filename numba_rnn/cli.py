@@ -68,7 +68,7 @@ ERRORS = (
 
 
 def _echo(text: Any = "") -> None:
-    """Print to stdout in its own encoding; ``typer.echo`` alone writes UTF-8 where that is ASCII."""
+    """Print to stdout in its own encoding; ``typer.echo`` alone takes UTF-8 for ASCII."""
     typer.echo(text, file=sys.stdout)
 
 

@@ -359,7 +359,8 @@ def sample(
     """Text that the model makes up, going on from the prompt (by default a new line).
 
     A prompt is composed (NFC) as training texts are, or decomposed where only then the vocabulary
-    knows it; a UserWarning names its tokens that the model has never seen. The unknown character is never chosen; the word ``<unk>`` may be, where a text has it.
+    knows it; a UserWarning names its tokens that the model has never seen. The unknown character
+    is never chosen; the word ``<unk>`` may be, where a text has it.
     """
     skip = [vocabulary.unknown] if vocabulary.level == "char" else []
     newline = "\n" in vocabulary.members or "<eos>" in vocabulary.members

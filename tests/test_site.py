@@ -3,6 +3,7 @@ and docstrings read there as they are laid out."""
 
 import ast
 import importlib
+import json
 import os
 import re
 import subprocess
@@ -179,6 +180,22 @@ def test_formulas_of_notebooks_are_set(site):
     headings = (site / "notebooks" / "index.html").read_text("utf-8")
     assert "<mi>tanh</mi>" in headings
     assert "$" not in re.sub(r"<(pre|code|script|style).*?</\1>", "", headings, flags=re.S)
+
+
+def test_every_picture_of_a_notebook_is_on_its_page(site):
+    animations = 0
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        page = (site / "notebooks" / f"{path.stem}.html").read_text("utf-8")
+        cells = json.loads(path.read_text("utf-8"))["cells"]
+        for output in (output for cell in cells for output in cell.get("outputs", [])):
+            kinds = [kind for kind in output.get("data", {}) if kind.startswith("image/")]
+            for kind in kinds:
+                stored = "".join(output["data"][kind]).replace("\n", "")
+                shown = page.replace("\n", "").count(f"data:{kind};base64,{stored}")
+                assert shown == 1, (path.name, kind)
+                animations += kind == "image/gif"
+        assert "IPython.core.display" not in page, path.name
+    assert animations >= 2
 
 
 def test_pages_of_the_site_are_those_of_the_repository(site):

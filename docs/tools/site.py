@@ -2,13 +2,14 @@
 
 - README.md is the page guide.md, CONTRIBUTING.md contributing.md, and so on (PAGES)
 - notebooks are pages, as they are stored; their formulas become MathML, so that nothing is loaded
-  from elsewhere
+  from elsewhere, and their animations HTML, as nbconvert shows no GIF
 - modules, and files that a page links to, are pages too, under source/
 - links are those of the checkout, which work on a file server of Git as well; here they are led
   to those pages
 - ``kernels/`` is put into ``numba_rnn`` where it is once installed, for the API reference
 """
 
+import json
 import os
 import re
 import shutil
@@ -32,6 +33,7 @@ PAGES = {
 }
 ORIGINS = {page: origin for origin, page in PAGES.items()}
 PICTURES = (".png", ".gif", ".svg")
+SHOWN = ("image/svg+xml", "image/png", "image/jpeg")  # by nbconvert
 LANGUAGES = {".py": "python", ".toml": "toml", ".json": "json"}
 LINK = re.compile(r"(?<=\]\()([^)#\s]+)")
 HREF = re.compile(r'(?<=href=")([^"#:]+)')
@@ -41,7 +43,7 @@ FORMULA = re.compile(r"(<pre.*?</pre>|<code.*?</code>)|\$\$(.+?)\$\$|\$(.+?)\$",
 MATHJAX = re.compile(r"<!-- Load mathjax -->.*?<!-- End of mathjax configuration -->", re.S)
 HEADING = re.compile(r'<h(\d) id="([^"]+)">(.*?)<a class="anchor-link"', re.S)
 
-_installed = ""  # a folder with numba_rnn as it is once installed
+_installed = ""  # a folder with numba_rnn as it is once installed, and the notebooks
 
 
 @event_priority(100)  # before mkdocstrings reads its options
@@ -102,8 +104,11 @@ def on_files(files: Files, config: Any) -> Files:
         path = str(ROOT / origin)
         files.append(File.generated(config, page, content=Path(path).read_text("utf-8")))
     for notebook in _notebooks():
+        copy = Path(_installed, notebook)
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_text(with_animations((ROOT / notebook).read_text("utf-8")), "utf-8")
         site = config.site_dir, config.use_directory_urls
-        files.append(File(notebook, str(ROOT), *site))
+        files.append(File(notebook, _installed, *site))
     wanted = {path.relative_to(ROOT).as_posix() for room in ("kernels", "numba_rnn")
               for path in (ROOT / room).rglob("*.py")}  # fmt: skip
     for origin in (*origins, *_notebooks()):
@@ -163,6 +168,17 @@ def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
         return file.url_relative_to(page.file) if file else match[1]
 
     return HREF.sub(led, html)
+
+
+def with_animations(notebook: str) -> str:
+    """A notebook whose GIFs are HTML; nbconvert would print their description instead."""
+    content = json.loads(notebook)
+    outputs = [output for cell in content["cells"] for output in cell.get("outputs", [])]
+    for data in (output.get("data", {}) for output in outputs):
+        for kind in [k for k in data if k.startswith("image/") and k not in SHOWN]:
+            picture = "".join(data[kind]).replace("\n", "")  # nbformat may have it in lines
+            data["text/html"] = f'<img alt="animation" src="data:{kind};base64,{picture}">'
+    return json.dumps(content)
 
 
 def with_formulas(html: str) -> str:
