@@ -6,6 +6,7 @@ import runpy
 import sys
 import warnings
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +20,7 @@ from .jobs import Settings
 from .kernels import cells
 from .layers.initialisers import INITS
 from .layers.losses import spell_perplexity
+from .terminal import say
 from .text import LEVELS, read_text
 from .training import (
     CheckpointError,
@@ -65,11 +67,6 @@ ERRORS = (
     BackendError, CheckpointError, RanksError, TrainingDiverged, FileExistsError, OSError,
     TypeError, ValueError, ImportError, MemoryError,
 )  # fmt: skip
-
-
-def _echo(text: Any = "") -> None:
-    """Print to stdout in its own encoding; ``typer.echo`` alone takes UTF-8 for ASCII."""
-    typer.echo(text, file=sys.stdout)
 
 
 def _choose_backend(backend: str | None, strict: bool, say: bool = True) -> None:
@@ -174,10 +171,14 @@ def train(
         if first:
             several = f"; {ranks.size} processes" if ranks.size > 1 else ""
             device = explain()
-            _echo(f"engine {device.engine}, {device.device}{several} (more: numba-rnn info)")
-        result = jobs.train(
-            settings, folder, resume=start, progress=not quiet, tell=_echo, ranks=ranks
-        )
+            say(f"engine {device.engine}, {device.device}{several} (more: numba-rnn info)")
+        try:
+            result = jobs.train(settings, folder, resume=start, progress=not quiet, ranks=ranks)
+        except BaseException:
+            if first and out is None and start is None:
+                with suppress(OSError):
+                    folder.rmdir()  # the new one, if nothing is in it yet
+            raise
         if first:
             _report(result, settings, folder)
     if result.stopped:
@@ -203,12 +204,12 @@ def _plan(
 def _report(result: jobs.Outcome, settings: Settings, folder: Path) -> None:
     """Say what training came to, with a sample and a picture."""
     if result.stopped:
-        _echo(f"stopped; go on with: numba-rnn train --resume {folder}")
+        say(f"stopped; go on with: numba-rnn train --resume {folder}")
         return
     assert result.valid_perplexity is not None  # as it is of what was stopped
-    _echo(f"held-out perplexity {spell_perplexity(result.valid_perplexity)} per {settings.level}")
+    say(f"held-out perplexity {spell_perplexity(result.valid_perplexity)} per {settings.level}")
     if result.test_perplexity is not None:
-        _echo(f"test perplexity {spell_perplexity(result.test_perplexity)} per {settings.level}")
+        say(f"test perplexity {spell_perplexity(result.test_perplexity)} per {settings.level}")
     if result.diverged:
         typer.secho(
             "warning: training has diverged: try a lower --lr or --clip",
@@ -216,18 +217,18 @@ def _report(result: jobs.Outcome, settings: Settings, folder: Path) -> None:
         )  # fmt: skip
     length = 400 if settings.level == "char" else 80
     made = jobs.sample(result.model, result.vocabulary, length=length, seed=settings.seed)
-    _echo(f"a sample:\n\n{made.strip()}\n")
+    say(f"a sample:\n\n{made.strip()}\n")
     try:
         curve = draw_curve(
             result.history,
             Path(folder) / "loss.png",
             f"{settings.cell}, H {settings.hidden}, {settings.level} level",
         )
-        _echo(f"loss curve  {curve}")
+        say(f"loss curve  {curve}")
     except ImportError as error:
-        _echo(str(error))
-    _echo(f"checkpoint  {result.checkpoint}")
-    _echo(f"more text   numba-rnn generate {result.checkpoint}")
+        say(str(error))
+    say(f"checkpoint  {result.checkpoint}")
+    say(f"more text   numba-rnn generate {result.checkpoint}")
 
 
 def _resumed(context: typer.Context, start: Path, chosen: dict[str, Any]) -> Settings:
@@ -279,7 +280,7 @@ def generate(
     """Make up text with a trained model."""
     _choose_backend(backend, strict)
     model, vocabulary, _ = jobs.load_model(checkpoint)
-    _echo(
+    say(
         jobs.sample(
             model, vocabulary, prompt=prompt, length=length, temperature=temperature,
             top_k=top_k, seed=seed,
@@ -302,8 +303,8 @@ def evaluate(
     perplexity = model.perplexity(corpus, **sizes)
     predicted = len(TruncatedBPTT(corpus, **sizes)) * sizes["batch_size"] * sizes["time_size"]
     unknown = int((corpus == vocabulary.unknown).sum())
-    _echo(f"perplexity {spell_perplexity(perplexity)} per {vocabulary.level}")
-    _echo(f"{predicted:,} of {len(corpus) - 1:,} tokens predicted; {unknown:,} unknown")
+    say(f"perplexity {spell_perplexity(perplexity)} per {vocabulary.level}")
+    say(f"{predicted:,} of {len(corpus) - 1:,} tokens predicted; {unknown:,} unknown")
 
 
 @app.command()
@@ -346,15 +347,15 @@ def inspect(
         length = 80 if vocabulary.level == "char" else 30
         text = jobs.sample(model, vocabulary, length=length, seed=seed)
     tokens = jobs.read_with_trace(model, vocabulary, text)
-    _echo(f"read {len(tokens):,} {vocabulary.level}s; the gradient is of the loss at the next")
+    say(f"read {len(tokens):,} {vocabulary.level}s; the gradient is of the loss at the next")
     for k, layer in enumerate(model.recurrent):
-        _echo(f"\nlayer {k}: {summary(layer)}")
-    _echo()
+        say(f"\nlayer {k}: {summary(layer)}")
+    say()
     try:
         for picture in jobs.draw_inside(model, tokens, out or path.parent / "inside"):
-            _echo(f"picture  {picture}")
+            say(f"picture  {picture}")
     except ImportError as error:
-        _echo(str(error))
+        say(str(error))
 
 
 @app.command()
@@ -368,7 +369,7 @@ def info(
     """Say which engine runs and why; with a checkpoint, what is in it."""
     _choose_backend(backend, strict)
     if checkpoint is None:
-        _echo(str(explain()))
+        say(str(explain()))
         return
     path = jobs.checkpoint_of(checkpoint)
     model, vocabulary, content = jobs.load_model(path)
@@ -385,12 +386,12 @@ def info(
     if epochs:
         rows["held out"] = f"perplexity {spell_perplexity(epochs[-1]['valid_perplexity'])}"
     for name, value in rows.items():
-        _echo(f"{name:<12}{value}")
+        say(f"{name:<12}{value}")
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        _echo(__version__)
+        say(__version__)
         raise typer.Exit
 
 
@@ -421,10 +422,11 @@ def _options(
 
 def _warn(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
     """Show a warning; one for users is a line, without a place in our code."""
-    if category is UserWarning:
-        typer.secho(f"warning: {message}", fg=typer.colors.YELLOW, err=True)
-    else:
-        typer.echo(warnings.formatwarning(message, category, *place[:2]), err=True, nl=False)
+    with suppress(OSError):  # nobody reads stderr any more
+        if category is UserWarning:
+            typer.secho(f"warning: {message}", fg=typer.colors.YELLOW, err=True)
+        else:
+            typer.echo(warnings.formatwarning(message, category, *place[:2]), err=True, nl=False)
 
 
 def main() -> None:
@@ -432,6 +434,7 @@ def main() -> None:
 
     Characters that stdout's encoding has not are written as "?".
     """
+    _open_streams()
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="replace")
     try:
@@ -440,5 +443,33 @@ def main() -> None:
             app()
     except ERRORS as error:
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", []))
-        typer.secho(f"error: {error}{notes}", fg=typer.colors.RED, err=True)
+        with suppress(OSError):  # nobody reads stderr any more
+            typer.secho(f"error: {error}{notes}", fg=typer.colors.RED, err=True)
         sys.exit(1)
+    finally:
+        _leave_streams()
+
+
+def _open_streams() -> None:
+    """Let standard streams that are closed lead nowhere.
+
+    Else the next file that is opened, a checkpoint perhaps, gets the number of one, and whatever a
+    library writes to its stderr goes there.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+
+
+def _leave_streams() -> None:
+    """Let what no reader takes any more go nowhere, or Python complains of it when it ends."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            with suppress(OSError):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, stream.fileno())

@@ -4,17 +4,20 @@ import hashlib
 import math
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .checks import Array, expect_choice, expect_float, expect_int
+from .checks import Array, expect_array, expect_choice, expect_float, expect_int
 from .files import written_atomically
 from .kernels import cells
 from .layers.initialisers import INITS
 from .models import Rnnlm
+from .terminal import say
 from .text import LEVELS, Vocabulary, builtin_text, read_text
 from .training import CheckpointError, Trainer, TruncatedBPTT, load_checkpoint, optimisers
 from .training.ranks import Alone
@@ -138,10 +141,14 @@ class Outcome:
 
 
 def new_folder(settings: Settings) -> Path:
-    """A folder under runs/ that does not exist yet."""
+    """A new folder under runs/, which is made: no other run that starts now gets it, too."""
     name = f"{settings.level}-{settings.cell}"
-    tries = (Path("runs") / (name if n == 1 else f"{name}-{n}") for n in range(1, 10**6))
-    return next(folder for folder in tries if not folder.exists())
+    for n in count(1):
+        folder = Path("runs") / (name if n == 1 else f"{name}-{n}")
+        with suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder
+    raise AssertionError("there is always another number")
 
 
 def train(
@@ -150,7 +157,7 @@ def train(
     *,
     resume: str | Path | None = None,
     progress: bool = True,
-    tell: Callable[[str], None] = print,
+    tell: Callable[[str], None] = say,
     ranks: Alone | None = None,
 ) -> Outcome:
     """Train a language model; checkpoints go to ``folder``.
@@ -175,6 +182,8 @@ def train(
         if corpus is not None and unknown:
             share, token = unknown / len(corpus), vocabulary.members[vocabulary.unknown]
             tell(f"{share:.2%} of the {name} text's tokens count as {token!a}")
+    if resume is not None and first:
+        _expect_run(resume, settings, corpora)
     try:
         model = Rnnlm(
             len(vocabulary), settings.embed, settings.hidden, cell=settings.cell,
@@ -211,8 +220,6 @@ def train(
         ranks=ranks,
     )
     if resume is not None:
-        if first:
-            _expect_texts(resume, corpora)
         trainer.restore(resume)
         if first:
             _take_best_along(Path(resume), folder)
@@ -250,13 +257,18 @@ def _silent(line: str) -> None:
     """What ranks tell that are not the first."""
 
 
-def _expect_texts(resume: str | Path, corpora: Corpora) -> None:
-    _, content = load_checkpoint(resume)
+def _expect_run(resume: str | Path, settings: Settings, corpora: Corpora) -> None:
+    """See that a checkpoint is of these texts, and has the parameters of a model of these sizes."""
+    arrays, content = load_checkpoint(resume)
     if content.get("corpora") != corpora.digest:
         raise ValueError(
             f"{resume}: the texts differ from those of the run; resuming needs the same "
             "(--text, --valid and --test say where they are now)"
         )
+    _expect_params(
+        arrays, len(corpora.vocabulary), settings.embed, settings.hidden,
+        cell=settings.cell, layers=settings.layers, tie=settings.tie,
+    )  # fmt: skip
 
 
 def _take_best_along(resume: Path, folder: Path) -> None:
@@ -326,24 +338,27 @@ def load_model(path: str | Path) -> tuple[Rnnlm, Vocabulary, dict[str, Any]]:
                 "defines it, which hands it to numba_rnn.cells.register, first; at the command "
                 "line `numba-rnn --cells FILE.py generate ...`"
             )
-        cell = cells.get(options["cell"])
-        hidden_size = cell.hidden_size([arrays["param/recurrent0.Wx"]])
-        found = *arrays["param/embedding.W"].shape, hidden_size
-        if [len(vocabulary), *sizes] != [sizes[0], *found]:
-            raise ValueError(
-                f"vocabulary {len(vocabulary)}, sizes {sizes}, arrays of {list(found)}"
-            )
+        if len(vocabulary) != sizes[0]:
+            raise ValueError(f"vocabulary {len(vocabulary)}, vocab_size {sizes[0]}")
+        _expect_params(arrays, *sizes, **options)
         model = Rnnlm(*sizes, rng=0, **options)
         model.load_arrays(arrays)
     except UnknownCell:
         raise
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CheckpointError(
             f"{path}: expected a checkpoint of `numba-rnn train`, got one that does not describe "
             f"a language model ({error})"
         ) from error
     model.reset_state()
     return model, vocabulary, content
+
+
+def _expect_params(arrays: dict[str, Array], *sizes: int, **options: Any) -> None:
+    """See that a file has the parameters of a model, before one is made of its sizes."""
+    for name, shape in Rnnlm.param_shapes(*sizes, **options):
+        key = f"param/{name}"
+        expect_array(key, arrays.get(key), shape)
 
 
 def sample(

@@ -15,7 +15,15 @@ from typing import Any
 import numpy as np
 
 from .backend import engine_of
-from .checks import Array, accept, as_array, expect_finite, expect_int, expect_plain_array
+from .checks import (
+    Array,
+    accept,
+    as_array,
+    expect_array,
+    expect_finite,
+    expect_int,
+    expect_plain_array,
+)
 from .layers.base import Layer
 from .layers.dense import TimeAffine
 from .layers.projected import TimeProjectedLSTM
@@ -71,11 +79,14 @@ class Stream:
         self.batch = expect_int("batch", batch, 0)
         self.threads = expect_int("threads", threads)
         self.bfloat16 = bool(bfloat16)
-        self._check_layers()
+        self._recurrent, self._affine = self._checked_layers()
         self._engine = engine_of(self.layers[0].params[0])
+        self._dtype = np.dtype(self.dtype.type)
+        self._shapes = [[p.shape for p in layer.params] for layer in self.layers]
         self.refresh()
 
-    def _check_layers(self) -> None:
+    def _checked_layers(self) -> tuple[list[TimeRecurrent], TimeAffine | None]:
+        """The recurrent layers and the affine one, which fit together."""
         recurrent = [layer for layer in self.layers if isinstance(layer, TimeRecurrent)]
         top = self.layers[len(recurrent) :]
         if (
@@ -102,7 +113,7 @@ class Stream:
                 )
         if self.bfloat16 and self.dtype != np.float32:
             raise TypeError(f"bfloat16: expected layers in float32, got {self.dtype}")
-        self._recurrent, self._affine = recurrent, top[0] if top else None
+        return recurrent, top[0] if top else None
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -207,12 +218,19 @@ class Stream:
         return tuple(layer.copy() for layer in self._running.state)
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go on from a snapshot of this stream, or of another one of the same sizes."""
+        """Go on from a snapshot of this stream, or of another one of the same sizes.
+
+        Raises ValueError or TypeError for anything else; the state is then as it was.
+        """
         shapes = [layer.shape for layer in self._running.state]
         if not isinstance(snapshot, tuple) or [np.shape(s) for s in snapshot] != shapes:
             raise ValueError(f"snapshot: expected arrays of shapes {shapes}, as snapshot() gives")
-        for layer, kept in zip(self._running.state, snapshot, strict=True):
-            layer[...] = accept("snapshot", kept, layer.shape, self.dtype, self._engine)
+        accepted = [
+            accept("snapshot", array, shape, self.dtype, self._engine)
+            for array, shape in zip(snapshot, shapes, strict=True)
+        ]
+        for layer, array in zip(self._running.state, accepted, strict=True):
+            layer[...] = array
 
     def reset(self, rows: Any = None) -> None:
         """Begin anew, from zeros or the initial states: all sequences, or those of ``rows``.
@@ -226,9 +244,17 @@ class Stream:
             layer[:, some] = start
 
     def refresh(self) -> None:
-        """Take the layers' parameters and zoneout as they are now; the state stays."""
+        """Take the layers' parameters and zoneout as they are now; the state stays.
+
+        Raises ValueError or TypeError where the parameters have other shapes, or another dtype,
+        than when the stream was made; it then goes on with those that it has.
+        """
+        for n, (layer, shapes) in enumerate(zip(self.layers, self._shapes, strict=True)):
+            for k, (name, param) in enumerate(zip(layer.param_names, layer.params, strict=True)):
+                if k < len(shapes):
+                    expect_array(f"layers[{n}].{name}", param, shapes[k], self._dtype, self._engine)
         state = self.snapshot() if hasattr(self, "_running") else None
-        self._running = self._engine.stream(
+        running = self._engine.stream(
             [(layer.cell, layer.cell_params, layer.zoneout) for layer in self._recurrent],
             self._affine.params if self._affine else None,
             self.batch,
@@ -237,11 +263,11 @@ class Stream:
         )
         # what each layer's states (S, N, H) begin with, as it is now
         initials = [layer._initial for layer in self._recurrent]
-        self._starts = [0 if start is None else start[:, None].copy() for start in initials]
+        starts = [0 if start is None else start[:, None].copy() for start in initials]
+        self._running, self._starts = running, starts
         self._step, self._address = self._running.stepping
         self._out, self._axes = self._running.out, 1 if self.batch == 1 else 2
-        self._outputs, self._dtype = self.output_size, np.dtype(self.dtype.type)
-        self._kinds = np.ndarray, self._engine.xp.ndarray
+        self._outputs, self._kinds = self.output_size, (np.ndarray, self._engine.xp.ndarray)
         if state is None:
             self.reset()
         else:

@@ -2,6 +2,7 @@
 
 import codecs
 import gzip
+import io
 import unicodedata
 import zlib
 from collections import Counter
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from .checks import Array, expect_choice, expect_int, expect_plain_array
+from .files import expect_unpacked, unpacked_limit
 
 LEVELS = ("char", "word")
 UNKNOWN = {"char": "\ufffd", "word": "<unk>"}
@@ -41,7 +43,7 @@ def read_text(path: str | Path) -> str:
     try:
         data = path.read_bytes()
         if path.suffix == ".gz":
-            data = gzip.decompress(data)
+            data = _unzipped(path, data)
         if wide := _wide_encoding(data):
             raise ValueError(
                 f"{path}: expected UTF-8 text, got {wide.upper()}; "
@@ -69,6 +71,13 @@ def _wide_encoding(data: bytes) -> str:
     end = "le" if zeros[1] + zeros[3] > zeros[0] + zeros[2] else "be"
     upper = zeros[2:] if end == "le" else zeros[:2]  # of four bytes
     return f"utf-32-{end}" if min(upper) * 8 > len(data) else f"utf-16-{end}"
+
+
+def _unzipped(path: Path, data: bytes) -> bytes:
+    with gzip.open(io.BytesIO(data)) as file:
+        unzipped = file.read(unpacked_limit(path) + 1)
+    expect_unpacked(path, len(unzipped))
+    return unzipped
 
 
 def builtin_text() -> str:
@@ -113,6 +122,12 @@ class Vocabulary:
         least = expect_int("min_count", min_count)
         counts = Counter(tokens(text, level))  # keeps the order of first appearance
         members = [token for token, count in counts.items() if count >= least]
+        if not set(members) - {UNKNOWN[level]}:
+            most = max((n for token, n in counts.items() if token != UNKNOWN[level]), default=0)
+            raise ValueError(
+                f"min_count: expected a {level} that the text has at least {least} times, "
+                + (f"got {most} at most" if most else "got a text of unknown ones alone")
+            )
         if UNKNOWN[level] not in members:
             members.append(UNKNOWN[level])
         return cls(members, level)

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..backend import to_host
 from ..checks import FLOATS, Array, as_array, expect_array, expect_float_dtype
-from ..files import written_atomically
+from ..files import expect_unpacked, written_atomically
 from ..layers import TimeGRU, TimeLSTM, TimeRecurrent, TimeRNN
 from ..models import Rnnlm
 from .conventions import CannotConvert, kind_of, params_of
@@ -92,7 +92,10 @@ def _read(path: Path) -> dict[str, Array]:
         raise ValueError(f"source: expected an .npz file, got the folder {path}")
     with open(path, "rb") as file:
         try:
-            return _arrays_of(np.load(file, allow_pickle=False))
+            found = np.load(file, allow_pickle=False)
+            members = getattr(getattr(found, "zip", None), "filelist", ())
+            expect_unpacked(path, sum(member.file_size for member in members))
+            return _arrays_of(found)
         except Exception as error:  # of zipfile, zlib, numpy: whatever they say to a broken file
             raise ValueError(f"source: {path} is no whole .npz file of arrays ({error})") from error
 

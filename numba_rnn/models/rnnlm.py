@@ -146,6 +146,33 @@ class Rnnlm:
             if not (self.tie and layer is self.affine and name == "W")
         ]
 
+    @staticmethod
+    def param_shapes(
+        vocab_size: int,
+        embed_size: int,
+        hidden_size: int,
+        *,
+        cell: str | Cell | WrittenCell = "lstm",
+        layers: int = 1,
+        tie: bool = False,
+        **options: Any,
+    ) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Name and shape of each parameter of a model of these sizes, which is not made for that.
+
+        options  the constructor's others, on which shapes do not depend
+
+        >>> dict(Rnnlm.param_shapes(11, 4, 6))["recurrent0.Wx"]
+        (4, 24)
+        """
+        V, D, H = vocab_size, embed_size, hidden_size
+        yield "embedding.W", (V, D)
+        for k in range(layers):
+            for name, shape in cells.get(cell).shapes(D if k == 0 else H, H).items():
+                yield f"recurrent{k}.{name}", shape
+        if not tie:
+            yield "affine.W", (H, V)
+        yield "affine.b", (V,)
+
     @property
     def params(self) -> list[Array]:
         """The parameters of all layers: the same arrays, in a new list."""
@@ -315,6 +342,8 @@ class Rnnlm:
         skipped = as_array("skip_ids", skip_ids)
         if skipped.size:
             expect_ids("skip_ids", skipped, ("L",), V)
+            if len(np.unique(skipped)) == V:
+                raise ValueError(f"skip_ids: expected at most {V - 1} of {V} tokens, got all")
         skipped = skipped.astype(np.int64)  # an empty list is one of floats
         tokens = np.empty(length, np.int64)
         with self._aside():
@@ -362,10 +391,10 @@ class Rnnlm:
         return found
 
     def load_arrays(self, arrays: dict[str, Array]) -> None:
-        """Take up what ``arrays`` returned, NumPy arrays, wherever the model is.
+        """Take up what ``arrays`` returned, NumPy arrays, wherever the model is; all or nothing.
 
-        Raises ValueError where something is missing, or where the cell computes something else
-        than it did there.
+        Raises ValueError or TypeError where something is missing or does not fit, or where the
+        cell computes something else than it did there.
         """
         cell, there = self.recurrent[0].cell, arrays.get("cell")
         here = engine_named("numpy").sample(cell)
@@ -376,19 +405,29 @@ class Rnnlm:
                 f"cell: expected parameters of {cell.name!r} as it is here, got those of a cell "
                 "that computes something else"
             )
+        for name, layer, k in self._slots:  # all are looked at before any is taken
+            param = layer.params[k]
+            expect_array(f"param/{name}", arrays.get(f"param/{name}"), param.shape, param.dtype)
+        learnt: list[TimeRecurrent] = []
+        states: list[list[Array]] = []  # of each layer; none where the arrays have none
         for n, layer in enumerate(self.recurrent):
-            if f"param/recurrent{n}.initial" in arrays and "initial" not in layer.param_names:
-                layer.learn_initial_state()
-        own = {f"param/{name}": layer.params[k] for name, layer, k in self._slots}
-        for key, param in own.items():  # all are looked at before any is taken
-            expect_array(key, arrays.get(key), param.shape, param.dtype)
-        for key, param in own.items():
-            param[...] = engine_of(param).to_device(arrays[key])
-        for n, layer in enumerate(self.recurrent):
+            H, key = layer.hidden_size, f"param/recurrent{n}.initial"
+            if key in arrays and "initial" not in layer.param_names:
+                expect_array(key, arrays[key], (len(layer.cell.states), H), layer.dtype)
+                learnt.append(layer)
             keys = [f"state/recurrent{n}.{name}" for name in layer.cell.states]
+            states.append([arrays[key] for key in keys] if set(keys) <= arrays.keys() else [])
+            for key, state in zip(keys, states[-1], strict=False):
+                expect_array(key, state, (*np.shape(states[-1][0])[:1], H), layer.dtype)
+        for layer in learnt:
+            layer.learn_initial_state()
+        for name, layer, k in self._slots:
+            param = layer.params[k]
+            param[...] = engine_of(param).to_device(arrays[f"param/{name}"])
+        for layer, state in zip(self.recurrent, states, strict=True):
             layer.reset_state()
-            if all(key in arrays for key in keys):
-                layer.set_state(*(arrays[key] for key in keys))
+            if state:
+                layer.set_state(*state)
 
 
 class TokenStream(Stream):
@@ -412,8 +451,11 @@ class TokenStream(Stream):
 
     def refresh(self) -> None:
         """Take the model's parameters as they are now; the state stays."""
+        embedding = self._model.embedding.params[0]
+        V, D = self._model.config["vocab_size"], self.input_size
+        expect_array("embedding", embedding, (V, D), self.dtype, engine_of(embedding))
         super().refresh()
-        self._embedding = self._model.embedding.params[0].copy()
+        self._embedding = embedding.copy()
 
     def step(self, tokens: Any) -> Array:
         """One token, or (N,) for a batch -> scores (V,) or (N, V), overwritten by the next step.

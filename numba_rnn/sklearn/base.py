@@ -14,6 +14,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from ..backend import to_host
 from ..checks import Array, expect_float, expect_float_dtype, expect_int
 from ..layers import TimeMSE
+from ..terminal import progress_bar
 from ..training import Optimiser, TrainingDiverged, clip_grads, optimisers
 from ..training.clipping import global_norm
 from .network import Network
@@ -267,10 +268,8 @@ class RecurrentEstimator(BaseEstimator):
         return examples.picked(train), examples.picked(valid)
 
     def _bar(self, epochs: int) -> Any:
-        from tqdm import tqdm
-
         name = type(self).__name__
-        return tqdm(range(epochs), desc=name, unit="epoch", disable=not self.verbose)
+        return progress_bar(range(epochs), desc=name, unit="epoch", shown=bool(self.verbose))
 
     def _train(self, examples: Examples, optimiser: Optimiser) -> float:
         """One epoch; its mean loss."""

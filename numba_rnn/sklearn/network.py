@@ -117,6 +117,8 @@ class Network:
 
     def load_arrays(self, arrays: dict[str, Array]) -> None:
         """Take up what ``arrays`` returned."""
-        for (name, own), param in zip(self.arrays().items(), self.params, strict=True):
-            expect_array(name, arrays.get(name), own.shape, own.dtype)
+        own = self.arrays()
+        for name, array in own.items():  # all are looked at before any is taken
+            expect_array(name, arrays.get(name), array.shape, array.dtype)
+        for name, param in zip(own, self.params, strict=True):
             param[...] = engine_of(param).to_device(arrays[name])

@@ -16,6 +16,7 @@ from ..checks import Array
 from ..files import written_atomically
 
 FORMAT = 1
+LARGEST_HEADER = 100_000_000  # bytes, of the names and the content; safetensors reads no more
 
 
 class CheckpointError(RuntimeError):
@@ -31,18 +32,51 @@ def _digest(content: str, arrays: dict[str, Array]) -> str:
     return digest.hexdigest()
 
 
+def _as_saved(name: Any, array: Any) -> Array:
+    """An array as the file has it."""
+    if not isinstance(name, str) or name == "__metadata__":
+        raise ValueError(
+            f"arrays: expected names that are text, __metadata__ not among them, got {name!r}"
+        )
+    if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
+        raise TypeError(f"{name}: expected a NumPy array, got {type(array).__name__}")
+    if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
+        raise TypeError(f"{name}: expected numbers of up to 8 bytes, got {array.dtype}")
+    return np.asarray(array, array.dtype.newbyteorder("<"), order="C")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose names, 1 and "1" for example, are still different ones."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"content: expected names that differ in JSON, got {twice!r} twice")
+    return found
+
+
 def save_checkpoint(path: str | Path, arrays: dict[str, Array], content: dict[str, Any]) -> None:
-    """Write arrays and JSON content to one file; equal input gives equal bytes."""
+    """Write arrays and JSON content to one file; equal input gives equal bytes.
+
+    Raises TypeError or ValueError, naming it, for what would not be there when it is read.
+    """
+    from safetensors import SafetensorError
     from safetensors.numpy import save
 
-    arrays = {
-        name: np.asarray(array, array.dtype.newbyteorder("<"), order="C")
-        for name, array in arrays.items()
-    }
-    content = json.loads(json.dumps(content))  # as it will be read
+    arrays = {name: _as_saved(name, array) for name, array in arrays.items()}
+    content = json.loads(json.dumps(content), object_pairs_hook=_object)  # as it will be read
     text = json.dumps(content, sort_keys=True)
     entry = {"format": FORMAT, "content": content, "sha256": _digest(text, arrays)}
-    data = save(arrays, metadata={"numba_rnn": json.dumps(entry, sort_keys=True)})
+    try:
+        data = save(arrays, metadata={"numba_rnn": json.dumps(entry, sort_keys=True)})
+    except (SafetensorError, UnicodeError) as error:
+        raise ValueError(f"arrays: safetensors cannot have them ({error})") from error
+    header = int.from_bytes(data[:8], "little")
+    if header > LARGEST_HEADER:
+        raise ValueError(
+            f"content: expected at most {LARGEST_HEADER:,} bytes of JSON with the arrays' names, "
+            f"got {header:,}, which no reader of safetensors takes"
+        )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_atomically(path) as part:

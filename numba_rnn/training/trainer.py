@@ -1,8 +1,8 @@
 """The training loop of a language model: progress, validation, checkpoints, a clean stop."""
 
+import copy
 import math
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..checks import Array, expect_float, expect_int
+from ..files import locked, remove_parts
 from ..layers.losses import perplexity_of, spell_perplexity
+from ..terminal import progress_bar
 from .bptt import TruncatedBPTT
 from .checkpoint import load_checkpoint, save_checkpoint
 from .clipping import clip_grads, global_norm
@@ -42,6 +44,9 @@ class Model(Protocol):
     def perplexity(self, corpus: Array, batch_size: int = ..., time_size: int = ...) -> float: ...
     def arrays(self) -> dict[str, Array]: ...
     def load_arrays(self, arrays: dict[str, Array]) -> None: ...
+
+
+FileIdentity = tuple[int, int, int] | None
 
 
 @dataclass
@@ -152,10 +157,10 @@ class Trainer:
         self.history = History()
         self.epoch = 0  # epochs completed
         self.iteration = 0
-        self.stopped = False  # by Ctrl-C or SIGTERM
+        self.stopped = False  # by Ctrl-C or another signal
         self._epoch_loss = self._recent_loss = self._recent_norm = 0.0
         self._stop = False
-        self._our_folder = False  # what is in it, this run has written
+        self._last_known: FileIdentity = None  # the folder's last checkpoint, as we know it
         self._record_every = max(1, len(blocks) // 20)
         self._looked_at = 0  # the iteration up to which all numbers are known to be finite
 
@@ -165,21 +170,22 @@ class Trainer:
         """Train until ``max_epochs`` epochs are complete, patience runs out, or Ctrl-C.
 
         Ctrl-C finishes the iteration, writes a checkpoint and returns with ``stopped`` True; a
-        second Ctrl-C interrupts at once. Raises TrainingDiverged, FileExistsError where the folder
-        holds another run, and MemoryError, naming the sizes, after which the memory of the
-        iteration is free again.
+        second Ctrl-C interrupts at once. SIGTERM does the same, and so does SIGHUP, which comes
+        where the terminal is closed (unless it is ignored, as under nohup), on Windows SIGBREAK.
+
+        Raises TrainingDiverged where loss or gradients are not finite: before the parameters
+        change, on a device a twentieth of an epoch later at most, and no checkpoint has such
+        numbers. Raises FileExistsError where the folder holds another run, or a later state of
+        this one than ours, BlockingIOError where another process trains in it, and MemoryError,
+        naming the sizes, after which the memory of the iteration is free again.
         """
         expect_int("max_epochs", max_epochs)
-        self.stopped = False
-        if self._first and not self._our_folder and self._a_run_is_there():
-            raise FileExistsError(
-                f"{self.folder} holds a run already: resume it (--resume), or choose another "
-                "folder (--out)"
-            )
-        if self.iteration == 0:
-            self.blocks.rewind()
-        with self._sharing(max_epochs), self._signals():
-            return self._fit(max_epochs)
+        with self._folder_to_ourselves():
+            self.stopped = False
+            if self.iteration == 0:
+                self.blocks.rewind()
+            with self._sharing(max_epochs), self._signals():
+                return self._fit(max_epochs)
 
     def _fit(self, max_epochs: int) -> History:
         if self.iteration == 0:
@@ -290,7 +296,7 @@ class Trainer:
         if improved:
             self._save("best")
         self._save("last")
-        with bar.external_write_mode():
+        with bar.external_write_mode(file=getattr(bar, "fp", None)):
             self.tell(self._epoch_line(entry))
 
     def perplexity(self, corpus: Array, batch_size: int, time_size: int) -> float:
@@ -305,18 +311,14 @@ class Trainer:
     # ---- what one sees
 
     def _bar(self, max_epochs: int) -> Any:
-        from tqdm import tqdm
-
         block = self.blocks.batch_size * self.blocks.time_size
-        return tqdm(
+        return progress_bar(
             total=max_epochs * len(self.blocks) * block,
             initial=self.iteration * block,
             unit="tok",
             unit_scale=True,
             smoothing=0.05,
-            disable=not self.progress,
-            mininterval=0.2 if sys.stderr.isatty() else 30.0,  # a log file wants fewer lines
-            dynamic_ncols=True,
+            shown=self.progress,
         )
 
     def _status(self) -> str:
@@ -345,7 +347,7 @@ class Trainer:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM end the loop after the iteration under way."""
+        """Ctrl-C and its like end the loop after the iteration under way."""
         self._stop = False
         if threading.current_thread() is not threading.main_thread():
             yield  # signals belong to the main thread
@@ -356,7 +358,7 @@ class Trainer:
                 raise KeyboardInterrupt
             self._stop = True
 
-        before = {s: signal.signal(s, ask_to_stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, ask_to_stop) for number in _stopping_signals()}
         try:
             yield
         finally:
@@ -387,8 +389,29 @@ class Trainer:
 
     # ---- checkpoints
 
-    def _a_run_is_there(self) -> bool:
-        return self.folder is not None and (self.folder / "last.safetensors").exists()
+    @contextmanager
+    def _folder_to_ourselves(self) -> Iterator[None]:
+        """See that no other run's checkpoints are in the folder, nor get there meanwhile."""
+        if self.folder is None or not self._first:
+            yield
+            return
+        with locked(self.folder):
+            if self._last() not in (None, self._last_known):
+                raise FileExistsError(
+                    f"{self.folder} holds a run already: resume it (--resume), or choose another "
+                    "folder (--out)"
+                )
+            remove_parts(self.folder, ".safetensors")
+            yield
+
+    def _last(self) -> FileIdentity:
+        """What tells the folder's last checkpoint from those before and after it."""
+        assert self.folder is not None
+        try:
+            found = (self.folder / "last.safetensors").stat()
+        except FileNotFoundError:
+            return None
+        return found.st_ino, found.st_mtime_ns, found.st_size
 
     def _save(self, name: str) -> None:
         if self.folder is None:
@@ -397,7 +420,8 @@ class Trainer:
         if not all(np.isfinite(param).all() for param in self.model.params):
             raise self._diverged("parameters that are not finite")
         self.save(self.folder / f"{name}.safetensors")
-        self._our_folder = True
+        if self._first:
+            self._last_known = self._last()
 
     def save(self, path: str | Path) -> None:
         """Write everything that the rest of the run depends on.
@@ -427,34 +451,76 @@ class Trainer:
         save_checkpoint(path, arrays, content)
 
     def restore(self, path: str | Path) -> None:
-        """Take up a run where ``save`` left it.
+        """Take up a run where ``save`` left it, or, where an error is raised, nothing of it.
 
         Raises FileNotFoundError, CheckpointError, or ValueError where the checkpoint is of
         another model, optimiser or corpus.
         """
+        ours = self.folder is not None and Path(path).parent == self.folder
+        last = self._last() if ours else None
         arrays, content = self.ranks.broadcast(load_checkpoint(path) if self._first else None)
-        if self._shared is not None:
-            arrays = self._shared.mine(arrays)
         try:
+            if self._shared is not None:
+                arrays = self._shared.mine(arrays)
             saved = content["trainer"]
             name = saved["optimiser"]["name"]
             if name != type(self.optimiser).__name__:
                 raise ValueError(f"optimiser: expected {type(self.optimiser).__name__}, got {name}")
-            history = History(**saved["history"])
-            self.blocks.restore(saved["blocks"])
-            self.model.load_arrays(arrays)
+            history = _history(saved["history"])
+            epoch, iteration = (expect_int(n, saved[n], 0) for n in ("epoch", "iteration"))
+            sums = [
+                expect_float(name, saved[name], -math.inf)
+                for name in ("epoch_loss", "recent_loss", "recent_norm")
+            ]
             prefix = "optimiser/"
             memory = {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
-            self.optimiser.restore(saved["optimiser"], memory)
-            self.model.rng.bit_generator.state = saved["random"]
-            self.history = history
-            self.epoch, self.iteration = saved["epoch"], saved["iteration"]
-            self._looked_at = self.iteration
-            self._epoch_loss = saved["epoch_loss"]
-            self._recent_loss, self._recent_norm = saved["recent_loss"], saved["recent_norm"]
-        except (KeyError, TypeError) as error:
+            # first on copies, then in earnest
+            copy.copy(self.blocks).restore(saved["blocks"])
+            copy.copy(self.optimiser).restore(saved["optimiser"], memory)
+            np.random.PCG64().state = saved["random"]
+            self.model.load_arrays(arrays)
+        except (KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
             raise ValueError(
                 f"{path}: expected a training checkpoint of this model, got one that does not fit "
                 f"({error!r})"
             ) from error
-        self._our_folder = self.folder is not None and Path(path).parent == self.folder
+        self.blocks.restore(saved["blocks"])
+        self.optimiser.restore(saved["optimiser"], memory)
+        self.model.rng.bit_generator.state = saved["random"]
+        self.history, self.epoch, self.iteration = history, epoch, iteration
+        self._looked_at = iteration
+        self._epoch_loss, self._recent_loss, self._recent_norm = sums
+        self._last_known = last
+
+
+def _history(saved: Any) -> History:
+    """The history of a checkpoint. Raises ValueError, TypeError or KeyError where it is none."""
+    train = [
+        [
+            expect_int("history: iteration", iteration),
+            *(
+                expect_float(f"history: {name}", x, -math.inf)
+                for name, x in (("loss", loss), ("norm", norm))
+            ),
+        ]
+        for iteration, loss, norm in saved["train"]
+    ]
+    epochs = saved["epochs"]
+    for entry in epochs:
+        for name in ("epoch", "iteration"):
+            expect_int(f"history: {name}", entry[name])
+        for name in ("train_loss", "valid_perplexity", "lr"):
+            if name != "valid_perplexity" or entry[name] is not None:
+                expect_float(f"history: {name}", entry[name], -math.inf)
+    return History(train, epochs)
+
+
+def _stopping_signals() -> list[signal.Signals]:
+    """The signals that ask a process to end, of those that the system has."""
+    names = "SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"
+    found = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    return [
+        number
+        for number in found
+        if number.name != "SIGHUP" or signal.getsignal(number) is not signal.SIG_IGN
+    ]
