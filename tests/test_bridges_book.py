@@ -5,6 +5,7 @@ With the data (NUMBA_RNN_DATA, see test_published.py) the book's own file is rea
 
 import os
 import pickle
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -338,3 +339,20 @@ def test_what_the_book_has_not_is_refused(what, tmp_path):
 def test_what_is_no_model_is_refused():
     with pytest.raises(TypeError, match="model: expected a TimeRecurrent or an Rnnlm, got TimeA"):
         to_book(TimeAffine.create(3, 5))
+
+
+def test_an_npz_file_that_was_made_to_fill_the_memory_is_refused(tmp_path):
+    path = tmp_path / "a.npz"
+    arrays = {"Wx": np.zeros((30, 1 << 20), np.float32), "Wh": np.ones((5, 20)), "b": np.ones(20)}
+    np.savez_compressed(path, **arrays)
+    tracemalloc.start()
+    with pytest.raises(
+        ValueError, match=r"a\.npz: expected a file that unpacks to at most 100 times"
+    ):
+        from_book(path)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    tracemalloc.stop()
+    np.savez_compressed(
+        path, *from_book([np.zeros((3, 20)), np.zeros((5, 20)), np.zeros(20)]).params
+    )
+    assert from_book(path).hidden_size == 5

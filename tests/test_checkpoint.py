@@ -1,11 +1,16 @@
 """Checkpoints: whole or refused."""
 
 import json
+import os
+import stat
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
+from numba_rnn.files import locked
 from numba_rnn.training import CheckpointError, load_checkpoint, save_checkpoint
 
 ARRAYS = {
@@ -115,4 +120,124 @@ def test_odd_content_comes_back_as_json_and_safetensors_have_it(tmp_path):
     assert content == {"m": {"9": 1, "10": 2}}
     for name, array in arrays.items():
         assert found[name].shape == array.shape
+        np.testing.assert_array_equal(found[name], array)
+
+
+# ---- who may write where
+
+
+def parts(folder):
+    return [path.name for path in folder.iterdir() if ".part-" in path.name]
+
+
+def test_a_planted_link_is_not_followed(path, tmp_path, monkeypatch):
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    # at 8ae6770 the name was known; where it is guessed it is opened exclusively
+    for name in (".x.safetensors.part.safetensors", ".x.part-0123.safetensors"):
+        (path.parent / name).symlink_to(victim)
+    save_checkpoint(path, ARRAYS, CONTENT)
+    monkeypatch.setattr("secrets.token_hex", lambda _: "0123")
+    with pytest.raises(FileExistsError):
+        save_checkpoint(path, {"a": np.zeros(3)}, {})
+    assert victim.read_text() == "precious"
+    assert load_checkpoint(path)[1] == CONTENT
+
+
+def test_a_target_that_is_a_link_is_replaced(path, tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    path.unlink()
+    path.symlink_to(victim)
+    save_checkpoint(path, ARRAYS, CONTENT)
+    assert not path.is_symlink()
+    assert victim.read_text() == "precious"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions as POSIX has them")
+def test_permissions_are_those_of_the_umask_then_of_the_file_before(tmp_path):
+    path, before = tmp_path / "x.safetensors", os.umask(0o027)
+    try:
+        save_checkpoint(path, ARRAYS, CONTENT)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o640
+        for mode in (0o600, 0o664, 0o400):
+            path.chmod(mode)
+            save_checkpoint(path, ARRAYS, CONTENT)
+            assert stat.S_IMODE(path.stat().st_mode) == mode
+    finally:
+        os.umask(before)
+
+
+def test_one_block_at_a_time_has_a_folder(tmp_path):
+    folder = tmp_path / "new"
+    with locked(folder):
+        says = rf"{folder.name}: process {os.getpid()} on .* is training there; .*--out"
+        with pytest.raises(BlockingIOError, match=says), locked(folder):
+            pass
+    with locked(folder):  # and nothing is left of it
+        pass
+    assert list(folder.iterdir()) == []
+
+
+def test_the_lock_of_a_process_that_was_killed_is_taken_over(tmp_path):
+    program = (
+        "import sys, time; from pathlib import Path; from numba_rnn.files import locked\n"
+        "with locked(Path(sys.argv[1])): print('mine', flush=True); time.sleep(600)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, tmp_path], stdout=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stdout.readline() == "mine\n"
+        with pytest.raises(BlockingIOError, match=f"process {process.pid} on "), locked(tmp_path):
+            pass
+        process.kill()
+    assert (tmp_path / ".lock").exists()
+    with locked(tmp_path):
+        assert (tmp_path / ".lock").read_text().split()[0] == str(os.getpid())
+
+
+def test_a_link_in_place_of_a_lock_is_not_written_to(tmp_path):
+    victim, folder = tmp_path / "victim", tmp_path / "run"
+    victim.write_text("precious")
+    folder.mkdir()
+    (folder / ".lock").symlink_to(victim)
+    with pytest.raises(OSError, match=r"\.lock"), locked(folder):
+        pass
+    assert victim.read_text() == "precious"
+
+
+# ---- saved is readable
+
+
+@pytest.mark.parametrize(
+    ("arrays", "content", "error", "says"),
+    [
+        ({"__metadata__": np.zeros(1)}, {}, ValueError, "__metadata__ not among them"),
+        ({3: np.zeros(1)}, {}, ValueError, "names that are text, .*got 3"),
+        ({"a": [1.0]}, {}, TypeError, "a: expected a NumPy array, got list"),
+        ({"a": np.ma.masked_less(np.arange(3.0), 1)}, {}, TypeError, "a: .*got MaskedArray"),
+        ({"a": np.array(["x"])}, {}, TypeError, "a: expected numbers .*got <U1"),
+        ({"a": np.zeros(2, np.longdouble)}, {}, TypeError, "a: expected numbers of up to 8 bytes"),
+        ({"a": np.zeros(2, complex)}, {}, TypeError, "a: expected numbers"),
+        ({"\ud800": np.zeros(2)}, {}, ValueError, "safetensors cannot have them"),
+        ({}, {"names": {1: "one", "1": "uno"}}, ValueError, "names that differ in JSON, got '1'"),
+    ],
+    ids=range(9),
+)  # fmt: skip
+def test_what_would_not_come_back_is_refused_when_it_is_saved(path, arrays, content, error, says):
+    before = path.read_bytes()
+    with pytest.raises(error, match=says):
+        save_checkpoint(path, arrays, content)
+    assert path.read_bytes() == before
+    assert parts(path.parent) == []
+
+
+def test_every_dtype_that_is_saved_comes_back(tmp_path):
+    kinds = [np.dtype(kind) for kind in "?bhilqBHILQefd"]
+    arrays = {f"{kind.name} {n}": np.arange(3).astype(kind) for n, kind in enumerate(kinds)}
+    save_checkpoint(tmp_path / "x", arrays, {})
+    found, _ = load_checkpoint(tmp_path / "x")
+    for name, array in arrays.items():
+        assert found[name].dtype == array.dtype
         np.testing.assert_array_equal(found[name], array)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from numba_rnn import jobs
+from numba_rnn.training import load_checkpoint
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 40
 SMALL = ["--embed", "8", "--hidden", "16", "--batch", "4", "--time", "8", "--epochs", "2"]
@@ -242,6 +243,10 @@ def test_ctrl_c_saves_and_resume_goes_on(folder):
             ["train", "--text", "text.txt", "--dropout", "1"],
             "dropout: expected a finite number from 0 and below 1, got 1",
         ),
+        (
+            ["train", "--text", "text.txt", "--level", "word", "--min-count", "9999"],
+            "min_count: expected a word that the text has at least 9999 times, got ",
+        ),
         (["train", "--text", "text.txt", "--lr", "-1"], "lr: expected a finite number above 0"),
         (["train", "--text", "text.txt", "--clip", "-1"], "clip: expected a finite number from 0"),
         (["train", "--text", "text.txt", "--tie"], "expected --embed equal to --hidden, got 64"),
@@ -280,6 +285,84 @@ def test_training_that_diverges_says_so(folder):
     assert "warning: training has diverged: try a lower --lr or --clip" in done.stderr
     assert re.search(r"^held-out perplexity \S{4,9} per char$", done.stdout, re.M)
     assert "diverged" not in run("train", "--text", "text.txt", *SMALL, cwd=folder)
+
+
+def shell(line, cwd, code=0):
+    """What a line of bash says on stdout."""
+    done = subprocess.run(
+        ["bash", "-c", line.replace("numba-rnn", f"{sys.executable} -m numba_rnn")],
+        cwd=cwd, capture_output=True, text=True, timeout=120,
+        env={**os.environ, "NUMBA_RNN_BACKEND": "numpy"},
+    )  # fmt: skip
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell's redirections")
+@pytest.mark.parametrize(
+    "streams", ["2>&-", ">&-", ">&- 2>&-", "| head -0; exit ${PIPESTATUS[0]}", "2>&1 | head -0"]
+)
+def test_training_does_not_need_anybody_to_listen(tmp_path, folder, streams):
+    small = " ".join(SMALL)
+    done = shell(f"numba-rnn train --text {folder}/text.txt --out r {small} {streams}", tmp_path)
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr
+    for name in ("last.safetensors", "best.safetensors", "loss.png"):
+        assert (tmp_path / "r" / name).stat().st_size > 1000
+    (epochs,) = re.findall(
+        r"trained +(\d+) epochs", run("info", "r/last.safetensors", cwd=tmp_path)
+    )
+    assert epochs == "2"
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="a signal that the system has not")
+def test_a_terminal_that_is_closed_leaves_a_checkpoint(tmp_path, folder):
+    """SIGHUP comes, and what is written from then on fails."""
+    command = [sys.executable, "-m", "numba_rnn", "train", "--text", f"{folder}/text.txt"]
+    process = subprocess.Popen(
+        [*command, "--out", "c", *SMALL[:-1], "100000", "--patience", "0"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={**os.environ, "NUMBA_RNN_BACKEND": "numpy"},
+    )  # fmt: skip
+    while not (tmp_path / "c" / "best.safetensors").exists():
+        time.sleep(0.05)
+        assert process.poll() is None
+    process.stdout.close()
+    process.stderr.close()
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=60) == 130
+    _, content = load_checkpoint(tmp_path / "c" / "last.safetensors")
+    assert content["trainer"]["iteration"] >= content["trainer"]["epoch"] >= 1
+    assert not (tmp_path / "c" / ".lock").exists()
+
+
+def test_a_run_that_is_trained_is_not_resumed(tmp_path, folder):
+    command = [sys.executable, "-m", "numba_rnn", "train", "--text", f"{folder}/text.txt"]
+    process = subprocess.Popen(
+        [*command, "--out", "c", *SMALL[:-1], "100000", "--patience", "0", "--quiet"],
+        cwd=tmp_path, stdout=subprocess.DEVNULL,
+        env={**os.environ, "NUMBA_RNN_BACKEND": "numpy"},
+    )  # fmt: skip
+    while not (tmp_path / "c" / "best.safetensors").exists():
+        time.sleep(0.05)
+        assert process.poll() is None
+    said = run("train", "--resume", "c", "--epochs", "100000", cwd=tmp_path, code=1)
+    assert f"c: process {process.pid} on " in said
+    assert len(said.strip().splitlines()) == 1
+    process.kill()  # and its lock is nobody's
+    process.wait()
+    (epochs,) = re.findall(
+        r"trained +(\d+) epochs", run("info", "c/last.safetensors", cwd=tmp_path)
+    )
+    said = run("train", "--resume", "c", "--epochs", str(int(epochs) + 1), cwd=tmp_path)
+    assert "held-out perplexity" in said
+
+
+def test_runs_that_start_together_get_folders_of_their_own(tmp_path, folder):
+    (tmp_path / "runs" / "char-lstm").mkdir(parents=True)
+    run("train", "--text", f"{folder}/text.txt", *SMALL[:-1], "1", cwd=tmp_path)
+    run("train", "--text", "none.txt", cwd=tmp_path, code=1)
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"char-lstm", "char-lstm-2"}
 
 
 CELLS = """

@@ -240,3 +240,32 @@ def test_what_is_no_token_is_refused(tokens, error, says):
     session = Rnnlm(13, 6, 6, rng=0).stream()
     with pytest.raises(error, match=says):
         session.step(tokens)
+
+
+@pytest.mark.parametrize("tie", [False, True])
+@pytest.mark.parametrize("cell", sorted(cells.names()))
+def test_shapes_are_known_before_a_model_is_made(cell, tie):
+    options = {"cell": cell, "layers": 2, "tie": tie}
+    model = Rnnlm(7, 5, 5, **options, rng=0)
+    arrays = {f"param/{name}": shape for name, shape in Rnnlm.param_shapes(7, 5, 5, **options)}
+    found = {name: a.shape for name, a in model.arrays().items() if name.startswith("param/")}
+    assert arrays == found
+
+
+def test_some_token_is_left_to_choose():
+    model = Rnnlm(3, 2, 2, rng=0)
+    assert (model.generate([0], 4, skip_ids=[0, 2, 2], rng=0) == 1).all()
+    with pytest.raises(ValueError, match="skip_ids: expected at most 2 of 3 tokens, got all"):
+        model.generate([0], 4, skip_ids=[0, 1, 2])
+
+
+def test_a_token_stream_takes_all_of_a_model_or_nothing():
+    model = Rnnlm(5, 3, 4, rng=0)
+    stream, other = model.stream(), model.stream()
+    right = list(model.affine.params), model.embedding.params[0]
+    model.affine.params[0] = model.affine.params[0] + 1
+    model.embedding.params[0] = np.ones((5, 2), np.float32)
+    with pytest.raises(ValueError, match=r"embedding: expected shape \(5, 3\), got \(5, 2\)"):
+        stream.refresh()
+    model.embedding.params[0] = right[1]
+    np.testing.assert_array_equal(stream.step(2), other.step(2))

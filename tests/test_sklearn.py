@@ -410,6 +410,25 @@ def test_several_threads_may_ask_at_once():
 # ---- in parts, and further
 
 
+@pytest.mark.parametrize("estimator", [RNNRegressor, RNNClassifier, RNNForecaster])
+def test_a_refused_partial_fit_changes_nothing(estimator):
+    xs, more = ragged(6, 9, 2, seed=1), {}
+    xs = [np.concatenate([x, x, x, x]) for x in xs]
+    args = (xs,) if estimator is RNNForecaster else (xs, np.arange(6) % 2)
+    if estimator is RNNClassifier:
+        more["classes"] = [0, 1]
+    new = estimator(**{**SMALL, "optimiser": "best"})
+    before = dict(vars(new))
+    with pytest.raises(ValueError, match="optimiser: expected one of"):
+        new.partial_fit(*args, **more)
+    assert vars(new) == before
+    trained = estimator(**SMALL).partial_fit(*args, **more)
+    said = trained.predict(xs[:2])
+    with pytest.raises(ValueError, match="X has 3 features"):
+        trained.partial_fit([np.ones((40, 3))] * 6, *args[1:])
+    np.testing.assert_array_equal(trained.predict(xs[:2])[0], said[0])
+
+
 def test_partial_fit_is_an_epoch():
     xs, y = ragged(20, 6, 2), np.arange(20) % 3
     whole = RNNClassifier(**SMALL).fit(xs, y)

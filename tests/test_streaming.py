@@ -210,6 +210,47 @@ def test_rows_that_do_not_exist(rows, says):
 
 
 @backends
+@pytest.mark.parametrize(
+    ("n", "k", "array", "says"),
+    [
+        (0, 1, numbers(5, 20), r"layers\[0\]\.Wh: expected shape \(4, 16\), got \(5, 20\)"),
+        (0, 2, numbers(16, dtype=np.float64), r"layers\[0\]\.b: expected float32"),
+        (1, 1, numbers(3), r"layers\[1\]\.b: expected shape \(2,\), got \(3,\)"),
+    ],
+)
+def test_a_refused_refresh_changes_nothing(n, k, array, says, backend):
+    with use_backend(backend):
+        stack = [TimeLSTM.create(3, 4, rng=0), TimeAffine.create(4, 2, rng=1)]
+        stream, other = Stream(stack), Stream(stack)
+        xs = numbers(9, 3)
+        np.testing.assert_array_equal(stream.step_many(xs[:4]), other.step_many(xs[:4]))
+        right = [list(layer.params) for layer in stack]
+        for layer in stack:
+            layer.params[0] = layer.params[0] + 1  # which would be taken
+        stack[n].params[k] = array
+        with pytest.raises((TypeError, ValueError), match=says):
+            stream.refresh()
+        np.testing.assert_array_equal(stream.step_many(xs[4:7]), other.step_many(xs[4:7]))
+        for layer, params in zip(stack, right, strict=True):
+            layer.params[:] = params
+        stream.refresh()
+        np.testing.assert_array_equal(stream.step_many(xs[7:]), other.step_many(xs[7:]))
+
+
+@backends
+def test_a_refused_snapshot_changes_nothing(backend):
+    with use_backend(backend):
+        stream = Stream([TimeLSTM.create(3, 4, rng=0), TimeGRU.create(4, 5, rng=1)])
+        stream.step(numbers(3))
+        before = stream.snapshot()
+        spoilt = (before[0] + 1, before[1].astype(np.float64))
+        with pytest.raises(TypeError, match="snapshot: expected float32"):
+            stream.restore(spoilt)
+        for now, then in zip(stream.snapshot(), before, strict=True):
+            np.testing.assert_array_equal(now, then)
+
+
+@backends
 def test_the_weights_are_those_of_the_last_refresh(backend):
     with use_backend(backend, strict=True):
         layer, xs = TimeGRU.create(3, 6, rng=0, reset_after=True), numbers(1, 8, 3)

@@ -1,6 +1,7 @@
 """From text to token numbers and back."""
 
 import gzip
+import tracemalloc
 import unicodedata
 
 import numpy as np
@@ -118,3 +119,28 @@ def test_files_that_are_no_text_are_refused_by_name(tmp_path, name, data, says):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(ValueError, match=f"{name}.*{says}"):
         read_text(tmp_path / name)
+
+
+@pytest.mark.parametrize(("level", "unknown"), [("char", "\ufffd"), ("word", "<unk>")])
+def test_a_vocabulary_of_unknown_tokens_alone_is_refused(level, unknown):
+    text = "a b a"
+    assert len(Vocabulary.of(text, level, min_count=2)) > 1
+    says = rf"min_count: expected a {level} .* at least 3 times, got 2 at most"
+    with pytest.raises(ValueError, match=says):
+        Vocabulary.of(text, level, min_count=3)
+    with pytest.raises(ValueError, match=r"min_count: expected .* got a text of unknown ones"):
+        Vocabulary.of(unknown, level)
+
+
+def test_a_gzip_file_that_was_made_to_fill_the_memory_is_refused(tmp_path):
+    path, bomb = tmp_path / "a.txt.gz", gzip.compress(b"a" * (1 << 20))
+    path.write_bytes(bomb * 200)  # members of one file: 200 MiB of 200 kB
+    tracemalloc.start()
+    with pytest.raises(
+        ValueError, match=r"a\.txt\.gz: expected a file that unpacks to at most 100"
+    ):
+        read_text(path)
+    assert tracemalloc.get_traced_memory()[1] < 100 << 20
+    tracemalloc.stop()
+    path.write_bytes(gzip.compress(b"all work and no play\n" * 500_000))  # small as a whole
+    assert len(read_text(path)) == 10_500_000

@@ -1,5 +1,6 @@
 """The training loop: it learns, stops, and resumes bit for bit."""
 
+import io
 import math
 import os
 import random
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -42,8 +44,8 @@ def make(folder=None, optimiser=None, **options):
 class StopAt:
     """A model that asks the trainer to stop at an iteration, as Ctrl-C would."""
 
-    def __init__(self, model, iteration):
-        self.model, self.left = model, iteration
+    def __init__(self, model, iteration, number=signal.SIGINT):
+        self.model, self.left, self.number = model, iteration, number
 
     def __getattr__(self, name):
         return getattr(self.model, name)
@@ -52,7 +54,7 @@ class StopAt:
         self.model.backward()
         self.left -= 1
         if self.left == 0:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(self.number)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -77,10 +79,33 @@ def test_a_stopped_run_resumes_bit_for_bit(tmp_path, name, backend):
             assert second.history == whole.history
 
 
-def test_ctrl_c_outside_of_training_is_as_before():
-    before = signal.getsignal(signal.SIGINT)
-    make().fit(1)
-    assert signal.getsignal(signal.SIGINT) is before
+STOPPING = [s for s in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, s)]
+
+
+@pytest.mark.parametrize("name", STOPPING)
+def test_every_signal_that_ends_a_process_saves_and_stops(tmp_path, name):
+    number = getattr(signal, name)
+    before = signal.getsignal(number)
+    trainer = make(tmp_path)
+    trainer.model = StopAt(trainer.model, 7, number)
+    trainer.fit(3)
+    assert trainer.stopped
+    _, content = load_checkpoint(tmp_path / "last.safetensors")
+    assert content["trainer"]["iteration"] == 7
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="a signal that the system has not")
+def test_a_hangup_that_is_ignored_stays_ignored():
+    """As nohup has it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        trainer = make()
+        trainer.model = StopAt(trainer.model, 7, signal.SIGHUP)
+        trainer.fit(1)
+        assert not trainer.stopped
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_it_learns():
@@ -204,6 +229,193 @@ def test_it_says_when_it_stops_early_and_when_nothing_is_left():
     assert told[-2] == "nothing left to train: 3 of 3 epochs are done"
 
 
+# ---- all or nothing
+
+
+def everything(trainer):
+    """All that a checkpoint may change."""
+    numbers, memory = trainer.optimiser.state()
+    arrays = {**trainer.model.arrays(), **memory}
+    return {
+        "arrays": {name: array.tobytes() for name, array in arrays.items()},
+        "optimiser": numbers,
+        "blocks": trainer.blocks.state(),
+        "random": trainer.model.rng.bit_generator.state,
+        "history": trainer.history,
+        "names": [layer.param_names for layer in trainer.model.recurrent],
+        "progress": (trainer.epoch, trainer.iteration, trainer._looked_at),
+        "sums": (trainer._epoch_loss, trainer._recent_loss, trainer._recent_norm),
+    }
+
+
+def put(content, place, value):
+    *way, last = place
+    for name in way:
+        content = content[name]
+    content[last] = value
+
+
+# what is written where in a checkpoint, and what the error says
+SPOILT = [
+    (("trainer",), [], "does not fit"),
+    (("trainer", "optimiser"), "Adam", "does not fit"),
+    (("trainer", "optimiser", "lr"), None, "lr: expected a number"),
+    (("trainer", "optimiser", "updates"), 1.5, "updates: expected a whole number"),
+    (("trainer", "optimiser", "beta1"), 0.5, "beta1: expected 0.9"),
+    (("trainer", "blocks"), 7, "does not fit"),
+    (("trainer", "blocks", "cursor"), 99, "cursor: expected at most 15"),
+    (("trainer", "random"), {"bit_generator": "PCG64"}, "does not fit"),
+    (("trainer", "random", "state", "inc"), 2**200, "does not fit"),
+    (("trainer", "history"), None, "does not fit"),
+    (("trainer", "history", "train"), [[1, 2.0]], "enough values"),
+    (("trainer", "history", "train"), [[1.5, 2.0, 3.0]], "history: iteration"),
+    (("trainer", "history", "epochs", 0), {"epoch": 1}, "does not fit"),
+    (("trainer", "history", "epochs", 0, "valid_perplexity"), "3", "valid_perplexity: expected"),
+    (("trainer", "epoch"), "1", "epoch: expected a whole number"),
+    (("trainer", "iteration"), -1, "iteration: expected at least 0"),
+    (("trainer", "recent_norm"), math.nan, "recent_norm: expected a finite number"),
+]
+
+
+@pytest.mark.parametrize(("place", "value", "says"), SPOILT)
+def test_a_refused_restore_changes_nothing(tmp_path, place, value, says):
+    make(tmp_path / "a").fit(1)
+    arrays, content = load_checkpoint(tmp_path / "a" / "last.safetensors")
+    put(content, place, value)
+    save_checkpoint(tmp_path / "spoilt.safetensors", arrays, content)
+    trainer = make(tmp_path / "b")
+    trainer.fit(2)
+    before = everything(trainer)
+    with pytest.raises(ValueError, match=says):
+        trainer.restore(tmp_path / "spoilt.safetensors")
+    assert everything(trainer) == before
+
+
+ARRAYS_SPOILT = {
+    "param/affine.b": lambda a: a[:-1],
+    "param/recurrent1.Wh": lambda a: a.astype(np.float64),
+    "param/recurrent1.initial": lambda _: np.zeros((3, 9), np.float32),
+    "state/recurrent1.c": lambda a: a[:-1],
+    "state/recurrent0.h": lambda a: a.astype(int),
+    "optimiser/m/3": lambda a: a[:-1],
+    "cell": lambda a: a + 1,
+}
+
+
+@pytest.mark.parametrize("name", ARRAYS_SPOILT)
+def test_a_restore_whose_arrays_do_not_fit_changes_nothing(tmp_path, name):
+    make(tmp_path / "a").fit(1)
+    arrays, content = load_checkpoint(tmp_path / "a" / "last.safetensors")
+    arrays[name] = ARRAYS_SPOILT[name](arrays.get(name))
+    arrays["param/recurrent0.initial"] = np.zeros((2, 9), np.float32)  # would be learnt from now on
+    save_checkpoint(tmp_path / "spoilt.safetensors", arrays, content)
+    trainer = make(tmp_path / "b")
+    trainer.fit(2)
+    before = everything(trainer)
+    says = name.removeprefix("optimiser/").replace("m/3", "v/3")
+    with pytest.raises((TypeError, ValueError), match=f"{says}: expected"):
+        trainer.restore(tmp_path / "spoilt.safetensors")
+    assert everything(trainer) == before
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_gradient_that_is_not_finite_reaches_no_parameter(backend):
+    with use_backend(backend):
+        trainer = make()
+        trainer.fit(1)
+        backward = trainer.model.backward
+
+        def spoilt():
+            backward()
+            trainer.model.grads[2][0, 0] = np.nan
+
+        trainer.model.backward = spoilt
+        before = [param.copy() for param in trainer.model.params]
+        with pytest.raises(TrainingDiverged, match=r"iteration 16: loss .*, gradient norm nan"):
+            trainer.fit(2)
+        for param, same in zip(trainer.model.params, before, strict=True):
+            np.testing.assert_array_equal(param, same)
+
+
+# ---- one run in a folder
+
+
+def test_two_trainings_at_once_do_not_share_a_folder(tmp_path):
+    first, second = make(tmp_path), make(tmp_path)
+    forward, met = first.model.forward, []
+
+    def meanwhile(*block, **options):
+        if first.iteration == 3:
+            last = (tmp_path / "last.safetensors").read_bytes()
+            second.restore(tmp_path / "last.safetensors")
+            with pytest.raises(BlockingIOError, match=f"process {os.getpid()} on .* training"):
+                second.fit(2)
+            met.append(last == (tmp_path / "last.safetensors").read_bytes())
+        return forward(*block, **options)
+
+    first.model.forward = meanwhile
+    first.fit(2)
+    assert met == [True]
+    last = (tmp_path / "last.safetensors").read_bytes()
+    with pytest.raises(FileExistsError, match="resume it"):  # it has gone on since it was read
+        second.fit(3)
+    assert (tmp_path / "last.safetensors").read_bytes() == last
+    second.restore(tmp_path / "last.safetensors")
+    second.fit(3)
+    assert second.epoch == 3
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"last.safetensors", "best.safetensors"}
+
+
+def test_what_killed_writers_left_is_removed(tmp_path):
+    make(tmp_path).fit(1)
+    left = tmp_path / ".last.part-0123456789abcdef.safetensors"
+    left.write_bytes(b"half")
+    other = tmp_path / ".mine.safetensors"
+    other.write_bytes(b"of somebody else")
+    trainer = make(tmp_path)
+    trainer.restore(tmp_path / "last.safetensors")
+    trainer.fit(2)
+    assert not left.exists()
+    assert other.exists()
+
+
+# ---- nobody listens
+
+
+class Gone:
+    """A pipe whose reader has gone."""
+
+    encoding, closed = "utf-8", False
+
+    def write(self, text):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    def flush(self):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    def fileno(self):
+        raise OSError("no number")
+
+    def isatty(self):
+        return True
+
+
+def closed():
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
+@pytest.mark.parametrize("stream", [None, Gone(), closed()], ids=["none", "gone", "closed"])
+@pytest.mark.parametrize("progress", [False, True])
+def test_training_does_not_need_streams(monkeypatch, progress, stream, text, tmp_path):
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(sys, "stdout", stream)
+    outcome = jobs.train(small(text), tmp_path / "run", progress=progress)
+    assert len(outcome.history.epochs) == 2
+
+
 # ---- killed
 
 RUN = """
@@ -320,6 +532,51 @@ def test_a_run_is_never_overwritten(tmp_path, text):
     jobs.train(small(text), tmp_path / "run", progress=False, tell=lambda _: None)
     with pytest.raises(FileExistsError, match="--resume"):
         jobs.train(small(text), tmp_path / "run", progress=False, tell=lambda _: None)
+
+
+def test_folders_of_new_runs_are_ones_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = [jobs.new_folder(Settings()) for _ in range(3)]
+    assert [folder.name for folder in folders] == ["char-lstm", "char-lstm-2", "char-lstm-3"]
+    assert all(folder.is_dir() for folder in folders)
+
+
+def expect_refused_in_little_memory(work, error, says):
+    """Not after gigabytes, or minutes, of making what a file only says it has."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(error, match=says):
+            work()
+        assert tracemalloc.get_traced_memory()[1] < 1 << 27
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"layers": 2**31}, r"param/recurrent1\.Wx"),
+        ({"hidden_size": 2**20}, r"param/recurrent0\.Wx: expected shape \(8, 4194304\)"),
+        ({"embed_size": 2**40}, r"param/embedding\.W"),
+        ({"layers": "1"}, "describe"),
+        ({"cell": ["lstm"]}, "not known"),
+    ],
+)
+def test_sizes_are_those_of_the_arrays_before_anything_is_made(tmp_path, text, changes, says):
+    outcome = jobs.train(small(text), tmp_path / "run", progress=False, tell=lambda _: None)
+    arrays, content = load_checkpoint(outcome.checkpoint)
+    content["model"].update(changes)
+    settings = {k.removesuffix("_size"): v for k, v in changes.items()}
+    content["settings"].update({k: v for k, v in settings.items() if isinstance(v, int)})
+    path = tmp_path / "edited.safetensors"
+    save_checkpoint(path, arrays, content)
+    expect_refused_in_little_memory(lambda: jobs.load_model(path), CheckpointError, says)
+    if all(isinstance(value, int) for value in changes.values()):
+
+        def resume():
+            jobs.train(jobs.settings_of(path), tmp_path / "b", resume=path, progress=False)
+
+        expect_refused_in_little_memory(resume, (TypeError, ValueError), says)
 
 
 def test_resuming_with_another_text_is_refused(tmp_path, text):

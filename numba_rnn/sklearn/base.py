@@ -36,7 +36,7 @@ _NETWORK = ("cell", "hidden_size", "layers", "bidirectional", "dropout", "per_st
 
 
 def all_or_nothing(fit: Callable[P, R]) -> Callable[P, R]:
-    """A method ``fit`` that leaves the estimator as it was where parameters or data do not fit."""
+    """A method that trains; where parameters or data do not fit the estimator stays as it was."""
 
     @wraps(fit)
     def fitting(*args: P.args, **options: P.kwargs) -> R:

@@ -128,6 +128,7 @@ class RNNForecaster(RecurrentEstimator):
             valid = self._examples(late)
         return self._fit(self._examples(train), self._outputs, valid)
 
+    @all_or_nothing
     def partial_fit(self, X: Any, y: Any = None, *, exogenous: Any = None) -> Self:
         """Train on series once. y is not looked at."""
         expect_no_sequences("y", y)

@@ -129,6 +129,7 @@ class RNNClassifier(ClassifierMixin, _Supervised):
         strata = codes if self.early_stopping and not self.per_step else None
         return self._fit(self._examples(xs, codes), len(self.classes_), strata=strata)
 
+    @all_or_nothing
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> Self:
         """Train on sequences once.
 
@@ -234,6 +235,7 @@ class RNNRegressor(RegressorMixin, _Supervised):
         targets = self._numbers(y, xs)
         return self._fit(self._examples(xs, targets), targets.shape[1])
 
+    @all_or_nothing
     def partial_fit(self, X: Any, y: Any) -> Self:
         """Train on sequences once."""
         xs = self._read(X, reset=not hasattr(self, "network_"))
