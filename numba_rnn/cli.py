@@ -373,7 +373,19 @@ def info(
         return
     path = jobs.checkpoint_of(checkpoint)
     model, vocabulary, content = jobs.load_model(path)
-    state = content["trainer"]
+    try:
+        rows = _rows(path, model, vocabulary, content["trainer"])
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: expected a checkpoint of `numba-rnn train`, got one that does not say how it "
+            f"was trained ({error!r})"
+        ) from error
+    for name, value in rows.items():
+        say(f"{name:<12}{value}")
+
+
+def _rows(path: Path, model: Any, vocabulary: Any, state: dict[str, Any]) -> dict[str, Any]:
+    """What there is to say of a checkpoint."""
     rows = {
         "checkpoint": path,
         "model": ", ".join(f"{name} {value}" for name, value in model.config.items()),
@@ -385,8 +397,7 @@ def info(
     epochs = state["history"]["epochs"]
     if epochs:
         rows["held out"] = f"perplexity {spell_perplexity(epochs[-1]['valid_perplexity'])}"
-    for name, value in rows.items():
-        say(f"{name:<12}{value}")
+    return rows
 
 
 def _version(wanted: bool) -> None:

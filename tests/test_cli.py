@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from numba_rnn import jobs
-from numba_rnn.training import load_checkpoint
+from numba_rnn.training import load_checkpoint, save_checkpoint
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 40
 SMALL = ["--embed", "8", "--hidden", "16", "--batch", "4", "--time", "8", "--epochs", "2"]
@@ -363,6 +363,15 @@ def test_runs_that_start_together_get_folders_of_their_own(tmp_path, folder):
     run("train", "--text", f"{folder}/text.txt", *SMALL[:-1], "1", cwd=tmp_path)
     run("train", "--text", "none.txt", cwd=tmp_path, code=1)
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"char-lstm", "char-lstm-2"}
+
+
+def test_info_refuses_what_does_not_say_how_it_was_trained(folder):
+    arrays, content = load_checkpoint(folder / "run" / "best.safetensors")
+    for spoilt in ({}, {"epoch": 1}, {**content["trainer"], "epoch": [], "iteration": "3"}):
+        content["trainer"] = spoilt
+        save_checkpoint(folder / "spoilt.safetensors", arrays, content)
+        said = run("info", "spoilt.safetensors", cwd=folder, code=1)
+        assert "spoilt.safetensors: expected a checkpoint of `numba-rnn train`" in said
 
 
 CELLS = """
