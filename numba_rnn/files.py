@@ -5,6 +5,7 @@ import secrets
 import socket
 import stat
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -41,18 +42,29 @@ def written_atomically(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         if mode is not None:
             part.chmod(mode)
-        os.replace(part, path)
+        _replace(part, path)
     except BaseException as error:
         part.unlink(missing_ok=True)
         if isinstance(error, OSError):
             error.add_note(f"while writing {path}")
         raise
-    if os.name == "posix":  # the rename itself must reach the disk
+    if sys.platform != "win32":  # the rename itself must reach the disk
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _replace(part: Path, path: Path) -> None:
+    """Rename a file; on Windows that has to wait for whoever reads the one that it replaces."""
+    for pause in (0.01, 0.1, 1.0) if sys.platform == "win32" else ():
+        try:
+            os.replace(part, path)
+            return
+        except PermissionError:
+            time.sleep(pause)
+    os.replace(part, path)
 
 
 def remove_parts(folder: Path, suffix: str) -> None:
@@ -77,12 +89,13 @@ def locked(folder: Path) -> Iterator[None]:
         os.write(number, f"{os.getpid()} {socket.gethostname()}".encode())
         yield
     finally:
-        if os.name == "posix":  # before it is unlocked, or this might be the next one's
-            path.unlink(missing_ok=True)
-        os.close(number)
-        if os.name != "posix":  # where open files stay
+        if sys.platform == "win32":  # where no file is removed that is open
+            os.close(number)
             with suppress(OSError):
                 path.unlink()
+        else:  # before it is unlocked, or it might be the next one's
+            path.unlink(missing_ok=True)
+            os.close(number)
 
 
 def _locked_file(path: Path) -> int:

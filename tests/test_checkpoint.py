@@ -1,5 +1,6 @@
 """Checkpoints: whole or refused."""
 
+import errno
 import json
 import os
 import stat
@@ -10,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 
+from numba_rnn import files
 from numba_rnn.files import locked
 from numba_rnn.training import CheckpointError, load_checkpoint, save_checkpoint
 
@@ -205,6 +207,79 @@ def test_a_link_in_place_of_a_lock_is_not_written_to(tmp_path):
     with pytest.raises(OSError, match=r"\.lock"), locked(folder):
         pass
     assert victim.read_text() == "precious"
+
+
+class Msvcrt:
+    """What Windows has for fcntl: locks of places in open files, which nobody else may read."""
+
+    LK_NBLCK = 2
+
+    def __init__(self):
+        self.held = []  # file descriptors
+
+    def locking(self, number, mode, count):
+        assert (mode, count) == (self.LK_NBLCK, 1)
+        assert os.lseek(number, 0, os.SEEK_CUR) > 1000  # behind what is read
+        mine = os.fstat(number)
+        if any(os.path.samestat(os.fstat(other), mine) for other in self.held):
+            raise PermissionError(13, "Permission denied")
+        self.held.append(number)
+
+
+@pytest.fixture
+def _windows(monkeypatch):
+    system, close = Msvcrt(), os.close
+
+    def unlocking(number):
+        system.held = [other for other in system.held if other != number]
+        close(number)
+
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(os, "close", unlocking)
+    monkeypatch.setattr(files, "msvcrt", system, raising=False)
+
+
+@pytest.mark.usefixtures("_windows")
+def test_locks_as_windows_has_them(tmp_path):
+    says = rf"process {os.getpid()} on \S+ is training there"
+    with locked(tmp_path):
+        for _ in range(2):
+            with pytest.raises(BlockingIOError, match=says), locked(tmp_path):
+                pass
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / ".lock").write_text("1234567 of one that was killed")
+    with locked(tmp_path):
+        assert (tmp_path / ".lock").read_text().startswith(f"{os.getpid()} ")
+
+
+@pytest.mark.usefixtures("_windows")
+def test_where_a_file_that_is_read_is_not_replaced_the_writer_waits(path, monkeypatch):
+    replace, refusals = os.replace, [2]
+
+    def busy(part, to):
+        refusals[0] -= 1
+        if refusals[0] >= 0:
+            raise PermissionError(13, "being used by another process")
+        replace(part, to)
+
+    monkeypatch.setattr(os, "replace", busy)
+    save_checkpoint(path, ARRAYS, {"new": True})
+    assert load_checkpoint(path)[1] == {"new": True}
+    refusals[0] = 99
+    with pytest.raises(PermissionError):
+        save_checkpoint(path, ARRAYS, {"newer": True})
+    assert load_checkpoint(path)[1] == {"new": True}
+    assert parts(path.parent) == []
+
+
+def test_a_file_system_without_locks_is_used_without(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    name = "msvcrt.locking" if sys.platform == "win32" else "fcntl.flock"
+    monkeypatch.setattr(name, refuse)
+    with locked(tmp_path), locked(tmp_path):
+        pass
 
 
 # ---- saved is readable
