@@ -12,7 +12,6 @@ nobody killed. Exits 1 where anything was lost, hung, or came out otherwise.
 
 import argparse
 import os
-import platform
 import random
 import signal
 import subprocess
@@ -22,6 +21,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from numba_rnn.kernels.machine import cpu_name
 from numba_rnn.training import CheckpointError, load_checkpoint
 
 SIZES = "--embed 16 --hidden 32 --batch 4 --time 16 --dropout 0.2 --epochs 3 --patience 0"
@@ -33,7 +33,7 @@ class Training:
     """A process that trains in a folder: anew, or what is there already."""
 
     def __init__(self, folder: Path, text: Path, backend: str) -> None:
-        self.folder = folder
+        self.folder, self.before = folder, _written(folder)
         to = ["--resume" if (folder / "last.safetensors").exists() else "--out", str(folder)]
         self.process = subprocess.Popen(
             [
@@ -47,14 +47,8 @@ class Training:
         )
 
     def wait_until_it_trains(self) -> None:
-        """Until it has locked its folder, or has ended."""
-        lock = self.folder / ".lock"
-        while self.process.poll() is None:
-            try:
-                if lock.read_text().split()[:1] == [str(self.process.pid)]:
-                    return
-            except OSError:
-                pass
+        """Until it has written a checkpoint, or has ended."""
+        while self.process.poll() is None and _written(self.folder) == self.before:
             time.sleep(0.002)
 
     def end(self) -> tuple[int, str]:
@@ -64,6 +58,12 @@ class Training:
         finally:
             self.process.kill()
         return self.process.returncode, said
+
+
+def _written(folder: Path) -> int:
+    """When the last checkpoint was, 0 without one."""
+    last = folder / "last.safetensors"
+    return last.stat().st_mtime_ns if last.exists() else 0
 
 
 def kill(process: subprocess.Popen[str], kind: str, rng: random.Random) -> None:
@@ -88,7 +88,7 @@ def results(folder: Path) -> list[bytes]:
 def stress(count: int, backend: str, rng: random.Random, folder: Path) -> list[str]:
     """Kill so many times, print the figures, and return what went wrong."""
     text = folder / "text.txt"
-    text.write_text("".join(rng.choices("abcdefgh \n", k=3_000)), encoding="utf-8")
+    text.write_text("".join(rng.choices("abcdefgh \n", k=6_000)), encoding="utf-8")
     began = time.monotonic()
     whole = Training(folder / "whole", text, backend)
     whole.wait_until_it_trains()
@@ -97,7 +97,8 @@ def stress(count: int, backend: str, rng: random.Random, folder: Path) -> list[s
     if code:
         return [f"the run that nobody kills: exit {code}, {said}"]
     training = time.monotonic() - began - starting
-    print(f"a run starts in {starting:.1f} s and trains for {training:.1f} s", flush=True)
+    last = iteration_of(whole.folder)
+    print(f"a run starts in {starting:.1f} s; {last} iterations in {training:.1f} s", flush=True)
 
     kills: Counter[str] = Counter()
     moments: Counter[str] = Counter()
@@ -110,16 +111,15 @@ def stress(count: int, backend: str, rng: random.Random, folder: Path) -> list[s
         trained = Training(run, text, backend)
         kind = KINDS[kills.total() % len(KINDS)]
         try:
-            if kills.total() < count:
+            killing = kills.total() < count and before < last  # else let it come to its end
+            if killing:
                 if rng.random() < 0.25:
                     time.sleep(rng.uniform(0, starting))
                 else:
                     trained.wait_until_it_trains()
-                    time.sleep(rng.uniform(0, training / 2))
-                alive = trained.process.poll() is None
+                    time.sleep(rng.uniform(0, training / 4))
+                killing = trained.process.poll() is None
                 kill(trained.process, kind, rng)
-            else:
-                alive = False
             code, said = trained.end()
         except subprocess.TimeoutExpired:
             return [*wrong, f"{run.name} hangs, after {kind}"]
@@ -129,7 +129,7 @@ def stress(count: int, backend: str, rng: random.Random, folder: Path) -> list[s
             return [*wrong, f"{run.name}, after {kind}: {error}"]
         if after < before:
             wrong.append(f"{run.name}, after {kind}: iteration {after}, after {before}")
-        if alive and code:
+        if killing and code:
             kills[kind] += 1
             moments["starting" if after == before else "training"] += 1
             if code not in (130, *(-getattr(signal, name) for name in kind.split(", "))):
@@ -140,6 +140,7 @@ def stress(count: int, backend: str, rng: random.Random, folder: Path) -> list[s
             if results(run) != results(folder / "whole"):
                 wrong.append(f"{run.name} is not what the run that nobody killed is")
             finished += 1
+            print(f"{run.name} ended, {kills.total()} kills so far", flush=True)
     each = ", ".join(f"{number} {kind}" for kind, number in sorted(kills.items()))
     print(
         f"{kills.total()} kills ({each}; {moments['training']} of them after it had gone on), "
@@ -161,9 +162,7 @@ def main() -> None:
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         wrong = stress(options.count, options.backend, random.Random(seed), Path(folder))
-    print(
-        f"seed {seed}, {time.monotonic() - began:.0f} s, on {platform.machine()}", *wrong, sep="\n"
-    )
+    print(f"seed {seed}, {time.monotonic() - began:.0f} s, on {cpu_name()}", *wrong, sep="\n")
     sys.exit(bool(wrong))
 
 
