@@ -4,6 +4,7 @@ import io
 import re
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -628,12 +629,14 @@ def test_a_model_that_traces():
 
 
 def test_a_text_that_the_font_cannot_show(tmp_path):
-    """Boxes, not a warning for each character."""
+    """Boxes, and a word on fonts, not a warning for each character."""
     vocabulary = Vocabulary.of("吾輩は猫である\t\n", "char")
     model = Rnnlm(len(vocabulary), 4, 6, rng=0)
     tokens = jobs.read_with_trace(model, vocabulary, "猫である\t\n")
     assert tokens == list("猫である\t")
-    paths = jobs.draw_inside(model, tokens, tmp_path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="pictures: no installed font has")
+        paths = jobs.draw_inside(model, tokens, tmp_path)
     assert {path.stem for path in paths} == {"gradient", "gates", "saturation", "weights"}
     gradient = model.recurrent[0].trace.gradients["h"]
     # of the last token's loss alone: what comes from there, and nothing made on the way

@@ -2,7 +2,8 @@
 
 Each returns a matplotlib Figure: ``.savefig("picture.png")`` writes it. It draws on the figure or
 axes it is given (``plt.figure()`` where a notebook is to show it), else on one of its own, which
-pyplot does not know and which so needs no closing.
+pyplot does not know and which so needs no closing. Hangul and the like are written in
+any installed font that has them.
 
 Colours are those of Okabe & Ito (2008) and maps that stay apart for the colour-blind.
 """
@@ -15,6 +16,7 @@ import numpy as np
 
 from ..checks import Array, expect_choice, expect_int
 from ..extras import needed
+from ..fonts import choose_fonts
 from ..layers.trace import Trace
 from .measures import (
     bounded_gates,
@@ -99,7 +101,7 @@ def plot_gates(
         axes.tick_params(labelsize=11)
     _name_steps(panels[-1], T, labels)
     _explain_marks(figure, bool(left_out.any()), len(resets) > 0)
-    return figure
+    return choose_fonts(figure)
 
 
 def _heat_map(
@@ -204,8 +206,12 @@ def plot_gradient_flow(
     axes.set_ylabel("gradient's norm, relative", fontsize=13)
     axes.tick_params(labelsize=12)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=12, frameon=False)
-    return axes.figure
+    legend = axes.legend(
+        loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=12, frameon=False
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # names are shown as they are
+    return choose_fonts(axes).figure
 
 
 def _draw_flow(
@@ -275,7 +281,7 @@ def plot_saturation(trace: Trace, figure: Any = None) -> Any:
         axes.tick_params(labelsize=12)
     panels[0].set_ylabel("share of values in each bin, %", fontsize=13)
     figure.supxlabel("value of the gate; shaded: saturated", fontsize=13)
-    return figure
+    return choose_fonts(figure)
 
 
 # ---- recurrent weights
@@ -328,4 +334,4 @@ def plot_spectrum(layer: Any, figure: Any = None) -> Any:
             axes.tick_params(labelsize=11)
     panels[0, 0].set_ylabel("eigenvalues of Wh,\nimaginary", fontsize=12)
     panels[1, 0].set_ylabel("singular values of Wh", fontsize=12)
-    return figure
+    return choose_fonts(figure)

@@ -5,6 +5,7 @@ from typing import Any
 
 from ..extras import needed
 from ..files import written_atomically
+from ..fonts import choose_fonts
 from ..layers.losses import perplexity_of
 from .trainer import History
 
@@ -51,7 +52,7 @@ def draw_curve(history: History, path: str | Path, title: str = "") -> Path:
         axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("iteration")
     axes.set_ylabel("perplexity")
-    axes.set_title(title)
+    choose_fonts(axes.set_title(title))
     axes.grid(True, which="both", alpha=0.25)
     axes.legend()
     path = Path(path)

@@ -7,6 +7,7 @@ from itertools import zip_longest
 from typing import Any
 
 from ..checks import Array, expect_choice
+from ..fonts import choose_fonts
 from . import paper
 from .computation import (
     AFFINE,
@@ -135,7 +136,7 @@ def backward_frames(
     for heading, view in frames:
         figure, axes, scale = paper.sheet(None, picture.width, picture.height)
         picture.draw(axes, scale, heading, view)
-        figures.append(figure)
+        figures.append(choose_fonts(figure))
     return figures
 
 

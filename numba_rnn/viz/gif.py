@@ -6,6 +6,7 @@ from typing import Any
 
 from ..checks import expect_float, expect_int
 from ..files import written_atomically
+from ..fonts import choose_fonts
 
 
 def expect_gif(path: Any, seconds: float, dpi: int) -> Path:
@@ -28,4 +29,5 @@ def write_gif(
     with written_atomically(path) as part, writer.saving(figure, str(part), dpi):
         for draw in draws:
             draw()
+            choose_fonts(figure)
             writer.grab_frame()

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from ..checks import Array, expect_choice
+from ..fonts import choose_fonts
 from . import paper
 from .computation import AFFINE, INPUT, OUTPUT, PARAMETER, Edge, Node, StepGraph, StepNumbers
 from .drawing import GraphPicture, View, Words
@@ -67,7 +68,7 @@ def graph(
     picture = picture_of(made, seen.numbers(made), show, large, heading, named_batch=xs is None)
     figure, axes, scale = paper.sheet(figure, picture.width, picture.height)
     picture.draw(axes, scale, heading, View())
-    return figure
+    return choose_fonts(figure)
 
 
 def _nothing(layer: Any) -> Observed:

@@ -7,6 +7,7 @@ import numpy as np
 
 from ..checks import expect_int
 from ..diagnostics.pictures import COLOURS
+from ..fonts import choose_fonts
 from ..kernels.cells import Cell
 from . import paper
 from .observed import twin_of
@@ -92,7 +93,7 @@ def memory(
     axes.set_xlim(min(steps) / 1.2, max(steps) * 1.35)
     axes.tick_params(labelsize=12)
     axes.legend(fontsize=12, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
-    return figure
+    return choose_fonts(figure)
 
 
 def _whole(array: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from types import ModuleType
 from typing import Any
+from unicodedata import east_asian_width
 
 import numpy as np
 
@@ -57,7 +58,13 @@ def clean(axes: Any, width: float, height: float) -> None:
 def text_size(text: str, size: float = FONT) -> tuple[float, float]:
     """Width and height in inches, about."""
     lines = text.split("\n") if text else []
-    return max(map(len, lines), default=0) * LETTER * size, len(lines) * LINE * size
+    return max(map(_letters, lines), default=0) * LETTER * size, len(lines) * LINE * size
+
+
+def _letters(line: str) -> float:
+    """How many letters wide a line is; a Hangul or Chinese one is as wide as it is high."""
+    wide = sum(east_asian_width(character) in "WF" for character in line)
+    return len(line) + wide * (1 / 72 / LETTER - 1)
 
 
 def number(value: Any) -> str:

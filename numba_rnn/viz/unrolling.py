@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from ..checks import Array, expect_int
+from ..fonts import choose_fonts
 from . import paper
 from .observed import came_back, cell_of, run_forward, spelled
 
@@ -75,8 +76,10 @@ def unrolled(
     paper.clean(axes, width, height + 0.5 * len(lines))
     picture.draw(axes, scale)
     for line in lines:
-        axes.text(width / 2, height + 0.15, line, ha="center", fontsize=17 * scale)
-    return figure
+        axes.text(
+            width / 2, height + 0.15, line, ha="center", fontsize=17 * scale, parse_math=False
+        )
+    return choose_fonts(figure)
 
 
 def _returned(found: Mapping[str, Array], row: int, t: int) -> str:

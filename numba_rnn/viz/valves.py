@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..checks import Array, expect_float, expect_plain_array
+from ..fonts import choose_fonts
 from . import paper
 from .gif import expect_gif, write_gif
 
@@ -28,7 +29,7 @@ def valve(opening: float, *, title: str | None = None, figure: Any = None) -> An
     opening = _opening("opening", opening)
     figure, axes, scale = paper.sheet(figure, WIDTH, HEIGHT)
     _draw(axes, scale, opening, "A gate controls what flows" if title is None else title)
-    return figure
+    return choose_fonts(figure)
 
 
 def animate_valve(
