@@ -57,6 +57,7 @@ def _array_api(monkeypatch):
 
 
 @pytest.mark.usefixtures("_array_api")
+@pytest.mark.filterwarnings("ignore:.*unit scale")  # as 100 and more is not, which they take
 @parametrize_with_checks([RNNClassifier(), RNNRegressor(), RNNForecaster()])
 def test_scikit_learns_checks(estimator, check):
     check(estimator)
@@ -508,15 +509,46 @@ def test_what_is_held_out_is_not_trained_on():
         assert (len(train), len(valid), train & valid) == (30, 10, set())
         assert sum(x >= 32 for x in valid) == 2  # its share of the rarer class
     seen = []
-    series = np.arange(40.0)[:, None]
+    series = np.arange(40.0)[:, None] / 8
     with (
         mock.patch.object(RNNForecaster, "_train", lambda self, e, o: seen.append(e) or 1.0),
         mock.patch.object(RNNForecaster, "_evaluate", lambda self, e: seen.append(e) or 1.0),
     ):
         RNNForecaster(window=3, early_stopping=True).fit([series, series])
-    numbers = [np.concatenate([*part.xs, *part.ts]) for part in seen[:2]]
-    assert numbers[0].max() == 35
-    assert numbers[1].min() == 36
+    train, valid = seen[:2]
+    assert 8 * np.concatenate([*train.xs, *train.ts]).max() == 35
+    ts, mask = valid.targets()
+    assert sorted(8 * ts[mask].ravel()) == [36, 36, 37, 37, 38, 38, 39, 39]
+
+
+@pytest.mark.parametrize("window", [None, 5, 50])
+@pytest.mark.parametrize("horizon", [1, 4])
+def test_what_is_held_out_is_foretold_as_predict_does(window, horizon):
+    """By all that comes before it, or a window of it: not from a state of zeros."""
+    rng = np.random.default_rng(0)
+    series = [rng.standard_normal((T, 2)) for T in (30, 41)]
+    known = [rng.standard_normal((len(values), 1)) for values in series]
+    model = RNNForecaster("gru", horizon=horizon, window=window, early_stopping=True,
+                          validation_fraction=0.2, max_epochs=3, random_state=0)  # fmt: skip
+    model.fit(series, exogenous=known)
+    wrong = [
+        model.predict([values[:end]], exogenous=[more[: end + horizon]])[0]
+        - values[end : end + horizon]
+        for values, more, held in zip(series, known, (6, 8), strict=True)
+        for end in range(len(values) - held, len(values) - horizon + 1)
+    ]
+    assert np.square(wrong).mean() == pytest.approx(min(model.validation_curve_), rel=1e-6)
+
+
+def test_a_long_horizon_is_judged_by_what_came_before():
+    """One forecast at least is judged, and it has read all but what is held out."""
+    series = np.sin(np.arange(60) / 3)[:, None]
+    model = RNNForecaster(horizon=20, early_stopping=True, max_epochs=1, random_state=0)
+    _, valid = model._parted([(series, np.zeros((60, 0)))])
+    ts, mask = valid.targets()
+    assert mask.sum() == 2  # 21 steps are held out
+    assert np.flatnonzero(mask[0]).tolist() == [38, 39]
+    np.testing.assert_array_equal(ts[mask], [series[39:59, 0], series[40:60, 0]])
 
 
 # ---- weights of classes
@@ -642,6 +674,14 @@ REFUSED = {
     "other features": (
         fits(RNNRegressor(), [np.ones((3, 2)), np.ones((2, 1))], [1, 2]),
         r"X: expected sequences \(steps, 2\).*\(2, 1\) at 1"),
+    "steps last": (
+        fits(RNNRegressor(), [np.ones((3, 5)), np.ones((3, 7))], [1, 2]), r"\(3, 7\) at 1; x\.T"),
+    "words": (fits(RNNRegressor(), [[["a"]], [["b"]]], [1, 2]), "X: expected numbers; .*'a'"),
+    "one series": (fits(RNNForecaster(), np.ones(9), None), r"(?s)got 1D.*fit\(\[X\]\)"),
+    "one Series": (fits(RNNForecaster(), pd.Series(np.ones(9)), None), r"(?s)2-dim.*fit\(\[X\]\)"),
+    "a class too rare to hold out": (
+        fits(RNNClassifier(early_stopping=True), XS, np.arange(40) // 39),
+        r"early_stopping: .* 0\.1"),
     "no steps": (
         fits(RNNRegressor(), [np.ones((3, 2)), np.ones((0, 2))], [1, 2]), r"\(0, 2\) at 1"),
     "no steps at all": (fits(RNNRegressor(), np.ones((2, 0, 2)), [1, 2]), r"X: .*\(2, 0, 2\)"),
@@ -757,6 +797,178 @@ def test_columns_are_those_of_fit():
         model.predict([series], exogenous=[known[["v", "u"]]])
     with pytest.raises(ValueError, match=r"X\[1\]: expected the columns a, b"):
         model.fit([series, series[["b", "a"]]])
+
+
+DAYS = pd.date_range("2026-01-01", periods=60)
+BUSY = pd.bdate_range("2026-01-01", periods=60)
+TIMES_IN_ORDER = {
+    "days": DAYS,
+    "days without freq": pd.DatetimeIndex(list(DAYS)),
+    "working days": pd.DatetimeIndex(list(BUSY)),
+    "months": pd.DatetimeIndex(list(pd.date_range("2020-01-31", periods=60, freq="ME"))),
+    "days over a change of the clock": pd.DatetimeIndex(
+        list(pd.date_range("2026-03-01", periods=60, tz="Europe/Berlin"))
+    ),
+    "periods": pd.period_range("2020-01", periods=60, freq="M"),
+    "durations": pd.timedelta_range("0s", periods=60, freq="10s"),
+    "dates of Python": pd.Index([day.date() for day in DAYS], dtype=object),
+    "years": pd.RangeIndex(1960, 2020),
+    "numbers with gaps": pd.Index(np.arange(60) ** 2),
+    "names": pd.Index([f"row {k}" for k in range(60)][::-1]),
+}
+
+
+@pytest.mark.parametrize("index", TIMES_IN_ORDER)
+def test_times_in_order_are_taken(index):
+    index = TIMES_IN_ORDER[index]
+    model = RNNForecaster(max_epochs=1, random_state=0, cell="rnn", hidden_size=3)
+    frame = frames(index=index)
+    want = model.fit([frame.to_numpy()]).predict([frame.to_numpy()])
+    np.testing.assert_array_equal(model.fit([frame]).predict([frame]), want)
+
+
+NOT_IN_ORDER = {
+    "newest first": (lambda index: index[::-1], "steps in the order of time"),
+    "shuffled": (lambda index: index[np.r_[:30, 31, 30, 32:60]], "steps in the order of time"),
+    "one twice": (lambda index: index[np.r_[:59, 58]], "every time once, got .* twice"),
+}
+UNEVEN = {
+    "a day is missing": (DAYS.delete(20)[:50], "evenly spaced times, got .*-22.* after .*-20"),
+    "a month is missing": (
+        pd.period_range("2020-01", periods=60, freq="M").delete(20),
+        "evenly spaced times, got 2021-10 after 2021-08",
+    ),
+    "a duration is missing": (
+        pd.timedelta_range("0s", periods=60, freq="10s").delete(20), "evenly spaced times"),
+    "a date is missing": (
+        pd.Index([day.date() for day in DAYS.delete(20)], dtype=object), "evenly spaced times"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("index", ["days", "periods", "durations", "dates of Python", "years"])
+@pytest.mark.parametrize("case", NOT_IN_ORDER)
+def test_steps_that_are_not_in_order_are_refused_by_name(index, case):
+    change, says = NOT_IN_ORDER[case]
+    good, bad = (frames(index=i) for i in (TIMES_IN_ORDER[index], change(TIMES_IN_ORDER[index])))
+    model = RNNForecaster(max_epochs=1, random_state=0, cell="rnn", hidden_size=3)
+    with pytest.raises(ValueError, match=rf"X\[1\]: expected {says}.*X\[1\]\.reset_index"):
+        model.fit([good, bad])
+    model.fit([good])
+    with pytest.raises(ValueError, match=rf"X\[0\]: expected {says}"):
+        model.predict([bad])
+    with pytest.raises(ValueError, match=rf"X\[0\]: expected {says}"):
+        model.fit([bad["a"]])  # a Series
+    with pytest.raises(ValueError, match=rf"exogenous\[0\]: expected {says}"):
+        model.fit([good.to_numpy()], exogenous=[bad])
+    model.fit([bad.reset_index(drop=True)])
+
+
+@pytest.mark.parametrize("case", UNEVEN)
+def test_missing_times_are_refused_by_name(case):
+    index, says = UNEVEN[case]
+    frame = frames(index=index, times=len(index))
+    model = RNNForecaster(max_epochs=1, random_state=0, cell="rnn", hidden_size=3)
+    with pytest.raises(ValueError, match=rf"X\[0\]: expected {says}.*X\[0\]\.asfreq"):
+        model.fit([frame])
+    model.fit([frame.reset_index(drop=True)])
+
+
+def test_a_tables_times_are_its_columns():
+    model = RNNForecaster(max_epochs=1, random_state=0, cell="rnn", hidden_size=3)
+    table = frames(index=DAYS).T
+    model.fit(table).predict(table)
+    with pytest.raises(ValueError, match=r"X: expected steps in the order.*sort_index\(axis=1\)"):
+        model.predict(table.iloc[:, ::-1])
+    panel = pd.concat({"a": frames(), "b": frames()})
+    with pytest.raises(ValueError, match=r"X: .* a MultiIndex; .*groupby\(level=0\)"):
+        model.fit(panel)
+    model.fit([series.droplevel(0) for _, series in panel.groupby(level=0)])
+
+
+def test_exogenous_inputs_have_the_labels_of_their_series():
+    days = pd.date_range("2026-01-01", periods=61, tz="UTC")
+    series, known = frames(index=days[:60]), frames("uv", 61, days)
+    model = RNNForecaster(max_epochs=1, random_state=0, cell="rnn", hidden_size=3)
+    model.fit([series], exogenous=[known[:60]])
+    want = model.predict([series], exogenous=[known])
+    for same in (known.tz_convert("Asia/Seoul"), known.to_numpy()):
+        np.testing.assert_array_equal(model.predict([series], exogenous=[same]), want)
+    later = known.set_axis(days + pd.Timedelta("1D"))
+    for other in (later, known.tz_localize(None), known.reset_index(drop=True)):
+        with pytest.raises(
+            ValueError, match=r"exogenous\[0\]: expected the index of X\[0\], where"
+        ):
+            model.predict([series], exogenous=[other])
+    table, more = frames(times=4), frames("uvw", times=4)
+    model.fit(table, exogenous=more.iloc[:, :2])
+    with pytest.raises(ValueError, match=r"exogenous: expected the index of X, where 0 .*, got 3"):
+        model.predict(table, exogenous=more[::-1])
+
+
+def test_steps_of_frames_are_in_order_for_every_estimator():
+    xs = [frames(index=DAYS), frames(index=DAYS.delete(20)[:50], times=50)]  # events may have gaps
+    model = RNNClassifier(**SMALL).fit(xs, [0, 1])
+    with pytest.raises(ValueError, match=r"X\[1\]: expected steps in the order of time"):
+        model.predict([xs[0], xs[1][::-1]])
+    ts = [x["a"] for x in xs]
+    model = RNNRegressor(**SMALL, per_step=True).fit(xs, ts)
+    with pytest.raises(ValueError, match=r"y\[0\]: expected the index of X\[0\]"):
+        model.fit(xs, [ts[0][::-1], ts[1]])
+    with pytest.raises(ValueError, match=r"y\[0\]: expected the index of X\[0\]"):
+        model.score(xs, [ts[0][::-1], ts[1]])
+    shelf = np.empty(2, object)
+    shelf[:] = [x[["b", "a"]] for x in xs]
+    with pytest.raises(ValueError, match="X: expected the columns a, b, in this order, got b, a"):
+        model.predict(shelf)
+
+
+# ---- scale
+
+
+WAVE = np.sin(np.arange(60.0) / 3)[:, None]
+
+
+@pytest.mark.parametrize("values", [WAVE, 3 + 2 * WAVE, 0.1 * WAVE, 0 * WAVE, 0 * WAVE + 1])
+def test_numbers_of_about_unit_scale_are_taken_without_a_word(values):
+    RNNForecaster(max_epochs=1).fit([values], exogenous=[values])
+
+
+@pytest.mark.parametrize(
+    ("values", "mean"), [(300 + 50 * WAVE, "3e"), (1e-4 * WAVE, ""), (5 + 0.1 * WAVE, "5")]
+)
+def test_series_that_are_far_from_unit_scale_are_named(values, mean):
+    model = RNNForecaster(max_epochs=1)
+    with pytest.warns(UserWarning, match=f"X: expected numbers of about unit scale, .* {mean}"):
+        model.fit([values])
+    frame = pd.DataFrame({"wave": WAVE[:, 0], "raw": values[:, 0]})
+    with pytest.warns(UserWarning, match="X: .*unit scale, .* in 'raw'"):
+        model.fit([frame])
+
+
+def test_other_numbers_that_are_far_from_unit_scale_are_named():
+    far = pd.DataFrame({"u": WAVE[:, 0], "v": 1e200 * WAVE[:, 0]})
+    with pytest.warns(UserWarning, match="exogenous: .*unit scale, .*e\\+19.* in 'v'"):
+        RNNForecaster(max_epochs=1, dtype="float64").fit([WAVE], exogenous=[far])
+    with pytest.warns(UserWarning, match="X: .*unit scale, .* in feature 1"):
+        RNNClassifier(**SMALL).fit(XS * [1, 1000], Y)
+    with pytest.warns(UserWarning, match="y: .*unit scale"):
+        RNNRegressor(**SMALL).fit(XS, 1000 * XS[:, 0, 0])
+    with pytest.warns(UserWarning, match="y: .*unit scale"):
+        RNNRegressor(**SMALL).partial_fit(XS, 1000 * XS[:, 0, 0])
+
+
+# ---- nothing to predict
+
+
+@pytest.mark.parametrize("empty", [[], (), np.empty(0, object), np.empty((0, 6, 2))],
+                         ids=["list", "tuple", "objects", "array"])  # fmt: skip
+def test_no_sequences_at_all_are_refused_as_scikit_learn_does(empty):
+    for model in (RNNClassifier(**SMALL), RNNRegressor(**SMALL), RNNForecaster(max_epochs=1)):
+        model.fit(XS, Y)
+        calls = [model.predict, lambda X: model.fit(X, []), lambda X: model.score(X, [])]  # noqa: B023
+        for call in (*calls, getattr(model, "predict_proba", model.predict)):
+            with pytest.raises(ValueError, match=r"Found array with 0 sample\(s\)"):
+                call(empty)
 
 
 def test_exogenous_inputs_are_no_targets():

@@ -11,7 +11,10 @@ Needs scikit-learn (``pip install "numba-rnn[sklearn]"``). What X may be is the 
 
 Most parameters are the same as well: ``help(numba_rnn.sklearn.RecurrentEstimator)``.
 
-``sequences.py`` reads X, ``network.py`` has the layers, ``base.py`` the training.
+Sequences of DataFrames are to be in the order of their times, and nothing to read is a ValueError,
+as for scikit-learn's own.
+
+``sequences.py`` and ``frames.py`` read X, ``network.py`` has the layers, ``base.py`` the training.
 """
 
 from ..extras import needed

@@ -17,17 +17,9 @@ from ..layers import TimeMSE
 from ..terminal import progress_bar
 from ..training import Optimiser, TrainingDiverged, clip_grads, optimisers
 from ..training.clipping import global_norm
+from .frames import columns_of, expect_columns, expect_order, index_of
 from .network import Network
-from .sequences import (
-    Examples,
-    Sequences,
-    block,
-    columns_of,
-    expect_columns,
-    is_table,
-    mask_of,
-    read_sequences,
-)
+from .sequences import Examples, Sequences, block, is_table, listed, mask_of, read_sequences
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -84,6 +76,7 @@ class RecurrentEstimator(BaseEstimator):
 
     network_: Network
     _table: bool  # whether fit was given a table
+    _even = False  # whether the steps of a sequence are evenly spaced in time
 
     def __init__(
         self,
@@ -140,16 +133,25 @@ class RecurrentEstimator(BaseEstimator):
 
         reset   True: X is what the estimator is to be fitted on; else it must be of that kind
         """
-        table, D = is_table(X), expect_int("step_features", self.step_features)
+        X, D = listed(X), expect_int("step_features", self.step_features)
         dtype: Any = [np.float64, np.float32]  # the first where X is of neither
         if self.dtype is not None:
             dtype = expect_float_dtype("dtype", self.dtype)
         if not reset:
             check_is_fitted(self)
             dtype = self.network_.dtype
-            if table != self._table:
-                kinds = {True: "a table (N, F)", False: "sequences (N, T, D) or a list of (T, D)"}
-                raise ValueError(f"X: expected {kinds[self._table]}, as in fit, got {kinds[table]}")
+        if isinstance(X, (list, tuple)):
+            if not X:
+                raise ValueError(
+                    "X: Found array with 0 sample(s), an empty list, while a minimum of 1 is "
+                    f"required by {type(self).__name__}."
+                )
+            for k, x in enumerate(X):
+                expect_order(f"X[{k}]", index_of(x), even=self._even)
+        table = is_table(X)
+        if not reset and table != self._table:
+            kinds = {True: "a table (N, F)", False: "sequences (N, T, D) or a list of (T, D)"}
+            raise ValueError(f"X: expected {kinds[self._table]}, as in fit, got {kinds[table]}")
         if table:
             least = least_steps * D if reset else 1
             found = validate_data(self, X, reset=reset, dtype=dtype, ensure_min_features=least)
@@ -259,12 +261,15 @@ class RecurrentEstimator(BaseEstimator):
     def _held_out(self, examples: Examples, strata: Any) -> tuple[Examples, Examples]:
         """Some examples for training, the others for validation."""
         share = expect_float("validation_fraction", self.validation_fraction, 0, 1, low_open=True)
-        train, valid = train_test_split(
-            np.arange(len(examples)),
-            test_size=share,
-            stratify=strata,
-            random_state=int(self._rng.integers(2**31)),
-        )
+        seed = int(self._rng.integers(2**31))
+        try:
+            train, valid = train_test_split(
+                np.arange(len(examples)), test_size=share, stratify=strata, random_state=seed
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"early_stopping: expected sequences enough to hold out {share:g} of them; {error}"
+            ) from error
         return examples.picked(train), examples.picked(valid)
 
     def _bar(self, epochs: int) -> Any:

@@ -11,24 +11,44 @@ from sklearn.utils import check_array
 from ..checks import Array, expect_float, expect_int
 from ..training import Optimiser
 from .base import RecurrentEstimator, all_or_nothing
+from .frames import (
+    TIMES,
+    columns_of,
+    expect_columns,
+    expect_order,
+    expect_same_index,
+    index_of,
+)
 from .sequences import (
     Examples,
     Sequences,
-    columns_of,
-    expect_columns,
     is_table,
     lengths_of,
+    listed,
     read_sequences,
+    warn_of_scale,
 )
 
 ONE_SERIES = "A table has a series in each row; one with a row for each time: fit([X])"
 
 
-def expect_no_times(X: Any) -> None:
-    """Raises ValueError for a DataFrame whose rows are times, which is one series and no table."""
-    index = type(getattr(X, "index", None)).__name__
-    if index in ("DatetimeIndex", "PeriodIndex", "TimedeltaIndex"):
-        raise ValueError(f"X: expected series, got a table of times ({index}). {ONE_SERIES}")
+def expect_no_times(name: str, X: Any) -> None:
+    """Raises ValueError for a DataFrame whose rows are times, which is one series and no table.
+
+    The times of a table are its columns: ValueError where they are not in order or not even.
+    """
+    index = index_of(X)
+    if getattr(index, "inferred_type", "") in TIMES:
+        kind = type(index).__name__
+        raise ValueError(f"{name}: expected series, got a table of times ({kind}). {ONE_SERIES}")
+    if getattr(index, "nlevels", 1) > 1:
+        raise ValueError(
+            f"{name}: expected series, got a table whose rows have a MultiIndex; a list of them is "
+            f"[series.droplevel(0) for _, series in {name}.groupby(level=0)]"
+        )
+    columns = getattr(X, "columns", None)
+    if getattr(columns, "inferred_type", "") in TIMES:
+        expect_order(name, columns, even=True, axis=1)
 
 
 def expect_no_sequences(name: str, y: Any) -> None:
@@ -50,8 +70,13 @@ class RNNForecaster(RecurrentEstimator):
     with a series in each row. ONE series is a list of one, ``fit([series])``, or a table of one
     row: a DataFrame with a row for each time and a column for each channel goes into a list, too.
     What is minimised is the mean squared error; ``early_stopping`` holds out the end of every
-    series. Series are best of about size 1, and without a trend. The other parameters:
+    series, and judges forecasts of it that have read what was before. Series are best of about
+    size 1, of which a UserWarning reminds, and without a trend. The other parameters:
     ``help(numba_rnn.sklearn.RecurrentEstimator)``.
+
+    An index of a DataFrame or a Series in a list is to have its times in order, each once and
+    evenly spaced, and that of exogenous inputs the same labels: else a ValueError names the place.
+    Whoever leaves gaps in time out on purpose drops the index, ``frame.reset_index(drop=True)``.
 
     ``exogenous`` inputs are what is known of the future as well, such as the calendar: for each
     series a sequence (T_i, E), and for ``predict`` with the ``horizon`` steps to come,
@@ -72,6 +97,8 @@ class RNNForecaster(RecurrentEstimator):
     >>> bool(abs(model.predict([wave[:150]])[0] - wave[150:153]).max() < 0.1)
     True
     """
+
+    _even = True
 
     def __init__(
         self,
@@ -121,11 +148,10 @@ class RNNForecaster(RecurrentEstimator):
         """Train on series X, with exogenous inputs as long as they are. y is not looked at."""
         expect_no_sequences("y", y)
         series = self._read_series(X, reset=True)
-        known = self._read_exogenous(exogenous, series, 0, reset=True)
+        known = self._read_exogenous(exogenous, X, series, 0, reset=True)
         train, valid = list(zip(series, known, strict=True)), None
         if self.early_stopping:
-            train, late = self._parted(train)
-            valid = self._examples(late)
+            train, valid = self._parted(train)
         return self._fit(self._examples(train), self._outputs, valid)
 
     @all_or_nothing
@@ -134,16 +160,20 @@ class RNNForecaster(RecurrentEstimator):
         expect_no_sequences("y", y)
         anew = not hasattr(self, "network_")
         series = self._read_series(X, reset=anew)
-        known = self._read_exogenous(exogenous, series, 0, reset=anew)
+        known = self._read_exogenous(exogenous, X, series, 0, reset=anew)
         return self._partial_fit(
             self._examples(list(zip(series, known, strict=True))), self._outputs
         )
 
-    def _parted(self, series: list[Any]) -> tuple[list[Any], list[Any]]:
-        """The beginnings of the series, and their ends, which are held out."""
+    def _parted(self, series: list[Any]) -> tuple[list[Any], Examples]:
+        """The beginnings of the series; and forecasts of their ends, which are held out.
+
+        Those are made as ``predict`` makes them: from all steps before, or from a window of them.
+        """
         share = expect_float("validation_fraction", self.validation_fraction, 0, 1, low_open=True)
         least = self.horizon + 1
-        early, late = [], []
+        early: list[Any] = []
+        judged: list[Examples] = []
         for values, known in series:
             held = max(round(share * len(values)), least)
             if len(values) - held < least:
@@ -152,23 +182,42 @@ class RNNForecaster(RecurrentEstimator):
                     f"their ends, got one of {len(values)}"
                 )
             early.append((values[:-held], known[:-held]))
-            late.append((values[-held:], known[-held:]))
-        return early, late
+            judged.append(self._judged(values, known, held - self.horizon + 1))
+        return early, Examples(
+            [xs for part in judged for xs in part.xs],
+            [ts for part in judged for ts in part.ts],
+            np.concatenate([part.last for part in judged]),
+        )
+
+    def _judged(self, values: Array, known: Array, count: int) -> Examples:
+        """The last so many forecasts of which all that was foretold is known."""
+        inputs, targets = self._foretold(values, known)
+        if not self._window:
+            return Examples([inputs], [targets], np.array([count]))
+        ends = range(len(inputs) - count + 1, len(inputs) + 1)
+        windows = [slice(max(end - self._window, 0), end) for end in ends]
+        return Examples(
+            [inputs[w] for w in windows], [targets[w] for w in windows], np.ones(count, int)
+        )
 
     def _examples(self, series: list[Any]) -> Examples:
         """The windows of all series, and what is to be foretold at each of their steps."""
         xs: list[Array] = []
         ts: list[Array] = []
         for values, known in series:
-            inputs = self._inputs(values[: -self.horizon], known)
-            ahead = sliding_window_view(values[1:], self.horizon, axis=0)  # (steps, C, horizon)
-            targets = ahead.transpose(0, 2, 1).reshape(len(inputs), -1)
+            inputs, targets = self._foretold(values, known)
             width = min(self._window or len(inputs), len(inputs))
             last, stride = len(inputs) - width, expect_int("stride", self.stride)
             for start in range(last % stride, last + 1, stride):
                 xs.append(inputs[start : start + width])
                 ts.append(targets[start : start + width])
         return Examples(xs, ts)
+
+    def _foretold(self, values: Array, known: Array) -> tuple[Array, Array]:
+        """What is read at the steps of a series that have all of their future, and that future."""
+        inputs = self._inputs(values[: -self.horizon], known)
+        ahead = sliding_window_view(values[1:], self.horizon, axis=0)  # (steps, C, horizon)
+        return inputs, ahead.transpose(0, 2, 1).reshape(len(inputs), -1)
 
     # ---- use
 
@@ -179,7 +228,7 @@ class RNNForecaster(RecurrentEstimator):
         exogenous   where fit had them: for all steps of the series and those to come
         """
         series = self._read_series(X, reset=False)
-        known = self._read_exogenous(exogenous, series, self.horizon, reset=False)
+        known = self._read_exogenous(exogenous, X, series, self.horizon, reset=False)
         said = self._forecast(series, known)
         return said.reshape(len(said), -1) if self._table else said
 
@@ -187,7 +236,7 @@ class RNNForecaster(RecurrentEstimator):
         """R² of forecasts of the last ``horizon`` steps of each series from those before, the
         mean over channels. y is not looked at."""
         series = self._read_series(X, reset=False)
-        known = self._read_exogenous(exogenous, series, 0, reset=False)
+        known = self._read_exogenous(exogenous, X, series, 0, reset=False)
         self._expect_steps(series)
         said = self._forecast([values[: -self.horizon] for values in series], known)
         came = np.stack([values[-self.horizon :] for values in series])
@@ -222,15 +271,19 @@ class RNNForecaster(RecurrentEstimator):
 
     def _read_series(self, X: Any, *, reset: bool) -> Sequences:
         horizon = expect_int("horizon", self.horizon)
-        expect_no_times(X)
+        expect_no_times("X", X)
         try:
             series = self._read(X, reset=reset, least_steps=horizon + 1)
         except ValueError as error:
             if "minimum of" in str(error) and is_table(X):
                 raise ValueError(f"{error} (horizon + 1 steps). {ONE_SERIES}") from error
+            if getattr(X, "ndim", 2) == 1 and "0 sample" not in str(error):
+                raise ValueError(f"{error} {ONE_SERIES}") from error
             raise
         if reset:
             self._expect_steps(series)
+            names = None if self._table else getattr(self, "feature_names_in_", None)
+            warn_of_scale("X", np.concatenate(list(series)), names, foretold=True)
             self._horizon, self._outputs = horizon, horizon * series[0].shape[1]
         elif horizon != self._horizon:
             raise ValueError(f"horizon: expected {self._horizon}, as in fit, got {horizon}")
@@ -245,9 +298,11 @@ class RNNForecaster(RecurrentEstimator):
                 )
 
     def _read_exogenous(
-        self, exogenous: Any, series: Sequences, ahead: int, *, reset: bool
+        self, exogenous: Any, X: Any, series: Sequences, ahead: int, *, reset: bool
     ) -> Sequences:
-        """Exogenous inputs (T_i + ahead, E) of series (T_i, C); E is 0 where there are none."""
+        """Exogenous inputs (T_i + ahead, E) of series X (T_i, C); E is 0 where there are none."""
+        expect_no_times("exogenous", exogenous)
+        exogenous = listed(exogenous)
         dtype, lengths = series[0].dtype, lengths_of(series) + ahead
         if exogenous is None:
             found = [np.zeros((length, 0), dtype) for length in lengths]
@@ -267,7 +322,10 @@ class RNNForecaster(RecurrentEstimator):
         for k, (more, length) in enumerate(zip(found, lengths, strict=True)):
             if len(more) != length:
                 raise ValueError(f"exogenous: expected {length} steps, got {len(more)} at {k}")
+        self._expect_indices(exogenous, listed(X))
         features = found[0].shape[1]
+        if reset and features:
+            warn_of_scale("exogenous", np.concatenate(list(found)), names)
         if reset:
             self._known_features = features
         elif features != self._known_features:
@@ -275,3 +333,13 @@ class RNNForecaster(RecurrentEstimator):
                 f"exogenous: expected {self._known_features} features, as in fit, got {features}"
             )
         return found
+
+    def _expect_indices(self, exogenous: Any, X: Any) -> None:
+        """Raises ValueError for inputs whose labels are out of order, or not those of X."""
+        if not isinstance(exogenous, (list, tuple)):
+            expect_same_index("exogenous", exogenous, "X", X)
+            return
+        for k, more in enumerate(exogenous):
+            expect_order(f"exogenous[{k}]", index_of(more), even=True)
+            if isinstance(X, (list, tuple)):
+                expect_same_index(f"exogenous[{k}]", more, f"X[{k}]", X[k])

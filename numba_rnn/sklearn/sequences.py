@@ -4,6 +4,7 @@ Here sequences are one array (N, T, ...) where all are of one length, else a lis
 (T_i, ...).
 """
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,11 @@ from ..checks import Array, expect_plain_array, spell
 Sequences = Any  # an array (N, T, ...), or a list of arrays (T_i, ...)
 
 
+def listed(X: Any) -> Any:
+    """An array of objects (N,) as a list; everything else as it is."""
+    return list(X) if isinstance(X, np.ndarray) and X.ndim == 1 and X.dtype == object else X
+
+
 def is_table(X: Any) -> bool:
     """Whether X is an array-like (N, F), not sequences (N, T, D) or a list of (T_i, D).
 
@@ -23,8 +29,7 @@ def is_table(X: Any) -> bool:
     TypeError for masked arrays and their like.
     """
     expect_plain_array("X", X)
-    if isinstance(X, np.ndarray) and X.ndim == 1 and X.dtype == object:
-        X = list(X)
+    X = listed(X)
     if not isinstance(X, (list, tuple)):
         return getattr(X, "ndim", 2) != 3
     shapes = {np.shape(x) for x in X}
@@ -50,38 +55,47 @@ def read_sequences(name: str, X: Any, dtype: Any) -> Sequences:
     features = rows[0].shape[1]
     for k, row in enumerate(rows):
         if row.ndim != 2 or row.shape[1] != features or not len(row):
+            turned = {len(row) for row in rows if row.ndim == 2} == {len(rows[0])}
             raise ValueError(
                 f"{name}: expected sequences (steps, {features}) with steps, got one of shape "
                 f"{spell(row.shape)} at {k}"
+                + ("; x.T has steps first where features are" if turned and len(row) else "")
             )
-    flat = check_array(np.concatenate(rows), dtype=dtype, input_name=name)
+    try:
+        flat = check_array(np.concatenate(rows), dtype=dtype, input_name=name)
+    except ValueError as error:
+        if "could not convert" in str(error):
+            raise ValueError(f"{name}: expected numbers; {error}") from error
+        raise
     return cut(flat, rows)
 
 
-def columns_of(name: str, X: Any) -> list[str] | None:
-    """The names of the columns of a list of DataFrames; None where they have none.
+def warn_of_scale(name: str, values: Any, columns: Any = None, *, foretold: bool = False) -> None:
+    """Warn of columns of values (steps, D) that are far from unit scale.
 
-    Raises ValueError where the DataFrames do not agree.
+    That is a root mean square above 30, or no value of 0.01 or more; for numbers that are to be
+    foretold one above 10, or a standard deviation below a tenth of the mean, too.
     """
-    found = (
-        [list(x.columns) for x in X if hasattr(x, "columns")]
-        if isinstance(X, (list, tuple))
-        else []
+    values = np.asarray(values, np.float64)
+    largest = np.abs(values).max(axis=0)
+    shares = values / np.where(largest > 0, largest, 1)
+    size, mean, deviation = (
+        largest * part
+        for part in (np.sqrt((shares**2).mean(axis=0)), shares.mean(axis=0), shares.std(axis=0))
     )
-    if not found or not all(isinstance(column, str) for column in found[0]):
-        return None
-    for k, columns in enumerate(found):
-        expect_columns(f"{name}[{k}]", columns, found[0])
-    return found[0]
-
-
-def expect_columns(name: str, columns: Any, expected: Any) -> None:
-    """Raises ValueError where columns are not those expected, in their order; None: not known."""
-    if columns is not None and expected is not None and list(columns) != list(expected):
-        raise ValueError(
-            f"{name}: expected the columns {', '.join(expected)}, in this order, got "
-            f"{', '.join(map(str, columns))}"
-        )
+    far = (size > (10 if foretold else 30)) | ((largest > 0) & (largest < 0.01))
+    if foretold:
+        far |= (deviation > 0) & (np.abs(mean) > 10 * deviation)
+    if not far.any():
+        return
+    k = int(far.argmax())
+    which = f" in {columns[k]!r}" if columns is not None else f" in feature {k}"
+    warnings.warn(
+        f"{name}: expected numbers of about unit scale, got a mean of {mean[k]:.2g} and a standard "
+        f"deviation of {deviation[k]:.2g}{which if len(far) > 1 else ''}; a network learns badly "
+        "from such ones: scale them to mean 0 and standard deviation 1, as StandardScaler does",
+        stacklevel=5,
+    )
 
 
 def lengths_of(sequences: Sequences) -> Array:
@@ -145,24 +159,27 @@ def mask_of(lengths: Array) -> Array:
 class Examples:
     """What a network is to learn.
 
-    xs  sequences (T_i, D)
-    ts  their targets: for every step, or one step of them where a sequence has one target
+    xs    sequences (T_i, D)
+    ts    their targets: for every step, or one step of them where a sequence has one target
+    last  (N,) how many targets count, those at the end; None: all
     """
 
     xs: Sequences
     ts: Sequences
+    last: Array | None = None
 
     def __len__(self) -> int:
         return len(self.xs)
 
     def picked(self, rows: Array) -> "Examples":
         """Some of them, in that order."""
-        return Examples(picked(self.xs, rows), picked(self.ts, rows))
+        last = None if self.last is None else self.last[rows]
+        return Examples(picked(self.xs, rows), picked(self.ts, rows), last)
 
     @property
     def count(self) -> int:
-        """How many targets there are."""
-        return int(lengths_of(self.ts).sum())
+        """How many targets count."""
+        return int((lengths_of(self.ts) if self.last is None else self.last).sum())
 
     def batches(self, size: int, order: Array) -> Iterator["Examples"]:
         """So many at a time, in that order."""
@@ -170,6 +187,10 @@ class Examples:
             yield self.picked(order[start : start + size])
 
     def targets(self) -> tuple[Array, Array | None]:
-        """An array (N, T, ...), and a mask (N, T), False behind the ends; None if all count."""
+        """An array (N, T, ...), and a mask (N, T) of those that count; None if all do."""
         ts, lengths = block(self.ts)
-        return ts, None if lengths is None else mask_of(lengths)
+        if self.last is None:
+            return ts, None if lengths is None else mask_of(lengths)
+        lengths = lengths_of(self.ts)
+        behind = np.arange(ts.shape[1]) >= (lengths - self.last)[:, None]
+        return ts, behind & mask_of(lengths)

@@ -16,11 +16,23 @@ from ..checks import Array, as_array, expect_plain_array
 from ..layers import TimeSoftmaxWithLoss
 from ..training import Optimiser
 from .base import RecurrentEstimator, all_or_nothing
-from .sequences import Examples, Sequences, cut, flattened, lengths_of
+from .frames import expect_same_index
+from .sequences import Examples, Sequences, cut, flattened, lengths_of, listed, warn_of_scale
 
 
 class _Supervised(RecurrentEstimator):
     """An estimator that takes a y."""
+
+    def _read_both(self, X: Any, y: Any, *, reset: bool) -> Sequences:
+        """X as sequences, whose steps' labels are those of y's, where both have some."""
+        xs, X, y = self._read(X, reset=reset), listed(X), listed(y)
+        if reset:
+            names = None if self._table else getattr(self, "feature_names_in_", None)
+            warn_of_scale("X", np.concatenate(list(xs)), names)
+        if self.per_step and isinstance(X, (list, tuple)) and isinstance(y, (list, tuple)):
+            for k, (one, targets) in enumerate(zip(X, y, strict=False)):
+                expect_same_index(f"y[{k}]", targets, f"X[{k}]", one)
+        return xs
 
     def _flat(self, y: Any, xs: Sequences) -> Any:
         """Targets of all sequences, or of all their steps: (N, ...) or (steps, ...)."""
@@ -47,7 +59,7 @@ class _Supervised(RecurrentEstimator):
         self, metric: Callable[..., float], X: Any, y: Any, sample_weight: Any
     ) -> float:
         """A metric of all steps of all sequences."""
-        xs = self._read(X, reset=False)
+        xs = self._read_both(X, y, reset=False)
         said = flattened("predictions", self.predict(X), xs)
         if sample_weight is not None:
             check_consistent_length(xs, sample_weight)
@@ -122,7 +134,7 @@ class RNNClassifier(ClassifierMixin, _Supervised):
     @all_or_nothing
     def fit(self, X: Any, y: Any) -> Self:
         """Train on sequences X and their labels y, (N,), or with ``per_step`` one a step."""
-        xs = self._read(X, reset=True)
+        xs = self._read_both(X, y, reset=True)
         labels = self._labels(y, xs)
         anew = not (self.warm_start and hasattr(self, "network_"))
         codes = self._codes(labels, unique_labels(labels), anew)
@@ -143,7 +155,7 @@ class RNNClassifier(ClassifierMixin, _Supervised):
                 "class_weight: expected None or {label: weight} for partial_fit, got 'balanced', "
                 "which needs all labels at once"
             )
-        xs = self._read(X, reset=anew)
+        xs = self._read_both(X, y, reset=anew)
         labels = self._labels(y, xs)
         found = self.classes_ if classes is None else unique_labels(classes)
         codes = self._codes(labels, found, anew)
@@ -231,15 +243,16 @@ class RNNRegressor(RegressorMixin, _Supervised):
     @all_or_nothing
     def fit(self, X: Any, y: Any) -> Self:
         """Train on sequences X and their targets y, (N,) or (N, K), or with ``per_step`` more."""
-        xs = self._read(X, reset=True)
-        targets = self._numbers(y, xs)
+        xs = self._read_both(X, y, reset=True)
+        targets = self._numbers(y, xs, True)
         return self._fit(self._examples(xs, targets), targets.shape[1])
 
     @all_or_nothing
     def partial_fit(self, X: Any, y: Any) -> Self:
         """Train on sequences once."""
-        xs = self._read(X, reset=not hasattr(self, "network_"))
-        targets = self._numbers(y, xs)
+        anew = not hasattr(self, "network_")
+        xs = self._read_both(X, y, reset=anew)
+        targets = self._numbers(y, xs, anew)
         return self._partial_fit(self._examples(xs, targets), targets.shape[1])
 
     def predict(self, X: Any) -> Sequences:
@@ -254,8 +267,11 @@ class RNNRegressor(RegressorMixin, _Supervised):
             return self._flat_score(r2_score, X, y, sample_weight)
         return super().score(X, y, sample_weight)
 
-    def _numbers(self, y: Any, xs: Sequences) -> Array:
+    def _numbers(self, y: Any, xs: Sequences, anew: bool) -> Array:
         """Targets (N, K) or (steps, K)."""
         found = check_array(self._flat(y, xs), ensure_2d=False, dtype=xs[0].dtype, input_name="y")
         self._one_number = found.ndim == 1
-        return found[:, None] if self._one_number else found
+        found = found[:, None] if self._one_number else found
+        if anew:
+            warn_of_scale("y", found, foretold=True)
+        return found
