@@ -126,7 +126,7 @@ def main(
     )
     if out is not None:
         write(out, y)
-        print(f"written {out}")
+        print(f"written {str(out)!a}")  # in letters that every terminal has
 
 
 if __name__ == "__main__":

@@ -882,7 +882,11 @@ def test_a_tables_times_are_its_columns():
     panel = pd.concat({"a": frames(), "b": frames()})
     with pytest.raises(ValueError, match=r"X: .* a MultiIndex; .*groupby\(level=0\)"):
         model.fit(panel)
-    model.fit([series.droplevel(0) for _, series in panel.groupby(level=0)])
+    with pytest.raises(ValueError, match=r"X\[0\]: expected one series, .* a MultiIndex"):
+        model.fit([panel])
+    model.fit([series for _, series in panel.groupby(level=0)])
+    with pytest.raises(ValueError, match=r"X\[1\]: expected steps in the order"):
+        model.fit([series[:: -k or 1] for k, (_, series) in enumerate(panel.groupby(level=0))])
 
 
 def test_exogenous_inputs_have_the_labels_of_their_series():

@@ -44,7 +44,7 @@ def expect_no_times(name: str, X: Any) -> None:
     if getattr(index, "nlevels", 1) > 1:
         raise ValueError(
             f"{name}: expected series, got a table whose rows have a MultiIndex; a list of them is "
-            f"[series.droplevel(0) for _, series in {name}.groupby(level=0)]"
+            f"[series for _, series in {name}.groupby(level=0)]"
         )
     columns = getattr(X, "columns", None)
     if getattr(columns, "inferred_type", "") in TIMES:

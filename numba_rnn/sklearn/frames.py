@@ -53,13 +53,21 @@ def expect_order(name: str, index: Any, *, even: bool, axis: int = 0) -> None:
     axis  1: they are those of columns
 
     Numbers, such as years, are to be in order as well; they may have gaps. Other labels, and what
-    is no index of pandas, say nothing of time.
+    is no index of pandas, say nothing of time. Of a MultiIndex the last level counts; with ``even``
+    the others are to be of one series.
     """
+    sort, drop = REMEDIES[axis]
+    as_it_is = f"{name}.{drop} takes it as it stands"
+    if getattr(index, "nlevels", 1) > 1:
+        if even and index.droplevel(-1).nunique() > 1:
+            raise ValueError(
+                f"{name}: expected one series, got the rows of several by a MultiIndex; "
+                f"[series for _, series in {name}.groupby(level=0)] are those, {as_it_is}"
+            )
+        index = index.get_level_values(-1)
     kind = getattr(index, "inferred_type", "")
     if kind not in TIMES + NUMBERS:
         return
-    sort, drop = REMEDIES[axis]
-    as_it_is = f"{name}.{drop} takes it as it stands"
     if not index.is_monotonic_increasing:
         at = next((k for k in range(1, len(index)) if not index[k - 1] <= index[k]), 0)
         raise ValueError(

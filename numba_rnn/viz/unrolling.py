@@ -166,7 +166,7 @@ class _Picture:
                 facecolor="#FCEBC8", edgecolor=paper.BLACK, linewidth=1.6 * self.scale, zorder=3,
             )
         )  # fmt: skip
-        size = min(paper.FONT + 3, BOX / (len(self.name) * paper.LETTER) * 0.92)
+        size = min(paper.FONT + 3, BOX / paper.text_size(self.name, 1)[0] * 0.92)
         self._say(x + BOX / 2, self.foot + self.tall / 2, self.name, size=size)
 
     def _column(self, x: float, read: str, said: str, read_text: str, said_text: str) -> None:
