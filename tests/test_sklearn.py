@@ -677,8 +677,9 @@ REFUSED = {
     "steps last": (
         fits(RNNRegressor(), [np.ones((3, 5)), np.ones((3, 7))], [1, 2]), r"\(3, 7\) at 1; x\.T"),
     "words": (fits(RNNRegressor(), [[["a"]], [["b"]]], [1, 2]), "X: expected numbers; .*'a'"),
-    "one series": (fits(RNNForecaster(), np.ones(9), None), r"(?s)got 1D.*fit\(\[X\]\)"),
-    "one Series": (fits(RNNForecaster(), pd.Series(np.ones(9)), None), r"(?s)2-dim.*fit\(\[X\]\)"),
+    "one series": (fits(RNNForecaster(), np.ones(9), None), r"(?s)X: .* fit\(\[X\]\).*got 1D"),
+    "one Series": (
+        fits(RNNForecaster(), pd.Series(np.ones(9)), None), r"(?s)X: .* fit\(\[X\]\).*2-dim"),
     "a class too rare to hold out": (
         fits(RNNClassifier(early_stopping=True), XS, np.arange(40) // 39),
         r"early_stopping: .* 0\.1"),
@@ -920,6 +921,10 @@ def test_steps_of_frames_are_in_order_for_every_estimator():
         model.fit(xs, [ts[0][::-1], ts[1]])
     with pytest.raises(ValueError, match=r"y\[0\]: expected the index of X\[0\]"):
         model.score(xs, [ts[0][::-1], ts[1]])
+    panel = pd.concat({"a": xs[0], "b": xs[1]})
+    with pytest.raises(ValueError, match="X: expected 2 sequences, got 110 rows of a MultiIndex"):
+        RNNClassifier(**SMALL).fit(panel, [0, 1])
+    RNNClassifier(**SMALL).fit([x for _, x in panel.groupby(level=0)], [0, 1])
     shelf = np.empty(2, object)
     shelf[:] = [x[["b", "a"]] for x in xs]
     with pytest.raises(ValueError, match="X: expected the columns a, b, in this order, got b, a"):

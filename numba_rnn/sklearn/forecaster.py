@@ -278,7 +278,7 @@ class RNNForecaster(RecurrentEstimator):
             if "minimum of" in str(error) and is_table(X):
                 raise ValueError(f"{error} (horizon + 1 steps). {ONE_SERIES}") from error
             if getattr(X, "ndim", 2) == 1 and "0 sample" not in str(error):
-                raise ValueError(f"{error} {ONE_SERIES}") from error
+                raise ValueError(f"X: expected series, got one. {ONE_SERIES}. {error}") from error
             raise
         if reset:
             self._expect_steps(series)

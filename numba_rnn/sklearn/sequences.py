@@ -74,7 +74,8 @@ def warn_of_scale(name: str, values: Any, columns: Any = None, *, foretold: bool
     """Warn of columns of values (steps, D) that are far from unit scale.
 
     That is a root mean square above 30, or no value of 0.01 or more; for numbers that are to be
-    foretold one above 10, or a standard deviation below a tenth of the mean, too.
+    foretold one above 10, or a standard deviation below a tenth of the mean, too. Fewer than 20
+    values may be small, or alike, by chance.
     """
     values = np.asarray(values, np.float64)
     largest = np.abs(values).max(axis=0)
@@ -83,9 +84,10 @@ def warn_of_scale(name: str, values: Any, columns: Any = None, *, foretold: bool
         largest * part
         for part in (np.sqrt((shares**2).mean(axis=0)), shares.mean(axis=0), shares.std(axis=0))
     )
-    far = (size > (10 if foretold else 30)) | ((largest > 0) & (largest < 0.01))
-    if foretold:
-        far |= (deviation > 0) & (np.abs(mean) > 10 * deviation)
+    far = size > (10 if foretold else 30)
+    if len(values) >= 20:
+        far |= (largest > 0) & (largest < 0.01)
+        far |= foretold & (deviation > 0) & (np.abs(mean) > 10 * deviation)
     if not far.any():
         return
     k = int(far.argmax())

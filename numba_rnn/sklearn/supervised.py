@@ -16,7 +16,7 @@ from ..checks import Array, as_array, expect_plain_array
 from ..layers import TimeSoftmaxWithLoss
 from ..training import Optimiser
 from .base import RecurrentEstimator, all_or_nothing
-from .frames import expect_same_index
+from .frames import expect_same_index, index_of
 from .sequences import Examples, Sequences, cut, flattened, lengths_of, listed, warn_of_scale
 
 
@@ -29,6 +29,11 @@ class _Supervised(RecurrentEstimator):
         if reset:
             names = None if self._table else getattr(self, "feature_names_in_", None)
             warn_of_scale("X", np.concatenate(list(xs)), names)
+        if getattr(index_of(X), "nlevels", 1) > 1 and np.ndim(y) and len(X) != len(y):
+            raise ValueError(
+                f"X: expected {len(y)} sequences, got {len(X)} rows of a MultiIndex; "
+                "[x for _, x in X.groupby(level=0)] is a list of sequences"
+            )
         if self.per_step and isinstance(X, (list, tuple)) and isinstance(y, (list, tuple)):
             for k, (one, targets) in enumerate(zip(X, y, strict=False)):
                 expect_same_index(f"y[{k}]", targets, f"X[{k}]", one)
