@@ -20,8 +20,9 @@ class TimeAttention(Layer):
     """What a decoder reads in an encoder's states: dot-product attention.
 
     The context of a step is a mean of the encoder's states, weighted by how well each of them
-    agrees with the decoder's state. There is nothing to learn in it. The book's section 8.1;
-    Luong, Pham & Manning 2015, the score "dot".
+    agrees with the decoder's state. There is nothing to learn in it. The book's section 8.1,
+    whose classes for a single step are in ``numba_rnn.book``; Luong, Pham & Manning 2015, the
+    score "dot".
 
     attention_weights   of the last forward (N, T, S), or None: how much each step looked at each
                         of the encoder's; those of a step sum to 1. To be read: backward needs them

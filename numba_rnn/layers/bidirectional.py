@@ -18,8 +18,9 @@ class Bidirectional(Composite):
                                     (N, T, H_forward + H_backward)
 
     Only the forward layer can be stateful: the backward one reads from the end, so that its state
-    does not follow on from the block before. States and their gradients are those of the two
-    layers (``layer.forward_layer.h``), or ``state`` and ``dstate`` for both.
+    does not follow on from the block before. (The book's TimeBiLSTM carries both on:
+    ``numba_rnn.book.TimeBiLSTM``.) States and their gradients are those of the two layers
+    (``layer.forward_layer.h``), or ``state`` and ``dstate`` for both.
     """
 
     def __init__(self, forward_layer: TimeRecurrent, backward_layer: TimeRecurrent) -> None:

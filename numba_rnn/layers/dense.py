@@ -31,6 +31,11 @@ class TimeEmbedding(Layer):
     def __init__(self, W: Array) -> None:
         super().__init__(accept("W", W, ("V", "D"), None, engine_for(W)))
 
+    @property
+    def W(self) -> Array:  # noqa: N802 (the name on the page)
+        """The rows (V, D), which are the parameter."""
+        return self.params[0]
+
     @classmethod
     def create(
         cls,
@@ -120,7 +125,8 @@ class TimeDropout(Layer):
     ratio      the share that is zeroed, from 0 up to but not including 1; what is left is scaled
                by 1 / (1 - ratio), so that nothing changes where ``train_flg`` is False
     rng        a numpy Generator (shared with other layers if you like), a seed, or None; on a
-               device the numbers are made there, from a seed that rng gives
+               device the numbers are made there, from a seed that rng gives. ``np.random.seed``
+               decides nothing here; it does in the book's form, ``numba_rnn.book.TimeDropout``
     train_flg  True: drop; False: pass everything on unchanged
     rows       where other processes have the rest of the batch: which rows xs has; what is dropped
                in them is what would be dropped there in the whole batch

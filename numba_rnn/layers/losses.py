@@ -78,6 +78,7 @@ class TimeSoftmaxWithLoss(_Loss):
         count = _divisor(int(counted.sum()), xs)  # of ts as given: nothing to wait for
         scores, labels, xp = xs.reshape(N * T, V), on_device.reshape(-1), here.xp
         rows, counts = xp.arange(N * T), here.to_device(counted).reshape(-1)
+        labels = xp.where(counts, labels, 0)  # some place in a row, for it does not count
 
         with np.errstate(over="ignore"):  # towards -inf, whose share is 0
             shifted = scores - scores.max(axis=1, keepdims=True)  # the largest is 0

@@ -156,6 +156,7 @@ class _Step(_CellLayer):
 
     def _backward(self, *dstate: Array | None) -> tuple[Array, ...]:
         here, saved, N = self._recall()
+        dstate = tuple(None if isinstance(d, (int, float)) and d == 0 else d for d in dstate)
         dstate = self._accepted("d{}_next", dstate, N, here)
         zeros = self._zeros(N, here)
         known = tuple(zeros if d is None else d for d in dstate)
@@ -200,7 +201,10 @@ class LSTM(_IsLSTM, _Step):
         return h_next, c_next
 
     def backward(self, dh_next: Array, dc_next: Array | None = None) -> tuple[Array, Array, Array]:
-        """dh_next, dc_next (N, H) -> dx (N, D), dh_prev, dc_prev (N, H); fills ``grads``."""
+        """dh_next, dc_next (N, H) -> dx (N, D), dh_prev, dc_prev (N, H); fills ``grads``.
+
+        dc_next, left out or 0, stands for zeros: nothing after this step uses c.
+        """
         dx, dh_prev, dc_prev = self._backward(dh_next, dc_next)
         return dx, dh_prev, dc_prev
 
@@ -291,12 +295,14 @@ class TimeRecurrent(_CellLayer):
     def set_state(self, *state: Array | None) -> None:
         """Set what the next forward starts from, (N, H) each; those left out or None are 0.
 
-        A layer that is not stateful starts from it once.
+        Where all are None the state is forgotten, as by ``reset_state``, so that
+        ``set_state(layer.h)`` sets what ``h`` gave. A layer that is not stateful starts from it
+        once.
         """
         given = self._one_each("set_state", "{}", state)
         if all(value is None for value in given):
-            names = ", ".join(self.cell.states)
-            raise TypeError(f"set_state: expected {names}, got 0 arrays")
+            self.reset_state()
+            return
         batch = next(len(value) if np.ndim(value) else 0 for value in given if value is not None)
         here = self._engine()
         given = self._accepted("{}", given, batch, here)

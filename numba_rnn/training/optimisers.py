@@ -249,7 +249,11 @@ def _adam(
 
 
 class Adam(Optimiser):
-    """Adaptive moments, bias corrected (Kingma & Ba 2015, algorithm 1)."""
+    """Adaptive moments, bias corrected (Kingma & Ba 2015, algorithm 1).
+
+    The book's form, with 1e-7 beside the root of the raw second moment, is
+    ``numba_rnn.book.Adam``.
+    """
 
     slots = ("m", "v")
     rule: Callable[..., tuple[Any, ...]] = staticmethod(_adam)

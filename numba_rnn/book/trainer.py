@@ -1,0 +1,202 @@
+"""The book's ``common/trainer.py``: gradient, clipping, update, and a line now and then.
+
+``Trainer``        examples x with their targets t, shuffled anew before every epoch
+``RnnlmTrainer``   one long text, read in rows side by side whose states go on from block to block
+
+A model has ``params``, ``grads``, ``forward(x, t)``, which returns the loss, and ``backward()``.
+"""
+
+import time
+from typing import Any
+
+import numpy as np
+
+from ..backend import engine_of
+from ..checks import Array
+from ..extras import needed
+from .util import clip_grads
+
+__all__ = ["RnnlmTrainer", "Trainer", "clip_grads", "np", "remove_duplicate"]
+
+
+def remove_duplicate(params: list[Array], grads: list[Array]) -> tuple[list[Array], list[Array]]:
+    """Every parameter once: where two layers share one, its gradient is the sum of both.
+
+    A parameter is shared as it stands, or transposed, ``W`` and ``W.T``, in the same memory.
+    Raises ValueError for a W and a W.T that are equal on a device, where they are two copies.
+    """
+    kept: list[tuple[Array, Array]] = []
+    for param, grad in zip(params, grads, strict=True):
+        for other, total in kept:
+            if param is other:
+                total += grad
+                break
+            if _is_transposed(param, other):
+                total += grad.T
+                break
+        else:
+            kept.append((param, grad))
+    return [param for param, _ in kept], [grad for _, grad in kept]
+
+
+def _is_transposed(param: Array, other: Array) -> bool:
+    if param.ndim != 2 or param.shape != other.T.shape:
+        return False
+    xp = engine_of(param).xp
+    shared = bool(xp.may_share_memory(param, other))
+    if xp is not np and not shared and (param == other.T).all():
+        raise ValueError(
+            f"params: a W {other.shape} and its W.T are copies on the device, so that they would "
+            "be trained apart; make W an array of the device first: W = to_gpu(W)"
+        )
+    return shared
+
+
+class _Training:
+    """What both trainers have in common.
+
+    current_epoch   how many epochs are complete
+    """
+
+    def __init__(self, model: Any, optimizer: Any) -> None:
+        self.model, self.optimizer = model, optimizer
+        self.eval_interval: int | None = None
+        self.current_epoch = 0
+        self._losses: list[Any] = []  # since the last line
+
+    def _start(self, eval_interval: int | None) -> None:
+        self.eval_interval, self._losses, self._started = eval_interval, [], time.time()
+
+    def _iterate(self, x: Array, t: Array, max_grad: float | None) -> None:
+        """One step of gradient descent."""
+        self._losses.append(self.model.forward(x, t))
+        self.model.backward()
+        params, grads = remove_duplicate(self.model.params, self.model.grads)
+        if max_grad is not None:
+            clip_grads(grads, max_grad)
+        self.optimizer.update(params, grads)
+
+    def _mean_loss(self, iteration: int) -> float | None:
+        """The mean loss since the last time, every ``eval_interval`` iterations, else None."""
+        if self.eval_interval is None or iteration % self.eval_interval:
+            return None
+        mean = float(sum(self._losses) / len(self._losses))
+        self._losses = []
+        return mean
+
+    def _tell(self, iteration: int, of: int, what: str, value: float) -> None:
+        print(
+            f"| epoch {self.current_epoch + 1} |  iter {iteration + 1} / {of} "
+            f"| time {int(time.time() - self._started)}[s] | {what} {value:.2f}"
+        )
+
+    def _plot(self, values: list[float], name: str, ylim: tuple[float, float] | None) -> None:
+        with needed("matplotlib", "plot"):
+            import matplotlib.pyplot as plt
+        if ylim is not None:
+            plt.ylim(*ylim)
+        plt.plot(np.arange(len(values)), values, label="train")
+        plt.xlabel(f"iterations (x{self.eval_interval})")
+        plt.ylabel(name)
+        plt.show()
+
+
+class Trainer(_Training):
+    """Trains on examples in mini-batches.
+
+    loss_list       the mean loss of every ``eval_interval`` iterations
+    current_epoch   how many epochs are complete
+    """
+
+    def __init__(self, model: Any, optimizer: Any) -> None:
+        super().__init__(model, optimizer)
+        self.loss_list: list[float] = []
+
+    def fit(
+        self,
+        x: Array,
+        t: Array,
+        max_epoch: int = 10,
+        batch_size: int = 32,
+        max_grad: float | None = None,
+        eval_interval: int | None = 20,
+    ) -> None:
+        """Train for ``max_epoch`` epochs, each in an order drawn by ``np.random.permutation``.
+
+        x, t            inputs and targets, an example a row
+        max_grad        clip the gradient's norm to this, or None
+        eval_interval   print the mean loss every so many iterations, or None
+        """
+        self._start(eval_interval)
+        iterations = len(x) // batch_size
+        for _ in range(max_epoch):
+            order = np.random.permutation(len(x))  # noqa: NPY002 (the book's)
+            x, t = x[order], t[order]
+            for k in range(iterations):
+                rows = slice(k * batch_size, (k + 1) * batch_size)
+                self._iterate(x[rows], t[rows], max_grad)
+                if (loss := self._mean_loss(k)) is not None:
+                    self._tell(k, iterations, "loss", loss)
+                    self.loss_list.append(loss)
+            self.current_epoch += 1
+
+    def plot(self, ylim: tuple[float, float] | None = None) -> None:
+        """Show ``loss_list`` as a curve."""
+        self._plot(self.loss_list, "loss", ylim)
+
+
+class RnnlmTrainer(_Training):
+    """Trains a language model by truncated backpropagation through time.
+
+    ppl_list        the perplexity of every ``eval_interval`` iterations of the last ``fit``
+    time_idx        how many steps of every row the last ``fit`` has read
+    current_epoch   how many epochs are complete
+    """
+
+    def __init__(self, model: Any, optimizer: Any) -> None:
+        super().__init__(model, optimizer)
+        self.time_idx: int | None = None
+        self.ppl_list: list[float] | None = None
+
+    def get_batch(self, x: Array, t: Array, batch_size: int, time_size: int) -> tuple[Array, Array]:
+        """The next block: of x and t (L,) rows (batch_size, time_size), of int32.
+
+        Row i starts at i (L // batch_size); where the text ends, it starts over.
+        """
+        starts = np.arange(batch_size) * (len(x) // batch_size)
+        steps = (self.time_idx or 0) + np.arange(time_size)
+        places = (starts[:, None] + steps) % len(x)
+        self.time_idx = (self.time_idx or 0) + time_size
+        return x[places].astype(np.int32), t[places].astype(np.int32)
+
+    def fit(
+        self,
+        xs: Array,
+        ts: Array,
+        max_epoch: int = 10,
+        batch_size: int = 20,
+        time_size: int = 35,
+        max_grad: float | None = None,
+        eval_interval: int | None = 20,
+    ) -> None:
+        """Train for ``max_epoch`` epochs, from the text's beginning.
+
+        xs, ts          (L,) words, and the word after each
+        max_grad        clip the gradient's norm to this, or None
+        eval_interval   print the perplexity every so many iterations, or None
+        """
+        self._start(eval_interval)
+        self.time_idx, self.ppl_list = 0, []
+        iterations = len(xs) // (batch_size * time_size)
+        for _ in range(max_epoch):
+            for k in range(iterations):
+                self._iterate(*self.get_batch(xs, ts, batch_size, time_size), max_grad)
+                if (loss := self._mean_loss(k)) is not None:
+                    perplexity = float(np.exp(loss))
+                    self._tell(k, iterations, "perplexity", perplexity)
+                    self.ppl_list.append(perplexity)
+            self.current_epoch += 1
+
+    def plot(self, ylim: tuple[float, float] | None = None) -> None:
+        """Show ``ppl_list`` as a curve."""
+        self._plot(self.ppl_list or [], "perplexity", ylim)
