@@ -31,7 +31,7 @@ def clip_grads(grads: list[Array], max_norm: float) -> None:
     norm is that of all the gradients' numbers in one vector; where it is not finite they are left
     as they are.
     """
-    norm = global_norm(grads)
+    norm = float(global_norm(grads))
     rate = max_norm / (norm + 1e-6)
     if rate < 1 and math.isfinite(norm):
         for grad in grads:
