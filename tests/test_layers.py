@@ -130,6 +130,32 @@ def test_set_state_keeps_its_own_copy():
     close(layer.forward(numbers(N, T, D)), expected)
 
 
+@each_kind
+def test_a_state_set_to_none_is_forgotten(kind):
+    layer = rnn.TimeRecurrent.create(D, H, cell=kind, rng=0, stateful=True)
+    states, xs = layer.cell.states, numbers(N, T, D).astype(np.float32)
+    layer.set_state(*[None] * len(states))  # as they are before the first forward
+    first = layer.forward(xs)
+    layer.set_state(None)
+    assert layer.h is None
+    np.testing.assert_array_equal(layer.forward(xs), first)
+
+
+@each_backend
+def test_zero_stands_for_a_gradient_of_zeros(backend):
+    layer, dh = rnn.LSTM.create(D, H, rng=0), numbers(N, H).astype(np.float32)
+    with use_backend(backend):
+        layer.forward(numbers(N, D).astype(np.float32), dh, dh)
+        left_out, number, zeros = (
+            layer.backward(dh, *dc) for dc in ((), (0,), (np.zeros_like(dh),))
+        )
+        for one, other, third in zip(left_out, number, zeros, strict=True):
+            np.testing.assert_array_equal(one, other)
+            np.testing.assert_array_equal(one, third)
+        with pytest.raises(TypeError, match="dc_next: expected an array"):
+            layer.backward(dh, 1)
+
+
 def test_an_lstm_set_to_h_alone_has_a_memory_cell_of_zeros():
     layer, h, xs = unrolled("lstm", stateful=True), numbers(N, H), numbers(N, T, D)
     layer.forward(xs)
@@ -385,6 +411,20 @@ def test_softmax_with_all_labels_ignored():
     xs = numbers(N, T, 6)
     assert layer.forward(xs, np.full((N, T), -1)) == 0
     np.testing.assert_array_equal(layer.backward(), np.zeros_like(xs))
+
+
+@pytest.mark.parametrize("ignored", [-100, 0, 3, 99])
+def test_any_number_may_mark_labels_that_do_not_count(ignored):
+    xs, ts = numbers(N, T, 7), np.array([[5, 1, 4, 2, 6], [6, 4, 1, 2, 5]])
+    places, losses, gradients = ts == 4, [], []
+    for mark in (ignored, -1):
+        layer = rnn.TimeSoftmaxWithLoss()
+        layer.ignore_label = mark
+        losses.append(layer.forward(xs, np.where(places, mark, ts)))
+        gradients.append(layer.backward())
+    assert losses[0] == losses[1]
+    np.testing.assert_array_equal(*gradients)
+    assert not gradients[0][places].any()
 
 
 def test_softmax_averages_over_the_labels_that_count():

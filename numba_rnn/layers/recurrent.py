@@ -300,6 +300,9 @@ class TimeRecurrent(_CellLayer):
         once.
         """
         given = self._one_each("set_state", "{}", state)
+        if not state:
+            names = ", ".join(self.cell.states)
+            raise TypeError(f"set_state: expected {names}, got 0 arrays")
         if all(value is None for value in given):
             self.reset_state()
             return
