@@ -15,7 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers import relative_error
-from numba_rnn import TimeAffine, TimeGRU, TimeLSTM, TimeProjectedLSTM, TimeRNN
+from numba_rnn import (
+    Bidirectional,
+    TimeAffine,
+    TimeBiLSTM,
+    TimeGRU,
+    TimeLSTM,
+    TimeProjectedLSTM,
+    TimeRNN,
+)
 from numba_rnn.bridges import CannotConvert, from_book, to_book
 from numba_rnn.models import Rnnlm
 
@@ -27,10 +35,11 @@ def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
-def book_layer(xs, Wx, Wh, b):
+def book_layer(xs, Wx, Wh, b, h=None):
     """TimeRNN, TimeGRU or TimeLSTM of the book, chapters 5, 6 and appendix C."""
     N, H = len(xs), len(Wh)
-    h, c, hs = np.zeros((N, H), xs.dtype), np.zeros((N, H), xs.dtype), []
+    c, hs = np.zeros((N, H), xs.dtype), []
+    h = c if h is None else h
     for x in xs.swapaxes(0, 1):
         if Wh.shape[1] == H:
             h = np.tanh(x @ Wx + h @ Wh + b)
@@ -126,6 +135,92 @@ def test_models_there_and_back(cell, N, T, V, D, H, layers, tied, dtype, seed):
         assert not any(np.shares_memory(ours, param) for param in model.params)
 
 
+@settings(deadline=None, max_examples=20)
+@given(
+    cell=st.sampled_from(list(GATES)),
+    N=st.integers(1, 4),
+    T=st.integers(1, 6),
+    D=st.integers(1, 7),
+    H=st.integers(1, 19),
+    dtype=st.sampled_from(list(LIMITS)),
+    seed=st.integers(0, 99),
+)
+def test_both_directions_there_and_back(cell, N, T, D, H, dtype, seed):
+    params = [*layer_params(cell, D, H, seed, dtype), *layer_params(cell, D, H, seed + 3, dtype)]
+    xs = numbers(N, T, D, dtype=dtype, seed=seed)
+    layer = from_book(params)
+    assert [part.cell.name for part in layer.recurrent] == [cell, cell]
+    ahead, back = book_layer(xs, *params[:3]), book_layer(xs[:, ::-1], *params[3:])[:, ::-1]
+    assert relative_error(layer.forward(xs), np.concatenate([ahead, back], 2)) < LIMITS[dtype]
+    for ours, theirs in zip(to_book(layer), params, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def seq2seq_params(kind, V=7, D=3, H=5, seed=0, dtype="float32", cell="lstm"):
+    """The list params of Seq2seq, PeekySeq2seq or AttentionSeq2seq."""
+    into, out = (H + D if kind == "peeky" else D), (H if kind == "plain" else 2 * H)
+    return [
+        *model_params(cell, V, D, H, seed=seed, dtype=dtype)[:4],
+        numbers(V, D, seed=seed + 40, dtype=dtype),
+        *layer_params(cell, into, H, seed + 41, dtype),
+        numbers(out, V, seed=seed + 44, dtype=dtype),
+        numbers(V, seed=seed + 45, dtype=dtype),
+    ]
+
+
+def seq2seq_scores(kind, layers, xs, ts):
+    """The scores of the book's models, their layers given as functions of arrays."""
+    embed, encode, embed_too, decode, affine = layers
+    hs = encode(embed(xs))
+    h = hs[:, -1]
+    repeated = np.repeat(h[:, None], ts.shape[1], axis=1)
+    out = embed_too(ts)
+    if kind == "peeky":
+        out = np.concatenate([repeated, out], axis=2)
+    out = decode(out, h)
+    if kind == "peeky":
+        out = np.concatenate([repeated, out], axis=2)
+    if kind == "attention":
+        weights = np.exp(np.einsum("nth,nsh->nts", out, hs))
+        weights /= weights.sum(axis=2, keepdims=True)
+        out = np.concatenate([np.einsum("nts,nsh->nth", weights, hs), out], axis=2)
+    return affine(out)
+
+
+@pytest.mark.parametrize("kind", ["plain", "peeky", "attention"])
+@pytest.mark.parametrize("cell", GATES)
+@pytest.mark.parametrize("dtype", LIMITS)
+@pytest.mark.parametrize(("D", "H"), [(3, 5), (5, 5), (1, 1), (4, 2)])
+def test_encoders_and_decoders_there_and_back(kind, cell, dtype, D, H, tmp_path):
+    params = seq2seq_params(kind, D=D, H=H, dtype=dtype, cell=cell)
+    embed, Wx, Wh, b, embed_too, Wx2, Wh2, b2, affine_W, affine_b = params
+    random = np.random.default_rng(0)
+    xs, ts = random.integers(0, 7, (2, 6)), random.integers(0, 7, (2, 4))
+    arrays = (
+        lambda ids: embed[ids],
+        lambda x: book_layer(x, Wx, Wh, b),
+        lambda ids: embed_too[ids],
+        lambda x, h: book_layer(x, Wx2, Wh2, b2, h),
+        lambda x: x @ affine_W + affine_b,
+    )
+    want = seq2seq_scores(kind, arrays, xs, ts)
+    path = tmp_path / "model.npz"
+    found = from_book(params)
+    for ours, theirs in zip(to_book(found, path), params, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    for model in (found, from_book(path), from_book(to_book(found), dtype=dtype)):
+        (first, encoder), (second, decoder, affine) = model
+
+        def decode(x, h, decoder=decoder):
+            decoder.set_state(h)
+            return decoder.forward(x)
+
+        layers = first.forward, encoder.forward, second.forward, decode, affine.forward
+        got = seq2seq_scores(kind, layers, xs, ts)
+        assert got.dtype == dtype
+        assert relative_error(got, want) < 4 * LIMITS[dtype]
+
+
 @pytest.mark.parametrize("cell", GATES)
 @pytest.mark.parametrize(("layers", "tied"), [(1, False), (1, True), (2, True), (2, False)])
 def test_files_of_models(cell, layers, tied, tmp_path):
@@ -154,6 +249,19 @@ def test_files_of_layers(tmp_path):
     np.savez(tmp_path / "numbered.npz", *params)
     for name in ("layer", "numbered"):
         layer = from_book(tmp_path / f"{name}.npz")
+        for ours, theirs in zip(to_book(layer), params, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_files_of_both_directions(tmp_path):
+    params = [*layer_params("lstm", 3, 5), *layer_params("lstm", 3, 5, seed=3)]
+    to_book(from_book(params), tmp_path / "layer.npz")
+    np.savez(tmp_path / "numbered.npz", *params)
+    with np.load(tmp_path / "layer.npz") as found:
+        assert set(found) == {"Wx1", "Wh1", "b1", "Wx2", "Wh2", "b2"}
+    for name in ("layer", "numbered"):
+        layer = from_book(tmp_path / f"{name}.npz")
+        assert type(layer) is TimeBiLSTM
         for ours, theirs in zip(to_book(layer), params, strict=True):
             np.testing.assert_array_equal(ours, theirs)
 
@@ -241,6 +349,49 @@ WRONG = {
     "dtypes": (changed(5, np.ones(7)), TypeError, "affine_b: expected float32, .* got float64"),
     "tied": (lambda: [*model_params()[:4], numbers(7)], ValueError, "tie: .* got 3 and 5"),
     "objects": (lambda: [np.array([None])] * 3, TypeError, "Wx: .* got object"),
+    "second direction": (
+        lambda: [*layer_params("lstm", 3, 5), *layer_params("lstm", 3, 4)],
+        ValueError,
+        r"Wx2: expected shape \(3, 20\), got \(3, 16\)",
+    ),
+    "two kinds": (
+        lambda: [*layer_params("lstm", 3, 5), *layer_params("gru", 3, 5)], ValueError, "Wx2: ",
+    ),
+    "directions' dtypes": (
+        lambda: [*layer_params("lstm", 3, 5), *layer_params("lstm", 3, 5, dtype="float64")],
+        TypeError,
+        "Wx2: expected float32, .* got float64",
+    ),
+    "encoder": (
+        lambda: seq2seq_params("plain", D=3)[:1] + seq2seq_params("plain", D=4)[1:],
+        ValueError,
+        "encoder Wx: expected 3 rows, got 4",
+    ),
+    "decoder": (
+        lambda: seq2seq_params("plain", D=3)[:5] + seq2seq_params("plain", D=4)[5:],
+        ValueError,
+        "decoder Wx: expected 3 or 8 rows, got 4",
+    ),
+    "decoder's state": (
+        lambda: seq2seq_params("plain")[:4] + seq2seq_params("plain", H=4)[4:],
+        ValueError,
+        "decoder Wh: expected 5 rows, got 4",
+    ),
+    "peeky": (
+        lambda: seq2seq_params("peeky")[:8] + seq2seq_params("plain")[8:],
+        ValueError,
+        "decoder affine_W: expected 10 rows, got 5",
+    ),
+    "decoder's words": (
+        lambda: [*seq2seq_params("plain")[:9], numbers(8)],
+        ValueError,
+        r"decoder affine_b: expected shape \(7,\)",
+    ),
+    "decoder's bias": (
+        lambda: [*seq2seq_params("plain")[:7], numbers(19), *seq2seq_params("plain")[8:]],
+        ValueError,
+        r"decoder b: expected shape \(20,\), got \(19,\)",
+    ),
     "missing": (
         lambda: {"embed_W": 0, "lstm_Wx": 0, "lstm_Wh": 0, "affine_b": 0},
         ValueError,
@@ -324,6 +475,12 @@ NO_BOOK = {
     "projected": (lambda: TimeProjectedLSTM.create(3, 5, proj_size=2), "no cell 'lstm_projected'"),
     "initial": (lambda: TimeLSTM.create(3, 5).learn_initial_state(), "no learnt initial state"),
     "zoneout": (lambda: Rnnlm(7, 3, 5, zoneout=0.1), "the book has no zoneout"),
+    "directions": (
+        lambda: Bidirectional(TimeLSTM.create(3, 5), TimeGRU.create(3, 5)), "one cell and one H",
+    ),
+    "sizes": (
+        lambda: Bidirectional(TimeLSTM.create(3, 5), TimeLSTM.create(3, 4)), "one cell and one H",
+    ),
     "model": (lambda: Rnnlm(7, 3, 5, cell="gru_reset_after"), "which no weights can"),
 }  # fmt: skip
 
@@ -337,7 +494,9 @@ def test_what_the_book_has_not_is_refused(what, tmp_path):
 
 
 def test_what_is_no_model_is_refused():
-    with pytest.raises(TypeError, match="model: expected a TimeRecurrent or an Rnnlm, got TimeA"):
+    with pytest.raises(
+        TypeError, match="model: expected a TimeRecurrent, .* or a Seq2seq, got TimeA"
+    ):
         to_book(TimeAffine.create(3, 5))
 
 

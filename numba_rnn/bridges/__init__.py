@@ -6,7 +6,7 @@ Each library is imported only when something of it is made or read; ``convention
 table of who orders what how. ``CannotConvert``, a ValueError, says why something has no equal.
 """
 
-from .book import from_book, to_book
+from .book import Seq2seq, from_book, to_book
 from .conventions import CannotConvert
 from .flax import from_flax, to_flax
 from .keras import from_keras, to_keras
@@ -17,6 +17,7 @@ from .pytorch import from_torch, save_torch, to_torch, torch_state_dict
 __all__ = [
     "CannotConvert",
     "OnnxNet",
+    "Seq2seq",
     "from_book",
     "from_flax",
     "from_keras",

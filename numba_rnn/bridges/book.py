@@ -1,8 +1,11 @@
 """The parameter lists of Deep Learning from Scratch 2: ``layer.params`` and ``model.params``.
 
     a layer        Wx, Wh, b
+    TimeBiLSTM     Wx1, Wh1, b1, Wx2, Wh2, b2
     Rnnlm          embed_W, Wx, Wh, b, affine_W, affine_b
     BetterRnnlm    embed_W, Wx1, Wh1, b1, Wx2, Wh2, b2, embed_W.T, affine_b
+    Seq2seq        embed_W, Wx, Wh, b of the encoder, then the six of the decoder, as in an Rnnlm;
+                   PeekySeq2seq and AttentionSeq2seq likewise
 
 in the layout that is also ours. Which cell it is follows from Wh (H, G H): G is 4 in an LSTM, 3 in
 a GRU, 1 in an RNN. An .npz file has them under the names in the book's code, ``lstm_Wx`` and so on.
@@ -11,41 +14,74 @@ a GRU, 1 in an RNN. An .npz file has them under the names in the book's code, ``
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..backend import to_host
-from ..checks import FLOATS, Array, as_array, expect_array, expect_float_dtype
+from ..checks import FLOATS, Array, any_shape, as_array, expect_array, expect_float_dtype
 from ..files import expect_unpacked, written_atomically
-from ..layers import TimeGRU, TimeLSTM, TimeRecurrent, TimeRNN
+from ..layers import (
+    Bidirectional,
+    Layer,
+    TimeAffine,
+    TimeBiGRU,
+    TimeBiLSTM,
+    TimeBiRNN,
+    TimeEmbedding,
+    TimeGRU,
+    TimeLSTM,
+    TimeRecurrent,
+    TimeRNN,
+)
 from ..models import Rnnlm
 from .conventions import CannotConvert, kind_of, params_of
 
-_CELLS: dict[int, tuple[str, Any]] = {
-    1: ("rnn", TimeRNN),
-    3: ("gru", TimeGRU),
-    4: ("lstm", TimeLSTM),
+_CELLS: dict[int, tuple[str, Any, Any]] = {
+    1: ("rnn", TimeRNN, TimeBiRNN),
+    3: ("gru", TimeGRU, TimeBiGRU),
+    4: ("lstm", TimeLSTM, TimeBiLSTM),
 }
 _KINDS = {"rnn": "rnn", "gru": "gru", "lstm": "lstm"}
 _NAME = re.compile(r"(?:rnn_|lstm_|gru_)?((?:Wx|Wh|b)\d*)|(embed_W|affine_W|affine_b)")
 
 
+class Seq2seq(NamedTuple):
+    """The layers of the book's Seq2seq, PeekySeq2seq or AttentionSeq2seq.
+
+    encoder   embedding, recurrent layer
+    decoder   embedding, recurrent layer (stateful), affine. Peeky, the encoder's last state stands
+              before each input of the latter two; with attention, the context before the affine's
+    """
+
+    encoder: tuple[TimeEmbedding, TimeRecurrent]
+    decoder: tuple[TimeEmbedding, TimeRecurrent, TimeAffine]
+
+
+_ENCODER = ("embed_W", "Wx", "Wh", "b")
+_SEQ2SEQ = [
+    *(f"encoder {name}" for name in _ENCODER),
+    *(f"decoder {name}" for name in (*_ENCODER, "affine_W", "affine_b")),
+]
+_BOTH_WAYS = ["Wx1", "Wh1", "b1", "Wx2", "Wh2", "b2"]
+
 # ---- from the book
 
 
-def from_book(source: Any, *, dtype: Any = None) -> TimeRecurrent | Rnnlm:
-    """A layer or a language model from the book's parameters.
+def from_book(source: Any, *, dtype: Any = None) -> TimeRecurrent | Bidirectional | Rnnlm | Seq2seq:
+    """A layer, a language model or an encoder and a decoder from the book's parameters.
 
-    source   the list ``params`` of a layer, a SimpleRnnlm, an Rnnlm or a BetterRnnlm, with or
-             without the latter's embed_W.T; arrays by name; or an .npz file of them, by name or
-             from ``np.savez(path, *model.params)``. (The book's own .pkl files are programs that
-             loading would run.)
+    source   the list ``params`` of a layer, a TimeBiLSTM, a SimpleRnnlm, an Rnnlm, a BetterRnnlm,
+             with or without the latter's embed_W.T, or a Seq2seq of any kind; arrays by name, but
+             of a Seq2seq; or an .npz file of them, by name or from
+             ``np.savez(path, *model.params)``. (The book's own .pkl files are programs that
+             loading would run; ``numba_rnn.book.BaseModel.load_params`` reads them.)
     dtype    float32 or float64, to convert to: the book stores float16
 
-    Returns TimeRNN, TimeLSTM or TimeGRU, or an Rnnlm, tied where there is no affine_W or where it
-    is embed_W.T. Raises TypeError for other dtypes than float32 and float64 where none is asked
-    for, ValueError for arrays that do not fit together and for files that are not whole.
+    Returns TimeRNN, TimeLSTM or TimeGRU, a TimeBiLSTM or its like, a Seq2seq, or an Rnnlm, tied
+    where there is no affine_W or where it is embed_W.T. Raises TypeError for other dtypes than
+    float32 and float64 where none is asked for, ValueError for arrays that do not fit together and
+    for files that are not whole.
 
     >>> from_book([np.ones((3, 20)), np.ones((5, 20)), np.ones(20)])
     TimeLSTM(cell lstm, D 3, H 5, float64)
@@ -65,20 +101,28 @@ def from_book(source: Any, *, dtype: Any = None) -> TimeRecurrent | Rnnlm:
     layers, rest = divmod(len(source) - 2, 3)
     if len(source) == 3:
         names = ["Wx", "Wh", "b"]
+    elif len(source) == 6 and np.ndim(source[2]) == 1:  # an Rnnlm has Wh there
+        names = _BOTH_WAYS
+    elif len(source) == len(_SEQ2SEQ):
+        names = _SEQ2SEQ
     elif layers > 0 and rest < 2:
         names = _names(layers, tied=rest == 0)
     else:
         raise ValueError(
-            "source: expected the 3 parameters of a layer, the 6 of an Rnnlm, or the 8 or 9 of a "
-            f"BetterRnnlm, got {len(source)}"
+            "source: expected the 3 parameters of a layer, the 6 of a TimeBiLSTM, the 6 of an "
+            "Rnnlm, the 8 or 9 of a BetterRnnlm, or the 10 of a Seq2seq, "
+            f"got {len(source)}"
         )
     wanted = None if dtype is None else expect_float_dtype("dtype", dtype)
     arrays = {
         name: _converted(name, value, wanted) for name, value in zip(names, source, strict=True)
     }
     if len(arrays) == 3:
-        _, layer = _CELLS[_gates("Wh", arrays["Wh"])]
-        return layer(*arrays.values())
+        return _layer(arrays)
+    if names is _BOTH_WAYS:
+        return _both_ways(arrays)
+    if names is _SEQ2SEQ:
+        return _seq2seq(arrays)
     return _model(arrays, layers)
 
 
@@ -130,7 +174,9 @@ def _listed(arrays: Mapping[str, Any]) -> list[Any]:
         plain = {m[1] or m[2] if m else name: arrays[name] for name, m in matches.items()}
         layers = sum(name.startswith("Wx") for name in plain)
         model = any(name.startswith(("embed", "affine")) for name in plain)
-        names = _names(layers, tied="affine_W" not in plain) if model else ["Wx", "Wh", "b"]
+        names = ["Wx", "Wh", "b"] if layers < 2 else _BOTH_WAYS
+        if model:
+            names = _names(layers, tied="affine_W" not in plain)
     if sorted(plain) != sorted(names) or len(plain) != len(arrays):
         raise ValueError(f"source: expected {', '.join(names)}, got {', '.join(arrays)}")
     return [plain[name] for name in names]
@@ -159,6 +205,48 @@ def _gates(name: str, Wh: Array) -> int:
     return columns // H
 
 
+def _layer(arrays: Mapping[str, Array], prefix: str = "", **options: Any) -> TimeRecurrent:
+    Wx, Wh, b = (arrays[f"{prefix}{name}"] for name in ("Wx", "Wh", "b"))
+    _, layer, _ = _CELLS[_gates(f"{prefix}Wh", Wh)]
+    try:
+        return layer(Wx, Wh, b, **options)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{prefix}{error}") from error
+
+
+def _both_ways(arrays: dict[str, Array]) -> Bidirectional:
+    Wx, Wh = arrays["Wx1"], arrays["Wh1"]
+    G = _gates("Wh1", Wh)
+    expect_array("Wx1", Wx, ("D", Wh.shape[1]))
+    shapes = (Wx.shape, Wh.shape, Wh.shape[1:]) * 2
+    for (name, array), shape in zip(arrays.items(), shapes, strict=True):
+        expect_array(name, array, shape, Wx.dtype)
+    return _CELLS[G][2](*arrays.values())
+
+
+def _seq2seq(arrays: dict[str, Array]) -> Seq2seq:
+    def expect_rows(name: str, *expected: int) -> None:
+        if len(arrays[name]) not in expected:
+            sizes = " or ".join(map(str, expected))
+            raise ValueError(f"{name}: expected {sizes} rows, got {len(arrays[name])}")
+
+    for name, array in arrays.items():
+        shape = ("V", "D") if "embed" in name else any_shape(array)
+        expect_array(name, array, shape, arrays["encoder embed_W"].dtype)
+    encoder = TimeEmbedding(arrays["encoder embed_W"]), _layer(arrays, "encoder ")
+    embed = TimeEmbedding(arrays["decoder embed_W"])
+    recurrent = _layer(arrays, "decoder ", stateful=True)
+    affine = arrays["decoder affine_W"], arrays["decoder affine_b"]
+    (V, D), H = embed.W.shape, encoder[1].hidden_size
+    expect_rows("encoder Wx", encoder[0].W.shape[1])
+    expect_rows("decoder Wh", H)
+    expect_rows("decoder Wx", D, H + D)  # the latter is peeky
+    expect_array("decoder affine_W", affine[0], ("H", V), embed.dtype)
+    expect_array("decoder affine_b", affine[1], (V,), embed.dtype)
+    expect_rows("decoder affine_W", *((2 * H,) if recurrent.input_size > D else (H, 2 * H)))
+    return Seq2seq(encoder, (embed, recurrent, TimeAffine(*affine)))
+
+
 def _model(arrays: dict[str, Array], layers: int) -> Rnnlm:
     embed = arrays["embed_W"]
     expect_array("embed_W", embed, ("V", "D"))
@@ -185,10 +273,13 @@ def _model(arrays: dict[str, Array], layers: int) -> Rnnlm:
 # ---- to the book
 
 
-def to_book(model: TimeRecurrent | Rnnlm, path: str | Path | None = None) -> list[Array]:
+def to_book(
+    model: TimeRecurrent | Bidirectional | Rnnlm | Seq2seq, path: str | Path | None = None
+) -> list[Array]:
     """The parameters as the book's ``params`` has them, NumPy arrays of their own.
 
-    path   an .npz file to write them to as well, by name, whole or not at all
+    path   an .npz file to write them to as well, by name (those of a Seq2seq by number), whole or
+           not at all
 
     The list of a tied model has embed_W.T in the affine_W's place, as BetterRnnlm.params has; the
     file has it once. Raises CannotConvert, a ValueError, for cells that are not in the book (its
@@ -198,32 +289,50 @@ def to_book(model: TimeRecurrent | Rnnlm, path: str | Path | None = None) -> lis
     >>> [array.shape for array in to_book(TimeLSTM.create(3, 5))]
     [(3, 20), (5, 20), (20,)]
     """
-    if isinstance(model, Rnnlm):
-        layers, tied = list(model.recurrent), model.tie
-    elif isinstance(model, TimeRecurrent):
-        layers, tied = [model], False
-    else:
-        raise TypeError(f"model: expected a TimeRecurrent or an Rnnlm, got {type(model).__name__}")
-    cells = [_cell(layer) for layer in layers]
-    params = [params_of(layer, "the book") for layer in layers]
-    arrays = [p[name].copy() for p in params for name in ("Wx", "Wh", "b")]
-    names = ["Wx", "Wh", "b"]
-    if isinstance(model, Rnnlm):
-        names = _names(len(layers), tied=False)
-        embed, affine = (
-            to_host(layer.params[0]).copy() for layer in (model.embedding, model.affine)
-        )
-        arrays = [embed, *arrays, affine, to_host(model.affine.params[1]).copy()]
+    layers, names = _parts(model)
+    arrays = [array for layer in layers for array in _params(layer)]
     if path is not None:
-        prefix = f"{cells[0]}_" if isinstance(model, Rnnlm) else ""
+        tied = isinstance(model, Rnnlm) and model.tie
         named = {
-            name if "_" in name else prefix + name: array
+            name: array
             for name, array in zip(names, arrays, strict=True)
             if not (tied and name == "affine_W")
         }
         with written_atomically(Path(path)) as part, open(part, "wb") as file:
             np.savez(file, **named)
     return arrays
+
+
+def _parts(model: Any) -> tuple[list[Layer], list[str]]:
+    """The layers in the order of the book's list, and the names of their parameters in a file."""
+    if isinstance(model, Rnnlm):
+        layers = [model.embedding, *model.recurrent, model.affine]
+        cell, names = _cell(model.recurrent[0]), _names(len(model.recurrent), tied=False)
+        return layers, [name if "_" in name else f"{cell}_{name}" for name in names]
+    if isinstance(model, TimeRecurrent):
+        return [model], ["Wx", "Wh", "b"]
+    if isinstance(model, Seq2seq):
+        layers = [*model.encoder, *model.decoder]
+        return layers, [f"arr_{k}" for k in range(len(_SEQ2SEQ))]
+    if isinstance(model, Bidirectional):
+        ahead, back = model.recurrent
+        if (ahead.cell.name, ahead.hidden_size) != (back.cell.name, back.hidden_size):
+            raise CannotConvert(
+                f"model: the book's two directions have one cell and one H, got {ahead} and {back}"
+            )
+        return [ahead, back], _BOTH_WAYS
+    raise TypeError(
+        "model: expected a TimeRecurrent, a Bidirectional, an Rnnlm or a Seq2seq, got "
+        f"{type(model).__name__}"
+    )
+
+
+def _params(layer: Layer) -> list[Array]:
+    if isinstance(layer, TimeRecurrent):
+        _cell(layer)
+        params = params_of(layer, "the book")
+        return [params[name].copy() for name in ("Wx", "Wh", "b")]
+    return [to_host(param).copy() for param in layer.params]
 
 
 def _cell(layer: TimeRecurrent) -> str:
