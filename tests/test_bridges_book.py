@@ -372,6 +372,16 @@ WRONG = {
         ValueError,
         "decoder Wx: expected 3 or 8 rows, got 4",
     ),
+    "decoder's dtypes": (
+        lambda: seq2seq_params("plain")[:4] + seq2seq_params("plain", dtype="float64")[4:],
+        TypeError,
+        "decoder embed_W: expected float32, .* got float64",
+    ),
+    "encoder's vector": (
+        lambda: [numbers(7), *seq2seq_params("plain")[1:]],
+        ValueError,
+        r"encoder embed_W: expected shape \(V, D\)",
+    ),
     "decoder's state": (
         lambda: seq2seq_params("plain")[:4] + seq2seq_params("plain", H=4)[4:],
         ValueError,
@@ -494,9 +504,7 @@ def test_what_the_book_has_not_is_refused(what, tmp_path):
 
 
 def test_what_is_no_model_is_refused():
-    with pytest.raises(
-        TypeError, match="model: expected a TimeRecurrent, .* or a Seq2seq, got TimeA"
-    ):
+    with pytest.raises(TypeError, match=r"model: expected a TimeRecurrent, .* got TimeAffine"):
         to_book(TimeAffine.create(3, 5))
 
 
