@@ -350,7 +350,7 @@ def inspect(
     say(f"read {len(tokens):,} {vocabulary.level}s; the gradient is of the loss at the next")
     for k, layer in enumerate(model.recurrent):
         say(f"\nlayer {k}: {summary(layer)}")
-    say()
+    say("")
     try:
         for picture in jobs.draw_inside(model, tokens, out or path.parent / "inside"):
             say(f"picture  {picture}")
