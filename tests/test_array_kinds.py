@@ -171,8 +171,8 @@ OTHERS: dict[tuple[str, str], tuple[Array, Make]] = {
         FLAGS, lambda a: loss(rnn.TimeMSE, numbers(N, T), numbers(N, T) / 2, mask=a)),
     ("mask", "TimeAttention"): (
         FLAGS, lambda a: rnn.TimeAttention().forward(numbers(N, T, H), numbers(N, T, H), mask=a)),
-    ("grads", "clip_grads"): (numbers(D, H), clipped),
-    ("params", "SGD"): (
+    ("grads[0]", "clip_grads"): (numbers(D, H), clipped),
+    ("params[0]", "SGD"): (
         numbers(D, H), lambda a: training.SGD(0.1).update([a], [numbers(D, H)])),
     ("openings", "viz"): (
         np.array([0.5, 1.0]), lambda a: viz.animate_valve(a, "/no such folder/valve.gif")),
