@@ -118,7 +118,8 @@ def agree_on(theirs, ours, xs, hx, limit, pack=lambda xs: xs):
         for a, b in zip(want, got, strict=True):
             assert a.shape == b.shape
             assert a.dtype == b.dtype
-            assert relative_error(b.detach().numpy(), a.detach().numpy()) < limit
+            if a.numel():
+                assert relative_error(b.detach().numpy(), a.detach().numpy()) < limit
 
 
 # ---- as modules go
@@ -653,7 +654,9 @@ def test_a_batch_of_no_rows(kind, form, state):
     def pack(xs):
         return PackedSequence(xs.reshape(0, 3), torch.zeros(6, dtype=torch.int64))
 
-    agree_on(theirs, ours, xs, hx if state else [], 1, pack if form == "packed" else lambda xs: xs)
+    agree_on(
+        theirs, ours, xs, hx if state else [], 1e-6, pack if form == "packed" else lambda xs: xs
+    )
     assert all((p.grad == 0).all() for p in ours.parameters())
     with torch.no_grad():
         assert [t.shape for t in tensors(ours(xs))] == [t.shape for t in tensors(theirs(xs))]

@@ -31,10 +31,9 @@ class _Runs(torch.nn.RNNBase):
         order, back = packed.sorted_indices, packed.unsorted_indices
         state = self._states(hx, 3, order)
         self._check(packed.data, state, packed.batch_sizes)
-        by_length = PackedSequence(packed.data, packed.batch_sizes)
-        xs, lengths = pad_packed_sequence(by_length, batch_first=True)
+        xs, lengths = _padded(packed.data, packed.batch_sizes)
         hs, states = self._run(xs, state, lengths)
-        output = PackedSequence(_packed(hs, lengths).data, packed.batch_sizes, order, back)
+        output = PackedSequence(_packed(hs, lengths), packed.batch_sizes, order, back)
         return output, tuple(_reordered(s, back) for s in states)
 
     def _of_tensor(self, xs: torch.Tensor, hx: Any) -> tuple[torch.Tensor, Tensors]:
@@ -96,9 +95,9 @@ class _Runs(torch.nn.RNNBase):
         if lengths is None:
             out = xs.transpose(0, 1).contiguous()
             return torch.nn.functional.dropout(out, self.dropout).transpose(0, 1)
-        data, *rest = _packed(xs, lengths)
-        dropped = PackedSequence(torch.nn.functional.dropout(data, self.dropout), *rest)
-        return pad_packed_sequence(dropped, batch_first=True, total_length=xs.shape[1])[0]
+        dropped = torch.nn.functional.dropout(_packed(xs, lengths), self.dropout)
+        sizes = (lengths > torch.arange(xs.shape[1])[:, None]).sum(1)
+        return _padded(dropped, sizes)[0]
 
     def _layer(
         self, k: int, xs: torch.Tensor, state: Tensors | None, mask: torch.Tensor | None
@@ -138,11 +137,21 @@ def _reordered(state: torch.Tensor, order: Any) -> torch.Tensor:
     return state if order is None else state.index_select(1, order)
 
 
-def _packed(xs: torch.Tensor, lengths: torch.Tensor) -> PackedSequence:
-    """As pack_padded_sequence does it, which refuses a batch of no rows."""
+# As torch's functions do it, which refuse a batch of no rows, or lose its gradient.
+
+
+def _padded(data: torch.Tensor, sizes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The data of a PackedSequence by length as rows (N, T, ·), and their lengths (N,)."""
+    if not len(data):
+        return data[:, None].expand(-1, len(sizes), -1), sizes[:0]
+    return pad_packed_sequence(PackedSequence(data, sizes), batch_first=True)
+
+
+def _packed(xs: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Rows (N, T, ·) as the data of a PackedSequence."""
     if not len(xs):
-        return PackedSequence(xs.flatten(0, 1), torch.zeros(xs.shape[1], dtype=torch.int64))
-    return pack_padded_sequence(xs, lengths, batch_first=True)
+        return xs.flatten(0, 1)
+    return pack_padded_sequence(xs, lengths, batch_first=True).data
 
 
 def _flipped(mask: torch.Tensor | None) -> torch.Tensor | None:
