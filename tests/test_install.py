@@ -4,12 +4,14 @@ import ast
 import shutil
 import subprocess
 import sys
+import textwrap
 import zipfile
 from pathlib import Path
 
 import pytest
 
 from helpers import run_python
+from numba_rnn import cells
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {"numba_rnn": ROOT / "numba_rnn", "numba_rnn.kernels": ROOT / "kernels"}
@@ -63,10 +65,19 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel):
     assert "numba_rnn/py.typed" in held
 
 
-def test_the_wheel_works_from_another_folder(wheel, tmp_path):
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> dict[str, str]:
+    """The variables of a user whose caches are somewhere."""
+    folder = str(tmp_path_factory.mktemp("caches"))
+    return {"NUMBA_CACHE_DIR": "", "XDG_CACHE_HOME": folder, "LOCALAPPDATA": folder, "HOME": folder}
+
+
+def test_the_wheel_works_from_another_folder_and_leaves_nothing_in_it(wheel, cache, tmp_path):
+    """What pip did not write it would not take away: half a package would stay."""
     target, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
     elsewhere.mkdir()
     pip("install", "--no-deps", "--no-index", "--target", str(target), str(wheel))
+    before = set(target.rglob("*"))
     run_python(
         f"""
         from pathlib import Path
@@ -89,9 +100,112 @@ def test_the_wheel_works_from_another_folder(wheel, tmp_path):
         for a, b in zip(*results):
             np.testing.assert_allclose(a, b, rtol=1e-10)
         """,
-        {"PYTHONPATH": str(target), "NUMBA_CACHE_DIR": str(tmp_path / "cache")},
+        {"PYTHONPATH": str(target), **cache},
         cwd=elsewhere,
     )
+    assert set(target.rglob("*")) == before
+    assert list(Path(cache["HOME"]).rglob("forward-*.bin"))
+
+
+USE = """
+import numba_rnn
+import numpy as np
+from numba_rnn.kernels.cpu.frames import PIECES
+
+assert len(numba_rnn.cells.names()) > 20
+layer = numba_rnn.TimeLSTM.create(3, 5, rng=0, dtype=np.float64)
+with numba_rnn.use_backend("numpy"):
+    hs = layer.forward(np.ones((2, 4, 3)))
+"""
+
+
+def test_a_zip_file_on_the_path_is_enough(wheel, cache, tmp_path):
+    """A wheel is one; what is compiled from the same source in a folder is found again."""
+    done = run_python(
+        f"""
+        import sys
+        sys.path.insert(0, {str(wheel)!r})
+        {textwrap.indent(USE, " " * 8)}
+        assert numba_rnn.__file__.startswith({str(wheel)!r})
+        with numba_rnn.use_backend("numba", strict=True):
+            np.testing.assert_allclose(layer.forward(np.ones((2, 4, 3))), hs, rtol=1e-10)
+        assert PIECES and all(piece.cache_hits for piece in PIECES)
+        """,
+        cache,
+        cwd=tmp_path,
+    )
+    assert done.stderr == ""
+
+
+FREEZER = """
+import importlib.abc
+import importlib.util
+import sys
+from pathlib import Path
+
+class Archive(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    files = FILES
+    def find_spec(self, name, path=None, target=None):
+        if name not in self.files:
+            return None
+        package = self.files[name].endswith("__init__.py")
+        place = "/nowhere/" + name.replace(".", "/") + ("/__init__" if package else "") + ".pyc"
+        spec = importlib.util.spec_from_loader(name, self, origin=place, is_package=package)
+        spec.has_location = True
+        return spec
+    def code(self, name):
+        return compile(Path(self.files[name]).read_text("utf-8"), name, "exec")
+    def exec_module(self, module):
+        exec(self.code(module.__name__), module.__dict__)
+
+if GET_CODE:
+    Archive.get_code = Archive.code
+sys.meta_path.insert(0, Archive())
+"""
+
+
+@pytest.mark.parametrize("get_code", [True, False])
+def test_a_frozen_program_needs_no_files(get_code, tmp_path):
+    """As PyInstaller's and others': code from an archive, __file__ names what is not there."""
+    files = {
+        installed_name(file).removesuffix(".py").replace("/", ".").removesuffix(".__init__"): str(
+            file
+        )
+        for room in ROOMS.values()
+        for file in room.rglob("*.py")
+    }
+    code = FREEZER.replace("FILES", repr(files)).replace("GET_CODE", str(get_code))
+    code += USE + textwrap.dedent(
+        """
+        import warnings
+        from numba_rnn.kernels.cpu import products
+        from numba_rnn.kernels.cpu.frames import compiled
+
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert numba_rnn.backend() == "numba"
+            for piece in (products.pack, products.unpack):
+                compiled(piece)
+        print(len(caught), sum(piece.cache_hits for piece in PIECES))
+        """
+    )
+    runs = [run_python(code, {"NUMBA_CACHE_DIR": str(tmp_path)}, cwd=tmp_path) for _ in range(2)]
+    # whose source cannot be known is compiled anew each time, with one warning
+    want = ["0 0", "0 2"] if get_code else ["1 0", "1 0"]
+    assert [done.stdout.strip() for done in runs] == want
+
+
+def test_every_file_of_cells_is_imported_by_name():
+    """A frozen program has no folder in which files could be looked for."""
+    files = {file.stem for file in (ROOT / "kernels" / "cells").glob("*.py")}
+    named = {module.__name__.rpartition(".")[2] for module in cells._FILES}
+    assert named == files - {"__init__", "cell", "written"}
+
+
+def test_nothing_imports_a_cached_property_with_a_lock():
+    for package in ("numba_rnn", "numba_rnn.kernels"):
+        for module, targets in imports(package).items():
+            assert "functools.cached_property" not in targets, module
 
 
 # ---- who imports whom

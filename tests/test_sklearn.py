@@ -2,8 +2,10 @@
 
 import functools
 import io
+import os
 import pickle
 import runpy
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest import mock
@@ -604,6 +606,20 @@ def test_cross_validation_of_lists():
     assert np.isfinite(scores).all()
     forecasts = cross_val_score(RNNForecaster(**SMALL), [x for x in xs if len(x) > 2], cv=3)
     assert np.isfinite(forecasts).all()
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_forked_while_another_thread_predicts_can_predict():
+    """The lock that it copies is held by a thread that it does not have."""
+    model = RNNRegressor(**SMALL).fit(XS, np.zeros((len(XS), 1)))
+    want = model.predict(XS)
+    with model.network_.lock:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(60)
+            os._exit(not np.array_equal(model.predict(XS), want))
+    assert os.waitpid(child, 0)[1] == 0
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
