@@ -8,6 +8,8 @@
 ``steps.py``      masks, resets, zoneout: what may be particular about steps
 ``draws.py``      random masks that are computed where they are needed
 ``layout.py``     where compiled engines keep a cell's gates
+``once.py``       what is made once in a process, whatever threads and forks there are
+``disk_cache.py``, ``fingerprint.py``  compiled code on disk, and what it was compiled from
 ``cpu/``          the Numba engine
 ``cuda/``         the CUDA engine: CuPy, and kernels by Numba CUDA
 

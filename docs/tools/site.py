@@ -52,7 +52,7 @@ def on_config(config: Any) -> Any:
     global _installed
     on_post_build()
     _installed = tempfile.mkdtemp(prefix="numba_rnn-docs-")
-    without = shutil.ignore_patterns("__pycache__", "*.nb?")
+    without = shutil.ignore_patterns("__pycache__")
     for room, place in (("numba_rnn", "numba_rnn"), ("kernels", "numba_rnn/kernels")):
         shutil.copytree(ROOT / room, Path(_installed, place), ignore=without)
     config.plugins["mkdocstrings"].config.handlers["python"]["paths"] = [_installed]

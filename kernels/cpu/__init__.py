@@ -14,4 +14,5 @@ forward.py, backward.py
 
 threads.py     a team that shares a pass
 dropout.py     masks for weights and inputs
+compilation.py from Python to machine code: now, or by an earlier process
 """
