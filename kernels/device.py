@@ -33,9 +33,6 @@ class DeviceEngine(ReferenceEngine):
     ) -> Array:
         return self.random(rng, (start + shape[0], *shape[1:]), dtype)[start:]
 
-    def sum_rows(self, rows: Array) -> Array:
-        return rows.sum(axis=0)  # made on a device, of the sums of many threads
-
     def norm(self, arrays: Sequence[Array]) -> Any:
         squares = [self.xp.square(array, dtype=np.float64).sum() for array in arrays]
         return self.xp.sqrt(self.xp.stack(squares).sum())

@@ -323,7 +323,7 @@ class ReferenceEngine:
     # ---- sums of many numbers: in parts, so that rounding errors do not grow with their count
 
     def product(self, a: Array, b: Array) -> Array:
-        """a b for matrices, as exact as the engine's other products."""
+        """a b for matrices, or stacks of them, as exact as the engine's other products."""
         return product_in_parts(self.xp.matmul, a, b)
 
     def sum_rows(self, rows: Array) -> Array:
@@ -529,11 +529,15 @@ class ReferenceStream:
 
 
 def product_in_parts(matmul: Callable[[Array, Array], Array], a: Array, b: Array) -> Array:
-    """a b for matrices, whose contraction may be long."""
-    out = matmul(a[:, :SUMMED_AT_ONCE], b[:SUMMED_AT_ONCE])
-    for start in range(SUMMED_AT_ONCE, b.shape[0], SUMMED_AT_ONCE):
-        part = slice(start, start + SUMMED_AT_ONCE)
-        out += matmul(a[:, part], b[part])
+    """a b for matrices, or stacks of them, whose contraction may be long."""
+    K = a.shape[-1]
+    if K <= SUMMED_AT_ONCE:
+        return matmul(a, b)
+    parts = (slice(k, k + SUMMED_AT_ONCE) for k in range(0, K, SUMMED_AT_ONCE))
+    products = (matmul(a[..., part], b[..., part, :]) for part in parts)
+    out = next(products)
+    for product in products:
+        out += product
     return out
 
 

@@ -230,11 +230,11 @@ def test_it_is_refused_whatever_was_given_before(backend):
     with use_backend(backend, strict=True):
         layer, stream = lstm(), lstm().stream()
         for _ in range(2):
-            with pytest.raises(TypeError, match="^xs: .*mask="):
+            with pytest.raises(TypeError, match=r"^xs: .*mask="):
                 layer.forward(hidden[None])
-            with pytest.raises(TypeError, match="^frames: .*mask="):
+            with pytest.raises(TypeError, match=r"^frames: .*mask="):
                 stream.step_many(hidden)
-            with pytest.raises(TypeError, match="^x: .*mask="):
+            with pytest.raises(TypeError, match=r"^x: .*mask="):
                 stream.step(hidden[0])
             in_memory = frames.view(np.memmap)
             np.testing.assert_array_equal(
@@ -246,7 +246,7 @@ def test_it_is_refused_whatever_was_given_before(backend):
 
 def test_a_result_goes_into_a_plain_array():
     out = np.ma.zeros((T, H), np.float32)
-    with pytest.raises(TypeError, match="^out: expected a plain array, got MaskedArray"):
+    with pytest.raises(TypeError, match=r"^out: expected a plain array, got MaskedArray"):
         lstm().stream().step_many(numbers(T, D), out)
 
 
@@ -275,9 +275,9 @@ def test_a_stream_compares_dtypes_whatever_came_before(backend, batch, dtype):
         start = stream.snapshot()
         want = stream.step_many(frames)
         for _ in range(2):
-            with pytest.raises(TypeError, match="^frames: expected float"):
+            with pytest.raises(TypeError, match=r"^frames: expected float"):
                 stream.step_many(big_endian(frames))
-            with pytest.raises(TypeError, match="^x: expected float"):
+            with pytest.raises(TypeError, match=r"^x: expected float"):
                 stream.step(big_endian(frames[..., 0, :]))
             stream.restore(start)
             np.testing.assert_array_equal(stream.step_many(unaligned(frames)), want)
@@ -330,7 +330,7 @@ def test_on_a_device_too():
             layer = rnn.TimeEmbedding(make(numbers(V, D)))
             got = asnumpy(layer.forward(big_endian(IDS)))
         np.testing.assert_array_equal(got, numbers(V, D)[IDS])
-    with use_fake_device(), pytest.raises(TypeError, match="^W: expected float32 or float64"):
+    with use_fake_device(), pytest.raises(TypeError, match=r"^W: expected float32 or float64"):
         rnn.TimeEmbedding(big_endian(numbers(V, D)))
 
 

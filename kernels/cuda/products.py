@@ -31,10 +31,12 @@ _LONGEST = 4096  # contraction of one product
 
 
 def product(gpu: Gpu, a: Any, b: Any) -> Any:
-    """a b for matrices of float32; a transposed one may be a view of what it is transposed of."""
-    m, k = a.shape
-    n = b.shape[1]
-    if a.dtype != np.float32 or 2 * m * n * k < WORTH:
+    """a b for matrices; a transposed one may be a view of what it is transposed of.
+
+    Of stacks of matrices, too, which go to the library.
+    """
+    (m, k), n = a.shape[-2:], b.shape[-1]
+    if a.ndim > 2 or a.dtype != np.float32 or 2 * m * n * k < WORTH:
         return product_in_parts(gpu.xp.matmul, a, b)
     matmul = gpu.xp.matmul
     out = gpu.xp.empty((m, n), a.dtype)

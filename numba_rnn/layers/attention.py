@@ -64,19 +64,20 @@ class TimeAttention(Layer):
             there = here.to_device(there)
             hs_enc = xp.where(there[:, :, None], hs_enc, hs_enc.dtype.type(0))
             there = there[:, None, :]
-        weights = _softmax(xp, hs_dec @ hs_enc.transpose(0, 2, 1), there)
+        weights = _softmax(xp, here.product(hs_dec, hs_enc.transpose(0, 2, 1)), there)
         self._tape = here, weights, hs_enc, hs_dec
         self.attention_weights = weights
-        return weights @ hs_enc
+        return here.product(weights, hs_enc)
 
     def backward(self, dout: Array) -> tuple[Array, Array]:
         """dout (N, T, H) -> dhs_enc (N, S, H), dhs_dec (N, T, H)."""
         here, weights, hs_enc, hs_dec = self._recall()
         dout = accept("dout", dout, hs_dec.shape, hs_dec.dtype, here)
-        dweights = dout @ hs_enc.transpose(0, 2, 1)
+        dweights = here.product(dout, hs_enc.transpose(0, 2, 1))
         dscores = weights * (dweights - (weights * dweights).sum(axis=2, keepdims=True))
-        dhs_enc = weights.transpose(0, 2, 1) @ dout + dscores.transpose(0, 2, 1) @ hs_dec
-        return dhs_enc, dscores @ hs_enc
+        dhs_enc = here.product(weights.transpose(0, 2, 1), dout)
+        dhs_enc += here.product(dscores.transpose(0, 2, 1), hs_dec)
+        return dhs_enc, here.product(dscores, hs_enc)
 
 
 def _softmax(xp: Any, scores: Array, there: Array | None) -> Array:

@@ -49,7 +49,7 @@ def spelled(cell: Cell) -> str:
 
 def run_forward(layer: Any, xs: Array, state: Sequence[Array] | None = None) -> Array:
     """hs (N, T, H) of xs (N, T, D); the layer is left as it is."""
-    expect_array("xs", xs, ("N", "T", layer.input_size), layer.dtype)
+    expect_array("xs", xs, ("rows", "T", layer.input_size), layer.dtype)
     expect_finite("xs", xs)
     return to_host(twin_of(layer, state).forward(xs))
 
@@ -103,7 +103,7 @@ def observe(
     if getattr(xs, "ndim", 0) == 2:
         xs = xs[:, None]
         dhs = dhs[:, None] if dhs is not None and getattr(dhs, "ndim", 0) == 2 else dhs
-    expect_array("xs", xs, ("N", "T", layer.input_size), dtype)
+    expect_array("xs", xs, ("rows", "T", layer.input_size), dtype)
     expect_finite("xs", xs)
     T = xs.shape[1]
     if not isinstance(step, (int, np.integer)) or isinstance(step, bool):
