@@ -92,7 +92,7 @@ def changed_array(rng: np.random.Generator, array: np.ndarray) -> Any:
         return np.full_like(array, one_of(rng, (np.nan, np.inf, 1e38, -1e-45, 0)))
     if kind == 5:
         return np.zeros(rng.integers(0, 4, int(rng.integers(0, 4))), array.dtype)
-    if kind == 6:
+    if kind == 6 and array.ndim:
         return np.concatenate([array, array], axis=-1)
     return one_of(rng, ODD)
 
@@ -362,10 +362,13 @@ def of_keras(folder: Path) -> Iterator[tuple[str, Loader]]:
             for _ in range(int(rng.integers(1, 3))):
                 part = one_of(rng, [p for p in parts if getattr(p, "weights", None)])
                 if rng.random() < 0.5:
-                    config = part.get_config()
-                    new = changed_value(rng, config)
-                    object.__setattr__(part, "get_config", lambda new=new: new)
-                    undo.append(lambda part=part: object.__delattr__(part, "get_config"))
+                    config = dict(part.get_config())
+                    key = one_of(rng, list(config))
+                    config[key] = changed_value(rng, config[key])
+                    if rng.random() < 0.1:
+                        del config[key]
+                    object.__setattr__(part, "get_config", lambda new=config: new)
+                    undo.append(lambda part=part: vars(part).pop("get_config", None))
                 elif rng.random() < 0.7:
                     weight = one_of(rng, part.weights)
                     before = weight._value

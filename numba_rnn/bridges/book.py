@@ -134,6 +134,8 @@ def _read(path: Path) -> dict[str, Array]:
         )
     if path.is_dir():
         raise ValueError(f"source: expected an .npz file, got the folder {path}")
+    if "\0" in str(path):
+        raise ValueError(f"source: expected the path of an .npz file, got {str(path)!r}")
     with open(path, "rb") as file:
         try:
             found = np.load(file, allow_pickle=False)

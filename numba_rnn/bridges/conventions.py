@@ -53,6 +53,8 @@ ONNX = Convention("h", "iofg", "zrh")
 
 def from_theirs(matrix: Array, family: str, convention: Convention) -> Array:
     """(..., G H), their gates side by side, as ours; ``family`` is rnn, lstm or gru."""
+    if not matrix.ndim:
+        raise ValueError(f"source: expected weights with gates side by side, got {matrix}")
     order, signs = arrangement(family, convention, matrix.shape[-1])
     ours = matrix[..., order] if signs is None else matrix[..., order] * signs.astype(matrix.dtype)
     return np.ascontiguousarray(ours)  # of a transposed matrix NumPy makes a transposed one
@@ -71,7 +73,7 @@ def arrangement(family: str, convention: Convention, columns: int) -> tuple[Arra
     """Where our columns are among theirs, and what each is times there; None: 1."""
     there, here = getattr(convention, family), OURS[family]
     if columns % len(here):
-        raise ValueError(f"expected {len(here)} gates side by side, got {columns} columns")
+        raise ValueError(f"source: expected {len(here)} gates side by side, got {columns} columns")
     order = np.arange(columns).reshape(len(here), -1)[[there.index(gate) for gate in here]]
     signs = np.ones_like(order)
     if not convention.keeps_old or "z" not in here:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import Array
+from ..checks import Array, expect_float
 from ..extras import needed
 from ..layers import Bidirectional, Stacked, TimeGRU, TimeLSTM, TimeRecurrent, TimeRNN
 from .conventions import (
@@ -70,7 +70,10 @@ def from_flax(source: Any) -> TimeRecurrent | Bidirectional | Stacked:
         from flax import nnx
 
     if type(source) is nnx.Sequential:
-        source = list(source.layers)
+        source = source.layers
+        if not isinstance(source, (list, tuple, nnx.List)):
+            raise TypeError(f"source: expected layers in nnx.Sequential, got {source!r}")
+        source = list(source)
     if not isinstance(source, (list, tuple)):
         source = [source]
     made = stack_of([_part(module) for module in source])
@@ -88,7 +91,7 @@ def _part(module: Any) -> Part | float:
             raise CannotConvert(
                 "source: nnx.Dropout has broadcast_dims, here each number has its own lot"
             )
-        return float(module.rate)
+        return expect_float("source: rate of nnx.Dropout", module.rate, 0, 1)
     if kind is nnx.Bidirectional:
         if module.merge_fn is not nnx.Bidirectional.merge_fn:
             raise CannotConvert(
@@ -137,10 +140,10 @@ def _layer(cell: Any) -> TimeRecurrent:
             "set_state"
         )
     Wx, Wh, b = _arrays(cell)
-    if cell.dtype is not None and np.dtype(cell.dtype) != Wx.dtype:
+    dtype = Wx.dtype if cell.dtype is None else _dtype(cell)
+    if dtype != Wx.dtype:
         raise CannotConvert(
-            f"source: {name} computes in {np.dtype(cell.dtype)} with parameters in {Wx.dtype}; "
-            "here both are one"
+            f"source: {name} computes in {dtype} with parameters in {Wx.dtype}; here both are one"
         )
     family = _FAMILIES[name]
     Wx, Wh, b = (from_theirs(array, family, FLAX) for array in (Wx, Wh, b))
@@ -170,6 +173,16 @@ def _activation(cell: Any) -> str:
     return found[0]
 
 
+def _dtype(cell: Any) -> np.dtype[Any]:
+    """What it computes in."""
+    try:
+        return np.dtype(cell.dtype)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"source: expected a dtype of {type(cell).__name__}, got {cell.dtype!r}"
+        ) from error
+
+
 def _spelt(function: Any) -> str:
     return str(getattr(function, "__name__", function))
 
@@ -196,12 +209,16 @@ def _linear(cell: Any, name: str) -> dict[str, Array]:
             f"source: {type(cell).__name__} has a {type(module).__name__} for {name}, here it is "
             "nnx.Linear"
         )
-    params = {"kernel": module.kernel, "bias": module.bias}
-    return {
-        key: as_floats(f"{name}.{key}", param[...])
-        for key, param in params.items()
-        if param is not None
-    }
+    found = {}
+    for key in ("kernel", "bias"):
+        param = getattr(module, key)
+        if param is not None:
+            try:
+                value = param[...]
+            except (TypeError, KeyError, IndexError) as error:
+                raise TypeError(f"{name}.{key}: expected an nnx.Param, got {param!r}") from error
+            found[key] = as_floats(f"{name}.{key}", value)
+    return found
 
 
 # ---- to Flax

@@ -28,6 +28,7 @@ from .stacks import Part, directions_of, parts_of, stack_of
 
 _FAMILIES = {"SimpleRNN": "rnn", "LSTM": "lstm", "GRU": "gru"}
 _KNOWN = (*_FAMILIES, "Bidirectional", "Sequential", "Dropout")
+_SAID = "activation", "go_backwards", "stateful", "dropout", "recurrent_dropout"
 _ELSEWHERE = {  # what is a layer here, but no recurrent one
     "Dense": "TimeAffine(*dense.get_weights())",
     "Embedding": "TimeEmbedding(*embedding.get_weights())",
@@ -143,6 +144,9 @@ def _layer(layer: Any, backwards: bool = False) -> TimeRecurrent:
             f"layer.build((None, None, D)), makes them"
         )
     config = layer.get_config()
+    for key in (*_SAID, *(("reset_after",) if family == "gru" else ())):
+        if key not in config:
+            raise ValueError(f"source: expected {key} in the config of {name}, got none")
     _expect_computed_here(name, family, config, backwards)
     Wx, Wh, *biases = (
         from_theirs(as_floats(weight.path, weight.value), family, KERAS) for weight in layer.weights

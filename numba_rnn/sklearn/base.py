@@ -18,7 +18,7 @@ from ..terminal import progress_bar
 from ..training import Optimiser, TrainingDiverged, clip_grads, optimisers
 from ..training.clipping import global_norm
 from .frames import columns_of, expect_columns, expect_order, index_of
-from .network import Network
+from .network import Network, expect_sizes
 from .sequences import Examples, Sequences, block, is_table, listed, mask_of, read_sequences
 
 P = ParamSpec("P")
@@ -351,15 +351,32 @@ class RecurrentEstimator(BaseEstimator):
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        from safetensors.numpy import load
+        from safetensors import SafetensorError
 
         saved = state.pop("_saved", None)
         super().__setstate__(state)
         if saved is None:
             return
+        try:
+            self._take_up(saved)
+        except (
+            KeyError, IndexError, AttributeError, TypeError, ValueError, OverflowError,
+            SafetensorError,
+        ) as error:  # fmt: skip
+            raise ValueError(
+                f"{type(self).__name__}: expected the pickle of a fitted one, got one that is "
+                f"damaged ({error!r})"
+            ) from error
+
+    def _take_up(self, saved: dict[str, Any]) -> None:
+        """The network and the optimiser, as ``__getstate__`` made numbers of them."""
+        from safetensors.numpy import load
+
+        arrays = load(saved["parameters"])
+        expect_sizes(saved["config"], arrays)
         self._rng = np.random.default_rng(0)
         self.network_ = Network(**saved["config"], rng=self._rng)
-        self.network_.load_arrays(load(saved["parameters"]))
+        self.network_.load_arrays(arrays)
         self._rng.bit_generator.state = saved["random"]
         self._optimiser = None
         if saved["optimiser"] is not None:

@@ -122,3 +122,20 @@ class Network:
             expect_array(name, arrays.get(name), array.shape, array.dtype)
         for name, param in zip(own, self.params, strict=True):
             param[...] = engine_of(param).to_device(arrays[name])
+
+
+def expect_sizes(config: dict[str, Any], arrays: dict[str, Array]) -> None:
+    """See that a network's sizes are those of its arrays, before one is made of them.
+
+    Raises ValueError, or KeyError where something is missing.
+    """
+    H, M = arrays["affine.W"].shape
+    found = {
+        "input_size": {len(array) for name, array in arrays.items() if name.endswith("Wx")},
+        "hidden_size": {H // 2 if config["bidirectional"] else H},
+        "output_size": {M},
+        "layers": range(1, len(arrays)),
+    }
+    for name, sizes in found.items():
+        if config[name] not in sizes:
+            raise ValueError(f"{name}: expected what the parameters have, got {config[name]!r}")

@@ -479,10 +479,18 @@ class Trainer:
             copy.copy(self.optimiser).restore(saved["optimiser"], memory)
             np.random.PCG64().state = saved["random"]
             self.model.load_arrays(arrays)
-        except (KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            IndexError,
+            OverflowError,
+        ) as error:
+            why = error if isinstance(error, ValueError) else repr(error)
             raise ValueError(
                 f"{path}: expected a training checkpoint of this model, got one that does not fit "
-                f"({error!r})"
+                f"({why})"
             ) from error
         self.blocks.restore(saved["blocks"])
         self.optimiser.restore(saved["optimiser"], memory)
