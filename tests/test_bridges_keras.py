@@ -1,6 +1,7 @@
 """Weights from Keras and to it: there and back the outputs are the same. Keras is the oracle."""
 
 import os
+import unittest
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from numba_rnn.bridges import CannotConvert, from_keras, to_keras
 
 os.environ["KERAS_BACKEND"] = "torch"
 import keras
+from keras.src.layers.rnn import bidirectional_test, gru_test, lstm_test, simple_rnn_test
 
 layers = keras.layers
 KINDS = {
@@ -429,3 +431,76 @@ def test_on_jax():
         """,
         {"KERAS_BACKEND": "jax"},
     )
+
+
+# ---- Keras' own tests, with the numbers that they expect
+
+
+def theirs_and_ours(monkeypatch):
+    """From now on every call of a recurrent layer of Keras is compared; a list of how it went."""
+    found, call = [], keras.layers.Layer.__call__
+
+    def compared(layer, sequence, *args, initial_state=None, mask=None, **options):
+        same = isinstance(layer, (layers.SimpleRNN, layers.LSTM, layers.GRU, layers.Bidirectional))
+        if not same or args or options or (found and found[-1] is None):  # within another's call
+            more = {"initial_state": initial_state, "mask": mask}
+            more = {name: value for name, value in more.items() if value is not None}
+            return call(layer, sequence, *args, **more, **options)
+        if not layer.built:
+            layer.build(sequence.shape)
+        try:
+            ours = from_keras(layer)  # with the state that it has before the call
+        except CannotConvert as why:
+            ours = why
+        found.append(None)
+        more = {} if initial_state is None else {"initial_state": initial_state}
+        want = call(layer, sequence, mask=mask, **more)
+        found[-1] = str(ours)
+        if isinstance(ours, CannotConvert):
+            return want
+        if initial_state is not None:
+            parts = getattr(ours, "recurrent", (ours,))
+            count = len(parts[0].cell.states)
+            states = initial_state if isinstance(initial_state, list) else [initial_state]
+            for k, part in enumerate(parts):
+                part.set_state(*map(np.asarray, states[k * count : (k + 1) * count]))
+        hs = ours.forward(np.asarray(sequence), mask=mask)
+        outputs = want[0] if isinstance(want, (list, tuple)) else want
+        outputs = keras.ops.convert_to_numpy(outputs)
+        if not getattr(layer, "forward_layer", layer).return_sequences:
+            parts = getattr(ours, "recurrent", (ours,))
+            hs = np.concatenate([part.state[0] for part in parts], axis=1)
+        elif mask is not None:  # else where Keras repeats what was before
+            hs, outputs = hs[mask], outputs[mask]
+        np.testing.assert_allclose(hs, outputs, rtol=1e-5, atol=1e-6)
+        return want
+
+    monkeypatch.setattr(keras.layers.Layer, "__call__", compared)
+    return found
+
+
+NUMBERS = [
+    (module, case, name)
+    for module in (simple_rnn_test, lstm_test, gru_test, bidirectional_test)
+    for case in [next(n for n in vars(module) if n.endswith("Test"))]
+    for name in dir(getattr(module, case))
+    if name.startswith(
+        ("test_correctness", "test_statefulness", "test_pass_initial_state", "test_masking")
+    )
+    # stateful in both directions is refused here
+    if (module, name) != (bidirectional_test, "test_statefulness")
+]
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # of tensors, where Keras compares
+@pytest.mark.parametrize(("module", "case", "name"), NUMBERS)
+def test_numbers_of_keras_own_tests(module, case, name, monkeypatch):
+    found, result = theirs_and_ours(monkeypatch), unittest.TestResult()
+    getattr(module, case)(name).run(result)
+    assert result.testsRun == 1
+    assert result.wasSuccessful(), result.failures + result.errors
+    assert any(what.startswith(("Time", "Bidirectional")) for what in found)
+
+
+def test_there_are_numbers_of_keras():
+    assert len(NUMBERS) >= 15

@@ -41,6 +41,7 @@ KINDS = "loaded", "refused", "other", "crash", "hang"
 PATIENCE, MEMORY, CHUNK = 20, 2 << 30, 500
 Loader = Callable[[np.random.Generator], Any]
 PACKAGE = str(Path(rnn.__file__).parent)
+ROOT = Path(__file__).resolve().parents[2]
 
 # ---- changes
 
@@ -519,7 +520,7 @@ def tried(loader: str, seed: int, start: int, count: int) -> Iterator[tuple[int,
         command = [sys.executable, "-m", module, "--loader", loader, "--seed", str(seed)]
         command += ["--start", str(start), "--count", str(chunk), "--worker"]
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT
         )
         timeout = 120 + 0.5 * chunk + PATIENCE
         try:
