@@ -487,6 +487,20 @@ def test_optimisers_compute_the_same_and_move(name, dtype):
         close(one, other, 1e-6 if dtype == np.float32 else 1e-12)
 
 
+@pytest.mark.parametrize("name", optimisers.NAMES)
+def test_a_refused_update_on_a_device_changes_nothing(name):
+    first, second = numbers(3, 5), numbers(7)
+    spoilt = second[:-1], second.astype(int), second * np.nan, second.tolist()
+    with fake_device():
+        optimiser, params = optimisers.create(name), [xp.asarray(first), xp.asarray(second)]
+        for wrong in spoilt:
+            with pytest.raises((TypeError, ValueError), match=r"grads\[1\]: expected"):
+                optimiser.update(params, [xp.asarray(first), wrong])
+        assert optimiser.updates == 0
+        for param, start in zip(params, (first, second), strict=True):
+            np.testing.assert_array_equal(asnumpy(param), start)
+
+
 def test_updates_are_in_place_in_any_memory_order():
     for make, order in itertools.product((np.array, xp.array), "CF"):
         with fake_device():
