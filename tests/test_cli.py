@@ -139,48 +139,52 @@ def test_help_names_every_option_with_words(folder, command):
 SNAKE = "the snake \U0001f40d eats 蛇 and × ř — ½ \n" * 40
 
 
-@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "latin-1"])
-def test_characters_that_the_terminal_has_not_are_replaced(tmp_path, encoding):
+def run_bytes(*arguments, cwd, **variables):
+    return subprocess.run(
+        [sys.executable, "-m", "numba_rnn", *arguments], cwd=cwd, capture_output=True,
+        env=os.environ | {"NUMBA_RNN_BACKEND": "numpy"} | variables, timeout=120,
+    )  # fmt: skip
+
+
+def test_characters_that_the_terminal_has_not_are_replaced(tmp_path):
     (tmp_path / "뱀.txt").write_text(SNAKE, encoding="utf-8")
 
-    def run_in_it(*arguments):
-        return subprocess.run(
-            [sys.executable, "-m", "numba_rnn", *arguments], cwd=tmp_path, capture_output=True,
-            env={**os.environ, "NUMBA_RNN_BACKEND": "numpy", "PYTHONIOENCODING": encoding},
-            timeout=120,
-        )  # fmt: skip
+    def run_in(encoding, *arguments):
+        return run_bytes(*arguments, cwd=tmp_path, PYTHONIOENCODING=encoding)
 
-    done = run_in_it("train", "--text", "뱀.txt", "--out", "뱀", *SMALL)
+    done = run_in("cp1252", "train", "--text", "뱀.txt", "--out", "뱀", *SMALL)
     assert done.returncode == 0, done.stderr
-    said = done.stdout.decode(encoding)
+    said = done.stdout.decode("cp1252")
     assert re.search(r"^a sample:\s.*^loss curve  \?/loss\.png$", said, re.M | re.S)
     assert (tmp_path / "뱀" / "loss.png").stat().st_size > 1000
-    done = run_in_it("generate", "뱀", "--prompt", "½ \U0001f40d ½", "--length", "5")
-    half = "½".encode(encoding, "replace")
-    assert done.stdout.startswith(half + b" ? " + half)
-    done = run_in_it("inspect", "뱀", "--prompt", "the 蛇 and")
+    for encoding in ("cp1252", "latin-1", "ascii"):
+        done = run_in(encoding, "generate", "뱀", "--prompt", "½ \U0001f40d ½", "--length", "5")
+        half = "½".encode(encoding, "replace")
+        assert done.stdout.startswith(half + b" ? " + half), encoding
+    done = run_in("ascii", "inspect", "뱀", "--prompt", "the 蛇 and")
     assert done.returncode == 0, done.stderr
-    assert "picture  ?/inside/gates.png" in done.stdout.decode(encoding)
-    done = run_in_it("info", "없다")
+    assert "picture  ?/inside/gates.png" in done.stdout.decode("ascii")
+    done = run_in("cp1252", "info", "없다")
     assert done.returncode == 1
     assert b"expected a file, found none at" in done.stderr
     assert b"Traceback" not in done.stderr
 
 
-def test_what_a_prompt_has_that_the_model_has_never_seen_is_named(folder):
-    def warned(*arguments):
-        done = subprocess.run(
-            [sys.executable, "-m", "numba_rnn", *arguments], cwd=folder, capture_output=True,
-            text=True, env={**os.environ, "NUMBA_RNN_BACKEND": "numpy"}, timeout=120, check=True,
-        )  # fmt: skip
-        return done.stderr
+@pytest.mark.parametrize("command", [["generate", "--length", "9"], ["inspect"]])
+def test_what_a_prompt_has_that_the_model_has_never_seen_is_named(folder, command):
+    done = run_bytes(*command, "run", "--prompt", "The fox, 여우", cwd=folder)
+    assert done.stderr.decode() == (
+        "warning: prompt: the model has never seen 'T', ',', '여', '우'; "
+        "it reads '\\ufffd' instead\n"
+    )
 
-    for command in (["generate", "run", "--length", "9"], ["inspect", "run"]):
-        assert warned(*command, "--prompt", "the fox") == ""
-        assert warned(*command, "--prompt", "The fox, 여우") == (
-            "warning: prompt: the model has never seen 'T', ',', '여', '우'; "
-            "it reads '\\ufffd' instead\n"
-        )
+
+def test_a_prompt_that_the_model_knows_needs_no_word(folder):
+    model, vocabulary, _ = jobs.load_model(folder / "run")
+    jobs.read_with_trace(model, vocabulary, "the fox")  # a warning would be an error
+    assert jobs.sample(model, vocabulary, prompt="the fox", length=3).startswith("the fox")
+    with pytest.warns(UserWarning, match="never seen 'T'; it reads"):
+        jobs.sample(model, vocabulary, prompt="The fox", length=3)
 
 
 def test_prompts_are_composed_as_texts_are(tmp_path):

@@ -1,5 +1,6 @@
 """The example programs run from end to end, and do well what they are for."""
 
+import os
 import re
 import subprocess
 import sys
@@ -11,9 +12,12 @@ import numpy as np
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
-def run(name, *arguments, text=None):
+def run(name, *arguments, text=None, **variables):
     command = [sys.executable, EXAMPLES / name, *map(str, arguments)]
-    return subprocess.run(command, input=text, capture_output=True, text=True, cwd=EXAMPLES)
+    return subprocess.run(
+        command, input=text, capture_output=True, text=True, cwd=EXAMPLES,
+        env=os.environ | variables,
+    )  # fmt: skip
 
 
 def test_an_audio_effect_is_learnt_and_played(tmp_path):
@@ -26,8 +30,10 @@ def test_an_audio_effect_is_learnt_and_played(tmp_path):
         assert (file.getframerate(), file.getnchannels()) == (48_000, 1)
         first = np.frombuffer(file.readframes(48_000), "<i2")
     assert np.abs(first).max() > 10_000
-    again = run("audio_filter.py", "--epochs", 1, "--wav", tmp_path / "out.wav")
+    names = "--wav", tmp_path / "out.wav", "--out", tmp_path / "소리.wav"
+    again = run("audio_filter.py", "--epochs", 1, *names, PYTHONIOENCODING="cp1252")
     assert again.returncode == 0, again.stderr
+    assert (tmp_path / "소리.wav").stat().st_size > 900_000
     assert "10.0 s of audio" in again.stdout
 
 
