@@ -158,11 +158,11 @@ class Vocabulary:
     def normal(self, text: str) -> str:
         """The text as ``read_text`` composes it (NFC).
 
-        Only where more of its tokens are members decomposed (NFD) is it decomposed: those of a
-        vocabulary that was made of such text.
+        Only where fewer of its tokens are unknown decomposed (NFD) is it decomposed: a vocabulary
+        that was made of such text has the parts of characters.
         """
         forms = [unicodedata.normalize(form, text) for form in ("NFC", "NFD")]
-        return min(forms, key=lambda form: len(self.unseen(form)))
+        return min(forms, key=lambda form: int((self.encode(form) == self.unknown).sum()))
 
     def decode(self, numbers: Array) -> str:
         """The text of token numbers."""

@@ -88,6 +88,12 @@ def test_prompts_are_read_in_the_form_that_the_vocabulary_knows(level, form):
         assert vocabulary.normal(unicodedata.normalize(typed, HANGUL)) == known
 
 
+def test_letters_that_are_new_to_the_vocabulary_stay_whole():
+    vocabulary = Vocabulary.of("plain English, as in aeo", "char")
+    for text in ("éáó", "é", "여우", "ế"):
+        assert vocabulary.normal(unicodedata.normalize("NFD", text)) == text
+
+
 def test_tokens_that_are_not_members_are_named_once():
     assert Vocabulary.of("나는 집", "char").unseen("나비는 나비 x") == ["비", "x"]
     assert Vocabulary.of("나는 집", "word").unseen("나비는 나는 집\n") == ["나비는", "<eos>"]
