@@ -20,7 +20,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """numba_rnn.bridges, .models, .training and others are loaded where they are first used."""
-    if name in ("bridges", "diagnostics", "models", "sklearn", "torch", "training", "viz"):
+    if name in ("book", "bridges", "diagnostics", "models", "sklearn", "torch", "training", "viz"):
         import importlib
 
         return importlib.import_module(f"{__name__}.{name}")

@@ -280,6 +280,7 @@ FORBIDDEN = {
     "models": ("bridges", "sklearn", "torch", "cli"),
     "training": ("bridges", "sklearn", "torch", "cli"),
     "bridges": ("cli", "diagnostics", "sklearn", "torch", "training"),
+    "book": ("bridges", "diagnostics", "models", "sklearn", "torch", "viz", "cli"),
     "sklearn": ("bridges", "diagnostics", "models", "torch", "cli"),
     "torch": ("diagnostics", "models", "sklearn", "training", "cli"),
 }

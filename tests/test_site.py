@@ -24,7 +24,9 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
-PUBLIC = ("layers", "training", "models", "bridges", "torch", "sklearn", "diagnostics", "viz")
+PUBLIC = (
+    "layers", "training", "models", "bridges", "book", "torch", "sklearn", "diagnostics", "viz",
+)  # fmt: skip
 
 
 # ---- pages as they lie in the repository
