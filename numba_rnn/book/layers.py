@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import layers as ours
 from ..backend import engine_for
-from ..checks import Array, accept, expect_float
+from ..checks import Array, accept, any_shape, expect_float
 from ..layers import TimeSigmoidWithLoss as SigmoidWithLoss  # the mean over x of any shape
 from ..layers.base import Layer
 from .functions import cross_entropy_error, sigmoid, softmax
@@ -140,13 +140,15 @@ class Sigmoid(Layer):
 
     def forward(self, x: Array) -> Array:
         """x, any shape -> the same shape."""
-        self._tape = self.out = sigmoid(x)
+        here = engine_for(x)
+        self.out = sigmoid(accept("x", x, any_shape(x), None, here))
+        self._tape = here, self.out
         return self.out
 
     def backward(self, dout: Array) -> Array:
         """dout, the shape of x -> dx."""
-        y = self._recall()
-        return dout * (1 - y) * y
+        here, y = self._recall()
+        return accept("dout", dout, y.shape, y.dtype, here) * y * (1 - y)
 
 
 class Dropout(Layer):
@@ -164,12 +166,16 @@ class Dropout(Layer):
 
     def forward(self, x: Array, train_flg: bool = True) -> Array:
         """x, any shape -> the same shape and dtype."""
+        here = engine_for(x)
+        x = accept("x", x, any_shape(x), None, here)
         if not train_flg:
             return x * x.dtype.type(1 - self.dropout_ratio)
         keep = np.random.rand(*x.shape) > self.dropout_ratio  # noqa: NPY002 (the book's)
-        self._tape = self.mask = engine_for(x).to_device(keep)
+        self.mask = here.to_device(keep)
+        self._tape = here, self.mask, x.dtype
         return x * self.mask
 
     def backward(self, dout: Array) -> Array:
         """dout, the shape of x -> dx."""
-        return dout * self._recall()
+        here, mask, dtype = self._recall()
+        return accept("dout", dout, mask.shape, dtype, here) * mask

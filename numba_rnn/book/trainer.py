@@ -14,6 +14,7 @@ import numpy as np
 from ..backend import engine_of
 from ..checks import Array
 from ..extras import needed
+from ..layers.losses import perplexity_of
 from .util import clip_grads
 
 __all__ = ["RnnlmTrainer", "Trainer", "clip_grads", "np", "remove_duplicate"]
@@ -192,7 +193,7 @@ class RnnlmTrainer(_Training):
             for k in range(iterations):
                 self._iterate(*self.get_batch(xs, ts, batch_size, time_size), max_grad)
                 if (loss := self._mean_loss(k)) is not None:
-                    perplexity = float(np.exp(loss))
+                    perplexity = perplexity_of(loss)
                     self._tell(k, iterations, "perplexity", perplexity)
                     self.ppl_list.append(perplexity)
             self.current_epoch += 1

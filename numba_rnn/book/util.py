@@ -9,6 +9,7 @@ import numpy as np
 
 from ..backend import engine_named, move, to_host
 from ..checks import Array
+from ..layers.losses import perplexity_of
 from ..training.bptt import TruncatedBPTT
 from ..training.clipping import global_norm
 
@@ -45,9 +46,9 @@ def eval_perplexity(model: Any, corpus: Array, batch_size: int = 10, time_size: 
     """
     has_flag = "train_flg" in inspect.signature(model.forward).parameters
     options = {"train_flg": False} if has_flag else {}
-    blocks = TruncatedBPTT(corpus, batch_size, time_size)
+    blocks = TruncatedBPTT(to_cpu(corpus), batch_size, time_size)
     losses = [model.forward(xs, ts, **options) for xs, ts in blocks]
-    return float(np.exp(sum(losses) / len(losses)))
+    return perplexity_of(float(sum(losses) / len(losses)))
 
 
 def eval_seq2seq(
