@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
-from llvmlite import binding
 
 from .. import disk_cache
 from ..cells import Cell
@@ -22,6 +21,7 @@ from . import threads
 from .dropout import dropout
 from .passes import Pass
 from .plans import rows_plain, with_weights, without_weights
+from .simd import vector_registers
 from .streaming import NumbaStream
 
 
@@ -114,10 +114,7 @@ class NumbaEngine(ReferenceEngine):
         return threads.team.borrow(parallel, count)
 
     def describe(self) -> dict[str, Any]:
-        features = binding.get_host_cpu_features()
-        widths = {"avx512f": 512, "avx": 256, "sse2": 128, "neon": 128}
-        simd_bits = max((bits for name, bits in widths.items() if features.get(name)), default=64)
         return {
-            **super().describe(), "threads": threads.available(), "simd_bits": simd_bits,
-            "cache": disk_cache.describe(),
+            **super().describe(), "threads": threads.available(),
+            "simd_bits": vector_registers()[1], "cache": disk_cache.describe(),
         }  # fmt: skip

@@ -25,9 +25,8 @@ order of k whatever the tile's shape, so results do not depend on how a product 
 """
 
 from llvmlite import ir
-from llvmlite.binding import get_host_cpu_features
 from numba import literally
-from numba.core import config, types
+from numba.core import types
 from numba.extending import intrinsic
 
 from .frames import arguments, part_of_a_piece
@@ -46,22 +45,24 @@ from .simd import (
     splat,
     store,
     store_part,
+    vector_registers,
 )
 
 _I64 = ir.IntType(64)
 
 
-def _has_avx512() -> bool:
-    forced = config.CPU_FEATURES  # of NUMBA_CPU_FEATURES; "" where NUMBA_CPU_NAME is generic
-    features = get_host_cpu_features().flatten() if forced is None else forced
-    return "+avx512f" in features.split(",")
-
-
-# Tiles whose sums fit the registers: 24 of 32 with AVX-512; else a vector takes several registers.
-DEEPEST_TILE = 6
-WIDEST_TILE, WIDEST_FOR_ONE_ROW = (4, 8) if _has_avx512() else (1, 4)
-TILES = {(rows, width) for rows in range(1, 7) for width in (1, 2, 4) if width <= WIDEST_TILE}
-TILES_OF_ONE_ROW = {(1, width) for width in (2, 3, 4, WIDEST_FOR_ONE_ROW)}  # not for A^T
+# Tiles whose sums, and what is added to them, fit the registers (counted in compiled loops, which
+# test_tiles.py does; the fastest of those by llvm-mca). Six rows of four vectors are 24 registers
+# of AVX-512; where a vector takes two registers (AVX) or four (NEON, SSE), a tile is one wide.
+DEEPEST_TILE, WIDEST_TILE, WIDEST_FOR_ONE_ROW = {
+    (32, 512): (6, 4, 8),
+    (16, 256): (6, 1, 4),
+    (32, 128): (4, 1, 3),
+    (16, 128): (2, 1, 2),
+}[vector_registers()]
+_DEPTHS, _WIDTHS = range(1, DEEPEST_TILE + 1), {2, 3, 4, WIDEST_FOR_ONE_ROW}
+TILES = {(rows, width) for rows in _DEPTHS for width in (1, 2, 4) if width <= WIDEST_TILE}
+TILES_OF_ONE_ROW = {(1, width) for width in _WIDTHS if width <= WIDEST_FOR_ONE_ROW}  # not for A^T
 AHEAD = 16 * VECTOR_BYTES  # how far ahead a product of one row asks for B (measured)
 
 
@@ -163,7 +164,9 @@ def _emit_tile(builder, vector, rows, vectors, kind, p):
         return body
 
     one = VECTOR_BYTES if kind == TRANSPOSED else size  # from one of A's numbers to the next
-    depth = W if rows * vectors <= 8 else 4  # more, and LLVM runs out of registers
+    # more, and LLVM loads all of B before it begins, into registers that it does not have
+    most = 16 // size if WIDEST_TILE == 1 else W
+    depth = most if rows * vectors <= 8 else 4
 
     def segment(start, b, *sums):
         _, b, *sums = _emit_loop(

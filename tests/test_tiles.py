@@ -1,0 +1,75 @@
+"""The inner loops of products keep their sums in registers, on processors that are not here."""
+
+import re
+from functools import cache
+
+import pytest
+from llvmlite import binding
+
+from helpers import run_python
+
+PROCESSORS = {  # a target of LLVM's; how many vector registers it has, and their bits
+    "cortex-a72": ("aarch64-unknown-linux-gnu", 32, 128),
+    "neoverse-n1": ("aarch64-unknown-linux-gnu", 32, 128),
+    "apple-m1": ("arm64-apple-darwin", 32, 128),
+    "haswell": ("x86_64-unknown-linux-gnu", 16, 256),
+}
+# in LLVM's assembly: a product with a sum, a vector register loaded or stored on the stack
+MULTIPLY_ADD = r"\bfmla(\.4s)?\s+v|\bvfmadd\w+ps\b"
+ON_THE_STACK = r"\b(ldr|str|ldp|stp|ldur|stur)\s+q.*\[sp|\(%rsp\).*%ymm|%ymm.*\(%rsp\)"
+LABEL, JUMP = r"^(\S+):", r"^\s+(?:b\.\w+|cbn?z|j\w+)\s+(?:\w+,\s*)?(\S+)$"
+
+# Numba is told of a processor that has only what all have, so that no other one's code gets in.
+COMPILE = """
+from numba_rnn.kernels.cpu import simd
+simd.vector_registers = lambda: ({registers}, {bits})
+from numba_rnn.kernels.cpu import frames, products
+frames.CACHED = False
+frames.compiled(products.{product}, "float32")
+print(frames.PIECES[-1].inspect_llvm())
+"""
+
+
+@cache
+def llvm_code(product: str, registers: int, bits: int) -> str:
+    code = COMPILE.format(product=product, registers=registers, bits=bits)
+    return run_python(code, {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}).stdout
+
+
+def assembly(code: str, triple: str, processor: str) -> list[str]:
+    binding.initialize_all_targets()
+    binding.initialize_all_asmprinters()
+    machine = binding.Target.from_triple(triple).create_target_machine(
+        processor, "", opt=3, codemodel="jitdefault", jit=True
+    )
+    code = re.sub('target triple = ".*"', f'target triple = "{triple}"', code)
+    layout = f'target datalayout = "{machine.target_data}"'
+    code = re.sub('target datalayout = ".*"', layout, code)
+    return machine.emit_assembly(binding.parse_assembly(code)).splitlines()
+
+
+def inner_loops(lines: list[str]) -> list[list[str]]:
+    """What is between a label and a jump back to it, if no other label is."""
+    loops, start, label = [], 0, ""
+    for k, line in enumerate(lines):
+        if match := re.match(LABEL, line):
+            start, label = k, match[1]
+        elif (match := re.match(JUMP, line)) and match[1] == label:
+            loops.append(lines[start:k])
+    return loops
+
+
+def count(pattern: str, lines: list[str]) -> int:
+    return sum(bool(re.search(pattern, line)) for line in lines)
+
+
+@pytest.mark.parametrize("product", ["multiply", "multiply_transposed"])
+@pytest.mark.parametrize("processor", PROCESSORS)
+def test_no_inner_loop_of_a_product_spills_a_register(processor, product):
+    triple, *registers = PROCESSORS[processor]
+    lines = assembly(llvm_code(product, *registers), triple, processor)
+    counts = [(count(MULTIPLY_ADD, loop), count(ON_THE_STACK, loop)) for loop in inner_loops(lines)]
+    spills = {(work, spilled) for work, spilled in counts if work}
+    assert len(spills) >= 6  # tiles of several sizes, their rests
+    assert max(spills)[0] >= 32
+    assert not any(spilled for _, spilled in spills), spills
