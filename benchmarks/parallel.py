@@ -30,6 +30,8 @@ from typing import Annotated, Any
 
 import typer
 
+from numba_rnn.kernels.machine import cores
+
 THREADS = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -48,7 +50,7 @@ def main(
     if one_of_them:
         measure(sizes, rounds)
         return
-    most = ranks or len(os.sched_getaffinity(0))
+    most = ranks or cores()
     own = Path(sys.executable).with_name("mpiexec")
     launcher = str(own) if own.exists() else shutil.which("mpiexec")
     if launcher is None:

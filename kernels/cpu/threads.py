@@ -48,14 +48,19 @@ PLAN = 256  # a copy of its plan: see sequence.py
 BORROWED = 1408  # how many borrowed threads have come
 SENT_BACK = 1536  # 1: they may go
 CLAIMS = 2048  # for each shard: which phase of which job was claimed last
-COPIES = 8192  # for each thread its copy of the plan, and whether it sleeps; then for borrowed ones
 _LINE, _COPY, _ASLEEP = 128, 2048, 1920
+MOST_THREADS = 192
+# for each thread its copy of the plan, and whether it sleeps; then for borrowed ones
+COPIES = CLAIMS + MOST_THREADS * _LINE
 PLAN_WORDS = 128  # whatever its fields need
 # Words of a plan: the address of its piece, its own, the thread's number, the job's ...
 _PIECE, _HERE, _THREAD_WORD, _JOB_WORD, _SHARES = 0, 1, 2, 3, slice(4, 6)
-MOST_THREADS = (COPIES - CLAIMS) // _LINE
 PHASES = 1 << 24  # of one job
 SPIN = 4000  # pauses that a thread waits for others before it naps (measured: 0.1 ms)
+YIELDS = 1000  # naps without sleep, where sleep is long
+# How long naps are: the first ones and those after YIELDS, in microseconds. Windows has
+# milliseconds, and sleeps up to fifteen: it first lets others run, for no time, which costs a core.
+FIRST_NAP, LATER_NAP = (0, 1) if os.name == "nt" else (50, 50)
 
 _I8, _I32, _I64 = (ir.IntType(bits) for bits in (8, 32, 64))
 
@@ -173,14 +178,14 @@ def _yield_processor(typing):
 
 
 @intrinsic
-def _nap(typing):
-    """Sleep for 50 microseconds (Windows, whose naps are a hundred times longer, yields)."""
+def _nap(typing, length):
+    """Sleep for so many microseconds, on Windows milliseconds."""
 
     def codegen(context, builder, signature, args):
-        _calling("numba_rnn_sleep", _I32, _I32)(builder, _I32(0 if os.name == "nt" else 50))
+        _calling("numba_rnn_sleep", _I32, _I32)(builder, builder.trunc(args[0], _I32))
         return context.get_dummy_value()
 
-    return types.void(), codegen
+    return types.void(types.int64), codegen
 
 
 @intrinsic
@@ -272,7 +277,7 @@ def wait_for_all(team, job, shards_done):
         _pause()
         turns += 1
         if turns > SPIN:  # someone's processor is busy with other work: let him have this one
-            _nap()
+            _nap(FIRST_NAP if turns <= SPIN + YIELDS else LATER_NAP)
 
 
 @part_of_a_piece
