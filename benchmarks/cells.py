@@ -285,12 +285,12 @@ def run(arguments: list[str], threads: int) -> list[dict[str, Any]]:
             env={**os.environ, **dict.fromkeys(limits, str(threads))},
             check=True,
         )
-        return json.loads(part.read_text())
+        return json.loads(part.read_text(encoding="utf-8"))
 
 
 def read(figures: Path) -> tuple[dict[int, dict[str, Any]], list[dict[str, Any]]]:
     """What was written: machines by their number of threads, and rows."""
-    found = json.loads(figures.read_text())
+    found = json.loads(figures.read_text(encoding="utf-8"))
     rows = [{**row, "sizes": tuple(row["sizes"])} for row in found["rows"]]
     return {can["threads"]: can for can in found["machines"]}, rows
 
@@ -351,7 +351,9 @@ def main(
     compiling = compiling and not quick
     if child:
         assert out is not None
-        out.write_text(json.dumps(run_child(names, sizes[0], threads[0], rounds, compiling)))
+        out.write_text(
+            json.dumps(run_child(names, sizes[0], threads[0], rounds, compiling)), encoding="utf-8"
+        )
         return
     arguments = [f"--cell={name}" for name in names] + [f"--rounds={rounds}"]
     arguments += ["--compile" if compiling else "--no-compile"]
@@ -364,7 +366,7 @@ def main(
             rows += [{**row, "sizes": tuple(row["sizes"])} for row in found]
             if out is not None:
                 figures = {"machines": list(machines.values()), "rows": rows}
-                out.write_text(json.dumps(figures, indent=1) + "\n")
+                out.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     conclude(machines, rows)
 
 

@@ -308,7 +308,7 @@ def main(
     if child:
         rows = run_child(what, cell, threads[0], rounds)
         assert out is not None
-        out.write_text(json.dumps(rows))
+        out.write_text(json.dumps(rows), encoding="utf-8")
         return
     rows, machines = [], []
     for count in threads:  # libraries ask for the number of threads when they are imported
@@ -327,7 +327,7 @@ def main(
                 env={**os.environ, **limits},
                 check=True,
             )  # fmt: skip
-            first, *rest = json.loads(part.read_text())
+            first, *rest = json.loads(part.read_text(encoding="utf-8"))
         finally:
             part.unlink(missing_ok=True)
         machines.append(first["machine"])
@@ -341,7 +341,9 @@ def main(
         )
     print(", ".join(f"{name} {version}" for name, version in machines[0]["versions"].items()))
     if out is not None:
-        out.write_text(json.dumps({"machines": machines, "rows": rows}, indent=1) + "\n")
+        out.write_text(
+            json.dumps({"machines": machines, "rows": rows}, indent=1) + "\n", encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

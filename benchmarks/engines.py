@@ -81,7 +81,7 @@ def main(
                 flush=True,
             )
     if out is not None:
-        out.write_text(json.dumps(rows, indent=1) + "\n")
+        out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def main(
     to: Annotated[Path, typer.Argument(help="The picture, .png or .svg.")],
 ) -> None:
     """Draw the ratios as bars, losing ones included."""
-    read = json.loads(figures.read_text())
+    read = json.loads(figures.read_text(encoding="utf-8"))
     draw(read["rows"], read["machines"], to)
     print(f"wrote {to}")
 

@@ -211,7 +211,7 @@ def compile_all(
         outputs = [Path(folder, str(k)) for k in range(count)]
         children = []
         for k, output in enumerate(outputs):
-            with open(output, "w") as file:
+            with open(output, "w", encoding="utf-8") as file:
                 children.append(
                     subprocess.Popen([*command, f"--share={k}/{count}"], stdout=file, cwd=ROOT)
                 )
@@ -220,7 +220,7 @@ def compile_all(
                 child.wait(timeout=max(0.1, 150 - (time.perf_counter() - start)))
             except subprocess.TimeoutExpired:
                 child.kill()
-        answers = [_last_json(output.read_text()) for output in outputs]
+        answers = [_last_json(output.read_text(encoding="utf-8")) for output in outputs]
     known = [answer for answer in answers if answer]
     found: dict[str, Any] = {
         "processes": count,
