@@ -1,8 +1,15 @@
 """Recurrent networks in plain Python at the speed of the hardware."""
 
+# ruff: noqa: E402  (the path comes before all imports)
+
 __version__ = "0.1.0"
 
+from pathlib import Path
 from typing import Any
+
+_here = Path(__path__[0])
+if not (_here / "kernels").exists() and (_here.parent / "kernels" / "cells").exists():
+    __path__.append(str(_here.parent))  # a checkout: numba_rnn.kernels stands beside numba_rnn
 
 from . import functions
 from .backend import BackendError, backend, explain, use_backend

@@ -82,7 +82,17 @@ def _choose_backend(backend: str | None, strict: bool, say: bool = True) -> None
         typer.secho(f"warning: {warning.message}", fg=typer.colors.YELLOW, err=True)
 
 
-@app.command()
+TRAIN = """Train a recurrent language model.
+
+Without arguments: a character LSTM on English that every Python carries, in about two
+minutes, ending with its held-out perplexity, a sample and a checkpoint. Ctrl-C saves and
+stops; --resume goes on where it stopped, bit for bit.
+
+`mpiexec -n 4 numba-rnn train` shares every batch among four processes.
+"""
+
+
+@app.command(help=TRAIN)
 def train(
     context: typer.Context,
     text: Annotated[
@@ -155,14 +165,7 @@ def train(
     strict: StrictOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
-    """Train a recurrent language model.
-
-    Without arguments: a character LSTM on English that every Python carries, in about two
-    minutes, ending with its held-out perplexity, a sample and a checkpoint. Ctrl-C saves and
-    stops; --resume goes on where it stopped, bit for bit.
-
-    `mpiexec -n 4 numba-rnn train` shares every batch among four processes.
-    """
+    """Train a recurrent language model."""
     with connect(plain=ERRORS) as ranks:  # one process, unless a launcher started several
         first = ranks.rank == 0
         _choose_backend(backend, strict, say=first)
@@ -260,7 +263,7 @@ def _from_command_line(context: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-@app.command()
+@app.command(help="Make up text with a trained model.")
 def generate(
     checkpoint: CheckpointArgument,
     prompt: Annotated[str | None, typer.Option(help="Text to go on from.")] = None,
@@ -288,7 +291,9 @@ def generate(
     )  # fmt: skip
 
 
-@app.command()
+@app.command(
+    help="Perplexity of a trained model on a text (10 streams, blocks of 35, state carried)."
+)
 def evaluate(
     checkpoint: CheckpointArgument,
     text: Annotated[Path, typer.Option(help="The text to predict.")],
@@ -307,7 +312,19 @@ def evaluate(
     say(f"{predicted:,} of {len(corpus) - 1:,} tokens predicted; {unknown:,} unknown")
 
 
-@app.command()
+INSPECT = """Look inside a trained model while it reads a text.
+
+Prints, and draws, for each recurrent layer: how open its gates were at every token, how often
+they were saturated (stuck near an end, where they hardly learn), how fast the gradient of the
+last token's loss shrank or grew on its way back through the text, and what the recurrent
+weights do to a vector (their spectrum).
+
+A factor near 1 a step carries far. One of 0.7 leaves 3 % after 10 steps: what was read
+earlier hardly counts in training. One above 1 explodes; train --clip bounds that.
+"""
+
+
+@app.command(help=INSPECT)
 def inspect(
     checkpoint: CheckpointArgument,
     prompt: Annotated[
@@ -327,16 +344,7 @@ def inspect(
     backend: BackendOption = None,
     strict: StrictOption = False,
 ) -> None:
-    """Look inside a trained model while it reads a text.
-
-    Prints, and draws, for each recurrent layer: how open its gates were at every token, how often
-    they were saturated (stuck near an end, where they hardly learn), how fast the gradient of the
-    last token's loss shrank or grew on its way back through the text, and what the recurrent
-    weights do to a vector (their spectrum).
-
-    A factor near 1 a step carries far. One of 0.7 leaves 3 % after 10 steps: what was read
-    earlier hardly counts in training. One above 1 explodes; train --clip bounds that.
-    """
+    """Look inside a trained model while it reads a text."""
     from .diagnostics import summary
 
     _choose_backend(backend, strict)
@@ -358,7 +366,7 @@ def inspect(
         say(str(error))
 
 
-@app.command()
+@app.command(help="Say which engine runs and why; with a checkpoint, what is in it.")
 def info(
     checkpoint: Annotated[
         Path | None, typer.Argument(help="A checkpoint, or the folder of a run.")

@@ -1,10 +1,13 @@
 """What is installed works away from the checkout, and imports point one way."""
 
 import ast
+import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import textwrap
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -206,6 +209,99 @@ def test_nothing_imports_a_cached_property_with_a_lock():
     for package in ("numba_rnn", "numba_rnn.kernels"):
         for module, targets in imports(package).items():
             assert "functools.cached_property" not in targets, module
+
+
+def test_the_wheel_works_from_within_the_checkout(wheel, tmp_path):
+    """There the checkout's own files are imported, whose kernels stand elsewhere."""
+    target = tmp_path / "site"
+    pip("install", "--no-deps", "--no-index", "--target", str(target), str(wheel))
+    packages = [place for place in sys.path if place.endswith("site-packages")]
+    code = """
+        import sys
+        assert not any("editable" in str(finder) for finder in sys.meta_path)
+        import numba_rnn, numba_rnn.kernels.cells, numba_rnn.models, numba_rnn.training
+        print(numba_rnn.kernels.__file__)
+        """
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", textwrap.dedent(code)],  # -S: no editable install
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(target), *packages])},
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(ROOT / "kernels" / "__init__.py")
+
+
+# ---- the source distribution
+
+
+def test_the_sdist_holds_what_its_tests_need(tmp_path):
+    source, folder = tmp_path / "source", tmp_path / "sdist"
+    left_out = ("__pycache__", "*.egg-info", ".git", ".venv", "build", "dist", "runs", "site")
+    left_out += (".*_cache", ".hypothesis", ".ipynb_checkpoints", "*.nb[ic]", "*.pyc")
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*left_out))
+    # as build does, in this environment: setuptools writes into the folder it starts in
+    code = "import sys; from setuptools.build_meta import build_sdist; build_sdist(sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder)],
+        cwd=source, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (built,) = folder.glob("*.tar.gz")
+    with tarfile.open(built) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    files = {file.relative_to(source).as_posix() for file in source.rglob("*") if file.is_file()}
+    files = {file for file in files if ".egg-info/" not in file}
+    assert {
+        "tests/conftest.py",
+        "notebooks/README.md",
+        "mkdocs.yml",
+        "kernels/reference.py",
+    } < files
+    assert files - held == {".gitignore"} & files
+
+
+# ---- all the ways to start Python
+
+
+COMMANDS = ("train", "generate", "evaluate", "inspect", "info")
+
+
+def test_help_is_there_without_docstrings(tmp_path):
+    """Python -OO leaves docstrings out."""
+    code = f"""
+        from typer.testing import CliRunner
+        from numba_rnn.cli import app
+        for command in {COMMANDS}:
+            print(CliRunner().invoke(app, [command, "--help"]).output)
+        """
+    said = [
+        subprocess.run(
+            [sys.executable, *options, "-c", textwrap.dedent(code)],
+            capture_output=True, text=True, check=True, cwd=tmp_path, encoding="utf-8",
+            env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+        ).stdout
+        for options in ([], ["-OO"])
+    ]  # fmt: skip
+    assert "Train a recurrent language model." in said[0]
+    assert said[0] == said[1]
+
+
+# ---- other people's machines
+
+
+def test_the_workflow_runs_the_test_command_of_the_readme():
+    command = 'pip install -e ".[dev,peers]" && pytest'
+    workflow = (ROOT / ".github/workflows/tests.yml").read_text(encoding="utf-8")
+    assert f"    {command}\n" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"          {command}\n" in workflow
+    assert "has not been run" in workflow
+
+
+def test_no_python_is_too_new():
+    """A cap would keep projects from resolving that allow newer ones (Poetry's do)."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["requires-python"] == ">=3.11"
+    assert "Programming Language :: Python :: 3.15" in project["classifiers"]
 
 
 # ---- who imports whom
