@@ -18,17 +18,16 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated
 
+import numpy as np
 import typer
+
+import numba_rnn
 
 KINDS = "gru", "lstm", "mgu", "rnn", "light_gru", "slstm"
 
 
 def compute(kind: str, seed: int = 0) -> list[bytes]:
     """What a layer computes, forward and backward."""
-    import numpy as np
-
-    import numba_rnn
-
     layer = numba_rnn.time_layer(kind).create(3, 8, rng=seed)
     hs = layer.forward(np.ones((2, 3, 3), np.float32))
     return [array.tobytes() for array in (hs, layer.backward(hs), *layer.grads)]
