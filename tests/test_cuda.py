@@ -278,9 +278,10 @@ def test_an_optimiser_s_rule_runs_in_one_kernel(kind, size, dtype):
 
 
 @pytest.mark.parametrize("width", [1, 6, 8])
-@pytest.mark.parametrize("count", [40, 700])
+@pytest.mark.parametrize("count", [40, 600])
 def test_rows_that_come_again_are_added_up_in_order(width, count):
     random, engine = np.random.default_rng(0), Emulated()
+    engine.gpu.change = lambda kernel: replace(kernel, threads=8)  # more have nothing to do
     rows = np.minimum(random.integers(0, 9, count), 4)  # 4 comes often
     values = random.standard_normal((count, width)).astype(np.float32)
     first = random.standard_normal((6, width)).astype(np.float32)

@@ -182,9 +182,8 @@ def _emit_tile(builder, vector, rows, vectors, kind, p):
 
     adding = builder.icmp_signed("!=", add, _I64(0))
     with builder.if_then(adding):
-        for place, _ in places:  # the tile below this one comes next
-            below = builder.add(place, builder.mul(c_row, _I64(rows)))
-            emit_prefetch(builder, below, cache=1, for_writing=True)
+        for place, _ in places:  # they are read when all products have been made
+            emit_prefetch(builder, place, cache=1, for_writing=True)
     zero = ir.Constant(vector.llvm, [0.0] * vector.lanes)
     _, _, *sums = _emit_loop(builder, groups, [a, b, *[zero] * len(places)], group)
     start = builder.block
