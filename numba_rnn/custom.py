@@ -64,7 +64,8 @@ def cell(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     name            the cell's name, the function's if left out
 
     Returns a ``WrittenCell``: ``source("backward")`` shows what was derived, ``check()`` compares
-    its gradients with finite differences, ``time_layer(it)`` is its layer. Raises ValueError or
+    its gradients with finite differences and warns of quotients that may be 0 / 0,
+    ``time_layer(it)`` is its layer. Raises ValueError or
     TypeError, naming the line, for what no cell can be; ImportError without SymPy
     (``pip install "numba-rnn[cells]"``).
 

@@ -422,6 +422,15 @@ def test_what_is_no_model_of_the_book_is_refused(what):
         from_book(make())
 
 
+def test_keys_that_are_no_names_and_folders_are_refused(tmp_path):
+    with pytest.raises(TypeError, match="source: expected names of arrays, got the key 3"):
+        from_book({3: np.ones(3)})
+    with pytest.raises(ValueError, match=r"expected an \.npz file, got the folder"):
+        from_book(tmp_path)
+    with pytest.raises(ValueError, match=r"expected the path of an \.npz file"):
+        from_book("a\0b")
+
+
 def zip_of(path, **members):
     with zipfile.ZipFile(path, "w") as archive:
         for name, data in members.items():

@@ -230,6 +230,38 @@ WRONG = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda cell: setattr(cell, "dtype", "x"), "expected a dtype of SimpleCell, got 'x'"),
+        (
+            lambda cell: setattr(cell.dense_i, "kernel", nnx.Param(3)),
+            r"dense_i\.kernel: expected an",
+        ),
+        (
+            lambda cell: vars(cell.dense_h).update(kernel=3),
+            r"dense_h\.kernel: expected an nnx.Param",
+        ),
+    ],
+)
+def test_damaged_modules_are_refused_by_name(change, says):
+    cell = nnx.SimpleCell(3, 5, rngs=nnx.Rngs(0))
+    change(cell)
+    with pytest.raises(TypeError, match=says):
+        from_flax(cell)
+
+
+def test_damaged_stacks_are_refused_by_name():
+    dropout = nnx.Dropout(0.1, rngs=nnx.Rngs(0))
+    dropout.rate = "x"
+    with pytest.raises(TypeError, match=r"rate of nnx\.Dropout: expected a number, got 'x'"):
+        from_flax([rnn(), dropout, rnn()])
+    stack = nnx.Sequential(rnn())
+    vars(stack)["layers"] = 3
+    with pytest.raises(TypeError, match=r"source: expected layers in nnx\.Sequential, got 3"):
+        from_flax(stack)
+
+
 @pytest.mark.parametrize("what", WRONG)
 def test_what_is_no_recurrent_module_is_refused(what):
     make, error, says = WRONG[what]

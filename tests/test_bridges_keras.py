@@ -433,6 +433,19 @@ def test_on_jax():
     )
 
 
+@pytest.mark.parametrize("kind", ["tanh", "lstm", "gru"])
+def test_what_a_config_does_not_say_is_named(kind, monkeypatch):
+    layer = filled(made(kind, 5), 3)
+    config = layer.get_config()
+    for key in ("go_backwards", "dropout", *(("reset_after",) if kind == "gru" else ())):
+        less = {name: value for name, value in config.items() if name != key}
+        monkeypatch.setattr(layer, "get_config", lambda less=less: less)
+        with pytest.raises(
+            ValueError, match=f"source: expected {key} in the config of {layer.name}"
+        ):
+            from_keras(layer)
+
+
 # ---- Keras' own tests, with the numbers that they expect
 
 

@@ -820,6 +820,11 @@ REFUSED = {
         CannotConvert,
         "training_mode: expected a constant False",
     ),
+    "an input left out": (
+        lambda: more(node("Concat", ["Y", "", "Y"], ["z"], axis=0)),
+        CannotConvert,
+        "Concat node 'z': expected all its inputs",
+    ),
     "no weights": (
         lambda: model_of([node("Relu", ["X"], ["Y"])], {"X": np.ones(3, np.float32)}, {}, {"Y": 1}),
         CannotConvert,

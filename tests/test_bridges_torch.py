@@ -329,6 +329,9 @@ def test_files_that_cannot_be_read(tmp_path):
         from_torch(state_dict(), activation="sigmoid")
     with pytest.raises(ValueError, match=r"names that begin 'x\.', got ''"):
         from_torch(state_dict(), prefix="x.")
+    for key in (3, None, ("weight_hh_l0",)):
+        with pytest.raises(TypeError, match="source: expected names of weights, got the key "):
+            from_torch({**state_dict(), key: np.ones(3)})
 
 
 def test_files_with_numbers_that_numpy_has_not(tmp_path):

@@ -387,6 +387,28 @@ def test_a_pickle_says_the_same_and_holds_no_layers(model):
     np.testing.assert_array_equal(pickle.loads(data).predict(XS), first.predict(XS))
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"config": None}, "damaged"),
+        ({"parameters": b"abc"}, "damaged"),
+        ({"parameters": None}, "damaged"),
+        ({"random": {"bit_generator": "PCG64"}}, "damaged"),
+        ({"optimiser": 3}, "damaged"),
+        ({"hidden_size": 2**31}, "hidden_size: expected what the parameters have, got 2147483648"),
+        ({"layers": 2**31}, "layers: expected what the parameters have"),
+        ({"input_size": -1}, "input_size: expected what the parameters have"),
+    ],
+)
+def test_a_damaged_pickle_is_refused(change, says):
+    state = fitted(RNNRegressor(**SMALL)).__getstate__()
+    saved = state["_saved"]
+    config = {name: change.get(name, value) for name, value in saved["config"].items()}
+    state["_saved"] = {**saved, "config": config, **change}
+    with pytest.raises(ValueError, match=f"RNNRegressor: expected the pickle of .*{says}"):
+        RNNRegressor.__new__(RNNRegressor).__setstate__(state)
+
+
 def test_training_goes_on_in_a_pickle():
     """The optimiser's memory, the order of the rows and dropout's numbers are in it."""
     xs, y = XS, XS.sum(axis=(1, 2))

@@ -81,7 +81,7 @@ def changed_bytes(rng: np.random.Generator, data: bytes) -> bytes:
 
 def changed_array(rng: np.random.Generator, array: np.ndarray) -> Any:
     kind = rng.integers(8)
-    if kind == 0:
+    if kind == 0 and array.ndim:
         return array[..., : int(rng.integers(0, 3))]
     if kind == 1:
         return array.ravel() if rng.random() < 0.5 else array[None]
@@ -237,6 +237,8 @@ def of_onnx(folder: Path) -> Iterator[tuple[str, Loader]]:
             message.ClearField(field.name)
         elif field.type == field.TYPE_MESSAGE:
             changed_message(rng, value)
+        elif field.type == field.TYPE_ENUM:
+            setattr(message, field.name, one_of(rng, field.enum_type.values).number)
         else:
             setattr(message, field.name, changed_scalar(rng, value))
 

@@ -27,6 +27,7 @@ _ATTRIBUTES = (
     "layout",
 )  # fmt: skip
 _OWN = {"RNN": (), "LSTM": ("input_forget",), "GRU": ("linear_before_reset",)}
+_NEEDED = {"Dropout": 1, "Slice": 3, "Squeeze": 1}  # inputs, where others may be left out
 _LAYERS = ("RNN", "LSTM", "GRU", "MatMul", "Gemm")
 _NO_LIMIT = float(np.finfo(np.float32).max)  # ONNX Runtime's clip where there is none
 _Shape = tuple[int | str, ...] | None
@@ -366,6 +367,8 @@ class _Reader:
         mode = self._known(node.input(2)) if node.op == "Dropout" else None
         if node.op == "Dropout" and node.input(2) and (mode is None or mode.any()):
             raise node.refuse("training_mode: expected a constant False")
+        if "" in node.inputs[: _NEEDED.get(node.op)]:
+            raise node.refuse("expected all its inputs, got one that is left out")
         return GLUE[node.op](node)
 
     def _weight(self, node: Node, place: int, what: str, shape: tuple[int | str, ...]) -> Array:
