@@ -422,6 +422,15 @@ def test_what_is_no_model_of_the_book_is_refused(what):
         from_book(make())
 
 
+def test_a_tied_model_with_nan_in_its_embedding_is_tied():
+    params = to_book(Rnnlm(5, 4, 4, tie=True, rng=0))
+    params[0][2, 1] = np.nan
+    for source in ([*params[:4], params[-1]], [*params[:4], params[0].T, params[-1]]):
+        model = from_book(source)
+        assert model.tie
+        np.testing.assert_array_equal(model.embedding.params[0], params[0])
+
+
 def test_keys_that_are_no_names_and_folders_are_refused(tmp_path):
     with pytest.raises(TypeError, match="source: expected names of arrays, got the key 3"):
         from_book({3: np.ones(3)})

@@ -260,7 +260,7 @@ def _model(arrays: dict[str, Array], layers: int) -> Rnnlm:
         shapes[name] = ((D if k == 0 else H, G * H), (H, G * H), (G * H,))[k % 3]
     for name in set(arrays) - {"embed_W"}:
         expect_array(name, arrays[name], shapes[name], embed.dtype)
-    tie = np.array_equal(arrays.get("affine_W", embed.T), embed.T)
+    tie = np.array_equal(arrays.get("affine_W", embed.T), embed.T, equal_nan=True)
     sizes: dict[str, Any] = {"cell": _CELLS[G][0], "layers": layers, "tie": tie}
     model = Rnnlm(V, D, H, **sizes, init="book", dtype=embed.dtype)
     params = {"param/embedding.W": embed, "param/affine.b": arrays["affine_b"]}
