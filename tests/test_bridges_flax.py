@@ -251,6 +251,24 @@ def test_damaged_modules_are_refused_by_name(change, says):
         from_flax(cell)
 
 
+def test_weights_that_are_not_there_are_named():
+    cell = nnx.SimpleCell(3, 5, rngs=nnx.Rngs(0))
+    vars(cell.dense_i)["bias"] = None
+    with pytest.raises(ValueError, match="source: expected a bias in SimpleCell, got none"):
+        from_flax(cell)
+    vars(cell.dense_h)["kernel"] = None
+    with pytest.raises(TypeError, match=r"dense_h\.kernel: expected an nnx\.Param, got None"):
+        from_flax(cell)
+
+
+def test_gates_of_an_lstm_that_differ_are_named():
+    for key, value in (("kernel", nnx.Param(np.ones((4, 5), np.float32))), ("bias", None)):
+        cell = nnx.LSTMCell(3, 5, rngs=nnx.Rngs(0))
+        vars(cell.hf)[key] = value
+        with pytest.raises(ValueError, match="source: expected gates of one shape in LSTMCell"):
+            from_flax(cell)
+
+
 def test_damaged_stacks_are_refused_by_name():
     dropout = nnx.Dropout(0.1, rngs=nnx.Rngs(0))
     dropout.rate = "x"

@@ -192,11 +192,19 @@ def _arrays(cell: Any) -> tuple[Array, Array, Array]:
     name = type(cell).__name__
     if name != "LSTMCell":
         of_x, of_h = _linear(cell, "dense_i"), _linear(cell, "dense_h")
-        return of_x["kernel"], of_h["kernel"], {**of_x, **of_h}["bias"]
+        both = {**of_x, **of_h}
+        if "bias" not in both:
+            raise ValueError(f"source: expected a bias in {name}, got none")
+        return of_x["kernel"], of_h["kernel"], both["bias"]
     xs = [_linear(cell, gate)["kernel"] for gate in ("ii", "if_", "ig", "io")]
     hs = [_linear(cell, gate) for gate in ("hi", "hf", "hg", "ho")]
-    Wh, b = (np.concatenate([h[key] for h in hs], axis=-1) for key in ("kernel", "bias"))
-    return np.concatenate(xs, axis=1), Wh, b
+    try:
+        Wh, b = (np.concatenate([h[key] for h in hs], axis=-1) for key in ("kernel", "bias"))
+        return np.concatenate(xs, axis=1), Wh, b
+    except (KeyError, ValueError) as error:
+        raise ValueError(
+            f"source: expected gates of one shape in {name}, each with a bias beside h ({error})"
+        ) from error
 
 
 def _linear(cell: Any, name: str) -> dict[str, Array]:
@@ -218,6 +226,8 @@ def _linear(cell: Any, name: str) -> dict[str, Array]:
             except (TypeError, KeyError, IndexError) as error:
                 raise TypeError(f"{name}.{key}: expected an nnx.Param, got {param!r}") from error
             found[key] = as_floats(f"{name}.{key}", value)
+        elif key == "kernel":
+            raise TypeError(f"{name}.kernel: expected an nnx.Param, got None")
     return found
 
 
