@@ -25,7 +25,7 @@ from numba_rnn.kernels.machine import cpu_name
 from numba_rnn.training import CheckpointError, load_checkpoint
 
 SIZES = "--embed 16 --hidden 32 --batch 4 --time 16 --dropout 0.2 --epochs 3 --patience 0"
-KINDS = ("SIGKILL", "SIGTERM", "SIGHUP", "SIGTERM, SIGKILL")
+KINDS = ("SIGKILL", "SIGTERM", "SIGHUP", "SIGTERM then SIGKILL")
 HANGS = 300.0  # seconds in which a run, or what is left of it after a signal, has ended
 
 
@@ -67,7 +67,7 @@ def _written(folder: Path) -> int:
 
 
 def kill(process: subprocess.Popen[str], kind: str, rng: random.Random) -> None:
-    for name in kind.split(", "):
+    for name in kind.split(" then "):
         process.send_signal(getattr(signal, name))
         time.sleep(rng.uniform(0, 0.02))
 
@@ -132,7 +132,7 @@ def stress(count: int, backend: str, rng: random.Random, folder: Path) -> list[s
         if killing and code:
             kills[kind] += 1
             moments["starting" if after == before else "training"] += 1
-            if code not in (130, *(-getattr(signal, name) for name in kind.split(", "))):
+            if code not in (130, *(-getattr(signal, name) for name in kind.split(" then "))):
                 wrong.append(f"{run.name}, after {kind}: exit {code}, {said}")
         elif code:
             return [*wrong, f"{run.name}: exit {code}, {said}"]
