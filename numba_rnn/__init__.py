@@ -1,15 +1,21 @@
 """Recurrent networks in plain Python at the speed of the hardware."""
 
-# ruff: noqa: E402  (the path comes before all imports)
-
 __version__ = "0.1.0"
 
+import sys
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
-_here = Path(__path__[0])
-if not (_here / "kernels").exists() and (_here.parent / "kernels" / "cells").exists():
-    __path__.append(str(_here.parent))  # a checkout: numba_rnn.kernels stands beside numba_rnn
+if find_spec(f"{__name__}.kernels") is None:
+    # in a checkout, of which nothing is installed that says where its kernels are: beside this
+    _spec = spec_from_file_location(
+        f"{__name__}.kernels", Path(__file__).parents[1] / "kernels" / "__init__.py"
+    )
+    assert _spec is not None
+    assert _spec.loader is not None
+    kernels = sys.modules[_spec.name] = module_from_spec(_spec)
+    _spec.loader.exec_module(kernels)
 
 from . import functions
 from .backend import BackendError, backend, explain, use_backend
