@@ -1,4 +1,4 @@
-"""PyTorch's own inputs for its recurrent modules, as its package carries them, run here."""
+"""PyTorch's own inputs for its recurrent modules, which its package carries, here."""
 
 from helpers import run_python
 

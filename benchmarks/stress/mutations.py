@@ -506,7 +506,7 @@ def work(loader: str, seed: int, start: int, count: int, show: bool) -> None:
     np.seterr(all="ignore")
     with tempfile.TemporaryDirectory() as folder:
         load = dict(LOADERS[loader](Path(folder)))[loader]
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
         limit = pages * resource.getpagesize() + MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         print("ready", flush=True)
