@@ -181,23 +181,31 @@ def _emit_tile(builder, vector, rows, vectors, kind, p):
         return builder.add(start, a_group), b, *sums
 
     adding = builder.icmp_signed("!=", add, _I64(0))
+
+    def added(values):
+        """The values, and what C holds where that is to be added to."""
+        start = builder.block
+        with builder.if_then(adding):
+            totals = [
+                builder.fadd(emit_load_part(builder, vector, *place), value)
+                for value, place in zip(values, places, strict=True)
+            ]
+            end = builder.block
+        results = [builder.phi(vector.llvm) for _ in places]
+        for phi, value, total in zip(results, values, totals, strict=True):
+            phi.add_incoming(value, start)
+            phi.add_incoming(total, end)
+        return results
+
+    late = kind == TRANSPOSED  # sums over many rows: those that begin large are rounded roughly
     with builder.if_then(adding):
-        for place, _ in places:  # they are read when all products have been made
-            emit_prefetch(builder, place, cache=1, for_writing=True)
-    zero = ir.Constant(vector.llvm, [0.0] * vector.lanes)
-    _, _, *sums = _emit_loop(builder, groups, [a, b, *[zero] * len(places)], group)
-    start = builder.block
-    with builder.if_then(adding):  # now, not before: sums that begin large are rounded roughly
-        totals = [
-            builder.fadd(emit_load_part(builder, vector, *place), value)
-            for value, place in zip(sums, places, strict=True)
-        ]
-        end = builder.block
-    results = [builder.phi(vector.llvm) for _ in places]
-    for phi, value, total in zip(results, sums, totals, strict=True):
-        phi.add_incoming(value, start)
-        phi.add_incoming(total, end)
-    for value, place in zip(results, places, strict=True):
+        for place, _ in places:  # wanted next: by this tile at its end, or the one below
+            wanted = place if late else builder.add(place, builder.mul(c_row, _I64(rows)))
+            emit_prefetch(builder, wanted, cache=1, for_writing=True)
+    sums = [ir.Constant(vector.llvm, [0.0] * vector.lanes)] * len(places)
+    sums = sums if late else added(sums)
+    _, _, *sums = _emit_loop(builder, groups, [a, b, *sums], group)
+    for value, place in zip(added(sums) if late else sums, places, strict=True):
         emit_store_part(builder, vector, value, *place)
 
 
