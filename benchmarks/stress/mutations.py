@@ -375,7 +375,8 @@ def of_keras(folder: Path) -> Iterator[tuple[str, Loader]]:
                 elif rng.random() < 0.7:
                     weight = one_of(rng, part.weights)
                     before = weight._value
-                    weight._value = changed_value(rng, np.asarray(before))
+                    new = changed_value(rng, np.asarray(before))
+                    weight._value = before if new is None else new  # None: Keras makes a new one
                     undo.append(lambda w=weight, b=before: setattr(w, "_value", b))
                 else:
                     name = one_of(rng, ("merge_mode", "stateful", "return_sequences", "rate"))
