@@ -163,7 +163,7 @@ def measure(sizes: tuple[int, ...], rounds: int) -> None:
             ranks = Alone() if count == 1 else MpiRanks(MPI, comm=comm)
             mine[count, apart] = Candidate(Timed(ranks, apart), sizes)
         meet()
-    load = os.getloadavg()[0]
+    load = load_of_machine()
     for _ in range(rounds):
         for line in lines:
             meet()
@@ -175,7 +175,7 @@ def measure(sizes: tuple[int, ...], rounds: int) -> None:
     hidden, layers, batch, time_size, vocabulary = sizes
     print(
         f"LSTM, H {hidden}, {layers} layers, vocabulary {vocabulary}, batch {batch}, time "
-        f"{time_size}, float32, a thread each; load {load:.1f} before, {os.getloadavg()[0]:.1f} "
+        f"{time_size}, float32, a thread each; load {load:.1f} before, {load_of_machine():.1f} "
         f"after, {os.cpu_count()} cores"
     )
     print("ranks     tokens/s      best   gain   best  by work  adding up  waiting")
@@ -194,6 +194,11 @@ def measure(sizes: tuple[int, ...], rounds: int) -> None:
             waited = statistics.mean(w[count, apart] for w in waits if (count, apart) in w)
             text += f"{adding / seconds:>11.1%}{waited / seconds:>9.1%}"
         print(text, flush=True)
+
+
+def load_of_machine() -> float:
+    """How many programs have wanted a processor in the last minute; NaN on Windows."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
 
 
 def median_of(numbers: list[float]) -> float:

@@ -40,7 +40,7 @@ def search(grid: Mapping[str, Any], seed: int = 0, folds: int = 3) -> tuple[Grid
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description="Which cell reads handwritten digits best?")
     parser.add_argument("--seed", type=int, default=0, help="of the split and the parameters")
     began = time.perf_counter()
     found, accuracy = search(GRID, parser.parse_args().seed)

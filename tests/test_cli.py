@@ -33,7 +33,8 @@ def run(*args, cwd, code=0):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cli")
+    folder = tmp_path_factory.mktemp("cli") / "blanks and 한글, é"
+    folder.mkdir()
     (folder / "text.txt").write_text(TEXT)
     run("train", "--text", "text.txt", "--test", "text.txt", "--out", "run", *SMALL, cwd=folder)
     return folder

@@ -8,6 +8,7 @@ import wave
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -76,3 +77,12 @@ def test_a_live_series_comes_in_by_lines():
     assert "line 3: expected a number, got 'three" in " ".join(done.stderr.split())
     done = run("live_forecast.py", "-", text="1\n2\n")
     assert "expected at least 300 numbers to learn from, got 2" in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize("program", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_help_is_there_without_docstrings(program):
+    """Python -OO leaves docstrings and assertions out."""
+    command = [sys.executable, "-OO", program, "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "sage" in done.stdout

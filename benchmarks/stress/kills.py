@@ -150,7 +150,7 @@ def stress(count: int, backend: str, rng: random.Random, folder: Path) -> list[s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description="Trainings that are killed and resumed.")
     parser.add_argument("--count", type=int, default=300, help="kills (300)")
     parser.add_argument("--backend", default="numba", help="the engine (numba)")
     parser.add_argument("--seed", type=int, default=None, help="of moments and signals")
