@@ -21,10 +21,11 @@ LABEL, JUMP = r"^(\S+):", r"^\s+(?:b\.\w+|cbn?z|j\w+)\s+(?:\w+,\s*)?(\S+)$"
 
 # Numba is told of a processor that has only what all have, so that no other one's code gets in.
 COMPILE = """
+from numba_rnn.kernels import disk_cache
 from numba_rnn.kernels.cpu import simd
+disk_cache.folder = lambda: None  # code from there cannot be looked into
 simd.vector_registers = lambda: ({registers}, {bits})
 from numba_rnn.kernels.cpu import frames, products
-frames.CACHED = False
 frames.compiled(products.{product}, "float32")
 print(frames.PIECES[-1].inspect_llvm())
 """
