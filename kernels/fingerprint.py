@@ -27,7 +27,8 @@ def of_engine(package: str) -> str | None:
     they can be read in no way.
     """
     importlib.import_module(f"{package}.engine")  # and with it all others
-    names = sorted(name for name in sys.modules if name.startswith(f"{package}."))
+    loaded = list(sys.modules)  # at once: another thread may be importing something
+    names = sorted(name for name in loaded if name.startswith(f"{package}."))
     modules = [*map(sys.modules.get, names), functions, layout, draws]
     try:
         return hashlib.sha256(b"".join(map(_source, modules))).hexdigest()[:16]

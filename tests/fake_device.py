@@ -126,6 +126,7 @@ class DeviceArray(np.lib.mixins.NDArrayOperatorsMixin):
     shape = property(lambda self: self._numbers.shape)
     ndim = property(lambda self: self._numbers.ndim)
     size = property(lambda self: self._numbers.size)
+    strides = property(lambda self: self._numbers.strides)
 
     @property
     def flags(self) -> Any:

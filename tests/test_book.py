@@ -696,6 +696,11 @@ def test_shared_parameters_are_there_once():
     np.testing.assert_allclose(summed[0], dW + dWT.T)
     np.testing.assert_allclose(summed[1], 2 * db)
     assert len(params) == len(grads) == 6
+    view, halves = [square, square[:]], np.zeros((2, 4))
+    _, summed = book.remove_duplicate(view, [numbers(2, 2), numbers(2, 2, seed=1)])
+    np.testing.assert_allclose(summed, [numbers(2, 2) + numbers(2, 2, seed=1)])
+    apart = [halves[:, :2], halves[:, 2:], halves[:, 1:3]]
+    assert len(book.remove_duplicate(apart, [np.ones((2, 2)) for _ in apart])[0]) == 3
     with use_fake_device():
         device = xp.asarray(W)
         kept, _ = book.remove_duplicate([device, device.T], [device.copy(), device.T.copy()])

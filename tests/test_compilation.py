@@ -51,6 +51,22 @@ def train(folder: Path) -> tuple[int, int, str]:
     return hits, misses, numbers
 
 
+def test_source_is_read_while_other_threads_import(monkeypatch):
+    """Each name of a module that is asked whether it is the engine's lets another one come."""
+    modules = dict(sys.modules)
+
+    class Name(str):
+        def startswith(self, *prefix):
+            modules[f"another{len(modules)}"] = sys
+            return super().startswith(*prefix)
+
+    modules[Name("made_while_it_reads")] = sys
+    monkeypatch.setattr(sys, "modules", modules)
+    assert fingerprint.of_engine.__wrapped__(cpu.__package__) == fingerprint.of_engine(
+        cpu.__package__
+    )
+
+
 def test_a_second_process_compiles_nothing_but_what_is_damaged(tmp_path):
     hits, misses, numbers = train(tmp_path)
     assert hits == 0

@@ -182,6 +182,17 @@ def test_a_folder_with_a_run_is_left_alone(tmp_path):
     assert (tmp_path / "last.safetensors").read_bytes() == before
 
 
+def test_a_run_goes_on_however_its_folder_is_spelled(tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to(tmp_path / "run", target_is_directory=True)
+    make(tmp_path / "run").fit(1)
+    monkeypatch.chdir(tmp_path)
+    for epochs, folder in enumerate(("run", tmp_path / "run", "link"), start=2):
+        trainer = make(folder)
+        trainer.restore(tmp_path / "link" / ".." / "run" / "last.safetensors")
+        trainer.fit(epochs)
+        assert trainer.epoch == epochs
+
+
 def test_used_blocks_start_over():
     trainer = make()
     list(trainer.blocks)

@@ -29,10 +29,10 @@ def remove_duplicate(params: list[Array], grads: list[Array]) -> tuple[list[Arra
     kept: list[tuple[Array, Array]] = []
     for param, grad in zip(params, grads, strict=True):
         for other, total in kept:
-            if param is other:
+            if _is_same(param, other):
                 total += grad
                 break
-            if _is_transposed(param, other):
+            if param.ndim == 2 and _is_transposed(param, other):
                 total += grad.T
                 break
         else:
@@ -40,17 +40,24 @@ def remove_duplicate(params: list[Array], grads: list[Array]) -> tuple[list[Arra
     return [param for param, _ in kept], [grad for _, grad in kept]
 
 
+def _is_same(param: Array, other: Array) -> bool:
+    """Whether two arrays, one of them a view perhaps, are the same numbers in memory."""
+    first = (slice(1),) * param.ndim  # for parts of one array may lie between each other
+    return (param.shape, param.strides) == (other.shape, other.strides) and bool(
+        engine_of(param).xp.may_share_memory(param[first], other[first])
+    )
+
+
 def _is_transposed(param: Array, other: Array) -> bool:
-    if param.ndim != 2 or param.shape != other.T.shape:
-        return False
-    xp = engine_of(param).xp
-    shared = bool(xp.may_share_memory(param, other))
-    if xp is not np and not shared and (param == other.T).all():
+    if _is_same(param, other.T):
+        return True
+    on_device = engine_of(param).xp is not np
+    if on_device and param.shape == other.T.shape and (param == other.T).all():
         raise ValueError(
             f"params: a W {other.shape} and its W.T are copies on the device, so that they would "
             "be trained apart; make W an array of the device first: W = to_gpu(W)"
         )
-    return shared
+    return False
 
 
 class _Training:

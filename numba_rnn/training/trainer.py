@@ -404,6 +404,12 @@ class Trainer:
             remove_parts(self.folder, ".safetensors")
             yield
 
+    def _is_ours(self, path: Path) -> bool:
+        """Whether a file is in the folder, however the two are spelled."""
+        if self.folder is None or not self.folder.exists() or not path.parent.exists():
+            return False
+        return path.parent.samefile(self.folder)
+
     def _last(self) -> FileIdentity:
         """What tells the folder's last checkpoint from those before and after it."""
         assert self.folder is not None
@@ -456,8 +462,7 @@ class Trainer:
         Raises FileNotFoundError, CheckpointError, or ValueError where the checkpoint is of
         another model, optimiser or corpus.
         """
-        ours = self.folder is not None and Path(path).parent == self.folder
-        last = self._last() if ours else None
+        last = self._last() if self._is_ours(Path(path)) else None
         arrays, content = self.ranks.broadcast(load_checkpoint(path) if self._first else None)
         try:
             if self._shared is not None:
