@@ -60,7 +60,7 @@ def _aligned(array: Array) -> Array:
         return array
     if not (array.flags.aligned and array.dtype.isnative):
         return array.astype(array.dtype.newbyteorder("="))
-    return np.asarray(array)  # of a memmap: the same memory
+    return array if type(array) is np.ndarray else np.asarray(array)  # a memmap's own memory
 
 
 def expect_plain_array(name: str, value: Any) -> None:
@@ -143,7 +143,9 @@ def expect_array(
         or any(w != got for w, got in zip(shape, value.shape, strict=True) if isinstance(w, int))
     ):
         raise ValueError(f"{name}: expected shape {spell(shape)}, got {spell(value.shape)}")
-    if any(n == 0 and w not in (0, "N") for w, n in zip(shape, value.shape, strict=True)):
+    if 0 in value.shape and any(
+        n == 0 and w not in (0, "N") for w, n in zip(shape, value.shape, strict=True)
+    ):
         raise ValueError(
             f"{name}: expected shape {spell(shape)} with no size 0"
             f"{' but N' if 'N' in shape else ''}, got {spell(value.shape)}"
