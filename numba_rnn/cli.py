@@ -263,6 +263,15 @@ def _from_command_line(context: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
+def _show(text: str) -> None:
+    """Print what a command is there for: nobody need read it, but it is not lost without a word.
+
+    Raises OSError where it cannot be written, to a disk that is full for example.
+    """
+    with suppress(BrokenPipeError):
+        print(text, flush=True)
+
+
 @app.command(help="Make up text with a trained model.")
 def generate(
     checkpoint: CheckpointArgument,
@@ -283,7 +292,7 @@ def generate(
     """Make up text with a trained model."""
     _choose_backend(backend, strict)
     model, vocabulary, _ = jobs.load_model(checkpoint)
-    say(
+    _show(
         jobs.sample(
             model, vocabulary, prompt=prompt, length=length, temperature=temperature,
             top_k=top_k, seed=seed,
@@ -308,8 +317,8 @@ def evaluate(
     perplexity = model.perplexity(corpus, **sizes)
     predicted = len(TruncatedBPTT(corpus, **sizes)) * sizes["batch_size"] * sizes["time_size"]
     unknown = int((corpus == vocabulary.unknown).sum())
-    say(f"perplexity {spell_perplexity(perplexity)} per {vocabulary.level}")
-    say(f"{predicted:,} of {len(corpus) - 1:,} tokens predicted; {unknown:,} unknown")
+    _show(f"perplexity {spell_perplexity(perplexity)} per {vocabulary.level}")
+    _show(f"{predicted:,} of {len(corpus) - 1:,} tokens predicted; {unknown:,} unknown")
 
 
 INSPECT = """Look inside a trained model while it reads a text.
@@ -355,15 +364,15 @@ def inspect(
         length = 80 if vocabulary.level == "char" else 30
         text = jobs.sample(model, vocabulary, length=length, seed=seed)
     tokens = jobs.read_with_trace(model, vocabulary, text)
-    say(f"read {len(tokens):,} {vocabulary.level}s; the gradient is of the loss at the next")
+    _show(f"read {len(tokens):,} {vocabulary.level}s; the gradient is of the loss at the next")
     for k, layer in enumerate(model.recurrent):
-        say(f"\nlayer {k}: {summary(layer)}")
-    say("")
+        _show(f"\nlayer {k}: {summary(layer)}")
+    _show("")
     try:
         for picture in jobs.draw_inside(model, tokens, out or path.parent / "inside"):
-            say(f"picture  {picture}")
+            _show(f"picture  {picture}")
     except ImportError as error:
-        say(str(error))
+        _show(str(error))
 
 
 @app.command(help="Say which engine runs and why; with a checkpoint, what is in it.")
@@ -377,7 +386,7 @@ def info(
     """Say which engine runs and why; with a checkpoint, what is in it."""
     _choose_backend(backend, strict)
     if checkpoint is None:
-        say(str(explain()))
+        _show(str(explain()))
         return
     path = jobs.checkpoint_of(checkpoint)
     model, vocabulary, content = jobs.load_model(path)
@@ -389,7 +398,7 @@ def info(
             f"was trained ({error!r})"
         ) from error
     for name, value in rows.items():
-        say(f"{name:<12}{value}")
+        _show(f"{name:<12}{value}")
 
 
 def _rows(path: Path, model: Any, vocabulary: Any, state: dict[str, Any]) -> dict[str, Any]:
@@ -410,7 +419,7 @@ def _rows(path: Path, model: Any, vocabulary: Any, state: dict[str, Any]) -> dic
 
 def _version(wanted: bool) -> None:
     if wanted:
-        say(__version__)
+        _show(__version__)
         raise typer.Exit
 
 

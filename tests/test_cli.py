@@ -1,5 +1,7 @@
 """The command line, as a user runs it."""
 
+import errno
+import io
 import os
 import re
 import signal
@@ -11,7 +13,7 @@ import unicodedata
 import numpy as np
 import pytest
 
-from numba_rnn import jobs
+from numba_rnn import cli, jobs
 from numba_rnn.training import load_checkpoint, save_checkpoint
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 40
@@ -318,6 +320,23 @@ def test_training_does_not_need_anybody_to_listen(tmp_path, folder, streams):
         r"trained +(\d+) epochs", run("info", "r/last.safetensors", cwd=tmp_path)
     )
     assert epochs == "2"
+
+
+@pytest.mark.parametrize("command", [["generate"], ["evaluate", "--text", "text.txt"], ["info"]])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EPIPE])
+def test_a_result_is_not_lost_without_a_word(folder, monkeypatch, capsys, command, number):
+    class Broken(io.StringIO):
+        def write(self, text):
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["numba-rnn", command[0], "run", *command[1:]])
+    monkeypatch.setattr(sys, "stdout", Broken())
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    full = number == errno.ENOSPC
+    assert ended.value.code == (1 if full else 0)
+    assert (os.strerror(number) in capsys.readouterr().err) == full
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="a signal that the system has not")
