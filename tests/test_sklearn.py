@@ -850,6 +850,9 @@ TIMES_IN_ORDER = {
     ),
     "periods": pd.period_range("2020-01", periods=60, freq="M"),
     "durations": pd.timedelta_range("0s", periods=60, freq="10s"),
+    "thirds of hours, rounded": DAYS[0] + pd.to_timedelta(np.arange(60) / 3, unit="h"),
+    "a clock that is not exact": DAYS[0]
+    + pd.to_timedelta(np.arange(60) * 1000 + np.arange(60) % 3, unit="ms"),
     "dates of Python": pd.Index([day.date() for day in DAYS], dtype=object),
     "years": pd.RangeIndex(1960, 2020),
     "numbers with gaps": pd.Index(np.arange(60) ** 2),

@@ -90,7 +90,10 @@ def expect_order(name: str, index: Any, *, even: bool, axis: int = 0) -> None:
 
 
 def _gap(times: Any, kind: str) -> int | None:
-    """Where the longest step of uneven times ends; None where they are even, as months are."""
+    """Where the longest step of uneven times ends; None where they are even, as months are.
+
+    Steps that differ by less than a hundredth are even: clocks do, and times that were rounded.
+    """
     if kind in ("date", "datetime", "timedelta"):  # objects of Python
         import pandas as pd
 
@@ -99,7 +102,11 @@ def _gap(times: Any, kind: str) -> int | None:
     if kind == "period":
         even = bool((steps == 1).all())
     else:
-        even = len(times) < 3 or type(times)(times, freq="infer").freq is not None
+        even = (
+            len(times) < 3
+            or np.ptp(steps) * 100 < steps.min()
+            or type(times)(times, freq="infer").freq is not None
+        )
     return None if even else int(steps.argmax()) + 1
 
 
