@@ -6,6 +6,7 @@ import os
 import pickle
 import runpy
 import signal
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest import mock
@@ -32,7 +33,7 @@ from numba_rnn.functions import tanh
 from numba_rnn.kernels.cpu import passes, threads
 from numba_rnn.sklearn import RNNClassifier, RNNForecaster, RNNRegressor
 from numba_rnn.sklearn.network import Network
-from numba_rnn.sklearn.sequences import block
+from numba_rnn.sklearn.sequences import block, warn_of_scale
 from numba_rnn.training import AdamW, TrainingDiverged
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "digits.py"
@@ -1005,6 +1006,16 @@ def test_other_numbers_that_are_far_from_unit_scale_are_named():
         RNNRegressor(**SMALL).fit(XS, 1000 * XS[:, 0, 0])
     with pytest.warns(UserWarning, match="y: .*unit scale"):
         RNNRegressor(**SMALL).partial_fit(XS, 1000 * XS[:, 0, 0])
+
+
+def test_to_judge_the_scale_of_much_takes_little_memory():
+    many = np.random.default_rng(0).standard_normal((100_000, 20, 2), np.float32)
+    tracemalloc.start()
+    warn_of_scale("X", many)
+    assert tracemalloc.get_traced_memory()[1] < many.nbytes
+    tracemalloc.stop()
+    with pytest.warns(UserWarning, match=r"X: .* a mean of 3e\+02 .* in feature 1"):
+        warn_of_scale("X", many + np.float32([0, 300]))
 
 
 # ---- nothing to predict

@@ -283,7 +283,7 @@ class RNNForecaster(RecurrentEstimator):
         if reset:
             self._expect_steps(series)
             names = None if self._table else getattr(self, "feature_names_in_", None)
-            warn_of_scale("X", np.concatenate(list(series)), names, foretold=True)
+            warn_of_scale("X", series, names, foretold=True)
             self._horizon, self._outputs = horizon, horizon * series[0].shape[1]
         elif horizon != self._horizon:
             raise ValueError(f"horizon: expected {self._horizon}, as in fit, got {horizon}")
@@ -325,7 +325,7 @@ class RNNForecaster(RecurrentEstimator):
         self._expect_indices(exogenous, listed(X))
         features = found[0].shape[1]
         if reset and features:
-            warn_of_scale("exogenous", np.concatenate(list(found)), names)
+            warn_of_scale("exogenous", found, names)
         if reset:
             self._known_features = features
         elif features != self._known_features:

@@ -15,6 +15,7 @@ from sklearn.utils import check_array
 from ..checks import Array, expect_plain_array, spell
 
 Sequences = Any  # an array (N, T, ...), or a list of arrays (T_i, ...)
+LOOKED_AT = 100_000  # steps, of which ``warn_of_scale`` judges
 
 
 def listed(X: Any) -> Any:
@@ -70,14 +71,20 @@ def read_sequences(name: str, X: Any, dtype: Any) -> Sequences:
     return cut(flat, rows)
 
 
-def warn_of_scale(name: str, values: Any, columns: Any = None, *, foretold: bool = False) -> None:
-    """Warn of columns of values (steps, D) that are far from unit scale.
+def warn_of_scale(
+    name: str, sequences: Sequences, columns: Any = None, *, foretold: bool = False
+) -> None:
+    """Warn of features of sequences (T_i, D) that are far from unit scale.
 
     That is a root mean square above 30, or no value of 0.01 or more; for numbers that are to be
     foretold one above 10, or a standard deviation below a tenth of the mean, too. Fewer than 20
-    values may be small, or alike, by chance.
+    values may be small, or alike, by chance. Of many steps some are looked at, drawn by chance.
     """
-    values = np.asarray(values, np.float64)
+    whole = isinstance(sequences, np.ndarray)
+    steps = sequences.reshape(-1, sequences.shape[2]) if whole else np.concatenate(sequences)
+    if len(steps) > LOOKED_AT:  # more would take time, and memory for a copy in float64
+        steps = steps[np.random.default_rng(0).integers(len(steps), size=LOOKED_AT)]
+    values = steps.astype(np.float64)
     largest = np.abs(values).max(axis=0)
     shares = values / np.where(largest > 0, largest, 1)
     size, mean, deviation = (

@@ -28,7 +28,7 @@ class _Supervised(RecurrentEstimator):
         xs, X, y = self._read(X, reset=reset), listed(X), listed(y)
         if reset:
             names = None if self._table else getattr(self, "feature_names_in_", None)
-            warn_of_scale("X", np.concatenate(list(xs)), names)
+            warn_of_scale("X", xs, names)
         if getattr(index_of(X), "nlevels", 1) > 1 and np.ndim(y) and len(X) != len(y):
             raise ValueError(
                 f"X: expected {len(y)} sequences, got {len(X)} rows of a MultiIndex; "
@@ -278,5 +278,5 @@ class RNNRegressor(RegressorMixin, _Supervised):
         self._one_number = found.ndim == 1
         found = found[:, None] if self._one_number else found
         if anew:
-            warn_of_scale("y", found, foretold=True)
+            warn_of_scale("y", [found], foretold=True)
         return found
