@@ -678,3 +678,18 @@ def test_it_runs_on_the_engine_in_force(backend):
     with use_backend(backend, strict=True):
         agree_on(theirs, ours, pack_sequence([torch.randn(4, 3), torch.randn(2, 3)]).data[None],
                  [], 1e-5)  # fmt: skip
+
+
+def test_signs_that_torch_has_yet_to_apply():
+    theirs = torch.nn.GRU(3, 4)
+    ours = numba_rnn.torch.accelerate(copy.deepcopy(theirs), tell=lambda line: None)
+    xs, grads = torch.view_as_complex(torch.randn(5, 2, 3, 2)).conj().imag, []
+    assert xs.is_neg()
+    for module in theirs, ours:
+        leaf = xs.clone().requires_grad_()
+        out, _ = module(xs + 0 * leaf)
+        assert torch.allclose(out, module(xs)[0], atol=1e-6)
+        numbers = torch.complex(out, out).conj()
+        (numbers.imag * numbers.real**2).sum().backward()
+        grads.append(module.weight_hh_l0.grad)
+    assert torch.allclose(*grads, atol=1e-5)

@@ -230,7 +230,8 @@ def array_of(tensor: torch.Tensor) -> Array:
     """The same memory as a NumPy array, or as what a layer on a GPU takes by DLPack."""
     if tensor.device.type not in ("cpu", "cuda"):
         raise ValueError(f"input: expected a tensor on the CPU or a CUDA GPU, got {tensor.device}")
-    tensor = tensor.detach()
+    # parts of conjugate numbers have their sign beside them, of which others know nothing
+    tensor = tensor.detach().resolve_neg()
     return tensor.numpy() if tensor.device.type == "cpu" else tensor
 
 
