@@ -463,7 +463,8 @@ def main() -> None:
     Characters that stdout's encoding has not are written as "?".
     """
     _open_streams()
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+    unset = "strict", "surrogateescape"  # the latter where the locale is C
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in unset:
         sys.stdout.reconfigure(errors="replace")
     try:
         with warnings.catch_warnings():

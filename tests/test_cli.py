@@ -173,6 +173,14 @@ def test_characters_that_the_terminal_has_not_are_replaced(tmp_path):
     assert b"Traceback" not in done.stderr
 
 
+def test_characters_that_the_c_locale_has_not_are_replaced(tmp_path):
+    (tmp_path / "snake.txt").write_text(SNAKE, encoding="utf-8")
+    plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    done = run_bytes("train", "--text", "snake.txt", "--out", "run", *SMALL, cwd=tmp_path, **plain)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^a sample:\s.*\?.*^loss curve", done.stdout.decode("cp1252"), re.M | re.S)
+
+
 @pytest.mark.parametrize("command", [["generate", "--length", "9"], ["inspect"]])
 def test_what_a_prompt_has_that_the_model_has_never_seen_is_named(folder, command):
     done = run_bytes(*command, "run", "--prompt", "The fox, 여우", cwd=folder)
