@@ -175,7 +175,7 @@ def test_exogenous_inputs_foretell_what_the_series_cannot():
         model.predict(list(series[40:, :-2]), exogenous=known[40:]),
     )
     for wrong in (known[40:, :-2], known[40:, :, [0, 0]], known[40:50], None):
-        with pytest.raises(ValueError, match="exogenous: expected"):
+        with pytest.raises(ValueError, match=r"exogenous(\[0\])?: expected"):
             model.predict(series[40:, :-2], exogenous=wrong)
 
 
@@ -707,6 +707,7 @@ def fits(model, X, y):
 
 Y = np.arange(40) % 2
 LATER = RNNRegressor(**SMALL)
+AHEAD = RNNForecaster(**SMALL)
 REFUSED = {
     "rows of different lengths": (
         fits(RNNRegressor(), [np.ones(3), np.ones(4)], [1, 2]), "X: expected arrays.*x.:, None."),
@@ -762,7 +763,13 @@ REFUSED = {
     "window": (fits(RNNForecaster(window=0), XS, None), "window: expected"),
     "stride": (fits(RNNForecaster(stride=0), XS, None), "stride: expected"),
     "exogenous of other length": (
-        lambda: RNNForecaster().fit(XS, exogenous=XS[:, 1:]), "exogenous: expected 6 steps"),
+        lambda: RNNForecaster().fit(XS, exogenous=XS[:, 1:]),
+        r"exogenous\[0\]: expected 6 steps, the 6 of X\[0\], got 5"),
+    "exogenous without the future": (
+        lambda: AHEAD.fit(XS, exogenous=XS).predict(XS, exogenous=XS),
+        r"exogenous\[0\]: expected 7 steps, the 6 of X\[0\] and the 1 to come, got 6"),
+    "no exogenous later": (
+        lambda: AHEAD.fit(XS, exogenous=XS).predict(XS), "exogenous: expected inputs .*, got None"),
     "a table after sequences": (
         lambda: LATER.fit(XS, Y).predict(XS[:, 0]), r"X: expected sequences .*as in fit.*table"),
     "sequences after a table": (
@@ -855,6 +862,8 @@ TIMES_IN_ORDER = {
     "a clock that is not exact": DAYS[0]
     + pd.to_timedelta(np.arange(60) * 1000 + np.arange(60) % 3, unit="ms"),
     "dates of Python": pd.Index([day.date() for day in DAYS], dtype=object),
+    "dates in text": DAYS.strftime("%Y-%m-%d"),
+    "months in text": pd.period_range("2020-01", periods=60, freq="M").strftime("%Y-%m"),
     "years": pd.RangeIndex(1960, 2020),
     "numbers with gaps": pd.Index(np.arange(60) ** 2),
     "names": pd.Index([f"row {k}" for k in range(60)][::-1]),
@@ -883,12 +892,16 @@ UNEVEN = {
     ),
     "a duration is missing": (
         pd.timedelta_range("0s", periods=60, freq="10s").delete(20), "evenly spaced times"),
+    "a date in text is missing": (
+        DAYS.delete(20).strftime("%Y-%m-%d"), r"evenly spaced times, .*set_axis"),
     "a date is missing": (
         pd.Index([day.date() for day in DAYS.delete(20)], dtype=object), "evenly spaced times"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("index", ["days", "periods", "durations", "dates of Python", "years"])
+@pytest.mark.parametrize(
+    "index", ["days", "periods", "durations", "dates of Python", "dates in text", "years"]
+)
 @pytest.mark.parametrize("case", NOT_IN_ORDER)
 def test_steps_that_are_not_in_order_are_refused_by_name(index, case):
     change, says = NOT_IN_ORDER[case]
@@ -911,7 +924,7 @@ def test_missing_times_are_refused_by_name(case):
     index, says = UNEVEN[case]
     frame = frames(index=index, times=len(index))
     model = RNNForecaster(max_epochs=1, random_state=0, cell="rnn", hidden_size=3)
-    with pytest.raises(ValueError, match=rf"X\[0\]: expected {says}.*X\[0\]\.asfreq"):
+    with pytest.raises(ValueError, match=rf"X\[0\]: expected {says}.*\.asfreq"):
         model.fit([frame])
     model.fit([frame.reset_index(drop=True)])
 

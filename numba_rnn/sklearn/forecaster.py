@@ -305,6 +305,11 @@ class RNNForecaster(RecurrentEstimator):
         exogenous = listed(exogenous)
         dtype, lengths = series[0].dtype, lengths_of(series) + ahead
         if exogenous is None:
+            if not reset and self._known_features:
+                raise ValueError(
+                    "exogenous: expected inputs for all steps of the series and those to come, as "
+                    "fit had them, got None"
+                )
             found = [np.zeros((length, 0), dtype) for length in lengths]
         elif is_table(exogenous):
             found = check_array(exogenous, dtype=dtype, input_name="exogenous")[:, :, None]
@@ -321,7 +326,11 @@ class RNNForecaster(RecurrentEstimator):
             )
         for k, (more, length) in enumerate(zip(found, lengths, strict=True)):
             if len(more) != length:
-                raise ValueError(f"exogenous: expected {length} steps, got {len(more)} at {k}")
+                later = f" and the {ahead} to come" if ahead else ""
+                raise ValueError(
+                    f"exogenous[{k}]: expected {length} steps, the {length - ahead} of X[{k}]"
+                    f"{later}, got {len(more)}"
+                )
         self._expect_indices(exogenous, listed(X))
         features = found[0].shape[1]
         if reset and features:

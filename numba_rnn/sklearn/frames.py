@@ -52,9 +52,10 @@ def expect_order(name: str, index: Any, *, even: bool, axis: int = 0) -> None:
     even  True: steps are evenly spaced in time, too, so that none is missing or there twice
     axis  1: they are those of columns
 
-    Numbers, such as years, are to be in order as well; they may have gaps. Other labels, and what
-    is no index of pandas, say nothing of time. Of a MultiIndex the last level counts; with ``even``
-    the others are to be of one series.
+    Dates may be text in the form of ISO 8601, as a file has them. Numbers, such as years, are to be
+    in order as well; they may have gaps. Other labels, and what is no index of pandas, say nothing
+    of time. Of a MultiIndex the last level counts; with ``even`` the others are to be of one
+    series.
     """
     sort, drop = REMEDIES[axis]
     as_it_is = f"{name}.{drop} takes it as it stands"
@@ -65,28 +66,39 @@ def expect_order(name: str, index: Any, *, even: bool, axis: int = 0) -> None:
                 f"[series for _, series in {name}.groupby(level=0)] are those, {as_it_is}"
             )
         index = index.get_level_values(-1)
+    labels, dated = index, name
+    if getattr(index, "inferred_type", "") == "string":
+        index, dated = _dates(index), f"{name}.set_axis(pd.to_datetime({name}.index))"
     kind = getattr(index, "inferred_type", "")
     if kind not in TIMES + NUMBERS:
         return
     if not index.is_monotonic_increasing:
         at = next((k for k in range(1, len(index)) if not index[k - 1] <= index[k]), 0)
         raise ValueError(
-            f"{name}: expected steps in the order of time, got {index[at]} after {index[at - 1]}; "
-            f"{name}.{sort} puts them in order, {as_it_is}"
+            f"{name}: expected steps in the order of time, got {labels[at]} after "
+            f"{labels[at - 1]}; {name}.{sort} puts them in order, {as_it_is}"
         )
     if not even:
         return
     if not index.is_unique:
-        twice = index[index.duplicated()][0]
+        twice = labels[index.duplicated()][0]
         raise ValueError(
             f"{name}: expected every time once, got {twice} twice; leave one of them out or take "
             f"their mean, {as_it_is}"
         )
     if kind in TIMES and (gap := _gap(index, kind)) is not None:
         raise ValueError(
-            f"{name}: expected evenly spaced times, got {index[gap]} after {index[gap - 1]}; "
-            f"{name}.asfreq(...).interpolate() fills in what is missing, {as_it_is}"
+            f"{name}: expected evenly spaced times, got {labels[gap]} after {labels[gap - 1]}; "
+            f"{dated}.asfreq(...).interpolate() fills in what is missing, {as_it_is}"
         )
+
+
+def _dates(labels: Any) -> Any:
+    """Text as times where all of it is dates, else as it is."""
+    import pandas as pd
+
+    times = pd.to_datetime(labels, format="ISO8601", errors="coerce", utc=True)
+    return labels if times.hasnans else times
 
 
 def _gap(times: Any, kind: str) -> int | None:
