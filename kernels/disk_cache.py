@@ -64,7 +64,7 @@ def describe() -> str:
 
 
 class Entry:
-    """What may be on disk under a key.
+    """The place of a file under a key, which may be there.
 
     name    the start of the file's name, for people
     source  the fingerprint of what it is compiled from; None, unknown: nothing is kept

@@ -88,7 +88,7 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
 
 
 def _lines(code: CodeType) -> Iterator[str]:
-    """What code does, the same in every process."""
+    """A line for each code object, the same in every process."""
     for part in _codes(code):
         constants = [
             sorted(c, key=repr) if isinstance(c, frozenset) else c  # their order is drawn

@@ -1,4 +1,4 @@
-"""What is made once in a process: an engine, a derived cell, compiled code.
+"""Things that are made once in a process: an engine, a derived cell, compiled code.
 
 One thread makes it while the others wait. A fork waits, too: its child has none of the other
 threads, and would wait forever for what one of them had begun.

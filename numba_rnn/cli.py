@@ -402,7 +402,7 @@ def info(
 
 
 def _rows(path: Path, model: Any, vocabulary: Any, state: dict[str, Any]) -> dict[str, Any]:
-    """What there is to say of a checkpoint."""
+    """The lines that ``info`` prints of a checkpoint, by their names."""
     rows = {
         "checkpoint": path,
         "model": ", ".join(f"{name} {value}" for name, value in model.config.items()),

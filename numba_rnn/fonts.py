@@ -103,7 +103,7 @@ def _plainest(entry: Any) -> tuple[bool, bool, bool, str]:
 
 
 def _remedy(character: str) -> tuple[str, str, str]:
-    """What kind of character it is, a font for it and its package."""
+    """The kind of a character, a font that has it and the font's package."""
     name = unicodedata.name(character, "")
     for start, *remedy in REMEDIES:
         if name.startswith(start):

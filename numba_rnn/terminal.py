@@ -1,7 +1,7 @@
-"""What a program says while it works, which must not depend on whether anybody listens.
+"""Lines and progress bars on streams that may be missing, or whose reader may go away.
 
-There may be no stream at all (``sys.stderr`` is None under pythonw and where it was closed), or its
-reader may go away: a pipe, a terminal. Then what is said is lost, and the work goes on.
+``sys.stderr`` is None under pythonw, and where it was closed; a pipe or a terminal may end. The
+output is then lost, and the work goes on.
 """
 
 import sys
@@ -9,8 +9,8 @@ from contextlib import suppress
 from typing import Any
 
 
-class Lasting:
-    """A text stream, or None, that can be written to as long as one likes."""
+class LossyStream:
+    """A text stream, or None; output that it cannot take is lost without an error."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -40,14 +40,14 @@ class Lasting:
 
 def say(line: str) -> None:
     """Print a line on stdout."""
-    print(line, file=Lasting(sys.stdout), flush=True)
+    print(line, file=LossyStream(sys.stdout), flush=True)
 
 
 def progress_bar(iterable: Any = None, *, shown: bool, **options: Any) -> Any:
     """A tqdm on stderr; a log file gets fewer lines than a terminal."""
     from tqdm import tqdm
 
-    stream = Lasting(sys.stderr)
+    stream = LossyStream(sys.stderr)
     return tqdm(
         iterable,
         file=stream,

@@ -324,7 +324,7 @@ def test_integers_may_be_of_any_byte_order(name, plain, call):
 
 
 def test_on_a_device_too():
-    """What is copied there is first made what the device reads."""
+    """An array is in the machine's byte order, and aligned, before it is copied there."""
     for make in (unaligned, behind_a_header, in_a_file):
         with use_fake_device():
             layer = rnn.TimeEmbedding(make(numbers(V, D)))

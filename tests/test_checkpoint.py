@@ -135,7 +135,7 @@ def parts(folder):
 def test_a_planted_link_is_not_followed(path, tmp_path, monkeypatch):
     victim = tmp_path / "victim"
     victim.write_text("precious")
-    # at 8ae6770 the name was known; where it is guessed it is opened exclusively
+    # a name that is known, and one that is guessed
     for name in (".x.safetensors.part.safetensors", ".x.part-0123.safetensors"):
         (path.parent / name).symlink_to(victim)
     save_checkpoint(path, ARRAYS, CONTENT)
@@ -210,7 +210,7 @@ def test_a_link_in_place_of_a_lock_is_not_written_to(tmp_path):
 
 
 class Msvcrt:
-    """What Windows has for fcntl: locks of places in open files, which nobody else may read."""
+    """Windows' counterpart of fcntl: locks of places in open files, which nobody else may read."""
 
     LK_NBLCK = 2
 

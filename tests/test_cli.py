@@ -303,7 +303,7 @@ def test_training_that_diverges_says_so(folder):
 
 
 def shell(line, cwd, code=0):
-    """What a line of bash says on stdout."""
+    """The output of a line of bash."""
     done = subprocess.run(
         ["bash", "-c", line.replace("numba-rnn", f"{sys.executable} -m numba_rnn")],
         cwd=cwd, capture_output=True, text=True, timeout=120,

@@ -380,7 +380,7 @@ def test_a_cell_that_breaks_the_contract_is_refused_where_it_is_made(changes, sa
 
 @pytest.fixture
 def no_patience(monkeypatch):
-    """What is announced after two seconds is announced at once."""
+    """Messages that come after two seconds come at once."""
 
     class Timer(threading.Timer):
         def __init__(self, seconds: float, *call: object) -> None:

@@ -76,7 +76,7 @@ def cache(tmp_path_factory) -> dict[str, str]:
 
 
 def test_the_wheel_works_from_another_folder_and_leaves_nothing_in_it(wheel, cache, tmp_path):
-    """What pip did not write it would not take away: half a package would stay."""
+    """pip removes only what it wrote: of other files half a package would stay."""
     target, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
     elsewhere.mkdir()
     pip("install", "--no-deps", "--no-index", "--target", str(target), str(wheel))

@@ -1,4 +1,4 @@
-"""What other machines say of themselves, and how threads wait there: with stand-ins."""
+"""Names and numbers of other machines, and how threads wait there: with stand-ins."""
 
 import subprocess
 import sys

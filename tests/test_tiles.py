@@ -50,7 +50,7 @@ def assembly(code: str, triple: str, processor: str) -> list[str]:
 
 
 def inner_loops(lines: list[str]) -> list[list[str]]:
-    """What is between a label and a jump back to it, if no other label is."""
+    """The lines between a label and a jump back to it, where no other label is between."""
     loops, start, label = [], 0, ""
     for k, line in enumerate(lines):
         if match := re.match(LABEL, line):

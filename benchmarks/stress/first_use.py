@@ -44,7 +44,7 @@ print(sorted(results))
 
 
 def outcome(threads: int, patience: float, cache: str | None = None) -> tuple[str, str]:
-    """What became of a process, "done", "crashed" or "hung", and what it printed."""
+    """How a process ended, "done", "crashed" or "hung", and what it printed."""
     environment = {**os.environ, **({"NUMBA_CACHE_DIR": cache} if cache else {})}
     try:
         done = subprocess.run(

@@ -7,6 +7,7 @@ forks meanwhile; its children compute, too. A child is lost that crashes, hangs 
 --patience, or computes other numbers than its parent.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -27,7 +28,7 @@ KINDS = "gru", "lstm", "mgu", "rnn", "light_gru", "slstm"
 
 
 def compute(kind: str, seed: int = 0) -> list[bytes]:
-    """What a layer computes, forward and backward."""
+    """A layer's outputs and gradients, in bytes."""
     layer = numba_rnn.time_layer(kind).create(3, 8, rng=seed)
     hs = layer.forward(np.ones((2, 3, 3), np.float32))
     return [array.tobytes() for array in (hs, layer.backward(hs), *layer.grads)]
@@ -85,7 +86,7 @@ def main(
 ) -> None:
     """Fork while threads compute."""
     if one:
-        print(dict(fork_under_load(count, threads, patience)))
+        print(json.dumps(fork_under_load(count, threads, patience)))
         return
     start, ends = time.monotonic(), Counter()
     command = [
@@ -101,7 +102,7 @@ def main(
         except subprocess.SubprocessError as error:
             print(error, getattr(error, "stderr", ""))
             return Counter({"lost with their parent": each})
-        return Counter(eval(done.stdout))
+        return Counter(json.loads(done.stdout))
 
     with ThreadPoolExecutor(at_once) as pool:
         for some in pool.map(run, range(-(-count // each))):

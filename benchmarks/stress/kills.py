@@ -10,8 +10,6 @@ In the end ``last.safetensors`` and ``best.safetensors`` must be, bit for bit, t
 nobody killed. Exits 1 where anything was lost, hung, or came out otherwise.
 """
 
-import argparse
-import os
 import random
 import signal
 import subprocess
@@ -20,6 +18,9 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from numba_rnn.kernels.machine import cpu_name
 from numba_rnn.training import CheckpointError, load_checkpoint
@@ -149,22 +150,20 @@ def stress(count: int, backend: str, rng: random.Random, folder: Path) -> list[s
     return wrong
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Trainings that are killed and resumed.")
-    parser.add_argument("--count", type=int, default=300, help="kills (300)")
-    parser.add_argument("--backend", default="numba", help="the engine (numba)")
-    parser.add_argument("--seed", type=int, default=None, help="of moments and signals")
-    options = parser.parse_args()
-    if os.name != "posix":
-        parser.error("needs the signals of POSIX")
+def main(
+    count: Annotated[int, typer.Option(help="Kills.")] = 300,
+    backend: Annotated[str, typer.Option(help="The engine.")] = "numba",
+    seed: Annotated[int | None, typer.Option(help="Of moments and signals.")] = None,
+) -> None:
+    """Kill trainings at random moments, and resume them. It needs the signals of POSIX."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup's children would ignore it
-    seed = time.time_ns() % 10**9 if options.seed is None else options.seed
+    seed = time.time_ns() % 10**9 if seed is None else seed
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        wrong = stress(options.count, options.backend, random.Random(seed), Path(folder))
+        wrong = stress(count, backend, random.Random(seed), Path(folder))
     print(f"seed {seed}, {time.monotonic() - began:.0f} s, on {cpu_name()}", *wrong, sep="\n")
-    sys.exit(bool(wrong))
+    raise typer.Exit(bool(wrong))
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

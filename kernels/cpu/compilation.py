@@ -67,7 +67,7 @@ def _machine() -> tuple[object, ...]:
 
 
 class _OnDisk(_Cache):
-    """What Numba asks for compiled code, and gives it to: one entry on disk."""
+    """Numba's cache of one function: one entry on disk."""
 
     def __init__(self, entry: disk_cache.Entry, content: bytes | None) -> None:
         self._entry, self._content = entry, content

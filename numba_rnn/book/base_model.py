@@ -24,11 +24,11 @@ class BaseModel:
     grads: list[Array]
 
     def forward(self, *args: Any) -> Any:
-        """What the subclass computes."""
+        """The subclass defines it."""
         raise NotImplementedError
 
     def backward(self, *args: Any) -> Any:
-        """Its gradient."""
+        """The subclass defines it."""
         raise NotImplementedError
 
     def save_params(self, file_name: str | Path | None = None) -> None:

@@ -61,7 +61,7 @@ def _is_transposed(param: Array, other: Array) -> bool:
 
 
 class _Training:
-    """What both trainers have in common.
+    """The base of both trainers.
 
     current_epoch   how many epochs are complete
     """

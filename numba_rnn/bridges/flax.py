@@ -174,7 +174,7 @@ def _activation(cell: Any) -> str:
 
 
 def _dtype(cell: Any) -> np.dtype[Any]:
-    """What it computes in."""
+    """The dtype that a cell computes in."""
     try:
         return np.dtype(cell.dtype)
     except (TypeError, ValueError) as error:

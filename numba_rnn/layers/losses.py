@@ -100,7 +100,7 @@ class TimeSoftmaxWithLoss(_Loss):
 
 
 def _divisor(count: int, xs: Array) -> float:
-    """What a sum over xs, of which so many numbers count, is divided by to be their mean."""
+    """The divisor that makes a sum over xs, of which so many numbers count, their mean."""
     return count or (1 if xs.size else math.nan)
 
 

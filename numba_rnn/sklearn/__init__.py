@@ -11,8 +11,8 @@ Needs scikit-learn (``pip install "numba-rnn[sklearn]"``). What X may be is the 
 
 Most parameters are the same as well: ``help(numba_rnn.sklearn.RecurrentEstimator)``.
 
-Sequences of DataFrames are to be in the order of their times, and nothing to read is a ValueError,
-as for scikit-learn's own.
+Sequences of DataFrames must be in the order of their times. An empty X is a ValueError, as for
+scikit-learn's own.
 
 ``sequences.py`` and ``frames.py`` read X, ``network.py`` has the layers, ``base.py`` the training.
 """

@@ -71,12 +71,12 @@ class RNNForecaster(RecurrentEstimator):
     row: a DataFrame with a row for each time and a column for each channel goes into a list, too.
     What is minimised is the mean squared error; ``early_stopping`` holds out the end of every
     series, and judges forecasts of it that have read what was before. Series are best of about
-    size 1, of which a UserWarning reminds, and without a trend. The other parameters:
+    size 1 (a UserWarning says where they are not) and without a trend. The other parameters:
     ``help(numba_rnn.sklearn.RecurrentEstimator)``.
 
-    An index of a DataFrame or a Series in a list is to have its times in order, each once and
-    evenly spaced, and that of exogenous inputs the same labels: else a ValueError names the place.
-    Whoever leaves gaps in time out on purpose drops the index, ``frame.reset_index(drop=True)``.
+    The index of a DataFrame or a Series in a list must have its times in order, each once and
+    evenly spaced, and exogenous inputs must have the same labels: a ValueError names the place
+    where they do not. To ignore gaps in time, drop the index, ``frame.reset_index(drop=True)``.
 
     ``exogenous`` inputs are what is known of the future as well, such as the calendar: for each
     series a sequence (T_i, E), and for ``predict`` with the ``horizon`` steps to come,
@@ -214,7 +214,7 @@ class RNNForecaster(RecurrentEstimator):
         return Examples(xs, ts)
 
     def _foretold(self, values: Array, known: Array) -> tuple[Array, Array]:
-        """What is read at the steps of a series that have all of their future, and that future."""
+        """The inputs at the steps of a series that have all of their future, and that future."""
         inputs = self._inputs(values[: -self.horizon], known)
         ahead = sliding_window_view(values[1:], self.horizon, axis=0)  # (steps, C, horizon)
         return inputs, ahead.transpose(0, 2, 1).reshape(len(inputs), -1)

@@ -1,6 +1,6 @@
-"""What DataFrames and Series say of themselves: names, the order of their steps, their times.
+"""Names, times and the order of steps, as DataFrames and Series have them.
 
-They are known by what they have: pandas is not imported but where they need it.
+DataFrames are known by their attributes; pandas is imported only where one needs it.
 """
 
 from typing import Any

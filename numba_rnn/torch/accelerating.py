@@ -85,7 +85,7 @@ def _has_forward_of(kind: type, theirs: Any) -> bool:
 
 
 def _replaced(kind: type, replacement: Callable[[type], type | None]) -> type | None:
-    """What takes the place of a class; of the one beneath where torch has parametrized a module."""
+    """The replacement of a class; of the one beneath where torch has parametrized a module."""
     if kind.__module__ != parametrize.__name__:
         return replacement(kind)
     base = _replaced(kind.__bases__[0], replacement)

@@ -411,7 +411,7 @@ class Trainer:
         return path.parent.samefile(self.folder)
 
     def _last(self) -> FileIdentity:
-        """What tells the folder's last checkpoint from those before and after it."""
+        """The identity of the folder's last checkpoint; every save changes it."""
         assert self.folder is not None
         try:
             found = (self.folder / "last.safetensors").stat()
