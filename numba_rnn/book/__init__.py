@@ -15,13 +15,14 @@ Write ``numba_rnn.book`` where the book's programs say ``common``, and they run 
 ``base_model``        BaseModel: parameters to a file and back
 ``functions``         sigmoid, relu, softmax, cross_entropy_error
 ``util``              clip_grads, eval_perplexity, eval_seq2seq, to_cpu, to_gpu
+``np``, ``config``    NumPy, and GPU, which is False
 
-All names can be had from ``numba_rnn.book`` as well. Where a layer of ``numba_rnn`` is the book's
-already, it is that layer; where the book differs, this is the book's form: its Adam adds 1e-7 to
-the root of the raw second moment, its TimeBiLSTM carries both states on, its TimeDropout draws with
-``np.random.rand``, its TimeAttention has a list of weights. Three things stay as they are in
-``numba_rnn``: all arrays of a layer have one dtype, float32 or float64; word numbers and labels are
-checked; losses are exact where the book adds 1e-7 to a logarithm's argument.
+All classes and functions are in ``numba_rnn.book`` as well. Where a layer of ``numba_rnn`` is the
+book's already, it is that layer; where the book differs, this is the book's form: its Adam adds
+1e-7 to the root of the raw second moment, its TimeBiLSTM carries both states on, its TimeDropout
+draws with ``np.random.rand``, its TimeAttention has a list of weights. Three things stay as they
+are in ``numba_rnn``: all arrays of a layer have one dtype, float32 or float64; word numbers and
+labels are checked; losses are exact where the book adds 1e-7 to a logarithm's argument.
 
 The programs use NumPy's functions on what layers return. On a machine with a GPU run them with
 NUMBA_RNN_BACKEND=numba, so that it is NumPy's.

@@ -99,6 +99,7 @@ class RNNForecaster(RecurrentEstimator):
     """
 
     _even = True
+    _known_features: int
 
     def __init__(
         self,
