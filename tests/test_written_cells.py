@@ -743,7 +743,7 @@ def test_quotients_of_what_may_be_zero_are_told():
         f, i = sigmoid(f), sigmoid(i)
         return (f * h + i * a) / (f + i)
 
-    with pytest.warns(RuntimeWarning, match=r"\(f \* h_prev \+ i \* a\) / \(f \+ i\) may be"):
+    with pytest.warns(RuntimeWarning, match=r"\(f \* h \+ i \* a\) / \(f \+ i\) may be"):
         gates_that_sum_to_one.check()
 
     @cell
@@ -753,6 +753,13 @@ def test_quotients_of_what_may_be_zero_are_told():
 
     with pytest.warns(RuntimeWarning, match=r"a / \(a \+ b\) may be 0 / 0"):
         hidden_by_where.check()
+
+    @cell
+    def without_names(a, b, h):
+        return exp(a) / (exp(a) + exp(b)) * h
+
+    with pytest.warns(RuntimeWarning, match=r"exp\(a\) / \(exp\(a\) \+ exp\(b\)\) may be 0 / 0"):
+        without_names.check()
 
 
 def test_roots_of_what_may_be_zero_are_told():

@@ -118,7 +118,7 @@ class WrittenCell:
         traced, given = self._trace()[0], self._options
         for what in extremes.without_gradient(traced, given["normalised"], given["fed"]):
             warnings.warn(
-                f"cell {self.name!r}: {what}, and its gradient NaN: keep it from that by "
+                f"cell {self.name!r}: {what}, and its gradient NaN: guard it with "
                 "where(...), or compute it by logarithms, as minlstm in kernels/cells/ does",
                 RuntimeWarning,
                 stacklevel=2,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .. import functions
-from .cell_functions import Traced, names_of
+from .cell_functions import Traced
 from .graph import (
     CALL,
     COMPARISON,
@@ -24,7 +24,7 @@ from .graph import (
     Node,
     reachable,
 )
-from .source import expression
+from .source import Names, expression
 
 UNITS, STEPS = 4096, 3
 # of which exp overflows and underflows in float32; no round numbers, which cells may well subtract
@@ -57,7 +57,7 @@ def without_gradient(
     }
     weights = {node: drawn((-1.0, 1.0)) for node in traced.weights.values()}
     state = [np.zeros(UNITS, np.float32) for _ in traced.state]
-    names, nodes = names_of(traced), reachable(traced.outputs)
+    names, nodes = _names(traced), reachable(traced.outputs)
     found: dict[str, str] = {}
     with np.errstate(all="ignore"):
         for _ in range(STEPS):
@@ -74,6 +74,15 @@ def without_gradient(
                     found.setdefault(expression(node, names), f"{what} (gates {', '.join(here)})")
             state = [values[node] for node in traced.new.values()]
     return [f"{text} {why}" for text, why in found.items()]
+
+
+def _names(traced: Traced) -> Names:
+    """The names that values have in the user's function."""
+    names = Names()
+    for named in (traced.gates, traced.weights, traced.state, traced.local):
+        for name, node in named.items():
+            names.give(node, name, again=True)
+    return names
 
 
 def _evaluated(nodes: Iterable[Node], given: Mapping[Node, Any]) -> Numbers:
