@@ -129,8 +129,9 @@ def from_book(source: Any, *, dtype: Any = None) -> TimeRecurrent | Bidirectiona
 def _read(path: Path) -> dict[str, Array]:
     if path.suffix in (".pkl", ".pickle"):
         raise ValueError(
-            f"source: expected an .npz file, got {path}, which a loader would have to run; where "
-            "the book's code runs: np.savez(path, *model.params)"
+            f"source: expected an .npz file, got {path}, which a loader would have to run; "
+            "numba_rnn.book.BaseModel.load_params reads the book's, or where the book's code runs: "
+            "np.savez(path, *model.params)"
         )
     if path.is_dir():
         raise ValueError(f"source: expected an .npz file, got the folder {path}")
