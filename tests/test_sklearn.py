@@ -825,6 +825,9 @@ def test_a_table_of_times_is_one_series_and_no_table():
     days = pd.date_range("2026-01-01", periods=60)
     with pytest.raises(ValueError, match=r"X: .* a table of times \(DatetimeIndex\).*fit\(\[X\]\)"):
         RNNForecaster(max_epochs=1).fit(frames(index=days))
+    one = frames(index=days)
+    with pytest.raises(ValueError, match=r"exogenous: .* each time: exogenous=\[exogenous\]"):
+        RNNForecaster(max_epochs=1).fit([one], exogenous=one)
 
 
 def test_a_narrow_table_is_told_from_one_series():

@@ -29,7 +29,8 @@ from .sequences import (
     warn_of_scale,
 )
 
-ONE_SERIES = "A table has a series in each row; one with a row for each time: fit([X])"
+ROWS_ARE_SERIES = "A table has a series in each row; one with a row for each time: "
+ONE_SERIES = f"{ROWS_ARE_SERIES}fit([X])"
 
 
 def expect_no_times(name: str, X: Any) -> None:
@@ -39,8 +40,10 @@ def expect_no_times(name: str, X: Any) -> None:
     """
     index = index_of(X)
     if getattr(index, "inferred_type", "") in TIMES:
-        kind = type(index).__name__
-        raise ValueError(f"{name}: expected series, got a table of times ({kind}). {ONE_SERIES}")
+        kind, remedy = type(index).__name__, "fit([X])" if name == "X" else f"{name}=[{name}]"
+        raise ValueError(
+            f"{name}: expected series, got a table of times ({kind}). {ROWS_ARE_SERIES}{remedy}"
+        )
     if getattr(index, "nlevels", 1) > 1:
         raise ValueError(
             f"{name}: expected series, got a table whose rows have a MultiIndex; a list of them is "
@@ -191,8 +194,8 @@ class RNNForecaster(RecurrentEstimator):
         )
 
     def _judged(self, values: Array, known: Array, count: int) -> Examples:
-        """The last so many forecasts of which all that was foretold is known."""
-        inputs, targets = self._foretold(values, known)
+        """The last ``count`` forecasts whose targets are known."""
+        inputs, targets = self._inputs_and_targets(values, known)
         if not self._window:
             return Examples([inputs], [targets], np.array([count]))
         ends = range(len(inputs) - count + 1, len(inputs) + 1)
@@ -202,11 +205,11 @@ class RNNForecaster(RecurrentEstimator):
         )
 
     def _examples(self, series: list[Any]) -> Examples:
-        """The windows of all series, and what is to be foretold at each of their steps."""
+        """The windows of all series, and the targets of each of their steps."""
         xs: list[Array] = []
         ts: list[Array] = []
         for values, known in series:
-            inputs, targets = self._foretold(values, known)
+            inputs, targets = self._inputs_and_targets(values, known)
             width = min(self._window or len(inputs), len(inputs))
             last, stride = len(inputs) - width, expect_int("stride", self.stride)
             for start in range(last % stride, last + 1, stride):
@@ -214,8 +217,8 @@ class RNNForecaster(RecurrentEstimator):
                 ts.append(targets[start : start + width])
         return Examples(xs, ts)
 
-    def _foretold(self, values: Array, known: Array) -> tuple[Array, Array]:
-        """The inputs at the steps of a series that have all of their future, and that future."""
+    def _inputs_and_targets(self, values: Array, known: Array) -> tuple[Array, Array]:
+        """The inputs at the steps whose future is known, and that future: the targets."""
         inputs = self._inputs(values[: -self.horizon], known)
         ahead = sliding_window_view(values[1:], self.horizon, axis=0)  # (steps, C, horizon)
         return inputs, ahead.transpose(0, 2, 1).reshape(len(inputs), -1)
@@ -284,7 +287,7 @@ class RNNForecaster(RecurrentEstimator):
         if reset:
             self._expect_steps(series)
             names = None if self._table else getattr(self, "feature_names_in_", None)
-            warn_of_scale("X", series, names, foretold=True)
+            warn_of_scale("X", series, names, targets=True)
             self._horizon, self._outputs = horizon, horizon * series[0].shape[1]
         elif horizon != self._horizon:
             raise ValueError(f"horizon: expected {self._horizon}, as in fit, got {horizon}")

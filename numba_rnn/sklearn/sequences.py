@@ -72,13 +72,13 @@ def read_sequences(name: str, X: Any, dtype: Any) -> Sequences:
 
 
 def warn_of_scale(
-    name: str, sequences: Sequences, columns: Any = None, *, foretold: bool = False
+    name: str, sequences: Sequences, columns: Any = None, *, targets: bool = False
 ) -> None:
     """Warn of features of sequences (T_i, D) that are far from unit scale.
 
-    That is a root mean square above 30, or no value of 0.01 or more; for numbers that are to be
-    foretold one above 10, or a standard deviation below a tenth of the mean, too. Fewer than 20
-    values may be small, or alike, by chance. Of many steps some are looked at, drawn by chance.
+    That is a root mean square above 30, or no value of 0.01 or more; for targets one above 10, or a
+    standard deviation below a tenth of the mean, too. Fewer than 20 values may be small, or alike,
+    by chance. Of many steps some are looked at, drawn by chance.
     """
     whole = isinstance(sequences, np.ndarray)
     steps = sequences.reshape(-1, sequences.shape[2]) if whole else np.concatenate(sequences)
@@ -91,10 +91,10 @@ def warn_of_scale(
         largest * part
         for part in (np.sqrt((shares**2).mean(axis=0)), shares.mean(axis=0), shares.std(axis=0))
     )
-    far = size > (10 if foretold else 30)
+    far = size > (10 if targets else 30)
     if len(values) >= 20:
         far |= (largest > 0) & (largest < 0.01)
-        far |= foretold & (deviation > 0) & (np.abs(mean) > 10 * deviation)
+        far |= targets & (deviation > 0) & (np.abs(mean) > 10 * deviation)
     if not far.any():
         return
     k = int(far.argmax())

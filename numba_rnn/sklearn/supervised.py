@@ -278,5 +278,5 @@ class RNNRegressor(RegressorMixin, _Supervised):
         self._one_number = found.ndim == 1
         found = found[:, None] if self._one_number else found
         if anew:
-            warn_of_scale("y", [found], foretold=True)
+            warn_of_scale("y", [found], targets=True)
         return found
