@@ -256,9 +256,10 @@ def choose_gpu(number: int) -> None:
 
 
 def limit_threads(count: int) -> ExitStack:
-    """Let the numba engine and NumPy's BLAS use no more threads until what comes back is closed.
+    """Limit the numba engine and NumPy's BLAS to ``count`` threads, until the stack is closed.
 
-    What the environment says of either goes before. Raises ImportError without threadpoolctl.
+    Environment variables that set either number take precedence. Raises ImportError without
+    threadpoolctl.
     """
     from threadpoolctl import threadpool_limits
 

@@ -82,7 +82,7 @@ def _more_than_plain(name: str, array: Array) -> str:
 
 
 def as_array(name: str, value: Any) -> Array:
-    """A NumPy array of what is like an array; refused is what ``expect_plain_array`` refuses."""
+    """A NumPy array of anything like an array; refuses what ``expect_plain_array`` refuses."""
     expect_plain_array(name, value)
     return np.asarray(value)
 
@@ -103,7 +103,7 @@ def adopt(value: Any, here: Home) -> Any:
 def _expect_kind(
     name: str, value: Any, shape: tuple[int | str, ...], here: Home | None, what: str
 ) -> None:
-    """Refuse what is no plain NumPy array, unless it is one of the engine's device."""
+    """Refuse anything but a plain NumPy array or an array of the engine's device."""
     if isinstance(value, np.ndarray):
         raise TypeError(
             f"{name}: expected {what} of shape {spell(shape)}, got {_more_than_plain(name, value)}"

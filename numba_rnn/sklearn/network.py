@@ -69,7 +69,7 @@ class Network:
 
     @property
     def lock(self) -> Lock:
-        """A forked child has one of its own: who holds the parent's may not be there."""
+        """A forked child has a lock of its own: the thread that holds the parent's is not in it."""
         return self._locks.setdefault(os.getpid(), Lock())
 
     @property
