@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -318,8 +319,8 @@ def shell(line, cwd, code=0):
     "streams", ["2>&-", ">&-", ">&- 2>&-", "| head -0; exit ${PIPESTATUS[0]}", "2>&1 | head -0"]
 )
 def test_training_does_not_need_anybody_to_listen(tmp_path, folder, streams):
-    small = " ".join(SMALL)
-    done = shell(f"numba-rnn train --text {folder}/text.txt --out r {small} {streams}", tmp_path)
+    text, small = shlex.quote(f"{folder}/text.txt"), " ".join(SMALL)
+    done = shell(f"numba-rnn train --text {text} --out r {small} {streams}", tmp_path)
     assert "Traceback" not in done.stderr
     assert "Exception" not in done.stderr
     for name in ("last.safetensors", "best.safetensors", "loss.png"):
@@ -351,11 +352,13 @@ def test_a_result_is_not_lost_without_a_word(folder, monkeypatch, capsys, comman
 def test_a_terminal_that_is_closed_leaves_a_checkpoint(tmp_path, folder):
     """SIGHUP comes, and what is written from then on fails."""
     command = [sys.executable, "-m", "numba_rnn", "train", "--text", f"{folder}/text.txt"]
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # what is ignored here is there, too
     process = subprocess.Popen(
         [*command, "--out", "c", *SMALL[:-1], "100000", "--patience", "0"],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env={**os.environ, "NUMBA_RNN_BACKEND": "numpy"},
     )  # fmt: skip
+    signal.signal(signal.SIGHUP, before)
     while not (tmp_path / "c" / "best.safetensors").exists():
         time.sleep(0.05)
         assert process.poll() is None

@@ -346,7 +346,7 @@ def of_book(folder: Path) -> Iterator[tuple[str, Loader]]:
 
 
 def of_keras(folder: Path) -> Iterator[tuple[str, Loader]]:
-    os.environ.setdefault("KERAS_BACKEND", "numpy")
+    os.environ["KERAS_BACKEND"] = "numpy"  # whose variables hold whatever is put into them
     from numba_rnn.bridges import from_keras, to_keras
 
     made = [
