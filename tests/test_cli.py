@@ -14,7 +14,7 @@ import unicodedata
 import numpy as np
 import pytest
 
-from numba_rnn import cli, jobs
+from numba_rnn import jobs
 from numba_rnn.training import load_checkpoint, save_checkpoint
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 40
@@ -331,9 +331,13 @@ def test_training_does_not_need_anybody_to_listen(tmp_path, folder, streams):
     assert epochs == "2"
 
 
+# the lowest Typer warns of the newest click
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("command", [["generate"], ["evaluate", "--text", "text.txt"], ["info"]])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EPIPE])
 def test_a_result_is_not_lost_without_a_word(folder, monkeypatch, capsys, command, number):
+    from numba_rnn import cli
+
     class Broken(io.StringIO):
         def write(self, text):
             raise OSError(number, os.strerror(number))
