@@ -70,7 +70,7 @@ def traced():
 
 
 def settings():
-    """matplotlib's, but for the backend, which it chooses when it is first asked."""
+    """All of matplotlib's, without the backend, which it chooses when it is first asked."""
     return {name: mpl.rcParams[name] for name in mpl.rcParams if not name.startswith("backend")}
 
 

@@ -40,8 +40,9 @@ def loaded(source: Any) -> Any:
 
 
 def expect_valid(model: Any, what: str, *, full_check: bool = False) -> None:
-    """Refuse what onnx's own checker refuses, but for inputs and outputs that have no shape, and
-    outputs that have no type: ONNX Runtime takes those, too.
+    """Refuse what onnx's own checker refuses.
+
+    Inputs and outputs without a shape and outputs without a type are taken, as by ONNX Runtime.
 
     full_check   infer types and shapes, too, as far as they can be
     """
