@@ -287,6 +287,32 @@ def test_children_forked_during_the_first_use_work():
     assert run_python(FORKS).stdout == "[0, 0, 0, 0, 0, 0]\n"
 
 
+IMPORTS = """
+import sys
+import numpy as np
+import numba_rnn
+from numba_rnn.kernels.once import LOCK
+
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if not LOCK._is_owned():
+            print(name)
+
+layer = numba_rnn.TimeLSTM.create(3, 8, rng=0)
+sys.meta_path.insert(0, Watch())
+layer.backward(layer.forward(np.ones((2, 3, 3), np.float32)))
+layer.forward(np.ones((2, 3, 3), np.float32), mask=np.ones((2, 3), bool))
+stream = layer.stream()
+stream.step(np.ones(3, np.float32))
+stream.step_many(np.ones((4, 3), np.float32))
+"""
+
+
+def test_nothing_is_imported_where_a_fork_may_come_in_between():
+    """A child that is forked meanwhile would wait forever for the import to end."""
+    assert run_python(IMPORTS).stdout == ""
+
+
 LOCKED = """
 import faulthandler
 import os

@@ -14,6 +14,7 @@ from typing import Any
 
 import llvmlite
 import numba
+import numpy.ma  # noqa: F401 (else Numba does, at the first array, where a fork may come in between)
 from llvmlite.binding import ffi
 from numba import njit
 from numba.core import registry, sigutils
