@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from .reference import Array, ReferenceEngine
+from .engine import Array
+from .reference import NumpyEngine
 
 
-class DeviceEngine(ReferenceEngine):
+class DeviceEngine(NumpyEngine):
     """Arrays of the library ``xp`` instead of NumPy's; a derived engine brings the kernels."""
 
     def __init__(self, xp: Any) -> None:

@@ -1,7 +1,5 @@
 """Recurrent networks in plain Python at the speed of the hardware."""
 
-__version__ = "0.1.0"
-
 import sys
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -24,6 +22,7 @@ from .kernels import cells
 from .layers import *  # noqa: F403
 from .layers import __all__ as _layers
 from .streaming import Stream
+from .version import __version__ as __version__
 
 __all__ = [
     "BackendError", "Stream", "backend", "cell", "cells", "explain", "functions", "time_layer",

@@ -33,8 +33,10 @@ from typing import Any
 import numpy as np
 
 from .kernels import machine
+from .kernels.engine import Engine
 from .kernels.once import once
-from .kernels.reference import ReferenceEngine as Engine
+from .kernels.reference import NumpyEngine
+from .version import __version__
 
 __all__ = [
     "BackendError",
@@ -69,7 +71,7 @@ class BackendError(RuntimeError):
 
 @once
 def _numpy() -> Engine:
-    return Engine()
+    return NumpyEngine()
 
 
 @once
@@ -410,7 +412,6 @@ def explain(layer: Any = None, batch: int = 1) -> Explanation:
     ...     explain().engine
     'numpy'
     """
-    from . import __version__
 
     choice = _choice()
     running, reason = choice.engine, choice.reason

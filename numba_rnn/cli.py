@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import __version__, jobs
+from . import jobs
 from .backend import NAMES as BACKEND_NAMES
 from .backend import BackendError, explain, use_backend
 from .jobs import Settings
@@ -31,6 +31,7 @@ from .training import (
     optimisers,
 )
 from .training.curve import draw_curve
+from .version import __version__
 
 app = typer.Typer(
     name="numba-rnn",

@@ -9,7 +9,6 @@ engine, within rounding on the others. It packs the weights when it is made, and
 nothing, so that it costs little more than its arithmetic.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,11 +23,6 @@ from .checks import (
     expect_int,
     expect_plain_array,
 )
-from .layers.base import Layer
-from .layers.dense import TimeAffine
-from .layers.projected import TimeProjectedLSTM
-from .layers.recurrent import TimeRecurrent
-from .layers.stacked import Stacked
 
 Snapshot = tuple[Array, ...]
 
@@ -69,7 +63,7 @@ class Stream:
 
     def __init__(
         self,
-        layers: Sequence[Any] | Layer,
+        layers: Any,
         batch: int = 1,
         *,
         threads: int = 1,
@@ -85,24 +79,19 @@ class Stream:
         self._shapes = [[p.shape for p in layer.params] for layer in self.layers]
         self.refresh()
 
-    def _checked_layers(self) -> tuple[list[TimeRecurrent], TimeAffine | None]:
+    def _checked_layers(self) -> tuple[list[Any], Any]:
         """The recurrent layers and the affine one, which fit together."""
-        recurrent = [layer for layer in self.layers if isinstance(layer, TimeRecurrent)]
+        roles = [getattr(layer, "role_in_stream", None) for layer in self.layers]
+        recurrent = self.layers[: roles.count("recurrent")]
         top = self.layers[len(recurrent) :]
-        if (
-            not recurrent
-            or self.layers[: len(recurrent)] != recurrent
-            or [type(layer) for layer in top] not in ([], [TimeAffine])
+        if not recurrent or roles not in (
+            ["recurrent"] * len(recurrent),
+            ["recurrent"] * len(recurrent) + ["affine"],
         ):
             names = ", ".join(type(layer).__name__ for layer in self.layers) or "none"
             raise TypeError(
                 "layers: expected recurrent layers (TimeRecurrent) that read forwards, then at "
                 f"most one TimeAffine; got {names}"
-            )
-        if any(isinstance(layer, TimeProjectedLSTM) for layer in recurrent):
-            raise TypeError(
-                "layers: expected layers as wide outside as inside, got TimeProjectedLSTM, which "
-                "has no streams; step(x) of a stateful one does one step"
             )
         for below, above in zip(self.layers, self.layers[1:], strict=False):
             inputs, outputs = above.params[0].shape[0], below.hidden_size
@@ -277,13 +266,8 @@ class Stream:
 def _taken_apart(layers: Any) -> list[Any]:
     """The layers, with those of a Stacked in its place."""
     found: list[Any] = []
-    for layer in [layers] if isinstance(layers, Layer) else layers:
-        if isinstance(layer, Stacked) and any(layer.residuals):
-            raise ValueError(
-                "layers: expected a Stacked without residual connections, which a stream does not "
-                f"compute, got one around layer {layer.residuals.index(True)}"
-            )
-        found += layer.layers if isinstance(layer, Stacked) else [layer]
+    for layer in [layers] if hasattr(layers, "in_stream") else layers:
+        found += layer.in_stream() if hasattr(layer, "in_stream") else [layer]
     return found
 
 

@@ -20,8 +20,9 @@ from numba_rnn import use_backend
 from numba_rnn.kernels.cuda.engine import CudaEngine
 from numba_rnn.kernels.cuda.kernel import Device, Kernel
 from numba_rnn.kernels.device import DeviceEngine
-from numba_rnn.kernels.reference import Gradients, ReferenceEngine
-from numba_rnn.kernels.steps import PLAIN
+from numba_rnn.kernels.engine import Gradients
+from numba_rnn.kernels.reference import NumpyEngine
+from numba_rnn.kernels.step_options import NO_OPTIONS
 
 backend = importlib.import_module("numba_rnn.backend")  # the name stands for a function as well
 
@@ -276,10 +277,10 @@ class FakeEngine(DeviceEngine):
 
     def __init__(self) -> None:
         super().__init__(xp)
-        self._inner = ReferenceEngine()
+        self._inner = NumpyEngine()
 
-    def forward(self, cell: Any, xs: Any, state: Any, params: Any, steps: Any = PLAIN) -> Any:
-        if steps is not PLAIN:
+    def forward(self, cell: Any, xs: Any, state: Any, params: Any, steps: Any = NO_OPTIONS) -> Any:
+        if steps is not NO_OPTIONS:
             there = {name: numbers(getattr(steps, name)) for name in ("initial", "scale")}
             steps = replace(steps, **there)
         given = numbers((xs, tuple(state), tuple(params)))

@@ -6,14 +6,16 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from numba_rnn import cells
+from numba_rnn.custom import WrittenCell
 from numba_rnn.kernels import functions as f
-from numba_rnn.kernels.reference import ReferenceEngine
+from numba_rnn.kernels.reference import NumpyEngine
 
 BACKENDS = ("numpy", "numba")  # what layers are tested on; on a GPU's arrays: test_device.py
 ENGINES = ("numba", "cuda")  # every engine but the reference: a new one is added here, and tested
@@ -90,7 +92,7 @@ class Problem:
         yield from (self.xs, *self.state, *self.params, self.dhs, *self.dstate)
 
 
-def outcome(engine: ReferenceEngine, p: Problem) -> dict[str, Array]:
+def outcome(engine: NumpyEngine, p: Problem) -> dict[str, Array]:
     """Everything an engine computes, by name, as NumPy arrays."""
     p = p.map(engine.to_device)
     hs, state, saved = engine.forward(p.cell, p.xs, p.state, p.params)
@@ -188,7 +190,7 @@ def _distance_to_kink(p: Problem) -> float:
         smallest.append(min(plain, default=np.inf))
         return p.cell.forward(gates, state)
 
-    ReferenceEngine().forward(replace(p.cell, forward=forward), p.xs, p.state, p.params)
+    NumpyEngine().forward(replace(p.cell, forward=forward), p.xs, p.state, p.params)
     return min(smallest)
 
 
@@ -196,7 +198,7 @@ def _amplification(p: Problem) -> float:
     """How many times larger than a relative error of what goes in is that of what comes out."""
     noise, rng = 1e-6, np.random.default_rng(0)
     exact = p.map(lambda array: array.astype(np.float64))
-    want = outcome(ReferenceEngine(), exact)
+    want = outcome(NumpyEngine(), exact)
 
     def shaken(array: Array) -> Array:
         return array * (1 + noise * rng.choice([-1, 1], array.shape))
@@ -204,8 +206,13 @@ def _amplification(p: Problem) -> float:
     return max(
         relative_error(got, want[name]) / noise
         for _ in range(2)
-        for name, got in outcome(ReferenceEngine(), exact.map(shaken)).items()
+        for name, got in outcome(NumpyEngine(), exact.map(shaken)).items()
     )
+
+
+def cell(function: Any = None, /, **options: Any) -> Any:
+    """``numba_rnn.cell``, but that nothing is derived before it is asked for."""
+    return partial(cell, **options) if function is None else WrittenCell(function, **options)
 
 
 def _calling_all(x: Any) -> Any:

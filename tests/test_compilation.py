@@ -25,7 +25,7 @@ from numba_rnn.kernels.cpu import engine as cpu
 from numba_rnn.kernels.cpu.backward import backward
 from numba_rnn.kernels.fingerprint import of_cell
 from numba_rnn.kernels.functions import sigmoid, tanh
-from numba_rnn.kernels.reference import ReferenceEngine
+from numba_rnn.kernels.reference import NumpyEngine
 
 # ---- the cache on disk
 
@@ -240,7 +240,7 @@ from numba_rnn import TimeRecurrent, use_backend
 from numba_rnn.kernels import fingerprint
 from numba_rnn.kernels.cpu.frames import PIECES
 from numba_rnn.kernels.functions import sigmoid, tanh
-from numba_rnn.kernels.reference import ReferenceEngine
+from numba_rnn.kernels.reference import NumpyEngine
 
 use_backend("numba", strict=True)
 one = np.ones((1, 1))
@@ -332,7 +332,7 @@ def test_cells_that_differ_compute_what_they_say(make):
         state = (np.zeros((2, 5)),)
         ours, reference = (
             engine.forward(cell, xs, state, params)[0]
-            for engine in (cpu.NumbaEngine(), ReferenceEngine())
+            for engine in (cpu.NumbaEngine(), NumpyEngine())
         )
         np.testing.assert_allclose(ours, reference, rtol=1e-12)
 

@@ -27,8 +27,8 @@ from helpers import (
     relative_error,
 )
 from numba_rnn import cells, use_backend
-from numba_rnn.kernels.reference import ReferenceEngine
-from numba_rnn.kernels.steps import PLAIN, Steps
+from numba_rnn.kernels.reference import NumpyEngine
+from numba_rnn.kernels.step_options import NO_OPTIONS, StepOptions
 
 LIMITS = {np.float32: 1e-5, np.float64: 1e-12}
 
@@ -69,10 +69,10 @@ class PoisonedNumPy(ModuleType):
 
 
 @contextmanager
-def poisoned_memory(engine: ReferenceEngine) -> Iterator[None]:
+def poisoned_memory(engine: NumpyEngine) -> Iterator[None]:
     """No engine may read what it has not written."""
     with ExitStack() as stack:
-        rooms = {type(engine).__module__, ReferenceEngine.__module__}
+        rooms = {type(engine).__module__, NumpyEngine.__module__}
         if engine.xp is not np:  # the emulated GPU does that itself
             rooms = set()
         folders = {room.rpartition(".")[0] for room in rooms}
@@ -87,7 +87,7 @@ def poisoned_memory(engine: ReferenceEngine) -> Iterator[None]:
 
 
 @contextmanager
-def shared(engine: ReferenceEngine, sharing: tuple[int, bool] | None) -> Iterator[None]:
+def shared(engine: NumpyEngine, sharing: tuple[int, bool] | None) -> Iterator[None]:
     """Cut the numba engine's work into so many shards, by rows or by units; None: its choice."""
     if engine.name != "numba" or sharing is None:
         yield
@@ -160,7 +160,7 @@ def test_engine_agrees_with_the_reference(backend, name, dtype, sizes, layouts, 
         sizes = tuple(1 + (size - 1) % 13 for size in sizes)
     assume(not cancels(name, sizes[3]))
     p = problem(name, *sizes, dtype, seed=seed)
-    want = outcome(ReferenceEngine(), p)
+    want = outcome(NumpyEngine(), p)
     given_ = p.map(*(LAYOUTS[layout] for layout in layouts))  # xs, state, params, dhs, dstate
     with (
         use_backend(backend, strict=True) as engine,
@@ -184,7 +184,7 @@ def test_it_does_for_the_other_cells(backend, name):
         p = problem(name, *sizes, dtype)
         with use_backend(backend, strict=True) as engine, poisoned_memory(engine):
             got = outcome(engine, p)
-        assert disagreements(got, outcome(ReferenceEngine(), p), LIMITS[dtype]) == {}
+        assert disagreements(got, outcome(NumpyEngine(), p), LIMITS[dtype]) == {}
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -193,7 +193,7 @@ def test_it_does_for_the_other_cells(backend, name):
 def test_long_and_wide_blocks(backend, sizes, name):
     """Time is cut into chunks, of at least two steps however wide the batch."""
     p = random_problem(name, *sizes)
-    want = outcome(ReferenceEngine(), p)
+    want = outcome(NumpyEngine(), p)
     for sharing in SHARINGS:
         with (
             use_backend(backend, strict=True) as engine,
@@ -234,7 +234,7 @@ def test_read_only_arrays_are_taken(backend):
     for array in p.arrays():
         array.flags.writeable = False
     with use_backend(backend, strict=True) as engine:
-        assert disagreements(outcome(engine, p), outcome(ReferenceEngine(), p), 1e-12) == {}
+        assert disagreements(outcome(engine, p), outcome(NumpyEngine(), p), 1e-12) == {}
 
 
 def test_a_saved_gate_is_not_taken_for_a_state():
@@ -250,13 +250,13 @@ def test_a_saved_gate_is_not_taken_for_a_state():
     cell = cells.Cell("carry", ("a",), ("h", "c"), ("a",), forward, backward)
     p = random_problem(cell, 2, 3, 4, 5)
     with use_backend("numba", strict=True) as engine:
-        assert disagreements(outcome(engine, p), outcome(ReferenceEngine(), p), 1e-12) == {}
+        assert disagreements(outcome(engine, p), outcome(NumpyEngine(), p), 1e-12) == {}
 
 
 # ---- the test's test
 
 
-class WrongEngine(ReferenceEngine):
+class WrongEngine(NumpyEngine):
     """Forgets one term of the backward pass; what it returns is itself a fine array."""
 
     def backward(self, cell, dhs, dstate, saved):
@@ -265,7 +265,7 @@ class WrongEngine(ReferenceEngine):
 
 def test_a_wrong_engine_is_caught():
     p = problem("lstm", 2, 3, 4, 5)
-    right = outcome(ReferenceEngine(), p)
+    right = outcome(NumpyEngine(), p)
     found = disagreements(outcome(WrongEngine(), p), right, 1e-5)
     assert {"dxs", "dc at the start", "dWx", "dWh", "db"} <= found.keys()
     assert "hs" not in found
@@ -293,7 +293,7 @@ def test_arrays_that_do_not_fit_together_are_refused(backend):
             engine.forward(p.cell, p.xs, state, p.params)
 
 
-@pytest.mark.parametrize("steps", [PLAIN, Steps(every=2)])
+@pytest.mark.parametrize("steps", [NO_OPTIONS, StepOptions(every=2)])
 @pytest.mark.parametrize("backend", ALL_ENGINES)
 def test_changing_the_initial_state_does_not_change_the_gradient(backend, steps):
     p = problem("lstm", 2, 3, 4, 5)

@@ -28,7 +28,7 @@ from numba_rnn.kernels.cuda.arithmetic import Form
 from numba_rnn.kernels.cuda.engine import CudaEngine
 from numba_rnn.kernels.cuda.kernel import Device
 from numba_rnn.kernels.layout import layout
-from numba_rnn.kernels.reference import ReferenceEngine
+from numba_rnn.kernels.reference import NumpyEngine
 from numba_rnn.training import SGD, AdaGrad, Adam, AdamW, Momentum, RMSProp
 
 CELLS = pytest.mark.parametrize("name", FORMS)
@@ -66,7 +66,7 @@ class Emulated(CudaEngine):
 
 def worst_error(engine, problem):
     """Against the specification, of all that forward and backward give."""
-    want, got = outcome(ReferenceEngine(), problem), outcome(engine, problem)
+    want, got = outcome(NumpyEngine(), problem), outcome(engine, problem)
     assert got.keys() == want.keys()
     for key, array in got.items():
         assert array.dtype == want[key].dtype
@@ -110,7 +110,7 @@ def test_persistent_kernels_compute_what_the_specification_says(name, cut, sizes
 def test_persistent_kernels_do_what_is_particular_about_steps(name, cut, sizes, features):
     engine, p = Emulated(cut, seed=sum(cut)), random_problem(name, *sizes, np.float32)
     steps = particular(p, features)
-    want = outcome_with(ReferenceEngine(), p, steps)
+    want = outcome_with(NumpyEngine(), p, steps)
     assert disagreements(outcome_with(engine, p, steps), want, LIMITS["float32"]) == {}
     assert all("persistent" in kernel for kernel in engine.gpu.launched)
 
@@ -269,7 +269,7 @@ def test_an_optimiser_s_rule_runs_in_one_kernel(kind, size, dtype):
     arrays = [random.random(size).astype(dtype) for _ in range(1 + len(kind.slots))]
     gradient = random.standard_normal(size).astype(dtype)
     want = [array.copy() for array in arrays]
-    ReferenceEngine().update(kind.rule, want, gradient, numbers)
+    NumpyEngine().update(kind.rule, want, gradient, numbers)
     engine.update(kind.rule, arrays, gradient, numbers)
     assert len(engine.gpu.launched) == 1
     for got, expected in zip(arrays, want, strict=True):

@@ -14,7 +14,7 @@ from fake_device import use_fake_device
 from helpers import ALL_ENGINES, BACKENDS, FORMS, Array, outcome, random_problem
 from numba_rnn import cells, use_backend
 from numba_rnn.backend import to_host
-from numba_rnn.kernels.steps import Steps
+from numba_rnn.kernels.step_options import StepOptions
 
 T, D, H = 4, 3, 5
 every_engine = pytest.mark.parametrize("backend", ALL_ENGINES)
@@ -47,12 +47,12 @@ def test_an_engine_runs_over_no_rows(backend, name):
 @pytest.mark.parametrize(
     "steps",
     [
-        Steps(mask=np.ones((0, T), bool)),
-        Steps(resets=np.ones((0, T), bool), initial=np.ones((1, H), np.float32)),
-        Steps(scale=nothing(H)),
-        Steps(zoneout=(0.5,), seed=1),
-        Steps(every=2),
-        Steps(every=2, trace=True),
+        StepOptions(mask=np.ones((0, T), bool)),
+        StepOptions(resets=np.ones((0, T), bool), initial=np.ones((1, H), np.float32)),
+        StepOptions(scale=nothing(H)),
+        StepOptions(zoneout=(0.5,), seed=1),
+        StepOptions(every=2),
+        StepOptions(every=2, trace=True),
     ],
 )
 @every_engine

@@ -31,8 +31,8 @@ from numba_rnn import (
     time_layer,
     use_backend,
 )
-from numba_rnn.kernels.reference import ReferenceEngine
-from numba_rnn.kernels.steps import Steps
+from numba_rnn.kernels.reference import NumpyEngine
+from numba_rnn.kernels.step_options import StepOptions
 
 QUOTIENTS = ("slstm", "minlstm")  # cells that divide one gate by others
 TRIED = list(dict.fromkeys([*CELLS_AND_DTYPES, *product(QUOTIENTS, DTYPES)]))
@@ -74,8 +74,11 @@ def test_cells_are_finite_and_right(backend, name, dtype):
     for what, p in problems.items():
         exact = p.map(lambda array: array.astype(np.float64))
         with use_backend(backend, strict=True) as engine, np.errstate(over="ignore"):
-            got, again = outcome(engine, p), outcome_with_steps(engine, p, Steps(resets=resets))
-        want = outcome(ReferenceEngine(), exact)
+            got, again = (
+                outcome(engine, p),
+                outcome_with_steps(engine, p, StepOptions(resets=resets)),
+            )
+        want = outcome(NumpyEngine(), exact)
         for array in (*got.values(), *again.values()):
             assert np.isfinite(array).all(), what
         # what a pre-activation of 1000 is off in float32
@@ -142,7 +145,7 @@ def test_quotients_are_those_of_logarithms(backend, name, dtype):
         (hs * torch.tensor(p.dhs)).sum().backward()
         quiet = replace(p, dstate=tuple(0 * d for d in p.dstate))
         with use_backend(backend, strict=True) as engine, np.errstate(over="ignore"):
-            got = outcome_with_steps(engine, quiet, Steps(resets=resets))
+            got = outcome_with_steps(engine, quiet, StepOptions(resets=resets))
         limit = 1e-4 if dtype == np.float32 else 1e-11
         np.testing.assert_allclose(got["hs"], hs.detach(), rtol=limit, atol=limit, err_msg=what)
         for key, array in zip(("xs", *p.cell.shapes(1, 1)), inputs, strict=True):

@@ -19,7 +19,7 @@ from numba_rnn.kernels.cpu import frames, vector_functions  # noqa: F401
 from numba_rnn.kernels.cpu.engine import NumbaEngine
 from numba_rnn.kernels.cpu.simd import VECTOR_BYTES, lanes_of, load_part, store_part
 from numba_rnn.kernels.cpu.threads import call_piece
-from numba_rnn.kernels.reference import ReferenceEngine
+from numba_rnn.kernels.reference import NumpyEngine
 
 Function = Callable[..., Array]
 
@@ -370,7 +370,7 @@ def test_the_cell_that_calls_every_function_does():
 def test_a_cell_may_call_every_function(dtype):
     for H in (1, 13, 40):  # tails of every kind
         problem = random_problem(CALLING_ALL, 3, 4, 5, H, dtype)
-        want, got = (outcome(engine, problem) for engine in (ReferenceEngine(), NumbaEngine()))
+        want, got = (outcome(engine, problem) for engine in (NumpyEngine(), NumbaEngine()))
         for key, array in got.items():
             assert array.dtype == dtype
             assert relative_error(array, want[key]) < (1e-5 if dtype == np.float32 else 1e-12), key

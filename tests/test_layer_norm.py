@@ -29,7 +29,7 @@ from numba_rnn import cell, cells, time_layer, use_backend
 from numba_rnn.functions import sigmoid, tanh
 from numba_rnn.kernels.cpu import plans
 from numba_rnn.kernels.layout import EPSILON, layout
-from numba_rnn.kernels.reference import ReferenceEngine
+from numba_rnn.kernels.reference import NumpyEngine
 
 NAMES = [name for name in cells.names() if cells.get(name).normalised]
 
@@ -189,10 +189,10 @@ def test_gradients_of_other_forms(name):
 @pytest.mark.parametrize("backend", ENGINES)
 def test_engines_agree_on_other_forms(backend, name, sizes, dtype):
     p = random_problem(written()[name], *sizes, dtype, rng=4)
-    want = outcome(ReferenceEngine(), p)
+    want = outcome(NumpyEngine(), p)
     limit = {np.float32: 2e-5, np.float64: 1e-12}[dtype]
     steps = particular(p, set(FEATURES) - {"expected"})
-    want_with_steps = outcome_with_steps(ReferenceEngine(), p, steps)
+    want_with_steps = outcome_with_steps(NumpyEngine(), p, steps)
     with use_backend(backend, strict=True) as engine:
         for sharing in SHARINGS if backend == "numba" else [None]:
             passes = sys.modules.get("numba_rnn.kernels.cpu.passes")
@@ -211,8 +211,8 @@ def test_a_fed_gate_is_what_the_operand_gives():
         return sigmoid(o) * tanh(new), new
 
     p = random_problem(written()["fed_and_not_normalised"], 3, 5, 4, 9)
-    want = outcome(ReferenceEngine(), replace(p, cell=cells.get(inline)))
-    assert disagreements(outcome(ReferenceEngine(), p), want, 1e-13) == {}
+    want = outcome(NumpyEngine(), replace(p, cell=cells.get(inline)))
+    assert disagreements(outcome(NumpyEngine(), p), want, 1e-13) == {}
 
 
 # ---- corners
@@ -240,10 +240,10 @@ def test_few_units(backend, H, name):
     """What is left of the gradient by the inputs is small beside what cancelled."""
     p = random_problem(name, 4, 5, 3, H)
     with use_backend(backend, strict=True) as engine:
-        assert disagreements(outcome(engine, p), outcome(ReferenceEngine(), p), 1e-8) == {}
+        assert disagreements(outcome(engine, p), outcome(NumpyEngine(), p), 1e-8) == {}
         single = p.map(lambda array: array.astype(np.float32))
         got = outcome(engine, single)
-    want = outcome(ReferenceEngine(), p)
+    want = outcome(NumpyEngine(), p)
     for key, array in got.items():
         np.testing.assert_allclose(array, want[key], rtol=0, atol=2e-3, err_msg=key)
 
@@ -260,7 +260,7 @@ def exact_problem(offset: float, H: int) -> Any:
 @pytest.mark.parametrize("backend", ALL_ENGINES)
 def test_a_large_offset_cancels_without_loss(backend, H):
     p = exact_problem(1e4, H)
-    want = outcome(ReferenceEngine(), replace(p, params=(p.params[0], np.zeros(H))))
+    want = outcome(NumpyEngine(), replace(p, params=(p.params[0], np.zeros(H))))
     with use_backend(backend, strict=True) as engine:
         got = outcome(engine, p.map(lambda array: array.astype(np.float32)))
     for key in ("hs", "h at the end", "h by step"):

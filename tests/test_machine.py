@@ -99,7 +99,7 @@ def test_a_team_of_192_threads_shares_a_pass():
         import numpy as np
         from numba_rnn import cells
         from numba_rnn.kernels.cpu import engine, passes, threads
-        from numba_rnn.kernels.reference import ReferenceEngine
+        from numba_rnn.kernels.reference import NumpyEngine
 
         assert threads.MOST_THREADS >= 192
         rng = np.random.default_rng(0)
@@ -108,7 +108,7 @@ def test_a_team_of_192_threads_shares_a_pass():
         params = [rng.standard_normal(shape) for shape in cell.shapes(3, 5).values()]
         passes.sharing = lambda *sizes: (192, True)
         ours = engine.NumbaEngine().forward(cell, xs, state, params)[0]
-        theirs = ReferenceEngine().forward(cell, xs, state, params)[0]
+        theirs = NumpyEngine().forward(cell, xs, state, params)[0]
         np.testing.assert_allclose(ours, theirs, rtol=1e-12)
         assert threads.team.threads == 191
         """

@@ -23,7 +23,7 @@ from helpers import DTYPES, run_python
 from numba_rnn import jobs, use_backend
 from numba_rnn.backend import engine
 from numba_rnn.jobs import Settings
-from numba_rnn.kernels.reference import skip
+from numba_rnn.kernels.engine import skip
 from numba_rnn.layers.base import Rows
 from numba_rnn.models import Rnnlm
 from numba_rnn.training import Adam, Trainer, TruncatedBPTT, load_checkpoint

@@ -32,14 +32,14 @@ from numba_rnn import cell, cells, use_backend
 from numba_rnn.functions import sqrt, tanh
 from numba_rnn.kernels import draws
 from numba_rnn.kernels.cpu import plans
-from numba_rnn.kernels.reference import ReferenceEngine
-from numba_rnn.kernels.steps import PLAIN, Steps
+from numba_rnn.kernels.reference import NumpyEngine
+from numba_rnn.kernels.step_options import NO_OPTIONS, StepOptions
 
 LIMITS = {np.float32: 1e-4, np.float64: 1e-12}
 FEATURES = ("mask", "resets", "initial", "scale", "zoneout", "expected", "trace")
 
 
-def particular(p: Problem, features: set[str], seed: int = 0) -> Steps:
+def particular(p: Problem, features: set[str], seed: int = 0) -> StepOptions:
     """Random steps with these features; zoneout is drawn unless "expected" is among them."""
     rng = np.random.default_rng(seed)
     (N, T, H), S, dtype = p.dhs.shape, len(p.cell.states), p.xs.dtype
@@ -56,16 +56,16 @@ def particular(p: Problem, features: set[str], seed: int = 0) -> Steps:
     if "zoneout" in features:
         made["zoneout"] = tuple(rng.uniform(0.1, 0.6, S))
         made["seed"] = None if "expected" in features else int(rng.integers(2**63))
-    return Steps(**made, trace="trace" in features)
+    return StepOptions(**made, trace="trace" in features)
 
 
-def outcome(engine: ReferenceEngine, p: Problem, steps: Steps) -> dict[str, Array]:
+def outcome(engine: NumpyEngine, p: Problem, steps: StepOptions) -> dict[str, Array]:
     there = {
         name: engine.to_device(value)
         for name in ("initial", "scale")
         if (value := getattr(steps, name)) is not None
     }
-    steps = replace(steps, **there) if steps is not PLAIN else steps
+    steps = replace(steps, **there) if steps is not NO_OPTIONS else steps
     p = p.map(engine.to_device)
     hs, state, saved = engine.forward(p.cell, p.xs, p.state, p.params, steps)
     found = engine.backward(p.cell, p.dhs, p.dstate, saved)
@@ -103,7 +103,7 @@ def test_engines_agree_with_the_reference(backend, name, dtype, sizes, features,
     assume(not cancels(name, sizes[3]))
     p = random_problem(name, *sizes, dtype, rng=seed)
     steps = particular(p, features, seed)
-    want = outcome(ReferenceEngine(), p, steps)
+    want = outcome(NumpyEngine(), p, steps)
     with use_backend(backend, strict=True) as engine:
         module = sys.modules.get("numba_rnn.kernels.cpu.passes")
         with mock.patch.object(module, "sharing", return_value=sharing, create=True):
@@ -114,7 +114,7 @@ def test_engines_agree_with_the_reference(backend, name, dtype, sizes, features,
 def test_sharing_and_chunks_change_no_bit(name):
     p = random_problem(name, 5, 200, 3, 37, np.float32)
     steps = particular(p, {"mask", "resets", "initial", "scale", "zoneout", "trace"})
-    want = outcome(ReferenceEngine(), p, steps)
+    want = outcome(NumpyEngine(), p, steps)
     with use_backend("numba", strict=True) as engine:
         module, found = sys.modules["numba_rnn.kernels.cpu.passes"], []
         for sharing in SHARINGS:
@@ -129,7 +129,7 @@ def test_sharing_and_chunks_change_no_bit(name):
 @pytest.mark.parametrize("name", cells.names())
 def test_the_specifications_gradients(name, features):
     """By inputs, parameters, the state before, what resets return to; and the trace."""
-    p, engine = random_problem(name, 3, 5, 3, 4, rng=3), ReferenceEngine()
+    p, engine = random_problem(name, 3, 5, 3, 4, rng=3), NumpyEngine()
     steps = particular(p, features, seed=8)
 
     def loss() -> float:
@@ -154,7 +154,7 @@ def test_masks_and_resets_are_what_shorter_sequences_give(backend, name):
     steps.mask[0] = False  # a row with nothing in it
     with use_backend(backend, strict=True) as engine:
         got = outcome(engine, p, steps)
-    plain = ReferenceEngine()
+    plain = NumpyEngine()
     for n in range(4):
         state = tuple(s[n : n + 1] for s in p.state)
         hs = np.zeros((7, 5))
@@ -173,9 +173,9 @@ def test_masks_and_resets_are_what_shorter_sequences_give(backend, name):
 @pytest.mark.parametrize("name", cells.names())
 def test_nothing_particular_is_the_plain_pass_bit_for_bit(backend, name):
     p = random_problem(name, 3, 4, 2, 5, np.float32)
-    full = Steps(mask=np.ones((3, 4), bool), resets=np.zeros((3, 4), bool))
+    full = StepOptions(mask=np.ones((3, 4), bool), resets=np.zeros((3, 4), bool))
     with use_backend(backend, strict=True) as engine:
-        plain, same = outcome(engine, p, PLAIN), outcome(engine, p, full)
+        plain, same = outcome(engine, p, NO_OPTIONS), outcome(engine, p, full)
     assert not same.pop("dinitial").any()
     np.testing.assert_equal(same, plain)
 
@@ -205,9 +205,9 @@ def test_infinite_derivatives_at_steps_left_out_count_for_nothing(backend, own):
     mask = np.ones((3, 6), bool)
     mask[1, :2] = False
     h[1] = 0
-    steps = Steps(mask=mask)
+    steps = StepOptions(mask=mask)
     with np.errstate(all="ignore"):
-        want = outcome(ReferenceEngine(), p, steps)
+        want = outcome(NumpyEngine(), p, steps)
         with use_backend(backend, strict=True) as engine:
             got = outcome(engine, p, steps)
     assert all(np.isfinite(want[name]).all() for name in ("dWx", "dWh", "db", "dxs"))
@@ -248,8 +248,12 @@ def test_less_is_kept_where_less_is_asked_for(backend):
             assert saved
             return size
 
-        kept(PLAIN)
-        all_, some, few = kept(PLAIN), kept(Steps(every=32)), kept(Steps(every=160))
+        kept(NO_OPTIONS)
+        all_, some, few = (
+            kept(NO_OPTIONS),
+            kept(StepOptions(every=32)),
+            kept(StepOptions(every=160)),
+        )
     states = 2 * p.state[0].nbytes
     assert all_ > 320 * 6 * p.state[0].nbytes
     assert some < 2 * 10 * states

@@ -15,7 +15,7 @@ from fake_device import use_fake_device
 from helpers import ALL_ENGINES, BACKENDS, Array, relative_error
 from numba_rnn import cells, training, use_backend
 from numba_rnn.backend import to_host
-from numba_rnn.kernels.reference import ReferenceEngine
+from numba_rnn.kernels.reference import NumpyEngine
 
 COUNT, LIMIT = 64_000, 2e-6
 D, H = 3, 5
@@ -48,7 +48,7 @@ def gradients(engine: Any, cell: cells.Cell, N: int, T: int, dtype: Any) -> dict
 @pytest.mark.parametrize("sizes", [(64, 1000), (COUNT, 1)])
 def test_the_gradient_of_every_parameter(name, sizes):
     cell = cells.get(name)
-    want = gradients(ReferenceEngine(), cell, *sizes, np.float64)
+    want = gradients(NumpyEngine(), cell, *sizes, np.float64)
     for backend in BACKENDS:
         with use_backend(backend, strict=True) as engine:
             got = gradients(engine, cell, *sizes, np.float32)
@@ -59,7 +59,7 @@ def test_the_gradient_of_every_parameter(name, sizes):
 def test_the_scales_of_layer_norm():
     """Their sums cancel less than those of the gates behind them."""
     cell = cells.get("lstm_layer_norm")
-    want = gradients(ReferenceEngine(), cell, 64, 1000, np.float64)
+    want = gradients(NumpyEngine(), cell, 64, 1000, np.float64)
     for backend in BACKENDS:
         with use_backend(backend, strict=True) as engine:
             got = gradients(engine, cell, 64, 1000, np.float32)
@@ -71,7 +71,7 @@ def test_the_scales_of_layer_norm():
 def test_columns_of_a_matrix(K, M):
     rows = of_one_size(K, 2 * M)[:, ::2]
     want = rows.astype(np.float64).sum(axis=0)
-    assert relative_error(ReferenceEngine().sum_rows(rows), want) < 1e-6
+    assert relative_error(NumpyEngine().sum_rows(rows), want) < 1e-6
 
 
 @pytest.mark.parametrize("backend", ALL_ENGINES)
@@ -108,7 +108,7 @@ def test_words_that_come_again(count):
     values, want = of_one_size(count, 6), np.zeros((5, 6))
     np.add.at(want, rows, values.astype(np.float64))
     out = np.zeros((5, 6), np.float32)
-    ReferenceEngine().add_rows(out, rows, values)
+    NumpyEngine().add_rows(out, rows, values)
     assert (np.abs(out - want) < 1e-6 * want).all()
 
 

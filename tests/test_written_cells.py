@@ -14,10 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import numba_rnn
-from helpers import DTYPES, outcome, problem, relative_error, run_python
+from helpers import DTYPES, cell, outcome, problem, relative_error, run_python
 from numba_rnn import cells
 from numba_rnn.kernels import functions
-from numba_rnn.kernels.cells.written import cell
 from numba_rnn.kernels.fingerprint import of_cell
 from numba_rnn.kernels.functions import (
     absolute,
@@ -38,7 +37,7 @@ from numba_rnn.kernels.functions import (
     where,
 )
 from numba_rnn.kernels.layout import layout
-from numba_rnn.kernels.reference import ReferenceEngine
+from numba_rnn.kernels.reference import NumpyEngine
 
 pytest.importorskip("sympy")
 
@@ -99,10 +98,10 @@ def test_agrees_with_the_one_written_by_hand(name, engine, dtype):
 
         computed = outcome(NumbaEngine(), problem_of(TWINS[name], p))
     else:
-        computed = outcome(ReferenceEngine(), problem_of(TWINS[name], p))
+        computed = outcome(NumpyEngine(), problem_of(TWINS[name], p))
     limit = 1e-12 if dtype == np.float64 else 1e-5
     for (what, wanted), got in zip(
-        outcome(ReferenceEngine(), p).items(), computed.values(), strict=True
+        outcome(NumpyEngine(), p).items(), computed.values(), strict=True
     ):
         assert relative_error(got, wanted) < limit, what
 

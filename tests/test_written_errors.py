@@ -9,7 +9,8 @@ import types
 import numpy as np
 import pytest
 
-from numba_rnn.kernels.cells.written import WrittenCell, cell
+from helpers import cell
+from numba_rnn.kernels.cells.written import WrittenCell
 from numba_rnn.kernels.functions import (
     maximum,
     sigmoid,

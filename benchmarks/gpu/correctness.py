@@ -21,7 +21,7 @@ import numpy as np
 from numba_rnn import cells
 from numba_rnn.kernels.cuda import persistent, tiling
 from numba_rnn.kernels.layout import layout
-from numba_rnn.kernels.reference import ReferenceEngine
+from numba_rnn.kernels.reference import NumpyEngine
 
 from .machine import Machine, forced, from_tests, step_by_step
 
@@ -125,7 +125,7 @@ def _known(name: str, sizes: Sizes, dtype: Any) -> tuple[Any, dict[str, Any]]:
     """A problem, and its outcome in float64."""
     given = problem(name, sizes, dtype)
     outcome = from_tests("helpers").outcome
-    return given, outcome(ReferenceEngine(), given.map(lambda array: array.astype(np.float64)))
+    return given, outcome(NumpyEngine(), given.map(lambda array: array.astype(np.float64)))
 
 
 def cases(machine: Machine, kind: str, number: str, name: str) -> Iterator[tuple[Any, Sizes, str]]:
@@ -246,7 +246,7 @@ def _updates(machine: Machine, number: str, name: str) -> dict[str, Any]:
         arrays = [random.random(size).astype(number) for _ in range(1 + len(optimiser.slots))]
         gradient = random.standard_normal(size).astype(number)
         there = [engine.to_device(array) for array in arrays]
-        ReferenceEngine().update(optimiser.rule, arrays, gradient, numbers)
+        NumpyEngine().update(optimiser.rule, arrays, gradient, numbers)
         engine.update(optimiser.rule, there, engine.to_device(gradient), numbers)
         for got, want in zip(there, arrays, strict=True):
             worst = max(worst, error(engine.to_host(got), want))

@@ -5,7 +5,9 @@ of ``written.py``, is found by its ``name``: layers, models, the command line an
 tests know it from then on.
 """
 
+import copyreg
 from functools import cache
+from typing import Any
 
 # by name, for programs that were packed into one file know of no folder to look into
 from . import (
@@ -77,4 +79,15 @@ def get(cell: str | Cell | WrittenCell) -> Cell:
     return cell.cell if isinstance(cell, WrittenCell) else cell
 
 
+def _reduce(cell: Cell) -> tuple[Any, ...]:
+    """A cell is pickled by its name, which is to be known where it is unpickled."""
+    if cell.name not in names() or get(cell.name) is not cell:
+        raise TypeError(
+            f"cell {cell.name!r}: to be pickled it has to be found by its name; "
+            "numba_rnn.cells.register, in the module that defines it, sees to that"
+        )
+    return get, (cell.name,)
+
+
+copyreg.pickle(Cell, _reduce)
 _registry()  # made now, before there are threads that could make two

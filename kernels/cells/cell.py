@@ -285,16 +285,5 @@ class Cell:
     def __deepcopy__(self, memo: Any) -> "Cell":
         return self
 
-    def __reduce__(self) -> Any:
-        """Pickled by its name, which is to be known where it is unpickled."""
-        from . import get, names
-
-        if self.name not in names() or get(self.name) is not self:
-            raise TypeError(
-                f"cell {self.name!r}: to be pickled it has to be found by its name; "
-                "numba_rnn.cells.register, in the module that defines it, sees to that"
-            )
-        return get, (self.name,)
-
     def __repr__(self) -> str:
         return f"<cell {self.name}: gates {' '.join(self.gates)}; states {' '.join(self.states)}>"

@@ -7,8 +7,8 @@ from numba import types
 from numba.np.numpy_support import from_dtype
 
 from .. import draws
+from ..engine import Array
 from ..once import once
-from ..reference import Array
 from .compilation import compiled_function
 
 _MIXING, _LAST, _GOLDEN = draws.MIXING32, draws.LAST_SHIFT32, draws.GOLDEN32

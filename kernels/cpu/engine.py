@@ -15,8 +15,9 @@ import numpy as np
 
 from .. import disk_cache
 from ..cells import Cell
-from ..reference import Array, Gradients, ReferenceEngine, State, expect_consistent
-from ..steps import PLAIN, Steps
+from ..engine import Array, Gradients, State, expect_consistent
+from ..reference import NumpyEngine
+from ..step_options import NO_OPTIONS, StepOptions
 from . import threads
 from .dropout import dropout
 from .passes import Pass
@@ -25,7 +26,7 @@ from .simd import vector_registers
 from .streaming import NumbaStream
 
 
-class NumbaEngine(ReferenceEngine):
+class NumbaEngine(NumpyEngine):
     """Forward and backward of any cell, compiled for this CPU."""
 
     name = "numba"
@@ -36,7 +37,7 @@ class NumbaEngine(ReferenceEngine):
         xs: Array,
         state: State,
         params: Sequence[Array],
-        steps: Steps = PLAIN,
+        steps: StepOptions = NO_OPTIONS,
     ) -> tuple[Array, State, Any]:
         expect_consistent(cell, xs, state, params)
         run = Pass(cell, rows_plain(xs), with_weights(cell, params), steps)
@@ -88,17 +89,6 @@ class NumbaEngine(ReferenceEngine):
 
     def dropout(self, seed: int, shape: tuple[int, int], rate: float, dtype: Any) -> Array:
         return dropout(seed, shape, rate, dtype)
-
-    def step(
-        self,
-        cell: Cell,
-        x: Array,
-        state: State,
-        params: Sequence[Array],
-        zoneout: Sequence[float] = (),
-    ) -> State:
-        steps = Steps(zoneout=zoneout) if zoneout else PLAIN
-        return self.forward(cell, x[:, None], state, params, steps)[1]
 
     def stream(
         self,

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..cells import Cell
+from ..engine import Array
 from ..layout import layout
-from ..reference import Array
 from .plans import address_of, aligned
 from .simd import VECTOR_BYTES
 

@@ -6,8 +6,8 @@ import numpy as np
 
 from .. import draws
 from ..cells import Cell
-from ..reference import Array
-from ..steps import Steps
+from ..engine import Array
+from ..step_options import StepOptions
 from .packing import zeros
 from .plans import address_of
 from .sequence import Plan
@@ -25,7 +25,7 @@ class Particulars:
 
     def __init__(
         self,
-        steps: Steps,
+        steps: StepOptions,
         cell: Cell,
         N: int,
         T: int,

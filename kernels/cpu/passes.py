@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from ..cells import Cell
-from ..reference import Array, State, reset_before
-from ..steps import Steps
+from ..engine import Array, State
+from ..reference import reset_before
+from ..step_options import StepOptions
 from . import backward as _backward
 from . import forward as _forward
 from . import frames, threads
@@ -37,7 +38,7 @@ class Pass:
     cell: Cell
     xs: Array
     params: tuple[Array, Array, Array]
-    steps: Steps
+    steps: StepOptions
     times: slice | None = None
     chunk: int = 0
     shares: tuple[int, bool] | None = None

@@ -17,9 +17,9 @@ from numba.core.errors import NumbaError
 from numba.np.numpy_support import from_dtype
 
 from ..cells import Cell
+from ..engine import Array
 from ..layout import layout
 from ..once import once
-from ..reference import Array
 from . import gates, normalising, products, threads
 from .compilation import announced, compiled_function
 from .forward import forward

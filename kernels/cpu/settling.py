@@ -1,4 +1,4 @@
-"""What is particular about steps (``kernels/steps.py``), in gate arithmetic.
+"""What is particular about steps (``kernels/step_options.py``), in gate arithmetic.
 
 Gate pieces are compiled for PLAIN steps, where all of this comes to nothing, and for ANYTHING:
 masks, resets, zoneout, a scale of h, a trace, whatever a pass has of them. Then a piece's

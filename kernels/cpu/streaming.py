@@ -20,9 +20,9 @@ from numba import boolean, int64, types
 from numba.np.numpy_support import from_dtype
 
 from ..cells import Cell
+from ..engine import Array, StreamLayer
 from ..once import once
-from ..reference import Array, StreamLayer
-from ..steps import Steps
+from ..step_options import StepOptions
 from . import products, threads
 from .compilation import announced, compiled_function
 from .forward import forward
@@ -344,7 +344,7 @@ class _Call:
             )  # fmt: skip
             plan[_PACKED] = 1
             if zoneout:
-                particulars = Particulars(Steps(zoneout=zoneout), cell, N, T, D, H, dtype)
+                particulars = Particulars(StepOptions(zoneout=zoneout), cell, N, T, D, H, dtype)
                 plan[PARTICULAR] = particulars.address
                 self._kept.append(particulars)
             if N == 1 and T == 1:

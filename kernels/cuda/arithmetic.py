@@ -12,7 +12,7 @@ where its numbers lie in these arrays, the gates in the order of the cell's ``La
     dstate (states, N, H)          on the way from step to step, in place
     normalised (T, N, K, H)        what the K normalised gates became (``normalising.py``)
 
-and, where something is particular about the steps (``kernels/steps.py``; ``Form`` says what):
+and, where steps have options (``kernels/step_options.py``; ``Form`` says which):
 
     mask, resets (N, T); initial (states, H); scale (N, H)
     shares, seeds, thresholds      of zoneout, a number for each state
@@ -31,7 +31,7 @@ import numpy as np
 
 from ..cells import Cell
 from ..layout import layout
-from ..steps import PLAIN, Steps
+from ..step_options import NO_OPTIONS, StepOptions
 
 
 class Form(NamedTuple):
@@ -45,11 +45,11 @@ class Form(NamedTuple):
     trace: bool = False
 
     @classmethod
-    def of(cls, steps: Steps) -> "Form":
+    def of(cls, steps: StepOptions) -> "Form":
         """The form of these steps."""
         zoneout = ("expected" if steps.seed is None else "drawn") if any(steps.zoneout) else ""
         given = steps.mask is not None, steps.resets is not None, steps.scale is not None
-        return cls(steps is not PLAIN, *given, zoneout, steps.trace)
+        return cls(steps is not NO_OPTIONS, *given, zoneout, steps.trace)
 
     def takes(self, backward: bool) -> tuple[str, ...]:
         """The arrays that its lines read and write, beside those of plain steps."""

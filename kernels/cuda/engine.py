@@ -30,9 +30,9 @@ import numpy as np
 from .. import disk_cache, draws
 from ..cells import Cell
 from ..device import DeviceEngine
+from ..engine import Array, Gradients, State, expect_consistent, product_in_parts
 from ..layout import Layout, layout
-from ..reference import Array, Gradients, State, expect_consistent, product_in_parts
-from ..steps import PLAIN, Steps
+from ..step_options import NO_OPTIONS, StepOptions
 from . import gates, normalising, persistent, products, tiling, updates
 from .given import Given
 from .kernel import Gpu, Kernel
@@ -104,7 +104,7 @@ class CudaEngine(DeviceEngine):
         xs: Array,
         state: State,
         params: Sequence[Array],
-        steps: Steps = PLAIN,
+        steps: StepOptions = NO_OPTIONS,
     ) -> tuple[Array, State, Any]:
         expect_consistent(cell, xs, state, params)
         N, T, D = xs.shape
@@ -112,9 +112,9 @@ class CudaEngine(DeviceEngine):
             return self._forward(cell, xs, state, params, steps)
 
     def _forward(
-        self, cell: Cell, xs: Array, state: State, params: Sequence[Array], steps: Steps
+        self, cell: Cell, xs: Array, state: State, params: Sequence[Array], steps: StepOptions
     ) -> tuple[Array, State, Any]:
-        xp, at = self.xp, layout(cell, steps is not PLAIN)
+        xp, at = self.xp, layout(cell, steps is not NO_OPTIONS)
         N, T, _ = xs.shape
         given = Given(steps, cell, xp, (N, T, cell.hidden_size(params)), xs.dtype)
         Wx, Wh, b = self._in_order(cell, params)
@@ -190,7 +190,7 @@ class CudaEngine(DeviceEngine):
         self, cell: Cell, dhs: Array, dstate: State, saved: Any, inputs: bool
     ) -> Gradients:
         xs, (Wx, Wh, b), states, kept, operands, normalised, steps = saved
-        xp, at = self.xp, layout(cell, steps is not PLAIN)
+        xp, at = self.xp, layout(cell, steps is not NO_OPTIONS)
         N, T, D = xs.shape
         H, G = Wh.shape[0], len(cell.gates)
         given = Given(steps, cell, xp, (N, T, H), xs.dtype)
@@ -268,17 +268,6 @@ class CudaEngine(DeviceEngine):
     def before(self, cell: Cell, saved: Any) -> tuple[Array, ...]:
         states = self._all(cell, saved)[2]
         return tuple(states[:-1].transpose(1, 2, 0, 3))
-
-    def step(
-        self,
-        cell: Cell,
-        x: Array,
-        state: State,
-        params: Sequence[Array],
-        zoneout: Sequence[float] = (),
-    ) -> State:
-        steps = Steps(zoneout=zoneout) if zoneout else PLAIN
-        return self.forward(cell, x[:, None], state, params, steps)[1]
 
     # ---- training
 

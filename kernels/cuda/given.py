@@ -7,8 +7,8 @@ import numpy as np
 
 from .. import draws
 from ..cells import Cell
-from ..reference import Array, State
-from ..steps import Steps
+from ..engine import Array, State
+from ..step_options import StepOptions
 from .arithmetic import Form
 
 
@@ -19,7 +19,7 @@ class Given:
     """
 
     def __init__(
-        self, steps: Steps, cell: Cell, xp: Any, sizes: tuple[int, int, int], dtype: Any
+        self, steps: StepOptions, cell: Cell, xp: Any, sizes: tuple[int, int, int], dtype: Any
     ) -> None:
         self.steps, self.form, self.sizes, self.dtype = steps, Form.of(steps), sizes, dtype
         self._xp, self._states = xp, len(cell.states)

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from ..reference import product_in_parts
+from ..engine import product_in_parts
 from .kernel import Gpu, Kernel
 
 WORTH = 4e9  # operations from which on the copies cost less than they save

@@ -41,6 +41,7 @@ class Layer:
     """
 
     param_names: tuple[str, ...] = ()
+    role_in_stream: str | None = None  # "recurrent", "affine"; None: it has no streams
 
     def __init__(self, *params: Array) -> None:
         homes = [engine_for(p) for p in params]
@@ -65,6 +66,10 @@ class Layer:
         self.grads[:] = [move(g, there) for g in self.grads]
         self.params[:] = params
         self.forget()
+
+    def in_stream(self) -> list[Any]:
+        """The layers that a ``Stream`` of this one runs, from the bottom."""
+        return [self]
 
     def _engine(self) -> Engine:
         """The engine that runs where the parameters are."""

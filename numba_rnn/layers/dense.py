@@ -79,6 +79,7 @@ class TimeAffine(Layer):
     """
 
     param_names = ("W", "b")
+    role_in_stream = "affine"
 
     def __init__(self, W: Array, b: Array) -> None:
         here = engine_for(W)

@@ -51,6 +51,13 @@ class TimeProjectedLSTM(TimeRecurrent):
         Layer.__init__(self, Wx, Wh, b, Wr)  # its own parameters in place of those
         self.param_names = ("Wx", "Wh", "b", "Wr")
 
+    def in_stream(self) -> list[Any]:
+        """Raise TypeError: there are none."""
+        raise TypeError(
+            "layers: expected layers as wide outside as inside, got TimeProjectedLSTM, which has "
+            "no streams; step(x) of a stateful one does one step"
+        )
+
     @classmethod
     def create(
         cls,

@@ -8,7 +8,7 @@ dtype, float32 or float64. Wrong shapes raise ValueError, wrong types and dtypes
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -16,16 +16,14 @@ from ..backend import Engine, move
 from ..checks import Array, accept, accept_flags, accept_mask, expect_choice, expect_int
 from ..kernels import cells
 from ..kernels.cells import Cell
-from ..kernels.steps import PLAIN, Steps
+from ..kernels.step_options import NO_OPTIONS, StepOptions
+from ..streaming import Stream
 from . import initialisers
 from .base import Layer
 from .initialisers import Seed
 from .parameters import accept_params
 from .regularisers import Regularisers
 from .trace import Trace
-
-if TYPE_CHECKING:
-    from ..streaming import Stream
 
 
 class _CellLayer(Layer):
@@ -260,6 +258,8 @@ class TimeRecurrent(_CellLayer):
     (2, 7, 5)
     """
 
+    role_in_stream = "recurrent"
+
     def __init__(self, *params: Array, stateful: bool = False, cell: str | Cell) -> None:
         super().__init__(params, cells.get(cell))
         self.stateful = bool(stateful)
@@ -369,15 +369,13 @@ class TimeRecurrent(_CellLayer):
         rates = () if self.regularisers is None else self.regularisers.zoneout
         return rates if any(rates) else ()
 
-    def stream(self, batch: int = 1, **options: Any) -> "Stream":
+    def stream(self, batch: int = 1, **options: Any) -> Stream:
         """A stream of this layer, with the parameters as they are now; see ``Stream``.
 
         >>> stream = TimeRNN.create(3, 5, rng=0).stream()
         >>> stream.step(np.ones(3, np.float32)).shape
         (5,)
         """
-        from ..streaming import Stream
-
         return Stream([self], batch, **options)
 
     def forward(
@@ -421,7 +419,7 @@ class TimeRecurrent(_CellLayer):
             steps["initial"] = self._initial
         every = self._checkpoint_every
         particular = trace or every or any(value is not None for value in steps.values())
-        chosen = Steps(**steps, every=every, trace=trace) if particular else PLAIN
+        chosen = StepOptions(**steps, every=every, trace=trace) if particular else NO_OPTIONS
         if trace:  # it is looked at later, when an optimiser has changed the parameters
             xs, params = xs.copy(), [param.copy() for param in params]
         hs, self.state, saved = here.forward(self.cell, xs, state, params, chosen)

@@ -2,17 +2,15 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from ..checks import Array, accept, expect_float, expect_int
+from ..streaming import Stream
 from .bidirectional import Bidirectional
 from .composite import Composite
 from .dense import TimeDropout
 from .initialisers import Seed, generator
 from .recurrent import TimeRecurrent
-
-if TYPE_CHECKING:
-    from ..streaming import Stream
 
 
 class Stacked(Composite):
@@ -110,11 +108,18 @@ class Stacked(Composite):
         for dropout in self.dropouts:
             dropout.forget()
 
-    def stream(self, batch: int = 1, **options: Any) -> "Stream":
+    def stream(self, batch: int = 1, **options: Any) -> Stream:
         """A stream of these layers, with the parameters as they are now; see ``Stream``."""
-        from ..streaming import Stream
-
         return Stream([self], batch, **options)
+
+    def in_stream(self) -> list[Any]:
+        """The layers themselves; raises ValueError where there are residual connections."""
+        if any(self.residuals):
+            raise ValueError(
+                "layers: expected a Stacked without residual connections, which a stream does not "
+                f"compute, got one around layer {self.residuals.index(True)}"
+            )
+        return list(self.layers)
 
     def forward(
         self,

@@ -17,7 +17,7 @@ from ..backend import Engine, to_host
 from ..checks import Array
 from ..kernels.cells import Cell
 from ..kernels.once import cached_property
-from ..kernels.steps import Steps
+from ..kernels.step_options import StepOptions
 
 Named = dict[str, Array]
 
@@ -38,7 +38,7 @@ class Trace:
         engine: Engine,
         xs: Array,
         params: Sequence[Array],
-        steps: Steps,
+        steps: StepOptions,
         saved: Any,
     ) -> None:
         self.cell, self.mask, self.resets = cell, steps.mask, steps.resets

@@ -35,7 +35,7 @@ class Optimiser:
     """Base of the optimisers; a subclass names its slots and its rule.
 
     slots     names of what is remembered, in the order in which the rule takes it
-    rule      (W, *slots, dW, *numbers) -> (W, *slots), see ``ReferenceEngine.update``
+    rule      (W, *slots, dW, *numbers) -> (W, *slots), see ``Engine.update``
     _numbers  what the rule takes besides arrays, for the update under way
     """
 

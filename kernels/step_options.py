@@ -22,7 +22,7 @@ Array = Any
 
 
 @dataclass(frozen=True, eq=False)
-class Steps:
+class StepOptions:
     """What is particular about the steps of a pass.
 
     mask      (N, T) bool: steps where it is False are left out; None: none are
@@ -52,7 +52,7 @@ class Steps:
     every: int = 0
     trace: bool = False
 
-    def part(self, start: int, end: int) -> "Steps":
+    def part(self, start: int, end: int) -> "StepOptions":
         """Those of the steps from start to before end, with everything kept."""
         mask = None if self.mask is None else self.mask[:, start:end]
         resets = None if self.resets is None else self.resets[:, start:end]
@@ -70,4 +70,4 @@ class Steps:
         return draws.drawn(self.seeds[k], self.first + t, N, H, self.zoneout[k]).astype(dtype)
 
 
-PLAIN = Steps()
+NO_OPTIONS = StepOptions()

@@ -1,0 +1,140 @@
+"""A cell's gradients against central differences, on random numbers and in NumPy."""
+
+from typing import Any
+
+import numpy as np
+
+from .cells import Cell
+from .reference import NumpyEngine
+
+
+def check(
+    cell: Cell,
+    N: int = 2,
+    T: int = 3,
+    D: int = 3,
+    H: int = 4,
+    *,
+    seed: int = 0,
+    tolerance: float = 1e-6,
+) -> float:
+    """The largest relative error of a gradient; ``numba_rnn.WrittenCell.check`` says the rest."""
+    sizes = N, T, D, H
+    problems = [_gradient_errors(cell, sizes, seed + k) for k in range(2)]
+    # where functions are flat or go on otherwise, hard_sigmoid beyond 3 say
+    problems.append(_gradient_errors(cell, sizes, seed, reach=4.0))
+    errors = {name: max(errors[name] for errors in problems) for name in problems[0]}
+    wrong = [
+        f"{name} by {e:.1e}" if np.isfinite(e) else f"{name} (NaN or infinite)"
+        for name, e in errors.items()
+        if not e <= tolerance
+    ]
+    if wrong:
+        raise AssertionError(
+            f"cell {cell.name!r}: gradients are off: {', '.join(wrong)} "
+            f"(relative; the limit is {tolerance:.0e})"
+        )
+    changed = _other_dtypes(cell, sizes, seed)
+    if changed:
+        raise AssertionError(f"cell {cell.name!r}: of float32 became: {', '.join(changed)}")
+    return max(errors.values())
+
+
+class _Problem:
+    """Random numbers for a cell, and its results by name."""
+
+    def __init__(
+        self, cell: Cell, sizes: tuple[int, ...], seed: int, dtype: Any, reach: float = 1.0
+    ) -> None:
+        N, T, D, H = sizes
+        rng = np.random.default_rng(seed)
+
+        def uniform(*shape: int) -> Any:
+            return rng.uniform(-reach, reach, shape).astype(dtype)
+
+        self._engine, self._cell = NumpyEngine(), cell
+        shapes = cell.shapes(D, H)
+        self.params = {
+            name: uniform(*shape) / dtype(np.sqrt(shape[0]) if name.startswith("W") else 1)
+            for name, shape in shapes.items()
+        }
+        self.state = {name: uniform(N, H) for name in cell.states}
+        self.xs = uniform(N, T, D)
+        self.dhs = uniform(N, T, H)
+        self.dstate = {name: uniform(N, H) for name in cell.states}
+
+    def inputs(self) -> dict[str, Any]:
+        return {"xs": self.xs, **self.params, **self.state}
+
+    def forward(self) -> tuple[Any, Any, Any]:
+        state, params = tuple(self.state.values()), tuple(self.params.values())
+        return self._engine.forward(self._cell, self.xs, state, params)
+
+    def loss(self) -> float:
+        hs, last, _ = self.forward()
+        ends = zip(self.dstate.values(), last, strict=True)
+        return float((self.dhs * hs).sum() + sum((d * s).sum() for d, s in ends))
+
+    def gradients(self) -> dict[str, Any]:
+        dstate = tuple(self.dstate.values())
+        _, _, saved = self.forward()
+        found = self._engine.backward(self._cell, self.dhs, dstate, saved)
+        return dict(zip(self.inputs(), (found.xs, *found.params, *found.state), strict=True))
+
+
+def _gradient_errors(
+    cell: Cell, sizes: tuple[int, ...], seed: int, reach: float = 1.0
+) -> dict[str, float]:
+    """How far each gradient is from central differences, relative to its largest number.
+
+    reach  how far from 0 numbers may lie; beyond 1 those that are not finite are passed over, a
+           function may be defined for no such numbers
+    """
+    errors = {}
+    with np.errstate(all="ignore"):
+        problem = _Problem(cell, sizes, seed, np.float64, reach)
+        gradients = problem.gradients()
+        for name, array in problem.inputs().items():
+            near, far = (_differences(problem, array, step) for step in (5e-6, 1e-5))
+            finite = np.isfinite(near) & np.isfinite(far) & np.isfinite(gradients[name])
+            # differences of a loss of about 1 say nothing of a gradient near their rounding errors
+            size = max(np.abs(near[finite]).max(initial=0), 1e-3)
+            # where two differences differ a function has a kink between, and there is no gradient
+            judged = finite & (np.abs(near - far) <= 1e-7 * size)
+            error = np.abs(gradients[name] - near)[judged].max(initial=0) / size
+            errors[name] = float(error) if reach > 1 or finite.all() else float("inf")
+    return errors
+
+
+def _differences(problem: "_Problem", array: Any, step: float) -> Any:
+    """Central differences of the loss by each number of one of its arrays."""
+    found = np.empty_like(array)
+    for place in np.ndindex(array.shape):
+        here = array[place]
+        array[place] = here + step
+        above = problem.loss()
+        array[place] = here - step
+        found[place] = (above - problem.loss()) / (2 * step)
+        array[place] = here
+    return found
+
+
+def _other_dtypes(cell: Cell, sizes: tuple[int, ...], seed: int) -> list[str]:
+    """What does not stay float32."""
+    with np.errstate(all="ignore"):
+        problem = _Problem(cell, sizes, seed, np.float32)
+        _, _, (_, steps, *_) = problem.forward()
+        before, _, saved, _ = steps[0]
+        dgates, dprev = cell.backward(tuple(problem.dstate.values()), saved, before)
+        after = steps[1][0] if len(steps) > 1 else problem.forward()[1]
+    arrays = {
+        **{f"state {name}": array for name, array in zip(cell.states, after, strict=True)},
+        **{f"saved {name}": array for name, array in zip(cell.saved, saved, strict=True)},
+        **{f"d{name}": array for name, array in zip(cell.gates, dgates, strict=True)},
+        **{f"d{name} before": array for name, array in zip(cell.states, dprev, strict=True)},
+    }
+    return [
+        f"{name} {array.dtype}"
+        for name, array in arrays.items()
+        if array is not None and array.dtype != np.float32
+    ]
