@@ -16,47 +16,13 @@ The zoo in ``kernels/cells/`` (``lstm_variants.py``, ``gru_variants.py``, ``elem
 written this way.
 """
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
-from .kernels import cells, gradient_check
-from .kernels.cells import Cell, written
+from .kernels import cells
+from .kernels.cells import Cell, WrittenCell
+from .kernels.gradient_check import check as check  # cells have it as a method
 from .layers.recurrent import TimeRecurrent
-
-
-class WrittenCell(written.WrittenCell):  # type: ignore[misc]
-    """A cell written as one plain function; ``cell`` makes it."""
-
-    def check(
-        self,
-        N: int = 2,
-        T: int = 3,
-        D: int = 3,
-        H: int = 4,
-        *,
-        seed: int = 0,
-        tolerance: float = 1e-6,
-    ) -> float:
-        """Compare the gradients with central differences, on random numbers and in NumPy.
-
-        N, T, D, H  rows, steps, inputs and units of the problem
-        tolerance   the largest error allowed, relative to the largest number of a gradient
-
-        Returns the largest relative error. Raises AssertionError, naming what is off and by how
-        much, where one is larger, or where float32 does not stay float32.
-
-        Warns, by name, of a quotient that may be 0 / 0 where gates are shut or wide open, and of a
-        root that may be one of 0: there the gradient is NaN.
-        """
-        for place in self.without_gradient():
-            warnings.warn(
-                f"cell {self.name!r}: {place}, and its gradient NaN: guard it with "
-                "where(...), or compute it by logarithms, as minlstm in kernels/cells/ does",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-        return gradient_check.check(self.cell, N, T, D, H, seed=seed, tolerance=tolerance)
 
 
 def cell(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
@@ -125,7 +91,7 @@ def cell(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     return made
 
 
-def time_layer(cell: str | Cell | written.WrittenCell) -> type[TimeRecurrent]:
+def time_layer(cell: str | Cell | WrittenCell) -> type[TimeRecurrent]:
     """The layer of a cell, unrolled over time, as TimeLSTM is that of the LSTM.
 
     Its constructor takes the parameters that ``cell.shapes(D, H)`` names, and ``stateful``; every

@@ -6,14 +6,12 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from numba_rnn import cells
-from numba_rnn.custom import WrittenCell
 from numba_rnn.kernels import functions as f
 from numba_rnn.kernels.reference import NumpyEngine
 
@@ -208,11 +206,6 @@ def _amplification(p: Problem) -> float:
         for _ in range(2)
         for name, got in outcome(NumpyEngine(), exact.map(shaken)).items()
     )
-
-
-def cell(function: Any = None, /, **options: Any) -> Any:
-    """``numba_rnn.cell``, but that nothing is derived before it is asked for."""
-    return partial(cell, **options) if function is None else WrittenCell(function, **options)
 
 
 def _calling_all(x: Any) -> Any:

@@ -45,7 +45,6 @@ from numba_rnn.bridges.onnx_cells import (
     _lstm,
     _rnn,
 )
-from numba_rnn.kernels.gradient_check import check
 from numba_rnn.models import Rnnlm
 
 LIMIT = 2e-6
@@ -279,13 +278,13 @@ def there_and_back(net, want, inputs):
 @pytest.mark.parametrize("clip", [None, 0.4])
 def test_gradients_of_written_cells(reset_after, clip):
     gates = Activation("ScaledTanh", 0.7, 1.3), Activation("Softsign")
-    assert check(_gru(Kind("GRU", gates, clip, reset_after), "odd").cell) < 1e-6
+    assert _gru(Kind("GRU", gates, clip, reset_after), "odd").check() < 1e-6
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_gradients_of_activations(name):
     numbers = dict.fromkeys(ACTIVATIONS[name], 0.3)
-    assert check(_rnn(Kind("RNN", (Activation(name, **numbers),)), "odd").cell) < 1e-6
+    assert _rnn(Kind("RNN", (Activation(name, **numbers),)), "odd").check() < 1e-6
 
 
 @pytest.mark.parametrize("coupled", [False, True])
@@ -293,7 +292,7 @@ def test_gradients_of_activations(name):
 def test_gradients_of_lstms(coupled, peepholes):
     functions = Activation("HardSigmoid", 0.3, 0.4), Activation("Elu", 0.8), Activation("Softplus")
     kind = Kind("LSTM", functions, 0.9, coupled=coupled, peepholes=peepholes)
-    assert check(_lstm(kind, "odd").cell) < 1e-6
+    assert _lstm(kind, "odd").check() < 1e-6
 
 
 # ---- layers to ONNX

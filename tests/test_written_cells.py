@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import numba_rnn
-from helpers import DTYPES, cell, outcome, problem, relative_error, run_python
+from helpers import DTYPES, outcome, problem, relative_error, run_python
 from numba_rnn import cells
 from numba_rnn.kernels import functions
+from numba_rnn.kernels.cells.written import cell
 from numba_rnn.kernels.fingerprint import of_cell
 from numba_rnn.kernels.functions import (
     absolute,

@@ -9,8 +9,7 @@ import types
 import numpy as np
 import pytest
 
-from helpers import cell
-from numba_rnn.kernels.cells.written import WrittenCell
+from numba_rnn.kernels.cells.written import WrittenCell, cell
 from numba_rnn.kernels.functions import (
     maximum,
     sigmoid,

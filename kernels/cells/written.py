@@ -49,6 +49,8 @@ class WrittenCell:
     gates: tuple[str, ...]
     weights: tuple[str, ...]
 
+    check: Callable[..., float]  # of ``kernels/gradient_check.py``: cells know of no engine
+
     def __init__(self, function: Any, **options: Any) -> None:
         if not inspect.isfunction(function):
             raise TypeError(f"cell: expected a function, got {function!r}")
