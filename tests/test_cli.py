@@ -14,7 +14,7 @@ import unicodedata
 import numpy as np
 import pytest
 
-from numba_rnn import jobs
+from numba_rnn import __version__, jobs
 from numba_rnn.training import load_checkpoint, save_checkpoint
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 40
@@ -105,7 +105,7 @@ def test_info(folder):
     said = run("info", "run", cwd=folder)
     assert "hidden_size 16, cell lstm" in said
     assert re.search(r"^trained +2 epochs", said, re.M)
-    assert run("--version", cwd=folder).strip() == "0.1.0"
+    assert run("--version", cwd=folder).strip() == __version__
 
 
 def test_inspect_prints_and_draws_the_inside(folder):

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import tarfile
 import textwrap
 import tomllib
 import zipfile
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -30,7 +32,7 @@ def wheel(tmp_path_factory) -> Path:
     ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
     for room in ("numba_rnn", "kernels"):
         shutil.copytree(ROOT / room, source / room, ignore=ignore)
-    for name in ("pyproject.toml", "LICENSE", "README.md"):
+    for name in ("pyproject.toml", "setup.py", "LICENSE", "README.md"):
         if (ROOT / name).exists():
             shutil.copy(ROOT / name, source)
     pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(source))
@@ -232,6 +234,38 @@ def test_the_wheel_works_from_within_the_checkout(wheel, tmp_path):
 
 
 # ---- the source distribution
+
+
+def description_in(wheel: Path) -> tuple[str, str]:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        head, _, page = archive.read(name).decode("utf-8").partition("\n\n")
+    return head, page
+
+
+def test_the_page_of_a_package_index_is_whole(wheel):
+    """It has the README, and no link to a file that is not there."""
+    head, page = description_in(wheel)
+    assert "\nDescription-Content-Type: text/markdown" in head
+    assert "\nAuthor: numba_rnn contributors" in head
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [line for line in page.splitlines() if line.startswith(("#", "    "))] == [
+        line for line in readme.splitlines() if line.startswith(("#", "    "))
+    ]
+    links = re.findall(r"\]\(([^)\s]+)\)", page)
+    assert [link for link in links if not re.match(r"\w+://", link)] == []
+
+
+def test_links_of_that_page_lead_to_the_repository():
+    spec = spec_from_file_location("setup_py", ROOT / "setup.py")
+    setup_py = module_from_spec(spec)
+    spec.loader.exec_module(setup_py)
+    text = "![a *b*](c/d.png) [`e.md`](e.md#f) [g](https://h.example/i) [j](#k)"
+    assert setup_py.index_page(text, "https://host.example/us/it") == (
+        "![a *b*](https://host.example/us/it/raw/HEAD/c/d.png)"
+        " [`e.md`](https://host.example/us/it/blob/HEAD/e.md#f) [g](https://h.example/i) [j](#k)"
+    )
+    assert setup_py.index_page("![a](c.png) [e](f.md) [L](L)", None) == "a e (`f.md`) L"
 
 
 def test_the_sdist_holds_what_its_tests_need(tmp_path):
