@@ -2,6 +2,7 @@
 
 python -m benchmarks.cpu --out benchmarks/cpu.json
 python -m benchmarks.plot benchmarks/cpu.json benchmarks/cpu.png
+python -m benchmarks.plot benchmarks/cpu.json benchmarks/cpu_short.png --short
 """
 
 import json
@@ -19,14 +20,19 @@ NAMES = {
     "last": "training, loss at the last step",
     "odd": "training, odd sizes",
 }
+SHORT = "train", "infer", "step"  # on one thread: the picture of the README
 CELLS = {"lstm": "LSTM", "gru_reset_after": "GRU", "rnn": "RNN"}
 COLOURS = {"lstm": "#0072b2", "gru_reset_after": "#e69f00", "rnn": "#009e73"}  # Okabe and Ito
 
 
-def draw(rows: list[dict[str, Any]], machines: list[dict[str, Any]], to: Path) -> None:
+def draw(
+    rows: list[dict[str, Any]], machines: list[dict[str, Any]], to: Path, short: bool = False
+) -> None:
     """A panel for each kind and number of threads, a bar for each cell and size."""
     from matplotlib.figure import Figure
 
+    if short:
+        rows = [row for row in rows if row["what"] in SHORT and row["threads"] == 1]
     kinds = [
         (what, threads)
         for what in NAMES
@@ -69,10 +75,11 @@ def draw(rows: list[dict[str, Any]], machines: list[dict[str, Any]], to: Path) -
 def main(
     figures: Annotated[Path, typer.Argument(help="What benchmarks.cpu --out wrote.")],
     to: Annotated[Path, typer.Argument(help="The picture, .png or .svg.")],
+    short: Annotated[bool, typer.Option("--short", help="Only main kinds, on one thread.")] = False,
 ) -> None:
     """Draw the ratios as bars, losing ones included."""
     read = json.loads(figures.read_text(encoding="utf-8"))
-    draw(read["rows"], read["machines"], to)
+    draw(read["rows"], read["machines"], to, short)
     print(f"wrote {to}")
 
 
