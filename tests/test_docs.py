@@ -1,10 +1,12 @@
-"""Every example in the README and in docstrings runs."""
+"""Every example in the README, in the guide and in docstrings runs."""
 
 import doctest
 import importlib
+import linecache
 import os
 import pkgutil
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,13 @@ os.environ["KERAS_BACKEND"] = "torch"  # Keras' own choice is TensorFlow, which 
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.S)
+GUIDE = sorted((ROOT / "docs" / "guide").glob("*.md"))
+TEXT = "\n".join([README, *(page.read_text("utf-8") for page in GUIDE)])
+EXAMPLES = {
+    f"{page.name} {k}": code
+    for page in (ROOT / "README.md", *GUIDE)
+    for k, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.S))
+}
 MODULES = [
     m.name
     for m in pkgutil.walk_packages(numba_rnn.__path__, "numba_rnn.")
@@ -23,18 +31,30 @@ MODULES = [
 ]
 
 
-@pytest.mark.parametrize("example", EXAMPLES)
-def test_readme_example_runs(example, capsys):
-    exec(compile(example, "README.md", "exec"), {})
+def run(code, name):
+    """Run code that Python finds under a name: what derives a cell reads its source."""
+    linecache.cache[name] = len(code), None, code.splitlines(keepends=True), name
+    exec(compile(code, name, "exec"), {"__name__": "example"})
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_readme_and_guide_example_runs(name, capsys):
+    run(EXAMPLES[name], name)
     assert capsys.readouterr().out.strip()
 
 
-def test_the_readmes_library_example_learns(capsys):
-    library = EXAMPLES[0]
-    exec(compile(library, "README.md", "exec"), {})
+def test_the_readmes_quick_start_learns(capsys):
+    code = EXAMPLES["README.md 0"]
+    run(code, "quick start")
     after = float(capsys.readouterr().out.split()[0])
-    exec(compile(library.replace("range(100)", "range(1)"), "README.md", "exec"), {})
+    run(code.replace("range(100)", "range(1)"), "one step")
     assert after < 0.5 * float(capsys.readouterr().out.split()[0])
+
+
+def test_the_readme_is_short_and_links_to_every_page_of_the_guide():
+    assert len(README.splitlines()) <= 160
+    links = set(re.findall(r"\]\(([^)#]+)\)", README))
+    assert {f"docs/guide/{page.name}" for page in GUIDE} <= links
 
 
 def test_links_in_the_readme_lead_somewhere():
@@ -42,6 +62,17 @@ def test_links_in_the_readme_lead_somewhere():
     assert links
     for link in links:
         assert (ROOT / link).exists(), link
+
+
+def test_every_documented_version_is_the_same():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    citation = (ROOT / "CITATION.cff").read_text("utf-8")
+    changes = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    version, date = re.search(r"^## \[([\d.]+)\] - ([\d-]+)$", changes, re.M).groups()
+    assert project["version"] == numba_rnn.__version__ == version
+    assert f"\nversion: {version}\ndate-released: {date}\n" in citation
+    assert f"version = {{{version}}}" in README
+    assert f"version {version.rpartition('.')[0]}," in README
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -67,7 +98,7 @@ def test_every_public_name_is_documented():
         assert getattr(numba_rnn, name).__doc__, name
 
 
-def test_readme_names_every_option_it_uses():
+def test_commands_use_options_that_exist():
     from typer.main import get_command
 
     from numba_rnn.cli import app
@@ -75,7 +106,5 @@ def test_readme_names_every_option_it_uses():
     known = {"-e", "--cells"}  # pip's; the one before all commands
     for command in get_command(app).commands.values():
         known |= {option for parameter in command.params for option in parameter.opts}
-    used = set(
-        re.findall(r"(?<![\w-])--?[a-z][\w-]*", " ".join(re.findall(r"numba-rnn .*", README)))
-    )
+    used = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", " ".join(re.findall(r"numba-rnn .*", TEXT))))
     assert used <= known, used - known

@@ -1,6 +1,6 @@
 """PyTorch as the oracle: outputs, final states and every gradient.
 
-The conversions of weights are those of the README's table of conventions.
+The conversions of weights are those of the table in numba_rnn/bridges/conventions.py.
 """
 
 from typing import Any

@@ -19,7 +19,7 @@ import numba_rnn
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
+    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY")),
     *(ROOT / f"{room}/README.md" for room in ("benchmarks", "notebooks")),
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
@@ -85,7 +85,7 @@ def code_in(name):
 EXAMPLES = {
     f"{name} {k}": code
     for name in NAMES
-    if name != "README.md"  # its own are in test_docs.py
+    if name != "README.md" and not name.startswith("docs/guide/")  # those are in test_docs.py
     for k, code in enumerate(code_in(name))
 }
 
@@ -201,7 +201,9 @@ def test_every_picture_of_a_notebook_is_on_its_page(site):
 
 
 def test_pages_of_the_site_are_those_of_the_repository(site):
-    for page in ("guide", "contributing", "benchmarks", "rooms/cells", "notebooks/custom_cell"):
+    pages = [f"guide/{page.stem}" for page in (ROOT / "docs" / "guide").glob("*.md")]
+    pages += ["index", "contributing", "changelog", "security", "benchmarks", "rooms/cells"]
+    for page in [*pages, "notebooks/custom_cell"]:
         assert (site / f"{page}.html").is_file(), page
     lstm = (site / "source/kernels/cells/lstm.py.html").read_text("utf-8")
     assert "forget gate" in lstm

@@ -1,4 +1,4 @@
-"""The pictures of the README, each from a run: python docs/tools/pictures.py (half a minute)."""
+"""The pictures of the guide, each from a run: python docs/tools/pictures.py (half a minute)."""
 
 from pathlib import Path
 

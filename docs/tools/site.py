@@ -1,6 +1,6 @@
 """What the site takes from the checkout beside docs/: a hook of MkDocs.
 
-- README.md is the page guide.md, CONTRIBUTING.md contributing.md, and so on (PAGES)
+- README.md is the home page, CONTRIBUTING.md contributing.md, and so on (PAGES)
 - notebooks are pages, as they are stored; their formulas become MathML, so that nothing is loaded
   from elsewhere, and their animations HTML, as nbconvert shows no GIF
 - modules, and files that a page links to, are pages too, under source/
@@ -26,8 +26,10 @@ from mkdocs.structure.toc import get_toc
 
 ROOT = Path(__file__).parents[2]
 PAGES = {
-    "README.md": "guide.md",
+    "README.md": "index.md",
     "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "SECURITY.md": "security.md",
     "notebooks/README.md": "notebooks/index.md",
     "benchmarks/README.md": "benchmarks.md",
 }
