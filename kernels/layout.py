@@ -26,12 +26,12 @@ EPSILON = 1e-5  # what normalisation adds to a variance
 class Layout:
     """Where a cell's numbers are kept.
 
-    particular  steps may have masks, resets or zoneout: the state after one need not be what the
-                cell made
+    changed  the state after a step may be another than the cell made: there are masks, resets or
+             zoneout
     """
 
     cell: Cell
-    particular: bool = False
+    changed: bool = False
 
     @cached_property
     def order(self) -> tuple[int, ...]:
@@ -141,7 +141,7 @@ class Layout:
         with np.errstate(all="ignore"):
             gates, states = ones(len(self.cell.gates)), ones(len(self.cell.states))
             state, saved = self.cell.forward(gates, states)
-        known = [("state", k, number) for k, number in enumerate(state) if not self.particular]
+        known = [("state", k, number) for k, number in enumerate(state) if not self.changed]
         weights = gates[len(gates) - self.weights :]
         known += [("weight", k, number) for k, number in enumerate(weights)]
         known += [("normalised", k, gates[self.order[p]]) for k, p in enumerate(self.normalised)]
@@ -157,6 +157,6 @@ class Layout:
 
 
 @cache
-def layout(cell: Cell, particular: bool = False) -> Layout:
+def layout(cell: Cell, changed: bool = False) -> Layout:
     """The cell's layout."""
-    return Layout(cell, particular)
+    return Layout(cell, changed)

@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from . import step
 from .cells import Cell
 from .engine import Array, Engine, Gradients, State, expect_consistent
+from .functions import where
 from .layout import EPSILON
+from .step import StepFeatures
 from .step_options import NO_OPTIONS, StepOptions
 
 Normalised = dict[int, tuple[Array, Array]]  # a normalised gate's numbers, and 1 / deviation
@@ -60,7 +63,7 @@ class NumpyEngine(Engine):
         """Step by step: the state it saw, its operand, what the cell saved, how its gates were
         normalised, the state after it, and its output."""
         _, Wh, b, w = cell.complete(params)
-        bh = None if cell.biases == 1 else b[1]
+        bh, features = None if cell.biases == 1 else b[1], StepFeatures.of(steps)
         for t in times:
             state = reset_before(steps, t, state)
             live = None if steps.mask is None else steps.mask[:, t, None]
@@ -68,7 +71,8 @@ class NumpyEngine(Engine):
                 cell, x_side[:, t], state, Wh, bh, w, steps.scale, live
             )
             new, saved = cell.forward(gates, state)
-            after, output = _settle(steps, t, new, state)
+            zoned = steps.zoned(t, state[0].shape, state[0].dtype)
+            after, (output,) = step.settle(features, new, state, live, zoned)
             yield state, operand, saved, normalised, after, output
             state = after
 
@@ -96,6 +100,7 @@ class NumpyEngine(Engine):
         early = len(cell.recurrent_gates) - len(cell.second)  # gates fed by h itself
         Wh_h, Wh_operand = Wh[:, : early * H], Wh[:, early * H :]
         scale = xs.dtype.type(1) if steps.scale is None else steps.scale
+        features = StepFeatures.of(steps)
 
         dgates_all = np.empty((N, T, len(cell.gates), H), dtype=xs.dtype)
         dinitial = np.zeros((len(cell.states), N, H), dtype=xs.dtype)
@@ -112,10 +117,13 @@ class NumpyEngine(Engine):
         ):
             h_before[:, t] = state[0] * scale
             operands[:, t] = 0 if operand is None else operand
-            dstate, dheld, live = _unsettle(steps, t, dhs[:, t], dstate)
+            live = None if steps.mask is None else steps.mask[:, t, None]
+            zoned = steps.zoned(t, (N, H), xs.dtype)
+            dstate, _ = step.arrive(features, dhs[:, t], None, dstate, live)
             if dstates is not None:
-                dstates[:, t] = np.stack(_sum(dstate, dheld), axis=1)
-            dgates, dprev = cell.backward(dstate, step_saved, state)
+                dstates[:, t] = np.stack(dstate, axis=1)
+            dnew, past = step.settle_backward(features, dstate, live, zoned)
+            dgates, dprev = cell.backward(dnew, step_saved, state)
             dgates, dprev = _filled(dgates, like=state[0]), _filled(dprev, like=state[0])
             dgates = _only(live, dgates)  # of what is normalised, by what the cell was given
 
@@ -132,12 +140,12 @@ class NumpyEngine(Engine):
             if early:
                 through_gates = _fuse(dgates, cell.recurrent_gates[:early]) @ Wh_h.T * scale
                 dprev = dprev[0] + through_gates, *dprev[1:]
-            dstate = _sum(_only(live, dprev), dheld)
+            dstate, _ = step.meet(_only(live, dprev), past)
             dgates_all[:, t] = np.stack(dgates, axis=1)
-            if steps.resets is not None:
-                again = steps.resets[:, t, None]
-                dinitial += _only(again, dstate)
-                dstate = _only(~again, dstate)
+            again = None if steps.resets is None else steps.resets[:, t, None]
+            dstate, stopped = step.reset_backward(features, dstate, again)
+            if stopped:
+                dinitial += stopped
 
         def columns(gates: Sequence[int]) -> Array:  # (N T, gates H)
             return dgates_all[:, :, list(gates)].reshape(N * T, len(gates) * H)
@@ -180,10 +188,12 @@ class NumpyEngine(Engine):
             tuple(np.broadcast_to(array, (N * T, H)).reshape(N, T, H) for array in arrays)
             for arrays in (gates, new, cell.inside(gates, rows))
         )
-        after = [
-            _settle(steps, t, tuple(s[:, t] for s in new), tuple(s[:, t] for s in before))[0]
-            for t in range(T)
-        ]
+        features, after = StepFeatures.of(steps), []
+        for t in range(T):
+            made, seen = (tuple(s[:, t] for s in states) for states in (new, before))
+            live = None if steps.mask is None else steps.mask[:, t, None]
+            zoned = steps.zoned(t, (N, H), seen[0].dtype)
+            after.append(step.settle(features, made, seen, live, zoned)[0])
         return gates, inside, tuple(np.stack(states, axis=1) for states in zip(*after, strict=True))
 
     def step(
@@ -288,52 +298,14 @@ def reset_before(steps: StepOptions, t: int, state: State) -> State:
         return state
     again = steps.resets[:, t, None]
     starts = [0] * len(state) if steps.initial is None else steps.initial
-    return tuple(
-        np.where(again, np.asarray(start, s.dtype), s)
-        for start, s in zip(starts, state, strict=True)
-    )
-
-
-def _settle(steps: StepOptions, t: int, new: State, old: State) -> tuple[State, Array]:
-    """The state after step t, and its output; new and old: what the cell made of which state."""
-    N, H = old[0].shape
-    if steps.zoneout:
-        stays = [steps.keeps_old(k, t, N, H, old[0].dtype) for k in range(len(old))]
-        new = tuple(p * o + (1 - p) * n for p, o, n in zip(stays, old, new, strict=True))
-    if steps.mask is None:
-        return new, new[0]
-    live = steps.mask[:, t, None]
-    return tuple(np.where(live, n, o) for n, o in zip(new, old, strict=True)), np.where(
-        live, new[0], 0
-    )
-
-
-def _unsettle(
-    steps: StepOptions, t: int, dh: Array, dstate: State
-) -> tuple[State, State | None, Array | None]:
-    """The other way: the gradient of what the cell made; of the old state, past it; who took part.
-
-    dh is the gradient of the output, dstate that of the state after the step. None: zeros; all.
-    """
-    live = None if steps.mask is None else steps.mask[:, t, None]
-    dnew = _only(live, (dstate[0] + dh, *dstate[1:]))
-    dheld = None if live is None else _only(~live, dstate)
-    if steps.zoneout:
-        N, H = dh.shape
-        stays = [steps.keeps_old(k, t, N, H, dh.dtype) for k in range(len(dstate))]
-        dheld = _sum(tuple(p * d for p, d in zip(stays, dnew, strict=True)), dheld)
-        dnew = tuple((1 - p) * d for p, d in zip(stays, dnew, strict=True))
-    return dnew, dheld, live
+    initial = tuple(np.asarray(i, s.dtype) for i, s in zip(starts, state, strict=True))
+    after: State = step.reset(StepFeatures.of(steps), state, again, initial)[0]
+    return after
 
 
 def _only(rows: Array | None, arrays: State) -> State:
     """The arrays with zeros in all rows but some; None: as they are."""
-    return arrays if rows is None else tuple(np.where(rows, a, a.dtype.type(0)) for a in arrays)
-
-
-def _sum(these: State, others: State | None) -> State:
-    """The sums of two tuples' arrays; None: zeros."""
-    return these if others is None else tuple(a + b for a, b in zip(these, others, strict=True))
+    return arrays if rows is None else tuple(where(rows, a, 0.0) for a in arrays)
 
 
 def _fuse(dgates: Sequence[Array], positions: Sequence[int]) -> Array:

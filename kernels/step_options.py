@@ -63,11 +63,12 @@ class StepOptions:
         """A seed for each state's zoneout."""
         return tuple(draws.seed_of(self.seed or 0, k) for k in range(len(self.zoneout)))
 
-    def keeps_old(self, k: int, t: int, N: int, H: int, dtype: Any) -> Array:
-        """The share of its old value that each unit of state k keeps at step t, (N, H) or ()."""
+    def zoned(self, t: int, shape: tuple[int, int], dtype: Any) -> tuple[Array, ...]:
+        """Of each state at step t which units (N, H) keep their old value, or what share of it."""
         if self.seed is None:
-            return np.asarray(self.zoneout[k], dtype)
-        return draws.drawn(self.seeds[k], self.first + t, N, H, self.zoneout[k]).astype(dtype)
+            return tuple(np.asarray(rate, dtype) for rate in self.zoneout)
+        rates = zip(self.seeds, self.zoneout, strict=True)
+        return tuple(draws.drawn(seed, self.first + t, *shape, rate) for seed, rate in rates)
 
 
 NO_OPTIONS = StepOptions()

@@ -413,7 +413,7 @@ def test_the_message_names_the_pass_and_the_cell(no_patience, capfd, monkeypatch
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(plans, "compiled", lambda *_: compile_small())
     for driver in (plans.forward, backward):
-        plans._pieces(driver, cells.get("rnn"), "float64", plans.PLAIN)
+        plans._pieces(driver, cells.get("rnn"), "float64", plans.NO_FEATURES)
         assert f"the {driver.__name__} pass of rnn (float64)" in capfd.readouterr().err
         next(tmp_path.rglob("*.bin")).unlink()
 

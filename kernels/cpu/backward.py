@@ -134,7 +134,7 @@ def _gates_back(plan, chunk, k, n0, n1, u0, u1):
         chunk_at(plan, plan.saved, plan.stored * plan.units, chunk) + row, rows_panel,
         _delta_at(plan, k, 0) + skip, rows_panel, plan.N * VECTOR_BYTES, plan.hs_time,
         plan.b + plan.x_gates * plan.H * plan.size,
-        plan.particular, chunk * plan.steps + k, n0, given + skip, rows_panel,
+        plan.options, chunk * plan.steps + k, n0, given + skip, rows_panel,
     ))  # fmt: skip
 
 
@@ -162,7 +162,7 @@ def _operand_back(plan, chunk, k, n0, n1, u0, u1):
         plan.dstate + skip, panel, state + skip, state_panel, after + skip, after_panel,
         chunk_at(plan, plan.saved, plan.stored * plan.units, chunk) + row, rows_panel,
         _delta_at(plan, k, 0) + skip, rows_panel, plan.H,
-        plan.b + plan.x_gates * plan.H * plan.size, plan.particular, chunk * plan.steps + k, n0,
+        plan.b + plan.x_gates * plan.H * plan.size, plan.options, chunk * plan.steps + k, n0,
         given + skip, rows_panel,
     ))  # fmt: skip
 

@@ -145,7 +145,7 @@ def _early_step(plan, chunk, k, n0, n1, u0, u1):
         call(plan.operand_piece, (
             u0, u1, plan.units, plan.H, n1 - n0, x_side, x_panel, e_side, e_panel,
             plan.b, plan.b_row, state + skip, panel,
-            out, out_panel, plan.particular, chunk * plan.steps + k, n0,
+            out, out_panel, plan.options, chunk * plan.steps + k, n0,
             given + skip, given_panel,
         ))  # fmt: skip
 
@@ -177,7 +177,7 @@ def _late_step(plan, chunk, k, n0, n1, u0, u1):
         state + skip, panel, after + skip, after_panel,
         saved if plan.keep else 0, rows_panel,
         plan.hs + (chunk * plan.steps + k) * plan.hs_time + n0 * plan.hs_row, plan.hs_row,
-        plan.particular, chunk * plan.steps + k, n0, given + skip, given_panel,
+        plan.options, chunk * plan.steps + k, n0, given + skip, given_panel,
     ))  # fmt: skip
 
 

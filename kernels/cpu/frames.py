@@ -30,6 +30,7 @@ from .. import fingerprint
 from ..cells import Cell
 from ..layout import Layout, layout
 from ..once import once
+from ..step import StepFeatures
 from .compilation import compiled_callback
 
 _I32 = ir.IntType(32)
@@ -38,19 +39,24 @@ _I64 = ir.IntType(64)
 part_of_a_piece = register_jitable(error_model="numpy")  # no test for division by zero
 
 
-# what may be particular about steps (settling.py): nothing; a trace of gradients; all of it
-PLAIN, TRACED, ANYTHING = 0, 1, 2
+NO_FEATURES = StepFeatures()
 
 
 class FrameType(types.Type):
-    """The address of a piece's arguments; and the dtype and the cell it is compiled for."""
+    """The address of a piece's arguments; the dtype, cell and features it is compiled for."""
 
-    def __init__(self, dtype: Any, cell_name: str | None, source: str, particular: int = 0):
+    def __init__(
+        self,
+        dtype: Any,
+        cell_name: str | None,
+        source: str,
+        features: StepFeatures = NO_FEATURES,
+    ):
         self.dtype = dtype
         self.cell_name = cell_name
         self.source = source
-        self.particular = particular  # what steps may have: PLAIN, TRACED or ANYTHING
-        super().__init__(name=f"frame({dtype}, {cell_name}, {source}, {particular})")
+        self.features = features
+        super().__init__(name=f"frame({dtype}, {cell_name}, {source}, {tuple(features)})")
 
     @property
     def cell(self) -> Cell:
@@ -58,7 +64,7 @@ class FrameType(types.Type):
 
     @property
     def layout(self) -> Layout:
-        return layout(self.cell, self.particular == ANYTHING)
+        return layout(self.cell, self.features.changes_state)
 
 
 _CELLS: dict[str, Cell] = {}  # by FrameType.source
@@ -212,7 +218,7 @@ def compiled(
     piece: Callable[[Any], None],
     dtype: str = "float32",
     cell: Cell | None = None,
-    particular: int = PLAIN,
+    features: StepFeatures = NO_FEATURES,
 ) -> int:
     """The address of a piece, compiled for a dtype and a cell, now or by an earlier process."""
     source = ""
@@ -220,7 +226,7 @@ def compiled(
         source = fingerprint.of_cell(cell)
         _CELLS[source] = cell
     name = cell.name if cell else None
-    frame = FrameType(from_dtype(np.dtype(dtype)), name, source, particular)
+    frame = FrameType(from_dtype(np.dtype(dtype)), name, source, features)
     made = compiled_callback(piece, types.void(frame), error_model="numpy")
     PIECES.append(made)
     return int(made.address)

@@ -14,8 +14,8 @@ k * units + u; a panel's rows are the rows of the batch.
     b, w                     biases, and behind them the cell's weights: H numbers each
     dstate                   gradients of the state; behind them the part that came back through
                              h Wh
-    particular, t            what ``settling.py`` looks at, and the step
-    first_row                the number in the whole batch of the first row
+    options, t               an address for ``step_arguments.py``, and the step
+    n0                       the number in the whole batch of the first row
     hs, dhs                  the caller's arrays: rows ``hs_row`` bytes apart, H numbers each
 """
 
@@ -30,6 +30,7 @@ from .lowering import (
     load_gradients,
     load_saved,
     load_states,
+    operand,
     operand_backward,
     prefetch_saved,
     put_normalised,
@@ -38,19 +39,29 @@ from .lowering import (
     store_gradients_but_late,
     store_saved,
     store_states,
-)
-from .settling import (
-    mark_scaled,
-    no_gradients,
-    no_state,
-    only_live,
-    operand_if_live,
-    resettle,
-    scaled_operand,
-    settle,
-    unsettle,
+    zeros_for_none,
+    zeros_gates,
+    zeros_state,
 )
 from .simd import VECTOR_BYTES, lanes_of, load, load_part, store, store_part
+from .step_arguments import (
+    add_stopped,
+    again,
+    arrive,
+    initial,
+    live,
+    meet,
+    only_live,
+    reset,
+    reset_backward,
+    scaled,
+    scaled_operand,
+    settle,
+    settle_backward,
+    store_scaled,
+    store_trace,
+    zoned,
+)
 
 
 def forward_gates(frame):
@@ -58,7 +69,7 @@ def forward_gates(frame):
     (
         first, end, units, H, rows, x_side, x_panel, e_side, e_panel, l_side, l_panel,
         b, b_row, state, state_panel, after, after_panel, saved, saved_panel, hs, hs_row,
-        particular, t, first_row, given, given_panel,
+        options, t, n0, given, given_panel,
     ) = arguments(frame, 26)  # fmt: skip
     W = lanes_of(frame)
     for u in range(first, end):
@@ -76,18 +87,21 @@ def forward_gates(frame):
             new, keep = forward(frame, gates, before)
             if saved:
                 store_saved(frame, keep, saved + u * saved_panel + row, units * saved_panel)
-            new, out = settle(frame, particular, t, first_row + n, u, lanes, new, before)
+            there, keep_old = live(frame, options, n0 + n, t), zoned(frame, options, n0 + n, t, u)
+            new, out = settle(frame, new, before, there, keep_old)
+            anew = again(frame, options, n0 + n, t + 1)
+            new, _ = reset(frame, new, anew, initial(frame, options, u, lanes, anew))
             store_states(frame, new, after + u * after_panel + row, units * after_panel)
-            store_part(out, hs + n * hs_row + u * VECTOR_BYTES, lanes)
+            store_part(out[0], hs + n * hs_row + u * VECTOR_BYTES, lanes)
             behind = after + (len(new) * units + u) * after_panel + row
-            mark_scaled(frame, particular, first_row + n, u, lanes, new[0], behind)
+            store_scaled(frame, options, n0 + n, u, lanes, new[0], behind)
 
 
 def operand_gates(frame):
     """A piece: what the second product of a step multiplies."""
     (
         first, end, units, H, rows, x_side, x_panel, e_side, e_panel,
-        b, b_row, state, state_panel, out, out_panel, particular, t, first_row, given, given_panel,
+        b, b_row, state, state_panel, out, out_panel, options, t, n0, given, given_panel,
     ) = arguments(frame, 20)  # fmt: skip
     W = lanes_of(frame)
     for u in range(first, end):
@@ -101,8 +115,9 @@ def operand_gates(frame):
                 frame, gates, given + u * given_panel + row, (units + 1) * given_panel
             )
             before = load_states(frame, state + u * state_panel + row, units * state_panel)
-            number = operand_if_live(frame, particular, t, first_row + n, gates, before)
-            number = scaled_operand(frame, particular, first_row + n, u, lanes, number)
+            number, none = (operand(frame, gates, before),), zeros_state(frame)[:1]
+            number, _ = only_live(frame, number, none, live(frame, options, n0 + n, t))
+            number = scaled_operand(frame, options, n0 + n, u, lanes, number[0])
             store(number, out + u * out_panel + row)
 
 
@@ -111,7 +126,7 @@ def backward_gates(frame):
     (
         first, end, units, H, rows, dhs, dhs_row, dstate, dstate_panel, through_h,
         state, state_panel, after, after_panel, saved, saved_panel, delta, delta_panel,
-        ahead, dhs_time, w, particular, t, first_row, given, given_panel,
+        ahead, dhs_time, w, options, t, n0, given, given_panel,
     ) = arguments(frame, 26)  # fmt: skip
     W = lanes_of(frame)
     for u in range(first, end):
@@ -127,10 +142,16 @@ def backward_gates(frame):
             )  # fmt: skip
             dh = load_part(frame, dhs + n * dhs_row + u * VECTOR_BYTES, lanes)
             through = load(frame, through_h + u * dstate_panel + row)
+            through = (scaled(frame, options, n0 + n, u, lanes, through),)
             dnew = load_states(frame, here, units * dstate_panel)
-            dnew, held = unsettle(
-                frame, particular, t, first_row + n, u, lanes, dh, through, dnew
-            )  # fmt: skip
+            anew = again(frame, options, n0 + n, t + 1)
+            dnew, stopped = reset_backward(frame, dnew, anew)
+            passed, more = reset_backward(frame, through, anew)
+            add_stopped(frame, options, n0 + n, u, anew, stopped, more)
+            there = live(frame, options, n0 + n, t)
+            dnew, _ = arrive(frame, dh, passed[0], dnew, there)
+            store_trace(frame, options, t, n0 + n, u, lanes, dnew)
+            dnew, past = settle_backward(frame, dnew, there, zoned(frame, options, n0 + n, t, u))
             keep = load_saved(
                 frame, saved + u * saved_panel + row, units * saved_panel,
                 after + u * after_panel + row, units * after_panel,
@@ -139,11 +160,12 @@ def backward_gates(frame):
             )  # fmt: skip
             before = load_states(frame, state + u * state_panel + row, units * state_panel)
             dgates, dold = backward(frame, dnew, keep, before)
-            none = no_gradients(frame)
-            dgates = only_live(frame, particular, t, first_row + n, dgates, none)
-            dold = only_live(frame, particular, t, first_row + n, dold, no_state(frame))
+            dgates, dold = zeros_for_none(frame, dgates), zeros_for_none(frame, dold)
+            dgates, _ = only_live(frame, dgates, zeros_gates(frame), there)
+            dold, _ = only_live(frame, dold, zeros_state(frame), there)
+            dold, _ = meet(frame, dold, past)
             store_gradients(frame, dgates, delta + u * delta_panel + row, units * delta_panel)
-            store_states(frame, resettle(frame, dold, held), here, units * dstate_panel)
+            store_states(frame, dold, here, units * dstate_panel)
 
 
 def operand_backward_gates(frame):
@@ -151,7 +173,7 @@ def operand_backward_gates(frame):
     (
         first, end, units, rows, doperand, doperand_panel, dstate, dstate_panel,
         state, state_panel, after, after_panel, saved, saved_panel, delta, delta_panel, H, w,
-        particular, t, first_row, given, given_panel,
+        options, t, n0, given, given_panel,
     ) = arguments(frame, 23)  # fmt: skip
     W = lanes_of(frame)
     for u in range(first, end):
@@ -168,9 +190,10 @@ def operand_backward_gates(frame):
             )  # fmt: skip
             before = load_states(frame, state + u * state_panel + row, units * state_panel)
             incoming = load(frame, doperand + u * doperand_panel + row)
-            incoming = scaled_operand(frame, particular, first_row + n, u, H - u * W, incoming)
+            incoming = scaled_operand(frame, options, n0 + n, u, H - u * W, incoming)
             more, old = operand_backward(frame, incoming, dgates, dold, keep, before)
-            dgates = only_live(frame, particular, t, first_row + n, more, dgates)
-            dold = only_live(frame, particular, t, first_row + n, old, dold)
+            there = live(frame, options, n0 + n, t)
+            dgates, _ = only_live(frame, more, dgates, there)
+            dold, _ = only_live(frame, old, dold, there)
             store_gradients_but_late(frame, dgates, gradients, units * delta_panel)
             store_states(frame, dold, here, units * dstate_panel)

@@ -233,8 +233,26 @@ def emit_members(builder, vector, kinds, members):
     ]
 
 
+def _zeros(names):
+    """An intrinsic that makes a tuple of zeros, one for each name that the cell has."""
+
+    @intrinsic
+    def zeros(typing, frame):
+        kind = types.UniTuple(VectorType(frame.dtype), len(getattr(frame.cell, names)))
+
+        def codegen(context, builder, signature, args):
+            return ir.Constant(context.get_value_type(kind), None)
+
+        return kind(frame), codegen
+
+    return zeros
+
+
+zeros_state, zeros_gates = _zeros("states"), _zeros("gates")
+
+
 @intrinsic
-def tuple_of_states(typing, frame, values):
+def zeros_for_none(typing, frame, values):
     """A tuple as the cell returned it, with zeros for None."""
     kind = types.UniTuple(VectorType(frame.dtype), len(values))
 

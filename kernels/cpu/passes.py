@@ -18,7 +18,7 @@ from ..step_options import StepOptions
 from . import backward as _backward
 from . import forward as _forward
 from . import frames, threads
-from .particulars import PARTICULAR, Particulars
+from .option_memory import OPTIONS, OptionMemory, compiled_features
 from .plans import Kept, Recipe, chunk_steps, kept_states, recipe, rows_plain, sharing
 from .sequence import Plan
 
@@ -68,17 +68,9 @@ class Pass:
         shares = self.shares or sharing(self.cell, *self.sizes)
         return recipe(
             driver, self.cell, self.xs.dtype, *self.sizes, *shares,
-            particular=self._particular(back), scaled=self.steps.scale is not None,
+            features=compiled_features(self.steps, back), scaled=self.steps.scale is not None,
             chunk=self.chunk, **options,
         )  # fmt: skip
-
-    def _particular(self, back: bool) -> int:
-        """What of the steps decides which code runs."""
-        steps = self.steps
-        of_both = steps.mask, steps.resets, steps.scale, steps.zoneout or None
-        if any(given is not None for given in of_both):
-            return frames.ANYTHING
-        return frames.TRACED if back and steps.trace else frames.PLAIN
 
     def forward(self, state: State, keep: bool = True) -> tuple[Array, State, Kept]:
         """hs, the state after the last step, and what is kept."""
@@ -122,27 +114,27 @@ class Pass:
         plan = made.with_arrays(*arrays, kept=kept.address)
         if not inputs:
             plan[DXS] = 0
-        particular = self._run(made, plan, back=True, stopped=stopped)
-        if particular is None:
+        options = self._run(made, plan, back=True, stopped=stopped)
+        if options is None:
             return dxs, d_out, None, None
-        stopped, scale = particular.stopped(), self.steps.scale
+        stopped, scale = options.stopped(), self.steps.scale
         if stopped is not None and self.steps.resets is not None:
             again = self.steps.resets[:, 0]
             stopped[0, again] += d_out[-1, again] if scale is None else (d_out[-1] * scale)[again]
             stopped[:, again] += d_out[:-1, again]
             d_out[:, again] = 0
-        return dxs, d_out, stopped, particular.trace
+        return dxs, d_out, stopped, options.trace
 
     def _run(
         self, made: Recipe, plan: Array, back: bool, stopped: Array | None = None
-    ) -> Particulars | None:
-        particular = None
-        if self._particular(back):
+    ) -> OptionMemory | None:
+        options = None
+        if compiled_features(self.steps, back) != frames.NO_FEATURES:
             sizes = *self.sizes, self.xs.dtype
-            particular = Particulars(self.steps, self.cell, *sizes, stopped)
-            plan[PARTICULAR] = particular.address
+            options = OptionMemory(self.steps, self.cell, *sizes, stopped)
+            plan[OPTIONS] = options.address
         threads.team.run(plan, made.shards)
-        return particular
+        return options
 
     def before(self, kept: Kept) -> tuple[Array, ...]:
         """The state that every step saw, (N, T, H) each."""

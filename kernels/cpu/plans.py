@@ -20,10 +20,11 @@ from ..cells import Cell
 from ..engine import Array
 from ..layout import layout
 from ..once import once
+from ..step import StepFeatures
 from . import gates, normalising, products, threads
 from .compilation import announced, compiled_function
 from .forward import forward
-from .frames import ANYTHING, PLAIN, compiled
+from .frames import NO_FEATURES, compiled
 from .sequence import Plan
 from .simd import VECTOR_BYTES
 
@@ -110,7 +111,7 @@ def recipe(
     shards: int,
     by_rows: bool,
     keep: bool = True,
-    particular: int = PLAIN,
+    features: StepFeatures = NO_FEATURES,
     scaled: bool = False,
     chunk: int = 0,
     add: bool = False,
@@ -118,12 +119,12 @@ def recipe(
     """How to run a pass over arrays of these sizes.
 
     keep        what backward needs is kept
-    particular  what may be particular about the steps: PLAIN, TRACED or ANYTHING
+    features    of the pieces, as ``compiled_features`` says
     scaled      h enters products scaled
     chunk       how many steps are a chunk; 0: as many as are best
     add         backward adds to what the weights' gradients are
     """
-    at = layout(cell, particular == ANYTHING)
+    at = layout(cell, features.changes_state)
     size = dtype.itemsize
     W = VECTOR_BYTES // size
     units, inputs = -(-H // W), -(-D // W)
@@ -173,9 +174,9 @@ def recipe(
         states=states, kept_states=kept_states, multiplied=states * scaled, stored=at.stored,
         normalised_early=len(at.normalised_early), normalised_late=len(at.normalised_late),
         rows_at_once=max(1, 16384 // ((normalised or 1) * units * VECTOR_BYTES)),
-        normalised_places=_table(at.normalised), particular=0,
+        normalised_places=_table(at.normalised), options=0,
         x_blocks=_table(at.x_blocks), h_blocks=_table(at.h_blocks),
-        **_pieces(driver, cell, dtype.name, particular),
+        **_pieces(driver, cell, dtype.name, features),
         **dict.fromkeys(Plan._fields[_PLACES:_SCRATCH], 0), **_offsets(scratch), **_offsets(kept),
     )  # fmt: skip
     return Recipe(
@@ -356,7 +357,7 @@ _NORMALISING = ("early_numbers", "late_numbers"), ("standardise", "denormalise")
 
 
 def _pieces(
-    driver: Callable[[Any], None], cell: Cell, dtype: str, particular: int
+    driver: Callable[[Any], None], cell: Cell, dtype: str, features: StepFeatures
 ) -> dict[str, int]:
     """The addresses of a plan's pieces, compiled now or by an earlier process."""
     ahead = driver is forward
@@ -373,8 +374,8 @@ def _pieces(
             return {
                 "driver": compiled(driver),
                 **{name: compiled(getattr(products, name), dtype) for name in _PRODUCTS},
-                "gates_piece": compiled(gates_piece, dtype, cell, particular),
-                "operand_piece": compiled(operand_piece, dtype, cell, particular)
+                "gates_piece": compiled(gates_piece, dtype, cell, features),
+                "operand_piece": compiled(operand_piece, dtype, cell, features)
                 if cell.operand is not None
                 else 0,
                 **{

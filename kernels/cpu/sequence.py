@@ -91,7 +91,7 @@ class Plan(NamedTuple):
     normalised_late: int
     rows_at_once: int  # whose numbers fill 16 KiB
     normalised_places: int  # the address of their places in the layout's order
-    particular: int  # the address of what is particular about the steps (settling.py), or 0
+    options: int  # the address of the steps' options (step_arguments.OptionArrays), or 0
     x_blocks: int  # the addresses of the layout's tables
     h_blocks: int
     # pieces

@@ -224,9 +224,9 @@ def fma(typing, a, b, c):
 
 @intrinsic
 def where(typing, mask, a, b):
-    """a where the mask holds, else b."""
+    """a where the mask holds, else b; the mask may be one boolean for all lanes."""
     vector = _common_vector(a, b)
-    if vector is None or mask != MaskType(vector.lanes):
+    if vector is None or mask not in (MaskType(vector.lanes), types.boolean):
         return None
 
     def codegen(context, builder, signature, args):

@@ -27,8 +27,6 @@ from . import products, threads
 from .compilation import announced, compiled_function
 from .forward import forward
 from .frames import (
-    ANYTHING,
-    PLAIN,
     call,
     call_at,
     compiled,
@@ -37,8 +35,8 @@ from .frames import (
     word,
     write_word,
 )
+from .option_memory import OPTIONS, OptionMemory, compiled_features
 from .packing import Packed, pack_affine, pack_weights, zeros
-from .particulars import PARTICULAR, Particulars
 from .plans import address_of, aligned, recipe, sharing, with_weights
 from .sequence import Plan
 from .simd import VECTOR_BYTES, all_lanes, lanes_of, load_part
@@ -335,8 +333,9 @@ class _Call:
             D, H = params[0].shape[0], params[1].shape[0]
             hs = np.zeros((N, T, H), dtype)
             cut = sharing(cell, N, T, D, H, shards)
-            kind = ANYTHING if zoneout else PLAIN
-            made = recipe(forward, cell, dtype, N, T, D, H, *cut, keep=False, particular=kind)
+            options = StepOptions(zoneout=zoneout)
+            features = compiled_features(options, backward=False)
+            made = recipe(forward, cell, dtype, N, T, D, H, *cut, keep=False, features=features)
             memory = aligned(made.scratch_bytes, dtype), aligned(made.kept_bytes, dtype)
             plan = made.with_arrays(
                 xs, params, state.arrays[0], state.arrays[0], hs,
@@ -344,9 +343,9 @@ class _Call:
             )  # fmt: skip
             plan[_PACKED] = 1
             if zoneout:
-                particulars = Particulars(StepOptions(zoneout=zoneout), cell, N, T, D, H, dtype)
-                plan[PARTICULAR] = particulars.address
-                self._kept.append(particulars)
+                there = OptionMemory(options, cell, N, T, D, H, dtype)
+                plan[OPTIONS] = there.address
+                self._kept.append(there)
             if N == 1 and T == 1:
                 plan[_IN_PANELS] = 1
                 plan[[_STATE, _LAST_STATE]] = [address_of(array) for array in state.arrays]

@@ -181,6 +181,6 @@ for _composite in functions.COMPOSITES:
 
 @overload(functions.where)
 def _(condition, a, b):
-    if isinstance(condition, MaskType):
+    if isinstance(condition, MaskType | types.Boolean):
         return lambda condition, a, b: where(condition, a, b)
     return None

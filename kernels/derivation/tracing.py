@@ -21,6 +21,7 @@ from .. import functions
 from .graph import (
     COMPARISON,
     DIFFERENCE,
+    INPUT,
     NEGATIVE,
     PRODUCT,
     QUOTIENT,
@@ -63,8 +64,8 @@ class Trace:
             getattr(functions, name): name for name in PRIMITIVES if hasattr(functions, name)
         }
 
-    def run(self, function: Callable[..., Any], arguments: Mapping[str, Node]) -> Run:
-        """Call it with these nodes, by name."""
+    def run(self, function: Callable[..., Any], arguments: Mapping[str, Any]) -> Run:
+        """Call it with these nodes, by name; or tuples of nodes, or what is no number at all."""
         traced = self._function(function)
         found: dict[str, Any] = {}
         place = ""
@@ -78,7 +79,7 @@ class Trace:
 
         sys.setprofile(at_return)
         try:
-            result = traced(**{name: Number(self, node) for name, node in arguments.items()})
+            result = traced(**{name: self._argument(value) for name, value in arguments.items()})
         except TypeError as error:
             sys.setprofile(before)
             self._explain(error)
@@ -87,6 +88,14 @@ class Trace:
             sys.setprofile(before)
         local = {name: value._node for name, value in found.items() if isinstance(value, Number)}
         return Run(result, local, place)
+
+    def _argument(self, value: Any) -> Any:
+        if isinstance(value, Node):
+            condition = value.kind == INPUT and value.label[0] == "condition"
+            return (Comparison if condition else Number)(self, value)
+        if type(value) is tuple:
+            return tuple(map(self._argument, value))
+        return value
 
     # ---- errors
 

@@ -1,4 +1,4 @@
-"""What is particular about the steps of a pass, as compiled code finds it (``settling.py``)."""
+"""The options of a pass's steps, as compiled code finds them (``step_arguments.py``)."""
 
 from typing import Any
 
@@ -7,18 +7,31 @@ import numpy as np
 from .. import draws
 from ..cells import Cell
 from ..engine import Array
+from ..step import StepFeatures
 from ..step_options import StepOptions
 from .packing import zeros
 from .plans import address_of
 from .sequence import Plan
-from .settling import DRAWN, EXPECTED, Particular
 from .simd import VECTOR_BYTES
+from .step_arguments import OptionArrays
 
-PARTICULAR = Plan._fields.index("particular")
+OPTIONS = Plan._fields.index("options")
 
 
-class Particulars:
-    """The numbers of a ``Particular``, and the memory that they point to.
+def compiled_features(options: StepOptions, backward: bool) -> StepFeatures:
+    """The features of the piece that serves these options: none, a trace alone, or all of them.
+
+    With all of them the piece looks at run time which there are. Zoneout alone is compiled in: a
+    piece that drew, or not, by what it finds would draw for nothing, or branch at every number.
+    """
+    features = StepFeatures.of(options)
+    if not (features.changes_state or features.scale):
+        return StepFeatures(trace=backward and features.trace)
+    return StepFeatures(True, True, True, features.zoneout, trace=True)
+
+
+class OptionMemory:
+    """The numbers of an ``OptionArrays``, and the memory that they point to.
 
     trace   (N, T, S, H), which backward fills where the steps ask for it, or None
     """
@@ -47,11 +60,8 @@ class Particulars:
             panels = wide.reshape(S, N, units, lanes).transpose(0, 2, 1, 3)
             self._dinitial[:, :, :N] = panels
         self.trace = np.empty((N, T, S, H), dtype) if steps.trace else None
-        zoneout = 0
-        if any(steps.zoneout):
-            zoneout = EXPECTED if steps.seed is None else DRAWN
-        dinitial = self._dinitial
-        words = Particular(
+        zoneout, dinitial = any(steps.zoneout), self._dinitial
+        words = OptionArrays(
             T=T,
             first=steps.first,
             row=H * dtype.itemsize,
@@ -59,12 +69,11 @@ class Particulars:
             resets=self._at(steps.resets, np.bool_),
             initial=self._at(steps.initial, dtype),
             scale=self._at(steps.scale, dtype),
-            zoneout=zoneout,
-            shares=self._at(steps.zoneout, dtype) if zoneout else 0,
-            thresholds=self._at(list(map(draws.threshold, steps.zoneout)), np.uint64)
-            if zoneout
-            else 0,
-            seeds=self._at(steps.seeds, np.uint64) if zoneout else 0,
+            rates=self._at(steps.zoneout if zoneout else None, dtype),
+            thresholds=self._at(
+                [draws.threshold(r) for r in steps.zoneout] if zoneout else None, np.uint64
+            ),
+            seeds=self._at(steps.seeds if zoneout else None, np.uint64),
             dinitial=0 if dinitial is None else address_of(dinitial),
             dinitial_panel=0 if dinitial is None else dinitial.strides[1],
             dinitial_state=0 if dinitial is None else dinitial.strides[0],

@@ -1,0 +1,299 @@
+"""The arguments of the functions in ``kernels/step.py``, for some units of a row at a step.
+
+A gate piece is compiled for the features of its steps (``StepFeatures``): for none, for a trace
+alone, or for all, with each kind of zoneout. With all of them its ``options`` is the address of an
+``OptionArrays``, which says what of them there really is.
+
+Random masks are hashes, 16 or 8 units at a time: ``kernels/draws.py`` defines them.
+"""
+
+from typing import NamedTuple
+
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic, overload, register_jitable
+
+from .. import draws, step
+from .frames import record_at
+from .lowering import load_states, member_address, store_states, zeros_state
+from .simd import (
+    VECTOR_BYTES,
+    MaskType,
+    VectorType,
+    emit_load_part,
+    emit_store_part,
+    load,
+    load_part,
+    splat,
+    store,
+)
+
+_I8, _I32, _I64 = (ir.IntType(bits) for bits in (8, 32, 64))
+
+
+class OptionArrays(NamedTuple):
+    """Addresses of what the options of a pass's steps have; 0 where there is nothing."""
+
+    T: int
+    first: int  # the number of the first step, for draws
+    row: int  # bytes of H numbers
+    mask: int  # (N, T) bytes
+    resets: int  # (N, T) bytes
+    initial: int  # (S, H)
+    scale: int  # (N, H)
+    rates: int  # of zoneout, a number for each state
+    thresholds: int  # a word for each state
+    seeds: int
+    dinitial: int  # panels: S states, all unit-panels, N rows
+    dinitial_panel: int  # bytes between them
+    dinitial_state: int  # bytes between states
+    trace: int  # (N, T, S, H)
+
+
+_read = record_at(OptionArrays)
+inlined = register_jitable(error_model="numpy")
+
+
+def _step_function(function):
+    """A function of ``kernels/step.py`` for a piece's features; called with the frame first."""
+
+    def of_step(frame, *args):
+        raise NotImplementedError("it exists as compiled code only")
+
+    @overload(of_step, strict=False)
+    def _(frame, *args):
+        sizes = tuple(len(a) if isinstance(a, types.BaseTuple) else None for a in args)
+        made = register_jitable(step.straight_line(function, frame.features, sizes))
+        return lambda frame, *args: made(*args)
+
+    return of_step
+
+
+settle = _step_function(step.settle)
+reset = _step_function(step.reset)
+reset_backward = _step_function(step.reset_backward)
+arrive = _step_function(step.arrive)
+settle_backward = _step_function(step.settle_backward)
+only_live = _step_function(step.only_live)
+meet = _step_function(step.meet)
+
+
+def _with(feature):
+    """Makes a function one that is compiled where pieces have a feature; elsewhere it is None."""
+
+    def decorate(function):
+        def of_feature(frame, *args):
+            raise NotImplementedError("it exists as compiled code only")
+
+        @overload(of_feature, strict=False)
+        def _(frame, *args):
+            if not getattr(frame.features, feature):
+                return lambda frame, *args: None
+            compiled = inlined(function)
+            return lambda frame, *args: compiled(frame, *args)
+
+        return of_feature
+
+    return decorate
+
+
+# ---- flags, rows, units and draws: t and n as the caller counts, u a unit-panel
+
+
+@_with("mask")
+def live(frame, options, n, t):
+    here = _read(options)
+    return here.mask == 0 or byte(here.mask + n * here.T + t) != 0
+
+
+@_with("resets")
+def again(frame, options, n, t):
+    here = _read(options)
+    return here.resets != 0 and t < here.T and byte(here.resets + n * here.T + t) != 0
+
+
+@_with("resets")
+def initial(frame, options, u, lanes, again):
+    here, start = _read(options), zeros_state(frame)
+    if again and here.initial:
+        start = load_rows(frame, here.initial + u * VECTOR_BYTES, here.row, lanes)
+    return start
+
+
+def zoned(frame, options, n, t, u):
+    raise NotImplementedError("it exists as compiled code only")
+
+
+@overload(zoned, strict=False)
+def _(frame, options, n, t, u):
+    def sampled(frame, options, n, t, u):
+        here = _read(options)
+        return draw(frame, here.seeds, here.thresholds, here.first + t, n, u)
+
+    def mean(frame, options, n, t, u):
+        return load_rates(frame, _read(options).rates)
+
+    nothing = lambda frame, options, n, t, u: None  # noqa: E731
+    return {"sampled": sampled, "mean": mean, "": nothing}[frame.features.zoneout]
+
+
+def scaled(frame, options, n, u, lanes, value):
+    """h, or the gradient by it, times what it is scaled by on its way into products."""
+    raise NotImplementedError("it exists as compiled code only")
+
+
+@overload(scaled, strict=False)
+def _(frame, options, n, u, lanes, value):
+    if not frame.features.scale:
+        return lambda frame, options, n, u, lanes, value: value
+
+    def scale(frame, options, n, u, lanes, value):
+        here = _read(options)
+        if here.scale:
+            value = value * load_part(frame, here.scale + n * here.row + u * VECTOR_BYTES, lanes)
+        return value
+
+    return scale
+
+
+def scaled_operand(frame, options, n, u, lanes, value):
+    """The same of the operand, where that enters a product."""
+    raise NotImplementedError("it exists as compiled code only")
+
+
+@overload(scaled_operand, strict=False)
+def _(frame, options, n, u, lanes, value):
+    if frame.cell.fed:
+        return lambda frame, options, n, u, lanes, value: value
+    return lambda frame, options, n, u, lanes, value: scaled(frame, options, n, u, lanes, value)
+
+
+# ---- results
+
+
+@_with("scale")
+def store_scaled(frame, options, n, u, lanes, h, address):
+    """Write down what h enters the next products as, if that is another number."""
+    if _read(options).scale:
+        store(scaled(frame, options, n, u, lanes, h), address)
+
+
+@_with("resets")
+def add_stopped(frame, options, n, u, again, stopped, through):
+    """Add to the gradient of ``initial`` what a reset has stopped."""
+    if again:
+        here = _read(options)
+        place = here.dinitial + u * here.dinitial_panel + n * VECTOR_BYTES
+        store(load(frame, place) + through[0], place)
+        known = load_states(frame, place, here.dinitial_state)
+        store_states(frame, meet(frame, known, stopped)[0], place, here.dinitial_state)
+
+
+@_with("trace")
+def store_trace(frame, options, t, n, u, lanes, dstate):
+    here = _read(options)
+    if here.trace:
+        step = (n * here.T + t) * len(dstate)
+        store_rows(dstate, here.trace + step * here.row + u * VECTOR_BYTES, here.row, lanes)
+
+
+@intrinsic
+def byte(typing, address):
+    """The byte at an address."""
+
+    def codegen(context, builder, signature, args):
+        place = builder.inttoptr(args[0], _I8.as_pointer())
+        return builder.zext(builder.load(place), _I64)
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def load_rates(typing, frame, start):
+    """A number for each state, in every lane."""
+    kind = types.UniTuple(VectorType(frame.dtype), len(frame.cell.states))
+
+    def codegen(context, builder, signature, args):
+        start = builder.inttoptr(args[1], kind.dtype.llvm.element.as_pointer())
+        places = (builder.gep(start, [_I64(k)]) for k in range(kind.count))
+        rates = [splat(builder, builder.load(place), kind.dtype.llvm) for place in places]
+        return context.make_tuple(builder, kind, rates)
+
+    return kind(frame, types.int64), codegen
+
+
+@intrinsic
+def load_rows(typing, frame, start, stride, lanes):
+    """States in rows of H numbers, ``stride`` bytes from one to the next."""
+    kind, i = types.UniTuple(VectorType(frame.dtype), len(frame.cell.states)), types.int64
+
+    def codegen(context, builder, signature, args):
+        places = (member_address(builder, args[1], args[2], k) for k in range(kind.count))
+        states = [emit_load_part(builder, kind.dtype, place, args[3]) for place in places]
+        return context.make_tuple(builder, kind, states)
+
+    return kind(frame, i, i, i), codegen
+
+
+@intrinsic
+def store_rows(typing, values, start, stride, lanes):
+    """Write states in rows of H numbers."""
+
+    def codegen(context, builder, signature, args):
+        for k in range(values.count):
+            place = member_address(builder, args[1], args[2], k)
+            value = builder.extract_value(args[0], k)
+            emit_store_part(builder, values.dtype, value, place, args[3])
+        return context.get_dummy_value()
+
+    return types.void(values, *[types.int64] * 3), codegen
+
+
+# ---- draws
+
+
+def _emit_mix(builder, z, mixing, last):
+    constant = lambda number: ir.Constant(z.type, _repeated(z.type, number))  # noqa: E731
+    for shift, factor in mixing:
+        z = builder.mul(builder.xor(z, builder.lshr(z, constant(shift))), constant(factor))
+    return builder.xor(z, builder.lshr(z, constant(last)))
+
+
+def _repeated(kind, number):
+    return [number] * kind.count if isinstance(kind, ir.VectorType) else number
+
+
+@intrinsic
+def draw(typing, frame, seeds, thresholds, t, n, u):
+    """For each state which units of a unit-panel are drawn."""
+    W = VectorType(frame.dtype).lanes
+    kind = types.UniTuple(MaskType(W), len(frame.cell.states))
+    vector = ir.VectorType(_I32, W)
+
+    def codegen(context, builder, signature, args):
+        _, seeds, thresholds, t, n, u = args
+        place = builder.or_(builder.shl(t, _I64(32)), n)
+        place = _emit_mix(builder, place, draws.MIXING64, draws.LAST_SHIFT64)
+        first = builder.mul(builder.trunc(u, _I32), _I32(W * draws.GOLDEN32 & 0xFFFFFFFF))
+        units = ir.Constant(vector, [k * draws.GOLDEN32 & 0xFFFFFFFF for k in range(W)])
+        units = builder.add(units, splat(builder, first, vector))
+        masks = []
+        for k in range(kind.count):
+            seed, threshold = (
+                builder.load(builder.gep(builder.inttoptr(words, _I64.as_pointer()), [_I64(k)]))
+                for words in (seeds, thresholds)
+            )
+            mixing64 = draws.MIXING64, draws.LAST_SHIFT64
+            key = _emit_mix(builder, builder.xor(seed, place), *mixing64)
+            high = builder.trunc(builder.lshr(key, _I64(32)), _I32)
+            low, high, limit = (
+                splat(builder, number, vector)
+                for number in (builder.trunc(key, _I32), high, builder.trunc(threshold, _I32))
+            )
+            mixing32 = draws.MIXING32, draws.LAST_SHIFT32
+            bits = _emit_mix(builder, builder.add(units, low), *mixing32)
+            bits = _emit_mix(builder, builder.xor(bits, high), *mixing32)
+            masks.append(builder.icmp_unsigned("<", bits, limit))
+        return context.make_tuple(builder, kind, masks)
+
+    return kind(frame, *[types.int64] * 5), codegen
