@@ -1,4 +1,4 @@
-"""Layers with the names of Deep Learning from Scratch 2."""
+"""Layers with the names of *Deep Learning from Scratch 2*."""
 
 from .attention import TimeAttention
 from .base import Layer

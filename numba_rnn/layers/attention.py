@@ -17,16 +17,28 @@ from .base import Layer
 
 
 class TimeAttention(Layer):
-    """What a decoder reads in an encoder's states: dot-product attention.
+    """Dot-product attention of a decoder over the states of an encoder.
 
     The context of a step is a mean of the encoder's states, weighted by how well each of them
-    agrees with the decoder's state. There is nothing to learn in it. The book's section 8.1,
-    whose classes for a single step are in ``numba_rnn.book``; Luong, Pham & Manning 2015, the
-    score "dot".
+    agrees with the decoder's state. The layer has no parameters.
 
-    attention_weights   of the last forward (N, T, S), or None: how much each step looked at each
-                        of the encoder's; those of a step sum to 1. To be read: backward needs them
+    Attributes
+    ----------
+    attention_weights : (N, T, S) array or None
+        The weights of the last forward: how much each step of the decoder looked at each step of
+        the encoder. The weights of a step sum to 1. Do not change them: backward reads them.
 
+    Notes
+    -----
+    This is the attention of section 8.1 of *Deep Learning from Scratch 2*. The book's classes for
+    a single step are in ``numba_rnn.book``.
+
+    References
+    ----------
+    - Luong, Pham & Manning 2015, the score "dot".
+
+    Examples
+    --------
     >>> hs_enc, hs_dec = np.ones((2, 7, 5), np.float32), np.ones((2, 4, 5), np.float32)
     >>> attention = TimeAttention()
     >>> contexts = attention.forward(hs_enc, hs_dec, lengths=[7, 5])
@@ -39,21 +51,35 @@ class TimeAttention(Layer):
         self.attention_weights: Array | None = None
 
     def forget(self) -> None:
-        """Drop what forward kept for backward, and the weights."""
+        """Free the memory that forward keeps for backward, and the weights."""
         super().forget()
         self.attention_weights = None
 
     def forward(
         self, hs_enc: Array, hs_dec: Array, *, lengths: Any = None, mask: Any = None
     ) -> Array:
-        """hs_enc (N, S, H), hs_dec (N, T, H) -> contexts (N, T, H).
+        """Compute the context of every step of the decoder.
 
-        lengths  (N,) whole numbers: how many steps of each row of hs_enc there are, 0 to S
-        mask     (N, S) bool, instead of lengths: steps of hs_enc where it is False are not looked
-                 at, whatever is there
+        Parameters
+        ----------
+        hs_enc : (N, S, H) array, float32 or float64
+            The states of the encoder.
+        hs_dec : (N, T, H) array, of the dtype of hs_enc
+            The states of the decoder.
+        lengths : (N,) integers, optional
+            The number of steps in each row of hs_enc, from 0 to S.
+        mask : (N, S) bool array, optional
+            May be given instead of lengths. Steps of hs_enc where it is False are ignored, whatever
+            they hold.
 
-        Where a row has no steps at all its weights and contexts are 0. hs_enc and hs_dec, of one
-        dtype, must not change until backward has run.
+        Returns
+        -------
+        contexts : (N, T, H) array
+            A row without any step gets weights and contexts of 0.
+
+        Notes
+        -----
+        hs_enc and hs_dec must not change until backward has run.
         """
         here = engine_for(hs_enc)
         xp, hs_enc = here.xp, accept("hs_enc", hs_enc, ("N", "S", "H"), None, here)
@@ -70,7 +96,25 @@ class TimeAttention(Layer):
         return here.product(weights, hs_enc)
 
     def backward(self, dout: Array) -> tuple[Array, Array]:
-        """dout (N, T, H) -> dhs_enc (N, S, H), dhs_dec (N, T, H)."""
+        """Compute the gradients of both inputs.
+
+        Parameters
+        ----------
+        dout : (N, T, H) array
+            The gradient of the contexts.
+
+        Returns
+        -------
+        dhs_enc : (N, S, H) array
+            The gradient of the encoder's states.
+        dhs_dec : (N, T, H) array
+            The gradient of the decoder's states.
+
+        Raises
+        ------
+        RuntimeError
+            If forward has not run.
+        """
         here, weights, hs_enc, hs_dec = self._recall()
         dout = accept("dout", dout, hs_dec.shape, hs_dec.dtype, here)
         dweights = here.product(dout, hs_enc.transpose(0, 2, 1))

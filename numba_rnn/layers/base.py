@@ -27,16 +27,29 @@ class Rows(NamedTuple):
 
 
 class Layer:
-    """Parameters and their gradients, in matching order.
+    """Base class of layers: parameters and their gradients, in matching order.
 
-    params       arrays that training changes in place
-    grads        one array for each, overwritten in place by ``backward``, not accumulated
-    param_names  a name for each, as on the page: Wx, Wh, b ...
+    Parameters
+    ----------
+    *params : array, float32 or float64
+        The parameters.
 
-    A layer runs where its parameters are; one without parameters, where its input is. NumPy
-    arrays become parameters in place (those that are not aligned as a copy), or on the GPU,
-    copied there once, while the CUDA engine is in force. There a layer takes NumPy arrays too,
-    each copied when it is given, and whatever has DLPack, without a copy; what it returns stays
+    Attributes
+    ----------
+    params : list of arrays
+        The parameters. Training changes them in place.
+    grads : list of arrays
+        One gradient for each parameter. ``backward`` overwrites them in place, it does not
+        accumulate.
+    param_names : tuple of str
+        One name for each parameter, as in the equations: Wx, Wh, b and so on.
+
+    Notes
+    -----
+    A layer runs where its parameters are, a layer without parameters where its input is. NumPy
+    arrays become parameters in place (arrays that are not aligned are copied). While the CUDA
+    engine is in force they are copied to the GPU, once. A layer on the GPU takes NumPy arrays,
+    which are copied at every call, and arrays with DLPack, which are not copied. Its results stay
     on the GPU.
     """
 
@@ -52,11 +65,27 @@ class Layer:
         self._tape: Any = None  # what forward keeps for backward
 
     def to(self, name: str) -> Self:
-        """Move to the memory of an engine: "cuda", or "cpu", also "numba" and "numpy".
+        """Move the layer to the memory of an engine.
 
-        Parameters, gradients and states become arrays there; what forward kept for backward is
-        dropped. Returns the layer. Raises ValueError for another name, BackendError where there
-        is no GPU that answers.
+        Parameters, gradients and states become arrays of that engine. The memory that forward keeps
+        for backward is freed.
+
+        Parameters
+        ----------
+        name : {"cuda", "cpu", "numba", "numpy"}
+            The engine. "numba" and "numpy" mean the same memory as "cpu".
+
+        Returns
+        -------
+        Self
+            The layer itself.
+
+        Raises
+        ------
+        ValueError
+            If name is none of these.
+        BackendError
+            If there is no GPU that answers.
         """
         self._move(engine_named(name))
         return self
@@ -76,7 +105,7 @@ class Layer:
         return engine_of(self.params[0])
 
     def forget(self) -> None:
-        """Drop what forward kept for backward, and with it the memory."""
+        """Free the memory that forward keeps for backward."""
         self._tape = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -95,5 +124,5 @@ class Layer:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The dtype of the parameters, and so of everything that goes in and out."""
+        """The dtype of the parameters, and of everything that goes in and out."""
         return self.params[0].dtype

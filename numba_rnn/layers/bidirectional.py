@@ -12,15 +12,35 @@ from .recurrent import TimeGRU, TimeLSTM, TimeRecurrent, TimeRNN
 
 
 class Bidirectional(Composite):
-    """Two layers over the same sequence, one reading it backwards; outputs side by side.
+    """Two layers over the same sequence, one of them backwards; the outputs are concatenated.
 
-    forward_layer, backward_layer   recurrent layers with the same D; the output is
-                                    (N, T, H_forward + H_backward)
+    Parameters
+    ----------
+    forward_layer : TimeRecurrent
+        The layer that reads from the first step to the last.
+    backward_layer : TimeRecurrent
+        The layer that reads from the last step to the first. It has the input size and the dtype
+        of forward_layer and cannot be stateful.
 
-    Only the forward layer can be stateful: the backward one reads from the end, so that its state
-    does not follow on from the block before. (The book's TimeBiLSTM carries both on:
-    ``numba_rnn.book.TimeBiLSTM``.) States and their gradients are those of the two layers
-    (``layer.forward_layer.h``), or ``state`` and ``dstate`` for both.
+    Attributes
+    ----------
+    forward_layer, backward_layer : TimeRecurrent
+        The two layers. Each has its own states and gradients, as ``layer.forward_layer.h``.
+    state, dstate : tuple
+        The states of both layers after the last step, and their gradients.
+
+    Raises
+    ------
+    TypeError
+        If a layer is not a TimeRecurrent, or the dtypes differ.
+    ValueError
+        If both are the same layer, backward_layer is stateful, or the input sizes differ.
+
+    Notes
+    -----
+    Only the forward layer can be stateful. The backward layer starts at the end of the block, so
+    its state does not continue the block before. (The book's TimeBiLSTM carries both states on:
+    ``numba_rnn.book.TimeBiLSTM``.)
     """
 
     def __init__(self, forward_layer: TimeRecurrent, backward_layer: TimeRecurrent) -> None:
@@ -59,10 +79,32 @@ class Bidirectional(Composite):
         stateful: bool = False,
         **options: Any,
     ) -> Self:
-        """Two layers of one kind from their sizes, H units in each direction.
+        """Create two layers of one kind from their sizes, H units in each direction.
 
-        layer    a class, such as TimeLSTM, or a cell or its name
-        options  those of the layers: dtype, init, reset_after ...; see TimeLSTM.create
+        Parameters
+        ----------
+        input_size : int
+            D, the number of features of an input.
+        hidden_size : int
+            H, the number of units in each direction.
+        layer : type, Cell or str, default "lstm"
+            The class of the layers, such as TimeLSTM, or a cell, or the name of a cell.
+        rng : numpy.random.Generator, int or None, default None
+            A random generator or a seed for the parameters.
+        stateful : bool, default False
+            Whether the forward layer is stateful.
+        **options
+            The options of both layers: dtype, init, reset_after and so on; see ``TimeLSTM.create``.
+
+        Returns
+        -------
+        Self
+            The new layer.
+
+        Raises
+        ------
+        TypeError
+            If ``cell`` is among the options of a layer that is not a class.
         """
         kind, random = layer, generator(rng)
         if not isinstance(layer, type) or not issubclass(layer, TimeRecurrent):
@@ -82,15 +124,29 @@ class Bidirectional(Composite):
         resets: Any = None,
         trace: bool = False,
     ) -> Array:
-        """xs (N, T, D) -> (N, T, H_forward + H_backward).
+        """Run both layers over a block of time.
 
-        lengths, mask   as TimeRecurrent.forward has them; the backward direction starts at each
-                        row's own last step that is not left out
-        resets          a reset before step t is a border between t - 1 and t, which neither
-                        direction looks across: the forward one starts anew at t, the backward one
-                        at t - 1. One before step 0 is for the forward direction's state alone.
-        trace           True: both layers have a ``trace``; the backward one's steps are in the
-                        order in which it reads them
+        Parameters
+        ----------
+        xs : (N, T, D) array
+            The inputs, in the dtype of the layers.
+        lengths : (N,) integers, optional
+            The number of steps in each row, as in ``TimeRecurrent.forward``. The backward layer
+            starts at the last step of each row.
+        mask : (N, T) bool array, optional
+            May be given instead of lengths. Steps where it is False are left out.
+        resets : (N, T) bool array, optional
+            A reset before step t is a border between t - 1 and t that no information crosses: the
+            forward layer starts anew at t, the backward layer at t - 1. A reset before step 0
+            concerns the state of the forward layer alone.
+        trace : bool, default False
+            If True, both layers get a ``trace``. The steps of the backward layer are in the order
+            in which it reads them.
+
+        Returns
+        -------
+        hs : (N, T, H_forward + H_backward) array
+            The hidden states of both layers at every step.
         """
         here, xs, mask, resets = self._accept_block(xs, lengths, mask, resets)
         ahead = self.forward_layer.forward(xs, mask=mask, resets=resets, trace=trace)
@@ -107,11 +163,27 @@ class Bidirectional(Composite):
     def backward(
         self, dhs: Array, *dstate: Sequence[Array | None] | None, inputs: bool = True
     ) -> Array:
-        """dhs (N, T, H_forward + H_backward) -> dxs (N, T, D); fills ``grads``.
+        """Compute the gradients and fill ``grads``.
 
-        dstate  the gradient of the last states of the forward layer, then of the backward layer's
-                (after it has read step 0), a tuple or None each; zeros if left out
-        inputs  False: nobody needs dxs, None is returned; see TimeRecurrent
+        Parameters
+        ----------
+        dhs : (N, T, H_forward + H_backward) array
+            The gradient of the outputs.
+        *dstate : tuple of arrays or None
+            The gradient of the last states of the forward layer, then of the backward layer (after
+            it has read step 0). None, or left out: zeros.
+        inputs : bool, default True
+            False skips the gradient of xs; see ``TimeRecurrent.backward``.
+
+        Returns
+        -------
+        dxs : (N, T, D) array or None
+            The gradient of xs; None with inputs=False.
+
+        Raises
+        ------
+        RuntimeError
+            If forward has not run.
         """
         here, shape = self._recall()
         dhs = accept("dhs", dhs, shape, self.dtype, here)
@@ -162,7 +234,30 @@ class _TimeBi(Bidirectional):
         stateful: bool = False,
         **options: Any,
     ) -> Self:
-        """Two layers from their sizes, H units in each direction; see TimeLSTM.create."""
+        """Create two layers from their sizes, H units in each direction.
+
+        Parameters
+        ----------
+        input_size : int
+            D, the number of features of an input.
+        hidden_size : int
+            H, the number of units in each direction.
+        rng : numpy.random.Generator, int or None, default None
+            A random generator or a seed for the parameters.
+        dtype : dtype, default float32
+            float32 or float64.
+        init : {"orthogonal", "book"}
+            How the parameters start; see ``TimeLSTM.create``.
+        stateful : bool, default False
+            Whether the forward layer is stateful.
+        **options
+            The other options of the constructor, for both layers.
+
+        Returns
+        -------
+        Self
+            The new layer.
+        """
         random = generator(rng)
         ahead, back = (
             cls._layer.create(
@@ -176,14 +271,39 @@ class _TimeBi(Bidirectional):
 
 
 class TimeBiRNN(_TimeBi):
-    """TimeRNN in both directions: parameters 1 read forwards, parameters 2 backwards."""
+    """TimeRNN in both directions.
+
+    Parameters
+    ----------
+    Wx1, Wh1, b1 : arrays
+        The parameters of the forward layer; see ``TimeRNN``.
+    Wx2, Wh2, b2 : arrays
+        The parameters of the backward layer.
+    stateful : bool, default False
+        Whether the forward layer is stateful.
+    **options
+        The other options of ``TimeRNN``, for both layers.
+    """
 
     _layer = TimeRNN
 
 
 class TimeBiLSTM(_TimeBi):
-    """TimeLSTM in both directions: parameters 1 read forwards, parameters 2 backwards.
+    """TimeLSTM in both directions.
 
+    Parameters
+    ----------
+    Wx1, Wh1, b1 : arrays
+        The parameters of the forward layer; see ``TimeLSTM``.
+    Wx2, Wh2, b2 : arrays
+        The parameters of the backward layer.
+    stateful : bool, default False
+        Whether the forward layer is stateful.
+    **options
+        The other options of ``TimeLSTM``, for both layers.
+
+    Examples
+    --------
     >>> layer = TimeBiLSTM.create(3, 5, rng=0)
     >>> layer.forward(np.ones((2, 7, 3), np.float32)).shape
     (2, 7, 10)
@@ -193,6 +313,18 @@ class TimeBiLSTM(_TimeBi):
 
 
 class TimeBiGRU(_TimeBi):
-    """TimeGRU in both directions: parameters 1 read forwards, parameters 2 backwards."""
+    """TimeGRU in both directions.
+
+    Parameters
+    ----------
+    Wx1, Wh1, b1 : arrays
+        The parameters of the forward layer; see ``TimeGRU``.
+    Wx2, Wh2, b2 : arrays
+        The parameters of the backward layer.
+    stateful : bool, default False
+        Whether the forward layer is stateful.
+    **options
+        The other options of ``TimeGRU``, for both layers.
+    """
 
     _layer = TimeGRU

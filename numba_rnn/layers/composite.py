@@ -13,12 +13,17 @@ States = tuple[Array, ...] | None
 
 
 class Composite(Layer):
-    """Recurrent layers under one name each, their parameters those of all, in this order.
+    """Recurrent layers that act as one layer, with the parameters of all.
 
-    parts   the layers by name; a parameter's name is the part's, a dot and its name there
+    Parameters
+    ----------
+    parts : mapping of str to TimeRecurrent or Composite
+        The layers by name. The name of a parameter is the name of the part, a dot, and its name in
+        the part.
 
-    Where one of the methods below has an entry for each recurrent layer, they are in the order of
-    ``recurrent``.
+    Notes
+    -----
+    Methods with one entry for each recurrent layer take them in the order of ``recurrent``.
     """
 
     def __init__(self, parts: Mapping[str, "TimeRecurrent | Composite"]) -> None:
@@ -39,7 +44,7 @@ class Composite(Layer):
 
     @property
     def param_names(self) -> tuple[str, ...]:  # type: ignore[override]
-        """A name for each, such as ``forward.Wx``."""
+        """One name for each parameter, such as ``forward.Wx``."""
         return tuple(
             f"{part_name}.{name}"
             for part_name, part in self._parts.items()
@@ -48,7 +53,7 @@ class Composite(Layer):
 
     @property
     def recurrent(self) -> tuple[TimeRecurrent, ...]:
-        """The recurrent layers in it, from the first to the last, forwards before backwards."""
+        """The recurrent layers from the first to the last, forward before backward."""
         return tuple(
             layer
             for part in self._parts.values()
@@ -62,7 +67,7 @@ class Composite(Layer):
 
     @property
     def train_flg(self) -> bool:
-        """Whether regularisers drop something; setting it sets that of every layer."""
+        """Whether regularisers act as in training; setting it sets that of every layer."""
         return all(layer.train_flg for layer in self.recurrent)
 
     @train_flg.setter
@@ -72,7 +77,7 @@ class Composite(Layer):
 
     @property
     def checkpoint_every(self) -> int:
-        """See TimeRecurrent; the largest of the layers'. Setting it sets that of every layer."""
+        """The largest ``checkpoint_every`` of the layers. Setting it sets it for every layer."""
         return max(layer.checkpoint_every for layer in self.recurrent)
 
     @checkpoint_every.setter
@@ -86,7 +91,7 @@ class Composite(Layer):
         self.forget()
 
     def forget(self) -> None:
-        """Drop what forward kept for backward, in every layer."""
+        """Free the memory that forward keeps for backward, in every layer."""
         super().forget()
         for part in self._parts.values():
             part.forget()
@@ -104,10 +109,18 @@ class Composite(Layer):
         return tuple(layer.dstate for layer in self.recurrent)
 
     def set_state(self, *states: Sequence[Array | None] | None) -> None:
-        """Set what the next forward starts from: a tuple for each recurrent layer, as its
-        ``set_state`` takes it; None for one that starts anew.
+        """Set the states from which the next forward starts.
 
-        ``set_state(*layer.state)`` sets what ``state`` gave.
+        Parameters
+        ----------
+        *states : tuple of arrays or None
+            One tuple for each recurrent layer, as its ``set_state`` takes it; None for a layer that
+            starts anew. ``set_state(*layer.state)`` sets any value of ``state``.
+
+        Raises
+        ------
+        TypeError
+            If there are more entries than layers, or an entry is not a tuple.
         """
         layers, given = self.recurrent, self._one_each("set_state", states)
         before = [(layer.state, layer._state_given) for layer in layers]
@@ -146,7 +159,18 @@ class Composite(Layer):
     # ---- options
 
     def learn_initial_state(self) -> Self:
-        """Make what sequences start from a parameter of every layer; see TimeRecurrent."""
+        """Make the state from which sequences start a parameter of every layer.
+
+        Returns
+        -------
+        Self
+            The layer itself.
+
+        Raises
+        ------
+        ValueError
+            If it is a parameter already.
+        """
         if any(layer._initial is not None for layer in self.recurrent):
             raise ValueError("learn_initial_state: it is a parameter already")
         for layer in self.recurrent:
@@ -154,7 +178,18 @@ class Composite(Layer):
         return self
 
     def regularise(self, **rates: Any) -> Self:
-        """The rates of ``TimeRecurrent.regularise`` for every layer, each with masks of its own."""
+        """Set the regularisers of every layer, each with masks of its own.
+
+        Parameters
+        ----------
+        **rates
+            The arguments of ``TimeRecurrent.regularise``.
+
+        Returns
+        -------
+        Self
+            The layer itself.
+        """
         random = generator(rates.pop("rng", None))
         before = [layer.regularisers for layer in self.recurrent]
         try:

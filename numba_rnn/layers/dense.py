@@ -21,9 +21,12 @@ from .initialisers import Seed, generator
 
 
 class TimeEmbedding(Layer):
-    """A row of W for every word number.
+    """Word vectors: a row of W for every word number.
 
-    W (V, D): V words, D numbers each.
+    Parameters
+    ----------
+    W : (V, D) array, float32 or float64
+        One vector of D numbers for each of V words.
     """
 
     param_names = ("W",)
@@ -33,7 +36,7 @@ class TimeEmbedding(Layer):
 
     @property
     def W(self) -> Array:  # noqa: N802 (the name on the page)
-        """The rows (V, D), which are the parameter."""
+        """The parameter, a (V, D) array."""
         return self.params[0]
 
     @classmethod
@@ -46,17 +49,48 @@ class TimeEmbedding(Layer):
         rng: Seed = None,
         dtype: Any = np.float32,
     ) -> Self:
-        """W ~ N(0, std²); the book's std is 0.01.
+        """Create an embedding from its sizes, W ~ N(0, std²).
 
-        With 1, the default, what the layers above receive is of the size they are made for: from
-        0.01 training on a short text takes long to leave the ground.
+        Parameters
+        ----------
+        vocab_size : int
+            V, the number of words.
+        size : int
+            D, the length of a vector.
+        std : float, default 1.0
+            The standard deviation of W. The book uses 0.01.
+        rng : numpy.random.Generator, int or None, default None
+            A random generator or a seed.
+        dtype : dtype, default float32
+            float32 or float64.
+
+        Returns
+        -------
+        Self
+            The new layer.
+
+        Notes
+        -----
+        With std 1 the inputs of the layers above have the scale that those layers are made for.
+        With 0.01, training on a short text is slow at the start.
         """
         shape = expect_int("vocab_size", vocab_size), expect_int("size", size)
         W = generator(rng).standard_normal(shape) * expect_float("std", std, 0)
         return cls(W.astype(expect_float_dtype("dtype", dtype)))
 
     def forward(self, ids: Array) -> Array:
-        """ids (N, T), integers from 0 to V - 1 -> (N, T, D)."""
+        """Look up the vectors of words.
+
+        Parameters
+        ----------
+        ids : (N, T) integers
+            Word numbers from 0 to V - 1.
+
+        Returns
+        -------
+        xs : (N, T, D) array
+            Their vectors.
+        """
         (W,) = self.params
         here = self._engine()
         ids = accept_ids("ids", ids, ("N", "T"), W.shape[0], here)
@@ -64,7 +98,13 @@ class TimeEmbedding(Layer):
         return W[ids]
 
     def backward(self, dout: Array) -> None:
-        """dout (N, T, D); fills ``grads``."""
+        """Compute the gradient of W and fill ``grads``.
+
+        Parameters
+        ----------
+        dout : (N, T, D) array
+            The gradient of the vectors.
+        """
         here, ids = self._recall()
         (dW,) = self.grads
         dout = accept("dout", dout, (*ids.shape, dW.shape[1]), self.dtype, here)
@@ -73,9 +113,14 @@ class TimeEmbedding(Layer):
 
 
 class TimeAffine(Layer):
-    """The same affine transformation at every step: x W + b.
+    """The same affine transformation at every step, x W + b.
 
-    W (D, M), b (M,).
+    Parameters
+    ----------
+    W : (D, M) array, float32 or float64
+        The weights.
+    b : (M,) array, of the dtype of W
+        The bias.
     """
 
     param_names = ("W", "b")
@@ -90,14 +135,42 @@ class TimeAffine(Layer):
     def create(
         cls, input_size: int, output_size: int, *, rng: Seed = None, dtype: Any = np.float32
     ) -> Self:
-        """W ~ N(0, 1/D), b = 0, as in the book."""
+        """Create a layer from its sizes, with W ~ N(0, 1/D) and b = 0, as in the book.
+
+        Parameters
+        ----------
+        input_size : int
+            D, the number of inputs.
+        output_size : int
+            M, the number of outputs.
+        rng : numpy.random.Generator, int or None, default None
+            A random generator or a seed.
+        dtype : dtype, default float32
+            float32 or float64.
+
+        Returns
+        -------
+        Self
+            The new layer.
+        """
         D, M = expect_int("input_size", input_size), expect_int("output_size", output_size)
         dtype = expect_float_dtype("dtype", dtype)
         W = generator(rng).standard_normal((D, M)) / math.sqrt(D)
         return cls(W.astype(dtype), np.zeros(M, dtype))
 
     def forward(self, xs: Array) -> Array:
-        """xs (N, T, D) -> (N, T, M)."""
+        """Transform every step.
+
+        Parameters
+        ----------
+        xs : (N, T, D) array
+            The inputs.
+
+        Returns
+        -------
+        out : (N, T, M) array
+            The outputs.
+        """
         W, b = self.params
         here = self._engine()
         xs = accept("xs", xs, ("N", "T", W.shape[0]), self.dtype, here)
@@ -108,7 +181,18 @@ class TimeAffine(Layer):
         return out.reshape(N, T, W.shape[1])
 
     def backward(self, dout: Array) -> Array:
-        """dout (N, T, M) -> dxs (N, T, D); fills ``grads``."""
+        """Compute the gradients and fill ``grads``.
+
+        Parameters
+        ----------
+        dout : (N, T, M) array
+            The gradient of the outputs.
+
+        Returns
+        -------
+        dxs : (N, T, D) array
+            The gradient of the inputs.
+        """
         here, xs = self._recall()
         W, _ = self.params
         dW, db = self.grads
@@ -121,16 +205,29 @@ class TimeAffine(Layer):
 
 
 class TimeDropout(Layer):
-    """Zero a random share of the numbers while training (Srivastava et al. 2014).
+    """Zero a random share of the numbers during training.
 
-    ratio      the share that is zeroed, from 0 up to but not including 1; what is left is scaled
-               by 1 / (1 - ratio), so that nothing changes where ``train_flg`` is False
-    rng        a numpy Generator (shared with other layers if you like), a seed, or None; on a
-               device the numbers are made there, from a seed that rng gives. ``np.random.seed``
-               decides nothing here; it does in the book's form, ``numba_rnn.book.TimeDropout``
-    train_flg  True: drop; False: pass everything on unchanged
-    rows       where other processes have the rest of the batch: which rows xs has; what is dropped
-               in them is what would be dropped there in the whole batch
+    Parameters
+    ----------
+    ratio : float, default 0.5
+        The share that is zeroed, 0 <= ratio < 1. The other numbers are multiplied by
+        1 / (1 - ratio), so that their mean stays the same.
+    rng : numpy.random.Generator, int or None, default None
+        A random generator, which several layers may share, or a seed. On a GPU the numbers are
+        drawn there, from a seed that rng gives. ``np.random.seed`` has no effect here; it has in
+        the book's form, ``numba_rnn.book.TimeDropout``.
+
+    Attributes
+    ----------
+    train_flg : bool
+        True: drop. False: pass everything on unchanged.
+    rows : Rows or None
+        Which rows of the batch xs holds, if other processes have the rest. The same numbers are
+        dropped in them as in one process that has the whole batch.
+
+    References
+    ----------
+    - Srivastava et al. 2014, *Dropout: a simple way to prevent neural networks from overfitting*.
     """
 
     def __init__(self, ratio: float = 0.5, rng: Seed = None) -> None:
@@ -141,7 +238,18 @@ class TimeDropout(Layer):
         self.rows: Rows | None = None
 
     def forward(self, xs: Array) -> Array:
-        """xs, any shape -> the same shape."""
+        """Drop numbers of xs if ``train_flg`` is True.
+
+        Parameters
+        ----------
+        xs : array of any shape, float32 or float64
+            The inputs.
+
+        Returns
+        -------
+        out : array
+            The outputs, in the shape of xs.
+        """
         expect_plain_array("xs", xs)
         if not self.train_flg or self.ratio == 0:
             self._tape = ()
@@ -160,7 +268,18 @@ class TimeDropout(Layer):
         return xs * mask
 
     def backward(self, dout: Array) -> Array:
-        """dout, the shape of xs -> dxs."""
+        """Compute the gradient of xs.
+
+        Parameters
+        ----------
+        dout : array
+            The gradient of the outputs, in the shape of xs.
+
+        Returns
+        -------
+        dxs : array
+            The gradient of xs.
+        """
         if not self._recall():
             return dout
         here, mask = self._recall()

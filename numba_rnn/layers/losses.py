@@ -44,7 +44,18 @@ class _Loss(Layer):
     """A loss without parameters."""
 
     def backward(self, dout: float = 1.0) -> Array:
-        """The gradient of dout * loss by xs, the shape of xs."""
+        """Compute the gradient of dout * loss with respect to xs.
+
+        Parameters
+        ----------
+        dout : float, default 1.0
+            The factor of the loss.
+
+        Returns
+        -------
+        dxs : array
+            The gradient, in the shape of xs.
+        """
         return self._gradient(expect_float("dout", dout, -math.inf), *self._recall())
 
     def _gradient(self, dout: float, *tape: Any) -> Array:
@@ -52,18 +63,41 @@ class _Loss(Layer):
 
 
 class TimeSoftmaxWithLoss(_Loss):
-    """Softmax and cross-entropy, mean over all labels that are not ``ignore_label``.
+    """Softmax and cross-entropy, the mean over all labels that are not ``ignore_label``.
 
-    ignore_label  -1: such a place counts neither in the loss nor in the gradient. Where all are
-                  ignored the loss is 0.
+    Attributes
+    ----------
+    ignore_label : int
+        -1. A step with this label counts neither in the loss nor in the gradient. If all labels are
+        ignored, the loss is 0.
 
-    exp(loss) is the perplexity.
+    Notes
+    -----
+    The loss is in nats, exp(loss) is the perplexity.
     """
 
     ignore_label = -1
 
     def forward(self, xs: Array, ts: Array) -> Any:
-        """xs (N, T, V) scores before softmax, ts (N, T) labels from 0 to V - 1, or -1."""
+        """Compute the loss.
+
+        Parameters
+        ----------
+        xs : (N, T, V) array, float32 or float64
+            Scores before the softmax.
+        ts : (N, T) integers
+            Labels from 0 to V - 1, or -1 for a step that does not count.
+
+        Returns
+        -------
+        loss : float or 0-d array
+            The mean loss in nats; a float in host memory, a 0-d array on a GPU.
+
+        Raises
+        ------
+        ValueError
+            If ts is not (N, T), as one-hot labels are not, or holds another label.
+        """
         here = engine_for(xs)
         xs = accept("xs", xs, ("N", "T", "V"), None, here)
         N, T, V = xs.shape
@@ -119,13 +153,30 @@ def _counted(mask: Any, xs: Array, ts: Any, here: Engine) -> tuple[Any, Any, flo
 
 
 class TimeSigmoidWithLoss(_Loss):
-    """Sigmoid and binary cross-entropy, mean over all places that count."""
+    """Sigmoid and binary cross-entropy, the mean over all numbers that count."""
 
     def forward(self, xs: Array, ts: Array, mask: Any = None) -> Any:
-        """xs, any shape: scores before sigmoid; ts, the same shape: from 0 to 1, or bool.
+        """Compute the loss.
 
-        mask  (N, T) bool, with xs (N, T, ...): steps where it is False count neither in the loss
-              nor in the gradient. Where none counts the loss is 0.
+        Parameters
+        ----------
+        xs : array of any shape, float32 or float64
+            Scores before the sigmoid.
+        ts : array
+            Targets from 0 to 1, or bool, in the shape of xs.
+        mask : (N, T) bool array, optional
+            For xs of shape (N, T, ...): steps where it is False count neither in the loss nor in
+            the gradient. If no step counts, the loss is 0.
+
+        Returns
+        -------
+        loss : float or 0-d array
+            The mean loss in nats; a float in host memory, a 0-d array on a GPU.
+
+        Raises
+        ------
+        ValueError
+            If a target is not between 0 and 1.
         """
         here = engine_for(xs)
         xp, xs = here.xp, accept("xs", xs, any_shape(xs), None, here)
@@ -150,13 +201,25 @@ class TimeSigmoidWithLoss(_Loss):
 
 
 class TimeMSE(_Loss):
-    """Mean squared error, mean over all numbers that count."""
+    """Mean squared error, the mean over all numbers that count."""
 
     def forward(self, xs: Array, ts: Array, mask: Any = None) -> Any:
-        """xs and ts of the same shape and dtype: outputs and targets.
+        """Compute the loss.
 
-        mask  (N, T) bool, with xs (N, T, ...): steps where it is False count neither in the loss
-              nor in the gradient. Where none counts the loss is 0.
+        Parameters
+        ----------
+        xs : array of any shape, float32 or float64
+            Outputs.
+        ts : array
+            Targets, in the shape and dtype of xs.
+        mask : (N, T) bool array, optional
+            For xs of shape (N, T, ...): steps where it is False count neither in the loss nor in
+            the gradient. If no step counts, the loss is 0.
+
+        Returns
+        -------
+        loss : float or 0-d array
+            The mean of (xs - ts)²; a float in host memory, a 0-d array on a GPU.
         """
         here = engine_for(xs)
         xs = accept("xs", xs, any_shape(xs), None, here)

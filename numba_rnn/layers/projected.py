@@ -18,17 +18,39 @@ class TimeProjectedLSTM(TimeRecurrent):
 
         h_t = (o * tanh(c_t)) Wr
 
-    Wx (D, 4H), Wh (P, 4H), b (4H,), Wr (H, P), P at most H; gates in the order f, g, i, o. The
-    states are h (N, P) and c (N, H), the output is (N, T, P). The equations and their
-    derivatives: ``kernels/cells/lstm_projected.py``. See TimeRecurrent for the rest.
+    See ``TimeRecurrent`` for attributes and the other methods.
 
-    It runs H wide: h, and the weights that see it or make it, are padded by zeros from P to H. A
-    step costs what it does with P = H, 5 H² multiplications in recurrent products instead of
-    5 P H, and every forward copies Wh and Wr; what is saved is parameters, and work in what reads
-    the output. A learnable initial state is (2, H), of whose first row the first P count.
-    ``weight_drop`` drops entries of Wr as of Wh, ``recurrent_dropout`` units of
-    o * tanh(c) as of h. It has no streams.
+    Parameters
+    ----------
+    Wx : (D, 4H) array, float32 or float64
+        The input weights, gates in the order f, g, i, o.
+    Wh : (P, 4H) array
+        The recurrent weights, P at most H.
+    b : (4H,) array
+        The biases.
+    Wr : (H, P) array
+        The projection.
+    stateful : bool, default False
+        Whether the state after a block is the state before the next one.
 
+    Attributes
+    ----------
+    state : tuple of arrays or None
+        The states h (N, P) and c (N, H) after the last step.
+
+    Notes
+    -----
+    The equations and their derivatives are in ``kernels/cells/lstm_projected.py``.
+
+    The layer runs H wide: h, and the weights that read or make it, are padded with zeros from P to
+    H. A step costs as much as with P = H: 5 H² multiplications in recurrent products instead of
+    5 P H, and every forward copies Wh and Wr. The projection saves parameters, and work in the
+    layer above. A learnable initial state is (2, H); the first P numbers of its first row count.
+    ``weight_drop`` drops entries of Wr as of Wh, ``recurrent_dropout`` units of o * tanh(c) as of
+    h. The layer has no streams.
+
+    Examples
+    --------
     >>> layer = TimeProjectedLSTM.create(3, 8, proj_size=5, rng=0)
     >>> layer.forward(np.ones((2, 7, 3), np.float32)).shape, layer.h.shape, layer.c.shape
     ((2, 7, 5), (2, 5), (2, 8))
@@ -70,10 +92,35 @@ class TimeProjectedLSTM(TimeRecurrent):
         init: str = "orthogonal",
         **options: Any,
     ) -> Self:
-        """A layer from its sizes, P = proj_size; see TimeLSTM.create.
+        """Create a layer from its sizes.
 
-        Wh and Wr start as parts of the (H, H) matrices that ``init`` asks for: orthonormal rows
-        and columns.
+        Parameters
+        ----------
+        input_size : int
+            D, the number of features of an input.
+        hidden_size : int
+            H, the number of memory cells.
+        proj_size : int
+            P, the number of outputs, from 1 to H. It must be given.
+        rng : numpy.random.Generator, int or None, default None
+            A random generator or a seed.
+        dtype : dtype, default float32
+            float32 or float64.
+        init : {"orthogonal", "book"}
+            How the parameters start; see ``TimeLSTM.create``. Wh and Wr start as parts of (H, H)
+            matrices; with "orthogonal" their rows and columns are orthonormal.
+        **options
+            The constructor's other arguments, such as stateful=True.
+
+        Returns
+        -------
+        Self
+            The new layer.
+
+        Raises
+        ------
+        ValueError
+            If proj_size is larger than hidden_size.
         """
         H, P = expect_int("hidden_size", hidden_size), expect_int("proj_size", proj_size)
         if P > H:
@@ -94,18 +141,18 @@ class TimeProjectedLSTM(TimeRecurrent):
 
     @property
     def cell_params(self) -> list[Array]:
-        """The parameters of the cell: padded by zeros, a copy."""
+        """The parameters of the cell: a copy, padded with zeros."""
         Wx, Wh, b, Wr = self.params[:4]
         return [Wx, _wide_weights(self._engine(), Wh, Wr), b]
 
     @property
     def c(self) -> Array | None:
-        """The memory cell (N, H) after the last step."""
+        """The memory cell, (N, H), after the last step."""
         return None if self.state is None else self.state[1]
 
     @property
     def dc(self) -> Array | None:
-        """The gradient (N, H) that leaves the block at its first step through the memory cell."""
+        """The gradient of the memory cell, (N, H), before the first step."""
         return None if self.dstate is None else self.dstate[1]
 
     # ---- h is (N, P) outside, and (N, H) where the cell runs
@@ -145,21 +192,49 @@ class TimeProjectedLSTM(TimeRecurrent):
         super()._fill_grads([dWx, dWh, db, dWr, *dinitial])
 
     def set_state(self, *state: Array | None) -> None:
-        """Set what the next forward starts from: h (N, P), c (N, H); see TimeRecurrent."""
+        """Set the state from which the next forward starts.
+
+        Parameters
+        ----------
+        *state : array or None
+            h (N, P), then c (N, H); see ``TimeRecurrent.set_state``.
+        """
         super().set_state(*state)
         self.state = self._cut(self.state)
 
     def step(self, x: Array) -> Array:
-        """One step x (N, D) -> h (N, P) of a stateful layer, nothing kept for backward."""
+        """Run one step of a stateful layer without memory for backward.
+
+        Parameters
+        ----------
+        x : (N, D) array
+            The input.
+
+        Returns
+        -------
+        h : (N, P) array
+            The output.
+        """
         super().step(x)
         self.state = self._cut(self.state)
         assert self.state is not None
         return self.state[0]
 
     def forward(self, xs: Array, **steps: Any) -> Array:
-        """xs (N, T, D) -> hs (N, T, P); see TimeRecurrent.forward for lengths, mask, resets, trace.
+        """Run the layer over a block of time.
 
-        A trace is H wide: what lies beyond P in h is 0.
+        Parameters
+        ----------
+        xs : (N, T, D) array
+            The inputs.
+        **steps
+            lengths, mask, resets and trace, as in ``TimeRecurrent.forward``. A trace is H wide:
+            beyond P the numbers of h are 0.
+
+        Returns
+        -------
+        hs : (N, T, P) array
+            The output of every step.
         """
         hs = super().forward(xs, **steps)[:, :, : self.output_size].copy()
         self.state = self._cut(self.state)
@@ -167,7 +242,22 @@ class TimeProjectedLSTM(TimeRecurrent):
         return hs
 
     def backward(self, dhs: Array, *dstate: Array | None, inputs: bool = True) -> Array:
-        """dhs (N, T, P), dstate dh (N, P), dc (N, H) -> dxs (N, T, D); see TimeRecurrent."""
+        """Compute the gradients, fill ``grads`` and set ``dstate``.
+
+        Parameters
+        ----------
+        dhs : (N, T, P) array
+            The gradient of the outputs.
+        *dstate : array or None
+            The gradient of the last state, dh (N, P) and dc (N, H); zeros if left out.
+        inputs : bool, default True
+            False skips the gradient of xs; see ``TimeRecurrent.backward``.
+
+        Returns
+        -------
+        dxs : (N, T, D) array or None
+            The gradient of xs; None with inputs=False.
+        """
         self._recall()
         here = self._engine()
         dhs = accept("dhs", dhs, self._shape, self.dtype, here)

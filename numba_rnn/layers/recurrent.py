@@ -54,14 +54,32 @@ class _CellLayer(Layer):
         init: str = "orthogonal",
         **options: Any,
     ) -> Self:
-        """A layer from its sizes.
+        """Create a layer from its sizes.
 
-        rng      a numpy Generator, a seed, or None
-        dtype    float32 or float64
-        init     "orthogonal": Wh orthogonal, Wx Glorot uniform, the LSTM's forget bias 1;
-                 "book": N(0, 1/D) and N(0, 1/H), b = 0; see ``layers/initialisers.py``
-        options  the constructor's other arguments, such as stateful=True
+        Parameters
+        ----------
+        input_size : int
+            D, the number of features of an input.
+        hidden_size : int
+            H, the number of units.
+        rng : numpy.random.Generator, int or None, default None
+            A random generator or a seed.
+        dtype : dtype, default float32
+            float32 or float64.
+        init : {"orthogonal", "book"}
+            "orthogonal": Wh orthogonal, Wx Glorot uniform, the bias of the LSTM's forget gate 1.
+            "book": Wx ~ N(0, 1/D), Wh ~ N(0, 1/H), b = 0. See
+            ``numba_rnn/layers/initialisers.py``.
+        **options
+            The constructor's other arguments, such as stateful=True.
 
+        Returns
+        -------
+        Self
+            The new layer.
+
+        Examples
+        --------
         >>> TimeLSTM.create(3, 5, rng=0).params[0].shape
         (3, 20)
         """
@@ -166,19 +184,55 @@ class _Step(_CellLayer):
 class RNN(_IsRNN, _Step):
     """One step of a simple recurrent network, h = tanh(x Wx + h_prev Wh + b).
 
-    Wx (D, H), Wh (H, H), b (H,); activation "tanh" or "relu". The equations and their
-    derivatives: ``kernels/cells/rnn.py``.
+    The equations and their derivatives are in ``kernels/cells/rnn.py``.
+
+    Parameters
+    ----------
+    Wx : (D, H) array, float32 or float64
+        The input weights.
+    Wh : (H, H) array
+        The recurrent weights.
+    b : (H,) array
+        The bias.
+    activation : {"tanh", "relu"}
+        The activation function.
     """
 
     def __init__(self, Wx: Array, Wh: Array, b: Array, activation: str = "tanh") -> None:
         super().__init__(Wx, Wh, b, self._select({"activation": activation}))
 
     def forward(self, x: Array, h_prev: Array) -> Array:
-        """x (N, D), h_prev (N, H) -> h_next (N, H)."""
+        """Run the step.
+
+        Parameters
+        ----------
+        x : (N, D) array
+            The input.
+        h_prev : (N, H) array
+            The hidden state before the step.
+
+        Returns
+        -------
+        h_next : (N, H) array
+            The hidden state after the step.
+        """
         return self._forward(x, h_prev)[0]
 
     def backward(self, dh_next: Array) -> tuple[Array, Array]:
-        """dh_next (N, H) -> dx (N, D), dh_prev (N, H); fills ``grads``."""
+        """Compute the gradients and fill ``grads``.
+
+        Parameters
+        ----------
+        dh_next : (N, H) array
+            The gradient of h_next.
+
+        Returns
+        -------
+        dx : (N, D) array
+            The gradient of x.
+        dh_prev : (N, H) array
+            The gradient of h_prev.
+        """
         dx, dh_prev = self._backward(dh_next)
         return dx, dh_prev
 
@@ -186,22 +240,61 @@ class RNN(_IsRNN, _Step):
 class LSTM(_IsLSTM, _Step):
     """One step of long short-term memory.
 
-    Wx (D, 4H), Wh (H, 4H), b (4H,), gates in the order f, g, i, o. The equations and their
-    derivatives: ``kernels/cells/lstm.py``.
+    The equations and their derivatives are in ``kernels/cells/lstm.py``.
+
+    Parameters
+    ----------
+    Wx : (D, 4H) array, float32 or float64
+        The input weights, gates in the order f, g, i, o.
+    Wh : (H, 4H) array
+        The recurrent weights.
+    b : (4H,) array
+        The biases.
     """
 
     def __init__(self, Wx: Array, Wh: Array, b: Array) -> None:
         super().__init__(Wx, Wh, b, self._select({}))
 
     def forward(self, x: Array, h_prev: Array, c_prev: Array) -> tuple[Array, Array]:
-        """x (N, D), h_prev and c_prev (N, H) -> h_next, c_next (N, H)."""
+        """Run the step.
+
+        Parameters
+        ----------
+        x : (N, D) array
+            The input.
+        h_prev : (N, H) array
+            The hidden state before the step.
+        c_prev : (N, H) array
+            The memory cell before the step.
+
+        Returns
+        -------
+        h_next : (N, H) array
+            The hidden state after the step.
+        c_next : (N, H) array
+            The memory cell after the step.
+        """
         h_next, c_next = self._forward(x, h_prev, c_prev)
         return h_next, c_next
 
     def backward(self, dh_next: Array, dc_next: Array | None = None) -> tuple[Array, Array, Array]:
-        """dh_next, dc_next (N, H) -> dx (N, D), dh_prev, dc_prev (N, H); fills ``grads``.
+        """Compute the gradients and fill ``grads``.
 
-        dc_next, left out or 0, stands for zeros: nothing after this step uses c.
+        Parameters
+        ----------
+        dh_next : (N, H) array
+            The gradient of h_next.
+        dc_next : (N, H) array or None, default None
+            The gradient of c_next. None or 0 stands for zeros: nothing after this step uses c.
+
+        Returns
+        -------
+        dx : (N, D) array
+            The gradient of x.
+        dh_prev : (N, H) array
+            The gradient of h_prev.
+        dc_prev : (N, H) array
+            The gradient of c_prev.
         """
         dx, dh_prev, dc_prev = self._backward(dh_next, dc_next)
         return dx, dh_prev, dc_prev
@@ -210,19 +303,55 @@ class LSTM(_IsLSTM, _Step):
 class GRU(_IsGRU, _Step):
     """One step of a gated recurrent unit.
 
-    Wx (D, 3H), Wh (H, 3H), gates in the order z, r, h; b (3H,), or (2, 3H) with
-    reset_after=True. The equations and their derivatives: ``kernels/cells/gru.py``.
+    The equations and their derivatives are in ``kernels/cells/gru.py``.
+
+    Parameters
+    ----------
+    Wx : (D, 3H) array, float32 or float64
+        The input weights, gates in the order z, r, h.
+    Wh : (H, 3H) array
+        The recurrent weights.
+    b : (3H,) array, or (2, 3H) with reset_after=True
+        The biases.
+    reset_after : bool, default False
+        Whether the reset gate multiplies h Wh instead of h, as in cuDNN and PyTorch.
     """
 
     def __init__(self, Wx: Array, Wh: Array, b: Array, reset_after: bool = False) -> None:
         super().__init__(Wx, Wh, b, self._select({"reset_after": reset_after}))
 
     def forward(self, x: Array, h_prev: Array) -> Array:
-        """x (N, D), h_prev (N, H) -> h_next (N, H)."""
+        """Run the step.
+
+        Parameters
+        ----------
+        x : (N, D) array
+            The input.
+        h_prev : (N, H) array
+            The hidden state before the step.
+
+        Returns
+        -------
+        h_next : (N, H) array
+            The hidden state after the step.
+        """
         return self._forward(x, h_prev)[0]
 
     def backward(self, dh_next: Array) -> tuple[Array, Array]:
-        """dh_next (N, H) -> dx (N, D), dh_prev (N, H); fills ``grads``."""
+        """Compute the gradients and fill ``grads``.
+
+        Parameters
+        ----------
+        dh_next : (N, H) array
+            The gradient of h_next.
+
+        Returns
+        -------
+        dx : (N, D) array
+            The gradient of x.
+        dh_prev : (N, H) array
+            The gradient of h_prev.
+        """
         dx, dh_prev = self._backward(dh_next)
         return dx, dh_prev
 
@@ -233,26 +362,38 @@ class GRU(_IsGRU, _Step):
 class TimeRecurrent(_CellLayer):
     """Any cell, unrolled over a block of time.
 
-    params     the cell's parameters, as ``cell.shapes(D, H)`` says: Wx, Wh (unless the cell has no
-               recurrent product), b, and w where the cell has weights of its own
-    stateful   True: the state after a block is the state before the next one. The gradient stops
-               at the block's edge all the same: that is truncated BPTT.
-    cell       a Cell or its name (``numba_rnn.cells.names()``)
+    Parameters
+    ----------
+    *params : array, float32 or float64
+        The parameters of the cell, in the order and the shapes of ``cell.shapes(D, H)``: Wx, Wh
+        (unless the cell has no recurrent product), b, and w if the cell has weights of its own.
+    stateful : bool, default False
+        If True, the state after a block is the state before the next one. The gradient stops at the
+        border of the block all the same: that is truncated BPTT.
+    cell : Cell or str
+        A cell or its name; ``numba_rnn.cells.names()`` lists the names.
 
-    state   the cell's states (N, H) after the last step of the last forward, or None
-    dstate  the gradient of the states before the first step, after backward, or None
-            (both move with ``to``)
-    h, dh   the first of each: the hidden state and its gradient
+    Attributes
+    ----------
+    state : tuple of (N, H) arrays, or None
+        The states of the cell after the last step of the last forward.
+    dstate : tuple of (N, H) arrays, or None
+        After backward, the gradient of the states before the first step. Both move with ``to``.
+    h, dh : (N, H) array or None
+        The first of state and of dstate: the hidden state and its gradient.
+    train_flg : bool
+        False: regularisers (``regularise``) act as after training.
+    trace : Trace or None
+        Gates, states and gradients of the last forward, if it was asked for them.
+    checkpoint_every : int
+        With k > 0 forward keeps the states of every k-th step only, and backward computes the
+        others again: the same gradients, bit for bit, for about 1.4 times the time and a fraction
+        of the memory. The default 0 keeps everything. The Numba engine rounds k up to whole chunks
+        of about 256 / N steps. (The CUDA engine keeps nothing of the steps, whatever k is; its
+        backward runs forward again.)
 
-    train_flg   False: regularisers (``regularise``) are for use after training
-    trace       the last forward seen from inside, if it was asked for
-
-    checkpoint_every   k: forward keeps only the states of every k steps, and backward computes
-                again what is between: the same gradients, bit for bit, for about 1.4 times the
-                time and a fraction of the memory; 0, the default: all is kept. The numba engine
-                rounds k up to whole chunks, of about 256 / N steps. (On the GPU nothing is kept of
-                the steps, whatever k is, and backward runs forward again.)
-
+    Examples
+    --------
     >>> layer = TimeRecurrent.create(3, 5, cell="gru", rng=0)
     >>> layer.forward(np.ones((2, 7, 3), np.float32)).shape
     (2, 7, 5)
@@ -272,7 +413,7 @@ class TimeRecurrent(_CellLayer):
         self.trace: Trace | None = None
 
     def forget(self) -> None:
-        """Drop what forward kept for backward, and the trace."""
+        """Free the memory that forward keeps for backward, and the trace."""
         super().forget()
         self.trace = None
 
@@ -284,20 +425,30 @@ class TimeRecurrent(_CellLayer):
 
     @property
     def h(self) -> Array | None:
-        """The hidden state (N, H) after the last step."""
+        """The hidden state, (N, H), after the last step."""
         return None if self.state is None else self.state[0]
 
     @property
     def dh(self) -> Array | None:
-        """The gradient (N, H) that leaves the block at its first step."""
+        """The gradient of the hidden state, (N, H), before the first step of the block."""
         return None if self.dstate is None else self.dstate[0]
 
     def set_state(self, *state: Array | None) -> None:
-        """Set what the next forward starts from, (N, H) each; those left out or None are 0.
+        """Set the state from which the next forward starts.
 
-        Where all are None the state is forgotten, as by ``reset_state``, so that
-        ``set_state(layer.h)`` sets what ``h`` gave. A layer that is not stateful starts from it
-        once.
+        A layer that is not stateful starts from it once.
+
+        Parameters
+        ----------
+        *state : (N, H) array or None
+            One array for each state of the cell; a state that is left out or None is 0. If all are
+            None, the state is forgotten as by ``reset_state``, so that ``set_state(layer.h)`` sets
+            any value of ``h``.
+
+        Raises
+        ------
+        TypeError
+            If no state is given, or too many.
         """
         given = self._one_each("set_state", "{}", state)
         if not state:
@@ -331,7 +482,7 @@ class TimeRecurrent(_CellLayer):
         return (*given, *(None,) * missing)
 
     def reset_state(self) -> None:
-        """Forget the state: the next forward starts from zeros, or the initial state."""
+        """Forget the state: the next forward starts from zeros or the learnt initial state."""
         self.state = None
         self._state_given = False
 
@@ -350,10 +501,24 @@ class TimeRecurrent(_CellLayer):
         return state
 
     def step(self, x: Array) -> Array:
-        """One step x (N, D) -> h (N, H) of a stateful layer, nothing kept for backward.
+        """Run one step of a stateful layer without memory for backward.
 
-        Steps are for use after training, as forward is where ``train_flg`` is False. Raises
-        ValueError where the layer is not stateful: it would start anew at every step.
+        Steps are for use after training: regularisers act as in forward with ``train_flg`` False.
+
+        Parameters
+        ----------
+        x : (N, D) array
+            The input.
+
+        Returns
+        -------
+        h : (N, H) array
+            The hidden state after the step.
+
+        Raises
+        ------
+        ValueError
+            If the layer is not stateful: it would start anew at every step.
         """
         if not self.stateful:
             raise ValueError("step: expected a layer with stateful=True, got stateful=False")
@@ -365,13 +530,30 @@ class TimeRecurrent(_CellLayer):
 
     @property
     def zoneout(self) -> tuple[float, ...]:
-        """Of each state the share of units that keep their old value at a step; empty: none."""
+        """The zoneout rate of each state: the share of units that keep their old value.
+
+        Without zoneout it is empty.
+        """
         rates = () if self.regularisers is None else self.regularisers.zoneout
         return rates if any(rates) else ()
 
     def stream(self, batch: int = 1, **options: Any) -> Stream:
-        """A stream of this layer, with the parameters as they are now; see ``Stream``.
+        """Create a stream of this layer, with a copy of its parameters.
 
+        Parameters
+        ----------
+        batch : int, default 1
+            The number of rows.
+        **options
+            The other options of ``Stream``.
+
+        Returns
+        -------
+        Stream
+            The stream.
+
+        Examples
+        --------
         >>> stream = TimeRNN.create(3, 5, rng=0).stream()
         >>> stream.step(np.ones(3, np.float32)).shape
         (5,)
@@ -387,18 +569,33 @@ class TimeRecurrent(_CellLayer):
         resets: Any = None,
         trace: bool = False,
     ) -> Array:
-        """xs (N, T, D) -> hs (N, T, H), the hidden state after every step.
+        """Run the layer over a block of time.
 
-        lengths  (N,) whole numbers: how many steps of each row there are, 0 to T; in any order
-        mask     (N, T) bool, instead of lengths: steps where it is False are left out, whatever
-                 xs holds there: the state goes on as it is, hs is 0
-        resets   (N, T) bool: where it is True the state returns to its initial value before the
-                 step: a new episode, the next of several documents in a row
-        trace    True: ``layer.trace`` shows gates, states, and after backward the gradients, of
-                 every step (``layers/trace.py``)
+        Parameters
+        ----------
+        xs : (N, T, D) array
+            The inputs, in the dtype of the layer.
+        lengths : (N,) integers, optional
+            The number of steps in each row, from 0 to T, in any order.
+        mask : (N, T) bool array, optional
+            May be given instead of lengths. Steps where it is False are left out, whatever xs holds
+            there: the state stays as it is and hs is 0.
+        resets : (N, T) bool array, optional
+            Where it is True, the state returns to its initial value before the step: a new episode,
+            or the next of several documents in a row.
+        trace : bool, default False
+            If True, ``layer.trace`` shows gates, states and, after backward, gradients of every
+            step.
 
-        The state after a row's last step that is not left out is the one in ``state``. xs and
-        the parameters must not change until backward has run.
+        Returns
+        -------
+        hs : (N, T, H) array
+            The hidden state after every step.
+
+        Notes
+        -----
+        ``state`` holds the state after the last step of each row that is not left out. xs and the
+        parameters must not change until backward has run.
         """
         here = self._engine()
         xs = accept("xs", xs, ("N", "T", self.input_size), self.dtype, here)
@@ -454,13 +651,28 @@ class TimeRecurrent(_CellLayer):
         return xs, params, steps, (on_inputs, on_weights)
 
     def backward(self, dhs: Array, *dstate: Array | None, inputs: bool = True) -> Array:
-        """dhs (N, T, H) -> dxs (N, T, D); fills ``grads`` and sets ``dstate``.
+        """Compute the gradients, fill ``grads`` and set ``dstate``.
 
-        dhs     the gradient of every hidden state; that of steps left out is not looked at
-        dstate  the gradient of the states after the last step, where something beyond the block
-                uses them; zeros if left out, which cuts the gradient there
-        inputs  False where xs are data, whose gradient nobody needs: None is returned, and a
-                sixth of the work of a training step spared
+        Parameters
+        ----------
+        dhs : (N, T, H) array
+            The gradient of the hidden states. Steps that are left out are ignored.
+        *dstate : (N, H) array or None
+            The gradient of the states after the last step, if something beyond the block uses them.
+            Left out: zeros, which cuts the gradient there.
+        inputs : bool, default True
+            False skips the gradient of xs, which nobody needs if xs are data, and saves a sixth of
+            the work of a training step.
+
+        Returns
+        -------
+        dxs : (N, T, D) array or None
+            The gradient of xs; None with inputs=False.
+
+        Raises
+        ------
+        RuntimeError
+            If forward has not run.
         """
         here, saved, shape, (on_inputs, on_weights), given_before = self._recall()
         dhs = accept("dhs", dhs, shape, self.dtype, here)
@@ -490,7 +702,7 @@ class TimeRecurrent(_CellLayer):
 
     @property
     def checkpoint_every(self) -> int:
-        """Of how many steps forward keeps one state; 0: it keeps all that backward needs."""
+        """The distance of the steps whose states forward keeps; 0: it keeps every state."""
         return self._checkpoint_every
 
     @checkpoint_every.setter
@@ -503,12 +715,24 @@ class TimeRecurrent(_CellLayer):
         return self.params[-1] if self.param_names[-1] == "initial" else None
 
     def learn_initial_state(self, values: Array | None = None) -> Self:
-        """Make the state that sequences start from a parameter, ``initial`` (S, H); zeros at first.
+        """Make the state from which sequences start a parameter, ``initial`` (S, H).
 
-        values  what it starts at, a row for each of the cell's states
+        Rows start from it if no state is carried or set, and ``resets`` return to it.
 
-        It is what rows start from where no state is carried or set, and what ``resets`` return
-        to. Returns the layer.
+        Parameters
+        ----------
+        values : (S, H) array, optional
+            Its initial value, one row for each of the S states of the cell; zeros if left out.
+
+        Returns
+        -------
+        Self
+            The layer itself.
+
+        Raises
+        ------
+        ValueError
+            If it is a parameter already.
         """
         if self._initial is not None:
             raise ValueError("learn_initial_state: it is a parameter already")
@@ -530,22 +754,45 @@ class TimeRecurrent(_CellLayer):
         weight_drop: float = 0.0,
         rng: Seed = None,
     ) -> Self:
-        """Set how the layer is regularised; returns it.
+        """Set the regularisers of the layer.
 
-        zoneout            share of units that keep their old value at a step (Krueger et al.
-                           2017): a rate for all states, or one each, ``{"h": 0.1, "c": 0.3}``
-        recurrent_dropout  share of h that is missing from h Wh, the same units at every step of a
-                           sequence (Gal & Ghahramani 2016)
-        input_dropout      share of x's features that is missing, likewise
-        weight_drop        share of Wh that is missing for a block (Merity et al. 2018)
-        rng                a Generator or a seed, which decides the masks; a model's own,
-                           ``model.rng``, is in the checkpoints of its Trainer
+        Masks are drawn anew for every forward while ``train_flg`` is True. Otherwise nothing is
+        dropped, and zoneout is replaced by its mean: a unit keeps that share of its old value.
 
-        Masks are drawn anew for every forward while ``train_flg`` is True; else nothing is
-        dropped, and a unit keeps the share of its old value that zoneout keeps on average.
-        Raises ValueError for rates outside [0, 1), for those of a Wh that the cell lacks, and for
-        zoneout of states that mean something only together (sLSTM's c, n and m).
+        Parameters
+        ----------
+        zoneout : float or mapping of str to float, default 0.0
+            The share of units that keep their old value at a step: one rate for all states, or one
+            for each, ``{"h": 0.1, "c": 0.3}``.
+        recurrent_dropout : float, default 0.0
+            The share of h that is missing from h Wh, the same units at every step of a sequence.
+        input_dropout : float, default 0.0
+            The share of the features of x that is missing, the same ones at every step.
+        weight_drop : float, default 0.0
+            The share of Wh that is missing for a block.
+        rng : numpy.random.Generator, int or None, default None
+            A random generator or a seed for the masks. A model's own, ``model.rng``, is part of the
+            checkpoints of its Trainer.
 
+        Returns
+        -------
+        Self
+            The layer itself.
+
+        Raises
+        ------
+        ValueError
+            If a rate is outside [0, 1), if it is a rate of a Wh that the cell lacks, or if zoneout
+            is set for states that have no meaning alone (sLSTM's c, n and m).
+
+        References
+        ----------
+        - Zoneout: Krueger et al. 2017.
+        - Recurrent and input dropout: Gal & Ghahramani 2016.
+        - Weight drop: Merity et al. 2018.
+
+        Examples
+        --------
         >>> layer = TimeLSTM.create(3, 5, rng=0).regularise(zoneout={"c": 0.5}, rng=1)
         >>> layer.forward(np.ones((2, 7, 3), np.float32)).shape
         (2, 7, 5)
@@ -563,8 +810,21 @@ class TimeRecurrent(_CellLayer):
 class TimeRNN(_IsRNN, TimeRecurrent):
     """The simple recurrent network over a block of time.
 
-    Wx (D, H), Wh (H, H), b (H,); activation "tanh" or "relu". The equations and their
-    derivatives: ``kernels/cells/rnn.py``. See TimeRecurrent for the rest.
+    The equations and their derivatives are in ``kernels/cells/rnn.py``. See ``TimeRecurrent`` for
+    attributes and methods.
+
+    Parameters
+    ----------
+    Wx : (D, H) array, float32 or float64
+        The input weights.
+    Wh : (H, H) array
+        The recurrent weights.
+    b : (H,) array
+        The bias.
+    stateful : bool, default False
+        Whether the state after a block is the state before the next one.
+    activation : {"tanh", "relu"}
+        The activation function.
     """
 
     def __init__(
@@ -577,9 +837,27 @@ class TimeRNN(_IsRNN, TimeRecurrent):
 class TimeLSTM(_IsLSTM, TimeRecurrent):
     """Long short-term memory over a block of time.
 
-    Wx (D, 4H), Wh (H, 4H), b (4H,), gates in the order f, g, i, o. The equations and their
-    derivatives: ``kernels/cells/lstm.py``. See TimeRecurrent for the rest.
+    The equations and their derivatives are in ``kernels/cells/lstm.py``. See ``TimeRecurrent`` for
+    the other attributes and the methods.
 
+    Parameters
+    ----------
+    Wx : (D, 4H) array, float32 or float64
+        The input weights, gates in the order f, g, i, o.
+    Wh : (H, 4H) array
+        The recurrent weights.
+    b : (4H,) array
+        The biases.
+    stateful : bool, default False
+        Whether the state after a block is the state before the next one.
+
+    Attributes
+    ----------
+    c, dc : (N, H) array or None
+        The memory cell after the last step, and its gradient before the first step.
+
+    Examples
+    --------
     >>> layer = TimeLSTM.create(3, 5, rng=0, stateful=True)
     >>> hs = layer.forward(np.ones((2, 7, 3), np.float32))
     >>> dxs = layer.backward(np.ones_like(hs))
@@ -592,21 +870,33 @@ class TimeLSTM(_IsLSTM, TimeRecurrent):
 
     @property
     def c(self) -> Array | None:
-        """The memory cell (N, H) after the last step."""
+        """The memory cell, (N, H), after the last step."""
         return None if self.state is None else self.state[1]
 
     @property
     def dc(self) -> Array | None:
-        """The gradient (N, H) that leaves the block at its first step through the memory cell."""
+        """The gradient of the memory cell, (N, H), before the first step of the block."""
         return None if self.dstate is None else self.dstate[1]
 
 
 class TimeGRU(_IsGRU, TimeRecurrent):
     """The gated recurrent unit over a block of time.
 
-    Wx (D, 3H), Wh (H, 3H), gates in the order z, r, h; b (3H,), or (2, 3H) with
-    reset_after=True, the form of cuDNN and PyTorch. The equations and their derivatives:
-    ``kernels/cells/gru.py``. See TimeRecurrent for the rest.
+    The equations and their derivatives are in ``kernels/cells/gru.py``. See ``TimeRecurrent`` for
+    attributes and methods.
+
+    Parameters
+    ----------
+    Wx : (D, 3H) array, float32 or float64
+        The input weights, gates in the order z, r, h.
+    Wh : (H, 3H) array
+        The recurrent weights.
+    b : (3H,) array, or (2, 3H) with reset_after=True
+        The biases.
+    stateful : bool, default False
+        Whether the state after a block is the state before the next one.
+    reset_after : bool, default False
+        Whether the reset gate multiplies h Wh instead of h, as in cuDNN and PyTorch.
     """
 
     def __init__(

@@ -14,24 +14,45 @@ from .recurrent import TimeRecurrent
 
 
 class Stacked(Composite):
-    """Recurrent layers on top of each other, each reading what the one below gives.
+    """Recurrent layers on top of each other: each reads the outputs of the layer below.
 
         xs -> layer 0 -> dropout -> layer 1 -> ... -> dropout -> last layer -> hs
 
-    layers    TimeRecurrent and Bidirectional layers, the first at the bottom
-    dropout   the share of numbers dropped between two layers while ``train_flg`` is True; none
-              before the first layer and none after the last, as in torch.nn.LSTM
-    residual  True: what comes up to a layer is added to what the layer gives, at every layer
-              whose input and output have one size (the first one too, if D = H); elsewhere
-              nothing is added. It is taken before the dropout: what is dropped is missing from
-              what the layer reads, not from what goes past it.
-    rng       a Generator or a seed, for dropout
+    Parameters
+    ----------
+    layers : sequence of TimeRecurrent and Bidirectional
+        The layers, the lowest first.
+    dropout : float, default 0.0
+        The share of numbers dropped between two layers while ``train_flg`` is True. Nothing is
+        dropped before the first layer or after the last one, as in torch.nn.LSTM.
+    residual : bool, default False
+        If True, the input of a layer is added to its output at every layer whose input and output
+        have one size (the first one too, if D = H). Dropout is applied to the input of the layer,
+        not to the residual branch.
+    rng : numpy.random.Generator, int or None, default None
+        A random generator or a seed for dropout.
 
-    ``residuals`` says for each layer whether something goes past it. A parameter's name begins
-    with its layer's number: ``0.Wx``, ``1.forward.Wx``. ``state``, ``set_state`` and ``dstate``
-    have an entry for each recurrent layer, from the bottom, in Bidirectional forwards first;
-    ``layers[k]`` is layer k.
+    Attributes
+    ----------
+    layers : tuple
+        The layers; ``layers[k]`` is layer k.
+    residuals : tuple of bool
+        For each layer whether it has a residual branch.
+    state, dstate : tuple
+        The states and their gradients, one entry for each recurrent layer, from the lowest; in a
+        Bidirectional the forward layer comes first.
+    param_names : tuple of str
+        The number of the layer and the name in the layer: ``0.Wx``, ``1.forward.Wx``.
 
+    Raises
+    ------
+    TypeError
+        If something is not a recurrent layer.
+    ValueError
+        If a layer occurs twice, or does not fit on the layer below.
+
+    Examples
+    --------
     >>> import numpy as np
     >>> from numba_rnn import Stacked, TimeBiGRU
     >>> stack = Stacked.create(3, 5, layers=2, layer=TimeBiGRU, rng=0)
@@ -67,12 +88,37 @@ class Stacked(Composite):
         rng: Seed = None,
         **options: Any,
     ) -> Self:
-        """Layers of one kind from their sizes, H units each (in each direction).
+        """Create layers of one kind from their sizes.
 
-        layers   how many
-        layer    a class, such as TimeLSTM or TimeBiGRU, or the name of a cell
-        rng      a Generator or a seed, for the parameters and for dropout
-        options  those of the layers: stateful, dtype, init, reset_after ...
+        Parameters
+        ----------
+        input_size : int
+            D, the number of features of an input.
+        hidden_size : int
+            H, the number of units of each layer (in each direction).
+        layers : int, default 2
+            The number of layers.
+        layer : type, Cell or str, default "lstm"
+            The class of the layers, such as TimeLSTM or TimeBiGRU, or a cell, or the name of a
+            cell.
+        dropout : float, default 0.0
+            The share of numbers dropped between two layers.
+        residual : bool, default False
+            Whether the input of a layer is added to its output, where the sizes allow it.
+        rng : numpy.random.Generator, int or None, default None
+            A random generator or a seed, for the parameters and for dropout.
+        **options
+            The options of the layers: stateful, dtype, init, reset_after and so on.
+
+        Returns
+        -------
+        Self
+            The new stack.
+
+        Raises
+        ------
+        TypeError
+            If ``cell`` is among the options of a layer that is not a class.
         """
         kind = layer
         if not isinstance(layer, type) or not issubclass(layer, (TimeRecurrent, Bidirectional)):
@@ -92,7 +138,7 @@ class Stacked(Composite):
 
     @property
     def train_flg(self) -> bool:
-        """Whether dropout and regularisers drop something; setting it sets that of all layers."""
+        """Whether dropout and regularisers act as in training; setting it sets all layers."""
         return super().train_flg and all(dropout.train_flg for dropout in self.dropouts)
 
     @train_flg.setter
@@ -103,13 +149,26 @@ class Stacked(Composite):
             dropout.train_flg = value
 
     def forget(self) -> None:
-        """Drop what forward kept for backward, in every layer."""
+        """Free the memory that forward keeps for backward, in every layer."""
         super().forget()
         for dropout in self.dropouts:
             dropout.forget()
 
     def stream(self, batch: int = 1, **options: Any) -> Stream:
-        """A stream of these layers, with the parameters as they are now; see ``Stream``."""
+        """Create a stream of these layers, with a copy of their parameters.
+
+        Parameters
+        ----------
+        batch : int, default 1
+            The number of rows.
+        **options
+            The other options of ``Stream``.
+
+        Returns
+        -------
+        Stream
+            The stream.
+        """
         return Stream([self], batch, **options)
 
     def in_stream(self) -> list[Any]:
@@ -130,10 +189,21 @@ class Stacked(Composite):
         resets: Any = None,
         trace: bool = False,
     ) -> Array:
-        """xs (N, T, D) -> hs (N, T, H), what the last layer gives.
+        """Run all layers over a block of time.
 
-        lengths, mask, resets and trace are as the layers have them, the same for all. hs is 0 at
-        steps that are left out. The traces are those of the layers, ``stack.recurrent[k].trace``.
+        Parameters
+        ----------
+        xs : (N, T, D) array
+            The inputs, in the dtype of the layers.
+        lengths, mask, resets : optional
+            As in ``TimeRecurrent.forward``, the same for all layers.
+        trace : bool, default False
+            If True, every layer gets a ``trace``: ``stack.recurrent[k].trace``.
+
+        Returns
+        -------
+        hs : (N, T, H) array
+            The outputs of the last layer; 0 at steps that are left out.
         """
         here, xs, mask, resets = self._accept_block(xs, lengths, mask, resets)
         there = None if mask is None else here.to_device(mask)[:, :, None]
@@ -150,11 +220,21 @@ class Stacked(Composite):
     def backward(
         self, dhs: Array, *dstate: Sequence[Array | None] | None, inputs: bool = True
     ) -> Array:
-        """dhs (N, T, H) -> dxs (N, T, D); fills ``grads``.
+        """Compute the gradients and fill ``grads``.
 
-        dstate  the gradient of the last states of each recurrent layer, a tuple or None each;
-                zeros if left out
-        inputs  False: nobody needs dxs, None is returned; see TimeRecurrent
+        Parameters
+        ----------
+        dhs : (N, T, H) array
+            The gradient of the outputs.
+        *dstate : tuple of arrays or None
+            The gradient of the last states of each recurrent layer. None, or left out: zeros.
+        inputs : bool, default True
+            False skips the gradient of xs; see ``TimeRecurrent.backward``.
+
+        Returns
+        -------
+        dxs : (N, T, D) array or None
+            The gradient of xs; None with inputs=False.
         """
         here, there, shape = self._recall()
         dhs = accept("dhs", dhs, shape, self.dtype, here)

@@ -1,13 +1,13 @@
-"""What went on inside a layer, step by step.
+"""Gates, states and gradients of a layer, step by step.
 
     hs = layer.forward(xs, trace=True)
     layer.trace.gates["f"]                 (N, T, H), how far the forget gate was open
     layer.backward(dhs)
     layer.trace.gradients["c"]             (N, T, H), the gradient that reached every memory cell
 
-Forward keeps what backward needs anyway, so a trace costs next to nothing until it is looked at:
-then gates and pre-activations are computed anew from the states that every step saw, for all steps
-at once. ``numba_rnn.diagnostics`` measures and draws what is in it.
+Forward keeps the states for backward anyway, so a trace costs next to nothing until somebody reads
+it. Then gates and pre-activations are computed again from the states before every step, for all
+steps at once. ``numba_rnn.diagnostics`` measures and draws them.
 """
 
 from collections.abc import Sequence
@@ -23,13 +23,34 @@ Named = dict[str, Array]
 
 
 class Trace:
-    """A block of time of a layer, seen from inside; NumPy arrays (N, T, H) by name.
+    """Gates, states and gradients of one block of time, as NumPy arrays (N, T, H) by name.
 
-    xs and the parameters are the trace's own: copies of those that the layer was given.
+    A layer makes it: ``layer.forward(xs, trace=True)`` sets ``layer.trace``. It has copies of xs
+    and of the parameters.
 
-    cell    the layer's
-    mask    (N, T) bool, the steps that were there, or None: all
-    resets  (N, T) bool, the steps before which the state was reset, or None: none
+    Parameters
+    ----------
+    cell : Cell
+        The cell of the layer.
+    engine : Engine
+        The engine that ran it.
+    xs : (N, T, D) array
+        The inputs.
+    params : sequence of arrays
+        The parameters.
+    steps : StepOptions
+        The options of the steps.
+    saved
+        The engine's memory for backward.
+
+    Attributes
+    ----------
+    cell : Cell
+        The cell of the layer.
+    mask : (N, T) bool array or None
+        True at the steps that were not left out; None: all of them.
+    resets : (N, T) bool array or None
+        True at the steps before which the state was reset; None: none.
     """
 
     def __init__(
@@ -56,41 +77,46 @@ class Trace:
 
     @property
     def gate_names(self) -> list[str]:
-        """Names of what the cell made of its pre-activations."""
+        """The names of the numbers that the cell computes from its pre-activations."""
         return list(self.cell.gate_names)
 
     @property
     def pre_activations(self) -> Named:
-        """By the name of the gate: what its activation function was given, x Wx + h Wh + b.
+        """The arguments of the gates' activation functions, x Wx + h Wh + b, arrays by name.
 
-        Of a gate that is normalised: what normalisation made of that.
+        For a gate with layer normalisation it is the normalised value.
         """
         return self._inside[0]
 
     @property
     def gates(self) -> Named:
-        """By the names in ``cell.gate_names``: the gates after their activation functions.
+        """The gates after their activation functions, arrays by the names in ``gate_names``.
 
-        Of a cell of one's own: whatever has a name in its function, but for the states.
+        For a cell of your own: every named value of its function except the states.
         """
         return self._inside[1]
 
     @property
     def states(self) -> Named:
-        """By the name of the state: its value after every step."""
+        """The states after every step, (N, T, H) arrays by name."""
         return self._inside[2]
 
     @property
     def before(self) -> Named:
-        """By the name of the state: its value before every step, as the step saw it."""
+        """The states before every step, as the step read them, (N, T, H) arrays by name."""
         return dict(zip(self.cell.states, map(to_host, self._before), strict=True))
 
     @property
     def gradients(self) -> Named:
-        """By the name of the state: the gradient of the loss by its value after every step.
+        """The gradient of the loss with respect to each state, (N, T, H) arrays by name.
 
-        All of it: what that step's output got, and what came back from the steps after it.
-        Raises RuntimeError before backward.
+        It is the whole gradient after every step: from the output of the step and from all later
+        steps.
+
+        Raises
+        ------
+        RuntimeError
+            If backward has not run.
         """
         if self._gradients is None:
             raise RuntimeError("gradients: there are none before backward; call it first")
