@@ -21,24 +21,40 @@ from ..checks import Array, expect_int, expect_plain_array
 
 
 class TruncatedBPTT:
-    """An iterator over blocks (xs, ts), each (batch_size, time_size, ...).
+    """An iterator over the blocks of a corpus for truncated backpropagation through time.
 
-    corpus      (L,) tokens, or (L, D) frames
-    batch_size  rows of a block: streams side by side
-    time_size   steps of a block
-    targets     (L, ...) what to predict at each place; by default the corpus itself, one step
-                ahead
+    It yields pairs (xs, ts) of arrays (batch_size, time_size, ...). Row i of one block continues
+    row i of the block before. Steps at the end that do not fill a block are left out.
 
-    Steps at the end that do not fill a block are left out. ``cursor`` is the number of blocks
-    given so far; iteration goes on from there to the end, and ``rewind()`` starts over.
+    Parameters
+    ----------
+    corpus : (L,) integers or (L, D) array
+        Tokens, or frames of D features.
+    batch_size : int
+        The number of rows in a block: streams side by side.
+    time_size : int
+        The number of steps in a block.
+    targets : (L, ...) array, optional
+        The target of each step; by default the corpus itself, one step ahead.
 
+    Attributes
+    ----------
+    cursor : int
+        The number of blocks yielded so far. Iteration continues from there to the end of the
+        corpus; ``rewind()`` starts over.
+
+    Raises
+    ------
+    ValueError
+        If the corpus is too short for one block.
+
+    Examples
+    --------
     >>> blocks = TruncatedBPTT(np.arange(21), batch_size=2, time_size=5)
     >>> for xs, ts in blocks:
     ...     print(xs.tolist(), ts[0].tolist())
     [[0, 1, 2, 3, 4], [10, 11, 12, 13, 14]] [1, 2, 3, 4, 5]
     [[5, 6, 7, 8, 9], [15, 16, 17, 18, 19]] [6, 7, 8, 9, 10]
-
-    Raises ValueError where the corpus is too short for one block.
     """
 
     def __init__(
@@ -83,7 +99,13 @@ class TruncatedBPTT:
         self.cursor = 0
 
     def state(self) -> dict[str, int]:
-        """The cursor, and the sizes that give it its meaning."""
+        """Return the cursor and the sizes that give it its meaning.
+
+        Returns
+        -------
+        dict
+            Numbers by name, for a checkpoint.
+        """
         return {
             "cursor": self.cursor,
             "batch_size": self.batch_size,
@@ -92,14 +114,31 @@ class TruncatedBPTT:
         }
 
     def digest(self) -> str:
-        """A short text that is another one for another corpus, other sizes or another cursor."""
+        """Return a short text that differs for another corpus, other sizes or another cursor.
+
+        Returns
+        -------
+        str
+            The digest.
+        """
         found = hashlib.sha256(repr(self.state()).encode())
         for whole in (self._xs, self._ts):
             found.update(f"{whole.dtype.str} {whole.shape}".encode() + whole.tobytes())
         return found.hexdigest()
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on where ``state`` was taken. Raises ValueError if the sizes differ."""
+        """Continue where ``state`` was called.
+
+        Parameters
+        ----------
+        state : dict
+            The result of ``state``.
+
+        Raises
+        ------
+        ValueError
+            If the sizes differ, or the cursor is beyond the end.
+        """
         for key, mine in self.state().items():
             if key != "cursor" and state.get(key) != mine:
                 raise ValueError(f"state: expected {key} {mine}, got {state.get(key)}")

@@ -19,7 +19,7 @@ FORMAT = 1
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be read, with the file and the reason."""
+    """A checkpoint cannot be read; the message names the file and the reason."""
 
 
 def _digest(content: str, arrays: dict[str, Array]) -> str:
@@ -55,9 +55,21 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def save_checkpoint(path: str | Path, arrays: dict[str, Array], content: dict[str, Any]) -> None:
-    """Write arrays and JSON content to one file; equal input gives equal bytes.
+    """Write arrays and JSON content to one file. Equal input gives equal bytes.
 
-    Raises TypeError or ValueError, naming it, for what would not be there when it is read.
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+    arrays : dict of str to array
+        NumPy arrays by name.
+    content : dict
+        Anything that JSON can hold.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If something would be lost when the file is read; the message names it.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import save
@@ -77,9 +89,26 @@ def save_checkpoint(path: str | Path, arrays: dict[str, Array], content: dict[st
 
 
 def load_checkpoint(path: str | Path) -> tuple[dict[str, Array], dict[str, Any]]:
-    """The arrays and the content of a file that ``save_checkpoint`` wrote.
+    """Read the arrays and the content of a file that ``save_checkpoint`` wrote.
 
-    Raises FileNotFoundError, or CheckpointError where the file is not whole or not ours.
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+
+    Returns
+    -------
+    arrays : dict of str to array
+        NumPy arrays by name.
+    content : dict
+        The JSON content.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    CheckpointError
+        If the file is damaged, or not a checkpoint of numba_rnn.
     """
     from safetensors import SafetensorError, safe_open
 

@@ -11,11 +11,27 @@ from ..checks import Array, expect_array, expect_float, expect_writable
 def clip_grads(grads: list[Array], max_norm: float) -> Any:
     """Scale all gradients together so that their global norm is at most ``max_norm``.
 
-    The norm is that of all the gradients' numbers in one vector (Pascanu et al. 2013); the
-    gradients are scaled in place. Returns the norm before clipping, which may be infinite or NaN;
-    the gradients are then left as they are. It is a float; for gradients on a device an array
-    there without axes, of which ``float`` makes one, and nothing waits for the device.
+    The global norm is the Euclidean norm of all numbers of all gradients in one vector.
 
+    Parameters
+    ----------
+    grads : list of arrays
+        The gradients, scaled in place. They stay as they are if the norm is infinite or NaN.
+    max_norm : float
+        The largest norm.
+
+    Returns
+    -------
+    norm : float or 0-d array
+        The norm before clipping, which may be infinite or NaN. For gradients on a GPU it is a 0-d
+        array there: ``float(norm)`` waits for the device, ``clip_grads`` does not.
+
+    References
+    ----------
+    - Pascanu et al. 2013, *On the difficulty of training recurrent neural networks*.
+
+    Examples
+    --------
     >>> import numpy as np
     >>> grads = [np.array([3.0]), np.array([4.0])]
     >>> clip_grads(grads, max_norm=1.0)

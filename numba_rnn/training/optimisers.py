@@ -32,11 +32,23 @@ _ONE_EACH = "this optimiser has been used for other parameters, each model needs
 
 
 class Optimiser:
-    """Base of the optimisers; a subclass names its slots and its rule.
+    """Base class of the optimisers. A subclass names its slots and its rule.
 
-    slots     names of what is remembered, in the order in which the rule takes it
-    rule      (W, *slots, dW, *numbers) -> (W, *slots), see ``Engine.update``
-    _numbers  what the rule takes besides arrays, for the update under way
+    Parameters
+    ----------
+    lr : float
+        The learning rate, larger than 0.
+
+    Attributes
+    ----------
+    slots : tuple of str
+        The names of the arrays that the optimiser keeps for each parameter, in the order in which
+        the rule takes them.
+    rule : callable
+        ``(W, *slots, dW, *numbers) -> (W, *slots)``; see ``Engine.update``. The method
+        ``_numbers`` returns the numbers of the current update.
+    updates : int
+        The number of updates so far.
     """
 
     slots: tuple[str, ...] = ()
@@ -52,7 +64,7 @@ class Optimiser:
 
     @property
     def lr(self) -> float:
-        """The learning rate; may be set between updates."""
+        """The learning rate; it may be set between updates."""
         return self._lr
 
     @lr.setter
@@ -60,12 +72,23 @@ class Optimiser:
         self._lr = expect_float("lr", value, 0, low_open=True)
 
     def update(self, params: list[Array], grads: list[Array]) -> None:
-        """Change every parameter in place by its gradient, where the parameters are.
+        """Change every parameter in place, where the parameters are.
 
-        All or nothing: where an error is raised no parameter has changed. Raises ValueError or
-        TypeError, naming the array, where the two lists do not match, a parameter is no floating
-        point array that may be written to, or a gradient is not finite. (A gradient that is on a
-        device is not searched for NaN: that would be to wait for the device.)
+        If an error is raised, no parameter has changed.
+
+        Parameters
+        ----------
+        params : list of arrays
+            The parameters.
+        grads : list of arrays
+            One gradient for each parameter, in its shape and dtype.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If the two lists do not match, a parameter is not a writeable floating-point array, or a
+            gradient is not finite; the message names the array. (Gradients on a GPU are not
+            searched for NaN, because that would wait for the device.)
         """
         if len(params) != len(grads):
             raise ValueError(f"grads: expected {len(params)} arrays, as params, got {len(grads)}")
@@ -116,9 +139,14 @@ class Optimiser:
         ]
 
     def state(self) -> tuple[dict[str, float], dict[str, Array]]:
-        """What a checkpoint needs: numbers (lr, updates, options) and arrays (slot/position).
+        """Return the state of the optimiser for a checkpoint.
 
-        The arrays are NumPy's, wherever the parameters are.
+        Returns
+        -------
+        numbers : dict of str to float
+            lr, updates and the options of the optimiser.
+        arrays : dict of str to array
+            The slots as NumPy arrays, named slot/position, wherever the parameters are.
         """
         arrays = {
             f"{slot}/{k}": to_host(array)
@@ -132,10 +160,19 @@ class Optimiser:
         return {k: v for k, v in vars(self).items() if k != "updates" and not k.startswith("_")}
 
     def restore(self, numbers: dict[str, Any], arrays: dict[str, Array]) -> None:
-        """Take up the state that ``state`` returned, or, where an error is raised, nothing of it.
+        """Set the state to a result of ``state``. If an error is raised, nothing has changed.
 
-        Raises ValueError or TypeError where it is that of an optimiser with other options, or is
-        not whole.
+        Parameters
+        ----------
+        numbers : dict of str to float
+            The numbers that ``state`` returned.
+        arrays : dict of str to array
+            The arrays that ``state`` returned.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If the state is incomplete, or is that of an optimiser with other options.
         """
         for name, mine in self._options().items():
             if numbers.get(name) != mine:
@@ -168,7 +205,13 @@ def _sgd(W: Any, dW: Any, lr: float) -> tuple[Any, ...]:
 
 
 class SGD(Optimiser):
-    """Stochastic gradient descent: W <- W - lr dW."""
+    """Stochastic gradient descent: W <- W - lr dW.
+
+    Parameters
+    ----------
+    lr : float, default 0.01
+        The learning rate.
+    """
 
     rule = staticmethod(_sgd)
 
@@ -185,7 +228,19 @@ def _momentum(W: Any, v: Any, dW: Any, lr: float, momentum: float) -> tuple[Any,
 
 
 class Momentum(Optimiser):
-    """v <- momentum v - lr dW;  W <- W + v (Polyak 1964)."""
+    """Gradient descent with momentum: v <- momentum v - lr dW; W <- W + v.
+
+    Parameters
+    ----------
+    lr : float, default 0.01
+        The learning rate.
+    momentum : float, default 0.9
+        The decay of the velocity v.
+
+    References
+    ----------
+    - Polyak 1964, *Some methods of speeding up the convergence of iteration methods*.
+    """
 
     slots = ("v",)
     rule = staticmethod(_momentum)
@@ -204,7 +259,19 @@ def _adagrad(W: Any, h: Any, dW: Any, lr: float, eps: float) -> tuple[Any, ...]:
 
 
 class AdaGrad(Optimiser):
-    """h <- h + dW²;  W <- W - lr dW / sqrt(h) (Duchi et al. 2011)."""
+    """AdaGrad: h <- h + dW²; W <- W - lr dW / sqrt(h).
+
+    Parameters
+    ----------
+    lr : float, default 0.01
+        The learning rate.
+    eps : float, default 1e-7
+        It is added to the root.
+
+    References
+    ----------
+    - Duchi et al. 2011, *Adaptive subgradient methods*.
+    """
 
     slots = ("h",)
     rule = staticmethod(_adagrad)
@@ -225,7 +292,21 @@ def _rmsprop(
 
 
 class RMSProp(Optimiser):
-    """h <- decay h + (1 - decay) dW²;  W <- W - lr dW / sqrt(h) (Tieleman & Hinton 2012)."""
+    """RMSProp: h <- decay h + (1 - decay) dW²; W <- W - lr dW / sqrt(h).
+
+    Parameters
+    ----------
+    lr : float, default 0.01
+        The learning rate.
+    decay : float, default 0.99
+        The decay of the mean h.
+    eps : float, default 1e-7
+        It is added to the root.
+
+    References
+    ----------
+    - Tieleman & Hinton 2012, lecture 6.5 of *Neural networks for machine learning*.
+    """
 
     slots = ("h",)
     rule = staticmethod(_rmsprop)
@@ -249,10 +330,26 @@ def _adam(
 
 
 class Adam(Optimiser):
-    """Adaptive moments, bias corrected (Kingma & Ba 2015, algorithm 1).
+    """Adam: adaptive moments with bias correction.
 
-    The book's form, with 1e-7 beside the root of the raw second moment, is
-    ``numba_rnn.book.Adam``.
+    Parameters
+    ----------
+    lr : float, default 0.001
+        The learning rate.
+    beta1 : float, default 0.9
+        The decay of the mean of the gradient.
+    beta2 : float, default 0.999
+        The decay of the mean of its square.
+    eps : float, default 1e-8
+        It is added to the root of the corrected second moment.
+
+    Notes
+    -----
+    The book's form adds 1e-7 to the root of the raw second moment: ``numba_rnn.book.Adam``.
+
+    References
+    ----------
+    - Kingma & Ba 2015, *Adam*, algorithm 1.
     """
 
     slots = ("m", "v")
@@ -281,7 +378,25 @@ def _adamw(
 
 
 class AdamW(Adam):
-    """Adam with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2)."""
+    """Adam with decoupled weight decay.
+
+    Parameters
+    ----------
+    lr : float, default 0.001
+        The learning rate.
+    beta1 : float, default 0.9
+        The decay of the mean of the gradient.
+    beta2 : float, default 0.999
+        The decay of the mean of its square.
+    eps : float, default 1e-8
+        It is added to the root of the corrected second moment.
+    weight_decay : float, default 0.01
+        The share of W that is subtracted at each update, times lr.
+
+    References
+    ----------
+    - Loshchilov & Hutter 2019, *Decoupled weight decay regularization*, algorithm 2.
+    """
 
     rule = staticmethod(_adamw)
 

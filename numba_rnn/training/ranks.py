@@ -32,7 +32,7 @@ _REMEDY = 'pip install "numba-rnn[mpi]"'
 
 
 class RanksError(RuntimeError):
-    """The processes that were launched together cannot meet."""
+    """The processes that were launched together cannot communicate."""
 
 
 class Alone:
@@ -205,15 +205,31 @@ def launched(environment: Mapping[str, str] = os.environ) -> int | None:
 
 
 def connect(plain: tuple[type[BaseException], ...] = ()) -> Alone:
-    """The ranks that this process is one of, for a Trainer; in a ``with`` block, see ``Alone``.
+    """Find the processes that a launcher started together with this one, for a Trainer.
 
-    plain  errors of which the message says everything: no traceback is printed
+    Use the result in a ``with`` block: there the engine and BLAS use this rank's share of the cores
+    of the machine, unless the environment sets the number of threads (NUMBA_NUM_THREADS,
+    OMP_NUM_THREADS and the like). The GPU of a rank has the number of the rank on its machine, so
+    connect before you create arrays.
 
-    In the block engine and BLAS use this rank's share of the machine's cores, unless the
-    environment says how many threads (NUMBA_NUM_THREADS; OMP_NUM_THREADS and its like). Its GPU is
-    that of its number on the machine. So connect before arrays are made. Raises RanksError where
-    there is a launcher, but no mpi4py, or one for another MPI than the launcher's.
+    Parameters
+    ----------
+    plain : tuple of exception types, default ()
+        Errors whose message says everything: no traceback is printed for them.
 
+    Returns
+    -------
+    ranks : Alone
+        The communicator of this process, with ``rank`` and ``size``. Without a launcher it is a
+        single process.
+
+    Raises
+    ------
+    RanksError
+        If there is a launcher, but no mpi4py, or mpi4py for another MPI than the launcher's.
+
+    Examples
+    --------
     >>> with connect() as ranks:
     ...     print(ranks.rank, ranks.size)
     0 1

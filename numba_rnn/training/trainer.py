@@ -51,11 +51,16 @@ FileIdentity = tuple[int, int, int] | None
 
 @dataclass
 class History:
-    """How training went.
+    """The course of a training run.
 
-    train   [iteration, mean loss in nats since the entry before, gradient norm before clipping]
-    epochs  one entry each: {"epoch", "iteration", "train_loss", "valid_perplexity", "lr"};
-            without a validation corpus valid_perplexity is None
+    Attributes
+    ----------
+    train : list
+        Entries [iteration, mean loss in nats since the entry before, gradient norm before
+        clipping].
+    epochs : list of dict
+        One entry for each epoch: {"epoch", "iteration", "train_loss", "valid_perplexity", "lr"}.
+        Without a validation corpus valid_perplexity is None.
     """
 
     train: list[list[float]] = field(default_factory=list)
@@ -63,12 +68,12 @@ class History:
 
     @property
     def best(self) -> float:
-        """The lowest perplexity so far, as ``scores`` has them; infinite before the first."""
+        """The lowest of ``scores`` so far; infinite before the first epoch."""
         return min(self.scores, default=math.inf)
 
     @property
     def scores(self) -> list[float]:
-        """Perplexity after each epoch: on the validation corpus, or else the training one."""
+        """The perplexity after each epoch, on the validation corpus or else the training one."""
         return [
             perplexity_of(e["train_loss"])
             if e["valid_perplexity"] is None
@@ -78,32 +83,65 @@ class History:
 
 
 class Trainer:
-    """Trains a model on blocks of a corpus.
+    """The training loop of a language model over the blocks of a corpus.
 
-    model, optimiser  what is trained, and how
-    blocks            the training corpus as TruncatedBPTT; the state is reset where it starts over
-    valid             (L,) tokens for validation after every epoch, or None
-    max_norm          clip the gradient's global norm to this, or None
-    decay             divide the learning rate by this when validation did not improve
-    patience          stop after so many epochs in a row without improvement; 0: never
-    folder            where ``last.safetensors`` and ``best.safetensors`` go, or None for no files
-    save_every        iterations between checkpoints; one is written after every epoch anyway
-    eval_batch, eval_time  how the validation corpus is read
-    extra             JSON content that goes into every checkpoint, such as the vocabulary
-    progress          show a progress bar on stderr
-    tell              called with a line after every epoch, and where there is something to say
-    ranks             the processes that share every batch, see ``connect``; all of them make a
-                      Trainer alike and call its methods alike. Rank 0 writes, shows and tells
+    Parameters
+    ----------
+    model : Model
+        The model, such as an Rnnlm.
+    optimiser : Optimiser
+        The optimiser, such as Adam.
+    blocks : TruncatedBPTT
+        The training corpus. The state is reset each time it starts over.
+    valid : (L,) integers, optional
+        Tokens for validation after every epoch.
+    max_norm : float, optional
+        The largest global norm of the gradient; a larger one is clipped.
+    decay : float, default 4.0
+        The divisor of the learning rate after an epoch without improvement in validation.
+    patience : int, default 3
+        Training stops after so many epochs in a row without improvement; 0: never.
+    folder : str or Path, optional
+        The folder of ``last.safetensors`` and ``best.safetensors``. Without it no file is written.
+    save_every : int, default 500
+        The number of iterations between checkpoints. One is also written after every epoch.
+    eval_batch : int, default 10
+        The number of rows in which the validation corpus is read.
+    eval_time : int, default 35
+        The number of steps in a block of the validation corpus.
+    extra : dict, optional
+        JSON content that is added to every checkpoint, such as the vocabulary.
+    progress : bool, default True
+        Whether to show a progress bar on stderr.
+    tell : callable, optional
+        It is called with a line of text after every epoch, and for other messages.
+    ranks : Alone, optional
+        The processes that share every batch; see ``connect``. All of them create the same Trainer
+        and call the same methods. Rank 0 writes files and messages.
 
-    On a device nothing in an iteration waits for it: whether loss and gradient are finite is seen
-    a twentieth of an epoch later at the latest, and before a checkpoint is written.
+    Attributes
+    ----------
+    history : History
+        The course of the run so far.
+    epoch, iteration : int
+        The number of complete epochs and of iterations.
+    stopped : bool
+        Whether a signal ended the last ``fit``.
 
-    A checkpoint holds parameters, optimiser, layer states, data cursor, random state and history:
-    a run that is resumed from one (on the same engine, machine, number of BLAS threads and of
-    ranks) continues bit for bit as if it had never stopped. It may be taken up on another engine,
-    and by more ranks or fewer, too.
+    Raises
+    ------
+    ValueError
+        If an option does not fit, such as a validation corpus that is too short.
 
-    Raises ValueError where an option does not fit, such as a validation corpus that is too short.
+    Notes
+    -----
+    On a GPU no iteration waits for the device. Whether loss and gradient are finite is checked
+    every twentieth of an epoch, and before a checkpoint is written.
+
+    A checkpoint holds parameters, optimiser, states of the layers, position in the corpus, random
+    state and history. A run that is resumed from it continues bit for bit, if engine, machine,
+    number of BLAS threads and number of ranks are the same. It may also be resumed on another
+    engine, and by more or fewer ranks.
     """
 
     def __init__(
@@ -169,15 +207,33 @@ class Trainer:
     def fit(self, max_epochs: int) -> History:
         """Train until ``max_epochs`` epochs are complete, patience runs out, or Ctrl-C.
 
-        Ctrl-C finishes the iteration, writes a checkpoint and returns with ``stopped`` True; a
-        second Ctrl-C interrupts at once. SIGTERM does the same, and so does SIGHUP, which comes
-        where the terminal is closed (unless it is ignored, as under nohup), on Windows SIGBREAK.
+        Parameters
+        ----------
+        max_epochs : int
+            The number of epochs of the whole run, those before a restore included.
 
-        Raises TrainingDiverged where loss or gradients are not finite: before the parameters
-        change, on a device a twentieth of an epoch later at most, and no checkpoint has such
-        numbers. Raises FileExistsError where the folder holds another run, or a later state of
-        this one than ours, BlockingIOError where another process trains in it, and MemoryError,
-        naming the sizes, after which the memory of the iteration is free again.
+        Returns
+        -------
+        History
+            The course of the run.
+
+        Raises
+        ------
+        TrainingDiverged
+            If loss or gradient are not finite. This is before the parameters change, on a GPU a
+            twentieth of an epoch later at most; no checkpoint holds such numbers.
+        FileExistsError
+            If the folder holds another run, or a later state of this run.
+        BlockingIOError
+            If another process trains in the folder.
+        MemoryError
+            If memory runs out; the message has the sizes. The memory of the iteration is then free.
+
+        Notes
+        -----
+        Ctrl-C finishes the iteration, writes a checkpoint and returns with ``stopped`` True; a
+        second Ctrl-C interrupts at once. SIGTERM does the same, and so does SIGHUP, which a closing
+        terminal sends (unless it is ignored, as under nohup), on Windows SIGBREAK.
         """
         expect_int("max_epochs", max_epochs)
         with self._folder_to_ourselves():
@@ -300,7 +356,22 @@ class Trainer:
             self.tell(self._epoch_line(entry))
 
     def perplexity(self, corpus: Array, batch_size: int, time_size: int) -> float:
-        """The model's on a corpus, whose rows the ranks share."""
+        """Compute the perplexity of the model on a corpus, whose rows the ranks share.
+
+        Parameters
+        ----------
+        corpus : (L,) integers
+            The tokens.
+        batch_size : int
+            The number of rows in which the corpus is read.
+        time_size : int
+            The number of steps in a block.
+
+        Returns
+        -------
+        float
+            The perplexity.
+        """
         return (self._shared or self.model).perplexity(corpus, batch_size, time_size)
 
     def _out_of_patience(self) -> bool:
@@ -432,7 +503,15 @@ class Trainer:
     def save(self, path: str | Path) -> None:
         """Write everything that the rest of the run depends on.
 
-        Raises TrainingDiverged where a number on a device turns out not to be finite.
+        Parameters
+        ----------
+        path : str or Path
+            The file.
+
+        Raises
+        ------
+        TrainingDiverged
+            If a number on the device turns out not to be finite.
         """
         self._look()
         numbers, memory = self.optimiser.state()
@@ -457,10 +536,21 @@ class Trainer:
         save_checkpoint(path, arrays, content)
 
     def restore(self, path: str | Path) -> None:
-        """Take up a run where ``save`` left it, or, where an error is raised, nothing of it.
+        """Continue a run from a file that ``save`` wrote. An error leaves everything as it was.
 
-        Raises FileNotFoundError, CheckpointError, or ValueError where the checkpoint is of
-        another model, optimiser or corpus.
+        Parameters
+        ----------
+        path : str or Path
+            The file.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        CheckpointError
+            If the file is damaged.
+        ValueError
+            If the checkpoint is of another model, optimiser or corpus.
         """
         last = self._last() if self._is_ours(Path(path)) else None
         arrays, content = self.ranks.broadcast(load_checkpoint(path) if self._first else None)
