@@ -1,15 +1,15 @@
-"""Drop-in replacements of PyTorch's recurrent modules, running on the engines of numba_rnn.
+"""Drop-in replacements of PyTorch's recurrent modules on the engines of numba_rnn.
 
     import numba_rnn.torch
 
     model = numba_rnn.torch.accelerate(model)         an existing model: one line
-    model = numba_rnn.torch.restore(model)            and back, to write it down with torch.jit, say
+    model = numba_rnn.torch.restore(model)            and back, to save it with torch.jit, say
     rnn = numba_rnn.torch.LSTM(100, 200, num_layers=2)    in place of torch.nn.LSTM
-    rnn = numba_rnn.torch.Recurrent("mgu", 100, 200)      a cell of the zoo, or your own
+    rnn = numba_rnn.torch.Recurrent("mgu", 100, 200)      any cell, or your own
 
-Arguments, shapes, state_dict keys, PackedSequence and dropout are torch.nn's; gradients go through
-autograd, forwards and backwards of a layer being one node each. Needs PyTorch, which this package
-does not install.
+Arguments, shapes, state_dict keys, PackedSequence and dropout are those of torch.nn. Gradients go
+through autograd; forward and backward of a layer are one node each. The modules need PyTorch, which
+this package does not install.
 """
 
 from ..extras import needed

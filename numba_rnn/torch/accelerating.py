@@ -15,15 +15,27 @@ _OURS = tuple(_SWAPS.values())
 
 
 def accelerate(model: torch.nn.Module, tell: Callable[[str], None] = print) -> torch.nn.Module:
-    """Let torch.nn.RNN, LSTM and GRU in a model run on numba_rnn's engines; returns the model.
+    """Run torch.nn.RNN, LSTM and GRU of a model on the engines of numba_rnn.
 
-    The modules stay the objects that they are, with their parameters, hooks, parametrizations and
-    names, so that an optimiser made before goes on; ``restore`` undoes it. Subclasses are swapped,
-    too, unless their forward is their own; half precision is left alone, and so are modules of a
-    single step, such as torch.nn.LSTMCell.
+    The modules stay the same objects, with their parameters, hooks, parametrizations and names, so
+    an optimiser that was made before goes on. ``restore`` undoes it. Subclasses are swapped, too,
+    unless they define forward themselves. Modules in half precision and modules of a single step,
+    such as torch.nn.LSTMCell, are left alone.
 
-    tell  is called with a line for each recurrent module: what was done to it
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The model, changed in place.
+    tell : callable, default print
+        It is called with a line for each recurrent module that says what was done.
 
+    Returns
+    -------
+    torch.nn.Module
+        The same model.
+
+    Examples
+    --------
     >>> model = torch.nn.Sequential(torch.nn.GRU(3, 5))
     >>> model = accelerate(model)
     0: torch.nn.GRU(3, 5) -> numba_rnn.torch.GRU
@@ -50,9 +62,19 @@ def accelerate(model: torch.nn.Module, tell: Callable[[str], None] = print) -> t
 
 
 def restore(model: torch.nn.Module, tell: Callable[[str], None] = print) -> torch.nn.Module:
-    """Let swapped modules be torch's own again; returns the model.
+    """Make the modules that ``accelerate`` swapped torch's own again.
 
-    tell  is called with a line for each module of numba_rnn that is left, and why
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The model, changed in place.
+    tell : callable, default print
+        It is called with a line for each module of numba_rnn that is left, and the reason.
+
+    Returns
+    -------
+    torch.nn.Module
+        The same model.
     """
     back = {ours: theirs for theirs, ours in _SWAPS.items()}
     for name, module in model.named_modules():

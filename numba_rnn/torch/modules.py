@@ -22,7 +22,23 @@ class _Runs(torch.nn.RNNBase):
     """The forward of all three."""
 
     def forward(self, input: Any, hx: Any = None) -> Any:  # noqa: A002 (torch's name)
-        """As torch.nn's: output, and h_n or (h_n, c_n)."""
+        """Run the module, with the arguments and results of torch.nn.
+
+        Parameters
+        ----------
+        input : (T, N, D) tensor or PackedSequence
+            The inputs; (N, T, D) with batch_first, (T, D) without a batch.
+        hx : tensor, or tuple of tensors for an LSTM, optional
+            The initial state h_0, or (h_0, c_0), each (layers * directions, N, H); zeros if left
+            out.
+
+        Returns
+        -------
+        output : tensor or PackedSequence
+            The outputs of the last layer.
+        h_n : tensor, or tuple of tensors for an LSTM
+            The last state h_n, or (h_n, c_n), in the shapes of hx.
+        """
         of_kind = self._of_packed if isinstance(input, PackedSequence) else self._of_tensor
         output, states = of_kind(input, hx)
         return output, tuple(states) if self.mode == "LSTM" else states[0]
@@ -159,8 +175,10 @@ def _flipped(mask: torch.Tensor | None) -> torch.Tensor | None:
 
 
 class RNN(_Runs, torch.nn.RNN):
-    """torch.nn.RNN on numba_rnn's engines.
+    """torch.nn.RNN on the engines of numba_rnn, with the same arguments.
 
+    Examples
+    --------
     >>> import torch
     >>> RNN(3, 5, nonlinearity="relu")(torch.ones(7, 2, 3))[0].shape
     torch.Size([7, 2, 5])
@@ -168,8 +186,10 @@ class RNN(_Runs, torch.nn.RNN):
 
 
 class LSTM(_Runs, torch.nn.LSTM):
-    """torch.nn.LSTM on numba_rnn's engines, with ``proj_size``.
+    """torch.nn.LSTM on the engines of numba_rnn, with the same arguments, ``proj_size`` included.
 
+    Examples
+    --------
     >>> import torch
     >>> LSTM(3, 5, num_layers=2, bidirectional=True)(torch.ones(7, 2, 3))[0].shape
     torch.Size([7, 2, 10])
@@ -177,8 +197,10 @@ class LSTM(_Runs, torch.nn.LSTM):
 
 
 class GRU(_Runs, torch.nn.GRU):
-    """torch.nn.GRU on numba_rnn's engines.
+    """torch.nn.GRU on the engines of numba_rnn, with the same arguments.
 
+    Examples
+    --------
     >>> import torch
     >>> GRU(3, 5, batch_first=True)(torch.ones(2, 7, 3))[0].shape
     torch.Size([2, 7, 5])
@@ -186,15 +208,31 @@ class GRU(_Runs, torch.nn.GRU):
 
 
 class Recurrent(torch.nn.Module):
-    """A layer of any cell of numba_rnn, by name or your own, as a module.
+    """A layer of any cell of numba_rnn, by name or your own, as a PyTorch module.
 
-    input_size, hidden_size   D and H
-    batch_first               True (as numba_rnn has it): (N, T, D); False: (T, N, D)
+    Parameters
+    ----------
+    cell : str, Cell or WrittenCell
+        The cell, or its name.
+    input_size : int
+        D, the number of features of an input.
+    hidden_size : int
+        H, the number of units.
+    batch_first : bool, default True
+        True: inputs are (N, T, D), as everywhere in numba_rnn. False: (T, N, D).
+    device : torch.device or str, optional
+        The device of the parameters.
+    dtype : torch.dtype, optional
+        torch.float32 or torch.float64; torch's default dtype if left out.
 
-    Its parameters are the cell's: Wx (D, G H), Wh (H, G H), b, w, see ``cell.shapes(D, H)``.
-    ``forward(xs, state=None, mask=None)`` returns hs and the tuple of the states (N, H) after the
-    last step; mask (N, T) bool leaves out steps.
+    Attributes
+    ----------
+    Wx, Wh, b, w : torch.nn.Parameter
+        The parameters of the cell: Wx (D, G H), Wh (H, G H), b and w, as far as the cell has them;
+        see ``cell.shapes(D, H)``.
 
+    Examples
+    --------
     >>> import torch
     >>> module = Recurrent("mgu", 3, 5)
     >>> hs, (h,) = module(torch.ones(2, 7, 3))
@@ -222,7 +260,7 @@ class Recurrent(torch.nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start anew: as ``TimeRecurrent.create`` does, from torch's generator."""
+        """Draw new parameters, as ``TimeRecurrent.create`` does, from torch's generator."""
         seed = int(torch.randint(2**62, ()))
         layer = TimeRecurrent.create(
             self.input_size, self.hidden_size, cell=self.cell, rng=seed, dtype="float64"
@@ -232,11 +270,34 @@ class Recurrent(torch.nn.Module):
                 param.copy_(torch.from_numpy(start))
 
     def extra_repr(self) -> str:
-        """What stands in the brackets."""
+        """Return the arguments for the module's repr.
+
+        Returns
+        -------
+        str
+            Cell, input size and hidden size.
+        """
         return f"{self.cell.name}, {self.input_size}, {self.hidden_size}"
 
     def forward(self, xs: torch.Tensor, state: Any = None, mask: Any = None) -> Any:
-        """See the class."""
+        """Run the layer over a block of time.
+
+        Parameters
+        ----------
+        xs : (N, T, D) tensor
+            The inputs; (T, N, D) with batch_first=False.
+        state : tuple of (N, H) tensors, optional
+            The initial states of the cell; zeros if left out.
+        mask : (N, T) bool tensor, optional
+            Steps where it is False are left out.
+
+        Returns
+        -------
+        hs : (N, T, H) tensor
+            The hidden state after every step; (T, N, H) with batch_first=False.
+        state : tuple of (N, H) tensors
+            The states of the cell after the last step.
+        """
         rows = xs if self.batch_first else xs.transpose(0, 1)
         present = None if mask is None else mask.cpu().numpy()
         hs, after = self._runner(rows, state, list(self.parameters()), present)
