@@ -1,20 +1,19 @@
-"""Estimators for scikit-learn: its pipelines, grid searches and metrics, our layers.
+"""Estimators for scikit-learn: its pipelines, grid searches and metrics with our layers.
 
     from numba_rnn.sklearn import RNNClassifier, RNNForecaster, RNNRegressor
 
-Needs scikit-learn (``pip install "numba-rnn[sklearn]"``). What X may be is the same for all three:
+They need scikit-learn (``pip install "numba-rnn[sklearn]"``). All three take the same X:
 
-    (N, T, D) array       N sequences of T steps of D features
-    list of (T_i, D)      sequences of different lengths, arrays or DataFrames
-    (N, F) table          an array or DataFrame: every row is a sequence, of F steps of one feature,
-                          or with ``step_features=D`` of F / D steps of D features each
+- (N, T, D) array: N sequences of T steps of D features
+- list of (T_i, D): sequences of different lengths, arrays or DataFrames
+- (N, F) table, an array or DataFrame: every row is a sequence, of F steps of one feature, or with
+  ``step_features=D`` of F / D steps of D features each
 
-Most parameters are the same as well: ``help(numba_rnn.sklearn.RecurrentEstimator)``.
+The steps of a DataFrame must be in the order of their times. An empty X raises ValueError, as in
+scikit-learn.
 
-Sequences of DataFrames must be in the order of their times. An empty X is a ValueError, as for
-scikit-learn's own.
-
-``sequences.py`` and ``frames.py`` read X, ``network.py`` has the layers, ``base.py`` the training.
+``numba_rnn/sklearn/sequences.py`` and ``numba_rnn/sklearn/frames.py`` read X, the layers are in
+``numba_rnn/sklearn/network.py``, the training is in ``numba_rnn/sklearn/base.py``.
 """
 
 from ..extras import needed

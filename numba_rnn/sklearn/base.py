@@ -45,33 +45,52 @@ def all_or_nothing(fit: Callable[P, R]) -> Callable[P, R]:
 
 
 class RecurrentEstimator(BaseEstimator):
-    """A network that is trained on sequences, as an estimator of scikit-learn.
+    """Base class of the estimators: a recurrent network that is trained on sequences.
 
-    cell             any of ``numba_rnn.cells.names()``, or a cell of your own; for n_jobs and for
-                     pickle that has to be in a module, where other processes find it
-    hidden_size      H, units of each recurrent layer (in each direction)
-    layers           number of recurrent layers
-    bidirectional    True: every layer reads in both directions
-    dropout          the share of numbers dropped between layers, and before the output
-    optimiser        "adam", "adamw", "rmsprop", "adagrad", "momentum", "sgd", or what makes one of
-                     lr=..., as ``functools.partial(AdamW, weight_decay=0.1)``
-    lr               the learning rate
-    batch_size       sequences a batch
-    max_epochs       how often all sequences are read
-    clip             the gradient's global norm is clipped to this; None: never
-    early_stopping   True: a share of the data is held out; the parameters in the end are those
-                     with the lowest loss there, and training ends when it has not fallen for
-                     ``patience`` epochs
-    validation_fraction   that share
-    patience         those epochs
-    warm_start       True: ``fit`` goes on from the parameters that are there
-    per_step         True: y has a target for every step; False: one for each sequence
-    step_features    features a step has in a table (N, F), see ``numba_rnn.sklearn``
-    dtype            of parameters, arithmetic and results: "float32", which is faster, "float64",
-                     or None: that of X in fit, float64 where X is of another one
-    verbose          True: a progress bar on stderr
-    random_state     a seed, a RandomState or None: the same seed gives the same numbers, bit for
-                     bit on one engine and machine
+    Parameters
+    ----------
+    cell : str or cell, default "lstm"
+        A name in ``numba_rnn.cells.names()``, or a cell of your own. For n_jobs and for pickle your
+        cell must be in a module that other processes can import.
+    hidden_size : int, default 32
+        H, the number of units of each recurrent layer (in each direction).
+    layers : int, default 1
+        The number of recurrent layers.
+    bidirectional : bool, default False
+        Whether every layer reads in both directions.
+    dropout : float, default 0.0
+        The share of numbers dropped between layers and before the output.
+    optimiser : str or callable, default "adam"
+        "adam", "adamw", "rmsprop", "adagrad", "momentum" or "sgd", or a callable that takes lr and
+        returns an optimiser, such as ``functools.partial(AdamW, weight_decay=0.1)``.
+    lr : float, default 0.01
+        The learning rate.
+    batch_size : int, default 32
+        The number of sequences in a batch.
+    max_epochs : int, default 100
+        The number of times that all sequences are read.
+    clip : float or None, default 1.0
+        The largest global norm of the gradient; None: no clipping.
+    early_stopping : bool, default False
+        If True, a share of the data is held out. Training ends when the loss on it has not fallen
+        for ``patience`` epochs, and the parameters with the lowest such loss are kept.
+    validation_fraction : float, default 0.1
+        The share that early_stopping holds out.
+    patience : int, default 10
+        The number of epochs without improvement that early_stopping allows.
+    warm_start : bool, default False
+        If True, ``fit`` continues from the parameters of the last fit.
+    per_step : bool, default False
+        True: y has a target for every step. False: y has one for each sequence.
+    step_features : int, default 1
+        The number of features of a step in a table (N, F); see ``numba_rnn.sklearn``.
+    dtype : {"float32", "float64"} or None, default None
+        The dtype of parameters, arithmetic and results; float32 is faster. None: the dtype of X in
+        fit, or float64 if X has another dtype.
+    verbose : bool, default False
+        Whether to show a progress bar on stderr.
+    random_state : int, RandomState or None, default None
+        The same seed gives the same numbers, bit for bit on one engine and machine.
     """
 
     network_: Network

@@ -61,38 +61,96 @@ def expect_no_sequences(name: str, y: Any) -> None:
 
 
 class RNNForecaster(RecurrentEstimator):
-    """A recurrent network that says how series go on.
+    """Recurrent forecaster of time series.
 
-    horizon   how many steps it says, all at once
-    window    how many steps it reads: in training every window of so many steps of every series
-              is an example, each step of which is to foretell the next ``horizon`` ones; a
-              forecast reads the last so many. None: series are read whole.
-    stride    steps from a window to the next; the last one ends where the series ends
+    Parameters
+    ----------
+    cell : str or cell, default "lstm"
+        A name in ``numba_rnn.cells.names()``, or a cell of your own. For n_jobs and for pickle your
+        cell must be in a module that other processes can import.
+    horizon : int, default 1
+        The number of steps of a forecast; they are predicted all at once.
+    window : int or None, default None
+        The number of steps that are read. In training every window of so many steps of every series
+        is an example, and every step of it predicts the next ``horizon`` steps; a forecast reads
+        the last ``window`` steps. None: series are read whole.
+    stride : int, default 1
+        The number of steps from one window to the next. The last window ends with the series.
+    hidden_size : int, default 32
+        H, the number of units of each recurrent layer (in each direction).
+    layers : int, default 1
+        The number of recurrent layers.
+    dropout : float, default 0.0
+        The share of numbers dropped between layers and before the output.
+    optimiser : str or callable, default "adam"
+        "adam", "adamw", "rmsprop", "adagrad", "momentum" or "sgd", or a callable that takes lr and
+        returns an optimiser, such as ``functools.partial(AdamW, weight_decay=0.1)``.
+    lr : float, default 0.01
+        The learning rate.
+    batch_size : int, default 32
+        The number of sequences in a batch.
+    max_epochs : int, default 100
+        The number of times that all sequences are read.
+    clip : float or None, default 1.0
+        The largest global norm of the gradient; None: no clipping.
+    early_stopping : bool, default False
+        If True, a share of the data is held out. Training ends when the loss on it has not fallen
+        for ``patience`` epochs, and the parameters with the lowest such loss are kept.
+    validation_fraction : float, default 0.1
+        The share that early_stopping holds out.
+    patience : int, default 10
+        The number of epochs without improvement that early_stopping allows.
+    warm_start : bool, default False
+        If True, ``fit`` continues from the parameters of the last fit.
+    step_features : int, default 1
+        The number of features of a step in a table (N, F); see ``numba_rnn.sklearn``.
+    dtype : {"float32", "float64"} or None, default None
+        The dtype of parameters, arithmetic and results; float32 is faster. None: the dtype of X in
+        fit, or float64 if X has another dtype.
+    verbose : bool, default False
+        Whether to show a progress bar on stderr.
+    random_state : int, RandomState or None, default None
+        The same seed gives the same numbers, bit for bit on one engine and machine.
 
-    X is always a number of series: a list of (T_i, C) arrays of C channels, (N, T, C), or a table
-    with a series in each row. ONE series is a list of one, ``fit([series])``, or a table of one
-    row: a DataFrame with a row for each time and a column for each channel goes into a list, too.
-    What is minimised is the mean squared error; ``early_stopping`` holds out the end of every
-    series, and judges forecasts of it that have read what was before. Series are best of about
-    size 1 (a UserWarning says where they are not) and without a trend. The other parameters:
-    ``help(numba_rnn.sklearn.RecurrentEstimator)``.
+    Attributes
+    ----------
+    n_features_in_ : int
+        The number of features of a table, or of channels.
+    network_ : Network
+        The layers: ``network_.recurrent``, a Stacked, and ``network_.affine``.
+    loss_curve_ : list of float
+        The mean squared error of training of each epoch.
+    validation_curve_ : list of float
+        The same for the data that ``early_stopping`` holds out.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If parameters or data do not fit.
+    TrainingDiverged
+        If the loss is no longer finite.
+
+    Notes
+    -----
+    X is always a set of series: a list of (T_i, C) arrays of C channels, an (N, T, C) array, or a
+    table with one series in each row. ONE series is a list of one, ``fit([series])``, or a table of
+    one row. A DataFrame with a row for each time and a column for each channel goes into a list,
+    too.
+
+    Training minimises the mean squared error. ``early_stopping`` holds out the end of every series
+    and judges forecasts of it that have read the steps before. Scale series to a size of about 1 (a
+    UserWarning names those that are not) and remove trends.
 
     The index of a DataFrame or a Series in a list must have its times in order, each once and
-    evenly spaced, and exogenous inputs must have the same labels: a ValueError names the place
-    where they do not. To ignore gaps in time, drop the index, ``frame.reset_index(drop=True)``.
+    evenly spaced, and exogenous inputs must have the same labels; otherwise a ValueError names the
+    place. To ignore gaps in time, drop the index: ``frame.reset_index(drop=True)``.
 
-    ``exogenous`` inputs are what is known of the future as well, such as the calendar: for each
-    series a sequence (T_i, E), and for ``predict`` with the ``horizon`` steps to come,
-    (T_i + horizon, E). A table has one a step.
+    ``exogenous`` inputs are known for the future as well, such as the calendar. Give one sequence
+    (T_i, E) for each series, for ``predict`` with the ``horizon`` steps to come: (T_i + horizon,
+    E). A table has one such input at each step.
 
-    n_features_in_    features of a table, or channels
-    network_          the layers: ``network_.recurrent``, a Stacked, and ``network_.affine``
-    loss_curve_       mean squared error of training, an entry each epoch
-    validation_curve_ the same of what ``early_stopping`` holds out
-
-    Raises ValueError or TypeError for parameters or data that do not fit, TrainingDiverged where
-    the loss is no longer finite.
-
+    Examples
+    --------
     >>> wave = np.sin(np.arange(200) / 4)[:, None]  # (steps, channels)
     >>> model = RNNForecaster("gru", horizon=3, window=25, max_epochs=10, random_state=0)
     >>> model.fit([wave[:150]]).predict([wave[:150]]).shape
@@ -149,7 +207,22 @@ class RNNForecaster(RecurrentEstimator):
 
     @all_or_nothing
     def fit(self, X: Any, y: Any = None, *, exogenous: Any = None) -> Self:
-        """Train on series X, with exogenous inputs as long as they are. y is not looked at."""
+        """Train on series.
+
+        Parameters
+        ----------
+        X : list of (T_i, C) arrays, (N, T, C) array or (N, T) table
+            The series.
+        y : ignored
+            scikit-learn passes it.
+        exogenous : list of (T_i, E) arrays, (N, T, E) array or (N, T) table, optional
+            Exogenous inputs, as long as the series.
+
+        Returns
+        -------
+        Self
+            The estimator.
+        """
         expect_no_sequences("y", y)
         series = self._read_series(X, reset=True)
         known = self._read_exogenous(exogenous, X, series, 0, reset=True)
@@ -160,7 +233,22 @@ class RNNForecaster(RecurrentEstimator):
 
     @all_or_nothing
     def partial_fit(self, X: Any, y: Any = None, *, exogenous: Any = None) -> Self:
-        """Train on series once. y is not looked at."""
+        """Train on series for one epoch.
+
+        Parameters
+        ----------
+        X : list of (T_i, C) arrays, (N, T, C) array or (N, T) table
+            The series.
+        y : ignored
+            scikit-learn passes it.
+        exogenous : list of (T_i, E) arrays, (N, T, E) array or (N, T) table, optional
+            Exogenous inputs, as long as the series.
+
+        Returns
+        -------
+        Self
+            The estimator.
+        """
         expect_no_sequences("y", y)
         anew = not hasattr(self, "network_")
         series = self._read_series(X, reset=anew)
@@ -226,10 +314,19 @@ class RNNForecaster(RecurrentEstimator):
     # ---- use
 
     def predict(self, X: Any, *, exogenous: Any = None) -> Array:
-        """The ``horizon`` steps after the end of each series: (N, horizon, C), of a table a table
-        (N, horizon * C).
+        """Predict the ``horizon`` steps after the end of each series.
 
-        exogenous   where fit had them: for all steps of the series and those to come
+        Parameters
+        ----------
+        X : list of (T_i, C) arrays, (N, T, C) array or (N, T) table
+            The series.
+        exogenous : list of (T_i + horizon, E) arrays or similar, optional
+            Exogenous inputs, if fit had them: for all steps of the series and those to come.
+
+        Returns
+        -------
+        forecasts : (N, horizon, C) array
+            For a table a table (N, horizon * C).
         """
         series = self._read_series(X, reset=False)
         known = self._read_exogenous(exogenous, X, series, self.horizon, reset=False)
@@ -237,8 +334,22 @@ class RNNForecaster(RecurrentEstimator):
         return said.reshape(len(said), -1) if self._table else said
 
     def score(self, X: Any, y: Any = None, *, exogenous: Any = None) -> float:
-        """R² of forecasts of the last ``horizon`` steps of each series from those before, the
-        mean over channels. y is not looked at."""
+        """Return R² of forecasts of the last ``horizon`` steps of each series from those before.
+
+        Parameters
+        ----------
+        X : list of (T_i, C) arrays, (N, T, C) array or (N, T) table
+            The series.
+        y : ignored
+            scikit-learn passes it.
+        exogenous : list of (T_i, E) arrays, (N, T, E) array or (N, T) table, optional
+            Exogenous inputs, if fit had them.
+
+        Returns
+        -------
+        float
+            R², the mean over channels.
+        """
         series = self._read_series(X, reset=False)
         known = self._read_exogenous(exogenous, X, series, 0, reset=False)
         self._expect_steps(series)

@@ -73,25 +73,86 @@ class _Supervised(RecurrentEstimator):
 
 
 class RNNClassifier(ClassifierMixin, _Supervised):
-    """A recurrent network that says which class a sequence, or each of its steps, is of.
+    """Recurrent classifier of sequences, or of each of their steps.
 
-    class_weight   None, "balanced", or {label: weight}: how much each class counts in the loss
-    per_step       True: y is (N, T), or a list of (T_i,) where sequences differ in length, and so
-                   is what ``predict`` returns; ``predict_proba`` has one axis more, and ``score``
-                   is the accuracy over all steps
+    ``numba_rnn.sklearn`` says which X it takes.
 
-    The other parameters: ``help(numba_rnn.sklearn.RecurrentEstimator)``. What X may be:
-    ``help(numba_rnn.sklearn)``. Features are best of about size 1 (StandardScaler).
+    Parameters
+    ----------
+    cell : str or cell, default "lstm"
+        A name in ``numba_rnn.cells.names()``, or a cell of your own. For n_jobs and for pickle your
+        cell must be in a module that other processes can import.
+    hidden_size : int, default 32
+        H, the number of units of each recurrent layer (in each direction).
+    layers : int, default 1
+        The number of recurrent layers.
+    bidirectional : bool, default False
+        Whether every layer reads in both directions.
+    dropout : float, default 0.0
+        The share of numbers dropped between layers and before the output.
+    optimiser : str or callable, default "adam"
+        "adam", "adamw", "rmsprop", "adagrad", "momentum" or "sgd", or a callable that takes lr and
+        returns an optimiser, such as ``functools.partial(AdamW, weight_decay=0.1)``.
+    lr : float, default 0.01
+        The learning rate.
+    batch_size : int, default 32
+        The number of sequences in a batch.
+    max_epochs : int, default 100
+        The number of times that all sequences are read.
+    clip : float or None, default 1.0
+        The largest global norm of the gradient; None: no clipping.
+    early_stopping : bool, default False
+        If True, a share of the data is held out. Training ends when the loss on it has not fallen
+        for ``patience`` epochs, and the parameters with the lowest such loss are kept.
+    validation_fraction : float, default 0.1
+        The share that early_stopping holds out.
+    patience : int, default 10
+        The number of epochs without improvement that early_stopping allows.
+    warm_start : bool, default False
+        If True, ``fit`` continues from the parameters of the last fit.
+    per_step : bool, default False
+        True: a label for every step. y is then (N, T), or a list of (T_i,) arrays if sequences
+        differ in length, and so is the result of ``predict``; ``predict_proba`` has one axis more,
+        and ``score`` is the accuracy over all steps.
+    step_features : int, default 1
+        The number of features of a step in a table (N, F); see ``numba_rnn.sklearn``.
+    dtype : {"float32", "float64"} or None, default None
+        The dtype of parameters, arithmetic and results; float32 is faster. None: the dtype of X in
+        fit, or float64 if X has another dtype.
+    class_weight : None, "balanced" or dict of label to float, default None
+        The weight of each class in the loss.
+    verbose : bool, default False
+        Whether to show a progress bar on stderr.
+    random_state : int, RandomState or None, default None
+        The same seed gives the same numbers, bit for bit on one engine and machine.
 
-    classes_          the labels, sorted
-    n_features_in_    features of a table, or of a step
-    network_          the layers: ``network_.recurrent``, a Stacked, and ``network_.affine``
-    loss_curve_       mean training loss in nats, an entry each epoch
-    validation_curve_ the same of what ``early_stopping`` holds out
+    Attributes
+    ----------
+    classes_ : (K,) array
+        The labels, sorted.
+    n_features_in_ : int
+        The number of features of a table, or of a step.
+    network_ : Network
+        The layers: ``network_.recurrent``, a Stacked, and ``network_.affine``.
+    loss_curve_ : list of float
+        The mean training loss in nats of each epoch.
+    validation_curve_ : list of float
+        The same for the data that ``early_stopping`` holds out.
 
-    Labels are anything that scikit-learn takes. Raises ValueError or TypeError for parameters or
-    data that do not fit, TrainingDiverged where the loss is no longer finite.
+    Raises
+    ------
+    ValueError, TypeError
+        If parameters or data do not fit.
+    TrainingDiverged
+        If the loss is no longer finite.
 
+    Notes
+    -----
+    Labels are anything that scikit-learn takes. Scale features to a size of about 1
+    (StandardScaler).
+
+    Examples
+    --------
     >>> from sklearn.datasets import load_digits
     >>> X, y = load_digits(return_X_y=True)
     >>> rows = (X[:200] / 16).reshape(-1, 8, 8)  # 8 steps of 8 features
@@ -138,7 +199,20 @@ class RNNClassifier(ClassifierMixin, _Supervised):
 
     @all_or_nothing
     def fit(self, X: Any, y: Any) -> Self:
-        """Train on sequences X and their labels y, (N,), or with ``per_step`` one a step."""
+        """Train on labelled sequences.
+
+        Parameters
+        ----------
+        X : (N, T, D) array, list of (T_i, D) arrays or (N, F) table
+            The sequences.
+        y : (N,) array-like
+            The labels, or with ``per_step`` one for each step: (N, T), or a list of (T_i,).
+
+        Returns
+        -------
+        Self
+            The estimator.
+        """
         xs = self._read_both(X, y, reset=True)
         labels = self._labels(y, xs)
         anew = not (self.warm_start and hasattr(self, "network_"))
@@ -148,9 +222,26 @@ class RNNClassifier(ClassifierMixin, _Supervised):
 
     @all_or_nothing
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> Self:
-        """Train on sequences once.
+        """Train on labelled sequences for one epoch.
 
-        classes   all labels there will ever be; to be given at the first call
+        Parameters
+        ----------
+        X : (N, T, D) array, list of (T_i, D) arrays or (N, F) table
+            The sequences.
+        y : (N,) array-like
+            The labels, or with ``per_step`` one for each step.
+        classes : array-like, optional
+            All labels that will ever occur. The first call needs it.
+
+        Returns
+        -------
+        Self
+            The estimator.
+
+        Raises
+        ------
+        ValueError
+            If the first call has no classes, or class_weight is "balanced".
         """
         anew = not hasattr(self, "network_")
         if anew and classes is None:
@@ -167,18 +258,54 @@ class RNNClassifier(ClassifierMixin, _Supervised):
         return self._partial_fit(self._examples(xs, codes), len(self.classes_))
 
     def predict_proba(self, X: Any) -> Sequences:
-        """The probability of each class: (N, classes), or with ``per_step`` (N, T, classes) or a
-        list of (T_i, classes)."""
+        """Predict the probability of each class.
+
+        Parameters
+        ----------
+        X : (N, T, D) array, list of (T_i, D) arrays or (N, F) table
+            The sequences.
+
+        Returns
+        -------
+        probabilities : (N, classes) array
+            With ``per_step`` (N, T, classes), or a list of (T_i, classes) arrays.
+        """
         xs = self._read(X, reset=False)
         return self._shaped(softmax(self._scores(xs), axis=1), xs)
 
     def predict(self, X: Any) -> Sequences:
-        """The likeliest class: (N,), or with ``per_step`` (N, T) or a list of (T_i,)."""
+        """Predict the most probable class.
+
+        Parameters
+        ----------
+        X : (N, T, D) array, list of (T_i, D) arrays or (N, F) table
+            The sequences.
+
+        Returns
+        -------
+        labels : (N,) array
+            With ``per_step`` (N, T), or a list of (T_i,) arrays.
+        """
         xs = self._read(X, reset=False)
         return self._shaped(self.classes_[self._scores(xs).argmax(axis=1)], xs)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """The accuracy, over all sequences or all steps; weights (N,) are those of sequences."""
+        """Return the accuracy over all sequences, or over all steps with ``per_step``.
+
+        Parameters
+        ----------
+        X : (N, T, D) array, list of (T_i, D) arrays or (N, F) table
+            The sequences.
+        y : (N,) array-like
+            The labels, as in ``fit``.
+        sample_weight : (N,) array-like, optional
+            The weights of the sequences.
+
+        Returns
+        -------
+        float
+            The accuracy, from 0 to 1.
+        """
         if self.per_step:
             return self._flat_score(accuracy_score, X, y, sample_weight)
         return super().score(X, y, sample_weight)
@@ -217,23 +344,82 @@ class RNNClassifier(ClassifierMixin, _Supervised):
 
 
 class RNNRegressor(RegressorMixin, _Supervised):
-    """A recurrent network that says one or more numbers of a sequence, or of each of its steps.
+    """Recurrent regressor for sequences, or for each of their steps.
 
-    per_step   True: y is (N, T) or (N, T, K), or a list of (T_i,) or (T_i, K) where sequences
-               differ in length, and so is what ``predict`` returns; ``score`` is R² over all steps
+    ``numba_rnn.sklearn`` says which X it takes.
 
-    y (N,) or (N, K) otherwise. What is minimised is the mean squared error. The other parameters:
-    ``help(numba_rnn.sklearn.RecurrentEstimator)``. What X may be: ``help(numba_rnn.sklearn)``.
-    Features and targets are best of about size 1 (StandardScaler, TransformedTargetRegressor).
+    Parameters
+    ----------
+    cell : str or cell, default "lstm"
+        A name in ``numba_rnn.cells.names()``, or a cell of your own. For n_jobs and for pickle your
+        cell must be in a module that other processes can import.
+    hidden_size : int, default 32
+        H, the number of units of each recurrent layer (in each direction).
+    layers : int, default 1
+        The number of recurrent layers.
+    bidirectional : bool, default False
+        Whether every layer reads in both directions.
+    dropout : float, default 0.0
+        The share of numbers dropped between layers and before the output.
+    optimiser : str or callable, default "adam"
+        "adam", "adamw", "rmsprop", "adagrad", "momentum" or "sgd", or a callable that takes lr and
+        returns an optimiser, such as ``functools.partial(AdamW, weight_decay=0.1)``.
+    lr : float, default 0.01
+        The learning rate.
+    batch_size : int, default 32
+        The number of sequences in a batch.
+    max_epochs : int, default 100
+        The number of times that all sequences are read.
+    clip : float or None, default 1.0
+        The largest global norm of the gradient; None: no clipping.
+    early_stopping : bool, default False
+        If True, a share of the data is held out. Training ends when the loss on it has not fallen
+        for ``patience`` epochs, and the parameters with the lowest such loss are kept.
+    validation_fraction : float, default 0.1
+        The share that early_stopping holds out.
+    patience : int, default 10
+        The number of epochs without improvement that early_stopping allows.
+    warm_start : bool, default False
+        If True, ``fit`` continues from the parameters of the last fit.
+    per_step : bool, default False
+        True: targets for every step. y is then (N, T) or (N, T, K), or a list of (T_i,) or (T_i, K)
+        arrays if sequences differ in length, and so is the result of ``predict``; ``score`` is R²
+        over all steps. False: y is (N,) or (N, K).
+    step_features : int, default 1
+        The number of features of a step in a table (N, F); see ``numba_rnn.sklearn``.
+    dtype : {"float32", "float64"} or None, default None
+        The dtype of parameters, arithmetic and results; float32 is faster. None: the dtype of X in
+        fit, or float64 if X has another dtype.
+    verbose : bool, default False
+        Whether to show a progress bar on stderr.
+    random_state : int, RandomState or None, default None
+        The same seed gives the same numbers, bit for bit on one engine and machine.
 
-    n_features_in_    features of a table, or of a step
-    network_          the layers: ``network_.recurrent``, a Stacked, and ``network_.affine``
-    loss_curve_       mean squared error of training, an entry each epoch
-    validation_curve_ the same of what ``early_stopping`` holds out
+    Attributes
+    ----------
+    n_features_in_ : int
+        The number of features of a table, or of a step.
+    network_ : Network
+        The layers: ``network_.recurrent``, a Stacked, and ``network_.affine``.
+    loss_curve_ : list of float
+        The mean squared error of training of each epoch.
+    validation_curve_ : list of float
+        The same for the data that ``early_stopping`` holds out.
 
-    Raises ValueError or TypeError for parameters or data that do not fit, TrainingDiverged where
-    the loss is no longer finite.
+    Raises
+    ------
+    ValueError, TypeError
+        If parameters or data do not fit.
+    TrainingDiverged
+        If the loss is no longer finite.
 
+    Notes
+    -----
+    Training minimises the mean squared error. Scale features and targets to a size of about 1
+    (StandardScaler, TransformedTargetRegressor).
+
+    Examples
+    --------
     >>> X = np.random.default_rng(0).standard_normal((100, 12))  # 12 steps of one feature
     >>> model = RNNRegressor("gru", per_step=True, random_state=0).fit(X, X.cumsum(axis=1))
     >>> model.predict(X).shape, bool(model.score(X, X.cumsum(axis=1)) > 0.9)
@@ -247,27 +433,79 @@ class RNNRegressor(RegressorMixin, _Supervised):
 
     @all_or_nothing
     def fit(self, X: Any, y: Any) -> Self:
-        """Train on sequences X and their targets y, (N,) or (N, K), or with ``per_step`` more."""
+        """Train on sequences and their targets.
+
+        Parameters
+        ----------
+        X : (N, T, D) array, list of (T_i, D) arrays or (N, F) table
+            The sequences.
+        y : (N,) or (N, K) array-like
+            The targets, or with ``per_step`` those of each step.
+
+        Returns
+        -------
+        Self
+            The estimator.
+        """
         xs = self._read_both(X, y, reset=True)
         targets = self._numbers(y, xs, True)
         return self._fit(self._examples(xs, targets), targets.shape[1])
 
     @all_or_nothing
     def partial_fit(self, X: Any, y: Any) -> Self:
-        """Train on sequences once."""
+        """Train on sequences for one epoch.
+
+        Parameters
+        ----------
+        X : (N, T, D) array, list of (T_i, D) arrays or (N, F) table
+            The sequences.
+        y : (N,) or (N, K) array-like
+            The targets, or with ``per_step`` those of each step.
+
+        Returns
+        -------
+        Self
+            The estimator.
+        """
         anew = not hasattr(self, "network_")
         xs = self._read_both(X, y, reset=anew)
         targets = self._numbers(y, xs, anew)
         return self._partial_fit(self._examples(xs, targets), targets.shape[1])
 
     def predict(self, X: Any) -> Sequences:
-        """Numbers of the shape that y had in fit, for these sequences."""
+        """Predict the targets.
+
+        Parameters
+        ----------
+        X : (N, T, D) array, list of (T_i, D) arrays or (N, F) table
+            The sequences.
+
+        Returns
+        -------
+        targets : array, or list of arrays
+            In the shape that y had in ``fit``.
+        """
         xs = self._read(X, reset=False)
         said = self._scores(xs)
         return self._shaped(said[:, 0] if self._one_number else said, xs)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """R², over all sequences or all steps; weights (N,) are those of sequences."""
+        """Return R² over all sequences, or over all steps with ``per_step``.
+
+        Parameters
+        ----------
+        X : (N, T, D) array, list of (T_i, D) arrays or (N, F) table
+            The sequences.
+        y : (N,) or (N, K) array-like
+            The targets, as in ``fit``.
+        sample_weight : (N,) array-like, optional
+            The weights of the sequences.
+
+        Returns
+        -------
+        float
+            R².
+        """
         if self.per_step:
             return self._flat_score(r2_score, X, y, sample_weight)
         return super().score(X, y, sample_weight)
