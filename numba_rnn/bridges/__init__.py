@@ -2,8 +2,9 @@
 
     from numba_rnn.bridges import from_torch, to_torch  # from_keras, from_flax, from_book ...
 
-Each library is imported only when something of it is made or read; ``conventions.py`` has the
-table of who orders what how. ``CannotConvert``, a ValueError, says why something has no equal.
+A library is imported only when an object of it is made or read. The table of the gate orders of all
+libraries is in ``numba_rnn/bridges/conventions.py``. ``CannotConvert``, a ValueError, says why
+something has no equivalent.
 """
 
 from .book import Seq2seq, from_book, to_book

@@ -49,9 +49,14 @@ _NAME = re.compile(r"(?:rnn_|lstm_|gru_)?((?:Wx|Wh|b)\d*)|(embed_W|affine_W|affi
 class Seq2seq(NamedTuple):
     """The layers of the book's Seq2seq, PeekySeq2seq or AttentionSeq2seq.
 
-    encoder   embedding, recurrent layer
-    decoder   embedding, recurrent layer (stateful), affine. Peeky, the encoder's last state stands
-              before each input of the latter two; with attention, the context before the affine's
+    Attributes
+    ----------
+    encoder : tuple of TimeEmbedding and TimeRecurrent
+        Embedding and recurrent layer.
+    decoder : tuple of TimeEmbedding, TimeRecurrent and TimeAffine
+        Embedding, recurrent layer (stateful) and affine layer. In PeekySeq2seq the inputs of the
+        last two are preceded by the last state of the encoder; with attention the inputs of the
+        affine layer are preceded by the context.
     """
 
     encoder: tuple[TimeEmbedding, TimeRecurrent]
@@ -69,20 +74,37 @@ _BOTH_WAYS = ["Wx1", "Wh1", "b1", "Wx2", "Wh2", "b2"]
 
 
 def from_book(source: Any, *, dtype: Any = None) -> TimeRecurrent | Bidirectional | Rnnlm | Seq2seq:
-    """A layer, a language model or an encoder and a decoder from the book's parameters.
+    """Convert the book's parameters to a layer, a language model, or encoder and decoder.
 
-    source   the list ``params`` of a layer, a TimeBiLSTM, a SimpleRnnlm, an Rnnlm, a BetterRnnlm,
-             with or without the latter's embed_W.T, or a Seq2seq of any kind; arrays by name, but
-             of a Seq2seq; or an .npz file of them, by name or from
-             ``np.savez(path, *model.params)``. (The book's own .pkl files are programs that
-             loading would run; ``numba_rnn.book.BaseModel.load_params`` reads them.)
-    dtype    float32 or float64, to convert to: the book stores float16
+    Parameters
+    ----------
+    source : list of arrays, dict of str to array, or path
+        The list ``params`` of a layer, a TimeBiLSTM, a SimpleRnnlm, an Rnnlm, a BetterRnnlm (with
+        or without its embed_W.T) or any Seq2seq; or arrays by name (not for a Seq2seq); or an .npz
+        file of them, by name or from ``np.savez(path, *model.params)``.
+    dtype : dtype, optional
+        float32 or float64, to convert to. The book stores float16.
 
-    Returns TimeRNN, TimeLSTM or TimeGRU, a TimeBiLSTM or its like, a Seq2seq, or an Rnnlm, tied
-    where there is no affine_W or where it is embed_W.T. Raises TypeError for other dtypes than
-    float32 and float64 where none is asked for, ValueError for arrays that do not fit together and
-    for files that are not whole.
+    Returns
+    -------
+    TimeRNN, TimeLSTM, TimeGRU, Bidirectional, Rnnlm or Seq2seq
+        An Rnnlm is tied if there is no affine_W, or if it is embed_W.T.
 
+    Raises
+    ------
+    TypeError
+        If source is something else, or its dtype is neither float32 nor float64 and none is asked
+        for.
+    ValueError
+        If arrays do not fit together, or a file is damaged.
+
+    Notes
+    -----
+    The book's own .pkl files are programs that loading would run, so they are refused here;
+    ``numba_rnn.book.BaseModel.load_params`` reads them.
+
+    Examples
+    --------
     >>> from_book([np.ones((3, 20)), np.ones((5, 20)), np.ones(20)])
     TimeLSTM(cell lstm, D 3, H 5, float64)
     """
@@ -279,16 +301,30 @@ def _model(arrays: dict[str, Array], layers: int) -> Rnnlm:
 def to_book(
     model: TimeRecurrent | Bidirectional | Rnnlm | Seq2seq, path: str | Path | None = None
 ) -> list[Array]:
-    """The parameters as the book's ``params`` has them, NumPy arrays of their own.
+    """Convert a model to the list of parameters that the book's ``params`` holds.
 
-    path   an .npz file to write them to as well, by name (those of a Seq2seq by number), whole or
-           not at all
+    Parameters
+    ----------
+    model : TimeRecurrent, Bidirectional, Rnnlm or Seq2seq
+        The model.
+    path : str or Path, optional
+        An .npz file to write the parameters to as well, by name (those of a Seq2seq by number). It
+        is written whole or not at all.
 
-    The list of a tied model has embed_W.T in the affine_W's place, as BetterRnnlm.params has; the
-    file has it once. Raises CannotConvert, a ValueError, for cells that are not in the book (its
-    RNN is tanh's, its GRU resets before the product), a learnt initial state, what ``regularise``
-    sets.
+    Returns
+    -------
+    list of arrays
+        NumPy arrays, copies. For a tied model embed_W.T stands in the place of affine_W, as in
+        BetterRnnlm.params; the file holds it once.
 
+    Raises
+    ------
+    CannotConvert
+        For cells that are not in the book (its RNN uses tanh, its GRU resets before the product), a
+        learnt initial state, or settings of ``regularise``.
+
+    Examples
+    --------
     >>> [array.shape for array in to_book(TimeLSTM.create(3, 5))]
     [(3, 20), (5, 20), (20,)]
     """

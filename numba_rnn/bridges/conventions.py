@@ -34,7 +34,7 @@ OURS = {"rnn": "h", "lstm": "fgio", "gru": "zrh"}
 
 
 class CannotConvert(ValueError):  # noqa: N818 (reads as what is wrong)
-    """The other side has nothing that computes the same."""
+    """The other library has nothing that computes the same."""
 
 
 class Convention(NamedTuple):

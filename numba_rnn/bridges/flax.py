@@ -47,21 +47,33 @@ _KINDS = {  # of a cell here, the class and its activation
 
 
 def from_flax(source: Any) -> TimeRecurrent | Bidirectional | Stacked:
-    """Layers with the weights of flax.nnx cells.
+    """Convert flax.nnx cells to layers with the same weights.
 
-    source   an LSTMCell, OptimizedLSTMCell, GRUCell or SimpleCell (tanh or relu); an nnx.RNN of
-             one; an nnx.Bidirectional of two of these; an nnx.Sequential or a list of them, with
-             nnx.Dropout of one rate between
+    Parameters
+    ----------
+    source : nnx module, or list of them
+        An LSTMCell, OptimizedLSTMCell, GRUCell or SimpleCell (tanh or relu); an nnx.RNN of one; an
+        nnx.Bidirectional of two of these; an nnx.Sequential or a list of them, with nnx.Dropout of
+        one rate between.
 
-    Returns TimeLSTM, TimeGRU (``reset_after``) or TimeRNN, a Bidirectional of them, or with
-    several layers a Stacked, in the dtype of the parameters, batch first as all layers here.
-    ``train_flg`` is False where the modules' Dropout is deterministic, as after ``model.eval()``.
+    Returns
+    -------
+    TimeLSTM, TimeGRU, TimeRNN, Bidirectional or Stacked
+        The layer, batch first, in the dtype of the parameters; several layers become a Stacked, the
+        GRU has ``reset_after=True``. ``train_flg`` is False if the modules' Dropout is
+        deterministic, as after ``model.eval()``.
 
-    Raises CannotConvert, a ValueError, for what computes something else: other activations,
-    residual, a carry that starts from other than zeros, reverse outside nnx.Bidirectional,
-    another merge_fn, a dtype that is not that of the parameters, subclasses. TypeError for other
-    modules, and for other dtypes than float32 and float64.
+    Raises
+    ------
+    CannotConvert
+        For modules that compute something else: other activations, residual, an initial carry other
+        than zeros, reverse outside nnx.Bidirectional, another merge_fn, a dtype that is not that of
+        the parameters, subclasses.
+    TypeError
+        For other modules, and for dtypes other than float32 and float64.
 
+    Examples
+    --------
     >>> from flax import nnx
     >>> from_flax(nnx.RNN(nnx.OptimizedLSTMCell(3, 5, rngs=nnx.Rngs(0))))
     TimeLSTM(cell lstm, D 3, H 5, float32)
@@ -235,19 +247,34 @@ def _linear(cell: Any, name: str) -> dict[str, Array]:
 
 
 def to_flax(layer: TimeRecurrent | Bidirectional | Stacked, *, rngs: Any = None) -> Any:
-    """An nnx.RNN of a cell with the weights, an nnx.Bidirectional of two, or with several layers
-    an nnx.Sequential; needs flax.
+    """Convert a layer to a flax.nnx module with the same weights.
 
-    rngs   an nnx.Rngs for the dropout of a Stacked; nnx.Rngs(0) if left out
+    Parameters
+    ----------
+    layer : TimeRecurrent, Bidirectional or Stacked
+        The layer. Its state is not converted: in Flax the caller carries it,
+        ``module(xs, initial_carry=(c, h))``.
+    rngs : nnx.Rngs, optional
+        For the dropout of a Stacked; nnx.Rngs(0) if left out.
 
-    The LSTM becomes an OptimizedLSTMCell. A state is not taken along: there the caller carries it,
-    ``module(xs, initial_carry=(c, h))``.
+    Returns
+    -------
+    nnx.RNN, nnx.Bidirectional or nnx.Sequential
+        The module; several layers become an nnx.Sequential. The LSTM becomes an OptimizedLSTMCell.
 
-    Raises CannotConvert, a ValueError, for what Flax has not: a GRU whose reset gate comes before
-    the product (``reset_after=False``), or whose candidate has a bias beside h (b[1]) that is not
-    0, residual connections, other cells, a learnt initial state, what ``regularise`` sets.
-    ValueError for float64 where JAX has it switched off; ImportError without flax.
+    Raises
+    ------
+    CannotConvert
+        For layers that Flax lacks: a GRU whose reset gate comes before the product
+        (``reset_after=False``), or whose candidate has a bias beside h (b[1]) that is not 0,
+        residual connections, other cells, a learnt initial state, settings of ``regularise``.
+    ValueError
+        For float64 if JAX has it switched off.
+    ImportError
+        Without flax.
 
+    Examples
+    --------
     >>> to_flax(TimeLSTM.create(3, 5))(np.ones((2, 7, 3), np.float32)).shape
     (2, 7, 5)
     """

@@ -46,26 +46,42 @@ _KINDS: dict[str, tuple[str, dict[str, Any]]] = {  # of a cell here, the class a
 
 
 def from_keras(source: Any) -> TimeRecurrent | Bidirectional | Stacked:
-    """Layers with the weights of Keras' SimpleRNN (tanh or relu), LSTM or GRU.
+    """Convert Keras' SimpleRNN (tanh or relu), LSTM or GRU to layers with the same weights.
 
-    source   a built layer; a Bidirectional of such (merge_mode "concat"); a Sequential or a list
-             of these, with Dropout of one rate between them
+    Parameters
+    ----------
+    source : Keras layer, or list of them
+        A built layer; a Bidirectional of such (merge_mode "concat"); a Sequential or a list of
+        these, with Dropout of one rate between them.
 
-    Returns TimeRNN, TimeLSTM or TimeGRU, a Bidirectional of them, or with several layers a
-    Stacked, in the layer's dtype. ``stateful`` comes along with the states, ``dropout`` as
-    ``regularise(input_dropout=...)``. Keras layers have no mode of their own, so ``train_flg`` is
-    False: dropout runs once ``train_flg`` is True.
+    Returns
+    -------
+    TimeRNN, TimeLSTM, TimeGRU, Bidirectional or Stacked
+        The layer in the dtype of source; several layers become a Stacked. ``stateful`` is converted
+        with the states, ``dropout`` becomes ``regularise(input_dropout=...)``.
 
-    Layers here return all steps. Where return_sequences is False, Keras returns the last state
-    alone: ``layer.h``; of a Bidirectional, that of ``layer.forward_layer`` and that of
-    ``layer.backward_layer`` side by side. At steps that a mask leaves out, hs is 0, as with
+    Raises
+    ------
+    CannotConvert
+        For layers that compute something else: other activations, go_backwards outside a
+        Bidirectional, another merge_mode, subclasses, RNN around a cell, mixed precision,
+        recurrent_dropout of a cell with gates.
+    TypeError
+        For other layers, and for dtypes other than float32 and float64.
+    ValueError
+        For a layer that is not built.
+
+    Notes
+    -----
+    Keras layers have no mode, so ``train_flg`` is False; set it to True for dropout.
+
+    Layers here return all steps. With return_sequences=False Keras returns the last state alone:
+    ``layer.h``, for a Bidirectional the states of ``layer.forward_layer`` and
+    ``layer.backward_layer`` concatenated. At steps that a mask leaves out hs is 0, as with
     zero_output_for_mask.
 
-    Raises CannotConvert, a ValueError, for what computes something else: other activations,
-    go_backwards outside a Bidirectional, another merge_mode, subclasses, RNN around a cell,
-    mixed precision, recurrent_dropout of a cell with gates. TypeError for other layers, and for
-    other dtypes than float32 and float64; ValueError for a layer that is not built.
-
+    Examples
+    --------
     >>> import keras
     >>> layer = keras.layers.LSTM(5)
     >>> layer.build((None, None, 3))
@@ -219,17 +235,35 @@ def _drop_as(layer: Any, config: dict[str, Any], made: TimeRecurrent) -> None:
 def to_keras(
     layer: TimeRecurrent | Bidirectional | Stacked, *, batch_size: int | None = None
 ) -> Any:
-    """A built Keras layer, with several layers a Sequential, with the weights; needs keras.
+    """Convert a layer to a built Keras layer with the same weights.
 
-    batch_size   what a stateful layer of Keras is fixed to; a layer that has a state says it
+    Parameters
+    ----------
+    layer : TimeRecurrent, Bidirectional or Stacked
+        The layer.
+    batch_size : int, optional
+        The batch size to which a stateful layer of Keras is fixed. A layer that has a state
+        determines it.
 
-    All steps are returned (return_sequences), and 0 at steps that a mask leaves out, as here.
+    Returns
+    -------
+    keras.Layer
+        The layer; several layers become a Sequential. It returns all steps (return_sequences), and
+        0 at steps that a mask leaves out, as here.
 
-    Raises CannotConvert, a ValueError, for what Keras has not: residual connections, other cells,
-    a learnt initial state, Bidirectional that is stateful or of two sizes, of ``regularise`` all
-    but input_dropout and, for TimeRNN, recurrent_dropout. ValueError for float64 where JAX under
-    Keras has it switched off; ImportError without keras.
+    Raises
+    ------
+    CannotConvert
+        For layers that Keras lacks: residual connections, other cells, a learnt initial state, a
+        Bidirectional that is stateful or of two sizes, settings of ``regularise`` except
+        input_dropout and, for TimeRNN, recurrent_dropout.
+    ValueError
+        For float64 if JAX under Keras has it switched off.
+    ImportError
+        Without keras.
 
+    Examples
+    --------
     >>> to_keras(TimeGRU.create(3, 5)).compute_output_shape((2, 7, 3))
     (2, 7, 5)
     """

@@ -34,17 +34,37 @@ _Shape = tuple[int | str, ...] | None
 
 
 def from_onnx(source: Any, weights: Mapping[str, Array] | None = None) -> "OnnxNet":
-    """The layers of an ONNX file, wired as there.
+    """Read the layers of an ONNX file, connected as in the file.
 
-    source   a path, bytes, or an onnx.ModelProto
-    weights  arrays for inputs of the graph that are weights, by name, ``{"W": ...}``
-
-    Raises FileNotFoundError; TypeError for another source; ValueError for what is no whole, valid
-    model; CannotConvert, a ValueError, naming node and attribute, for what cannot be expressed
-    here. Nothing of the file is run, and no other file is read: where weights lie in one,
-    ``onnx.load(path)`` gives a model that has them. Needs the onnx package
+    Nothing of the file is run, and no other file is read. If the weights are in another file,
+    ``onnx.load(path)`` gives a model that holds them. The onnx package must be installed
     (``pip install "numba-rnn[onnx]"``).
 
+    Parameters
+    ----------
+    source : path, bytes or onnx.ModelProto
+        The model.
+    weights : dict of str to array, optional
+        Arrays for those inputs of the graph that are weights, by name, ``{"W": ...}``.
+
+    Returns
+    -------
+    OnnxNet
+        The graph.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    TypeError
+        If source is something else.
+    ValueError
+        If the model is damaged or invalid.
+    CannotConvert
+        If a node cannot be expressed here; the message names node and attribute.
+
+    Examples
+    --------
     >>> from numba_rnn import TimeLSTM
     >>> from numba_rnn.bridges import to_onnx
     >>> net = from_onnx(to_onnx(TimeLSTM.create(3, 5, rng=0)))
@@ -62,18 +82,40 @@ def from_onnx(source: Any, weights: Mapping[str, Array] | None = None) -> "OnnxN
 
 
 class OnnxNet(Layer):
-    """The graph of an ONNX file: layers, and what is between them.
+    """The graph of an ONNX file: layers, and the operations between them. ``from_onnx`` makes it.
 
-    layers    those with weights, in the order of the file: TimeLSTM, TimeGRU, TimeRNN, or
-              TimeRecurrent of another cell; Bidirectional or Reversed; TimeEmbedding; TimeAffine
-    inputs    names of what ``forward`` takes, in its order; ``optional``: of what it may be given
-              by name, and what they are else
-    outputs   names of what it gives
-    dinputs   after ``backward`` the gradient of every input by name, None for integers
+    Parameters
+    ----------
+    steps : list of Step
+        The nodes in the order in which they run.
+    inputs : dict
+        Type and shape of each input, by name.
+    optional : dict of str to array
+        Inputs that may be given by name, with their default values.
+    constants : dict of str to array
+        Constants of the graph by name.
+    frame : onnx.ModelProto
+        The model without its nodes and weights.
 
-    Parameters are named by the layer's number, ``0.Wx``. Every node has parameters of its own,
-    also where nodes of the file share a weight. A MatMul without an Add has a b of 0, a node
-    without biases too. Initial states that are in the file are constants.
+    Attributes
+    ----------
+    layers : list of Layer
+        The layers with weights, in the order of the file: TimeLSTM, TimeGRU, TimeRNN, or
+        TimeRecurrent of another cell; Bidirectional or Reversed; TimeEmbedding; TimeAffine.
+    inputs : tuple of str
+        The names of the arguments of ``forward``, in their order.
+    optional : dict of str to array
+        The inputs that ``forward`` takes by name only, with their default values.
+    outputs : tuple of str
+        The names of the results.
+    dinputs : dict of str to array
+        After ``backward`` the gradient of every input by name; None for integers.
+
+    Notes
+    -----
+    The name of a parameter begins with the number of its layer, ``0.Wx``. Every node has parameters
+    of its own, even if nodes of the file share a weight. A MatMul without an Add gets a bias of 0,
+    and so does a node without biases. Initial states that are in the file are constants.
     """
 
     def __init__(
@@ -105,7 +147,7 @@ class OnnxNet(Layer):
 
     @property
     def param_names(self) -> tuple[str, ...]:  # type: ignore[override]
-        """A name for each, such as ``0.Wx``."""
+        """One name for each parameter, such as ``0.Wx``."""
         return tuple(f"{k}.{name}" for k, layer in enumerate(self.layers)
                      for name in layer.param_names)  # fmt: skip
 
@@ -114,7 +156,13 @@ class OnnxNet(Layer):
         return f"OnnxNet({', '.join(self.inputs)} -> {layers} -> {', '.join(self.outputs)})"
 
     def model(self) -> Any:
-        """The onnx.ModelProto with the parameters as they are now; ``to_onnx(net)`` is the same."""
+        """Return the ONNX model with the current parameters; ``to_onnx(net)`` is the same.
+
+        Returns
+        -------
+        onnx.ModelProto
+            The model.
+        """
         import onnx
 
         made = type(self._frame)()
@@ -140,16 +188,30 @@ class OnnxNet(Layer):
         self.forget()
 
     def forget(self) -> None:
-        """Drop what forward kept for backward, in every layer."""
+        """Free the memory that forward keeps for backward, in every layer."""
         super().forget()
         for step in self._steps:
             step.forget()
 
     def forward(self, *inputs: Array, **named: Array) -> Any:
-        """What the graph gives for its inputs: an array, or a tuple where it has several outputs.
+        """Run the graph.
 
-        Inputs are given in the order of ``inputs`` or by name, those of ``optional`` by name, in
-        the shapes and dtypes that the file declares. Lengths of 0 leave a state as it was.
+        Parameters
+        ----------
+        *inputs : array
+            The inputs in the order of ``inputs``, in the shapes and dtypes that the file declares.
+        **named : array
+            Inputs by name, those of ``optional`` among them. Lengths of 0 leave a state as it was.
+
+        Returns
+        -------
+        array or tuple of arrays
+            The output, or a tuple if there are several.
+
+        Raises
+        ------
+        TypeError
+            If an input is missing or unknown.
         """
         if len(inputs) > len(self.inputs):
             raise TypeError(
@@ -173,10 +235,17 @@ class OnnxNet(Layer):
         return outputs if len(outputs) > 1 else outputs[0]
 
     def backward(self, *douts: Array | None) -> Any:
-        """The gradients of the outputs, None or left out for 0 -> those of ``inputs``.
+        """Compute the gradients, fill ``grads`` and set ``dinputs``.
 
-        An array where there is one input, None for one of integers; a tuple where there are
-        several. Fills ``grads`` and ``dinputs``.
+        Parameters
+        ----------
+        *douts : array or None
+            The gradients of the outputs; None, or left out: zeros.
+
+        Returns
+        -------
+        array, None or tuple
+            The gradient of the input, None for integers; a tuple if there are several inputs.
         """
         specs = self._recall()
         if len(douts) > len(specs):

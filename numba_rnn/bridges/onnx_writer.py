@@ -43,27 +43,50 @@ def to_onnx(
     lengths: bool = False,
     softmax: bool = False,
 ) -> Any:
-    """An onnx.ModelProto that computes what the model does after training, batch first.
+    """Convert a model to ONNX: the computation after training, batch first.
 
-    model    a layer: TimeRNN, TimeLSTM, TimeGRU or another of a cell that ONNX has, Bidirectional,
-             Stacked, TimeAffine, TimeEmbedding; several in a list, the first at the bottom; Rnnlm;
-             an OnnxNet, which keeps the inputs and outputs that it was read with
-    path     where to write it as well, whole or not at all
-    states   True: inputs ``initial_h0``, of an LSTM ``initial_c0`` too, (N, H), may be given for
-             the first recurrent layer, ``initial_h1`` for the second and so on, forwards before
-             backwards; without them sequences start from zeros, or from what ``initial`` has
-             learnt. Their last states are outputs, ``last_h0`` ...
-    lengths  True: a further input ``lengths`` (N,), int32, 1 to T steps of each row
-    softmax  True: the output is the softmax of the last layer's
+    The input is ``xs`` (N, T, D), or ``ids`` (N, T), int64, of any N and T; the output is ``ys``.
+    The onnx package must be installed (``pip install "numba-rnn[onnx]"``).
 
-    Its input is ``xs`` (N, T, D), or ``ids`` (N, T), int64, of any N and T; its output ``ys``. What
-    a layer carries from block to block is not written. ONNX Runtime has these nodes in float32; a
-    float64 model is as valid. Tied weights of an Rnnlm are written twice.
+    Parameters
+    ----------
+    model : Layer, list of Layer, Rnnlm or OnnxNet
+        TimeRNN, TimeLSTM, TimeGRU or another layer whose cell ONNX has, Bidirectional, Stacked,
+        TimeAffine, TimeEmbedding; several in a list, the lowest first. An OnnxNet keeps its inputs
+        and outputs.
+    path : str or Path, optional
+        A file to write to as well, whole or not at all.
+    states : bool, default False
+        If True, there are further inputs (N, H): ``initial_h0``, for an LSTM ``initial_c0`` too,
+        for the first recurrent layer, ``initial_h1`` for the second and so on, forward before
+        backward. They may be left out: sequences then start from zeros, or from the learnt
+        ``initial``. The last states are outputs, ``last_h0`` and so on.
+    lengths : bool, default False
+        If True, there is a further input ``lengths`` (N,), int32: the number of steps of each row,
+        from 1 to T.
+    softmax : bool, default False
+        If True, the output is the softmax of the last layer's output.
 
-    Raises CannotConvert, a ValueError, for cells that ONNX has not, and for zoneout, whose
-    expected value it cannot take; TypeError for what is no layer. Needs the onnx package
-    (``pip install "numba-rnn[onnx]"``).
+    Returns
+    -------
+    onnx.ModelProto
+        The model.
 
+    Raises
+    ------
+    CannotConvert
+        For cells that ONNX lacks, and for zoneout, whose mean ONNX cannot express.
+    TypeError
+        If model is something else.
+
+    Notes
+    -----
+    States that a layer carries from block to block are not written. ONNX Runtime implements these
+    nodes in float32 only; a float64 model is valid all the same. Tied weights of an Rnnlm are
+    written twice.
+
+    Examples
+    --------
     >>> from numba_rnn import TimeLSTM
     >>> model = to_onnx(TimeLSTM.create(3, 5, rng=0), states=True)
     >>> [value.name for value in model.graph.output]

@@ -56,22 +56,40 @@ Named = dict[str, Array]
 def from_torch(
     source: Any, *, prefix: str | None = None, activation: str | None = None
 ) -> TimeRecurrent | Bidirectional | Stacked:
-    """Layers with the weights of torch.nn.RNN, LSTM or GRU, also of their cells.
+    """Convert torch.nn.RNN, LSTM or GRU, or their cells, to layers with the same weights.
 
-    source      the module, or a larger one; a state_dict, of tensors or arrays; or a safetensors
-                file. (A file of torch.save is a program that loading would run: write a
-                safetensors file.)
-    prefix      what the names begin with in what has more, ``"encoder.rnn."``; not needed where
-                only one recurrent module is in it; the last dot may be left out
-    activation  of torch.nn.RNN, "tanh" or "relu"; a module says it itself, a state_dict does not,
-                and has "tanh" if it is left out
+    Parameters
+    ----------
+    source : torch module, state_dict or path
+        The module, or a larger one that contains it; a state_dict of tensors or arrays; or a
+        safetensors file.
+    prefix : str, optional
+        The prefix of the names in a larger module, ``"encoder.rnn."``; the last dot may be left
+        out. It is not needed if there is only one recurrent module.
+    activation : {"tanh", "relu"}, optional
+        The activation of torch.nn.RNN. A module determines it; for a state_dict the default is
+        "tanh".
 
-    Returns TimeRNN, TimeLSTM, TimeProjectedLSTM or TimeGRU (``reset_after``), a Bidirectional of
-    them, or with several layers a Stacked with the module's dropout; batch first, as all layers
-    here, on the CPU, in the module's dtype. ``train_flg`` is ``module.training``; weights alone
-    have no mode, and it is False: dropout runs once ``train_flg`` is True. Raises TypeError or
-    ValueError for what is no such module, with the name that is wrong.
+    Returns
+    -------
+    TimeRNN, TimeLSTM, TimeProjectedLSTM, TimeGRU, Bidirectional or Stacked
+        The layer, batch first, on the CPU, in the dtype of source. Several layers become a Stacked
+        with the module's dropout; the GRU has ``reset_after=True``. ``train_flg`` is
+        ``module.training``. Weights alone have no mode, ``train_flg`` is then False; set it to True
+        for dropout.
 
+    Raises
+    ------
+    TypeError, ValueError
+        If source is no such module; the message has the name that is wrong.
+
+    Notes
+    -----
+    A file of torch.save is a program that loading would run, so it is refused: write a safetensors
+    file.
+
+    Examples
+    --------
     >>> weights = {"weight_ih_l0": np.ones((20, 3)), "weight_hh_l0": np.ones((20, 5))}
     >>> from_torch(weights)
     TimeLSTM(cell lstm, D 3, H 5, float64)
@@ -242,13 +260,29 @@ def layer_of(arrays: Named, activation: str = "tanh", suffix: str = "") -> TimeR
 
 
 def torch_state_dict(layer: TimeRecurrent | Bidirectional | Stacked) -> Named:
-    """The weights under PyTorch's names, as NumPy arrays; torch is not needed.
+    """Return the weights under PyTorch's names. It does not need torch.
 
-    b goes to bias_ih, bias_hh is 0 but for a GRU's. Raises CannotConvert, a ValueError, for what
-    PyTorch has not: a GRU whose reset gate comes before the product (``reset_after=False``),
-    residual connections, layers or directions that differ in cell or size, other cells, a learnt
-    initial state, what ``regularise`` sets.
+    b becomes bias_ih; bias_hh is 0 except for a GRU.
 
+    Parameters
+    ----------
+    layer : TimeRecurrent, Bidirectional or Stacked
+        The layer.
+
+    Returns
+    -------
+    dict of str to array
+        NumPy arrays.
+
+    Raises
+    ------
+    CannotConvert
+        For layers that PyTorch lacks: a GRU whose reset gate comes before the product
+        (``reset_after=False``), residual connections, layers or directions that differ in cell or
+        size, other cells, a learnt initial state, settings of ``regularise``.
+
+    Examples
+    --------
     >>> sorted(torch_state_dict(TimeLSTM.create(3, 5)))
     ['bias_hh_l0', 'bias_ih_l0', 'weight_hh_l0', 'weight_ih_l0']
     """
@@ -256,7 +290,20 @@ def torch_state_dict(layer: TimeRecurrent | Bidirectional | Stacked) -> Named:
 
 
 def save_torch(layer: TimeRecurrent | Bidirectional | Stacked, path: str | Path) -> None:
-    """Write ``torch_state_dict(layer)`` as a safetensors file, whole or not at all."""
+    """Write ``torch_state_dict(layer)`` to a safetensors file, whole or not at all.
+
+    Parameters
+    ----------
+    layer : TimeRecurrent, Bidirectional or Stacked
+        The layer.
+    path : str or Path
+        The file.
+
+    Raises
+    ------
+    CannotConvert
+        For the layers that ``torch_state_dict`` refuses.
+    """
     from safetensors.numpy import save_file
 
     arrays = torch_state_dict(layer)
@@ -265,10 +312,26 @@ def save_torch(layer: TimeRecurrent | Bidirectional | Stacked, path: str | Path)
 
 
 def to_torch(layer: TimeRecurrent | Bidirectional | Stacked, *, batch_first: bool = True) -> Any:
-    """A torch.nn.RNN, LSTM or GRU with the weights of the layer, on the CPU; needs torch.
+    """Convert a layer to a torch.nn.RNN, LSTM or GRU with the same weights, on the CPU.
 
-    It is in training mode where ``layer.train_flg`` is True. Raises as ``torch_state_dict`` does;
-    ImportError without torch.
+    Parameters
+    ----------
+    layer : TimeRecurrent, Bidirectional or Stacked
+        The layer.
+    batch_first : bool, default True
+        The option of the torch module.
+
+    Returns
+    -------
+    torch.nn.RNN, torch.nn.LSTM or torch.nn.GRU
+        The module, in training mode if ``layer.train_flg`` is True.
+
+    Raises
+    ------
+    CannotConvert
+        For the layers that ``torch_state_dict`` refuses.
+    ImportError
+        Without torch.
     """
     with needed("torch", "to_torch"):
         import torch
