@@ -5,10 +5,12 @@
     print(diagnostics.summary(layer))
     diagnostics.plot_gates(layer.trace).savefig("gates.png")
 
-Numbers and tables need NumPy alone; pictures need matplotlib (``pip install "numba-rnn[plot]"``).
-A table is a dict of equally long columns, one row an observation: ``pandas.DataFrame(table)``.
+Numbers and tables need NumPy alone; pictures need matplotlib (``pip install "numba-rnn[plot]"``). A
+table is a dict of columns of equal length, one row for each observation:
+``pandas.DataFrame(table)``.
 
-``measures.py`` says what is measured and where it comes from, ``pictures.py`` how it is drawn.
+The measures and their sources are in ``numba_rnn/diagnostics/measures.py``, the drawings in
+``numba_rnn/diagnostics/pictures.py``.
 """
 
 from .measures import (

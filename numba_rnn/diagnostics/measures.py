@@ -73,22 +73,36 @@ def norms_over_units(values: Array) -> Array:
 
 
 def gradient_flow(trace: Trace, state: str | None = None) -> Table:
-    """How much gradient reached the steps before: dL/dh_t by lag.
+    """Measure how much gradient reaches the earlier steps: dL/dh_t by lag.
 
-    state   the name of a state, such as "h"; None: all of them
+    Parameters
+    ----------
+    trace : Trace
+        The trace of a layer after backward.
+    state : str, optional
+        The name of a state, such as "h"; all states if left out.
 
-    One row for each (state, lag):
+    Returns
+    -------
+    table : dict of str to array
+        One row for each (state, lag), with the columns
 
-    lag     steps back from the last step that the loss looks at: the last one of a row that any
-            gradient reached. Steps that a mask left out are not counted, and what lies before a
-            reset is another sequence
-    rows    how many rows of the batch reach so far back
-    mean    of the Euclidean norm over units of dL/d(state after the step), over those rows
-    low, high   the smallest and the largest of them
+        - state: the name of the state
+        - lag: the number of steps back from the last step that the loss depends on, which is the
+          last step of a row that any gradient reached. Steps that a mask leaves out are not
+          counted; steps before a reset belong to another sequence.
+        - rows: the number of rows of the batch that reach so far back
+        - mean: the mean over those rows of the Euclidean norm, over units, of dL/d(state after the
+          step)
+        - low, high: the smallest and the largest of these norms
 
-    To see what gets lost on the way, let the loss look at the last step alone (dhs zero
-    elsewhere): where it looks at every step, the gradient is made anew at every step.
+    Notes
+    -----
+    To see how the gradient fades, let the loss depend on the last step alone (dhs zero elsewhere).
+    Otherwise every step adds gradient of its own.
 
+    Examples
+    --------
     >>> from numba_rnn import TimeRNN
     >>> Wh, b = 0.5 * np.eye(2), np.zeros(2)
     >>> layer = TimeRNN(np.eye(2), Wh, b)
@@ -115,12 +129,29 @@ def gradient_flow(trace: Trace, state: str | None = None) -> Table:
 
 
 def gradient_growth(trace: Trace, state: str = "h") -> float:
-    """By what factor the gradient's norm changes for each step back: vanishing below 1,
-    exploding above 1 (Bengio et al. 1994; Pascanu et al. 2013).
+    """Compute the factor by which the norm of the gradient changes for each step back.
 
-    The geometric mean of the ratio between neighbouring lags of one row, over all lags and rows
-    where neither is 0, infinite or NaN; NaN where there are none. It is the slope of the log of
-    the norm: ``growth ** 20`` is what is left of a gradient after 20 steps.
+    Gradients vanish if it is below 1 and explode if it is above 1. It is the geometric mean of the
+    ratio between neighbouring lags of one row, over all lags and rows where neither norm is 0,
+    infinite or NaN: the slope of the logarithm of the norm. ``growth ** 20`` is left of a gradient
+    after 20 steps.
+
+    Parameters
+    ----------
+    trace : Trace
+        The trace of a layer after backward.
+    state : str, default "h"
+        The name of a state.
+
+    Returns
+    -------
+    growth : float
+        The factor; NaN if no lag counts.
+
+    References
+    ----------
+    - Bengio et al. 1994, *Learning long-term dependencies with gradient descent is difficult*.
+    - Pascanu et al. 2013, *On the difficulty of training recurrent neural networks*.
     """
     norms, there = rows_by_lag(trace, state)
     sound = there & np.isfinite(norms) & (norms > 0)
@@ -136,16 +167,30 @@ def gradient_growth(trace: Trace, state: str = "h") -> float:
 
 @lru_cache(maxsize=256)
 def value_range(cell: str | Cell, gate: str) -> tuple[float, float] | None:
-    """The smallest and the largest value that a gate of a cell can take; None: there is no bound.
+    """Return the smallest and the largest value that a gate of a cell can take.
 
-    Found by trying: the cell is given pre-activations and states of either sign and of two sizes,
-    30 and 1000, beside some that are 0 or moderate. What takes the same range of values with both
-    is bounded by it: sigmoid 0 to 1, tanh -1 to 1. So a gate that is a tanh of more than its own
-    pre-activation is known too, as the reset-after GRU's, and any gate of a cell of one's own.
+    Parameters
+    ----------
+    cell : Cell or str
+        A cell or its name.
+    gate : str
+        One of ``cell.gate_names``.
 
-    cell  a Cell or its name
-    gate  one of ``cell.gate_names``
+    Returns
+    -------
+    (low, high) : tuple of float, or None
+        None: there is no bound.
 
+    Notes
+    -----
+    The range is found by trial: the cell gets pre-activations and states of both signs and of two
+    sizes, 30 and 1000, next to some that are 0 or moderate. A gate with the same range in both
+    trials is bounded by it: sigmoid 0 to 1, tanh -1 to 1. So the range is also known for a gate
+    that is a tanh of more than its own pre-activation, as in the reset-after GRU, and for every
+    gate of a cell of your own.
+
+    Examples
+    --------
     >>> value_range("lstm", "f"), value_range("rnn_relu", "h")
     ((0.0, 1.0), None)
     """
@@ -195,18 +240,32 @@ def values_there(trace: Trace, gate: str) -> Array:
 
 
 def saturation(trace: Trace, by: str = "gate") -> Table:
-    """How often gates are near the ends of their range, where their gradient is near 0.
-
-    by      "gate": one row a gate; "unit": one for each (gate, unit)
-
-    gate, unit    which
-    below, above  the thresholds: 0.1 and 0.9 for gates from 0 to 1, -0.9 and 0.9 for tanh
-    left, right   the share, 0 to 1, of values that are below and above (Karpathy et al. 2015,
-                  "left-saturated" and "right-saturated"); steps that a mask left out do not count
-    mean          of the values
-    values        how many there were
+    """Measure how often gates are near the ends of their range, where their gradient is near 0.
 
     Gates without bounds, such as relu, have no ends and are left out (``value_range``).
+
+    Parameters
+    ----------
+    trace : Trace
+        The trace of a layer.
+    by : {"gate", "unit"}
+        One row for each gate, or for each (gate, unit).
+
+    Returns
+    -------
+    table : dict of str to array
+        The columns
+
+        - gate, unit: the gate and, with by="unit", the unit
+        - below, above: the thresholds, 0.1 and 0.9 for gates from 0 to 1, -0.9 and 0.9 for tanh
+        - left, right: the share, 0 to 1, of values below and above them ("left-saturated" and
+          "right-saturated"); steps that a mask leaves out do not count
+        - mean: the mean of the values
+        - values: the number of values
+
+    References
+    ----------
+    - Karpathy et al. 2015, *Visualizing and understanding recurrent networks*.
     """
     trace = expect_trace(trace)
     expect_choice("by", by, ("gate", "unit"))
@@ -257,21 +316,34 @@ def recurrent_blocks(layer: Any) -> dict[str, Array]:
 
 
 def spectrum(layer: Any) -> Table:
-    """What multiplying by each gate's block (H, H) of Wh, again and again, does to a vector.
+    """Measure the effect of repeated multiplication by each gate's block (H, H) of Wh.
 
-    One row for each gate:
+    Parameters
+    ----------
+    layer : layer with a cell
+        A recurrent layer, such as TimeLSTM or LSTM, with its current Wh.
 
-    radius      the spectral radius, the largest |eigenvalue|: the growth of a vector in the long
-                run. A simple RNN whose units are not saturated shrinks gradients where it is below
-                1; a radius above 1 is necessary for them to explode (Pascanu et al. 2013)
-    largest     the largest singular value: no vector grows by more in one step
-    smallest    the smallest one: no vector shrinks by more
-    condition   largest / smallest; 1 for an orthogonal block, inf for a singular one
+    Returns
+    -------
+    table : dict of str to array
+        One row for each gate, with the columns
 
-    In gated cells this is the way through the gates alone: an LSTM's c goes back through f, a
-    GRU's h through 1 - z, without any matrix.
+        - gate: the name of the gate
+        - radius: the spectral radius, the largest absolute eigenvalue; it is the growth of a vector
+          in the long run. A simple RNN whose units are not saturated shrinks gradients if it is
+          below 1; a radius above 1 is necessary for them to explode.
+        - largest: the largest singular value; no vector grows by more in one step
+        - smallest: the smallest singular value; no vector shrinks by more
+        - condition: largest / smallest, 1 for an orthogonal block, inf for a singular one
 
-    layer  a recurrent layer, TimeLSTM or LSTM say; Wh as it is now
+    Notes
+    -----
+    In gated cells this is the path through the gates alone: the c of an LSTM is carried back
+    through f, the h of a GRU through 1 - z, without any matrix.
+
+    References
+    ----------
+    - Pascanu et al. 2013, *On the difficulty of training recurrent neural networks*.
     """
     blocks = recurrent_blocks(layer)
     singular = [np.linalg.svd(block, compute_uv=False) for block in blocks.values()]
@@ -288,9 +360,17 @@ def spectrum(layer: Any) -> Table:
 
 
 def singular_values(layer: Any) -> Table:
-    """All singular values of each gate's block of Wh, the largest first.
+    """Compute all singular values of each gate's block of Wh.
 
-    One row for each (gate, index): gate, index, value.
+    Parameters
+    ----------
+    layer : layer with a cell
+        A recurrent layer, such as TimeLSTM or LSTM.
+
+    Returns
+    -------
+    table : dict of str to array
+        One row for each (gate, index), with the columns gate, index and value, the largest first.
     """
     blocks = recurrent_blocks(layer)
     H = layer.hidden_size

@@ -62,13 +62,35 @@ def plot_gates(
     labels: Sequence[str] | None = None,
     figure: Any = None,
 ) -> Any:
-    """Heat maps, units by steps, of every gate in one row of the batch.
+    """Draw heat maps, units by steps, of every gate in one row of the batch.
 
-    gates   names of those to show; None: all
-    labels  what to write at the steps instead of their numbers: T strings, the tokens of a text
+    Colours span the whole range of the gate, 0 to 1 or -1 to 1; for a gate without bounds, the
+    range of its values. Steps that a mask leaves out are grey; dashed lines mark resets.
 
-    Colours go over the gate's whole range, 0 to 1 or -1 to 1; those of a gate without bounds go as
-    far as its values. Steps that a mask left out are grey; dashed lines mark resets.
+    Parameters
+    ----------
+    trace : Trace
+        The trace of a layer.
+    row : int, default 0
+        The row of the batch.
+    gates : sequence of str, optional
+        The names of the gates; all if left out.
+    labels : sequence of str, optional
+        T strings that stand at the steps instead of their numbers, such as the tokens of a text.
+    figure : matplotlib Figure, optional
+        The figure to draw in; a new one if left out.
+
+    Returns
+    -------
+    matplotlib Figure
+        The figure.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a name, the row or the number of labels does not fit.
+    ImportError
+        Without matplotlib.
     """
     trace = expect_trace(trace)
     known = tuple(trace.gate_names)
@@ -164,14 +186,25 @@ def _explain_marks(figure: Any, masked: bool, reset: bool) -> None:
 def plot_gradient_flow(
     traces: Trace | Mapping[str, Trace], state: str | None = "h", axes: Any = None
 ) -> Any:
-    """How the gradient fades, or grows, on its way back: its norm by lag, on a log scale.
-
-    traces  a trace, or several by name, to be compared
-    state   the state whose gradient it is; None: all of each trace's cell
+    """Draw the norm of the gradient by lag on a log scale: how it fades or grows.
 
     Lines are means over rows, shaded from the smallest to the largest row, relative to the mean at
-    the first lag that any gradient reached; the legend has ``gradient_growth``. The grey ends are
-    a convention: below 1/1000 and above 1000 times the start.
+    the first lag that any gradient reached. The legend shows ``gradient_growth``. Two grey areas
+    mark, by convention, norms below 1/1000 and above 1000 times the start.
+
+    Parameters
+    ----------
+    traces : Trace or mapping of str to Trace
+        A trace after backward, or several by name, for comparison.
+    state : str or None, default "h"
+        The state whose gradient is drawn; None: all states of the cell.
+    axes : matplotlib Axes, optional
+        The axes to draw in; those of a new figure if left out.
+
+    Returns
+    -------
+    matplotlib Figure
+        The figure.
     """
     given = dict(traces) if isinstance(traces, Mapping) else {"": traces}
     if not given:
@@ -245,10 +278,27 @@ def _draw_flow(
 
 
 def plot_saturation(trace: Trace, figure: Any = None) -> Any:
-    """Histograms of every gate's values over its range, with the saturated ends shaded.
+    """Draw histograms of every gate's values over its range, with the saturated ends shaded.
 
-    Above each end stands the share of values in it (``saturation``). Steps that a mask left out do
-    not count; gates without bounds are left out.
+    The share of values stands above each end (``saturation``). Steps that a mask leaves out do not
+    count; gates without bounds are left out.
+
+    Parameters
+    ----------
+    trace : Trace
+        The trace of a layer.
+    figure : matplotlib Figure, optional
+        The figure to draw in; a new one if left out.
+
+    Returns
+    -------
+    matplotlib Figure
+        The figure.
+
+    Raises
+    ------
+    ValueError
+        If no gate of the cell has bounds.
     """
     ranges = bounded_gates(expect_trace(trace))
     if not ranges:
@@ -288,10 +338,22 @@ def plot_saturation(trace: Trace, figure: Any = None) -> Any:
 
 
 def plot_spectrum(layer: Any, figure: Any = None) -> Any:
-    """Eigenvalues in the complex plane, with the unit circle, and singular values, of Wh.
+    """Draw the eigenvalues of Wh in the complex plane, and its singular values.
 
-    A column for each gate's block (H, H). Eigenvalues outside the circle grow at every step,
-    those inside shrink; see ``spectrum``.
+    There is a column for each gate's block (H, H). Components along eigenvalues outside the unit
+    circle grow at every step, those inside shrink; see ``spectrum``.
+
+    Parameters
+    ----------
+    layer : layer with a cell
+        A recurrent layer, such as TimeLSTM or LSTM.
+    figure : matplotlib Figure, optional
+        The figure to draw in; a new one if left out.
+
+    Returns
+    -------
+    matplotlib Figure
+        The figure.
     """
     blocks = recurrent_blocks(layer)
     several = len(blocks) > 1

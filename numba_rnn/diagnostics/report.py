@@ -12,11 +12,23 @@ STUCK = 0.95  # a unit that is at one end at more than this share of the steps
 
 
 def summary(layer: Any) -> str:
-    """A report on a recurrent layer: its weights, and of its trace the gates and the gradients.
+    """Report on a recurrent layer: its weights and, from its trace, gates and gradients.
 
-    Units that are stuck are at one end of their range at over 95 % of the steps. A line says how
-    to get what is not there: a trace, its gradients.
+    Units that are stuck are at one end of their range at over 95 % of the steps. If the trace or
+    its gradients are missing, a line says how to get them.
 
+    Parameters
+    ----------
+    layer : layer with a cell
+        A recurrent layer, such as TimeLSTM.
+
+    Returns
+    -------
+    str
+        The report.
+
+    Examples
+    --------
     >>> from numba_rnn import TimeRNN
     >>> layer = TimeRNN(np.eye(2), 0.5 * np.eye(2), np.zeros(2))
     >>> hs = layer.forward(np.full((1, 11, 2), 1e-3), trace=True)

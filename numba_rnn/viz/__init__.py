@@ -2,18 +2,19 @@
 
     viz.graph(layer, xs, show="values")             one step, node by node
     viz.unrolled(layer, T=6, truncated=3)           a layer over time, and truncated BPTT
-    viz.animate_backward(layer, "backward.gif", xs) what flows back, step by step
-    viz.memory(layer)                               what forward keeps for backward
-    viz.valve(0.7)                                  a gate is a valve
-    viz.source("lstm")                              the lines where the equation is
+    viz.animate_backward(layer, "backward.gif", xs) the gradients, step by step
+    viz.memory(layer)                               the memory that forward keeps for backward
+    viz.valve(0.7)                                  a gate as a valve
+    viz.source("lstm")                              the lines of the equation
 
-The others return a matplotlib Figure (``.savefig("picture.png")`` writes it) or write a GIF, and
-need matplotlib: ``pip install "numba-rnn[viz]"``. A notebook shows a Figure once its first cell has
-said ``%matplotlib inline``. Numbers are those of a real run of the layer. ``gates``
-and ``gradient_flow`` are the pictures of traces in ``numba_rnn.diagnostics``.
+``source`` returns text, the others return a matplotlib Figure (``.savefig("picture.png")`` writes
+it) or write a GIF, and need matplotlib: ``pip install "numba-rnn[viz]"``. A notebook shows a Figure
+once its first cell has said ``%matplotlib inline``. Numbers come from a real run of the layer.
+``gates`` and ``gradient_flow`` are the pictures of traces in ``numba_rnn.diagnostics``.
 
-``computation.py`` makes the graph of a step and its numbers, ``layout.py`` places it,
-``drawing.py`` draws it; the rest is a file for each picture.
+``numba_rnn/viz/computation.py`` makes the graph of a step and its numbers,
+``numba_rnn/viz/layout.py`` places it, ``numba_rnn/viz/drawing.py`` draws it; every other file has
+one picture.
 """
 
 from ..diagnostics import plot_gates as gates

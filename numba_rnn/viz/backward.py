@@ -33,11 +33,20 @@ WIDEST, BETWEEN = 70, ",    "
 
 @dataclass(frozen=True)
 class BackwardStep:
-    """One step of the backward pass.
+    """One step of the backward pass through a computation graph.
 
-    title      what happens, as it stands above the picture
-    equations  what is computed, as one would write it
-    gradients  what the step found, by name: arrays (N, H), or of a parameter's shape
+    Attributes
+    ----------
+    title : str
+        The title above the picture.
+    equations : tuple of str
+        The equations of the step.
+    gradients : dict of str to array
+        The gradients that the step computes, by name: (N, H), or in the shape of a parameter.
+    nodes : tuple of Node
+        The nodes that take part.
+    edges : tuple of Edge
+        The edges along which the gradients go.
     """
 
     title: str
@@ -56,11 +65,23 @@ def backward_steps(
     state: Sequence[Array] | None = None,
     affine: str = "gathered",
 ) -> list[BackwardStep]:
-    """The backward pass through one step of a layer, in the order of ``animate_backward``.
+    """List the backward pass through one step of a layer, in the order of ``animate_backward``.
 
-    The arguments are those of ``graph``. First comes the start, where nothing is known yet, then
-    one entry for every node from right to left; products that wait for nothing else are one.
+    The first entry is the start, before any gradient. Then there is one entry for every node from
+    right to left; products that do not depend on each other share one.
 
+    Parameters
+    ----------
+    layer, xs, dhs, step, state, affine
+        As in ``graph``.
+
+    Returns
+    -------
+    list of BackwardStep
+        The steps.
+
+    Examples
+    --------
     >>> import numpy as np
     >>> from numba_rnn import RNN, viz
     >>> layer = RNN.create(2, 3, rng=0)
@@ -91,15 +112,23 @@ def animate_backward(
 ) -> None:
     """Write an animated GIF of the backward pass through one step of a layer, node by node.
 
-    path     of the file, a name in .gif; it is written whole or not at all
-    seconds  that each frame stays, 0.01 to 655
-    dpi      dots per inch
+    Values stand above the edges. Gradients appear below them as they are computed, and stay. The
+    title of every frame names the step and its equations. The frames are ``backward_steps``, then
+    one with all gradients. The same run gives the same bytes.
 
-    The other arguments are those of ``graph``; so are values, which stand above the edges.
-    Gradients appear below them as they are found and stay, and every frame's title says the step
-    and its equations. The frames are ``backward_steps``, and then one with all that was found. The
-    same run gives the same bytes.
+    Parameters
+    ----------
+    layer, xs, dhs, step, state, affine, large
+        As in ``graph``.
+    path : str or Path
+        The file, a name in .gif. It is written whole or not at all.
+    seconds : float, default 2.0
+        The time that each frame stays, 0.01 to 655.
+    dpi : int, default 80
+        Dots per inch.
 
+    Examples
+    --------
     >>> import numpy as np
     >>> from numba_rnn import RNN, viz
     >>> layer = RNN.create(2, 3, rng=0)
@@ -124,8 +153,20 @@ def backward_frames(
     affine: str = "gathered",
     large: str = "norm",
 ) -> list[Any]:
-    """The frames of ``animate_backward`` as a list of matplotlib Figures, for slides.
+    """Draw the frames of ``animate_backward`` as a list of matplotlib Figures, for slides.
 
+    Parameters
+    ----------
+    layer, xs, dhs, step, state, affine, large
+        As in ``graph``.
+
+    Returns
+    -------
+    list of matplotlib Figure
+        The frames.
+
+    Examples
+    --------
     >>> import numpy as np
     >>> from numba_rnn import RNN, viz
     >>> len(viz.backward_frames(RNN.create(2, 3, rng=0), np.ones((1, 2), np.float32)))

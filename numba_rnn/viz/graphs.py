@@ -30,26 +30,51 @@ def graph(
     title: str | None = None,
     figure: Any = None,
 ) -> Any:
-    """The computation graph of one step of a layer: a matplotlib Figure.
+    """Draw the computation graph of one step of a layer.
 
-    layer   one with a cell of its own: RNN, LSTM, GRU, TimeRNN, TimeLSTM, TimeGRU, or of any
-            other cell, your own too
-    xs      (N, T, D), or one step (N, D), in the layer's dtype: what a run reads whose numbers
-            are shown
-    dhs     the gradient of its outputs, (N, T, H) or (N, H); None: 1 for each output of the step
-    show    what stands on the edges: "values"; "gradients"; "both", gradients below the edges;
-            "shapes", N by its letter without xs; None: names alone
-    step    which of the T steps
-    state   what the run starts from, one array (N, H) a state; None: zeros
-    affine  "gathered": gates that see the same are one Affine, cut by a slice; "apart": each gate
-            has an Affine of its own
-    large   arrays of more than 2 rows or 3 columns are given by their "norm" or their "mean"
+    The elementwise part is the cell's own function, traced. The run is that of a copy of the layer
+    without its regularisers: the layer and its state stay as they are.
 
-    The elementwise part is the cell's own function, traced. A gradient is that by the loss, all of
-    it: what came back from later steps, too. The run is one of a copy of the layer, without its
-    regularisers: the layer and its state are left as they are. Raises TypeError for another layer
-    or dtype, ValueError for another shape, and for numbers to be shown without xs.
+    Parameters
+    ----------
+    layer : layer with one cell
+        RNN, LSTM, GRU, TimeRNN, TimeLSTM, TimeGRU, or the layer of any other cell, your own too.
+    xs : (N, T, D) or (N, D) array, optional
+        The inputs of the run whose numbers are shown, or one step of them, in the dtype of the
+        layer.
+    dhs : (N, T, H) or (N, H) array, optional
+        The gradient of the outputs; 1 for each output of the step if left out.
+    show : {"values", "gradients", "both", "shapes"} or None, default None
+        The text on the edges. "gradients" includes the gradient from later steps; "both" puts
+        gradients below the edges; "shapes" spells N as a letter without xs; None: names alone.
+    step : int, default -1
+        The step that is drawn, one of T.
+    state : sequence of (N, H) arrays, optional
+        The states from which the run starts; zeros if left out.
+    affine : {"gathered", "apart"}
+        "gathered": gates with the same inputs are one Affine, cut by a slice. "apart": each gate
+        has an Affine of its own.
+    large : {"norm", "mean"}
+        How arrays of more than 2 rows or 3 columns are summarised.
+    title : str, optional
+        The title of the figure.
+    figure : matplotlib Figure, optional
+        The figure to draw in; a new one if left out.
 
+    Returns
+    -------
+    matplotlib Figure
+        The figure.
+
+    Raises
+    ------
+    TypeError
+        If the layer or a dtype does not fit.
+    ValueError
+        If a shape does not fit, or numbers are to be shown without xs.
+
+    Examples
+    --------
     >>> import numpy as np
     >>> from numba_rnn import RNN, viz
     >>> layer = RNN.create(2, 3, rng=0)

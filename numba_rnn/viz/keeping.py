@@ -17,12 +17,30 @@ UNITS = (1e9, "GB"), (1e6, "MB"), (1e3, "KB"), (1.0, "bytes")
 
 
 def kept_bytes(layer: Any, N: int, T: int, checkpoint_every: int = 0) -> int:
-    """Bytes that forward keeps for backward, beside xs and the parameters.
+    """Measure the memory that forward keeps for backward, without xs and the parameters.
 
-    They are counted after a run over (N, T) on the engine of the layer: the sizes of all arrays
-    that are held until backward. Work space that an engine keeps for its next call is not among
-    them. The layer is left as it is.
+    It is the sum of the sizes of all arrays that are held until backward, after a run over (N, T)
+    on the engine of the layer. Work space that an engine keeps for its next call does not count.
+    The layer stays as it is.
 
+    Parameters
+    ----------
+    layer : layer with one cell
+        A recurrent layer.
+    N : int
+        The number of rows.
+    T : int
+        The number of steps.
+    checkpoint_every : int, default 0
+        The setting of the layer for this run.
+
+    Returns
+    -------
+    int
+        The size in bytes.
+
+    Examples
+    --------
     >>> from numba_rnn import TimeLSTM, viz
     >>> layer = TimeLSTM.create(3, 16, rng=0)
     >>> viz.kept_bytes(layer, 8, 64) > viz.kept_bytes(layer, 8, 64, checkpoint_every=16)
@@ -46,14 +64,30 @@ def memory(
     N: int = 32,
     figure: Any = None,
 ) -> Any:
-    """What forward keeps for backward, over T and for settings of ``checkpoint_every``.
+    """Draw the memory that forward keeps for backward, over T and for several ``checkpoint_every``.
 
-    T                 numbers of steps, each of which is run forward once
-    checkpoint_every  settings of the memory dial; 0: everything is kept
-    N                 rows
+    Its numbers are ``kept_bytes``, measured on the engine of the layer.
 
-    Returns a matplotlib Figure; its numbers are ``kept_bytes``: measured, on the layer's engine.
+    Parameters
+    ----------
+    layer : layer with one cell
+        A recurrent layer.
+    T : sequence of int, default (32, 64, 128, 256)
+        Numbers of steps; forward runs once for each.
+    checkpoint_every : sequence of int, default (0, 8, 32)
+        Settings to compare; 0: everything is kept.
+    N : int, default 32
+        The number of rows.
+    figure : matplotlib Figure, optional
+        The figure to draw in; a new one if left out.
 
+    Returns
+    -------
+    matplotlib Figure
+        The figure.
+
+    Examples
+    --------
     >>> from numba_rnn import TimeLSTM, viz
     >>> layer = TimeLSTM.create(3, 16, rng=0)
     >>> picture = viz.memory(layer, T=(8, 16), N=4)  # picture.savefig("memory.png")

@@ -16,10 +16,14 @@ _PACKAGE = __name__.partition(".")[0]
 
 @dataclass(frozen=True, repr=False)
 class Source:
-    """Lines of code: notebooks show them in colours, ``print`` as they are.
+    """Lines of code. Notebooks show them in colours, ``print`` as plain text.
 
-    place  the file they are in, as the repository has it; "" if it is not of this package
-    text   the lines
+    Attributes
+    ----------
+    place : str
+        The path of their file in the repository; "" if it is not of this package.
+    text : str
+        The lines.
     """
 
     place: str
@@ -33,8 +37,20 @@ class Source:
         return f"{heading}```python\n{self.text}```"
 
     def lines(self, *words: str) -> "Source":
-        """Those lines alone that hold one of the words, without what they are indented by.
+        """Return only those lines that contain one of the words, without common indentation.
 
+        Parameters
+        ----------
+        *words : str
+            The words.
+
+        Returns
+        -------
+        Source
+            The lines.
+
+        Examples
+        --------
         >>> from numba_rnn import viz
         >>> print(viz.source("lstm").lines("g * i"))
         c = f * c + g * i
@@ -45,14 +61,30 @@ class Source:
 
 
 def source(what: Any, part: str = "forward") -> Source:
-    """The code of a cell's step, or of any function, as it stands in its file.
+    """Return the code of a cell's step, or of any function, as it stands in its file.
 
-    what  a cell or its name ("rnn", "lstm", "gru" ...), a layer, or a function
-    part  of a cell: "forward"; "backward", for a cell written once what was derived from it; or
-          "operand", what its second product multiplies
+    Parameters
+    ----------
+    what : cell, str, layer or function
+        A cell or its name ("rnn", "lstm", "gru" and so on), a layer, or a function.
+    part : {"forward", "backward", "operand"}
+        The function of the cell. "backward" is the derived code for a cell that is written as one
+        function; "operand" is the factor of its second product.
 
-    Raises TypeError for anything else, ValueError for a part that a cell does not have.
+    Returns
+    -------
+    Source
+        The code.
 
+    Raises
+    ------
+    TypeError
+        If what is something else.
+    ValueError
+        If the cell does not have the part.
+
+    Examples
+    --------
     >>> from numba_rnn import viz
     >>> print(viz.source("rnn"))
     def forward(gates, state):

@@ -28,20 +28,48 @@ def unrolled(
     title: str | None = None,
     figure: Any = None,
 ) -> Any:
-    """A layer unrolled over T steps, beside its rolled-up form: a matplotlib Figure.
+    """Draw a layer unrolled over T steps, next to its rolled-up form.
 
-    T          the number of steps; None: those of xs, or 4
-    xs         (N, T, D), or None: with it the numbers of one row stand beside x and h, their norm
-               where there are more than three
-    dhs        (N, T, H), what the loss sends to every output, or None: with it, and xs, what comes
-               back of the gradient stands at its way, for each state
-    state      what the run starts from, one array (N, H) a state; None: zeros
-    rolled     whether the layer with its loop stands on the left
-    backward   whether the way of the gradient is drawn: backpropagation through time; with dhs
-               it always is
-    truncated  k: truncated BPTT; the gradient is cut after every k steps, the state goes on
-    row        of the batch
+    Parameters
+    ----------
+    layer : layer with one cell
+        A recurrent layer.
+    T : int, optional
+        The number of steps; that of xs, or 4, if left out.
+    xs : (N, T, D) array, optional
+        The inputs of a run. The numbers of one row stand next to x and h, or their norm if there
+        are more than three.
+    dhs : (N, T, H) array, optional
+        The gradient of every output. With it and xs the gradient of each state stands next to its
+        path.
+    state : sequence of (N, H) arrays, optional
+        The states from which the run starts; zeros if left out.
+    rolled : bool, default True
+        Whether to draw the layer with its loop on the left.
+    backward : bool, default False
+        Whether to draw the path of the gradient: backpropagation through time. With dhs it is
+        always drawn.
+    truncated : int, optional
+        k for truncated BPTT: the gradient is cut after every k steps, the state goes on.
+    row : int, default 0
+        The row of the batch.
+    title : str, optional
+        The title of the figure.
+    figure : matplotlib Figure, optional
+        The figure to draw in; a new one if left out.
 
+    Returns
+    -------
+    matplotlib Figure
+        The figure.
+
+    Raises
+    ------
+    ValueError
+        If T, row or a shape does not fit, or dhs comes without xs.
+
+    Examples
+    --------
     >>> from numba_rnn import TimeLSTM, viz
     >>> layer = TimeLSTM.create(2, 3, rng=0)
     >>> picture = viz.unrolled(layer, T=6, truncated=3)  # picture.savefig("unrolled.png")

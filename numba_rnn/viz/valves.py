@@ -18,11 +18,24 @@ WATER, STEEL = "#8CCBEF", "0.55"
 
 
 def valve(opening: float, *, title: str | None = None, figure: Any = None) -> Any:
-    """A gate that is open so far, as a valve on a water pipe: a matplotlib Figure.
+    """Draw a gate as a valve on a water pipe.
 
-    opening  a number from 0.0, nothing goes through, to 1.0, everything does
-    title    what stands above it; None: the gate and its opening
+    Parameters
+    ----------
+    opening : float
+        How far the gate is open, from 0.0, nothing passes, to 1.0, everything passes.
+    title : str, optional
+        The title; the gate and its opening if left out.
+    figure : matplotlib Figure, optional
+        The figure to draw in; a new one if left out.
 
+    Returns
+    -------
+    matplotlib Figure
+        The figure.
+
+    Examples
+    --------
     >>> from numba_rnn import viz
     >>> picture = viz.valve(0.7)  # picture.savefig("valve.png")
     """
@@ -42,12 +55,26 @@ def animate_valve(
 ) -> None:
     """Write an animated GIF of a valve, one frame for each opening, such as those of a gate.
 
-    openings  numbers from 0.0 to 1.0, one a step
-    path      of the file, a name in .gif; it is written whole or not at all
-    labels    what stands above each frame; None: the step's number
-    seconds   that each frame stays, 0.01 to 655
-    dpi       dots per inch
+    Parameters
+    ----------
+    openings : sequence of float or (T,) array
+        How far the gate is open at each step, from 0.0 to 1.0.
+    path : str or Path
+        The file, a name in .gif. It is written whole or not at all.
+    labels : sequence of str, optional
+        The titles of the frames; the number of the step if left out.
+    seconds : float, default 0.5
+        The time that each frame stays, 0.01 to 655.
+    dpi : int, default 80
+        Dots per inch.
 
+    Raises
+    ------
+    TypeError, ValueError
+        If openings or labels do not fit.
+
+    Examples
+    --------
     The forget gate of one unit, over time:
 
     >>> import numpy as np
