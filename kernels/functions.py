@@ -31,69 +31,134 @@ __all__ = [
 def sigmoid(x):
     """1 / (1 + exp(-x)), without overflow for any finite x.
 
-    exp only ever sees -|x|, so it cannot overflow; the two branches are the same
-    quotient, multiplied through by exp(x) where x is negative.
+    Parameters
+    ----------
+    x : number of a cell or array
+
+    Notes
+    -----
+    exp only ever gets -abs(x), so it cannot overflow. The two branches are the same quotient,
+    expanded by exp(x) where x is negative.
     """
     e = np.exp(-np.abs(x))
     return np.where(x >= 0, 1, e) / (1 + e)
 
 
 def tanh(x):
-    """Hyperbolic tangent."""
+    """Hyperbolic tangent.
+
+    Parameters
+    ----------
+    x : number of a cell or array
+    """
     return np.tanh(x)
 
 
 def relu(x):
-    """max(x, 0)."""
+    """max(x, 0).
+
+    Parameters
+    ----------
+    x : number of a cell or array
+    """
     return np.maximum(x, 0)
 
 
 def drelu(y):
-    """Derivative of relu at the point where it gave y: 1 where y > 0, else 0."""
+    """Derivative of relu from its output: 1 where y > 0, otherwise 0.
+
+    Parameters
+    ----------
+    y : number of a cell or array
+        The output of relu.
+    """
     return np.heaviside(y, 0)
 
 
 def exp(x):
-    """e to the power of x; inf where that is too large."""
+    """e to the power of x; inf if that is too large.
+
+    Parameters
+    ----------
+    x : number of a cell or array
+    """
     with np.errstate(over="ignore"):
         return np.exp(x)
 
 
 def softplus(x):
-    """log(1 + exp(x)), without overflow for any finite x; exp(x) where x is very negative."""
+    """log(1 + exp(x)), without overflow for any finite x; exp(x) where x is very negative.
+
+    Parameters
+    ----------
+    x : number of a cell or array
+    """
     return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
 
 
 def maximum(a, b):
-    """The larger of a and b; NaN if either is."""
+    """The larger of a and b; NaN if one of them is NaN.
+
+    Parameters
+    ----------
+    a, b : number of a cell or array
+        One of them may be a Python number.
+    """
     return np.maximum(a, b)
 
 
 def minimum(a, b):
-    """The smaller of a and b; NaN if either is."""
+    """The smaller of a and b; NaN if one of them is NaN.
+
+    Parameters
+    ----------
+    a, b : number of a cell or array
+        One of them may be a Python number.
+    """
     return np.minimum(a, b)
 
 
 def absolute(x):
-    """|x|."""
+    """Absolute value of x.
+
+    Parameters
+    ----------
+    x : number of a cell or array
+    """
     return np.abs(x)
 
 
 def sqrt(x):
-    """The square root; NaN where x is negative."""
+    """Square root of x; NaN where x is negative.
+
+    Parameters
+    ----------
+    x : number of a cell or array
+    """
     with np.errstate(invalid="ignore"):
         return np.sqrt(x)
 
 
 def where(condition, a, b):
-    """a where the condition holds, else b; the condition is made with ``< <= > >=``.
+    """a where the condition holds, otherwise b.
 
-    No comparison with NaN holds: there it is b. One of a and b may be a Python number. Two would
-    not say which dtype the result has: write ``where(x > 0, y, 0.0)``, not
-    ``where(x > 0, 1.0, 0.0) * y``.
+    Parameters
+    ----------
+    condition : comparison
+        It is made with ``< <= > >=``. No comparison with NaN holds, so there the result is b.
+    a, b : number of a cell or array
+        One of them may be a Python number, but not both, since they determine the dtype: write
+        ``where(x > 0, y, 0.0)``, not ``where(x > 0, 1.0, 0.0) * y``.
 
-    Both are computed everywhere, and so are their gradients: where a root or a quotient has none,
-    keep it from what it cannot take, ``where(x > 0, sqrt(where(x > 0, x, 1.0)), 0.0)``.
+    Raises
+    ------
+    TypeError
+        If both a and b are Python numbers.
+
+    Notes
+    -----
+    Both are computed everywhere, and so are their gradients. If a root or a quotient is not defined
+    everywhere, guard its argument: ``where(x > 0, sqrt(where(x > 0, x, 1.0)), 0.0)``.
     """
     if not (hasattr(a, "dtype") or hasattr(b, "dtype")):
         raise TypeError(f"where: expected a number of the cell as a or b, got {a!r} and {b!r}")
@@ -104,32 +169,64 @@ def where(condition, a, b):
 
 
 def dsigmoid(y):
-    """Derivative of sigmoid at the point where it gave y."""
+    """Derivative of sigmoid from its output: y (1 - y).
+
+    Parameters
+    ----------
+    y : number of a cell or array
+        The output of sigmoid.
+    """
     return y * (1 - y)
 
 
 def dtanh(y):
-    """Derivative of tanh at the point where it gave y: 1 - y²."""
+    """Derivative of tanh from its output: 1 - y².
+
+    Parameters
+    ----------
+    y : number of a cell or array
+        The output of tanh.
+    """
     return 1 - y * y
 
 
 def hard_sigmoid(x):
-    """x / 6 + 1/2, kept from 0 to 1: as in PyTorch and Keras 3."""
+    """x / 6 + 1/2, limited to the range from 0 to 1, as in PyTorch and Keras 3.
+
+    Parameters
+    ----------
+    x : number of a cell or array
+    """
     return minimum(maximum(x / 6 + 0.5, 0), 1)
 
 
 def hard_tanh(x):
-    """x, kept from -1 to 1."""
+    """x, limited to the range from -1 to 1.
+
+    Parameters
+    ----------
+    x : number of a cell or array
+    """
     return minimum(maximum(x, -1), 1)
 
 
 def log_sigmoid(x):
-    """log(sigmoid(x)), without overflow for any finite x; x where x is very negative."""
+    """log(sigmoid(x)), without overflow for any finite x; x where x is very negative.
+
+    Parameters
+    ----------
+    x : number of a cell or array
+    """
     return -softplus(-x)
 
 
 def silu(x):
-    """x sigmoid(x), also called swish."""
+    """x sigmoid(x), also called swish.
+
+    Parameters
+    ----------
+    x : number of a cell or array
+    """
     return x * sigmoid(x)
 
 

@@ -65,33 +65,56 @@ Starts = Mapping[str, float | tuple[float, float]]
 class Cell:
     """The gate arithmetic of one kind of recurrent cell.
 
-    name            what users call it
-    gates           names of the pre-activations, in the order of the fused weight axis; behind
-                    them those of ``weights``
-    states          names of the states carried from step to step; the first is the output h
-    saved           names of what ``forward`` keeps for ``backward``
-    forward         (gates, state) -> (new_state, saved)
-    backward        (dstate, saved, state) -> (dgates, dstate)
-    input_only      gates without a recurrent product
-    recurrent_only  gates without an input product
-    second          gates whose recurrent product multiplies ``operand`` instead of h
-    operand         (gates, state) -> the number that takes the place of h; the gates in
-                    ``second`` still lack their recurrent part
-    operand_backward (doperand, dgates, dstate, saved, state) -> (dgates, dstate), the two
-                    completed by what flows back through ``operand``; what was None comes as 0,
-                    and what comes is added to: here None is no answer
-    fed             one gate at most, in place of ``second``: its pre-activation is ``operand``,
-                    which does not look at that gate; no product and no bias
-    normalised      gates that are normalised over the units of a row
-    joined          states that mean something only together, as a number and its exponent do:
-                    zoneout, which keeps or renews each by itself, leaves them alone
-    weights         the last of ``gates``: parameters, one number a unit
-    biases          1: one bias, on the input side; 2: one on each side, b is (2, gates * H)
-    shown           names of what there is to see inside, where that is not what is saved
-    show            (gates, state) -> those numbers
-    bias_start      where a gate's bias starts when a layer is created from sizes, 0 if not named:
-                    a number, or (low, high) for uniformly distributed ones
-    weight_start    where a weight starts, likewise
+    Lists of names are tuples of str. The head of ``kernels/cells/cell.py`` has the notation.
+
+    Parameters
+    ----------
+    name : str
+        The name for users.
+    gates : names
+        The pre-activations, in the order of the fused weight axis; after them those of ``weights``.
+    states : names
+        The states carried from step to step; the first one is the output h.
+    saved : names
+        The numbers that ``forward`` keeps for ``backward``.
+    forward : callable
+        (gates, state) -> (new_state, saved)
+    backward : callable
+        (dstate, saved, state) -> (dgates, dstate)
+    input_only : names
+        Gates without a recurrent product.
+    recurrent_only : names
+        Gates without an input product.
+    second : names
+        Gates whose recurrent product multiplies ``operand`` instead of h.
+    operand : callable
+        (gates, state) -> the number in the place of h. The gates in ``second`` still lack their
+        recurrent part.
+    operand_backward : callable
+        (doperand, dgates, dstate, saved, state) -> (dgates, dstate), both with the gradient that
+        flows back through ``operand`` added. A None of ``backward`` arrives as 0, and a result must
+        not be None.
+    fed : names
+        At most one gate, instead of ``second``: its pre-activation is ``operand``, which must not
+        depend on that gate; it has no product and no bias.
+    normalised : names
+        Gates with layer normalisation over the units of a row.
+    joined : names
+        States that have no meaning alone, such as a number and its exponent. Zoneout, which keeps
+        or renews each state by itself, leaves them as they are.
+    weights : names
+        The last of ``gates``: parameters, one number for each unit.
+    biases : {1, 2}
+        1: one bias, on the input side. 2: one on each side; b is (2, gates * H).
+    shown : names
+        The values inside a step for traces, if they are not those that are saved.
+    show : callable
+        (gates, state) -> those values.
+    bias_start : mapping of str to float or (low, high)
+        The initial bias of a gate when a layer is created from sizes, 0 if not named: a number, or
+        the range of a uniform distribution.
+    weight_start : mapping of str to float or (low, high)
+        The initial value of a weight, in the same form.
     """
 
     name: str
