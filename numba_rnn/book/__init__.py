@@ -1,31 +1,33 @@
-"""The names of Deep Learning from Scratch 2, chapters 5 to 8, as the book's programs use them.
+"""The names of *Deep Learning from Scratch 2*, chapters 5 to 8, as the book's programs use them.
 
-Write ``numba_rnn.book`` where the book's programs say ``common``, and they run as they stand:
+Write ``numba_rnn.book`` where the book's programs say ``common``, and they run unchanged:
 
     from numba_rnn.book.time_layers import *   # TimeRNN, TimeLSTM, TimeEmbedding, TimeAffine ...
     from numba_rnn.book.optimizer import SGD
     from numba_rnn.book.trainer import RnnlmTrainer
     from numba_rnn.book.util import eval_perplexity
 
-``time_layers``       RNN, LSTM, GRU; TimeRNN, TimeLSTM, TimeGRU, TimeBiLSTM and what goes with them
-``layers``            the layers of one step: MatMul, Affine, Embedding, Softmax, losses
-``attention_layer``   of chapter 8: WeightSum, AttentionWeight, Attention, TimeAttention
-``optimizer``         SGD, Momentum, Nesterov, AdaGrad, RMSprop, Adam
-``trainer``           Trainer, RnnlmTrainer, remove_duplicate
-``base_model``        BaseModel: parameters to a file and back
-``functions``         sigmoid, relu, softmax, cross_entropy_error
-``util``              clip_grads, eval_perplexity, eval_seq2seq, to_cpu, to_gpu
-``np``, ``config``    NumPy, and GPU, which is False
+The modules are
 
-All classes and functions are in ``numba_rnn.book`` as well. Where a layer of ``numba_rnn`` is the
-book's already, it is that layer; where the book differs, this is the book's form: its Adam adds
-1e-7 to the root of the raw second moment, its TimeBiLSTM carries both states on, its TimeDropout
-draws with ``np.random.rand``, its TimeAttention has a list of weights. Three things stay as they
-are in ``numba_rnn``: all arrays of a layer have one dtype, float32 or float64; word numbers and
-labels are checked; losses are exact where the book adds 1e-7 to a logarithm's argument.
+- ``time_layers``: RNN, LSTM, GRU; TimeRNN, TimeLSTM, TimeGRU, TimeBiLSTM and the layers around them
+- ``layers``: the layers of one step: MatMul, Affine, Embedding, Softmax, losses
+- ``attention_layer``, of chapter 8: WeightSum, AttentionWeight, Attention, TimeAttention
+- ``optimizer``: SGD, Momentum, Nesterov, AdaGrad, RMSprop, Adam
+- ``trainer``: Trainer, RnnlmTrainer, remove_duplicate
+- ``base_model``: BaseModel, parameters to a file and back
+- ``functions``: sigmoid, relu, softmax, cross_entropy_error
+- ``util``: clip_grads, eval_perplexity, eval_seq2seq, to_cpu, to_gpu
+- ``np``, ``config``: NumPy, and GPU, which is False
 
-The programs use NumPy's functions on what layers return. On a machine with a GPU run them with
-NUMBA_RNN_BACKEND=numba, so that it is NumPy's.
+All classes and functions are in ``numba_rnn.book`` as well. If a layer of ``numba_rnn`` equals the
+book's, it is that layer. Otherwise it is the book's form: its Adam adds 1e-7 to the root of the raw
+second moment, its TimeBiLSTM carries both states on, its TimeDropout draws with ``np.random.rand``,
+its TimeAttention has a list of weights. Three things are as in ``numba_rnn``: all arrays of a layer
+have one dtype, float32 or float64; word numbers and labels are checked; losses are exact where the
+book adds 1e-7 to the argument of a logarithm.
+
+The programs use NumPy's functions on the results of layers. On a machine with a GPU run them with
+NUMBA_RNN_BACKEND=numba, so that results are NumPy arrays.
 """
 
 from .attention_layer import Attention, AttentionWeight, TimeAttention, WeightSum

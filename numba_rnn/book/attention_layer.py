@@ -21,13 +21,26 @@ __all__ = ["Attention", "AttentionWeight", "Softmax", "TimeAttention", "WeightSu
 
 
 class WeightSum(Layer):
-    """c = sum over t of a_t hs_t: hs (N, T, H), a (N, T), c (N, H).
+    """The weighted sum of attention: c = sum over t of a_t hs_t.
 
-    dhs_t = a_t dc,  da_t = hs_t dc
+    The gradients are dhs_t = a_t dc and da_t = hs_t dc.
     """
 
     def forward(self, hs: Array, a: Array) -> Array:
-        """hs (N, T, H), a (N, T) -> c (N, H)."""
+        """Compute the sum.
+
+        Parameters
+        ----------
+        hs : (N, T, H) array
+            The states of the encoder.
+        a : (N, T) array
+            The weights.
+
+        Returns
+        -------
+        c : (N, H) array
+            The context.
+        """
         here = engine_for(hs)
         hs = accept("hs", hs, ("N", "T", "H"), None, here)
         a = accept("a", a, hs.shape[:2], hs.dtype, here)
@@ -35,16 +48,29 @@ class WeightSum(Layer):
         return (a[:, None] @ hs)[:, 0]
 
     def backward(self, dc: Array) -> tuple[Array, Array]:
-        """dc (N, H) -> dhs (N, T, H), da (N, T)."""
+        """Compute the gradients.
+
+        Parameters
+        ----------
+        dc : (N, H) array
+            The gradient of the context.
+
+        Returns
+        -------
+        dhs : (N, T, H) array
+            The gradient of hs.
+        da : (N, T) array
+            The gradient of a.
+        """
         here, hs, a = self._recall()
         dc = accept("dc", dc, (len(hs), hs.shape[2]), hs.dtype, here)
         return a[:, :, None] * dc[:, None], (hs @ dc[:, :, None])[:, :, 0]
 
 
 class AttentionWeight(Layer):
-    """a = softmax(s), s_t = hs_t h: hs (N, T, H), h (N, H), a (N, T).
+    """The weights of attention: a = softmax(s), s_t = hs_t h.
 
-    dhs_t = ds_t h,  dh = sum over t of ds_t hs_t
+    The gradients are dhs_t = ds_t h and dh = sum over t of ds_t hs_t.
     """
 
     def __init__(self) -> None:
@@ -52,7 +78,20 @@ class AttentionWeight(Layer):
         self.softmax = Softmax()
 
     def forward(self, hs: Array, h: Array) -> Array:
-        """hs (N, T, H), h (N, H) -> a (N, T)."""
+        """Compute the weights.
+
+        Parameters
+        ----------
+        hs : (N, T, H) array
+            The states of the encoder.
+        h : (N, H) array
+            The state of the decoder.
+
+        Returns
+        -------
+        a : (N, T) array
+            The weights; those of a row sum to 1.
+        """
         here = engine_for(hs)
         hs = accept("hs", hs, ("N", "T", "H"), None, here)
         h = accept("h", h, (len(hs), hs.shape[2]), hs.dtype, here)
@@ -60,16 +99,32 @@ class AttentionWeight(Layer):
         return self.softmax.forward((hs @ h[:, :, None])[:, :, 0])
 
     def backward(self, da: Array) -> tuple[Array, Array]:
-        """da (N, T) -> dhs (N, T, H), dh (N, H)."""
+        """Compute the gradients.
+
+        Parameters
+        ----------
+        da : (N, T) array
+            The gradient of the weights.
+
+        Returns
+        -------
+        dhs : (N, T, H) array
+            The gradient of hs.
+        dh : (N, H) array
+            The gradient of h.
+        """
         hs, h = self._recall()
         ds = self.softmax.backward(da)
         return ds[:, :, None] * h[:, None], (ds[:, None] @ hs)[:, 0]
 
 
 class Attention(Layer):
-    """AttentionWeight, then WeightSum: hs (N, T, H), h (N, H) -> c (N, H).
+    """Attention for one step of a decoder: AttentionWeight, then WeightSum.
 
-    attention_weight   a (N, T) of the last forward, or None
+    Attributes
+    ----------
+    attention_weight : (N, T) array or None
+        The weights of the last forward.
     """
 
     def __init__(self) -> None:
@@ -78,26 +133,68 @@ class Attention(Layer):
         self.attention_weight: Array | None = None
 
     def forward(self, hs: Array, h: Array) -> Array:
-        """hs (N, T, H), h (N, H) -> c (N, H)."""
+        """Compute the context.
+
+        Parameters
+        ----------
+        hs : (N, T, H) array
+            The states of the encoder.
+        h : (N, H) array
+            The state of the decoder.
+
+        Returns
+        -------
+        c : (N, H) array
+            The context.
+        """
         self.attention_weight = self.attention_weight_layer.forward(hs, h)
         return self.weight_sum_layer.forward(hs, self.attention_weight)
 
     def backward(self, dc: Array) -> tuple[Array, Array]:
-        """dc (N, H) -> dhs (N, T, H), dh (N, H)."""
+        """Compute the gradients.
+
+        Parameters
+        ----------
+        dc : (N, H) array
+            The gradient of the context.
+
+        Returns
+        -------
+        dhs : (N, T, H) array
+            The gradient of hs.
+        dh : (N, H) array
+            The gradient of h.
+        """
         dhs, da = self.weight_sum_layer.backward(dc)
         more, dh = self.attention_weight_layer.backward(da)
         return dhs + more, dh
 
 
 class TimeAttention(ours.TimeAttention):
-    """Attention for every step of a decoder, hs_enc (N, T, H), hs_dec (N, L, H) -> (N, L, H).
+    """Attention for every step of a decoder.
 
-    attention_weights   of the last forward, or None: a list of L arrays (N, T), as the book's
-                        pictures want it; that of ``numba_rnn`` is one array (N, L, T)
+    Attributes
+    ----------
+    attention_weights : list of L (N, T) arrays, or None
+        The weights of the last forward, as the book's pictures use them. In ``numba_rnn`` they are
+        one (N, L, T) array.
     """
 
     def forward(self, hs_enc: Array, hs_dec: Array) -> Array:  # type: ignore[override]
-        """hs_enc (N, T, H), hs_dec (N, L, H) -> contexts (N, L, H)."""
+        """Compute the context of every step.
+
+        Parameters
+        ----------
+        hs_enc : (N, T, H) array
+            The states of the encoder.
+        hs_dec : (N, L, H) array
+            The states of the decoder.
+
+        Returns
+        -------
+        contexts : (N, L, H) array
+            The contexts.
+        """
         contexts = super().forward(hs_enc, hs_dec)
         self.attention_weights = list(self.attention_weights.transpose(1, 0, 2))  # type: ignore[union-attr]
         return contexts

@@ -18,21 +18,65 @@ __all__ = ["BaseModel", "np"]
 
 
 class BaseModel:
-    """Base of the book's models: a subclass sets ``params`` and ``grads``, lists of arrays."""
+    """Base class of the book's models. A subclass sets ``params`` and ``grads``.
+
+    Attributes
+    ----------
+    params, grads : list of arrays
+        The parameters and their gradients.
+    """
 
     params: list[Array]
     grads: list[Array]
 
     def forward(self, *args: Any) -> Any:
-        """The subclass defines it."""
+        """Run the model; the subclass defines it.
+
+        Parameters
+        ----------
+        *args
+            The arguments of the subclass.
+
+        Returns
+        -------
+        object
+            The result of the subclass.
+
+        Raises
+        ------
+        NotImplementedError
+            If the subclass does not define it.
+        """
         raise NotImplementedError
 
     def backward(self, *args: Any) -> Any:
-        """The subclass defines it."""
+        """Compute the gradients; the subclass defines it.
+
+        Parameters
+        ----------
+        *args
+            The arguments of the subclass.
+
+        Returns
+        -------
+        object
+            The result of the subclass.
+
+        Raises
+        ------
+        NotImplementedError
+            If the subclass does not define it.
+        """
         raise NotImplementedError
 
     def save_params(self, file_name: str | Path | None = None) -> None:
-        """Write the parameters in float16; the file's name is the class's and .pkl by default."""
+        """Write the parameters to a file in float16.
+
+        Parameters
+        ----------
+        file_name : str or Path, optional
+            The file; the name of the class and .pkl if left out.
+        """
         halves = [to_host(param).astype(np.float16) for param in self.params]
         path = Path(file_name or f"{type(self).__name__}.pkl")
         with written_atomically(path) as part, open(part, "wb") as file:
@@ -41,8 +85,17 @@ class BaseModel:
     def load_params(self, file_name: str | Path | None = None) -> None:
         """Set the parameters to those of a file, in place.
 
-        Raises FileNotFoundError, or ValueError where the file has other arrays than the model; the
-        parameters are then as they were.
+        Parameters
+        ----------
+        file_name : str or Path, optional
+            The file; the name of the class and .pkl if left out.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If its arrays are not those of the model; the parameters are then as before.
         """
         path = Path(file_name or f"{type(self).__name__}.pkl")
         arrays = _read(path)

@@ -9,15 +9,36 @@ __all__ = ["cross_entropy_error", "np", "relu", "sigmoid", "softmax"]
 
 
 def softmax(x: Array) -> Array:
-    """exp(x) / sum(exp(x)) along the last axis, x of any shape."""
+    """Compute exp(x) / sum(exp(x)) along the last axis.
+
+    Parameters
+    ----------
+    x : array of any shape
+        Scores.
+
+    Returns
+    -------
+    array
+        Probabilities, in the shape of x.
+    """
     exps = np.exp(x - x.max(axis=-1, keepdims=True))
     return exps / exps.sum(axis=-1, keepdims=True)
 
 
 def cross_entropy_error(y: Array, t: Array) -> Array:
-    """-log(y of the right class + 1e-7), the mean over the rows.
+    """Compute the mean over the rows of -log(y of the right class + 1e-7).
 
-    y (N, V) shares, or (V,) of one row; t (N,) labels, or one-hot in the shape of y
+    Parameters
+    ----------
+    y : (N, V) or (V,) array
+        Probabilities.
+    t : (N,) integers, or one-hot in the shape of y
+        The labels.
+
+    Returns
+    -------
+    0-d array
+        The loss in nats.
     """
     y = y.reshape(-1, y.shape[-1])
     labels = t.reshape(y.shape).argmax(axis=1) if t.size == y.size else t.reshape(-1)

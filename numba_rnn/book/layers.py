@@ -34,9 +34,14 @@ def labels_of(ts: Array, axes: int) -> Array:
 
 
 class MatMul(Layer):
-    """y = x W: W (D, M), x (N, D), y (N, M).
+    """The product y = x W.
 
-    dx = dy Wᵀ,  dW = xᵀ dy
+    The gradients are dx = dy Wᵀ and dW = xᵀ dy.
+
+    Parameters
+    ----------
+    W : (D, M) array, float32 or float64
+        The weights.
     """
 
     param_names = ("W",)
@@ -45,14 +50,36 @@ class MatMul(Layer):
         super().__init__(accept("W", W, ("D", "M"), None, engine_for(W)))
 
     def forward(self, x: Array) -> Array:
-        """x (N, D) -> (N, M)."""
+        """Compute the product.
+
+        Parameters
+        ----------
+        x : (N, D) array
+            The input.
+
+        Returns
+        -------
+        y : (N, M) array
+            The output.
+        """
         (W,), here = self.params, self._engine()
         x = accept("x", x, ("N", len(W)), self.dtype, here)
         self._tape = here, x
         return here.product(x, W)
 
     def backward(self, dout: Array) -> Array:
-        """dout (N, M) -> dx (N, D); fills ``grads``."""
+        """Compute the gradients and fill ``grads``.
+
+        Parameters
+        ----------
+        dout : (N, M) array
+            The gradient of the output.
+
+        Returns
+        -------
+        dx : (N, D) array
+            The gradient of the input.
+        """
         (W,), (dW,), (here, x) = self.params, self.grads, self._recall()
         dout = accept("dout", dout, (len(x), W.shape[1]), self.dtype, here)
         dW[...] = here.product(x.T, dout)
@@ -60,103 +87,237 @@ class MatMul(Layer):
 
 
 class Affine(ours.TimeAffine):
-    """y = x W + b: W (D, M), b (M,), x (N, D), y (N, M); TimeAffine of one step.
+    """The affine transformation y = x W + b; TimeAffine for one step.
 
-    dx = dy Wᵀ,  dW = xᵀ dy,  db = the sum of dy's rows
+    The gradients are dx = dy Wᵀ, dW = xᵀ dy and db = the sum of the rows of dy.
+
+    Parameters
+    ----------
+    W : (D, M) array, float32 or float64
+        The weights.
+    b : (M,) array
+        The bias.
     """
 
     def forward(self, x: Array) -> Array:
-        """x (N, D) -> (N, M)."""
+        """Compute the transformation.
+
+        Parameters
+        ----------
+        x : (N, D) array
+            The input.
+
+        Returns
+        -------
+        y : (N, M) array
+            The output.
+        """
         return super().forward(x[:, None])[:, 0]
 
     def backward(self, dout: Array) -> Array:
-        """dout (N, M) -> dx (N, D); fills ``grads``."""
+        """Compute the gradients and fill ``grads``.
+
+        Parameters
+        ----------
+        dout : (N, M) array
+            The gradient of the output.
+
+        Returns
+        -------
+        dx : (N, D) array
+            The gradient of the input.
+        """
         return super().backward(dout[:, None])[:, 0]
 
 
 class Embedding(ours.TimeEmbedding):
-    """y = W[idx]: W (V, D), idx (N,), y (N, D); TimeEmbedding of one step.
+    """Word vectors y = W[idx]; TimeEmbedding for one step.
 
-    dW[idx] += dy, rows that are named several times adding up
+    The gradient is dW[idx] += dy: rows that occur several times are summed.
+
+    Parameters
+    ----------
+    W : (V, D) array, float32 or float64
+        The vectors.
     """
 
     def forward(self, idx: Array) -> Array:
-        """idx (N,), integers from 0 to V - 1 -> (N, D)."""
+        """Look up the vectors.
+
+        Parameters
+        ----------
+        idx : (N,) integers
+            Word numbers from 0 to V - 1.
+
+        Returns
+        -------
+        y : (N, D) array
+            Their vectors.
+        """
         return super().forward(idx[:, None])[:, 0]
 
     def backward(self, dout: Array) -> None:
-        """dout (N, D); fills ``grads``."""
+        """Compute the gradient of W and fill ``grads``.
+
+        Parameters
+        ----------
+        dout : (N, D) array
+            The gradient of the vectors.
+        """
         super().backward(dout[:, None])
 
 
 class Softmax(Layer):
-    """y = exp(x) / sum(exp(x)) along the rows: x and y (N, V).
+    """Softmax along the rows, y = exp(x) / sum(exp(x)).
 
-    dx = y (dy - sum(y dy))
+    The gradient is dx = y (dy - sum(y dy)).
 
-    out   y of the last forward, or None
+    Attributes
+    ----------
+    out : (N, V) array or None
+        y of the last forward.
     """
 
     out: Array | None = None
 
     def forward(self, x: Array) -> Array:
-        """x (N, V) -> (N, V), rows that sum to 1."""
+        """Compute the softmax.
+
+        Parameters
+        ----------
+        x : (N, V) array
+            Scores.
+
+        Returns
+        -------
+        y : (N, V) array
+            Probabilities; each row sums to 1.
+        """
         here = engine_for(x)
         self.out = softmax(accept("x", x, ("N", "V"), None, here))
         self._tape = here, self.out
         return self.out
 
     def backward(self, dout: Array) -> Array:
-        """dout (N, V) -> dx (N, V)."""
+        """Compute the gradient.
+
+        Parameters
+        ----------
+        dout : (N, V) array
+            The gradient of y.
+
+        Returns
+        -------
+        dx : (N, V) array
+            The gradient of x.
+        """
         here, y = self._recall()
         dout = accept("dout", dout, y.shape, y.dtype, here)
         return y * (dout - (y * dout).sum(axis=1, keepdims=True))
 
 
 class SoftmaxWithLoss(ours.TimeSoftmaxWithLoss):
-    """loss = -log(softmax(x) of the right class), the mean over the rows: x (N, V).
+    """Softmax and cross-entropy: the mean over the rows of -log(softmax(x) of the right class).
 
-    dx = (softmax(x) - one-hot t) / N
+    The gradient is dx = (softmax(x) - one-hot t) / N.
     """
 
     def forward(self, x: Array, t: Array) -> Any:
-        """x (N, V), t (N,) labels or (N, V) one-hot -> the loss."""
+        """Compute the loss.
+
+        Parameters
+        ----------
+        x : (N, V) array
+            Scores.
+        t : (N,) integers or (N, V) one-hot array
+            Labels.
+
+        Returns
+        -------
+        loss : float
+            The mean loss in nats.
+        """
         return super().forward(x[:, None], labels_of(t, 1)[:, None])
 
     def backward(self, dout: float = 1) -> Array:
-        """dout times the gradient by x, (N, V)."""
+        """Compute the gradient of dout * loss.
+
+        Parameters
+        ----------
+        dout : float, default 1
+            The factor of the loss.
+
+        Returns
+        -------
+        dx : (N, V) array
+            The gradient of x.
+        """
         return super().backward(dout)[:, 0]
 
 
 class Sigmoid(Layer):
-    """y = 1 / (1 + exp(-x)), any shape.
+    """The sigmoid y = 1 / (1 + exp(-x)), of any shape.
 
-    dx = dy y (1 - y)
+    The gradient is dx = dy y (1 - y).
 
-    out   y of the last forward, or None
+    Attributes
+    ----------
+    out : array or None
+        y of the last forward.
     """
 
     out: Array | None = None
 
     def forward(self, x: Array) -> Array:
-        """x, any shape -> the same shape."""
+        """Compute the sigmoid.
+
+        Parameters
+        ----------
+        x : array of any shape
+            The input.
+
+        Returns
+        -------
+        y : array
+            The output, in the shape of x.
+        """
         here = engine_for(x)
         self.out = sigmoid(accept("x", x, any_shape(x), None, here))
         self._tape = here, self.out
         return self.out
 
     def backward(self, dout: Array) -> Array:
-        """dout, the shape of x -> dx."""
+        """Compute the gradient.
+
+        Parameters
+        ----------
+        dout : array
+            The gradient of y.
+
+        Returns
+        -------
+        dx : array
+            The gradient of x.
+        """
         here, y = self._recall()
         return accept("dout", dout, y.shape, y.dtype, here) * y * (1 - y)
 
 
 class Dropout(Layer):
-    """y = x mask in training, x (1 - dropout_ratio) after it, any shape; dx = dy mask.
+    """Dropout: y = x mask in training, x (1 - dropout_ratio) after it, of any shape; dx = dy mask.
 
-    The mask is np.random.rand(*x.shape) > dropout_ratio, so that ``np.random.seed`` decides it.
+    The mask is ``np.random.rand(*x.shape) > dropout_ratio``, so that ``np.random.seed`` determines
+    it.
 
-    mask   of the last forward in training, or None
+    Parameters
+    ----------
+    dropout_ratio : float, default 0.5
+        The share of numbers that is dropped.
+
+    Attributes
+    ----------
+    mask : array or None
+        The mask of the last forward in training.
     """
 
     def __init__(self, dropout_ratio: float = 0.5) -> None:
@@ -165,7 +326,20 @@ class Dropout(Layer):
         self.mask: Array | None = None
 
     def forward(self, x: Array, train_flg: bool = True) -> Array:
-        """x, any shape -> the same shape and dtype."""
+        """Drop numbers of x in training.
+
+        Parameters
+        ----------
+        x : array of any shape
+            The input.
+        train_flg : bool, default True
+            True in training.
+
+        Returns
+        -------
+        y : array
+            The output, in the shape and dtype of x.
+        """
         here = engine_for(x)
         x = accept("x", x, any_shape(x), None, here)
         if not train_flg:
@@ -176,6 +350,17 @@ class Dropout(Layer):
         return x * self.mask
 
     def backward(self, dout: Array) -> Array:
-        """dout, the shape of x -> dx."""
+        """Compute the gradient.
+
+        Parameters
+        ----------
+        dout : array
+            The gradient of y.
+
+        Returns
+        -------
+        dx : array
+            The gradient of x.
+        """
         here, mask, dtype = self._recall()
         return accept("dout", dout, mask.shape, dtype, here) * mask

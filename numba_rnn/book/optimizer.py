@@ -22,29 +22,58 @@ def _nesterov(W: Any, v: Any, dW: Any, lr: float, momentum: float) -> tuple[Any,
 
 
 class Nesterov(Momentum):
-    """v <- momentum v - lr dW;  W <- W + momentum² v - (1 + momentum) lr dW.
+    """Nesterov momentum: v <- momentum v - lr dW; W <- W + momentum² v - (1 + momentum) lr dW.
 
-    As in the book's code, whose v is the new one. (In the paper that it cites, Bengio et al. 2013,
-    it is the old one.)
+    Parameters
+    ----------
+    lr : float, default 0.01
+        The learning rate.
+    momentum : float, default 0.9
+        The decay of the velocity v.
+
+    Notes
+    -----
+    As in the book's code, v in the second equation is the new one. (In the paper that the book
+    cites, Bengio et al. 2013, it is the old one.)
     """
 
     rule = staticmethod(_nesterov)
 
 
 class RMSprop(RMSProp):
-    """h <- decay_rate h + (1 - decay_rate) dW²;  W <- W - lr dW / (sqrt(h) + 1e-7)."""
+    """RMSprop: h <- decay_rate h + (1 - decay_rate) dW²; W <- W - lr dW / (sqrt(h) + 1e-7).
+
+    Parameters
+    ----------
+    lr : float, default 0.01
+        The learning rate.
+    decay_rate : float, default 0.99
+        The decay of the mean h.
+    """
 
     def __init__(self, lr: float = 0.01, decay_rate: float = 0.99) -> None:
         super().__init__(lr, decay_rate)
 
 
 class Adam(optimisers.Adam):
-    """m <- m + (1 - beta1) (dW - m);  v <- v + (1 - beta2) (dW² - v);
+    """The book's Adam: m <- m + (1 - beta1) (dW - m); v <- v + (1 - beta2) (dW² - v).
 
-    W <- W - lr_t m / (sqrt(v) + 1e-7), with lr_t = lr sqrt(1 - beta2^t) / (1 - beta1^t) at the
-    t-th update. That of ``numba_rnn.training``, and of the paper's algorithm 1, adds 1e-8 to the
-    root of the corrected v, v / (1 - beta2^t), instead: while gradients are small, or t is, the
-    two differ.
+    W <- W - lr_t m / (sqrt(v) + 1e-7), with lr_t = lr sqrt(1 - beta2^t) / (1 - beta1^t) at the t-th
+    update.
+
+    Parameters
+    ----------
+    lr : float, default 0.001
+        The learning rate.
+    beta1 : float, default 0.9
+        The decay of the mean of the gradient.
+    beta2 : float, default 0.999
+        The decay of the mean of its square.
+
+    Notes
+    -----
+    ``numba_rnn.training.Adam``, and the paper's algorithm 1, add 1e-8 to the root of the corrected
+    v, v / (1 - beta2^t), instead. The two differ while gradients or t are small.
     """
 
     def __init__(self, lr: float = 0.001, beta1: float = 0.9, beta2: float = 0.999) -> None:

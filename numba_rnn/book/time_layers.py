@@ -53,22 +53,47 @@ __all__ = [
 
 
 class TimeSoftmaxWithLoss(ours.TimeSoftmaxWithLoss):
-    """loss = -log(softmax(x) of the right word), the mean over all steps that have a label.
+    """Softmax and cross-entropy: the mean of -log(softmax(x) of the right word) over all labels.
 
-    dx = (softmax(x) - one-hot t) / number of labels, 0 where t is ``ignore_label``, -1
+    The gradient is dx = (softmax(x) - one-hot t) / number of labels, and 0 where t is
+    ``ignore_label``, -1.
     """
 
     def forward(self, xs: Array, ts: Array) -> Any:
-        """xs (N, T, V), ts (N, T) labels or (N, T, V) one-hot -> the loss."""
+        """Compute the loss.
+
+        Parameters
+        ----------
+        xs : (N, T, V) array
+            Scores.
+        ts : (N, T) integers or (N, T, V) one-hot array
+            Labels.
+
+        Returns
+        -------
+        loss : float
+            The mean loss in nats.
+        """
         return super().forward(xs, labels_of(ts, 2))
 
 
 class TimeDropout(Layer):
-    """y = x mask / (1 - dropout_ratio) while ``train_flg``, else y = x; any shape; dx likewise.
+    """Dropout: y = x mask / (1 - dropout_ratio) while ``train_flg`` is True, otherwise y = x.
 
-    The mask is np.random.rand(*xs.shape) > dropout_ratio, so that ``np.random.seed`` decides it.
+    The gradient is masked and scaled likewise. The mask is ``np.random.rand(*xs.shape) >
+    dropout_ratio``, so that ``np.random.seed`` determines it.
 
-    mask   of the last forward in training, with the factor 1 / (1 - dropout_ratio) in it, or None
+    Parameters
+    ----------
+    dropout_ratio : float, default 0.5
+        The share of numbers that is dropped.
+
+    Attributes
+    ----------
+    mask : array or None
+        The mask of the last forward in training, multiplied by 1 / (1 - dropout_ratio).
+    train_flg : bool
+        True in training.
     """
 
     def __init__(self, dropout_ratio: float = 0.5) -> None:
@@ -78,7 +103,18 @@ class TimeDropout(Layer):
         self.train_flg = True
 
     def forward(self, xs: Array) -> Array:
-        """xs, any shape -> the same shape."""
+        """Drop numbers of xs in training.
+
+        Parameters
+        ----------
+        xs : array of any shape
+            The input.
+
+        Returns
+        -------
+        ys : array
+            The output, in the shape of xs.
+        """
         self._tape = ()
         if not self.train_flg:
             return xs
@@ -90,7 +126,18 @@ class TimeDropout(Layer):
         return xs * self.mask
 
     def backward(self, dout: Array) -> Array:
-        """dout, the shape of xs -> dxs."""
+        """Compute the gradient.
+
+        Parameters
+        ----------
+        dout : array
+            The gradient of the output.
+
+        Returns
+        -------
+        dxs : array
+            The gradient of xs.
+        """
         if not self._recall():
             return dout
         here, mask = self._recall()
@@ -98,12 +145,22 @@ class TimeDropout(Layer):
 
 
 class TimeBiLSTM(ours.TimeBiLSTM):
-    """An LSTM that reads forwards beside one that reads backwards: (N, T, D) -> (N, T, 2H).
+    """An LSTM that reads forward and one that reads backward, (N, T, D) -> (N, T, 2H).
 
-    forward_lstm, backward_lstm   the two, Wx1 ... and Wx2 ...
+    Parameters
+    ----------
+    Wx1, Wh1, b1 : arrays
+        The parameters of the forward LSTM; see ``TimeLSTM``.
+    Wx2, Wh2, b2 : arrays
+        The parameters of the backward LSTM.
+    stateful : bool, default False
+        Whether both carry their states on to the next block, as in the book. (In ``numba_rnn`` only
+        the forward LSTM does, because the state of the backward one comes from the future.)
 
-    Where it is stateful both carry their states on to the next block, as in the book; that of
-    ``numba_rnn`` carries on the forward one's alone, for the backward one comes from the future.
+    Attributes
+    ----------
+    forward_lstm, backward_lstm : TimeLSTM
+        The two LSTMs.
     """
 
     def __init__(

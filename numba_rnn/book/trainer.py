@@ -21,10 +21,28 @@ __all__ = ["RnnlmTrainer", "Trainer", "clip_grads", "np", "remove_duplicate"]
 
 
 def remove_duplicate(params: list[Array], grads: list[Array]) -> tuple[list[Array], list[Array]]:
-    """Every parameter once: where two layers share one, its gradient is the sum of both.
+    """List every parameter once. The gradient of a shared parameter is the sum of its gradients.
 
-    A parameter is shared as it stands, or transposed, ``W`` and ``W.T``, in the same memory.
-    Raises ValueError for a W and a W.T that are equal on a device, where they are two copies.
+    Two layers share a parameter as it is, or transposed, ``W`` and ``W.T``, in the same memory.
+
+    Parameters
+    ----------
+    params : list of arrays
+        The parameters.
+    grads : list of arrays
+        Their gradients.
+
+    Returns
+    -------
+    params : list of arrays
+        Every parameter once.
+    grads : list of arrays
+        Their gradients.
+
+    Raises
+    ------
+    ValueError
+        If a W and a W.T are equal on a GPU, where they are two copies.
     """
     kept: list[tuple[Array, Array]] = []
     for param, grad in zip(params, grads, strict=True):
@@ -110,10 +128,21 @@ class _Training:
 
 
 class Trainer(_Training):
-    """Trains on examples in mini-batches.
+    """The book's training loop over examples in mini-batches.
 
-    loss_list       the mean loss of every ``eval_interval`` iterations
-    current_epoch   how many epochs are complete
+    Parameters
+    ----------
+    model : object
+        A model with ``forward(x, t)``, ``backward()``, ``params`` and ``grads``.
+    optimizer : Optimiser
+        The optimiser.
+
+    Attributes
+    ----------
+    loss_list : list of float
+        The mean loss of every ``eval_interval`` iterations.
+    current_epoch : int
+        The number of complete epochs.
     """
 
     def __init__(self, model: Any, optimizer: Any) -> None:
@@ -131,9 +160,20 @@ class Trainer(_Training):
     ) -> None:
         """Train for ``max_epoch`` epochs, each in an order drawn by ``np.random.permutation``.
 
-        x, t            inputs and targets, an example a row
-        max_grad        clip the gradient's norm to this, or None
-        eval_interval   print the mean loss every so many iterations, or None
+        Parameters
+        ----------
+        x : array
+            The inputs, one example in each row.
+        t : array
+            The targets, one example in each row.
+        max_epoch : int, default 10
+            The number of epochs.
+        batch_size : int, default 32
+            The number of examples in a batch.
+        max_grad : float, optional
+            The largest norm of the gradient; a larger one is clipped.
+        eval_interval : int or None, default 20
+            The number of iterations between two printed mean losses; None: nothing is printed.
         """
         self._start(eval_interval)
         iterations = len(x) // batch_size
@@ -149,16 +189,34 @@ class Trainer(_Training):
             self.current_epoch += 1
 
     def plot(self, ylim: tuple[float, float] | None = None) -> None:
-        """Show ``loss_list`` as a curve."""
+        """Show ``loss_list`` as a curve.
+
+        Parameters
+        ----------
+        ylim : tuple of float, optional
+            The limits of the loss axis.
+        """
         self._plot(self.loss_list, "loss", ylim)
 
 
 class RnnlmTrainer(_Training):
-    """Trains a language model by truncated backpropagation through time.
+    """The book's training loop of a language model, by truncated backpropagation through time.
 
-    ppl_list        the perplexity of every ``eval_interval`` iterations of the last ``fit``
-    time_idx        how many steps of every row the last ``fit`` has read
-    current_epoch   how many epochs are complete
+    Parameters
+    ----------
+    model : object
+        A model with ``forward(xs, ts)``, ``backward()``, ``params`` and ``grads``.
+    optimizer : Optimiser
+        The optimiser.
+
+    Attributes
+    ----------
+    ppl_list : list of float
+        The perplexity of every ``eval_interval`` iterations of the last ``fit``.
+    time_idx : int
+        The number of steps of each row that the last ``fit`` has read.
+    current_epoch : int
+        The number of complete epochs.
     """
 
     def __init__(self, model: Any, optimizer: Any) -> None:
@@ -167,9 +225,27 @@ class RnnlmTrainer(_Training):
         self.ppl_list: list[float] | None = None
 
     def get_batch(self, x: Array, t: Array, batch_size: int, time_size: int) -> tuple[Array, Array]:
-        """The next block: of x and t (L,) rows (batch_size, time_size), of int32.
+        """Return the next block of the text.
 
-        Row i starts at i (L // batch_size); where the text ends, it starts over.
+        Row i starts at i (L // batch_size). At the end of the text it starts over.
+
+        Parameters
+        ----------
+        x : (L,) integers
+            The words.
+        t : (L,) integers
+            The word after each of them.
+        batch_size : int
+            The number of rows.
+        time_size : int
+            The number of steps.
+
+        Returns
+        -------
+        batch_x : (batch_size, time_size) array, int32
+            Words.
+        batch_t : (batch_size, time_size) array, int32
+            The word after each of them.
         """
         starts = np.arange(batch_size) * (len(x) // batch_size)
         steps = (self.time_idx or 0) + np.arange(time_size)
@@ -187,11 +263,24 @@ class RnnlmTrainer(_Training):
         max_grad: float | None = None,
         eval_interval: int | None = 20,
     ) -> None:
-        """Train for ``max_epoch`` epochs, from the text's beginning.
+        """Train for ``max_epoch`` epochs, from the start of the text.
 
-        xs, ts          (L,) words, and the word after each
-        max_grad        clip the gradient's norm to this, or None
-        eval_interval   print the perplexity every so many iterations, or None
+        Parameters
+        ----------
+        xs : (L,) integers
+            The words.
+        ts : (L,) integers
+            The word after each of them.
+        max_epoch : int, default 10
+            The number of epochs.
+        batch_size : int, default 20
+            The number of rows in a block.
+        time_size : int, default 35
+            The number of steps in a block.
+        max_grad : float, optional
+            The largest norm of the gradient; a larger one is clipped.
+        eval_interval : int or None, default 20
+            The number of iterations between two printed perplexities; None: nothing is printed.
         """
         self._start(eval_interval)
         self.time_idx, self.ppl_list = 0, []
@@ -206,5 +295,11 @@ class RnnlmTrainer(_Training):
             self.current_epoch += 1
 
     def plot(self, ylim: tuple[float, float] | None = None) -> None:
-        """Show ``ppl_list`` as a curve."""
+        """Show ``ppl_list`` as a curve.
+
+        Parameters
+        ----------
+        ylim : tuple of float, optional
+            The limits of the perplexity axis.
+        """
         self._plot(self.ppl_list or [], "perplexity", ylim)

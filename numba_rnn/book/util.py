@@ -17,20 +17,54 @@ __all__ = ["clip_grads", "eval_perplexity", "eval_seq2seq", "np", "to_cpu", "to_
 
 
 def to_cpu(x: Array) -> Array:
-    """The array as NumPy's."""
+    """Return an array in host memory.
+
+    Parameters
+    ----------
+    x : array
+        An array of NumPy or of the GPU.
+
+    Returns
+    -------
+    NumPy array
+        The same numbers.
+    """
     return to_host(x)
 
 
 def to_gpu(x: Array) -> Array:
-    """The array on the GPU. Raises BackendError where none answers."""
+    """Return an array on the GPU.
+
+    Parameters
+    ----------
+    x : array
+        An array of NumPy or of the GPU.
+
+    Returns
+    -------
+    CuPy array
+        The same numbers.
+
+    Raises
+    ------
+    BackendError
+        If no GPU answers.
+    """
     return move(x, engine_named("cuda"))
 
 
 def clip_grads(grads: list[Array], max_norm: float) -> None:
-    """Scale the gradients in place by max_norm / (norm + 1e-6) where that is less than 1.
+    """Scale the gradients in place by max_norm / (norm + 1e-6) if that is less than 1.
 
-    norm is that of all the gradients' numbers in one vector; where it is not finite they are left
-    as they are.
+    The norm is that of all numbers of all gradients in one vector. If it is not finite, the
+    gradients stay as they are.
+
+    Parameters
+    ----------
+    grads : list of arrays
+        The gradients.
+    max_norm : float
+        The largest norm.
     """
     norm = float(global_norm(grads))
     rate = max_norm / (norm + 1e-6)
@@ -40,9 +74,23 @@ def clip_grads(grads: list[Array], max_norm: float) -> None:
 
 
 def eval_perplexity(model: Any, corpus: Array, batch_size: int = 10, time_size: int = 35) -> float:
-    """exp of the mean loss over a corpus (L,), in ``batch_size`` rows, ``time_size`` steps a block.
+    """Compute exp of the mean loss over a corpus.
 
-    model   with ``forward(xs, ts)``; where it takes ``train_flg``, that is False
+    Parameters
+    ----------
+    model : object
+        A model with ``forward(xs, ts)``. If forward takes ``train_flg``, it is False.
+    corpus : (L,) integers
+        The words.
+    batch_size : int, default 10
+        The number of rows.
+    time_size : int, default 35
+        The number of steps in a block.
+
+    Returns
+    -------
+    float
+        The perplexity.
     """
     has_flag = "train_flg" in inspect.signature(model.forward).parameters
     options = {"train_flg": False} if has_flag else {}
@@ -59,13 +107,27 @@ def eval_seq2seq(
     verbose: bool = False,
     is_reverse: bool = False,
 ) -> int:
-    """1 if the model's answer is the correct one, else 0.
+    """Compare the answer of a model with the correct one.
 
-    model        with ``generate(question, start_id, sample_size)``
-    question     (1, T) character numbers
-    correct      (1, L + 1): the character that starts an answer, then the answer
-    verbose      True: print question (Q), target (T) and answer (O where it is right, else X)
-    is_reverse   True: the question is printed backwards, for it was given so
+    Parameters
+    ----------
+    model : object
+        A model with ``generate(question, start_id, sample_size)``.
+    question : (1, T) integers
+        Character numbers.
+    correct : (1, L + 1) integers
+        The character that starts an answer, then the answer.
+    id_to_char : mapping of int to str
+        The characters by number.
+    verbose : bool, default False
+        Whether to print question (Q), target (T) and answer (O if it is right, otherwise X).
+    is_reverse : bool, default False
+        If True, the question is printed backwards, because it was given so.
+
+    Returns
+    -------
+    int
+        1 if the answer is correct, 0 otherwise.
     """
     start_id, *answer = (int(c) for c in correct.flatten())
     guess = [int(c) for c in model.generate(question, start_id, len(answer))]
