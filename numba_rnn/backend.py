@@ -7,14 +7,14 @@
     numba   compiled for this CPU
     cuda    one NVIDIA GPU
 
-An engine that cannot run here gives way to the next one with one RuntimeWarning that says why, so
-that the same script runs on a machine without a GPU; where ``strict`` is asked for
-(``use_backend(..., strict=True)`` or ``NUMBA_RNN_STRICT=1``) it raises BackendError instead. An
-unknown name always raises.
+If an engine cannot run here, the next one runs, and one RuntimeWarning says why. So the same script
+runs on a machine without a GPU. In strict mode (``use_backend(..., strict=True)`` or
+``NUMBA_RNN_STRICT=1``) BackendError is raised instead. An unknown name always raises.
 
-``NUMBA_RNN_PRECISION`` says how exact products in float32 have to be, on engines that have a
-choice: float32 (default), tf32 (10 bits) or bf16 (7 bits; float32 sums). Parameters stay float32.
- This is the only module that knows about engines.
+``NUMBA_RNN_PRECISION`` sets the precision of products in float32, on engines that have a choice:
+float32 (default), tf32 (10 bits) or bf16 (7 bits; float32 sums). Parameters stay float32.
+
+This is the only module that knows about engines.
 
 Arrays are where their engine runs: NumPy's in host memory, those of the CUDA engine on the GPU.
 ``engine_of`` finds the engine of a parameter, ``engine_for`` that of an array that is given.
@@ -63,7 +63,7 @@ PRECISIONS = ("float32", "tf32", "bf16")
 
 
 class BackendError(RuntimeError):
-    """The engine asked for cannot run on this machine."""
+    """The requested engine cannot run on this machine."""
 
 
 # ---- the engines: each loader returns one, or raises BackendError with the reason
@@ -201,20 +201,32 @@ _override: ContextVar[_Choice | None] = ContextVar("numba_rnn_backend", default=
 class use_backend:  # noqa: N801 (reads as a verb: with use_backend("numpy"): ...)
     """Choose the engine for the current thread or asyncio task.
 
-    As a call it holds until the next one; as a context manager until the block ends::
+    A call holds until the next one, a ``with`` block until its end. Other threads are not affected:
+    they follow ``NUMBA_RNN_BACKEND`` until they choose.
 
-        use_backend("numba")
-        with use_backend("numpy"):
-            ...
+    Parameters
+    ----------
+    name : {"auto", "numpy", "numba", "cuda"}
+        The engine.
+    strict : bool, default False
+        If True and the engine cannot run, BackendError is raised; otherwise a warning is issued and
+        the next engine runs.
+    precision : {"float32", "tf32", "bf16"}, optional
+        The precision of products, on engines that have a choice; by default
+        ``NUMBA_RNN_PRECISION``.
 
-    Other threads are not touched: they follow ``NUMBA_RNN_BACKEND`` until they choose.
+    Raises
+    ------
+    ValueError
+        If a name is unknown.
+    BackendError
+        If strict is True and the engine cannot run.
 
-    name       "auto", "numpy", "numba" or "cuda"
-    strict     raise BackendError, instead of warning and falling back, where it cannot run
-    precision  "float32", "tf32" or "bf16": how exact products have to be, where an engine has a
-               choice; by default as ``NUMBA_RNN_PRECISION`` says
-
-    Raises ValueError for an unknown name.
+    Examples
+    --------
+    >>> with use_backend("numpy"):
+    ...     backend()
+    'numpy'
     """
 
     def __init__(self, name: str, *, strict: bool = False, precision: str | None = None) -> None:
@@ -370,13 +382,39 @@ def to_host(array: Any) -> Any:
 
 
 def backend() -> str:
-    """Name of the engine in force: "numpy", "numba" or "cuda"."""
+    """Return the name of the engine in force.
+
+    Returns
+    -------
+    str
+        "numpy", "numba" or "cuda".
+    """
     return engine().name
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What ``explain`` found out; print it, or read its fields."""
+    """The result of ``explain``: print it, or read its attributes.
+
+    Attributes
+    ----------
+    engine : str
+        The name of the engine.
+    reason : str
+        The reason why it runs.
+    device : str
+        The CPU or GPU.
+    threads : int
+        The number of threads.
+    simd_bits : int or None
+        The width of its vectors in bits; None: NumPy and BLAS decide.
+    cache : str or None
+        The folder of compiled code.
+    versions : dict of str to str
+        The versions of the packages involved.
+    layout : dict of str to str
+        How the steps of the layer run, if there is a choice.
+    """
 
     engine: str
     reason: str
@@ -403,11 +441,23 @@ class Explanation:
 
 
 def explain(layer: Any = None, batch: int = 1) -> Explanation:
-    """Which engine runs, why, on what device, with which versions.
+    """Explain which engine runs, why, on which device, with which versions.
 
-    With a recurrent layer also how its steps run for so many rows, and why, where the engine has
-    a choice: the CUDA engine keeps the weights on chip or goes step by step.
+    Parameters
+    ----------
+    layer : recurrent layer, optional
+        With a layer, also explain how its steps run, on an engine that has a choice: the CUDA
+        engine keeps the weights on chip or goes step by step.
+    batch : int, default 1
+        The number of rows for which to explain this.
 
+    Returns
+    -------
+    Explanation
+        The explanation.
+
+    Examples
+    --------
     >>> with use_backend("numpy"):
     ...     explain().engine
     'numpy'

@@ -12,8 +12,8 @@
     TimePeephole = time_layer(peephole)
     layer = TimePeephole.create(input_size=3, hidden_size=32, rng=0)
 
-The zoo in ``kernels/cells/`` (``lstm_variants.py``, ``gru_variants.py``, ``elementwise.py`` ...) is
-written this way.
+Most cells of the package are written this way: ``kernels/cells/lstm_variants.py``,
+``kernels/cells/gru_variants.py``, ``kernels/cells/elementwise.py`` and others.
 """
 
 from collections.abc import Callable
@@ -26,49 +26,82 @@ from .layers.recurrent import TimeRecurrent
 
 
 def cell(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
-    """A decorator: the step of a cell as a plain function -> the cell, its gradient derived.
+    """Make a cell from the step as a plain function; its gradient is derived. A decorator.
 
-    The function's arguments are found by name. Those in ``states`` are the states before the step,
-    those in ``weights`` are weights, of which each unit has its own; all others are gates: a gate
-    arrives as its pre-activation, x Wx + h Wh + b. The function returns the states after the step,
-    in the order of ``states``; the first one is the output.
+    The arguments of the function are found by name. Those in ``states`` are the states before the
+    step, those in ``weights`` are weights, one number for each unit; all others are gates. A gate
+    is its pre-activation, x Wx + h Wh + b. The function returns the states after the step, in the
+    order of ``states``; the first one is the output.
 
-    It may use + - * /, x ** 2, comparisons inside ``where``, the functions of
-    ``numba_rnn.functions`` (sigmoid, tanh, relu, exp, softplus, hard_sigmoid, maximum, where ...),
-    constants, and plain functions made of the same. Python's ``if`` cannot look at numbers that
-    differ from unit to unit: write ``where(a > 0, b, c)``.
+    The function may use ``+ - * /``, ``x ** 2``, comparisons inside ``where``, the functions of
+    ``numba_rnn.functions`` (sigmoid, tanh, relu, exp, softplus, hard_sigmoid, maximum, where and
+    others), constants, and plain functions made of the same. Python's ``if`` on a per-unit value is
+    not allowed: write ``where(a > 0, b, c)``.
 
-    Lists of names are strings, split at spaces or commas, or tuples.
+    Parameters
+    ----------
+    function : callable, optional
+        The step. If it is left out, the result is a decorator.
+    **options
+        The options below. Lists of names are strings, split at spaces or commas, or tuples.
 
-    states          names of the states, "h" if left out
-    weights         names of the weights
-    recurrence      "product" (h Wh feeds every gate), or "elementwise": no h Wh at all
-    input_only      gates that see x Wx alone
-    recurrent_only  gates that see h Wh alone, and so have no bias (a weight makes one)
-    second          the last gates, if their product multiplies ``operand`` instead of h
-    fed             in place of second: a gate without any product and bias, whose pre-activation
-                    is ``operand`` itself, as the new memory cell that is to be normalised
-    operand         a function of other gates, states and weights, as the GRU's
-                    ``def reset(r, h): return sigmoid(r) * h``
-    normalised      gates whose pre-activation arrives normalised over the H units of a row (layer
-                    normalisation): (a - mean(a)) / sqrt(var(a) + 1e-5), each gate by itself.
-                    Gain and shift are weights: ``f = sigmoid(gain_f * f + shift_f)``
-    joined          states that mean something only together, as sLSTM's c, n and the exponent m
-                    that both are divided by; zoneout leaves them alone
-    biases          1: on the input side; 2: on both sides
-    bias_start      where a gate's bias starts, by name: a number, or (low, high) to draw it from
-    weight_start    where a weight starts, likewise
-    backward        instead of a derivation: (dstate, saved, state) -> (dgates, dstate), see
-                    ``kernels/cells/cell.py``
-    saved           with ``backward``: the function's local variables that it is given
-    name            the cell's name, the function's if left out
+    Other Parameters
+    ----------------
+    states : names
+        The names of the states; "h" if left out.
+    weights : names
+        The names of the weights.
+    recurrence : {"product", "elementwise"}
+        "product": h Wh is added to every gate. "elementwise": there is no h Wh.
+    input_only : names
+        Gates that have x Wx alone.
+    recurrent_only : names
+        Gates that have h Wh alone, and so no bias (a weight can be one).
+    second : names
+        The last gates, if their recurrent product multiplies ``operand`` instead of h.
+    fed : name
+        May be given instead of second: a gate without product and bias whose pre-activation is
+        ``operand`` itself, such as a new memory cell that is to be normalised.
+    operand : callable
+        A function of other gates, states and weights, such as the GRU's
+        ``def reset(r, h): return sigmoid(r) * h``.
+    normalised : names
+        Gates with layer normalisation over the H units of a row: (a - mean(a)) / sqrt(var(a) +
+        1e-5), each gate by itself. Gain and shift are weights: ``f = sigmoid(gain_f * f +
+        shift_f)``.
+    joined : names
+        States that have no meaning alone, such as sLSTM's c, n and the exponent m by which both are
+        divided. Zoneout leaves them as they are.
+    biases : {1, 2}
+        1: one bias, on the input side. 2: a bias on both sides.
+    bias_start : dict of str to float or (low, high)
+        The initial bias of a gate: a number, or the range of a uniform distribution.
+    weight_start : dict of str to float or (low, high)
+        The initial value of a weight, in the same form.
+    backward : callable
+        (dstate, saved, state) -> (dgates, dstate), instead of a derived one; see
+        ``kernels/cells/cell.py``.
+    saved : names
+        With ``backward``: the local variables of the function that it receives.
+    name : str
+        The name of the cell; that of the function if left out.
 
-    Returns a ``WrittenCell``: ``source("backward")`` shows what was derived, ``check()`` compares
-    its gradients with finite differences and warns of quotients that may be 0 / 0,
-    ``time_layer(it)`` is its layer. Raises ValueError or
-    TypeError, naming the line, for what no cell can be; ImportError without SymPy
-    (``pip install "numba-rnn[cells]"``).
+    Returns
+    -------
+    WrittenCell
+        The cell. ``source("backward")`` shows the derived code; ``check()`` compares its gradients
+        with finite differences and warns of quotients that may be 0 / 0; ``time_layer`` makes its
+        layer.
 
+    Raises
+    ------
+    ValueError, TypeError
+        If the function cannot be a cell; the message names the line.
+    ImportError
+        Without SymPy (``pip install "numba-rnn[cells]"``).
+
+    Examples
+    --------
     >>> from numba_rnn.functions import tanh
     >>> @cell(weights="u", recurrence="elementwise")
     ... def diagonal(a, u, h):
@@ -92,12 +125,23 @@ def cell(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
 
 
 def time_layer(cell: str | Cell | WrittenCell) -> type[TimeRecurrent]:
-    """The layer of a cell, unrolled over time, as TimeLSTM is that of the LSTM.
+    """Return the layer class of a cell, unrolled over time, as TimeLSTM is that of the LSTM.
 
-    Its constructor takes the parameters that ``cell.shapes(D, H)`` names, and ``stateful``; every
-    state and its gradient are attributes by their names (``layer.c``, ``layer.dc``), but for those
-    whose name means something else in every layer (``trace``, ``params`` ...).
+    Parameters
+    ----------
+    cell : str, Cell or WrittenCell
+        The cell, or its name.
 
+    Returns
+    -------
+    type
+        A subclass of TimeRecurrent. Its constructor takes the parameters that ``cell.shapes(D, H)``
+        names, and ``stateful``. Every state and its gradient are attributes by their names
+        (``layer.c``, ``layer.dc``), except names that every layer uses otherwise (``trace``,
+        ``params`` and so on).
+
+    Examples
+    --------
     >>> import numpy as np
     >>> TimeMgu = time_layer("mgu")
     >>> TimeMgu.create(3, 5, rng=0).forward(np.ones((2, 7, 3), np.float32)).shape

@@ -1,4 +1,4 @@
-"""The jobs of the command line, as functions: train, load, evaluate a language model."""
+"""The jobs of the command line as functions: train, load, evaluate a language model."""
 
 import hashlib
 import math
@@ -36,16 +36,36 @@ DEFAULT_LR = {
 class Settings:
     """Everything that decides how a language model is trained.
 
-    text, valid, test  files; without text the built-in English, without valid the last tenth of
-                       text is held out
-    level              "char" or "word"
-    min_count          tokens rarer than this in the training text count as unknown
-    cell ... init      see Rnnlm
-    optimiser, lr      see training/optimisers.py; lr None: DEFAULT_LR
-    clip               the gradient's largest global norm; 0: no clipping
-    batch, time        size of a block: streams side by side, steps
-    epochs, decay, patience, save_every   see Trainer
-    seed               of everything random
+    Parameters
+    ----------
+    text : str, optional
+        The training file; the built-in English text if left out.
+    valid : str, optional
+        The validation file; if left out, the last tenth of text is held out.
+    test : str, optional
+        The test file.
+    level : {"char", "word"}
+        The kind of token.
+    min_count : int, default 1
+        Tokens that occur less often in the training text count as unknown.
+    cell, embed, hidden, layers, dropout, zoneout, recurrent_dropout, weight_drop, tie, init, dtype
+        The model; see ``Rnnlm``.
+    optimiser : str, default "adam"
+        The name of an optimiser; see ``numba_rnn/training/optimisers.py``.
+    lr : float, optional
+        The learning rate; that of DEFAULT_LR if left out.
+    clip : float, default 1.0
+        The largest global norm of the gradient; 0: no clipping.
+    batch : int, default 32
+        The number of rows in a block: streams side by side.
+    time : int, default 64
+        The number of steps in a block.
+    epochs : int, default 10
+        The number of epochs.
+    decay, patience, save_every
+        See ``Trainer``.
+    seed : int, default 0
+        The seed of everything random.
     """
 
     text: str | None = None
@@ -91,7 +111,19 @@ class Settings:
 
 @dataclass(frozen=True)
 class Corpora:
-    """The texts of a job as token numbers."""
+    """The texts of a job as token numbers.
+
+    Attributes
+    ----------
+    vocabulary : Vocabulary
+        The vocabulary of the training text.
+    train, valid : (L,) array, int64
+        The training and the validation text.
+    test : (L,) array, int64, or None
+        The test text.
+    digest : str
+        A hash of the three texts.
+    """
 
     vocabulary: Vocabulary
     train: Array
@@ -101,7 +133,18 @@ class Corpora:
 
 
 def read_corpora(settings: Settings) -> Corpora:
-    """Read and number the texts; the vocabulary is that of the training text."""
+    """Read and number the texts of a job.
+
+    Parameters
+    ----------
+    settings : Settings
+        The settings of the job.
+
+    Returns
+    -------
+    Corpora
+        The texts; the vocabulary is that of the training text.
+    """
     text = builtin_text() if settings.text is None else read_text(settings.text)
     if settings.valid is not None:
         held_out = read_text(settings.valid)
@@ -123,7 +166,23 @@ def read_corpora(settings: Settings) -> Corpora:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a training job left."""
+    """The result of a training job.
+
+    Attributes
+    ----------
+    checkpoint : Path
+        The best checkpoint, or the last one.
+    stopped : bool
+        Whether a signal ended the training.
+    valid_perplexity, test_perplexity : float or None
+        The perplexity of that checkpoint.
+    history : History
+        The course of the training.
+    model : Rnnlm
+        The model of that checkpoint.
+    vocabulary : Vocabulary
+        Its vocabulary.
+    """
 
     checkpoint: Path
     stopped: bool
@@ -135,13 +194,24 @@ class Outcome:
 
     @property
     def diverged(self) -> bool:
-        """Whether the last epoch left a model far worse than one that has learnt nothing."""
+        """Whether the model after the last epoch is far worse than an untrained one."""
         last = self.history.epochs[-1]["valid_perplexity"]
         return bool(last > 10 * len(self.vocabulary))  # which is what that one would have, times 10
 
 
 def new_folder(settings: Settings) -> Path:
-    """A new folder under runs/, which is made: no other run that starts now gets it, too."""
+    """Create a new folder under runs/. No other run that starts now gets the same one.
+
+    Parameters
+    ----------
+    settings : Settings
+        The settings of the run, which are part of its name.
+
+    Returns
+    -------
+    Path
+        The folder.
+    """
     name = f"{settings.level}-{settings.cell}"
     for n in count(1):
         folder = Path("runs") / (name if n == 1 else f"{name}-{n}")
@@ -160,16 +230,42 @@ def train(
     tell: Callable[[str], None] = say,
     ranks: Alone | None = None,
 ) -> Outcome:
-    """Train a language model; checkpoints go to ``folder``.
+    """Train a language model and write checkpoints to a folder.
 
-    resume  a checkpoint to go on from; ``settings`` must be those it was made with (epochs may
-            differ), see ``settings_of``
-    tell    is called with lines worth showing
-    ranks   the processes that train it together, as ``numba_rnn.training.connect`` finds them; rank
-            0 reads and writes checkpoints, and tells
+    Parameters
+    ----------
+    settings : Settings
+        The settings.
+    folder : str or Path
+        The folder for checkpoints.
+    resume : str or Path, optional
+        A checkpoint to continue from. ``settings`` must then be those of its run (epochs may
+        differ); see ``settings_of``.
+    progress : bool, default True
+        Whether to show a progress bar on stderr.
+    tell : callable, optional
+        It is called with lines worth showing; by default it prints them.
+    ranks : Alone, optional
+        The processes that train the model together; see ``numba_rnn.training.connect``. Rank 0
+        reads and writes checkpoints, and calls tell.
 
-    Raises ValueError for settings that do not fit, FileExistsError where the folder has another
-    run already, CheckpointError, TrainingDiverged, MemoryError with the sizes.
+    Returns
+    -------
+    Outcome
+        The result.
+
+    Raises
+    ------
+    ValueError
+        If settings do not fit.
+    FileExistsError
+        If the folder has another run.
+    CheckpointError
+        If the checkpoint cannot be read.
+    TrainingDiverged
+        If the loss is no longer finite.
+    MemoryError
+        If memory runs out; the message has the sizes.
     """
     folder, ranks = Path(folder), ranks or Alone()
     first = ranks.rank == 0
@@ -283,10 +379,29 @@ def _take_best_along(resume: Path, folder: Path) -> None:
 def evaluation_sizes(
     corpus: Array, batch_name: str = "batch_size", time_name: str = "time_size"
 ) -> dict[str, int]:
-    """How a corpus is read for its perplexity: 10 streams of blocks of 35, as in the book.
+    """Choose how a corpus is read for its perplexity: 10 streams of blocks of 35, as in the book.
 
-    A short one, of which that would leave out over a tenth, is read as one stream whose blocks
+    A short corpus, of which this would leave out over a tenth, is read as one stream whose blocks
     are cut to fit.
+
+    Parameters
+    ----------
+    corpus : (L,) integers
+        Tokens.
+    batch_name : str, default "batch_size"
+        The key of the number of streams in the result.
+    time_name : str, default "time_size"
+        The key of the number of steps.
+
+    Returns
+    -------
+    dict of str to int
+        The two numbers.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two tokens.
     """
     places = len(corpus) - 1
     if places < 1:
@@ -297,7 +412,20 @@ def evaluation_sizes(
 
 
 def checkpoint_of(path: str | Path, prefer: str = "best") -> Path:
-    """A run's folder stands for its checkpoint: the best, or the last where there is no best."""
+    """Return the checkpoint of a run, if the path is the folder of one.
+
+    Parameters
+    ----------
+    path : str or Path
+        A checkpoint, or the folder of a run.
+    prefer : {"best", "last"}
+        The checkpoint of the folder; if there is no best one, the last is returned.
+
+    Returns
+    -------
+    Path
+        The checkpoint.
+    """
     path = Path(path)
     if not path.is_dir():
         return path
@@ -306,7 +434,23 @@ def checkpoint_of(path: str | Path, prefer: str = "best") -> Path:
 
 
 def settings_of(path: str | Path) -> Settings:
-    """The settings that the run of a checkpoint was started with."""
+    """Read the settings with which the run of a checkpoint was started.
+
+    Parameters
+    ----------
+    path : str or Path
+        A checkpoint, or the folder of a run.
+
+    Returns
+    -------
+    Settings
+        The settings.
+
+    Raises
+    ------
+    CheckpointError
+        If it is not a checkpoint of ``numba-rnn train``.
+    """
     _, content = load_checkpoint(path)
     try:
         saved = content["settings"]
@@ -316,15 +460,32 @@ def settings_of(path: str | Path) -> Settings:
 
 
 class UnknownCell(CheckpointError):  # noqa: N818 (reads as what is wrong)
-    """A checkpoint's cell is nobody's here."""
+    """The checkpoint uses a cell that is not registered."""
 
 
 def load_model(path: str | Path) -> tuple[Rnnlm, Vocabulary, dict[str, Any]]:
-    """The language model of a checkpoint, its vocabulary, and the checkpoint's whole content.
+    """Load the language model of a checkpoint.
 
-    path   a checkpoint, or the folder of a run, whose best one is read
+    Parameters
+    ----------
+    path : str or Path
+        A checkpoint, or the folder of a run, whose best one is read.
 
-    Raises FileNotFoundError or CheckpointError.
+    Returns
+    -------
+    model : Rnnlm
+        The model.
+    vocabulary : Vocabulary
+        Its vocabulary.
+    content : dict
+        The whole JSON content of the checkpoint.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    CheckpointError
+        If it cannot be read, or its cell is not registered (UnknownCell).
     """
     path = checkpoint_of(path)
     arrays, content = load_checkpoint(path)
@@ -371,11 +532,32 @@ def sample(
     top_k: int | None = None,
     seed: int | None = None,
 ) -> str:
-    """Text that the model makes up, going on from the prompt (by default a new line).
+    """Let the model continue a prompt.
 
-    A prompt is composed (NFC) as training texts are, or decomposed where only then the vocabulary
-    knows it; a UserWarning names its tokens that the model has never seen. The unknown character
-    is never chosen; the word ``<unk>`` may be, where a text has it.
+    Parameters
+    ----------
+    model : Rnnlm
+        The model.
+    vocabulary : Vocabulary
+        Its vocabulary.
+    prompt : str, optional
+        The start of the text; a new line if left out. It is composed (NFC) as training texts are,
+        or decomposed if the vocabulary knows it only then. A UserWarning names tokens that the
+        model has never seen.
+    length : int, default 400
+        The number of tokens.
+    temperature : float, default 0.8
+        The divisor of the scores: below 1 the likely tokens gain.
+    top_k : int, optional
+        If given, only the k likeliest tokens are chosen from.
+    seed : int, optional
+        The seed; the same one gives the same text.
+
+    Returns
+    -------
+    str
+        The text after the prompt. The unknown character is never chosen; the word ``<unk>`` may be,
+        if the training text has it.
     """
     skip = [vocabulary.unknown] if vocabulary.level == "char" else []
     newline = "\n" in vocabulary.members or "<eos>" in vocabulary.members
@@ -403,11 +585,29 @@ def _known_prompt(vocabulary: Vocabulary, prompt: str) -> str:
 
 
 def read_with_trace(model: Rnnlm, vocabulary: Vocabulary, text: str) -> list[str]:
-    """Read a text from a fresh state, so that ``model.recurrent[k].trace`` shows the inside.
+    """Read a text from a fresh state, so that every ``model.recurrent[k].trace`` is set.
 
-    The gradients in it are those of the loss at the text's last token alone: how far back what
-    was read bears on it. The text is taken as ``sample`` takes a prompt. Returns the tokens that
-    were read, all but the last.
+    The gradients in the traces are those of the loss at the last token alone: they show how far
+    back the prediction depends on the text.
+
+    Parameters
+    ----------
+    model : Rnnlm
+        The model.
+    vocabulary : Vocabulary
+        Its vocabulary.
+    text : str
+        The text, in the form that ``sample`` takes for a prompt.
+
+    Returns
+    -------
+    list of str
+        The tokens that were read, all except the last.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two tokens.
     """
     ids = vocabulary.encode(_known_prompt(vocabulary, text))
     if len(ids) < 2:
@@ -423,9 +623,26 @@ def read_with_trace(model: Rnnlm, vocabulary: Vocabulary, text: str) -> list[str
 
 
 def draw_inside(model: Rnnlm, tokens: list[str], folder: str | Path) -> list[Path]:
-    """Pictures of what ``read_with_trace`` left in the model, as PNG files in a folder.
+    """Draw the traces that ``read_with_trace`` left in the model.
 
-    Raises ImportError, naming the remedy, where matplotlib is missing.
+    Parameters
+    ----------
+    model : Rnnlm
+        The model.
+    tokens : list of str
+        The tokens that were read.
+    folder : str or Path
+        The folder for PNG files.
+
+    Returns
+    -------
+    list of Path
+        The files.
+
+    Raises
+    ------
+    ImportError
+        Without matplotlib; the message names the remedy.
     """
     from .diagnostics import plot_gates, plot_gradient_flow, plot_saturation, plot_spectrum
     from .diagnostics.measures import bounded_gates

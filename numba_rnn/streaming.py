@@ -1,10 +1,10 @@
-"""Streams: recurrent layers that are fed as the data comes, one step at a time or a few.
+"""Streams: recurrent layers that read data as it comes, one step at a time or a few.
 
     stream = layer.stream()                  one sequence
     h = stream.step(x)                       x (D,) -> h (H,)
     hs = stream.step_many(frames)            frames (T, D) -> hs (T, H)
 
-A stream computes what the layer computes over the whole sequence: bit for bit on the numba
+A stream computes what the layer computes over the whole sequence: bit for bit on the Numba
 engine, within rounding on the others. It packs the weights when it is made, and a step allocates
 nothing, so that it costs little more than its arithmetic.
 """
@@ -28,27 +28,50 @@ Snapshot = tuple[Array, ...]
 
 
 class Stream:
-    """Recurrent layers on top of each other, and maybe an affine layer, that live on.
+    """Recurrent layers, and possibly an affine layer on top, that read data as it comes.
 
-    layers    TimeRecurrent layers (TimeRNN, TimeLSTM, TimeGRU ...), the first at the bottom, or a
-              Stacked of them, and a TimeAffine on top if there is one
-    batch     N, how many sequences go side by side
-    threads   how many threads may share a call; they do where the work is worth it, which for a
-              single step of one sequence it is from about H 200 on (RNN: 350)
-    bfloat16  keep the weights in two bytes a number instead of four, where the engine can: less
-              than three digits, up to twice the speed where the weights exceed the caches;
-              float32 only
+    Parameters
+    ----------
+    layers : sequence of TimeRecurrent, or Stacked
+        The layers (TimeRNN, TimeLSTM, TimeGRU and so on), the lowest first, or a Stacked of them,
+        and possibly a TimeAffine on top.
+    batch : int, default 1
+        N, the number of sequences side by side.
+    threads : int, default 1
+        The largest number of threads of a call. They are used if the work pays for them: for a
+        single step of one sequence from about H 200 on (RNN: 350).
+    bfloat16 : bool, default False
+        If True, keep the weights in two bytes a number instead of four, on an engine that can: less
+        than three digits, and up to twice the speed if the weights exceed the caches. float32 only.
 
-    Shapes: D inputs; O outputs, H of the last layer or the affine layer's. For a batch of one
-    the batch axis is left out: x (D,), frames (T, D), out (O,); else (N, D), (N, T, D), (N, O).
+    Attributes
+    ----------
+    layers : list of Layer
+        The layers.
+    batch, threads, bfloat16
+        The arguments.
 
-    The stream has the parameters as they were when it was made; ``refresh()`` takes them anew.
-    It runs where the layers are. On a device x and frames may be NumPy arrays, what comes back is
-    on the device, and every call waits for it to see that its input is finite.
-    It starts from zeros, or the layers' learnable initial states. Dropout does nothing here, as
-    nowhere in use, and zoneout has its expected value.
-    A stream belongs to one thread at a time; several streams of one layer may run at once.
+    Raises
+    ------
+    TypeError, ValueError
+        If the layers do not fit on top of each other.
 
+    Notes
+    -----
+    Shapes: D inputs; O outputs, H of the last layer or the outputs of the affine layer. A batch of
+    one has no batch axis: x (D,), frames (T, D), out (O,); otherwise (N, D), (N, T, D), (N, O).
+
+    The stream keeps the parameters as they were when it was made; ``refresh()`` copies them again.
+    It runs where the layers are. On a GPU x and frames may be NumPy arrays, the results are on the
+    GPU, and every call waits for the device to check that its input is finite.
+
+    It starts from zeros, or from the layers' learnt initial states. Dropout has no effect, and
+    zoneout is replaced by its mean, as always after training.
+
+    Only one thread at a time may use a stream; several streams of one layer may run at once.
+
+    Examples
+    --------
     >>> from numba_rnn import TimeAffine, TimeGRU, TimeLSTM
     >>> stack = [TimeLSTM.create(3, 5, rng=0), TimeGRU.create(5, 4), TimeAffine.create(4, 2)]
     >>> stream = Stream(stack)
@@ -106,7 +129,7 @@ class Stream:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The dtype of the parameters, and so of everything that goes in and out."""
+        """The dtype of the parameters, and of everything that goes in and out."""
         return self.layers[0].dtype
 
     @property
@@ -133,11 +156,25 @@ class Stream:
     # ---- running
 
     def step(self, x: Array) -> Array:
-        """One step: x (D,) -> out (O,); for a batch x (N, D) -> (N, O).
+        """Read one step.
 
-        The result is the same array every time, which the next step overwrites: copy what is to
-        stay. Raises ValueError for a wrong shape, NaN or infinity, TypeError for a wrong dtype;
-        the state is then as it was.
+        Parameters
+        ----------
+        x : (D,) array, or (N, D) for a batch
+            The input, in the dtype of the stream.
+
+        Returns
+        -------
+        out : (O,) array, or (N, O) for a batch
+            The output. It is the same array every time, which the next step overwrites: copy it to
+            keep it.
+
+        Raises
+        ------
+        ValueError
+            If the shape is wrong, or a number is NaN or infinite; the state is then as before.
+        TypeError
+            If the dtype is wrong; the state is then as before.
         """
         if (
             type(x) in self._kinds
@@ -153,9 +190,24 @@ class Stream:
         return self._out
 
     def step_many(self, frames: Array, out: Array | None = None) -> Array:
-        """Many steps: frames (T, D) -> (T, O); for a batch (N, T, D) -> (N, T, O).
+        """Read several steps.
 
-        out   where the result goes; a new array if left out
+        Parameters
+        ----------
+        frames : (T, D) array, or (N, T, D) for a batch
+            The inputs, in the dtype of the stream.
+        out : (T, O) array, or (N, T, O) for a batch, optional
+            The array for the result, C-contiguous; a new one if left out.
+
+        Returns
+        -------
+        out : (T, O) array, or (N, T, O) for a batch
+            The outputs.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If an array does not fit, or an input is not finite.
         """
         one = self.batch == 1
         expect_plain_array("out", out)
@@ -199,17 +251,31 @@ class Stream:
 
     @property
     def state(self) -> tuple[tuple[Array, ...], ...]:
-        """For each layer its states (N, H), as they are now; copies."""
+        """The current states of each layer, tuples of (N, H) arrays; copies."""
         return tuple(tuple(layer.copy()) for layer in self._running.state)
 
     def snapshot(self) -> Snapshot:
-        """The state of all layers, to be given to ``restore``."""
+        """Copy the state of all layers.
+
+        Returns
+        -------
+        tuple of arrays
+            The snapshot, for ``restore``.
+        """
         return tuple(layer.copy() for layer in self._running.state)
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go on from a snapshot of this stream, or of another one of the same sizes.
+        """Set the state to a snapshot of this stream, or of another one of the same sizes.
 
-        Raises ValueError or TypeError for anything else; the state is then as it was.
+        Parameters
+        ----------
+        snapshot : tuple of arrays
+            The result of ``snapshot``.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If it is anything else; the state is then as before.
         """
         shapes = [layer.shape for layer in self._running.state]
         if not isinstance(snapshot, tuple) or [np.shape(s) for s in snapshot] != shapes:
@@ -222,9 +288,12 @@ class Stream:
             layer[...] = array
 
     def reset(self, rows: Any = None) -> None:
-        """Begin anew, from zeros or the initial states: all sequences, or those of ``rows``.
+        """Start again from zeros, or from the learnt initial states.
 
-        rows   numbers of sequences, or a mask (N,)
+        Parameters
+        ----------
+        rows : integers or (N,) bool array, optional
+            The numbers of the sequences that start again, or a mask; all if left out.
         """
         some: Any = slice(None)
         if rows is not None:
@@ -233,10 +302,13 @@ class Stream:
             layer[:, some] = start
 
     def refresh(self) -> None:
-        """Take the layers' parameters and zoneout as they are now; the state stays.
+        """Copy the current parameters and zoneout of the layers; the state stays.
 
-        Raises ValueError or TypeError where the parameters have other shapes, or another dtype,
-        than when the stream was made; it then goes on with those that it has.
+        Raises
+        ------
+        ValueError, TypeError
+            If the parameters have other shapes or another dtype than when the stream was made. It
+            then goes on with the old ones.
         """
         for n, (layer, shapes) in enumerate(zip(self.layers, self._shapes, strict=True)):
             for k, (name, param) in enumerate(zip(layer.param_names, layer.params, strict=True)):

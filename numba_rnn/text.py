@@ -22,9 +22,19 @@ MARKS = {  # byte order marks; that of UTF-32 begins as that of UTF-16 does
 
 
 def tokens(text: str, level: str) -> list[str]:
-    """The tokens of a text: its characters, or its words.
+    """Split a text into tokens, its characters or its words.
 
-    Words are what stands between blanks; the end of a line is the word ``<eos>``.
+    Parameters
+    ----------
+    text : str
+        The text.
+    level : {"char", "word"}
+        The kind of token. Words are separated by blanks; the end of a line is the word ``<eos>``.
+
+    Returns
+    -------
+    list of str
+        The tokens.
     """
     if expect_choice("level", level, LEVELS) == "char":
         return list(text)
@@ -32,12 +42,29 @@ def tokens(text: str, level: str) -> list[str]:
 
 
 def read_text(path: str | Path) -> str:
-    """A UTF-8 text file, plain or gzip (.gz).
+    """Read a UTF-8 text file, plain or gzip (.gz).
 
-    Lines end with a newline however they end in the file: LF, CR LF or CR. Characters are composed
-    (Unicode's NFC), so that a Hangul syllable or an accented letter is one character, as keyboards
-    write it, even where the file has its parts (NFD, as names of files on macOS). Raises OSError,
-    or ValueError naming the file and, where it is UTF-16 or UTF-32, the encoding.
+    Lines end with a newline, whether they end with LF, CR LF or CR in the file. Characters are
+    composed (Unicode's NFC), so that a Hangul syllable or an accented letter is one character, as
+    keyboards write it, even if the file holds its parts (NFD, as file names on macOS).
+
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+
+    Returns
+    -------
+    str
+        The text.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    ValueError
+        If it is empty or not UTF-8; the message names the file and, for UTF-16 and UTF-32, the
+        encoding.
     """
     path = Path(path)
     try:
@@ -81,9 +108,14 @@ def _unzipped(path: Path, data: bytes) -> bytes:
 
 
 def builtin_text() -> str:
-    """English that comes with every Python: the help topics of ``pydoc``.
+    """Return an English text that comes with every Python: the help topics of ``pydoc``.
 
     Tables and lines without a letter, such as the rules under headings, are left out.
+
+    Returns
+    -------
+    str
+        The text.
     """
     from pydoc_data.topics import topics
 
@@ -99,8 +131,13 @@ def builtin_text() -> str:
 class Vocabulary:
     """The tokens of a training text, numbered by first appearance.
 
-    The unknown token (``<unk>`` for words, U+FFFD for characters) is always a member: where the
-    text has none it gets the last number.
+    Parameters
+    ----------
+    members : list of str
+        The tokens. The unknown token (``<unk>`` for words, U+FFFD for characters) is always a
+        member: if it is missing, it gets the last number.
+    level : {"char", "word"}
+        The kind of token.
     """
 
     def __init__(self, members: list[str], level: str) -> None:
@@ -114,8 +151,29 @@ class Vocabulary:
 
     @classmethod
     def of(cls, text: str, level: str, min_count: int = 1) -> "Vocabulary":
-        """The vocabulary of a text; tokens rarer than ``min_count`` count as unknown.
+        """Create the vocabulary of a text.
 
+        Parameters
+        ----------
+        text : str
+            The text.
+        level : {"char", "word"}
+            The kind of token.
+        min_count : int, default 1
+            Tokens that occur less often count as unknown.
+
+        Returns
+        -------
+        Vocabulary
+            The vocabulary.
+
+        Raises
+        ------
+        ValueError
+            If no token occurs so often.
+
+        Examples
+        --------
         >>> Vocabulary.of("a rose is a rose", "word").members
         ['a', 'rose', 'is', '<unk>']
         """
@@ -141,14 +199,37 @@ class Vocabulary:
         return self._number[UNKNOWN[self.level]]
 
     def encode(self, text: str) -> Array:
-        """The text's token numbers, int64; tokens that are not members become ``unknown``."""
+        """Convert a text to token numbers.
+
+        Parameters
+        ----------
+        text : str
+            The text.
+
+        Returns
+        -------
+        (L,) array, int64
+            The numbers; tokens that are not members become ``unknown``.
+        """
         unknown = self.unknown
         numbers = [self._number.get(token, unknown) for token in tokens(text, self.level)]
         return np.array(numbers, np.int64)
 
     def unseen(self, text: str) -> list[str]:
-        """The text's tokens that are not members, each once.
+        """List the tokens of a text that are not members, each once.
 
+        Parameters
+        ----------
+        text : str
+            The text.
+
+        Returns
+        -------
+        list of str
+            The tokens.
+
+        Examples
+        --------
         >>> Vocabulary.of("a rose is a rose", "word").unseen("a tulip is no tulip")
         ['tulip', 'no']
         """
@@ -156,16 +237,37 @@ class Vocabulary:
         return list(dict.fromkeys(missing))
 
     def normal(self, text: str) -> str:
-        """The text as ``read_text`` composes it (NFC).
+        """Compose the characters of a text as ``read_text`` does (NFC).
 
-        Only where fewer of its tokens are unknown decomposed (NFD) is it decomposed: a vocabulary
-        that was made of such text has the parts of characters.
+        A vocabulary of a decomposed text has the parts of characters. If fewer tokens are unknown
+        that way, the text is decomposed instead (NFD).
+
+        Parameters
+        ----------
+        text : str
+            The text.
+
+        Returns
+        -------
+        str
+            The text in the form that suits the vocabulary.
         """
         forms = [unicodedata.normalize(form, text) for form in ("NFC", "NFD")]
         return min(forms, key=lambda form: int((self.encode(form) == self.unknown).sum()))
 
     def decode(self, numbers: Array) -> str:
-        """The text of token numbers."""
+        """Convert token numbers to text.
+
+        Parameters
+        ----------
+        numbers : (L,) integers
+            The numbers.
+
+        Returns
+        -------
+        str
+            The text.
+        """
         expect_plain_array("numbers", numbers)
         found = [self.members[int(k)] for k in numbers]
         if self.level == "char":

@@ -36,28 +36,54 @@ from ..training.bptt import TruncatedBPTT
 
 
 class Rnnlm:
-    """Embedding, recurrent layers, affine, softmax: predicts the next token.
+    """A recurrent language model: embedding, recurrent layers, affine and softmax.
 
         ids -> embedding -> (dropout -> recurrent) x layers -> dropout -> affine -> softmax
 
-    vocab_size   V, number of tokens
-    embed_size   D, size of a token's embedding
-    hidden_size  H, units of each recurrent layer
-    cell         any of ``numba_rnn.cells.names()``, or a cell of your own; to load its
-                 checkpoints, hand it to ``numba_rnn.cells.register``
-    layers       number of recurrent layers
-    dropout      the share of numbers dropped between layers while training (Zaremba et al. 2014)
-    zoneout, recurrent_dropout, weight_drop   of every recurrent layer, see ``regularise`` of
-                 TimeRecurrent; what a layer is set to by itself later is in no checkpoint
-    tie          the affine's W is the embedding's, transposed (Press & Wolf 2017); needs D = H
-    init         how recurrent layers start, see ``layers/initialisers.py``; the embedding starts
-                 from N(0, 1), tied from N(0, 1/D), with "book" from N(0, 0.01²)
-    rng          seed or numpy Generator, for the start and for all that is dropped
-    dtype        float32 or float64
+    Parameters
+    ----------
+    vocab_size : int
+        V, the number of tokens.
+    embed_size : int, default 100
+        D, the size of the embedding of a token.
+    hidden_size : int, default 100
+        H, the number of units of each recurrent layer.
+    cell : str, Cell or WrittenCell, default "lstm"
+        A name in ``numba_rnn.cells.names()``, or a cell of your own. To load checkpoints with your
+        cell, pass it to ``numba_rnn.cells.register`` first.
+    layers : int, default 1
+        The number of recurrent layers.
+    dropout : float, default 0.0
+        The share of numbers dropped between layers during training.
+    zoneout : float or mapping of str to float, default 0.0
+        The zoneout of every recurrent layer; see ``TimeRecurrent.regularise``.
+    recurrent_dropout : float, default 0.0
+        The recurrent dropout of every recurrent layer.
+    weight_drop : float, default 0.0
+        The weight drop of every recurrent layer. Checkpoints hold these three rates, but not later
+        settings of a single layer.
+    tie : bool, default False
+        If True, W of the affine layer is that of the embedding, transposed; needs D = H.
+    init : {"orthogonal", "book"}
+        How the recurrent layers start; see ``numba_rnn/layers/initialisers.py``. The embedding
+        starts from N(0, 1), a tied one from N(0, 1/D), with "book" from N(0, 0.01²).
+    rng : numpy.random.Generator, int or None, default None
+        A random generator or a seed, for the parameters and for everything that is dropped.
+    dtype : dtype, default float32
+        float32 or float64.
 
-    Token ids and labels are best NumPy arrays, on a GPU too: there, to check what is on it already
-    is to wait for it.
+    Notes
+    -----
+    Give token ids and labels as NumPy arrays, also if the model is on a GPU: checking arrays that
+    are there already waits for the device.
 
+    References
+    ----------
+    - Dropout between layers: Zaremba et al. 2014.
+    - Tied weights: Press & Wolf 2017.
+
+    Examples
+    --------
     >>> model = Rnnlm(vocab_size=11, embed_size=4, hidden_size=6, rng=0)
     >>> ids = np.arange(10).reshape(2, 5)
     >>> loss = model.forward(ids, ids + 1)
@@ -157,10 +183,34 @@ class Rnnlm:
         tie: bool = False,
         **options: Any,
     ) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """Name and shape of each parameter of a model of these sizes, which is not made for that.
+        """List name and shape of each parameter of a model, without creating it.
 
-        options  the constructor's others, on which shapes do not depend
+        Parameters
+        ----------
+        vocab_size : int
+            V, the number of tokens.
+        embed_size : int
+            D, the size of the embedding.
+        hidden_size : int
+            H, the number of units of each recurrent layer.
+        cell : str, Cell or WrittenCell, default "lstm"
+            The cell.
+        layers : int, default 1
+            The number of recurrent layers.
+        tie : bool, default False
+            Whether embedding and affine layer share their weights.
+        **options
+            The other arguments of the constructor, on which shapes do not depend.
 
+        Yields
+        ------
+        name : str
+            The name of a parameter.
+        shape : tuple of int
+            Its shape.
+
+        Examples
+        --------
         >>> dict(Rnnlm.param_shapes(11, 4, 6))["recurrent0.Wx"]
         (4, 24)
         """
@@ -194,9 +244,19 @@ class Rnnlm:
         return [self.embedding, *self.recurrent, self.affine, *self.dropouts, self.loss_layer]
 
     def to(self, name: str) -> Self:
-        """Move all layers to the memory of an engine, see ``Layer.to``. Returns the model.
+        """Move all layers to the memory of an engine; see ``Layer.to``.
 
-        ``params`` and ``grads`` are new lists then; an optimiser's memory follows by itself.
+        ``params`` and ``grads`` are new lists then. The memory of an optimiser follows by itself.
+
+        Parameters
+        ----------
+        name : {"cuda", "cpu", "numba", "numpy"}
+            The engine.
+
+        Returns
+        -------
+        Self
+            The model itself.
         """
         for part in self._parts:
             part.to(name)
@@ -205,7 +265,7 @@ class Rnnlm:
         return self
 
     def forget(self) -> None:
-        """Drop what forward kept for backward, and with it the memory."""
+        """Free the memory that forward keeps for backward."""
         for part in self._parts:
             part.forget()
 
@@ -215,9 +275,21 @@ class Rnnlm:
     # ---- training
 
     def predict(self, xs: Array, train_flg: bool = False, *, trace: bool = False) -> Array:
-        """Scores before softmax (N, T, V) for tokens xs (N, T).
+        """Compute the scores of the next token.
 
-        trace  True: ``model.recurrent[k].trace`` shows what went on inside (``layers/trace.py``)
+        Parameters
+        ----------
+        xs : (N, T) integers
+            Tokens.
+        train_flg : bool, default False
+            Whether dropout and regularisers act as in training.
+        trace : bool, default False
+            If True, every ``model.recurrent[k]`` gets a ``trace`` of gates, states and gradients.
+
+        Returns
+        -------
+        scores : (N, T, V) array
+            Scores before the softmax.
         """
         out = self.embedding.forward(xs)
         for dropout, layer in zip(self.dropouts, self.recurrent, strict=False):
@@ -227,9 +299,23 @@ class Rnnlm:
         return self.affine.forward(self.dropouts[-1].forward(out))
 
     def forward(self, xs: Array, ts: Array, train_flg: bool = True, *, trace: bool = False) -> Any:
-        """Mean cross-entropy (nats a token) of predicting ts (N, T) from xs (N, T).
+        """Compute the mean cross-entropy of predicting ts from xs.
 
-        A float; on a device an array without axes, of which ``float`` makes one.
+        Parameters
+        ----------
+        xs : (N, T) integers
+            Tokens.
+        ts : (N, T) integers
+            The token after each of them.
+        train_flg : bool, default True
+            Whether dropout and regularisers act as in training.
+        trace : bool, default False
+            If True, every ``model.recurrent[k]`` gets a ``trace``.
+
+        Returns
+        -------
+        loss : float or 0-d array
+            The mean loss in nats per token; a float in host memory, a 0-d array on a GPU.
         """
         return self.loss_layer.forward(self.predict(xs, train_flg, trace=trace), ts)
 
@@ -245,11 +331,16 @@ class Rnnlm:
             self.embedding.grads[0] += self.affine.grads[0].T
 
     def take_rows(self, rows: Rows | None) -> None:
-        """From now on forward is given some rows of a batch, whose rest others have; None: all.
+        """Declare that forward gets only some rows of each batch; other processes have the rest.
 
-        What is dropped in these rows while training is then what would be dropped there in the
-        whole batch, and ``rng`` goes on as if all had been there. Zoneout alone is not the same,
-        see ``layers/regularisers.py``.
+        The numbers dropped in these rows during training are then the same as in one process with
+        the whole batch, and ``rng`` advances as there. Zoneout is the exception; see
+        ``numba_rnn/layers/regularisers.py``.
+
+        Parameters
+        ----------
+        rows : Rows or None
+            The rows; None: all.
         """
         for dropout in self.dropouts:
             dropout.rows = rows
@@ -258,9 +349,17 @@ class Rnnlm:
                 layer.regularisers.rows = rows
 
     def one_buffer(self, more: int = 0) -> Array:
-        """Make all ``grads`` parts of one array, where the parameters are, and return it.
+        """Make all ``grads`` views of one array, where the parameters are.
 
-        The array (P + more,) has zeros between some of them, and ``more`` of them at its end.
+        Parameters
+        ----------
+        more : int, default 0
+            The number of extra elements at the end.
+
+        Returns
+        -------
+        buffer : (P + more,) array
+            The array. There are zeros between some of the gradients, and at the end.
         """
         whole = 32  # numbers: each part starts where vectors like to
         sizes = [-(-param.size // whole) * whole for param in self.params]
@@ -274,7 +373,7 @@ class Rnnlm:
         return buffer
 
     def reset_state(self) -> None:
-        """Forget what was read: the next forward starts from zeros."""
+        """Forget the state: the next forward starts from zeros."""
         for layer in self.recurrent:
             layer.reset_state()
 
@@ -298,16 +397,48 @@ class Rnnlm:
                     layer.set_state(*state)
 
     def perplexity(self, corpus: Array, batch_size: int = 10, time_size: int = 35) -> float:
-        """exp of the mean loss over a corpus (L,) of tokens, state carried, without dropout.
+        """Compute the perplexity of a corpus, exp of the mean loss, without dropout.
 
-        Read as the book does: ``batch_size`` streams, whole blocks of ``time_size``.
+        The corpus is read as in the book: in ``batch_size`` streams, in whole blocks of
+        ``time_size``, with the state carried.
+
+        Parameters
+        ----------
+        corpus : (L,) integers
+            Tokens.
+        batch_size : int, default 10
+            The number of streams.
+        time_size : int, default 35
+            The number of steps in a block.
+
+        Returns
+        -------
+        float
+            The perplexity.
         """
         return perplexity_of(self.mean_loss(corpus, batch_size, time_size))
 
     def mean_loss(
         self, corpus: Array, batch_size: int, time_size: int, rows: slice = slice(None)
     ) -> float:
-        """The mean of which ``perplexity`` takes exp, in nats; of some rows of the blocks alone."""
+        """Compute the mean loss of a corpus, of which ``perplexity`` is exp.
+
+        Parameters
+        ----------
+        corpus : (L,) integers
+            Tokens.
+        batch_size : int
+            The number of streams.
+        time_size : int
+            The number of steps in a block.
+        rows : slice, default slice(None)
+            The rows of the blocks that count.
+
+        Returns
+        -------
+        float
+            The mean loss in nats per token.
+        """
         expect_ids("corpus", corpus, ("L",), self.config["vocab_size"])
         blocks = TruncatedBPTT(corpus, batch_size, time_size)
         with self._aside():
@@ -325,12 +456,32 @@ class Rnnlm:
         skip_ids: Sequence[int] = (),
         rng: Seed = None,
     ) -> Array:
-        """Sample tokens that go on from ``start``, one or more tokens. Returns (length,).
+        """Sample tokens that continue ``start``.
 
-        temperature  divides the scores: below 1 bolder towards the likely, 0 always the likeliest
-        top_k        choose among the k likeliest only
-        skip_ids     tokens never to choose
-        rng          a seed or a Generator: the same one gives the same tokens
+        Parameters
+        ----------
+        start : int or (L,) integers
+            One token or several.
+        length : int
+            The number of tokens to sample.
+        temperature : float, default 1.0
+            The divisor of the scores: below 1 the likely tokens gain, 0 always gives the likeliest.
+        top_k : int, optional
+            If given, only the k likeliest tokens are chosen from.
+        skip_ids : sequence of int, default ()
+            Tokens that are never chosen.
+        rng : numpy.random.Generator, int or None, default None
+            A random generator or a seed; the same one gives the same tokens.
+
+        Returns
+        -------
+        tokens : (length,) integers
+            The tokens after ``start``.
+
+        Raises
+        ------
+        ValueError
+            If skip_ids has all tokens.
         """
         V = self.config["vocab_size"]
         start = np.atleast_1d(as_array("start", start))
@@ -366,10 +517,22 @@ class Rnnlm:
         return to_host((x @ W + b)[0])
 
     def stream(self, batch: int = 1, **options: Any) -> "TokenStream":
-        """A session of its own, which reads tokens as they come; see ``TokenStream``.
+        """Create a stream that reads tokens as they come; see ``TokenStream``.
 
-        options  those of ``numba_rnn.Stream``: threads, bfloat16
+        Parameters
+        ----------
+        batch : int, default 1
+            The number of rows.
+        **options
+            The options of ``numba_rnn.Stream``: threads, bfloat16.
 
+        Returns
+        -------
+        TokenStream
+            The stream.
+
+        Examples
+        --------
         >>> session = Rnnlm(vocab_size=11, embed_size=4, hidden_size=6, rng=0).stream()
         >>> session.step(3).shape
         (11,)
@@ -379,9 +542,13 @@ class Rnnlm:
     # ---- checkpoints
 
     def arrays(self) -> dict[str, Array]:
-        """Parameters and layer states by name, as NumPy arrays wherever the model is.
+        """Return parameters and states of the layers by name.
 
-        Under "cell" stands what the cell makes of some fixed numbers.
+        Returns
+        -------
+        dict of str to array
+            NumPy arrays, wherever the model is. The entry "cell" holds results of the cell for
+            fixed numbers, by which ``load_arrays`` recognises it.
         """
         found = {"cell": engine_named("numpy").sample(self.recurrent[0].cell)}
         found |= {f"param/{name}": to_host(layer.params[k]) for name, layer, k in self._slots}
@@ -391,10 +558,17 @@ class Rnnlm:
         return found
 
     def load_arrays(self, arrays: dict[str, Array]) -> None:
-        """Take up what ``arrays`` returned, NumPy arrays, wherever the model is; all or nothing.
+        """Set parameters and states to those that ``arrays`` returned: all or, on an error, none.
 
-        Raises ValueError or TypeError where something is missing or does not fit, or where the
-        cell computes something else than it did there.
+        Parameters
+        ----------
+        arrays : dict of str to array
+            NumPy arrays, wherever the model is.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If an array is missing or does not fit, or if the cell now computes something else.
         """
         cell, there = self.recurrent[0].cell, arrays.get("cell")
         here = engine_named("numpy").sample(cell)
@@ -431,13 +605,19 @@ class Rnnlm:
 
 
 class TokenStream(Stream):
-    """A language model that reads tokens as they come, and says what it expects next.
+    """A language model that reads tokens as they come and returns the scores of the next token.
 
-    ``step`` and ``step_many`` take tokens in place of vectors and return scores before softmax:
-    step(3) -> (V,), step_many(tokens (T,)) -> (T, V); for a batch step((N,)) -> (N, V),
-    step_many((N, T)) -> (N, T, V). Snapshots, ``reset(rows)``, ``refresh()`` and the rest are
-    those of ``Stream``. Sessions of one model have nothing in common but the model: each may have
-    a thread of its own.
+    Snapshots, ``reset(rows)``, ``refresh()`` and the rest are those of ``Stream``. The streams of
+    one model share nothing but the model: each may have a thread of its own.
+
+    Parameters
+    ----------
+    model : Rnnlm
+        The model.
+    batch : int, default 1
+        N, the number of rows.
+    **options
+        The options of ``Stream``: threads, bfloat16.
     """
 
     def __init__(self, model: Rnnlm, batch: int = 1, **options: Any) -> None:
@@ -450,7 +630,7 @@ class TokenStream(Stream):
         return self._embedding[tokens]
 
     def refresh(self) -> None:
-        """Take the model's parameters as they are now; the state stays."""
+        """Copy the current parameters of the model; the state stays."""
         embedding = self._model.embedding.params[0]
         V, D = self._model.config["vocab_size"], self.input_size
         expect_array("embedding", embedding, (V, D), self.dtype, engine_of(embedding))
@@ -458,14 +638,40 @@ class TokenStream(Stream):
         self._embedding = embedding.copy()
 
     def step(self, tokens: Any) -> Array:
-        """One token, or (N,) for a batch -> scores (V,) or (N, V), overwritten by the next step.
+        """Read one token of each row.
 
-        Raises TypeError or ValueError for what is no token.
+        Parameters
+        ----------
+        tokens : int, or (N,) integers for a batch
+            The tokens.
+
+        Returns
+        -------
+        scores : (V,) array, or (N, V) for a batch
+            Scores before the softmax. The next step overwrites the array.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If something is not a token.
         """
         return super().step(self._embedded(tokens, () if self.batch == 1 else (self.batch,)))
 
     def step_many(self, tokens: Any, out: Array | None = None) -> Array:
-        """Many: (T,) or (N, T) tokens -> scores (T, V) or (N, T, V)."""
+        """Read several tokens of each row.
+
+        Parameters
+        ----------
+        tokens : (T,) integers, or (N, T) for a batch
+            The tokens.
+        out : (T, V) array, or (N, T, V) for a batch, optional
+            The array for the result; a new one if left out.
+
+        Returns
+        -------
+        scores : (T, V) array, or (N, T, V) for a batch
+            Scores before the softmax.
+        """
         shape: tuple[int | str, ...] = ("T",) if self.batch == 1 else (self.batch, "T")
         return super().step_many(self._embedded(tokens, shape), out)
 
