@@ -1,8 +1,7 @@
-"""The site: it builds without a warning, no link in it or in the repository's pages leads nowhere,
-and docstrings read there as they are laid out."""
+"""The site: it builds without a warning, and no link in it or in the repository's pages leads
+nowhere."""
 
 import ast
-import importlib
 import json
 import os
 import re
@@ -210,6 +209,11 @@ def test_pages_of_the_site_are_those_of_the_repository(site):
     assert not (site / "tools").exists()
 
 
+def test_a_file_that_a_docstring_names_is_a_link(site):
+    links = parsed(site / "reference" / "layers.html").links
+    assert "../source/kernels/cells/lstm.py.html" in links
+
+
 def public(room):
     """The names in a room's __all__, read without an import, which may want another library."""
     for node in ast.parse((ROOT / "numba_rnn" / room / "__init__.py").read_text("utf-8")).body:
@@ -230,63 +234,3 @@ def test_every_public_name_is_in_the_reference(site):
         assert not missing, room
     here = {a.rpartition(".")[2] for a in parsed(site / "reference" / "numba_rnn.html").anchors}
     assert set(numba_rnn.__all__) - {"cells", "functions"} - public("layers") <= here
-
-
-# ---- docstrings
-
-
-@pytest.fixture(scope="module")
-def docstrings():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "docs" / "tools"))
-        yield importlib.import_module("docstrings")
-
-
-def html(docstrings, text):
-    import markdown
-
-    return markdown.markdown(
-        docstrings.markdown(text), extensions=["tables", "pymdownx.superfences"]
-    )
-
-
-def test_names_and_meanings_become_a_table(docstrings):
-    rows = "a, b     what is", "         added", "longer (N, T)   c | d", "really_long: its meaning"
-    found = html(docstrings, "\n".join(("A sum.", "", *rows)))
-    cells = re.findall(r"<td>(.*?)</td>", found, re.S)
-    assert cells == [
-        "<code>a, b</code>", "what is added", "<code>longer (N, T)</code>", "c | d",
-        "<code>really_long:</code>", "its meaning",
-    ]  # fmt: skip
-
-
-def test_a_doctest_stays_as_it_is(docstrings):
-    example = ">>> a = [1]\n>>> a * 2\n[1, 1]"
-    found = html(docstrings, f"It doubles:\n{example}\n\nThat is all.")
-    text = re.sub(r"<[^>]+>", "", found).replace("&gt;", ">")
-    assert example in text
-    assert found.count("<p>") == 2
-
-
-def test_what_is_indented_stays_as_it_is(docstrings):
-    picture = "x  ->  *\n\n  |__ y"
-    indented = "\n".join(f"    {line}" for line in picture.split("\n"))
-    found = html(docstrings, f"A picture:\n\n{indented}\n\nits end.")
-    assert picture in re.sub(r"<[^>]+>", "", found).replace("&gt;", ">")
-
-
-def test_running_text_is_no_markup(docstrings):
-    text = "h_t = f * c_ + b[0][h] * <x>, # 1, __init__; *this* is, and ``a_*_b`` |a|"
-    found = html(docstrings, text)
-    assert "<em>this</em>" in found
-    assert "<code>a_*_b</code>" in found
-    plain = re.sub(r"</?(p|em|code)>", "", found).replace("&lt;", "<").replace("&gt;", ">")
-    assert plain == text.replace("*this*", "this").replace("``", "")
-
-
-def test_a_file_that_is_named_is_a_link(docstrings):
-    link = docstrings.link_from(ROOT / "kernels" / "cells")
-    assert (
-        docstrings.markdown("See ``lstm.py``.", link) == "See [`lstm.py`][kernels/cells/lstm.py]."
-    )
-    assert docstrings.markdown("See ``nowhere.py``.", link) == "See `nowhere.py`."

@@ -38,6 +38,7 @@ PICTURES = (".png", ".gif", ".svg")
 SHOWN = ("image/svg+xml", "image/png", "image/jpeg")  # by nbconvert
 LANGUAGES = {".py": "python", ".toml": "toml", ".json": "json"}
 LINK = re.compile(r"(?<=\]\()([^)#\s]+)")
+NAMED_FILE = re.compile(r"<code>([\w/]+\.py)</code>")
 HREF = re.compile(r'(?<=href=")([^"#:]+)')
 
 TEXT_CELL = re.compile(r'<div class="[^"]*jp-RenderedMarkdown.*?</div>', re.S)
@@ -124,14 +125,14 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def _source(path: str, place: str, config: Any) -> File:
-    """A file as it is: a picture, or a page of text with the file's path for an anchor."""
+    """A file as it is: a picture, or a page of text."""
     if path.endswith(PICTURES):
         return File.generated(config, place, abs_src_path=str(ROOT / path))
     text = (ROOT / path).read_text("utf-8")
     language = LANGUAGES.get(PurePosixPath(path).suffix, "text")
     content = (
         f"---\nsearch:\n  exclude: true\nhide:\n  - toc\n---\n"
-        f"# {path.replace('_', chr(92) + '_')} {{: #{path} }}\n\n"
+        f"# {path.replace('_', chr(92) + '_')}\n\n"
         f'~~~~~~~~ {{ .{language} linenums="1" }}\n{text}\n~~~~~~~~\n'
     )
     return File.generated(config, place, content=content, inclusion=InclusionLevel.NOT_IN_NAV)
@@ -152,11 +153,10 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
-    """The same in notebooks, which come as HTML; and let docstrings find the pages of files."""
+    """The same in notebooks, which come as HTML; and link files that docstrings name."""
     here = page.file.src_uri
-    if here.startswith("source/"):
-        path = here.removeprefix("source/").removesuffix(".md")
-        config.plugins["autorefs"].register_anchor(page, path)
+    if here.startswith("reference/"):
+        return NAMED_FILE.sub(lambda name: _linked(name, page.file, files), html)
     if not here.endswith(".ipynb"):
         return with_formulas(html) if here == PAGES["notebooks/README.md"] else html
     html = TEXT_CELL.sub(lambda cell: with_formulas(cell[0]), MATHJAX.sub("", html))
@@ -170,6 +170,13 @@ def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
         return file.url_relative_to(page.file) if file else match[1]
 
     return HREF.sub(led, html)
+
+
+def _linked(name: re.Match[str], here: File, files: Files) -> str:
+    """The path of a file of the checkout as a link to its page; anything else as it is."""
+    found = target_of(name[1], "README.md")
+    file = files.get_file_from_path(place_of(found)) if found else None
+    return f'<a href="{file.url_relative_to(here)}">{name[0]}</a>' if file else name[0]
 
 
 def with_animations(notebook: str) -> str:
