@@ -15,7 +15,6 @@ from .cells import Cell
 from .engine import Array, Engine, Gradients, State, expect_consistent
 from .functions import where
 from .layout import EPSILON
-from .step import StepFeatures
 from .step_options import NO_OPTIONS, StepOptions
 
 Normalised = dict[int, tuple[Array, Array]]  # a normalised gate's numbers, and 1 / deviation
@@ -63,7 +62,7 @@ class NumpyEngine(Engine):
         """Step by step: the state it saw, its operand, what the cell saved, how its gates were
         normalised, the state after it, and its output."""
         _, Wh, b, w = cell.complete(params)
-        bh, features = None if cell.biases == 1 else b[1], StepFeatures.of(steps)
+        bh, features = None if cell.biases == 1 else b[1], steps.features
         for t in times:
             state = reset_before(steps, t, state)
             live = None if steps.mask is None else steps.mask[:, t, None]
@@ -100,7 +99,7 @@ class NumpyEngine(Engine):
         early = len(cell.recurrent_gates) - len(cell.second)  # gates fed by h itself
         Wh_h, Wh_operand = Wh[:, : early * H], Wh[:, early * H :]
         scale = xs.dtype.type(1) if steps.scale is None else steps.scale
-        features = StepFeatures.of(steps)
+        features = steps.features
 
         dgates_all = np.empty((N, T, len(cell.gates), H), dtype=xs.dtype)
         dinitial = np.zeros((len(cell.states), N, H), dtype=xs.dtype)
@@ -188,7 +187,7 @@ class NumpyEngine(Engine):
             tuple(np.broadcast_to(array, (N * T, H)).reshape(N, T, H) for array in arrays)
             for arrays in (gates, new, cell.inside(gates, rows))
         )
-        features, after = StepFeatures.of(steps), []
+        features, after = steps.features, []
         for t in range(T):
             made, seen = (tuple(s[:, t] for s in states) for states in (new, before))
             live = None if steps.mask is None else steps.mask[:, t, None]
@@ -299,7 +298,7 @@ def reset_before(steps: StepOptions, t: int, state: State) -> State:
     again = steps.resets[:, t, None]
     starts = [0] * len(state) if steps.initial is None else steps.initial
     initial = tuple(np.asarray(i, s.dtype) for i, s in zip(starts, state, strict=True))
-    after: State = step.reset(StepFeatures.of(steps), state, again, initial)[0]
+    after: State = step.reset(steps.features, state, again, initial)[0]
     return after
 
 

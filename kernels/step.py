@@ -23,40 +23,15 @@ the derivative of what a step left out may be infinite.
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from .derivation.graph import Node
 from .derivation.source import Names, function_source, make_function
 from .derivation.tracing import Trace
 from .functions import where
-from .step_options import StepOptions
+from .step_options import StepFeatures
 
 Numbers = tuple[Any, ...]
-
-
-class StepFeatures(NamedTuple):
-    """Which options the steps of a pass have.
-
-    zoneout  "" (none), "sampled" or "mean"
-    """
-
-    mask: bool = False
-    resets: bool = False
-    scale: bool = False
-    zoneout: str = ""
-    trace: bool = False
-
-    @classmethod
-    def of(cls, options: StepOptions) -> "StepFeatures":
-        """The features of these options."""
-        zoneout = ("mean" if options.seed is None else "sampled") if any(options.zoneout) else ""
-        arrays = (options.mask, options.resets, options.scale)
-        return cls(*(array is not None for array in arrays), zoneout, options.trace)
-
-    @property
-    def changes_state(self) -> bool:
-        """Whether the state after a step may be another than the cell made."""
-        return self.mask or self.resets or bool(self.zoneout)
 
 
 def settle(features: StepFeatures, new: Numbers, old: Numbers, live: Any, zoned: Numbers) -> Any:

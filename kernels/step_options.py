@@ -11,7 +11,7 @@ A step t of row n, in this order:
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,24 @@ from . import draws
 from .once import cached_property
 
 Array = Any
+
+
+class StepFeatures(NamedTuple):
+    """Which options the steps of a pass have.
+
+    zoneout  "" (none), "sampled" or "mean"
+    """
+
+    mask: bool = False
+    resets: bool = False
+    scale: bool = False
+    zoneout: str = ""
+    trace: bool = False
+
+    @property
+    def changes_state(self) -> bool:
+        """Whether the state after a step may be another than the cell made."""
+        return self.mask or self.resets or bool(self.zoneout)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +75,13 @@ class StepOptions:
         mask = None if self.mask is None else self.mask[:, start:end]
         resets = None if self.resets is None else self.resets[:, start:end]
         return replace(self, mask=mask, resets=resets, first=self.first + start, every=0)
+
+    @cached_property
+    def features(self) -> StepFeatures:
+        """Which of the options there are."""
+        zoneout = ("mean" if self.seed is None else "sampled") if any(self.zoneout) else ""
+        arrays = self.mask, self.resets, self.scale
+        return StepFeatures(*(array is not None for array in arrays), zoneout, self.trace)
 
     @cached_property
     def seeds(self) -> tuple[int, ...]:

@@ -30,7 +30,7 @@ from .. import fingerprint
 from ..cells import Cell
 from ..layout import Layout, layout
 from ..once import once
-from ..step import StepFeatures
+from ..step_options import StepFeatures
 from .compilation import compiled_callback
 
 _I32 = ir.IntType(32)

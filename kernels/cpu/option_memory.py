@@ -1,5 +1,6 @@
 """The options of a pass's steps, as compiled code finds them (``step_arguments.py``)."""
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -7,26 +8,27 @@ import numpy as np
 from .. import draws
 from ..cells import Cell
 from ..engine import Array
-from ..step import StepFeatures
-from ..step_options import StepOptions
+from ..step_options import StepFeatures, StepOptions
+from .frames import NO_FEATURES
 from .packing import zeros
 from .plans import address_of
 from .sequence import Plan
 from .simd import VECTOR_BYTES
 from .step_arguments import OptionArrays
 
+TRACED = StepFeatures(trace=True)
 OPTIONS = Plan._fields.index("options")
 
 
-def compiled_features(options: StepOptions, backward: bool) -> StepFeatures:
-    """The features of the piece that serves these options: none, a trace alone, or all of them.
+@cache
+def compiled_features(features: StepFeatures, backward: bool) -> StepFeatures:
+    """The features of the piece that serves these: none, a trace alone, or all of them.
 
     With all of them the piece looks at run time which there are. Zoneout alone is compiled in: a
     piece that drew, or not, by what it finds would draw for nothing, or branch at every number.
     """
-    features = StepFeatures.of(options)
     if not (features.changes_state or features.scale):
-        return StepFeatures(trace=backward and features.trace)
+        return TRACED if backward and features.trace else NO_FEATURES
     return StepFeatures(True, True, True, features.zoneout, trace=True)
 
 

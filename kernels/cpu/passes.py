@@ -66,10 +66,10 @@ class Pass:
 
     def _recipe(self, driver: Any, back: bool, **options: Any) -> Recipe:
         shares = self.shares or sharing(self.cell, *self.sizes)
+        features = compiled_features(self.steps.features, back)
         return recipe(
             driver, self.cell, self.xs.dtype, *self.sizes, *shares,
-            features=compiled_features(self.steps, back), scaled=self.steps.scale is not None,
-            chunk=self.chunk, **options,
+            features=features, scaled=self.steps.scale is not None, chunk=self.chunk, **options,
         )  # fmt: skip
 
     def forward(self, state: State, keep: bool = True) -> tuple[Array, State, Kept]:
@@ -129,7 +129,7 @@ class Pass:
         self, made: Recipe, plan: Array, back: bool, stopped: Array | None = None
     ) -> OptionMemory | None:
         options = None
-        if compiled_features(self.steps, back) != frames.NO_FEATURES:
+        if compiled_features(self.steps.features, back) is not frames.NO_FEATURES:
             sizes = *self.sizes, self.xs.dtype
             options = OptionMemory(self.steps, self.cell, *sizes, stopped)
             plan[OPTIONS] = options.address

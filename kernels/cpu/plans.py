@@ -20,7 +20,7 @@ from ..cells import Cell
 from ..engine import Array
 from ..layout import layout
 from ..once import once
-from ..step import StepFeatures
+from ..step_options import StepFeatures
 from . import gates, normalising, products, threads
 from .compilation import announced, compiled_function
 from .forward import forward

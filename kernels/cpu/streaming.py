@@ -334,7 +334,7 @@ class _Call:
             hs = np.zeros((N, T, H), dtype)
             cut = sharing(cell, N, T, D, H, shards)
             options = StepOptions(zoneout=zoneout)
-            features = compiled_features(options, backward=False)
+            features = compiled_features(options.features, False)
             made = recipe(forward, cell, dtype, N, T, D, H, *cut, keep=False, features=features)
             memory = aligned(made.scratch_bytes, dtype), aligned(made.kept_bytes, dtype)
             plan = made.with_arrays(

@@ -1,0 +1,60 @@
+"""The bits of plain passes stay what they are, whatever is rebuilt around them.
+
+``golden.json`` has a hash of what each cell computes, forward and backward. A change that is meant to
+change bits says so, and writes the file anew: ``python tests/test_golden.py``. The hashes are those of
+machines that multiply and add in one rounding; 16, 8 or 4 numbers at a time give the same.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+
+from helpers import random_problem
+from numba_rnn import cells, use_backend
+from numba_rnn.kernels.cpu import passes
+
+NAMES = cells.names()  # before other tests register some of their own
+FILE = Path(__file__).parent / "golden.json"
+SHARINGS = (1, True), (2, True), (2, False)  # threads, and whether they share rows or units
+
+
+def digest(*arrays: np.ndarray) -> str:
+    numbers = b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
+    return hashlib.sha256(numbers).hexdigest()[:16]
+
+
+def hashes(name: str, dtype: str, shares: tuple[int, bool]) -> list[str]:
+    """Of hs and the last state; of all gradients."""
+    p = random_problem(name, 5, 7, 6, 37, np.dtype(dtype))
+    with (
+        use_backend("numba", strict=True) as engine,
+        mock.patch.object(passes, "sharing", return_value=shares),
+    ):
+        hs, state, saved = engine.forward(p.cell, p.xs, p.state, p.params)
+        found = engine.backward(p.cell, p.dhs, p.dstate, saved)
+    return [digest(hs, *state), digest(found.xs, *found.state, *found.params)]
+
+
+@pytest.mark.parametrize("shares", SHARINGS)
+@pytest.mark.parametrize("case", json.loads(FILE.read_text("utf-8")))
+def test_plain_passes_keep_their_bits(case, shares):
+    assert hashes(*case.split(), shares) == json.loads(FILE.read_text("utf-8"))[case]
+
+
+def test_every_cell_has_its_hashes():
+    known = {case.split()[0] for case in json.loads(FILE.read_text("utf-8"))}
+    assert known == set(NAMES)
+
+
+if __name__ == "__main__":
+    found = {
+        f"{name} {dtype}": hashes(name, dtype, SHARINGS[0])
+        for name in NAMES
+        for dtype in ("float32", "float64")
+    }
+    lines = (f"{json.dumps(case)}: {json.dumps(pair)}" for case, pair in found.items())
+    FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
