@@ -80,8 +80,8 @@ class StepOptions:
     def features(self) -> StepFeatures:
         """Which of the options there are."""
         zoneout = ("mean" if self.seed is None else "sampled") if any(self.zoneout) else ""
-        arrays = self.mask, self.resets, self.scale
-        return StepFeatures(*(array is not None for array in arrays), zoneout, self.trace)
+        mask, resets, scale = (a is not None for a in (self.mask, self.resets, self.scale))
+        return StepFeatures(mask, resets, scale, zoneout, self.trace)
 
     @cached_property
     def seeds(self) -> tuple[int, ...]:

@@ -2,7 +2,6 @@
 the specification against central differences and against the plain cell run row by row."""
 
 import gc
-import sys
 import tracemalloc
 from dataclasses import replace
 from typing import Any
@@ -31,7 +30,7 @@ from helpers import (
 from numba_rnn import cell, cells, use_backend
 from numba_rnn.functions import sqrt, tanh
 from numba_rnn.kernels import draws
-from numba_rnn.kernels.cpu import plans
+from numba_rnn.kernels.cpu import passes, plans
 from numba_rnn.kernels.reference import NumpyEngine
 from numba_rnn.kernels.step_options import NO_OPTIONS, StepOptions
 
@@ -104,10 +103,9 @@ def test_engines_agree_with_the_reference(backend, name, dtype, sizes, features,
     p = random_problem(name, *sizes, dtype, rng=seed)
     steps = particular(p, features, seed)
     want = outcome(NumpyEngine(), p, steps)
-    with use_backend(backend, strict=True) as engine:
-        module = sys.modules.get("numba_rnn.kernels.cpu.passes")
-        with mock.patch.object(module, "sharing", return_value=sharing, create=True):
-            assert disagreements(outcome(engine, p, steps), want, LIMITS[dtype]) == {}
+    cut = mock.patch.object(passes, "sharing", return_value=sharing)
+    with use_backend(backend, strict=True) as engine, cut:
+        assert disagreements(outcome(engine, p, steps), want, LIMITS[dtype]) == {}
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -116,9 +114,9 @@ def test_sharing_and_chunks_change_no_bit(name):
     steps = particular(p, {"mask", "resets", "initial", "scale", "zoneout", "trace"})
     want = outcome(NumpyEngine(), p, steps)
     with use_backend("numba", strict=True) as engine:
-        module, found = sys.modules["numba_rnn.kernels.cpu.passes"], []
+        found = []
         for sharing in SHARINGS:
-            with mock.patch.object(module, "sharing", return_value=sharing):
+            with mock.patch.object(passes, "sharing", return_value=sharing):
                 found.append(outcome(engine, p, steps))
     assert disagreements(found[0], want, 1e-3) == {}
     for other in found[1:]:

@@ -17,8 +17,8 @@ import numpy as np
 from numba_rnn import cells, use_backend
 from numba_rnn.kernels.cuda import build, gates, persistent, tiling
 from numba_rnn.kernels.cuda.engine import CudaEngine
-from numba_rnn.kernels.cuda.given import Given
 from numba_rnn.kernels.cuda.kernel import Device
+from numba_rnn.kernels.cuda.option_arrays import OptionArrays
 from numba_rnn.kernels.step_options import NO_OPTIONS
 
 from . import correctness, speed
@@ -102,7 +102,7 @@ def launch(machine: Machine, item: str) -> dict[str, Any]:
     h, Wh, early, late = array(N, H), array(H, 4 * H), array(N, 4 * H), array(N, 0)
     arrays = [array(1, N, 4 * H), early, late, array(4 * H), array(2, 2, N, H), array(1, 4, N, H)]
     arrays.append(array(N, 1, H))
-    given = Given(NO_OPTIONS, cell, xp, (N, 1, H), np.dtype(np.float32))
+    given = OptionArrays(NO_OPTIONS, cell, xp, (N, 1, H), np.dtype(np.float32))
     gate_step = engine._step(cell, "forward_gates", given)
 
     def gate() -> None:

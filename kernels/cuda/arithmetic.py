@@ -12,10 +12,10 @@ where its numbers lie in these arrays, the gates in the order of the cell's ``La
     dstate (states, N, H)          on the way from step to step, in place
     normalised (T, N, K, H)        what the K normalised gates became (``normalising.py``)
 
-and, where steps have options (``kernels/step_options.py``; ``Form`` says which):
+and, where steps have options (``kernels/step_options.py``; ``StepFeatures`` says which):
 
     mask, resets (N, T); initial (states, H); scale (N, H)
-    shares, seeds, thresholds      of zoneout, a number for each state
+    rates, seeds, thresholds       of zoneout, a number for each state
     dinitial (states, N, H)        what resets stopped, added up
     trace (T, states, N, H)        gradients of the state after every step
 
@@ -24,51 +24,72 @@ the k-th recurrent gate (the early ones, then the late ones), ``through`` for wh
 through h Wh. All names end in ``mark``, so that a thread may have several rows or units.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
+from .. import step
 from ..cells import Cell
 from ..layout import layout
-from ..step_options import NO_OPTIONS, StepOptions
+from ..step_options import NO_OPTIONS, StepFeatures
 
 
-class Form(NamedTuple):
-    """What of the steps decides the lines."""
-
-    particular: bool = False
-    mask: bool = False
-    resets: bool = False
-    scale: bool = False
-    zoneout: str = ""  # "drawn", "expected"
-    trace: bool = False
-
-    @classmethod
-    def of(cls, steps: StepOptions) -> "Form":
-        """The form of these steps."""
-        zoneout = ("expected" if steps.seed is None else "drawn") if any(steps.zoneout) else ""
-        given = steps.mask is not None, steps.resets is not None, steps.scale is not None
-        return cls(steps is not NO_OPTIONS, *given, zoneout, steps.trace)
-
-    def takes(self, backward: bool) -> tuple[str, ...]:
-        """The arrays that its lines read and write, beside those of plain steps."""
-        drawn = {"": (), "drawn": ("seeds", "thresholds"), "expected": ("shares",)}
-        return (
-            *(("mask",) if self.mask else ()),
-            *(("resets", "dinitial" if backward else "initial") if self.resets else ()),
-            *(("scale",) if self.scale else ()),
-            *drawn[self.zoneout],
-            *(("trace",) if self.trace and backward else ()),
-        )
+def arrays_of(features: StepFeatures, backward: bool) -> tuple[str, ...]:
+    """The arrays that the lines of these options read and write."""
+    drawn = {"": (), "sampled": ("seeds", "thresholds"), "mean": ("rates",)}
+    return (
+        *(("mask",) if features.mask else ()),
+        *(("resets", "dinitial" if backward else "initial") if features.resets else ()),
+        *(("scale",) if features.scale else ()),
+        *drawn[features.zoneout],
+        *(("trace",) if features.trace and backward else ()),
+    )
 
 
 class Step:
-    """The lines of one step of a cell."""
+    """The lines of one step of a cell.
 
-    def __init__(self, cell: Cell, mark: str = "", form: Form = Form()) -> None:  # noqa: B008
-        self.cell, self.at, self.mark = cell, layout(cell, form.particular), mark
-        self.form = form
+    functions  those of ``kernels/step.py`` that the lines call, by the names that they call them
+    """
+
+    def __init__(
+        self, cell: Cell, mark: str = "", features: StepFeatures = NO_OPTIONS.features
+    ) -> None:
+        self.cell, self.at, self.mark = cell, layout(cell, features.changes_state), mark
+        self.features = features
+        self.functions: dict[str, Callable[..., Any]] = {}
+
+    def _call(self, function: Callable[..., Any], **given: str | Sequence[str]) -> str:
+        """A call of a function of ``kernels/step.py`` with numbers, or tuples of them."""
+        sizes = tuple(None if isinstance(value, str) else len(value) for value in given.values())
+        name = "_".join([function.__name__, *(str(size) for size in sizes if size is not None)])
+        self.functions[name] = step.straight_line(function, self.features, sizes)
+        texts = (v if isinstance(v, str) else f"({', '.join(v)},)" for v in given.values())
+        return f"{name}({', '.join(texts)})"
+
+    def _each(self, member: str, count: int = 0) -> list[str]:
+        """A text for each state, whose number is {k}."""
+        return [member.format(k=k) for k in range(count or len(self.cell.states))]
+
+    def _flags(self) -> list[str]:
+        """Whether the step is there, what zoneout draws, and whether the next one begins anew."""
+        m, features, lines = self.mark, self.features, []
+        if features.mask:
+            lines.append(f"there{m} = mask[n{m} * T + t] != 0")
+        if features.zoneout == "sampled":
+            lot = f"drawn(state{m}[0], seeds[{{k}}], thresholds[{{k}}], t, n{m}, j{m})"
+            lines.append(f"zoned{m} = ({', '.join(self._each(lot))},)")
+        elif features.zoneout == "mean":
+            rates = self._each(f"rates[{{k}}] + (state{m}[0] - state{m}[0])")
+            lines.append(f"zoned{m} = ({', '.join(rates)},)")
+        if features.resets:
+            lines.append(f"anew{m} = t + 1 < T and resets[n{m} * T + t + 1] != 0")
+        return lines
+
+    def _given(self, feature: str, name: str) -> str:
+        """An argument of a function of ``kernels/step.py``, 0 where there is no such option."""
+        return f"{name}{self.mark}" if getattr(self.features, feature) else "0"
 
     # ---- where
 
@@ -148,53 +169,36 @@ class Step:
     def forward(self, side: Callable[[int], str]) -> list[str]:
         """The state after the step, and what is saved."""
         m = self.mark
-        gates = self._gates(side, late=True)
+        cell, gates = self.cell, self._gates(side, late=True)
         lines = [f"new{m}, keep{m} = forward({gates}, state{m})"]
-        return lines + (self._settle() if self.form.particular else [])
-
-    def _settle(self) -> list[str]:
-        """From what the cell made to the state after the step, and the output."""
-        m, form = self.mark, self.form
-        old, new, initial = f"state{m}[{{k}}]", f"new{m}[{{k}}]", f"load(initial, {{k}} * H + j{m})"
-        lines = []
-        if form.zoneout == "drawn":
-            lines.append(f"new{m} = {self._states(f'where({self._lot()}, {old}, {new})')}")
-        elif form.zoneout == "expected":
-            lines.append(f"new{m} = {self._states(f'{new} + ({old} - {new}) * shares[{{k}}]')}")
-        lines.append(f"out_{m} = new{m}[0]")
-        if form.mask:
-            lines += [
-                f"if mask[n{m} * T + t] == 0:",
-                f"    new{m} = state{m}",
-                f"    out_{m} = nothing{m}",
-            ]
-        if form.resets:
-            lines += [f"if {self._reset_after()}:", f"    new{m} = {self._states(initial)}"]
+        if not self.features.changes_state:
+            return lines
+        S = len(cell.states)
+        zoned = self._each(f"zoned{m}[{{k}}]") if self.features.zoneout else "0"
+        settled = self._call(
+            step.settle, new=self._each(f"new{m}[{{k}}]"), old=self._each(f"state{m}[{{k}}]"),
+            live=self._given("mask", "there"), zoned=zoned,
+        )  # fmt: skip
+        lines += [*self._flags(), f"new{m}, shown{m} = {settled}"]
+        if self.features.resets:
+            initial = self._each(f"load(initial, {{k}} * H + j{m})", S)
+            anew = self._call(
+                step.reset, state=self._each(f"new{m}[{{k}}]"), again=f"anew{m}", initial=initial
+            )
+            lines.append(f"new{m} = {anew}[0]")
         return lines
-
-    def _states(self, member: str) -> str:
-        """A tuple with a member for each state, whose number is {k}."""
-        members = (member.format(k=k) for k in range(len(self.cell.states)))
-        return f"({', '.join(members)},)"
-
-    def _lot(self) -> str:
-        m = self.mark
-        return f"drawn(state{m}[0], seeds[{{k}}], thresholds[{{k}}], t, n{m}, j{m})"
-
-    def _reset_after(self) -> str:
-        return f"t + 1 < T and resets[n{self.mark} * T + t + 1] != 0"
 
     def scaled(self, number: str) -> str:
         """The number, times what h is scaled by on its way into products."""
-        return f"{number} * load(scale, p{self.mark})" if self.form.scale else number
+        return f"{number} * load(scale, p{self.mark})" if self.features.scale else number
 
     def operand(self, side: Callable[[int], str]) -> list[str]:
         """What the second product multiplies."""
         m = self.mark
         number = f"operand({self._gates(side, False)}, state{m})"
-        if self.form.mask:  # 0 where a step is left out: it takes part in the gradient of Wh
-            zero = f"state{m}[0] - state{m}[0]"
-            number = f"({number} if mask[n{m} * T + t] != 0 else {zero})"
+        if self.features.mask:  # it takes part in the gradient of Wh
+            zero, there = [f"state{m}[0] - state{m}[0]"], f"mask[n{m} * T + t] != 0"
+            number = f"{self._call(step.only_live, values=[number], others=zero, live=there)}[0][0]"
         return [f"factor{m} = {number if self.cell.fed else self.scaled(number)}"]
 
     def store_forward(self) -> list[str]:
@@ -207,7 +211,7 @@ class Step:
         stored = (k for k, where in enumerate(self.at.found) if where is None)
         lines += [f"store(keep{m}[{k}], saved, kept{m} + {i} * N * H)"
                   for i, k in enumerate(stored)]  # fmt: skip
-        output = f"out_{m}" if self.form.particular else f"new{m}[0]"
+        output = f"shown{m}[0]" if self.features.changes_state else f"new{m}[0]"
         return [*lines, f"store({output}, hs, out{m})"]
 
     # ---- backward
@@ -242,8 +246,8 @@ class Step:
     def backward(self, through: str) -> list[str]:
         """The gradients of the gates, and of the state before the step."""
         m = self.mark
-        if self.form.particular:
-            return self._backward_particular(through)
+        if self.features != NO_OPTIONS.features:
+            return self._backward_with_options(through)
         others = "".join(f"incoming{m}[{k}], " for k in range(1, len(self.cell.states)))
         lines = [
             f"dh{m} = dh{m} + {through}",
@@ -254,73 +258,72 @@ class Step:
             lines.append(f"zero{m} = where(dh{m} < dh{m}, dh{m}, 0.0)")
         return lines
 
-    def _backward_particular(self, through: str) -> list[str]:
-        m, form = self.mark, self.form
-        others = "".join(f"incoming{m}[{k}], " for k in range(1, len(self.cell.states)))
-        dnew = f"dnew{m}[{{k}}]"
+    def _backward_with_options(self, through: str) -> list[str]:
+        m, features, S = self.mark, self.features, len(self.cell.states)
+        live = self._given("mask", "there")
+        arriving = [*self._each(f"incoming{m}[{{k}}]"), f"through{m}"]
         lines = [
             f"zero{m} = where(dh{m} < dh{m}, dh{m}, 0.0)",
-            f"total{m} = (incoming{m}[0] + {self.scaled(f'({through})')}, {others})",
-            f"lost{m} = total{m}",
+            *self._flags(),
+            f"through{m} = {self.scaled(f'(zero{m} + {through})')}",
         ]
-        if form.resets:
-            lines += [f"if {self._reset_after()}:", f"    total{m} = {self._states(f'zero{m}')}"]
-        lines += [
-            f"held{m} = {self._states(f'zero{m}')}",
-            f"dnew{m} = {self._states(f'total{m}[{{k}}]')}",
-            f"more{m} = load(dhs, out{m})",
-        ]
-        if form.mask:
-            lines += [
-                f"if mask[n{m} * T + t] == 0:",
-                f"    held{m}, dnew{m}, more{m} = total{m}, held{m}, zero{m}",
-            ]
-        first = f"dnew{m}[0] + more{m}, " + "".join(
-            f"dnew{m}[{k}], " for k in range(1, len(self.cell.states))
+        if features.resets:
+            kept = self._call(step.reset_backward, dstate=arriving, again=f"anew{m}")
+            lines.append(f"kept{m}_, lost{m} = {kept}")
+            arriving = self._each(f"kept{m}_[{{k}}]", S + 1)
+        reached = self._call(
+            step.arrive,
+            dout=f"load(dhs, out{m})",
+            through=arriving[S],
+            dstate=arriving[:S],
+            live=live,
+        )
+        zoned = self._each(f"zoned{m}[{{k}}]") if features.zoneout else "0"
+        dnew = self._call(
+            step.settle_backward, dstate=self._each(f"reached{m}[{{k}}]"), live=live, zoned=zoned
         )
         lines += [
-            f"dnew{m} = ({first})",
-            f"reached{m} = {self._states(f'{dnew} + held{m}[{{k}}]')}",
+            f"reached{m} = {reached}[0]",
+            f"dnew{m}, past{m} = {dnew}",
+            f"dpre{m}, dold{m} = backward(dnew{m}, keep{m}, state{m})",
         ]
-        if form.zoneout == "drawn":
-            share = f"where({self._lot()}, {dnew}, zero{m})"
-        elif form.zoneout == "expected":
-            share = f"{dnew} * shares[{{k}}]"
-        if form.zoneout:
-            lines += [
-                f"share{m} = {self._states(share)}",
-                f"held{m} = {self._states(f'held{m}[{{k}}] + share{m}[{{k}}]')}",
-                f"dnew{m} = {self._states(f'{dnew} - share{m}[{{k}}]')}",
-            ]
-        return [*lines, f"dpre{m}, dold{m} = backward(dnew{m}, keep{m}, state{m})"]
+        no_gates, no_states = zero_gradients(self.cell)
+        G, zero = len(self.cell.gates), f"zero{m}"
+        dpre = [zero if g in no_gates else f"dpre{m}[{g}]" for g in range(G)]
+        dold = [zero if k in no_states else f"dold{m}[{k}]" for k in range(S)]
+        for name, values in (("dpre", dpre), ("dold", dold)):
+            others = [zero] * len(values)
+            chosen = self._call(step.only_live, values=values, others=others, live=live)
+            lines.append(f"{name}{m} = {chosen}[0]")
+        if features.mask or features.zoneout:
+            both = self._call(
+                step.meet, dold=self._each(f"dold{m}[{{k}}]"), past=self._each(f"past{m}[{{k}}]")
+            )
+            lines.append(f"dold{m} = {both}[0]")
+        return lines
 
     def dgate(self, g: int) -> str:
         """The gradient of a gate, after ``backward``."""
-        zero = g in zero_gradients(self.cell)[0]
-        return f"zero{self.mark}" if zero else self._only_live(f"dpre{self.mark}[{g}]")
-
-    def _only_live(self, value: str) -> str:
-        """0 where a step is left out: the cell's derivative may be infinite there."""
-        m = self.mark
-        return f"({value} if mask[n{m} * T + t] != 0 else zero{m})" if self.form.mask else value
+        return f"zero{self.mark}" if g in zero_gradients(self.cell)[0] else f"dpre{self.mark}[{g}]"
 
     def store_backward(self) -> list[str]:
         """Write them down."""
         m, zero = self.mark, zero_gradients(self.cell)[1]
         S, lines = len(self.cell.states), []
+        plain = self.features == NO_OPTIONS.features
         for k in range(S):
-            through_cell = f"zero{m}" if k in zero else self._only_live(f"dold{m}[{k}]")
-            past = f" + held{m}[{k}]" if self.form.particular else ""
-            lines.append(f"store({through_cell}{past}, dstate, p{m} + {k} * N * H)")
-        if self.form.trace:
+            dold = f"zero{m}" if plain and k in zero else f"dold{m}[{k}]"
+            lines.append(f"store({dold}, dstate, p{m} + {k} * N * H)")
+        if self.features.trace:
             lines += [
                 f"store(reached{m}[{k}], trace, (t * {S} + {k}) * N * H + p{m})" for k in range(S)
             ]
-        if self.form.resets:
-            lines.append(f"if {self._reset_after()}:")
+        if self.features.resets:
+            lines.append(f"if anew{m}:")
             for k in range(S):
-                place = f"dinitial, p{m} + {k} * N * H"
-                lines.append(f"    store(load({place}) + lost{m}[{k}], {place})")
+                place, lost = f"dinitial, p{m} + {k} * N * H", f"lost{m}[{k}]"
+                lost = f"(lost{m}[0] + lost{m}[{S}])" if k == 0 else lost
+                lines.append(f"    store(load({place}) + {lost}, {place})")
         return lines + [
             f"store({self.dgate(g)}, dgates, d{m} + {self.at.order.index(g)} * H)"
             for g in range(len(self.at.order))
@@ -343,7 +346,7 @@ class Step:
             for g in range(len(order))
             if g not in self._fed[self.at.early :]
         ]
-        if not self.form.mask:
+        if not self.features.mask:
             return lines
         return [f"if mask[n{m} * T + t] != 0:", *("    " + line for line in lines)]
 

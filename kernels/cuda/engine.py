@@ -34,8 +34,9 @@ from ..engine import Array, Gradients, State, expect_consistent, product_in_part
 from ..layout import Layout, layout
 from ..step_options import NO_OPTIONS, StepOptions
 from . import gates, normalising, persistent, products, tiling, updates
-from .given import Given
+from .arithmetic import arrays_of
 from .kernel import Gpu, Kernel
+from .option_arrays import OptionArrays
 
 
 class CudaEngine(DeviceEngine):
@@ -114,9 +115,9 @@ class CudaEngine(DeviceEngine):
     def _forward(
         self, cell: Cell, xs: Array, state: State, params: Sequence[Array], steps: StepOptions
     ) -> tuple[Array, State, Any]:
-        xp, at = self.xp, layout(cell, steps is not NO_OPTIONS)
+        xp, at = self.xp, layout(cell, steps.features.changes_state)
         N, T, _ = xs.shape
-        given = Given(steps, cell, xp, (N, T, cell.hidden_size(params)), xs.dtype)
+        given = OptionArrays(steps, cell, xp, (N, T, cell.hidden_size(params)), xs.dtype)
         Wx, Wh, b = self._in_order(cell, params)
         H = Wh.shape[0]
 
@@ -145,7 +146,7 @@ class CudaEngine(DeviceEngine):
 
     def _forward_steps(
         self, cell: Cell, Wh: Array, x_side: Array, b: Array, states: Array, saved: Array,
-        hs: Array, operands: Array, normalised: tuple[Array, Array], given: Given,
+        hs: Array, operands: Array, normalised: tuple[Array, Array], given: OptionArrays,
     ) -> None:  # fmt: skip
         xp, at = self.xp, layout(cell)
         N, T, H = hs.shape
@@ -190,10 +191,10 @@ class CudaEngine(DeviceEngine):
         self, cell: Cell, dhs: Array, dstate: State, saved: Any, inputs: bool
     ) -> Gradients:
         xs, (Wx, Wh, b), states, kept, operands, normalised, steps = saved
-        xp, at = self.xp, layout(cell, steps is not NO_OPTIONS)
+        xp, at = self.xp, layout(cell, steps.features.changes_state)
         N, T, D = xs.shape
         H, G = Wh.shape[0], len(cell.gates)
-        given = Given(steps, cell, xp, (N, T, H), xs.dtype)
+        given = OptionArrays(steps, cell, xp, (N, T, H), xs.dtype)
         early_columns, late_columns = _columns(at, H)
 
         dgates = xp.empty((T, N, G * H), xs.dtype)
@@ -239,7 +240,7 @@ class CudaEngine(DeviceEngine):
 
     def _backward_steps(
         self, cell: Cell, Wh: Array, b: Array, dhs: Array, states: Array, kept: Array,
-        dgates: Array, dstate: Array, normalised: tuple[Array, Array], given: Given,
+        dgates: Array, dstate: Array, normalised: tuple[Array, Array], given: OptionArrays,
     ) -> Array:  # fmt: skip
         """Fills dgates and dstate; returns what comes through h Wh before the first step."""
         xp, at = self.xp, layout(cell)
@@ -352,14 +353,14 @@ class CudaEngine(DeviceEngine):
         fits = numbers % wide == 0 and all(self.gpu.address(array) % 16 == 0 for array in arrays)
         return wide if fits else 1
 
-    def _step(self, cell: Cell, name: str, given: Given) -> Callable[..., None]:
+    def _step(self, cell: Cell, name: str, given: OptionArrays) -> Callable[..., None]:
         """What launches a gate kernel for a step t."""
         kernel, grid = self._gates(cell, name, given)
-        more, (N, T, H) = given.to(gates.particular(name, given.form)), given.sizes
+        more, (N, T, H) = given.to(gates.option_arrays(name, given.features)), given.sizes
         return lambda t, *arrays: self._launch(kernel, grid, (*arrays, *more, t, T, N, H))
 
     def _normalising(
-        self, cell: Cell, given: Given, backward: bool
+        self, cell: Cell, given: OptionArrays, backward: bool
     ) -> tuple[Callable[..., None], Callable[..., None]]:
         """What launches the kernels of the early and the late normalised gates for a step t."""
         at, (N, T, H) = layout(cell), given.sizes
@@ -373,23 +374,23 @@ class CudaEngine(DeviceEngine):
 
         return launching(False), launching(True)
 
-    def _scan(self, cell: Cell, name: str, given: Given) -> Callable[..., None]:
+    def _scan(self, cell: Cell, name: str, given: OptionArrays) -> Callable[..., None]:
         """What launches a gate kernel for all steps."""
         kernel, grid = self._gates(cell, name, given)
-        more, (N, T, H) = given.to(gates.particular(name, given.form)), given.sizes
+        more, (N, T, H) = given.to(gates.option_arrays(name, given.features)), given.sizes
         return lambda *arrays: self._launch(kernel, grid, (*arrays, *more, T, N, H))
 
-    def _gates(self, cell: Cell, name: str, given: Given) -> tuple[Kernel, tuple[int, int]]:
+    def _gates(self, cell: Cell, name: str, given: OptionArrays) -> tuple[Kernel, tuple[int, int]]:
         """A gate kernel and its grid; a thread has 16 bytes where that divides H, else a number."""
         N, _, H = given.sizes
         wide = 16 // given.dtype.itemsize
         count, threads = wide if H % wide == 0 else 1, self.gpu.device.threads
         grid = N, -(-H // (count * threads))
-        return gates.kernel(cell, name, count, threads, given.form), grid
+        return gates.kernel(cell, name, count, threads, given.features), grid
 
     def _run_persistent(
-        self, cell: Cell, plan: tiling.Plan, Wh: Array, arrays: Sequence[Array], given: Given,
-        start: Array | None,
+        self, cell: Cell, plan: tiling.Plan, Wh: Array, arrays: Sequence[Array],
+        given: OptionArrays, start: Array | None,
     ) -> None:  # fmt: skip
         """Launch a persistent kernel; ``start`` (N, H) is what the first step multiplies."""
         xp, c = self.xp, plan.tiling
@@ -398,8 +399,8 @@ class CudaEngine(DeviceEngine):
         if start is not None:
             exchange[0, :N, :H] = start
         counters = xp.zeros(32 * plan.groups, np.uint32)  # a cache line each
-        kernel = persistent.kernel(cell, c, plan.tiles, given.form)
-        weights, more = tiling.packed(xp, Wh, c), given.to(given.form.takes(not c.forward))
+        kernel = persistent.kernel(cell, c, plan.tiles, given.features)
+        weights, more = tiling.packed(xp, Wh, c), given.to(arrays_of(given.features, not c.forward))
         arguments = weights, *arrays, *more, exchange, counters, T, N, H
         self._launch(kernel, (c.blocks, plan.groups), arguments)
 

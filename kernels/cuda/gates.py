@@ -23,7 +23,8 @@ from functools import cache, partial
 
 from ..cells import Cell
 from ..layout import layout
-from .arithmetic import Form, Step
+from ..step_options import NO_OPTIONS, StepFeatures
+from .arithmetic import Step, arrays_of
 from .kernel import Kernel, functions_of
 
 
@@ -46,16 +47,16 @@ def kernel(
     name: str,
     count: int,
     threads: int,
-    form: Form = Form(),  # noqa: B008
+    features: StepFeatures = NO_OPTIONS.features,
 ) -> Kernel:
     """A gate kernel for ``count`` units a thread."""
     from . import lanes
 
-    step = Step(cell, form=form)
+    step = Step(cell, features=features)
     takes, lines = _MAKERS[name](step)
     takes = (*takes, "normalised") if cell.normalised else takes
     lines = [*step.here(), *lines]
-    takes = (*takes, *particular(name, form))
+    takes = (*takes, *option_arrays(name, features))
     if name in _STEPS:
         lines = [_STEPS[name], *("    " + line for line in lines)]
     else:
@@ -72,14 +73,15 @@ def kernel(
     }  # fmt: skip
     takes = (*takes, "T", "N", "H")
     name = f"{cell.name}_{name}_{count}"
-    return Kernel(name, takes, [*head, *lines], functions_of(cell), threads, outer)
+    functions = {**functions_of(cell), **step.functions}
+    return Kernel(name, takes, [*head, *lines], functions, threads, outer)
 
 
-def particular(name: str, form: Form) -> tuple[str, ...]:
-    """The arrays of a form that a kernel takes."""
+def option_arrays(name: str, features: StepFeatures) -> tuple[str, ...]:
+    """The arrays of options that a kernel takes."""
     if name.startswith("operand"):
-        return (*("mask",) * form.mask, *("scale",) * form.scale)
-    return form.takes(name.startswith("backward"))
+        return (*("mask",) * features.mask, *("scale",) * features.scale)
+    return arrays_of(features, name.startswith("backward"))
 
 
 def _side(cell: Cell):  # type: ignore[no-untyped-def]

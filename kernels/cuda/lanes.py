@@ -278,9 +278,9 @@ def _(a):
 
 @intrinsic
 def where(typing, mask, a, b):
-    """a where the mask holds, else b."""
+    """a where the mask holds, else b; the mask may be one boolean for all."""
     kind = _common(a, b)
-    if kind is None or mask != MaskType(kind.count):
+    if kind is None or mask not in (MaskType(kind.count), types.boolean):
         return None
 
     def codegen(context, builder, signature, args):
@@ -444,6 +444,6 @@ for _composite in functions.COMPOSITES:
 
 @overload(functions.where)
 def _(condition, a, b):
-    if isinstance(condition, MaskType):
+    if isinstance(condition, MaskType | types.Boolean):
         return lambda condition, a, b: where(condition, a, b)
     return None

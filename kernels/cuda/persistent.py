@@ -43,7 +43,8 @@ import numpy as np
 
 from ..cells import Cell
 from ..layout import layout
-from .arithmetic import Form, Step
+from ..step_options import NO_OPTIONS, StepFeatures
+from .arithmetic import Step, arrays_of
 from .kernel import Kernel, functions_of
 from .tiling import Tiling
 
@@ -53,7 +54,7 @@ def kernel(
     cell: Cell,
     tiling: Tiling,
     tiles: int,
-    form: Form = Form(),  # noqa: B008
+    features: StepFeatures = NO_OPTIONS.features,
 ) -> Kernel:
     """The kernel for groups of tiles * rows rows."""
     from . import lanes, ptx
@@ -64,10 +65,17 @@ def kernel(
     }  # fmt: skip
     outer |= {name: getattr(ptx, name) for name in ptx.NAMES}
     takes = _FORWARD if tiling.forward else _BACKWARD
-    takes = (*takes, *form.takes(not tiling.forward), *_LAST)
+    takes = (*takes, *arrays_of(features, not tiling.forward), *_LAST)
     name = f"{cell.name}_persistent_" + ("forward" if tiling.forward else "backward")
+    pairs = [
+        _Pair(cell, tiling, tiles, k, features)
+        for k in range(-(-tiling.units * tiling.rows // tiling.threads))
+    ]
+    lines, functions = _lines(pairs, tiling, tiles), functions_of(cell)
+    for pair in pairs:
+        functions |= pair.step.functions
     return Kernel(
-        name, takes, _lines(cell, tiling, tiles, form), functions_of(cell), tiling.threads, outer,
+        name, takes, lines, functions, tiling.threads, outer,
         shared=tiling.shared(tiles), cooperative=not tiling.lone,
     )  # fmt: skip
 
@@ -81,9 +89,7 @@ def _indented(lines: list[str], by: int = 1) -> list[str]:
     return ["    " * by + line for line in lines]
 
 
-def _lines(cell: Cell, c: Tiling, tiles: int, form: Form) -> list[str]:
-    pairs = -(-c.units * c.rows // c.threads)
-    steps = [_Pair(cell, c, tiles, k, form) for k in range(pairs)]
+def _lines(steps: "list[_Pair]", c: Tiling, tiles: int) -> list[str]:
     loads = [line for step in steps for line in step.loads()]
     meet = [
         "if tile == 0:",
@@ -242,9 +248,9 @@ def _chunk_tf32(c: Tiling, k: int, places: list[str]) -> list[str]:
 class _Pair:
     """The k-th row and unit of a thread."""
 
-    def __init__(self, cell: Cell, c: Tiling, tiles: int, k: int, form: Form) -> None:
+    def __init__(self, cell: Cell, c: Tiling, tiles: int, k: int, features: StepFeatures) -> None:
         self.c, self.tiles, self.k = c, tiles, k
-        self.step, self.at = Step(cell, f"_{k}", form), layout(cell)
+        self.step, self.at = Step(cell, f"_{k}", features), layout(cell)
 
     def loads(self) -> list[str]:
         """Before the product; rows and units beyond the last do as the last one does."""

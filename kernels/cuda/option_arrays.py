@@ -1,4 +1,4 @@
-"""What is particular about the steps of a pass, as arrays on the GPU (``arithmetic.Form``)."""
+"""The options of a pass's steps, as arrays on the GPU."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,11 +9,10 @@ from .. import draws
 from ..cells import Cell
 from ..engine import Array, State
 from ..step_options import StepOptions
-from .arithmetic import Form
 
 
-class Given:
-    """The arrays that a form's lines read and write, by their names, made when first asked for.
+class OptionArrays:
+    """The arrays that the lines of options read and write, by name, made when first asked for.
 
     sizes   N, T, H
     """
@@ -21,7 +20,8 @@ class Given:
     def __init__(
         self, steps: StepOptions, cell: Cell, xp: Any, sizes: tuple[int, int, int], dtype: Any
     ) -> None:
-        self.steps, self.form, self.sizes, self.dtype = steps, Form.of(steps), sizes, dtype
+        self.steps, self.sizes, self.dtype = steps, sizes, dtype
+        self.features = steps.features
         self._xp, self._states = xp, len(cell.states)
         self._made: dict[str, Array] = {}
 
@@ -49,7 +49,7 @@ class Given:
     def _scale(self) -> Array:
         return self._xp.ascontiguousarray(self.steps.scale)
 
-    def _shares(self) -> Array:
+    def _rates(self) -> Array:
         return self._xp.asarray(np.array(self.steps.zoneout, self.dtype))
 
     def _seeds(self) -> Array:
