@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import signal
 import sys
 import threading
 import time
@@ -449,6 +450,61 @@ def test_without_stderr_nothing_is_said(entry, no_patience, monkeypatch, capfd):
     monkeypatch.setattr(sys, "stderr", None)
     announce_small()
     assert capfd.readouterr().out == ""
+
+
+# ---- signals
+
+
+@pytest.fixture
+def signal_within(monkeypatch):
+    """Sets when SIGINT comes: where Python calls a function of this name."""
+
+    def wait_for(name):
+        def look(frame, event, arg):
+            if event == "call" and frame.f_code.co_name == name:
+                sys.setprofile(None)
+                signal.raise_signal(signal.SIGINT)
+
+        sys.setprofile(look)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield wait_for
+    sys.setprofile(None)
+    signal.signal(signal.SIGINT, before)
+
+
+# the last two are called by LLVM, by way of ctypes
+@pytest.mark.parametrize(
+    "place", ["save_overload", "_object_compiled_hook", "_object_getbuffer_hook"]
+)
+def test_ctrl_c_amid_compilation_is_raised_at_its_end(entry, signal_within, place):
+    entry.unlink()
+    signal_within(place)
+    with pytest.raises(KeyboardInterrupt):
+        compile_small()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert compile_small() == "found"
+
+
+def test_a_handler_runs_at_once_amid_compilation_and_may_set_another(entry, signal_within):
+    entry.unlink()
+    came = []
+
+    def note(number, frame):
+        came.append(entry.exists())
+        signal.signal(number, signal.SIG_IGN)
+
+    signal.signal(signal.SIGINT, note)
+    signal_within("save_overload")
+    assert compile_small() == "compiled"
+    assert came == [False]
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def test_a_thread_compiles_and_leaves_the_handlers_alone(entry):
+    entry.unlink()
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(compile_small).result() == "compiled"
 
 
 # ---- several processes

@@ -5,6 +5,7 @@ engine's source, the types, the processor and the compilers.
 """
 
 import pickle
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -58,13 +59,46 @@ def _compile(
     content = entry.load()
     with nullcontext() if content is not None else entry.alone():
         made._cache = _OnDisk(entry, content or entry.load())
-        compile_now()
+        with _exceptions_of_signals_deferred():
+            compile_now()
 
 
 def _machine() -> tuple[object, ...]:
     """The processor and the compilers."""
     versions = sys.implementation.cache_tag, numba.__version__, llvmlite.__version__
     return *versions, registry.cpu_target.target_context.codegen().magic_tuple()
+
+
+@contextmanager
+def _exceptions_of_signals_deferred() -> Iterator[None]:
+    """Raise the exception of a signal handler, such as KeyboardInterrupt, where the block ends.
+
+    LLVM calls Python back while it compiles. A handler may run in such a call, and its exception
+    would be lost there, with the compiled code. The handlers themselves run at once.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # handlers run in the main thread alone
+        return
+    raised: list[BaseException] = []
+    handlers: dict[int, Any] = {n: signal.getsignal(n) for n in signal.valid_signals()}
+    before = {n: handler for n, handler in handlers.items() if callable(handler)}
+
+    def run(number: int, frame: Any) -> None:
+        try:
+            before[number](number, frame)
+        except BaseException as error:
+            raised.append(error)
+
+    try:
+        for number in before:
+            signal.signal(number, run)
+        yield
+    finally:
+        for number, handler in before.items():
+            if signal.getsignal(number) is run:  # no handler has set another
+                signal.signal(number, handler)
+        if raised:
+            raise raised[-1]
 
 
 class _OnDisk(_Cache):
