@@ -167,7 +167,8 @@ def train(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
     """Train a recurrent language model."""
-    with connect(plain=ERRORS) as ranks:  # one process, unless a launcher started several
+    # one process, unless a launcher started several
+    with connect(plain=(*ERRORS, KeyboardInterrupt)) as ranks:
         first = ranks.rank == 0
         _choose_backend(backend, strict, say=first)
         plan = _plan(context, out, resume) if first else None
@@ -176,12 +177,16 @@ def train(
             several = f"; {ranks.size} processes" if ranks.size > 1 else ""
             device = explain()
             say(f"engine {device.engine}, {device.device}{several} (more: numba-rnn info)")
+        last = folder / "last.safetensors"
+        ours = not last.exists() or (start is not None and folder == start.parent)
         try:
             result = jobs.train(settings, folder, resume=start, progress=not quiet, ranks=ranks)
-        except BaseException:
+        except BaseException as error:
             if first and out is None and start is None:
                 with suppress(OSError):
                     folder.rmdir()  # the new one, if nothing is in it yet
+            if first and isinstance(error, KeyboardInterrupt) and ours and last.exists():
+                _say_stopped(folder)
             raise
         if first:
             _report(result, settings, folder)
@@ -208,7 +213,7 @@ def _plan(
 def _report(result: jobs.Outcome, settings: Settings, folder: Path) -> None:
     """Say what training came to, with a sample and a picture."""
     if result.stopped:
-        say(f"stopped; go on with: numba-rnn train --resume {folder}")
+        _say_stopped(folder)
         return
     assert result.valid_perplexity is not None  # as it is of what was stopped
     say(f"held-out perplexity {spell_perplexity(result.valid_perplexity)} per {settings.level}")
@@ -233,6 +238,10 @@ def _report(result: jobs.Outcome, settings: Settings, folder: Path) -> None:
         say(str(error))
     say(f"checkpoint  {result.checkpoint}")
     say(f"more text   numba-rnn generate {result.checkpoint}")
+
+
+def _say_stopped(folder: Path) -> None:
+    say(f"stopped; go on with: numba-rnn train --resume {folder}")
 
 
 def _resumed(context: typer.Context, start: Path, chosen: dict[str, Any]) -> Settings:

@@ -14,7 +14,8 @@ import unicodedata
 import numpy as np
 import pytest
 
-from numba_rnn import __version__, jobs
+from numba_rnn import __version__, jobs, use_backend
+from numba_rnn.models import Rnnlm
 from numba_rnn.training import load_checkpoint, save_checkpoint
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 40
@@ -238,6 +239,40 @@ def test_ctrl_c_saves_and_resume_goes_on(folder):
     assert re.search(r"^held-out perplexity", said, re.M)
     said = run("train", "--resume", "c", "--hidden", "99", cwd=folder, code=1)
     assert "--hidden cannot change" in said
+
+
+@pytest.fixture
+def run_here(monkeypatch, capsys):
+    """Runs a command in this process, and returns its exit code and its output."""
+    from numba_rnn import cli
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["numba-rnn", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended, use_backend("numpy"):
+            cli.main()
+        return ended.value.code, capsys.readouterr().out
+
+    return run
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # as below
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_second_ctrl_c_also_says_how_to_go_on(folder, tmp_path, monkeypatch, run_here, signals):
+    def backward(model):
+        for _ in range(signals):
+            signal.raise_signal(signal.SIGINT)
+        return plain(model)
+
+    plain = Rnnlm.backward
+    monkeypatch.setattr(Rnnlm, "backward", backward)
+    command = "train", "--text", folder / "text.txt", "--out", tmp_path / "c", *SMALL
+    code, said = run_here(*command)
+    assert code == 130
+    assert said.count(f"stopped; go on with: numba-rnn train --resume {tmp_path / 'c'}\n") == 1
+    _, content = load_checkpoint(tmp_path / "c" / "last.safetensors")
+    assert content["trainer"]["iteration"] == 2 - signals
+    code, said = run_here(*command)  # this folder has a run
+    assert "stopped" not in said
 
 
 @pytest.mark.parametrize(
