@@ -98,6 +98,28 @@ def test_every_signal_that_ends_a_process_saves_and_stops(tmp_path, name):
     assert content["trainer"]["iteration"] == 7
 
 
+def test_the_first_signal_is_acknowledged_at_once():
+    told = []
+    trainer = make(tell=told.append, progress=True)
+    trainer.model = StopAt(trainer.model, 1)
+    trainer.optimiser.update = lambda params, grads: told.append("the step ends")
+    trainer.fit(1)
+    assert told == ["stopping after this step; Ctrl-C again stops now", "the step ends"]
+
+
+def test_a_signal_amid_output_stops_all_the_same():
+    """Where a write is interrupted by one, Python refuses the second."""
+
+    def tell(line):
+        raise RuntimeError("reentrant call inside <_io.BufferedWriter name='<stdout>'>")
+
+    trainer = make(tell=tell)
+    trainer.model = StopAt(trainer.model, 1)
+    trainer.fit(1)
+    assert trainer.stopped
+    assert trainer.iteration == 1
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="a signal that the system has not")
 def test_a_hangup_that_is_ignored_stays_ignored():
     """As nohup has it."""

@@ -5,7 +5,7 @@ import math
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -198,6 +198,7 @@ class Trainer:
         self.stopped = False  # by Ctrl-C or another signal
         self._epoch_loss = self._recent_loss = self._recent_norm = 0.0
         self._stop = False
+        self._shown: Any = None  # the progress bar
         self._last_known: FileIdentity = None  # the folder's last checkpoint, as we know it
         self._record_every = max(1, len(blocks) // 20)
         self._looked_at = 0  # the iteration up to which all numbers are known to be finite
@@ -231,8 +232,9 @@ class Trainer:
 
         Notes
         -----
-        Ctrl-C finishes the iteration, writes a checkpoint and returns with ``stopped`` True; a
-        second Ctrl-C interrupts at once. SIGTERM does the same, and so does SIGHUP, which a closing
+        Ctrl-C is acknowledged at once, finishes the iteration, writes a checkpoint and returns with
+        ``stopped`` True; a second Ctrl-C interrupts at once (during compilation, after the piece
+        of code that is being made). SIGTERM does the same, and so does SIGHUP, which a closing
         terminal sends (unless it is ignored, as under nohup), on Windows SIGBREAK.
         """
         expect_int("max_epochs", max_epochs)
@@ -240,7 +242,11 @@ class Trainer:
             self.stopped = False
             if self.iteration == 0:
                 self.blocks.rewind()
-            with self._sharing(max_epochs), self._signals():
+            with (
+                self._sharing(max_epochs),
+                self._bar(max_epochs) as self._shown,
+                self._signals(),
+            ):
                 return self._fit(max_epochs)
 
     def _fit(self, max_epochs: int) -> History:
@@ -248,22 +254,21 @@ class Trainer:
             self._save("last")  # from here on a killed run leaves a checkpoint
         if self.epoch >= max_epochs:
             self.tell(f"nothing left to train: {self.epoch} of {max_epochs} epochs are done")
-        with self._bar(max_epochs) as bar:
-            while self.epoch < max_epochs and not self._out_of_patience():
-                if self.blocks.cursor == 0:
-                    self.model.reset_state()
-                for xs, ts in self.blocks:
-                    self._within_memory(self._iterate, xs, ts)
-                    bar.update(xs.size)
-                    if self.iteration % self._record_every == 0:
-                        bar.set_postfix_str(self._status(), refresh=False)
-                    if self._shall_stop():
-                        self.stopped = True
-                        self._save("last")
-                        return self.history
-                    if self.iteration % self.save_every == 0:
-                        self._save("last")
-                self._within_memory(self._end_epoch, bar)
+        while self.epoch < max_epochs and not self._out_of_patience():
+            if self.blocks.cursor == 0:
+                self.model.reset_state()
+            for xs, ts in self.blocks:
+                self._within_memory(self._iterate, xs, ts)
+                self._shown.update(xs.size)
+                if self.iteration % self._record_every == 0:
+                    self._shown.set_postfix_str(self._status(), refresh=False)
+                if self._shall_stop():
+                    self.stopped = True
+                    self._save("last")
+                    return self.history
+                if self.iteration % self.save_every == 0:
+                    self._save("last")
+            self._within_memory(self._end_epoch)
         if self._out_of_patience():
             best = self.history.scores.index(self.history.best) + 1
             self.tell(f"stopped early: no improvement for {self.patience} epochs (best: {best})")
@@ -327,7 +332,7 @@ class Trainer:
             "a lower learning rate (--lr) or a lower bound on the gradient's norm (--clip) helps"
         )
 
-    def _end_epoch(self, bar: Any) -> None:
+    def _end_epoch(self) -> None:
         best_before = self.history.best
         self._look()
         self.epoch += 1
@@ -352,8 +357,7 @@ class Trainer:
         if improved:
             self._save("best")
         self._save("last")
-        with bar.external_write_mode(file=getattr(bar, "fp", None)):
-            self.tell(self._epoch_line(entry))
+        self._tell_above_bar(self._epoch_line(entry))
 
     def perplexity(self, corpus: Array, batch_size: int, time_size: int) -> float:
         """Compute the perplexity of the model on a corpus, whose rows the ranks share.
@@ -392,6 +396,10 @@ class Trainer:
             shown=self.progress,
         )
 
+    def _tell_above_bar(self, line: str) -> None:
+        with self._shown.external_write_mode(file=getattr(self._shown, "fp", None)):
+            self.tell(line)
+
     def _status(self) -> str:
         loss = self.history.train[-1][1]
         return f"epoch {self.epoch + 1}, perplexity {spell_perplexity(perplexity_of(loss))}"
@@ -428,6 +436,8 @@ class Trainer:
             if self._stop:
                 raise KeyboardInterrupt
             self._stop = True
+            with suppress(RuntimeError):  # the signal came amid a write to the same stream
+                self._tell_above_bar("stopping after this step; Ctrl-C again stops now")
 
         before = {number: signal.signal(number, ask_to_stop) for number in _stopping_signals()}
         try:
