@@ -3,7 +3,10 @@
 import io
 import os
 import runpy
+import shlex
+import subprocess
 import sys
+import traceback
 import warnings
 from collections.abc import Iterable
 from contextlib import suppress
@@ -28,6 +31,7 @@ from .training import (
     TrainingDiverged,
     TruncatedBPTT,
     connect,
+    load_checkpoint,
     optimisers,
 )
 from .training.curve import draw_curve
@@ -59,6 +63,51 @@ StrictOption = Annotated[
 ]
 CheckpointArgument = Annotated[
     Path, typer.Argument(help="A checkpoint, or the folder of a run (its best checkpoint).")
+]
+
+
+def _run_cells_file(context: typer.Context, path: Path | None) -> Path | None:
+    """Run a file of --cells and register its cells."""
+    if path is None:
+        return None
+    try:
+        found = runpy.run_path(str(path)).values()
+    except (Exception, SystemExit) as error:
+        if isinstance(error, FileNotFoundError) and error.filename == str(path):
+            raise
+        raise ValueError(f"--cells: {_where(error, path)}") from error
+    own = [value for value in found if isinstance(value, cells.Cell | cells.WrittenCell)]
+    if not own:
+        raise ValueError(f"--cells: expected a file that defines cells, got none in {path}")
+    for cell in own:
+        cells.register(cell)
+    context.meta.setdefault(_CELLS_FILES, []).append(path)
+    return path
+
+
+_CELLS_FILES = f"{__name__}.cells_files"  # where the context of a command keeps them
+
+
+def _where(error: BaseException, path: Path) -> str:
+    """The line of a file that an exception comes from, and the exception, in one line."""
+    message = str(error)
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        line, message = error.lineno, error.msg
+    else:
+        frames = traceback.extract_tb(error.__traceback__)
+        line = [frame.lineno for frame in frames if frame.filename == str(path)][-1]
+    return f"{path}, line {line}: {type(error).__name__}: {' '.join(message.split())}"
+
+
+CellsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--cells",
+        metavar="FILE.py",
+        help="A Python file with cells of your own (`@numba_rnn.cell`): it is run, and its "
+        "cells go by their names, in --cell and in checkpoints.",
+        callback=_run_cells_file,
+    ),
 ]
 
 DEFAULT = Settings()
@@ -162,6 +211,7 @@ def train(
         Path | None,
         typer.Option(help="Go on from this run (folder or checkpoint), with its settings."),
     ] = None,
+    cells_file: CellsOption = None,
     backend: BackendOption = None,
     strict: StrictOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
@@ -186,10 +236,10 @@ def train(
                 with suppress(OSError):
                     folder.rmdir()  # the new one, if nothing is in it yet
             if first and isinstance(error, KeyboardInterrupt) and ours and last.exists():
-                _say_stopped(folder)
+                _say_stopped(context, folder)
             raise
         if first:
-            _report(result, settings, folder)
+            _report(context, result, settings, folder)
     if result.stopped:
         raise typer.Exit(130)
 
@@ -210,10 +260,10 @@ def _plan(
     return _resumed(context, start, chosen), start, out or start.parent
 
 
-def _report(result: jobs.Outcome, settings: Settings, folder: Path) -> None:
+def _report(context: typer.Context, result: jobs.Outcome, settings: Settings, folder: Path) -> None:
     """Say what training came to, with a sample and a picture."""
     if result.stopped:
-        _say_stopped(folder)
+        _say_stopped(context, folder)
         return
     assert result.valid_perplexity is not None  # as it is of what was stopped
     say(f"held-out perplexity {spell_perplexity(result.valid_perplexity)} per {settings.level}")
@@ -237,11 +287,18 @@ def _report(result: jobs.Outcome, settings: Settings, folder: Path) -> None:
     except ImportError as error:
         say(str(error))
     say(f"checkpoint  {result.checkpoint}")
-    say(f"more text   numba-rnn generate {result.checkpoint}")
+    say(f"more text   {_command(context, 'generate', result.checkpoint)}")
 
 
-def _say_stopped(folder: Path) -> None:
-    say(f"stopped; go on with: numba-rnn train --resume {folder}")
+def _say_stopped(context: typer.Context, folder: Path) -> None:
+    say(f"stopped; go on with: {_command(context, 'train', '--resume', folder)}")
+
+
+def _command(context: typer.Context, *words: str | Path) -> str:
+    """A command as the user's shell takes it, with the cells that this one was given."""
+    files = [word for path in context.meta.get(_CELLS_FILES, ()) for word in ("--cells", path)]
+    line = [str(word) for word in ("numba-rnn", *files, *words)]
+    return subprocess.list2cmdline(line) if sys.platform == "win32" else shlex.join(line)
 
 
 def _resumed(context: typer.Context, start: Path, chosen: dict[str, Any]) -> Settings:
@@ -296,6 +353,7 @@ def generate(
     seed: Annotated[
         int | None, typer.Option(help="The same seed gives the same text.", show_default=False)
     ] = None,
+    cells_file: CellsOption = None,
     backend: BackendOption = None,
     strict: StrictOption = False,
 ) -> None:
@@ -316,6 +374,7 @@ def generate(
 def evaluate(
     checkpoint: CheckpointArgument,
     text: Annotated[Path, typer.Option(help="The text to predict.")],
+    cells_file: CellsOption = None,
     backend: BackendOption = None,
     strict: StrictOption = False,
 ) -> None:
@@ -360,6 +419,7 @@ def inspect(
             show_default=False,
         ),
     ] = None,
+    cells_file: CellsOption = None,
     backend: BackendOption = None,
     strict: StrictOption = False,
 ) -> None:
@@ -390,6 +450,7 @@ def info(
     checkpoint: Annotated[
         Path | None, typer.Argument(help="A checkpoint, or the folder of a run.")
     ] = None,
+    cells_file: CellsOption = None,
     backend: BackendOption = None,
     strict: StrictOption = False,
 ) -> None:
@@ -399,9 +460,11 @@ def info(
         _show(str(explain()))
         return
     path = jobs.checkpoint_of(checkpoint)
-    model, vocabulary, content = jobs.load_model(path)
+    arrays, content = load_checkpoint(path)
+    with suppress(jobs.UnknownCell):
+        content["model"] = jobs.load_model(path)[0].config  # checked, and in the usual order
     try:
-        rows = _rows(path, model, vocabulary, content["trainer"])
+        rows = _rows(path, arrays, content)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path}: expected a checkpoint of `numba-rnn train`, got one that does not say how it "
@@ -411,13 +474,15 @@ def info(
         _show(f"{name:<12}{value}")
 
 
-def _rows(path: Path, model: Any, vocabulary: Any, state: dict[str, Any]) -> dict[str, Any]:
+def _rows(path: Path, arrays: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
     """The lines that ``info`` prints of a checkpoint, by their names."""
+    model, vocabulary, state = (content[name] for name in ("model", "vocabulary", "trainer"))
+    parameters = sum(array.size for name, array in arrays.items() if name.startswith("param/"))
     rows = {
         "checkpoint": path,
-        "model": ", ".join(f"{name} {value}" for name, value in model.config.items()),
-        "parameters": f"{sum(p.size for p in model.params):,}",
-        "vocabulary": f"{len(vocabulary):,} {vocabulary.level}s",
+        "model": ", ".join(f"{name} {value}" for name, value in model.items()),
+        "parameters": f"{parameters:,}",
+        "vocabulary": f"{len(vocabulary['members']):,} {vocabulary['level']}s",
         "trained": f"{state['epoch']} epochs, {state['iteration']:,} iterations",
         "optimiser": f"{state['optimiser']['name']}, lr {state['optimiser']['lr']:g}",
     }
@@ -435,27 +500,12 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    cells_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--cells",
-            metavar="FILE.py",
-            help="A Python file with cells of your own (`@numba_rnn.cell`): it is run, and its "
-            "cells go by their names, in --cell and in checkpoints.",
-        ),
-    ] = None,
+    cells_file: CellsOption = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    if cells_file is None:
-        return
-    found = runpy.run_path(str(cells_file)).values()
-    own = [value for value in found if isinstance(value, cells.Cell | cells.WrittenCell)]
-    if not own:
-        raise ValueError(f"--cells: expected a file that defines cells, got none in {cells_file}")
-    for cell in own:
-        cells.register(cell)
+    """Options before any command."""
 
 
 def _warn(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:

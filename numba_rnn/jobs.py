@@ -454,6 +454,7 @@ def settings_of(path: str | Path) -> Settings:
     _, content = load_checkpoint(path)
     try:
         saved = content["settings"]
+        _expect_known_cell(path, saved.get("cell", Settings.cell))
         return Settings(**{f.name: saved.get(f.name, f.default) for f in fields(Settings)})
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: expected a checkpoint of `numba-rnn train`") from error
@@ -461,6 +462,15 @@ def settings_of(path: str | Path) -> Settings:
 
 class UnknownCell(CheckpointError):  # noqa: N818 (reads as what is wrong)
     """The checkpoint uses a cell that is not registered."""
+
+
+def _expect_known_cell(path: str | Path, cell: Any) -> None:
+    if cell not in cells.names():
+        raise UnknownCell(
+            f"{path}: its cell {cell!r} is not known here; import the module that defines it, "
+            "which hands it to numba_rnn.cells.register, first; at the command line "
+            "`numba-rnn --cells FILE.py ...`"
+        )
 
 
 def load_model(path: str | Path) -> tuple[Rnnlm, Vocabulary, dict[str, Any]]:
@@ -493,12 +503,7 @@ def load_model(path: str | Path) -> tuple[Rnnlm, Vocabulary, dict[str, Any]]:
         options = dict(content["model"])
         sizes = [options.pop(name) for name in ("vocab_size", "embed_size", "hidden_size")]
         vocabulary = Vocabulary(**content["vocabulary"])
-        if options["cell"] not in cells.names():
-            raise UnknownCell(
-                f"{path}: its cell {options['cell']!r} is not known here; import the module that "
-                "defines it, which hands it to numba_rnn.cells.register, first; at the command "
-                "line `numba-rnn --cells FILE.py generate ...`"
-            )
+        _expect_known_cell(path, options["cell"])
         if len(vocabulary) != sizes[0]:
             raise ValueError(f"vocabulary {len(vocabulary)}, vocab_size {sizes[0]}")
         _expect_params(arrays, *sizes, **options)

@@ -471,3 +471,39 @@ def test_a_cell_of_ones_own_is_trained_and_used(tmp_path):
     (tmp_path / "mine.py").write_text("x = 3")
     said = run(*cells, "info", cwd=tmp_path, code=1)
     assert "--cells: expected a file that defines cells, got none in mine.py" in said
+
+
+def test_the_commands_that_train_prints_have_the_cells_and_are_quoted(tmp_path):
+    (tmp_path / "my cells.py").write_text(CELLS)
+    (tmp_path / "text.txt").write_text(TEXT)
+    options = "--text", "text.txt", "--cell", "diagonal", "--out", "it's mine", *SMALL[:-1], "1"
+    said = run("train", "--cells", "my cells.py", *options, cwd=tmp_path)
+    (command,) = re.findall(r"^more text   (.*)$", said, re.M)
+    assert len(shell(f"{command} --length 20", tmp_path).stdout.strip()) >= 10
+    # it comes back without its cell
+    for command in (["train", "--resume"], ["generate"], ["inspect"]):
+        said = run(*command, "it's mine", cwd=tmp_path, code=1)
+        assert re.search("its cell 'diagonal' is not known here.*numba-rnn --cells FILE.py", said)
+        assert len(said.strip().splitlines()) == 1
+    said = run("info", "it's mine", cwd=tmp_path)
+    known = run("--cells", "my cells.py", "info", "it's mine", cwd=tmp_path)
+    assert sorted(re.split(r"[\s,]+", said)) == sorted(re.split(r"[\s,]+", known))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("\nx = = 3", "mine.py, line 2: SyntaxError: invalid syntax"),
+        ("\n\nimport no_such_module", "line 3: ModuleNotFoundError: No module named"),
+        ("def f():\n    return 1 / 0\n\nf()", "line 2: ZeroDivisionError: division by zero"),
+        ("import json\njson.loads('')", "line 2: JSONDecodeError: Expecting value"),
+        ("raise SystemExit('no\\nmore')", "line 1: SystemExit: no more"),
+        (CELLS.replace("elementwise", "none"), "line 5: CellError: cell 'diagonal': recurrence: "),
+    ],
+)
+def test_an_error_in_a_file_of_cells_is_named_with_its_line(tmp_path, content, says):
+    (tmp_path / "mine.py").write_text(content)
+    said = run("info", "--cells", "mine.py", cwd=tmp_path, code=1)
+    assert said.startswith("error: --cells: mine.py, line ")
+    assert says in said
+    assert len(said.strip().splitlines()) == 1
