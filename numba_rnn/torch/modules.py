@@ -4,7 +4,7 @@ They are subclasses that differ in ``forward`` alone: parameters, their start an
 ``state_dict`` and ``extra_repr`` are torch's own.
 """
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
@@ -12,13 +12,20 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from ..kernels import cells
 from ..kernels.cells import Cell, WrittenCell
 from ..layers import TimeRecurrent
-from .running import Runner
+from .running import Runner, refuse_recording
 from .weights import OfCell, OfTorch
 
 Tensors = tuple[torch.Tensor, ...]
 
 
-class _Runs(torch.nn.RNNBase):
+class _NotRecorded(torch.nn.Module):
+    """A module that torch.jit.script and torch.fx.symbolic_trace refuse, with a remedy."""
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        refuse_recording()
+
+
+class _Runs(_NotRecorded, torch.nn.RNNBase):
     """The forward of all three."""
 
     def forward(self, input: Any, hx: Any = None) -> Any:  # noqa: A002 (torch's name)
@@ -39,6 +46,8 @@ class _Runs(torch.nn.RNNBase):
         h_n : tensor, or tuple of tensors for an LSTM
             The last state h_n, or (h_n, c_n), in the shapes of hx.
         """
+        if isinstance(input, torch.fx.Proxy):
+            refuse_recording()
         of_kind = self._of_packed if isinstance(input, PackedSequence) else self._of_tensor
         output, states = of_kind(input, hx)
         return output, tuple(states) if self.mode == "LSTM" else states[0]
@@ -207,7 +216,7 @@ class GRU(_Runs, torch.nn.GRU):
     """
 
 
-class Recurrent(torch.nn.Module):
+class Recurrent(_NotRecorded):
     """A layer of any cell of numba_rnn, by name or your own, as a PyTorch module.
 
     Parameters
@@ -298,6 +307,8 @@ class Recurrent(torch.nn.Module):
         state : tuple of (N, H) tensors
             The states of the cell after the last step.
         """
+        if isinstance(xs, torch.fx.Proxy):
+            refuse_recording()
         rows = xs if self.batch_first else xs.transpose(0, 1)
         present = None if mask is None else mask.cpu().numpy()
         hs, after = self._runner(rows, state, list(self.parameters()), present)

@@ -6,11 +6,12 @@ so that every node has one of its own; a node that is gone gives its layer back 
 """
 
 import ctypes
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import torch
@@ -52,9 +53,11 @@ class Runner:
         mask   (N, T) bool array: the steps that are there; None: all
 
         torch.compile leaves it as it is. Raises TypeError for other dtypes than float32 and
-        float64, RuntimeError while torch.jit.trace records what it cannot see, and for derivatives
-        other than first ones in reverse mode.
+        float64, RuntimeError while torch.jit.trace or torch.export records what it cannot see, and
+        for derivatives other than first ones in reverse mode.
         """
+        if getattr(torch.compiler, "is_exporting", bool)():  # torch has it from 2.7 on
+            refuse_recording()
         if torch.compiler.is_dynamo_compiling():
             outside = torch.compiler.disable(self.__call__)  # type: ignore[no-untyped-call]
             return outside(xs, state, weights, mask)
@@ -118,12 +121,24 @@ class _Lease:
         self.borrowed.give_back()
 
 
+def refuse_recording() -> NoReturn:
+    """Raise the error of whatever would write down torch's operations in a module of ours."""
+    raise RuntimeError(
+        "torch.jit (trace, script), torch.export and torch.fx record operations of torch: they "
+        f"would miss what numba_rnn computes, or take it for constants; {_REMEDY}"
+    )
+
+
+def _is_recording() -> bool:
+    """Whether torch.jit.trace, or make_fx, writes down the operations that are run."""
+    proxies = sys.modules.get("torch.fx.experimental.proxy_tensor")
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return tracing or (proxies is not None and proxies.get_proxy_mode() is not None)
+
+
 def _expect_runs_here(tensors: Sequence[torch.Tensor]) -> None:
-    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-        raise RuntimeError(
-            "torch.jit.trace, and exporters that use it, would take what numba_rnn computes for "
-            f"constants; {_REMEDY}"
-        )
+    if _is_recording():
+        refuse_recording()
     for tensor in tensors:
         if tensor.dtype not in FLOATS:
             raise TypeError(
