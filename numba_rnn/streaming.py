@@ -9,6 +9,7 @@ engine, within rounding on the others. It packs the weights when it is made, and
 nothing, so that it costs little more than its arithmetic.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -32,9 +33,9 @@ class Stream:
 
     Parameters
     ----------
-    layers : sequence of TimeRecurrent, or Stacked
+    layers : sequence of TimeRecurrent, Stacked, or Network
         The layers (TimeRNN, TimeLSTM, TimeGRU and so on), the lowest first, or a Stacked of them,
-        and possibly a TimeAffine on top.
+        and possibly a TimeAffine on top; or the ``network_`` of an estimator of numba_rnn.sklearn.
     batch : int, default 1
         N, the number of sequences side by side.
     threads : int, default 1
@@ -338,7 +339,8 @@ class Stream:
 def _taken_apart(layers: Any) -> list[Any]:
     """The layers, with those of a Stacked in its place."""
     found: list[Any] = []
-    for layer in [layers] if hasattr(layers, "in_stream") else layers:
+    several = isinstance(layers, Iterable) and not hasattr(layers, "in_stream")
+    for layer in layers if several else [layers]:
         found += layer.in_stream() if hasattr(layer, "in_stream") else [layer]
     return found
 

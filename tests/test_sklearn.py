@@ -7,6 +7,7 @@ import pickle
 import runpy
 import signal
 import tracemalloc
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest import mock
@@ -28,7 +29,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from fake_device import use_fake_device
 from helpers import central_differences, relative_error, run_python
-from numba_rnn import cell, cells, use_backend
+from numba_rnn import Stream, cell, cells, use_backend
 from numba_rnn.functions import tanh
 from numba_rnn.kernels.cpu import passes, threads
 from numba_rnn.sklearn import RNNClassifier, RNNForecaster, RNNRegressor
@@ -61,6 +62,7 @@ def _array_api(monkeypatch):
 
 @pytest.mark.usefixtures("_array_api")
 @pytest.mark.filterwarnings("ignore:.*unit scale")  # as 100 and more is not, which they take
+@pytest.mark.filterwarnings("ignore:X. taken as")  # their tables are long and narrow
 @parametrize_with_checks([RNNClassifier(), RNNRegressor(), RNNForecaster()])
 def test_scikit_learns_checks(estimator, check):
     check(estimator)
@@ -833,6 +835,42 @@ def test_a_table_of_times_is_one_series_and_no_table():
 def test_a_narrow_table_is_told_from_one_series():
     with pytest.raises(ValueError, match=r"minimum of 7 .* a row for each time: fit\(\[X\]\)"):
         RNNForecaster(horizon=6, max_epochs=1).fit(frames())
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "says"),
+    [
+        ((200, 5), {}, "200 series of 5 steps; one series of 5 channels: fit([X])"),
+        ((200, 6), {"step_features": 2}, "200 series of 3 steps; one series of 6 channels"),
+        ((60, 30), {"window": 31}, "60 series of 30 steps; one series of 30 channels"),
+        ((40, 5), {}, None),
+        ((1, 20), {"window": 25}, None),
+        ((300, 20), {}, None),
+        ((200, 5, 1), {}, None),
+    ],
+)
+def test_a_table_that_may_be_one_series_is_named(shape, options, says):
+    X = np.random.default_rng(0).standard_normal(shape)
+    model = RNNForecaster(**{**SMALL, "max_epochs": 1}, **options)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.fit(X).predict(X)
+    assert [w.filename for w in caught] == [__file__] * (says is not None)
+    for warning in caught:
+        assert warning.category is UserWarning
+        assert f"X: taken as {says}" in str(warning.message)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_fitted_network_is_streamed(layers):
+    wave = np.sin(np.arange(60) / 4)[:, None]
+    model = RNNForecaster(**SMALL, layers=layers, dropout=0.3, horizon=2).fit([wave])
+    stream = Stream(model.network_)
+    ahead = stream.step_many(wave)
+    np.testing.assert_allclose(ahead[-1], model.predict([wave])[0, :, 0], rtol=1e-6)
+    both = RNNRegressor(**SMALL, bidirectional=True).fit(XS, XS[:, 0, 0])
+    with pytest.raises(TypeError, match=r"layers: expected .* read forwards.* got Bidirectional"):
+        Stream(both.network_)
 
 
 def test_columns_are_those_of_fit():

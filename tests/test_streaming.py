@@ -21,6 +21,7 @@ from numba_rnn import (
     use_backend,
 )
 from numba_rnn.kernels.cpu import streaming
+from numba_rnn.models import Rnnlm
 
 LIMITS = {np.float32: 2e-6, np.float64: 1e-14}
 backends = pytest.mark.parametrize("backend", BACKENDS)
@@ -410,6 +411,8 @@ def test_where_the_result_goes():
         [TimeRNN.create(3, 4, rng=0), TimeDropout(0.5)],
         [TimeRNN.create(3, 4, rng=0), *[TimeAffine.create(4, 4, rng=0)] * 2],
         [TimeAffine.create(3, 3, rng=0), TimeRNN.create(3, 4, rng=0)],
+        Rnnlm(5, 3, 4, rng=0),
+        None,
     ],
 )
 def test_what_cannot_be_streamed_is_refused(stack):

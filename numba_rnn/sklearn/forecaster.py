@@ -1,5 +1,6 @@
 """Series in, their next steps out."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -31,6 +32,7 @@ from .sequences import (
 
 ROWS_ARE_SERIES = "A table has a series in each row; one with a row for each time: "
 ONE_SERIES = f"{ROWS_ARE_SERIES}fit([X])"
+FEW_STEPS = 20  # of a table with ten times as many rows, which might be one series
 
 
 def expect_no_times(name: str, X: Any) -> None:
@@ -133,9 +135,10 @@ class RNNForecaster(RecurrentEstimator):
     Notes
     -----
     X is always a set of series: a list of (T_i, C) arrays of C channels, an (N, T, C) array, or a
-    table with one series in each row. ONE series is a list of one, ``fit([series])``, or a table of
-    one row. A DataFrame with a row for each time and a column for each channel goes into a list,
-    too.
+    table with one series in each row (a UserWarning names a table that may be one series). ONE
+    series is a list of one, ``fit([series])``, or a table of one row. A DataFrame with a row for
+    each time and a column for each channel goes into a list, too.
+    ``numba_rnn.Stream(model.network_)`` forecasts step by step.
 
     Training minimises the mean squared error. ``early_stopping`` holds out the end of every series
     and judges forecasts of it that have read the steps before. Scale series to a size of about 1 (a
@@ -397,6 +400,7 @@ class RNNForecaster(RecurrentEstimator):
             raise
         if reset:
             self._expect_steps(series)
+            self._warn_of_table(series)
             names = None if self._table else getattr(self, "feature_names_in_", None)
             warn_of_scale("X", series, names, targets=True)
             self._horizon, self._outputs = horizon, horizon * series[0].shape[1]
@@ -411,6 +415,18 @@ class RNNForecaster(RecurrentEstimator):
                     f"X: expected series of at least {self.horizon + 1} steps for a horizon of "
                     f"{self.horizon}, got {len(values)} in series {k}"
                 )
+
+    def _warn_of_table(self, series: Sequences) -> None:
+        """Warn of a table that may be one series: many short rows, or shorter than the window."""
+        if not self._table:
+            return
+        N, T, D = series.shape
+        if (T < FEW_STEPS and N >= 10 * T) or min(N, self._window) > T:
+            warnings.warn(
+                f"X: taken as {N} series of {T} steps; one series of {T * D} channels: fit([X]); "
+                f"as it is, without this warning: fit(np.reshape(X, ({N}, {T}, {D})))",
+                stacklevel=5,
+            )
 
     def _read_exogenous(
         self, exogenous: Any, X: Any, series: Sequences, ahead: int, *, reset: bool

@@ -99,6 +99,10 @@ class Network:
         nothing = engine_of(self.params[0]).xp.zeros(self._shape, dhs.dtype)
         self.recurrent.backward(nothing, *(None,) * below, *ends, inputs=False)
 
+    def in_stream(self) -> list[Any]:
+        """The layers that a ``numba_rnn.Stream`` of this runs; they read forwards."""
+        return [*self.recurrent.in_stream(), self.affine]
+
     def forget(self) -> None:
         """Drop what forward kept for backward, and with it the memory."""
         for part in (self.recurrent, self.dropout, self.affine):
