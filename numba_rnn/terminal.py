@@ -56,3 +56,14 @@ def progress_bar(iterable: Any = None, *, shown: bool, **options: Any) -> Any:
         dynamic_ncols=True,
         **options,
     )
+
+
+def start_clock(bar: Any, n: int) -> None:
+    """Move a bar on by ``n``, and begin to time it now.
+
+    The first step takes compilation, too: the rate, and when the end is to be expected, are those
+    of the others.
+    """
+    bar.initial = bar.n = bar.last_print_n = bar.n + n
+    bar.unpause()
+    bar.refresh()

@@ -528,7 +528,7 @@ def test_what_is_held_out_is_not_trained_on():
     model = RNNClassifier(**SMALL, early_stopping=True, validation_fraction=0.25)
     seen = []
     with (
-        mock.patch.object(RNNClassifier, "_train", lambda self, e, o: seen.append(e) or 1.0),
+        mock.patch.object(RNNClassifier, "_train", lambda self, e, *_: seen.append(e) or 1.0),
         mock.patch.object(RNNClassifier, "_evaluate", lambda self, e: seen.append(e) or 1.0),
     ):
         model.fit(xs, labels)
@@ -538,7 +538,7 @@ def test_what_is_held_out_is_not_trained_on():
     seen = []
     series = np.arange(40.0)[:, None] / 8
     with (
-        mock.patch.object(RNNForecaster, "_train", lambda self, e, o: seen.append(e) or 1.0),
+        mock.patch.object(RNNForecaster, "_train", lambda self, e, *_: seen.append(e) or 1.0),
         mock.patch.object(RNNForecaster, "_evaluate", lambda self, e: seen.append(e) or 1.0),
     ):
         RNNForecaster(window=3, early_stopping=True).fit([series, series])
@@ -698,6 +698,21 @@ def test_verbose_shows_the_loss(capsys):
     bar = capsys.readouterr().err
     for part in ("RNNRegressor", "3/3", "loss="):
         assert part in bar
+
+
+def test_the_bar_does_not_time_the_first_batch(monkeypatch, capsys):
+    """It takes compilation."""
+    now = [1000.0]
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    plain = Network.backward
+
+    def backward(network, dscores):
+        now[0] += 40 if now[0] == 1000 else 1
+        return plain(network, dscores)
+
+    monkeypatch.setattr(Network, "backward", backward)
+    RNNRegressor(**SMALL, batch_size=10, verbose=True).fit(XS, XS[:, 0, 0])  # 3 epochs of 4
+    assert "3/3 [00:11<00:00" in capsys.readouterr().err
 
 
 # ---- what they refuse

@@ -133,6 +133,31 @@ def test_a_hangup_that_is_ignored_stays_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
+def test_the_bar_does_not_time_the_first_step(monkeypatch, capsys):
+    """It takes compilation."""
+    now = [1000.0]
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+
+    class Slow(StopAt):
+        def backward(self):
+            now[0] += 40 if self.left == 10 else 1
+            super().backward()
+
+    trainer = make(progress=True)
+    trainer.model = Slow(trainer.model, 10)
+    trainer.fit(2)
+    last = capsys.readouterr().err.split("\r")[-1]
+    assert "400/1.20k [00:09<00:20, 40.0tok/s" in last
+
+
+def test_where_nothing_is_left_no_bar_is_shown(capsys):
+    trainer = make()
+    trainer.fit(1)
+    trainer.progress = True
+    trainer.fit(1)
+    assert capsys.readouterr().err == ""
+
+
 def test_it_learns():
     pattern = np.tile(np.arange(11), 60)
     trainer = Trainer(

@@ -252,7 +252,7 @@ class RecurrentEstimator(BaseEstimator):
         optimiser = self._new_optimiser()
         with self._bar(epochs) as bar:
             for _ in bar:
-                self.loss_curve_.append(self._train(examples, optimiser))
+                self.loss_curve_.append(self._train(examples, optimiser, bar))
                 bar.set_postfix(loss=f"{self.loss_curve_[-1]:.4g}", refresh=False)
                 if valid is None:
                     continue
@@ -295,10 +295,13 @@ class RecurrentEstimator(BaseEstimator):
         name = type(self).__name__
         return progress_bar(range(epochs), desc=name, unit="epoch", shown=bool(self.verbose))
 
-    def _train(self, examples: Examples, optimiser: Optimiser) -> float:
-        """One epoch; its mean loss."""
+    def _train(self, examples: Examples, optimiser: Optimiser, bar: Any = None) -> float:
+        """One epoch; its mean loss.
+
+        bar  its clock starts after the first batch of all, which takes compilation, too
+        """
         size, network = expect_int("batch_size", self.batch_size), self.network_
-        total = 0.0
+        total, started = 0.0, False
         with network.lock:
             for batch in examples.batches(size, self._rng.permutation(len(examples))):
                 scores = network.forward(*block(batch.xs), train_flg=True)
@@ -312,6 +315,9 @@ class RecurrentEstimator(BaseEstimator):
                     )
                 optimiser.update(network.params, network.grads)
                 total += loss * batch.count
+                if bar is not None and not (self.loss_curve_ or started):
+                    bar.unpause()
+                    started = True
             network.forget()
         return total / examples.count
 

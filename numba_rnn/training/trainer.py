@@ -15,7 +15,7 @@ import numpy as np
 from ..checks import Array, expect_float, expect_int
 from ..files import locked, remove_parts
 from ..layers.losses import perplexity_of, spell_perplexity
-from ..terminal import progress_bar
+from ..terminal import progress_bar, start_clock
 from .bptt import TruncatedBPTT
 from .checkpoint import load_checkpoint, save_checkpoint
 from .clipping import clip_grads, global_norm
@@ -254,12 +254,17 @@ class Trainer:
             self._save("last")  # from here on a killed run leaves a checkpoint
         if self.epoch >= max_epochs:
             self.tell(f"nothing left to train: {self.epoch} of {max_epochs} epochs are done")
-        while self.epoch < max_epochs and not self._out_of_patience():
+        first = True
+        while not self._done(max_epochs):
             if self.blocks.cursor == 0:
                 self.model.reset_state()
             for xs, ts in self.blocks:
                 self._within_memory(self._iterate, xs, ts)
-                self._shown.update(xs.size)
+                if first:
+                    start_clock(self._shown, xs.size)
+                    first = False
+                else:
+                    self._shown.update(xs.size)
                 if self.iteration % self._record_every == 0:
                     self._shown.set_postfix_str(self._status(), refresh=False)
                 if self._shall_stop():
@@ -378,6 +383,9 @@ class Trainer:
         """
         return (self._shared or self.model).perplexity(corpus, batch_size, time_size)
 
+    def _done(self, max_epochs: int) -> bool:
+        return self.epoch >= max_epochs or self._out_of_patience()
+
     def _out_of_patience(self) -> bool:
         scores = self.history.scores
         since_best = len(scores) - 1 - scores.index(min(scores)) if scores else 0
@@ -393,7 +401,7 @@ class Trainer:
             unit="tok",
             unit_scale=True,
             smoothing=0.05,
-            shown=self.progress,
+            shown=self.progress and not self._done(max_epochs),
         )
 
     def _tell_above_bar(self, line: str) -> None:
