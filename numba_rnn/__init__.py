@@ -1,9 +1,17 @@
 """Recurrent networks in plain Python at the speed of the hardware."""
 
+import signal
 import sys
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
+
+# the command, or python -m numba_rnn: until cli.main runs Ctrl-C ends it without a traceback
+if (
+    Path([*sys.orig_argv[-len(sys.argv) :], ""][0]).name in ("numba-rnn", "numba-rnn.exe", __name__)
+    and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+):
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 if find_spec(f"{__name__}.kernels") is None:
     # in a checkout, of which nothing is installed that says where its kernels are: beside this

@@ -4,6 +4,7 @@ import io
 import os
 import runpy
 import shlex
+import signal
 import subprocess
 import sys
 import traceback
@@ -522,6 +523,8 @@ def main() -> None:
 
     Characters that stdout's encoding has not are written as "?".
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as numba_rnn/__init__.py left it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     _open_streams()
     unset = "strict", "surrogateescape"  # the latter where the locale is C
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in unset:
@@ -535,6 +538,8 @@ def main() -> None:
         with suppress(OSError):  # nobody reads stderr any more
             typer.secho(f"error: {error}{notes}", fg=typer.colors.RED, err=True)
         sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
     finally:
         _leave_streams()
 

@@ -241,6 +241,35 @@ def test_ctrl_c_saves_and_resume_goes_on(folder):
     assert "--hidden cannot change" in said
 
 
+INTERRUPTS = """
+import os, signal, sys
+
+class Finder:
+    def find_spec(self, name, *more):
+        if name == {name!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, perhaps, where tests run
+sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals between processes")
+@pytest.mark.parametrize("module", ["numpy", "numba_rnn.backend", "typer", "numba"])
+@pytest.mark.parametrize("command", ["numba-rnn", "-m"])
+def test_ctrl_c_while_the_command_is_imported_is_quiet(tmp_path, module, command):
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTS.format(name=module))
+    (tmp_path / "numba-rnn").write_text("from numba_rnn.cli import main\nmain()")
+    words = ["-m", "numba_rnn"] if command == "-m" else [str(tmp_path / "numba-rnn")]
+    done = subprocess.run(
+        [sys.executable, *words, "info"], capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)}, timeout=120,
+    )  # fmt: skip
+    # as a shell has it either way; numba is imported by a command that runs
+    assert done.returncode == (130 if module == "numba" else -signal.SIGINT)
+    assert done.stdout + done.stderr == ""
+
+
 @pytest.fixture
 def run_here(monkeypatch, capsys):
     """Runs a command in this process, and returns its exit code and its output."""
