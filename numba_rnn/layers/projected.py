@@ -170,7 +170,7 @@ class TimeProjectedLSTM(TimeRecurrent):
         return None if state is None else (state[0][:, : self.output_size].copy(), *state[1:])
 
     def _accepted(
-        self, spelling: str, given: tuple[Array | None, ...], batch: int, here: Engine
+        self, spelling: str, given: tuple[Array | None, ...], batch: int | str, here: Engine
     ) -> tuple[Array | None, ...]:
         """Check h (N, P) and c (N, H), and widen h."""
         sizes = self.output_size, self.hidden_size

@@ -111,7 +111,7 @@ class _CellLayer(Layer):
         return here.xp.zeros((batch, self.hidden_size), self.dtype)
 
     def _accepted(
-        self, spelling: str, given: tuple[Array | None, ...], batch: int, here: Engine
+        self, spelling: str, given: tuple[Array | None, ...], batch: int | str, here: Engine
     ) -> tuple[Array | None, ...]:
         """Check one array (N, H) for each state; ``spelling`` makes its name of the state's."""
         shape = batch, self.hidden_size
@@ -457,10 +457,10 @@ class TimeRecurrent(_CellLayer):
         if all(value is None for value in given):
             self.reset_state()
             return
-        batch = next(len(value) if np.ndim(value) else 0 for value in given if value is not None)
+        rows = [len(value) for value in given if value is not None and np.ndim(value) == 2]
         here = self._engine()
-        given = self._accepted("{}", given, batch, here)
-        self.state = tuple(self._zeros(batch, here) if v is None else v.copy() for v in given)
+        given = self._accepted("{}", given, rows[0] if rows else "N", here)
+        self.state = tuple(self._zeros(rows[0], here) if v is None else v.copy() for v in given)
         self._state_given = True
 
     def _move(self, there: Engine) -> None:
