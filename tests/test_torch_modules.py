@@ -349,6 +349,13 @@ def test_what_it_would_record_as_constants_is_not_traced():
     torch.testing.assert_close(traced(xs)[0], model(xs)[0])
 
 
+@pytest.mark.parametrize("model", [3, None, {}, [torch.nn.GRU(3, 5)], torch.nn.GRU], ids=repr)
+@pytest.mark.parametrize("change", [numba_rnn.torch.accelerate, restore])
+def test_only_modules_are_swapped(change, model):
+    with pytest.raises(TypeError, match=r"^model: expected a torch\.nn\.Module, got \w+"):
+        change(model)
+
+
 RECORDERS = {
     "jit.script": lambda model, xs: torch.jit.script(model),
     "export": lambda model, xs: torch.export.export(model, (xs,)),

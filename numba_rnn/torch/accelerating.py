@@ -40,6 +40,7 @@ def accelerate(model: torch.nn.Module, tell: Callable[[str], None] = print) -> t
     >>> model = accelerate(model)
     0: torch.nn.GRU(3, 5) -> numba_rnn.torch.GRU
     """
+    _expect_module(model)
     for name, module in model.named_modules():
         if isinstance(module, _OURS) or not isinstance(
             module, (torch.nn.RNNBase, torch.nn.RNNCellBase)
@@ -76,6 +77,7 @@ def restore(model: torch.nn.Module, tell: Callable[[str], None] = print) -> torc
     torch.nn.Module
         The same model.
     """
+    _expect_module(model)
     back = {ours: theirs for theirs, ours in _SWAPS.items()}
     for name, module in model.named_modules():
         if not isinstance(module, (*_OURS, Recurrent)):
@@ -88,6 +90,13 @@ def restore(model: torch.nn.Module, tell: Callable[[str], None] = print) -> torc
             module.__class__ = theirs
             vars(module).pop("_runners", None)
     return model
+
+
+def _expect_module(model: Any) -> None:
+    if not isinstance(model, torch.nn.Module):
+        kind = type(model).__name__
+        got = "a class" if isinstance(model, type) else "None" if model is None else kind
+        raise TypeError(f"model: expected a torch.nn.Module, got {got}")
 
 
 def _swap(kind: type) -> type | None:
