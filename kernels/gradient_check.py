@@ -48,6 +48,11 @@ def check(
         for name, e in errors.items()
         if not e <= tolerance
     ]
+    if wrong and (states := _states_not_finite(cell, sizes, seed)):
+        raise AssertionError(
+            f"cell {cell.name!r}: forward is not finite: {', '.join(states)} (NaN or infinite, "
+            "from inputs, weights and states between -1 and 1)"
+        )
     if wrong:
         raise AssertionError(
             f"cell {cell.name!r}: gradients are off: {', '.join(wrong)} "
@@ -60,6 +65,17 @@ def check(
 
 
 WrittenCell.check = check
+
+
+def _states_not_finite(cell: Cell, sizes: tuple[int, ...], seed: int) -> list[str]:
+    """The states that forward makes NaN or infinite, of random numbers between -1 and 1."""
+    found = set()
+    with np.errstate(all="ignore"):
+        for k in range(2):
+            hs, last, _ = _Problem(cell, sizes, seed + k, np.float64).forward()
+            arrays = *zip(cell.states, last, strict=True), (cell.states[0], hs)
+            found |= {name for name, array in arrays if not np.isfinite(array).all()}
+    return [name for name in cell.states if name in found]
 
 
 class _Problem:

@@ -709,8 +709,25 @@ def test_numbers_that_are_not_finite_are_caught():
     def log_of_a_negative(a, h):
         return sqrt(a - 100)
 
-    with pytest.raises(AssertionError, match=r"gradients are off: xs \(NaN or infinite\)"):
+    with pytest.raises(AssertionError, match=r"forward is not finite: h \(NaN or infinite"):
         log_of_a_negative.check()
+
+    @cell(states="h c")
+    def of_one_state(a, h, c):
+        return tanh(a + h), sqrt(c - 100)
+
+    with pytest.raises(AssertionError, match=r"forward is not finite: c \(NaN or infinite"):
+        of_one_state.check()
+
+    def backward(dstate, saved, state):
+        return (dstate[0] / (0 * saved[0]),), (None,)
+
+    @cell(backward=backward, saved=("a",))
+    def finite_forward(a, h):
+        return 1 * a
+
+    with pytest.raises(AssertionError, match=r"gradients are off: xs \(NaN or infinite\)"):
+        finite_forward.check()
 
 
 def test_what_does_not_stay_float32_is_caught():
