@@ -25,7 +25,7 @@ from .kernels import cells
 from .layers.initialisers import INITS
 from .layers.losses import spell_perplexity
 from .terminal import say
-from .text import LEVELS, read_text
+from .text import LEVELS
 from .training import (
     CheckpointError,
     RanksError,
@@ -71,11 +71,11 @@ def _run_cells_file(context: typer.Context, path: Path | None) -> Path | None:
     """Run a file of --cells and register its cells."""
     if path is None:
         return None
+    if not path.exists():
+        raise FileNotFoundError(f"--cells: expected a file, found none at {path}")
     try:
         found = runpy.run_path(str(path)).values()
     except (Exception, SystemExit) as error:
-        if isinstance(error, FileNotFoundError) and error.filename == str(path):
-            raise
         raise ValueError(f"--cells: {_where(error, path)}") from error
     own = [value for value in found if isinstance(value, cells.Cell | cells.WrittenCell)]
     if not own:
@@ -91,13 +91,13 @@ _CELLS_FILES = f"{__name__}.cells_files"  # where the context of a command keeps
 
 def _where(error: BaseException, path: Path) -> str:
     """The line of a file that an exception comes from, and the exception, in one line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
     message = str(error)
     if isinstance(error, SyntaxError) and error.filename == str(path):
-        line, message = error.lineno, error.msg
-    else:
-        frames = traceback.extract_tb(error.__traceback__)
-        line = [frame.lineno for frame in frames if frame.filename == str(path)][-1]
-    return f"{path}, line {line}: {type(error).__name__}: {' '.join(message.split())}"
+        lines, message = [error.lineno], error.msg
+    place = f"{path}, line {lines[-1]}" if lines and lines[-1] else path
+    return f"{place}: {type(error).__name__}: {' '.join(message.split())}"
 
 
 CellsOption = Annotated[
@@ -242,7 +242,7 @@ def train(
         if first:
             _report(context, result, settings, folder)
     if result.stopped:
-        raise typer.Exit(130)
+        raise typer.Exit(128 + result.stopped_by)  # as a shell has it
 
 
 def _plan(
@@ -382,7 +382,7 @@ def evaluate(
     """Perplexity of a trained model on a text (10 streams, blocks of 35, state carried)."""
     _choose_backend(backend, strict)
     model, vocabulary, _ = jobs.load_model(checkpoint)
-    corpus = vocabulary.encode(vocabulary.normal(read_text(text)))
+    corpus = vocabulary.encode(vocabulary.normal(jobs.read_named("text", text)))
     sizes = jobs.evaluation_sizes(corpus)
     perplexity = model.perplexity(corpus, **sizes)
     predicted = len(TruncatedBPTT(corpus, **sizes)) * sizes["batch_size"] * sizes["time_size"]

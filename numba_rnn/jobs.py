@@ -145,14 +145,14 @@ def read_corpora(settings: Settings) -> Corpora:
     Corpora
         The texts; the vocabulary is that of the training text.
     """
-    text = builtin_text() if settings.text is None else read_text(settings.text)
+    text = builtin_text() if settings.text is None else read_named("text", settings.text)
     if settings.valid is not None:
-        held_out = read_text(settings.valid)
+        held_out = read_named("valid", settings.valid)
     else:
         cut = len(text) * 9 // 10
         cut = text.rfind("\n", len(text) * 8 // 10, cut) + 1 or cut  # between lines, if there are
         text, held_out = text[:cut], text[cut:]
-    test = None if settings.test is None else read_text(settings.test)
+    test = None if settings.test is None else read_named("test", settings.test)
     vocabulary = Vocabulary.of(text, settings.level, settings.min_count)
     digest = hashlib.sha256("\0".join([text, held_out, test or ""]).encode()).hexdigest()
     return Corpora(
@@ -162,6 +162,16 @@ def read_corpora(settings: Settings) -> Corpora:
         None if test is None else vocabulary.encode(test),
         digest,
     )
+
+
+def read_named(name: str, path: str | Path) -> str:
+    """As ``read_text``; where no file can be read an OSError names the argument."""
+    try:
+        return read_text(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{name}: expected a file, found none at {path}") from error
+    except OSError as error:
+        raise type(error)(f"{name}: expected a file, got {path}: {error.strerror}") from error
 
 
 @dataclass(frozen=True)
@@ -182,6 +192,8 @@ class Outcome:
         The model of that checkpoint.
     vocabulary : Vocabulary
         Its vocabulary.
+    stopped_by : int
+        The number of the signal that ended the training, or 0.
     """
 
     checkpoint: Path
@@ -191,6 +203,7 @@ class Outcome:
     history: Any
     model: Rnnlm
     vocabulary: Vocabulary
+    stopped_by: int = 0
 
     @property
     def diverged(self) -> bool:
@@ -327,7 +340,9 @@ def train(
 
     last, best = folder / "last.safetensors", folder / "best.safetensors"
     if trainer.stopped:
-        return Outcome(last, True, None, None, trainer.history, model, vocabulary)
+        return Outcome(
+            last, True, None, None, trainer.history, model, vocabulary, trainer.stopped_by
+        )
     model.load_arrays(ranks.broadcast(load_checkpoint(best)[0] if first else None))
     model.reset_state()
     test_perplexity = None
@@ -425,12 +440,23 @@ def checkpoint_of(path: str | Path, prefer: str = "best") -> Path:
     -------
     Path
         The checkpoint.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder has no checkpoint; the message names the runs below it.
     """
     path = Path(path)
     if not path.is_dir():
         return path
-    chosen = path / f"{prefer}.safetensors"
-    return chosen if chosen.exists() else path / "last.safetensors"
+    chosen, last = path / f"{prefer}.safetensors", path / "last.safetensors"
+    if chosen.exists() or last.exists():
+        return chosen if chosen.exists() else last
+    runs = ", ".join(str(run.parent) for run in sorted(path.glob("*/last.safetensors")))
+    raise FileNotFoundError(
+        f"checkpoint: expected a file, found none at {last}"
+        + (f"; the runs below are {runs}" if runs else "")
+    )
 
 
 def settings_of(path: str | Path) -> Settings:

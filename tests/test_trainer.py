@@ -93,7 +93,7 @@ def test_every_signal_that_ends_a_process_saves_and_stops(tmp_path, name):
         assert signal.getsignal(number) is signal.default_int_handler
     finally:
         signal.signal(number, before)
-    assert trainer.stopped
+    assert (trainer.stopped, trainer.stopped_by) == (True, number)
     _, content = load_checkpoint(tmp_path / "last.safetensors")
     assert content["trainer"]["iteration"] == 7
 

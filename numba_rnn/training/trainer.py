@@ -196,8 +196,9 @@ class Trainer:
         self.epoch = 0  # epochs completed
         self.iteration = 0
         self.stopped = False  # by Ctrl-C or another signal
+        self.stopped_by = 0  # the number of that signal
         self._epoch_loss = self._recent_loss = self._recent_norm = 0.0
-        self._stop = False
+        self._stop = 0  # the number of a signal that asks to stop
         self._shown: Any = None  # the progress bar
         self._last_known: FileIdentity = None  # the folder's last checkpoint, as we know it
         self._record_every = max(1, len(blocks) // 20)
@@ -233,13 +234,14 @@ class Trainer:
         Notes
         -----
         Ctrl-C is acknowledged at once, finishes the iteration, writes a checkpoint and returns with
-        ``stopped`` True; a second Ctrl-C interrupts at once (during compilation, after the piece
-        of code that is being made). SIGTERM does the same, and so does SIGHUP, which a closing
-        terminal sends (unless it is ignored, as under nohup), on Windows SIGBREAK.
+        ``stopped`` True and the signal's number as ``stopped_by``; a second Ctrl-C interrupts at
+        once (during compilation, after the piece of code that is being made). SIGTERM does the
+        same, and so does SIGHUP, which a closing terminal sends (unless it is ignored, as under
+        nohup), on Windows SIGBREAK.
         """
         expect_int("max_epochs", max_epochs)
         with self._folder_to_ourselves():
-            self.stopped = False
+            self.stopped, self.stopped_by = False, 0
             if self.iteration == 0:
                 self.blocks.rewind()
             with (
@@ -268,7 +270,7 @@ class Trainer:
                 if self.iteration % self._record_every == 0:
                     self._shown.set_postfix_str(self._status(), refresh=False)
                 if self._shall_stop():
-                    self.stopped = True
+                    self.stopped, self.stopped_by = True, self._stop or signal.SIGINT
                     self._save("last")
                     return self.history
                 if self.iteration % self.save_every == 0:
@@ -284,7 +286,7 @@ class Trainer:
             loss = self.model.forward(xs, ts)
             self.model.backward()
         else:
-            loss = self._shared.gradient(xs, ts, self._stop)
+            loss = self._shared.gradient(xs, ts, bool(self._stop))
         grads = self.model.grads
         norm = global_norm(grads) if self.max_norm is None else clip_grads(grads, self.max_norm)
         on_host = isinstance(loss, float)  # else to look at it is to wait for the device
@@ -427,7 +429,7 @@ class Trainer:
         That is on a device, where it is looked at as seldom as all other numbers.
         """
         if self._shared is None:
-            return self._stop
+            return bool(self._stop)
         if not self._shared.on_host and self.iteration % self._record_every:
             return False
         return self._shared.stop
@@ -435,7 +437,7 @@ class Trainer:
     @contextmanager
     def _signals(self) -> Iterator[None]:
         """Ctrl-C and its like end the loop after the iteration under way."""
-        self._stop = False
+        self._stop = 0
         if threading.current_thread() is not threading.main_thread():
             yield  # signals belong to the main thread
             return
@@ -443,7 +445,7 @@ class Trainer:
         def ask_to_stop(number: int, frame: Any) -> None:
             if self._stop:
                 raise KeyboardInterrupt
-            self._stop = True
+            self._stop = number
             with suppress(RuntimeError):  # the signal came amid a write to the same stream
                 self._tell_above_bar("stopping after this step; Ctrl-C again stops now")
 
