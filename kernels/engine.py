@@ -78,12 +78,19 @@ class Engine:
         raise NotImplementedError
 
     def backward(
-        self, cell: Cell, dhs: Array, dstate: State, saved: Any, inputs: bool = True
+        self,
+        cell: Cell,
+        dhs: Array,
+        dstate: State,
+        saved: Any,
+        inputs: bool = True,
+        out: Sequence[Array] | None = None,
     ) -> Gradients:
         """Backpropagation through the block of time that ``forward`` ran over.
 
         dhs (N, T, H) is the loss's gradient by every hs, dstate its gradient by the state after
-        the last step; ``inputs`` asks for that by xs.
+        the last step; ``inputs`` asks for that by xs; the gradients of the parameters are written
+        to ``out``, where it is given.
         """
         raise NotImplementedError
 
@@ -380,6 +387,16 @@ class EngineStream:
             state[...] = self._engine.step(layer.cell, x, tuple(state), layer.params, layer.zoneout)
             x = state[0]
         out[...] = x if self._affine is None else x @ self._affine[0] + self._affine[1]
+
+
+def written(values: Sequence[Array], out: Sequence[Array] | None) -> tuple[Array, ...]:
+    """The values in the arrays ``out``, if there are such; those that are there already stay."""
+    if out is None:
+        return tuple(values)
+    for array, value in zip(out, values, strict=True):
+        if array is not value:
+            array[...] = value
+    return tuple(out)
 
 
 def product_in_parts(matmul: Callable[[Array, Array], Array], a: Array, b: Array) -> Array:

@@ -12,7 +12,7 @@ import numpy as np
 
 from . import step
 from .cells import Cell
-from .engine import Array, Engine, Gradients, State, expect_consistent
+from .engine import Array, Engine, Gradients, State, expect_consistent, written
 from .functions import where
 from .layout import EPSILON
 from .step_options import NO_OPTIONS, StepOptions
@@ -90,7 +90,13 @@ class NumpyEngine(Engine):
             yield from (step[:4] for step in reversed(again))
 
     def backward(
-        self, cell: Cell, dhs: Array, dstate: State, saved: Any, inputs: bool = True
+        self,
+        cell: Cell,
+        dhs: Array,
+        dstate: State,
+        saved: Any,
+        inputs: bool = True,
+        out: Sequence[Array] | None = None,
     ) -> Gradients:
         xs, kept, params, steps = saved
         Wx, Wh, _, _ = cell.complete(params)
@@ -161,7 +167,7 @@ class NumpyEngine(Engine):
             db = np.stack([db, self.sum_rows(h_side)])
         dw = self.sum_rows(columns(weights)).reshape(len(weights), H)
         dxs = (x_side @ Wx.T).reshape(N, T, D) if inputs else None
-        dparams = cell.own(dWx, dWh, db, dw)
+        dparams = written(cell.own(dWx, dWh, db, dw), out)
         dinitial = np.stack([self.sum_rows(d) for d in dinitial])
         return Gradients(dxs, dstate, dparams, dinitial, dstates)
 

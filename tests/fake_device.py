@@ -20,7 +20,7 @@ from numba_rnn import use_backend
 from numba_rnn.kernels.cuda.engine import CudaEngine
 from numba_rnn.kernels.cuda.kernel import Device, Kernel
 from numba_rnn.kernels.device import DeviceEngine
-from numba_rnn.kernels.engine import Gradients
+from numba_rnn.kernels.engine import Gradients, written
 from numba_rnn.kernels.reference import NumpyEngine
 from numba_rnn.kernels.step_options import NO_OPTIONS
 
@@ -287,14 +287,17 @@ class FakeEngine(DeviceEngine):
         hs, state, saved = self._inner.forward(cell, *given, steps)
         return wrap(hs), tuple(map(wrap, state)), saved
 
-    def backward(self, cell: Any, dhs: Any, dstate: Any, saved: Any, inputs: bool = True) -> Any:
+    def backward(
+        self, cell: Any, dhs: Any, dstate: Any, saved: Any, inputs: bool = True, out: Any = None
+    ) -> Any:
         given = numbers((dhs, tuple(dstate)))
         found = self._inner.backward(cell, *given, saved, inputs)
         several = tuple(map(wrap, found.state)), tuple(map(wrap, found.params))
         xs, *rest = (
             None if a is None else wrap(a) for a in (found.xs, found.initial, found.states)
         )
-        return Gradients(xs, *several, *rest)
+        state, params = several
+        return Gradients(xs, state, written(params, out), *rest)
 
     def before(self, cell: Any, saved: Any) -> Any:
         return tuple(map(wrap, self._inner.before(cell, saved)))

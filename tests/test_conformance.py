@@ -256,6 +256,32 @@ def test_a_saved_gate_is_not_taken_for_a_state():
 # ---- the test's test
 
 
+@pytest.mark.parametrize("how", ["as they are made", "with gaps", "read-only", "another dtype"])
+@pytest.mark.parametrize("every", [0, 3])
+@pytest.mark.parametrize("name", ["gru2", "indrnn", "lstm", "lstm_peephole", "mingru"])
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_gradients_are_written_where_the_caller_says(backend, name, every, how):
+    p, steps = random_problem(name, 3, 7, 4, 19, np.float32), StepOptions(every=every)
+    with use_backend(backend, strict=True) as engine:
+        *_, saved = engine.forward(p.cell, p.xs, p.state, p.params, steps)
+        want = engine.backward(p.cell, p.dhs, p.dstate, saved)
+        out = [np.full_like(param, np.nan) for param in p.params]
+        if how == "with gaps":
+            out[0] = spread(out[0])
+        elif how == "another dtype":
+            out[-1] = out[-1].astype(np.float64)
+        elif how == "read-only":
+            out[0].flags.writeable = False
+            with pytest.raises(ValueError, match="read-only"):
+                engine.backward(p.cell, p.dhs, p.dstate, saved, out=out)
+            assert np.isnan(out[0]).all()
+            return
+        got = engine.backward(p.cell, p.dhs, p.dstate, saved, out=out)
+    assert all(mine is made for mine, made in zip(out, got.params, strict=True))
+    for mine, made in zip(out, want.params, strict=True):
+        np.testing.assert_array_equal(mine, made)
+
+
 class WrongEngine(NumpyEngine):
     """Forgets one term of the backward pass; what it returns is itself a fine array."""
 

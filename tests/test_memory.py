@@ -17,7 +17,7 @@ from helpers import SHARINGS, outcome, random_problem
 from test_steps import FEATURES, particular
 from test_steps import outcome as with_steps
 from numba_rnn import use_backend
-from numba_rnn.kernels.cpu import engine as arrays, packing, particulars, passes, plans, streaming
+from numba_rnn.kernels.cpu import engine as arrays, option_memory, packing, passes, plans, streaming
 
 faulthandler.enable()
 libc, kept = ctypes.CDLL(None, use_errno=True), []
@@ -69,7 +69,7 @@ for dtype in (np.float32, np.float64):
                   mock.patch.object(packing, "aligned", aligned),
                   mock.patch.object(arrays, "np", Guarded()),
                   mock.patch.object(passes, "np", Guarded()),
-                  mock.patch.object(particulars, "np", Guarded()),
+                  mock.patch.object(option_memory, "np", Guarded()),
                   mock.patch.object(passes, "sharing", return_value=sharing)):
                 outcome(engine, p)
                 steps = particular(p, set(FEATURES))

@@ -15,13 +15,13 @@ import numpy as np
 
 from .. import disk_cache
 from ..cells import Cell
-from ..engine import Array, Gradients, State, expect_consistent
+from ..engine import Array, Gradients, State, expect_consistent, written
 from ..reference import NumpyEngine
 from ..step_options import NO_OPTIONS, StepOptions
 from . import threads
 from .dropout import dropout
 from .passes import Pass
-from .plans import rows_plain, with_weights, without_weights
+from .plans import rows_plain, takes, with_weights, without_weights
 from .simd import vector_registers
 from .streaming import NumbaStream
 
@@ -52,10 +52,18 @@ class NumbaEngine(NumpyEngine):
         return hs, state, (run, starts)
 
     def backward(
-        self, cell: Cell, dhs: Array, dstate: State, saved: Any, inputs: bool = True
+        self,
+        cell: Cell,
+        dhs: Array,
+        dstate: State,
+        saved: Any,
+        inputs: bool = True,
+        out: Sequence[Array] | None = None,
     ) -> Gradients:
         run, kept = saved
         into = tuple(np.empty(p.shape, p.dtype) for p in run.params)
+        if out is not None and not cell.weights and takes(cell.complete(out)[:3], into):
+            into = cell.complete(out)[:3]
         d = np.array((*dstate, np.zeros_like(dstate[0])))  # the last: through h Wh of the next step
         if not run.steps.every:
             dxs, d, stopped, dstates = run.backward(dhs, d, kept, into, inputs)
@@ -75,9 +83,8 @@ class NumbaEngine(NumpyEngine):
         first, through = d[:-1], d[-1]
         first[0] += through if run.steps.scale is None else through * run.steps.scale
         dinitial = None if stopped is None else np.stack(list(map(self.sum_rows, stopped)))
-        return Gradients(
-            dxs if inputs else None, tuple(first), without_weights(cell, into), dinitial, dstates
-        )
+        params = written(without_weights(cell, into), out)
+        return Gradients(dxs if inputs else None, tuple(first), params, dinitial, dstates)
 
     def before(self, cell: Cell, saved: Any) -> tuple[Array, ...]:
         run, kept = saved

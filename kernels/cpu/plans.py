@@ -257,6 +257,14 @@ def plain(array: Array) -> Array:
     return array if fits else array.copy()
 
 
+def takes(arrays: Sequence[Array], like: Sequence[Array]) -> bool:
+    """Whether compiled code may write to the arrays what it would write to others."""
+    return all(
+        array.flags.carray and array.shape == other.shape and array.dtype == other.dtype
+        for array, other in zip(arrays, like, strict=True)
+    )
+
+
 def with_weights(cell: Cell, params: Sequence[Array]) -> tuple[Array, Array, Array]:
     """Wx, Wh, and b with the cell's weights behind it, in its first row if it has two."""
     Wx, Wh, b, w = map(plain, cell.complete(params))
@@ -271,6 +279,8 @@ def with_weights(cell: Cell, params: Sequence[Array]) -> tuple[Array, Array, Arr
 def without_weights(cell: Cell, gradients: Sequence[Array]) -> tuple[Array, ...]:
     """The gradients of the parameters, from those of what ``with_weights`` makes of them."""
     dWx, dWh, db = gradients
+    if not cell.weights:
+        return cell.own(dWx, dWh, db, None)
     columns, H = dWx.shape[1], dWh.shape[0]
     dw = db[(0,) * (db.ndim - 1)][columns:].reshape(-1, H)
     return cell.own(dWx, dWh, db[..., :columns], dw)

@@ -30,7 +30,7 @@ import numpy as np
 from .. import disk_cache, draws
 from ..cells import Cell
 from ..device import DeviceEngine
-from ..engine import Array, Gradients, State, expect_consistent, product_in_parts
+from ..engine import Array, Gradients, State, expect_consistent, product_in_parts, written
 from ..layout import Layout, layout
 from ..step_options import NO_OPTIONS, StepOptions
 from . import gates, normalising, persistent, products, tiling, updates
@@ -180,12 +180,19 @@ class CudaEngine(DeviceEngine):
             return self._forward(cell, xs, state, params, steps)[2]
 
     def backward(
-        self, cell: Cell, dhs: Array, dstate: State, saved: Any, inputs: bool = True
+        self,
+        cell: Cell,
+        dhs: Array,
+        dstate: State,
+        saved: Any,
+        inputs: bool = True,
+        out: Sequence[Array] | None = None,
     ) -> Gradients:
         saved = self._all(cell, saved)
         (N, T, D), H = saved[0].shape, dhs.shape[2]
         with self.gpu.products(self.precision), _room_for(cell, N, T, D, H):
-            return self._backward(cell, dhs, dstate, saved, inputs)
+            found = self._backward(cell, dhs, dstate, saved, inputs)
+        return found._replace(params=written(found.params, out))
 
     def _backward(
         self, cell: Cell, dhs: Array, dstate: State, saved: Any, inputs: bool

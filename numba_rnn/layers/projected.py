@@ -186,6 +186,9 @@ class TimeProjectedLSTM(TimeRecurrent):
         h, c = super()._state_before(name, N, here)
         return self._widened(h, here), c
 
+    def _cell_grads(self) -> None:
+        """Nowhere: the engine's weights are wider than the layer's."""
+
     def _fill_grads(self, gradients: Any) -> None:
         dWx, wide, db, *dinitial = gradients
         dWh, dWr = _own_weights(wide, self.hidden_size, self.output_size)

@@ -120,9 +120,14 @@ class _CellLayer(Layer):
             for name, value in zip(self.cell.states, given, strict=True)
         )
 
+    def _cell_grads(self) -> list[Array] | None:
+        """Where an engine may write the gradients of the cell's parameters; None: nowhere."""
+        return self.grads[: len(self.cell_params)]
+
     def _fill_grads(self, gradients: Sequence[Array]) -> None:
         for grad, new in zip(self.grads, gradients, strict=True):
-            grad[...] = new
+            if grad is not new:
+                grad[...] = new
 
 
 # ---- which cell a name on the page stands for
@@ -176,8 +181,7 @@ class _Step(_CellLayer):
         dstate = self._accepted("d{}_next", dstate, N, here)
         zeros = self._zeros(N, here)
         known = tuple(zeros if d is None else d for d in dstate)
-        found = here.backward(self.cell, zeros[:, None], known, saved)
-        self._fill_grads(found.params)
+        found = here.backward(self.cell, zeros[:, None], known, saved, out=self.grads)
         return (found.xs[:, 0], *found.state)
 
 
@@ -680,7 +684,8 @@ class TimeRecurrent(_CellLayer):
         given = self._accepted("d{}", given, shape[0], here)
         zeros = self._zeros(shape[0], here)
         known = tuple(zeros if d is None else d for d in given)
-        found = here.backward(self.cell, dhs, known, saved, inputs)
+        out = None if on_weights is not None else self._cell_grads()
+        found = here.backward(self.cell, dhs, known, saved, inputs, out)
         if self.trace is not None:
             self.trace._gradients = found.states
         self.dstate, gradients = found.state, list(found.params)
