@@ -127,6 +127,8 @@ class Trainer:
         The number of complete epochs and of iterations.
     stopped : bool
         Whether a signal ended the last ``fit``.
+    stopped_by : int
+        The number of that signal, or 0.
 
     Raises
     ------
