@@ -734,9 +734,25 @@ REFUSED = {
     "steps last": (
         fits(RNNRegressor(), [np.ones((3, 5)), np.ones((3, 7))], [1, 2]), r"\(3, 7\) at 1; x\.T"),
     "words": (fits(RNNRegressor(), [[["a"]], [["b"]]], [1, 2]), "X: expected numbers; .*'a'"),
-    "one series": (fits(RNNForecaster(), np.ones(9), None), r"(?s)X: .* fit\(\[X\]\).*got 1D"),
+    "one series": (fits(RNNForecaster(), np.ones(9), None), r"X: .* fit\(\[X\]\).*\(9,\)\. Resh"),
     "one Series": (
-        fits(RNNForecaster(), pd.Series(np.ones(9)), None), r"(?s)X: .* fit\(\[X\]\).*2-dim"),
+        fits(RNNForecaster(), pd.Series(np.ones(9)), None), r"X: .* fit\(\[X\]\).*shape \(9,\)"),
+    "a list of numbers": (fits(RNNForecaster(), [1.0] * 9, None), r"X: .* fit\(\[X\]\).*\(9,\)"),
+    "one sequence": (fits(RNNRegressor(), np.ones(200), Y), r"^X: expected a table.*\(200,\)\. Re"),
+    "a number": (fits(RNNRegressor(), np.float64(3), Y), r"^X: expected a table.*got shape \(\)\."),
+    "a short table": (
+        fits(RNNForecaster(horizon=6), XS[:, :, 0], None), "required by RNNForecaster: horizon"),
+    **{
+        f"{X!r:.20}": (fits(model, X, None), f"^X: expected a table.* got {got}$")
+        for model in (RNNForecaster(), RNNClassifier())
+        for X, got in (
+            (None, "None"), ({}, "dict"), ("x", "str"), (3, "int"), ({1}, "set"),
+            (iter([XS[0]]), "list_iterator"),
+        )
+    },
+    "exogenous by name": (
+        lambda: RNNForecaster().fit(XS, exogenous={"a": XS}),
+        "^exogenous: expected a table.* got dict"),
     "a class too rare to hold out": (
         fits(RNNClassifier(early_stopping=True), XS, np.arange(40) // 39),
         r"early_stopping: .* 0\.1"),

@@ -167,7 +167,7 @@ class RecurrentEstimator(BaseEstimator):
                 )
             for k, x in enumerate(X):
                 expect_order(f"X[{k}]", index_of(x), even=self._even)
-        table = is_table(X)
+        table = is_table("X", X)
         if not reset and table != self._table:
             kinds = {True: "a table (N, F)", False: "sequences (N, T, D) or a list of (T, D)"}
             raise ValueError(f"X: expected {kinds[self._table]}, as in fit, got {kinds[table]}")

@@ -393,9 +393,10 @@ class RNNForecaster(RecurrentEstimator):
         try:
             series = self._read(X, reset=reset, least_steps=horizon + 1)
         except ValueError as error:
-            if "minimum of" in str(error) and is_table(X):
-                raise ValueError(f"{error} (horizon + 1 steps). {ONE_SERIES}") from error
-            if getattr(X, "ndim", 2) == 1 and "0 sample" not in str(error):
+            if "feature(s)" in str(error):
+                least = str(error).rstrip(".")
+                raise ValueError(f"{least}: horizon + 1 steps. {ONE_SERIES}") from error
+            if "Reshape" in str(error):
                 raise ValueError(f"X: expected series, got one. {ONE_SERIES}. {error}") from error
             raise
         if reset:
@@ -442,7 +443,7 @@ class RNNForecaster(RecurrentEstimator):
                     "fit had them, got None"
                 )
             found = [np.zeros((length, 0), dtype) for length in lengths]
-        elif is_table(exogenous):
+        elif is_table("exogenous", exogenous):
             found = check_array(exogenous, dtype=dtype, input_name="exogenous")[:, :, None]
         else:
             found = read_sequences("exogenous", exogenous, dtype)

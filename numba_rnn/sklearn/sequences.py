@@ -5,7 +5,7 @@ Here sequences are one array (N, T, ...) where all are of one length, else a lis
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,21 +23,33 @@ def listed(X: Any) -> Any:
     return list(X) if isinstance(X, np.ndarray) and X.ndim == 1 and X.dtype == object else X
 
 
-def is_table(X: Any) -> bool:
+def is_table(name: str, X: Any) -> bool:
     """Whether X is an array-like (N, F), not sequences (N, T, D) or a list of (T_i, D).
 
-    Raises ValueError for a list of rows (T_i,) of different lengths, which is neither, and
-    TypeError for masked arrays and their like.
+    Raises ValueError for one row of numbers, or a list of rows (T_i,) of different lengths, which
+    are neither, and TypeError for masked arrays and their like, and for what is no array.
     """
-    expect_plain_array("X", X)
+    expect_plain_array(name, X)
     X = listed(X)
-    if not isinstance(X, (list, tuple)):
+    kinds = (
+        f"{name}: expected a table (N, F), sequences (N, T, D) or a list of arrays (T_i, D), got"
+    )
+    array = hasattr(X, "shape") or hasattr(X, "__array__")
+    if not array and (isinstance(X, (str, bytes, Mapping, Set)) or not hasattr(X, "__len__")):
+        raise TypeError(f"{kinds} {'None' if X is None else type(X).__name__}")
+    several = isinstance(X, (list, tuple))
+    shapes = {np.shape(x) for x in X} if several else set()
+    if shapes == {()} or getattr(X, "ndim", 2) < 2:
+        raise ValueError(
+            f"{kinds} shape {spell((len(X),) if several else np.shape(X))}. Reshape your data: "
+            f"np.asarray({name})[None] is a table of one row"
+        )
+    if not several:
         return getattr(X, "ndim", 2) != 3
-    shapes = {np.shape(x) for x in X}
     if len(shapes) > 1 and all(len(shape) == 1 for shape in shapes):
         raise ValueError(
-            "X: expected arrays (steps, features) where sequences differ in length, got shapes "
-            f"{', '.join(map(spell, sorted(shapes)))}; x[:, None] has one feature"
+            f"{name}: expected arrays (steps, features) where sequences differ in length, got "
+            f"shapes {', '.join(map(spell, sorted(shapes)))}; x[:, None] has one feature"
         )
     return not X or np.ndim(X[0]) != 2
 
