@@ -282,6 +282,15 @@ def test_gradients_are_written_where_the_caller_says(backend, name, every, how):
         np.testing.assert_array_equal(mine, made)
 
 
+@pytest.mark.parametrize("name", cells.names())
+def test_a_step_is_a_pass_of_one_step(name):
+    p = random_problem(name, 3, 1, 4, 19, np.float32)
+    with use_backend("numba", strict=True) as engine:
+        after = engine.forward(p.cell, p.xs, p.state, p.params)[1]
+        stepped = engine.step(p.cell, p.xs[:, 0], p.state, p.params)
+    np.testing.assert_array_equal(stepped, after)
+
+
 class WrongEngine(NumpyEngine):
     """Forgets one term of the backward pass; what it returns is itself a fine array."""
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from .. import disk_cache
 from ..cells import Cell
-from ..engine import Array, Gradients, State, expect_consistent, written
+from ..engine import Array, Engine, Gradients, State, expect_consistent, written
 from ..reference import NumpyEngine
 from ..step_options import NO_OPTIONS, StepOptions
 from . import threads
@@ -30,6 +30,7 @@ class NumbaEngine(NumpyEngine):
     """Forward and backward of any cell, compiled for this CPU."""
 
     name = "numba"
+    step = Engine.step  # a pass of one step
 
     def forward(
         self,

@@ -30,7 +30,7 @@ import numpy as np
 from .. import disk_cache, draws
 from ..cells import Cell
 from ..device import DeviceEngine
-from ..engine import Array, Gradients, State, expect_consistent, product_in_parts, written
+from ..engine import Array, Engine, Gradients, State, expect_consistent, product_in_parts, written
 from ..layout import Layout, layout
 from ..step_options import NO_OPTIONS, StepOptions
 from . import gates, normalising, persistent, products, tiling, updates
@@ -47,6 +47,7 @@ class CudaEngine(DeviceEngine):
     """
 
     name = "cuda"
+    step = Engine.step  # a pass of one step
 
     def __init__(self, gpu: Gpu, precision: str = "float32") -> None:
         super().__init__(gpu.xp)
