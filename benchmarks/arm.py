@@ -73,6 +73,7 @@ def environment(folder: Path) -> tuple[str, Path]:
     platforms = [f"--platform={name}" for name in PLATFORMS]
     version = f"--python-version={python.rpartition('python')[2]}"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--only-binary=:all:", *platforms]
+    pip += ["--ignore-requires-python"]  # by which older pips mean the Python that they run on
     subprocess.run([*pip, version, "--target", str(packages), *PACKAGES], check=True)
     return python, packages
 
