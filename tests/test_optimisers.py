@@ -1,9 +1,12 @@
 """Optimisers and clipping, against PyTorch's."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 
+from numba_rnn import book
 from numba_rnn.training import (
     SGD,
     AdaGrad,
@@ -145,12 +148,34 @@ def test_a_refused_update_changes_nothing(name, wrong, used):
 
 
 @pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")  # in the rules that square
-@pytest.mark.parametrize("name", optimisers.NAMES)
-def test_large_gradients_whose_squares_overflow_are_taken(name):
-    optimiser, param = optimisers.create(name), np.ones(3)
-    optimiser.update([param], [np.array([1e-3, 1e200, -1e-3])])
-    assert optimiser.updates == 1
-    assert np.isfinite(param[[0, 2]]).all()
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [1e17, 1e20, 3e38, 1e200])
+@pytest.mark.parametrize("name", PAIRS)
+def test_large_gradients_are_taken_as_pytorch_takes_them(name, size, dtype):
+    """Also where their squares overflow; the largest of all, where m / bias1 does."""
+    make, ours = PAIRS[name][1], copy.deepcopy(PAIRS[name][0])
+    ours.restore({**ours.state()[0], "updates": 0}, {})
+    size = min(size, np.finfo(dtype).max)
+    param = np.ones(4, dtype)
+    theirs = torch.tensor(param, requires_grad=True)
+    optimiser = make([theirs])
+    for first in (size, 1, -1e-3):
+        grad = np.array([first, 1e-3, -first, 0], dtype)
+        theirs.grad = torch.tensor(grad)
+        optimiser.step()
+        ours.update([param], [grad])
+        assert np.isfinite(param).all()
+    np.testing.assert_allclose(param, theirs.detach().numpy(), rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
+@pytest.mark.parametrize(("dtype", "size"), [(np.float32, 1e20), (np.float64, 1e200)])
+def test_the_book_s_adam_stays_finite_too(dtype, size):
+    optimiser, param = book.Adam(0.1), np.ones(2, dtype)
+    for first in (size, 1):
+        optimiser.update([param], [np.array([first, 1], dtype)])
+    assert np.isfinite(param).all()
+    assert param[1] == pytest.approx(0.8, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", sorted(set(optimisers.NAMES) - {"sgd"}))

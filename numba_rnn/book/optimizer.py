@@ -8,7 +8,6 @@ are those of ``numba_rnn.training``, and the others are below. All have ``update
 which changes the parameters in place, and ``lr``, which may be set.
 """
 
-import math
 from typing import Any
 
 from ..training import SGD, AdaGrad, Momentum, RMSProp, optimisers
@@ -81,5 +80,5 @@ class Adam(optimisers.Adam):
 
     def _numbers(self) -> tuple[float, ...]:
         """With eps / sqrt(bias2): beside the root of the corrected v it is eps beside the raw."""
-        *numbers, bias2, eps = super()._numbers()
-        return *numbers, bias2, eps / math.sqrt(bias2)
+        *numbers, root2, eps = super()._numbers()
+        return *numbers, root2, eps / root2

@@ -5,7 +5,9 @@ be changed between updates. What an optimiser remembers of the past (its slots: 
 of squares) is one array per parameter, kept by position: call it with the same list each time.
 
 Each is a rule, a plain function of numbers: (W, slots, dW, numbers) -> new W, new slots. The
-engine applies it to whole arrays, where the parameters are.
+engine applies it to whole arrays, where the parameters are. It multiplies what is remembered by its
+share instead of adding a share of a difference: where squares overflow inf - inf would be NaN. A
+mean of squares that is infinite stays so, as in PyTorch, and that place of the parameter stays too.
 """
 
 import math
@@ -255,7 +257,7 @@ class Momentum(Optimiser):
 
 def _adagrad(W: Any, h: Any, dW: Any, lr: float, eps: float) -> tuple[Any, ...]:
     h = h + dW * dW
-    return W - lr * dW / (sqrt(h) + eps), h
+    return W - lr * (dW / (sqrt(h) + eps)), h
 
 
 class AdaGrad(Optimiser):
@@ -288,7 +290,7 @@ def _rmsprop(
     W: Any, h: Any, dW: Any, lr: float, decay: float, share: float, eps: float
 ) -> tuple[Any, ...]:
     h = h * decay + share * dW * dW
-    return W - lr * dW / (sqrt(h) + eps), h
+    return W - lr * (dW / (sqrt(h) + eps)), h
 
 
 class RMSProp(Optimiser):
@@ -322,11 +324,11 @@ class RMSProp(Optimiser):
 
 def _adam(
     W: Any, m: Any, v: Any, dW: Any,
-    lr: float, share1: float, share2: float, bias1: float, bias2: float, eps: float,
+    beta1: float, share1: float, beta2: float, share2: float, rate: float, root2: float, eps: float,
 ) -> tuple[Any, ...]:  # fmt: skip
-    m = m + share1 * (dW - m)
-    v = v + share2 * (dW * dW - v)
-    return W - lr * (m / bias1) / (sqrt(v / bias2) + eps), m, v
+    m = m * beta1 + share1 * dW
+    v = v * beta2 + share2 * dW * dW
+    return W - rate * (m / (sqrt(v) / root2 + eps)), m, v
 
 
 class Adam(Optimiser):
@@ -364,17 +366,20 @@ class Adam(Optimiser):
         self.eps = expect_float("eps", eps, 0, low_open=True)
 
     def _numbers(self) -> tuple[float, ...]:
+        """The bias of m is corrected in the rate, that of v in its root: v / bias2 may overflow."""
         bias1, bias2 = 1 - self.beta1**self.updates, 1 - self.beta2**self.updates
-        return self.lr, 1 - self.beta1, 1 - self.beta2, bias1, bias2, self.eps
+        shares = self.beta1, 1 - self.beta1, self.beta2, 1 - self.beta2
+        return *shares, self.lr / bias1, math.sqrt(bias2), self.eps
 
 
 def _adamw(
     W: Any, m: Any, v: Any, dW: Any,
-    lr: float, share1: float, share2: float, bias1: float, bias2: float, eps: float, keep: float,
+    beta1: float, share1: float, beta2: float, share2: float, rate: float, root2: float, eps: float,
+    keep: float,
 ) -> tuple[Any, ...]:  # fmt: skip
-    m = m + share1 * (dW - m)
-    v = v + share2 * (dW * dW - v)
-    return W * keep - lr * (m / bias1) / (sqrt(v / bias2) + eps), m, v
+    m = m * beta1 + share1 * dW
+    v = v * beta2 + share2 * dW * dW
+    return W * keep - rate * (m / (sqrt(v) / root2 + eps)), m, v
 
 
 class AdamW(Adam):
