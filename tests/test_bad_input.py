@@ -608,6 +608,11 @@ TRAINING = [
     row("Trainer: decay 0", fit(decay=0), ValueError, "^decay", "from 1", "got 0"),
     row("Trainer: max_norm 0", fit(max_norm=0), ValueError, "^max_norm", "above 0"),
     row("Trainer: save_every 0", fit(save_every=0), ValueError, "^save_every", "at least 1"),
+    row("Trainer: extra is a list", fit(extra=[1]), TypeError, "^extra", "dict", "list"),
+    row("Trainer: extra with a tuple", fit(extra={"sizes": (1, 2)}), TypeError,
+        r"^extra\['sizes'\]", "list", "tuple"),
+    row("Trainer: extra with its own name", fit(extra={"trainer": 1}), ValueError, "^extra",
+        "'trainer'"),
     row("Trainer: 0 epochs", lambda: fit()().fit(0), ValueError, "^max_epochs", "at least 1"),
 ]  # fmt: skip
 

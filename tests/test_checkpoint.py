@@ -117,9 +117,9 @@ def test_a_missing_file_is_named(tmp_path):
 
 def test_odd_content_comes_back_as_json_and_safetensors_have_it(tmp_path):
     arrays = {"big": np.arange(3, dtype=">f4"), "scalar": np.array(2.5), "none": np.zeros((0, 3))}
-    save_checkpoint(tmp_path / "x", arrays, {"m": {9: 1, 10: 2}})
+    save_checkpoint(tmp_path / "x", arrays, {"m": {"9": 1, "10": [None, True, -0.0, "\ud800"]}})
     found, content = load_checkpoint(tmp_path / "x")
-    assert content == {"m": {"9": 1, "10": 2}}
+    assert content == {"m": {"9": 1, "10": [None, True, -0.0, "\ud800"]}}
     for name, array in arrays.items():
         assert found[name].shape == array.shape
         np.testing.assert_array_equal(found[name], array)
@@ -285,6 +285,10 @@ def test_a_file_system_without_locks_is_used_without(tmp_path, monkeypatch):
 # ---- saved is readable
 
 
+ENDLESS = {}
+ENDLESS["again"] = [ENDLESS]
+
+
 @pytest.mark.parametrize(
     ("arrays", "content", "error", "says"),
     [
@@ -296,9 +300,19 @@ def test_a_file_system_without_locks_is_used_without(tmp_path, monkeypatch):
         ({"a": np.zeros(2, np.longdouble)}, {}, TypeError, "a: expected numbers of up to 8 bytes"),
         ({"a": np.zeros(2, complex)}, {}, TypeError, "a: expected numbers"),
         ({"\ud800": np.zeros(2)}, {}, ValueError, "safetensors cannot have them"),
-        ({}, {"names": {1: "one", "1": "uno"}}, ValueError, "names that differ in JSON, got '1'"),
+        ({}, {"names": {"1": "uno", 1: "one"}}, TypeError, r"content\['names'\]: .*text.*got 1;"),
+        ({}, {1: 2}, TypeError, "content: expected names that are text, .*got 1; '1' is one"),
+        ({}, {None: 2}, TypeError, "content: expected names that are text, .*got None"),
+        ({}, {"a": [{"b": (1, 2)}]}, TypeError, r"content\['a'\]\[0\]\['b'\]: .*tuple; list\("),
+        ({}, {"a": {1}}, TypeError, r"content\['a'\]: expected a dict, a list, .*got set"),
+        ({}, {"a": np.int64(1)}, TypeError, r"content\['a'\]: .*got int64"),
+        ({}, [1], TypeError, "content: expected a dict, got list"),
+        ({}, (), TypeError, "content: expected a dict, got tuple"),
+        ({}, None, TypeError, "content: expected a dict, got NoneType"),
+        ({}, "x", TypeError, "content: expected a dict, got str"),
+        ({}, ENDLESS, ValueError, "content: expected JSON, got what holds itself"),
     ],
-    ids=range(9),
+    ids=range(19),
 )  # fmt: skip
 def test_what_would_not_come_back_is_refused_when_it_is_saved(path, arrays, content, error, says):
     before = path.read_bytes()

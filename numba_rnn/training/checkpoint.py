@@ -44,18 +44,39 @@ def _as_saved(name: Any, array: Any) -> Array:
     return np.asarray(array, array.dtype.newbyteorder("<"), order="C")
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose names, 1 and "1" for example, are still different ones."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"content: expected names that differ in JSON, got {twice!r} twice")
-    return found
+def expect_content(name: str, content: Any) -> None:
+    """Refuse what a file would not give back as it is: JSON has lists, no tuples, and names that
+    are text."""
+    if not isinstance(content, dict):
+        raise TypeError(f"{name}: expected a dict, got {type(content).__name__}")
+    try:
+        _expect_json(name, content)
+    except RecursionError as error:
+        raise ValueError(f"{name}: expected JSON, got what holds itself or is too deep") from error
+
+
+def _expect_json(name: str, value: Any) -> None:
+    if isinstance(value, dict):
+        for key, one in value.items():
+            if not isinstance(key, str):
+                raise TypeError(
+                    f"{name}: expected names that are text, as JSON has them, got {key!r}; "
+                    f"{str(key)!r} is one"
+                )
+            _expect_json(f"{name}[{key!r}]", one)
+    elif isinstance(value, list):
+        for k, one in enumerate(value):
+            _expect_json(f"{name}[{k}]", one)
+    elif not (value is None or isinstance(value, (str, int, float))):
+        remedy = f"; list({name}) is one" if isinstance(value, tuple) else ""
+        raise TypeError(
+            f"{name}: expected a dict, a list, text, a number, True, False or None, as JSON has "
+            f"them, got {type(value).__name__}{remedy}"
+        )
 
 
 def save_checkpoint(path: str | Path, arrays: dict[str, Array], content: dict[str, Any]) -> None:
-    """Write arrays and JSON content to one file. Equal input gives equal bytes.
+    """Write arrays and JSON content, a dict, to one file. Equal input gives equal bytes.
 
     Parameters
     ----------
@@ -64,7 +85,8 @@ def save_checkpoint(path: str | Path, arrays: dict[str, Array], content: dict[st
     arrays : dict of str to array
         NumPy arrays by name.
     content : dict
-        Anything that JSON can hold.
+        JSON that comes back as it was: dicts with names that are text, lists, text, numbers, True,
+        False and None.
 
     Raises
     ------
@@ -75,7 +97,7 @@ def save_checkpoint(path: str | Path, arrays: dict[str, Array], content: dict[st
     from safetensors.numpy import save
 
     arrays = {name: _as_saved(name, array) for name, array in arrays.items()}
-    content = json.loads(json.dumps(content), object_pairs_hook=_object)  # as it will be read
+    expect_content("content", content)
     text = json.dumps(content, sort_keys=True)
     try:
         entry = {"format": FORMAT, "content": content, "sha256": _digest(text, arrays)}

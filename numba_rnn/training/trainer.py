@@ -17,7 +17,7 @@ from ..files import locked, remove_parts
 from ..layers.losses import perplexity_of, spell_perplexity
 from ..terminal import progress_bar, start_clock
 from .bptt import TruncatedBPTT
-from .checkpoint import load_checkpoint, save_checkpoint
+from .checkpoint import expect_content, load_checkpoint, save_checkpoint
 from .clipping import clip_grads, global_norm
 from .optimisers import Optimiser
 from .ranks import Alone
@@ -110,7 +110,8 @@ class Trainer:
     eval_time : int, default 35
         The number of steps in a block of the validation corpus.
     extra : dict, optional
-        JSON content that is added to every checkpoint, such as the vocabulary.
+        JSON content that is added to every checkpoint, such as the vocabulary: it must come back
+        as it was, and has no name ``trainer``.
     progress : bool, default True
         Whether to show a progress bar on stderr.
     tell : callable, optional
@@ -174,7 +175,10 @@ class Trainer:
         self.folder = None if folder is None else Path(folder)
         self.save_every = expect_int("save_every", save_every)
         self.eval_batch, self.eval_time = eval_batch, eval_time
-        self.extra = extra or {}
+        self.extra = {} if extra is None else extra
+        expect_content("extra", self.extra)
+        if "trainer" in self.extra:
+            raise ValueError("extra: expected names besides 'trainer', which is the Trainer's own")
         self.ranks = ranks or Alone()
         self._first = self.ranks.rank == 0
         self.progress = progress and self._first
