@@ -509,6 +509,25 @@ def test_steps_equal_the_unrolled_layer(name, backend):
     np.testing.assert_allclose(steps, hs, rtol=1e-12)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", [*FORMS, "projected"])
+def test_the_result_of_a_step_is_the_caller_s(name, backend):
+    """Whatever is written to it, the next step goes on from the state."""
+    xs = np.random.default_rng(0).standard_normal((2, 6, 3)).astype(np.float32)
+    if name == "projected":
+        layer = rnn.TimeProjectedLSTM.create(3, 5, proj_size=2, rng=0, stateful=True)
+    else:
+        layer = rnn.TimeRecurrent.create(3, 5, cell=name, rng=0, stateful=True)
+    with use_backend(backend):
+        want = [layer.step(xs[:, t]).copy() for t in range(6)]
+        layer.reset_state()
+        for t in range(6):
+            h = layer.step(xs[:, t])
+            np.testing.assert_array_equal(h, want[t])
+            h[...] = np.nan
+        np.testing.assert_array_equal(layer.h, want[-1])
+
+
 def recurrent_layers():
     for name in FORMS:
         yield rnn.TimeRecurrent.create(D, H, cell=name, rng=0)

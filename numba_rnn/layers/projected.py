@@ -216,12 +216,11 @@ class TimeProjectedLSTM(TimeRecurrent):
         Returns
         -------
         h : (N, P) array
-            The output.
+            A copy of the output after the step.
         """
-        super().step(x)
+        h = super().step(x)[:, : self.output_size]
         self.state = self._cut(self.state)
-        assert self.state is not None
-        return self.state[0]
+        return h
 
     def forward(self, xs: Array, **steps: Any) -> Array:
         """Run the layer over a block of time.

@@ -517,7 +517,7 @@ class TimeRecurrent(_CellLayer):
         Returns
         -------
         h : (N, H) array
-            The hidden state after the step.
+            A copy of the hidden state after the step.
 
         Raises
         ------
@@ -530,7 +530,7 @@ class TimeRecurrent(_CellLayer):
         x = accept("x", x, ("N", self.input_size), self.dtype, here)
         state = self._state_before("x", x.shape[0], here)
         self.state = here.step(self.cell, x, state, self.cell_params, self.zoneout)
-        return self.state[0]
+        return self.state[0].copy()
 
     @property
     def zoneout(self) -> tuple[float, ...]:
