@@ -918,6 +918,34 @@ def test_columns_are_those_of_fit():
         model.fit([series, series[["b", "a"]]])
 
 
+@pytest.mark.parametrize("columns", [[0, 1], [5, 3], [("a", 1), ("a", 0)], [0.5, "b"]], ids=str)
+def test_columns_are_those_of_fit_whatever_they_are(columns):
+    xs, known = ([frames(times=n).set_axis(columns, axis=1)] * 2 for n in (60, 61))
+    turned = [[x[columns[::-1]] for x in some] for some in (xs, known)]
+    model = RNNForecaster(max_epochs=1, random_state=0)
+    want = model.fit(xs, exogenous=xs).predict(xs, exogenous=known)
+    plain = [[x.to_numpy() for x in some] for some in (xs, known)]
+    np.testing.assert_array_equal(model.predict(plain[0], exogenous=plain[1]), want)
+    model = pickle.loads(pickle.dumps(model))
+    with pytest.raises(ValueError, match=r"X: expected the columns .*, in this order, got "):
+        model.predict(turned[0], exogenous=known)
+    with pytest.raises(ValueError, match=r"exogenous: expected the columns .*, in this order, got"):
+        model.predict(xs, exogenous=turned[1])
+    with pytest.raises(ValueError, match=r"X\[1\]: expected the columns"):
+        model.fit([xs[0], turned[0][0]])
+    classifier = RNNClassifier(**SMALL).fit(xs, [0, 1])
+    assert not hasattr(classifier, "feature_names_in_")
+    with pytest.raises(ValueError, match=r"X: expected the columns .*, in this order, got "):
+        classifier.predict(turned[0])
+
+
+def test_columns_without_names_may_be_those_of_names():
+    xs = [frames(), frames()]
+    plain = [x.set_axis(range(2), axis=1) for x in xs]
+    RNNForecaster(max_epochs=1).fit(xs).predict(plain)
+    RNNForecaster(max_epochs=1).fit(plain).predict(xs)
+
+
 DAYS = pd.date_range("2026-01-01", periods=60)
 BUSY = pd.bdate_range("2026-01-01", periods=60)
 TIMES_IN_ORDER = {
@@ -936,7 +964,20 @@ TIMES_IN_ORDER = {
     "dates of Python": pd.Index([day.date() for day in DAYS], dtype=object),
     "dates in text": DAYS.strftime("%Y-%m-%d"),
     "months in text": pd.period_range("2020-01", periods=60, freq="M").strftime("%Y-%m"),
+    "dates as in Germany": DAYS.strftime("%d.%m.%Y"),
+    "dates with the day first": DAYS.strftime("%d/%m/%Y"),
+    "dates with the month first": DAYS.strftime("%m/%d/%Y"),
+    "months with the day first": pd.period_range("2020-01", periods=60, freq="M").strftime(
+        "01/%m/%Y"
+    ),
+    "minutes in text": pd.date_range("2026-01-01", periods=60, freq="min").strftime(
+        "%d.%m.%Y %H:%M"
+    ),
+    "categories": pd.CategoricalIndex(DAYS.strftime("%Y-%m-%d")),
+    "intervals": pd.interval_range(DAYS[0], periods=60),
     "years": pd.RangeIndex(1960, 2020),
+    "years in text": pd.RangeIndex(1960, 2020).astype(str),
+    "numbers in text": pd.RangeIndex(60).astype(str),
     "numbers with gaps": pd.Index(np.arange(60) ** 2),
     "names": pd.Index([f"row {k}" for k in range(60)][::-1]),
 }
@@ -966,14 +1007,22 @@ UNEVEN = {
         pd.timedelta_range("0s", periods=60, freq="10s").delete(20), "evenly spaced times"),
     "a date in text is missing": (
         DAYS.delete(20).strftime("%Y-%m-%d"), r"evenly spaced times, .*set_axis"),
+    "a date as in Germany is missing": (
+        DAYS.delete(20).strftime("%d.%m.%Y"), r"evenly spaced times, got 22.*set_axis"),
+    "a category is missing": (
+        pd.CategoricalIndex(DAYS.delete(20).strftime("%Y-%m-%d")), "evenly spaced times"),
+    "an interval is missing": (
+        pd.interval_range(DAYS[0], periods=60).delete(20), r"evenly spaced times.*index\.left"),
     "a date is missing": (
         pd.Index([day.date() for day in DAYS.delete(20)], dtype=object), "evenly spaced times"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "index", ["days", "periods", "durations", "dates of Python", "dates in text", "years"]
-)
+SAY_NOTHING = "numbers with gaps", "names"
+OF_TIME = [index for index in TIMES_IN_ORDER if index not in SAY_NOTHING]
+
+
+@pytest.mark.parametrize("index", OF_TIME)
 @pytest.mark.parametrize("case", NOT_IN_ORDER)
 def test_steps_that_are_not_in_order_are_refused_by_name(index, case):
     change, says = NOT_IN_ORDER[case]
@@ -1007,6 +1056,8 @@ def test_a_tables_times_are_its_columns():
     model.fit(table).predict(table)
     with pytest.raises(ValueError, match=r"X: expected steps in the order.*sort_index\(axis=1\)"):
         model.predict(table.iloc[:, ::-1])
+    with pytest.raises(ValueError, match=r"X: .*evenly spaced.*X\.T\.asfreq\(.*\)\.T fills"):
+        model.fit(table.drop(columns=DAYS[20]))
     panel = pd.concat({"a": frames(), "b": frames()})
     with pytest.raises(ValueError, match=r"X: .* a MultiIndex; .*groupby\(level=0\)"):
         model.fit(panel)
@@ -1015,6 +1066,103 @@ def test_a_tables_times_are_its_columns():
     model.fit([series for _, series in panel.groupby(level=0)])
     with pytest.raises(ValueError, match=r"X\[1\]: expected steps in the order"):
         model.fit([series[:: -k or 1] for k, (_, series) in enumerate(panel.groupby(level=0))])
+
+
+@pytest.mark.parametrize("index", OF_TIME)
+@pytest.mark.parametrize("case", NOT_IN_ORDER)
+def test_columns_of_a_table_are_in_order_for_every_estimator(index, case):
+    change, says = NOT_IN_ORDER[case]
+    good, bad = (frames(index=i).T for i in (TIMES_IN_ORDER[index], change(TIMES_IN_ORDER[index])))
+    model = RNNForecaster(max_epochs=1, random_state=0, cell="rnn", hidden_size=3)
+    with pytest.raises(ValueError, match=rf"X: expected {says}.*X\.to_numpy"):
+        model.fit(bad)
+    with pytest.raises(ValueError, match=rf"exogenous: expected {says}"):
+        model.fit(good.to_numpy(), exogenous=bad)
+    model.fit(good, exogenous=good)
+    if case != "one twice":
+        with pytest.raises(ValueError, match=rf"X: expected {says}.*X\.to_numpy"):
+            RNNRegressor(**SMALL).fit(bad, [0, 1])
+    RNNRegressor(**SMALL).fit(good, [0, 1])
+
+
+def test_columns_of_several_features_are_in_order_by_steps():
+    values = np.random.default_rng(0).standard_normal((4, 12))
+    model = RNNRegressor(**SMALL, step_features=2)
+    model.fit(pd.DataFrame(values), values[:, 0])
+    with pytest.raises(ValueError, match="X: expected steps in the order of time, got 9 after 11"):
+        model.fit(pd.DataFrame(values, columns=range(11, -1, -1)), values[:, 0])
+
+
+def test_dates_in_text_are_rows_of_one_series():
+    model = RNNForecaster(max_epochs=1, random_state=0, cell="rnn", hidden_size=3)
+    for form in ("%Y-%m-%d", "%d.%m.%Y"):
+        one = frames("abcde", index=DAYS.strftime(form))
+        with pytest.raises(ValueError, match=r"X: .* a table of times .*X\.reset_index"):
+            model.fit(one)
+        model.fit([one])
+        with pytest.warns(UserWarning, match="taken as 60 series"):
+            model.fit(one.reset_index(drop=True))
+    with pytest.warns(UserWarning, match="taken as 60 series"):  # of which these are names
+        model.fit(frames("abcde", index=map(str, range(2001, 2061))))
+
+
+FREQUENCIES = {
+    "days": pd.date_range("2026-01-01", periods=60),
+    "two days": pd.date_range("2026-01-01", periods=60, freq="2D"),
+    "weeks": pd.date_range("2026-01-01", periods=60, freq="7D"),
+    "hours in text": pd.date_range("2026-01-01", periods=60, freq="h").strftime("%Y-%m-%d %H:%M"),
+    "periods of months": pd.period_range("2020-01", periods=60, freq="M"),
+    "durations": pd.timedelta_range("0s", periods=60, freq="10s"),
+    "intervals": pd.interval_range(pd.Timestamp(2026, 1, 1), periods=60, freq="3h"),
+    "working days": BUSY,
+}
+
+
+@pytest.mark.parametrize("fitted", FREQUENCIES)
+def test_the_frequency_is_that_of_fit(fitted):
+    model = RNNForecaster(max_epochs=1, random_state=0, cell="rnn", hidden_size=3)
+    good = frames(index=FREQUENCIES[fitted])
+    model.fit([good, good.to_numpy()]).predict([good[20:23]])
+    model = pickle.loads(pickle.dumps(model))
+    for name, index in FREQUENCIES.items():
+        if name == fitted:
+            continue
+        other = frames(index=index)
+        with pytest.raises(
+            ValueError, match=r"X\[1\]: expected steps of .*, as in fit, got .*resample"
+        ):
+            model.predict([good, other])
+        with pytest.raises(ValueError, match=r"X\[0\]: expected steps of .*, as in fit, got"):
+            model.partial_fit([other])
+        with pytest.raises(ValueError, match=r"X\[2\]: expected steps of .*, as in X\[1\], got"):
+            model.fit([good[:10], good, other])
+        model.predict([other.to_numpy()])
+        model.fit(good.T).predict(good.T)
+        if fitted != "hours in text" != name:  # whose names scikit-learn compares
+            with pytest.raises(ValueError, match=r"X: expected steps of .*, as in fit, got"):
+                model.predict(other.T)
+        model.fit([good])
+
+
+@pytest.mark.parametrize(
+    ("fitted", "later"),
+    [
+        (pd.date_range("2020-01-01", periods=60, freq="MS"),
+         pd.period_range("2026-02", periods=2, freq="M")),
+        (pd.date_range("2019-01-31", periods=3, freq="ME"),
+         pd.date_range("2020-01-31", periods=60, freq="ME")),
+        (BUSY, BUSY[4:9]),
+        (BUSY[4:9], BUSY),
+        (DAYS, pd.date_range("2026-03-28", periods=3, tz="Europe/Berlin")),
+        (pd.date_range("2000", periods=9, freq="YS"), pd.period_range("2025", periods=2, freq="Y")),
+    ],
+    ids=range(6),
+)  # fmt: skip
+def test_frequencies_of_the_calendar_are_one(fitted, later):
+    model = RNNForecaster(max_epochs=1, random_state=0, cell="rnn", hidden_size=3)
+    fitted, later = (frames(index=index, times=len(index)) for index in (fitted, later))
+    model.fit([fitted]).predict([later])
+    model.fit([fitted, later])
 
 
 def test_exogenous_inputs_have_the_labels_of_their_series():

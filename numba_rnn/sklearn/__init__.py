@@ -9,8 +9,8 @@ They need scikit-learn (``pip install "numba-rnn[sklearn]"``). All three take th
 - (N, F) table, an array or DataFrame: every row is a sequence, of F steps of one feature, or with
   ``step_features=D`` of F / D steps of D features each
 
-The steps of a DataFrame must be in the order of their times. An empty X raises ValueError, as in
-scikit-learn.
+The steps of a DataFrame must be in the order of their times: the rows of a DataFrame in a list, the
+columns of a table. An empty X raises ValueError, as in scikit-learn.
 
 ``numba_rnn/sklearn/sequences.py`` and ``numba_rnn/sklearn/frames.py`` read X, the layers are in
 ``numba_rnn/sklearn/network.py``, the training is in ``numba_rnn/sklearn/base.py``.

@@ -17,7 +17,16 @@ from ..layers import TimeMSE
 from ..terminal import progress_bar
 from ..training import Optimiser, TrainingDiverged, clip_grads, optimisers
 from ..training.clipping import global_norm
-from .frames import columns_of, expect_columns, expect_order, index_of
+from .frames import (
+    Step,
+    are_names,
+    columns_of,
+    expect_column_order,
+    expect_columns,
+    expect_order,
+    expect_step,
+    index_of,
+)
 from .network import Network, expect_sizes
 from .sequences import Examples, Sequences, block, is_table, listed, mask_of, read_sequences
 
@@ -96,6 +105,8 @@ class RecurrentEstimator(BaseEstimator):
     network_: Network
     _table: bool  # whether fit was given a table
     _even = False  # whether the steps of a sequence are evenly spaced in time
+    _columns: list[Any] | None = None  # those of fit's DataFrames
+    _step: Step | None = None  # the time from one to the next, where fit was told
 
     def __init__(
         self,
@@ -159,14 +170,12 @@ class RecurrentEstimator(BaseEstimator):
         if not reset:
             check_is_fitted(self)
             dtype = self.network_.dtype
-        if isinstance(X, (list, tuple)):
-            if not X:
-                raise ValueError(
-                    "X: Found array with 0 sample(s), an empty list, while a minimum of 1 is "
-                    f"required by {type(self).__name__}."
-                )
-            for k, x in enumerate(X):
-                expect_order(f"X[{k}]", index_of(x), even=self._even)
+        if isinstance(X, (list, tuple)) and not X:
+            raise ValueError(
+                "X: Found array with 0 sample(s), an empty list, while a minimum of 1 is "
+                f"required by {type(self).__name__}."
+            )
+        step = self._expect_times(X, D, reset)
         table = is_table("X", X)
         if not reset and table != self._table:
             kinds = {True: "a table (N, F)", False: "sequences (N, T, D) or a list of (T, D)"}
@@ -191,13 +200,37 @@ class RecurrentEstimator(BaseEstimator):
                     f"X has {features} features, but {type(self).__name__} is expecting "
                     f"{self.n_features_in_} features as input"
                 )
-            if reset and names is not None:
+            if not reset:
+                expect_columns("X", names, self._columns)
+            elif are_names(names):
                 self.feature_names_in_ = np.array(names, object)
-            elif not reset:
-                expect_columns("X", names, getattr(self, "feature_names_in_", None))
         if reset:
-            self._table = table
+            self._table, self._step = table, step
+            self._columns = None if table else names
         return found
+
+    def _expect_times(self, X: Any, features: int, reset: bool) -> Step | None:
+        """Refuse steps that are not in order, or not as far from each other as those of fit.
+
+        Returns the time from a step to the next, that of the longest sequence.
+        """
+        even = self._even
+        if isinstance(X, (list, tuple)):
+            names = [f"X[{k}]" for k in range(len(X))]
+            steps = [
+                expect_order(name, index_of(x), even=even) for name, x in zip(names, X, strict=True)
+            ]
+        else:
+            names = ["X"]
+            steps = [expect_column_order("X", X, even=even, features=features)]
+        known = [(step.number, -k, step) for k, step in enumerate(steps) if step is not None]
+        expected, of = self._step, "in fit"
+        if reset:
+            _, k, expected = max(known, default=(0, 0, None))
+            of = f"in {names[-k]}"
+        for name, step in zip(names, steps, strict=True):
+            expect_step(name, step, expected, of)
+        return expected
 
     # ---- training
 

@@ -14,11 +14,14 @@ from ..training import Optimiser
 from .base import RecurrentEstimator, all_or_nothing
 from .frames import (
     TIMES,
+    are_names,
     columns_of,
+    expect_column_order,
     expect_columns,
     expect_order,
     expect_same_index,
     index_of,
+    readings_of,
 )
 from .sequences import (
     Examples,
@@ -36,24 +39,21 @@ FEW_STEPS = 20  # of a table with ten times as many rows, which might be one ser
 
 
 def expect_no_times(name: str, X: Any) -> None:
-    """Raises ValueError for a DataFrame whose rows are times, which is one series and no table.
-
-    The times of a table are its columns: ValueError where they are not in order or not even.
-    """
+    """Raises ValueError for a DataFrame whose rows are times, which is one series and no table."""
     index = index_of(X)
-    if getattr(index, "inferred_type", "") in TIMES:
-        kind, remedy = type(index).__name__, "fit([X])" if name == "X" else f"{name}=[{name}]"
-        raise ValueError(
-            f"{name}: expected series, got a table of times ({kind}). {ROWS_ARE_SERIES}{remedy}"
-        )
     if getattr(index, "nlevels", 1) > 1:
         raise ValueError(
             f"{name}: expected series, got a table whose rows have a MultiIndex; a list of them is "
             f"[series for _, series in {name}.groupby(level=0)]"
         )
-    columns = getattr(X, "columns", None)
-    if getattr(columns, "inferred_type", "") in TIMES:
-        expect_order(name, columns, even=True, axis=1)
+    if any(reading.inferred_type in TIMES for reading in readings_of(index)):
+        if getattr(index, "inferred_type", "") == "string" and all(map(str.isdecimal, index)):
+            return  # "1980" may be a year, and the name of a series
+        kind, remedy = type(index).__name__, "fit([X])" if name == "X" else f"{name}=[{name}]"
+        raise ValueError(
+            f"{name}: expected series, got a table of times ({kind}). {ROWS_ARE_SERIES}{remedy}; "
+            f"{name}.reset_index(drop=True) takes every row as a series"
+        )
 
 
 def expect_no_sequences(name: str, y: Any) -> None:
@@ -145,8 +145,9 @@ class RNNForecaster(RecurrentEstimator):
     UserWarning names those that are not) and remove trends.
 
     The index of a DataFrame or a Series in a list must have its times in order, each once and
-    evenly spaced, and exogenous inputs must have the same labels; otherwise a ValueError names the
-    place. To ignore gaps in time, drop the index: ``frame.reset_index(drop=True)``.
+    evenly spaced, and so must the columns of a table. All series have one frequency, in ``predict``
+    that of ``fit``, and exogenous inputs have the same labels; otherwise a ValueError names the
+    place. To ignore times, drop the index: ``frame.reset_index(drop=True)``.
 
     ``exogenous`` inputs are known for the future as well, such as the calendar. Give one sequence
     (T_i, E) for each series, for ``predict`` with the ``horizon`` steps to come: (T_i + horizon,
@@ -434,6 +435,7 @@ class RNNForecaster(RecurrentEstimator):
     ) -> Sequences:
         """Exogenous inputs (T_i + ahead, E) of series X (T_i, C); E is 0 where there are none."""
         expect_no_times("exogenous", exogenous)
+        expect_column_order("exogenous", exogenous, even=True)
         exogenous = listed(exogenous)
         dtype, lengths = series[0].dtype, lengths_of(series) + ahead
         if exogenous is None:
@@ -466,7 +468,7 @@ class RNNForecaster(RecurrentEstimator):
         self._expect_indices(exogenous, listed(X))
         features = found[0].shape[1]
         if reset and features:
-            warn_of_scale("exogenous", found, names)
+            warn_of_scale("exogenous", found, names if are_names(names) else None)
         if reset:
             self._known_features = features
         elif features != self._known_features:

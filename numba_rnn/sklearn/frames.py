@@ -3,7 +3,7 @@
 DataFrames are known by their attributes; pandas is imported only where one needs it.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,10 +12,28 @@ TIMES = "datetime64", "datetime", "date", "period", "timedelta64", "timedelta"
 NUMBERS = "integer", "floating", "mixed-integer-float"
 # by axis: what puts labels in order, what takes them away
 REMEDIES = ("sort_index()", "reset_index(drop=True)"), ("sort_index(axis=1)", "to_numpy()")
+# dates in text; where a day may be a month, too, the reading counts that has the dates in order
+DATES = (
+    "ISO8601",
+    *(
+        f"{date}{clock}"
+        for date in (
+            "%d.%m.%Y",
+            "%d/%m/%Y",
+            "%m/%d/%Y",
+            "%d-%m-%Y",
+            "%d.%m.%y",
+            "%d/%m/%y",
+            "%m/%d/%y",
+        )
+        for clock in ("", " %H:%M", " %H:%M:%S")
+    ),
+)
+DAY = 24 * 3600
 
 
-def columns_of(name: str, X: Any) -> list[str] | None:
-    """The names of the columns of a list of DataFrames; None where they have none.
+def columns_of(name: str, X: Any) -> list[Any] | None:
+    """The names of the columns of a list of DataFrames; None where there are none.
 
     Raises ValueError where the DataFrames do not agree.
     """
@@ -24,20 +42,35 @@ def columns_of(name: str, X: Any) -> list[str] | None:
         if isinstance(X, (list, tuple))
         else []
     )
-    if not found or not all(isinstance(column, str) for column in found[0]):
-        return None
     for k, columns in enumerate(found):
-        expect_columns(f"{name}[{k}]", columns, found[0])
-    return found[0]
+        if columns != found[0]:
+            raise ValueError(_other_columns(f"{name}[{k}]", columns, found[0]))
+    return found[0] if found else None
+
+
+def are_names(columns: list[Any] | None) -> bool:
+    """Whether columns are known by text, as scikit-learn wants it."""
+    return columns is not None and all(isinstance(column, str) for column in columns)
 
 
 def expect_columns(name: str, columns: Any, expected: Any) -> None:
-    """Raises ValueError where columns are not those expected, in their order; None: not known."""
-    if columns is not None and expected is not None and list(columns) != list(expected):
-        raise ValueError(
-            f"{name}: expected the columns {', '.join(expected)}, in this order, got "
-            f"{', '.join(map(str, columns))}"
-        )
+    """Raises ValueError where columns are not those expected, in their order; None: not known.
+
+    Columns that are numbered from 0, as those of an array are, may have names in the other.
+    """
+    if columns is None or expected is None or list(columns) == list(expected):
+        return
+    for some, others in ((columns, expected), (expected, columns)):
+        if list(some) == list(range(len(some))) and are_names(others):
+            return
+    raise ValueError(_other_columns(name, columns, expected))
+
+
+def _other_columns(name: str, columns: Any, expected: Any) -> str:
+    return (
+        f"{name}: expected the columns {', '.join(map(str, expected))}, in this order, got "
+        f"{', '.join(map(str, columns))}"
+    )
 
 
 def index_of(frame: Any) -> Any:
@@ -46,72 +79,161 @@ def index_of(frame: Any) -> Any:
     return index if hasattr(index, "inferred_type") else None
 
 
-def expect_order(name: str, index: Any, *, even: bool, axis: int = 0) -> None:
+class Step(NamedTuple):
+    """The time from a step to the next in seconds: the shortest, the longest; how many, in all."""
+
+    shortest: float
+    longest: float
+    number: int
+    span: float
+
+    def __str__(self) -> str:
+        mean = self.span / self.number
+        return f"{mean / DAY:.3g} d" if mean > 0.9 * DAY else f"{mean:.3g} s"
+
+    def fits(self, other: "Step") -> bool:
+        """Whether both may be of one frequency.
+
+        Months, and days where clocks are changed, are of different lengths. Working days are told
+        from days by their mean where there are ten of each.
+        """
+        slack = 1.12 if min(self.longest, other.longest) > 0.9 * DAY else 1.01
+        if self.shortest > slack * other.longest or other.shortest > slack * self.longest:
+            return False
+        ratio = self.span / self.number / (other.span / other.number)
+        return min(self.number, other.number) < 10 or 0.8 < ratio < 1.25
+
+
+def expect_order(name: str, index: Any, *, even: bool, axis: int = 0) -> Step | None:
     """Raises ValueError where pandas' labels of steps are not in the order of time.
 
     even  True: steps are evenly spaced in time, too, so that none is missing or there twice
     axis  1: they are those of columns
 
-    Dates may be text in the form of ISO 8601, as a file has them. Numbers, such as years, are to be
-    in order as well; they may have gaps. Other labels, and what is no index of pandas, say nothing
+    Returns the time from a step to the next, None where it is not known. Dates may be text, as a
+    file has them (``DATES``). Numbers, such as years, are to be in order as well; they may have
+    gaps. Intervals are where they begin. Other labels, and what is no index of pandas, say nothing
     of time. Of a MultiIndex the last level counts; with ``even`` the others are to be of one
     series.
     """
-    sort, drop = REMEDIES[axis]
-    as_it_is = f"{name}.{drop} takes it as it stands"
     if getattr(index, "nlevels", 1) > 1:
         if even and index.droplevel(-1).nunique() > 1:
             raise ValueError(
                 f"{name}: expected one series, got the rows of several by a MultiIndex; "
-                f"[series for _, series in {name}.groupby(level=0)] are those, {as_it_is}"
+                f"[series for _, series in {name}.groupby(level=0)] are those, "
+                f"{name}.{REMEDIES[axis][1]} takes it as it stands"
             )
         index = index.get_level_values(-1)
-    labels, dated = index, name
-    if getattr(index, "inferred_type", "") == "string":
-        index, dated = _dates(index), f"{name}.set_axis(pd.to_datetime({name}.index))"
-    kind = getattr(index, "inferred_type", "")
-    if kind not in TIMES + NUMBERS:
-        return
-    if not index.is_monotonic_increasing:
-        at = next((k for k in range(1, len(index)) if not index[k - 1] <= index[k]), 0)
+    readings = readings_of(index)
+    faults = [_fault(name, index, reading, even, axis) for reading in readings]
+    if faults and all(faults):
+        raise ValueError(f"{name}: {faults[0]}, {name}.{REMEDIES[axis][1]} takes it as it stands")
+    sound = (reading for reading, fault in zip(readings, faults, strict=True) if not fault)
+    return _step_of(next(sound, None)) if even else None
+
+
+def expect_column_order(name: str, X: Any, *, even: bool, features: int = 1) -> Step | None:
+    """``expect_order`` for the columns of a table, of which each step has so many."""
+    columns = getattr(X, "columns", None)
+    if columns is None or getattr(columns, "nlevels", 2) > 1:  # no pandas, or not times alone
+        return None
+    return expect_order(name, columns[::features], even=even, axis=1)
+
+
+def expect_step(name: str, step: Step | None, expected: Step | None, of: str) -> None:
+    """Raises ValueError where series are of another frequency than others; None: not known."""
+    if step is not None and expected is not None and not step.fits(expected):
         raise ValueError(
-            f"{name}: expected steps in the order of time, got {labels[at]} after "
-            f"{labels[at - 1]}; {name}.{sort} puts them in order, {as_it_is}"
-        )
-    if not even:
-        return
-    if not index.is_unique:
-        twice = labels[index.duplicated()][0]
-        raise ValueError(
-            f"{name}: expected every time once, got {twice} twice; leave one of them out or take "
-            f"their mean, {as_it_is}"
-        )
-    if kind in TIMES and (gap := _gap(index, kind)) is not None:
-        raise ValueError(
-            f"{name}: expected evenly spaced times, got {labels[gap]} after {labels[gap - 1]}; "
-            f"{dated}.asfreq(...).interpolate() fills in what is missing, {as_it_is}"
+            f"{name}: expected steps of {expected}, as {of}, got {step}; .resample(...).mean() has "
+            "longer steps, .asfreq(...).interpolate() shorter ones, .to_numpy() no times"
         )
 
 
-def _dates(labels: Any) -> Any:
-    """Text as times where all of it is dates, else as it is."""
+def readings_of(labels: Any) -> list[Any]:
+    """Labels of pandas as times or numbers, of which any may be meant; none where they are neither.
+
+    Text is taken for dates where all of it is in one form, else for numbers.
+    """
+    kind = getattr(labels, "inferred_type", "")
+    if kind == "categorical":
+        return readings_of(labels.astype(labels.categories.dtype))
+    if kind == "interval":
+        return readings_of(labels.left)
+    if kind in TIMES + NUMBERS:
+        return [labels]
+    if kind != "string":
+        return []
     import pandas as pd
 
-    times = pd.to_datetime(labels, format="ISO8601", errors="coerce", utc=True)
-    return labels if times.hasnans else times
+    found = []
+    for form in DATES:
+        for some in labels[:1], labels:  # the first one says most often that it is not this form
+            times = pd.to_datetime(some, format=form, errors="coerce", utc=True)
+            if times.hasnans:
+                break
+        else:
+            found.append(times)
+    numbers = pd.to_numeric(labels, errors="coerce")
+    return found or ([] if numbers.hasnans else [numbers])
 
 
-def _gap(times: Any, kind: str) -> int | None:
+def _fault(name: str, labels: Any, index: Any, even: bool, axis: int) -> str:
+    """How labels, read as an index, are out of order, and a remedy; "" where they are not."""
+    if not index.is_monotonic_increasing:
+        at = next((k for k in range(1, len(index)) if not index[k - 1] <= index[k]), 0)
+        return (
+            f"expected steps in the order of time, got {labels[at]} after {labels[at - 1]}; "
+            f"{name}.{REMEDIES[axis][0]} puts them in order"
+        )
+    if not even:
+        return ""
+    if not index.is_unique:
+        twice = labels[index.duplicated()][0]
+        return (
+            f"expected every time once, got {twice} twice; leave one of them out or take their mean"
+        )
+    if index.inferred_type in TIMES and (gap := _gap(index)) is not None:
+        dated = f"{name}.T" if axis else name
+        if labels.inferred_type == "interval":
+            dated = f"{dated}.set_axis({dated}.index.left)"
+        elif labels.inferred_type not in TIMES:
+            dated = f"{dated}.set_axis(pd.to_datetime({dated}.index))"
+        return (
+            f"expected evenly spaced times, got {labels[gap]} after {labels[gap - 1]}; "
+            f"{dated}.asfreq(...).interpolate(){'.T' if axis else ''} fills in what is missing"
+        )
+    return ""
+
+
+def _step_of(index: Any) -> Step | None:
+    """The step of an index of times."""
+    if index is None or index.inferred_type not in TIMES or len(index) < 2:
+        return None
+    times = _of_pandas(index)
+    if hasattr(times, "to_timestamp"):
+        times = times.to_timestamp()
+    steps = (times[1:] - times[:-1]).total_seconds().to_numpy()
+    return Step(float(steps.min()), float(steps.max()), len(steps), float(steps.sum()))
+
+
+def _of_pandas(times: Any) -> Any:
+    """Times that are objects of Python as pandas has them, everything else as it is."""
+    kind = times.inferred_type
+    if kind not in ("date", "datetime", "timedelta"):
+        return times
+    import pandas as pd
+
+    return pd.Index(times.to_numpy().astype("m8[us]" if kind == "timedelta" else "M8[us]"))
+
+
+def _gap(times: Any) -> int | None:
     """Where the longest step of uneven times ends; None where they are even, as months are.
 
     Steps that differ by less than a hundredth are even: clocks do, and times that were rounded.
     """
-    if kind in ("date", "datetime", "timedelta"):  # objects of Python
-        import pandas as pd
-
-        times = pd.Index(times.to_numpy().astype("m8[us]" if kind == "timedelta" else "M8[us]"))
+    times = _of_pandas(times)
     steps = np.diff(times.asi8)
-    if kind == "period":
+    if times.inferred_type == "period":
         even = bool((steps == 1).all())
     else:
         even = (
