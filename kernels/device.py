@@ -35,8 +35,14 @@ class DeviceEngine(NumpyEngine):
         return self.random(rng, (start + shape[0], *shape[1:]), dtype)[start:]
 
     def norm(self, arrays: Sequence[Array]) -> Any:
-        squares = [self.xp.square(array, dtype=np.float64).sum() for array in arrays]
-        return self.xp.sqrt(self.xp.stack(squares).sum())
+        xp = self.xp
+        if all(array.dtype == np.float32 for array in arrays):  # whose squares float64 can have
+            squares = [xp.square(array, dtype=np.float64).sum() for array in arrays]
+            return xp.sqrt(xp.stack(squares).sum())
+        largest = xp.stack([xp.abs(array).max().astype(np.float64) for array in arrays]).max()
+        scale = xp.where(xp.isfinite(largest) & (largest > 0), largest, 1.0)
+        squares = [xp.square(array / scale, dtype=np.float64).sum() for array in arrays]
+        return scale * xp.sqrt(xp.stack(squares).sum())
 
     def clip(self, arrays: Sequence[Array], limit: float) -> Any:
         norm = self.norm(arrays)

@@ -265,13 +265,14 @@ class Engine:
     def norm(self, arrays: Sequence[Array]) -> Any:
         """The Euclidean norm of all the arrays' numbers in one vector, as ``scalar`` gives it.
 
-        It does not overflow where squares in float32 would.
+        Where squares overflow, or those that are lost below the smallest number may count, they
+        are summed again of numbers scaled by the largest.
         """
         with np.errstate(over="ignore"):
-            norms = [_norm(array) for array in arrays]
-        if math.isinf(max(norms, default=0.0)):  # the squares overflowed, perhaps not the norm
-            norms = [_norm(array.astype(np.float64)) for array in arrays]
-        return math.hypot(*norms)
+            norm = math.hypot(*(_norm(array) for array in arrays))
+        if not _least_norm(arrays) <= norm < math.inf:
+            norm = math.hypot(*(_scaled_norm(array) for array in arrays))
+        return norm
 
     def clip(self, arrays: Sequence[Array], limit: float) -> Any:
         """Scale the arrays in place so that their norm is at most limit.
@@ -280,8 +281,11 @@ class Engine:
         """
         norm = self.norm(arrays)
         if math.isfinite(norm) and norm > limit:
-            for array in arrays:
-                array *= limit / norm
+            # in two steps where the factor itself would be lost
+            twice = limit / norm < max(np.finfo(array.dtype).tiny for array in arrays)
+            factor = math.sqrt(limit) / math.sqrt(norm) if twice else limit / norm
+            for array in [*arrays, *arrays] if twice else arrays:
+                array *= factor
         return norm
 
     def update(
@@ -418,6 +422,21 @@ def _norm(array: Array) -> float:
     starts = range(0, numbers.size, UPDATED_AT_ONCE)
     parts = (numbers[start : start + UPDATED_AT_ONCE] for start in starts)
     return math.sqrt(sum(float(part @ part) for part in parts))
+
+
+def _least_norm(arrays: Sequence[Array]) -> float:
+    """A norm from which on squares that are lost, of all numbers even, do not count."""
+    kinds = [np.finfo(dtype) for dtype in {array.dtype for array in arrays}]
+    size = sum(array.size for array in arrays)
+    return max((math.sqrt(size * float(kind.tiny / kind.eps)) for kind in kinds), default=0.0)
+
+
+def _scaled_norm(array: Array) -> float:
+    """The Euclidean norm, of numbers divided by the largest."""
+    largest = float(max(array.max(), -array.min())) if array.size else 0.0
+    if not 0 < largest < math.inf:  # NaN, too
+        return largest
+    return largest * _norm(array.astype(np.float64) / largest)
 
 
 def skip(rng: np.random.Generator, count: int, dtype: Any) -> None:

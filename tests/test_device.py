@@ -516,9 +516,11 @@ def test_updates_are_in_place_in_any_memory_order():
         assert (got != numbers(300, 200)).all()
 
 
-@pytest.mark.parametrize("scale", [0.01, 1.0, 1e25, np.inf, np.nan])
-def test_clipping_computes_the_same(scale):
-    grads = [(scale * numbers(*s, seed=2)).astype(np.float32) for s in ((3, 4), (5,))]
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("scale", [0.01, 0.0, 1.0, 1e25, 1e-30, 1e-300, 1e300, np.inf, np.nan])
+def test_clipping_computes_the_same(scale, dtype):
+    with np.errstate(over="ignore"):
+        grads = [(scale * numbers(*s, seed=2)).astype(dtype) for s in ((3, 4), (5,))]
     with fake_device(), np.errstate(invalid="ignore"):
         on_device = list(map(xp.asarray, grads))
         with no_waiting():

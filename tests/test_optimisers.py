@@ -1,6 +1,8 @@
 """Optimisers and clipping, against PyTorch's."""
 
 import copy
+import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from numba_rnn.training import (
     clip_grads,
     optimisers,
 )
+from numba_rnn.training.clipping import global_norm
 
 PAIRS = {
     "sgd": (SGD(0.1), lambda p: torch.optim.SGD(p, 0.1)),
@@ -221,6 +224,37 @@ def test_clipping_equals_pytorchs_and_reports_the_norm(scale):
     clipped = np.concatenate([g.ravel() for g in grads])
     expected = whole * min(1, 0.25 / norm)
     np.testing.assert_allclose(clipped, expected, rtol=1e-5)
+
+
+SIZES = [
+    (np.float32, 3e-23), (np.float32, 1e-44), (np.float32, 1e-19), (np.float32, 1e38),
+    (np.float64, 1e-160), (np.float64, 5e-324), (np.float64, 1e-300), (np.float64, 1e300),
+    (np.float64, 0.0), (np.float32, 1.0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("dtype", "size"), SIZES)
+def test_the_norm_of_numbers_whose_squares_are_lost(dtype, size):
+    """Of the exact squares: Python's whole numbers have any size."""
+    rng = np.random.default_rng(3)
+    grads = [(size * rng.uniform(0.1, 1, n)).astype(dtype) for n in (100, 3)]
+    numbers = [Fraction(float(g)) for grad in grads for g in grad]
+    limit = 1e-3 * min(size, 1e-10) or 1.0
+    shift = Fraction(10) ** 700  # digits of the root behind the point
+    squares = int(sum(g * g for g in numbers) * shift**2)
+    norm = Fraction(math.isqrt(squares)) / shift
+    factor = min(Fraction(1), Fraction(limit) / norm) if norm else Fraction(1)
+    assert clip_grads(grads, limit) == pytest.approx(float(norm), rel=1e-6, abs=0)
+    if limit > np.finfo(dtype).tiny:
+        want = [float(was * factor) for was in numbers]
+        np.testing.assert_allclose(np.concatenate(grads), want, rtol=1e-6)
+
+
+def test_the_norm_of_numbers_that_are_not_finite():
+    assert global_norm([np.array([1e300, np.inf])]) == np.inf
+    assert np.isnan(global_norm([np.array([1e-300, np.nan], np.float32)]))
+    assert global_norm([np.full(4, 1.5e308)]) == np.inf
+    assert global_norm([np.zeros(3), np.zeros((2, 2), np.float32)]) == 0
 
 
 def test_clipping_leaves_what_is_not_finite_to_be_seen():
