@@ -3,14 +3,16 @@
 import codecs
 import gzip
 import io
+import operator
 import unicodedata
 import zlib
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from .checks import Array, expect_choice, expect_int, expect_plain_array
+from .checks import Array, expect_choice, expect_int, expect_plain_array, spell
 from .files import expect_unpacked, unpacked_limit
 
 LEVELS = ("char", "word")
@@ -35,10 +37,22 @@ def tokens(text: str, level: str) -> list[str]:
     -------
     list of str
         The tokens.
+
+    Raises
+    ------
+    TypeError
+        If text is not a str.
     """
+    _expect_text(text)
     if expect_choice("level", level, LEVELS) == "char":
         return list(text)
     return text.replace("\n", " <eos> ").split()
+
+
+def _expect_text(text: Any) -> None:
+    if not isinstance(text, str):
+        remedy = "; text.decode() is the text of UTF-8" if isinstance(text, bytes) else ""
+        raise TypeError(f"text: expected text, a str, got {type(text).__name__}{remedy}")
 
 
 def read_text(path: str | Path) -> str:
@@ -87,7 +101,8 @@ def read_text(path: str | Path) -> str:
 def _wide_encoding(data: bytes) -> str:
     """The encoding of text in units of two or four bytes, by its mark or its zeros; "" if none.
 
-    Without a mark, blanks and line ends tell: their other bytes are zero, which none is in UTF-8.
+    Without a mark, blanks and line ends tell: their other bytes are zero. UTF-8 may have zeros,
+    too: what can be read as such is wide only where nearly every other byte is zero.
     """
     for name, mark in MARKS.items():
         if data.startswith(mark):
@@ -95,9 +110,20 @@ def _wide_encoding(data: bytes) -> str:
     if data.count(0) * 50 < len(data) or not data:
         return ""
     zeros = [data[k::4].count(0) for k in range(4)]
-    end = "le" if zeros[1] + zeros[3] > zeros[0] + zeros[2] else "be"
+    even, odd = zeros[0] + zeros[2], zeros[1] + zeros[3]
+    if max(even, odd) * 8 < 3 * len(data) and _is_utf8(data):
+        return ""
+    end = "le" if odd > even else "be"
     upper = zeros[2:] if end == "le" else zeros[:2]  # of four bytes
     return f"utf-32-{end}" if min(upper) * 8 > len(data) else f"utf-16-{end}"
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _unzipped(path: Path, data: bytes) -> bytes:
@@ -143,6 +169,9 @@ class Vocabulary:
     def __init__(self, members: list[str], level: str) -> None:
         self.level = expect_choice("level", level, LEVELS)
         self.members = list(members)
+        for token in self.members:
+            if not isinstance(token, str):
+                raise TypeError(f"members: expected text, got {token!r} among them")
         self._number = {token: k for k, token in enumerate(self.members)}
         if len(self._number) != len(self.members):
             raise ValueError("members: expected each token once, got one twice")
@@ -252,6 +281,7 @@ class Vocabulary:
         str
             The text in the form that suits the vocabulary.
         """
+        _expect_text(text)
         forms = [unicodedata.normalize(form, text) for form in ("NFC", "NFD")]
         return min(forms, key=lambda form: int((self.encode(form) == self.unknown).sum()))
 
@@ -261,15 +291,39 @@ class Vocabulary:
         Parameters
         ----------
         numbers : (L,) integers
-            The numbers.
+            The numbers, an array or a list.
 
         Returns
         -------
         str
             The text.
+
+        Raises
+        ------
+        TypeError
+            If the numbers are not whole.
+        ValueError
+            If there is no token of a number.
         """
         expect_plain_array("numbers", numbers)
-        found = [self.members[int(k)] for k in numbers]
+        if getattr(numbers, "ndim", 1) != 1 or not hasattr(numbers, "__iter__"):
+            got = spell(numbers.shape) if hasattr(numbers, "shape") else repr(numbers)
+            raise TypeError(f"numbers: expected whole numbers (L,), got {got}")
+        found = [self._member(k, place) for place, k in enumerate(numbers)]
         if self.level == "char":
             return "".join(found)
         return "\n".join(line.strip() for line in " ".join(found).split("<eos>"))
+
+    def _member(self, number: Any, place: int) -> str:
+        whole: Any = None if isinstance(number, bool) else number
+        try:
+            k = operator.index(whole)
+        except TypeError as error:
+            raise TypeError(
+                f"numbers: expected whole numbers, got {number!r} at {place}"
+            ) from error
+        if not 0 <= k < len(self.members):
+            raise ValueError(
+                f"numbers: expected numbers from 0 to {len(self.members) - 1}, got {k} at {place}"
+            )
+        return self.members[k]

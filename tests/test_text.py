@@ -69,6 +69,16 @@ def test_text_with_a_stray_zero_is_text(tmp_path):
     assert read_text(tmp_path / "a.txt") == text
 
 
+@pytest.mark.parametrize(
+    "data",
+    [b"name\0value\0\n" * 50, b"a.txt\0bc.txt\0" * 9, "größe\0\0蛇\0".encode() * 20, b"ab\0\0" * 9],
+)
+def test_text_with_many_zeros_is_text(tmp_path, data):
+    """Records, or names as ``find -print0`` has them: what is no UTF-16 is read as UTF-8."""
+    (tmp_path / "a.txt").write_bytes(data)
+    assert read_text(tmp_path / "a.txt") == data.decode()
+
+
 HANGUL = "나는 학교에 갔다, café\n"  # syllables of two and of three letters
 
 
@@ -150,3 +160,47 @@ def test_a_gzip_file_that_was_made_to_fill_the_memory_is_refused(tmp_path):
     tracemalloc.stop()
     path.write_bytes(gzip.compress(b"all work and no play\n" * 500_000))  # small as a whole
     assert len(read_text(path)) == 10_500_000
+
+
+@pytest.mark.parametrize(
+    ("numbers", "error", "says"),
+    [
+        (np.array([-1, 1]), ValueError, "from 0 to 3, got -1 at 0"),
+        ([0, 4], ValueError, "from 0 to 3, got 4 at 1"),
+        (np.array([1, 1.9]), TypeError, r"whole numbers, got .*1\.0.* at 0"),
+        ([True], TypeError, "whole numbers, got True at 0"),
+        (np.array([0, 1], bool), TypeError, "whole numbers, got .*False.* at 0"),
+        (["1"], TypeError, "whole numbers, got '1' at 0"),
+        ("12", TypeError, "whole numbers, got '1' at 0"),
+        ([0, None], TypeError, "whole numbers, got None at 1"),
+        ([np.array(1.5)], TypeError, "whole numbers, got .*1.5.* at 0"),
+        (np.array([[0, 1]]), TypeError, r"whole numbers \(L,\), got \(1, 2\)"),
+        (np.array(1), TypeError, r"whole numbers \(L,\), got \(\)"),
+        (3, TypeError, r"whole numbers \(L,\), got 3"),
+    ],
+    ids=str,
+)
+def test_what_is_no_token_number_is_refused_by_name(numbers, error, says):
+    vocabulary = Vocabulary.of("abc", "char")
+    with pytest.raises(error, match=f"numbers: expected .*{says}"):
+        vocabulary.decode(numbers)
+
+
+def test_token_numbers_of_any_kind_are_decoded():
+    vocabulary = Vocabulary.of("abc", "char")
+    for numbers in ([1, 0], (1, 0), range(1, -1, -1), np.array([1, 0], np.uint8), iter([1, 0])):
+        assert vocabulary.decode(numbers) == "ba"
+    for nothing in ([], np.array([]), np.zeros(0, int)):
+        assert vocabulary.decode(nothing) == ""
+
+
+@pytest.mark.parametrize("level", ["char", "word"])
+@pytest.mark.parametrize("text", [b"abc", ["a", "b"], None, 3], ids=str)
+def test_what_is_no_text_is_refused_by_name(text, level):
+    vocabulary = Vocabulary.of("a b", level)
+    for call in (lambda t: Vocabulary.of(t, level), vocabulary.encode, vocabulary.unseen,
+                 vocabulary.normal):  # fmt: skip
+        with pytest.raises(TypeError, match=f"text: expected text, .*got {type(text).__name__}"):
+            call(text)
+    with pytest.raises(TypeError, match="members: expected text, got 1"):
+        Vocabulary(["a", 1], level)
