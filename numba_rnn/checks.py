@@ -64,13 +64,21 @@ def _aligned(array: Array) -> Array:
 
 
 def expect_plain_array(name: str, value: Any) -> None:
-    """Refuse arrays that are more than arrays, in a list too: masked ones, matrices, quantities.
+    """Refuse arrays that are more than arrays: masked ones, matrices, quantities.
 
-    Raises TypeError; files in memory (np.memmap) are plain.
+    Those within lists, tuples and arrays of objects are looked at, too. Raises TypeError; files in
+    memory (np.memmap) are plain.
     """
-    for array in value if isinstance(value, (list, tuple)) else (value,):
-        if isinstance(array, np.ndarray) and type(array) not in _PLAIN:
-            raise TypeError(f"{name}: expected a plain array, got {_more_than_plain(name, array)}")
+    if isinstance(value, np.ndarray):
+        if type(value) not in _PLAIN:
+            raise TypeError(f"{name}: expected a plain array, got {_more_than_plain(name, value)}")
+        if value.dtype.kind != "O":
+            return
+    elif not isinstance(value, (list, tuple)):
+        return
+    for one in value.flat if isinstance(value, np.ndarray) else value:
+        if isinstance(one, (np.ndarray, list, tuple)):
+            expect_plain_array(name, one)
 
 
 def _more_than_plain(name: str, array: Array) -> str:

@@ -85,6 +85,19 @@ def classified(X: Any = None, y: Any = None) -> Array:
     return estimator.predict_proba(numbers(N, T, D))
 
 
+def shelf(*sequences: Any) -> Array:
+    """An array of objects."""
+    found = np.empty(len(sequences), object)
+    found[:] = sequences
+    return found
+
+
+def forecast(X: Any, **options: Any) -> Array:
+    from numba_rnn.sklearn import RNNForecaster
+
+    return RNNForecaster(max_epochs=1, random_state=0).fit(X, **options).network_.arrays()
+
+
 def language_model() -> Rnnlm:
     return Rnnlm(V, D, H, rng=0)
 
@@ -183,7 +196,16 @@ OTHERS: dict[tuple[str, str], tuple[Array, Make]] = {
         numbers(D, 4 * H), lambda a: book.from_book([a, numbers(H, 4 * H), numbers(4 * H)])),
     ("X", "RNNClassifier"): (numbers(N, T, D), lambda a: classified(X=a)),
     ("X", "RNNClassifier, a list"): (numbers(T, D), lambda a: classified(X=[a, numbers(T, D)])),
+    ("X", "RNNClassifier, lists in a list"): (
+        numbers(D), lambda a: classified(X=[[a, [0.0] * D], [[1.0] * D] * 2])),
+    ("X", "RNNClassifier, an array of objects"): (
+        numbers(T, D), lambda a: classified(X=shelf(numbers(T, D), a))),
+    ("X", "RNNClassifier, lists of an array of objects"): (
+        numbers(D), lambda a: classified(X=shelf([[0.0] * D, a], [[1.0] * D] * 2))),
+    ("exogenous", "RNNForecaster"): (
+        numbers(T, D), lambda a: forecast([numbers(T, D)] * N, exogenous=shelf(numbers(T, D), a))),
     ("y", "RNNClassifier"): (np.arange(N), lambda a: classified(y=a)),
+    ("y", "RNNClassifier, lists in a list"): (np.array(0), lambda a: classified(y=[[1], [a]])),
 }  # fmt: skip
 EVERYTHING = {**FLOATS, **INTEGERS, **OTHERS}
 
