@@ -581,6 +581,19 @@ def test_a_long_horizon_is_judged_by_what_came_before():
 # ---- weights of classes
 
 
+@pytest.mark.parametrize(
+    "weights",
+    [{0: -1, 1: 1}, {0: 0, 1: 0}, {0: np.nan, 1: 1}, {1: np.inf}, {0: 0.0, 1: -0.0}],
+    ids=str,
+)
+def test_class_weights_that_train_nothing_or_the_opposite_are_refused_by_name(weights):
+    model = RNNClassifier(class_weight=weights, **SMALL)
+    for fit in (model.fit, functools.partial(model.partial_fit, classes=[0, 1])):
+        with pytest.raises(ValueError, match=r"class_weight: expected .* from 0 on, .*got \{"):
+            fit(XS[:12], np.arange(12) % 2)
+    RNNClassifier(class_weight={0: 0, 1: 1}, **SMALL).fit(XS[:12], np.arange(12) % 2)
+
+
 @pytest.mark.parametrize("per_step", [False, True])
 def test_class_weights_weigh_the_loss(per_step):
     xs = ragged(9, 5, 2)

@@ -120,7 +120,7 @@ class RNNClassifier(ClassifierMixin, _Supervised):
         The dtype of parameters, arithmetic and results; float32 is faster. None: the dtype of X in
         fit, or float64 if X has another dtype.
     class_weight : None, "balanced" or dict of label to float, default None
-        The weight of each class in the loss.
+        The weight of each class in the loss, from 0 on.
     verbose : bool, default False
         Whether to show a progress bar on stderr.
     random_state : int, RandomState or None, default None
@@ -325,6 +325,11 @@ class RNNClassifier(ClassifierMixin, _Supervised):
         self._weights: list[float] | None = None
         if self.class_weight is not None:
             weights = compute_class_weight(self.class_weight, classes=self.classes_, y=labels)
+            if not (np.isfinite(weights).all() and weights.min() >= 0 < weights.max()):
+                raise ValueError(
+                    "class_weight: expected finite numbers from 0 on, and one above 0, got "
+                    f"{self.class_weight}"
+                )
             self._weights = weights.tolist()
         return codes
 
