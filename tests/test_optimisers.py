@@ -195,7 +195,20 @@ def test_a_refused_state_changes_nothing(name):
         "updates": ({**numbers, "updates": "1"}, memory),
         last: (numbers, {**memory, last: memory[last].astype(int)}),
         "v/0|m/0|h/0": (numbers, {key: memory[key] for key in memory if not key.endswith("/0")}),
+        "updates: expected ./0 and so on after 3, got 0": ({**numbers, "updates": 3}, {}),
+        "updates: expected no arrays after 0": ({**numbers, "updates": 0}, memory),
+        "x/0: expected": (numbers, {**memory, "x/0": np.zeros(3)}),
     }
+    for slot in first.slots:
+        bad = [-1e-9, np.nan] if slot in first.squares else [np.inf, np.nan]
+        spoilt |= {
+            f"{slot}/0: expected .*{number}.* at \\(0, 1\\)": (
+                numbers,
+                {**memory, f"{slot}/0": array},
+            )
+            for number in bad
+            for array in [np.array([[0, number, 0], [0, 0, 0.0]])]
+        }
     for says, state in spoilt.items():
         before = second.state()
         with pytest.raises((TypeError, ValueError), match=says):
@@ -203,6 +216,23 @@ def test_a_refused_state_changes_nothing(name):
         assert second.state()[0] == before[0]
         for key, slot in before[1].items():
             np.testing.assert_array_equal(second.state()[1][key], slot)
+
+
+def test_what_an_optimiser_s_state_may_be():
+    """Also that of one whose squares have overflowed, and of SGD, which has no arrays."""
+    first, second = Adam(), Adam()
+    with pytest.warns(RuntimeWarning, match="overflow"):
+        first.update([np.ones(2)], [np.array([1e200, 1])])
+    second.restore(*first.state())
+    assert second.state()[1]["v/0"][0] == np.inf
+    sgd = SGD()
+    sgd.update([np.ones(2)], [np.ones(2)])
+    SGD().restore(*sgd.state())
+    with pytest.raises(ValueError, match="m/0: expected no arrays"):
+        SGD().restore(sgd.state()[0], {"m/0": np.ones(2)})
+    fresh = Adam()
+    fresh.restore(*Adam().state())
+    fresh.update([np.ones(2)], [np.ones(2)])
 
 
 @pytest.mark.parametrize("wrong", ["dtype", "read-only"])

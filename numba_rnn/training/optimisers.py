@@ -46,6 +46,8 @@ class Optimiser:
     slots : tuple of str
         The names of the arrays that the optimiser keeps for each parameter, in the order in which
         the rule takes them.
+    squares : tuple of str
+        Those slots that are sums or means of squares.
     rule : callable
         ``(W, *slots, dW, *numbers) -> (W, *slots)``; see ``Engine.update``. The method
         ``_numbers`` returns the numbers of the current update.
@@ -54,6 +56,7 @@ class Optimiser:
     """
 
     slots: tuple[str, ...] = ()
+    squares: tuple[str, ...] = ()
     rule: Callable[..., tuple[Any, ...]]
 
     def _numbers(self) -> tuple[float, ...]:
@@ -174,23 +177,40 @@ class Optimiser:
         Raises
         ------
         ValueError, TypeError
-            If the state is incomplete, or is that of an optimiser with other options.
+            If the state is incomplete, is one that no update leaves behind, or is that of an
+            optimiser with other options.
         """
         for name, mine in self._options().items():
             if numbers.get(name) != mine:
                 raise ValueError(f"{name}: expected {mine}, as before, got {numbers.get(name)}")
         lr = expect_float("lr", numbers.get("lr"), 0, low_open=True)
         updates = expect_int("updates", numbers.get("updates"), 0)
-        memory = None
-        if updates and self.slots:
-            count = len(arrays) // len(self.slots)
-            names = [[f"{slot}/{k}" for slot in self.slots] for k in range(count)]
-            for slots in names:
-                for name in slots:
-                    shape = getattr(arrays.get(slots[0]), "shape", ())
-                    expect_array(name, arrays.get(name), shape)
-            memory = [tuple(arrays[name].copy() for name in slots) for slots in names]
-        self.lr, self.updates, self._memory = lr, updates, memory
+        for name in arrays:
+            if name.rpartition("/")[0] not in self.slots:
+                raise ValueError(f"{name}: expected {', '.join(self.slots) or 'no arrays'} alone")
+        if self.slots and bool(updates) != bool(arrays):
+            expected = f"{self.slots[0]}/0 and so on" if updates else "no arrays"
+            raise ValueError(f"updates: expected {expected} after {updates}, got {len(arrays)}")
+        memory = []
+        for k in range(-(-len(arrays) // max(1, len(self.slots)))):
+            names = [f"{slot}/{k}" for slot in self.slots]
+            shape = getattr(arrays.get(names[0]), "shape", ())
+            for slot, name in zip(self.slots, names, strict=True):
+                expect_array(name, arrays.get(name), shape)
+                _expect_possible(name, arrays[name], slot in self.squares)
+            memory.append(tuple(arrays[name].copy() for name in names))
+        self.lr, self.updates, self._memory = lr, updates, memory or None
+
+
+def _expect_possible(name: str, array: Array, squares: bool) -> None:
+    """Refuse what no update leaves: NaN, squares below 0, infinity where they are no squares."""
+    if not squares:
+        expect_finite(name, array)
+    elif not (array >= 0).all():
+        where = tuple(int(i) for i in np.argwhere(~(array >= 0))[0])
+        raise ValueError(
+            f"{name}: expected squares, from 0 on, got {array[where]} at {spell(where)}"
+        )
 
 
 def _expect_finite(name: str, grad: Array) -> None:
@@ -275,7 +295,7 @@ class AdaGrad(Optimiser):
     - Duchi et al. 2011, *Adaptive subgradient methods*.
     """
 
-    slots = ("h",)
+    slots = squares = ("h",)
     rule = staticmethod(_adagrad)
 
     def __init__(self, lr: float = 0.01, eps: float = 1e-7) -> None:
@@ -310,7 +330,7 @@ class RMSProp(Optimiser):
     - Tieleman & Hinton 2012, lecture 6.5 of *Neural networks for machine learning*.
     """
 
-    slots = ("h",)
+    slots = squares = ("h",)
     rule = staticmethod(_rmsprop)
 
     def __init__(self, lr: float = 0.01, decay: float = 0.99, eps: float = 1e-7) -> None:
@@ -354,7 +374,7 @@ class Adam(Optimiser):
     - Kingma & Ba 2015, *Adam*, algorithm 1.
     """
 
-    slots = ("m", "v")
+    slots, squares = ("m", "v"), ("v",)
     rule: Callable[..., tuple[Any, ...]] = staticmethod(_adam)
 
     def __init__(
