@@ -277,12 +277,16 @@ def expect_float(
     """A number in [low, high), or (low, high) where ``low_open``."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name}: expected a number, got {value!r}")
-    inside = low < value < high if low_open else low <= value < high
-    if not (inside and math.isfinite(value)):
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number beyond all floats
+        number, value = math.inf, "one that is too large for a float"
+    inside = low < number < high if low_open else low <= number < high
+    if not (inside and math.isfinite(number)):
         lower = "" if low == -math.inf else f" {'above' if low_open else 'from'} {low:g}"
         upper = "" if high == math.inf else f" and below {high:g}"
         raise ValueError(f"{name}: expected a finite number{lower}{upper}, got {value}")
-    return float(value)
+    return number
 
 
 def expect_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:

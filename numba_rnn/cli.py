@@ -73,6 +73,8 @@ def _run_cells_file(context: typer.Context, path: Path | None) -> Path | None:
         return None
     if not path.exists():
         raise FileNotFoundError(f"--cells: expected a file, found none at {path}")
+    if path.is_dir() and not (path / "__main__.py").exists():
+        raise ValueError(f"--cells: expected a file, got the folder {path}; name a file in it")
     try:
         found = runpy.run_path(str(path)).values()
     except (Exception, SystemExit) as error:
@@ -253,6 +255,7 @@ def _plan(
     given["optimiser"] = given.pop("optimizer")
     for name in ("text", "valid", "test"):
         given[name] = None if given[name] is None else str(Path(given[name]).resolve())
+    _expect_folder("--out", out)
     chosen = {f.name: given[f.name] for f in fields(Settings)}
     if resume is None:
         settings = Settings(**chosen)
@@ -324,6 +327,15 @@ def _resumed(context: typer.Context, start: Path, chosen: dict[str, Any]) -> Set
 
 def _option(setting: str) -> str:
     return "--" + setting.replace("_", "-").replace("optimiser", "optimizer")
+
+
+def _expect_folder(option: str, path: Path | None) -> None:
+    """Refuse a folder to write to that is a file, or would be in one."""
+    for part in (path, *path.parents) if path is not None else ():
+        if part.exists() and not part.is_dir():
+            raise ValueError(
+                f"{option}: expected a folder, got the file {part}; a name that is free makes one"
+            )
 
 
 def _from_command_line(context: typer.Context, name: str) -> bool:
@@ -428,6 +440,7 @@ def inspect(
     from .diagnostics import summary
 
     _choose_backend(backend, strict)
+    _expect_folder("--out", out)
     path = jobs.checkpoint_of(checkpoint)
     model, vocabulary, _ = jobs.load_model(path)
     text = prompt

@@ -246,6 +246,11 @@ WRONG = {
         TypeError,
         "weight_ih_l0: .* got .*bfloat16",
     ),
+    "no numbers": (
+        lambda: torch.nn.LSTM(3, 5, device="meta"),
+        TypeError,
+        "weight_ih_l0: .* got a tensor on the device meta, .*load_state_dict",
+    ),
     "number": (lambda: 3, TypeError, "source: expected a torch module, .* got int"),
     "no rnn": (
         lambda: torch.nn.Linear(3, 5),

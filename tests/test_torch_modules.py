@@ -318,7 +318,7 @@ def test_threads_have_layers_of_their_own():
         (lambda m: m(torch.ones(4, 2, 3), (torch.ones(1, 3, 5),) * 2), RuntimeError, "size"),
         (lambda m: m(torch.ones(4, 2, 3).double()), ValueError, "float"),
         (lambda m: m(torch.ones(0, 2, 3)), ValueError, "xs: .* no size 0"),
-        (lambda m: m(torch.ones(4, 2, 3, device="meta")), (ValueError, RuntimeError), "meta"),
+        (lambda m: m(torch.ones(4, 2, 3, device="meta")), TypeError, "meta"),
     ],
 )
 def test_bad_input(call, error, says):
@@ -402,6 +402,14 @@ def test_half_precision_is_refused(grad):
         model(xs)
     with pytest.raises(TypeError, match=r"expected float32 or float64, got torch\.bfloat16"):
         model.bfloat16()(xs.bfloat16())
+
+
+def test_tensors_without_numbers_are_refused():
+    module = numba_rnn.torch.accelerate(torch.nn.LSTM(3, 5, device="meta"), tell=lambda line: None)
+    for device in ("meta", "cpu"):
+        with pytest.raises(TypeError, match=r"on the device meta, which has none; .*restore"):
+            module(torch.ones(4, 2, 3, device=device))
+    assert restore(module, tell=lambda line: None)(torch.ones(4, 2, 3, device="meta"))[0].is_meta
 
 
 # ---- a cell of one's own

@@ -704,6 +704,23 @@ def test_large_constants_stay_floats():
     assert "1e+20" in steep.source("backward")
 
 
+@pytest.mark.parametrize("number", [2**31 - 1, 2**31, -(2**63), 2**64, 10**20])
+def test_whole_numbers_of_any_size_are_compiled(number):
+    @cell
+    def large(a, h):
+        return number * tanh(a) / number
+
+    xs = np.random.default_rng(0).standard_normal((2, 5, 3))
+    layer = numba_rnn.TimeRecurrent.create(3, 4, cell=large, rng=0, dtype=np.float64)
+    plain = numba_rnn.TimeRecurrent(*layer.params, cell="rnn")
+    want = plain.forward(xs), plain.backward(np.ones((2, 5, 4))), plain.grads
+    for engine in ("numpy", "numba"):
+        with numba_rnn.use_backend(engine, strict=True):
+            got = layer.forward(xs), layer.backward(np.ones((2, 5, 4))), layer.grads
+        for one, other in zip((*got[:2], *got[2]), (*want[:2], *want[2]), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
+
+
 def test_numbers_that_are_not_finite_are_caught():
     @cell
     def log_of_a_negative(a, h):

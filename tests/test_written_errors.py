@@ -60,6 +60,7 @@ REFUSED_OPTIONS = [
     ({"bias_start": {"x": 1.0}}, "bias_start: expected some of the gates a, b, got x"),
     ({"bias_start": 1.0}, "bias_start: expected a mapping from name to number, got 1.0"),
     ({"bias_start": {"a": "1"}}, "bias_start: a: expected a finite number, .* got '1'"),
+    ({"bias_start": {"a": 10**400}}, "bias_start: a: expected a finite number, .* got 10"),
     ({"bias_start": {"a": math.inf}}, "bias_start: a: expected a finite number, .* got inf"),
     ({"weight_start": {"a": 1.0}}, "weight_start: expected some of the weights , got a"),
     ({"backward": wrong_backward}, "backward and saved go together"),
@@ -228,6 +229,10 @@ def not_finite(a, h):
     return maximum(a, -math.inf)
 
 
+def beyond_floats(a, h):
+    return 10**400 * tanh(a)
+
+
 def no_number(a, h):
     return tanh(None) + a
 
@@ -314,6 +319,7 @@ REFUSED = [
     (text, "expected a number, got '1'", 'return a + "1"'),
     (an_array, r"expected a number, got array\(", "return a * np.ones(3)"),
     (not_finite, "expected a finite number, got -inf", "return maximum(a, -math.inf)"),
+    (beyond_floats, "expected a finite number, got inf", "return 10**400 * tanh(a)"),
     (no_number, "expected a number, got None", "return tanh(None) + a"),
     (too_many, r"tanh\(x\): too many positional arguments", "return tanh(a, h)"),
     (by_zero, "division by 0", "return a / 0"),

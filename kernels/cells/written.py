@@ -415,4 +415,9 @@ def cell(function=None, /, **options):
 
 
 def _is_finite(number: Any) -> bool:
-    return not isinstance(number, bool) and isinstance(number, Real) and isfinite(number)
+    if isinstance(number, bool) or not isinstance(number, Real):
+        return False
+    try:
+        return isfinite(number)
+    except OverflowError:  # a whole number beyond all floats
+        return False

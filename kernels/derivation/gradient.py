@@ -17,6 +17,7 @@ from .graph import (
     CONSTANT,
     DIFFERENCE,
     INPUT,
+    LARGEST_WHOLE,
     NEGATIVE,
     PRODUCT,
     QUOTIENT,
@@ -204,7 +205,7 @@ class _Algebra:
             return self.nodes[expression]
         if expression.is_Number:
             number = float(expression)
-            whole = number.is_integer() and abs(number) < 2**31  # as large as any compiler takes
+            whole = number.is_integer() and abs(number) < LARGEST_WHOLE
             return graph.constant(int(number) if whole else number)
         if expression.is_Add:
             total: Node | None = None

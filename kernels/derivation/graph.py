@@ -7,6 +7,7 @@ from typing import Any
 INPUT, CONSTANT, CALL, COMPARISON = "input", "constant", "call", "comparison"
 SUM, DIFFERENCE, PRODUCT, QUOTIENT, NEGATIVE = "+", "-", "*", "/", "negative"
 SUMS = SUM, DIFFERENCE
+LARGEST_WHOLE = 2**31  # whole numbers from here on are floats: some compilers take none so large
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,6 +22,7 @@ from .graph import (
     COMPARISON,
     DIFFERENCE,
     INPUT,
+    LARGEST_WHOLE,
     NEGATIVE,
     PRODUCT,
     QUOTIENT,
@@ -198,10 +199,14 @@ class Trace:
             return value._node
         if not isinstance(value, Real) or isinstance(value, bool):
             self.refuse(_no_number(value))
-        number: float = int(value) if isinstance(value, int) else float(value)
+        try:
+            number = float(value)
+        except OverflowError:  # a whole number beyond all floats
+            number = math.inf
         if not math.isfinite(number):
             self.refuse(f"expected a finite number, got {number!r}")
-        return self.graph.constant(number)
+        whole = isinstance(value, int) and abs(value) < LARGEST_WHOLE
+        return self.graph.constant(int(number) if whole else number)
 
     def operation(self, kind: str, a: Any, b: Any) -> "Number":
         return Number(self, self.graph.node(kind, None, self._operand(a), self._operand(b)))

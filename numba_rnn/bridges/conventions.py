@@ -90,10 +90,12 @@ def as_floats(name: str, value: Any) -> Array:
     expect_plain_array(name, value)
     try:
         array = np.array(value.detach().cpu().numpy() if hasattr(value, "detach") else value)
-    except TypeError as error:  # PyTorch's bfloat16, which NumPy has not
-        raise TypeError(
-            f"{name}: expected float32 or float64, got {value.dtype}; convert it where it is from"
-        ) from error
+    except (TypeError, NotImplementedError) as error:  # PyTorch's bfloat16, or no numbers at all
+        got = f"{value.dtype}; convert it where it is from"
+        if getattr(value, "is_meta", False):
+            got = "a tensor on the device meta, which has no numbers: to_empty and load_state_dict "
+            got += "give a module some"
+        raise TypeError(f"{name}: expected float32 or float64, got {got}") from error
     if array.dtype not in FLOATS:
         raise TypeError(
             f"{name}: expected float32 or float64, got {array.dtype}; convert it where it is from"

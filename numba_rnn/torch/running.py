@@ -140,6 +140,11 @@ def _expect_runs_here(tensors: Sequence[torch.Tensor]) -> None:
     if _is_recording():
         refuse_recording()
     for tensor in tensors:
+        if tensor.is_meta:
+            raise TypeError(
+                "input and weights: expected numbers, got a tensor on the device meta, which has "
+                f"none; {_REMEDY}, which take it"
+            )
         if tensor.dtype not in FLOATS:
             raise TypeError(
                 f"input and weights: expected float32 or float64, got {tensor.dtype}; "

@@ -20,6 +20,14 @@ import numpy as np
 from ..checks import Array, expect_int, expect_plain_array
 
 
+def _expect_places(name: str, whole: Any) -> None:
+    if not isinstance(whole, np.ndarray):
+        remedy = f"; np.asarray({name}) is one" if isinstance(whole, (list, tuple)) else ""
+        raise TypeError(f"{name}: expected an array (L, ...), got {type(whole).__name__}{remedy}")
+    if whole.ndim < 1:
+        raise ValueError(f"{name}: expected an array (L, ...), got one without axes")
+
+
 class TruncatedBPTT:
     """An iterator over the blocks of a corpus for truncated backpropagation through time.
 
@@ -45,6 +53,8 @@ class TruncatedBPTT:
 
     Raises
     ------
+    TypeError
+        If corpus or targets are no array.
     ValueError
         If the corpus is too short for one block.
 
@@ -60,10 +70,10 @@ class TruncatedBPTT:
     def __init__(
         self, corpus: Array, batch_size: int, time_size: int, targets: Array | None = None
     ) -> None:
-        expect_plain_array("corpus", corpus)
-        expect_plain_array("targets", targets)
-        if not isinstance(corpus, np.ndarray) or corpus.ndim < 1:
-            raise TypeError(f"corpus: expected an array, got {type(corpus).__name__}")
+        for name, whole in ("corpus", corpus), ("targets", targets):
+            expect_plain_array(name, whole)
+            if whole is not None or name == "corpus":
+                _expect_places(name, whole)
         self.batch_size = expect_int("batch_size", batch_size)
         self.time_size = expect_int("time_size", time_size)
         places, needed = len(corpus), self.batch_size * self.time_size
@@ -137,12 +147,14 @@ class TruncatedBPTT:
         Raises
         ------
         ValueError
-            If the sizes differ, or the cursor is beyond the end.
+            If the sizes differ, or the cursor is below 0 or beyond the end.
+        TypeError
+            If the cursor is missing or no whole number.
         """
         for key, mine in self.state().items():
             if key != "cursor" and state.get(key) != mine:
                 raise ValueError(f"state: expected {key} {mine}, got {state.get(key)}")
-        cursor = expect_int("cursor", state["cursor"], 0)
+        cursor = expect_int("cursor", state.get("cursor"), 0)
         if cursor > self._blocks:
             raise ValueError(f"cursor: expected at most {self._blocks}, got {cursor}")
         self.cursor = cursor
