@@ -106,7 +106,7 @@ class RecurrentEstimator(BaseEstimator):
     _table: bool  # whether fit was given a table
     _even = False  # whether the steps of a sequence are evenly spaced in time
     _columns: list[Any] | None = None  # those of fit's DataFrames
-    _step: Step | None = None  # the time from one to the next, where fit was told
+    _step: tuple[Any, ...] | None = None  # the time from one to the next, where fit was told
 
     def __init__(
         self,
@@ -205,7 +205,7 @@ class RecurrentEstimator(BaseEstimator):
             elif are_names(names):
                 self.feature_names_in_ = np.array(names, object)
         if reset:
-            self._table, self._step = table, step
+            self._table, self._step = table, None if step is None else tuple(step)
             self._columns = None if table else names
         return found
 
@@ -224,7 +224,7 @@ class RecurrentEstimator(BaseEstimator):
             names = ["X"]
             steps = [expect_column_order("X", X, even=even, features=features)]
         known = [(step.number, -k, step) for k, step in enumerate(steps) if step is not None]
-        expected, of = self._step, "in fit"
+        expected, of = None if self._step is None else Step(*self._step), "in fit"
         if reset:
             _, k, expected = max(known, default=(0, 0, None))
             of = f"in {names[-k]}"
