@@ -1102,6 +1102,24 @@ def test_columns_of_a_table_are_in_order_for_every_estimator(index, case):
     RNNRegressor(**SMALL).fit(good, [0, 1])
 
 
+def test_columns_of_two_tables_are_the_same_times():
+    table = frames("ab", index=DAYS).T
+    other = table.set_axis(DAYS + pd.Timedelta("1D"), axis=1)
+    named = table.set_axis(range(60), axis=1)
+    model = RNNRegressor(**SMALL, per_step=True)
+    for ts in table, named, table.to_numpy():
+        model.fit(table, ts)
+    with pytest.raises(ValueError, match=r"y: expected steps in the order of time, got 2026"):
+        model.fit(table, table.iloc[:, ::-1])
+    with pytest.raises(ValueError, match=r"y: expected the index of X, where 2026-01-01 .* stands"):
+        model.fit(table, other)
+    with pytest.raises(ValueError, match=r"y: expected steps in the order of time, got 58 after"):
+        model.fit(table, named.iloc[:, ::-1])
+    forecaster = RNNForecaster(max_epochs=1, random_state=0).fit(table, exogenous=table)
+    with pytest.raises(ValueError, match=r"exogenous: expected the index of X, where 2026-01-01"):
+        forecaster.fit(table, exogenous=other)
+
+
 def test_columns_of_several_features_are_in_order_by_steps():
     values = np.random.default_rng(0).standard_normal((4, 12))
     model = RNNRegressor(**SMALL, step_features=2)

@@ -13,15 +13,15 @@ from ..checks import Array, expect_float, expect_int
 from ..training import Optimiser
 from .base import RecurrentEstimator, all_or_nothing
 from .frames import (
-    TIMES,
     are_names,
+    are_times,
     columns_of,
     expect_column_order,
     expect_columns,
     expect_order,
+    expect_same_columns,
     expect_same_index,
     index_of,
-    readings_of,
 )
 from .sequences import (
     Examples,
@@ -46,7 +46,7 @@ def expect_no_times(name: str, X: Any) -> None:
             f"{name}: expected series, got a table whose rows have a MultiIndex; a list of them is "
             f"[series for _, series in {name}.groupby(level=0)]"
         )
-    if any(reading.inferred_type in TIMES for reading in readings_of(index)):
+    if are_times(index):
         if getattr(index, "inferred_type", "") == "string" and all(map(str.isdecimal, index)):
             return  # "1980" may be a year, and the name of a series
         kind, remedy = type(index).__name__, "fit([X])" if name == "X" else f"{name}=[{name}]"
@@ -481,6 +481,7 @@ class RNNForecaster(RecurrentEstimator):
         """Raises ValueError for inputs whose labels are out of order, or not those of X."""
         if not isinstance(exogenous, (list, tuple)):
             expect_same_index("exogenous", exogenous, "X", X)
+            expect_same_columns("exogenous", exogenous, "X", X)
             return
         for k, more in enumerate(exogenous):
             expect_order(f"exogenous[{k}]", index_of(more), even=True)

@@ -177,6 +177,11 @@ def readings_of(labels: Any) -> list[Any]:
     return found or ([] if numbers.hasnans else [numbers])
 
 
+def are_times(labels: Any) -> bool:
+    """Whether labels of pandas are times, also as text or in categories."""
+    return any(reading.inferred_type in TIMES for reading in readings_of(labels))
+
+
 def _fault(name: str, labels: Any, index: Any, even: bool, axis: int) -> str:
     """How labels, read as an index, are out of order, and a remedy; "" where they are not."""
     if not index.is_monotonic_increasing:
@@ -257,3 +262,10 @@ def expect_same_index(name: str, more: Any, of: str, frame: Any) -> None:
             f"{name}: expected the index of {of}, where {want} stands, got {got}; arrays, as of "
             "to_numpy(), have no index"
         )
+
+
+def expect_same_columns(name: str, more: Any, of: str, table: Any) -> None:
+    """Raises ValueError where two tables have other columns, and both are times."""
+    columns, expected = (getattr(one, "columns", None) for one in (more, table))
+    if columns is not None and expected is not None and are_times(columns) and are_times(expected):
+        expect_same_index(name, columns.to_series(), of, expected.to_series())

@@ -16,7 +16,7 @@ from ..checks import Array, as_array, expect_plain_array
 from ..layers import TimeSoftmaxWithLoss
 from ..training import Optimiser
 from .base import RecurrentEstimator, all_or_nothing
-from .frames import expect_same_index, index_of
+from .frames import expect_column_order, expect_same_columns, expect_same_index, index_of
 from .sequences import Examples, Sequences, cut, flattened, lengths_of, listed, warn_of_scale
 
 
@@ -37,6 +37,10 @@ class _Supervised(RecurrentEstimator):
         if self.per_step and isinstance(X, (list, tuple)) and isinstance(y, (list, tuple)):
             for k, (one, targets) in enumerate(zip(X, y, strict=False)):
                 expect_same_index(f"y[{k}]", targets, f"X[{k}]", one)
+        if self.per_step:
+            expect_column_order("y", y, even=False)
+            if self._table and self.step_features == 1:
+                expect_same_columns("y", y, "X", X)
         return xs
 
     def _flat(self, y: Any, xs: Sequences) -> Any:
