@@ -4,6 +4,7 @@ import functools
 import io
 import os
 import pickle
+import re
 import runpy
 import signal
 import tracemalloc
@@ -1057,13 +1058,30 @@ def test_steps_that_are_not_in_order_are_refused_by_name(index, case):
     model.fit([bad.reset_index(drop=True)])
 
 
+@pytest.mark.parametrize("index", OF_TIME)
+def test_the_remedy_in_the_error_puts_steps_in_order(index):
+    frame = frames(index=TIMES_IN_ORDER[index])
+    model = RNNForecaster(max_epochs=1, random_state=0, cell="rnn", hidden_size=3)
+    for X, columns in ([frame[::-1]], False), (frame.T.iloc[:, ::-1], True):
+        with pytest.raises(ValueError, match="in the order of time") as caught:
+            model.fit(X)
+        (remedy,) = re.findall(r"; (X.*) puts them in order", str(caught.value))
+        mended = eval(remedy, {"X": X, "pd": pd})
+        pd.testing.assert_frame_equal(mended, frame.T if columns else frame, check_freq=False)
+
+
 @pytest.mark.parametrize("case", UNEVEN)
 def test_missing_times_are_refused_by_name(case):
     index, says = UNEVEN[case]
     frame = frames(index=index, times=len(index))
     model = RNNForecaster(max_epochs=1, random_state=0, cell="rnn", hidden_size=3)
-    with pytest.raises(ValueError, match=rf"X\[0\]: expected {says}.*\.asfreq"):
+    with pytest.raises(ValueError, match=rf"X\[0\]: expected {says}.*\.asfreq") as caught:
         model.fit([frame])
+    if "2026" in str(index[0]):
+        (remedy,) = re.findall(r"; (X.*) fills in what is missing", str(caught.value))
+        mended = eval(remedy.replace("...", "'D'"), {"X": [frame], "pd": pd})
+        assert len(mended) > len(frame)
+        model.fit([mended])
     model.fit([frame.reset_index(drop=True)])
 
 

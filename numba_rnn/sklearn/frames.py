@@ -3,6 +3,7 @@
 DataFrames are known by their attributes; pandas is imported only where one needs it.
 """
 
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,25 +11,10 @@ import numpy as np
 # what an index of pandas says of itself
 TIMES = "datetime64", "datetime", "date", "period", "timedelta64", "timedelta"
 NUMBERS = "integer", "floating", "mixed-integer-float"
-# by axis: what puts labels in order, what takes them away
-REMEDIES = ("sort_index()", "reset_index(drop=True)"), ("sort_index(axis=1)", "to_numpy()")
+WITHOUT_LABELS = "reset_index(drop=True)", "to_numpy()"  # by axis
 # dates in text; where a day may be a month, too, the reading counts that has the dates in order
-DATES = (
-    "ISO8601",
-    *(
-        f"{date}{clock}"
-        for date in (
-            "%d.%m.%Y",
-            "%d/%m/%Y",
-            "%m/%d/%Y",
-            "%d-%m-%Y",
-            "%d.%m.%y",
-            "%d/%m/%y",
-            "%m/%d/%y",
-        )
-        for clock in ("", " %H:%M", " %H:%M:%S")
-    ),
-)
+_DAYS = ["%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%d.%m.%y", "%d/%m/%y", "%m/%d/%y"]
+DATES = "ISO8601", *(day + clock for day in _DAYS for clock in ("", " %H:%M", " %H:%M:%S"))
 DAY = 24 * 3600
 
 
@@ -89,7 +75,9 @@ class Step(NamedTuple):
 
     def __str__(self) -> str:
         mean = self.span / self.number
-        return f"{mean / DAY:.3g} d" if mean > 0.9 * DAY else f"{mean:.3g} s"
+        units = ("d", DAY), ("h", 3600), ("min", 60), ("s", 0)
+        unit, size = next((unit, size) for unit, size in units if mean > 0.9 * size)
+        return f"{mean / (size or 1):.3g} {unit}"
 
     def fits(self, other: "Step") -> bool:
         """Whether both may be of one frequency.
@@ -121,14 +109,16 @@ def expect_order(name: str, index: Any, *, even: bool, axis: int = 0) -> Step | 
             raise ValueError(
                 f"{name}: expected one series, got the rows of several by a MultiIndex; "
                 f"[series for _, series in {name}.groupby(level=0)] are those, "
-                f"{name}.{REMEDIES[axis][1]} takes it as it stands"
+                f"{name}.{WITHOUT_LABELS[axis]} takes it as it stands"
             )
         index = index.get_level_values(-1)
     readings = readings_of(index)
     faults = [_fault(name, index, reading, even, axis) for reading in readings]
     if faults and all(faults):
-        raise ValueError(f"{name}: {faults[0]}, {name}.{REMEDIES[axis][1]} takes it as it stands")
-    sound = (reading for reading, fault in zip(readings, faults, strict=True) if not fault)
+        raise ValueError(
+            f"{name}: {faults[0]}, {name}.{WITHOUT_LABELS[axis]} takes it as it stands"
+        )
+    sound = (one.labels for one, fault in zip(readings, faults, strict=True) if not fault)
     return _step_of(next(sound, None)) if even else None
 
 
@@ -149,46 +139,60 @@ def expect_step(name: str, step: Step | None, expected: Step | None, of: str) ->
         )
 
 
-def readings_of(labels: Any) -> list[Any]:
+class Reading(NamedTuple):
+    """Labels as times or numbers; ``made`` is how, of what stands for {}."""
+
+    labels: Any
+    made: str = "{}"
+
+
+def readings_of(labels: Any) -> list[Reading]:
     """Labels of pandas as times or numbers, of which any may be meant; none where they are neither.
 
     Text is taken for dates where all of it is in one form, else for numbers.
     """
     kind = getattr(labels, "inferred_type", "")
     if kind == "categorical":
-        return readings_of(labels.astype(labels.categories.dtype))
+        plain = "{0}.astype({0}.categories.dtype)"
+        values = labels.astype(labels.categories.dtype)
+        return [Reading(one, made.replace("{}", plain)) for one, made in readings_of(values)]
     if kind == "interval":
-        return readings_of(labels.left)
+        return [Reading(one, made.format("{}.left")) for one, made in readings_of(labels.left)]
+    if kind in ("date", "datetime"):  # objects of Python
+        return [Reading(labels, "pd.to_datetime({})")]
     if kind in TIMES + NUMBERS:
-        return [labels]
-    if kind != "string":
+        return [Reading(labels)]
+    if kind != "string" or not len(labels) or not str(labels[0])[:1].isdigit():
         return []
     import pandas as pd
 
-    found = []
+    found, first = [], re.sub(r"\d+", "0", str(labels[0]))
     for form in DATES:
-        for some in labels[:1], labels:  # the first one says most often that it is not this form
-            times = pd.to_datetime(some, format=form, errors="coerce", utc=True)
-            if times.hasnans:
-                break
-        else:
-            found.append(times)
+        if form == "ISO8601" or re.sub("%.", "0", form) == first:
+            times = pd.to_datetime(labels[:1], format=form, errors="coerce", utc=True)
+            if not times.hasnans:
+                times = pd.to_datetime(labels, format=form, errors="coerce", utc=True)
+            if not times.hasnans:
+                found.append(Reading(times, f"pd.to_datetime({{}}, format={form!r})"))
     numbers = pd.to_numeric(labels, errors="coerce")
-    return found or ([] if numbers.hasnans else [numbers])
+    return found or ([] if numbers.hasnans else [Reading(numbers, "pd.to_numeric({})")])
 
 
 def are_times(labels: Any) -> bool:
     """Whether labels of pandas are times, also as text or in categories."""
-    return any(reading.inferred_type in TIMES for reading in readings_of(labels))
+    return any(reading.labels.inferred_type in TIMES for reading in readings_of(labels))
 
 
-def _fault(name: str, labels: Any, index: Any, even: bool, axis: int) -> str:
-    """How labels, read as an index, are out of order, and a remedy; "" where they are not."""
+def _fault(name: str, labels: Any, reading: Reading, even: bool, axis: int) -> str:
+    """How labels, as they are read, are out of order, and a remedy; "" where they are not."""
+    index, made = reading
     if not index.is_monotonic_increasing:
         at = next((k for k in range(1, len(index)) if not index[k - 1] <= index[k]), 0)
+        options = ["axis=1"] if axis else []
+        options += [f"key=lambda labels: {made.format('labels')}"] if made != "{}" else []
         return (
             f"expected steps in the order of time, got {labels[at]} after {labels[at - 1]}; "
-            f"{name}.{REMEDIES[axis][0]} puts them in order"
+            f"{name}.sort_index({', '.join(options)}) puts them in order"
         )
     if not even:
         return ""
@@ -199,10 +203,8 @@ def _fault(name: str, labels: Any, index: Any, even: bool, axis: int) -> str:
         )
     if index.inferred_type in TIMES and (gap := _gap(index)) is not None:
         dated = f"{name}.T" if axis else name
-        if labels.inferred_type == "interval":
-            dated = f"{dated}.set_axis({dated}.index.left)"
-        elif labels.inferred_type not in TIMES:
-            dated = f"{dated}.set_axis(pd.to_datetime({dated}.index))"
+        if made != "{}":
+            dated = f"{dated}.set_axis({made.format(f'{dated}.index')})"
         return (
             f"expected evenly spaced times, got {labels[gap]} after {labels[gap - 1]}; "
             f"{dated}.asfreq(...).interpolate(){'.T' if axis else ''} fills in what is missing"
