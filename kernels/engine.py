@@ -1,22 +1,24 @@
-"""An engine: what a layer may ask of it, whichever it is.
+"""The interface of an engine: everything that a layer may ask of it.
 
-An engine runs cells over sequences (``forward``, ``backward``), and has some services for arrays
-beside them. A derived engine brings the first part: ``reference.py`` in NumPy, ``cpu/`` and
-``cuda/`` compiled. What is here of the second part works with any array library made after NumPy.
+An engine runs cells over sequences (``forward``, ``backward``) and offers some services for arrays.
+The methods for cells are implemented by the derived engines: in NumPy by ``reference.py``, compiled
+by ``cpu/`` and ``cuda/``. The services are implemented here, for any array library that follows
+NumPy.
 
-Shapes: N batch, T time, D input size, H hidden size, G number of gates.
+Shapes: N batch, T time, D input size, H hidden size, S number of states, G number of gates, of
+which Gx have a block of columns in Wx and Gh in Wh.
 
     xs      (N, T, D)        inputs
-    state   one (N, H) for each of the cell's states
+    state   S times (N, H)   the state before the first step
     hs      (N, T, H)        the hidden state after every step
     params  Wx (D, Gx H), Wh (H, Gh H), b; see Cell.shapes
 
-An engine owns the arrays it returns; it never writes to the arrays it is given, save where an
-argument is named ``out``. xs and params are not copied: they must not change between forward and
-backward.
+An engine owns the arrays that it returns. It never writes to the arrays that it is given, except
+those of an argument ``out``. It does not copy xs and params: they must not change between forward
+and backward.
 
-An engine's arrays are those of its library ``xp``. It is given no others, but for ``to_device``,
-``to_host`` and ``owns``, which bring them there and back.
+The arrays of an engine belong to its library ``xp``. ``to_device``, ``to_host`` and ``owns`` accept
+others and move them there and back; every other method expects the engine's own.
 """
 
 import math
@@ -34,18 +36,26 @@ from .step_options import NO_OPTIONS, StepOptions
 Array = Any
 State = tuple[Array, ...]
 
-UPDATED_AT_ONCE = 32768  # numbers that fit the cache together with what is made of them
-SUMMED_AT_ONCE = 2048  # terms of a sum, before it is added to another
+UPDATED_AT_ONCE = 32768  # numbers that fit the cache together with the rule's temporaries
+SUMMED_AT_ONCE = 2048  # terms of a partial sum
 
 
 class Gradients(NamedTuple):
-    """What backward returns.
+    """The gradients that ``Engine.backward`` returns.
 
-    xs       (N, T, D); None where they were not asked for
-    state    by the state before the first step, (N, H) each; 0 in rows that are reset there
-    params   by the parameters, in their order
-    initial  (S, H), by what resets return to, all rows added up; zeros, or None, without resets
-    states   (N, T, S, H) if ``steps.trace``: by the state after every step, all that reached it
+    Attributes
+    ----------
+    xs : (N, T, D) array or None
+        The gradient of xs; None if it was not asked for.
+    state : tuple of (N, H) arrays
+        The gradient of the state before the first step; 0 in rows that are reset there.
+    params : tuple of arrays
+        The gradients of the parameters, in their order.
+    initial : (S, H) array or None
+        The gradient of the state that resets return to, summed over all rows; zeros or None without
+        resets.
+    states : (N, T, S, H) array or None
+        If ``steps.trace``: the whole gradient of the state after every step.
     """
 
     xs: Array | None
@@ -56,7 +66,27 @@ class Gradients(NamedTuple):
 
 
 class Engine:
-    """Forward and backward of any cell over a whole sequence, and services for arrays."""
+    """Forward and backward of any cell over a whole sequence, and services for arrays.
+
+    Attributes
+    ----------
+    name : str
+        "numpy", "numba" or "cuda".
+    xp : module
+        The array library: ``numpy``, or one with its interface.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numba_rnn.kernels import cells
+    >>> from numba_rnn.kernels.reference import NumpyEngine
+    >>> engine, gru = NumpyEngine(), cells.get("gru")
+    >>> xs, state = np.ones((2, 7, 3)), (np.zeros((2, 5)),)
+    >>> params = [np.ones(shape) for shape in gru.shapes(3, 5).values()]
+    >>> hs, state, saved = engine.forward(gru, xs, state, params)
+    >>> engine.backward(gru, np.ones_like(hs), state, saved).xs.shape
+    (2, 7, 3)
+    """
 
     name: str
     xp: Any
@@ -69,11 +99,36 @@ class Engine:
         params: Sequence[Array],
         steps: StepOptions = NO_OPTIONS,
     ) -> tuple[Array, State, Any]:
-        """Run the cell over a block of time.
+        """Run a cell over a block of time.
 
-        ``steps`` are the options of the steps: masks, resets, zoneout ... Returns hs (N, T, H),
-        the state after the last step, and what backward needs (opaque: to be handed to the same
-        engine's ``backward``).
+        Parameters
+        ----------
+        cell : Cell
+            The cell.
+        xs : (N, T, D) array
+            The inputs.
+        state : tuple of (N, H) arrays
+            The state before the first step, in the order of ``cell.states``.
+        params : sequence of arrays
+            The parameters, in the order of ``cell.shapes``.
+        steps : StepOptions, default none
+            The options of the steps: mask, resets, zoneout and so on.
+
+        Returns
+        -------
+        hs : (N, T, H) array
+            The hidden state after every step; 0 where the step is masked.
+        state : tuple of (N, H) arrays
+            The state after the last step.
+        saved : object
+            What ``backward`` of the same engine needs. Its form is the engine's own.
+
+        Raises
+        ------
+        ValueError
+            If a shape does not fit.
+        TypeError
+            If the dtypes differ.
         """
         raise NotImplementedError
 
@@ -86,26 +141,75 @@ class Engine:
         inputs: bool = True,
         out: Sequence[Array] | None = None,
     ) -> Gradients:
-        """Backpropagation through the block of time that ``forward`` ran over.
+        """Backpropagate through the block of time that ``forward`` ran over.
 
-        dhs (N, T, H) is the loss's gradient by every hs, dstate its gradient by the state after
-        the last step; ``inputs`` asks for that by xs; the gradients of the parameters are written
-        to ``out``, where it is given.
+        Parameters
+        ----------
+        cell : Cell
+            The cell.
+        dhs : (N, T, H) array
+            The gradient of hs.
+        dstate : tuple of (N, H) arrays
+            The gradient of the state after the last step.
+        saved : object
+            The last result of ``forward``.
+        inputs : bool, default True
+            Whether to compute the gradient of xs.
+        out : sequence of arrays, optional
+            The arrays for the gradients of the parameters, which are overwritten; new ones if left
+            out.
+
+        Returns
+        -------
+        Gradients
+            The gradients.
         """
         raise NotImplementedError
 
     def before(self, cell: Cell, saved: Any) -> State:
-        """The state that every step of a forward pass saw, (N, T, H) each."""
+        """Return the state before every step of a forward pass.
+
+        Parameters
+        ----------
+        cell : Cell
+            The cell.
+        saved : object
+            The last result of ``forward``.
+
+        Returns
+        -------
+        tuple of (N, T, H) arrays
+            The states before every step, after a reset of that step.
+        """
         raise NotImplementedError
 
     def replay(
         self, cell: Cell, xs: Array, params: Sequence[Array], steps: StepOptions, before: State
     ) -> tuple[tuple[Array, ...], tuple[Array, ...], tuple[Array, ...]]:
-        """All steps at once, from the state that each of them saw, as ``before`` gives it.
+        """Compute all steps at once, each from the state before it.
 
-        Returns NumPy arrays (N, T, H): the gates' pre-activations as the cell's functions see
-        them, normalised where it says so; what is inside (``cell.gate_names``); and the states
-        after every step.
+        Parameters
+        ----------
+        cell : Cell
+            The cell.
+        xs : (N, T, D) array
+            The inputs.
+        params : sequence of arrays
+            The parameters.
+        steps : StepOptions
+            The options of the steps.
+        before : tuple of (N, T, H) arrays
+            The state before every step, the result of ``before``.
+
+        Returns
+        -------
+        gates : tuple of (N, T, H) NumPy arrays
+            The pre-activations that the cell's functions receive: normalised for the gates in
+            ``cell.normalised``.
+        inside : tuple of (N, T, H) NumPy arrays
+            The values inside a step, named by ``cell.gate_names``.
+        after : tuple of (N, T, H) NumPy arrays
+            The states after every step.
         """
         raise NotImplementedError
 
@@ -117,17 +221,44 @@ class Engine:
         params: Sequence[Array],
         zoneout: Sequence[float] = (),
     ) -> State:
-        """One step x (N, D), nothing kept for backward. Returns the state after it, (N, H) each.
+        """Run one step, and keep nothing for backward.
 
-        zoneout  as ``StepOptions`` has it: of each state the share that stays as it was
+        Parameters
+        ----------
+        cell : Cell
+            The cell.
+        x : (N, D) array
+            The input.
+        state : tuple of (N, H) arrays
+            The state before the step.
+        params : sequence of arrays
+            The parameters.
+        zoneout : sequence of float, default none
+            For each state, the share of its old value that a unit keeps: the expected value of
+            zoneout.
+
+        Returns
+        -------
+        tuple of (N, H) arrays
+            The state after the step.
         """
         steps = StepOptions(zoneout=zoneout) if zoneout else NO_OPTIONS
         return self.forward(cell, x[:, None], state, params, steps)[1]
 
     def sample(self, cell: Cell) -> Array:
-        """What a cell makes of some fixed numbers: three steps of three units, (9,) float64.
+        """Run a cell on some fixed numbers, to tell cells of one name apart.
 
-        It tells cells of one name apart, wherever and with whatever Python they run.
+        The result depends on the cell alone, not on the machine or the version of Python.
+
+        Parameters
+        ----------
+        cell : Cell
+            The cell.
+
+        Returns
+        -------
+        (9,) array, float64
+            hs of three steps of three units.
         """
         xp, shapes = self.xp, cell.shapes(2, 3).values()
         params = [xp.cos(k + xp.arange(math.prod(s))).reshape(s) for k, s in enumerate(shapes)]
@@ -144,51 +275,127 @@ class Engine:
         shards: int = 1,
         bfloat16: bool = False,
     ) -> Any:
-        """A stack of layers that lives on, from the parameters as they are now.
+        """Make a stream: a stack of layers that keeps its state and a copy of the parameters.
 
-        layers    of each what a ``StreamLayer`` has, the first one at the bottom
-        affine    W (H, outputs) and b (outputs,) on top, or None
-        shards    how many threads share a call, where the engine has threads
-        bfloat16  store weights in two bytes, where the engine can
+        Parameters
+        ----------
+        layers : sequence of tuples
+            For each layer the fields of a ``StreamLayer``, the lowest layer first.
+        affine : (W, b) or None
+            An affine layer on top, W (H, O) and b (O,).
+        batch : int
+            N, the number of sequences side by side.
+        shards : int, default 1
+            The number of threads that share a call, if the engine has threads.
+        bfloat16 : bool, default False
+            Whether to store the weights in two bytes, if the engine can.
+
+        Returns
+        -------
+        object
+            A stream with the attributes and methods of ``EngineStream``.
         """
         return EngineStream(self, layers, affine, batch)
 
     def borrowing(self, parallel: int, count: int) -> AbstractContextManager[None]:
-        """Let an engine that has threads of its own use an OpenMP runtime's instead, in a block.
+        """Use the threads of an OpenMP runtime in a ``with`` block instead of the engine's own.
 
-        parallel  the address of the runtime's ``GOMP_parallel``; 0: there is none to call
-        count     how many threads it has, and the engine may use
+        An engine without threads of its own ignores this.
+
+        Parameters
+        ----------
+        parallel : int
+            The address of the runtime's ``GOMP_parallel``; 0 if there is none.
+        count : int
+            The number of threads that the engine may use.
+
+        Returns
+        -------
+        context manager
+            The block.
         """
         return nullcontext()
 
     def describe(self) -> dict[str, Any]:
-        """What the engine runs on, for people.
+        """Describe what the engine runs on.
 
-        device, threads; simd_bits and cache (where compiled code is kept), None where the engine
-        compiles nothing.
+        Returns
+        -------
+        dict
+            "device": a name; "threads": a number; "simd_bits": the width of vectors; "cache": where
+            compiled code is kept. The last two are None if the engine compiles nothing.
         """
         device, threads = cpu_name(), blas_threads()
         return {"device": device, "threads": threads, "simd_bits": None, "cache": None}
 
     def with_precision(self, precision: str) -> "Engine":
-        """The engine whose float32 products may be as rough as "float32", "tf32" or "bf16".
+        """Return the engine with a precision for the products of float32 arrays.
 
-        An engine that has no choice is always exact.
+        Parameters
+        ----------
+        precision : {"float32", "tf32", "bf16"}
+            The lowest precision that is allowed. An engine without a choice computes in float32.
+
+        Returns
+        -------
+        Engine
+            The engine.
         """
         return self
 
     def layout(self, cell: Cell, N: int, H: int, dtype: Any) -> dict[str, str]:
-        """How the steps of so many rows and units run, and why, where an engine has a choice."""
+        """Explain how the engine would run the steps of a cell.
+
+        Parameters
+        ----------
+        cell : Cell
+            The cell.
+        N : int
+            The number of rows of the batch.
+        H : int
+            The number of units.
+        dtype : dtype
+            float32 or float64.
+
+        Returns
+        -------
+        dict of str to str
+            For "forward" and "backward" the way and the reason; empty if the engine has no choice.
+        """
         return {}
 
-    # ---- sums of many numbers: in parts, so that rounding errors do not grow with their count
+    # ---- long sums, computed in parts so that rounding errors hardly grow with their length
 
     def product(self, a: Array, b: Array) -> Array:
-        """a b for matrices, or stacks of them, as exact as the engine's other products."""
+        """Multiply matrices, or stacks of them, as exactly as the engine's other products.
+
+        Parameters
+        ----------
+        a : (..., M, K) array
+            The left factor.
+        b : (..., K, P) array
+            The right factor.
+
+        Returns
+        -------
+        (..., M, P) array
+            a b.
+        """
         return product_in_parts(self.xp.matmul, a, b)
 
     def sum_rows(self, rows: Array) -> Array:
-        """The sum of the rows (K, M) of a matrix, (M,)."""
+        """Sum the rows of a matrix.
+
+        Parameters
+        ----------
+        rows : (K, M) array
+            The matrix.
+
+        Returns
+        -------
+        (M,) array
+            The sum.
+        """
         K, M = rows.shape
         each = math.isqrt(K)
         if each < 16:
@@ -198,11 +405,21 @@ class Engine:
         return parts.sum(axis=0) + rows[whole:].sum(axis=0)
 
     def add_rows(self, out: Array, rows: Array, values: Array) -> None:
-        """out[rows[k]] += values[k] for every k, repeated rows adding up (embedding gradient).
+        """Add values to rows of a matrix in place: the gradient of an embedding.
 
-        out (V, D), rows (K,) of any integer dtype, values (K, D); the result is always the same.
+        Computes out[rows[k]] += values[k] for every k; a row may be repeated. The result is the
+        same in every run.
+
+        Parameters
+        ----------
+        out : (V, D) array
+            The matrix.
+        rows : (K,) array of any integer dtype
+            The row numbers.
+        values : (K, D) array
+            The values.
         """
-        if len(rows) > SUMMED_AT_ONCE:  # equal rows side by side, and the sums of their parts
+        if len(rows) > SUMMED_AT_ONCE:  # bring equal rows together and sum them in parts
             order = np.argsort(rows, kind="stable")
             rows, values = rows[order], values[order]
             begins = np.arange(len(rows)) % 256 == 0
@@ -214,39 +431,114 @@ class Engine:
     # ---- where the arrays are
 
     def owns(self, array: Any) -> bool:
-        """Whether it is an array of this engine's library."""
+        """Return whether an object is an array of this engine's library.
+
+        Parameters
+        ----------
+        array : object
+            The object.
+
+        Returns
+        -------
+        bool
+            Whether it is.
+        """
         return isinstance(array, self.xp.ndarray)
 
     def to_device(self, array: Array) -> Array:
-        """An array of this engine from a NumPy array; what is one already comes back as it is."""
+        """Return a NumPy array as an array of this engine.
+
+        Parameters
+        ----------
+        array : array
+            A NumPy array, or one of this engine, which is returned as it is.
+
+        Returns
+        -------
+        array
+            The engine's array.
+        """
         return array if isinstance(array, self.xp.ndarray) else self.xp.asarray(array)
 
     def to_host(self, array: Array) -> Array:
-        """A NumPy array from an array of this engine; the same one where that is NumPy's."""
+        """Return an array of this engine as a NumPy array.
+
+        Parameters
+        ----------
+        array : array
+            The engine's array; if it is NumPy's, it is returned as it is.
+
+        Returns
+        -------
+        array
+            The NumPy array.
+        """
         return array
 
     def scalar(self, array: Array) -> Any:
-        """What a caller gets for an array without axes: a float, or on a device the array itself.
+        """Return an array without axes in the form that callers get.
 
-        To make a float of that one is to wait for the device.
+        Parameters
+        ----------
+        array : () array
+            The array.
+
+        Returns
+        -------
+        float or () array
+            A float; on a device the array itself, because a float would have to wait for the
+            device.
         """
         return float(array)
 
     # ---- training
 
     def random(self, rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> Array:
-        """Numbers from [0, 1), float32 or float64, which depend on nothing but the state of rng.
+        """Draw uniform random numbers from [0, 1).
 
-        A device may draw a seed from rng and make its own numbers from that.
+        They depend on the state of rng alone. A device may draw a seed from rng and generate its
+        numbers from that.
+
+        Parameters
+        ----------
+        rng : numpy.random.Generator
+            The generator.
+        shape : tuple of int
+            The shape of the result.
+        dtype : dtype
+            float32 or float64.
+
+        Returns
+        -------
+        array
+            The numbers.
         """
         return rng.random(shape, dtype=dtype)
 
     def random_rows(
         self, rng: np.random.Generator, shape: tuple[int, ...], dtype: Any, start: int, of: int
     ) -> Array:
-        """Some rows of what ``random`` would give for (of, *shape[1:]): shape[0] from start on.
+        """Draw some of the rows that ``random`` would draw for a whole batch.
 
-        rng, with a PCG64, is left as if all had been drawn.
+        ``rng`` is left as if the whole batch had been drawn.
+
+        Parameters
+        ----------
+        rng : numpy.random.Generator
+            A generator with a PCG64.
+        shape : tuple of int
+            The shape of the result.
+        dtype : dtype
+            float32 or float64.
+        start : int
+            The first row of the result within the batch.
+        of : int
+            The number of rows of the batch.
+
+        Returns
+        -------
+        array
+            Rows start to start + shape[0] of ``random(rng, (of, *shape[1:]), dtype)``.
         """
         row = math.prod(shape[1:])
         skip(rng, start * row, dtype)
@@ -255,18 +547,44 @@ class Engine:
         return made
 
     def dropout(self, seed: int, shape: tuple[int, int], rate: float, dtype: Any) -> Array:
-        """What numbers (N, H) are multiplied by: 0 for a share ``rate``, else 1 / (1 - rate).
+        """Draw a dropout mask.
 
-        Drawn as ``draws.py`` says: the same on every engine.
+        The same seed gives the same mask on every engine (``kernels/draws.py``).
+
+        Parameters
+        ----------
+        seed : int
+            The seed.
+        shape : (N, H)
+            The shape of the mask.
+        rate : float
+            The share of numbers that are dropped.
+        dtype : dtype
+            float32 or float64.
+
+        Returns
+        -------
+        (N, H) array
+            The factors: 0 for what is dropped, otherwise 1 / (1 - rate).
         """
         left = ~draws.drawn(seed, 0, *shape, rate)
         return self.to_device(left * np.dtype(dtype).type(1 / (1 - rate)))
 
     def norm(self, arrays: Sequence[Array]) -> Any:
-        """The Euclidean norm of all the arrays' numbers in one vector, as ``scalar`` gives it.
+        """Compute the Euclidean norm of the numbers of all arrays together.
 
-        Where squares overflow, or those that are lost below the smallest number may count, they
-        are summed again of numbers scaled by the largest.
+        If squares overflow, or underflow so far that it may matter, the numbers are scaled by the
+        largest and summed again.
+
+        Parameters
+        ----------
+        arrays : sequence of arrays
+            The arrays.
+
+        Returns
+        -------
+        float or () array
+            The norm, in the form of ``scalar``.
         """
         with np.errstate(over="ignore"):
             norm = math.hypot(*(_norm(array) for array in arrays))
@@ -275,13 +593,25 @@ class Engine:
         return norm
 
     def clip(self, arrays: Sequence[Array], limit: float) -> Any:
-        """Scale the arrays in place so that their norm is at most limit.
+        """Scale arrays in place so that their common norm is at most a limit.
 
-        Returns the norm before, as ``norm`` does; where it is not finite nothing is scaled.
+        If the norm is not finite, nothing is scaled.
+
+        Parameters
+        ----------
+        arrays : sequence of arrays
+            The arrays.
+        limit : float
+            The largest norm.
+
+        Returns
+        -------
+        float or () array
+            The norm before, as ``norm`` returns it.
         """
         norm = self.norm(arrays)
         if math.isfinite(norm) and norm > limit:
-            # in two steps where the factor itself would be lost
+            # in two steps if the factor itself would underflow
             twice = limit / norm < max(np.finfo(array.dtype).tiny for array in arrays)
             factor = math.sqrt(limit) / math.sqrt(norm) if twice else limit / norm
             for array in [*arrays, *arrays] if twice else arrays:
@@ -295,11 +625,20 @@ class Engine:
         gradient: Array,
         numbers: Sequence[float],
     ) -> None:
-        """Change arrays in place, number by number: rule(*old, gradient, *numbers) -> new values.
+        """Update arrays in place, element by element: the step of an optimiser.
 
-        rule     a plain function in the manner of the cells': + - * / and ``functions.py``
-        arrays   one or more, and the gradient: of one shape and dtype, in any memory order each
-        numbers  go to the rule as they are, the same for every place
+        Parameters
+        ----------
+        rule : callable
+            ``(*old, gradient, *numbers)`` -> a tuple of the new values. A plain function, written
+            as the functions of a cell are: with + - * / and ``numba_rnn.functions``.
+        arrays : sequence of arrays
+            One array or more; they and the gradient have one shape and one dtype, each in any
+            memory order.
+        gradient : array
+            The gradient.
+        numbers : sequence of float
+            Further arguments of the rule, the same for every element.
         """
         order = [["readwrite"]] * len(arrays) + [["readonly"]]
         flags = ["external_loop", "buffered", "zerosize_ok"]
@@ -313,8 +652,14 @@ class Engine:
 class StreamLayer(NamedTuple):
     """A layer of a stream.
 
-    zoneout   for each state the share of units that would keep their old value at a step, whose
-              expected value a stream computes; empty: none
+    Attributes
+    ----------
+    cell : Cell
+        The cell.
+    params : sequence of arrays
+        The parameters, in the order of ``cell.shapes``.
+    zoneout : sequence of float, default none
+        For each state, the share of its old value that a unit keeps at every step.
     """
 
     cell: Cell
@@ -322,15 +667,36 @@ class StreamLayer(NamedTuple):
     zoneout: Sequence[float] = ()
 
     def copy(self) -> "StreamLayer":
-        """The same with parameters of its own."""
+        """Return the same layer with a copy of its parameters.
+
+        Returns
+        -------
+        StreamLayer
+            The copy.
+        """
         return self._replace(params=tuple(p.copy() for p in self.params))
 
 
 class EngineStream:
-    """A stream that asks an engine for every step.
+    """A stream that calls ``Engine.step`` for every step.
 
-    state   for each layer its states, (S, N, H): read before a call, written after it
-    out     the result of the last step, (N, outputs), or (outputs,) for a batch of one
+    Parameters
+    ----------
+    engine : Engine
+        The engine.
+    layers : sequence of tuples
+        For each layer the fields of a ``StreamLayer``, the lowest layer first.
+    affine : (W, b) or None
+        An affine layer on top.
+    N : int
+        The number of sequences side by side.
+
+    Attributes
+    ----------
+    state : list of (S, N, H) arrays
+        For each layer its states: read before a call, written after it.
+    out : (N, O) array, or (O,) for a batch of one
+        The result of the last step.
     """
 
     def __init__(
@@ -354,11 +720,12 @@ class EngineStream:
 
     @property
     def stepping(self) -> tuple[Callable[[Array, int], bool], int]:
-        """A step is the first of these, called with x and the second: the shortest way.
+        """The shortest way to run a step: a function and its second argument.
 
-        x (N, inputs), or (inputs,) for a batch of one, must be an array of the stream's dtype and
-        of that many axes. The result is in ``out``. Returns False, and does nothing, where x has
-        another shape or a number in it is not finite. It may be a NumPy array on any engine.
+        The function is called with x and that argument. x (N, D), or (D,) for a batch of one, is an
+        array of the stream's dtype and of that many axes; on every engine it may be a NumPy array.
+        The result is in ``out``. The function does nothing and returns False if x has another shape
+        or holds a number that is not finite.
         """
         return self._step, 0
 
@@ -371,10 +738,25 @@ class EngineStream:
         return True
 
     def run(self, xs: Array, out: Array) -> bool:
-        """xs (N, T, inputs) -> out (N, T, outputs), which must fit.
+        """Run several steps.
 
-        False, and nothing done, where xs has another shape or a number in it is not finite.
-        Raises TypeError where the dtype is another. xs may be a NumPy array on any engine.
+        Parameters
+        ----------
+        xs : (N, T, D) array
+            The inputs; on every engine it may be a NumPy array.
+        out : (N, T, O) array
+            The array for the results, whose shape must fit.
+
+        Returns
+        -------
+        bool
+            Whether the steps were run: False if xs has another shape or holds a number that is not
+            finite.
+
+        Raises
+        ------
+        TypeError
+            If xs has another dtype.
         """
         if xs.dtype != self.out.dtype:
             raise TypeError(f"xs: expected an array of {self.out.dtype}")
@@ -394,7 +776,7 @@ class EngineStream:
 
 
 def written(values: Sequence[Array], out: Sequence[Array] | None) -> tuple[Array, ...]:
-    """The values in the arrays ``out``, if there are such; those that are there already stay."""
+    """Copy the values to the arrays ``out``, if given, unless they are there already."""
     if out is None:
         return tuple(values)
     for array, value in zip(out, values, strict=True):
@@ -404,7 +786,7 @@ def written(values: Sequence[Array], out: Sequence[Array] | None) -> tuple[Array
 
 
 def product_in_parts(matmul: Callable[[Array, Array], Array], a: Array, b: Array) -> Array:
-    """a b for matrices, or stacks of them, whose contraction may be long."""
+    """Multiply matrices, or stacks of them, and sum long contractions in parts."""
     K = a.shape[-1]
     if K <= SUMMED_AT_ONCE:
         return matmul(a, b)
@@ -417,7 +799,7 @@ def product_in_parts(matmul: Callable[[Array, Array], Array], a: Array, b: Array
 
 
 def _norm(array: Array) -> float:
-    """The Euclidean norm of an array's numbers, whose squares are summed in parts."""
+    """The Euclidean norm of an array's numbers; their squares are summed in parts."""
     numbers = array.ravel(order="K")
     starts = range(0, numbers.size, UPDATED_AT_ONCE)
     parts = (numbers[start : start + UPDATED_AT_ONCE] for start in starts)
@@ -425,16 +807,16 @@ def _norm(array: Array) -> float:
 
 
 def _least_norm(arrays: Sequence[Array]) -> float:
-    """A norm from which on squares that are lost, of all numbers even, do not count."""
+    """A norm from which on squares that underflow do not count, even if they all do."""
     kinds = [np.finfo(dtype) for dtype in {array.dtype for array in arrays}]
     size = sum(array.size for array in arrays)
     return max((math.sqrt(size * float(kind.tiny / kind.eps)) for kind in kinds), default=0.0)
 
 
 def _scaled_norm(array: Array) -> float:
-    """The Euclidean norm, of numbers divided by the largest."""
+    """The Euclidean norm, computed from the numbers divided by the largest."""
     largest = float(max(array.max(), -array.min())) if array.size else 0.0
-    if not 0 < largest < math.inf:  # NaN, too
+    if not 0 < largest < math.inf:  # 0, infinite or NaN
         return largest
     return largest * _norm(array.astype(np.float64) / largest)
 
@@ -442,25 +824,30 @@ def _scaled_norm(array: Array) -> float:
 def skip(rng: np.random.Generator, count: int, dtype: Any) -> None:
     """Leave a generator with a PCG64 as if ``rng.random(count, dtype=dtype)`` had been drawn.
 
-    Two numbers in float32 come from one draw of 64 bits, whose second half waits for the next.
+    Two numbers in float32 come from one draw of 64 bits; the second half waits for the next call.
     """
     bits: Any = rng.bit_generator
     before, each = bits.state, 2 if dtype == np.float32 else 1
     if each == 2 and before["has_uint32"] and count:
         rng.random(dtype=np.float32)
         count -= 1
-    ahead = max(0, count // each - 1)  # what is drawn last leaves the state as it has to be
+    ahead = max(0, count // each - 1)  # the last draws below leave the state as it must be
     if ahead:
         bits.advance(ahead)
-        if each == 1:  # a half that waits, waits on
+        if each == 1:  # keep a half that is waiting
             bits.state = {**bits.state, **{k: before[k] for k in ("has_uint32", "uinteger")}}
     rng.random(count - ahead * each, dtype=dtype)
 
 
 def expect_consistent(cell: Cell, xs: Array, state: State, params: Sequence[Array]) -> None:
-    """Refuse arrays that do not fit together, which compiled code would read beyond their end.
+    """Refuse arrays that do not fit together: compiled code would read beyond their end.
 
-    Raises ValueError for a shape, TypeError for a dtype.
+    Raises
+    ------
+    ValueError
+        If a shape does not fit.
+    TypeError
+        If the dtypes differ.
     """
     N, _, D = xs.shape
     if not xs.dtype.isnative:

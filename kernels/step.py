@@ -1,4 +1,4 @@
-"""A step around its cell: zoneout, mask and reset, forward and backward, for every engine.
+"""The step around a cell: zoneout, mask and reset, forward and backward, once for all engines.
 
     forward                                     backward
       new, saved = cell.forward(gates, old)       dstate, stopped = reset_backward(dstate, again)
@@ -7,18 +7,19 @@
                                                   dgates, dold = cell.backward(dnew, saved, old)
                                                   dold = meet(dold, past)
 
-Plain functions on tuples of numbers, in the manner of a cell's: a member for each state. The NumPy
-engine calls them with arrays; compiled engines compile ``straight_line`` of them. Their arguments:
+They are plain functions on tuples of numbers, as a cell's are: a tuple has a member for each state.
+Each returns two tuples, of which the second may be empty. The NumPy engine calls them with arrays;
+compiled engines compile what ``straight_line`` makes of them. Common arguments:
 
-    features  which options there are, ``StepFeatures``; an argument of another option is not used
-    live      whether the step is there: the mask
+    features  the options that are used, ``StepFeatures``; arguments of other options are ignored
+    live      whether the step takes place: the mask
     again     whether the state is reset before the step
-    initial   what the state is reset to
-    zoned     of each state: whether the unit keeps its old value (zoneout "sampled"), or the share
+    initial   the state that a reset returns to
+    zoned     for each state: whether the unit keeps its old value (zoneout "sampled"), or the share
               of its old value that it keeps ("mean")
 
-A condition is for ``where`` alone. Gradients past a condition are chosen, never multiplied by 0:
-the derivative of what a step left out may be infinite.
+A condition may only be used in ``where``. It selects a gradient and is never multiplied with it:
+the derivative of a masked step may be infinite, and 0 times infinity is NaN.
 """
 
 from collections.abc import Callable
@@ -35,7 +36,24 @@ Numbers = tuple[Any, ...]
 
 
 def settle(features: StepFeatures, new: Numbers, old: Numbers, live: Any, zoned: Numbers) -> Any:
-    """The state after a step, and a tuple of its output; new: what the cell made of old."""
+    """Apply zoneout and the mask to the new state.
+
+    Parameters
+    ----------
+    features, live, zoned
+        See the head of this file.
+    new : tuple
+        The state that the cell computed.
+    old : tuple
+        The state before the step.
+
+    Returns
+    -------
+    state : tuple
+        The state after the step.
+    out : tuple of one number
+        The output of the step: h, 0 if the step is masked.
+    """
     if features.zoneout == "sampled":
         new = tuple(where(z, o, n) for z, o, n in zip(zoned, old, new, strict=True))
     if features.zoneout == "mean":
@@ -48,23 +66,67 @@ def settle(features: StepFeatures, new: Numbers, old: Numbers, live: Any, zoned:
 
 
 def reset(features: StepFeatures, state: Numbers, again: Any, initial: Numbers) -> Any:
-    """The state that the next step sees, and an empty tuple."""
+    """Apply a reset to the state before a step.
+
+    Parameters
+    ----------
+    features, again, initial
+        See the head of this file.
+    state : tuple
+        The state after the step before.
+
+    Returns
+    -------
+    state : tuple
+        The state that the step reads.
+    nothing : ()
+    """
     if features.resets:
         state = tuple(where(again, i, s) for i, s in zip(initial, state, strict=True))
     return state, ()
 
 
 def reset_backward(features: StepFeatures, dstate: Numbers, again: Any) -> Any:
-    """The gradient of the state before the reset, and that of ``initial``, if any."""
+    """Backward of ``reset``.
+
+    Parameters
+    ----------
+    features, again
+        See the head of this file.
+    dstate : tuple
+        The gradient of the state that the step reads.
+
+    Returns
+    -------
+    dstate : tuple
+        The gradient of the state before the reset.
+    dinitial : tuple
+        The gradient of ``initial``; () without resets.
+    """
     if not features.resets:
         return dstate, ()
     return tuple(where(again, 0.0, d) for d in dstate), tuple(where(again, d, 0.0) for d in dstate)
 
 
 def arrive(features: StepFeatures, dout: Any, through: Any, dstate: Numbers, live: Any) -> Any:
-    """The gradient of the state after a step, its output's included, and an empty tuple.
+    """Add up the gradient of the state after a step.
 
-    through  what came back to h through products, where that is not in dstate; else None
+    Parameters
+    ----------
+    features, live
+        See the head of this file.
+    dout : number
+        The gradient of the step's output.
+    through : number or None
+        The gradient that reached h through products; None if dstate contains it.
+    dstate : tuple
+        The gradient that comes back from the next step.
+
+    Returns
+    -------
+    dstate : tuple
+        The whole gradient of the state after the step.
+    nothing : ()
     """
     if features.mask:
         dout = where(live, dout, 0.0)
@@ -74,7 +136,23 @@ def arrive(features: StepFeatures, dout: Any, through: Any, dstate: Numbers, liv
 
 
 def settle_backward(features: StepFeatures, dstate: Numbers, live: Any, zoned: Numbers) -> Any:
-    """The gradient of what the cell made, and that of the old state past the cell, if any."""
+    """Backward of ``settle``.
+
+    Parameters
+    ----------
+    features, live, zoned
+        See the head of this file.
+    dstate : tuple
+        The gradient of the state after the step.
+
+    Returns
+    -------
+    dnew : tuple
+        The gradient of the state that the cell computed.
+    past : tuple
+        The part of the gradient that bypasses the cell to the old state; () without mask and
+        zoneout.
+    """
     past: Numbers = ()
     if features.mask:
         past = tuple(where(live, 0.0, d) for d in dstate)
@@ -91,14 +169,42 @@ def settle_backward(features: StepFeatures, dstate: Numbers, live: Any, zoned: N
 
 
 def only_live(features: StepFeatures, values: Numbers, others: Numbers, live: Any) -> Any:
-    """Numbers of a step that is there, else the others, and an empty tuple."""
+    """Select values where the step takes place, and others where it is masked.
+
+    Parameters
+    ----------
+    features, live
+        See the head of this file.
+    values, others : tuple
+        The numbers, as many of one as of the other.
+
+    Returns
+    -------
+    selected : tuple
+        The selection; without a mask the values.
+    nothing : ()
+    """
     if features.mask:
         values = tuple(where(live, v, o) for v, o in zip(values, others, strict=True))
     return values, ()
 
 
 def meet(dold: Numbers, past: Numbers) -> Any:
-    """The gradient of the old state, through the cell and past it, and an empty tuple."""
+    """Add the two parts of the gradient of the old state.
+
+    Parameters
+    ----------
+    dold : tuple
+        The part through the cell.
+    past : tuple
+        The part that bypasses it, () if there is none.
+
+    Returns
+    -------
+    dold : tuple
+        The sum.
+    nothing : ()
+    """
     return tuple(d + p for d, p in zip(dold, past, strict=True)) if past else dold, ()
 
 
@@ -109,9 +215,21 @@ def meet(dold: Numbers, past: Numbers) -> Any:
 def straight_line(
     function: Callable[..., Any], features: StepFeatures, sizes: tuple[int | None, ...]
 ) -> Callable[..., Any]:
-    """One of these functions without the options that there are not, and without loops.
+    """Return one of these functions without loops and without the options that are not used.
 
-    sizes  of each argument but features its number of members; None: it is no tuple
+    Parameters
+    ----------
+    function : callable
+        The function.
+    features : StepFeatures
+        The options.
+    sizes : tuple of int or None
+        For each argument except features: the length of the tuple; None if it is not a tuple.
+
+    Returns
+    -------
+    callable
+        The function of the arguments in ``sizes``.
     """
     trace, names = Trace("step"), Names()
     code = function.__code__

@@ -1,11 +1,11 @@
-"""What may be particular about the steps of a pass, beside the arithmetic of the cell.
+"""The options of the steps of a pass, around the arithmetic of the cell.
 
 A step t of row n, in this order:
 
     reset      the state becomes ``initial``                      where resets[n, t]
     products   h enters every h Wh as h * scale[n]                (variational dropout)
     the cell   new = forward(gates, state)
-    zoneout    a unit of ``new`` keeps its old value              by lot, each state at its rate
+    zoneout    a unit of ``new`` keeps its old value              at random, each state at its rate
     mask       the state stays as it was, the output is 0         where not mask[n, t]
 """
 
@@ -22,9 +22,16 @@ Array = Any
 
 
 class StepFeatures(NamedTuple):
-    """Which options the steps of a pass have.
+    """The options that the steps of a pass have.
 
-    zoneout  "" (none), "sampled" or "mean"
+    Attributes
+    ----------
+    mask, resets, scale : bool
+        Whether the option is used.
+    zoneout : {"", "sampled", "mean"}
+        "": none. "sampled": units keep their old value at random. "mean": the expected value.
+    trace : bool
+        Whether backward records the gradient of the state after every step.
     """
 
     mask: bool = False
@@ -35,29 +42,51 @@ class StepFeatures(NamedTuple):
 
     @property
     def changes_state(self) -> bool:
-        """Whether the state after a step may be another than the cell made."""
+        """Whether the state after a step may differ from what the cell computed."""
         return self.mask or self.resets or bool(self.zoneout)
 
 
 @dataclass(frozen=True, eq=False)
 class StepOptions:
-    """What is particular about the steps of a pass.
+    """The options of the steps of a pass.
 
-    mask      (N, T) bool: steps where it is False are left out; None: none are
-    resets    (N, T) bool: steps before which the state returns to ``initial``; None: none
-    initial   (S, H), S states, on the engine; None: zeros
-    scale     (N, H), on the engine: what h is multiplied by on its way into recurrent products,
-              the same for all steps (Gal & Ghahramani 2016); None: 1
-    zoneout   for each state the share of units that keep their old value at a step (Krueger et
-              al. 2017); empty: none do
-    seed      of zoneout's draws; None: not drawn, each unit keeps that share of its old value
-              instead (what is expected, for use after training)
-    first     the number of the first step, for zoneout's draws
-    every     keep the state of every so many steps only, and compute again in backward what is
-              between them (0: keep all that backward needs)
-    trace     whether backward writes down the gradient of the state after every step
+    ``mask`` and ``resets`` are NumPy arrays on every engine; ``initial`` and ``scale`` are arrays
+    of the engine.
 
-    mask and resets are NumPy arrays on every engine.
+    Parameters
+    ----------
+    mask : (N, T) bool array or None, default None
+        Steps where it is False are left out: the state stays as it was, the output is 0. None: no
+        step is left out.
+    resets : (N, T) bool array or None, default None
+        Before steps where it is True the state is set to ``initial``. None: there are no resets.
+    initial : (S, H) array or None, default None
+        The state that resets return to, one row for each of the S states. None: zeros.
+    scale : (N, H) array or None, default None
+        The factor of h on its way into recurrent products, the same for all steps: variational
+        dropout (Gal & Ghahramani 2016). None: 1.
+    zoneout : sequence of float, default none
+        For each state, the share of units that keep their old value at a step (Krueger et al.
+        2017).
+    seed : int or None, default None
+        The seed of zoneout's random masks. None: nothing is drawn; each unit keeps that share of
+        its old value, the expected value, which is used after training.
+    first : int, default 0
+        The number of the first step, for zoneout's random masks.
+    every : int, default 0
+        Gradient checkpointing: forward keeps the state of one step in so many, and backward
+        recomputes the steps between them. 0: forward keeps everything that backward needs.
+    trace : bool, default False
+        Whether backward records the gradient of the state after every step.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> options = StepOptions(mask=np.ones((2, 7), bool), zoneout=(0.1,), seed=0)
+    >>> options.part(2, 5).mask.shape
+    (2, 3)
+    >>> options.features
+    StepFeatures(mask=True, resets=False, scale=False, zoneout='sampled', trace=False)
     """
 
     mask: Array = None
@@ -71,25 +100,54 @@ class StepOptions:
     trace: bool = False
 
     def part(self, start: int, end: int) -> "StepOptions":
-        """Those of the steps from start to before end, with everything kept."""
+        """Return the options of some of the steps, without checkpointing.
+
+        Parameters
+        ----------
+        start : int
+            The first step.
+        end : int
+            The step behind the last one.
+
+        Returns
+        -------
+        StepOptions
+            The options of steps start to end - 1.
+        """
         mask = None if self.mask is None else self.mask[:, start:end]
         resets = None if self.resets is None else self.resets[:, start:end]
         return replace(self, mask=mask, resets=resets, first=self.first + start, every=0)
 
     @cached_property
     def features(self) -> StepFeatures:
-        """Which of the options there are."""
+        """The options that are used, as ``StepFeatures``."""
         zoneout = ("mean" if self.seed is None else "sampled") if any(self.zoneout) else ""
         mask, resets, scale = (a is not None for a in (self.mask, self.resets, self.scale))
         return StepFeatures(mask, resets, scale, zoneout, self.trace)
 
     @cached_property
     def seeds(self) -> tuple[int, ...]:
-        """A seed for each state's zoneout."""
+        """A seed for zoneout of each state."""
         return tuple(draws.seed_of(self.seed or 0, k) for k in range(len(self.zoneout)))
 
     def zoned(self, t: int, shape: tuple[int, int], dtype: Any) -> tuple[Array, ...]:
-        """Of each state at step t which units (N, H) keep their old value, or what share of it."""
+        """Return, for each state, what zoneout keeps at a step.
+
+        Parameters
+        ----------
+        t : int
+            The step, counted from ``first``.
+        shape : (N, H)
+            The shape of a state.
+        dtype : dtype
+            float32 or float64.
+
+        Returns
+        -------
+        tuple of arrays
+            With a seed (N, H) bool: the units that keep their old value. Without one () of that
+            dtype: the share of its old value that every unit keeps.
+        """
         if self.seed is None:
             return tuple(np.asarray(rate, dtype) for rate in self.zoneout)
         rates = zip(self.seeds, self.zoneout, strict=True)
