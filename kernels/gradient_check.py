@@ -1,4 +1,4 @@
-"""A cell's gradients against central differences, on random numbers and in NumPy."""
+"""Compare the gradients of a cell with central differences, on random numbers and in NumPy."""
 
 import warnings
 from typing import Any
@@ -21,14 +21,33 @@ def check(
 ) -> float:
     """Compare the gradients with central differences, on random numbers and in NumPy.
 
-    N, T, D, H  rows, steps, inputs and units of the problem
-    tolerance   the largest error allowed, relative to the largest number of a gradient
+    Parameters
+    ----------
+    self : WrittenCell
+        The cell.
+    N, T, D, H : int
+        The numbers of rows, steps, inputs and units of the problem.
+    seed : int, default 0
+        The seed of the random numbers.
+    tolerance : float, default 1e-6
+        The largest error that is allowed, relative to the largest number of a gradient.
 
-    Returns the largest relative error. Raises AssertionError, naming what is off and by how
-    much, where one is larger, or where float32 does not stay float32.
+    Returns
+    -------
+    float
+        The largest relative error.
 
-    Warns, by name, of a quotient that may be 0 / 0 where gates are shut or wide open, and of a
-    root that may be one of 0: there the gradient is NaN.
+    Raises
+    ------
+    AssertionError
+        If an error is larger than that, or float32 does not stay float32; the message names the
+        gradient and its error.
+
+    Warns
+    -----
+    RuntimeWarning
+        If a quotient may be 0 / 0 where gates are shut or wide open, or a root may be of 0: the
+        gradient is NaN there. The message names the place.
     """
     for place in self.without_gradient():
         warnings.warn(
@@ -40,7 +59,7 @@ def check(
     cell = self.cell
     sizes = N, T, D, H
     problems = [_gradient_errors(cell, sizes, seed + k) for k in range(2)]
-    # where functions are flat or go on otherwise, hard_sigmoid beyond 3 say
+    # where functions are flat or have another branch, such as hard_sigmoid beyond 3
     problems.append(_gradient_errors(cell, sizes, seed, reach=4.0))
     errors = {name: max(errors[name] for errors in problems) for name in problems[0]}
     wrong = [
@@ -68,7 +87,7 @@ WrittenCell.check = check
 
 
 def _states_not_finite(cell: Cell, sizes: tuple[int, ...], seed: int) -> list[str]:
-    """The states that forward makes NaN or infinite, of random numbers between -1 and 1."""
+    """The states that forward makes NaN or infinite, from random numbers between -1 and 1."""
     found = set()
     with np.errstate(all="ignore"):
         for k in range(2):
@@ -79,7 +98,7 @@ def _states_not_finite(cell: Cell, sizes: tuple[int, ...], seed: int) -> list[st
 
 
 class _Problem:
-    """Random numbers for a cell, and its results by name."""
+    """Random inputs, parameters and states for a cell, by name, and its gradients by them."""
 
     def __init__(
         self, cell: Cell, sizes: tuple[int, ...], seed: int, dtype: Any, reach: float = 1.0
@@ -123,10 +142,10 @@ class _Problem:
 def _gradient_errors(
     cell: Cell, sizes: tuple[int, ...], seed: int, reach: float = 1.0
 ) -> dict[str, float]:
-    """How far each gradient is from central differences, relative to its largest number.
+    """The error of each gradient from central differences, relative to its largest number.
 
-    reach  how far from 0 numbers may lie; beyond 1 those that are not finite are passed over, a
-           function may be defined for no such numbers
+    reach  the largest absolute value of the random numbers; beyond 1, differences that are not
+           finite are ignored, since a function may not be defined there
     """
     errors = {}
     with np.errstate(all="ignore"):
@@ -135,9 +154,9 @@ def _gradient_errors(
         for name, array in problem.inputs().items():
             near, far = (_differences(problem, array, step) for step in (5e-6, 1e-5))
             finite = np.isfinite(near) & np.isfinite(far) & np.isfinite(gradients[name])
-            # differences of a loss of about 1 say nothing of a gradient near their rounding errors
+            # the loss is about 1: a gradient near its rounding errors cannot be judged
             size = max(np.abs(near[finite]).max(initial=0), 1e-3)
-            # where two differences differ a function has a kink between, and there is no gradient
+            # where two differences disagree there is a kink between, and no gradient
             judged = finite & (np.abs(near - far) <= 1e-7 * size)
             error = np.abs(gradients[name] - near)[judged].max(initial=0) / size
             errors[name] = float(error) if reach > 1 or finite.all() else float("inf")
@@ -145,7 +164,7 @@ def _gradient_errors(
 
 
 def _differences(problem: "_Problem", array: Any, step: float) -> Any:
-    """Central differences of the loss by each number of one of its arrays."""
+    """Central differences of the loss with respect to each number of an array."""
     found = np.empty_like(array)
     for place in np.ndindex(array.shape):
         here = array[place]
@@ -158,7 +177,7 @@ def _differences(problem: "_Problem", array: Any, step: float) -> Any:
 
 
 def _other_dtypes(cell: Cell, sizes: tuple[int, ...], seed: int) -> list[str]:
-    """What does not stay float32."""
+    """Names and dtypes of the results that do not stay float32."""
     with np.errstate(all="ignore"):
         problem = _Problem(cell, sizes, seed, np.float32)
         _, _, (_, steps, *_) = problem.forward()

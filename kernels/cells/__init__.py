@@ -1,15 +1,15 @@
 """The cells. Each file here defines one kind; to add a file, import it below.
 
 Every module-level :class:`Cell` in this folder, and every cell that is written with the decorator
-of ``written.py``, is found by its ``name``: layers, models, the command line and the conformance
-tests know it from then on.
+of ``written.py``, is found by its ``name``. Layers, models, the command line and the conformance
+tests take it from there.
 """
 
 import copyreg
 from functools import cache
 from typing import Any
 
-# by name, for programs that were packed into one file know of no folder to look into
+# by name: a program that is packed into one file has no folder to search
 from . import (
     elementwise,
     gru,
@@ -45,16 +45,37 @@ def _registry() -> dict[str, Cell | WrittenCell]:
 
 
 def names() -> list[str]:
-    """Names of all cells, sorted."""
+    """Return the names of all cells, sorted.
+
+    Returns
+    -------
+    list of str
+        The names.
+
+    Examples
+    --------
+    >>> "lstm" in names()
+    True
+    """
     return sorted(_registry())
 
 
 def register(cell: Cell | WrittenCell, *, replace: bool = False) -> None:
-    """Let a cell of one's own be found by its name, by models and their checkpoints too.
+    """Register a cell of one's own, so that models and their checkpoints find it by its name.
 
-    replace  True: in place of another one of that name, such as the one that you have just changed
+    Parameters
+    ----------
+    cell : Cell or WrittenCell
+        The cell.
+    replace : bool, default False
+        Whether to replace another cell of that name, such as an earlier version of the same cell.
 
-    Raises ValueError where another cell has that name.
+    Raises
+    ------
+    ValueError
+        If another cell has that name.
+    TypeError
+        If it is not a cell.
     """
     if not isinstance(cell, Cell | WrittenCell):
         raise TypeError(f"cell: expected a cell, got {cell!r}")
@@ -67,9 +88,27 @@ def register(cell: Cell | WrittenCell, *, replace: bool = False) -> None:
 
 
 def get(cell: str | Cell | WrittenCell) -> Cell:
-    """The cell of that name; a Cell is returned as it is, a written one is derived now.
+    """Return a cell by its name.
 
-    Raises ValueError, listing the names, where there is none.
+    Parameters
+    ----------
+    cell : str, Cell or WrittenCell
+        The name. A Cell is returned as it is; a WrittenCell is derived now, unless it has been.
+
+    Returns
+    -------
+    Cell
+        The cell.
+
+    Raises
+    ------
+    ValueError
+        If no cell has that name; the message lists the names.
+
+    Examples
+    --------
+    >>> get("lstm").gates
+    ('f', 'g', 'i', 'o')
     """
     if not isinstance(cell, Cell | WrittenCell):
         try:
@@ -80,7 +119,7 @@ def get(cell: str | Cell | WrittenCell) -> Cell:
 
 
 def _reduce(cell: Cell) -> tuple[Any, ...]:
-    """A cell is pickled by its name, which is to be known where it is unpickled."""
+    """Pickle a cell by its name, which must be known where it is unpickled."""
     if cell.name not in names() or get(cell.name) is not cell:
         raise TypeError(
             f"cell {cell.name!r}: to be pickled it has to be found by its name; "
@@ -90,4 +129,4 @@ def _reduce(cell: Cell) -> tuple[Any, ...]:
 
 
 copyreg.pickle(Cell, _reduce)
-_registry()  # made now, before there are threads that could make two
+_registry()  # built now: later, two threads could build it at once

@@ -1,4 +1,4 @@
-"""What a cell is: two plain functions on tuples of numbers, and a few names.
+"""A cell: two plain functions on tuples of numbers, and a few names.
 
 A recurrent network is two kinds of work: large matrix products, which are the same for every
 cell, and a little arithmetic between them, which is the cell. A cell states that arithmetic for
@@ -13,31 +13,31 @@ Notation (N batch, T time, D input size, H hidden size)::
 
 ``gates`` are the pre-activations in the order of ``Cell.gates``. ``state`` is the state *before*
 the step, in the order of ``Cell.states``; its first member is the hidden state ``h``, the cell's
-output. ``saved`` is what backward wants to find again, in the order of ``Cell.saved``. ``backward``
-gets the gradient of the state after the step and returns the gradient of every pre-activation and
-the *direct* part of the gradient of the state before the step; the part that flows through
-``h Wh`` the engine adds. ``None`` in place of a gradient says that it is zero. All of these are
-tuples, with one member for each name.
+output. ``saved`` holds the numbers that ``backward`` needs, in the order of ``Cell.saved``.
+``backward`` receives the gradient of the state after the step. It returns the gradient of every
+pre-activation and the *direct* part of the gradient of the state before the step; the engine adds
+the part that flows through ``h Wh``. ``None`` in place of a gradient stands for zero. All of these
+are tuples, with one member for each name.
 
 Cell functions are straight-line arithmetic, since they run on NumPy arrays, on SIMD vectors and
-on GPU threads alike: ``+ - * /``, the functions of ``functions.py`` (whose derivatives take the
-*output*: ``dtanh(tanh(a))``), constants of the module and plain functions made of the same. In
-place of an ``if`` there is ``where(condition, a, b)``, of a condition made with ``< <= > >=`` and
-two numbers, at least one of them no constant. No ``**``, no ``if``, no ``np.*``. ``rnn.py`` is the
-smallest cell to start from.
+on GPU threads alike. They may use ``+ - * /``, the functions of ``functions.py`` (whose derivatives
+take the *output*: ``dtanh(tanh(a))``), constants of the module and plain functions made of the
+same. In place of an ``if`` there is ``where(condition, a, b)``; the condition compares two numbers
+with ``< <= > >=``, and at least one of them is not a constant. No ``**``, no ``if``, no ``np.*``.
+``rnn.py`` is the smallest cell to start from.
 
-How the products enter is declared, never guessed:
+A cell declares how the products enter:
 
 ``input_only``      gates that see only ``x Wx``; if all do, there is no recurrent product at all
-``recurrent_only``  gates that see only ``h Wh``; with ``biases=2`` this is how the reset-after
-                    GRU gets at the recurrent product before the reset gate scales it
-``weights``         the last of ``gates`` may be no gates but parameters, one number a unit, as a
-                    peephole's: they see neither product; their gradient is handed back like a
-                    gate's, and the engine adds it up
+``recurrent_only``  gates that see only ``h Wh``; with ``biases=2`` this gives the reset-after GRU
+                    the recurrent product before the reset gate scales it
+``weights``         the last of ``gates`` may be parameters instead, one number a unit, such as a
+                    peephole's. They see neither product; ``backward`` returns their gradient like
+                    a gate's, and the engine sums it
 ``operand``         the second product: the last gates (named in ``second``) multiply not h but
-                    ``operand(gates, state)``, as the reset-before GRU's ``(r * h) Wh``
-``fed``             a gate that no product feeds: its pre-activation is ``operand(gates, state)``
-                    itself. It pays where it is normalised, as an LSTM's new memory cell
+                    ``operand(gates, state)``, such as the reset-before GRU's ``(r * h) Wh``
+``fed``             a gate without a product: its pre-activation is ``operand(gates, state)``
+                    itself. This is useful if it is normalised, such as an LSTM's new memory cell
 ``normalised``      gates whose pre-activation the engine normalises over the H units of a row
                     before the cell's functions see it (layer normalisation, Ba et al. 2016), each
                     gate by itself and with its biases inside:
@@ -45,7 +45,7 @@ How the products enter is declared, never guessed:
                         (a - mean(a)) / sqrt(var(a) + 1e-5)
 
                     Gain and shift are ``weights`` of the cell. ``backward`` returns the gradient
-                    by what the cell was given; from there to a, it is the engine's
+                    of the normalised value; the engine continues from there to a
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -208,7 +208,7 @@ class Cell:
             raise self._refuse("biases: 2 needs as many gates in x Wx as in h Wh")
 
     def _check_functions(self) -> None:
-        """Call the functions once, on one number each, to see that they keep to the contract."""
+        """Call the functions once, on one number each, to check that they keep to the contract."""
 
         def some(names: tuple[str, ...]) -> Numbers:
             return tuple(np.full(1, 0.5, np.float32) for _ in names)
@@ -248,20 +248,37 @@ class Cell:
 
     @cached_property
     def input_gates(self) -> tuple[int, ...]:
-        """Positions of the gates that have a block of columns in Wx."""
+        """The positions of the gates that have a block of columns in Wx."""
         without = {*self.recurrent_only, *self.fed, *self.weights}
         return tuple(g for g, name in enumerate(self.gates) if name not in without)
 
     @cached_property
     def recurrent_gates(self) -> tuple[int, ...]:
-        """Positions of the gates that have a block of columns in Wh."""
+        """The positions of the gates that have a block of columns in Wh."""
         without = {*self.input_only, *self.fed, *self.weights}
         return tuple(g for g, name in enumerate(self.gates) if name not in without)
 
     def shapes(self, input_size: int, hidden_size: int) -> dict[str, tuple[int, ...]]:
-        """Shapes of the parameters, in their order.
+        """Return the shapes of the parameters, in their order.
 
-        Wx, Wh (if there is a recurrent product), b, and w (if there are ``weights``).
+        Parameters
+        ----------
+        input_size : int
+            D, the number of features of an input.
+        hidden_size : int
+            H, the number of units.
+
+        Returns
+        -------
+        dict of str to tuple of int
+            The shapes of Wx, Wh (if there is a recurrent product), b, and w (if there are
+            ``weights``).
+
+        Examples
+        --------
+        >>> from numba_rnn.kernels import cells
+        >>> cells.get("lstm").shapes(3, 5)
+        {'Wx': (3, 20), 'Wh': (5, 20), 'b': (20,)}
         """
         columns = len(self.input_gates) * hidden_size
         recurrent = len(self.recurrent_gates) * hidden_size
@@ -273,34 +290,86 @@ class Cell:
         }
 
     def hidden_size(self, params: Sequence[Any]) -> int:
-        """H, of parameters in the order of ``shapes``."""
+        """Return H, the number of units.
+
+        Parameters
+        ----------
+        params : sequence of arrays
+            The parameters, in the order of ``shapes``.
+
+        Returns
+        -------
+        int
+            H.
+        """
         return int(params[0].shape[1]) // len(self.input_gates)
 
     def complete(self, params: Sequence[Any]) -> tuple[Any, Any, Any, Any]:
-        """Wx, Wh, b and w of the parameters; what the cell has not comes with a size of 0."""
+        """Return all four parameters; those that the cell lacks are empty arrays.
+
+        Parameters
+        ----------
+        params : sequence of arrays
+            The parameters, in the order of ``shapes``.
+
+        Returns
+        -------
+        Wx : (D, Gx H) array
+            The input weights.
+        Wh : (H, Gh H) array
+            The recurrent weights.
+        b : (Gx H,) or (2, Gx H) array
+            The biases.
+        w : (number of weights, H) array
+            The weights.
+        """
         Wx, *rest = params
         H = self.hidden_size(params)
         Wh = rest.pop(0) if self.recurrent_gates else Wx[:0].reshape(H, 0)
         return Wx, Wh, rest[0], rest[1] if self.weights else Wx[:0, :H]
 
     def own(self, dWx: Any, dWh: Any, db: Any, dw: Any) -> tuple[Any, ...]:
-        """The other way round: those of the four that the cell has."""
+        """Return the gradients of the parameters that the cell has: the inverse of ``complete``.
+
+        Parameters
+        ----------
+        dWx, dWh, db, dw : array
+            The gradients of all four.
+
+        Returns
+        -------
+        tuple of arrays
+            The gradients, in the order of ``shapes``.
+        """
         Wh, w = (dWh,) if self.recurrent_gates else (), (dw,) if self.weights else ()
         return (dWx, *Wh, db, *w)
 
     @property
     def gate_names(self) -> tuple[str, ...]:
-        """Names of what ``inside`` gives."""
+        """The names of the values that ``inside`` returns."""
         return self.shown or tuple(name for name in self.saved if name not in self.weights)
 
     def inside(self, gates: Numbers, state: Numbers) -> Numbers:
-        """What is to be seen inside a step: the gates after their activation functions."""
+        """Return the values inside a step, usually the gates after their activation functions.
+
+        Parameters
+        ----------
+        gates : tuple
+            The pre-activations.
+        state : tuple
+            The state before the step.
+
+        Returns
+        -------
+        tuple
+            The values, in the order of ``gate_names``.
+        """
         if self.show is not None:
             return self.show(gates, state)
         _, saved = self.forward(gates, state)
         return tuple(saved[self.saved.index(name)] for name in self.gate_names)
 
-    # a cell never changes: copies of what refers to it share it
+    # a cell is immutable: its copies are the cell itself
 
     def __copy__(self) -> "Cell":
         return self

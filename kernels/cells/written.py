@@ -1,4 +1,4 @@
-"""Cells written once: the step as a plain function, its gradient derived.
+"""Written cells: the step is a plain function, its gradient is derived.
 
     @cell(states="h c", bias_start={"f": 1.0})
     def lstm(f, g, i, o, h, c):
@@ -7,10 +7,11 @@
         h = o * tanh(c)
         return h, c
 
-Arguments are found by their names: those in ``states`` are the states before the step, those in
-``weights`` are weights of which each unit has its own, and all others are pre-activations of
-gates. The function returns the states after the step. It may use what functions of a ``Cell`` may
-use; ``..derivation`` makes those from it when ``.cell`` is first asked for, which takes SymPy.
+Arguments are found by their names. Those in ``states`` are the states before the step, those in
+``weights`` are weights, one number for each unit; all others are pre-activations of gates. The
+function returns the states after the step. It may use whatever the functions of a ``Cell`` may
+use. ``..derivation`` makes a ``Cell``'s functions from it when ``.cell`` is first accessed, which
+requires SymPy.
 """
 
 import inspect
@@ -34,7 +35,7 @@ FUNCTIONS = "forward", "backward", "operand", "operand_backward"
 RECURRENCES = "product", "elementwise"
 
 
-OPTIONS: Mapping[str, Any] = MappingProxyType({  # of ``cell``, and what they are if left out
+OPTIONS: Mapping[str, Any] = MappingProxyType({  # of ``cell``, with their defaults
     "states": "h", "weights": (), "input_only": (), "recurrent_only": (), "second": (), "fed": (),
     "operand": None, "normalised": (), "joined": (), "recurrence": "product", "biases": 1,
     "bias_start": None, "weight_start": None, "backward": None, "saved": None, "name": None,
@@ -42,14 +43,46 @@ OPTIONS: Mapping[str, Any] = MappingProxyType({  # of ``cell``, and what they ar
 
 
 class WrittenCell:
-    """A cell made from a plain function; see ``cell``. Calling it calls that function."""
+    """A cell made from a plain function. Calling it calls that function.
+
+    Parameters
+    ----------
+    function : callable
+        The step.
+    **options
+        The options of ``cell``.
+
+    Attributes
+    ----------
+    name : str
+        The name of the cell.
+    states, gates, weights : tuple of str
+        The names of its states, gates and weights.
+    check : method
+        ``numba_rnn.custom.check``: compares the gradients with central differences.
+
+    Examples
+    --------
+    >>> from numba_rnn.functions import tanh
+    >>> @cell
+    ... def elman(a, h):
+    ...     return tanh(a)
+    >>> elman.gates, elman.states
+    (('a',), ('h',))
+    >>> print(elman.source("forward").strip())
+    def forward(gates, state):
+        (a,) = gates
+    <BLANKLINE>
+        h = tanh(a)
+        return (h,), (h,)
+    """
 
     name: str
     states: tuple[str, ...]
     gates: tuple[str, ...]
     weights: tuple[str, ...]
 
-    check: Callable[..., float]  # of ``kernels/gradient_check.py``: cells know of no engine
+    check: Callable[..., float]  # set by ``kernels/gradient_check.py``: this file imports no engine
 
     def __init__(self, function: Any, **options: Any) -> None:
         if not inspect.isfunction(function):
@@ -74,7 +107,7 @@ class WrittenCell:
         )
 
     def __reduce__(self) -> str:
-        return str(vars(self)["__qualname__"])  # pickled as functions are: by where it is found
+        return str(vars(self)["__qualname__"])  # pickled by reference, as functions are
 
     def __copy__(self) -> "WrittenCell":
         return self
@@ -84,18 +117,31 @@ class WrittenCell:
 
     @property
     def py_func(self) -> Any:
-        """The function; what Numba compiles has it under the same name."""
+        """The plain function; a function compiled by Numba has it under the same name."""
         return self._function
 
     @property
     def cell(self) -> Cell:
-        """The cell for engines, derived when first asked for."""
+        """The ``Cell`` for engines; it is derived when first accessed."""
         return self._derived()[0]
 
     def source(self, function: str) -> str:
-        """The source of one of the cell's functions.
+        """Return the source of one of the cell's functions.
 
-        function  "forward", "backward", "operand" or "operand_backward"
+        Parameters
+        ----------
+        function : {"forward", "backward", "operand", "operand_backward"}
+            The function; the last two exist if the cell has an ``operand``.
+
+        Returns
+        -------
+        str
+            The source.
+
+        Raises
+        ------
+        ValueError
+            If the cell has no such function.
         """
         there = [name for name in FUNCTIONS if "operand" not in name or self._options["operand"]]
         if function not in there:
@@ -104,7 +150,13 @@ class WrittenCell:
         return sources.get(function) or inspect.getsource(getattr(cell, function))
 
     def without_gradient(self) -> list[str]:
-        """Quotients that may be 0 / 0, and roots that may be one of 0, by name."""
+        """Find quotients that may be 0 / 0 and roots that may be of 0; their gradients are NaN.
+
+        Returns
+        -------
+        list of str
+            A description of each, with an example.
+        """
         traced, given = self._trace()[0], self._options
         return extremes.without_gradient(traced, given["normalised"], given["fed"])
 
@@ -297,7 +349,7 @@ class WrittenCell:
         return found, sources
 
     def _trace(self) -> tuple[cell_functions.Traced, Run]:
-        """Run the user's functions, and see to it that they returned what they should."""
+        """Run the user's functions, and check what they return."""
         trace = Trace(self.name)
         gates, weights, state = (
             {name: trace.graph.input(role, name) for name in names}
@@ -348,7 +400,7 @@ class WrittenCell:
         return value._node
 
     def _forward_of(self, traced: cell_functions.Traced, run: Run, names: NodeNames) -> str:
-        """The forward function that saves what the user's backward function asks for."""
+        """The forward function that saves what the user's backward function needs."""
         saved = self._options["saved"]
         self._among("saved", saved, run.local, "numbers at return")
         nodes = [run.local[name] for name in saved]
@@ -384,30 +436,64 @@ def cell(
 
 
 def cell(function=None, /, **options):
-    """A decorator: the step of a cell as a plain function -> the cell.
+    """Make a cell from its step, a plain function; its gradient is derived. A decorator.
 
-    Lists of names are strings, split at spaces, or tuples.
+    ``numba_rnn.cell`` is the public form, which derives the cell at once.
 
-    states          the arguments that are states before the step, the output h first
-    weights         the arguments that are weights: of each, every unit has its own number
-    input_only      gates that see x Wx alone
-    recurrent_only  gates that see h Wh alone
-    second          the last gates, if their product multiplies ``operand`` instead of h
-    fed             in place of second: a gate without any product, which is what ``operand`` gives
-    operand         a function of other gates, states and weights, found by name like the cell's
-    normalised      gates whose pre-activation arrives normalised over the units of a row
-    joined          states that mean something only together, which zoneout leaves alone
-    recurrence      "product", or "elementwise": no h Wh at all, every gate sees x alone
-    biases          1: on the input side; 2: on both
-    bias_start      where a gate's bias starts, by name: a number, or (low, high) to draw it from
-    weight_start    where a weight starts, likewise
-    backward        instead of a derivation: (dstate, saved, state) -> (dgates, dstate), as a
-                    ``Cell`` has it, the weights being the last of the gates
-    saved           with ``backward``: the function's local variables that it is given
-    name            the cell's name; the function's if None
+    Parameters
+    ----------
+    function : callable, optional
+        The step. If it is left out, the result is a decorator.
+    **options
+        The options below. Lists of names are strings, split at spaces or commas, or tuples.
 
-    Raises ValueError or TypeError for what no cell can be. What the function computes is looked at
-    when the cell is derived, and errors then name the line.
+    Other Parameters
+    ----------------
+    states : names
+        The arguments that are states before the step, the output h first; "h" if left out.
+    weights : names
+        The arguments that are weights, one number for each unit.
+    input_only : names
+        Gates that have x Wx alone.
+    recurrent_only : names
+        Gates that have h Wh alone.
+    second : names
+        The last gates, if their recurrent product multiplies ``operand`` instead of h.
+    fed : name
+        May be given instead of second: a gate without any product, whose pre-activation is
+        ``operand``.
+    operand : callable
+        A function of other gates, states and weights, found by name like the cell's arguments.
+    normalised : names
+        Gates with layer normalisation over the units of a row.
+    joined : names
+        States that have no meaning alone. Zoneout leaves them as they are.
+    recurrence : {"product", "elementwise"}
+        "product": h Wh is added to every gate. "elementwise": there is no h Wh.
+    biases : {1, 2}
+        1: one bias, on the input side. 2: a bias on both sides.
+    bias_start : dict of str to float or (low, high)
+        The initial bias of a gate: a number, or the range of a uniform distribution.
+    weight_start : dict of str to float or (low, high)
+        The initial value of a weight, in the same form.
+    backward : callable
+        (dstate, saved, state) -> (dgates, dstate), instead of a derived one, as in a ``Cell``; the
+        weights are the last of the gates.
+    saved : names
+        With ``backward``: the local variables of the function that it receives.
+    name : str
+        The name of the cell; that of the function if left out.
+
+    Returns
+    -------
+    WrittenCell
+        The cell.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the options are not those of a cell. The function itself is checked when the cell is
+        derived; errors then name the line.
     """
     if function is None:
         return lambda function: WrittenCell(function, **options)
@@ -419,5 +505,5 @@ def _is_finite(number: Any) -> bool:
         return False
     try:
         return isfinite(number)
-    except OverflowError:  # a whole number beyond all floats
+    except OverflowError:  # an int beyond the largest float
         return False
