@@ -24,11 +24,15 @@ EXAMPLES = {
     for page in (ROOT / "README.md", *GUIDE)
     for k, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.S))
 }
-MODULES = [
-    m.name
-    for m in pkgutil.walk_packages(numba_rnn.__path__, "numba_rnn.")
-    if "__main__" not in m.name
-]
+# kernels/ is not in the folder of numba_rnn in a checkout
+KERNELS = ("engine", "step_options", "cells", "cells.cell", "cells.written")
+MODULES = sorted(
+    {
+        *(m.name for m in pkgutil.walk_packages(numba_rnn.__path__, "numba_rnn.")),
+        *(f"numba_rnn.kernels.{name}" for name in KERNELS),
+    }
+    - {"numba_rnn.__main__"}
+)
 
 
 def run(code, name):
