@@ -1,8 +1,8 @@
 """The NumPy engine: the specification of what every engine computes.
 
-Written to be read, step by step as the book has it, except that whatever does not depend on the
-step before is done once for all steps: the input product before the loop, and one product each
-for dWx, dWh and dxs after it. ``engine.py`` says what goes in and what comes out.
+It is written to be read, step by step as in the book, except that whatever does not depend on the
+step before is computed once for all steps: the input product before the loop, and one product each
+for dWx, dWh and dxs after it. ``engine.py`` describes arguments and results.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from .functions import where
 from .layout import EPSILON
 from .step_options import NO_OPTIONS, StepOptions
 
-Normalised = dict[int, tuple[Array, Array]]  # a normalised gate's numbers, and 1 / deviation
+Normalised = dict[int, tuple[Array, Array]]  # by gate: the normalised numbers, and 1 / deviation
 
 
 class NumpyEngine(Engine):
@@ -37,7 +37,7 @@ class NumpyEngine(Engine):
         expect_consistent(cell, xs, state, params)
         N, T, _ = xs.shape
         H = cell.hidden_size(params)
-        state = tuple(s.copy() for s in state)  # backward needs them as they are now
+        state = tuple(s.copy() for s in state)  # the caller may change theirs before backward
         hs = np.empty((N, T, H), dtype=xs.dtype)
         kept: list[Any] = []
         walk = self._walk(cell, _x_side(cell, xs, params), range(T), state, params, steps)
@@ -47,7 +47,7 @@ class NumpyEngine(Engine):
                 kept.append((seen, *left))
             elif t % steps.every == 0:
                 kept.append(seen)
-        last = tuple(s.copy() for s in state)  # theirs to change; ours is needed for backward
+        last = tuple(s.copy() for s in state)  # the caller may change these; backward needs ours
         return hs, last, (xs, kept, params, steps)
 
     @staticmethod
@@ -59,8 +59,9 @@ class NumpyEngine(Engine):
         params: Sequence[Array],
         steps: StepOptions,
     ) -> Iterator[tuple[State, Array | None, tuple[Array, ...], Normalised, State, Array]]:
-        """Step by step: the state it saw, its operand, what the cell saved, how its gates were
-        normalised, the state after it, and its output."""
+        """Run step by step. Yields for each step the state before it, its operand, what the cell
+        saved, the gates' normalisation, the state after it, and its output.
+        """
         _, Wh, b, w = cell.complete(params)
         bh, features = None if cell.biases == 1 else b[1], steps.features
         for t in times:
@@ -78,8 +79,10 @@ class NumpyEngine(Engine):
     def _walked(
         self, cell: Cell, xs: Array, kept: list[Any], params: Sequence[Array], steps: StepOptions
     ) -> Iterator[tuple[State, Array | None, tuple[Array, ...], Normalised]]:
-        """What forward kept of every step, from the last to the first; computed again if it kept
-        but some states."""
+        """Yield what forward kept of every step, from the last to the first.
+
+        With checkpointing the steps are run again, from the states that forward kept.
+        """
         if not steps.every:
             yield from reversed(kept)
             return
@@ -130,7 +133,7 @@ class NumpyEngine(Engine):
             dnew, past = step.settle_backward(features, dstate, live, zoned)
             dgates, dprev = cell.backward(dnew, step_saved, state)
             dgates, dprev = _filled(dgates, like=state[0]), _filled(dprev, like=state[0])
-            dgates = _only(live, dgates)  # of what is normalised, by what the cell was given
+            dgates = _only(live, dgates)  # normalised gates: still of the normalised value
 
             dgates = _denormalised(dgates, normalised, late_gates)
             if cell.operand_backward is not None:
@@ -221,7 +224,7 @@ class NumpyEngine(Engine):
 
 
 def _x_side(cell: Cell, xs: Array, params: Sequence[Array]) -> Array:
-    """x Wx and the bias beside it: one product for all T."""
+    """x Wx and the bias on the input side: one product for all T."""
     Wx, _, b, _ = cell.complete(params)
     return xs @ Wx + (b if cell.biases == 1 else b[0])
 
@@ -236,11 +239,11 @@ def _pre_activations(
     scale: Array | None,
     live: Array | None = None,
 ) -> tuple[tuple[Array, ...], Array | None, Normalised]:
-    """The pre-activation (N, H) of every gate, the operand of the second product if any, and
-    how gates were normalised.
+    """The pre-activation (N, H) of every gate, the operand of the second product if any, and the
+    gates' normalisation.
 
-    live  (N, 1), the rows whose step is there: the operand of the others, which may be anything,
-          is 0, as it takes part in the gradient of Wh
+    live  (N, 1), the rows that are not masked: the operand of the others, which may be anything, is
+          set to 0, since it enters the gradient of Wh
     """
     h = state[0] if scale is None else state[0] * scale
     H = Wh.shape[0]
@@ -280,7 +283,7 @@ def _pre_activations(
 def _normalise(a: Array) -> tuple[Array, Array]:
     """a (N, H) normalised over each row, and 1 / its standard deviation, (N, 1)."""
     d = a - a.mean(axis=1, keepdims=True)
-    d = d - d.mean(axis=1, keepdims=True)  # the first mean was rounded as roughly as a itself is
+    d = d - d.mean(axis=1, keepdims=True)  # the first mean has the rounding error of a itself
     deviation = np.sqrt((d * d).mean(axis=1, keepdims=True) + d.dtype.type(EPSILON))
     return d / deviation, 1 / deviation
 
@@ -288,7 +291,7 @@ def _normalise(a: Array) -> tuple[Array, Array]:
 def _denormalised(
     dgates: tuple[Array, ...], normalised: Normalised, gates: Sequence[int]
 ) -> tuple[Array, ...]:
-    """The gradients, for some gates that by a from that by what ``_normalise`` made of it."""
+    """The gradients; those of some gates are taken back from the normalised value to a."""
     found = list(dgates)
     for g in normalised.keys() & set(gates):
         (a_hat, factor), d = normalised[g], dgates[g]
@@ -298,7 +301,7 @@ def _denormalised(
 
 
 def reset_before(steps: StepOptions, t: int, state: State) -> State:
-    """The state that step t sees."""
+    """The state that step t reads: after a reset, if any."""
     if steps.resets is None:
         return state
     again = steps.resets[:, t, None]
@@ -309,7 +312,7 @@ def reset_before(steps: StepOptions, t: int, state: State) -> State:
 
 
 def _only(rows: Array | None, arrays: State) -> State:
-    """The arrays with zeros in all rows but some; None: as they are."""
+    """The arrays with zeros in all rows but these; unchanged if rows is None."""
     return arrays if rows is None else tuple(where(rows, a, 0.0) for a in arrays)
 
 
@@ -319,5 +322,5 @@ def _fuse(dgates: Sequence[Array], positions: Sequence[int]) -> Array:
 
 
 def _filled(gradients: Sequence[Array | None], like: Array) -> tuple[Array, ...]:
-    """The gradients with zeros for None."""
+    """The gradients, zeros in place of None."""
     return tuple(np.zeros_like(like) if d is None else d for d in gradients)

@@ -1,22 +1,22 @@
 """The gate arithmetic of one step, for some rows of the batch and some units.
 
-Between the products of a step and the next: a cell's own functions, on vectors of W units. All
-numbers are in panels (``products.py``), number k of unit-panel u of a tuple being panel
-k * units + u; a panel's rows are the rows of the batch.
+It runs between the products of two steps: a cell's own functions, on vectors of W units. All
+numbers are in panels (``products.py``): number k of a tuple, for unit-panel u, is panel
+k * units + u. The rows of a panel are the rows of the batch.
 
     x_side, e_side, l_side   x Wx, h Wh and the second product: panels of pre-activations
     state, after             the state before the step and after it
-    saved                    what backward wants to find again; 0 where nothing will be asked for
-    operand                  what the second product multiplies
-    given                    what normalised gates became, at (units + 1) panels each
+    saved                    the numbers that backward needs; 0 if there will be no backward
+    operand                  the factor of the second product
+    given                    the normalised gates, each (units + 1) panels after the one before
                              (``normalising.py``)
-    delta                    gradients of the pre-activations
-    b, w                     biases, and behind them the cell's weights: H numbers each
-    dstate                   gradients of the state; behind them the part that came back through
+    delta                    the gradients of the pre-activations
+    b, w                     the biases, and behind them the cell's weights: H numbers each
+    dstate                   the gradients of the state; behind them the part that came back through
                              h Wh
-    options, t               an address for ``step_arguments.py``, and the step
-    n0                       the number in the whole batch of the first row
-    hs, dhs                  the caller's arrays: rows ``hs_row`` bytes apart, H numbers each
+    options, t               the address of an ``OptionArrays``, and the step
+    n0                       the number of the first row in the whole batch
+    hs, dhs                  the caller's arrays: rows of H numbers, ``hs_row`` bytes apart
 """
 
 from .frames import arguments
@@ -98,7 +98,7 @@ def forward_gates(frame):
 
 
 def operand_gates(frame):
-    """A piece: what the second product of a step multiplies."""
+    """A piece: the operand of a step's second product."""
     (
         first, end, units, H, rows, x_side, x_panel, e_side, e_panel,
         b, b_row, state, state_panel, out, out_panel, options, t, n0, given, given_panel,
@@ -169,7 +169,7 @@ def backward_gates(frame):
 
 
 def operand_backward_gates(frame):
-    """A piece: completes a step's gradients by what comes back through the second product."""
+    """A piece: add what comes back through the second product to a step's gradients."""
     (
         first, end, units, rows, doperand, doperand_panel, dstate, dstate_panel,
         state, state_panel, after, after_panel, saved, saved_panel, delta, delta_panel, H, w,

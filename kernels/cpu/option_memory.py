@@ -1,4 +1,4 @@
-"""The options of a pass's steps, as compiled code finds them (``step_arguments.py``)."""
+"""The options of a pass's steps in memory, as compiled code reads them (``step_arguments.py``)."""
 
 from functools import cache
 from typing import Any
@@ -22,10 +22,11 @@ OPTIONS = Plan._fields.index("options")
 
 @cache
 def compiled_features(features: StepFeatures, backward: bool) -> StepFeatures:
-    """The features of the piece that serves these: none, a trace alone, or all of them.
+    """The features of the piece that runs these: none, a trace alone, or all of them.
 
-    With all of them the piece looks at run time which there are. Zoneout alone is compiled in: a
-    piece that drew, or not, by what it finds would draw for nothing, or branch at every number.
+    A piece with all of them checks at run time which are used. Zoneout is the exception and is
+    compiled in: a run-time check would either draw masks that nobody uses, or branch at every
+    number.
     """
     if not (features.changes_state or features.scale):
         return TRACED if backward and features.trace else NO_FEATURES
@@ -35,7 +36,7 @@ def compiled_features(features: StepFeatures, backward: bool) -> StepFeatures:
 class OptionMemory:
     """The numbers of an ``OptionArrays``, and the memory that they point to.
 
-    trace   (N, T, S, H), which backward fills where the steps ask for it, or None
+    trace   (N, T, S, H), filled by backward, or None if the options do not ask for it
     """
 
     def __init__(
@@ -85,14 +86,14 @@ class OptionMemory:
         self.address = address_of(self._words)
 
     def _at(self, numbers: Any, dtype: Any) -> int:
-        """The address of the numbers in C order, 0 for None."""
+        """The address of the numbers, C-contiguous; 0 for None."""
         if numbers is None:
             return 0
         self._kept.append(np.ascontiguousarray(numbers, dtype))
         return address_of(self._kept[-1])
 
     def stopped(self) -> Array | None:
-        """(S, N, H), the gradient that resets have stopped; None without resets."""
+        """The gradient (S, N, H) that resets have stopped; None without resets."""
         if self._dinitial is None:
             return None
         S, N, H = self._sizes

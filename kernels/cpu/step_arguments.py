@@ -1,10 +1,10 @@
 """The arguments of the functions in ``kernels/step.py``, for some units of a row at a step.
 
-A gate piece is compiled for the features of its steps (``StepFeatures``): for none, for a trace
-alone, or for all, with each kind of zoneout. With all of them its ``options`` is the address of an
-``OptionArrays``, which says what of them there really is.
+Each gate piece is compiled for a set of features (``StepFeatures``): none, a trace alone, or all
+of them, once for each kind of zoneout. With all of them, its ``options`` is the address of an
+``OptionArrays``, and run-time checks find out which options a pass has.
 
-Random masks are hashes, 16 or 8 units at a time: ``kernels/draws.py`` defines them.
+Random masks are hashes, computed for 16 or 8 units at a time: ``kernels/draws.py`` defines them.
 """
 
 from typing import NamedTuple
@@ -32,20 +32,20 @@ _I8, _I32, _I64 = (ir.IntType(bits) for bits in (8, 32, 64))
 
 
 class OptionArrays(NamedTuple):
-    """Addresses of what the options of a pass's steps have; 0 where there is nothing."""
+    """Addresses of the arrays of a pass's step options; 0 if there is none."""
 
     T: int
-    first: int  # the number of the first step, for draws
+    first: int  # the number of the first step, for random masks
     row: int  # bytes of H numbers
     mask: int  # (N, T) bytes
     resets: int  # (N, T) bytes
     initial: int  # (S, H)
     scale: int  # (N, H)
-    rates: int  # of zoneout, a number for each state
+    rates: int  # zoneout's, a number for each state
     thresholds: int  # a word for each state
     seeds: int
     dinitial: int  # panels: S states, all unit-panels, N rows
-    dinitial_panel: int  # bytes between them
+    dinitial_panel: int  # bytes between unit-panels
     dinitial_state: int  # bytes between states
     trace: int  # (N, T, S, H)
 
@@ -55,7 +55,9 @@ inlined = register_jitable(error_model="numpy")
 
 
 def _step_function(function):
-    """A function of ``kernels/step.py`` for a piece's features; called with the frame first."""
+    """A function of ``kernels/step.py``, compiled for the features of a piece; calls pass the frame
+    as an additional first argument.
+    """
 
     def of_step(frame, *args):
         raise NotImplementedError("it exists as compiled code only")
@@ -79,7 +81,7 @@ meet = _step_function(step.meet)
 
 
 def _with(feature):
-    """Makes a function one that is compiled where pieces have a feature; elsewhere it is None."""
+    """Compile a function in pieces that have a feature; in others it returns None."""
 
     def decorate(function):
         def of_feature(frame, *args):
@@ -97,7 +99,7 @@ def _with(feature):
     return decorate
 
 
-# ---- flags, rows, units and draws: t and n as the caller counts, u a unit-panel
+# ---- loaders of flags, rows, units and random masks: step t, row n of the batch, unit-panel u
 
 
 @_with("mask")
@@ -138,7 +140,7 @@ def _(frame, options, n, t, u):
 
 
 def scaled(frame, options, n, u, lanes, value):
-    """h, or the gradient by it, times what it is scaled by on its way into products."""
+    """h, or its gradient, times the scale with which h enters products."""
     raise NotImplementedError("it exists as compiled code only")
 
 
@@ -157,7 +159,7 @@ def _(frame, options, n, u, lanes, value):
 
 
 def scaled_operand(frame, options, n, u, lanes, value):
-    """The same of the operand, where that enters a product."""
+    """The same for the operand, if it enters a product."""
     raise NotImplementedError("it exists as compiled code only")
 
 
@@ -173,14 +175,14 @@ def _(frame, options, n, u, lanes, value):
 
 @_with("scale")
 def store_scaled(frame, options, n, u, lanes, h, address):
-    """Write down what h enters the next products as, if that is another number."""
+    """Store the scaled h for the next products, if there is a scale."""
     if _read(options).scale:
         store(scaled(frame, options, n, u, lanes, h), address)
 
 
 @_with("resets")
 def add_stopped(frame, options, n, u, again, stopped, through):
-    """Add to the gradient of ``initial`` what a reset has stopped."""
+    """Add the gradient that a reset stops to that of ``initial``."""
     if again:
         here = _read(options)
         place = here.dinitial + u * here.dinitial_panel + n * VECTOR_BYTES
@@ -210,7 +212,7 @@ def byte(typing, address):
 
 @intrinsic
 def load_rates(typing, frame, start):
-    """A number for each state, in every lane."""
+    """Zoneout's rate of each state, in every lane."""
     kind = types.UniTuple(VectorType(frame.dtype), len(frame.cell.states))
 
     def codegen(context, builder, signature, args):
@@ -224,7 +226,7 @@ def load_rates(typing, frame, start):
 
 @intrinsic
 def load_rows(typing, frame, start, stride, lanes):
-    """States in rows of H numbers, ``stride`` bytes from one to the next."""
+    """Load states from rows of H numbers that are ``stride`` bytes apart."""
     kind, i = types.UniTuple(VectorType(frame.dtype), len(frame.cell.states)), types.int64
 
     def codegen(context, builder, signature, args):
@@ -237,7 +239,7 @@ def load_rows(typing, frame, start, stride, lanes):
 
 @intrinsic
 def store_rows(typing, values, start, stride, lanes):
-    """Write states in rows of H numbers."""
+    """Store states in rows of H numbers that are ``stride`` bytes apart."""
 
     def codegen(context, builder, signature, args):
         for k in range(values.count):
@@ -249,7 +251,7 @@ def store_rows(typing, values, start, stride, lanes):
     return types.void(values, *[types.int64] * 3), codegen
 
 
-# ---- draws
+# ---- random masks
 
 
 def _emit_mix(builder, z, mixing, last):
@@ -265,7 +267,7 @@ def _repeated(kind, number):
 
 @intrinsic
 def draw(typing, frame, seeds, thresholds, t, n, u):
-    """For each state which units of a unit-panel are drawn."""
+    """For each state, the mask of the units of a unit-panel that are drawn."""
     W = VectorType(frame.dtype).lanes
     kind = types.UniTuple(MaskType(W), len(frame.cell.states))
     vector = ir.VectorType(_I32, W)

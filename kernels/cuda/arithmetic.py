@@ -1,27 +1,28 @@
-"""A cell's step as lines of a kernel: what a thread loads, computes and stores.
+"""The step of a cell as lines of a kernel: what a thread loads, computes and stores.
 
-A thread has one row n of the batch and ``count`` units from j on; ``t`` is the step. ``here`` says
-where its numbers lie in these arrays, the gates in the order of the cell's ``Layout``:
+A thread has one row n of the batch and ``count`` units from j on; ``t`` is the step. The lines of
+``here`` compute where its numbers lie in these arrays; gates are in the order of the cell's
+``Layout``:
 
     x_side (T, N, x_gates H)       x Wx of all steps
     b                              the biases, and behind them the cell's weights
     states (T + 1, states, N, H)   before and after every step
-    saved (T, stored, N, H)        what backward finds again
+    saved (T, stored, N, H)        the numbers that backward needs
     hs, dhs (N, T, H)
     dgates (T, N, gates H)         gradients of the pre-activations
-    dstate (states, N, H)          on the way from step to step, in place
-    normalised (T, N, K, H)        what the K normalised gates became (``normalising.py``)
+    dstate (states, N, H)          the gradient of the state, updated in place at every step
+    normalised (T, N, K, H)        the K normalised gates (``normalising.py``)
 
-and, where steps have options (``kernels/step_options.py``; ``StepFeatures`` says which):
+and, if steps have options (``kernels/step_options.py``; ``StepFeatures`` says which):
 
     mask, resets (N, T); initial (states, H); scale (N, H)
-    rates, seeds, thresholds       of zoneout, a number for each state
-    dinitial (states, N, H)        what resets stopped, added up
+    rates, seeds, thresholds       zoneout's, a number for each state
+    dinitial (states, N, H)        the gradient that resets stopped, added up
     trace (T, states, N, H)        gradients of the state after every step
 
-What a product gives is named by who asks for the lines: ``side(k)`` is the text for the number of
-the k-th recurrent gate (the early ones, then the late ones), ``through`` for what comes back
-through h Wh. All names end in ``mark``, so that a thread may have several rows or units.
+The caller says where the results of products are: ``side(k)`` is the text for the number of the
+k-th recurrent gate (the early ones, then the late ones), ``through`` the text for the gradient that
+came back through h Wh. All names end in ``mark``, so that a thread may have several rows or units.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,7 +37,7 @@ from ..step_options import NO_OPTIONS, StepFeatures
 
 
 def arrays_of(features: StepFeatures, backward: bool) -> tuple[str, ...]:
-    """The arrays that the lines of these options read and write."""
+    """The names of the arrays that the lines of these options read and write."""
     drawn = {"": (), "sampled": ("seeds", "thresholds"), "mean": ("rates",)}
     return (
         *(("mask",) if features.mask else ()),
@@ -50,7 +51,7 @@ def arrays_of(features: StepFeatures, backward: bool) -> tuple[str, ...]:
 class Step:
     """The lines of one step of a cell.
 
-    functions  those of ``kernels/step.py`` that the lines call, by the names that they call them
+    functions  the functions of ``kernels/step.py`` that the lines call, by their names in the lines
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class Step:
         self.functions: dict[str, Callable[..., Any]] = {}
 
     def _call(self, function: Callable[..., Any], **given: str | Sequence[str]) -> str:
-        """A call of a function of ``kernels/step.py`` with numbers, or tuples of them."""
+        """The text of a call of a function of ``kernels/step.py``, with texts for its arguments."""
         sizes = tuple(None if isinstance(value, str) else len(value) for value in given.values())
         name = "_".join([function.__name__, *(str(size) for size in sizes if size is not None)])
         self.functions[name] = step.straight_line(function, self.features, sizes)
@@ -69,11 +70,11 @@ class Step:
         return f"{name}({', '.join(texts)})"
 
     def _each(self, member: str, count: int = 0) -> list[str]:
-        """A text for each state, whose number is {k}."""
+        """A text for each state, with its number in the place of {k}."""
         return [member.format(k=k) for k in range(count or len(self.cell.states))]
 
     def _flags(self) -> list[str]:
-        """Whether the step is there, what zoneout draws, and whether the next one begins anew."""
+        """Lines: the mask of the step, zoneout's units or rates, and the reset of the next step."""
         m, features, lines = self.mark, self.features, []
         if features.mask:
             lines.append(f"there{m} = mask[n{m} * T + t] != 0")
@@ -88,13 +89,13 @@ class Step:
         return lines
 
     def _given(self, feature: str, name: str) -> str:
-        """An argument of a function of ``kernels/step.py``, 0 where there is no such option."""
+        """An argument of a function of ``kernels/step.py``; 0 without that option."""
         return f"{name}{self.mark}" if getattr(self.features, feature) else "0"
 
-    # ---- where
+    # ---- addresses
 
     def here(self) -> list[str]:
-        """Where the thread's numbers lie, from t, n and j."""
+        """Lines: where the thread's numbers lie, from t, n and j."""
         m, S, K = self.mark, len(self.cell.states), len(self.at.normalised)
         return [
             f"p{m} = n{m} * H + j{m}",
@@ -114,7 +115,7 @@ class Step:
     # ---- forward
 
     def known(self) -> list[str]:
-        """What is there before the step's products: the input's side, the biases, the state."""
+        """Lines: what does not wait for the step's products: x Wx, the biases, the state."""
         m, cell, lines = self.mark, self.cell, []
         S = len(cell.states)
         for g, name in enumerate(cell.gates):
@@ -125,7 +126,7 @@ class Step:
         return [*lines, f"nothing{m} = where(state{m}[0] < state{m}[0], state{m}[0], 0.0)"]
 
     def _known(self, g: int) -> list[str]:
-        """What of a gate is there before the step's products, to be added up."""
+        """The terms of a gate that do not wait for the step's products."""
         m, cell, terms = self.mark, self.cell, []
         if g in cell.input_gates:
             terms.append(f"load(x_side, x{m} + {self.at.order.index(g)} * H)")
@@ -138,13 +139,13 @@ class Step:
         return terms
 
     def pre_activation(self, g: int, side: Callable[[int], str]) -> str:
-        """All of a gate, before it is normalised; it needs ``x`` of ``here``."""
+        """The text of a gate's whole pre-activation, not normalised; it needs ``x`` of ``here``."""
         sides = [side(self._fed.index(g))] if g in self._fed else []
         return " + ".join([*self._known(g), *sides])
 
     @property
     def _fed(self) -> tuple[int, ...]:
-        """The gates that products feed, or the operand itself: the late ones are the last."""
+        """The gates that the step's products or the operand feed; the late ones are the last."""
         return self.at.h_order + tuple(self.cell.gates.index(name) for name in self.cell.fed)
 
     def _weight(self, k: int) -> str:
@@ -167,7 +168,7 @@ class Step:
         return f"({', '.join(gates)},)"
 
     def forward(self, side: Callable[[int], str]) -> list[str]:
-        """The state after the step, and what is saved."""
+        """Lines: the state after the step, and the saved numbers."""
         m = self.mark
         cell, gates = self.cell, self._gates(side, late=True)
         lines = [f"new{m}, keep{m} = forward({gates}, state{m})"]
@@ -189,20 +190,20 @@ class Step:
         return lines
 
     def scaled(self, number: str) -> str:
-        """The number, times what h is scaled by on its way into products."""
+        """The text of a number, times the scale with which h enters products."""
         return f"{number} * load(scale, p{self.mark})" if self.features.scale else number
 
     def operand(self, side: Callable[[int], str]) -> list[str]:
-        """What the second product multiplies."""
+        """Lines: the operand of the second product."""
         m = self.mark
         number = f"operand({self._gates(side, False)}, state{m})"
-        if self.features.mask:  # it takes part in the gradient of Wh
+        if self.features.mask:  # it enters the gradient of Wh
             zero, there = [f"state{m}[0] - state{m}[0]"], f"mask[n{m} * T + t] != 0"
             number = f"{self._call(step.only_live, values=[number], others=zero, live=there)}[0][0]"
         return [f"factor{m} = {number if self.cell.fed else self.scaled(number)}"]
 
     def store_forward(self) -> list[str]:
-        """Write them down."""
+        """Lines: store the results of ``forward``."""
         m = self.mark
         lines = [
             f"store(new{m}[{k}], states, after{m} + {k} * N * H)"
@@ -217,7 +218,7 @@ class Step:
     # ---- backward
 
     def found(self) -> list[str]:
-        """What forward left: keep, and the state before the step."""
+        """Lines: load the saved numbers, and the state before the step."""
         terms, stored = [], 0
         for where in self.at.found:
             if where is None:
@@ -236,7 +237,7 @@ class Step:
         ]
 
     def arriving(self) -> list[str]:
-        """The gradients of the state after the step, but for what comes through h Wh."""
+        """Lines: load the gradients of the state after the step, without the part through h Wh."""
         m, S = self.mark, len(self.cell.states)
         return [
             f"incoming{m} = {self._members('dstate', 'p', S)}",
@@ -244,7 +245,7 @@ class Step:
         ]
 
     def backward(self, through: str) -> list[str]:
-        """The gradients of the gates, and of the state before the step."""
+        """Lines: the gradients of the gates, and of the state before the step."""
         m = self.mark
         if self.features != NO_OPTIONS.features:
             return self._backward_with_options(through)
@@ -303,11 +304,11 @@ class Step:
         return lines
 
     def dgate(self, g: int) -> str:
-        """The gradient of a gate, after ``backward``."""
+        """The text of a gate's gradient, after ``backward``."""
         return f"zero{self.mark}" if g in zero_gradients(self.cell)[0] else f"dpre{self.mark}[{g}]"
 
     def store_backward(self) -> list[str]:
-        """Write them down."""
+        """Lines: store the results of ``backward``."""
         m, zero = self.mark, zero_gradients(self.cell)[1]
         S, lines = len(self.cell.states), []
         plain = self.features == NO_OPTIONS.features
@@ -330,7 +331,7 @@ class Step:
         ]
 
     def operand_backward(self, doperand: str) -> list[str]:
-        """Complete both by what comes back through the operand, and write them down."""
+        """Lines: add the gradients that come back through the operand, and store both."""
         doperand = doperand if self.cell.fed else self.scaled(doperand)
         m, order = self.mark, self.at.order
         gates = (f"load(dgates, d{m} + {order.index(g)} * H), " for g in range(len(order)))
@@ -352,7 +353,7 @@ class Step:
 
 
 def zero_gradients(cell: Cell) -> tuple[set[int], set[int]]:
-    """Which gradients Cell.backward gives as None: of gates, of states."""
+    """The gradients that Cell.backward returns as None: those of gates, those of states."""
 
     def some(names: tuple[str, ...]) -> tuple[Any, ...]:
         return tuple(np.full(1, 0.5, np.float32) for _ in names)

@@ -12,7 +12,7 @@ from ..step_options import StepOptions
 
 
 class OptionArrays:
-    """The arrays that the lines of options read and write, by name, made when first asked for.
+    """The arrays of step options by name, made when they are first asked for.
 
     sizes   N, T, H
     """
@@ -26,7 +26,7 @@ class OptionArrays:
         self._made: dict[str, Array] = {}
 
     def to(self, names: Sequence[str]) -> list[Array]:
-        """The arrays of these names."""
+        """The arrays with these names."""
         for name in names:
             if name not in self._made:
                 self._made[name] = getattr(self, f"_{name}")()
@@ -68,14 +68,14 @@ class OptionArrays:
         N, T, H = self.sizes
         return self._xp.empty((T, self._states, N, H), self.dtype)
 
-    # ---- what is done outside of kernels
+    # ---- operations outside of kernels
 
     def scaled(self, h: Array) -> Array:
-        """h as it enters products, or the gradient that came back through them."""
+        """h, or its gradient, times the scale with which h enters products."""
         return h if self.steps.scale is None else h * self.steps.scale
 
     def reset_at_first(self, state: State) -> State:
-        """The state that the first step sees."""
+        """The state that the first step reads: after a reset, if any."""
         if self.steps.resets is None:
             return state
         again = self._xp.asarray(self.steps.resets[:, 0])[:, None]
@@ -85,7 +85,7 @@ class OptionArrays:
         )
 
     def stopped_at_first(self, dstate: Array) -> tuple[Array, Array | None]:
-        """The gradient of the state before the first step, and that of what resets return to."""
+        """The gradient of the state before the first step, and ``initial``'s (None: no resets)."""
         if self.steps.resets is None:
             return dstate, None
         again = self._xp.asarray(self.steps.resets[:, 0])[:, None]
@@ -95,5 +95,5 @@ class OptionArrays:
         return self._xp.where(again, nothing, dstate), dinitial
 
     def trace(self) -> Array | None:
-        """(N, T, states, H), or None."""
+        """The gradients (N, T, states, H) of the state after every step, or None."""
         return self._made["trace"].transpose(2, 0, 1, 3) if self.steps.trace else None
