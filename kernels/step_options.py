@@ -125,6 +125,23 @@ class StepOptions:
         mask, resets, scale = (a is not None for a in (self.mask, self.resets, self.scale))
         return StepFeatures(mask, resets, scale, zoneout, self.trace)
 
+    def arrays(self, dtype: Any) -> dict[str, Array]:
+        """By name the arrays that the options have, as compiled code reads them.
+
+        mask and resets (N, T) uint8; initial and scale as they are, of the engine's library; of
+        each state's zoneout rates, or seeds and thresholds (int64).
+        """
+        found = {name: getattr(self, name) for name in ("mask", "resets", "initial", "scale")}
+        found = {name: array for name, array in found.items() if array is not None}
+        for name in found.keys() & {"mask", "resets"}:
+            found[name] = np.ascontiguousarray(found[name], np.uint8)
+        if self.features.zoneout == "mean":
+            found["rates"] = np.array(self.zoneout, dtype)
+        elif self.features.zoneout:
+            found["seeds"] = np.array(self.seeds, np.uint64).view(np.int64)
+            found["thresholds"] = np.array(list(map(draws.threshold, self.zoneout)), np.int64)
+        return found
+
     @cached_property
     def seeds(self) -> tuple[int, ...]:
         """A seed for zoneout of each state."""

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from .. import draws
 from ..cells import Cell
 from ..engine import Array
 from ..step_options import StepFeatures, StepOptions
@@ -17,6 +16,7 @@ from .simd import VECTOR_BYTES
 from .step_arguments import OptionArrays
 
 TRACED = StepFeatures(trace=True)
+ARRAYS = "mask", "resets", "initial", "scale", "rates", "thresholds", "seeds"
 OPTIONS = Plan._fields.index("options")
 
 
@@ -63,20 +63,12 @@ class OptionMemory:
             panels = wide.reshape(S, N, units, lanes).transpose(0, 2, 1, 3)
             self._dinitial[:, :, :N] = panels
         self.trace = np.empty((N, T, S, H), dtype) if steps.trace else None
-        zoneout, dinitial = any(steps.zoneout), self._dinitial
+        arrays, dinitial = steps.arrays(dtype), self._dinitial
         words = OptionArrays(
             T=T,
             first=steps.first,
             row=H * dtype.itemsize,
-            mask=self._at(steps.mask, np.bool_),
-            resets=self._at(steps.resets, np.bool_),
-            initial=self._at(steps.initial, dtype),
-            scale=self._at(steps.scale, dtype),
-            rates=self._at(steps.zoneout if zoneout else None, dtype),
-            thresholds=self._at(
-                [draws.threshold(r) for r in steps.zoneout] if zoneout else None, np.uint64
-            ),
-            seeds=self._at(steps.seeds if zoneout else None, np.uint64),
+            **{name: self._at(arrays.get(name)) for name in ARRAYS},
             dinitial=0 if dinitial is None else address_of(dinitial),
             dinitial_panel=0 if dinitial is None else dinitial.strides[1],
             dinitial_state=0 if dinitial is None else dinitial.strides[0],
@@ -85,11 +77,11 @@ class OptionMemory:
         self._words = np.array(words, np.int64)
         self.address = address_of(self._words)
 
-    def _at(self, numbers: Any, dtype: Any) -> int:
-        """The address of the numbers, C-contiguous; 0 for None."""
-        if numbers is None:
+    def _at(self, array: Array | None) -> int:
+        """The address of an array's numbers in C order, 0 for None."""
+        if array is None:
             return 0
-        self._kept.append(np.ascontiguousarray(numbers, dtype))
+        self._kept.append(np.ascontiguousarray(array))
         return address_of(self._kept[-1])
 
     def stopped(self) -> Array | None:

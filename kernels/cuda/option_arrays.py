@@ -3,9 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from .. import draws
 from ..cells import Cell
 from ..engine import Array, State
 from ..step_options import StepOptions
@@ -23,50 +20,23 @@ class OptionArrays:
         self.steps, self.sizes, self.dtype = steps, sizes, dtype
         self.features = steps.features
         self._xp, self._states = xp, len(cell.states)
-        self._made: dict[str, Array] = {}
+        arrays = steps.arrays(dtype).items()
+        self._arrays = {name: xp.ascontiguousarray(xp.asarray(array)) for name, array in arrays}
 
     def to(self, names: Sequence[str]) -> list[Array]:
-        """The arrays with these names."""
+        """The arrays of these names."""
         for name in names:
-            if name not in self._made:
-                self._made[name] = getattr(self, f"_{name}")()
-        return [self._made[name] for name in names]
+            if name not in self._arrays:
+                self._arrays[name] = self._made(name)
+        return [self._arrays[name] for name in names]
 
-    def _flags(self, flags: Array) -> Array:
-        return self._xp.asarray(np.ascontiguousarray(flags, np.uint8))
-
-    def _mask(self) -> Array:
-        return self._flags(self.steps.mask)
-
-    def _resets(self) -> Array:
-        return self._flags(self.steps.resets)
-
-    def _initial(self) -> Array:
-        if self.steps.initial is None:
-            return self._xp.zeros((self._states, self.sizes[2]), self.dtype)
-        return self._xp.ascontiguousarray(self.steps.initial)
-
-    def _scale(self) -> Array:
-        return self._xp.ascontiguousarray(self.steps.scale)
-
-    def _rates(self) -> Array:
-        return self._xp.asarray(np.array(self.steps.zoneout, self.dtype))
-
-    def _seeds(self) -> Array:
-        return self._xp.asarray(np.array(self.steps.seeds, np.uint64).view(np.int64))
-
-    def _thresholds(self) -> Array:
-        return self._xp.asarray(
-            np.array([draws.threshold(r) for r in self.steps.zoneout], np.int64)
-        )
-
-    def _dinitial(self) -> Array:
-        N, _, H = self.sizes
-        return self._xp.zeros((self._states, N, H), self.dtype)
-
-    def _trace(self) -> Array:
+    def _made(self, name: str) -> Array:
+        """An array that the kernels fill; or zeros, which are where resets begin by default."""
         N, T, H = self.sizes
-        return self._xp.empty((T, self._states, N, H), self.dtype)
+        if name == "trace":
+            return self._xp.empty((T, self._states, N, H), self.dtype)
+        shape = (self._states, N, H) if name == "dinitial" else (self._states, H)
+        return self._xp.zeros(shape, self.dtype)
 
     # ---- operations outside of kernels
 
@@ -96,4 +66,4 @@ class OptionArrays:
 
     def trace(self) -> Array | None:
         """The gradients (N, T, states, H) of the state after every step, or None."""
-        return self._made["trace"].transpose(2, 0, 1, 3) if self.steps.trace else None
+        return self._arrays["trace"].transpose(2, 0, 1, 3) if self.steps.trace else None
