@@ -6,6 +6,7 @@
 ``engine.py``         the interface: all that a layer may ask of any engine
 ``reference.py``      the NumPy engine: the specification
 ``step_options.py``   the options of a step: masks, resets, zoneout ...
+``step.py``           what they do, forward and backward, for every engine
 ``gradient_check.py`` a cell's gradients against central differences
 ``device.py``         engines whose arrays are not in host memory
 ``draws.py``          random masks that are computed where they are needed

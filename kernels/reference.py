@@ -71,8 +71,8 @@ class NumpyEngine(Engine):
                 cell, x_side[:, t], state, Wh, bh, w, steps.scale, live
             )
             new, saved = cell.forward(gates, state)
-            zoned = steps.zoned(t, state[0].shape, state[0].dtype)
-            after, (output,) = step.settle(features, new, state, live, zoned)
+            zoneout = steps.zoneout_at(t, state[0].shape, state[0].dtype)
+            after, (output,) = step.apply_options(features, new, state, live, zoneout)
             yield state, operand, saved, normalised, after, output
             state = after
 
@@ -81,7 +81,7 @@ class NumpyEngine(Engine):
     ) -> Iterator[tuple[State, Array | None, tuple[Array, ...], Normalised]]:
         """Yield what forward kept of every step, from the last to the first.
 
-        With checkpointing the steps are run again, from the states that forward kept.
+        With checkpointing the steps are run is_reset, from the states that forward kept.
         """
         if not steps.every:
             yield from reversed(kept)
@@ -126,11 +126,11 @@ class NumpyEngine(Engine):
             h_before[:, t] = state[0] * scale
             operands[:, t] = 0 if operand is None else operand
             live = None if steps.mask is None else steps.mask[:, t, None]
-            zoned = steps.zoned(t, (N, H), xs.dtype)
-            dstate, _ = step.arrive(features, dhs[:, t], None, dstate, live)
+            zoneout = steps.zoneout_at(t, (N, H), xs.dtype)
+            dstate, _ = step.add_output_gradient(features, dhs[:, t], None, dstate, live)
             if dstates is not None:
                 dstates[:, t] = np.stack(dstate, axis=1)
-            dnew, past = step.settle_backward(features, dstate, live, zoned)
+            dnew, bypass = step.options_backward(features, dstate, live, zoneout)
             dgates, dprev = cell.backward(dnew, step_saved, state)
             dgates, dprev = _filled(dgates, like=state[0]), _filled(dprev, like=state[0])
             dgates = _only(live, dgates)  # normalised gates: still of the normalised value
@@ -148,10 +148,10 @@ class NumpyEngine(Engine):
             if early:
                 through_gates = _fuse(dgates, cell.recurrent_gates[:early]) @ Wh_h.T * scale
                 dprev = dprev[0] + through_gates, *dprev[1:]
-            dstate, _ = step.meet(_only(live, dprev), past)
+            dstate, _ = step.add_bypass(_only(live, dprev), bypass)
             dgates_all[:, t] = np.stack(dgates, axis=1)
-            again = None if steps.resets is None else steps.resets[:, t, None]
-            dstate, stopped = step.reset_backward(features, dstate, again)
+            is_reset = None if steps.resets is None else steps.resets[:, t, None]
+            dstate, stopped = step.reset_backward(features, dstate, is_reset)
             if stopped:
                 dinitial += stopped
 
@@ -200,8 +200,8 @@ class NumpyEngine(Engine):
         for t in range(T):
             made, seen = (tuple(s[:, t] for s in states) for states in (new, before))
             live = None if steps.mask is None else steps.mask[:, t, None]
-            zoned = steps.zoned(t, (N, H), seen[0].dtype)
-            after.append(step.settle(features, made, seen, live, zoned)[0])
+            zoneout = steps.zoneout_at(t, (N, H), seen[0].dtype)
+            after.append(step.apply_options(features, made, seen, live, zoneout)[0])
         return gates, inside, tuple(np.stack(states, axis=1) for states in zip(*after, strict=True))
 
     def step(
@@ -304,10 +304,10 @@ def reset_before(steps: StepOptions, t: int, state: State) -> State:
     """The state that step t reads: after a reset, if any."""
     if steps.resets is None:
         return state
-    again = steps.resets[:, t, None]
+    is_reset = steps.resets[:, t, None]
     starts = [0] * len(state) if steps.initial is None else steps.initial
     initial = tuple(np.asarray(i, s.dtype) for i, s in zip(starts, state, strict=True))
-    after: State = step.reset(steps.features, state, again, initial)[0]
+    after: State = step.apply_reset(steps.features, state, is_reset, initial)[0]
     return after
 
 

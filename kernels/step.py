@@ -1,11 +1,11 @@
 """The step around a cell: zoneout, mask and reset, forward and backward, once for all engines.
 
-    forward                                     backward
-      new, saved = cell.forward(gates, old)       dstate, stopped = reset_backward(dstate, again)
-      new, out = settle(new, old)                 dstate = arrive(dout, dstate)
-      state = reset(new, again)                   dnew, past = settle_backward(dstate)
-                                                  dgates, dold = cell.backward(dnew, saved, old)
-                                                  dold = meet(dold, past)
+    forward                                  backward
+      new, saved = cell.forward(gates, old)    dstate, stopped = reset_backward(dstate, is_reset)
+      new, out = apply_options(new, old)       dstate = add_output_gradient(dout, dstate)
+      state = apply_reset(new, is_reset)       dnew, bypass = options_backward(dstate)
+                                               dgates, dold = cell.backward(dnew, saved, old)
+                                               dold = add_bypass(dold, bypass)
 
 They are plain functions on tuples of numbers, as a cell's are: a tuple has a member for each state.
 Each returns two tuples, of which the second may be empty. The NumPy engine calls them with arrays;
@@ -13,10 +13,10 @@ compiled engines compile what ``straight_line`` makes of them. Common arguments:
 
     features  the options that are used, ``StepFeatures``; arguments of other options are ignored
     live      whether the step takes place: the mask
-    again     whether the state is reset before the step
+    is_reset  whether the state is reset before the step
     initial   the state that a reset returns to
-    zoned     for each state: whether the unit keeps its old value (zoneout "sampled"), or the share
-              of its old value that it keeps ("mean")
+    zoneout   for each state: whether the unit keeps its old value (zoneout "sampled"), or the
+              share of its old value that it keeps ("mean")
 
 A condition may only be used in ``where``. It selects a gradient and is never multiplied with it:
 the derivative of a masked step may be infinite, and 0 times infinity is NaN.
@@ -35,12 +35,14 @@ from .step_options import StepFeatures
 Numbers = tuple[Any, ...]
 
 
-def settle(features: StepFeatures, new: Numbers, old: Numbers, live: Any, zoned: Numbers) -> Any:
+def apply_options(
+    features: StepFeatures, new: Numbers, old: Numbers, live: Any, zoneout: Numbers
+) -> Any:
     """Apply zoneout and the mask to the new state.
 
     Parameters
     ----------
-    features, live, zoned
+    features, live, zoneout
         See the head of this file.
     new : tuple
         The state that the cell computed.
@@ -55,9 +57,9 @@ def settle(features: StepFeatures, new: Numbers, old: Numbers, live: Any, zoned:
         The output of the step: h, 0 if the step is masked.
     """
     if features.zoneout == "sampled":
-        new = tuple(where(z, o, n) for z, o, n in zip(zoned, old, new, strict=True))
+        new = tuple(where(z, o, n) for z, o, n in zip(zoneout, old, new, strict=True))
     if features.zoneout == "mean":
-        new = tuple(z * o + (1 - z) * n for z, o, n in zip(zoned, old, new, strict=True))
+        new = tuple(z * o + (1 - z) * n for z, o, n in zip(zoneout, old, new, strict=True))
     out = new[0]
     if features.mask:
         new = tuple(where(live, n, o) for n, o in zip(new, old, strict=True))
@@ -65,12 +67,12 @@ def settle(features: StepFeatures, new: Numbers, old: Numbers, live: Any, zoned:
     return new, (out,)
 
 
-def reset(features: StepFeatures, state: Numbers, again: Any, initial: Numbers) -> Any:
+def apply_reset(features: StepFeatures, state: Numbers, is_reset: Any, initial: Numbers) -> Any:
     """Apply a reset to the state before a step.
 
     Parameters
     ----------
-    features, again, initial
+    features, is_reset, initial
         See the head of this file.
     state : tuple
         The state after the step before.
@@ -82,16 +84,16 @@ def reset(features: StepFeatures, state: Numbers, again: Any, initial: Numbers) 
     nothing : ()
     """
     if features.resets:
-        state = tuple(where(again, i, s) for i, s in zip(initial, state, strict=True))
+        state = tuple(where(is_reset, i, s) for i, s in zip(initial, state, strict=True))
     return state, ()
 
 
-def reset_backward(features: StepFeatures, dstate: Numbers, again: Any) -> Any:
-    """Backward of ``reset``.
+def reset_backward(features: StepFeatures, dstate: Numbers, is_reset: Any) -> Any:
+    """Backward of ``apply_reset``.
 
     Parameters
     ----------
-    features, again
+    features, is_reset
         See the head of this file.
     dstate : tuple
         The gradient of the state that the step reads.
@@ -105,10 +107,14 @@ def reset_backward(features: StepFeatures, dstate: Numbers, again: Any) -> Any:
     """
     if not features.resets:
         return dstate, ()
-    return tuple(where(again, 0.0, d) for d in dstate), tuple(where(again, d, 0.0) for d in dstate)
+    return tuple(where(is_reset, 0.0, d) for d in dstate), tuple(
+        where(is_reset, d, 0.0) for d in dstate
+    )
 
 
-def arrive(features: StepFeatures, dout: Any, through: Any, dstate: Numbers, live: Any) -> Any:
+def add_output_gradient(
+    features: StepFeatures, dout: Any, through: Any, dstate: Numbers, live: Any
+) -> Any:
     """Add up the gradient of the state after a step.
 
     Parameters
@@ -135,12 +141,12 @@ def arrive(features: StepFeatures, dout: Any, through: Any, dstate: Numbers, liv
     return (dstate[0] + dout, *dstate[1:]), ()
 
 
-def settle_backward(features: StepFeatures, dstate: Numbers, live: Any, zoned: Numbers) -> Any:
-    """Backward of ``settle``.
+def options_backward(features: StepFeatures, dstate: Numbers, live: Any, zoneout: Numbers) -> Any:
+    """Backward of ``apply_options``.
 
     Parameters
     ----------
-    features, live, zoned
+    features, live, zoneout
         See the head of this file.
     dstate : tuple
         The gradient of the state after the step.
@@ -149,26 +155,26 @@ def settle_backward(features: StepFeatures, dstate: Numbers, live: Any, zoned: N
     -------
     dnew : tuple
         The gradient of the state that the cell computed.
-    past : tuple
+    bypass : tuple
         The part of the gradient that bypasses the cell to the old state; () without mask and
         zoneout.
     """
-    past: Numbers = ()
+    bypass: Numbers = ()
     if features.mask:
-        past = tuple(where(live, 0.0, d) for d in dstate)
+        bypass = tuple(where(live, 0.0, d) for d in dstate)
         dstate = tuple(where(live, d, 0.0) for d in dstate)
     if features.zoneout == "sampled":
-        kept = tuple(where(z, d, 0.0) for z, d in zip(zoned, dstate, strict=True))
-        dstate = tuple(where(z, 0.0, d) for z, d in zip(zoned, dstate, strict=True))
+        kept = tuple(where(z, d, 0.0) for z, d in zip(zoneout, dstate, strict=True))
+        dstate = tuple(where(z, 0.0, d) for z, d in zip(zoneout, dstate, strict=True))
     elif features.zoneout == "mean":
-        kept = tuple(z * d for z, d in zip(zoned, dstate, strict=True))
-        dstate = tuple((1 - z) * d for z, d in zip(zoned, dstate, strict=True))
+        kept = tuple(z * d for z, d in zip(zoneout, dstate, strict=True))
+        dstate = tuple((1 - z) * d for z, d in zip(zoneout, dstate, strict=True))
     else:
-        return dstate, past
-    return dstate, tuple(k + p for k, p in zip(kept, past, strict=True)) if past else kept
+        return dstate, bypass
+    return dstate, tuple(k + p for k, p in zip(kept, bypass, strict=True)) if bypass else kept
 
 
-def only_live(features: StepFeatures, values: Numbers, others: Numbers, live: Any) -> Any:
+def select_live(features: StepFeatures, values: Numbers, others: Numbers, live: Any) -> Any:
     """Select values where the step takes place, and others where it is masked.
 
     Parameters
@@ -189,14 +195,14 @@ def only_live(features: StepFeatures, values: Numbers, others: Numbers, live: An
     return values, ()
 
 
-def meet(dold: Numbers, past: Numbers) -> Any:
+def add_bypass(dold: Numbers, bypass: Numbers) -> Any:
     """Add the two parts of the gradient of the old state.
 
     Parameters
     ----------
     dold : tuple
         The part through the cell.
-    past : tuple
+    bypass : tuple
         The part that bypasses it, () if there is none.
 
     Returns
@@ -205,7 +211,7 @@ def meet(dold: Numbers, past: Numbers) -> Any:
         The sum.
     nothing : ()
     """
-    return tuple(d + p for d, p in zip(dold, past, strict=True)) if past else dold, ()
+    return tuple(d + p for d, p in zip(dold, bypass, strict=True)) if bypass else dold, ()
 
 
 # ---- for compiled engines
@@ -237,7 +243,7 @@ def straight_line(
     has_features = arguments[0] == "features"
     members: dict[str, Node | tuple[Node, ...]] = {}
     for name, size in zip(arguments[has_features:], sizes, strict=True):
-        flag = name in ("live", "again") or (name == "zoned" and features.zoneout == "sampled")
+        flag = name in ("live", "is_reset") or (name == "zoneout" and features.zoneout == "sampled")
         role = "condition" if flag else "number"
         count = 1 if size is None else size
         nodes = tuple(trace.graph.input(role, f"{name}_{k}") for k in range(count))

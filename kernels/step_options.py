@@ -147,7 +147,7 @@ class StepOptions:
         """A seed for zoneout of each state."""
         return tuple(draws.seed_of(self.seed or 0, k) for k in range(len(self.zoneout)))
 
-    def zoned(self, t: int, shape: tuple[int, int], dtype: Any) -> tuple[Array, ...]:
+    def zoneout_at(self, t: int, shape: tuple[int, int], dtype: Any) -> tuple[Array, ...]:
         """Return, for each state, what zoneout keeps at a step.
 
         Parameters

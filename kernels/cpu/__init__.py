@@ -9,7 +9,8 @@ forward.py, backward.py
    |   call, by address (frames.py),
    +-> products.py    matrix products: one tile, for any shape
    +-> gates.py       a step's arithmetic: the cell's own functions (lowering.py), on
-   |                  vectors (simd.py, vector_functions.py)
+   |                  vectors (simd.py, vector_functions.py); and the options of steps
+   |                  (../step.py, step_arguments.py, option_memory.py)
    +-> normalising.py between the two, for gates that are normalised over a row's units
 
 threads.py     a team that shares a pass

@@ -6,7 +6,7 @@ k * units + u. The rows of a panel are the rows of the batch.
 
     x_side, e_side, l_side   x Wx, h Wh and the second product: panels of pre-activations
     state, after             the state before the step and after it
-    saved                    the numbers that backward needs; 0 if there will be no backward
+    saved                    the numbers that backward needs; 0 if live will be no backward
     operand                  the factor of the second product
     given                    the normalised gates, each (units + 1) panels after the one before
                              (``normalising.py``)
@@ -45,22 +45,22 @@ from .lowering import (
 )
 from .simd import VECTOR_BYTES, lanes_of, load, load_part, store, store_part
 from .step_arguments import (
+    add_bypass,
+    add_output_gradient,
     add_stopped,
-    again,
-    arrive,
-    initial,
-    live,
-    meet,
-    only_live,
-    reset,
+    apply_options,
+    apply_reset,
+    load_initial,
+    load_is_reset,
+    load_live,
+    load_zoneout,
+    options_backward,
     reset_backward,
     scaled,
     scaled_operand,
-    settle,
-    settle_backward,
+    select_live,
     store_scaled,
     store_trace,
-    zoned,
 )
 
 
@@ -87,10 +87,15 @@ def forward_gates(frame):
             new, keep = forward(frame, gates, before)
             if saved:
                 store_saved(frame, keep, saved + u * saved_panel + row, units * saved_panel)
-            there, keep_old = live(frame, options, n0 + n, t), zoned(frame, options, n0 + n, t, u)
-            new, out = settle(frame, new, before, there, keep_old)
-            anew = again(frame, options, n0 + n, t + 1)
-            new, _ = reset(frame, new, anew, initial(frame, options, u, lanes, anew))
+            live, zoneout = (
+                load_live(frame, options, n0 + n, t),
+                load_zoneout(frame, options, n0 + n, t, u),
+            )
+            new, out = apply_options(frame, new, before, live, zoneout)
+            is_reset = load_is_reset(frame, options, n0 + n, t + 1)
+            new, _ = apply_reset(
+                frame, new, is_reset, load_initial(frame, options, u, lanes, is_reset)
+            )
             store_states(frame, new, after + u * after_panel + row, units * after_panel)
             store_part(out[0], hs + n * hs_row + u * VECTOR_BYTES, lanes)
             behind = after + (len(new) * units + u) * after_panel + row
@@ -116,7 +121,7 @@ def operand_gates(frame):
             )
             before = load_states(frame, state + u * state_panel + row, units * state_panel)
             number, none = (operand(frame, gates, before),), zeros_state(frame)[:1]
-            number, _ = only_live(frame, number, none, live(frame, options, n0 + n, t))
+            number, _ = select_live(frame, number, none, load_live(frame, options, n0 + n, t))
             number = scaled_operand(frame, options, n0 + n, u, lanes, number[0])
             store(number, out + u * out_panel + row)
 
@@ -144,14 +149,16 @@ def backward_gates(frame):
             through = load(frame, through_h + u * dstate_panel + row)
             through = (scaled(frame, options, n0 + n, u, lanes, through),)
             dnew = load_states(frame, here, units * dstate_panel)
-            anew = again(frame, options, n0 + n, t + 1)
-            dnew, stopped = reset_backward(frame, dnew, anew)
-            passed, more = reset_backward(frame, through, anew)
-            add_stopped(frame, options, n0 + n, u, anew, stopped, more)
-            there = live(frame, options, n0 + n, t)
-            dnew, _ = arrive(frame, dh, passed[0], dnew, there)
+            is_reset = load_is_reset(frame, options, n0 + n, t + 1)
+            dnew, stopped = reset_backward(frame, dnew, is_reset)
+            passed, more = reset_backward(frame, through, is_reset)
+            add_stopped(frame, options, n0 + n, u, is_reset, stopped, more)
+            live = load_live(frame, options, n0 + n, t)
+            dnew, _ = add_output_gradient(frame, dh, passed[0], dnew, live)
             store_trace(frame, options, t, n0 + n, u, lanes, dnew)
-            dnew, past = settle_backward(frame, dnew, there, zoned(frame, options, n0 + n, t, u))
+            dnew, bypass = options_backward(
+                frame, dnew, live, load_zoneout(frame, options, n0 + n, t, u)
+            )
             keep = load_saved(
                 frame, saved + u * saved_panel + row, units * saved_panel,
                 after + u * after_panel + row, units * after_panel,
@@ -161,9 +168,9 @@ def backward_gates(frame):
             before = load_states(frame, state + u * state_panel + row, units * state_panel)
             dgates, dold = backward(frame, dnew, keep, before)
             dgates, dold = zeros_for_none(frame, dgates), zeros_for_none(frame, dold)
-            dgates, _ = only_live(frame, dgates, zeros_gates(frame), there)
-            dold, _ = only_live(frame, dold, zeros_state(frame), there)
-            dold, _ = meet(frame, dold, past)
+            dgates, _ = select_live(frame, dgates, zeros_gates(frame), live)
+            dold, _ = select_live(frame, dold, zeros_state(frame), live)
+            dold, _ = add_bypass(frame, dold, bypass)
             store_gradients(frame, dgates, delta + u * delta_panel + row, units * delta_panel)
             store_states(frame, dold, here, units * dstate_panel)
 
@@ -192,8 +199,8 @@ def operand_backward_gates(frame):
             incoming = load(frame, doperand + u * doperand_panel + row)
             incoming = scaled_operand(frame, options, n0 + n, u, H - u * W, incoming)
             more, old = operand_backward(frame, incoming, dgates, dold, keep, before)
-            there = live(frame, options, n0 + n, t)
-            dgates, _ = only_live(frame, more, dgates, there)
-            dold, _ = only_live(frame, old, dold, there)
+            live = load_live(frame, options, n0 + n, t)
+            dgates, _ = select_live(frame, more, dgates, live)
+            dold, _ = select_live(frame, old, dold, live)
             store_gradients_but_late(frame, dgates, gradients, units * delta_panel)
             store_states(frame, dold, here, units * dstate_panel)

@@ -71,13 +71,13 @@ def _step_function(function):
     return of_step
 
 
-settle = _step_function(step.settle)
-reset = _step_function(step.reset)
+apply_options = _step_function(step.apply_options)
+apply_reset = _step_function(step.apply_reset)
 reset_backward = _step_function(step.reset_backward)
-arrive = _step_function(step.arrive)
-settle_backward = _step_function(step.settle_backward)
-only_live = _step_function(step.only_live)
-meet = _step_function(step.meet)
+add_output_gradient = _step_function(step.add_output_gradient)
+options_backward = _step_function(step.options_backward)
+select_live = _step_function(step.select_live)
+add_bypass = _step_function(step.add_bypass)
 
 
 def _with(feature):
@@ -103,30 +103,30 @@ def _with(feature):
 
 
 @_with("mask")
-def live(frame, options, n, t):
+def load_live(frame, options, n, t):
     here = _read(options)
     return here.mask == 0 or byte(here.mask + n * here.T + t) != 0
 
 
 @_with("resets")
-def again(frame, options, n, t):
+def load_is_reset(frame, options, n, t):
     here = _read(options)
     return here.resets != 0 and t < here.T and byte(here.resets + n * here.T + t) != 0
 
 
 @_with("resets")
-def initial(frame, options, u, lanes, again):
+def load_initial(frame, options, u, lanes, is_reset):
     here, start = _read(options), zeros_state(frame)
-    if again and here.initial:
+    if is_reset and here.initial:
         start = load_rows(frame, here.initial + u * VECTOR_BYTES, here.row, lanes)
     return start
 
 
-def zoned(frame, options, n, t, u):
+def load_zoneout(frame, options, n, t, u):
     raise NotImplementedError("it exists as compiled code only")
 
 
-@overload(zoned, strict=False)
+@overload(load_zoneout, strict=False)
 def _(frame, options, n, t, u):
     def sampled(frame, options, n, t, u):
         here = _read(options)
@@ -181,14 +181,14 @@ def store_scaled(frame, options, n, u, lanes, h, address):
 
 
 @_with("resets")
-def add_stopped(frame, options, n, u, again, stopped, through):
+def add_stopped(frame, options, n, u, is_reset, stopped, through):
     """Add the gradient that a reset stops to that of ``initial``."""
-    if again:
+    if is_reset:
         here = _read(options)
         place = here.dinitial + u * here.dinitial_panel + n * VECTOR_BYTES
         store(load(frame, place) + through[0], place)
         known = load_states(frame, place, here.dinitial_state)
-        store_states(frame, meet(frame, known, stopped)[0], place, here.dinitial_state)
+        store_states(frame, add_bypass(frame, known, stopped)[0], place, here.dinitial_state)
 
 
 @_with("trace")

@@ -80,12 +80,12 @@ class Step:
             lines.append(f"there{m} = mask[n{m} * T + t] != 0")
         if features.zoneout == "sampled":
             lot = f"drawn(state{m}[0], seeds[{{k}}], thresholds[{{k}}], t, n{m}, j{m})"
-            lines.append(f"zoned{m} = ({', '.join(self._each(lot))},)")
+            lines.append(f"zoneout{m} = ({', '.join(self._each(lot))},)")
         elif features.zoneout == "mean":
             rates = self._each(f"rates[{{k}}] + (state{m}[0] - state{m}[0])")
-            lines.append(f"zoned{m} = ({', '.join(rates)},)")
+            lines.append(f"zoneout{m} = ({', '.join(rates)},)")
         if features.resets:
-            lines.append(f"anew{m} = t + 1 < T and resets[n{m} * T + t + 1] != 0")
+            lines.append(f"is_reset{m} = t + 1 < T and resets[n{m} * T + t + 1] != 0")
         return lines
 
     def _given(self, feature: str, name: str) -> str:
@@ -175,18 +175,20 @@ class Step:
         if not self.features.changes_state:
             return lines
         S = len(cell.states)
-        zoned = self._each(f"zoned{m}[{{k}}]") if self.features.zoneout else "0"
-        settled = self._call(
-            step.settle, new=self._each(f"new{m}[{{k}}]"), old=self._each(f"state{m}[{{k}}]"),
-            live=self._given("mask", "there"), zoned=zoned,
-        )  # fmt: skip
+        zoneout = self._each(f"zoneout{m}[{{k}}]") if self.features.zoneout else "0"
+        new, old = self._each(f"new{m}[{{k}}]"), self._each(f"state{m}[{{k}}]")
+        live = self._given("mask", "there")
+        settled = self._call(step.apply_options, new=new, old=old, live=live, zoneout=zoneout)
         lines += [*self._flags(), f"new{m}, shown{m} = {settled}"]
         if self.features.resets:
             initial = self._each(f"load(initial, {{k}} * H + j{m})", S)
-            anew = self._call(
-                step.reset, state=self._each(f"new{m}[{{k}}]"), again=f"anew{m}", initial=initial
+            after = self._call(
+                step.apply_reset,
+                state=self._each(f"new{m}[{{k}}]"),
+                is_reset=f"is_reset{m}",
+                initial=initial,
             )
-            lines.append(f"new{m} = {anew}[0]")
+            lines.append(f"new{m} = {after}[0]")
         return lines
 
     def scaled(self, number: str) -> str:
@@ -199,7 +201,9 @@ class Step:
         number = f"operand({self._gates(side, False)}, state{m})"
         if self.features.mask:  # it enters the gradient of Wh
             zero, there = [f"state{m}[0] - state{m}[0]"], f"mask[n{m} * T + t] != 0"
-            number = f"{self._call(step.only_live, values=[number], others=zero, live=there)}[0][0]"
+            number = (
+                f"{self._call(step.select_live, values=[number], others=zero, live=there)}[0][0]"
+            )
         return [f"factor{m} = {number if self.cell.fed else self.scaled(number)}"]
 
     def store_forward(self) -> list[str]:
@@ -269,23 +273,26 @@ class Step:
             f"through{m} = {self.scaled(f'(zero{m} + {through})')}",
         ]
         if features.resets:
-            kept = self._call(step.reset_backward, dstate=arriving, again=f"anew{m}")
+            kept = self._call(step.reset_backward, dstate=arriving, is_reset=f"is_reset{m}")
             lines.append(f"kept{m}_, lost{m} = {kept}")
             arriving = self._each(f"kept{m}_[{{k}}]", S + 1)
         reached = self._call(
-            step.arrive,
+            step.add_output_gradient,
             dout=f"load(dhs, out{m})",
             through=arriving[S],
             dstate=arriving[:S],
             live=live,
         )
-        zoned = self._each(f"zoned{m}[{{k}}]") if features.zoneout else "0"
+        zoneout = self._each(f"zoneout{m}[{{k}}]") if features.zoneout else "0"
         dnew = self._call(
-            step.settle_backward, dstate=self._each(f"reached{m}[{{k}}]"), live=live, zoned=zoned
+            step.options_backward,
+            dstate=self._each(f"reached{m}[{{k}}]"),
+            live=live,
+            zoneout=zoneout,
         )
         lines += [
             f"reached{m} = {reached}[0]",
-            f"dnew{m}, past{m} = {dnew}",
+            f"dnew{m}, bypass{m} = {dnew}",
             f"dpre{m}, dold{m} = backward(dnew{m}, keep{m}, state{m})",
         ]
         no_gates, no_states = zero_gradients(self.cell)
@@ -294,11 +301,13 @@ class Step:
         dold = [zero if k in no_states else f"dold{m}[{k}]" for k in range(S)]
         for name, values in (("dpre", dpre), ("dold", dold)):
             others = [zero] * len(values)
-            chosen = self._call(step.only_live, values=values, others=others, live=live)
+            chosen = self._call(step.select_live, values=values, others=others, live=live)
             lines.append(f"{name}{m} = {chosen}[0]")
         if features.mask or features.zoneout:
             both = self._call(
-                step.meet, dold=self._each(f"dold{m}[{{k}}]"), past=self._each(f"past{m}[{{k}}]")
+                step.add_bypass,
+                dold=self._each(f"dold{m}[{{k}}]"),
+                bypass=self._each(f"bypass{m}[{{k}}]"),
             )
             lines.append(f"dold{m} = {both}[0]")
         return lines
@@ -320,7 +329,7 @@ class Step:
                 f"store(reached{m}[{k}], trace, (t * {S} + {k}) * N * H + p{m})" for k in range(S)
             ]
         if self.features.resets:
-            lines.append(f"if anew{m}:")
+            lines.append(f"if is_reset{m}:")
             for k in range(S):
                 place, lost = f"dinitial, p{m} + {k} * N * H", f"lost{m}[{k}]"
                 lost = f"(lost{m}[0] + lost{m}[{S}])" if k == 0 else lost

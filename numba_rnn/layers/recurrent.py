@@ -619,8 +619,8 @@ class TimeRecurrent(_CellLayer):
         if resets is not None and self._initial is not None:
             steps["initial"] = self._initial
         every = self._checkpoint_every
-        particular = trace or every or any(value is not None for value in steps.values())
-        chosen = StepOptions(**steps, every=every, trace=trace) if particular else NO_OPTIONS
+        some = trace or every or any(value is not None for value in steps.values())
+        chosen = StepOptions(**steps, every=every, trace=trace) if some else NO_OPTIONS
         if trace:  # it is looked at later, when an optimiser has changed the parameters
             xs, params = xs.copy(), [param.copy() for param in params]
         hs, self.state, saved = here.forward(self.cell, xs, state, params, chosen)
@@ -633,7 +633,7 @@ class TimeRecurrent(_CellLayer):
     def _regularised(
         self, xs: Array, params: list[Array], here: Engine
     ) -> tuple[Array, list[Array], dict[str, Any], tuple[Array, Array]]:
-        """xs and parameters for this block, what is particular about its steps, and the masks."""
+        """xs and parameters for this block, the options of its steps, and the masks."""
         chosen = self.regularisers
         assert chosen is not None
         zoneout: dict[str, Any] = {"zoneout": self.zoneout} if self.zoneout else {}
