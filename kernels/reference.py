@@ -5,6 +5,7 @@ step before is computed once for all steps: the input product before the loop, a
 for dWx, dWh and dxs after it. ``engine.py`` describes arguments and results.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -324,3 +325,15 @@ def _fuse(dgates: Sequence[Array], positions: Sequence[int]) -> Array:
 def _filled(gradients: Sequence[Array | None], like: Array) -> tuple[Array, ...]:
     """The gradients, zeros in place of None."""
     return tuple(np.zeros_like(like) if d is None else d for d in gradients)
+
+
+def __getattr__(name: str) -> Any:
+    """``ReferenceEngine``, as NumpyEngine was called in 0.1."""
+    if name != "ReferenceEngine":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(
+        "ReferenceEngine is deprecated and goes in 0.3: use NumpyEngine",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return NumpyEngine

@@ -392,7 +392,7 @@ def no_patience(monkeypatch):
             if self.ident is not None:
                 self.join()
 
-    monkeypatch.setattr(compilation, "threading", SimpleNamespace(Timer=Timer))
+    monkeypatch.setattr(compilation.threading, "Timer", Timer)
 
 
 def announce_small() -> None:
@@ -434,10 +434,8 @@ def test_what_is_not_kept_is_not_promised(no_patience, capfd, monkeypatch, tmp_p
 
 
 def test_a_failing_compilation_is_silent(monkeypatch, capfd):
-    def timer(seconds: float, *call: object) -> threading.Timer:
-        return threading.Timer(seconds / 20, *call)
-
-    monkeypatch.setattr(compilation, "threading", SimpleNamespace(Timer=timer))
+    made = threading.Timer
+    monkeypatch.setattr(threading, "Timer", lambda seconds, *call: made(seconds / 20, *call))
     with pytest.raises(MemoryError), compilation.announced("something"):  # noqa: PT012
         compilation._announce()
         raise MemoryError

@@ -591,7 +591,9 @@ def test_every_persistent_kernel_compiles(name, precision, N, H, device, capabil
 def test_the_kernels_of_training_compile(count, dtype):
     count = 16 // np.dtype(dtype).itemsize if count == "wide" else 1
     for kind in RULES:
-        numbers = len(kind()._numbers()) if kind not in (Adam, AdamW) else 6 + (kind is AdamW)
+        optimiser = kind()
+        optimiser.updates = 1
+        numbers = len(optimiser._numbers())
         compiled(updates.rule_kernel(kind.rule, 1 + len(kind.slots), numbers, count), dtype, (9, 0))
     compiled(updates.add_rows_kernel(count), dtype, (9, 0))
     if count == 1:

@@ -488,6 +488,7 @@ def outcome(loader: str, load: Loader, seed: int, number: int, show: bool) -> st
         found = "refused" if is_refusal(error, loader) else "hang"
         return f"{found} {error!r}" if show else found
     except Exception as error:
+        signal.alarm(0)
         if show:
             import traceback
 
