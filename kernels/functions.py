@@ -18,6 +18,8 @@ To add a composite, define it here and name it in ``COMPOSITES``. To add a primi
 and register its versions in those two.
 """
 
+from typing import Any
+
 import numpy as np
 
 __all__ = [
@@ -28,7 +30,7 @@ __all__ = [
 # ---- primitives
 
 
-def sigmoid(x):
+def sigmoid(x: Any) -> Any:
     """1 / (1 + exp(-x)), without overflow for any finite x.
 
     Parameters
@@ -44,7 +46,7 @@ def sigmoid(x):
     return np.where(x >= 0, 1, e) / (1 + e)
 
 
-def tanh(x):
+def tanh(x: Any) -> Any:
     """Hyperbolic tangent.
 
     Parameters
@@ -54,7 +56,7 @@ def tanh(x):
     return np.tanh(x)
 
 
-def relu(x):
+def relu(x: Any) -> Any:
     """max(x, 0).
 
     Parameters
@@ -64,7 +66,7 @@ def relu(x):
     return np.maximum(x, 0)
 
 
-def drelu(y):
+def drelu(y: Any) -> Any:
     """Derivative of relu from its output: 1 where y > 0, otherwise 0.
 
     Parameters
@@ -75,7 +77,7 @@ def drelu(y):
     return np.heaviside(y, 0)
 
 
-def exp(x):
+def exp(x: Any) -> Any:
     """e to the power of x; inf if that is too large.
 
     Parameters
@@ -86,7 +88,7 @@ def exp(x):
         return np.exp(x)
 
 
-def softplus(x):
+def softplus(x: Any) -> Any:
     """log(1 + exp(x)), without overflow for any finite x; exp(x) where x is very negative.
 
     Parameters
@@ -96,7 +98,7 @@ def softplus(x):
     return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
 
 
-def maximum(a, b):
+def maximum(a: Any, b: Any) -> Any:
     """The larger of a and b; NaN if one of them is NaN.
 
     Parameters
@@ -107,7 +109,7 @@ def maximum(a, b):
     return np.maximum(a, b)
 
 
-def minimum(a, b):
+def minimum(a: Any, b: Any) -> Any:
     """The smaller of a and b; NaN if one of them is NaN.
 
     Parameters
@@ -118,7 +120,7 @@ def minimum(a, b):
     return np.minimum(a, b)
 
 
-def absolute(x):
+def absolute(x: Any) -> Any:
     """Absolute value of x.
 
     Parameters
@@ -128,7 +130,7 @@ def absolute(x):
     return np.abs(x)
 
 
-def sqrt(x):
+def sqrt(x: Any) -> Any:
     """Square root of x; NaN where x is negative.
 
     Parameters
@@ -139,7 +141,7 @@ def sqrt(x):
         return np.sqrt(x)
 
 
-def where(condition, a, b):
+def where(condition: Any, a: Any, b: Any) -> Any:
     """a where the condition holds, otherwise b.
 
     Parameters
@@ -168,7 +170,7 @@ def where(condition, a, b):
 # ---- composites
 
 
-def dsigmoid(y):
+def dsigmoid(y: Any) -> Any:
     """Derivative of sigmoid from its output: y (1 - y).
 
     Parameters
@@ -179,7 +181,7 @@ def dsigmoid(y):
     return y * (1 - y)
 
 
-def dtanh(y):
+def dtanh(y: Any) -> Any:
     """Derivative of tanh from its output: 1 - y².
 
     Parameters
@@ -190,7 +192,7 @@ def dtanh(y):
     return 1 - y * y
 
 
-def hard_sigmoid(x):
+def hard_sigmoid(x: Any) -> Any:
     """x / 6 + 1/2, limited to the range from 0 to 1, as in PyTorch and Keras 3.
 
     Parameters
@@ -200,7 +202,7 @@ def hard_sigmoid(x):
     return minimum(maximum(x / 6 + 0.5, 0), 1)
 
 
-def hard_tanh(x):
+def hard_tanh(x: Any) -> Any:
     """x, limited to the range from -1 to 1.
 
     Parameters
@@ -210,7 +212,7 @@ def hard_tanh(x):
     return minimum(maximum(x, -1), 1)
 
 
-def log_sigmoid(x):
+def log_sigmoid(x: Any) -> Any:
     """log(sigmoid(x)), without overflow for any finite x; x where x is very negative.
 
     Parameters
@@ -220,7 +222,7 @@ def log_sigmoid(x):
     return -softplus(-x)
 
 
-def silu(x):
+def silu(x: Any) -> Any:
     """x sigmoid(x), also called swish.
 
     Parameters

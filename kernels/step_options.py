@@ -126,10 +126,18 @@ class StepOptions:
         return StepFeatures(mask, resets, scale, zoneout, self.trace)
 
     def arrays(self, dtype: Any) -> dict[str, Array]:
-        """By name the arrays that the options have, as compiled code reads them.
+        """Return the arrays of the options, as compiled code reads them.
 
-        mask and resets (N, T) uint8; initial and scale as they are, of the engine's library; of
-        each state's zoneout rates, or seeds and thresholds (int64).
+        Parameters
+        ----------
+        dtype : dtype
+            Of the rates.
+
+        Returns
+        -------
+        dict of str to array
+            mask and resets (N, T) uint8; initial and scale as they are, of the engine's library;
+            with zoneout rates (S,), or seeds and thresholds (S,) int64.
         """
         found = {name: getattr(self, name) for name in ("mask", "resets", "initial", "scale")}
         found = {name: array for name, array in found.items() if array is not None}

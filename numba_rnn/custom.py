@@ -17,12 +17,40 @@ Most cells of the package are written this way: ``kernels/cells/lstm_variants.py
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, overload
 
 from .kernels import cells
 from .kernels.cells import Cell, WrittenCell
+from .kernels.cells.cell import Starts
+from .kernels.cells.written import Names
 from .kernels.gradient_check import check as check  # cells have it as a method
 from .layers.recurrent import TimeRecurrent
+
+
+@overload
+def cell(function: Callable[..., Any], /) -> WrittenCell: ...
+
+
+@overload
+def cell(
+    *,
+    states: Names = "h",
+    weights: Names = (),
+    input_only: Names = (),
+    recurrent_only: Names = (),
+    second: Names = (),
+    fed: Names = (),
+    operand: Callable[..., Any] | None = None,
+    normalised: Names = (),
+    joined: Names = (),
+    recurrence: str = "product",
+    biases: int = 1,
+    bias_start: Starts | None = None,
+    weight_start: Starts | None = None,
+    backward: Callable[..., Any] | None = None,
+    saved: Names | None = None,
+    name: str | None = None,
+) -> Callable[[Callable[..., Any]], WrittenCell]: ...
 
 
 def cell(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:

@@ -142,6 +142,44 @@ def test_a_zip_file_on_the_path_is_enough(wheel, cache, tmp_path):
     assert done.stderr == ""
 
 
+USER = """
+from typing import Any
+
+from numba_rnn import cell, time_layer
+from numba_rnn.functions import sigmoid, tanh
+
+@cell(states="h c", bias_start={"f": 1.0})
+def mine(f: Any, g: Any, h: Any, c: Any) -> Any:
+    c = sigmoid(f) * c + tanh(g)
+    return tanh(c), c
+
+layer = time_layer(mine).create(3, 4, rng=0)
+print(mine.source("backward"), mine.check() < 1e-6, layer.params)
+"""
+
+
+def test_a_users_cell_passes_mypy_strict(wheel, tmp_path):
+    target, program = tmp_path / "site", tmp_path / "user.py"
+    pip("install", "--no-deps", "--no-index", "--target", str(target), str(wheel))
+    program.write_text(USER, encoding="utf-8")
+
+    def mypy() -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent"]
+        return subprocess.run(
+            [*command, f"--cache-dir={tmp_path / 'cache'}", str(program)],
+            env={**os.environ, "MYPYPATH": str(target)},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    done = mypy()
+    assert done.returncode == 0, done.stdout
+    program.write_text(USER.replace('states="h c"', "states=3"), encoding="utf-8")
+    assert '"cell"' in mypy().stdout
+
+
 FREEZER = """
 import importlib.abc
 import importlib.util

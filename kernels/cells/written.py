@@ -20,7 +20,7 @@ from functools import update_wrapper
 from math import isfinite
 from numbers import Real
 from types import MappingProxyType
-from typing import Any, overload
+from typing import Any
 
 from ..derivation import cell_functions, extremes
 from ..derivation.graph import CONSTANT, Node, reachable
@@ -28,7 +28,7 @@ from ..derivation.source import Names as NodeNames
 from ..derivation.source import make_function
 from ..derivation.tracing import CellError, Number, Run, Trace, place_of
 from ..once import LOCK
-from .cell import Cell, Starts
+from .cell import Cell
 
 Names = str | tuple[str, ...]
 FUNCTIONS = "forward", "backward", "operand", "operand_backward"
@@ -409,80 +409,17 @@ class WrittenCell:
         return cell_functions.forward_source(traced, nodes, names)
 
 
-@overload
-def cell(function: Callable[..., Any], /) -> WrittenCell: ...
-
-
-@overload
-def cell(
-    *,
-    states: Names = "h",
-    weights: Names = (),
-    input_only: Names = (),
-    recurrent_only: Names = (),
-    second: Names = (),
-    fed: Names = (),
-    operand: Callable[..., Any] | None = None,
-    normalised: Names = (),
-    joined: Names = (),
-    recurrence: str = "product",
-    biases: int = 1,
-    bias_start: Starts | None = None,
-    weight_start: Starts | None = None,
-    backward: Callable[..., Any] | None = None,
-    saved: Names | None = None,
-    name: str | None = None,
-) -> Callable[[Callable[..., Any]], WrittenCell]: ...
-
-
-def cell(function=None, /, **options):
+def cell(function: Any = None, /, **options: Any) -> Any:
     """Make a cell from its step, a plain function; its gradient is derived. A decorator.
 
-    ``numba_rnn.cell`` is the public form, which derives the cell at once.
+    ``numba_rnn.cell`` is the public form, which derives the cell at once and documents the options.
 
     Parameters
     ----------
     function : callable, optional
         The step. If it is left out, the result is a decorator.
     **options
-        The options below. Lists of names are strings, split at spaces or commas, or tuples.
-
-    Other Parameters
-    ----------------
-    states : names
-        The arguments that are states before the step, the output h first; "h" if left out.
-    weights : names
-        The arguments that are weights, one number for each unit.
-    input_only : names
-        Gates that have x Wx alone.
-    recurrent_only : names
-        Gates that have h Wh alone.
-    second : names
-        The last gates, if their recurrent product multiplies ``operand`` instead of h.
-    fed : name
-        May be given instead of second: a gate without any product, whose pre-activation is
-        ``operand``.
-    operand : callable
-        A function of other gates, states and weights, found by name like the cell's arguments.
-    normalised : names
-        Gates with layer normalisation over the units of a row.
-    joined : names
-        States that have no meaning alone. Zoneout leaves them as they are.
-    recurrence : {"product", "elementwise"}
-        "product": h Wh is added to every gate. "elementwise": there is no h Wh.
-    biases : {1, 2}
-        1: one bias, on the input side. 2: a bias on both sides.
-    bias_start : dict of str to float or (low, high)
-        The initial bias of a gate: a number, or the range of a uniform distribution.
-    weight_start : dict of str to float or (low, high)
-        The initial value of a weight, in the same form.
-    backward : callable
-        (dstate, saved, state) -> (dgates, dstate), instead of a derived one, as in a ``Cell``; the
-        weights are the last of the gates.
-    saved : names
-        With ``backward``: the local variables of the function that it receives.
-    name : str
-        The name of the cell; that of the function if left out.
+        Those of ``numba_rnn.cell``.
 
     Returns
     -------

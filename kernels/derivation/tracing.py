@@ -171,7 +171,7 @@ class Trace:
             try:
                 values = tuple(signature.bind(*args, **named).arguments.values())
             except TypeError as error:
-                self.refuse(f"{name}{signature}: {error}")
+                self.refuse(f"{name}({', '.join(signature.parameters)}): {error}")
             if name == "where":
                 condition, *values = values  # type: ignore[assignment]
                 if isinstance(condition, bool):
