@@ -38,24 +38,7 @@ Numbers = tuple[Any, ...]
 def apply_options(
     features: StepFeatures, new: Numbers, old: Numbers, live: Any, zoneout: Numbers
 ) -> Any:
-    """Apply zoneout and the mask to the new state.
-
-    Parameters
-    ----------
-    features, live, zoneout
-        See the head of this file.
-    new : tuple
-        The state that the cell computed.
-    old : tuple
-        The state before the step.
-
-    Returns
-    -------
-    state : tuple
-        The state after the step.
-    out : tuple of one number
-        The output of the step: h, 0 if the step is masked.
-    """
+    """Apply zoneout and the mask: the state after a step, and a tuple of its output."""
     if features.zoneout == "sampled":
         new = tuple(where(z, o, n) for z, o, n in zip(zoneout, old, new, strict=True))
     if features.zoneout == "mean":
@@ -68,71 +51,26 @@ def apply_options(
 
 
 def apply_reset(features: StepFeatures, state: Numbers, is_reset: Any, initial: Numbers) -> Any:
-    """Apply a reset to the state before a step.
-
-    Parameters
-    ----------
-    features, is_reset, initial
-        See the head of this file.
-    state : tuple
-        The state after the step before.
-
-    Returns
-    -------
-    state : tuple
-        The state that the step reads.
-    nothing : ()
-    """
+    """Apply a reset: the state that the next step reads, and an empty tuple."""
     if features.resets:
         state = tuple(where(is_reset, i, s) for i, s in zip(initial, state, strict=True))
     return state, ()
 
 
 def reset_backward(features: StepFeatures, dstate: Numbers, is_reset: Any) -> Any:
-    """Backward of ``apply_reset``.
-
-    Parameters
-    ----------
-    features, is_reset
-        See the head of this file.
-    dstate : tuple
-        The gradient of the state that the step reads.
-
-    Returns
-    -------
-    dstate : tuple
-        The gradient of the state before the reset.
-    dinitial : tuple
-        The gradient of ``initial``; () without resets.
-    """
+    """Backward of ``apply_reset``: the gradients of its state, and of ``initial`` if any."""
     if not features.resets:
         return dstate, ()
-    return tuple(where(is_reset, 0.0, d) for d in dstate), tuple(
-        where(is_reset, d, 0.0) for d in dstate
-    )
+    passed = tuple(where(is_reset, 0.0, d) for d in dstate)
+    return passed, tuple(where(is_reset, d, 0.0) for d in dstate)
 
 
 def add_output_gradient(
     features: StepFeatures, dout: Any, through: Any, dstate: Numbers, live: Any
 ) -> Any:
-    """Add up the gradient of the state after a step.
+    """The gradient of the state after a step with its output's, and an empty tuple.
 
-    Parameters
-    ----------
-    features, live
-        See the head of this file.
-    dout : number
-        The gradient of the step's output.
-    through : number or None
-        The gradient that reached h through products; None if dstate contains it.
-    dstate : tuple
-        The gradient that comes back from the next step.
-
-    Returns
-    -------
-    dstate : tuple
-        The whole gradient of the state after the step.
-    nothing : ()
+    through  the gradient that came back to h through products, where dstate lacks it; else None
     """
     if features.mask:
         dout = where(live, dout, 0.0)
@@ -142,23 +80,7 @@ def add_output_gradient(
 
 
 def options_backward(features: StepFeatures, dstate: Numbers, live: Any, zoneout: Numbers) -> Any:
-    """Backward of ``apply_options``.
-
-    Parameters
-    ----------
-    features, live, zoneout
-        See the head of this file.
-    dstate : tuple
-        The gradient of the state after the step.
-
-    Returns
-    -------
-    dnew : tuple
-        The gradient of the state that the cell computed.
-    bypass : tuple
-        The part of the gradient that bypasses the cell to the old state; () without mask and
-        zoneout.
-    """
+    """Backward of ``apply_options``: gradients of the new state, and of the old around the cell."""
     bypass: Numbers = ()
     if features.mask:
         bypass = tuple(where(live, 0.0, d) for d in dstate)
@@ -175,42 +97,14 @@ def options_backward(features: StepFeatures, dstate: Numbers, live: Any, zoneout
 
 
 def select_live(features: StepFeatures, values: Numbers, others: Numbers, live: Any) -> Any:
-    """Select values where the step takes place, and others where it is masked.
-
-    Parameters
-    ----------
-    features, live
-        See the head of this file.
-    values, others : tuple
-        The numbers, as many of one as of the other.
-
-    Returns
-    -------
-    selected : tuple
-        The selection; without a mask the values.
-    nothing : ()
-    """
+    """The values where the step takes place, else the others; and an empty tuple."""
     if features.mask:
         values = tuple(where(live, v, o) for v, o in zip(values, others, strict=True))
     return values, ()
 
 
 def add_bypass(dold: Numbers, bypass: Numbers) -> Any:
-    """Add the two parts of the gradient of the old state.
-
-    Parameters
-    ----------
-    dold : tuple
-        The part through the cell.
-    bypass : tuple
-        The part that bypasses it, () if there is none.
-
-    Returns
-    -------
-    dold : tuple
-        The sum.
-    nothing : ()
-    """
+    """The gradient of the old state, through the cell and around it, and an empty tuple."""
     return tuple(d + p for d, p in zip(dold, bypass, strict=True)) if bypass else dold, ()
 
 
@@ -221,21 +115,9 @@ def add_bypass(dold: Numbers, bypass: Numbers) -> Any:
 def straight_line(
     function: Callable[..., Any], features: StepFeatures, sizes: tuple[int | None, ...]
 ) -> Callable[..., Any]:
-    """Return one of these functions without loops and without the options that are not used.
+    """One of these functions for certain features, without options that are not used.
 
-    Parameters
-    ----------
-    function : callable
-        The function.
-    features : StepFeatures
-        The options.
-    sizes : tuple of int or None
-        For each argument except features: the length of the tuple; None if it is not a tuple.
-
-    Returns
-    -------
-    callable
-        The function of the arguments in ``sizes``.
+    sizes  of each argument but features the length of the tuple; None: it is no tuple
     """
     trace, names = Trace("step"), Names()
     code = function.__code__
