@@ -29,6 +29,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -475,6 +476,19 @@ def is_refusal(error: BaseException, loader: str) -> bool:
     return file.startswith(PACKAGE) and linecache.getline(file, line).lstrip().startswith("raise")
 
 
+@contextmanager
+def limited_memory() -> Iterator[None]:
+    """Let an input have so much memory: a damaged pickle may ask Python for much more."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    limit = pages * resource.getpagesize() + MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
 def outcome(loader: str, load: Loader, seed: int, number: int, show: bool) -> str:
     def late(*_: Any) -> None:
         raise TimeoutError
@@ -483,7 +497,8 @@ def outcome(loader: str, load: Loader, seed: int, number: int, show: bool) -> st
     signal.signal(signal.SIGALRM, late)
     signal.alarm(PATIENCE)
     try:
-        load(rng)
+        with limited_memory():
+            load(rng)
     except (TimeoutError, MemoryError) as error:
         found = "refused" if is_refusal(error, loader) else "hang"
         return f"{found} {error!r}" if show else found
@@ -508,9 +523,6 @@ def work(loader: str, seed: int, start: int, count: int, show: bool) -> None:
     np.seterr(all="ignore")
     with tempfile.TemporaryDirectory() as folder:
         load = dict(LOADERS[loader](Path(folder)))[loader]
-        pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
-        limit = pages * resource.getpagesize() + MEMORY
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         print("ready", flush=True)
         for number in range(start, start + count):
             print(number, outcome(loader, load, seed, number, show), flush=True)
