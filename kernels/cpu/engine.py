@@ -62,9 +62,11 @@ class NumbaEngine(NumpyEngine):
         out: Sequence[Array] | None = None,
     ) -> Gradients:
         run, kept = saved
-        into = tuple(np.empty(p.shape, p.dtype) for p in run.params)
-        if out is not None and not cell.weights and takes(cell.complete(out)[:3], into):
+        into: tuple[Array, ...] = ()
+        if out is not None and not cell.weights:
             into = cell.complete(out)[:3]
+        if not (into and takes(into, run.params)):
+            into = tuple(np.empty(p.shape, p.dtype) for p in run.params)
         d = np.array((*dstate, np.zeros_like(dstate[0])))  # the last: through h Wh of the next step
         if not run.steps.every:
             dxs, d, stopped, dstates = run.backward(dhs, d, kept, into, inputs)

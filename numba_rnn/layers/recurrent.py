@@ -120,10 +120,6 @@ class _CellLayer(Layer):
             for name, value in zip(self.cell.states, given, strict=True)
         )
 
-    def _cell_grads(self) -> list[Array] | None:
-        """Where an engine may write the gradients of the cell's parameters; None: nowhere."""
-        return self.grads[: len(self.cell_params)]
-
     def _fill_grads(self, gradients: Sequence[Array]) -> None:
         for grad, new in zip(self.grads, gradients, strict=True):
             if grad is not new:
@@ -702,6 +698,10 @@ class TimeRecurrent(_CellLayer):
         if found.xs is None or on_inputs is None:
             return found.xs
         return found.xs * on_inputs[:, None]
+
+    def _cell_grads(self) -> list[Array] | None:
+        """Where an engine may write the gradients of the cell's parameters; None: nowhere."""
+        return self.grads if self._initial is None else self.grads[:-1]
 
     # ---- options
 
