@@ -8,7 +8,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from test_steps import FEATURES, disagreements, particular
+from test_steps import FEATURES, disagreements, random_options
 from test_steps import outcome as outcome_with
 
 from cuda_emulator import EmulatedGpu, EmulationError
@@ -109,7 +109,7 @@ def test_persistent_kernels_compute_what_the_specification_says(name, cut, sizes
 @pytest.mark.parametrize(("cut", "sizes"), [CUTS[0].values, CUTS[2].values])
 def test_persistent_kernels_do_what_is_particular_about_steps(name, cut, sizes, features):
     engine, p = Emulated(cut, seed=sum(cut)), random_problem(name, *sizes, np.float32)
-    steps = particular(p, features)
+    steps = random_options(p, features)
     want = outcome_with(NumpyEngine(), p, steps)
     assert disagreements(outcome_with(engine, p, steps), want, LIMITS["float32"]) == {}
     assert all("persistent" in kernel for kernel in engine.gpu.launched)

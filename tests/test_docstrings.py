@@ -14,7 +14,7 @@ SHOWN = re.compile(r"^::: (\S+)\n(?:(?: .*\n)*? +members: \[(.*)\])?", re.M)  # 
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory):
-    """What the pages in docs/reference/ show, by path, and what its classes inherit."""
+    """The objects on the pages in docs/reference/, by path, and all that their classes inherit."""
     folder = tmp_path_factory.mktemp("installed")
     for room, place in (("numba_rnn", "numba_rnn"), ("kernels", "numba_rnn/kernels")):
         shutil.copytree(ROOT / room, folder / place, ignore=shutil.ignore_patterns("__pycache__"))

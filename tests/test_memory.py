@@ -14,7 +14,7 @@ import numpy as np
 from unittest import mock
 from dataclasses import replace
 from helpers import SHARINGS, outcome, random_problem
-from test_steps import FEATURES, particular
+from test_steps import FEATURES, random_options
 from test_steps import outcome as with_steps
 from numba_rnn import use_backend
 from numba_rnn.kernels.cpu import engine as arrays, option_memory, packing, passes, plans, streaming
@@ -72,7 +72,7 @@ for dtype in (np.float32, np.float64):
                   mock.patch.object(option_memory, "np", Guarded()),
                   mock.patch.object(passes, "sharing", return_value=sharing)):
                 outcome(engine, p)
-                steps = particular(p, set(FEATURES))
+                steps = random_options(p, set(FEATURES))
                 with_steps(engine, p, replace(steps, scale=guarded(steps.scale), every=8))
                 if sharing != (1, True):
                     continue

@@ -38,7 +38,7 @@ LIMITS = {np.float32: 1e-4, np.float64: 1e-12}
 FEATURES = ("mask", "resets", "initial", "scale", "zoneout", "expected", "trace")
 
 
-def particular(p: Problem, features: set[str], seed: int = 0) -> StepOptions:
+def random_options(p: Problem, features: set[str], seed: int = 0) -> StepOptions:
     """Random steps with these features; zoneout is drawn unless "expected" is among them."""
     rng = np.random.default_rng(seed)
     (N, T, H), S, dtype = p.dhs.shape, len(p.cell.states), p.xs.dtype
@@ -101,17 +101,25 @@ def test_engines_agree_with_the_reference(backend, name, dtype, sizes, features,
         sizes = tuple(1 + (size - 1) % 6 for size in sizes)
     assume(not cancels(name, sizes[3]))
     p = random_problem(name, *sizes, dtype, rng=seed)
-    steps = particular(p, features, seed)
+    steps = random_options(p, features, seed)
     want = outcome(NumpyEngine(), p, steps)
     cut = mock.patch.object(passes, "sharing", return_value=sharing)
     with use_backend(backend, strict=True) as engine, cut:
         assert disagreements(outcome(engine, p, steps), want, LIMITS[dtype]) == {}
 
 
+def test_initial_states_may_have_another_dtype():
+    p = random_problem("lstm", 3, 6, 4, 19, np.float32)
+    steps = random_options(p, {"resets", "initial"})
+    wide = replace(steps, initial=steps.initial.astype(np.float64))
+    with use_backend("numba", strict=True) as engine:
+        np.testing.assert_equal(outcome(engine, p, wide), outcome(engine, p, steps))
+
+
 @pytest.mark.parametrize("name", FORMS)
 def test_sharing_and_chunks_change_no_bit(name):
     p = random_problem(name, 5, 200, 3, 37, np.float32)
-    steps = particular(p, {"mask", "resets", "initial", "scale", "zoneout", "trace"})
+    steps = random_options(p, {"mask", "resets", "initial", "scale", "zoneout", "trace"})
     want = outcome(NumpyEngine(), p, steps)
     with use_backend("numba", strict=True) as engine:
         found = []
@@ -128,7 +136,7 @@ def test_sharing_and_chunks_change_no_bit(name):
 def test_the_specifications_gradients(name, features):
     """By inputs, parameters, the state before, what resets return to; and the trace."""
     p, engine = random_problem(name, 3, 5, 3, 4, rng=3), NumpyEngine()
-    steps = particular(p, features, seed=8)
+    steps = random_options(p, features, seed=8)
 
     def loss() -> float:
         hs, state, _ = engine.forward(p.cell, p.xs, p.state, p.params, steps)
@@ -148,7 +156,7 @@ def test_the_specifications_gradients(name, features):
 def test_masks_and_resets_are_what_shorter_sequences_give(backend, name):
     """Row by row: the plain cell over the steps that are left, cut at resets."""
     p = random_problem(name, 4, 7, 3, 5, rng=5)
-    steps = particular(p, {"mask", "resets", "initial"}, seed=9)
+    steps = random_options(p, {"mask", "resets", "initial"}, seed=9)
     steps.mask[0] = False  # a row with nothing in it
     with use_backend(backend, strict=True) as engine:
         got = outcome(engine, p, steps)
@@ -169,7 +177,7 @@ def test_masks_and_resets_are_what_shorter_sequences_give(backend, name):
 
 @pytest.mark.parametrize("backend", ["numpy", "numba"])
 @pytest.mark.parametrize("name", cells.names())
-def test_nothing_particular_is_the_plain_pass_bit_for_bit(backend, name):
+def test_options_that_change_nothing_are_the_plain_pass_bit_for_bit(backend, name):
     p = random_problem(name, 3, 4, 2, 5, np.float32)
     full = StepOptions(mask=np.ones((3, 4), bool), resets=np.zeros((3, 4), bool))
     with use_backend(backend, strict=True) as engine:
@@ -222,7 +230,7 @@ def test_what_is_computed_again_is_the_same_bit_for_bit(backend, name, every, fe
     sizes = (2, 5, 3, 5) if backend == "cuda" else (40, 27, 3, 21)
     p = random_problem(name, *sizes, np.float32)
     with use_backend(backend, strict=True) as engine:
-        steps = particular(p, features)
+        steps = random_options(p, features)
         want = outcome(engine, p, steps)
         got = outcome(engine, p, replace(steps, every=every))
     np.testing.assert_equal(got, want)

@@ -6,7 +6,7 @@ k * units + u. The rows of a panel are the rows of the batch.
 
     x_side, e_side, l_side   x Wx, h Wh and the second product: panels of pre-activations
     state, after             the state before the step and after it
-    saved                    the numbers that backward needs; 0 if live will be no backward
+    saved                    the numbers that backward needs; 0 if there will be no backward
     operand                  the factor of the second product
     given                    the normalised gates, each (units + 1) panels after the one before
                              (``normalising.py``)
@@ -87,15 +87,12 @@ def forward_gates(frame):
             new, keep = forward(frame, gates, before)
             if saved:
                 store_saved(frame, keep, saved + u * saved_panel + row, units * saved_panel)
-            live, zoneout = (
-                load_live(frame, options, n0 + n, t),
-                load_zoneout(frame, options, n0 + n, t, u),
-            )
+            live = load_live(frame, options, n0 + n, t)
+            zoneout = load_zoneout(frame, options, n0 + n, t, u)
             new, out = apply_options(frame, new, before, live, zoneout)
             is_reset = load_is_reset(frame, options, n0 + n, t + 1)
-            new, _ = apply_reset(
-                frame, new, is_reset, load_initial(frame, options, u, lanes, is_reset)
-            )
+            initial = load_initial(frame, options, u, lanes, is_reset)
+            new, _ = apply_reset(frame, new, is_reset, initial)
             store_states(frame, new, after + u * after_panel + row, units * after_panel)
             store_part(out[0], hs + n * hs_row + u * VECTOR_BYTES, lanes)
             behind = after + (len(new) * units + u) * after_panel + row
@@ -156,9 +153,8 @@ def backward_gates(frame):
             live = load_live(frame, options, n0 + n, t)
             dnew, _ = add_output_gradient(frame, dh, passed[0], dnew, live)
             store_trace(frame, options, t, n0 + n, u, lanes, dnew)
-            dnew, bypass = options_backward(
-                frame, dnew, live, load_zoneout(frame, options, n0 + n, t, u)
-            )
+            zoneout = load_zoneout(frame, options, n0 + n, t, u)
+            dnew, bypass = options_backward(frame, dnew, live, zoneout)
             keep = load_saved(
                 frame, saved + u * saved_panel + row, units * saved_panel,
                 after + u * after_panel + row, units * after_panel,

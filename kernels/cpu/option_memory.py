@@ -68,7 +68,7 @@ class OptionMemory:
             T=T,
             first=steps.first,
             row=H * dtype.itemsize,
-            **{name: self._at(arrays.get(name)) for name in ARRAYS},
+            **{name: self._at(arrays.get(name), dtype) for name in ARRAYS},
             dinitial=0 if dinitial is None else address_of(dinitial),
             dinitial_panel=0 if dinitial is None else dinitial.strides[1],
             dinitial_state=0 if dinitial is None else dinitial.strides[0],
@@ -77,11 +77,11 @@ class OptionMemory:
         self._words = np.array(words, np.int64)
         self.address = address_of(self._words)
 
-    def _at(self, array: Array | None) -> int:
-        """The address of an array's numbers in C order, 0 for None."""
+    def _at(self, array: Array | None, dtype: Any) -> int:
+        """The address of an array's numbers in C order, fractions in a dtype; 0 for None."""
         if array is None:
             return 0
-        self._kept.append(np.ascontiguousarray(array))
+        self._kept.append(np.ascontiguousarray(array, dtype if array.dtype.kind == "f" else None))
         return address_of(self._kept[-1])
 
     def stopped(self) -> Array | None:
