@@ -1,6 +1,6 @@
 """The backward pass, for any cell: a shard's work, phase by phase. Its picture: ``sequence.py``."""
 
-from .frames import call, part_of_a_piece, word
+from .frames import call, frame_address, part_of_a_piece, word
 from .sequence import (
     END,
     GRADIENTS,
@@ -344,7 +344,7 @@ def _work(plan, what, chunk, k, shard):
 
 def backward(frame):
     """A piece: all steps back, and the gradients of inputs, weights and the state before."""
-    plan = read_plan(frame)
+    plan = read_plan(frame_address(frame))
     denormals = begin(plan, frame)
     phase = run_phase(plan, _work, 0, START, 0, 0)
     for chunk in range(plan.chunks - 1, -1, -1):

@@ -1,6 +1,6 @@
 """The forward pass, for any cell: a shard's work, phase by phase. Its picture: ``sequence.py``."""
 
-from .frames import call, part_of_a_piece, word
+from .frames import call, frame_address, part_of_a_piece, word
 from .sequence import (
     END,
     HALF_STEP,
@@ -220,7 +220,7 @@ def _work(plan, what, chunk, k, shard):
 
 def forward(frame):
     """A piece: all steps, and the state after the last."""
-    plan = read_plan(frame)
+    plan = read_plan(frame_address(frame))
     denormals = begin(plan, frame)
     if plan.in_panels and plan.shards == 1:  # a step of half a microsecond: the shortest way
         _project(plan, 0, 0, 1, 0, plan.units)

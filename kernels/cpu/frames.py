@@ -15,6 +15,7 @@ Where the integers are many and stay, they have names: ``plan = record(Plan)(fra
 The frame's Numba *type* says for which dtype and cell the piece is compiled.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +23,7 @@ import numpy as np
 from llvmlite import ir
 from numba import from_dtype
 from numba.core import cgutils, types
-from numba.core.imputils import lower_getattr_generic
+from numba.core.imputils import lower_getattr_generic, lower_setattr_generic
 from numba.core.typing.templates import AttributeTemplate, infer_getattr
 from numba.extending import intrinsic, models, register_jitable, register_model
 
@@ -79,44 +80,53 @@ class _FrameModel(models.PrimitiveModel):
 # ---- in compiled code
 
 
+def emits(result: Any) -> Callable[[Callable[..., Any]], Any]:
+    """An intrinsic, from a function of an LLVM builder and values that emits its code.
+
+    result  the Numba type of what it returns, or a function that finds it from the arguments' types
+            (None: it does not take these)
+
+    A frame comes as its Numba type. A tuple is returned as a list.
+    """
+
+    def decorate(emit: Callable[..., Any]) -> Any:
+        def define(typing, *given):
+            given = tuple(types.int64 if isinstance(g, types.Integer) else g for g in given)
+            kind = result if isinstance(result, types.Type) else result(*given)
+            if kind is None:
+                return None
+
+            def codegen(context, builder, signature, args):
+                pairs = zip(given, args, strict=True)
+                values = (g if isinstance(g, FrameType) else value for g, value in pairs)
+                value = emit(builder, *values)
+                if isinstance(value, list):
+                    return context.make_tuple(builder, kind, value)
+                return context.get_dummy_value() if value is None else value
+
+            return kind(*given), codegen
+
+        define.__signature__ = inspect.signature(emit)  # Numba reads the arguments' names there
+        define.__name__, define.__doc__ = emit.__name__, emit.__doc__
+        return intrinsic(define)
+
+    return decorate
+
+
 @intrinsic(prefer_literal=True)
 def arguments(typing, frame, count):
     """The first ``count`` integers of a frame, as a tuple."""
     kind = types.UniTuple(types.int64, count.literal_value)
 
     def codegen(context, builder, signature, args):
-        return context.make_tuple(builder, kind, _load_words(builder, args[0], kind.count))
+        words = (builder.gep(args[0], [_I32(k)]) for k in range(kind.count))
+        return context.make_tuple(builder, kind, list(map(builder.load, words)))
 
     return kind(frame, count), codegen
 
 
-def record(fields: Any) -> Any:
-    """A function that reads a frame as a NamedTuple of integers, each one when it is asked for."""
-    kind = RecordType(fields.__name__, fields._fields)
-
-    @intrinsic
-    def read(typing, frame):
-        return kind(frame), lambda context, builder, signature, args: args[0]
-
-    return read
-
-
-def record_at(fields: Any) -> Any:
-    """The same for one at an address."""
-    kind = RecordType(fields.__name__, fields._fields)
-
-    @intrinsic
-    def read(typing, address):
-        def codegen(context, builder, signature, args):
-            return builder.inttoptr(args[0], _I64.as_pointer())
-
-        return kind(types.int64), codegen
-
-    return read
-
-
 class RecordType(types.Type):
-    """Integers in memory that have names."""
+    """Integers in memory that have names, to be read and written."""
 
     def __init__(self, name: str, fields: tuple[str, ...]):
         self.fields = fields
@@ -124,6 +134,17 @@ class RecordType(types.Type):
 
 
 register_model(RecordType)(_FrameModel)
+
+
+def record(fields: Any) -> Any:
+    """A function that takes the address of integers for a record with a NamedTuple's fields."""
+    kind = RecordType(fields.__name__, fields._fields)
+
+    @emits(kind)
+    def record_at(builder, address):
+        return builder.inttoptr(address, _I64.as_pointer())
+
+    return record_at
 
 
 @infer_getattr
@@ -139,8 +160,15 @@ def _load_field(context, builder, record, value, name):
     return builder.load(builder.gep(value, [_I32(record.fields.index(name))]))
 
 
-def _load_words(builder, address, count):
-    return [builder.load(builder.gep(address, [_I32(k)])) for k in range(count)]
+@lower_setattr_generic(RecordType)
+def _store_field(context, builder, signature, args, name):
+    place = builder.gep(args[0], [_I32(signature.args[0].fields.index(name))])
+    builder.store(args[1], place)
+
+
+def _call(builder, address, frame):
+    kind = ir.FunctionType(ir.VoidType(), [_I64.as_pointer()])
+    builder.call(builder.inttoptr(address, kind.as_pointer()), [frame])
 
 
 @intrinsic
@@ -148,17 +176,20 @@ def call(typing, address, values):
     """Call the piece at an address with a tuple of integers for arguments."""
 
     def codegen(context, builder, signature, args):
-        count = len(values)
-        block = cgutils.alloca_once(builder, ir.ArrayType(_I64, count))
-        for k in range(count):
-            value = context.cast(builder, builder.extract_value(args[1], k), values[k], types.int64)
+        block = cgutils.alloca_once(builder, ir.ArrayType(_I64, len(values)))
+        for k, kind in enumerate(values):
+            value = context.cast(builder, builder.extract_value(args[1], k), kind, types.int64)
             builder.store(value, builder.gep(block, [_I32(0), _I32(k)]))
-        kind = ir.FunctionType(ir.VoidType(), [_I64.as_pointer()])
-        function = builder.inttoptr(args[0], kind.as_pointer())
-        builder.call(function, [builder.bitcast(block, _I64.as_pointer())])
+        _call(builder, args[0], builder.bitcast(block, _I64.as_pointer()))
         return context.get_dummy_value()
 
     return types.void(types.int64, values), codegen
+
+
+@emits(types.void)
+def call_at(builder, address, frame):
+    """Call a piece with a frame that lies in memory."""
+    _call(builder, address, builder.inttoptr(frame, _I64.as_pointer()))
 
 
 @intrinsic
@@ -171,40 +202,17 @@ def frame_address(typing, frame):
     return types.int64(frame), codegen
 
 
-@intrinsic
-def word(typing, address, index):
+@emits(types.int64)
+def word(builder, address, index):
     """The 64-bit integer number ``index`` from an address."""
-
-    def codegen(context, builder, signature, args):
-        start = builder.inttoptr(args[0], _I64.as_pointer())
-        return builder.load(builder.gep(start, [args[1]]))
-
-    return types.int64(types.int64, types.int64), codegen
+    start = builder.inttoptr(address, _I64.as_pointer())
+    return builder.load(builder.gep(start, [index]))
 
 
-@intrinsic
-def write_word(typing, address, value):
+@emits(types.void)
+def write_word(builder, address, value):
     """Write a 64-bit integer."""
-
-    def codegen(context, builder, signature, args):
-        builder.store(args[1], builder.inttoptr(args[0], _I64.as_pointer()))
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), codegen
-
-
-@intrinsic
-def call_at(typing, address, frame):
-    """Call a piece with a frame that lies in memory."""
-
-    def codegen(context, builder, signature, args):
-        pointer = _I64.as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [pointer])
-        function = builder.inttoptr(args[0], kind.as_pointer())
-        builder.call(function, [builder.inttoptr(args[1], pointer)])
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), codegen
+    builder.store(value, builder.inttoptr(address, _I64.as_pointer()))
 
 
 # ---- compiling

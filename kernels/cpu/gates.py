@@ -94,7 +94,7 @@ def forward_gates(frame):
             initial = load_initial(frame, options, u, lanes, is_reset)
             new, _ = apply_reset(frame, new, is_reset, initial)
             store_states(frame, new, after + u * after_panel + row, units * after_panel)
-            store_part(out[0], hs + n * hs_row + u * VECTOR_BYTES, lanes)
+            store_part(frame, out[0], hs + n * hs_row + u * VECTOR_BYTES, lanes)
             behind = after + (len(new) * units + u) * after_panel + row
             store_scaled(frame, options, n0 + n, u, lanes, new[0], behind)
 
@@ -120,7 +120,7 @@ def operand_gates(frame):
             number, none = (operand(frame, gates, before),), zeros_state(frame)[:1]
             number, _ = select_live(frame, number, none, load_live(frame, options, n0 + n, t))
             number = scaled_operand(frame, options, n0 + n, u, lanes, number[0])
-            store(number, out + u * out_panel + row)
+            store(frame, number, out + u * out_panel + row)
 
 
 def backward_gates(frame):

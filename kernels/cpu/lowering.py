@@ -14,6 +14,7 @@ from numba.extending import intrinsic, overload, register_jitable
 
 from ..fingerprint import with_callees
 from . import vector_functions  # noqa: F401 (it registers them)
+from .frames import emits
 from .simd import VectorType, emit_load, emit_load_part, emit_prefetch, emit_store
 
 # ---- the cell's functions
@@ -64,52 +65,49 @@ def _sum(builder, terms):
     return total
 
 
-@intrinsic
-def load_bias(typing, frame, b, b_row, u, H_bytes, lanes):
+def _tuple_of(count):
+    """The type of a tuple of vectors; ``count`` finds how many from a piece's layout."""
+    return lambda frame, *rest: types.UniTuple(VectorType(frame.dtype), count(frame.layout))
+
+
+@emits(_tuple_of(lambda at: len(at.cell.gates)))
+def load_bias(builder, frame, b, b_row, u, H_bytes, lanes):
     """The bias of every gate, for the units from byte u: of b, or of its two rows.
 
     A cell's weights lie behind the biases, and are loaded likewise.
     """
-    cell, vector = frame.cell, VectorType(frame.dtype)
-    kind = types.UniTuple(vector, len(cell.gates))
-    input_side = cell.input_gates + tuple(range(kind.count - len(cell.weights), kind.count))
+    cell, vector, count = frame.cell, VectorType(frame.dtype), len(frame.cell.gates)
+    input_side = cell.input_gates + tuple(range(count - len(cell.weights), count))
+    members = []
+    for g in range(count):
+        blocks = [(b, input_side)]
+        if cell.biases == 2:
+            blocks.append((builder.add(b, b_row), cell.recurrent_gates))
+        terms = [ir.Constant(vector.llvm, [0.0] * vector.lanes)]
+        for row, gates in blocks:
+            if g in gates:
+                place = builder.add(member_address(builder, row, H_bytes, gates.index(g)), u)
+                terms.append(emit_load_part(builder, vector, place, lanes))
+        members.append(_sum(builder, terms[1:] or terms))
+    return members
 
-    def codegen(context, builder, signature, args):
-        _, b, b_row, u, H_bytes, lanes = args
-        members = []
-        for g in range(kind.count):
-            blocks = [(b, input_side)]
-            if cell.biases == 2:
-                blocks.append((builder.add(b, b_row), cell.recurrent_gates))
-            terms = [ir.Constant(vector.llvm, [0.0] * vector.lanes)]
-            for row, gates in blocks:
-                if g in gates:
-                    place = builder.add(member_address(builder, row, H_bytes, gates.index(g)), u)
-                    terms.append(emit_load_part(builder, vector, place, lanes))
-            members.append(_sum(builder, terms[1:] or terms))
-        return context.make_tuple(builder, kind, members)
 
-    i = types.int64
-    return kind(frame, i, i, i, i, i), codegen
+def _same_gates(frame, gates, *rest):
+    return gates
 
 
 def _add_to_gates(part):
     """An intrinsic that adds a product's columns to the gates that it feeds."""
 
-    @intrinsic
-    def add(typing, frame, gates, side, stride):
-        vector, order = VectorType(frame.dtype), frame.layout.order
-        fed = part(frame.layout)
-
-        def codegen(context, builder, signature, args):
-            _, gates_, side, stride = args
-            new = [builder.extract_value(gates_, g) for g in range(gates.count)]
-            for k, place in enumerate(fed):
-                numbers = emit_load(builder, vector, member_address(builder, side, stride, k))
-                new[order[place]] = builder.fadd(new[order[place]], numbers)
-            return context.make_tuple(builder, gates, new)
-
-        return gates(frame, gates, types.int64, types.int64), codegen
+    @emits(_same_gates)
+    def add(builder, frame, gates, side, stride):
+        order = frame.layout.order
+        new = [builder.extract_value(gates, g) for g in range(len(order))]
+        for k, place in enumerate(part(frame.layout)):
+            address = member_address(builder, side, stride, k)
+            numbers = emit_load(builder, VectorType(frame.dtype), address)
+            new[order[place]] = builder.fadd(new[order[place]], numbers)
+        return new
 
     return add
 
@@ -122,19 +120,15 @@ add_late_side = _add_to_gates(lambda at: at.after_operand)
 def _replacing(part):
     """An intrinsic that puts normalised gates in their places (``normalising.py``)."""
 
-    @intrinsic
-    def replace(typing, frame, gates, start, stride):
-        at, vector = frame.layout, VectorType(frame.dtype)
-
-        def codegen(context, builder, signature, args):
-            _, new, start, stride = args
-            for k, place in enumerate(at.normalised):
-                if place in part(at):
-                    number = emit_load(builder, vector, member_address(builder, start, stride, k))
-                    new = builder.insert_value(new, number, at.order[place])
-            return new
-
-        return gates(frame, gates, types.int64, types.int64), codegen
+    @emits(_same_gates)
+    def replace(builder, frame, gates, start, stride):
+        at = frame.layout
+        for k, place in enumerate(at.normalised):
+            if place in part(at):
+                address = member_address(builder, start, stride, k)
+                number = emit_load(builder, VectorType(frame.dtype), address)
+                gates = builder.insert_value(gates, number, at.order[place])
+        return gates
 
     return replace
 
@@ -146,18 +140,10 @@ put_normalised = _replacing(lambda at: at.normalised)
 def _loading(choose):
     """An intrinsic that loads a tuple of vectors; ``choose`` says where each of them is."""
 
-    @intrinsic
-    def load_members(typing, frame, start, stride):
-        places = choose(frame.layout)
-        kind = types.UniTuple(VectorType(frame.dtype), len(places))
-
-        def codegen(context, builder, signature, args):
-            addresses = [member_address(builder, args[1], args[2], place) for place in places]
-            return context.make_tuple(
-                builder, kind, [emit_load(builder, kind.dtype, address) for address in addresses]
-            )
-
-        return kind(frame, types.int64, types.int64), codegen
+    @emits(_tuple_of(lambda at: len(choose(at))))
+    def load_members(builder, frame, start, stride):
+        places = (member_address(builder, start, stride, k) for k in choose(frame.layout))
+        return [emit_load(builder, VectorType(frame.dtype), place) for place in places]
 
     return load_members
 
@@ -173,52 +159,40 @@ def _gate_places(at):
 load_states, load_gradients = _loading(_state_places), _loading(_gate_places)
 
 
-@intrinsic
+@emits(_tuple_of(lambda at: len(at.found)))
 def load_saved(
-    typing, frame, start, stride, after, after_stride, w, H_bytes, lanes, given, given_stride
+    builder, frame, start, stride, after, after_stride, w, H_bytes, lanes, given, given_stride
 ):
     """What the cell saved: stored, or found in the state after the step, in its weights, or among
     its normalised gates (``given``)."""
-    found = frame.layout.found
-    kind = types.UniTuple(VectorType(frame.dtype), len(found))
-
-    def codegen(context, builder, signature, args):
-        _, start, stride, after, after_stride, w, H_bytes, lanes, given, given_stride = args
-        stored, members = 0, []
-        for where in found:
-            if where is None:
-                place = member_address(builder, start, stride, stored)
-                stored += 1
-            elif where[0] == "state":
-                place = member_address(builder, after, after_stride, where[1])
-            elif where[0] == "normalised":
-                place = member_address(builder, given, given_stride, where[1])
-            else:
-                place = member_address(builder, w, H_bytes, where[1])
-                members.append(emit_load_part(builder, kind.dtype, place, lanes))
-                continue
-            members.append(emit_load(builder, kind.dtype, place))
-        return context.make_tuple(builder, kind, members)
-
-    return kind(frame, *[types.int64] * 9), codegen
+    stored, members, vector = 0, [], VectorType(frame.dtype)
+    for where in frame.layout.found:
+        if where is None:
+            place = member_address(builder, start, stride, stored)
+            stored += 1
+        elif where[0] == "state":
+            place = member_address(builder, after, after_stride, where[1])
+        elif where[0] == "normalised":
+            place = member_address(builder, given, given_stride, where[1])
+        else:
+            place = member_address(builder, w, H_bytes, where[1])
+            members.append(emit_load_part(builder, vector, place, lanes))
+            continue
+        members.append(emit_load(builder, vector, place))
+    return members
 
 
-@intrinsic
-def prefetch_saved(typing, frame, start, stride, before, before_stride, dhs, given, given_stride):
+@emits(types.void)
+def prefetch_saved(builder, frame, start, stride, before, before_stride, dhs, given, given_stride):
     """Ask for what ``load_saved`` and ``load_states`` will read there, and for dhs."""
-
-    def codegen(context, builder, signature, args):
-        _, start, stride, before, before_stride, dhs, given, given_stride = args
-        emit_prefetch(builder, dhs)
-        for k in range(frame.layout.stored):
-            emit_prefetch(builder, member_address(builder, start, stride, k))
-        for k in range(len(frame.layout.normalised)):
-            emit_prefetch(builder, member_address(builder, given, given_stride, k))
-        for k in range(len(frame.cell.states)):
-            emit_prefetch(builder, member_address(builder, before, before_stride, k))
-        return context.get_dummy_value()
-
-    return types.void(frame, *[types.int64] * 7), codegen
+    emit_prefetch(builder, dhs)
+    for address, step, count in (
+        (start, stride, frame.layout.stored),
+        (given, given_stride, len(frame.layout.normalised)),
+        (before, before_stride, len(frame.cell.states)),
+    ):
+        for k in range(count):
+            emit_prefetch(builder, member_address(builder, address, step, k))
 
 
 def emit_members(builder, vector, kinds, members):
@@ -233,22 +207,19 @@ def emit_members(builder, vector, kinds, members):
     ]
 
 
-def _zeros(names):
-    """An intrinsic that makes a tuple of zeros, one for each name that the cell has."""
+def _zeros(count):
+    """An intrinsic that makes a tuple of zeros."""
 
-    @intrinsic
-    def zeros(typing, frame):
-        kind = types.UniTuple(VectorType(frame.dtype), len(getattr(frame.cell, names)))
-
-        def codegen(context, builder, signature, args):
-            return ir.Constant(context.get_value_type(kind), None)
-
-        return kind(frame), codegen
+    @emits(_tuple_of(count))
+    def zeros(builder, frame):
+        vector = VectorType(frame.dtype)
+        return [ir.Constant(vector.llvm, None)] * count(frame.layout)
 
     return zeros
 
 
-zeros_state, zeros_gates = _zeros("states"), _zeros("gates")
+zeros_state = _zeros(lambda at: len(at.cell.states))
+zeros_gates = _zeros(lambda at: len(at.cell.gates))
 
 
 @intrinsic

@@ -16,10 +16,9 @@ A row needs all of its units, so shards share such a cell's work by rows.
 
 from llvmlite import ir
 from numba.core import types
-from numba.extending import intrinsic
 
 from ..layout import EPSILON
-from .frames import arguments, part_of_a_piece
+from .frames import arguments, emits, part_of_a_piece
 from .lowering import (
     add_early_side,
     add_late_side,
@@ -128,14 +127,14 @@ def standardise(frame):
                 if p == last:
                     w, x = where(in_use, w, 0.0), where(in_use, x, 0.0)
                     y, z = where(in_use, y, 0.0), where(in_use, z, 0.0)
-                put(w, a + p, ahead)
-                put(x, b + p, ahead)
-                put(y, c + p, ahead)
-                put(z, d + p, ahead)
-            put(factor_a, a + end, ahead)
-            put(factor_b, b + end, ahead)
-            put(factor_c, c + end, ahead)
-            put(factor_d, d + end, ahead)
+                put(frame, w, a + p, ahead)
+                put(frame, x, b + p, ahead)
+                put(frame, y, c + p, ahead)
+                put(frame, z, d + p, ahead)
+            put(frame, factor_a, a + end, ahead)
+            put(frame, factor_b, b + end, ahead)
+            put(frame, factor_c, c + end, ahead)
+            put(frame, factor_d, d + end, ahead)
 
 
 def denormalise(frame):
@@ -177,10 +176,10 @@ def denormalise(frame):
             x = load(frame, grad + b) - mean_b - load(frame, norm + b) * slope_b
             y = load(frame, grad + c) - mean_c - load(frame, norm + c) * slope_c
             z = load(frame, grad + d) - mean_d - load(frame, norm + d) * slope_d
-            store(factor_a * w, grad + a)
-            store(factor_b * x, grad + b)
-            store(factor_c * y, grad + c)
-            store(factor_d * z, grad + d)
+            store(frame, factor_a * w, grad + a)
+            store(frame, factor_b * x, grad + b)
+            store(frame, factor_c * y, grad + c)
+            store(frame, factor_d * z, grad + d)
 
 
 @part_of_a_piece
@@ -190,24 +189,23 @@ def next_row(row, bottom, step=1):
 
 
 @part_of_a_piece
-def put(numbers, place, ahead):
+def put(frame, numbers, place, ahead):
     """Store numbers, and ask for where the next step's will be: their memory is new every step."""
-    store(numbers, place)
+    store(frame, numbers, place)
     prefetch_to_write(place + ahead)
 
 
 # ---- across lanes
 
 
-@intrinsic
-def lanes_in_use(typing, frame, lanes):
+def _mask_of(frame, *rest):
+    return MaskType(VectorType(frame.dtype).lanes)
+
+
+@emits(_mask_of)
+def lanes_in_use(builder, frame, lanes):
     """The first ``lanes`` lanes."""
-    vector = VectorType(frame.dtype)
-
-    def codegen(context, builder, signature, args):
-        return emit_lanes_in_use(builder, vector, args[1])
-
-    return MaskType(vector.lanes)(frame, types.int64), codegen
+    return emit_lanes_in_use(builder, VectorType(frame.dtype), lanes)
 
 
 def _shuffle(builder, a, b, lanes):
@@ -215,41 +213,32 @@ def _shuffle(builder, a, b, lanes):
     return builder.shuffle_vector(a, b, order)
 
 
-@intrinsic
-def sums(typing, a, b, c, d):
+@emits(lambda a, b, c, d: a)
+def sums(builder, a, b, c, d):
     """The sum of each of four vectors: of the first in the first quarter's lanes, and so on.
 
     A vector's numbers are added up in pairs, always the same ones, whichever of the four it is.
     """
-    lanes, quarter = a.lanes, a.lanes // ROWS
+    lanes, quarter = a.type.count, a.type.count // ROWS
 
-    def halved(builder, a, b, part):
+    def halved(a, b, part):
         """a's sum of pairs, then b's: lanes apart by half of a ``part`` of a vector."""
         low = [k for k in range(lanes) if k % part < part // 2]
         low += [lanes + k for k in low]
         high = [k + part // 2 for k in low]
         return builder.fadd(_shuffle(builder, a, b, low), _shuffle(builder, a, b, high))
 
-    def codegen(context, builder, signature, args):
-        a, b, c, d = args
-        a, c = halved(builder, a, b, lanes), halved(builder, c, d, lanes)
-        total, distance = halved(builder, a, c, lanes // 2), quarter // 2
-        while distance:
-            other = _shuffle(builder, total, total, [k ^ distance for k in range(lanes)])
-            total, distance = builder.fadd(total, other), distance // 2
-        return total
-
-    return a(a, b, c, d), codegen
+    a, c = halved(a, b, lanes), halved(c, d, lanes)
+    total, distance = halved(a, c, lanes // 2), quarter // 2
+    while distance:
+        other = _shuffle(builder, total, total, [k ^ distance for k in range(lanes)])
+        total, distance = builder.fadd(total, other), distance // 2
+    return total
 
 
-@intrinsic
-def rows_of(typing, numbers):
+@emits(lambda numbers: types.UniTuple(numbers, ROWS))
+def rows_of(builder, numbers):
     """Four vectors, each with one quarter's number in every lane."""
-    lanes, kind = numbers.lanes, types.UniTuple(numbers, ROWS)
-
-    def codegen(context, builder, signature, args):
-        first = [k * lanes // ROWS for k in range(ROWS)]
-        vectors = [_shuffle(builder, args[0], args[0], [k] * lanes) for k in first]
-        return context.make_tuple(builder, kind, vectors)
-
-    return kind(numbers), codegen
+    lanes = numbers.type.count
+    first = [k * lanes // ROWS for k in range(ROWS)]
+    return [_shuffle(builder, numbers, numbers, [k] * lanes) for k in first]

@@ -29,7 +29,7 @@ from numba import literally
 from numba.core import types
 from numba.extending import intrinsic
 
-from .frames import arguments, part_of_a_piece
+from .frames import arguments, emits, part_of_a_piece
 from .simd import (
     VECTOR_BYTES,
     VectorType,
@@ -320,7 +320,7 @@ def pack(frame):
             lanes = columns - panel * W
             for r in range(start, min(start + 8, rows)):
                 numbers = load_part(frame, source + r * source_row + panel * VECTOR_BYTES, lanes)
-                store(numbers, to + r * to_row + panel * to_panel)
+                store(frame, numbers, to + r * to_row + panel * to_panel)
 
 
 def unpack(frame):
@@ -331,7 +331,7 @@ def unpack(frame):
         lanes = columns - panel * W
         for r in range(rows):
             numbers = load(frame, source + r * source_row + panel * source_panel)
-            store_part(numbers, to + r * to_row + panel * VECTOR_BYTES, lanes)
+            store_part(frame, numbers, to + r * to_row + panel * VECTOR_BYTES, lanes)
 
 
 def pack_transposed(frame):
@@ -357,45 +357,37 @@ def add_up(frame):
             for r in range(start, min(start + 32, rows)):
                 part = part + load(frame, panels + r * VECTOR_BYTES)
             total = total + part
-        store_part(total, out, lanes)
+        store_part(frame, total, out, lanes)
         panels += panel
         out += VECTOR_BYTES
 
 
-@intrinsic
-def _transpose(typing, frame, source, source_row, rows, to, columns):
+@emits(types.void)
+def _transpose(builder, frame, source, source_row, rows, to, columns):
     """A square of W rows (as far as there are that many) and W columns, transposed.
 
     Log2(W) rounds, each of which swaps halves, quarters ... between pairs of rows.
     """
     vector = VectorType(frame.dtype)
-
-    def codegen(context, builder, signature, args):
-        _, source, source_row, rows, to, columns = args
-        W = vector.lanes
-        lines = []
+    W = vector.lanes
+    lines = []
+    for r in range(W):
+        exists = builder.icmp_signed("<", _I64(r), rows)
+        lanes = builder.select(exists, columns, _I64(0))
+        place = builder.add(source, builder.mul(source_row, _I64(r)))
+        lines.append(emit_load_part(builder, vector, place, lanes))
+    distance = W // 2
+    while distance:
+        index = ir.VectorType(ir.IntType(32), W)
+        low = [k if not k & distance else W + k - distance for k in range(W)]
+        high = [k + distance if not k & distance else W + k for k in range(W)]
+        new = list(lines)
         for r in range(W):
-            exists = builder.icmp_signed("<", _I64(r), rows)
-            lanes = builder.select(exists, columns, _I64(0))
-            place = builder.add(source, builder.mul(source_row, _I64(r)))
-            lines.append(emit_load_part(builder, vector, place, lanes))
-        distance = W // 2
-        while distance:
-            index = ir.VectorType(ir.IntType(32), W)
-            low = [k if not k & distance else W + k - distance for k in range(W)]
-            high = [k + distance if not k & distance else W + k for k in range(W)]
-            new = list(lines)
-            for r in range(W):
-                if not r & distance:
-                    pair = lines[r], lines[r + distance]
-                    new[r] = builder.shuffle_vector(*pair, ir.Constant(index, low))
-                    new[r + distance] = builder.shuffle_vector(*pair, ir.Constant(index, high))
-            lines, distance = new, distance // 2
-        for r in range(W):
-            with builder.if_then(builder.icmp_signed("<", _I64(r), columns), likely=True):
-                place = builder.add(to, _I64(r * VECTOR_BYTES))
-                emit_store(builder, vector, lines[r], place)
-        return context.get_dummy_value()
-
-    i = types.int64
-    return types.void(frame, i, i, i, i, i), codegen
+            if not r & distance:
+                pair = lines[r], lines[r + distance]
+                new[r] = builder.shuffle_vector(*pair, ir.Constant(index, low))
+                new[r + distance] = builder.shuffle_vector(*pair, ir.Constant(index, high))
+        lines, distance = new, distance // 2
+    for r in range(W):
+        with builder.if_then(builder.icmp_signed("<", _I64(r), columns), likely=True):
+            emit_store(builder, vector, lines[r], builder.add(to, _I64(r * VECTOR_BYTES)))

@@ -6,7 +6,7 @@ depends on the instruction set.
 
     v = load(frame, address)            64 bytes; the frame says of which dtype
     v = load_part(frame, address, 3)    three numbers, the other lanes 0
-    store(v, address), store_part(v, address, 3)
+    store(frame, v, address), store_part(frame, v, address, 3)
     v + w, 1 - v, -v, fma(a, b, c), maximum(v, 0), where(x < y, a, b)
 
 Addresses are integers; nothing checks them.
@@ -20,6 +20,8 @@ from llvmlite import binding, ir
 from numba.core import cgutils, types
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic, models, overload, register_model
+
+from .frames import emits
 
 VECTOR_BYTES = 64
 _I32 = ir.IntType(32)
@@ -328,73 +330,52 @@ def emit_store_part(builder, vector, value, address, lanes):
             _masked(builder, vector, "store", ir.VoidType(), given)
 
 
-def _prefetching(for_writing):
-    """An intrinsic that asks for a line of memory, into the first cache."""
-
-    @intrinsic
-    def ask(typing, address):
-        def codegen(context, builder, signature, args):
-            emit_prefetch(builder, args[0], cache=1, for_writing=for_writing)
-            return context.get_dummy_value()
-
-        return types.void(address), codegen
-
-    return ask
+@emits(types.void)
+def prefetch(builder, address):
+    """Ask for a line of memory, into the first cache."""
+    emit_prefetch(builder, address, cache=1)
 
 
-prefetch, prefetch_to_write = _prefetching(False), _prefetching(True)
+@emits(types.void)
+def prefetch_to_write(builder, address):
+    """The same for a line that will be written."""
+    emit_prefetch(builder, address, cache=1, for_writing=True)
 
 
-@intrinsic
-def lanes_of(typing, frame):
+@emits(types.int64)
+def lanes_of(builder, frame):
     """How many numbers a vector holds."""
-    lanes = VectorType(frame.dtype).lanes
-    return types.int64(frame), lambda context, builder, signature, args: _I64(lanes)
+    return _I64(VectorType(frame.dtype).lanes)
 
 
-@intrinsic
-def load(typing, frame, address):
+def of_frame(frame, *rest):
+    """The type of a frame's vectors: what a function that ``emits`` one returns."""
+    return VectorType(frame.dtype)
+
+
+def _if_vector(frame, value, *rest):
+    return types.void if value == VectorType(frame.dtype) else None
+
+
+@emits(of_frame)
+def load(builder, frame, address):
     """A whole vector; the address is a multiple of 64."""
-    vector = VectorType(frame.dtype)
-
-    def codegen(context, builder, signature, args):
-        return emit_load(builder, vector, args[1])
-
-    return vector(frame, types.int64), codegen
+    return emit_load(builder, VectorType(frame.dtype), address)
 
 
-@intrinsic
-def load_part(typing, frame, address, lanes):
+@emits(of_frame)
+def load_part(builder, frame, address, lanes):
     """A vector from any address: its first ``lanes`` lanes, the others zero and never read."""
-    vector = VectorType(frame.dtype)
-
-    def codegen(context, builder, signature, args):
-        return emit_load_part(builder, vector, args[1], args[2])
-
-    return vector(frame, types.int64, types.int64), codegen
+    return emit_load_part(builder, VectorType(frame.dtype), address, lanes)
 
 
-@intrinsic
-def store(typing, value, address):
+@emits(_if_vector)
+def store(builder, frame, value, address):
     """Write a whole vector; the address is a multiple of 64."""
-    if not isinstance(value, VectorType):
-        return None
-
-    def codegen(context, builder, signature, args):
-        emit_store(builder, value, *args)
-        return context.get_dummy_value()
-
-    return types.void(value, types.int64), codegen
+    emit_store(builder, VectorType(frame.dtype), value, address)
 
 
-@intrinsic
-def store_part(typing, value, address, lanes):
+@emits(_if_vector)
+def store_part(builder, frame, value, address, lanes):
     """Write a vector's first ``lanes`` lanes to any address."""
-    if not isinstance(value, VectorType):
-        return None
-
-    def codegen(context, builder, signature, args):
-        emit_store_part(builder, value, *args)
-        return context.get_dummy_value()
-
-    return types.void(value, types.int64, types.int64), codegen
+    emit_store_part(builder, VectorType(frame.dtype), value, address, lanes)

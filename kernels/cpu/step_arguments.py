@@ -14,7 +14,7 @@ from numba.core import types
 from numba.extending import intrinsic, overload, register_jitable
 
 from .. import draws, step
-from .frames import record_at
+from .frames import emits, record
 from .lowering import load_states, member_address, store_states, zeros_state
 from .simd import (
     VECTOR_BYTES,
@@ -50,7 +50,7 @@ class OptionArrays(NamedTuple):
     trace: int  # (N, T, S, H)
 
 
-_read = record_at(OptionArrays)
+_read = record(OptionArrays)
 inlined = register_jitable(error_model="numpy")
 
 
@@ -177,7 +177,7 @@ def _(frame, options, n, u, lanes, value):
 def store_scaled(frame, options, n, u, lanes, h, address):
     """Store the scaled h for the next products, if there is a scale."""
     if _read(options).scale:
-        store(scaled(frame, options, n, u, lanes, h), address)
+        store(frame, scaled(frame, options, n, u, lanes, h), address)
 
 
 @_with("resets")
@@ -186,7 +186,7 @@ def add_stopped(frame, options, n, u, is_reset, stopped, through):
     if is_reset:
         here = _read(options)
         place = here.dinitial + u * here.dinitial_panel + n * VECTOR_BYTES
-        store(load(frame, place) + through[0], place)
+        store(frame, load(frame, place) + through[0], place)
         known = load_states(frame, place, here.dinitial_state)
         store_states(frame, add_bypass(frame, known, stopped)[0], place, here.dinitial_state)
 
@@ -196,59 +196,43 @@ def store_trace(frame, options, t, n, u, lanes, dstate):
     here = _read(options)
     if here.trace:
         step = (n * here.T + t) * len(dstate)
-        store_rows(dstate, here.trace + step * here.row + u * VECTOR_BYTES, here.row, lanes)
+        store_rows(frame, dstate, here.trace + step * here.row + u * VECTOR_BYTES, here.row, lanes)
 
 
-@intrinsic
-def byte(typing, address):
+@emits(types.int64)
+def byte(builder, address):
     """The byte at an address."""
-
-    def codegen(context, builder, signature, args):
-        place = builder.inttoptr(args[0], _I8.as_pointer())
-        return builder.zext(builder.load(place), _I64)
-
-    return types.int64(types.int64), codegen
+    return builder.zext(builder.load(builder.inttoptr(address, _I8.as_pointer())), _I64)
 
 
-@intrinsic
-def load_rates(typing, frame, start):
+def _one_each(frame, *rest):
+    """A tuple of a vector for each state."""
+    return types.UniTuple(VectorType(frame.dtype), len(frame.cell.states))
+
+
+@emits(_one_each)
+def load_rates(builder, frame, start):
     """Zoneout's rate of each state, in every lane."""
-    kind = types.UniTuple(VectorType(frame.dtype), len(frame.cell.states))
-
-    def codegen(context, builder, signature, args):
-        start = builder.inttoptr(args[1], kind.dtype.llvm.element.as_pointer())
-        places = (builder.gep(start, [_I64(k)]) for k in range(kind.count))
-        rates = [splat(builder, builder.load(place), kind.dtype.llvm) for place in places]
-        return context.make_tuple(builder, kind, rates)
-
-    return kind(frame, types.int64), codegen
+    kind = VectorType(frame.dtype).llvm
+    start = builder.inttoptr(start, kind.element.as_pointer())
+    places = (builder.gep(start, [_I64(k)]) for k in range(len(frame.cell.states)))
+    return [splat(builder, builder.load(place), kind) for place in places]
 
 
-@intrinsic
-def load_rows(typing, frame, start, stride, lanes):
+@emits(_one_each)
+def load_rows(builder, frame, start, stride, lanes):
     """Load states from rows of H numbers that are ``stride`` bytes apart."""
-    kind, i = types.UniTuple(VectorType(frame.dtype), len(frame.cell.states)), types.int64
-
-    def codegen(context, builder, signature, args):
-        places = (member_address(builder, args[1], args[2], k) for k in range(kind.count))
-        states = [emit_load_part(builder, kind.dtype, place, args[3]) for place in places]
-        return context.make_tuple(builder, kind, states)
-
-    return kind(frame, i, i, i), codegen
+    places = (member_address(builder, start, stride, k) for k in range(len(frame.cell.states)))
+    return [emit_load_part(builder, VectorType(frame.dtype), place, lanes) for place in places]
 
 
-@intrinsic
-def store_rows(typing, values, start, stride, lanes):
+@emits(types.void)
+def store_rows(builder, frame, values, start, stride, lanes):
     """Store states in rows of H numbers that are ``stride`` bytes apart."""
-
-    def codegen(context, builder, signature, args):
-        for k in range(values.count):
-            place = member_address(builder, args[1], args[2], k)
-            value = builder.extract_value(args[0], k)
-            emit_store_part(builder, values.dtype, value, place, args[3])
-        return context.get_dummy_value()
-
-    return types.void(values, *[types.int64] * 3), codegen
+    for k in range(len(frame.cell.states)):
+        place = member_address(builder, start, stride, k)
+        value = builder.extract_value(values, k)
+        emit_store_part(builder, VectorType(frame.dtype), value, place, lanes)
 
 
 # ---- random masks

@@ -30,6 +30,7 @@ from .frames import (
     call,
     call_at,
     compiled,
+    frame_address,
     part_of_a_piece,
     record,
     word,
@@ -97,7 +98,7 @@ def _adjust(me, plan, k, count, x_time, out):
 
 def stream(frame):
     """A piece: some steps of a stack of layers."""
-    me = _read_plan(frame)
+    me = _read_plan(frame_address(frame))
     for start in range(0, me.T, me.block):
         count = min(me.block, me.T - start)
         x, x_row, x_time = me.x + start * me.x_time, me.x_row, me.x_time

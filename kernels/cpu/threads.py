@@ -34,10 +34,9 @@ import numba
 import numpy as np
 from llvmlite import binding, ir
 from numba.core import cgutils, types
-from numba.extending import intrinsic
 
 from .. import machine
-from .frames import arguments, call_at, compiled, part_of_a_piece
+from .frames import arguments, call_at, compiled, emits, part_of_a_piece
 
 # What the threads write for each other, in bytes from the start of the team's memory. Words that
 # different threads write lie on lines of their own.
@@ -72,56 +71,37 @@ def _word(builder, address):
     return builder.inttoptr(address, _I64.as_pointer())
 
 
-@intrinsic
-def _read(typing, address):
-    def codegen(context, builder, signature, args):
-        return builder.load_atomic(_word(builder, args[0]), "seq_cst", 8)
-
-    return types.int64(types.int64), codegen
+@emits(types.int64)
+def _read(builder, address):
+    return builder.load_atomic(_word(builder, address), "seq_cst", 8)
 
 
-@intrinsic
-def _write(typing, address, value):
-    def codegen(context, builder, signature, args):
-        builder.store_atomic(args[1], _word(builder, args[0]), "seq_cst", 8)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), codegen
+@emits(types.void)
+def _write(builder, address, value):
+    builder.store_atomic(value, _word(builder, address), "seq_cst", 8)
 
 
-@intrinsic
-def _copy_plan(typing, source, to):
+@emits(types.void)
+def _copy_plan(builder, source, to):
     """Copy a plan's words, after all that came before and before all that comes after."""
-
-    def codegen(context, builder, signature, args):
-        builder.fence("seq_cst")
-        places = [builder.inttoptr(address, _I64.as_pointer()) for address in args]
-        with cgutils.for_range(builder, _I64(PLAN_WORDS)) as loop:
-            word = builder.load_atomic(builder.gep(places[0], [loop.index]), "monotonic", 8)
-            builder.store_atomic(word, builder.gep(places[1], [loop.index]), "monotonic", 8)
-        builder.fence("seq_cst")
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), codegen
+    builder.fence("seq_cst")
+    source, to = _word(builder, source), _word(builder, to)
+    with cgutils.for_range(builder, _I64(PLAN_WORDS)) as loop:
+        word = builder.load_atomic(builder.gep(source, [loop.index]), "monotonic", 8)
+        builder.store_atomic(word, builder.gep(to, [loop.index]), "monotonic", 8)
+    builder.fence("seq_cst")
 
 
-@intrinsic
-def _add(typing, address, value):
-    def codegen(context, builder, signature, args):
-        return builder.atomic_rmw("add", _word(builder, args[0]), args[1], "seq_cst")
-
-    return types.int64(types.int64, types.int64), codegen
+@emits(types.int64)
+def _add(builder, address, value):
+    return builder.atomic_rmw("add", _word(builder, address), value, "seq_cst")
 
 
-@intrinsic
-def _replace(typing, address, old, new):
+@emits(types.boolean)
+def _replace(builder, address, old, new):
     """Write ``new`` where ``old`` stands; whether it did stand there."""
-
-    def codegen(context, builder, signature, args):
-        pair = builder.cmpxchg(_word(builder, args[0]), args[1], args[2], "seq_cst", "seq_cst")
-        return builder.extract_value(pair, 1)
-
-    return types.boolean(types.int64, types.int64, types.int64), codegen
+    pair = builder.cmpxchg(_word(builder, address), old, new, "seq_cst", "seq_cst")
+    return builder.extract_value(pair, 1)
 
 
 def _calling(name, result, *given):
@@ -136,24 +116,20 @@ def _calling(name, result, *given):
 
 _X86 = platform.machine().lower() in ("x86_64", "amd64")
 _ARM = platform.machine().lower() in ("aarch64", "arm64")
+_VOID = ir.VoidType()
 
 
-@intrinsic
-def _pause(typing):
+@emits(types.void)
+def _pause(builder):
     """Tell the processor that this is a loop that waits."""
-
-    def codegen(context, builder, signature, args):
-        if _X86:
-            _calling("llvm.x86.sse2.pause", ir.VoidType())(builder)
-        elif _ARM:
-            _calling("llvm.aarch64.hint", ir.VoidType(), _I32)(builder, _I32(1))
-        return context.get_dummy_value()
-
-    return types.void(), codegen
+    if _X86:
+        _calling("llvm.x86.sse2.pause", _VOID)(builder)
+    elif _ARM:
+        _calling("llvm.aarch64.hint", _VOID, _I32)(builder, _I32(1))
 
 
 def _find_system_functions() -> None:
-    """Make known how this system gives the processor away: for now, and for some time."""
+    """Register the system's functions that yield the processor and that sleep with LLVM."""
     if os.name == "nt":
         kernel = ctypes.WinDLL("kernel32")  # type: ignore[attr-defined]
         functions = {"yield": kernel.SwitchToThread, "sleep": kernel.Sleep}  # milliseconds
@@ -168,69 +144,54 @@ def _find_system_functions() -> None:
 _find_system_functions()
 
 
-@intrinsic
-def _yield_processor(typing):
-    def codegen(context, builder, signature, args):
-        _calling("numba_rnn_yield", _I32)(builder)
-        return context.get_dummy_value()
-
-    return types.void(), codegen
+@emits(types.void)
+def _yield_processor(builder):
+    _calling("numba_rnn_yield", _I32)(builder)
 
 
-@intrinsic
-def _nap(typing, length):
+@emits(types.void)
+def _nap(builder, length):
     """Sleep for so many microseconds, on Windows milliseconds."""
-
-    def codegen(context, builder, signature, args):
-        _calling("numba_rnn_sleep", _I32, _I32)(builder, builder.trunc(args[0], _I32))
-        return context.get_dummy_value()
-
-    return types.void(types.int64), codegen
+    _calling("numba_rnn_sleep", _I32, _I32)(builder, builder.trunc(length, _I32))
 
 
-@intrinsic
-def flush_denormals(typing):
+def _control_register(builder):
+    """Memory for x86's MXCSR: its place, and its address as the instructions want it."""
+    place = cgutils.alloca_once(builder, _I32)
+    return place, builder.bitcast(place, _I8.as_pointer())
+
+
+@emits(types.int64)
+def flush_denormals(builder):
     """Let this thread take numbers below the smallest normal one for 0; returns how it was.
 
     Where a gradient dies out over time it goes through these numbers, which take the processor a
     hundred times longer.
     """
-
-    def codegen(context, builder, signature, args):
-        if _ARM:
-            old = _calling("llvm.aarch64.get.fpcr", _I64)(builder)
-            _calling("llvm.aarch64.set.fpcr", ir.VoidType(), _I64)(
-                builder, builder.or_(old, _I64(1 << 24))
-            )
-            return old
-        if _X86:
-            place = cgutils.alloca_once(builder, _I32)
-            pointer = builder.bitcast(place, _I8.as_pointer())
-            _calling("llvm.x86.sse.stmxcsr", ir.VoidType(), pointer.type)(builder, pointer)
-            old = builder.load(place)
-            builder.store(builder.or_(old, _I32(0x8040)), place)
-            _calling("llvm.x86.sse.ldmxcsr", ir.VoidType(), pointer.type)(builder, pointer)
-            return builder.zext(old, _I64)
-        return _I64(0)
-
-    return types.int64(), codegen
+    if _ARM:
+        old = _calling("llvm.aarch64.get.fpcr", _I64)(builder)
+        new = builder.or_(old, _I64(1 << 24))
+        _calling("llvm.aarch64.set.fpcr", _VOID, _I64)(builder, new)
+        return old
+    if _X86:
+        place, pointer = _control_register(builder)
+        _calling("llvm.x86.sse.stmxcsr", _VOID, pointer.type)(builder, pointer)
+        old = builder.load(place)
+        builder.store(builder.or_(old, _I32(0x8040)), place)
+        _calling("llvm.x86.sse.ldmxcsr", _VOID, pointer.type)(builder, pointer)
+        return builder.zext(old, _I64)
+    return _I64(0)
 
 
-@intrinsic
-def restore_denormals(typing, old):
+@emits(types.void)
+def restore_denormals(builder, old):
     """Set this thread's way with small numbers as it was."""
-
-    def codegen(context, builder, signature, args):
-        if _ARM:
-            _calling("llvm.aarch64.set.fpcr", ir.VoidType(), _I64)(builder, args[0])
-        elif _X86:
-            place = cgutils.alloca_once(builder, _I32)
-            builder.store(builder.trunc(args[0], _I32), place)
-            pointer = builder.bitcast(place, _I8.as_pointer())
-            _calling("llvm.x86.sse.ldmxcsr", ir.VoidType(), pointer.type)(builder, pointer)
-        return context.get_dummy_value()
-
-    return types.void(types.int64), codegen
+    if _ARM:
+        _calling("llvm.aarch64.set.fpcr", _VOID, _I64)(builder, old)
+    elif _X86:
+        place, pointer = _control_register(builder)
+        builder.store(builder.trunc(old, _I32), place)
+        _calling("llvm.x86.sse.ldmxcsr", _VOID, pointer.type)(builder, pointer)
 
 
 # ---- in a pass
