@@ -10,7 +10,7 @@ from .sequence import (
     begin,
     chunk_at,
     end,
-    normalised_at,
+    from_number,
     panel_of,
     panels_in,
     read_plan,
@@ -18,7 +18,7 @@ from .sequence import (
     rows_of,
     run_phase,
     share_of,
-    state_at,
+    step_at,
     steps_in,
     unpack_states,
 )
@@ -96,86 +96,51 @@ def _pack_inputs(plan, chunk, shard):
 
 
 @part_of_a_piece
-def _delta_at(plan, k, gate):
-    """The gradients of step k of the chunk, from a gate on."""
-    panel = panel_of(plan.steps * plan.N)
-    return plan.delta + k * plan.N * VECTOR_BYTES + gate * plan.units * panel
-
-
-@part_of_a_piece
 def _through_h(plan, k, n0, n1, u0, u1):
     """What of the gradient before step k comes back through its h Wh."""
     if plan.early == 0:
         return
-    skip, panel = n0 * VECTOR_BYTES, panel_of(plan.N)
+    step = step_at(plan, 0, k, n0, n1, u0, u1)
     from_gates(
-        plan, _delta_at(plan, k, plan.first_early) + skip, plan.early, plan.pWh,
-        u0, u1, plan.dstate + plan.states * plan.units * panel + skip, VECTOR_BYTES, panel,
-        plan.units * VECTOR_BYTES // plan.size, n1 - n0,
+        plan, from_number(step.delta, plan.first_early).start, plan.early, plan.pWh,
+        u0, u1, from_number(step.dstate, plan.states).start, VECTOR_BYTES, step.dstate.panel,
+        plan.units * VECTOR_BYTES // plan.size, step.rows,
     )  # fmt: skip
 
 
 @part_of_a_piece
 def _gates_back(plan, chunk, k, n0, n1, u0, u1):
     """The gradient of a step's gates, and of the state before it but for what h Wh adds."""
-    skip, rows_panel, panel = n0 * VECTOR_BYTES, panel_of(plan.steps * plan.N), panel_of(plan.N)
     if chunk * plan.steps + k < plan.T - 1:
         # after the chunk's last step: row 0 still holds delta of the later chunk's first
         _through_h(plan, k + 1 if k + 1 < plan.steps else 0, n0, n1, u0, u1)
-    row = k * plan.N * VECTOR_BYTES + skip
-    given, _ = normalised_at(plan, chunk, k, 0)
-    state, state_panel = state_at(plan, chunk, k)
-    after, after_panel = state_at(plan, chunk, k + 1)
-    call(plan.gates_piece, (
-        u0, u1, plan.units, plan.H, n1 - n0,
-        plan.hs + (chunk * plan.steps + k) * plan.hs_time + n0 * plan.hs_row, plan.hs_row,
-        plan.dstate + skip, panel, plan.dstate + plan.states * plan.units * panel + skip,
-        state + skip, state_panel, after + skip, after_panel,
-        chunk_at(plan, plan.saved, plan.stored * plan.units, chunk) + row, rows_panel,
-        _delta_at(plan, k, 0) + skip, rows_panel, plan.N * VECTOR_BYTES, plan.hs_time,
-        plan.b + plan.x_gates * plan.H * plan.size,
-        plan.options, chunk * plan.steps + k, n0, given + skip, rows_panel,
-    ))  # fmt: skip
+    call(plan.gates_piece, (plan, chunk, k, n0, n1, u0, u1))
 
 
 @part_of_a_piece
 def _operand_back(plan, chunk, k, n0, n1, u0, u1):
     """The same through the operand: what comes from the second product, or the fed gate's own."""
-    skip, rows_panel, panel = n0 * VECTOR_BYTES, panel_of(plan.steps * plan.N), panel_of(plan.N)
-    row = k * plan.N * VECTOR_BYTES + skip
-    given, _ = normalised_at(plan, chunk, k, 0)
-    doperand, doperand_panel = plan.doperand + skip, panel
-    if plan.fed:
-        doperand = _delta_at(plan, k, plan.gates - plan.weights - 1) + skip
-        doperand_panel = rows_panel
-    else:
+    if plan.late:
+        step = step_at(plan, chunk, k, n0, n1, u0, u1)
         from_gates(
-            plan, _delta_at(plan, k, plan.first_late) + skip, plan.late,
+            plan, from_number(step.delta, plan.first_late).start, plan.late,
             plan.pWh + plan.units * panel_of(plan.early * plan.H),
-            u0, u1, doperand, VECTOR_BYTES, panel,
-            plan.units * VECTOR_BYTES // plan.size, n1 - n0,
+            u0, u1, step.doperand.start, VECTOR_BYTES, step.doperand.panel,
+            plan.units * VECTOR_BYTES // plan.size, step.rows,
         )  # fmt: skip
-    state, state_panel = state_at(plan, chunk, k)
-    after, after_panel = state_at(plan, chunk, k + 1)
-    call(plan.operand_piece, (
-        u0, u1, plan.units, n1 - n0, doperand, doperand_panel,
-        plan.dstate + skip, panel, state + skip, state_panel, after + skip, after_panel,
-        chunk_at(plan, plan.saved, plan.stored * plan.units, chunk) + row, rows_panel,
-        _delta_at(plan, k, 0) + skip, rows_panel, plan.H,
-        plan.b + plan.x_gates * plan.H * plan.size, plan.options, chunk * plan.steps + k, n0,
-        given + skip, rows_panel,
-    ))  # fmt: skip
+    call(plan.operand_piece, (plan, chunk, k, n0, n1, u0, u1))
 
 
 @part_of_a_piece
 def _denormalise(plan, chunk, k, n0, n1, first, count):
     """The gradients of some normalised gates, from those by what the cell was given."""
+    step = step_at(plan, chunk, k, n0, n1, 0, plan.units)
     for gate in range(first, first + count):
-        given, panel = normalised_at(plan, chunk, k, gate)
-        delta, skip = _delta_at(plan, k, word(plan.normalised_places, gate)), n0 * VECTOR_BYTES
+        delta = from_number(step.delta, word(plan.normalised_places, gate))
+        given = from_number(step.normalised, gate)
         call(plan.denormalise, (
-            delta + skip, panel, given + skip, panel, plan.units, plan.H, n1 - n0,
-            plan.N * VECTOR_BYTES,
+            delta.start, delta.panel, given.start, given.panel,
+            plan.units, plan.H, n1 - n0, plan.N * VECTOR_BYTES,
         ))  # fmt: skip
 
 

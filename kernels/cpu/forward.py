@@ -7,10 +7,9 @@ from .sequence import (
     START,
     STEPS,
     begin,
-    chunk_at,
     end,
-    normalised_at,
-    own_panels,
+    from_byte,
+    from_number,
     panel_of,
     read_plan,
     rows_and_units,
@@ -18,6 +17,7 @@ from .sequence import (
     run_phase,
     share_of,
     state_at,
+    step_at,
     steps_in,
     unpack_states,
 )
@@ -25,7 +25,7 @@ from .simd import VECTOR_BYTES
 
 
 @part_of_a_piece
-def to_gates(plan, a, a_row, a_segment, inner, weights, gates, u0, u1, out, out_row, out_panel, M):
+def to_gates(plan, a, a_row, a_segment, inner, weights, gates, u0, u1, out, out_row, M):
     """out[gate, unit-panel] = A (M rows) @ weights, for units u0..u1 of some gates.
 
     A tile is some panels of all gates, or four gates of one unit-panel, or some unit-panels of
@@ -42,7 +42,7 @@ def to_gates(plan, a, a_row, a_segment, inner, weights, gates, u0, u1, out, out_
         call(plan.multiply, (
             a, a_row, a_segment, 0, 1, inner,
             weights + first * weight, stride * weight,
-            out + first * out_panel, out_row, stride * out_panel,
+            out.start + first * out.panel, out_row, stride * out.panel,
             M, vectors, VECTOR_BYTES, 0, next_tile * weight,
         ))  # fmt: skip
 
@@ -69,11 +69,11 @@ def _pack(plan, shard):
                 plan.pWh + (g * plan.units + u0) * panel_of(plan.H), VECTOR_BYTES,
                 panel_of(plan.H),
             ))  # fmt: skip
-    state, panel = state_at(plan, 0, 0)
+    state = state_at(plan, 0, 0, 0)
     for s in range(plan.kept_states):
         call(plan.pack, (
             plan.state_in + s * plan.state_step + skip, H_bytes, plan.N, columns,
-            state + (s * plan.units + u0) * panel, VECTOR_BYTES, panel,
+            state.start + s * state.number + u0 * state.panel, VECTOR_BYTES, state.panel,
         ))  # fmt: skip
 
 
@@ -84,101 +84,43 @@ def _project(plan, chunk, n0, n1, u0, u1):
     outer, inner, x_outer, x_inner, p_outer, p_inner = rows_of(
         n0, n1, 0, count, plan.xs_row, plan.xs_time, n1 - n0
     )
-    x_side, x_panel = own_panels(plan.x_side, plan.x_gates * plan.units, plan.steps, n0, n1)
+    side = step_at(plan, chunk, 0, n0, n1, u0, u1).x_side
     for k in range(outer):
         to_gates(
             plan, plan.xs + t * plan.xs_time + n0 * plan.xs_row + k * x_outer, x_inner,
             VECTOR_BYTES, plan.D, plan.pWx, plan.x_gates, u0, u1,
-            x_side + k * p_outer, p_inner, x_panel, inner,
+            from_byte(side, k * p_outer), p_inner, inner,
         )  # fmt: skip
-
-
-@part_of_a_piece
-def _sides(plan, k, n0, n1):
-    """x_side, e_side and l_side of a step: where each begins, bytes between its panels."""
-    x_side, x_panel = own_panels(plan.x_side, plan.x_gates * plan.units, plan.steps, n0, n1)
-    e_side, panel = own_panels(plan.e_side, plan.early * plan.units, 1, n0, n1)
-    l_side, _ = own_panels(plan.l_side, (plan.late + plan.fed) * plan.units, 1, n0, n1)
-    return x_side + k * (n1 - n0) * VECTOR_BYTES, x_panel, e_side, panel, l_side, panel
-
-
-@part_of_a_piece
-def _normalise(plan, chunk, k, n0, n1, piece, side, side_panel, first, count):
-    """Some normalised gates, from what fed them beside x Wx, some rows at a time."""
-    x_side, x_panel, _, _, _, _ = _sides(plan, k, n0, n1)
-    out, panel = normalised_at(plan, chunk, k, 0)
-    begin, _ = normalised_at(plan, chunk, k, first)
-    for n in range(n0, n1, plan.rows_at_once):
-        rows, skip, own = min(plan.rows_at_once, n1 - n), n * VECTOR_BYTES, (n - n0) * VECTOR_BYTES
-        call(piece, (
-            plan.units, plan.H, rows, x_side + own, x_panel, side + own, side_panel,
-            plan.b, plan.b_row, out + skip, panel,
-        ))  # fmt: skip
-        call(
-            plan.standardise,
-            (begin + skip, panel, count, plan.units, plan.H, rows, plan.N * VECTOR_BYTES),
-        )
 
 
 @part_of_a_piece
 def _early_step(plan, chunk, k, n0, n1, u0, u1):
     """h Wh, and what the second product multiplies."""
-    x_side, x_panel, e_side, e_panel, l_side, l_panel = _sides(plan, k, n0, n1)
-    skip = n0 * VECTOR_BYTES
-    state, panel = state_at(plan, chunk, k)
     if plan.early:
+        step = step_at(plan, chunk, k, n0, n1, u0, u1)
         to_gates(
-            plan, state + plan.multiplied * plan.units * panel + skip, VECTOR_BYTES, panel,
-            plan.H, plan.pWh, plan.early,
-            u0, u1, e_side, VECTOR_BYTES, e_panel, n1 - n0,
+            plan, from_number(step.state, plan.multiplied).start, VECTOR_BYTES, step.state.panel,
+            plan.H, plan.pWh, plan.early, u0, u1, step.early_side, VECTOR_BYTES, step.rows,
         )  # fmt: skip
     if plan.normalised_early:
-        _normalise(
-            plan, chunk, k, n0, n1, plan.early_numbers, e_side, e_panel, 0, plan.normalised_early
-        )
+        call(plan.early_numbers, (plan, chunk, k, n0, n1, 0, plan.units))
     if plan.late or plan.fed:
-        out, out_panel = l_side, l_panel
-        if plan.late:
-            out = chunk_at(plan, plan.operand, plan.units, chunk) + k * plan.N * VECTOR_BYTES + skip
-            out_panel = panel_of(plan.steps * plan.N)
-        given, given_panel = normalised_at(plan, chunk, k, 0)
-        call(plan.operand_piece, (
-            u0, u1, plan.units, plan.H, n1 - n0, x_side, x_panel, e_side, e_panel,
-            plan.b, plan.b_row, state + skip, panel,
-            out, out_panel, plan.options, chunk * plan.steps + k, n0,
-            given + skip, given_panel,
-        ))  # fmt: skip
+        call(plan.operand_piece, (plan, chunk, k, n0, n1, u0, u1))
 
 
 @part_of_a_piece
 def _late_step(plan, chunk, k, n0, n1, u0, u1):
     """The second product, and the state after the step."""
-    x_side, x_panel, e_side, e_panel, l_side, l_panel = _sides(plan, k, n0, n1)
-    rows_panel, skip = panel_of(plan.steps * plan.N), n0 * VECTOR_BYTES
-    row = k * plan.N * VECTOR_BYTES + skip
     if plan.late:
+        step = step_at(plan, chunk, k, n0, n1, u0, u1)
+        weights = plan.pWh + plan.early * plan.units * (plan.H | 1) * plan.weight_row
         to_gates(
-            plan, chunk_at(plan, plan.operand, plan.units, chunk) + row, VECTOR_BYTES, rows_panel,
-            plan.H, plan.pWh + plan.early * plan.units * (plan.H | 1) * plan.weight_row, plan.late,
-            u0, u1, l_side, VECTOR_BYTES, l_panel, n1 - n0,
+            plan, step.operand.start, VECTOR_BYTES, step.operand.panel,
+            plan.H, weights, plan.late, u0, u1, step.late_side, VECTOR_BYTES, step.rows,
         )  # fmt: skip
     if plan.normalised_late:
-        _normalise(
-            plan, chunk, k, n0, n1, plan.late_numbers, l_side, l_panel,
-            plan.normalised_early, plan.normalised_late,
-        )  # fmt: skip
-    given, given_panel = normalised_at(plan, chunk, k, 0)
-    state, panel = state_at(plan, chunk, k)
-    after, after_panel = state_at(plan, chunk, k + 1)
-    saved = chunk_at(plan, plan.saved, plan.stored * plan.units, chunk) + row
-    call(plan.gates_piece, (
-        u0, u1, plan.units, plan.H, n1 - n0,
-        x_side, x_panel, e_side, e_panel, l_side, l_panel, plan.b, plan.b_row,
-        state + skip, panel, after + skip, after_panel,
-        saved if plan.keep else 0, rows_panel,
-        plan.hs + (chunk * plan.steps + k) * plan.hs_time + n0 * plan.hs_row, plan.hs_row,
-        plan.options, chunk * plan.steps + k, n0, given + skip, given_panel,
-    ))  # fmt: skip
+        call(plan.late_numbers, (plan, chunk, k, n0, n1, 0, plan.units))
+    call(plan.gates_piece, (plan, chunk, k, n0, n1, u0, u1))
 
 
 @part_of_a_piece

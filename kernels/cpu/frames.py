@@ -5,12 +5,13 @@ for all cells, and a cell in a second, the engine is made of pieces that call on
 address. A piece takes one argument, its *frame*: the address of 64-bit integers side by side,
 which are sizes, strides in bytes and addresses of numbers.
 
-    def forward_gates(frame):                              a piece
-        first, end, units, ... = arguments(frame, 21)
-    address = compiled(forward_gates, dtype, cell)         in Python
-    call(address, (first, end, units, ...))                in another piece
+    def unpack(frame):                                     a piece
+        source, source_row, ... = arguments(frame, 7)
+    address = compiled(unpack, dtype)                      in Python
+    call(address, (source, source_row, ...))               in another piece
 
-Where the integers are many and stay, they have names: ``plan = record(Plan)(frame)``.
+Where the integers are many and stay, they have names: ``plan = record(Plan)(address)``. The pieces
+of a step take the plan, and which rows and units of which step: ``(plan, chunk, k, ...)``.
 
 The frame's Numba *type* says for which dtype and cell the piece is compiled.
 """
@@ -86,27 +87,30 @@ def emits(result: Any) -> Callable[[Callable[..., Any]], Any]:
     result  the Numba type of what it returns, or a function that finds it from the arguments' types
             (None: it does not take these)
 
-    A frame comes as its Numba type. A tuple is returned as a list.
+    The argument ``frame`` comes as its Numba type. A tuple is returned as a list.
     """
 
     def decorate(emit: Callable[..., Any]) -> Any:
+        names = list(inspect.signature(emit).parameters)[1:]
+
         def define(typing, *given):
             given = tuple(types.int64 if isinstance(g, types.Integer) else g for g in given)
-            kind = result if isinstance(result, types.Type) else result(*given)
-            if kind is None:
+            returns = result if isinstance(result, types.Type) else result(*given)
+            if returns is None:
                 return None
 
             def codegen(context, builder, signature, args):
-                pairs = zip(given, args, strict=True)
-                values = (g if isinstance(g, FrameType) else value for g, value in pairs)
+                named = zip(names, given, args, strict=True)
+                values = (kind if name == "frame" else value for name, kind, value in named)
                 value = emit(builder, *values)
                 if isinstance(value, list):
-                    return context.make_tuple(builder, kind, value)
+                    return context.make_tuple(builder, returns, value)
                 return context.get_dummy_value() if value is None else value
 
-            return kind(*given), codegen
+            return returns(*given), codegen
 
-        define.__signature__ = inspect.signature(emit)  # Numba reads the arguments' names there
+        # Numba reads the arguments' names there
+        define.__signature__ = inspect.signature(emit)  # type: ignore[attr-defined]
         define.__name__, define.__doc__ = emit.__name__, emit.__doc__
         return intrinsic(define)
 
@@ -173,12 +177,16 @@ def _call(builder, address, frame):
 
 @intrinsic
 def call(typing, address, values):
-    """Call the piece at an address with a tuple of integers for arguments."""
+    """Call the piece at an address with a tuple of integers, or of records, for arguments."""
 
     def codegen(context, builder, signature, args):
         block = cgutils.alloca_once(builder, ir.ArrayType(_I64, len(values)))
         for k, kind in enumerate(values):
-            value = context.cast(builder, builder.extract_value(args[1], k), kind, types.int64)
+            value = builder.extract_value(args[1], k)
+            if isinstance(kind, RecordType):
+                value = builder.ptrtoint(value, _I64)
+            else:
+                value = context.cast(builder, value, kind, types.int64)
             builder.store(value, builder.gep(block, [_I32(0), _I32(k)]))
         _call(builder, args[0], builder.bitcast(block, _I64.as_pointer()))
         return context.get_dummy_value()
@@ -187,9 +195,9 @@ def call(typing, address, values):
 
 
 @emits(types.void)
-def call_at(builder, address, frame):
-    """Call a piece with a frame that lies in memory."""
-    _call(builder, address, builder.inttoptr(frame, _I64.as_pointer()))
+def call_at(builder, piece, address):
+    """Call a piece with a frame that lies in memory, by their addresses."""
+    _call(builder, piece, builder.inttoptr(address, _I64.as_pointer()))
 
 
 @intrinsic

@@ -1,25 +1,10 @@
 """The gate arithmetic of one step, for some rows of the batch and some units.
 
 It runs between the products of two steps: a cell's own functions, on vectors of W units. All
-numbers are in panels (``products.py``): number k of a tuple, for unit-panel u, is panel
-k * units + u. The rows of a panel are the rows of the batch.
-
-    x_side, e_side, l_side   x Wx, h Wh and the second product: panels of pre-activations
-    state, after             the state before the step and after it
-    saved                    the numbers that backward needs; 0 if there will be no backward
-    operand                  the factor of the second product
-    given                    the normalised gates, each (units + 1) panels after the one before
-                             (``normalising.py``)
-    delta                    the gradients of the pre-activations
-    b, w                     the biases, and behind them the cell's weights: H numbers each
-    dstate                   the gradients of the state; behind them the part that came back through
-                             h Wh
-    options, t               the address of an ``OptionArrays``, and the step
-    n0                       the number of the first row in the whole batch
-    hs, dhs                  the caller's arrays: rows of H numbers, ``hs_row`` bytes apart
+numbers are in panels (``sequence.py`` says where). Every piece takes (plan, chunk, k, n0, n1, u0,
+u1): the rows n0..n1 of the batch and the units u0..u1 of step k of a chunk.
 """
 
-from .frames import arguments
 from .lowering import (
     add_early_side,
     add_late_side,
@@ -43,7 +28,8 @@ from .lowering import (
     zeros_gates,
     zeros_state,
 )
-from .simd import VECTOR_BYTES, lanes_of, load, load_part, store, store_part
+from .sequence import from_number, lanes_at, place_of, read_step
+from .simd import VECTOR_BYTES, load, load_part, store, store_part
 from .step_arguments import (
     add_bypass,
     add_output_gradient,
@@ -66,137 +52,109 @@ from .step_arguments import (
 
 def forward_gates(frame):
     """A piece: from the products of a step to the state after it."""
-    (
-        first, end, units, H, rows, x_side, x_panel, e_side, e_panel, l_side, l_panel,
-        b, b_row, state, state_panel, after, after_panel, saved, saved_panel, hs, hs_row,
-        options, t, n0, given, given_panel,
-    ) = arguments(frame, 26)  # fmt: skip
-    W = lanes_of(frame)
-    for u in range(first, end):
-        lanes = H - u * W
-        bias = load_bias(frame, b, b_row, u * VECTOR_BYTES, H * (VECTOR_BYTES // W), lanes)
-        for n in range(rows):
-            row = n * VECTOR_BYTES
-            gates = add_x_side(frame, bias, x_side + u * x_panel + row, units * x_panel)
-            gates = add_early_side(frame, gates, e_side + u * e_panel + row, units * e_panel)
-            gates = add_late_side(frame, gates, l_side + u * l_panel + row, units * l_panel)
-            gates = put_normalised(
-                frame, gates, given + u * given_panel + row, (units + 1) * given_panel
-            )
-            before = load_states(frame, state + u * state_panel + row, units * state_panel)
-            new, keep = forward(frame, gates, before)
-            if saved:
-                store_saved(frame, keep, saved + u * saved_panel + row, units * saved_panel)
-            live = load_live(frame, options, n0 + n, t)
-            zoneout = load_zoneout(frame, options, n0 + n, t, u)
+    plan, step = read_step(frame)
+    t, keep, b_row, options = step.t, plan.keep, plan.b_row, plan.options
+    hs, hs_row = plan.hs + t * plan.hs_time + step.n0 * plan.hs_row, plan.hs_row
+    for u in range(step.u0, step.u1):
+        lanes = lanes_at(frame, plan, u)
+        bias = load_bias(frame, place_of(step.b, u, 0), b_row, lanes)
+        for k in range(step.rows):
+            n, row = step.n0 + k, k * VECTOR_BYTES
+            gates = add_x_side(frame, bias, place_of(step.x_side, u, row))
+            gates = add_early_side(frame, gates, place_of(step.early_side, u, row))
+            gates = add_late_side(frame, gates, place_of(step.late_side, u, row))
+            gates = put_normalised(frame, gates, place_of(step.normalised, u, row))
+            before = load_states(frame, place_of(step.state, u, row))
+            new, saved = forward(frame, gates, before)
+            if keep:
+                store_saved(frame, saved, place_of(step.saved, u, row))
+            live = load_live(frame, options, n, t)
+            zoneout = load_zoneout(frame, options, n, t, u)
             new, out = apply_options(frame, new, before, live, zoneout)
-            is_reset = load_is_reset(frame, options, n0 + n, t + 1)
+            is_reset = load_is_reset(frame, options, n, t + 1)
             initial = load_initial(frame, options, u, lanes, is_reset)
             new, _ = apply_reset(frame, new, is_reset, initial)
-            store_states(frame, new, after + u * after_panel + row, units * after_panel)
-            store_part(frame, out[0], hs + n * hs_row + u * VECTOR_BYTES, lanes)
-            behind = after + (len(new) * units + u) * after_panel + row
-            store_scaled(frame, options, n0 + n, u, lanes, new[0], behind)
+            store_states(frame, new, place_of(step.after, u, row))
+            store_part(frame, out[0], hs + k * hs_row + u * VECTOR_BYTES, lanes)
+            behind, _ = place_of(step.after, u, row + len(new) * step.after.number)
+            store_scaled(frame, options, n, u, lanes, new[0], behind)
 
 
 def operand_gates(frame):
     """A piece: the operand of a step's second product."""
-    (
-        first, end, units, H, rows, x_side, x_panel, e_side, e_panel,
-        b, b_row, state, state_panel, out, out_panel, options, t, n0, given, given_panel,
-    ) = arguments(frame, 20)  # fmt: skip
-    W = lanes_of(frame)
-    for u in range(first, end):
-        lanes = H - u * W
-        bias = load_bias(frame, b, b_row, u * VECTOR_BYTES, H * (VECTOR_BYTES // W), lanes)
-        for n in range(rows):
-            row = n * VECTOR_BYTES
-            gates = add_x_side(frame, bias, x_side + u * x_panel + row, units * x_panel)
-            gates = add_early_side(frame, gates, e_side + u * e_panel + row, units * e_panel)
-            gates = put_normalised_early(
-                frame, gates, given + u * given_panel + row, (units + 1) * given_panel
-            )
-            before = load_states(frame, state + u * state_panel + row, units * state_panel)
+    plan, step = read_step(frame)
+    t, b_row, options = step.t, plan.b_row, plan.options
+    for u in range(step.u0, step.u1):
+        lanes = lanes_at(frame, plan, u)
+        bias = load_bias(frame, place_of(step.b, u, 0), b_row, lanes)
+        for k in range(step.rows):
+            n, row = step.n0 + k, k * VECTOR_BYTES
+            gates = add_x_side(frame, bias, place_of(step.x_side, u, row))
+            gates = add_early_side(frame, gates, place_of(step.early_side, u, row))
+            gates = put_normalised_early(frame, gates, place_of(step.normalised, u, row))
+            before = load_states(frame, place_of(step.state, u, row))
             number, none = (operand(frame, gates, before),), zeros_state(frame)[:1]
-            number, _ = select_live(frame, number, none, load_live(frame, options, n0 + n, t))
-            number = scaled_operand(frame, options, n0 + n, u, lanes, number[0])
-            store(frame, number, out + u * out_panel + row)
+            number, _ = select_live(frame, number, none, load_live(frame, options, n, t))
+            number = scaled_operand(frame, options, n, u, lanes, number[0])
+            store(frame, number, place_of(step.operand, u, row)[0])
 
 
 def backward_gates(frame):
     """A piece: from the gradient of the state after a step to its gates' and the state's before."""
-    (
-        first, end, units, H, rows, dhs, dhs_row, dstate, dstate_panel, through_h,
-        state, state_panel, after, after_panel, saved, saved_panel, delta, delta_panel,
-        ahead, dhs_time, w, options, t, n0, given, given_panel,
-    ) = arguments(frame, 26)  # fmt: skip
-    W = lanes_of(frame)
-    for u in range(first, end):
-        lanes = H - u * W
-        for n in range(rows):
-            row = n * VECTOR_BYTES
-            here = dstate + u * dstate_panel + row
-            prefetch_saved(
-                frame, saved + u * saved_panel + row - ahead, units * saved_panel,
-                state + u * state_panel + row - ahead, units * state_panel,
-                dhs + n * dhs_row + u * VECTOR_BYTES - dhs_time,
-                given + u * given_panel + row - ahead, (units + 1) * given_panel,
-            )  # fmt: skip
-            dh = load_part(frame, dhs + n * dhs_row + u * VECTOR_BYTES, lanes)
-            through = load(frame, through_h + u * dstate_panel + row)
-            through = (scaled(frame, options, n0 + n, u, lanes, through),)
-            dnew = load_states(frame, here, units * dstate_panel)
-            is_reset = load_is_reset(frame, options, n0 + n, t + 1)
+    plan, step = read_step(frame)
+    t, options, before_step, dhs_time = step.t, plan.options, plan.N * VECTOR_BYTES, plan.hs_time
+    dhs, dhs_row = plan.hs + t * dhs_time + step.n0 * plan.hs_row, plan.hs_row
+    through_h = from_number(step.dstate, plan.states)
+    for u in range(step.u0, step.u1):
+        lanes = lanes_at(frame, plan, u)
+        for k in range(step.rows):
+            n, row, dhs_place = step.n0 + k, k * VECTOR_BYTES, dhs + k * dhs_row + u * VECTOR_BYTES
+            state, normalised = place_of(step.state, u, row), place_of(step.normalised, u, row)
+            saved, dstate = place_of(step.saved, u, row), place_of(step.dstate, u, row)
+            prefetch_saved(frame, saved, state, normalised, before_step, dhs_place - dhs_time)
+            dh = load_part(frame, dhs_place, lanes)
+            through = load(frame, place_of(through_h, u, row)[0])
+            through = (scaled(frame, options, n, u, lanes, through),)
+            dnew = load_states(frame, dstate)
+            is_reset = load_is_reset(frame, options, n, t + 1)
             dnew, stopped = reset_backward(frame, dnew, is_reset)
             passed, more = reset_backward(frame, through, is_reset)
-            add_stopped(frame, options, n0 + n, u, is_reset, stopped, more)
-            live = load_live(frame, options, n0 + n, t)
+            add_stopped(frame, options, n, u, is_reset, stopped, more)
+            live = load_live(frame, options, n, t)
             dnew, _ = add_output_gradient(frame, dh, passed[0], dnew, live)
-            store_trace(frame, options, t, n0 + n, u, lanes, dnew)
-            zoneout = load_zoneout(frame, options, n0 + n, t, u)
+            store_trace(frame, options, t, n, u, lanes, dnew)
+            zoneout = load_zoneout(frame, options, n, t, u)
             dnew, bypass = options_backward(frame, dnew, live, zoneout)
-            keep = load_saved(
-                frame, saved + u * saved_panel + row, units * saved_panel,
-                after + u * after_panel + row, units * after_panel,
-                w + u * VECTOR_BYTES, H * (VECTOR_BYTES // W), lanes,
-                given + u * given_panel + row, (units + 1) * given_panel,
-            )  # fmt: skip
-            before = load_states(frame, state + u * state_panel + row, units * state_panel)
-            dgates, dold = backward(frame, dnew, keep, before)
+            after, weights = place_of(step.after, u, row), place_of(step.weights, u, 0)
+            numbers = load_saved(frame, saved, after, weights, lanes, normalised)
+            dgates, dold = backward(frame, dnew, numbers, load_states(frame, state))
             dgates, dold = zeros_for_none(frame, dgates), zeros_for_none(frame, dold)
             dgates, _ = select_live(frame, dgates, zeros_gates(frame), live)
             dold, _ = select_live(frame, dold, zeros_state(frame), live)
             dold, _ = add_bypass(frame, dold, bypass)
-            store_gradients(frame, dgates, delta + u * delta_panel + row, units * delta_panel)
-            store_states(frame, dold, here, units * dstate_panel)
+            store_gradients(frame, dgates, place_of(step.delta, u, row))
+            store_states(frame, dold, dstate)
 
 
 def operand_backward_gates(frame):
     """A piece: add what comes back through the second product to a step's gradients."""
-    (
-        first, end, units, rows, doperand, doperand_panel, dstate, dstate_panel,
-        state, state_panel, after, after_panel, saved, saved_panel, delta, delta_panel, H, w,
-        options, t, n0, given, given_panel,
-    ) = arguments(frame, 23)  # fmt: skip
-    W = lanes_of(frame)
-    for u in range(first, end):
-        for n in range(rows):
-            row = n * VECTOR_BYTES
-            here, gradients = dstate + u * dstate_panel + row, delta + u * delta_panel + row
-            dgates = load_gradients(frame, gradients, units * delta_panel)
-            dold = load_states(frame, here, units * dstate_panel)
-            keep = load_saved(
-                frame, saved + u * saved_panel + row, units * saved_panel,
-                after + u * after_panel + row, units * after_panel,
-                w + u * VECTOR_BYTES, H * (VECTOR_BYTES // W), H - u * W,
-                given + u * given_panel + row, (units + 1) * given_panel,
-            )  # fmt: skip
-            before = load_states(frame, state + u * state_panel + row, units * state_panel)
-            incoming = load(frame, doperand + u * doperand_panel + row)
-            incoming = scaled_operand(frame, options, n0 + n, u, H - u * W, incoming)
-            more, old = operand_backward(frame, incoming, dgates, dold, keep, before)
-            live = load_live(frame, options, n0 + n, t)
+    plan, step = read_step(frame)
+    t, options = step.t, plan.options
+    for u in range(step.u0, step.u1):
+        lanes = lanes_at(frame, plan, u)
+        for k in range(step.rows):
+            n, row = step.n0 + k, k * VECTOR_BYTES
+            delta, dstate = place_of(step.delta, u, row), place_of(step.dstate, u, row)
+            dgates, dold = load_gradients(frame, delta), load_states(frame, dstate)
+            saved, after = place_of(step.saved, u, row), place_of(step.after, u, row)
+            weights, normalised = place_of(step.weights, u, 0), place_of(step.normalised, u, row)
+            numbers = load_saved(frame, saved, after, weights, lanes, normalised)
+            before = load_states(frame, place_of(step.state, u, row))
+            incoming = load(frame, place_of(step.doperand, u, row)[0])
+            incoming = scaled_operand(frame, options, n, u, lanes, incoming)
+            more, old = operand_backward(frame, incoming, dgates, dold, numbers, before)
+            live = load_live(frame, options, n, t)
             dgates, _ = select_live(frame, more, dgates, live)
             dold, _ = select_live(frame, old, dold, live)
-            store_gradients_but_late(frame, dgates, gradients, units * delta_panel)
-            store_states(frame, dold, here, units * dstate_panel)
+            store_gradients_but_late(frame, dgates, delta)
+            store_states(frame, dold, dstate)

@@ -17,6 +17,8 @@ from . import vector_functions  # noqa: F401 (it registers them)
 from .frames import emits
 from .simd import VectorType, emit_load, emit_load_part, emit_prefetch, emit_store
 
+_I64 = ir.IntType(64)
+
 # ---- the cell's functions
 
 
@@ -48,11 +50,12 @@ operand = _cell_function("operand")
 operand_backward = _cell_function("operand_backward")
 
 
-# ---- the cell's numbers: panels, a stride from one member of a tuple to the next
+# ---- the cell's numbers: tuples in panels, a member at a place, the next a stride further
 
 
-def member_address(builder, start, stride, index):
-    """The address of a tuple's member number ``index``."""
+def member_address(builder, place, index):
+    """The address of a tuple's member number ``index``; a place is (address, stride)."""
+    start, stride = (builder.extract_value(place, k) for k in range(2))
     return builder.add(start, builder.mul(stride, stride.type(index)))
 
 
@@ -71,8 +74,8 @@ def _tuple_of(count):
 
 
 @emits(_tuple_of(lambda at: len(at.cell.gates)))
-def load_bias(builder, frame, b, b_row, u, H_bytes, lanes):
-    """The bias of every gate, for the units from byte u: of b, or of its two rows.
+def load_bias(builder, frame, place, b_row, lanes):
+    """The bias of every gate, of b or of its two rows, ``b_row`` bytes apart.
 
     A cell's weights lie behind the biases, and are loaded likewise.
     """
@@ -80,14 +83,14 @@ def load_bias(builder, frame, b, b_row, u, H_bytes, lanes):
     input_side = cell.input_gates + tuple(range(count - len(cell.weights), count))
     members = []
     for g in range(count):
-        blocks = [(b, input_side)]
+        blocks = [(_I64(0), input_side)]
         if cell.biases == 2:
-            blocks.append((builder.add(b, b_row), cell.recurrent_gates))
+            blocks.append((b_row, cell.recurrent_gates))
         terms = [ir.Constant(vector.llvm, [0.0] * vector.lanes)]
         for row, gates in blocks:
             if g in gates:
-                place = builder.add(member_address(builder, row, H_bytes, gates.index(g)), u)
-                terms.append(emit_load_part(builder, vector, place, lanes))
+                address = builder.add(member_address(builder, place, gates.index(g)), row)
+                terms.append(emit_load_part(builder, vector, address, lanes))
         members.append(_sum(builder, terms[1:] or terms))
     return members
 
@@ -100,11 +103,11 @@ def _add_to_gates(part):
     """An intrinsic that adds a product's columns to the gates that it feeds."""
 
     @emits(_same_gates)
-    def add(builder, frame, gates, side, stride):
+    def add(builder, frame, gates, side):
         order = frame.layout.order
         new = [builder.extract_value(gates, g) for g in range(len(order))]
         for k, place in enumerate(part(frame.layout)):
-            address = member_address(builder, side, stride, k)
+            address = member_address(builder, side, k)
             numbers = emit_load(builder, VectorType(frame.dtype), address)
             new[order[place]] = builder.fadd(new[order[place]], numbers)
         return new
@@ -121,11 +124,11 @@ def _replacing(part):
     """An intrinsic that puts normalised gates in their places (``normalising.py``)."""
 
     @emits(_same_gates)
-    def replace(builder, frame, gates, start, stride):
+    def replace(builder, frame, gates, normalised):
         at = frame.layout
         for k, place in enumerate(at.normalised):
             if place in part(at):
-                address = member_address(builder, start, stride, k)
+                address = member_address(builder, normalised, k)
                 number = emit_load(builder, VectorType(frame.dtype), address)
                 gates = builder.insert_value(gates, number, at.order[place])
         return gates
@@ -141,9 +144,9 @@ def _loading(choose):
     """An intrinsic that loads a tuple of vectors; ``choose`` says where each of them is."""
 
     @emits(_tuple_of(lambda at: len(choose(at))))
-    def load_members(builder, frame, start, stride):
-        places = (member_address(builder, start, stride, k) for k in choose(frame.layout))
-        return [emit_load(builder, VectorType(frame.dtype), place) for place in places]
+    def load_members(builder, frame, place):
+        addresses = (member_address(builder, place, k) for k in choose(frame.layout))
+        return [emit_load(builder, VectorType(frame.dtype), address) for address in addresses]
 
     return load_members
 
@@ -160,39 +163,36 @@ load_states, load_gradients = _loading(_state_places), _loading(_gate_places)
 
 
 @emits(_tuple_of(lambda at: len(at.found)))
-def load_saved(
-    builder, frame, start, stride, after, after_stride, w, H_bytes, lanes, given, given_stride
-):
+def load_saved(builder, frame, saved, after, weights, lanes, normalised):
     """What the cell saved: stored, or found in the state after the step, in its weights, or among
-    its normalised gates (``given``)."""
+    its normalised gates."""
     stored, members, vector = 0, [], VectorType(frame.dtype)
+    places = {"state": after, "normalised": normalised, "weight": weights}
     for where in frame.layout.found:
         if where is None:
-            place = member_address(builder, start, stride, stored)
+            address = member_address(builder, saved, stored)
             stored += 1
-        elif where[0] == "state":
-            place = member_address(builder, after, after_stride, where[1])
-        elif where[0] == "normalised":
-            place = member_address(builder, given, given_stride, where[1])
         else:
-            place = member_address(builder, w, H_bytes, where[1])
-            members.append(emit_load_part(builder, vector, place, lanes))
-            continue
-        members.append(emit_load(builder, vector, place))
+            address = member_address(builder, places[where[0]], where[1])
+        if where is not None and where[0] == "weight":
+            members.append(emit_load_part(builder, vector, address, lanes))
+        else:
+            members.append(emit_load(builder, vector, address))
     return members
 
 
 @emits(types.void)
-def prefetch_saved(builder, frame, start, stride, before, before_stride, dhs, given, given_stride):
-    """Ask for what ``load_saved`` and ``load_states`` will read there, and for dhs."""
+def prefetch_saved(builder, frame, saved, state, normalised, back, dhs):
+    """Ask for what ``load_saved`` and ``load_states`` will read, ``back`` bytes before these
+    places, and for dhs."""
     emit_prefetch(builder, dhs)
-    for address, step, count in (
-        (start, stride, frame.layout.stored),
-        (given, given_stride, len(frame.layout.normalised)),
-        (before, before_stride, len(frame.cell.states)),
+    for place, count in (
+        (saved, frame.layout.stored),
+        (normalised, len(frame.layout.normalised)),
+        (state, len(frame.cell.states)),
     ):
         for k in range(count):
-            emit_prefetch(builder, member_address(builder, address, step, k))
+            emit_prefetch(builder, builder.sub(member_address(builder, place, k), back))
 
 
 def emit_members(builder, vector, kinds, members):
@@ -238,19 +238,17 @@ def _storing(choose):
     """An intrinsic that stores members of a tuple; ``choose`` says of each where, or None."""
 
     @intrinsic
-    def store_members(typing, frame, values, start, stride):
+    def store_members(typing, frame, values, place):
         vector = VectorType(frame.dtype)
 
         def codegen(context, builder, signature, args):
             members = emit_members(builder, vector, values, args[1])
-            for member, place in zip(members, choose(frame.layout), strict=True):
-                if place is not None:
-                    emit_store(
-                        builder, vector, member, member_address(builder, args[2], args[3], place)
-                    )
+            for member, number in zip(members, choose(frame.layout), strict=True):
+                if number is not None:
+                    emit_store(builder, vector, member, member_address(builder, args[2], number))
             return context.get_dummy_value()
 
-        return types.void(frame, values, types.int64, types.int64), codegen
+        return types.void(frame, values, place), codegen
 
     return store_members
 

@@ -18,7 +18,7 @@ from llvmlite import ir
 from numba.core import types
 
 from ..layout import EPSILON
-from .frames import arguments, emits, part_of_a_piece
+from .frames import arguments, call, emits, part_of_a_piece
 from .lowering import (
     add_early_side,
     add_late_side,
@@ -27,6 +27,7 @@ from .lowering import (
     store_early_numbers,
     store_late_numbers,
 )
+from .sequence import from_number, lanes_at, place_of, read_step
 from .simd import (
     VECTOR_BYTES,
     MaskType,
@@ -49,33 +50,42 @@ ROWS = 4  # that are normalised together
 
 
 def early_numbers(frame):
-    """A piece: the pre-activations of the normalised gates that do not wait for the operand."""
-    (
-        units, H, rows, x_side, x_panel, e_side, e_panel, b, b_row, out, out_panel,
-    ) = arguments(frame, 11)  # fmt: skip
-    W = lanes_of(frame)
-    for u in range(units):
-        bias = load_bias(frame, b, b_row, u * VECTOR_BYTES, H * (VECTOR_BYTES // W), H - u * W)
-        for n in range(rows):
-            row = n * VECTOR_BYTES
-            gates = add_x_side(frame, bias, x_side + u * x_panel + row, units * x_panel)
-            gates = add_early_side(frame, gates, e_side + u * e_panel + row, units * e_panel)
-            store_early_numbers(frame, gates, out + u * out_panel + row, (units + 1) * out_panel)
+    """A piece: normalises a step's gates that do not wait for the operand."""
+    plan, step = read_step(frame)
+    for n in range(0, step.rows, plan.rows_at_once):
+        rows = min(plan.rows_at_once, step.rows - n)
+        for u in range(step.u0, step.u1):
+            bias = load_bias(frame, place_of(step.b, u, 0), plan.b_row, lanes_at(frame, plan, u))
+            for row in range(n * VECTOR_BYTES, (n + rows) * VECTOR_BYTES, VECTOR_BYTES):
+                gates = add_x_side(frame, bias, place_of(step.x_side, u, row))
+                gates = add_early_side(frame, gates, place_of(step.early_side, u, row))
+                store_early_numbers(frame, gates, place_of(step.normalised, u, row))
+        numbers = from_number(step.normalised, 0)
+        call_standardise(plan, numbers, plan.normalised_early, n, rows)
 
 
 def late_numbers(frame):
-    """A piece: those of the others, which the second product feeds, or the operand itself."""
-    (
-        units, H, rows, x_side, x_panel, l_side, l_panel, b, b_row, out, out_panel,
-    ) = arguments(frame, 11)  # fmt: skip
-    W = lanes_of(frame)
-    for u in range(units):
-        bias = load_bias(frame, b, b_row, u * VECTOR_BYTES, H * (VECTOR_BYTES // W), H - u * W)
-        for n in range(rows):
-            row = n * VECTOR_BYTES
-            gates = add_x_side(frame, bias, x_side + u * x_panel + row, units * x_panel)
-            gates = add_late_side(frame, gates, l_side + u * l_panel + row, units * l_panel)
-            store_late_numbers(frame, gates, out + u * out_panel + row, (units + 1) * out_panel)
+    """A piece: normalises a step's gates that do."""
+    plan, step = read_step(frame)
+    for n in range(0, step.rows, plan.rows_at_once):
+        rows = min(plan.rows_at_once, step.rows - n)
+        for u in range(step.u0, step.u1):
+            bias = load_bias(frame, place_of(step.b, u, 0), plan.b_row, lanes_at(frame, plan, u))
+            for row in range(n * VECTOR_BYTES, (n + rows) * VECTOR_BYTES, VECTOR_BYTES):
+                gates = add_x_side(frame, bias, place_of(step.x_side, u, row))
+                gates = add_late_side(frame, gates, place_of(step.late_side, u, row))
+                store_late_numbers(frame, gates, place_of(step.normalised, u, row))
+        numbers = from_number(step.normalised, plan.normalised_early)
+        call_standardise(plan, numbers, plan.normalised_late, n, rows)
+
+
+@part_of_a_piece
+def call_standardise(plan, numbers, gates, n, rows):
+    """Normalise some rows, from row n of the shard on, while they are in the first cache."""
+    call(plan.standardise, (
+        numbers.start + n * VECTOR_BYTES, numbers.panel, gates, plan.units, plan.H, rows,
+        plan.N * VECTOR_BYTES,
+    ))  # fmt: skip
 
 
 # ---- pieces for a dtype: four rows at a time, so that none waits for its own sums

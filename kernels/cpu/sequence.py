@@ -34,8 +34,8 @@ dxs and by items of dWx and dWh (a panel of rows by four unit-panels of a gate e
 
 from typing import NamedTuple
 
-from .frames import call, frame_address, part_of_a_piece, record
-from .simd import VECTOR_BYTES
+from .frames import arguments, call, frame_address, part_of_a_piece, record
+from .simd import VECTOR_BYTES, lanes_of
 from .threads import (
     claim,
     close_job,
@@ -182,37 +182,142 @@ def chunk_at(plan, start, panels, chunk):
 
 
 @part_of_a_piece
-def own_panels(start, count, steps, n0, n1):
-    """A shard's own panels, of the rows n0..n1 of some steps: where they begin, bytes between them.
-
-    They lie apart from the other shards', lest a processor that fetches ahead takes their lines.
-    """
-    return start + n0 * (steps + 1) * count * VECTOR_BYTES, panel_of(steps * (n1 - n0))
-
-
-@part_of_a_piece
 def steps_in(plan, chunk):
     return min(plan.steps, plan.T - chunk * plan.steps)
 
 
+class Panels(NamedTuple):
+    """Where tuples of numbers lie: the first row of the first number's first unit-panel."""
+
+    start: int
+    panel: int  # bytes from one unit-panel to the next
+    number: int  # bytes from one number of a tuple to the next
+
+
 @part_of_a_piece
-def state_at(plan, chunk, k):
-    """The state before step k of a chunk: its first row, and the bytes between its panels."""
+def place_of(panels, u, row):
+    """Where a tuple begins, and the bytes from one of its numbers to the next."""
+    return panels.start + u * panels.panel + row, panels.number
+
+
+@part_of_a_piece
+def from_byte(panels, skip):
+    """The same from a later byte on."""
+    return Panels(panels.start + skip, panels.panel, panels.number)
+
+
+@part_of_a_piece
+def from_number(panels, number):
+    """The same from another number of the tuples on."""
+    return from_byte(panels, number * panels.number)
+
+
+@part_of_a_piece
+def chunk_panels(plan, start, numbers, chunk, k, n):
+    """Panels of a chunk, with so many numbers in a tuple, from row n of step k on."""
+    panel = panel_of(plan.steps * plan.N)
+    start = chunk_at(plan, start, numbers * plan.units, chunk)
+    return Panels(start + (k * plan.N + n) * VECTOR_BYTES, panel, plan.units * panel)
+
+
+@part_of_a_piece
+def step_panels(plan, start, n):
+    """Panels of one step alone, from row n on."""
+    panel = panel_of(plan.N)
+    return Panels(start + n * VECTOR_BYTES, panel, plan.units * panel)
+
+
+@part_of_a_piece
+def state_at(plan, chunk, k, n):
+    """The state before step k of a chunk."""
     if chunk * plan.steps + k == plan.T:
-        return plan.last_state, panel_of(plan.N)
+        return step_panels(plan, plan.last_state, n)
     if k == plan.steps:
         chunk, k = chunk + 1, 0
-    start = chunk_at(plan, plan.state, plan.kept_states * plan.units, chunk)
-    return start + k * plan.N * VECTOR_BYTES, panel_of(plan.steps * plan.N)
+    return chunk_panels(plan, plan.state, plan.kept_states, chunk, k, n)
 
 
 @part_of_a_piece
-def normalised_at(plan, chunk, k, gate):
-    """The normalised numbers of a step, from a gate on: where they begin, bytes between panels."""
-    count, panel = plan.units + 1, panel_of(plan.steps * plan.N)
-    gates = plan.normalised_early + plan.normalised_late
-    start = chunk_at(plan, plan.normalised, gates * count, chunk)
-    return start + k * plan.N * VECTOR_BYTES + gate * count * panel, panel
+def own_panels(plan, start, numbers, steps, k, n0, n1):
+    """A shard's own panels, of the rows n0..n1 of some steps, from step k on.
+
+    They lie apart from the other shards', lest a processor that fetches ahead takes their lines.
+    """
+    panel = panel_of(steps * (n1 - n0))
+    start += (n0 * (steps + 1) * numbers * plan.units + k * (n1 - n0)) * VECTOR_BYTES
+    return Panels(start, panel, plan.units * panel)
+
+
+class Step(NamedTuple):
+    """Rows n0..n1 of the batch and units u0..u1 of a step, and where their numbers lie."""
+
+    t: int
+    n0: int
+    rows: int
+    u0: int
+    u1: int
+    b: Panels
+    weights: Panels
+    x_side: Panels  # x Wx
+    early_side: Panels  # h Wh
+    late_side: Panels  # the second product, or the operand where that is a gate itself
+    operand: Panels
+    normalised: Panels
+    state: Panels  # before the step
+    after: Panels  # the state after it
+    saved: Panels
+    delta: Panels  # the gradients of the gates
+    dstate: Panels
+    doperand: Panels
+
+
+@part_of_a_piece
+def step_at(plan, chunk, k, n0, n1, u0, u1):
+    """Step k of a chunk."""
+    gate = plan.H * plan.size
+    late_side = own_panels(plan, plan.l_side, plan.late + plan.fed, 1, 0, n0, n1)
+    operand = chunk_panels(plan, plan.operand, 1, chunk, k, n0)
+    delta = chunk_panels(plan, plan.delta, 0, 0, k, n0)
+    doperand = step_panels(plan, plan.doperand, n0)
+    if plan.fed:
+        operand, doperand = late_side, from_number(delta, plan.gates - plan.weights - 1)
+    count, panel = plan.units + 1, panel_of(plan.steps * plan.N)  # one more: 1 / deviation
+    normalised = (plan.normalised_early + plan.normalised_late) * count
+    normalised = chunk_at(plan, plan.normalised, normalised, chunk)
+    return Step(
+        chunk * plan.steps + k,
+        n0,
+        n1 - n0,
+        u0,
+        u1,
+        Panels(plan.b, VECTOR_BYTES, gate),
+        Panels(plan.b + plan.x_gates * gate, VECTOR_BYTES, gate),
+        own_panels(plan, plan.x_side, plan.x_gates, plan.steps, k, n0, n1),
+        own_panels(plan, plan.e_side, plan.early, 1, 0, n0, n1),
+        late_side,
+        operand,
+        Panels(normalised + (k * plan.N + n0) * VECTOR_BYTES, panel, count * panel),
+        state_at(plan, chunk, k, n0),
+        state_at(plan, chunk, k + 1, n0),
+        chunk_panels(plan, plan.saved, plan.stored, chunk, k, n0),
+        delta,
+        step_panels(plan, plan.dstate, n0),
+        doperand,
+    )
+
+
+@part_of_a_piece
+def read_step(frame):
+    """The plan and the step that a piece is called with."""
+    address, chunk, k, n0, n1, u0, u1 = arguments(frame, 7)
+    plan = read_plan(address)
+    return plan, step_at(plan, chunk, k, n0, n1, u0, u1)
+
+
+@part_of_a_piece
+def lanes_at(frame, plan, u):
+    """How many units there are from a unit-panel on."""
+    return plan.H - u * lanes_of(frame)
 
 
 @part_of_a_piece

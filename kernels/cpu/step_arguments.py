@@ -118,7 +118,7 @@ def load_is_reset(frame, options, n, t):
 def load_initial(frame, options, u, lanes, is_reset):
     here, start = _read(options), zeros_state(frame)
     if is_reset and here.initial:
-        start = load_rows(frame, here.initial + u * VECTOR_BYTES, here.row, lanes)
+        start = load_rows(frame, (here.initial + u * VECTOR_BYTES, here.row), lanes)
     return start
 
 
@@ -185,10 +185,10 @@ def add_stopped(frame, options, n, u, is_reset, stopped, through):
     """Add the gradient that a reset stops to that of ``initial``."""
     if is_reset:
         here = _read(options)
-        place = here.dinitial + u * here.dinitial_panel + n * VECTOR_BYTES
-        store(frame, load(frame, place) + through[0], place)
-        known = load_states(frame, place, here.dinitial_state)
-        store_states(frame, add_bypass(frame, known, stopped)[0], place, here.dinitial_state)
+        start = here.dinitial + u * here.dinitial_panel + n * VECTOR_BYTES
+        store(frame, load(frame, start) + through[0], start)
+        place = start, here.dinitial_state
+        store_states(frame, add_bypass(frame, load_states(frame, place), stopped)[0], place)
 
 
 @_with("trace")
@@ -196,7 +196,8 @@ def store_trace(frame, options, t, n, u, lanes, dstate):
     here = _read(options)
     if here.trace:
         step = (n * here.T + t) * len(dstate)
-        store_rows(frame, dstate, here.trace + step * here.row + u * VECTOR_BYTES, here.row, lanes)
+        place = here.trace + step * here.row + u * VECTOR_BYTES, here.row
+        store_rows(frame, dstate, place, lanes)
 
 
 @emits(types.int64)
@@ -220,19 +221,19 @@ def load_rates(builder, frame, start):
 
 
 @emits(_one_each)
-def load_rows(builder, frame, start, stride, lanes):
-    """Load states from rows of H numbers that are ``stride`` bytes apart."""
-    places = (member_address(builder, start, stride, k) for k in range(len(frame.cell.states)))
-    return [emit_load_part(builder, VectorType(frame.dtype), place, lanes) for place in places]
+def load_rows(builder, frame, place, lanes):
+    """Load states from rows of H numbers."""
+    addresses = (member_address(builder, place, k) for k in range(len(frame.cell.states)))
+    vector = VectorType(frame.dtype)
+    return [emit_load_part(builder, vector, address, lanes) for address in addresses]
 
 
 @emits(types.void)
-def store_rows(builder, frame, values, start, stride, lanes):
-    """Store states in rows of H numbers that are ``stride`` bytes apart."""
+def store_rows(builder, frame, values, place, lanes):
+    """Store states in rows of H numbers."""
     for k in range(len(frame.cell.states)):
-        place = member_address(builder, start, stride, k)
-        value = builder.extract_value(values, k)
-        emit_store_part(builder, VectorType(frame.dtype), value, place, lanes)
+        address, value = member_address(builder, place, k), builder.extract_value(values, k)
+        emit_store_part(builder, VectorType(frame.dtype), value, address, lanes)
 
 
 # ---- random masks
