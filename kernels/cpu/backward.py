@@ -1,6 +1,7 @@
 """The backward pass, for any cell: a shard's work, phase by phase. Its picture: ``sequence.py``."""
 
 from .frames import call, frame_address, part_of_a_piece, word
+from .plan import read_plan
 from .sequence import (
     END,
     GRADIENTS,
@@ -13,7 +14,6 @@ from .sequence import (
     from_number,
     panel_of,
     panels_in,
-    read_plan,
     rows_and_units,
     rows_of,
     run_phase,

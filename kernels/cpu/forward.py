@@ -1,6 +1,7 @@
 """The forward pass, for any cell: a shard's work, phase by phase. Its picture: ``sequence.py``."""
 
 from .frames import call, frame_address, part_of_a_piece, word
+from .plan import read_plan
 from .sequence import (
     END,
     HALF_STEP,
@@ -11,7 +12,6 @@ from .sequence import (
     from_byte,
     from_number,
     panel_of,
-    read_plan,
     rows_and_units,
     rows_of,
     run_phase,

@@ -14,6 +14,8 @@ rows at a time, which stay in the first cache; the cell finds them there, in bot
 A row needs all of its units, so shards share such a cell's work by rows.
 """
 
+import operator
+
 from llvmlite import ir
 from numba.core import types
 
@@ -52,40 +54,32 @@ ROWS = 4  # that are normalised together
 def early_numbers(frame):
     """A piece: normalises a step's gates that do not wait for the operand."""
     plan, step = read_step(frame)
-    for n in range(0, step.rows, plan.rows_at_once):
-        rows = min(plan.rows_at_once, step.rows - n)
-        for u in range(step.u0, step.u1):
-            bias = load_bias(frame, place_of(step.b, u, 0), plan.b_row, lanes_at(frame, plan, u))
-            for row in range(n * VECTOR_BYTES, (n + rows) * VECTOR_BYTES, VECTOR_BYTES):
-                gates = add_x_side(frame, bias, place_of(step.x_side, u, row))
-                gates = add_early_side(frame, gates, place_of(step.early_side, u, row))
-                store_early_numbers(frame, gates, place_of(step.normalised, u, row))
-        numbers = from_number(step.normalised, 0)
-        call_standardise(plan, numbers, plan.normalised_early, n, rows)
+    count, out = plan.normalised_early, step.normalised
+    _normalise(frame, plan, step, step.early_side, add_early_side, store_early_numbers, out, count)
 
 
 def late_numbers(frame):
     """A piece: normalises a step's gates that do."""
     plan, step = read_step(frame)
+    count, out = plan.normalised_late, from_number(step.normalised, plan.normalised_early)
+    _normalise(frame, plan, step, step.late_side, add_late_side, store_late_numbers, out, count)
+
+
+@part_of_a_piece
+def _normalise(frame, plan, step, side, add_side, store_numbers, out, count):
+    """Normalise ``count`` gates, from ``out`` on, some rows at a time."""
     for n in range(0, step.rows, plan.rows_at_once):
         rows = min(plan.rows_at_once, step.rows - n)
         for u in range(step.u0, step.u1):
             bias = load_bias(frame, place_of(step.b, u, 0), plan.b_row, lanes_at(frame, plan, u))
             for row in range(n * VECTOR_BYTES, (n + rows) * VECTOR_BYTES, VECTOR_BYTES):
                 gates = add_x_side(frame, bias, place_of(step.x_side, u, row))
-                gates = add_late_side(frame, gates, place_of(step.late_side, u, row))
-                store_late_numbers(frame, gates, place_of(step.normalised, u, row))
-        numbers = from_number(step.normalised, plan.normalised_early)
-        call_standardise(plan, numbers, plan.normalised_late, n, rows)
-
-
-@part_of_a_piece
-def call_standardise(plan, numbers, gates, n, rows):
-    """Normalise some rows, from row n of the shard on, while they are in the first cache."""
-    call(plan.standardise, (
-        numbers.start + n * VECTOR_BYTES, numbers.panel, gates, plan.units, plan.H, rows,
-        plan.N * VECTOR_BYTES,
-    ))  # fmt: skip
+                gates = add_side(frame, gates, place_of(side, u, row))
+                store_numbers(frame, gates, place_of(step.normalised, u, row))
+        call(plan.standardise, (
+            out.start + n * VECTOR_BYTES, out.panel, count, plan.units, plan.H, rows,
+            plan.N * VECTOR_BYTES,
+        ))  # fmt: skip
 
 
 # ---- pieces for a dtype: four rows at a time, so that none waits for its own sums
@@ -98,111 +92,104 @@ def standardise(frame):
     in_use, share = lanes_in_use(frame, H - (units - 1) * lanes_of(frame)), 1.0 / H
     for gate in range(gates):
         first = start + gate * (end + panel)
-        for row in range(first, first + rows * VECTOR_BYTES, ROWS * VECTOR_BYTES):
-            # behind the last row, the last again
-            a, bottom = row, first + (rows - 1) * VECTOR_BYTES
-            b, c, d = next_row(a, bottom), next_row(a, bottom, 2), next_row(a, bottom, 3)
-            sum_a = where(in_use, load(frame, a + last), 0.0)
-            sum_b = where(in_use, load(frame, b + last), 0.0)
-            sum_c = where(in_use, load(frame, c + last), 0.0)
-            sum_d = where(in_use, load(frame, d + last), 0.0)
+        for row in range(0, rows * VECTOR_BYTES, ROWS * VECTOR_BYTES):
+            places = four_rows(first, row, rows)
+            total = select(in_use, load_four(frame, places, last))
             for p in range(0, last, panel):
-                sum_a, sum_b = sum_a + load(frame, a + p), sum_b + load(frame, b + p)
-                sum_c, sum_d = sum_c + load(frame, c + p), sum_d + load(frame, d + p)
-            mean_a, mean_b, mean_c, mean_d = rows_of(sums(sum_a, sum_b, sum_c, sum_d) * share)
+                total = add(total, load_four(frame, places, p))
+            mean = rows_of(sums(*total) * share)
             # a mean was rounded as roughly as the numbers are: what it is off is taken off as well
-            sum_a = where(in_use, load(frame, a + last) - mean_a, 0.0)
-            sum_b = where(in_use, load(frame, b + last) - mean_b, 0.0)
-            sum_c = where(in_use, load(frame, c + last) - mean_c, 0.0)
-            sum_d = where(in_use, load(frame, d + last) - mean_d, 0.0)
-            square_a, square_b = sum_a * sum_a, sum_b * sum_b
-            square_c, square_d = sum_c * sum_c, sum_d * sum_d
+            total = select(in_use, subtract(load_four(frame, places, last), mean))
+            squares = multiply(total, total)
             for p in range(0, last, panel):
-                x, y = load(frame, a + p) - mean_a, load(frame, b + p) - mean_b
-                sum_a, sum_b = sum_a + x, sum_b + y
-                square_a, square_b = fma(x, x, square_a), fma(y, y, square_b)
-                x, y = load(frame, c + p) - mean_c, load(frame, d + p) - mean_d
-                sum_c, sum_d = sum_c + x, sum_d + y
-                square_c, square_d = fma(x, x, square_c), fma(y, y, square_d)
-            off = sums(sum_a, sum_b, sum_c, sum_d) * share
-            variance = sums(square_a, square_b, square_c, square_d) * share - off * off
-            factor = 1.0 / square_root(maximum(variance, 0.0) + EPSILON)
-            off_a, off_b, off_c, off_d = rows_of(off * factor)
-            factor_a, factor_b, factor_c, factor_d = rows_of(factor)
+                x = subtract(load_four(frame, places, p), mean)
+                total, squares = add(total, x), multiply_add(x, x, squares)
+            off = sums(*total) * share
+            variance = sums(*squares) * share - off * off
+            deviations = 1.0 / square_root(maximum(variance, 0.0) + EPSILON)
+            off, factor = rows_of(off * deviations), rows_of(deviations)
             for p in range(0, end, panel):
-                w = (load(frame, a + p) - mean_a) * factor_a - off_a
-                x = (load(frame, b + p) - mean_b) * factor_b - off_b
-                y = (load(frame, c + p) - mean_c) * factor_c - off_c
-                z = (load(frame, d + p) - mean_d) * factor_d - off_d
+                x = subtract(load_four(frame, places, p), mean)
+                x = subtract(multiply(x, factor), off)
                 if p == last:
-                    w, x = where(in_use, w, 0.0), where(in_use, x, 0.0)
-                    y, z = where(in_use, y, 0.0), where(in_use, z, 0.0)
-                put(frame, w, a + p, ahead)
-                put(frame, x, b + p, ahead)
-                put(frame, y, c + p, ahead)
-                put(frame, z, d + p, ahead)
-            put(frame, factor_a, a + end, ahead)
-            put(frame, factor_b, b + end, ahead)
-            put(frame, factor_c, c + end, ahead)
-            put(frame, factor_d, d + end, ahead)
+                    x = select(in_use, x)
+                put_four(frame, x, places, p, ahead)
+            put_four(frame, factor, places, end, ahead)
 
 
 def denormalise(frame):
     """A piece: the gradients of a gate's rows, in place."""
     delta, delta_panel, given, panel, units, H, rows, ahead = arguments(frame, 8)
-    last, bottom = units - 1, (rows - 1) * VECTOR_BYTES
+    last = units - 1
     in_use, share = lanes_in_use(frame, H - last * lanes_of(frame)), 1.0 / H
-    for a in range(0, rows * VECTOR_BYTES, ROWS * VECTOR_BYTES):
-        b, c, d = next_row(a, bottom), next_row(a, bottom, 2), next_row(a, bottom, 3)
-        grad, norm = delta + last * delta_panel, given + last * panel
-        sum_a = where(in_use, load(frame, grad + a), 0.0)
-        sum_b = where(in_use, load(frame, grad + b), 0.0)
-        sum_c = where(in_use, load(frame, grad + c), 0.0)
-        sum_d = where(in_use, load(frame, grad + d), 0.0)
-        along_a, along_b = sum_a * load(frame, norm + a), sum_b * load(frame, norm + b)
-        along_c, along_d = sum_c * load(frame, norm + c), sum_d * load(frame, norm + d)
+    for row in range(0, rows * VECTOR_BYTES, ROWS * VECTOR_BYTES):
+        grads, norms = four_rows(delta, row, rows), four_rows(given, row, rows)
+        total = select(in_use, load_four(frame, grads, last * delta_panel))
+        along = multiply(total, load_four(frame, norms, last * panel))
         for u in range(last):
-            grad, norm = delta + u * delta_panel, given + u * panel
-            x, y = load(frame, grad + a), load(frame, grad + b)
-            sum_a, along_a = sum_a + x, fma(x, load(frame, norm + a), along_a)
-            sum_b, along_b = sum_b + y, fma(y, load(frame, norm + b), along_b)
-            x, y = load(frame, grad + c), load(frame, grad + d)
-            sum_c, along_c = sum_c + x, fma(x, load(frame, norm + c), along_c)
-            sum_d, along_d = sum_d + y, fma(y, load(frame, norm + d), along_d)
-        mean_a, mean_b, mean_c, mean_d = rows_of(sums(sum_a, sum_b, sum_c, sum_d) * share)
-        slope_a, slope_b, slope_c, slope_d = rows_of(
-            sums(along_a, along_b, along_c, along_d) * share
-        )
-        norm = given + units * panel
-        factor_a, factor_b = load(frame, norm + a), load(frame, norm + b)
-        factor_c, factor_d = load(frame, norm + c), load(frame, norm + d)
-        prefetch(norm + a - ahead)
-        prefetch(norm + b - ahead)
-        prefetch(norm + c - ahead)
-        prefetch(norm + d - ahead)
+            x = load_four(frame, grads, u * delta_panel)
+            along = multiply_add(x, load_four(frame, norms, u * panel), along)
+            total = add(total, x)
+        mean, slope = rows_of(sums(*total) * share), rows_of(sums(*along) * share)
+        factor = load_four(frame, norms, units * panel)
+        for place in norms:
+            prefetch(place + units * panel - ahead)
         for u in range(units):
-            grad, norm = delta + u * delta_panel, given + u * panel
-            w = load(frame, grad + a) - mean_a - load(frame, norm + a) * slope_a
-            x = load(frame, grad + b) - mean_b - load(frame, norm + b) * slope_b
-            y = load(frame, grad + c) - mean_c - load(frame, norm + c) * slope_c
-            z = load(frame, grad + d) - mean_d - load(frame, norm + d) * slope_d
-            store(frame, factor_a * w, grad + a)
-            store(frame, factor_b * x, grad + b)
-            store(frame, factor_c * y, grad + c)
-            store(frame, factor_d * z, grad + d)
+            x = subtract(load_four(frame, grads, u * delta_panel), mean)
+            x = subtract(x, multiply(load_four(frame, norms, u * panel), slope))
+            put_four(frame, multiply(factor, x), grads, u * delta_panel, 0)
+
+
+# ---- numbers of four rows
 
 
 @part_of_a_piece
-def next_row(row, bottom, step=1):
-    """The address of a row further down, at most of the bottom one."""
-    return min(row + step * VECTOR_BYTES, bottom)
+def four_rows(start, row, rows):
+    """The addresses of four rows from one on; behind the last row, the last again."""
+    last = start + (rows - 1) * VECTOR_BYTES
+    a, b, c = start + row, start + row + VECTOR_BYTES, start + row + 2 * VECTOR_BYTES
+    return a, min(b, last), min(c, last), min(c + VECTOR_BYTES, last)
+
+
+def _each(f):
+    """A function of numbers of four rows, row by row."""
+
+    @part_of_a_piece
+    def apply(x, y):
+        return f(x[0], y[0]), f(x[1], y[1]), f(x[2], y[2]), f(x[3], y[3])
+
+    return apply
+
+
+add, subtract, multiply = map(_each, (operator.add, operator.sub, operator.mul))
 
 
 @part_of_a_piece
-def put(frame, numbers, place, ahead):
+def multiply_add(x, y, z):
+    a, b, c, d = z
+    return fma(x[0], y[0], a), fma(x[1], y[1], b), fma(x[2], y[2], c), fma(x[3], y[3], d)
+
+
+@part_of_a_piece
+def select(mask, x):
+    """x where the mask holds, else 0."""
+    a, b, c, d = x
+    return where(mask, a, 0.0), where(mask, b, 0.0), where(mask, c, 0.0), where(mask, d, 0.0)
+
+
+@part_of_a_piece
+def load_four(frame, places, skip):
+    a, b, c, d = places[0] + skip, places[1] + skip, places[2] + skip, places[3] + skip
+    return load(frame, a), load(frame, b), load(frame, c), load(frame, d)
+
+
+@part_of_a_piece
+def put_four(frame, numbers, places, skip, ahead):
     """Store numbers, and ask for where the next step's will be: their memory is new every step."""
-    store(frame, numbers, place)
-    prefetch_to_write(place + ahead)
+    for k in range(ROWS):
+        store(frame, numbers[k], places[k] + skip)
+        if ahead:
+            prefetch_to_write(places[k] + skip + ahead)
 
 
 # ---- across lanes

@@ -11,13 +11,11 @@ from ..step_options import StepFeatures, StepOptions
 from .frames import NO_FEATURES
 from .packing import zeros
 from .plans import address_of
-from .sequence import Plan
 from .simd import VECTOR_BYTES
 from .step_arguments import OptionArrays
 
 TRACED = StepFeatures(trace=True)
 ARRAYS = "mask", "resets", "initial", "scale", "rates", "thresholds", "seeds"
-OPTIONS = Plan._fields.index("options")
 
 
 @cache

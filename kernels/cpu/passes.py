@@ -18,11 +18,9 @@ from ..step_options import StepOptions
 from . import backward as _backward
 from . import forward as _forward
 from . import frames, threads
-from .option_memory import OPTIONS, OptionMemory, compiled_features
+from .option_memory import OptionMemory, compiled_features
+from .plan import PLACES, write
 from .plans import Kept, Recipe, chunk_steps, kept_states, recipe, rows_plain, sharing
-from .sequence import Plan
-
-DXS = Plan._fields.index("dxs")
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ class Pass:
         arrays = self.xs, self.params, d, d_out, dhs, (dxs, *into)
         plan = made.with_arrays(*arrays, kept=kept.address)
         if not inputs:
-            plan[DXS] = 0
+            write(plan, dxs=0)
         options = self._run(made, plan, back=True, stopped=stopped)
         if options is None:
             return dxs, d_out, None, None
@@ -132,8 +130,9 @@ class Pass:
         if compiled_features(self.steps.features, back) is not frames.NO_FEATURES:
             sizes = *self.sizes, self.xs.dtype
             options = OptionMemory(self.steps, self.cell, *sizes, stopped)
-            plan[OPTIONS] = options.address
-        threads.team.run(plan, made.shards)
+            write(plan, options=options.address)
+        driver, here = int(plan[PLACES["driver"]]), int(plan[PLACES["here"]])
+        threads.team.run(driver, here, made.shards, [plan])
         return options
 
     def before(self, kept: Kept) -> tuple[Array, ...]:

@@ -1,6 +1,6 @@
 """From arrays to plans: what compiled code is to work on, and in which memory.
 
-A *recipe* is a plan (``sequence.Plan``) for arrays of certain sizes: how time is cut, who shares
+A *recipe* is a plan (``plan.py``) for arrays of certain sizes: how time is cut, who shares
 the work, how much memory is needed, which pieces are called. A call fills in the addresses.
 """
 
@@ -25,7 +25,7 @@ from . import gates, normalising, products, threads
 from .compilation import announced, compiled_function
 from .forward import forward
 from .frames import NO_FEATURES, compiled
-from .sequence import Plan
+from .plan import PLACES, Plan
 from .simd import VECTOR_BYTES
 
 
@@ -66,6 +66,7 @@ class Recipe(NamedTuple):
 @once
 def _filler(dtype: str, b_ndim: int) -> Any:
     """A compiled function that writes addresses and strides into a plan."""
+    here = PLACES["here"]
 
     def fill(plan, xs, Wx, Wh, b, state_in, state_out, hs, dxs, dWx, dWh, db, scratch, kept):
         of_the_caller = (  # in the order of Plan's fields
@@ -76,11 +77,11 @@ def _filler(dtype: str, b_ndim: int) -> Any:
             hs.ctypes.data, hs.strides[0], hs.strides[1],
             dxs.ctypes.data, dWx.ctypes.data, dWh.ctypes.data, db.ctypes.data,
         )  # fmt: skip
-        place = _PLACES
+        place = _ARRAYS
         for word in literal_unroll(of_the_caller):
             plan[place] = word
             place += 1
-        plan[1] = plan.ctypes.data
+        plan[here] = plan.ctypes.data
         for k in range(_SCRATCH, _KEPT):
             plan[k] += scratch
         for k in range(_KEPT, _END):
@@ -95,8 +96,7 @@ def _filler(dtype: str, b_ndim: int) -> Any:
     return compiled_function(fill, types.void(*takes))
 
 
-_PLACES, _SCRATCH, _KEPT = map(Plan._fields.index, ("xs", "pWx", "state"))
-_END = len(Plan._fields)
+_ARRAYS, _SCRATCH, _KEPT, _END = PLACES["xs"], PLACES["pWx"], PLACES["state"], len(PLACES)
 
 
 @lru_cache(maxsize=4096)
@@ -177,7 +177,7 @@ def recipe(
         normalised_places=_table(at.normalised), options=0,
         x_blocks=_table(at.x_blocks), h_blocks=_table(at.h_blocks),
         **_pieces(driver, cell, dtype.name, features),
-        **dict.fromkeys(Plan._fields[_PLACES:_SCRATCH], 0), **_offsets(scratch), **_offsets(kept),
+        **dict.fromkeys(Plan._fields[_ARRAYS:_SCRATCH], 0), **_offsets(scratch), **_offsets(kept),
     )  # fmt: skip
     return Recipe(
         np.array((*plan, *(0,) * (threads.PLAN_WORDS - _END)), np.int64),
@@ -327,7 +327,7 @@ class Kept:
 
 def kept_states(made: Recipe, kept: Kept, cell: Cell) -> tuple[Array, ...]:
     """The state that every step saw, (N, T, H) each, from a forward pass's panels."""
-    plan = Plan._make(int(word) for word in made.plan[: len(Plan._fields)])
+    plan = Plan._make(int(word) for word in made.plan[:_END])
     N, T, H, lanes = plan.N, plan.T, plan.H, VECTOR_BYTES // plan.size
     rows, panels = (plan.steps * N) | 1, plan.kept_states * plan.units
     start = (kept.address + plan.state - address_of(kept.memory)) // plan.size

@@ -26,20 +26,11 @@ from ..step_options import StepOptions
 from . import products, threads
 from .compilation import announced, compiled_function
 from .forward import forward
-from .frames import (
-    call,
-    call_at,
-    compiled,
-    frame_address,
-    part_of_a_piece,
-    record,
-    word,
-    write_word,
-)
-from .option_memory import OPTIONS, OptionMemory, compiled_features
+from .frames import call, call_at, compiled, frame_address, part_of_a_piece, record, word
+from .option_memory import OptionMemory, compiled_features
 from .packing import Packed, pack_affine, pack_weights, zeros
+from .plan import PLACES, read_plan, write
 from .plans import address_of, aligned, recipe, sharing, with_weights
-from .sequence import Plan
 from .simd import VECTOR_BYTES, all_lanes, lanes_of, load_part
 
 
@@ -47,7 +38,6 @@ class StreamPlan(NamedTuple):
     """What a call works on: addresses, sizes in numbers, strides in bytes."""
 
     piece: int
-    here: int  # its own address
     N: int
     inputs: int
     alone: int  # whether ``_enter`` may call the piece itself
@@ -72,49 +62,38 @@ class StreamPlan(NamedTuple):
     add_up: int
 
 
-_read_plan = record(StreamPlan)
-_T, _STEPS, _CHUNKS, _XS, _HS, _IN_PANELS, _STATE, _LAST_STATE, _STATE_IN = map(
-    Plan._fields.index,
-    ("T", "steps", "chunks", "xs", "hs", "in_panels", "state", "last_state", "state_in"),
-)
+_read_stream = record(StreamPlan)
 
 
 @part_of_a_piece
 def _adjust(me, plan, k, count, x_time, out):
     """Tell the plan of layer k what changes from block to block, and never for single steps."""
-    steps = word(plan, _STEPS)
-    write_word(plan + 8 * _T, count)
-    write_word(plan + 8 * _CHUNKS, (count + steps - 1) // steps)
-    write_word(plan + 8 * (_XS + 2), x_time)
+    plan.T = count
+    plan.chunks = (count + plan.steps - 1) // plan.steps
+    plan.xs_time = x_time
     if me.owners:
-        now = word(word(me.owners, k), _STATE)
-        write_word(plan + 8 * _STATE_IN, now)
-        write_word(plan + 8 * (_STATE_IN + 1), now)
+        plan.state_in = plan.state_out = read_plan(word(me.owners, k)).state
     if k == me.layers - 1 and me.outputs == 0:
-        write_word(plan + 8 * _HS, out)
-        write_word(plan + 8 * (_HS + 1), me.out_row)
-        write_word(plan + 8 * (_HS + 2), me.out_time)
+        plan.hs, plan.hs_row, plan.hs_time = out, me.out_row, me.out_time
 
 
 def stream(frame):
     """A piece: some steps of a stack of layers."""
-    me = _read_plan(frame_address(frame))
+    me = _read_stream(frame_address(frame))
     for start in range(0, me.T, me.block):
         count = min(me.block, me.T - start)
         x, x_row, x_time = me.x + start * me.x_time, me.x_row, me.x_time
         out = me.out + start * me.out_time
         for k in range(me.layers):
-            plan = word(me.plans, k)
-            write_word(plan + 8 * _XS, x)
-            write_word(plan + 8 * (_XS + 1), x_row)
+            address = word(me.plans, k)
+            plan = read_plan(address)
+            plan.xs, plan.xs_row = x, x_row
             if me.block > 1:
                 _adjust(me, plan, k, count, x_time, out)
-            call_at(word(plan, 0), plan)
-            if word(plan, _IN_PANELS):  # what comes after this step comes before the next
-                before = word(plan, _STATE)
-                write_word(plan + 8 * _STATE, word(plan, _LAST_STATE))
-                write_word(plan + 8 * _LAST_STATE, before)
-            x, x_row, x_time = word(plan, _HS), word(plan, _HS + 1), word(plan, _HS + 2)
+            call_at(plan.driver, address)
+            if plan.in_panels:  # what comes after this step comes before the next
+                plan.state, plan.last_state = plan.last_state, plan.state
+            x, x_row, x_time = plan.hs, plan.hs_row, plan.hs_time
         if me.outputs == 0:
             continue
         W = VECTOR_BYTES // me.size
@@ -160,8 +139,8 @@ def _entrance(many: bool, dtype: str, ndim: int, nogil: bool) -> Any:
     """
 
     def enter(x, address):  # x (inputs,) or (N, inputs)
-        N, inputs, alone = word(address, 2), word(address, 3), word(address, 4)
-        start, last = x.ctypes.data, x.ndim - 1
+        me = _read_stream(address)
+        N, inputs, start, last = me.N, me.inputs, x.ctypes.data, x.ndim - 1
         if x.shape[last] != inputs or x.size != N * inputs or (N and x.strides[last] != x.itemsize):
             return False
         if (start | x.strides[0]) % x.itemsize:  # not aligned
@@ -169,15 +148,15 @@ def _entrance(many: bool, dtype: str, ndim: int, nogil: bool) -> Any:
         for n in range(N):
             if not _finite(x, start + n * x.strides[0], inputs):
                 return False
-        write_word(address + 40, start)
-        write_word(address + 48, x.strides[0])
-        if alone:
-            call_at(word(address, 0), address)
+        me.x, me.x_row = start, x.strides[0]
+        if me.alone:
+            call_at(me.piece, address)
         return True
 
     def enter_many(x, out, address):  # x (N, T, inputs), out (N, T, outputs)
-        N, inputs, alone = word(address, 2), word(address, 3), word(address, 4)
-        T, start, row, time = x.shape[1], x.ctypes.data, x.strides[0], x.strides[1]
+        me = _read_stream(address)
+        N, inputs, T, start = me.N, me.inputs, x.shape[1], x.ctypes.data
+        row, time = x.strides[0], x.strides[1]
         if x.shape[0] != N or x.shape[2] != inputs or (N and x.strides[2] != x.itemsize):
             return False
         if (start | row | time) % x.itemsize:  # not aligned
@@ -187,15 +166,10 @@ def _entrance(many: bool, dtype: str, ndim: int, nogil: bool) -> Any:
             for t in range(1 if dense else T):
                 if not _finite(x, start + n * row + t * time, T * inputs if dense else inputs):
                     return False
-        write_word(address + 40, start)
-        write_word(address + 48, row)
-        write_word(address + 56, time)
-        write_word(address + 64, T)
-        write_word(address + 72, out.ctypes.data)
-        write_word(address + 80, out.strides[0])
-        write_word(address + 88, out.strides[1])
-        if alone:
-            call_at(word(address, 0), address)
+        me.x, me.x_row, me.x_time, me.T = start, row, time, T
+        me.out, me.out_row, me.out_time = out.ctypes.data, out.strides[0], out.strides[1]
+        if me.alone:
+            call_at(me.piece, address)
         return True
 
     kind = from_dtype(np.dtype(dtype))
@@ -209,10 +183,6 @@ def _entrance(many: bool, dtype: str, ndim: int, nogil: bool) -> Any:
 
 
 # ---- from Python
-
-_SHARDS, _PACKED, _MULTIPLY, _WEIGHT_ROW, _WEIGHTS = map(
-    Plan._fields.index, ("shards", "packed", "multiply", "weight_row", "pWx")
-)
 
 
 class NumbaStream:
@@ -307,7 +277,7 @@ class _StateMemory:
     def now(self, plan: Array) -> Array:
         """The states before the next step."""
         first = self.arrays[0]
-        if not self.one_row or plan[_STATE] == address_of(first):
+        if not self.one_row or plan[PLACES["state"]] == address_of(first):
             return first[:, :, : self.H]
         return self.arrays[1][:, :, : self.H]
 
@@ -342,44 +312,41 @@ class _Call:
                 xs, params, state.arrays[0], state.arrays[0], hs,
                 scratch=memory[0][1], kept=memory[1][1],
             )  # fmt: skip
-            plan[_PACKED] = 1
+            write(plan, packed=1, pWx=weights.addresses[0], pWh=weights.addresses[1])
             if zoneout:
                 there = OptionMemory(options, cell, N, T, D, H, dtype)
-                plan[OPTIONS] = there.address
+                write(plan, options=there.address)
                 self._kept.append(there)
             if N == 1 and T == 1:
-                plan[_IN_PANELS] = 1
-                plan[[_STATE, _LAST_STATE]] = [address_of(array) for array in state.arrays]
-            plan[_WEIGHTS : _WEIGHTS + 2] = weights.addresses
+                now, after = map(address_of, state.arrays)
+                write(plan, in_panels=1, state=now, last_state=after)
             if weights.bfloat16:
-                plan[_WEIGHT_ROW] = VECTOR_BYTES // 2
-                plan[_MULTIPLY] = compiled(products.multiply_bfloat16, dtype.name)
+                multiply = compiled(products.multiply_bfloat16, dtype.name)
+                write(plan, multiply=multiply, weight_row=VECTOR_BYTES // 2)
             self.plans.append(plan)
             self._kept += [memory, hs]
             xs = hs
-        self.shared = [plan for plan in self.plans if plan[_SHARDS] > 1]
+        self.shared = [plan for plan in self.plans if plan[PLACES["shards"]] > 1]
         outputs = top.columns if top is not None else 0
         self.out = np.zeros((N, T, outputs), dtype) if outputs else hs
         weights_, bias = top.addresses if top is not None else (0, 0)
         addresses = np.array([address_of(plan) for plan in self.plans])
         owned_by = np.array([address_of(plan) for plan in owners or ()])
         self._kept += [addresses, owned_by]
-        self.words = np.array(
-            StreamPlan(
-                piece=compiled(stream, dtype.name), here=0, N=N, inputs=first.shape[2],
-                alone=not self.shared,
-                x=address_of(first), x_row=first.strides[0], x_time=first.strides[1], T=T,
-                out=address_of(self.out), out_row=self.out.strides[0],
-                out_time=self.out.strides[1], block=T, layers=len(layers),
-                plans=address_of(addresses),
-                owners=address_of(owned_by) if owners else 0, size=dtype.itemsize,
-                hidden=hs.shape[2], outputs=outputs, weights=weights_, bias=bias,
-                multiply=compiled(products.multiply, dtype.name),
-                add_up=compiled(products.add_up, dtype.name),
-            )
+        self._piece = compiled(stream, dtype.name)
+        words = StreamPlan(
+            piece=self._piece, N=N, inputs=first.shape[2], alone=not self.shared,
+            x=address_of(first), x_row=first.strides[0], x_time=first.strides[1], T=T,
+            out=address_of(self.out), out_row=self.out.strides[0], out_time=self.out.strides[1],
+            block=T, layers=len(layers), plans=address_of(addresses),
+            owners=address_of(owned_by) if owners else 0, size=dtype.itemsize,
+            hidden=hs.shape[2], outputs=outputs, weights=weights_, bias=bias,
+            multiply=compiled(products.multiply, dtype.name),
+            add_up=compiled(products.add_up, dtype.name),
         )  # fmt: skip
-        self.address = self.words[1] = address_of(self.words)
+        self._words = np.array(words)
+        self.address = address_of(self._words)
 
     def run_shared(self) -> None:
         """Run it with the team's help."""
-        threads.team.run(self.words, self._shards, self.shared)
+        threads.team.run(self._piece, self.address, self._shards, self.shared)

@@ -37,13 +37,14 @@ from numba.core import cgutils, types
 
 from .. import machine
 from .frames import arguments, call_at, compiled, emits, part_of_a_piece
+from .plan import PLACES, read_plan
 
 # What the threads write for each other, in bytes from the start of the team's memory. Words that
 # different threads write lie on lines of their own.
 JOB = 0  # the number of the pass that is under way, or 0
 LAST_JOB = 64  # the number of the last pass that has begun
 DONE = 128  # how many shards have been finished in it
-PLAN = 256  # a copy of its plan: see sequence.py
+PLAN = 256  # a copy of its plan
 BORROWED = 1408  # how many borrowed threads have come
 SENT_BACK = 1536  # 1: they may go
 CLAIMS = 2048  # for each shard: which phase of which job was claimed last
@@ -52,8 +53,7 @@ MOST_THREADS = 192
 # for each thread its copy of the plan, and whether it sleeps; then for borrowed ones
 COPIES = CLAIMS + MOST_THREADS * _LINE
 PLAN_WORDS = 128  # whatever its fields need
-# Words of a plan: the address of its piece, its own, the thread's number, the job's ...
-_PIECE, _HERE, _THREAD_WORD, _JOB_WORD, _SHARES = 0, 1, 2, 3, slice(4, 6)
+_SHARDS, _TEAM = PLACES["shards"], PLACES["team"]
 PHASES = 1 << 24  # of one job
 SPIN = 4000  # pauses that a thread waits for others before it naps (measured: 0.1 ms)
 YIELDS = 1000  # naps without sleep, where sleep is long
@@ -198,12 +198,13 @@ def restore_denormals(builder, old):
 
 
 @part_of_a_piece
-def open_job(team, plan, shards):
-    """Thread 0: let the others join in a plan."""
+def open_job(team, address, shards):
+    """Thread 0: let the others join in the plan at an address."""
+    plan = read_plan(address)
     job = _read(team + LAST_JOB) + 1
     _write(team + LAST_JOB, job)
-    _write(plan + 8 * _JOB_WORD, job)
-    _copy_plan(plan, team + PLAN)
+    plan.job = job
+    _copy_plan(address, team + PLAN)
     _write(team + DONE, 0)
     for shard in range(shards):
         _write(team + CLAIMS + shard * _LINE, job * PHASES)
@@ -250,8 +251,9 @@ def _join(team, thread, mine, last):
     _copy_plan(team + PLAN, mine)
     if _read(team + JOB) != job:
         return last  # it was over before the copy was made
-    _write(mine + 8 * _THREAD_WORD, thread)
-    call_at(_read(mine), mine)
+    plan = read_plan(mine)
+    plan.thread = thread
+    call_at(plan.driver, mine)
     return job
 
 
@@ -319,26 +321,20 @@ class Team:
         """The ``count`` and ``parallel`` of the ``borrow`` that this thread is in."""
         return getattr(self._lender, "now", (MOST_THREADS, 0))
 
-    def run(
-        self, words: np.ndarray, shards: int, plans: Sequence[np.ndarray] | None = None
-    ) -> None:
-        """Call the piece of a plan with the team's help, or alone where the team is busy.
-
-        ``plans`` are those that the piece runs, where it is not the plan itself.
-        """
+    def run(self, piece: int, frame: int, shards: int, plans: Sequence[np.ndarray]) -> None:
+        """Call a piece that runs plans with the team's help, or alone where the team is busy."""
         shards = min(shards, MOST_THREADS)
         helped = shards > 1 and self._busy.acquire(blocking=False)
         try:
-            for one in (words,) if plans is None else plans:
-                one[_SHARES] = (shards, self.address) if helped else (1, 0)
-            piece, plan = int(words[_PIECE]), int(words[_HERE])
+            for plan in plans:
+                plan[[_SHARDS, _TEAM]] = (shards, self.address) if helped else (1, 0)
             lent, parallel = self.lent
             if helped and parallel:
-                self._call_borrowed(parallel, lent, shards, piece, plan)
+                self._call_borrowed(parallel, lent, shards, piece, frame)
                 return
             for thread in range(1, shards if helped else 0):
                 self._call(thread)
-            call_piece(piece, plan)
+            call_piece(piece, frame)
         finally:
             if helped:
                 self._busy.release()
@@ -357,11 +353,13 @@ class Team:
         finally:
             self._lender.now = before
 
-    def _call_borrowed(self, parallel: int, count: int, shards: int, piece: int, plan: int) -> None:
+    def _call_borrowed(
+        self, parallel: int, count: int, shards: int, piece: int, frame: int
+    ) -> None:
         """Call a piece on all threads that a runtime has; it keeps those that it always calls."""
         self._memory[[BORROWED // 8, SENT_BACK // 8]] = 0
-        frame = np.array([self.address, shards, piece, plan], np.int64)
-        _as_parallel(parallel)(compiled(serve_once), frame.ctypes.data, count, 0)
+        words = np.array([self.address, shards, piece, frame], np.int64)
+        _as_parallel(parallel)(compiled(serve_once), words.ctypes.data, count, 0)
 
     def _call(self, thread: int) -> None:
         """Start a thread, or wake it up if it sleeps."""

@@ -1,0 +1,117 @@
+"""The plan of a pass over a sequence: what compiled code works on.
+
+``plans.py`` makes plans, ``sequence.py`` says how the arrays lie in memory.
+"""
+
+from typing import NamedTuple
+
+from ..engine import Array
+from .frames import record
+
+
+class Plan(NamedTuple):
+    """What a pass works on: addresses, and sizes in numbers or (strides) in bytes."""
+
+    driver: int  # the address of this pass's piece
+    here: int  # the plan's own address
+    thread: int
+    job: int
+    shards: int
+    team: int
+    by_rows: int
+    apart: int  # whether shards need not meet between steps
+    packed: int  # whether the weights are packed already
+    weight_row: int  # bytes of a row of a panel of packed weights
+    in_panels: int  # whether the state stays in ``state`` and ``last_state``
+    keep: int  # whether every chunk is kept, for backward
+    add: int  # whether backward adds to the weights' gradients
+    # sizes: batch, time, inputs, units; steps in a chunk, chunks; bytes of a number
+    N: int
+    T: int
+    D: int
+    H: int
+    units: int  # unit-panels: H / W, rounded up; what u0 and u1 count
+    units_at_once: int  # those whose pre-activations fill 16 KiB (forward._step)
+    steps: int
+    chunks: int
+    size: int
+    # gates that x Wx, h Wh and the second product feed; states; saved numbers that are stored
+    gates: int
+    x_gates: int
+    early: int
+    late: int
+    fed: int  # whether the operand itself is a gate
+    weights: int  # gates that are parameters
+    first_early: int  # where in the layout's order the early gates begin, and the late ones
+    first_late: int
+    states: int
+    kept_states: int  # what is kept of them: one more where what enters h Wh is no state itself
+    multiplied: int  # which of those enters h Wh
+    stored: int
+    # gates that are normalised: those that do not wait for the operand, and those that do
+    normalised_early: int
+    normalised_late: int
+    rows_at_once: int  # whose numbers fill 16 KiB
+    normalised_places: int  # the address of their places in the layout's order
+    options: int  # the address of the steps' options (step_arguments.OptionArrays), or 0
+    x_blocks: int  # the addresses of the layout's tables
+    h_blocks: int
+    # pieces
+    multiply: int
+    multiply_transposed: int
+    pack: int
+    pack_transposed: int
+    unpack: int
+    add_up: int
+    gates_piece: int
+    operand_piece: int
+    early_numbers: int
+    late_numbers: int
+    standardise: int
+    denormalise: int
+    # the caller's arrays
+    xs: int
+    xs_row: int
+    xs_time: int
+    Wx: int
+    Wx_row: int
+    Wh: int
+    Wh_row: int
+    b: int
+    b_row: int
+    state_in: int
+    state_out: int
+    state_step: int  # from one state to the next in state_in and state_out
+    hs: int  # backward: dhs
+    hs_row: int
+    hs_time: int
+    dxs: int  # 0: nobody asks for it
+    dWx: int
+    dWh: int
+    db: int
+    # ours, in panels: packed weights (for backward transposed), a chunk's numbers ...
+    pWx: int
+    pWh: int
+    x_side: int
+    e_side: int
+    l_side: int
+    delta: int
+    dstate: int
+    doperand: int
+    x_panels: int
+    # ... and what is kept for backward
+    state: int
+    last_state: int  # after step T - 1
+    saved: int
+    operand: int
+    normalised: int
+
+
+read_plan = record(Plan)
+PLACES = {name: place for place, name in enumerate(Plan._fields)}
+
+
+def write(plan: Array, **fields: int) -> None:
+    """Write fields of a plan in memory."""
+    for name, value in fields.items():
+        plan[PLACES[name]] = value
