@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -24,26 +24,39 @@ from numba_rnn.kernels.reference import NumpyEngine
 Function = Callable[..., Array]
 
 
+class OneVector(NamedTuple):
+    x: int
+    out: int
+    length: int
+
+
+class TwoVectors(NamedTuple):
+    x: int
+    y: int
+    out: int
+    length: int
+
+
 @cache
 def on_vectors(function: Function) -> Callable[..., None]:
     """out[...] = function(x), or function(x, y), compiled."""
 
     def of_one(frame):
-        x, out, length = frames.arguments(frame, 3)
+        x, out, length = frames.arguments(frame, OneVector)
         W = lanes_of(frame)
         for k in range(0, length, W):
             here = k * (VECTOR_BYTES // W)
             value = function(load_part(frame, x + here, length - k))
-            store_part(value, out + here, length - k)
+            store_part(frame, value, out + here, length - k)
 
     def of_two(frame):
-        x, y, out, length = frames.arguments(frame, 4)
+        x, y, out, length = frames.arguments(frame, TwoVectors)
         W = lanes_of(frame)
         for k in range(0, length, W):
             here = k * (VECTOR_BYTES // W)
             a = load_part(frame, x + here, length - k)
             value = function(a, load_part(frame, y + here, length - k))
-            store_part(value, out + here, length - k)
+            store_part(frame, value, out + here, length - k)
 
     def apply(*arrays: Array) -> None:
         dtype = arrays[0].dtype

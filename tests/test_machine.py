@@ -54,9 +54,9 @@ def test_cores_are_counted_where_a_process_has_no_affinity(monkeypatch):
 
 WAIT_ON_WINDOWS = """
 import ctypes, os
+from typing import NamedTuple
 import numpy as np
 from numba_rnn.kernels.cpu import frames
-frames.CACHED = False
 naps = []
 words = np.zeros(1024, np.int64)
 
@@ -74,8 +74,13 @@ os.name = "nt"
 from numba_rnn.kernels.cpu import threads
 os.name = "posix"
 
+class Waiting(NamedTuple):
+    team: int
+    job: int
+    shards: int
+
 def wait(frame):
-    team, job, shards = frames.arguments(frame, 3)
+    team, job, shards = frames.arguments(frame, Waiting)
     threads.wait_for_all(team, job, shards)
 
 frame = np.array([words.ctypes.data, 0, 1], np.int64)

@@ -1,13 +1,16 @@
 """The backward pass, for any cell: a shard's work, phase by phase. Its picture: ``sequence.py``."""
 
 from .frames import call, frame_address, part_of_a_piece, word
+from .normalising import Denormalising
 from .plan import read_plan
+from .products import ColumnSums, Packing, Product
 from .sequence import (
     END,
     GRADIENTS,
     HALF_STEP,
     START,
     STEPS,
+    StepArguments,
     begin,
     chunk_at,
     end,
@@ -30,12 +33,13 @@ SUMMED_AT_ONCE = 768  # rows, the most of a chunk but where a step has more
 @part_of_a_piece
 def from_gates(plan, delta, gates, weights, p0, p1, out, out_row, out_panel, columns, M):
     """out (M rows, columns of panels p0..p1) = delta's gates @ transposed weights."""
-    rows_panel = panel_of(plan.steps * plan.N)
+    rows_panel, W = panel_of(plan.steps * plan.N), VECTOR_BYTES // plan.size
     weight = panel_of(gates * plan.H)
-    call(plan.multiply, (
-        delta, VECTOR_BYTES, rows_panel, plan.units * rows_panel, gates, plan.H,
-        weights + p0 * weight, weight, out + p0 * out_panel, out_row, out_panel,
-        M, p1 - p0, columns - (p1 - 1) * (VECTOR_BYTES // plan.size), 0, 0,
+    call(plan.multiply, Product(
+        a=delta, a_row=VECTOR_BYTES, a_segment=rows_panel, a_group=plan.units * rows_panel,
+        groups=gates, inner=plan.H, b=weights + p0 * weight, b_vector=weight,
+        c=out + p0 * out_panel, c_row=out_row, c_vector=out_panel, rows=M,
+        columns=min(columns, p1 * W) - p0 * W, add=0, then=0,
     ))  # fmt: skip
 
 
@@ -49,10 +53,11 @@ def _pack(plan, shard):
     if p1 > p0 and plan.dxs:
         panel = panel_of(plan.x_gates * plan.H)
         for g in range(plan.x_gates):
-            call(plan.pack_transposed, (
-                plan.Wx + p0 * W * plan.Wx_row + word(plan.x_blocks, g) * H_bytes, plan.Wx_row,
-                min(plan.D, p1 * W) - p0 * W, plan.H,
-                plan.pWx + p0 * panel + g * plan.H * VECTOR_BYTES, panel,
+            call(plan.pack_transposed, Packing(
+                source=plan.Wx + p0 * W * plan.Wx_row + word(plan.x_blocks, g) * H_bytes,
+                source_row=plan.Wx_row, rows=min(plan.D, p1 * W) - p0 * W, columns=plan.H,
+                to=plan.pWx + p0 * panel + g * plan.H * VECTOR_BYTES,
+                to_row=VECTOR_BYTES, to_panel=panel,
             ))  # fmt: skip
     u0, u1 = share_of(plan.units, shard, plan.shards)
     if u1 == u0:
@@ -63,16 +68,18 @@ def _pack(plan, shard):
         if g >= plan.early:
             gates, place, start = plan.late, g - plan.early, late_weights
         panel = panel_of(gates * plan.H)
-        call(plan.pack_transposed, (
-            plan.Wh + u0 * W * plan.Wh_row + word(plan.h_blocks, g) * H_bytes, plan.Wh_row,
-            columns, plan.H,
-            start + u0 * panel + place * plan.H * VECTOR_BYTES, panel,
+        call(plan.pack_transposed, Packing(
+            source=plan.Wh + u0 * W * plan.Wh_row + word(plan.h_blocks, g) * H_bytes,
+            source_row=plan.Wh_row, rows=columns, columns=plan.H,
+            to=start + u0 * panel + place * plan.H * VECTOR_BYTES,
+            to_row=VECTOR_BYTES, to_panel=panel,
         ))  # fmt: skip
     panel = panel_of(plan.N)
     for s in range(plan.states + 1):  # the last: what came through h Wh, as yet 0
-        call(plan.pack, (
-            plan.state_in + s * plan.state_step + u0 * VECTOR_BYTES, H_bytes, plan.N, columns,
-            plan.dstate + (s * plan.units + u0) * panel, VECTOR_BYTES, panel,
+        call(plan.pack, Packing(
+            source=plan.state_in + s * plan.state_step + u0 * VECTOR_BYTES, source_row=H_bytes,
+            rows=plan.N, columns=columns, to=plan.dstate + (s * plan.units + u0) * panel,
+            to_row=VECTOR_BYTES, to_panel=panel,
         ))  # fmt: skip
 
 
@@ -88,10 +95,10 @@ def _pack_inputs(plan, chunk, shard):
         0, plan.N, 0, count, plan.xs_row, plan.xs_time, plan.N
     )
     for k in range(outer):
-        call(plan.pack, (
-            plan.xs + t * plan.xs_time + p0 * VECTOR_BYTES + k * x_outer, x_inner, inner,
-            min(plan.D, p1 * W) - p0 * W,
-            plan.x_panels + p0 * panel + k * p_outer, p_inner, panel,
+        call(plan.pack, Packing(
+            source=plan.xs + t * plan.xs_time + p0 * VECTOR_BYTES + k * x_outer,
+            source_row=x_inner, rows=inner, columns=min(plan.D, p1 * W) - p0 * W,
+            to=plan.x_panels + p0 * panel + k * p_outer, to_row=p_inner, to_panel=panel,
         ))  # fmt: skip
 
 
@@ -114,7 +121,7 @@ def _gates_back(plan, chunk, k, n0, n1, u0, u1):
     if chunk * plan.steps + k < plan.T - 1:
         # after the chunk's last step: row 0 still holds delta of the later chunk's first
         _through_h(plan, k + 1 if k + 1 < plan.steps else 0, n0, n1, u0, u1)
-    call(plan.gates_piece, (plan, chunk, k, n0, n1, u0, u1))
+    call(plan.gates_piece, StepArguments(plan, chunk, k, n0, n1, u0, u1))
 
 
 @part_of_a_piece
@@ -128,7 +135,7 @@ def _operand_back(plan, chunk, k, n0, n1, u0, u1):
             u0, u1, step.doperand.start, VECTOR_BYTES, step.doperand.panel,
             plan.units * VECTOR_BYTES // plan.size, step.rows,
         )  # fmt: skip
-    call(plan.operand_piece, (plan, chunk, k, n0, n1, u0, u1))
+    call(plan.operand_piece, StepArguments(plan, chunk, k, n0, n1, u0, u1))
 
 
 @part_of_a_piece
@@ -138,9 +145,9 @@ def _denormalise(plan, chunk, k, n0, n1, first, count):
     for gate in range(first, first + count):
         delta = from_number(step.delta, word(plan.normalised_places, gate))
         given = from_number(step.normalised, gate)
-        call(plan.denormalise, (
-            delta.start, delta.panel, given.start, given.panel,
-            plan.units, plan.H, n1 - n0, plan.N * VECTOR_BYTES,
+        call(plan.denormalise, Denormalising(
+            delta=delta.start, delta_panel=delta.panel, numbers=given.start, panel=given.panel,
+            units=plan.units, H=plan.H, rows=step.rows, ahead=plan.N * VECTOR_BYTES,
         ))  # fmt: skip
 
 
@@ -178,12 +185,12 @@ def _input_gradients(plan, chunk, shard):
     start = plan.delta + (t0 * plan.N + n0) * VECTOR_BYTES
     for k in range(outer):
         weight = panel_of(plan.x_gates * plan.H)
-        panels = panels_in(plan, plan.D)
-        call(plan.multiply, (
-            start + k * p_outer, p_inner, rows_panel, plan.units * rows_panel,
-            plan.x_gates, plan.H, plan.pWx, weight,
-            plan.dxs + (n0 * plan.T + t + t0) * D_bytes + k * x_outer, x_inner, VECTOR_BYTES,
-            inner, panels, plan.D - (panels - 1) * (VECTOR_BYTES // plan.size), 0, 0,
+        call(plan.multiply, Product(
+            a=start + k * p_outer, a_row=p_inner, a_segment=rows_panel,
+            a_group=plan.units * rows_panel, groups=plan.x_gates, inner=plan.H,
+            b=plan.pWx, b_vector=weight,
+            c=plan.dxs + (n0 * plan.T + t + t0) * D_bytes + k * x_outer, c_row=x_inner,
+            c_vector=VECTOR_BYTES, rows=inner, columns=plan.D, add=0, then=0,
         ))  # fmt: skip
 
 
@@ -247,13 +254,14 @@ def _outer(plan, a, a_columns, gate, block, p, out, out_row, bias, rows, add):
     With the first panel, likewise the sum of delta's rows into ``bias``, if that is not 0.
     """
     W = VECTOR_BYTES // plan.size
-    delta, panel, units, last = _block_of(plan, gate, block)
+    delta, panel, columns = _block_of(plan, gate, block)
     for start in range(0, max(rows, 1), SUMMED_AT_ONCE):
         skip = start * VECTOR_BYTES
-        call(plan.multiply_transposed, (
-            a + p * panel + skip, 0, W * VECTOR_BYTES, 0, 1, min(rows - start, SUMMED_AT_ONCE),
-            delta + skip, panel, out + p * W * out_row, out_row, VECTOR_BYTES,
-            min(W, a_columns - p * W), units, last, add if start == 0 else 1, 0,
+        call(plan.multiply_transposed, Product(
+            a=a + p * panel + skip, a_row=0, a_segment=W * VECTOR_BYTES, a_group=0, groups=1,
+            inner=min(rows - start, SUMMED_AT_ONCE), b=delta + skip, b_vector=panel,
+            c=out + p * W * out_row, c_row=out_row, c_vector=VECTOR_BYTES,
+            rows=min(W, a_columns - p * W), columns=columns, add=max(add, min(start, 1)), then=0,
         ))  # fmt: skip
     if bias and p == 0:
         _add_up(plan, gate, block, bias, rows, add)
@@ -262,19 +270,20 @@ def _outer(plan, a, a_columns, gate, block, p, out, out_row, bias, rows, add):
 @part_of_a_piece
 def _add_up(plan, gate, block, out, rows, add):
     """out = the sum of the rows of delta of a gate's four unit-panels, or out += it."""
-    delta, panel, units, last = _block_of(plan, gate, block)
+    delta, panel, columns = _block_of(plan, gate, block)
     for start in range(0, max(rows, 1), SUMMED_AT_ONCE):
-        count, more = min(rows - start, SUMMED_AT_ONCE), add if start == 0 else 1
-        call(plan.add_up, (delta + start * VECTOR_BYTES, panel, count, out, last, more, units))
+        call(plan.add_up, ColumnSums(
+            panels=delta + start * VECTOR_BYTES, panel=panel, columns=columns, out=out,
+            rows=min(rows - start, SUMMED_AT_ONCE), add=max(add, min(start, 1)),
+        ))  # fmt: skip
 
 
 @part_of_a_piece
 def _block_of(plan, gate, block):
-    """Four unit-panels of a gate's delta: start, bytes between panels, how many, lanes in use."""
-    panel = panel_of(plan.steps * plan.N)
-    units = min(4, plan.units - block * 4)
-    last = plan.H - (block * 4 + units - 1) * (VECTOR_BYTES // plan.size)
-    return plan.delta + (gate * plan.units + block * 4) * panel, panel, units, last
+    """Four unit-panels of a gate's delta: start, bytes between panels, columns."""
+    panel, W = panel_of(plan.steps * plan.N), VECTOR_BYTES // plan.size
+    delta = plan.delta + (gate * plan.units + block * 4) * panel
+    return delta, panel, min(4 * W, plan.H - block * 4 * W)
 
 
 @part_of_a_piece

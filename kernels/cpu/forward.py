@@ -2,11 +2,13 @@
 
 from .frames import call, frame_address, part_of_a_piece, word
 from .plan import read_plan
+from .products import Packing, Product
 from .sequence import (
     END,
     HALF_STEP,
     START,
     STEPS,
+    StepArguments,
     begin,
     end,
     from_byte,
@@ -31,7 +33,7 @@ def to_gates(plan, a, a_row, a_segment, inner, weights, gates, u0, u1, out, out_
     A tile is some panels of all gates, or four gates of one unit-panel, or some unit-panels of
     one gate: whatever is there to fill it.
     """
-    weight = (inner | 1) * plan.weight_row
+    weight, W = (inner | 1) * plan.weight_row, VECTOR_BYTES // plan.size
     calls, vectors, stride, next_tile = gates, u1 - u0, 1, plan.units
     if u1 - u0 == plan.units:
         calls, vectors = 1, gates * plan.units
@@ -39,11 +41,11 @@ def to_gates(plan, a, a_row, a_segment, inner, weights, gates, u0, u1, out, out_
         calls, vectors, stride, next_tile = u1 - u0, gates, plan.units, 1
     for k in range(calls):
         first = u0 + k * next_tile
-        call(plan.multiply, (
-            a, a_row, a_segment, 0, 1, inner,
-            weights + first * weight, stride * weight,
-            out.start + first * out.panel, out_row, stride * out.panel,
-            M, vectors, VECTOR_BYTES, 0, next_tile * weight,
+        call(plan.multiply, Product(
+            a=a, a_row=a_row, a_segment=a_segment, a_group=0, groups=1, inner=inner,
+            b=weights + first * weight, b_vector=stride * weight,
+            c=out.start + first * out.panel, c_row=out_row, c_vector=stride * out.panel,
+            rows=M, columns=vectors * W, add=0, then=next_tile * weight,
         ))  # fmt: skip
 
 
@@ -58,22 +60,25 @@ def _pack(plan, shard):
     skip = u0 * VECTOR_BYTES
     if not plan.packed:
         for g in range(plan.x_gates):
-            call(plan.pack, (
-                plan.Wx + word(plan.x_blocks, g) * H_bytes + skip, plan.Wx_row, plan.D, columns,
-                plan.pWx + (g * plan.units + u0) * panel_of(plan.D), VECTOR_BYTES,
-                panel_of(plan.D),
+            call(plan.pack, Packing(
+                source=plan.Wx + word(plan.x_blocks, g) * H_bytes + skip, source_row=plan.Wx_row,
+                rows=plan.D, columns=columns,
+                to=plan.pWx + (g * plan.units + u0) * panel_of(plan.D),
+                to_row=VECTOR_BYTES, to_panel=panel_of(plan.D),
             ))  # fmt: skip
         for g in range(plan.early + plan.late):
-            call(plan.pack, (
-                plan.Wh + word(plan.h_blocks, g) * H_bytes + skip, plan.Wh_row, plan.H, columns,
-                plan.pWh + (g * plan.units + u0) * panel_of(plan.H), VECTOR_BYTES,
-                panel_of(plan.H),
+            call(plan.pack, Packing(
+                source=plan.Wh + word(plan.h_blocks, g) * H_bytes + skip, source_row=plan.Wh_row,
+                rows=plan.H, columns=columns,
+                to=plan.pWh + (g * plan.units + u0) * panel_of(plan.H),
+                to_row=VECTOR_BYTES, to_panel=panel_of(plan.H),
             ))  # fmt: skip
     state = state_at(plan, 0, 0, 0)
     for s in range(plan.kept_states):
-        call(plan.pack, (
-            plan.state_in + s * plan.state_step + skip, H_bytes, plan.N, columns,
-            state.start + s * state.number + u0 * state.panel, VECTOR_BYTES, state.panel,
+        call(plan.pack, Packing(
+            source=plan.state_in + s * plan.state_step + skip, source_row=H_bytes, rows=plan.N,
+            columns=columns, to=from_number(state, s).start + u0 * state.panel,
+            to_row=VECTOR_BYTES, to_panel=state.panel,
         ))  # fmt: skip
 
 
@@ -103,9 +108,9 @@ def _early_step(plan, chunk, k, n0, n1, u0, u1):
             plan.H, plan.pWh, plan.early, u0, u1, step.early_side, VECTOR_BYTES, step.rows,
         )  # fmt: skip
     if plan.normalised_early:
-        call(plan.early_numbers, (plan, chunk, k, n0, n1, 0, plan.units))
+        call(plan.early_numbers, StepArguments(plan, chunk, k, n0, n1, 0, plan.units))
     if plan.late or plan.fed:
-        call(plan.operand_piece, (plan, chunk, k, n0, n1, u0, u1))
+        call(plan.operand_piece, StepArguments(plan, chunk, k, n0, n1, u0, u1))
 
 
 @part_of_a_piece
@@ -119,8 +124,8 @@ def _late_step(plan, chunk, k, n0, n1, u0, u1):
             plan.H, weights, plan.late, u0, u1, step.late_side, VECTOR_BYTES, step.rows,
         )  # fmt: skip
     if plan.normalised_late:
-        call(plan.late_numbers, (plan, chunk, k, n0, n1, 0, plan.units))
-    call(plan.gates_piece, (plan, chunk, k, n0, n1, u0, u1))
+        call(plan.late_numbers, StepArguments(plan, chunk, k, n0, n1, 0, plan.units))
+    call(plan.gates_piece, StepArguments(plan, chunk, k, n0, n1, u0, u1))
 
 
 @part_of_a_piece

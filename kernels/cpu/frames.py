@@ -5,13 +5,15 @@ for all cells, and a cell in a second, the engine is made of pieces that call on
 address. A piece takes one argument, its *frame*: the address of 64-bit integers side by side,
 which are sizes, strides in bytes and addresses of numbers.
 
-    def unpack(frame):                                     a piece
-        source, source_row, ... = arguments(frame, 7)
-    address = compiled(unpack, dtype)                      in Python
-    call(address, (source, source_row, ...))               in another piece
+    class ColumnSums(NamedTuple): ...                      the arguments' names
 
-Where the integers are many and stay, they have names: ``plan = record(Plan)(address)``. The pieces
-of a step take the plan, and which rows and units of which step: ``(plan, chunk, k, ...)``.
+    def add_up(frame):                                     a piece
+        p = arguments(frame, ColumnSums)
+    address = compiled(add_up, dtype)                      in Python
+    call(address, ColumnSums(panels=..., ...))             in another piece
+
+A frame of many words that stays is a record: ``plan = record(Plan)(address)``. The pieces of a step
+take the plan, and which rows and units of which step (``sequence.StepArguments``).
 
 The frame's Numba *type* says for which dtype and cell the piece is compiled.
 """
@@ -117,16 +119,17 @@ def emits(result: Any) -> Callable[[Callable[..., Any]], Any]:
     return decorate
 
 
-@intrinsic(prefer_literal=True)
-def arguments(typing, frame, count):
-    """The first ``count`` integers of a frame, as a tuple."""
-    kind = types.UniTuple(types.int64, count.literal_value)
+@intrinsic
+def arguments(typing, frame, fields):
+    """The integers of a frame as a NamedTuple, whose class is ``fields``."""
+    made = fields.instance_class
+    kind = types.NamedUniTuple(types.int64, len(made._fields), made)
 
     def codegen(context, builder, signature, args):
         words = (builder.gep(args[0], [_I32(k)]) for k in range(kind.count))
         return context.make_tuple(builder, kind, list(map(builder.load, words)))
 
-    return kind(frame, count), codegen
+    return kind(frame, fields), codegen
 
 
 class RecordType(types.Type):

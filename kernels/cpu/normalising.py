@@ -15,6 +15,7 @@ A row needs all of its units, so shards share such a cell's work by rows.
 """
 
 import operator
+from typing import NamedTuple
 
 from llvmlite import ir
 from numba.core import types
@@ -76,18 +77,43 @@ def _normalise(frame, plan, step, side, add_side, store_numbers, out, count):
                 gates = add_x_side(frame, bias, place_of(step.x_side, u, row))
                 gates = add_side(frame, gates, place_of(side, u, row))
                 store_numbers(frame, gates, place_of(step.normalised, u, row))
-        call(plan.standardise, (
-            out.start + n * VECTOR_BYTES, out.panel, count, plan.units, plan.H, rows,
-            plan.N * VECTOR_BYTES,
+        call(plan.standardise, Standardising(
+            numbers=out.start + n * VECTOR_BYTES, panel=out.panel, gates=count, units=plan.units,
+            H=plan.H, rows=rows, ahead=plan.N * VECTOR_BYTES,
         ))  # fmt: skip
 
 
 # ---- pieces for a dtype: four rows at a time, so that none waits for its own sums
 
 
+class Standardising(NamedTuple):
+    """Numbers of some gates to be normalised in place; ``ahead`` bytes from a step to the next."""
+
+    numbers: int
+    panel: int
+    gates: int
+    units: int
+    H: int
+    rows: int
+    ahead: int
+
+
+class Denormalising(NamedTuple):
+    """A gate's gradients to be changed in place, and the numbers that were normalised."""
+
+    delta: int
+    delta_panel: int
+    numbers: int
+    panel: int
+    units: int
+    H: int
+    rows: int
+    ahead: int
+
+
 def standardise(frame):
     """A piece: normalises the rows of some gates, in place."""
-    start, panel, gates, units, H, rows, ahead = arguments(frame, 7)
+    start, panel, gates, units, H, rows, ahead = arguments(frame, Standardising)
     last, end = (units - 1) * panel, units * panel
     in_use, share = lanes_in_use(frame, H - (units - 1) * lanes_of(frame)), 1.0 / H
     for gate in range(gates):
@@ -119,11 +145,11 @@ def standardise(frame):
 
 def denormalise(frame):
     """A piece: the gradients of a gate's rows, in place."""
-    delta, delta_panel, given, panel, units, H, rows, ahead = arguments(frame, 8)
+    delta, delta_panel, numbers, panel, units, H, rows, ahead = arguments(frame, Denormalising)
     last = units - 1
     in_use, share = lanes_in_use(frame, H - last * lanes_of(frame)), 1.0 / H
     for row in range(0, rows * VECTOR_BYTES, ROWS * VECTOR_BYTES):
-        grads, norms = four_rows(delta, row, rows), four_rows(given, row, rows)
+        grads, norms = four_rows(delta, row, rows), four_rows(numbers, row, rows)
         total = select(in_use, load_four(frame, grads, last * delta_panel))
         along = multiply(total, load_four(frame, norms, last * panel))
         for u in range(last):

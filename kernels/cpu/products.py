@@ -24,6 +24,8 @@ it A^T (``multiply_transposed``, for the weight gradients: x^T dgates). Every su
 order of k whatever the tile's shape, so results do not depend on how a product is shared out.
 """
 
+from typing import NamedTuple
+
 from llvmlite import ir
 from numba import literally
 from numba.core import types
@@ -67,6 +69,31 @@ AHEAD = 16 * VECTOR_BYTES  # how far ahead a product of one row asks for B (meas
 
 
 PLAIN, TRANSPOSED, BFLOAT16 = range(3)  # kinds of products
+
+
+class Product(NamedTuple):
+    """The arguments of ``multiply``: C = A B, or C += A B.
+
+    A is (rows, groups * inner), B (groups * inner, columns). The inner axis runs through groups, in
+    each through segments of W numbers that lie side by side; columns are vectors of W numbers.
+    Strides are in bytes.
+    """
+
+    a: int
+    a_row: int
+    a_segment: int
+    a_group: int
+    groups: int
+    inner: int
+    b: int
+    b_vector: int
+    c: int
+    c_row: int
+    c_vector: int
+    rows: int
+    columns: int
+    add: int  # whether C is added to
+    then: int  # from the last tile's B to that of the next product, to ask for it; 0 if unknown
 
 
 # ---- a tile
@@ -136,21 +163,17 @@ def _b_row(kind):
 
 
 def _emit_tile(builder, vector, rows, vectors, kind, p):
-    """One tile of the product that p describes; see ``multiply``."""
-    (
-        a, a_row, a_segment, a_group, groups, inner,
-        b, b_vector, c, c_row, c_vector, lanes, add, ahead,
-    ) = p  # fmt: skip
+    """One tile: p is a ``Product`` of LLVM values, which asks for B ``then`` bytes ahead."""
     size, W = vector.dtype.bitwidth // 8, vector.lanes
-    a_row = _I64(size) if kind == TRANSPOSED else a_row
+    a_row = _I64(size) if kind == TRANSPOSED else p.a_row
     a_offsets = [builder.mul(a_row, _I64(r)) for r in range(rows)]
-    b_offsets = [builder.mul(b_vector, _I64(v)) for v in range(vectors)]
+    b_offsets = [builder.mul(p.b_vector, _I64(v)) for v in range(vectors)]
     places = []
     for r in range(rows):
-        c_now = builder.add(c, builder.mul(c_row, _I64(r)))
+        c_now = builder.add(p.c, builder.mul(p.c_row, _I64(r)))
         for v in range(vectors):
-            every = lanes if v == vectors - 1 else _I64(W)
-            places.append((builder.add(c_now, builder.mul(c_vector, _I64(v))), every))
+            lanes = builder.sub(p.columns, _I64(v * W)) if v == vectors - 1 else _I64(W)
+            places.append((builder.add(c_now, builder.mul(p.c_vector, _I64(v))), lanes))
 
     def products(depth, a_step):
         """The body of a loop: ``depth`` products, then on to the next."""
@@ -158,7 +181,7 @@ def _emit_tile(builder, vector, rows, vectors, kind, p):
         def body(a, b, *sums):
             a_rows = [builder.add(a, offset) for offset in a_offsets]
             b_vectors = [builder.add(b, offset) for offset in b_offsets]
-            new = _emit_multiply_add(builder, vector, depth, kind, sums, a_rows, b_vectors, ahead)
+            new = _emit_multiply_add(builder, vector, depth, kind, sums, a_rows, b_vectors, p.then)
             return builder.add(a, a_step), builder.add(b, _I64(depth * _b_row(kind))), *new
 
         return body
@@ -172,15 +195,15 @@ def _emit_tile(builder, vector, rows, vectors, kind, p):
         _, b, *sums = _emit_loop(
             builder, _I64(W // depth), [start, b, *sums], products(depth, _I64(depth * one))
         )
-        return builder.add(start, a_segment), b, *sums
+        return builder.add(start, p.a_segment), b, *sums
 
     def group(start, b, *sums):
-        whole, rest = builder.sdiv(inner, _I64(W)), builder.srem(inner, _I64(W))
+        whole, rest = builder.sdiv(p.inner, _I64(W)), builder.srem(p.inner, _I64(W))
         a_k, b, *sums = _emit_loop(builder, whole, [start, b, *sums], segment)
         _, b, *sums = _emit_loop(builder, rest, [a_k, b, *sums], products(1, _I64(one)))
-        return builder.add(start, a_group), b, *sums
+        return builder.add(start, p.a_group), b, *sums
 
-    adding = builder.icmp_signed("!=", add, _I64(0))
+    adding = builder.icmp_signed("!=", p.add, _I64(0))
 
     def added(values):
         """The values, and what C holds where that is to be added to."""
@@ -200,11 +223,11 @@ def _emit_tile(builder, vector, rows, vectors, kind, p):
     late = kind == TRANSPOSED  # sums over many rows: those that begin large are rounded roughly
     with builder.if_then(adding):
         for place, _ in places:  # wanted next: by this tile at its end, or the one below
-            wanted = place if late else builder.add(place, builder.mul(c_row, _I64(rows)))
+            wanted = place if late else builder.add(place, builder.mul(p.c_row, _I64(rows)))
             emit_prefetch(builder, wanted, cache=1, for_writing=True)
     sums = [ir.Constant(vector.llvm, [0.0] * vector.lanes)] * len(places)
     sums = sums if late else added(sums)
-    _, _, *sums = _emit_loop(builder, groups, [a, b, *sums], group)
+    _, _, *sums = _emit_loop(builder, p.groups, [p.a, p.b, *sums], group)
     for value, place in zip(added(sums) if late else sums, places, strict=True):
         emit_store_part(builder, vector, value, *place)
 
@@ -216,7 +239,7 @@ def _multiply_tile(typing, frame, kind, rows, vectors, p):
 
     def codegen(context, builder, signature, args):
         _, _, rows_, vectors_, p_ = args
-        words = [builder.extract_value(p_, k) for k in range(len(p))]
+        tile = Product._make(builder.extract_value(p_, k) for k in range(len(p)))
         done = builder.append_basic_block("done")
         choice = builder.switch(builder.add(builder.mul(rows_, _I64(16)), vectors_), done)
         transposed = kind.literal_value == TRANSPOSED
@@ -224,7 +247,7 @@ def _multiply_tile(typing, frame, kind, rows, vectors, p):
             block = builder.append_basic_block(f"tile_{R}x{V}")
             choice.add_case(_I64(16 * R + V), block)
             builder.position_at_end(block)
-            _emit_tile(builder, vector, R, V, kind.literal_value, words)
+            _emit_tile(builder, vector, R, V, kind.literal_value, tile)
             builder.branch(done)
         builder.position_at_end(done)
         return context.get_dummy_value()
@@ -236,17 +259,7 @@ def _multiply_tile(typing, frame, kind, rows, vectors, p):
 
 
 def multiply(frame):
-    """A piece: C = A B, or C += A B with ``add``.
-
-    A (rows, groups * inner)   rows ``a_row`` bytes apart; the inner axis runs through groups,
-                               in each through segments of W numbers that lie side by side
-    B (groups * inner, columns), C (rows, columns)
-                               vectors of W columns, ``b_vector`` and ``c_vector`` bytes apart;
-                               the last one of C has ``last_lanes``
-
-    ``a_segment`` and ``a_group`` are the bytes from one segment or group of A to the next,
-    ``then`` those from the last tile's B to the B of the product that follows; 0 if unknown.
-    """
+    """A piece: a ``Product``."""
     _multiply(frame, PLAIN)
 
 
@@ -263,41 +276,38 @@ def multiply_bfloat16(frame):
 @part_of_a_piece
 def _multiply(frame, kind):
     literally(kind)
-    (
-        a, a_row, a_segment, a_group, groups, inner,
-        b, b_vector, c, c_row, c_vector, rows, vectors, last_lanes, add, then,
-    ) = arguments(frame, 16)  # fmt: skip
-    W = lanes_of(frame)
-    next_row = VECTOR_BYTES // W if kind == TRANSPOSED else a_row
+    p = arguments(frame, Product)
+    rows, columns, b, c, W = p.rows, p.columns, p.b, p.c, lanes_of(frame)
+    next_row = VECTOR_BYTES // W if kind == TRANSPOSED else p.a_row
     blocks = (rows + DEEPEST_TILE - 1) // DEEPEST_TILE
     # one group after the other where its part of B serves several blocks of rows from the cache
-    turns, groups = (groups, 1) if blocks > 1 else (1, groups)
-    b_group = inner * (VECTOR_BYTES // 2 if kind == BFLOAT16 else VECTOR_BYTES)
-    in_second_cache = b_group * groups * vectors > 32768
-    while vectors > 0:
-        wide = _tile_width(rows == 1 and kind != TRANSPOSED, vectors)
-        vectors -= wide
-        lanes = W if vectors > 0 else last_lanes
-        next_tile = wide * b_vector if vectors > 0 else then
+    turns, groups = (p.groups, 1) if blocks > 1 else (1, p.groups)
+    b_group = p.inner * (VECTOR_BYTES // 2 if kind == BFLOAT16 else VECTOR_BYTES)
+    in_second_cache = b_group * groups * ((columns + W - 1) // W) > 32768
+    while columns > 0:
+        wide = _tile_width(rows == 1 and kind != TRANSPOSED, (columns + W - 1) // W)
+        next_tile = wide * p.b_vector if columns > wide * W else p.then
         for turn in range(turns):
-            a_block, b_block, c_block = a + turn * a_group, b + turn * b_group, c
+            a_block, b_block, c_block = p.a + turn * p.a_group, b + turn * b_group, c
             next_b = b_group if turn < turns - 1 else next_tile - turn * b_group
+            add = p.add if turn == 0 else 1
             for block in range(blocks):  # of nearly the same number of rows
                 deep = rows if blocks == 1 else (rows + blocks - 1 - block) // blocks
-                ahead = next_b + block * b_vector if block < wide else 0
+                ahead = next_b + block * p.b_vector if block < wide else 0
                 if rows == 1:
                     ahead = AHEAD if in_second_cache else 0
-                _multiply_tile(
-                    frame, kind, deep, wide,
-                    (
-                        a_block, a_row, a_segment, a_group, groups, inner, b_block, b_vector,
-                        c_block, c_row, c_vector, lanes, add if turn == 0 else 1, ahead,
-                    ),
+                tile = Product(
+                    a=a_block, a_row=p.a_row, a_segment=p.a_segment, a_group=p.a_group,
+                    groups=groups, inner=p.inner, b=b_block, b_vector=p.b_vector,
+                    c=c_block, c_row=p.c_row, c_vector=p.c_vector,
+                    rows=deep, columns=min(columns, wide * W), add=add, then=ahead,
                 )  # fmt: skip
+                _multiply_tile(frame, kind, deep, wide, tile)
                 a_block += deep * next_row
-                c_block += deep * c_row
-        b += wide * b_vector
-        c += wide * c_vector
+                c_block += deep * p.c_row
+        columns -= wide * W
+        b += wide * p.b_vector
+        c += wide * p.c_vector
 
 
 @part_of_a_piece
@@ -311,55 +321,89 @@ def _tile_width(one_row, vectors):
 # ---- to panels and back
 
 
+class Packing(NamedTuple):
+    """A matrix (rows, columns) to be packed, and where its panels begin; strides in bytes."""
+
+    source: int
+    source_row: int
+    rows: int
+    columns: int
+    to: int
+    to_row: int
+    to_panel: int
+
+
+class Unpacking(NamedTuple):
+    """Panels, and the matrix (rows, columns) that they become."""
+
+    source: int
+    source_row: int
+    source_panel: int
+    rows: int
+    columns: int
+    to: int
+    to_row: int
+
+
+class ColumnSums(NamedTuple):
+    """Panels (rows, columns), and where the sum of each column goes."""
+
+    panels: int
+    panel: int  # bytes from one panel to the next
+    rows: int
+    columns: int
+    out: int
+    add: int  # whether it is added to what is there
+
+
 def pack(frame):
-    """A piece: panels of a matrix (rows, columns); padding is zero."""
-    source, source_row, rows, columns, to, to_row, to_panel = arguments(frame, 7)
+    """A piece: panels of a matrix; padding is zero."""
+    p = arguments(frame, Packing)
     W = lanes_of(frame)
-    for start in range(0, rows, 8):  # few rows at a time: their lines stay in the cache
-        for panel in range((columns + W - 1) // W):
-            lanes = columns - panel * W
-            for r in range(start, min(start + 8, rows)):
-                numbers = load_part(frame, source + r * source_row + panel * VECTOR_BYTES, lanes)
-                store(frame, numbers, to + r * to_row + panel * to_panel)
+    for start in range(0, p.rows, 8):  # few rows at a time: their lines stay in the cache
+        for panel in range((p.columns + W - 1) // W):
+            source, to = p.source + panel * VECTOR_BYTES, p.to + panel * p.to_panel
+            for r in range(start, min(start + 8, p.rows)):
+                numbers = load_part(frame, source + r * p.source_row, p.columns - panel * W)
+                store(frame, numbers, to + r * p.to_row)
 
 
 def unpack(frame):
-    """A piece: a matrix (rows, columns) from its panels."""
-    source, source_row, source_panel, rows, columns, to, to_row = arguments(frame, 7)
+    """A piece: a matrix from its panels."""
+    p = arguments(frame, Unpacking)
     W = lanes_of(frame)
-    for panel in range((columns + W - 1) // W):
-        lanes = columns - panel * W
-        for r in range(rows):
-            numbers = load(frame, source + r * source_row + panel * source_panel)
-            store_part(frame, numbers, to + r * to_row + panel * VECTOR_BYTES, lanes)
+    for panel in range((p.columns + W - 1) // W):
+        source, to = p.source + panel * p.source_panel, p.to + panel * VECTOR_BYTES
+        for r in range(p.rows):
+            numbers = load(frame, source + r * p.source_row)
+            store_part(frame, numbers, to + r * p.to_row, p.columns - panel * W)
 
 
 def pack_transposed(frame):
-    """A piece: panels of the transpose of a matrix (rows, columns); padding is zero."""
-    source, source_row, rows, columns, to, to_panel = arguments(frame, 6)
+    """A piece: panels of the transpose of a matrix, without gaps in them; padding is zero."""
+    p = arguments(frame, Packing)
     W = lanes_of(frame)
-    for panel in range((rows + W - 1) // W):
-        for start in range(0, columns, W):
-            square = source + panel * W * source_row + start * (VECTOR_BYTES // W)
-            place = to + panel * to_panel + start * VECTOR_BYTES
-            _transpose(frame, square, source_row, rows - panel * W, place, columns - start)
+    for panel in range((p.rows + W - 1) // W):
+        for start in range(0, p.columns, W):
+            square = p.source + panel * W * p.source_row + start * (VECTOR_BYTES // W)
+            place = p.to + panel * p.to_panel + start * VECTOR_BYTES
+            rows, columns = p.rows - panel * W, p.columns - start
+            _transpose(frame, square, p.source_row, rows, place, columns)
 
 
 def add_up(frame):
-    """A piece: out (panels of one row) = the sum of each panel's rows, or += it."""
-    panels, panel, rows, out, last_lanes, add, count = arguments(frame, 7)
+    """A piece: ``ColumnSums``."""
+    p = arguments(frame, ColumnSums)
     W = lanes_of(frame)
-    for k in range(count):
-        lanes = last_lanes if k == count - 1 else W
-        total = load_part(frame, out, lanes * add)
-        for start in range(0, rows, 32):  # the sum of a few rows is added to that of the others
+    for k in range((p.columns + W - 1) // W):
+        panel, out, lanes = p.panels + k * p.panel, p.out + k * VECTOR_BYTES, p.columns - k * W
+        total = load_part(frame, out, lanes * p.add)
+        for start in range(0, p.rows, 32):  # the sum of a few rows is added to that of the others
             part = load_part(frame, out, 0)
-            for r in range(start, min(start + 32, rows)):
-                part = part + load(frame, panels + r * VECTOR_BYTES)
+            for r in range(start, min(start + 32, p.rows)):
+                part = part + load(frame, panel + r * VECTOR_BYTES)
             total = total + part
         store_part(frame, total, out, lanes)
-        panels += panel
-        out += VECTOR_BYTES
 
 
 @emits(types.void)

@@ -32,10 +32,11 @@ Either way START and the packing of a chunk's xs are shared out by columns, GRAD
 dxs and by items of dWx and dWh (a panel of rows by four unit-panels of a gate each).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .frames import arguments, call, frame_address, part_of_a_piece
 from .plan import read_plan
+from .products import Unpacking
 from .simd import VECTOR_BYTES, lanes_of
 from .threads import (
     claim,
@@ -205,12 +206,24 @@ def step_at(plan, chunk, k, n0, n1, u0, u1):
     )
 
 
+class StepArguments(NamedTuple):
+    """The arguments of a step's pieces: rows n0..n1 and units u0..u1 of step k of a chunk."""
+
+    plan: Any  # where it is called the record, in the piece its address
+    chunk: int
+    k: int
+    n0: int
+    n1: int
+    u0: int
+    u1: int
+
+
 @part_of_a_piece
 def read_step(frame):
     """The plan and the step that a piece is called with."""
-    address, chunk, k, n0, n1, u0, u1 = arguments(frame, 7)
-    plan = read_plan(address)
-    return plan, step_at(plan, chunk, k, n0, n1, u0, u1)
+    p = arguments(frame, StepArguments)
+    plan = read_plan(p.plan)
+    return plan, step_at(plan, p.chunk, p.k, p.n0, p.n1, p.u0, p.u1)
 
 
 @part_of_a_piece
@@ -243,11 +256,11 @@ def unpack_states(plan, source, states, n0, n1, u0, u1):
     panel = panel_of(plan.N)
     columns = min(plan.H, u1 * VECTOR_BYTES // plan.size) - u0 * VECTOR_BYTES // plan.size
     for s in range(states):
-        call(plan.unpack, (
-            source + (s * plan.units + u0) * panel + n0 * VECTOR_BYTES, VECTOR_BYTES, panel,
-            n1 - n0, columns,
-            plan.state_out + s * plan.state_step + n0 * plan.H * plan.size + u0 * VECTOR_BYTES,
-            plan.H * plan.size,
+        call(plan.unpack, Unpacking(
+            source=source + (s * plan.units + u0) * panel + n0 * VECTOR_BYTES,
+            source_row=VECTOR_BYTES, source_panel=panel, rows=n1 - n0, columns=columns,
+            to=plan.state_out + s * plan.state_step + n0 * plan.H * plan.size + u0 * VECTOR_BYTES,
+            to_row=plan.H * plan.size,
         ))  # fmt: skip
 
 

@@ -52,7 +52,6 @@ class StreamPlan(NamedTuple):
     layers: int
     plans: int  # the address of their addresses
     owners: int  # those of the plans for single steps, whose state these go on from; or 0
-    size: int  # bytes of a number
     # the affine layer, if outputs is not 0: weights and bias in panels
     hidden: int
     outputs: int
@@ -96,19 +95,18 @@ def stream(frame):
             x, x_row, x_time = plan.hs, plan.hs_row, plan.hs_time
         if me.outputs == 0:
             continue
-        W = VECTOR_BYTES // me.size
-        vectors = (me.outputs + W - 1) // W
-        last = me.outputs - (vectors - 1) * W
         for n in range(me.N):
             to = out + n * me.out_row
             for t in range(count):
-                call(me.add_up, (
-                    me.bias, VECTOR_BYTES, 1, to + t * me.out_time, last, 0, vectors,
+                call(me.add_up, products.ColumnSums(
+                    panels=me.bias, panel=VECTOR_BYTES, rows=1, columns=me.outputs,
+                    out=to + t * me.out_time, add=0,
                 ))  # fmt: skip
-            call(me.multiply, (
-                x + n * x_row, x_time, VECTOR_BYTES, 0, 1, me.hidden,
-                me.weights, (me.hidden | 1) * VECTOR_BYTES,
-                to, me.out_time, VECTOR_BYTES, count, vectors, last, 1, 0,
+            call(me.multiply, products.Product(
+                a=x + n * x_row, a_row=x_time, a_segment=VECTOR_BYTES, a_group=0, groups=1,
+                inner=me.hidden, b=me.weights, b_vector=(me.hidden | 1) * VECTOR_BYTES,
+                c=to, c_row=me.out_time, c_vector=VECTOR_BYTES, rows=count,
+                columns=me.outputs, add=1, then=0,
             ))  # fmt: skip
 
 
@@ -339,7 +337,7 @@ class _Call:
             x=address_of(first), x_row=first.strides[0], x_time=first.strides[1], T=T,
             out=address_of(self.out), out_row=self.out.strides[0], out_time=self.out.strides[1],
             block=T, layers=len(layers), plans=address_of(addresses),
-            owners=address_of(owned_by) if owners else 0, size=dtype.itemsize,
+            owners=address_of(owned_by) if owners else 0,
             hidden=hs.shape[2], outputs=outputs, weights=weights_, bias=bias,
             multiply=compiled(products.multiply, dtype.name),
             add_up=compiled(products.add_up, dtype.name),

@@ -29,6 +29,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -257,9 +258,26 @@ def _join(team, thread, mine, last):
     return job
 
 
+class Serving(NamedTuple):
+    """The arguments of ``serve``; ``patience``: after how many idle turns it returns."""
+
+    team: int
+    thread: int
+    patience: int
+
+
+class ServingOnce(NamedTuple):
+    """The arguments of ``serve_once``: a piece, and its frame."""
+
+    team: int
+    shards: int
+    piece: int
+    frame: int
+
+
 def serve(frame):
     """A piece: what a thread of the team does until nothing has happened for a while."""
-    team, thread, patience = arguments(frame, 3)
+    team, thread, patience = arguments(frame, Serving)
     mine = team + COPIES + thread * _COPY
     idle, last = 0, 0
     while idle < patience:
@@ -276,7 +294,7 @@ def serve(frame):
 
 def serve_once(frame):
     """A piece: what borrowed threads do. The first to come is thread 0; the others help it."""
-    team, shards, piece, plan = arguments(frame, 4)
+    team, shards, piece, plan = arguments(frame, ServingOnce)
     thread = _add(team + BORROWED, 1)
     if thread == 0:
         call_at(piece, plan)
@@ -358,7 +376,7 @@ class Team:
     ) -> None:
         """Call a piece on all threads that a runtime has; it keeps those that it always calls."""
         self._memory[[BORROWED // 8, SENT_BACK // 8]] = 0
-        words = np.array([self.address, shards, piece, frame], np.int64)
+        words = np.array(ServingOnce(self.address, shards, piece, frame), np.int64)
         _as_parallel(parallel)(compiled(serve_once), words.ctypes.data, count, 0)
 
     def _call(self, thread: int) -> None:
@@ -378,7 +396,7 @@ class Team:
     def _run(self, thread: int, piece: int) -> None:
         wake = self._wake[thread - 1]
         wake.acquire()  # it is asleep when it is locked
-        words = np.array([self.address, thread, 20_000], np.int64)
+        words = np.array(Serving(self.address, thread, patience=20_000), np.int64)
         while True:
             call_piece(piece, words.ctypes.data)
             wake.acquire()
