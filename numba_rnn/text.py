@@ -160,10 +160,15 @@ class Vocabulary:
     Parameters
     ----------
     members : list of str
-        The tokens. The unknown token (``<unk>`` for words, U+FFFD for characters) is always a
-        member: if it is missing, it gets the last number.
+        The tokens, each once. The unknown token (``<unk>`` for words, U+FFFD for characters) must
+        be one of them; ``Vocabulary.of`` adds it.
     level : {"char", "word"}
         The kind of token.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a member is no text, occurs twice, or the unknown token is missing.
     """
 
     def __init__(self, members: list[str], level: str) -> None:
