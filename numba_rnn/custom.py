@@ -75,35 +75,37 @@ def cell(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
 
     Other Parameters
     ----------------
-    states : names
-        The names of the states; "h" if left out.
+    states : names, default "h"
+        The names of the states.
     weights : names
-        The names of the weights.
-    recurrence : {"product", "elementwise"}
+        The names of the weights, such as an LSTM's peepholes.
+    recurrence : {"product", "elementwise"}, default "product"
         "product": h Wh is added to every gate. "elementwise": there is no h Wh.
     input_only : names
         Gates that have x Wx alone.
     recurrent_only : names
-        Gates that have h Wh alone, and so no bias (a weight can be one).
+        Gates that have h Wh alone, and so no bias (a weight can be one), unless ``biases=2``.
     second : names
         The last gates, if their recurrent product multiplies ``operand`` instead of h.
-    fed : name
-        May be given instead of second: a gate without product and bias whose pre-activation is
-        ``operand`` itself, such as a new memory cell that is to be normalised.
+    fed : names
+        At most one gate, instead of second: it has no product and no bias, and its pre-activation
+        is ``operand`` itself, such as a new memory cell that is to be normalised.
     operand : callable
         A function of other gates, states and weights, such as the GRU's
         ``def reset(r, h): return sigmoid(r) * h``.
     normalised : names
-        Gates with layer normalisation over the H units of a row: (a - mean(a)) / sqrt(var(a) +
-        1e-5), each gate by itself. Gain and shift are weights: ``f = sigmoid(gain_f * f +
-        shift_f)``.
+        Gates with layer normalisation over the H units of a row (Ba et al. 2016): (a - mean(a)) /
+        sqrt(var(a) + 1e-5), each gate by itself, its biases inside. Gain and shift are weights:
+        ``f = sigmoid(gain_f * f + shift_f)``.
     joined : names
         States that have no meaning alone, such as sLSTM's c, n and the exponent m by which both are
-        divided. Zoneout leaves them as they are.
-    biases : {1, 2}
-        1: one bias, on the input side. 2: a bias on both sides.
+        divided. Zoneout, which keeps or renews each state by itself, leaves them as they are.
+    biases : {1, 2}, default 1
+        1: one bias, on the input side. 2: one on each side; b is (2, gates * H), as in a GRU whose
+        reset gate scales h Wh.
     bias_start : dict of str to float or (low, high)
-        The initial bias of a gate: a number, or the range of a uniform distribution.
+        The bias of a gate when a layer is created from sizes, 0 if not named: a number, or the
+        range of a uniform distribution.
     weight_start : dict of str to float or (low, high)
         The initial value of a weight, in the same form.
     backward : callable

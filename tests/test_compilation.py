@@ -358,10 +358,10 @@ def test_a_cell_that_cannot_be_compiled_is_named_with_its_line():
         ({"states": ()}, "states: expected at least one name"),
         ({"saved": ()}, "forward: expected the saved as a tuple of 0, for no names; got 1 members"),
         ({"second": ("h",)}, r"second \(or fed\), operand and operand_backward go together"),
-        ({"input_only": ("z",)}, r"input_only: expected some of \('h',\), got \['z'\]"),
+        ({"input_only": ("z",)}, "input_only: expected some of the gates h, got z"),
         ({"recurrent_only": ("h",)}, "recurrent_only: expected one gate at least with x Wx"),
-        ({"weights": ("h",)}, r"weights: expected the last of \('h',\), behind one gate"),
-        ({"weight_start": {"u": 1.0}}, r"weight_start: expected some of \(\), got \['u'\]"),
+        ({"weights": ("h",)}, "weights: expected the last of h, behind one gate"),
+        ({"weight_start": {"u": 1.0}}, "weight_start: expected some of the weights .*, got u"),
         ({"biases": 3}, "biases: expected 1 or 2, got 3"),
         ({"forward": lambda gates, state: (gates, 0.0)}, "forward: expected the saved as a tuple"),
         (

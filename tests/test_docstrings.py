@@ -1,12 +1,17 @@
 """Docstrings of the reference: numpydoc that griffe, and so the site, reads without a warning."""
 
+import inspect
 import logging
 import re
 import shutil
 from pathlib import Path
+from typing import get_overloads
 
 import griffe
 import pytest
+
+from numba_rnn import cell
+from numba_rnn.kernels.cells.options import CHOICE, OPTIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 SHOWN = re.compile(r"^::: (\S+)\n(?:(?: .*\n)*? +members: \[(.*)\])?", re.M)  # on a reference page
@@ -78,6 +83,26 @@ def test_every_parameter_is_named(shown):
     things = [thing for thing in shown.values() if thing.is_class or thing.is_function]
     assert len(things) > 250
     assert not {thing.path: names for thing in things if (names := unnamed(thing))}
+
+
+def test_the_options_of_a_cell_are_documented_and_typed_as_their_table_says(shown):
+    sections = shown["numba_rnn.custom.cell"].docstring.parse("numpy")
+    (documented,) = (s.value for s in sections if s.kind.value == "other parameters")
+    said = {p.name: (str(p.annotation), (p.default or "").strip('"')) for p in documented}
+    assert list(said.items()) == [
+        (
+            name,
+            (
+                re.sub("'", "", str(option.of)) if option.kind == CHOICE else option.kind,
+                str(option.default or ""),
+            ),
+        )
+        for name, option in OPTIONS.items()
+    ]
+    _, typed = (inspect.signature(overload).parameters for overload in get_overloads(cell))
+    assert {name: p.default for name, p in typed.items()} == {
+        name: option.default for name, option in OPTIONS.items()
+    }
 
 
 def test_what_is_wrong_would_be_found(caplog):

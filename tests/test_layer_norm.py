@@ -383,7 +383,7 @@ def test_a_gate_cannot_be_fed_alone():
         ({"fed": ("o", "c_hat")}, "fed: expected one gate, and no second"),
         ({"second": ("o",)}, "fed: expected one gate, and no second"),
         ({"operand_backward": None}, "second (or fed), operand and operand_backward go together"),
-        ({"input_only": ("c_hat",)}, "fed: expected none of input_only and recurrent_only"),
+        ({"input_only": ("c_hat",)}, "fed: expected a gate without any product"),
         ({"bias_start": {"c_hat": 1.0}}, "bias_start: expected gates with an input side"),
     ],
 )

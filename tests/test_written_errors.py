@@ -5,10 +5,13 @@ import linecache
 import math
 import re
 import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from numba_rnn.kernels import cells
+from numba_rnn.kernels.cells.options import OPTIONS
 from numba_rnn.kernels.cells.written import WrittenCell, cell
 from numba_rnn.kernels.functions import (
     maximum,
@@ -40,8 +43,9 @@ def after(early):
 REFUSED_OPTIONS = [
     ({"states": ""}, "states: expected at least one name, got none"),
     ({"states": "h c"}, "states: expected some of the arguments a, b, h, got c"),
-    ({"states": "h h"}, "states: expected each name once, got 'h h'"),
+    ({"states": "h h"}, "states: expected each name once, got h, h"),
     ({"states": 3}, "states: expected names, in a string or a tuple, got 3"),
+    ({"states": None}, "states: expected names, in a string or a tuple, got None"),
     ({"weights": "w"}, "weights: expected some of the arguments a, b, h, got w"),
     ({"weights": "h"}, "weights: expected none of states, got h"),
     ({"weights": ("a", "b")}, "expected a gate: an argument beside h, a, b"),
@@ -52,8 +56,8 @@ REFUSED_OPTIONS = [
     ({"operand": reset}, r"second \(or fed\) and operand go together"),
     ({"second": "b", "operand": 3}, "operand: expected a function, got 3"),
     ({"second": "b", "operand": reset}, "operand: expected some of the .* a, h, got r"),
-    ({"second": "a", "operand": lambda a, h: h}, "operand: expected some of the .*, got a"),
-    ({"recurrence": "none"}, "recurrence: expected one of product, elementwise, got 'none'"),
+    ({"second": "b", "operand": lambda b, h: h}, "operand: expected some of the .*, got b"),
+    ({"recurrence": "none"}, "recurrence: expected 'product' or 'elementwise', got 'none'"),
     ({"recurrence": "elementwise", "biases": 2}, "biases: an elementwise recurrence has no h Wh"),
     ({"recurrence": "elementwise", "recurrent_only": "a"}, "recurrent_only: an elementwise"),
     ({"biases": 3}, "biases: expected 1 or 2, got 3"),
@@ -62,7 +66,12 @@ REFUSED_OPTIONS = [
     ({"bias_start": {"a": "1"}}, "bias_start: a: expected a finite number, .* got '1'"),
     ({"bias_start": {"a": 10**400}}, "bias_start: a: expected a finite number, .* got 10"),
     ({"bias_start": {"a": math.inf}}, "bias_start: a: expected a finite number, .* got inf"),
-    ({"weight_start": {"a": 1.0}}, "weight_start: expected some of the weights , got a"),
+    ({"weight_start": {"a": 1.0}},
+     r"weight_start: expected some of the weights \(there are none\), got a"),
+    ({"second": "a", "operand": lambda h: h}, "second: expected the last of a, b, got a"),
+    ({"biases": 2, "input_only": "a"}, "biases: expected 1 where x Wx and h Wh have not the same"),
+    ({"biases": True}, "biases: expected 1 or 2, got True"),
+    ({"biases": None}, "biases: expected 1 or 2, got None"),
     ({"backward": wrong_backward}, "backward and saved go together"),
     ({"saved": "a"}, "backward and saved go together"),
     ({"backward": 3, "saved": "a"}, "backward: expected a function, got 3"),
@@ -77,6 +86,16 @@ def test_refused_options(options, message):
         cell(**options)(plain)
     line = inspect.getsourcelines(plain)[1]
     assert str(caught.value).endswith(f'  File "{__file__}", line {line}\n    def plain(a, b, h):')
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_is_checked_wherever_it_is_taken(name):
+    wrong = {name: object()}
+    with pytest.raises(ValueError, match=f"cell .*: {name}: expected .*, got <object object"):
+        cell(**wrong)(plain)
+    if OPTIONS[name].in_both:
+        with pytest.raises(ValueError, match=f"cell .*: {name}: expected .*, got <object object"):
+            replace(cells.get("rnn"), **wrong)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +123,7 @@ def test_what_is_no_function(what):
 
 @pytest.mark.parametrize("name", [3, "", "my cell"])
 def test_a_name_that_is_none(name):
-    with pytest.raises(ValueError, match="cell: name: expected letters, digits and _, got"):
+    with pytest.raises(ValueError, match=r"cell .*: name: expected letters, digits and _, got"):
         cell(name=name)(plain)
 
 

@@ -26,29 +26,14 @@ same. In place of an ``if`` there is ``where(condition, a, b)``; the condition c
 with ``< <= > >=``, and at least one of them is not a constant. No ``**``, no ``if``, no ``np.*``.
 ``rnn.py`` is the smallest cell to start from.
 
-A cell declares how the products enter:
-
-``input_only``      gates that see only ``x Wx``; if all do, there is no recurrent product at all
-``recurrent_only``  gates that see only ``h Wh``; with ``biases=2`` this gives the reset-after GRU
-                    the recurrent product before the reset gate scales it
-``weights``         the last of ``gates`` may be parameters instead, one number a unit, such as a
-                    peephole's. They see neither product; ``backward`` returns their gradient like
-                    a gate's, and the engine sums it
-``operand``         the second product: the last gates (named in ``second``) multiply not h but
-                    ``operand(gates, state)``, such as the reset-before GRU's ``(r * h) Wh``
-``fed``             a gate without a product: its pre-activation is ``operand(gates, state)``
-                    itself. This is useful if it is normalised, such as an LSTM's new memory cell
-``normalised``      gates whose pre-activation the engine normalises over the H units of a row
-                    before the cell's functions see it (layer normalisation, Ba et al. 2016), each
-                    gate by itself and with its biases inside:
-
-                        (a - mean(a)) / sqrt(var(a) + 1e-5)
-
-                    Gain and shift are ``weights`` of the cell. ``backward`` returns the gradient
-                    of the normalised value; the engine continues from there to a
+How the products enter a cell, and more, is declared by its options: ``numba_rnn.cell`` documents
+them, ``options.py`` has their rules. The last of ``gates`` may be ``weights``, which see neither
+product: ``backward`` returns their gradient like a gate's, and the engine sums it. Of a gate in
+``normalised`` it returns the gradient of the normalised value, and the engine continues from there
+to a.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -56,6 +41,7 @@ from typing import Any
 import numpy as np
 
 from ..once import cached_property
+from .options import IN_BOTH, conflicts, problems, problems_of_names
 
 Numbers = tuple[Any, ...]
 Starts = Mapping[str, float | tuple[float, float]]
@@ -81,12 +67,12 @@ class Cell:
         (gates, state) -> (new_state, saved)
     backward : callable
         (dstate, saved, state) -> (dgates, dstate)
-    input_only : names
-        Gates without a recurrent product.
-    recurrent_only : names
-        Gates without an input product.
-    second : names
-        Gates whose recurrent product multiplies ``operand`` instead of h.
+    input_only, recurrent_only, second, fed, normalised, joined : names
+        As in ``numba_rnn.cell``.
+    biases : {1, 2}
+        As in ``numba_rnn.cell``.
+    bias_start, weight_start : mapping of str to float or (low, high)
+        As in ``numba_rnn.cell``.
     operand : callable
         (gates, state) -> the number in the place of h. The gates in ``second`` still lack their
         recurrent part.
@@ -94,27 +80,12 @@ class Cell:
         (doperand, dgates, dstate, saved, state) -> (dgates, dstate), both with the gradient that
         flows back through ``operand`` added. A None of ``backward`` arrives as 0, and a result must
         not be None.
-    fed : names
-        At most one gate, instead of ``second``: its pre-activation is ``operand``, which must not
-        depend on that gate; it has no product and no bias.
-    normalised : names
-        Gates with layer normalisation over the units of a row.
-    joined : names
-        States that have no meaning alone, such as a number and its exponent. Zoneout, which keeps
-        or renews each state by itself, leaves them as they are.
     weights : names
         The last of ``gates``: parameters, one number for each unit.
-    biases : {1, 2}
-        1: one bias, on the input side. 2: one on each side; b is (2, gates * H).
     shown : names
         The values inside a step for traces, if they are not those that are saved.
     show : callable
         (gates, state) -> those values.
-    bias_start : mapping of str to float or (low, high)
-        The initial bias of a gate when a layer is created from sizes, 0 if not named: a number, or
-        the range of a uniform distribution.
-    weight_start : mapping of str to float or (low, high)
-        The initial value of a weight, in the same form.
     """
 
     name: str
@@ -139,73 +110,31 @@ class Cell:
     weight_start: Starts = field(default_factory=lambda: MappingProxyType({}))
 
     def __post_init__(self) -> None:
-        self._check_names()
-        self._check_products()
+        for why in self._problems():
+            raise self._refuse(why)
         self._check_functions()
 
     def _refuse(self, why: str) -> ValueError:
         return ValueError(f"cell {self.name!r}: {why}")
 
-    def _check_names(self) -> None:
-        some = "input_only", "recurrent_only", "second", "fed", "normalised"
-        for role in ("gates", "states", "saved", *some, "weights", "joined"):
-            names = getattr(self, role)
-            if not isinstance(names, tuple) or not all(isinstance(n, str) for n in names):
-                raise self._refuse(f"{role}: expected a tuple of names, got {names!r}")
-            if len(set(names)) != len(names):
-                raise self._refuse(f"{role}: expected each name once, got {names!r}")
-            if not names and role in ("gates", "states"):
-                raise self._refuse(f"{role}: expected at least one name, got none")
+    def _problems(self) -> Iterator[str]:
+        for role in ("gates", "states", "saved", "weights"):
+            yield from problems_of_names(role, getattr(self, role))
+        for role in ("gates", "states"):
+            if not getattr(self, role):
+                yield f"{role}: expected at least one name, got none"
         gates = self.gates[: len(self.gates) - len(self.weights)]
         if gates + self.weights != self.gates or not gates:
-            raise self._refuse(
-                f"weights: expected the last of {self.gates}, behind one gate at least, "
-                f"got {self.weights}"
+            yield (
+                f"weights: expected the last of {', '.join(self.gates)}, behind one gate at least, "
+                f"got {', '.join(self.weights)}"
             )
-        for role in (*some, "bias_start"):
-            unknown = sorted(set(getattr(self, role)) - set(gates))
-            if unknown:
-                raise self._refuse(f"{role}: expected some of {gates}, got {unknown}")
-        unknown = sorted(set(self.joined) - set(self.states))
-        if unknown:
-            raise self._refuse(f"joined: expected some of {self.states}, got {unknown}")
-        unknown = sorted(set(self.weight_start) - set(self.weights))
-        if unknown:
-            raise self._refuse(f"weight_start: expected some of {self.weights}, got {unknown}")
-        both = sorted(set(self.input_only) & set(self.recurrent_only))
-        if both:
-            raise self._refuse(f"recurrent_only: expected none of input_only, got {both}")
-        without = sorted(set(self.bias_start) & {*self.recurrent_only, *self.fed})
-        if without:
-            raise self._refuse(f"bias_start: expected gates with an input side, got {without}")
-
-    def _check_products(self) -> None:
-        given = bool(self.second or self.fed), self.operand, self.operand_backward
-        if len({bool(part) for part in given}) != 1:
-            raise self._refuse("second (or fed), operand and operand_backward go together")
-        if len(self.fed) > 1 or (self.fed and self.second):
-            raise self._refuse(f"fed: expected one gate, and no second, got {self.fed}")
-        products = sorted({*self.input_only, *self.recurrent_only} & set(self.fed))
-        if products:
-            raise self._refuse(f"fed: expected none of input_only and recurrent_only: {products}")
-        recurrent = [self.gates[g] for g in self.recurrent_gates]
-        if recurrent[len(recurrent) - len(self.second) :] != list(self.second):
-            raise self._refuse(f"second: expected the last of {recurrent}, got {self.second}")
-        alone = set(self.recurrent_only)
-        second = set(self.second)
-        early = set(self.gates) - {*self.input_only, *self.weights, *self.fed} - second
-        if early & alone and second & alone and second - alone:
-            raise self._refuse(
-                f"second: expected all of {self.second} in recurrent_only, or none of them"
-            )
-        if not self.input_gates:
-            raise self._refuse("recurrent_only: expected one gate at least with x Wx, got none")
-        if self.biases not in (1, 2):
-            raise self._refuse(f"biases: expected 1 or 2, got {self.biases}")
-        if self.biases == 2 and self.second:
-            raise self._refuse("biases: a second product goes with 1, got 2")
-        if self.biases == 2 and len(self.input_gates) != len(self.recurrent_gates):
-            raise self._refuse("biases: 2 needs as many gates in x Wx as in h Wh")
+        given = {name: getattr(self, name) for name in IN_BOTH}
+        yield from problems(given, {"gates": gates, "states": self.states, "weights": self.weights})
+        functions = self.operand, self.operand_backward
+        if any((function is None) == bool(self.second + self.fed) for function in functions):
+            yield "second (or fed), operand and operand_backward go together"
+        yield from conflicts(gates, {**given, "operand": self.operand})
 
     def _check_functions(self) -> None:
         """Call the functions once, on one number each, to check that they keep to the contract."""

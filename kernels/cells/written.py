@@ -15,10 +15,8 @@ requires SymPy.
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator
 from functools import update_wrapper
-from math import isfinite
-from numbers import Real
 from types import MappingProxyType
 from typing import Any
 
@@ -29,17 +27,10 @@ from ..derivation.source import make_function
 from ..derivation.tracing import CellError, Number, Run, Trace, place_of
 from ..once import LOCK
 from .cell import Cell
+from .options import IN_BOTH, NAMES, OPTIONS, conflicts, problems, strangers
 
 Names = str | tuple[str, ...]
 FUNCTIONS = "forward", "backward", "operand", "operand_backward"
-RECURRENCES = "product", "elementwise"
-
-
-OPTIONS: Mapping[str, Any] = MappingProxyType({  # of ``cell``, with their defaults
-    "states": "h", "weights": (), "input_only": (), "recurrent_only": (), "second": (), "fed": (),
-    "operand": None, "normalised": (), "joined": (), "recurrence": "product", "biases": 1,
-    "bias_start": None, "weight_start": None, "backward": None, "saved": None, "name": None,
-})  # fmt: skip
 
 
 class WrittenCell:
@@ -92,9 +83,11 @@ class WrittenCell:
         unknown = ", ".join(sorted(options.keys() - OPTIONS.keys()))
         if unknown:
             raise TypeError(f"cell: expected some of {', '.join(OPTIONS)}, got {unknown}")
-        self._options = {**OPTIONS, **options}
+        self._options = {name: option.default for name, option in OPTIONS.items()} | options
         self._made: tuple[Cell, dict[str, str]] | None = None
-        self._check_options()
+        self.name = function.__name__ if self._options["name"] is None else self._options["name"]
+        for why in self._problems():
+            raise self._refuse(why)
 
     def __call__(self, *args: Any, **named: Any) -> Any:
         return self._function(*args, **named)
@@ -165,128 +158,47 @@ class WrittenCell:
     def _refuse(self, why: str) -> CellError:
         return CellError(f"cell {self.name!r}: {why}\n{place_of(self._function)}")
 
-    def _check_options(self) -> None:
+    def _problems(self) -> Iterator[str]:
+        """Make names and mappings of what was given; yield what is wrong with it."""
         given = self._options
-        self.name = self._function.__name__ if given["name"] is None else given["name"]
-        if not isinstance(self.name, str) or not self.name.isidentifier():  # as kernels' names are
-            raise ValueError(f"cell: name: expected letters, digits and _, got {self.name!r}")
-        some = "input_only", "recurrent_only", "second", "fed", "normalised"
-        for role in ("states", "weights", *some, "joined"):
-            given[role] = self._names(role, given[role])
-        self.states, self.weights = given["states"], given["weights"]
-        if not self.states:
-            raise self._refuse("states: expected at least one name, got none")
-
-        arguments = self._arguments(self._function)
-        for role in ("states", "weights"):
-            missing = [name for name in given[role] if name not in arguments]
-            if missing:
-                raise self._refuse(
-                    f"{role}: expected some of the arguments {', '.join(arguments)}, "
-                    f"got {', '.join(missing)}"
-                )
-        both = [name for name in self.weights if name in self.states]
-        if both:
-            raise self._refuse(f"weights: expected none of states, got {', '.join(both)}")
-        self.gates = tuple(a for a in arguments if a not in self.states + self.weights)
-        if not self.gates:
-            raise self._refuse(
-                f"expected a gate: an argument beside {', '.join(self.states + self.weights)}"
-            )
-        for role in some:
-            self._among(role, given[role], self.gates, "gates")
-        self._among("joined", given["joined"], self.states, "states")
-        given["bias_start"] = self._numbers("bias_start", self.gates, "gates")
-        given["weight_start"] = self._numbers("weight_start", self.weights, "weights")
-        if given["biases"] not in (1, 2) or isinstance(given["biases"], bool):
-            raise self._refuse(f"biases: expected 1 or 2, got {given['biases']!r}")
-        self._check_recurrence()
-        self._check_functions()
-
-    def _check_recurrence(self) -> None:
-        given = self._options
-        if given["recurrence"] not in RECURRENCES:
-            raise self._refuse(
-                f"recurrence: expected one of {', '.join(RECURRENCES)}, got {given['recurrence']!r}"
-            )
-        if given["recurrence"] == "elementwise":
-            for role, default in (("recurrent_only", ()), ("second", ()), ("biases", 1)):
-                if given[role] != default:
-                    raise self._refuse(
-                        f"{role}: an elementwise recurrence has no h Wh, got {given[role]!r}"
-                    )
-            given["input_only"] = tuple(g for g in self.gates if g not in given["fed"])
-
-    def _check_functions(self) -> None:
-        given = self._options
+        for name, option in OPTIONS.items():
+            if option.kind == NAMES and (given[name] is not None or option.default is not None):
+                given[name] = self._names(name, given[name])
+        given["operand"] = getattr(given["operand"], "py_func", given["operand"])
         operand, second, fed = given["operand"], given["second"], given["fed"]
-        operand = given["operand"] = getattr(operand, "py_func", operand)
-        if fed and (second or len(fed) > 1):
-            raise self._refuse(
-                f"fed: expected one gate, and no second beside it, got {', '.join(fed + second)}"
-            )
-        if (operand is None) != (not second + fed):
-            raise self._refuse(
-                "second (or fed) and operand go together: the gates of the second product, and a "
-                "function of what it multiplies; or the gate that is fed by that function itself"
-            )
-        products = [g for g in fed if g in given["input_only"] + given["recurrent_only"]]
-        if products:
-            raise self._refuse(
-                f"fed: expected a gate without any product, got {', '.join(products)} of "
-                "input_only or recurrent_only"
-            )
-        if len(fed) == len(self.gates):
-            raise self._refuse(f"fed: expected another gate beside it, got {', '.join(fed)} alone")
+        states, weights = self.states, self.weights = given["states"], given["weights"]
+        arguments = tuple(self._arguments(self._function))
+        gates = self.gates = tuple(a for a in arguments if a not in states + weights)
+        known = {"arguments": arguments, "gates": gates, "states": states, "weights": weights}
+        yield from problems({**given, "name": self.name}, known)
+        for name in ("bias_start", "weight_start"):
+            given[name] = MappingProxyType(dict(given[name] or {}))
+        if not states:
+            yield "states: expected at least one name, got none"
+        if both := [name for name in weights if name in states]:
+            yield f"weights: expected none of states, got {', '.join(both)}"
+        if not gates:
+            yield f"expected a gate: an argument beside {', '.join(states + weights)}"
+        if given["recurrence"] == "elementwise":
+            for name in ("recurrent_only", "second", "biases"):
+                if given[name] != OPTIONS[name].default:
+                    yield f"{name}: an elementwise recurrence has no h Wh, got {given[name]!r}"
+            given["input_only"] = tuple(gate for gate in gates if gate not in fed)
+        yield from conflicts(gates, given)
         if operand is not None:
-            if not inspect.isfunction(operand):
-                raise self._refuse(f"operand: expected a function, got {operand!r}")
-            early = tuple(gate for gate in self.gates if gate not in second + fed)
-            allowed = early + self.states + self.weights
+            early = tuple(gate for gate in gates if gate not in second + fed)
             but = "arguments but second's" if second else "arguments but fed's"
-            self._among("operand", self._arguments(operand), allowed, but)
-        backward, saved = given["backward"], given["saved"]
-        if backward is not None and not inspect.isfunction(backward):
-            raise self._refuse(f"backward: expected a function, got {backward!r}")
-        if (backward is None) != (saved is None):
-            raise self._refuse("backward and saved go together: what forward keeps for backward")
-        if backward is not None:
-            given["saved"] = self._names("saved", saved)
-            if operand is not None:
-                raise self._refuse("backward: with an operand, write a Cell of your own")
+            yield from strangers("operand", self._arguments(operand), early + states + weights, but)
+        if (given["backward"] is None) != (given["saved"] is None):
+            yield "backward and saved go together: what forward keeps for backward"
+        if given["backward"] is not None and operand is not None:
+            yield "backward: with an operand, write a Cell of your own"
 
-    def _names(self, role: str, given: Any) -> tuple[str, ...]:
-        names = tuple(given.replace(",", " ").split()) if isinstance(given, str) else given
-        if isinstance(names, list):
-            names = tuple(names)
-        if not isinstance(names, tuple) or not all(isinstance(n, str) for n in names):
-            raise self._refuse(f"{role}: expected names, in a string or a tuple, got {given!r}")
-        if len(set(names)) != len(names):
-            raise self._refuse(f"{role}: expected each name once, got {given!r}")
-        return names
-
-    def _among(self, role: str, given: Iterable[str], allowed: Iterable[str], what: str) -> None:
-        unknown = [name for name in given if name not in allowed]
-        if unknown:
-            raise self._refuse(
-                f"{role}: expected some of the {what} {', '.join(allowed)}, "
-                f"got {', '.join(map(str, unknown))}"
-            )
-
-    def _numbers(self, role: str, allowed: tuple[str, ...], what: str) -> Mapping[str, Any]:
-        given = self._options[role]
-        if given is None:
-            return MappingProxyType({})
-        if not isinstance(given, Mapping):
-            raise self._refuse(f"{role}: expected a mapping from name to number, got {given!r}")
-        self._among(role, given, allowed, what)
-        for name, number in given.items():
-            ends = number if isinstance(number, tuple) and len(number) == 2 else (number,)
-            if not all(map(_is_finite, ends)) or ends[0] > ends[-1]:
-                raise self._refuse(
-                    f"{role}: {name}: expected a finite number, or (low, high), got {number!r}"
-                )
-        return MappingProxyType(dict(given))
+    def _names(self, option: str, given: Any) -> tuple[str, ...]:
+        names = given.replace(",", " ").split() if isinstance(given, str) else given
+        if not isinstance(names, (tuple, list)) or not all(isinstance(n, str) for n in names):
+            raise self._refuse(f"{option}: expected names, in a string or a tuple, got {given!r}")
+        return tuple(names)
 
     def _arguments(self, function: Any) -> list[str]:
         parameters = inspect.signature(function).parameters.values()
@@ -310,8 +222,7 @@ class WrittenCell:
     def _derive(self) -> tuple[Cell, dict[str, str]]:
         given = self._options
         traced, run = self._trace()
-        backward, operand_backward = given["backward"], None
-        if backward is None:
+        if given["backward"] is None:
             sources, saved = cell_functions.derived_sources(traced)
         else:
             names = cell_functions.names_of(traced)
@@ -323,28 +234,19 @@ class WrittenCell:
         }
         for name, function in made.items():
             function.__qualname__ = f"{self.name}.{name}"
-        operand, operand_backward = made.get("operand"), made.get("operand_backward")
         found = Cell(
             name=self.name,
             gates=self.gates + self.weights,
             states=self.states,
             saved=saved,
             forward=made["forward"],
-            backward=made.get("backward", backward),
-            input_only=given["input_only"],
-            recurrent_only=given["recurrent_only"],
-            second=given["second"],
-            fed=given["fed"],
-            normalised=given["normalised"],
-            joined=given["joined"],
-            operand=operand,
-            operand_backward=operand_backward,
-            biases=given["biases"],
-            bias_start=given["bias_start"],
+            backward=made.get("backward", given["backward"]),
+            operand=made.get("operand"),
+            operand_backward=made.get("operand_backward"),
             shown=shown,
             show=lambda gates, state: made["show"](gates, state)[0],
             weights=self.weights,
-            weight_start=given["weight_start"],
+            **{name: given[name] for name in IN_BOTH},
         )
         return found, sources
 
@@ -402,7 +304,8 @@ class WrittenCell:
     def _forward_of(self, traced: cell_functions.Traced, run: Run, names: NodeNames) -> str:
         """The forward function that saves what the user's backward function needs."""
         saved = self._options["saved"]
-        self._among("saved", saved, run.local, "numbers at return")
+        for why in strangers("saved", saved, run.local, "numbers at return"):
+            raise self._refuse(why)
         nodes = [run.local[name] for name in saved]
         for name, node in zip(saved, nodes, strict=True):
             names.give(node, name)
@@ -410,37 +313,10 @@ class WrittenCell:
 
 
 def cell(function: Any = None, /, **options: Any) -> Any:
-    """Make a cell from its step, a plain function; its gradient is derived. A decorator.
+    """A WrittenCell, or a decorator that makes one: ``numba_rnn.cell``, but derived when needed.
 
-    ``numba_rnn.cell`` is the public form, which derives the cell at once and documents the options.
-
-    Parameters
-    ----------
-    function : callable, optional
-        The step. If it is left out, the result is a decorator.
-    **options
-        Those of ``numba_rnn.cell``.
-
-    Returns
-    -------
-    WrittenCell
-        The cell.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If the options are not those of a cell. The function itself is checked when the cell is
-        derived; errors then name the line.
+    The options are checked at once, the function when the cell is derived.
     """
     if function is None:
         return lambda function: WrittenCell(function, **options)
     return WrittenCell(function, **options)
-
-
-def _is_finite(number: Any) -> bool:
-    if isinstance(number, bool) or not isinstance(number, Real):
-        return False
-    try:
-        return isfinite(number)
-    except OverflowError:  # an int beyond the largest float
-        return False
