@@ -18,7 +18,7 @@ To add a composite, define it here and name it in ``COMPOSITES``. To add a primi
 and register its versions in those two.
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -27,10 +27,12 @@ __all__ = [
     "maximum", "minimum", "relu", "sigmoid", "silu", "softplus", "sqrt", "tanh", "where",
 ]  # fmt: skip
 
+X = TypeVar("X", bound=Any)  # an array, a vector, a number of a trace: the result is of its kind
+
 # ---- primitives
 
 
-def sigmoid(x: Any) -> Any:
+def sigmoid(x: X) -> X:
     """1 / (1 + exp(-x)), without overflow for any finite x.
 
     Parameters
@@ -46,7 +48,7 @@ def sigmoid(x: Any) -> Any:
     return np.where(x >= 0, 1, e) / (1 + e)
 
 
-def tanh(x: Any) -> Any:
+def tanh(x: X) -> X:
     """Hyperbolic tangent.
 
     Parameters
@@ -56,7 +58,7 @@ def tanh(x: Any) -> Any:
     return np.tanh(x)
 
 
-def relu(x: Any) -> Any:
+def relu(x: X) -> X:
     """max(x, 0).
 
     Parameters
@@ -66,7 +68,7 @@ def relu(x: Any) -> Any:
     return np.maximum(x, 0)
 
 
-def drelu(y: Any) -> Any:
+def drelu(y: X) -> X:
     """Derivative of relu from its output: 1 where y > 0, otherwise 0.
 
     Parameters
@@ -77,7 +79,7 @@ def drelu(y: Any) -> Any:
     return np.heaviside(y, 0)
 
 
-def exp(x: Any) -> Any:
+def exp(x: X) -> X:
     """e to the power of x; inf if that is too large.
 
     Parameters
@@ -88,7 +90,7 @@ def exp(x: Any) -> Any:
         return np.exp(x)
 
 
-def softplus(x: Any) -> Any:
+def softplus(x: X) -> X:
     """log(1 + exp(x)), without overflow for any finite x; exp(x) where x is very negative.
 
     Parameters
@@ -120,7 +122,7 @@ def minimum(a: Any, b: Any) -> Any:
     return np.minimum(a, b)
 
 
-def absolute(x: Any) -> Any:
+def absolute(x: X) -> X:
     """Absolute value of x.
 
     Parameters
@@ -130,7 +132,7 @@ def absolute(x: Any) -> Any:
     return np.abs(x)
 
 
-def sqrt(x: Any) -> Any:
+def sqrt(x: X) -> X:
     """Square root of x; NaN where x is negative.
 
     Parameters
@@ -170,7 +172,7 @@ def where(condition: Any, a: Any, b: Any) -> Any:
 # ---- composites
 
 
-def dsigmoid(y: Any) -> Any:
+def dsigmoid(y: X) -> X:
     """Derivative of sigmoid from its output: y (1 - y).
 
     Parameters
@@ -181,7 +183,7 @@ def dsigmoid(y: Any) -> Any:
     return y * (1 - y)
 
 
-def dtanh(y: Any) -> Any:
+def dtanh(y: X) -> X:
     """Derivative of tanh from its output: 1 - y².
 
     Parameters
@@ -192,7 +194,7 @@ def dtanh(y: Any) -> Any:
     return 1 - y * y
 
 
-def hard_sigmoid(x: Any) -> Any:
+def hard_sigmoid(x: X) -> X:
     """x / 6 + 1/2, limited to the range from 0 to 1, as in PyTorch and Keras 3.
 
     Parameters
@@ -202,7 +204,7 @@ def hard_sigmoid(x: Any) -> Any:
     return minimum(maximum(x / 6 + 0.5, 0), 1)
 
 
-def hard_tanh(x: Any) -> Any:
+def hard_tanh(x: X) -> X:
     """x, limited to the range from -1 to 1.
 
     Parameters
@@ -212,7 +214,7 @@ def hard_tanh(x: Any) -> Any:
     return minimum(maximum(x, -1), 1)
 
 
-def log_sigmoid(x: Any) -> Any:
+def log_sigmoid(x: X) -> X:
     """log(sigmoid(x)), without overflow for any finite x; x where x is very negative.
 
     Parameters
@@ -222,7 +224,7 @@ def log_sigmoid(x: Any) -> Any:
     return -softplus(-x)
 
 
-def silu(x: Any) -> Any:
+def silu(x: X) -> X:
     """x sigmoid(x), also called swish.
 
     Parameters

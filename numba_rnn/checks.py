@@ -5,7 +5,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-Array = Any  # of NumPy, or of the library of an engine on a device
+from .typing import AnyArray, BoolArray, IntArray
+from .typing import Array as Array
 
 
 class Home(Protocol):
@@ -53,7 +54,7 @@ def accept(
     return here.to_device(_aligned(value))
 
 
-def _aligned(array: Array) -> Array:
+def _aligned(array: AnyArray) -> AnyArray:
     """A NumPy array as compiled code reads it: numbers in the machine's byte order, each at a
     multiple of its size. It is copied where it is another, as a column of packed records is."""
     if not isinstance(array, np.ndarray):
@@ -81,7 +82,7 @@ def expect_plain_array(name: str, value: Any) -> None:
             expect_plain_array(name, one)
 
 
-def _more_than_plain(name: str, array: Array) -> str:
+def _more_than_plain(name: str, array: AnyArray) -> str:
     """The kind of such an array, and the remedy."""
     remedy = f"np.asarray({name}) is a plain array"
     if isinstance(array, np.ma.MaskedArray):
@@ -89,7 +90,7 @@ def _more_than_plain(name: str, array: Array) -> str:
     return f"{type(array).__name__}; {remedy}"
 
 
-def as_array(name: str, value: Any) -> Array:
+def as_array(name: str, value: Any) -> AnyArray:
     """A NumPy array of anything like an array; refuses what ``expect_plain_array`` refuses."""
     expect_plain_array(name, value)
     return np.asarray(value)
@@ -168,7 +169,7 @@ def expect_array(
         )
 
 
-def accept_flags(name: str, flags: Any, shape: tuple[int, int], here: Home) -> Array:
+def accept_flags(name: str, flags: Any, shape: tuple[int, int], here: Home) -> BoolArray:
     """Booleans (N, T), as a NumPy array on every engine; one on a device is waited for."""
     if here.owns(flags) and not isinstance(flags, np.ndarray):
         flags = here.to_host(flags)
@@ -183,7 +184,7 @@ def accept_flags(name: str, flags: Any, shape: tuple[int, int], here: Home) -> A
     return flags.copy()  # backward wants it as it is now
 
 
-def accept_mask(lengths: Any, mask: Any, shape: tuple[int, int], here: Home) -> Array | None:
+def accept_mask(lengths: Any, mask: Any, shape: tuple[int, int], here: Home) -> BoolArray | None:
     """The steps that are there, (N, T), of what says so; None where all are."""
     if mask is not None:
         if lengths is not None:
@@ -203,14 +204,14 @@ def accept_mask(lengths: Any, mask: Any, shape: tuple[int, int], here: Home) -> 
     return np.arange(T) < lengths[:, None]
 
 
-def expect_finite(name: str, value: Array) -> None:
+def expect_finite(name: str, value: AnyArray) -> None:
     """Refuse NaN and infinity, naming the first place."""
     if value.dtype.kind == "f" and not np.isfinite(value).all():
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(value))[0])
         raise ValueError(f"{name}: expected finite numbers, got {value[where]} at {spell(where)}")
 
 
-def expect_writable(name: str, value: Array) -> None:
+def expect_writable(name: str, value: AnyArray) -> None:
     """Refuse an array that is read-only; those of a device never are."""
     if not getattr(value.flags, "writeable", True):
         raise ValueError(f"{name}: expected an array that may be written to, got a read-only one")
@@ -223,7 +224,7 @@ def accept_ids(
     limit: int,
     here: Home,
     ignore: int | None = None,
-) -> Array:
+) -> IntArray:
     """Integers as ``expect_ids`` wants them, where the engine has its arrays; see ``accept``.
 
     NumPy arrays are checked before they are copied. To check what is on a device already is to

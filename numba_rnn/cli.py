@@ -395,9 +395,9 @@ def evaluate(
     _choose_backend(backend, strict)
     model, vocabulary, _ = jobs.load_model(checkpoint)
     corpus = vocabulary.encode(vocabulary.normal(jobs.read_named("text", text)))
-    sizes = jobs.evaluation_sizes(corpus)
-    perplexity = model.perplexity(corpus, **sizes)
-    predicted = len(TruncatedBPTT(corpus, **sizes)) * sizes["batch_size"] * sizes["time_size"]
+    batch, time = jobs.evaluation_sizes(corpus).values()
+    perplexity = model.perplexity(corpus, batch, time)
+    predicted = len(TruncatedBPTT(corpus, batch, time)) * batch * time
     unknown = int((corpus == vocabulary.unknown).sum())
     _show(f"perplexity {spell_perplexity(perplexity)} per {vocabulary.level}")
     _show(f"{predicted:,} of {len(corpus) - 1:,} tokens predicted; {unknown:,} unknown")

@@ -21,6 +21,7 @@ from .terminal import say
 from .text import LEVELS, Vocabulary, builtin_text, read_text
 from .training import CheckpointError, Trainer, TruncatedBPTT, load_checkpoint, optimisers
 from .training.ranks import Alone
+from .typing import IntArray
 
 DEFAULT_LR = {
     "sgd": 1.0,
@@ -126,9 +127,9 @@ class Corpora:
     """
 
     vocabulary: Vocabulary
-    train: Array
-    valid: Array
-    test: Array | None
+    train: IntArray
+    valid: IntArray
+    test: IntArray | None
     digest: str
 
 
@@ -392,7 +393,7 @@ def _take_best_along(resume: Path, folder: Path) -> None:
 
 
 def evaluation_sizes(
-    corpus: Array, batch_name: str = "batch_size", time_name: str = "time_size"
+    corpus: IntArray, batch_name: str = "batch_size", time_name: str = "time_size"
 ) -> dict[str, int]:
     """Choose how a corpus is read for its perplexity: 10 streams of blocks of 35, as in the book.
 

@@ -9,7 +9,7 @@ engine, within rounding on the others. It packs the weights when it is made, and
 nothing, so that it costs little more than its arithmetic.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from .checks import (
     expect_int,
     expect_plain_array,
 )
+from .typing import BoolArray, IntArray, Integers
 
 Snapshot = tuple[Array, ...]
 
@@ -288,7 +289,7 @@ class Stream:
         for layer, array in zip(self._running.state, accepted, strict=True):
             layer[...] = array
 
-    def reset(self, rows: Any = None) -> None:
+    def reset(self, rows: Integers | Sequence[bool] | BoolArray | None = None) -> None:
         """Start again from zeros, or from the learnt initial states.
 
         Parameters
@@ -345,7 +346,7 @@ def _taken_apart(layers: Any) -> list[Any]:
     return found
 
 
-def _expect_rows(rows: Any, batch: int) -> Array:
+def _expect_rows(rows: Any, batch: int) -> IntArray | BoolArray:
     """Numbers of sequences, or a mask, as an index."""
     index = as_array("rows", rows)
     if index.dtype == bool:

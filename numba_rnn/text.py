@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from .checks import Array, expect_choice, expect_int, expect_plain_array, spell
+from .checks import expect_choice, expect_int, expect_plain_array, spell
 from .files import expect_unpacked, unpacked_limit
+from .typing import IntArray, Integers
 
 LEVELS = ("char", "word")
 UNKNOWN = {"char": "\ufffd", "word": "<unk>"}
@@ -232,7 +233,7 @@ class Vocabulary:
         """The number of the unknown token."""
         return self._number[UNKNOWN[self.level]]
 
-    def encode(self, text: str) -> Array:
+    def encode(self, text: str) -> IntArray:
         """Convert a text to token numbers.
 
         Parameters
@@ -290,7 +291,7 @@ class Vocabulary:
         forms = [unicodedata.normalize(form, text) for form in ("NFC", "NFD")]
         return min(forms, key=lambda form: int((self.encode(form) == self.unknown).sum()))
 
-    def decode(self, numbers: Array) -> str:
+    def decode(self, numbers: Integers) -> str:
         """Convert token numbers to text.
 
         Parameters

@@ -142,28 +142,47 @@ def test_a_zip_file_on_the_path_is_enough(wheel, cache, tmp_path):
     assert done.stderr == ""
 
 
-USER = """
-from typing import Any
-
-from numba_rnn import cell, time_layer
-from numba_rnn.functions import sigmoid, tanh
-
-@cell(states="h c", bias_start={"f": 1.0})
-def mine(f: Any, g: Any, h: Any, c: Any) -> Any:
-    c = sigmoid(f) * c + tanh(g)
-    return tanh(c), c
-
-layer = time_layer(mine).create(3, 4, rng=0)
-print(mine.source("backward"), mine.check() < 1e-6, layer.params)
+MORE_OF_A_USER = """
+stream = TimePeephole.create(3, 8, rng=0).stream()
+for x in xs[0]:
+    h: Array = stream.step(x)
+hs: Array = stream.step_many(xs[0])
+dxs: Array = lstm.backward(loss.backward())
+masked: Array = lstm.forward(xs, mask=np.ones((16, 30), bool))
+short = lstm.forward(xs, lengths=[30] * 16)[:, -1].mean()
+error: float = loss.forward(lstm.forward(xs), ts)
+print(peephole.check() < 1e-6, TimePeephole.create(3, 8).params[0].shape)
 """
+WRONG = (
+    'cell(states=3)',
+    'lstm.forward("xs")',
+    'lstm.forward([[[1.0, 2.0, 3.0]]])',
+    'lstm.forward(xs).no_method()',
+    'lstm.h.no_method()',
+    'lstm.forward(xs, lengths="30")',
+    'lstm.backward(xs, inputs=False).shape',
+    'adam.update(lstm.params, [1.0])',
+    'stream.step("x")',
+    'tanh(xs).no_method()',
+)  # fmt: skip
 
 
-def test_a_users_cell_passes_mypy_strict(wheel, tmp_path):
+def code_of_a_user() -> str:
+    """The training loop and the cell of the README, with the annotations that --strict wants."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    loop, own, *_ = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    head = re.search(r"(?<=def peephole\().*(?=\):)", own)[0]
+    typed = f"{head.replace(',', ': Array,')}: Array) -> tuple[Array, Array"
+    own = own.replace(f"{head}):", f"{typed}]:")
+    return "\n".join((loop, "from numba_rnn.typing import Array", own, MORE_OF_A_USER))
+
+
+def test_a_users_program_passes_mypy_strict(wheel, tmp_path):
     target, program = tmp_path / "site", tmp_path / "user.py"
     pip("install", "--no-deps", "--no-index", "--target", str(target), str(wheel))
-    program.write_text(USER, encoding="utf-8")
 
-    def mypy() -> subprocess.CompletedProcess[str]:
+    def mypy(code: str) -> str:
+        program.write_text(code, encoding="utf-8")
         command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent"]
         return subprocess.run(
             [*command, f"--cache-dir={tmp_path / 'cache'}", str(program)],
@@ -172,12 +191,14 @@ def test_a_users_cell_passes_mypy_strict(wheel, tmp_path):
             capture_output=True,
             text=True,
             check=False,
-        )
+        ).stdout
 
-    done = mypy()
-    assert done.returncode == 0, done.stdout
-    program.write_text(USER.replace('states="h c"', "states=3"), encoding="utf-8")
-    assert '"cell"' in mypy().stdout
+    code = code_of_a_user()
+    assert mypy(code) == "Success: no issues found in 1 source file\n"
+    found, before = mypy("\n".join((code, *WRONG))), code.count("\n") + 1
+    wrong = {int(line) - before for line in re.findall(r"user.py:(\d+): error", found)}
+    assert [line for k, line in enumerate(WRONG, 1) if k not in wrong] == []
+    assert min(wrong) > 0
 
 
 FREEZER = """

@@ -196,5 +196,5 @@ class TimeAttention(ours.TimeAttention):
             The contexts.
         """
         contexts = super().forward(hs_enc, hs_dec)
-        self.attention_weights = list(self.attention_weights.transpose(1, 0, 2))  # type: ignore[union-attr]
+        self.attention_weights = list(self.attention_weights.transpose(1, 0, 2))  # type: ignore[assignment, union-attr]
         return contexts

@@ -4,8 +4,6 @@ Each has ``params`` and ``grads``, ``forward`` and ``backward`` as the book has 
 inputs, M outputs, V classes or words.
 """
 
-from typing import Any
-
 import numpy as np
 
 from .. import layers as ours
@@ -13,6 +11,7 @@ from ..backend import engine_for
 from ..checks import Array, accept, any_shape, expect_float
 from ..layers import TimeSigmoidWithLoss as SigmoidWithLoss  # the mean over x of any shape
 from ..layers.base import Layer
+from ..typing import AnyArray, IntArray, Scalar
 from .functions import cross_entropy_error, sigmoid, softmax
 
 __all__ = [
@@ -21,7 +20,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-def labels_of(ts: Array, axes: int) -> Array:
+def labels_of(ts: AnyArray, axes: int) -> IntArray:
     """Labels with so many axes, from labels or from one-hot vectors along one axis more.
 
     Raises ValueError for vectors that are not one-hot.
@@ -141,7 +140,7 @@ class Embedding(ours.TimeEmbedding):
         The vectors.
     """
 
-    def forward(self, idx: Array) -> Array:
+    def forward(self, idx: IntArray) -> Array:
         """Look up the vectors.
 
         Parameters
@@ -222,7 +221,7 @@ class SoftmaxWithLoss(ours.TimeSoftmaxWithLoss):
     The gradient is dx = (softmax(x) - one-hot t) / N.
     """
 
-    def forward(self, x: Array, t: Array) -> Any:
+    def forward(self, x: Array, t: AnyArray) -> Scalar:
         """Compute the loss.
 
         Parameters

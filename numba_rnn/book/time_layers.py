@@ -10,8 +10,6 @@ N rows, T steps, D inputs, H units, V words. With a star the names ``np``, ``sig
 and those of ``layers`` come along, as in the book. The Korean edition's GRU has no b: give zeros.
 """
 
-from typing import Any
-
 import numpy as np
 
 from .. import layers as ours
@@ -29,6 +27,7 @@ from ..layers import (
     TimeSigmoidWithLoss,
 )
 from ..layers.base import Layer
+from ..typing import AnyArray, Scalar
 from .functions import sigmoid
 from .layers import (
     Affine,
@@ -59,7 +58,7 @@ class TimeSoftmaxWithLoss(ours.TimeSoftmaxWithLoss):
     ``ignore_label``, -1.
     """
 
-    def forward(self, xs: Array, ts: Array) -> Any:
+    def forward(self, xs: Array, ts: AnyArray) -> Scalar:
         """Compute the loss.
 
         Parameters

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 
 from ..backend import engine_named, move, to_host
-from ..checks import Array
 from ..layers.losses import perplexity_of
 from ..training.bptt import TruncatedBPTT
 from ..training.clipping import global_norm
+from ..typing import AnyArray
 
 __all__ = ["clip_grads", "eval_perplexity", "eval_seq2seq", "np", "to_cpu", "to_gpu"]
 
 
-def to_cpu(x: Array) -> Array:
+def to_cpu(x: AnyArray) -> AnyArray:
     """Return an array in host memory.
 
     Parameters
@@ -32,7 +32,7 @@ def to_cpu(x: Array) -> Array:
     return to_host(x)
 
 
-def to_gpu(x: Array) -> Array:
+def to_gpu(x: AnyArray) -> AnyArray:
     """Return an array on the GPU.
 
     Parameters
@@ -53,7 +53,7 @@ def to_gpu(x: Array) -> Array:
     return move(x, engine_named("cuda"))
 
 
-def clip_grads(grads: list[Array], max_norm: float) -> None:
+def clip_grads(grads: list[AnyArray], max_norm: float) -> None:
     """Scale the gradients in place by max_norm / (norm + 1e-6) if that is less than 1.
 
     The norm is that of all numbers of all gradients in one vector. If it is not finite, the
@@ -73,7 +73,9 @@ def clip_grads(grads: list[Array], max_norm: float) -> None:
             grad *= rate
 
 
-def eval_perplexity(model: Any, corpus: Array, batch_size: int = 10, time_size: int = 35) -> float:
+def eval_perplexity(
+    model: Any, corpus: AnyArray, batch_size: int = 10, time_size: int = 35
+) -> float:
     """Compute exp of the mean loss over a corpus.
 
     Parameters
@@ -101,8 +103,8 @@ def eval_perplexity(model: Any, corpus: Array, batch_size: int = 10, time_size: 
 
 def eval_seq2seq(
     model: Any,
-    question: Array,
-    correct: Array,
+    question: AnyArray,
+    correct: AnyArray,
     id_to_char: Mapping[int, str],
     verbose: bool = False,
     is_reverse: bool = False,

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from ..backend import to_host
 from ..checks import FLOATS, Array, any_shape, as_array, expect_array, expect_float_dtype
@@ -73,7 +74,9 @@ _BOTH_WAYS = ["Wx1", "Wh1", "b1", "Wx2", "Wh2", "b2"]
 # ---- from the book
 
 
-def from_book(source: Any, *, dtype: Any = None) -> TimeRecurrent | Bidirectional | Rnnlm | Seq2seq:
+def from_book(
+    source: Any, *, dtype: DTypeLike | None = None
+) -> TimeRecurrent | Bidirectional | Rnnlm | Seq2seq:
     """Convert the book's parameters to a layer, a language model, or encoder and decoder.
 
     Parameters
@@ -338,7 +341,7 @@ def to_book(
             if not (tied and name == "affine_W")
         }
         with written_atomically(Path(path)) as part, open(part, "wb") as file:
-            np.savez(file, **named)
+            np.savez(file, **named)  # type: ignore[arg-type]  # no name is allow_pickle
     return arrays
 
 

@@ -27,6 +27,7 @@ from ..backend import to_host
 from ..checks import FLOATS, Array, expect_plain_array
 from ..kernels import cells
 from ..layers import TimeRecurrent
+from ..typing import IntArray
 
 T = TypeVar("T")
 
@@ -69,7 +70,9 @@ def to_theirs(matrix: Array, family: str, convention: Convention) -> Array:
 
 
 @lru_cache(maxsize=64)
-def arrangement(family: str, convention: Convention, columns: int) -> tuple[Array, Array | None]:
+def arrangement(
+    family: str, convention: Convention, columns: int
+) -> tuple[IntArray, IntArray | None]:
     """Where our columns are among theirs, and what each is times there; None: 1."""
     there, here = getattr(convention, family), OURS[family]
     if columns % len(here):

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import Array
 from ..extras import needed
+from ..typing import AnyArray
 from .conventions import CannotConvert
 
 _OLDEST = 7  # opset
@@ -99,7 +99,7 @@ def expect_plain(model: Any) -> None:
             )
 
 
-def array_of(tensor: Any, what: str) -> Array:
+def array_of(tensor: Any, what: str) -> AnyArray:
     """The numbers of an onnx.TensorProto."""
     import onnx
 

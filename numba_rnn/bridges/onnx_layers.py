@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from ..backend import to_host
-from ..checks import Array
 from ..layers import (
     Bidirectional,
     TimeAffine,
@@ -21,6 +20,7 @@ from ..layers import (
     TimeRNN,
 )
 from ..layers.composite import Composite
+from ..typing import AnyArray
 from .onnx_cells import LIBRARY, Kind, cell_of, params_of, weights_of
 from .onnx_steps import Arrays, Node, Step
 
@@ -30,21 +30,21 @@ class Embedding(Step):
 
     layer: TimeEmbedding
 
-    def __init__(self, node: Node, W: Array) -> None:
+    def __init__(self, node: Node, W: AnyArray) -> None:
         super().__init__(node)
         self.inputs = node.inputs[1:]
         self.layer = TimeEmbedding(W)
 
-    def forward(self, ids: Array, /) -> Arrays:
+    def forward(self, ids: AnyArray, /) -> Arrays:
         self._tape = ids.shape
         rows = to_host(self.layer.forward(ids.reshape(1, -1)))
         return (rows.reshape(*ids.shape, rows.shape[-1]),)
 
-    def written(self) -> tuple[list[Node], dict[str, Array]]:
+    def written(self) -> tuple[list[Node], dict[str, AnyArray]]:
         weights = self._named(W=self.layer.params[0])
         return [replace(self.node, inputs=(*weights, *self.inputs))], weights
 
-    def _back(self, gradient: Array) -> None:
+    def _back(self, gradient: AnyArray) -> None:
         self.layer.backward(np.ascontiguousarray(gradient.reshape(1, -1, gradient.shape[-1])))
 
 
@@ -53,15 +53,14 @@ class Affine(Step):
 
     layer: TimeAffine
 
-    def __init__(self, node: Node, x: str, W: Array, b: Array, output: str) -> None:
+    def __init__(self, node: Node, x: str, W: AnyArray, b: AnyArray, output: str) -> None:
         super().__init__(node)
         self.inputs, self.outputs = (x,), (output,)
         self.layer = TimeAffine(W, b)
 
-    def written(self) -> tuple[list[Node], dict[str, Array]]:
-        W, b = self.layer.params
-        weights, product = self._named(W=W, b=b), f"{self.outputs[0]}.product"
-        W, b = weights
+    def written(self) -> tuple[list[Node], dict[str, AnyArray]]:
+        weights = self._named(W=self.layer.params[0], b=self.layer.params[1])
+        (W, b), product = weights, f"{self.outputs[0]}.product"
         nodes = [
             replace(self.node, op=op, name=f"{self.outputs[0]}.{op}", inputs=inputs,
                     outputs=outputs, attributes={})
@@ -71,14 +70,14 @@ class Affine(Step):
         ]  # fmt: skip
         return nodes, weights
 
-    def forward(self, x: Array, /) -> Arrays:
+    def forward(self, x: AnyArray, /) -> Arrays:
         if x.ndim < 2:
             raise ValueError(f"{self.node}: expected two axes or more, got shape {x.shape}")
         self._tape = x.shape
         out = to_host(self.layer.forward(np.ascontiguousarray(x.reshape(1, -1, x.shape[-1]))))
         return (out.reshape(*x.shape[:-1], out.shape[-1]),)
 
-    def _back(self, gradient: Array) -> Array:
+    def _back(self, gradient: AnyArray) -> AnyArray:
         rows = np.ascontiguousarray(gradient.reshape(1, -1, gradient.shape[-1]))
         return to_host(self.layer.backward(rows)).reshape(self._tape)
 
@@ -102,13 +101,13 @@ class Reversed(Composite):
         """The number of outputs a step."""
         return self.backward_layer.output_size
 
-    def forward(self, xs: Array, *, lengths: Any = None, mask: Any = None) -> Array:
+    def forward(self, xs: AnyArray, *, lengths: Any = None, mask: Any = None) -> AnyArray:
         """xs (N, T, D) -> hs (N, T, H); a row starts at its own last step."""
         _, xs, mask, _ = self._accept_block(xs, lengths, mask, None)
         mask = None if mask is None else mask[:, ::-1]
         return self.backward_layer.forward(xs[:, ::-1], mask=mask)[:, ::-1]
 
-    def backward(self, dhs: Array, *dstate: Sequence[Array | None] | None) -> Array:
+    def backward(self, dhs: AnyArray, *dstate: Sequence[AnyArray | None] | None) -> AnyArray:
         """dhs (N, T, H) -> dxs (N, T, D); fills ``grads``."""
         (own,) = self._one_each("backward", dstate)
         return self.backward_layer.backward(dhs[:, ::-1], *(own or ()))[:, ::-1]
@@ -122,7 +121,7 @@ def recurrent_parts(layer: AnyRecurrent) -> tuple[TimeRecurrent, ...]:
     return layer.recurrent if isinstance(layer, Composite) else (layer,)
 
 
-def layer_of(kind: Kind, params: Sequence[Array]) -> TimeRecurrent:
+def layer_of(kind: Kind, params: Sequence[AnyArray]) -> TimeRecurrent:
     """The layer of a kind of node, TimeLSTM and its like where it is one of them."""
     name, (Wx, Wh, b, *_) = LIBRARY.get(kind), params
     if name == "lstm":
@@ -149,7 +148,7 @@ class Recurrent(Step):
         self,
         node: Node,
         kinds: Sequence[Kind],
-        weights: tuple[Array, Array, Array, Array | None],
+        weights: tuple[AnyArray, AnyArray, AnyArray, AnyArray | None],
         direction: str,
         layout: int,
     ) -> None:
@@ -167,7 +166,7 @@ class Recurrent(Step):
         )  # fmt: skip
         self._kinds, self._layout = kinds, layout
 
-    def written(self) -> tuple[list[Node], dict[str, Array]]:
+    def written(self) -> tuple[list[Node], dict[str, AnyArray]]:
         parts = recurrent_parts(self.layer)
         arrays = [
             weights_of(kind, *map(to_host, part.cell_params))
@@ -184,7 +183,7 @@ class Recurrent(Step):
         initial = initial[: len(parts[0].cell.states)]
         return [replace(self.node, inputs=(x, W, R, B, lengths, *initial, *P))], weights
 
-    def forward(self, X: Array, lengths: Any, *initial: Array | None) -> Arrays:
+    def forward(self, X: AnyArray, lengths: Any, *initial: AnyArray | None) -> Arrays:
         parts = recurrent_parts(self.layer)
         xs = np.ascontiguousarray(X if self._layout else X.transpose(1, 0, 2))
         self._set(parts, [None if s is None else self._directions_first(s) for s in initial])
@@ -198,14 +197,14 @@ class Recurrent(Step):
         self._tape = Y.shape, initial
         return (Y if self._layout else Y.transpose(1, 2, 0, 3), *states)
 
-    def _set(self, parts: tuple[TimeRecurrent, ...], initial: Sequence[Array | None]) -> None:
+    def _set(self, parts: tuple[TimeRecurrent, ...], initial: Sequence[AnyArray | None]) -> None:
         given = initial[: len(parts[0].cell.states)]
         for k, part in enumerate(parts):
             own = [None if s is None else np.ascontiguousarray(s[k]) for s in given]
             if any(s is not None for s in own):
                 part.set_state(*own)
 
-    def backward(self, *gradients: Array | None) -> Arrays:
+    def backward(self, *gradients: AnyArray | None) -> Arrays:
         (shape, initial), parts = self._tape, recurrent_parts(self.layer)
         dY, *dlast = gradients
         if dY is None:
@@ -229,7 +228,7 @@ class Recurrent(Step):
         dxs = to_host(dxs)
         return (dxs if self._layout else dxs.transpose(1, 0, 2), None, *dinitial)
 
-    def _directions_first(self, states: Array) -> Array:
+    def _directions_first(self, states: AnyArray) -> AnyArray:
         return states.transpose(1, 0, 2) if self._layout else states
 
     _directions_last = _directions_first  # the same two axes change places

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from ..backend import Engine
-from ..checks import FLOATS, Array, expect_plain_array, spell
+from ..checks import FLOATS, expect_plain_array, spell
 from ..layers import Layer
+from ..typing import AnyArray
 from .conventions import CannotConvert
 from .onnx_cells import ACTIVATIONS, DEFAULTS, GATES, PEEPHOLES, Activation, Kind
 from .onnx_files import MISFITS, TYPES, array_of, expect_plain, expect_valid, loaded
@@ -33,7 +34,7 @@ _NO_LIMIT = float(np.finfo(np.float32).max)  # ONNX Runtime's clip where there i
 _Shape = tuple[int | str, ...] | None
 
 
-def from_onnx(source: Any, weights: Mapping[str, Array] | None = None) -> "OnnxNet":
+def from_onnx(source: Any, weights: Mapping[str, AnyArray] | None = None) -> "OnnxNet":
     """Read the layers of an ONNX file, connected as in the file.
 
     Nothing of the file is run, and no other file is read. If the weights are in another file,
@@ -122,8 +123,8 @@ class OnnxNet(Layer):
         self,
         steps: list[Step],
         inputs: Mapping[str, tuple[str, _Shape]],
-        optional: Mapping[str, Array],
-        constants: Mapping[str, Array],
+        optional: Mapping[str, AnyArray],
+        constants: Mapping[str, AnyArray],
         frame: Any,
     ) -> None:
         self._steps, self._specs, self._constants = steps, dict(inputs), dict(constants)
@@ -132,16 +133,16 @@ class OnnxNet(Layer):
         self.outputs = tuple(value.name for value in frame.graph.output)
         self._frame = frame  # the model without its nodes and weights
         self.inputs = tuple(name for name in inputs if name not in optional)
-        self.dinputs: dict[str, Array | None] = {}
+        self.dinputs: dict[str, AnyArray | None] = {}
         self._tape: Any = None
 
     @property
-    def params(self) -> list[Array]:  # type: ignore[override]
+    def params(self) -> list[AnyArray]:  # type: ignore[override]
         """The parameters of all layers: the same arrays, in a new list."""
         return [param for layer in self.layers for param in layer.params]
 
     @property
-    def grads(self) -> list[Array]:  # type: ignore[override]
+    def grads(self) -> list[AnyArray]:  # type: ignore[override]
         """The gradients of all layers: the same arrays, in a new list."""
         return [grad for layer in self.layers for grad in layer.grads]
 
@@ -193,7 +194,7 @@ class OnnxNet(Layer):
         for step in self._steps:
             step.forget()
 
-    def forward(self, *inputs: Array, **named: Array) -> Any:
+    def forward(self, *inputs: AnyArray, **named: AnyArray) -> Any:
         """Run the graph.
 
         Parameters
@@ -234,7 +235,7 @@ class OnnxNet(Layer):
         self._tape = [(out.shape, out.dtype) for out in outputs]
         return outputs if len(outputs) > 1 else outputs[0]
 
-    def backward(self, *douts: Array | None) -> Any:
+    def backward(self, *douts: AnyArray | None) -> Any:
         """Compute the gradients, fill ``grads`` and set ``dinputs``.
 
         Parameters
@@ -278,7 +279,7 @@ def _proto(node: Node) -> Any:
     return onnx.helper.make_node(node.op, node.inputs, node.outputs, node.name, **attributes)
 
 
-def _accumulate(gradients: dict[str, Any], name: str, gradient: Array) -> None:
+def _accumulate(gradients: dict[str, Any], name: str, gradient: AnyArray) -> None:
     gradients[name] = gradients[name] + gradient if name in gradients else gradient
 
 
@@ -402,7 +403,7 @@ class _Reader:
                 f"{step.node}: expected at most {LARGEST} numbers made of nothing by all nodes"
             )
 
-    def _known(self, name: str) -> Array | None:
+    def _known(self, name: str) -> AnyArray | None:
         return self._constants.get(name, self._optional.get(name))
 
     def _step(self, node: Node, skipped: set[int]) -> Step:
@@ -440,7 +441,7 @@ class _Reader:
             raise node.refuse("expected all its inputs, got one that is left out")
         return GLUE[node.op](node)
 
-    def _weight(self, node: Node, place: int, what: str, shape: tuple[int | str, ...]) -> Array:
+    def _weight(self, node: Node, place: int, what: str, shape: tuple[int | str, ...]) -> AnyArray:
         """A weight of one's own, checked."""
         name = node.input(place)
         array = self._known(name)
@@ -499,7 +500,7 @@ class _Reader:
         return Affine(node, node.inputs[0], W, b, node.outputs[0])
 
     @staticmethod
-    def _expect_dtype(node: Node, array: Array, W: Array) -> None:
+    def _expect_dtype(node: Node, array: AnyArray, W: AnyArray) -> None:
         if array.dtype != W.dtype:
             raise node.refuse(f"expected weights of {W.dtype}, got {array.dtype}")
 

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from ..backend import to_host
-from ..checks import Array
 from ..layers import Layer
+from ..typing import AnyArray
 from .conventions import CannotConvert
 
-Arrays = tuple[Array | None, ...]
+Arrays = tuple[AnyArray | None, ...]
 LARGEST = 2**26  # numbers that may be made of nothing, so that no file takes all memory
 
 
@@ -75,21 +75,21 @@ class Step:
         """How many numbers forward would make, where that may be far more than it is given."""
         return 0
 
-    def backward(self, *gradients: Array | None) -> Arrays:
+    def backward(self, *gradients: AnyArray | None) -> Arrays:
         """Of what has one output and gives a gradient to its first input."""
         return (self._back(gradients[0]),)
 
-    def _back(self, gradient: Any) -> Array | None:
+    def _back(self, gradient: Any) -> AnyArray | None:
         raise self.node.refuse("no gradient goes through it")
 
     def forget(self) -> None:
         self._tape = None
 
-    def written(self) -> tuple[list[Node], dict[str, Array]]:
+    def written(self) -> tuple[list[Node], dict[str, AnyArray]]:
         """Nodes that compute the same, and the weights that they read, as they are now."""
         return [self.node], {}
 
-    def _named(self, **weights: Array) -> dict[str, Array]:
+    def _named(self, **weights: AnyArray) -> dict[str, AnyArray]:
         """The weights by names that nothing else has."""
         output = next(filter(None, self.outputs))
         return {f"{output}.{name}": to_host(array) for name, array in weights.items()}
@@ -103,25 +103,25 @@ class Transpose(Step):
         super().__init__(node)
         self._perm = node.only("perm").get("perm")
 
-    def forward(self, x: Array, /) -> Arrays:
+    def forward(self, x: AnyArray, /) -> Arrays:
         self._tape = list(range(x.ndim))[::-1] if self._perm is None else list(self._perm)
         return (x.transpose(self._tape),)
 
-    def _back(self, gradient: Array) -> Array:
+    def _back(self, gradient: AnyArray) -> AnyArray:
         return gradient.transpose(np.argsort(self._tape))
 
 
 class _Shaped(Step):
     """The same numbers in another shape."""
 
-    def forward(self, x: Array, /, *others: Array) -> Arrays:
+    def forward(self, x: AnyArray, /, *others: AnyArray) -> Arrays:
         self._tape = x.shape
         return (x.reshape(self._shape(x.shape, *others)),)
 
-    def _back(self, gradient: Array) -> Array:
+    def _back(self, gradient: AnyArray) -> AnyArray:
         return gradient.reshape(self._tape)
 
-    def _shape(self, shape: tuple[int, ...], *others: Array) -> tuple[int, ...]:
+    def _shape(self, shape: tuple[int, ...], *others: AnyArray) -> tuple[int, ...]:
         raise NotImplementedError
 
 
@@ -130,7 +130,7 @@ class Reshape(_Shaped):
         super().__init__(node)
         self._zero = node.only("allowzero").get("allowzero", 0)  # 0: a size 0 is that of the input
 
-    def _shape(self, shape: tuple[int, ...], *others: Array) -> tuple[int, ...]:
+    def _shape(self, shape: tuple[int, ...], *others: AnyArray) -> tuple[int, ...]:
         return tuple(int(n) if n or self._zero else shape[k] for k, n in enumerate(others[0]))
 
 
@@ -142,7 +142,7 @@ class _OfAxes(_Shaped):
         axes = node.only("axes").get("axes")
         self._axes = None if axes is None else tuple(axes)
 
-    def _chosen(self, ndim: int, others: tuple[Array | None, ...]) -> set[int] | None:
+    def _chosen(self, ndim: int, others: tuple[AnyArray | None, ...]) -> set[int] | None:
         given = next((o for o in others if o is not None), None)
         axes = self._axes if given is None else tuple(map(int, given))
         if axes is None:
@@ -153,7 +153,7 @@ class _OfAxes(_Shaped):
 
 
 class Squeeze(_OfAxes):
-    def _shape(self, shape: tuple[int, ...], *others: Array) -> tuple[int, ...]:
+    def _shape(self, shape: tuple[int, ...], *others: AnyArray) -> tuple[int, ...]:
         chosen = self._chosen(len(shape), others)
         if chosen is None:
             chosen = {axis for axis, n in enumerate(shape) if n == 1}
@@ -163,7 +163,7 @@ class Squeeze(_OfAxes):
 
 
 class Unsqueeze(_OfAxes):
-    def _shape(self, shape: tuple[int, ...], *others: Array) -> tuple[int, ...]:
+    def _shape(self, shape: tuple[int, ...], *others: AnyArray) -> tuple[int, ...]:
         count = self._axes if self._axes is not None else tuple(others[0])
         chosen = self._chosen(len(shape) + len(count), others) or set()
         rest = iter(shape)
@@ -175,7 +175,7 @@ class Identity(_Shaped):
         super().__init__(node)
         node.only()
 
-    def _shape(self, shape: tuple[int, ...], *others: Array) -> tuple[int, ...]:
+    def _shape(self, shape: tuple[int, ...], *others: AnyArray) -> tuple[int, ...]:
         return shape
 
 
@@ -201,7 +201,7 @@ class Concat(Step):
     def size(self, *values: Any) -> int:
         return sum(value.size for value in values)
 
-    def backward(self, *gradients: Array | None) -> Arrays:
+    def backward(self, *gradients: AnyArray | None) -> Arrays:
         (gradient,) = gradients
         assert gradient is not None
         return tuple(np.split(gradient, self._tape, axis=self._axis))
@@ -210,11 +210,11 @@ class Concat(Step):
 class _Cut(Step):
     """Some of the numbers: those that ``_tape``, a shape and an index, says."""
 
-    def _cut(self, x: Array, index: Any) -> Arrays:
+    def _cut(self, x: AnyArray, index: Any) -> Arrays:
         self._tape = x.shape, index
         return (np.asarray(x[index]),)
 
-    def _back(self, gradient: Array) -> Array:
+    def _back(self, gradient: AnyArray) -> AnyArray:
         shape, index = self._tape
         found = np.zeros(shape, gradient.dtype)
         np.add.at(found, index, gradient)
@@ -226,7 +226,7 @@ class Gather(_Cut):
         super().__init__(node)
         self._axis = int(node.only("axis").get("axis", 0))
 
-    def forward(self, x: Array, indices: Array, /) -> Arrays:
+    def forward(self, x: AnyArray, indices: AnyArray, /) -> Arrays:
         return self._cut(x, (slice(None),) * (self._axis % x.ndim) + (indices,))
 
     def size(self, *values: Any) -> int:
@@ -240,7 +240,7 @@ class Slice(_Cut):
         given = node.only("starts", "ends", "axes")  # before opset 10
         self._given = tuple(given[n] for n in ("starts", "ends", "axes") if n in given)
 
-    def forward(self, x: Array, /, *others: Array) -> Arrays:
+    def forward(self, x: AnyArray, /, *others: AnyArray) -> Arrays:
         given: list[Any] = [*self._given, *others, None, None, None, None]
         starts, ends, axes, steps = given[:4]
         index = [slice(None)] * x.ndim
@@ -259,13 +259,13 @@ class Expand(Step):
         super().__init__(node)
         node.only()
 
-    def forward(self, x: Array, shape: Array, /) -> Arrays:
+    def forward(self, x: AnyArray, shape: AnyArray, /) -> Arrays:
         wanted = np.broadcast_shapes(x.shape, tuple(int(n) for n in shape))
         _expect_small(self.node, wanted)
         self._tape = x.shape
         return (np.broadcast_to(x, wanted),)
 
-    def _back(self, gradient: Array) -> Array:
+    def _back(self, gradient: AnyArray) -> AnyArray:
         return _summed(gradient, self._tape)
 
 
@@ -278,14 +278,14 @@ class Add(Step):
         super().__init__(node)
         node.only()
 
-    def forward(self, a: Array, b: Array, /) -> Arrays:
+    def forward(self, a: AnyArray, b: AnyArray, /) -> Arrays:
         self._tape = a.shape, b.shape
         return (a + b,)
 
     def size(self, *values: Any) -> int:
         return _broadcast_size(values)
 
-    def backward(self, *gradients: Array | None) -> Arrays:
+    def backward(self, *gradients: AnyArray | None) -> Arrays:
         return tuple(_summed(gradients[0], shape) for shape in self._tape)
 
 
@@ -297,7 +297,7 @@ class Softmax(Step):
         self._old = node.opset < 13
         self._axis = int(node.only("axis").get("axis", 1 if self._old else -1))
 
-    def forward(self, x: Array, /) -> Arrays:
+    def forward(self, x: AnyArray, /) -> Arrays:
         axis = self._axis % x.ndim
         axes = tuple(range(axis, x.ndim)) if self._old else axis
         y = np.exp(x - x.max(axis=axes, keepdims=True))
@@ -305,7 +305,7 @@ class Softmax(Step):
         self._tape = y, axes
         return (y,)
 
-    def _back(self, gradient: Array) -> Array:
+    def _back(self, gradient: AnyArray) -> AnyArray:
         y, axes = self._tape
         return y * (gradient - (gradient * y).sum(axis=axes, keepdims=True))
 
@@ -322,11 +322,11 @@ class Cast(Step):
             )
         self._dtype = self._TO[to]
 
-    def forward(self, x: Array, /) -> Arrays:
+    def forward(self, x: AnyArray, /) -> Arrays:
         self._tape = x.dtype
         return (x.astype(self._dtype),)
 
-    def _back(self, gradient: Array) -> Array | None:
+    def _back(self, gradient: AnyArray) -> AnyArray | None:
         return gradient.astype(self._tape) if self._tape.kind == "f" else None
 
 
@@ -339,10 +339,10 @@ class Shape(Step):
         given = node.only("start", "end")
         self._part = slice(given.get("start"), given.get("end"))
 
-    def forward(self, x: Array, /) -> Arrays:
+    def forward(self, x: AnyArray, /) -> Arrays:
         return (np.array(x.shape[self._part], np.int64),)
 
-    def backward(self, *gradients: Array | None) -> Arrays:
+    def backward(self, *gradients: AnyArray | None) -> Arrays:
         return (None,)
 
 
@@ -356,17 +356,17 @@ class _OfSizes(Step):
     def size(self, *values: Any) -> int:
         return _broadcast_size(values)
 
-    def backward(self, *gradients: Array | None) -> Arrays:
+    def backward(self, *gradients: AnyArray | None) -> Arrays:
         return None, None
 
 
 class Mul(_OfSizes):
-    def forward(self, a: Array, b: Array, /) -> Arrays:
+    def forward(self, a: AnyArray, b: AnyArray, /) -> Arrays:
         return (a * b,)
 
 
 class Div(_OfSizes):
-    def forward(self, a: Array, b: Array, /) -> Arrays:
+    def forward(self, a: AnyArray, b: AnyArray, /) -> Arrays:
         if (b == 0).any():
             raise ValueError("expected no division by 0")
         whole = np.abs(a) // np.abs(b)  # towards 0
@@ -380,12 +380,12 @@ class ConstantOfShape(Step):
         if self._value.size != 1:
             raise node.refuse(f"value: expected one number, got {self._value.size}")
 
-    def forward(self, shape: Array, /) -> Arrays:
+    def forward(self, shape: AnyArray, /) -> Arrays:
         wanted = tuple(int(n) for n in shape)
         _expect_small(self.node, wanted)
         return (np.full(wanted, self._value.reshape(()), self._value.dtype),)
 
-    def backward(self, *gradients: Array | None) -> Arrays:
+    def backward(self, *gradients: AnyArray | None) -> Arrays:
         return (None,)
 
 
@@ -409,7 +409,7 @@ def _expect_small(node: Node, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{node}: expected a shape of at most {LARGEST} numbers, got {shape}")
 
 
-def _summed(gradient: Any, shape: tuple[int, ...]) -> Array:
+def _summed(gradient: Any, shape: tuple[int, ...]) -> AnyArray:
     """The gradient of what was broadcast, in its own shape."""
     more = gradient.ndim - len(shape)
     axes = [k for k in range(gradient.ndim) if k < more or shape[k - more] < gradient.shape[k]]

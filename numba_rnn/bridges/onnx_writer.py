@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from ..backend import to_host
-from ..checks import Array
 from ..extras import needed
 from ..files import written_atomically
 from ..layers import (
@@ -26,6 +25,7 @@ from ..layers import (
     TimeRecurrent,
 )
 from ..models import Rnnlm
+from ..typing import AnyArray
 from .conventions import CannotConvert
 from .onnx_cells import Kind, attributes_of, kind_of, weights_of
 from .onnx_files import expect_valid
@@ -180,7 +180,7 @@ class _Graph:
     def __init__(self, layers: list[Any], states: bool, lengths: bool) -> None:
         self._dtype, self._states = layers[0].dtype, states
         self._nodes: list[Any] = []
-        self._weights: dict[str, Array] = {}
+        self._weights: dict[str, AnyArray] = {}
         self._inputs: list[tuple[str, Any, list[Any]]] = []
         self._last: list[tuple[str, Any, list[Any]]] = []
         self._numbers = count()  # of recurrent layers, one for each direction
@@ -203,7 +203,7 @@ class _Graph:
         self._nodes.append(onnx.helper.make_node(op, inputs, names, name=name, **attributes))
         return names[0] if outputs is None else names
 
-    def weight(self, name: str, array: Array) -> str:
+    def weight(self, name: str, array: AnyArray) -> str:
         """Add an array; a name that is there already stands for the same one."""
         self._weights[name] = np.asarray(array, order="C")
         return name

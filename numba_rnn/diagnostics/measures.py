@@ -15,8 +15,9 @@ from ..kernels import cells
 from ..kernels.cells import Cell
 from ..layers.recurrent import _CellLayer
 from ..layers.trace import Trace
+from ..typing import AnyArray, BoolArray
 
-Table = dict[str, Array]
+Table = dict[str, AnyArray]
 
 
 def expect_trace(trace: Any, name: str = "trace") -> Trace:
@@ -35,7 +36,7 @@ def expect_trace(trace: Any, name: str = "trace") -> Trace:
 # ---- gradients
 
 
-def rows_by_lag(trace: Trace, state: str) -> tuple[Array, Array]:
+def rows_by_lag(trace: Trace, state: str) -> tuple[Array, BoolArray]:
     """The norm of dL/d(state) over units, by how many steps back; and which of them there are.
 
     Both (N, T), [n, k]: row n, k steps before the last step that the loss looks at.
@@ -293,7 +294,7 @@ def saturation(trace: Trace, by: str = "gate") -> Table:
 # ---- recurrent weights
 
 
-def recurrent_blocks(layer: Any) -> dict[str, Array]:
+def recurrent_blocks(layer: _CellLayer) -> dict[str, Array]:
     """The block (H, H) of Wh of each gate that has one, float64 in host memory."""
     if not isinstance(layer, _CellLayer):
         also = "; its forward_layer and backward_layer are such" * hasattr(layer, "forward_layer")
@@ -315,7 +316,7 @@ def recurrent_blocks(layer: Any) -> dict[str, Array]:
     return {cell.gates[g]: Wh[:, k * H : (k + 1) * H] for k, g in enumerate(cell.recurrent_gates)}
 
 
-def spectrum(layer: Any) -> Table:
+def spectrum(layer: _CellLayer) -> Table:
     """Measure the effect of repeated multiplication by each gate's block (H, H) of Wh.
 
     Parameters
@@ -359,7 +360,7 @@ def spectrum(layer: Any) -> Table:
     }
 
 
-def singular_values(layer: Any) -> Table:
+def singular_values(layer: _CellLayer) -> Table:
     """Compute all singular values of each gate's block of Wh.
 
     Parameters

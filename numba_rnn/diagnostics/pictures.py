@@ -17,7 +17,9 @@ import numpy as np
 from ..checks import Array, expect_choice, expect_int
 from ..extras import needed
 from ..fonts import choose_fonts
+from ..layers.recurrent import _CellLayer
 from ..layers.trace import Trace
+from ..typing import BoolArray
 from .measures import (
     bounded_gates,
     expect_trace,
@@ -127,7 +129,7 @@ def plot_gates(
 
 
 def _heat_map(
-    figure: Any, axes: Any, trace: Trace, name: str, values: Array, left_out: Array
+    figure: Any, axes: Any, trace: Trace, name: str, values: Array, left_out: BoolArray
 ) -> None:
     """values (H, T) of one gate, with their colour bar."""
     matplotlib = _matplotlib()
@@ -337,7 +339,7 @@ def plot_saturation(trace: Trace, figure: Any = None) -> Any:
 # ---- recurrent weights
 
 
-def plot_spectrum(layer: Any, figure: Any = None) -> Any:
+def plot_spectrum(layer: _CellLayer, figure: Any = None) -> Any:
     """Draw the eigenvalues of Wh in the complex plane, and its singular values.
 
     There is a column for each gate's block (H, H). Components along eigenvalues outside the unit

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..backend import engine_for
 from ..checks import Array, accept, accept_mask
+from ..typing import BoolArray, Flags, Integers
 from .base import Layer
 
 
@@ -56,7 +57,12 @@ class TimeAttention(Layer):
         self.attention_weights = None
 
     def forward(
-        self, hs_enc: Array, hs_dec: Array, *, lengths: Any = None, mask: Any = None
+        self,
+        hs_enc: Array,
+        hs_dec: Array,
+        *,
+        lengths: Integers | None = None,
+        mask: Flags | None = None,
     ) -> Array:
         """Compute the context of every step of the decoder.
 
@@ -124,7 +130,7 @@ class TimeAttention(Layer):
         return dhs_enc, here.product(dscores, hs_enc)
 
 
-def _softmax(xp: Any, scores: Array, there: Array | None) -> Array:
+def _softmax(xp: Any, scores: Array, there: BoolArray | None) -> Array:
     """Shares that sum to 1 along the last axis, 0 where nothing is there."""
     if there is not None:
         scores = xp.where(there, scores, scores.dtype.type(np.finfo(scores.dtype).min))

@@ -1,12 +1,14 @@
 """A sequence read in both directions."""
 
-from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self, overload
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from ..checks import Array, accept
-from .composite import Composite
+from ..kernels.cells import Cell, WrittenCell
+from ..typing import BoolArray, Flags, Integers
+from .composite import Composite, DStates
 from .initialisers import Seed, generator
 from .recurrent import TimeGRU, TimeLSTM, TimeRecurrent, TimeRNN
 
@@ -74,7 +76,7 @@ class Bidirectional(Composite):
         input_size: int,
         hidden_size: int,
         *,
-        layer: Any = "lstm",
+        layer: type[TimeRecurrent] | Cell | WrittenCell | str = "lstm",
         rng: Seed = None,
         stateful: bool = False,
         **options: Any,
@@ -106,7 +108,8 @@ class Bidirectional(Composite):
         TypeError
             If ``cell`` is among the options of a layer that is not a class.
         """
-        kind, random = layer, generator(rng)
+        kind: Any = layer
+        random = generator(rng)
         if not isinstance(layer, type) or not issubclass(layer, TimeRecurrent):
             if "cell" in options:
                 raise TypeError("cell: expected layer=, which may be a cell, or a class with cell=")
@@ -119,9 +122,9 @@ class Bidirectional(Composite):
         self,
         xs: Array,
         *,
-        lengths: Any = None,
-        mask: Any = None,
-        resets: Any = None,
+        lengths: Integers | None = None,
+        mask: Flags | None = None,
+        resets: Flags | None = None,
         trace: bool = False,
     ) -> Array:
         """Run both layers over a block of time.
@@ -160,9 +163,11 @@ class Bidirectional(Composite):
         self._tape = here, hs.shape
         return hs
 
-    def backward(
-        self, dhs: Array, *dstate: Sequence[Array | None] | None, inputs: bool = True
-    ) -> Array:
+    @overload
+    def backward(self, dhs: Array, *dstate: DStates, inputs: Literal[True] = True) -> Array: ...
+    @overload
+    def backward(self, dhs: Array, *dstate: DStates, inputs: bool) -> Array | None: ...
+    def backward(self, dhs: Array, *dstate: DStates, inputs: bool = True) -> Array | None:
         """Compute the gradients and fill ``grads``.
 
         Parameters
@@ -191,10 +196,10 @@ class Bidirectional(Composite):
         H = self.forward_layer.output_size
         dxs = self.forward_layer.backward(dhs[:, :, :H], *dahead, inputs=inputs)
         back = self.backward_layer.backward(dhs[:, ::-1, H:], *dback, inputs=inputs)
-        return dxs + back[:, ::-1] if inputs else None
+        return None if dxs is None or back is None else dxs + back[:, ::-1]
 
 
-def _seen_from_the_end(resets: Array) -> Array:
+def _seen_from_the_end(resets: BoolArray) -> BoolArray:
     """Where a sequence that is read backwards starts anew: at t - 1 where resets[:, t] is True."""
     found = np.zeros_like(resets)
     found[:, 1:] = resets[:, :0:-1]
@@ -229,7 +234,7 @@ class _TimeBi(Bidirectional):
         hidden_size: int,
         *,
         rng: Seed = None,
-        dtype: Any = np.float32,
+        dtype: DTypeLike = np.float32,
         init: str = "orthogonal",
         stateful: bool = False,
         **options: Any,

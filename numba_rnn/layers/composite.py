@@ -5,11 +5,13 @@ from typing import Any, Self
 
 from ..backend import Engine
 from ..checks import Array, accept, accept_flags, accept_mask
+from ..typing import BoolArray
 from .base import Layer
 from .initialisers import generator
 from .recurrent import TimeRecurrent
 
 States = tuple[Array, ...] | None
+DStates = Sequence[Array | None] | None
 
 
 class Composite(Layer):
@@ -108,7 +110,7 @@ class Composite(Layer):
         """For each recurrent layer the gradient of its states before the first step, or None."""
         return tuple(layer.dstate for layer in self.recurrent)
 
-    def set_state(self, *states: Sequence[Array | None] | None) -> None:
+    def set_state(self, *states: DStates) -> None:
         """Set the states from which the next forward starts.
 
         Parameters
@@ -205,7 +207,7 @@ class Composite(Layer):
 
     def _accept_block(
         self, xs: Array, lengths: Any, mask: Any, resets: Any
-    ) -> tuple[Engine, Array, Array | None, Array | None]:
+    ) -> tuple[Engine, Array, BoolArray | None, BoolArray | None]:
         """The engine, xs, the mask and the resets, checked before any layer runs."""
         here = self._engine()
         xs = accept("xs", xs, ("N", "T", self.input_size), self.dtype, here)

@@ -1,9 +1,10 @@
 """Layers without a state: embedding, affine, dropout."""
 
 import math
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from ..backend import engine_for
 from ..checks import (
@@ -16,6 +17,7 @@ from ..checks import (
     expect_int,
     expect_plain_array,
 )
+from ..typing import IntArray
 from .base import Layer, Rows
 from .initialisers import Seed, generator
 
@@ -47,7 +49,7 @@ class TimeEmbedding(Layer):
         *,
         std: float = 1.0,
         rng: Seed = None,
-        dtype: Any = np.float32,
+        dtype: DTypeLike = np.float32,
     ) -> Self:
         """Create an embedding from its sizes, W ~ N(0, std²).
 
@@ -78,7 +80,7 @@ class TimeEmbedding(Layer):
         W = generator(rng).standard_normal(shape) * expect_float("std", std, 0)
         return cls(W.astype(expect_float_dtype("dtype", dtype)))
 
-    def forward(self, ids: Array) -> Array:
+    def forward(self, ids: IntArray) -> Array:
         """Look up the vectors of words.
 
         Parameters
@@ -133,7 +135,7 @@ class TimeAffine(Layer):
 
     @classmethod
     def create(
-        cls, input_size: int, output_size: int, *, rng: Seed = None, dtype: Any = np.float32
+        cls, input_size: int, output_size: int, *, rng: Seed = None, dtype: DTypeLike = np.float32
     ) -> Self:
         """Create a layer from its sizes, with W ~ N(0, 1/D) and b = 0, as in the book.
 

@@ -27,6 +27,7 @@ from ..checks import (
     expect_float,
 )
 from ..kernels.functions import sigmoid
+from ..typing import AnyArray, Flags, IntArray, Scalar
 from .base import Layer
 
 
@@ -78,7 +79,7 @@ class TimeSoftmaxWithLoss(_Loss):
 
     ignore_label = -1
 
-    def forward(self, xs: Array, ts: Array) -> Any:
+    def forward(self, xs: Array, ts: IntArray) -> Scalar:
         """Compute the loss.
 
         Parameters
@@ -155,7 +156,7 @@ def _counted(mask: Any, xs: Array, ts: Any, here: Engine) -> tuple[Any, Any, flo
 class TimeSigmoidWithLoss(_Loss):
     """Sigmoid and binary cross-entropy, the mean over all numbers that count."""
 
-    def forward(self, xs: Array, ts: Array, mask: Any = None) -> Any:
+    def forward(self, xs: Array, ts: AnyArray, mask: Flags | None = None) -> Scalar:
         """Compute the loss.
 
         Parameters
@@ -203,7 +204,7 @@ class TimeSigmoidWithLoss(_Loss):
 class TimeMSE(_Loss):
     """Mean squared error, the mean over all numbers that count."""
 
-    def forward(self, xs: Array, ts: Array, mask: Any = None) -> Any:
+    def forward(self, xs: Array, ts: Array, mask: Flags | None = None) -> Scalar:
         """Compute the loss.
 
         Parameters

@@ -1,12 +1,14 @@
 """Long short-term memory whose output is a projection of what the units hold."""
 
-from typing import Any, Self
+from typing import Any, Literal, Self, overload
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from ..backend import Engine, engine_for
 from ..checks import Array, accept, expect_int, spell
 from ..kernels import cells
+from ..typing import MaybeArray
 from . import initialisers
 from .base import Layer
 from .initialisers import Seed
@@ -88,7 +90,7 @@ class TimeProjectedLSTM(TimeRecurrent):
         *,
         proj_size: Any = None,
         rng: Seed = None,
-        dtype: Any = np.float32,
+        dtype: DTypeLike = np.float32,
         init: str = "orthogonal",
         **options: Any,
     ) -> Self:
@@ -146,12 +148,12 @@ class TimeProjectedLSTM(TimeRecurrent):
         return [Wx, _wide_weights(self._engine(), Wh, Wr), b]
 
     @property
-    def c(self) -> Array | None:
+    def c(self) -> MaybeArray:
         """The memory cell, (N, H), after the last step."""
         return None if self.state is None else self.state[1]
 
     @property
-    def dc(self) -> Array | None:
+    def dc(self) -> MaybeArray:
         """The gradient of the memory cell, (N, H), before the first step."""
         return None if self.dstate is None else self.dstate[1]
 
@@ -243,7 +245,13 @@ class TimeProjectedLSTM(TimeRecurrent):
         self._shape = hs.shape
         return hs
 
-    def backward(self, dhs: Array, *dstate: Array | None, inputs: bool = True) -> Array:
+    @overload
+    def backward(
+        self, dhs: Array, *dstate: Array | None, inputs: Literal[True] = True
+    ) -> Array: ...
+    @overload
+    def backward(self, dhs: Array, *dstate: Array | None, inputs: bool) -> Array | None: ...
+    def backward(self, dhs: Array, *dstate: Array | None, inputs: bool = True) -> Array | None:
         """Compute the gradients, fill ``grads`` and set ``dstate``.
 
         Parameters

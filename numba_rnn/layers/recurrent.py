@@ -8,16 +8,18 @@ dtype, float32 or float64. Wrong shapes raise ValueError, wrong types and dtypes
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self, overload
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from ..backend import Engine, move
 from ..checks import Array, accept, accept_flags, accept_mask, expect_choice, expect_int
 from ..kernels import cells
-from ..kernels.cells import Cell
+from ..kernels.cells import Cell, WrittenCell
 from ..kernels.step_options import NO_OPTIONS, StepOptions
 from ..streaming import Stream
+from ..typing import Flags, Integers, MaybeArray
 from . import initialisers
 from .base import Layer
 from .initialisers import Seed
@@ -50,7 +52,7 @@ class _CellLayer(Layer):
         hidden_size: int,
         *,
         rng: Seed = None,
-        dtype: Any = np.float32,
+        dtype: DTypeLike = np.float32,
         init: str = "orthogonal",
         **options: Any,
     ) -> Self:
@@ -85,7 +87,7 @@ class _CellLayer(Layer):
         """
         cell = cls._select(options)
         params = initialisers.recurrent(cell, input_size, hidden_size, rng, dtype, init)
-        return cls(*params, **options)
+        return cls(*params, **options)  # type: ignore[arg-type]  # subclasses take them apart
 
     @property
     def input_size(self) -> int:
@@ -401,7 +403,9 @@ class TimeRecurrent(_CellLayer):
 
     role_in_stream = "recurrent"
 
-    def __init__(self, *params: Array, stateful: bool = False, cell: str | Cell) -> None:
+    def __init__(
+        self, *params: Array, stateful: bool = False, cell: str | Cell | WrittenCell
+    ) -> None:
         super().__init__(params, cells.get(cell))
         self.stateful = bool(stateful)
         self.state: tuple[Array, ...] | None = None
@@ -424,12 +428,12 @@ class TimeRecurrent(_CellLayer):
         return cells.get(options["cell"])
 
     @property
-    def h(self) -> Array | None:
+    def h(self) -> MaybeArray:
         """The hidden state, (N, H), after the last step."""
         return None if self.state is None else self.state[0]
 
     @property
-    def dh(self) -> Array | None:
+    def dh(self) -> MaybeArray:
         """The gradient of the hidden state, (N, H), before the first step of the block."""
         return None if self.dstate is None else self.dstate[0]
 
@@ -564,9 +568,9 @@ class TimeRecurrent(_CellLayer):
         self,
         xs: Array,
         *,
-        lengths: Any = None,
-        mask: Any = None,
-        resets: Any = None,
+        lengths: Integers | None = None,
+        mask: Flags | None = None,
+        resets: Flags | None = None,
         trace: bool = False,
     ) -> Array:
         """Run the layer over a block of time.
@@ -608,7 +612,9 @@ class TimeRecurrent(_CellLayer):
 
         if mask is not None:  # what is left out may be anything, NaN too
             xs = here.xp.where(here.to_device(mask)[:, :, None], xs, xs.dtype.type(0))
-        params, steps, factors = self.cell_params, {"mask": mask, "resets": resets}, (None, None)
+        params = self.cell_params
+        steps: dict[str, Any] = {"mask": mask, "resets": resets}
+        factors: tuple[Array | None, Array | None] = None, None
         if self.regularisers is not None:
             xs, params, more, factors = self._regularised(xs, params, here)
             steps |= more
@@ -628,7 +634,7 @@ class TimeRecurrent(_CellLayer):
 
     def _regularised(
         self, xs: Array, params: list[Array], here: Engine
-    ) -> tuple[Array, list[Array], dict[str, Any], tuple[Array, Array]]:
+    ) -> tuple[Array, list[Array], dict[str, Any], tuple[Array | None, Array | None]]:
         """xs and parameters for this block, the options of its steps, and the masks."""
         chosen = self.regularisers
         assert chosen is not None
@@ -650,7 +656,13 @@ class TimeRecurrent(_CellLayer):
             steps["scale"] = on_h
         return xs, params, steps, (on_inputs, on_weights)
 
-    def backward(self, dhs: Array, *dstate: Array | None, inputs: bool = True) -> Array:
+    @overload
+    def backward(
+        self, dhs: Array, *dstate: Array | None, inputs: Literal[True] = True
+    ) -> Array: ...
+    @overload
+    def backward(self, dhs: Array, *dstate: Array | None, inputs: bool) -> Array | None: ...
+    def backward(self, dhs: Array, *dstate: Array | None, inputs: bool = True) -> Array | None:
         """Compute the gradients, fill ``grads`` and set ``dstate``.
 
         Parameters
@@ -874,12 +886,12 @@ class TimeLSTM(_IsLSTM, TimeRecurrent):
         super().__init__(Wx, Wh, b, stateful=stateful, cell="lstm")
 
     @property
-    def c(self) -> Array | None:
+    def c(self) -> MaybeArray:
         """The memory cell, (N, H), after the last step."""
         return None if self.state is None else self.state[1]
 
     @property
-    def dc(self) -> Array | None:
+    def dc(self) -> MaybeArray:
         """The gradient of the memory cell, (N, H), before the first step of the block."""
         return None if self.dstate is None else self.dstate[1]
 

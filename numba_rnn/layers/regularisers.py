@@ -76,25 +76,29 @@ class Regularisers:
         start = 0 if self.rows is None else self.rows.start
         return seed_of(seed, _ROWS + start) if start else seed
 
-    def on_inputs(self, here: Engine, seed: int, shape: tuple[int, int], dtype: Any) -> Array:
+    def on_inputs(
+        self, here: Engine, seed: int, shape: tuple[int, int], dtype: Any
+    ) -> Array | None:
         """What xs is multiplied by, (N, D), or None."""
         return self._of_rows(here, seed_of(seed, _INPUT), shape, self.input_dropout, dtype)
 
-    def on_h(self, here: Engine, seed: int, shape: tuple[int, int], dtype: Any) -> Array:
+    def on_h(self, here: Engine, seed: int, shape: tuple[int, int], dtype: Any) -> Array | None:
         """What h is multiplied by on its way into h Wh, (N, H), or None."""
         return self._of_rows(here, seed_of(seed, _RECURRENT), shape, self.recurrent_dropout, dtype)
 
-    def on_weights(self, here: Engine, seed: int, shape: tuple[int, int], dtype: Any) -> Array:
+    def on_weights(
+        self, here: Engine, seed: int, shape: tuple[int, int], dtype: Any
+    ) -> Array | None:
         """What Wh is multiplied by, or None."""
         return self._mask(here, seed_of(seed, _WEIGHTS), shape, self.weight_drop, dtype)
 
     def _of_rows(
         self, here: Engine, seed: int, shape: tuple[int, int], rate: float, dtype: Any
-    ) -> Array:
+    ) -> Any:
         start = 0 if self.rows is None else self.rows.start
         mask = self._mask(here, seed, (start + shape[0], shape[1]), rate, dtype)
         return mask[start:] if start and rate else mask
 
     @staticmethod
-    def _mask(here: Engine, seed: int, shape: tuple[int, int], rate: float, dtype: Any) -> Array:
+    def _mask(here: Engine, seed: int, shape: tuple[int, int], rate: float, dtype: Any) -> Any:
         return here.dropout(seed, shape, rate, dtype) if rate else None

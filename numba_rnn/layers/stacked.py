@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Self
+from typing import Any, Literal, Self, overload
 
 from ..checks import Array, accept, expect_float, expect_int
+from ..kernels.cells import Cell, WrittenCell
 from ..streaming import Stream
+from ..typing import BoolArray, Flags, Integers
 from .bidirectional import Bidirectional
-from .composite import Composite
+from .composite import Composite, DStates
 from .dense import TimeDropout
 from .initialisers import Seed, generator
 from .recurrent import TimeRecurrent
@@ -82,7 +84,7 @@ class Stacked(Composite):
         hidden_size: int,
         layers: int = 2,
         *,
-        layer: Any = "lstm",
+        layer: type[TimeRecurrent | Bidirectional] | Cell | WrittenCell | str = "lstm",
         dropout: float = 0.0,
         residual: bool = False,
         rng: Seed = None,
@@ -120,7 +122,7 @@ class Stacked(Composite):
         TypeError
             If ``cell`` is among the options of a layer that is not a class.
         """
-        kind = layer
+        kind: Any = layer
         if not isinstance(layer, type) or not issubclass(layer, (TimeRecurrent, Bidirectional)):
             if "cell" in options:
                 raise TypeError("cell: expected layer=, which may be a cell, or a class with cell=")
@@ -184,9 +186,9 @@ class Stacked(Composite):
         self,
         xs: Array,
         *,
-        lengths: Any = None,
-        mask: Any = None,
-        resets: Any = None,
+        lengths: Integers | None = None,
+        mask: Flags | None = None,
+        resets: Flags | None = None,
         trace: bool = False,
     ) -> Array:
         """Run all layers over a block of time.
@@ -217,9 +219,11 @@ class Stacked(Composite):
         self._tape = here, there, hs.shape
         return hs
 
-    def backward(
-        self, dhs: Array, *dstate: Sequence[Array | None] | None, inputs: bool = True
-    ) -> Array:
+    @overload
+    def backward(self, dhs: Array, *dstate: DStates, inputs: Literal[True] = True) -> Array: ...
+    @overload
+    def backward(self, dhs: Array, *dstate: DStates, inputs: bool) -> Array | None: ...
+    def backward(self, dhs: Array, *dstate: DStates, inputs: bool = True) -> Array | None:
         """Compute the gradients and fill ``grads``.
 
         Parameters
@@ -237,25 +241,24 @@ class Stacked(Composite):
             The gradient of xs; None with inputs=False.
         """
         here, there, shape = self._recall()
-        dhs = accept("dhs", dhs, shape, self.dtype, here)
+        above: Any = accept("dhs", dhs, shape, self.dtype, here)
         given = list(self._one_each("backward", dstate))
         if any(self.residuals):  # which must not carry what is not looked at down to xs
-            dhs = _kept(here.xp, there, dhs)
+            above = _kept(here.xp, there, above)
         for k in reversed(range(len(self.layers))):
-            layer, dabove = self.layers[k], dhs
+            layer = self.layers[k]
             own = given.pop()  # of the layer, or of its backward direction
             below = inputs or k > 0
             if isinstance(layer, Bidirectional):
-                dhs = layer.backward(dabove, given.pop(), own, inputs=below)
+                dxs: Any = layer.backward(above, given.pop(), own, inputs=below)
             else:
-                dhs = layer.backward(dabove, *(own or ()), inputs=below)
-            dhs = self.dropouts[k - 1].backward(dhs) if k else dhs
-            if self.residuals[k] and below:
-                dhs = dhs + dabove
-        return dhs
+                dxs = layer.backward(above, *(own or ()), inputs=below)
+            dxs = self.dropouts[k - 1].backward(dxs) if k else dxs
+            above = dxs + above if self.residuals[k] and below else dxs
+        return above
 
 
-def _kept(xp: Any, there: Array | None, array: Array) -> Array:
+def _kept(xp: Any, there: BoolArray | None, array: Array) -> Array:
     """The array (N, T, n) with 0 at steps that are left out, whatever is there."""
     return array if there is None else xp.where(there, array, array.dtype.type(0))
 

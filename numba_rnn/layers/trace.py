@@ -65,7 +65,7 @@ class Trace:
         self.cell, self.mask, self.resets = cell, steps.mask, steps.resets
         self._engine, self._xs, self._steps, self._saved = engine, xs, steps, saved
         self._params = params
-        self._gradients: Array = None
+        self._gradients: Array | None = None
 
     def __repr__(self) -> str:
         N, T, _ = self._xs.shape

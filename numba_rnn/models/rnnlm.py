@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from ..backend import engine_named, engine_of, to_host
 from ..checks import (
@@ -33,6 +34,7 @@ from ..layers.initialisers import INITS, Seed, generator
 from ..layers.losses import perplexity_of
 from ..streaming import Stream
 from ..training.bptt import TruncatedBPTT
+from ..typing import IntArray, Integers, Scalar
 
 
 class Rnnlm:
@@ -107,7 +109,7 @@ class Rnnlm:
         tie: bool = False,
         init: str = "orthogonal",
         rng: Seed = None,
-        dtype: Any = np.float32,
+        dtype: DTypeLike = np.float32,
     ) -> None:
         V, D = expect_int("vocab_size", vocab_size), expect_int("embed_size", embed_size)
         H = expect_int("hidden_size", hidden_size)
@@ -274,7 +276,7 @@ class Rnnlm:
 
     # ---- training
 
-    def predict(self, xs: Array, train_flg: bool = False, *, trace: bool = False) -> Array:
+    def predict(self, xs: IntArray, train_flg: bool = False, *, trace: bool = False) -> Array:
         """Compute the scores of the next token.
 
         Parameters
@@ -298,7 +300,9 @@ class Rnnlm:
         self.dropouts[-1].train_flg = train_flg
         return self.affine.forward(self.dropouts[-1].forward(out))
 
-    def forward(self, xs: Array, ts: Array, train_flg: bool = True, *, trace: bool = False) -> Any:
+    def forward(
+        self, xs: IntArray, ts: IntArray, train_flg: bool = True, *, trace: bool = False
+    ) -> Scalar:
         """Compute the mean cross-entropy of predicting ts from xs.
 
         Parameters
@@ -396,7 +400,7 @@ class Rnnlm:
                 if state is not None:
                     layer.set_state(*state)
 
-    def perplexity(self, corpus: Array, batch_size: int = 10, time_size: int = 35) -> float:
+    def perplexity(self, corpus: IntArray, batch_size: int = 10, time_size: int = 35) -> float:
         """Compute the perplexity of a corpus, exp of the mean loss, without dropout.
 
         The corpus is read as in the book: in ``batch_size`` streams, in whole blocks of
@@ -419,7 +423,7 @@ class Rnnlm:
         return perplexity_of(self.mean_loss(corpus, batch_size, time_size))
 
     def mean_loss(
-        self, corpus: Array, batch_size: int, time_size: int, rows: slice = slice(None)
+        self, corpus: IntArray, batch_size: int, time_size: int, rows: slice = slice(None)
     ) -> float:
         """Compute the mean loss of a corpus, of which ``perplexity`` is exp.
 
@@ -448,14 +452,14 @@ class Rnnlm:
 
     def generate(
         self,
-        start: Any,
+        start: int | Integers,
         length: int,
         *,
         temperature: float = 1.0,
         top_k: int | None = None,
         skip_ids: Sequence[int] = (),
         rng: Seed = None,
-    ) -> Array:
+    ) -> IntArray:
         """Sample tokens that continue ``start``.
 
         Parameters
@@ -591,8 +595,8 @@ class Rnnlm:
                 learnt.append(layer)
             keys = [f"state/recurrent{n}.{name}" for name in layer.cell.states]
             states.append([arrays[key] for key in keys] if set(keys) <= arrays.keys() else [])
-            for key, state in zip(keys, states[-1], strict=False):
-                expect_array(key, state, (*np.shape(states[-1][0])[:1], H), layer.dtype)
+            for key, array in zip(keys, states[-1], strict=False):
+                expect_array(key, array, (*np.shape(states[-1][0])[:1], H), layer.dtype)
         for layer in learnt:
             layer.learn_initial_state()
         for name, layer, k in self._slots:
@@ -637,7 +641,7 @@ class TokenStream(Stream):
         super().refresh()
         self._embedding = embedding.copy()
 
-    def step(self, tokens: Any) -> Array:
+    def step(self, tokens: int | Integers) -> Array:  # type: ignore[override]
         """Read one token of each row.
 
         Parameters
@@ -657,7 +661,9 @@ class TokenStream(Stream):
         """
         return super().step(self._embedded(tokens, () if self.batch == 1 else (self.batch,)))
 
-    def step_many(self, tokens: Any, out: Array | None = None) -> Array:
+    def step_many(  # type: ignore[override]
+        self, tokens: Integers | Sequence[Sequence[int]], out: Array | None = None
+    ) -> Array:
         """Read several tokens of each row.
 
         Parameters

@@ -6,6 +6,7 @@ from functools import wraps
 from typing import Any, ParamSpec, Self, TypeVar
 
 import numpy as np
+from numpy.typing import DTypeLike
 from sklearn.base import BaseEstimator
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
@@ -13,10 +14,12 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..backend import to_host
 from ..checks import Array, expect_float, expect_float_dtype, expect_int
+from ..kernels.cells import Cell, WrittenCell
 from ..layers import TimeMSE
 from ..terminal import progress_bar
 from ..training import Optimiser, TrainingDiverged, clip_grads, optimisers
 from ..training.clipping import global_norm
+from ..typing import AnyArray, BoolArray
 from .frames import (
     Step,
     are_names,
@@ -110,7 +113,7 @@ class RecurrentEstimator(BaseEstimator):
 
     def __init__(
         self,
-        cell: Any = "lstm",
+        cell: str | Cell | WrittenCell = "lstm",
         *,
         hidden_size: int = 32,
         layers: int = 1,
@@ -127,7 +130,7 @@ class RecurrentEstimator(BaseEstimator):
         warm_start: bool = False,
         per_step: bool = False,
         step_features: int = 1,
-        dtype: Any = None,
+        dtype: DTypeLike | None = None,
         verbose: bool = False,
         random_state: Any = None,
     ) -> None:
@@ -234,7 +237,7 @@ class RecurrentEstimator(BaseEstimator):
 
     # ---- training
 
-    def _loss(self, scores: Array, ts: Array, mask: Array | None) -> tuple[float, Array]:
+    def _loss(self, scores: Array, ts: AnyArray, mask: BoolArray | None) -> tuple[float, Array]:
         """The mean loss of a batch and its gradient by the scores."""
         loss = TimeMSE()
         return float(loss.forward(scores, ts, mask)), loss.backward()

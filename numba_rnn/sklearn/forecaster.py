@@ -6,10 +6,12 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import DTypeLike
 from sklearn.metrics import r2_score
 from sklearn.utils import check_array
 
 from ..checks import Array, expect_float, expect_int
+from ..kernels.cells import Cell, WrittenCell
 from ..training import Optimiser
 from .base import RecurrentEstimator, all_or_nothing
 from .frames import (
@@ -168,7 +170,7 @@ class RNNForecaster(RecurrentEstimator):
 
     def __init__(
         self,
-        cell: Any = "lstm",
+        cell: str | Cell | WrittenCell = "lstm",
         *,
         horizon: int = 1,
         window: int | None = None,
@@ -186,7 +188,7 @@ class RNNForecaster(RecurrentEstimator):
         patience: int = 10,
         warm_start: bool = False,
         step_features: int = 1,
-        dtype: Any = None,
+        dtype: DTypeLike | None = None,
         verbose: bool = False,
         random_state: Any = None,
     ) -> None:

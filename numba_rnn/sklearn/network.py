@@ -9,6 +9,7 @@ import numpy as np
 from ..backend import engine_of, to_host
 from ..checks import Array, expect_array, expect_int
 from ..layers import Bidirectional, Stacked, TimeAffine, TimeDropout, TimeRecurrent
+from ..typing import IntArray
 
 
 class Network:
@@ -77,7 +78,7 @@ class Network:
         """The dtype of the parameters, and so of everything that goes in and out."""
         return self.affine.dtype
 
-    def forward(self, xs: Array, lengths: Array | None = None, train_flg: bool = False) -> Array:
+    def forward(self, xs: Array, lengths: IntArray | None = None, train_flg: bool = False) -> Array:
         """xs (N, T, D) -> scores (N, T, M) or (N, 1, M)."""
         self.recurrent.train_flg = self.dropout.train_flg = train_flg
         hs = self.recurrent.forward(xs, lengths=lengths)

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from sklearn.utils import check_array
 
-from ..checks import Array, expect_plain_array, spell
+from ..checks import expect_plain_array, spell
+from ..typing import AnyArray
 
 Sequences = Any  # an array (N, T, ...), or a list of arrays (T_i, ...)
 LOOKED_AT = 100_000  # steps, of which ``warn_of_scale`` judges
@@ -119,19 +120,19 @@ def warn_of_scale(
     )
 
 
-def lengths_of(sequences: Sequences) -> Array:
+def lengths_of(sequences: Sequences) -> AnyArray:
     """The number of steps of each, (N,)."""
     return np.array([len(sequence) for sequence in sequences])
 
 
-def cut(flat: Array, like: Sequences) -> Sequences:
+def cut(flat: AnyArray, like: Sequences) -> Sequences:
     """Steps of all sequences behind each other, (steps, ...), cut up as others are."""
     if isinstance(like, np.ndarray):
         return flat.reshape(*like.shape[:2], *flat.shape[1:])
     return np.split(flat, np.cumsum(lengths_of(like))[:-1])
 
 
-def flattened(name: str, targets: Any, like: Sequences) -> Array:
+def flattened(name: str, targets: Any, like: Sequences) -> AnyArray:
     """Targets of every step of sequences, behind each other: (steps, ...).
 
     Raises ValueError where a sequence has not one target a step.
@@ -150,14 +151,14 @@ def flattened(name: str, targets: Any, like: Sequences) -> Array:
     return np.concatenate(rows)
 
 
-def picked(sequences: Sequences, rows: Array) -> Sequences:
+def picked(sequences: Sequences, rows: AnyArray) -> Sequences:
     """Some of them, in that order."""
     if isinstance(sequences, np.ndarray):
         return sequences[rows]
     return [sequences[k] for k in rows]
 
 
-def block(sequences: Sequences) -> tuple[Array, Array | None]:
+def block(sequences: Sequences) -> tuple[AnyArray, AnyArray | None]:
     """An array (N, T, ...) with 0 behind the ends, and the lengths, or None where all are T."""
     if isinstance(sequences, np.ndarray):
         return sequences, None
@@ -171,7 +172,7 @@ def block(sequences: Sequences) -> tuple[Array, Array | None]:
     return found, lengths
 
 
-def mask_of(lengths: Array) -> Array:
+def mask_of(lengths: AnyArray) -> AnyArray:
     """(N, T) bool, False behind the ends."""
     return np.arange(lengths.max()) < lengths[:, None]
 
@@ -187,12 +188,12 @@ class Examples:
 
     xs: Sequences
     ts: Sequences
-    last: Array | None = None
+    last: AnyArray | None = None
 
     def __len__(self) -> int:
         return len(self.xs)
 
-    def picked(self, rows: Array) -> "Examples":
+    def picked(self, rows: AnyArray) -> "Examples":
         """Some of them, in that order."""
         last = None if self.last is None else self.last[rows]
         return Examples(picked(self.xs, rows), picked(self.ts, rows), last)
@@ -202,12 +203,12 @@ class Examples:
         """How many targets count."""
         return int((lengths_of(self.ts) if self.last is None else self.last).sum())
 
-    def batches(self, size: int, order: Array) -> Iterator["Examples"]:
+    def batches(self, size: int, order: AnyArray) -> Iterator["Examples"]:
         """So many at a time, in that order."""
         for start in range(0, len(order), size):
             yield self.picked(order[start : start + size])
 
-    def targets(self) -> tuple[Array, Array | None]:
+    def targets(self) -> tuple[AnyArray, AnyArray | None]:
         """An array (N, T, ...), and a mask (N, T) of those that count; None if all do."""
         ts, lengths = block(self.ts)
         if self.last is None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import DTypeLike
 from scipy.special import softmax
 from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.metrics import accuracy_score, r2_score
@@ -12,9 +13,11 @@ from sklearn.utils import check_array, check_consistent_length, column_or_1d, co
 from sklearn.utils.multiclass import check_classification_targets, unique_labels
 from sklearn.utils.validation import assert_all_finite
 
-from ..checks import Array, as_array, expect_plain_array
+from ..checks import as_array, expect_plain_array
+from ..kernels.cells import Cell, WrittenCell
 from ..layers import TimeSoftmaxWithLoss
 from ..training import Optimiser
+from ..typing import AnyArray
 from .base import RecurrentEstimator, all_or_nothing
 from .frames import expect_column_order, expect_same_columns, expect_same_index, index_of
 from .sequences import Examples, Sequences, cut, flattened, lengths_of, listed, warn_of_scale
@@ -56,11 +59,11 @@ class _Supervised(RecurrentEstimator):
         check_consistent_length(xs, y)
         return y
 
-    def _examples(self, xs: Sequences, targets: Array) -> Examples:
+    def _examples(self, xs: Sequences, targets: AnyArray) -> Examples:
         """Sequences and checked targets, as ``_flat`` has them."""
         return Examples(xs, cut(targets, xs) if self.per_step else targets[:, None])
 
-    def _shaped(self, flat: Array, xs: Sequences) -> Sequences:
+    def _shaped(self, flat: AnyArray, xs: Sequences) -> Sequences:
         """What is said of all sequences or steps, cut up as the sequences are."""
         return cut(flat, xs) if self.per_step else flat
 
@@ -165,11 +168,11 @@ class RNNClassifier(ClassifierMixin, _Supervised):
     ((200, 10), True)
     """
 
-    classes_: Array
+    classes_: AnyArray
 
     def __init__(
         self,
-        cell: Any = "lstm",
+        cell: str | Cell | WrittenCell = "lstm",
         *,
         hidden_size: int = 32,
         layers: int = 1,
@@ -186,7 +189,7 @@ class RNNClassifier(ClassifierMixin, _Supervised):
         warm_start: bool = False,
         per_step: bool = False,
         step_features: int = 1,
-        dtype: Any = None,
+        dtype: DTypeLike | None = None,
         class_weight: Any = None,
         verbose: bool = False,
         random_state: Any = None,
@@ -314,13 +317,13 @@ class RNNClassifier(ClassifierMixin, _Supervised):
             return self._flat_score(accuracy_score, X, y, sample_weight)
         return super().score(X, y, sample_weight)
 
-    def _labels(self, y: Any, xs: Sequences) -> Array:
+    def _labels(self, y: Any, xs: Sequences) -> AnyArray:
         labels = column_or_1d(self._flat(y, xs), warn=True)
         assert_all_finite(labels, input_name="y")
         check_classification_targets(labels)
         return labels
 
-    def _codes(self, labels: Array, classes: Array, anew: bool) -> Array:
+    def _codes(self, labels: AnyArray, classes: AnyArray, anew: bool) -> AnyArray:
         """The labels' places among the classes; and what each class counts, for ``_loss``."""
         if not anew and not np.array_equal(classes, self.classes_):
             raise ValueError(f"classes: expected {self.classes_}, as before, got {classes}")
@@ -337,7 +340,9 @@ class RNNClassifier(ClassifierMixin, _Supervised):
             self._weights = weights.tolist()
         return codes
 
-    def _loss(self, scores: Array, ts: Array, mask: Array | None) -> tuple[float, Array]:
+    def _loss(
+        self, scores: AnyArray, ts: AnyArray, mask: AnyArray | None
+    ) -> tuple[float, AnyArray]:
         loss = TimeSoftmaxWithLoss()
         if mask is not None:
             ts = np.where(mask, ts, loss.ignore_label)
@@ -519,7 +524,7 @@ class RNNRegressor(RegressorMixin, _Supervised):
             return self._flat_score(r2_score, X, y, sample_weight)
         return super().score(X, y, sample_weight)
 
-    def _numbers(self, y: Any, xs: Sequences, anew: bool) -> Array:
+    def _numbers(self, y: Any, xs: Sequences, anew: bool) -> AnyArray:
         """Targets (N, K) or (steps, K)."""
         found = check_array(self._flat(y, xs), ensure_2d=False, dtype=xs[0].dtype, input_name="y")
         self._one_number = found.ndim == 1

@@ -31,7 +31,7 @@ class OfTorch:
         self.family, self.activation, self.names = family, activation, tuple(names)
         # of each of our gates which of theirs it is, and its sign there
         order, signs = arrangement(family, PYTORCH, len(OURS[family]))
-        signs = [1] * len(order) if signs is None else signs
+        signs = np.ones_like(order) if signs is None else signs
         self._blocks = [(int(k), int(sign)) for k, sign in zip(order, signs, strict=True)]
 
     def make(self, weights: Sequence[torch.Tensor]) -> TimeRecurrent:

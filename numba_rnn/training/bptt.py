@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import Array, expect_int, expect_plain_array
+from ..checks import expect_int, expect_plain_array
+from ..typing import AnyArray
 
 
 def _expect_places(name: str, whole: Any) -> None:
@@ -68,7 +69,7 @@ class TruncatedBPTT:
     """
 
     def __init__(
-        self, corpus: Array, batch_size: int, time_size: int, targets: Array | None = None
+        self, corpus: AnyArray, batch_size: int, time_size: int, targets: AnyArray | None = None
     ) -> None:
         for name, whole in ("corpus", corpus), ("targets", targets):
             expect_plain_array(name, whole)
@@ -98,7 +99,7 @@ class TruncatedBPTT:
         """How many blocks there are in all."""
         return self._blocks
 
-    def __iter__(self) -> Iterator[tuple[Array, Array]]:
+    def __iter__(self) -> Iterator[tuple[AnyArray, AnyArray]]:
         while self.cursor < self._blocks:
             here = slice(self.cursor * self.time_size, (self.cursor + 1) * self.time_size)
             self.cursor += 1

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import Array
 from ..files import written_atomically
+from ..typing import AnyArray
 
 FORMAT = 1
 
@@ -22,7 +22,7 @@ class CheckpointError(RuntimeError):
     """A checkpoint cannot be read; the message names the file and the reason."""
 
 
-def _digest(content: str, arrays: dict[str, Array]) -> str:
+def _digest(content: str, arrays: dict[str, AnyArray]) -> str:
     digest = hashlib.sha256(content.encode())
     for name in sorted(arrays):
         array = arrays[name]
@@ -31,7 +31,7 @@ def _digest(content: str, arrays: dict[str, Array]) -> str:
     return digest.hexdigest()
 
 
-def _as_saved(name: Any, array: Any) -> Array:
+def _as_saved(name: Any, array: Any) -> AnyArray:
     """An array as the file has it."""
     if not isinstance(name, str) or name == "__metadata__":
         raise ValueError(
@@ -75,7 +75,7 @@ def _expect_json(name: str, value: Any) -> None:
         )
 
 
-def save_checkpoint(path: str | Path, arrays: dict[str, Array], content: dict[str, Any]) -> None:
+def save_checkpoint(path: str | Path, arrays: dict[str, AnyArray], content: dict[str, Any]) -> None:
     """Write arrays and JSON content, a dict, to one file. Equal input gives equal bytes.
 
     Parameters
@@ -110,7 +110,7 @@ def save_checkpoint(path: str | Path, arrays: dict[str, Array], content: dict[st
         part.write_bytes(data)
 
 
-def load_checkpoint(path: str | Path) -> tuple[dict[str, Array], dict[str, Any]]:
+def load_checkpoint(path: str | Path) -> tuple[dict[str, AnyArray], dict[str, Any]]:
     """Read the arrays and the content of a file that ``save_checkpoint`` wrote.
 
     Parameters

@@ -1,14 +1,15 @@
 """The remedy for exploding gradients."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from ..backend import engine_of
 from ..checks import Array, expect_array, expect_float, expect_writable
+from ..typing import Scalar
 
 
-def clip_grads(grads: list[Array], max_norm: float) -> Any:
+def clip_grads(grads: Sequence[Array], max_norm: float) -> Scalar:
     """Scale all gradients together so that their global norm is at most ``max_norm``.
 
     The global norm is the Euclidean norm of all numbers of all gradients in one vector.
@@ -47,6 +48,6 @@ def clip_grads(grads: list[Array], max_norm: float) -> Any:
     return here.clip(grads, limit)
 
 
-def global_norm(grads: list[Array]) -> Any:
+def global_norm(grads: Sequence[Array]) -> Scalar:
     """The Euclidean norm of all the gradients' numbers in one vector, as ``clip_grads`` has it."""
     return engine_of(grads[0]).norm(grads) if grads else 0.0

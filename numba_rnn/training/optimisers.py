@@ -11,7 +11,7 @@ mean of squares that is infinite stays so, as in PyTorch, and that place of the 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,7 +76,7 @@ class Optimiser:
     def lr(self, value: float) -> None:
         self._lr = expect_float("lr", value, 0, low_open=True)
 
-    def update(self, params: list[Array], grads: list[Array]) -> None:
+    def update(self, params: Sequence[Array], grads: Sequence[Array]) -> None:
         """Change every parameter in place, where the parameters are.
 
         If an error is raised, no parameter has changed.
@@ -113,7 +113,9 @@ class Optimiser:
         for here, param, slots, grad in zip(engines, params, memory, accepted, strict=True):
             here.update(self.rule, (param, *slots), grad, numbers)
 
-    def _memory_for(self, params: list[Array], engines: list[Engine]) -> list[tuple[Array, ...]]:
+    def _memory_for(
+        self, params: Sequence[Array], engines: list[Engine]
+    ) -> list[tuple[Array, ...]]:
         """The slots of each parameter, where it is; zeros before the first update."""
         if self._memory is None:
             return [

@@ -162,7 +162,7 @@ class NcclSum:
         self._nccl = nccl
         self._comm = nccl.NcclCommunicator(ranks.size, ranks.broadcast(name), ranks.rank)
 
-    def add_up(self, buffer: Array) -> None:
+    def add_up(self, buffer: Any) -> None:
         """Replace a device array's numbers by their sums; nothing waits for the device."""
         kind = {4: self._nccl.NCCL_FLOAT32, 8: self._nccl.NCCL_FLOAT64}[buffer.dtype.itemsize]
         at, stream = buffer.data.ptr, engine_of(buffer).xp.cuda.get_current_stream().ptr

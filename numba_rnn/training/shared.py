@@ -17,6 +17,7 @@ from ..backend import engine_of, to_host
 from ..checks import Array
 from ..layers.base import Rows
 from ..layers.losses import TimeSoftmaxWithLoss, perplexity_of
+from ..typing import AnyArray, Scalar
 from .bptt import TruncatedBPTT
 from .ranks import Alone
 
@@ -31,12 +32,12 @@ class SharedModel(Protocol):
 
     @property
     def params(self) -> list[Array]: ...
-    def forward(self, xs: Array, ts: Array) -> Any: ...
+    def forward(self, xs: AnyArray, ts: AnyArray) -> Scalar: ...
     def backward(self) -> None: ...
     def take_rows(self, rows: Rows | None) -> None: ...
     def one_buffer(self, more: int = ...) -> Array: ...
     def mean_loss(
-        self, corpus: Array, batch_size: int, time_size: int, rows: slice = ...
+        self, corpus: AnyArray, batch_size: int, time_size: int, rows: slice = ...
     ) -> float: ...
     def arrays(self) -> dict[str, Array]: ...
 
@@ -59,7 +60,7 @@ class SharedBatch:
             )
         self.model, self.ranks, self.blocks = model, ranks, blocks
         self.rows = ranks.rows(blocks.batch_size)
-        self._buffer: Array = None
+        self._buffer: Any = None
 
     def begin(self, **what: Any) -> None:
         """Make sure that all ranks start alike, with the parameters that rank 0 has.
@@ -92,7 +93,7 @@ class SharedBatch:
         """The model is given whole batches again."""
         self.model.take_rows(None)
 
-    def gradient(self, xs: Array, ts: Array, stop: bool) -> Any:
+    def gradient(self, xs: AnyArray, ts: AnyArray, stop: bool) -> Scalar:
         """Fill the model's ``grads`` with the gradient of the whole batch's loss, and return it.
 
         xs, ts  the whole batch, (N, T)
@@ -120,7 +121,7 @@ class SharedBatch:
         """Whether there is no device to wait for."""
         return isinstance(self._buffer, np.ndarray)
 
-    def perplexity(self, corpus: Array, batch_size: int, time_size: int) -> float:
+    def perplexity(self, corpus: AnyArray, batch_size: int, time_size: int) -> float:
         """As the model's, each rank reading some rows: to rounding the same as alone."""
         rows, total = self.ranks.share(batch_size), np.zeros(1)
         count = rows.stop - rows.start
@@ -130,7 +131,7 @@ class SharedBatch:
         self.ranks.add_up(total)
         return perplexity_of(float(total[0]))
 
-    def arrays(self) -> dict[str, Array]:
+    def arrays(self) -> dict[str, Any]:
         """As the model's, with all rows of its states, on rank 0."""
         return {
             name: self.ranks.gather_rows(array) if name.startswith(_STATE) else array

@@ -16,6 +16,7 @@ from ..checks import Array, expect_float, expect_int
 from ..files import locked, remove_parts
 from ..layers.losses import perplexity_of, spell_perplexity
 from ..terminal import progress_bar, start_clock
+from ..typing import AnyArray, Scalar
 from .bptt import TruncatedBPTT
 from .checkpoint import expect_content, load_checkpoint, save_checkpoint
 from .clipping import clip_grads, global_norm
@@ -37,11 +38,13 @@ class Model(Protocol):
     def params(self) -> list[Array]: ...
     @property
     def grads(self) -> list[Array]: ...
-    def forward(self, xs: Array, ts: Array) -> Any: ...
+    def forward(self, xs: AnyArray, ts: AnyArray) -> Scalar: ...
     def backward(self) -> None: ...
     def forget(self) -> None: ...
     def reset_state(self) -> None: ...
-    def perplexity(self, corpus: Array, batch_size: int = ..., time_size: int = ...) -> float: ...
+    def perplexity(
+        self, corpus: AnyArray, batch_size: int = ..., time_size: int = ...
+    ) -> float: ...
     def arrays(self) -> dict[str, Array]: ...
     def load_arrays(self, arrays: dict[str, Array]) -> None: ...
 
@@ -153,7 +156,7 @@ class Trainer:
         optimiser: Optimiser,
         blocks: TruncatedBPTT,
         *,
-        valid: Array | None = None,
+        valid: AnyArray | None = None,
         max_norm: float | None = None,
         decay: float = 4.0,
         patience: int = 3,
@@ -287,7 +290,7 @@ class Trainer:
             self.tell(f"stopped early: no improvement for {self.patience} epochs (best: {best})")
         return self.history
 
-    def _iterate(self, xs: Array, ts: Array) -> None:
+    def _iterate(self, xs: AnyArray, ts: AnyArray) -> None:
         if self._shared is None:
             loss = self.model.forward(xs, ts)
             self.model.backward()
@@ -372,7 +375,7 @@ class Trainer:
         self._save("last")
         self._tell_above_bar(self._epoch_line(entry))
 
-    def perplexity(self, corpus: Array, batch_size: int, time_size: int) -> float:
+    def perplexity(self, corpus: AnyArray, batch_size: int, time_size: int) -> float:
         """Compute the perplexity of the model on a corpus, whose rows the ranks share.
 
         Parameters

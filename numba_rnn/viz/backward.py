@@ -366,7 +366,7 @@ def _unique(texts: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(texts))
 
 
-def _finished(edge: Edge, found: StepNumbers, passed: set[Edge]) -> list[tuple[str, Array]]:
+def _finished(edge: Edge, found: StepNumbers, passed: set[Edge]) -> list[tuple[str, Any]]:
     """Gradients that are complete with this edge, by name."""
     node, k = edge
     use = node.uses[k]
