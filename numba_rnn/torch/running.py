@@ -18,7 +18,6 @@ import torch
 from torch.autograd import forward_ad
 
 from ..backend import engine_of
-from ..checks import Array
 from ..layers import TimeRecurrent
 
 FLOATS = (torch.float32, torch.float64)
@@ -246,7 +245,7 @@ class _Gradient(torch.autograd.Function):
         )
 
 
-def array_of(tensor: torch.Tensor) -> Array:
+def array_of(tensor: torch.Tensor) -> Any:
     """The same memory as a NumPy array, or as what a layer on a GPU takes by DLPack."""
     if tensor.device.type not in ("cpu", "cuda"):
         raise ValueError(f"input: expected a tensor on the CPU or a CUDA GPU, got {tensor.device}")
