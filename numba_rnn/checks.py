@@ -5,8 +5,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .typing import AnyArray, BoolArray, IntArray
-from .typing import Array as Array
+from .typing import AnyArray, Array, BoolArray, IntArray
 
 
 class Home(Protocol):

@@ -16,7 +16,6 @@ import numpy as np
 
 from .backend import engine_of
 from .checks import (
-    Array,
     accept,
     as_array,
     expect_array,
@@ -24,7 +23,7 @@ from .checks import (
     expect_int,
     expect_plain_array,
 )
-from .typing import BoolArray, IntArray, Integers
+from .typing import Array, BoolArray, IntArray, Integers
 
 Snapshot = tuple[Array, ...]
 

@@ -13,8 +13,9 @@ import numpy as np
 
 from .. import layers as ours
 from ..backend import engine_for
-from ..checks import Array, accept
+from ..checks import accept
 from ..layers.base import Layer
+from ..typing import Array
 from .layers import Softmax
 
 __all__ = ["Attention", "AttentionWeight", "Softmax", "TimeAttention", "WeightSum", "np"]

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from ..backend import engine_of, to_host
-from ..checks import Array, spell
+from ..checks import spell
 from ..files import written_atomically
+from ..typing import Array
 
 __all__ = ["BaseModel", "np"]
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from ..checks import Array
 from ..kernels.functions import relu, sigmoid
+from ..typing import Array
 
 __all__ = ["cross_entropy_error", "np", "relu", "sigmoid", "softmax"]
 

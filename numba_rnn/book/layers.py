@@ -8,10 +8,10 @@ import numpy as np
 
 from .. import layers as ours
 from ..backend import engine_for
-from ..checks import Array, accept, any_shape, expect_float
+from ..checks import accept, any_shape, expect_float
 from ..layers import TimeSigmoidWithLoss as SigmoidWithLoss  # the mean over x of any shape
 from ..layers.base import Layer
-from ..typing import AnyArray, IntArray, Scalar
+from ..typing import AnyArray, Array, IntArray, Scalar
 from .functions import cross_entropy_error, sigmoid, softmax
 
 __all__ = [

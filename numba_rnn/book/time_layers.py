@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import layers as ours
 from ..backend import engine_for
-from ..checks import Array, accept, any_shape, expect_float
+from ..checks import accept, any_shape, expect_float
 from ..layers import (
     GRU,
     LSTM,
@@ -27,7 +27,7 @@ from ..layers import (
     TimeSigmoidWithLoss,
 )
 from ..layers.base import Layer
-from ..typing import AnyArray, Scalar
+from ..typing import AnyArray, Array, Scalar
 from .functions import sigmoid
 from .layers import (
     Affine,

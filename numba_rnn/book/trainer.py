@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from ..backend import engine_of
-from ..checks import Array
 from ..extras import needed
 from ..layers.losses import perplexity_of
+from ..typing import Array
 from .util import clip_grads
 
 __all__ = ["RnnlmTrainer", "Trainer", "clip_grads", "np", "remove_duplicate"]

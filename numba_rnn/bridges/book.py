@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from ..backend import to_host
-from ..checks import FLOATS, Array, any_shape, as_array, expect_array, expect_float_dtype
+from ..checks import FLOATS, any_shape, as_array, expect_array, expect_float_dtype
 from ..files import expect_unpacked, written_atomically
 from ..layers import (
     Bidirectional,
@@ -36,6 +36,7 @@ from ..layers import (
     TimeRNN,
 )
 from ..models import Rnnlm
+from ..typing import Array
 from .conventions import CannotConvert, kind_of, params_of
 
 _CELLS: dict[int, tuple[str, Any, Any]] = {

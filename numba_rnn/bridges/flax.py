@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import Array, expect_float
+from ..checks import expect_float
 from ..extras import needed
 from ..layers import Bidirectional, Stacked, TimeGRU, TimeLSTM, TimeRecurrent, TimeRNN
+from ..typing import Array
 from .conventions import (
     FLAX,
     CannotConvert,

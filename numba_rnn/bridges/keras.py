@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from ..backend import to_host
-from ..checks import Array, expect_int
+from ..checks import expect_int
 from ..extras import needed
 from ..layers import Bidirectional, Stacked, TimeGRU, TimeLSTM, TimeRecurrent, TimeRNN
+from ..typing import Array
 from .conventions import (
     KERAS,
     CannotConvert,

@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..checks import Array
 from ..custom import cell
 from ..kernels import cells
 from ..kernels.cells import Cell
@@ -38,6 +37,7 @@ from ..kernels.functions import (
     where,
 )
 from ..kernels.once import once
+from ..typing import Array
 from .conventions import ONNX, CannotConvert
 
 GATES = {"RNN": ONNX.rnn, "LSTM": ONNX.lstm, "GRU": ONNX.gru}

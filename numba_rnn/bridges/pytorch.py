@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import Array, expect_array, expect_choice
+from ..checks import expect_array, expect_choice
 from ..extras import needed
 from ..files import written_atomically
 from ..layers import (
@@ -26,6 +26,7 @@ from ..layers import (
     TimeRecurrent,
     TimeRNN,
 )
+from ..typing import Array
 from .conventions import (
     PYTORCH,
     CannotConvert,

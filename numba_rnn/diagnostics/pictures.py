@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import Array, expect_choice, expect_int
+from ..checks import expect_choice, expect_int
 from ..extras import needed
 from ..fonts import choose_fonts
 from ..layers.recurrent import _CellLayer
 from ..layers.trace import Trace
-from ..typing import BoolArray
+from ..typing import Array, BoolArray
 from .measures import (
     bounded_gates,
     expect_trace,

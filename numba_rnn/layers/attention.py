@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from ..backend import engine_for
-from ..checks import Array, accept, accept_mask
-from ..typing import BoolArray, Flags, Integers
+from ..checks import accept, accept_mask
+from ..typing import Array, BoolArray, Flags, Integers
 from .base import Layer
 
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from ..backend import Engine, engine_for, engine_named, engine_of, move
-from ..checks import Array
+from ..typing import Array
 
 
 class ForwardFirst(RuntimeError):  # noqa: N818 (reads as the remedy)

@@ -5,9 +5,9 @@ from typing import Any, Literal, Self, overload
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ..checks import Array, accept
+from ..checks import accept
 from ..kernels.cells import Cell, WrittenCell
-from ..typing import BoolArray, Flags, Integers
+from ..typing import Array, BoolArray, Flags, Integers
 from .composite import Composite, DStates
 from .initialisers import Seed, generator
 from .recurrent import TimeGRU, TimeLSTM, TimeRecurrent, TimeRNN

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from ..backend import Engine
-from ..checks import Array, accept, accept_flags, accept_mask
-from ..typing import BoolArray
+from ..checks import accept, accept_flags, accept_mask
+from ..typing import Array, BoolArray
 from .base import Layer
 from .initialisers import generator
 from .recurrent import TimeRecurrent

@@ -8,7 +8,6 @@ from numpy.typing import DTypeLike
 
 from ..backend import engine_for
 from ..checks import (
-    Array,
     accept,
     accept_ids,
     any_shape,
@@ -17,7 +16,7 @@ from ..checks import (
     expect_int,
     expect_plain_array,
 )
-from ..typing import IntArray
+from ..typing import Array, IntArray
 from .base import Layer, Rows
 from .initialisers import Seed, generator
 

@@ -16,7 +16,6 @@ import numpy as np
 
 from ..backend import Engine, engine_for
 from ..checks import (
-    Array,
     accept,
     accept_flags,
     accept_ids,
@@ -27,7 +26,7 @@ from ..checks import (
     expect_float,
 )
 from ..kernels.functions import sigmoid
-from ..typing import AnyArray, Flags, IntArray, Scalar
+from ..typing import AnyArray, Array, Flags, IntArray, Scalar
 from .base import Layer
 
 

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from ..backend import engine_for
-from ..checks import Array, accept
+from ..checks import accept
 from ..kernels.cells import Cell
+from ..typing import Array
 
 
 def accept_params(owner: str, cell: Cell, params: Sequence[Array]) -> list[Array]:

@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from ..backend import Engine, engine_for
-from ..checks import Array, accept, expect_int, spell
+from ..checks import accept, expect_int, spell
 from ..kernels import cells
-from ..typing import MaybeArray
+from ..typing import Array, MaybeArray
 from . import initialisers
 from .base import Layer
 from .initialisers import Seed

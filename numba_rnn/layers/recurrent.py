@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from ..backend import Engine, move
-from ..checks import Array, accept, accept_flags, accept_mask, expect_choice, expect_int
+from ..checks import accept, accept_flags, accept_mask, expect_choice, expect_int
 from ..kernels import cells
 from ..kernels.cells import Cell, WrittenCell
 from ..kernels.step_options import NO_OPTIONS, StepOptions
 from ..streaming import Stream
-from ..typing import Flags, Integers, MaybeArray
+from ..typing import Array, Flags, Integers, MaybeArray
 from . import initialisers
 from .base import Layer
 from .initialisers import Seed

@@ -16,8 +16,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..backend import Engine
-from ..checks import Array, expect_float
+from ..checks import expect_float
 from ..kernels.draws import seed_of
+from ..typing import Array
 from .base import Rows
 from .initialisers import Seed, generator
 

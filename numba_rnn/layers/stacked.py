@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal, Self, overload
 
-from ..checks import Array, accept, expect_float, expect_int
+from ..checks import accept, expect_float, expect_int
 from ..kernels.cells import Cell, WrittenCell
 from ..streaming import Stream
-from ..typing import BoolArray, Flags, Integers
+from ..typing import Array, BoolArray, Flags, Integers
 from .bidirectional import Bidirectional
 from .composite import Composite, DStates
 from .dense import TimeDropout

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..backend import Engine, to_host
-from ..checks import Array
 from ..kernels.cells import Cell
 from ..kernels.once import cached_property
 from ..kernels.step_options import StepOptions
+from ..typing import Array
 
 Named = dict[str, Array]
 

@@ -10,7 +10,6 @@ from numpy.typing import DTypeLike
 
 from ..backend import engine_named, engine_of, to_host
 from ..checks import (
-    Array,
     as_array,
     expect_array,
     expect_choice,
@@ -34,7 +33,7 @@ from ..layers.initialisers import INITS, Seed, generator
 from ..layers.losses import perplexity_of
 from ..streaming import Stream
 from ..training.bptt import TruncatedBPTT
-from ..typing import IntArray, Integers, Scalar
+from ..typing import Array, IntArray, Integers, Scalar
 
 
 class Rnnlm:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from ..backend import engine_of, to_host
-from ..checks import Array, expect_array, expect_int
+from ..checks import expect_array, expect_int
 from ..layers import Bidirectional, Stacked, TimeAffine, TimeDropout, TimeRecurrent
-from ..typing import IntArray
+from ..typing import Array, IntArray
 
 
 class Network:

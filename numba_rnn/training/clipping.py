@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..backend import engine_of
-from ..checks import Array, expect_array, expect_float, expect_writable
-from ..typing import Scalar
+from ..checks import expect_array, expect_float, expect_writable
+from ..typing import Array, Scalar
 
 
 def clip_grads(grads: Sequence[Array], max_norm: float) -> Scalar:

@@ -18,7 +18,6 @@ import numpy as np
 
 from ..backend import Engine, engine_of, move, to_host
 from ..checks import (
-    Array,
     accept,
     expect_array,
     expect_choice,
@@ -29,6 +28,7 @@ from ..checks import (
     spell,
 )
 from ..kernels.functions import sqrt
+from ..typing import Array
 
 _ONE_EACH = "this optimiser has been used for other parameters, each model needs its own"
 

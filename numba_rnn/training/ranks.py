@@ -21,8 +21,8 @@ from typing import Any, Self
 import numpy as np
 
 from ..backend import choose_gpu, engine_of, limit_threads, nccl
-from ..checks import Array
 from ..kernels.once import cached_property
+from ..typing import Array
 
 # where launchers say how many processes they have started: Open MPI; MPICH, Intel MPI and srun
 # with their protocol; MVAPICH; srun

@@ -14,10 +14,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from ..backend import engine_of, to_host
-from ..checks import Array
 from ..layers.base import Rows
 from ..layers.losses import TimeSoftmaxWithLoss, perplexity_of
-from ..typing import AnyArray, Scalar
+from ..typing import AnyArray, Array, Scalar
 from .bptt import TruncatedBPTT
 from .ranks import Alone
 

@@ -12,11 +12,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..checks import Array, expect_float, expect_int
+from ..checks import expect_float, expect_int
 from ..files import locked, remove_parts
 from ..layers.losses import perplexity_of, spell_perplexity
 from ..terminal import progress_bar, start_clock
-from ..typing import AnyArray, Scalar
+from ..typing import AnyArray, Array, Scalar
 from .bptt import TruncatedBPTT
 from .checkpoint import expect_content, load_checkpoint, save_checkpoint
 from .clipping import clip_grads, global_norm

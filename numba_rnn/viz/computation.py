@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import Array
 from ..kernels.cells import Cell
 from ..kernels.derivation import graph as traced
 from ..kernels.derivation.tracing import Trace
+from ..typing import Array
 from .operations import Operation, is_simple, normalise, normalised_back
 
 INPUT, PARAMETER, OUTPUT = "input", "parameter", "output"

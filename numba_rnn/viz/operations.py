@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import Array
 from ..kernels import functions
 from ..kernels.derivation import graph as traced
 from ..kernels.layout import EPSILON
+from ..typing import Array
 
 SIGNS = {traced.SUM: "+", traced.DIFFERENCE: "−", traced.PRODUCT: "×", traced.QUOTIENT: "÷"}
 BINARY: dict[str, Callable[[Any, Any], Any]] = {

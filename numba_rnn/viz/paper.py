@@ -6,7 +6,7 @@ from unicodedata import east_asian_width
 
 import numpy as np
 
-from ..checks import Array
+from ..typing import Array
 
 # Okabe & Ito (2008), which stay apart for the colour-blind
 BLUE, ORANGE, GREEN, PINK, YELLOW, SKY = (
