@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
-    "AnyArray", "Array", "BoolArray", "Flags", "IntArray", "Integers", "MaybeArray", "Scalar",
+    "AnyArray", "Array", "BoolArray", "Flags", "IntArray", "Integers", "MaybeNone", "Scalar",
 ]  # fmt: skip
 
 Array: TypeAlias = NDArray[np.floating[Any]]
@@ -35,11 +35,12 @@ AnyArray: TypeAlias = NDArray[Any]
 Integers: TypeAlias = Sequence[int] | IntArray
 """Integers (N,), as an array or a list: the lengths of sequences."""
 
-Flags: TypeAlias = Sequence[Sequence[bool]] | BoolArray
+# a scalar, too: to NumPy's types the result of any(axis=2) may be one
+Flags: TypeAlias = Sequence[Sequence[bool]] | BoolArray | np.bool_
 """Booleans (N, T), as an array or lists: masks and resets."""
 
-MaybeArray: TypeAlias = Array | Any
-"""An array, or None before the first pass; type checkers take it for an array."""
+MaybeNone: TypeAlias = Any
+"""``Array | MaybeNone`` is None before the first pass; type checkers take it for an array."""
 
 Scalar: TypeAlias = float | Any
 """A float; on a GPU an array without axes, for which ``float(scalar)`` waits."""

@@ -5,12 +5,12 @@ from typing import Any, Self
 
 from ..backend import Engine
 from ..checks import accept, accept_flags, accept_mask
-from ..typing import Array, BoolArray
+from ..typing import Array, BoolArray, MaybeNone
 from .base import Layer
 from .initialisers import generator
 from .recurrent import TimeRecurrent
 
-States = tuple[Array, ...] | None
+States = tuple[Array, ...] | MaybeNone
 DStates = Sequence[Array | None] | None
 
 

@@ -8,7 +8,7 @@ from numpy.typing import DTypeLike
 from ..backend import Engine, engine_for
 from ..checks import accept, expect_int, spell
 from ..kernels import cells
-from ..typing import Array, MaybeArray
+from ..typing import Array, MaybeNone
 from . import initialisers
 from .base import Layer
 from .initialisers import Seed
@@ -148,12 +148,12 @@ class TimeProjectedLSTM(TimeRecurrent):
         return [Wx, _wide_weights(self._engine(), Wh, Wr), b]
 
     @property
-    def c(self) -> MaybeArray:
+    def c(self) -> Array | MaybeNone:
         """The memory cell, (N, H), after the last step."""
         return None if self.state is None else self.state[1]
 
     @property
-    def dc(self) -> MaybeArray:
+    def dc(self) -> Array | MaybeNone:
         """The gradient of the memory cell, (N, H), before the first step."""
         return None if self.dstate is None else self.dstate[1]
 

@@ -19,7 +19,7 @@ from ..kernels import cells
 from ..kernels.cells import Cell, WrittenCell
 from ..kernels.step_options import NO_OPTIONS, StepOptions
 from ..streaming import Stream
-from ..typing import Array, Flags, Integers, MaybeArray
+from ..typing import Array, Flags, Integers, MaybeNone
 from . import initialisers
 from .base import Layer
 from .initialisers import Seed
@@ -408,13 +408,13 @@ class TimeRecurrent(_CellLayer):
     ) -> None:
         super().__init__(params, cells.get(cell))
         self.stateful = bool(stateful)
-        self.state: tuple[Array, ...] | None = None
-        self.dstate: tuple[Array, ...] | None = None
+        self.state: tuple[Array, ...] | MaybeNone = None
+        self.dstate: tuple[Array, ...] | MaybeNone = None
         self._state_given = False  # by set_state, since the last forward
         self._checkpoint_every = 0
         self.regularisers: Regularisers | None = None
         self.train_flg = True
-        self.trace: Trace | None = None
+        self.trace: Trace | MaybeNone = None
 
     def forget(self) -> None:
         """Free the memory that forward keeps for backward, and the trace."""
@@ -428,12 +428,12 @@ class TimeRecurrent(_CellLayer):
         return cells.get(options["cell"])
 
     @property
-    def h(self) -> MaybeArray:
+    def h(self) -> Array | MaybeNone:
         """The hidden state, (N, H), after the last step."""
         return None if self.state is None else self.state[0]
 
     @property
-    def dh(self) -> MaybeArray:
+    def dh(self) -> Array | MaybeNone:
         """The gradient of the hidden state, (N, H), before the first step of the block."""
         return None if self.dstate is None else self.dstate[0]
 
@@ -886,12 +886,12 @@ class TimeLSTM(_IsLSTM, TimeRecurrent):
         super().__init__(Wx, Wh, b, stateful=stateful, cell="lstm")
 
     @property
-    def c(self) -> MaybeArray:
+    def c(self) -> Array | MaybeNone:
         """The memory cell, (N, H), after the last step."""
         return None if self.state is None else self.state[1]
 
     @property
-    def dc(self) -> MaybeArray:
+    def dc(self) -> Array | MaybeNone:
         """The gradient of the memory cell, (N, H), before the first step of the block."""
         return None if self.dstate is None else self.dstate[1]
 

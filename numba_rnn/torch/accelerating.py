@@ -2,7 +2,7 @@
 
 import copyreg
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.nn.utils import parametrize
@@ -10,11 +10,12 @@ from torch.nn.utils import parametrize
 from .modules import GRU, LSTM, RNN, Recurrent
 from .running import FLOATS
 
+Model = TypeVar("Model", bound=torch.nn.Module)
 _SWAPS: dict[type, type] = {torch.nn.RNN: RNN, torch.nn.LSTM: LSTM, torch.nn.GRU: GRU}
 _OURS = tuple(_SWAPS.values())
 
 
-def accelerate(model: torch.nn.Module, tell: Callable[[str], None] = print) -> torch.nn.Module:
+def accelerate(model: Model, tell: Callable[[str], None] = print) -> Model:
     """Run torch.nn.RNN, LSTM and GRU of a model on the engines of numba_rnn.
 
     The modules stay the same objects, with their parameters, hooks, parametrizations and names, so
@@ -62,7 +63,7 @@ def accelerate(model: torch.nn.Module, tell: Callable[[str], None] = print) -> t
     return model
 
 
-def restore(model: torch.nn.Module, tell: Callable[[str], None] = print) -> torch.nn.Module:
+def restore(model: Model, tell: Callable[[str], None] = print) -> Model:
     """Make the modules that ``accelerate`` swapped torch's own again.
 
     Parameters
