@@ -24,16 +24,6 @@ class DeviceEngine(NumpyEngine):
     def scalar(self, array: Array) -> Any:
         return array
 
-    def random(self, rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> Array:
-        seed = int(rng.integers(2**63))
-        made = self.xp.random.Generator(self.xp.random.Philox4x3210(seed))
-        return made.random(shape, dtype=dtype)
-
-    def random_rows(
-        self, rng: np.random.Generator, shape: tuple[int, ...], dtype: Any, start: int, of: int
-    ) -> Array:
-        return self.random(rng, (start + shape[0], *shape[1:]), dtype)[start:]
-
     def norm(self, arrays: Sequence[Array]) -> Any:
         xp = self.xp
         if all(array.dtype == np.float32 for array in arrays):  # whose squares float64 can have

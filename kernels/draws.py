@@ -1,39 +1,55 @@
-"""Random masks that are computed where they are needed, and never stored.
+"""Random masks that are computed where they are needed.
 
 Whether a unit is drawn depends on (seed, t, n, unit) alone: a hash of them, not the next number of
-a sequence. So every engine draws the same, whatever it shares out to whom, and backward draws
-again what forward drew.
+a sequence. So every engine draws the same, whatever it shares out to whom, backward draws again
+what forward drew, and a process with some rows of a batch draws what one with all rows draws there.
 
-    key(seed, t, n)      64 bits: SplitMix64's finaliser (Steele, Lea & Flood 2014) of the seed and
-                         of t and n side by side
+    place                64 bits: t and n side by side
+    key(seed, place)     64 bits: SplitMix64's finaliser (Steele, Lea & Flood 2014) of the seed and
+                         of the finalised place
     bits(key, unit)      32 bits: two rounds of a 32-bit finaliser (Wellons' hash-prospector), the
                          first of the unit and one half of the key, the second of that and the other
     drawn                bits < rate * 2^32
 
-These definitions are the specification; compiled engines have the same in their own terms.
+These definitions are the specification. Their integers wrap around: they are NumPy's, or in the
+compiled engines those of ``emitted_draws.py``, which emits these very functions as instructions.
 """
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-GOLDEN64, MIXING64 = 0x9E3779B97F4A7C15, ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
-GOLDEN32, MIXING32 = 0x9E3779B1, ((16, 0x21F0AAAD), (15, 0x735A2D97))
-LAST_SHIFT64, LAST_SHIFT32 = 31, 15
+GOLDEN64, GOLDEN32 = 0x9E3779B97F4A7C15, 0x9E3779B1
 _WORD = 0xFFFFFFFFFFFFFFFF
 
 
-def mix64(z: int) -> int:
-    """SplitMix64's finaliser of a whole number."""
-    z &= _WORD
-    for shift, factor in MIXING64:
-        z = ((z ^ (z >> shift)) * factor) & _WORD
-    return z ^ (z >> LAST_SHIFT64)
+def _mix64(z: Any) -> Any:
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB
+    return z ^ (z >> 31)
+
+
+def _mix32(x: Any) -> Any:
+    x = (x ^ (x >> 16)) * 0x21F0AAAD
+    x = (x ^ (x >> 15)) * 0x735A2D97
+    return x ^ (x >> 15)
+
+
+def key(seed: Any, place: Any) -> Any:
+    """The key of a row at a step: 64 bits of integers of 64 bits."""
+    return _mix64(_mix64(place) ^ seed)
+
+
+def bits(low: Any, high: Any, multiple: Any) -> Any:
+    """The 32 bits of a unit, whose ``multiple`` is unit * GOLDEN32, and a key in two halves."""
+    return _mix32(_mix32(multiple + low) ^ high)
 
 
 def seed_of(seed: int, what: int) -> int:
     """A seed for one of several things that are drawn from the same seed."""
-    return mix64(seed + (what + 1) * GOLDEN64)
+    return int(_mix64(np.array([seed + (what + 1) * GOLDEN64 & _WORD], np.uint64))[0])
 
 
 def threshold(rate: float) -> int:
@@ -41,28 +57,20 @@ def threshold(rate: float) -> int:
     return int(rate * 2.0**32)
 
 
-def keys(seed: int, t: int, N: int) -> Any:
-    """The keys of the rows 0 .. N - 1 of a step, (N,) uint64."""
-    place = (np.uint64(t) << np.uint64(32)) | np.arange(N, dtype=np.uint64)
-    return _mix64(np.uint64(seed & _WORD) ^ _mix64(place))
+def place(t: int, n: int) -> int:
+    """The place of row n at step t; places of later steps and rows follow by addition."""
+    return (t << 32) + n
 
 
-def _mix64(z: Any) -> Any:
-    for shift, factor in MIXING64:
-        z = (z ^ (z >> np.uint64(shift))) * np.uint64(factor)
-    return z ^ (z >> np.uint64(LAST_SHIFT64))
+def drawn(seed: int, shape: Sequence[int], rate: float, t: int = 0, row_offset: int = 0) -> Any:
+    """Which units are drawn, from a step and a row on.
 
-
-def _mix32(x: Any) -> Any:
-    for shift, factor in MIXING32:
-        x = (x ^ (x >> np.uint32(shift))) * np.uint32(factor)
-    return x ^ (x >> np.uint32(LAST_SHIFT32))
-
-
-def drawn(seed: int, t: int, N: int, H: int, rate: float) -> Any:
-    """Which units of step t are drawn, (N, H) bool."""
-    rows = keys(seed, t, N)[:, None]
-    low, high = rows.astype(np.uint32), (rows >> np.uint64(32)).astype(np.uint32)
-    units = np.arange(H, dtype=np.uint32) * np.uint32(GOLDEN32)
-    bits = _mix32(_mix32(units + low) ^ high)
-    return bits < np.uint32(threshold(rate))
+    shape   (N, H), or with steps (N, ..., H); the result is a bool array of that shape
+    """
+    steps = np.arange(math.prod(shape[1:-1]), dtype=np.uint64) << np.uint64(32)
+    rows = np.arange(shape[0], dtype=np.uint64)[:, None] + np.uint64(place(t, row_offset))
+    keys = key(np.uint64(seed & _WORD), rows + steps)[:, :, None]
+    low, high = keys.astype(np.uint32), (keys >> np.uint64(32)).astype(np.uint32)
+    multiples = np.arange(shape[-1], dtype=np.uint32) * np.uint32(GOLDEN32)
+    found = bits(low, high, multiples) < np.uint32(threshold(rate))
+    return found.reshape(shape)

@@ -493,60 +493,9 @@ class Engine:
 
     # ---- training
 
-    def random(self, rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> Array:
-        """Draw uniform random numbers from [0, 1).
-
-        They depend on the state of rng alone. A device may draw a seed from rng and generate its
-        numbers from that.
-
-        Parameters
-        ----------
-        rng : numpy.random.Generator
-            The generator.
-        shape : tuple of int
-            The shape of the result.
-        dtype : dtype
-            float32 or float64.
-
-        Returns
-        -------
-        array
-            The numbers.
-        """
-        return rng.random(shape, dtype=dtype)
-
-    def random_rows(
-        self, rng: np.random.Generator, shape: tuple[int, ...], dtype: Any, start: int, of: int
+    def dropout(
+        self, seed: int, shape: Sequence[int], rate: float, dtype: Any, row_offset: int = 0
     ) -> Array:
-        """Draw some of the rows that ``random`` would draw for a whole batch.
-
-        ``rng`` is left as if the whole batch had been drawn.
-
-        Parameters
-        ----------
-        rng : numpy.random.Generator
-            A generator with a PCG64.
-        shape : tuple of int
-            The shape of the result.
-        dtype : dtype
-            float32 or float64.
-        start : int
-            The first row of the result within the batch.
-        of : int
-            The number of rows of the batch.
-
-        Returns
-        -------
-        array
-            Rows start to start + shape[0] of ``random(rng, (of, *shape[1:]), dtype)``.
-        """
-        row = math.prod(shape[1:])
-        skip(rng, start * row, dtype)
-        made = self.random(rng, shape, dtype)
-        skip(rng, (of - start - shape[0]) * row, dtype)
-        return made
-
-    def dropout(self, seed: int, shape: tuple[int, int], rate: float, dtype: Any) -> Array:
         """Draw a dropout mask.
 
         The same seed gives the same mask on every engine (``kernels/draws.py``).
@@ -555,19 +504,22 @@ class Engine:
         ----------
         seed : int
             The seed.
-        shape : (N, H)
-            The shape of the mask.
+        shape : (N, H), or (N, ..., H)
+            The shape of the mask. The axes between are counted as steps.
         rate : float
             The share of numbers that are dropped.
         dtype : dtype
             float32 or float64.
+        row_offset : int, default 0
+            The number of the first row within the batch: the mask has the rows from there on of
+            the mask for the whole batch.
 
         Returns
         -------
-        (N, H) array
+        array
             The factors: 0 for what is dropped, otherwise 1 / (1 - rate).
         """
-        left = ~draws.drawn(seed, 0, *shape, rate)
+        left = ~draws.drawn(seed, shape, rate, row_offset=row_offset)
         return self.to_device(left * np.dtype(dtype).type(1 / (1 - rate)))
 
     def norm(self, arrays: Sequence[Array]) -> Any:
@@ -819,24 +771,6 @@ def _scaled_norm(array: Array) -> float:
     if not 0 < largest < math.inf:  # 0, infinite or NaN
         return largest
     return largest * _norm(array.astype(np.float64) / largest)
-
-
-def skip(rng: np.random.Generator, count: int, dtype: Any) -> None:
-    """Leave a generator with a PCG64 as if ``rng.random(count, dtype=dtype)`` had been drawn.
-
-    Two numbers in float32 come from one draw of 64 bits; the second half waits for the next call.
-    """
-    bits: Any = rng.bit_generator
-    before, each = bits.state, 2 if dtype == np.float32 else 1
-    if each == 2 and before["has_uint32"] and count:
-        rng.random(dtype=np.float32)
-        count -= 1
-    ahead = max(0, count // each - 1)  # the last draws below leave the state as it must be
-    if ahead:
-        bits.advance(ahead)
-        if each == 1:  # keep a half that is waiting
-            bits.state = {**bits.state, **{k: before[k] for k in ("has_uint32", "uinteger")}}
-    rng.random(count - ahead * each, dtype=dtype)
 
 
 def expect_consistent(cell: Cell, xs: Array, state: State, params: Sequence[Array]) -> None:

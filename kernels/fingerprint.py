@@ -15,7 +15,7 @@ from functools import cache
 from types import CodeType
 from typing import Any
 
-from . import draws, functions, layout, step
+from . import draws, emitted_draws, functions, layout, step
 from .cells import Cell
 
 
@@ -29,7 +29,7 @@ def of_engine(package: str) -> str | None:
     importlib.import_module(f"{package}.engine")  # and with it all others
     loaded = list(sys.modules)  # at once: another thread may be importing something
     names = sorted(name for name in loaded if name.startswith(f"{package}."))
-    modules = [*map(sys.modules.get, names), functions, layout, draws, step]
+    modules = [*map(sys.modules.get, names), functions, layout, draws, emitted_draws, step]
     try:
         return hashlib.sha256(b"".join(map(_source, modules))).hexdigest()[:16]
     except (AttributeError, ImportError, OSError) as error:  # a loader that only loads

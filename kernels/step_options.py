@@ -73,6 +73,9 @@ class StepOptions:
         its old value, the expected value, which is used after training.
     first : int, default 0
         The number of the first step, for zoneout's random masks.
+    row_offset : int, default 0
+        The number of the first row within the batch, for zoneout's random masks: other processes
+        may have the rows before it.
     every : int, default 0
         Gradient checkpointing: forward keeps the state of one step in so many, and backward
         recomputes the steps between them. 0: forward keeps everything that backward needs.
@@ -96,6 +99,7 @@ class StepOptions:
     zoneout: Sequence[float] = ()
     seed: int | None = None
     first: int = 0
+    row_offset: int = 0
     every: int = 0
     trace: bool = False
 
@@ -137,7 +141,7 @@ class StepOptions:
         -------
         dict of str to array
             mask and resets (N, T) uint8; initial and scale as they are, of the engine's library;
-            with zoneout rates (S,), or seeds and thresholds (S,) int64.
+            with zoneout rates (S,), or seeds and thresholds (S,) int64 and origin (1,) int64.
         """
         found = {name: getattr(self, name) for name in ("mask", "resets", "initial", "scale")}
         found = {name: array for name, array in found.items() if array is not None}
@@ -148,7 +152,13 @@ class StepOptions:
         elif self.features.zoneout:
             found["seeds"] = np.array(self.seeds, np.uint64).view(np.int64)
             found["thresholds"] = np.array(list(map(draws.threshold, self.zoneout)), np.int64)
+            found["origin"] = np.array([self.origin], np.int64)
         return found
+
+    @property
+    def origin(self) -> int:
+        """The place of the first row at the first step, for zoneout's random masks."""
+        return draws.place(self.first, self.row_offset)
 
     @cached_property
     def seeds(self) -> tuple[int, ...]:
@@ -175,8 +185,8 @@ class StepOptions:
         """
         if self.seed is None:
             return tuple(np.asarray(rate, dtype) for rate in self.zoneout)
-        rates = zip(self.seeds, self.zoneout, strict=True)
-        return tuple(draws.drawn(seed, self.first + t, *shape, rate) for seed, rate in rates)
+        rates, at = zip(self.seeds, self.zoneout, strict=True), (self.first + t, self.row_offset)
+        return tuple(draws.drawn(seed, shape, rate, *at) for seed, rate in rates)
 
 
 NO_OPTIONS = StepOptions()

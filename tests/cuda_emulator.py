@@ -21,7 +21,6 @@ from greenlet import getcurrent, greenlet
 from numpy.lib.stride_tricks import as_strided
 
 from numba_rnn.kernels import draws
-from numba_rnn.kernels.cuda import lanes
 from numba_rnn.kernels.cuda.kernel import Device, Kernel
 
 NOBODY = -1
@@ -227,19 +226,13 @@ class _Instructions:
         pointer.numbers[at], pointer.writer[at] = value, block
         pointer.thread[at], pointer.passed[at] = self.thread.number, self.thread.block.meetings
 
-    def _draw(self, pointer: Pointer, index: int, seed: int) -> None:
-        dtype, whole = pointer.numbers.dtype, (1 << 64) - 1
-        z = (seed + (int(index) + 1) * lanes.GOLDEN) & whole
-        for shift, factor in lanes.MIXING:
-            z = ((z ^ z >> shift) * factor) & whole
-        digits = 24 if dtype == np.float32 else 53
-        self._write(dtype.type(((z ^ z >> 31) >> 64 - digits) * 2.0**-digits), pointer, index, 1)
-
     @staticmethod
-    def _drawn(like: np.ndarray, seed: int, threshold: int, t: int, n: int, j: int) -> np.ndarray:
-        seed = int(seed) % (1 << 64)
-        rate = int(threshold) / 2**32
-        return draws.drawn(seed, int(t), int(n) + 1, int(j) + like.size, rate)[-1, -like.size :]
+    def _drawn(like: np.ndarray, seed: int, threshold: int, place: int, j: int) -> np.ndarray:
+        key = draws.key(*(np.array([int(x) % 2**64], np.uint64) for x in (seed, place)))
+        units = np.arange(int(j), int(j) + like.size, dtype=np.uint32)
+        halves = (key >> half for half in (np.uint64(0), np.uint64(32)))
+        low, high = (half.astype(np.uint32) for half in halves)
+        return draws.bits(low, high, units * np.uint32(draws.GOLDEN32)) < int(threshold)
 
     def functions(self, count: int) -> dict[str, Callable[..., Any]]:
         def store(value: np.ndarray, pointer: Pointer, index: int) -> None:
@@ -281,7 +274,6 @@ class _Instructions:
             "store": store,
             "put": lambda x, pointer, index: self._write(x, pointer, index, 1),
             "where": np.where,
-            "draw": self._draw,
             "drawn": self._drawn,
             "shared": lambda: self.thread.block.memory,
             "shared_of": lambda pointer: self.thread.block.memory,

@@ -227,16 +227,6 @@ class _OnHost:
         return 1, 0
 
 
-class Generator:
-    """Random numbers, made on the device."""
-
-    def __init__(self, bits: Any) -> None:
-        self._made = np.random.Generator(bits)
-
-    def random(self, shape: Any, dtype: Any) -> DeviceArray:
-        return wrap(self._made.random(shape, dtype))
-
-
 xp = SimpleNamespace(
     ndarray=DeviceArray,
     asarray=lambda value: value if isinstance(value, DeviceArray) else on_device(value),
@@ -263,7 +253,6 @@ xp = SimpleNamespace(
         name: device_only(getattr(np, name))
         for name in ("abs", "exp", "isfinite", "log", "log1p", "maximum", "sqrt", "square")
     },
-    random=SimpleNamespace(Generator=Generator, Philox4x3210=np.random.Philox),
 )
 # these are given an array for the result
 xp.exp = lambda array, out=None: np.exp(array, out=out)

@@ -373,15 +373,14 @@ def test_arrays_of_other_libraries_in_host_memory_are_copied():
 # ---- dropout
 
 
-def test_dropout_draws_on_the_device_from_the_layers_generator():
+def test_dropout_depends_on_the_layers_generator_alone():
     ones = np.ones((50, 40), np.float32)
-    with use_fake_device() as engine:
+    with use_fake_device():
         layer, again = (rnn.TimeDropout(0.25, rng=5) for _ in range(2))
         with no_waiting():
             out = layer.forward(ones)
             back = layer.backward(ones)
             masks = [out, layer.forward(ones), again.forward(ones), again.forward(ones)]
-            made = engine.random(np.random.default_rng(0), (100,), np.float64)
     first, second, third, fourth = host(masks)
     np.testing.assert_array_equal(host(back), first)
     np.testing.assert_array_equal(first, third)
@@ -390,7 +389,6 @@ def test_dropout_draws_on_the_device_from_the_layers_generator():
     assert first.dtype == np.float32
     assert set(np.unique(first)) == {0, np.float32(1 / 0.75)}
     assert 0.7 < (first > 0).mean() < 0.8
-    assert ((host(made) >= 0) & (host(made) < 1)).all()
 
 
 # ---- errors

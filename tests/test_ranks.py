@@ -19,12 +19,12 @@ import pytest
 
 from fake_device import DeviceArray, no_waiting, use_fake_device, xp
 from fake_device import backend as backend_module
-from helpers import DTYPES, run_python
+from helpers import ALL_ENGINES, DTYPES, run_python
 from numba_rnn import jobs, use_backend
 from numba_rnn.backend import engine
 from numba_rnn.jobs import Settings
-from numba_rnn.kernels.engine import skip
-from numba_rnn.layers.base import Rows
+from numba_rnn.layers import TimeDropout, TimeLSTM
+from numba_rnn.layers.regularisers import Regularisers
 from numba_rnn.models import Rnnlm
 from numba_rnn.training import Adam, Trainer, TruncatedBPTT, load_checkpoint
 from numba_rnn.training import ranks as ranks_module
@@ -87,7 +87,7 @@ def together(size, work):
 
 
 def make(ranks, folder=None, dtype=np.float64, batch=5, model=None, **options):
-    rates = {"dropout": 0.3, "recurrent_dropout": 0.2, "weight_drop": 0.2}
+    rates = {"dropout": 0.3, "recurrent_dropout": 0.2, "weight_drop": 0.2, "zoneout": 0.2}
     model = model or Rnnlm(11, 9, 9, layers=2, tie=True, **rates, rng=0, dtype=dtype)
     blocks = TruncatedBPTT(CORPUS, batch, 7)  # 17 blocks
     options = {"valid": VALID, "eval_batch": 3, "eval_time": 10, "max_norm": 0.5, **options}
@@ -181,20 +181,6 @@ def test_labels_that_do_not_count_weigh_nothing():
         assert loss == pytest.approx(want_loss, rel=1e-12)
         for ours, theirs in zip(grads, want, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-14)
-
-
-def test_zoneout_is_drawn_anew_in_the_rows_of_each_rank():
-    def work(ranks):
-        trainer = make(ranks, model=Rnnlm(11, 6, 9, zoneout=0.5, rng=0), batch=4)
-        trainer.fit(1)
-        chosen = trainer.model.recurrent[0].regularisers
-        chosen.rows = Rows(ranks.rank, ranks.rank + 1, 2)
-        return trainer, chosen.seed_of_rows(7)
-
-    (one, seed), (other, another) = together(2, work)
-    assert seed == 7 != another
-    for ours, theirs in zip(one.model.params, other.model.params, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_one_rank_that_is_asked_to_stop_stops_all_after_the_same_iteration(tmp_path):
@@ -298,36 +284,68 @@ def test_a_rank_uses_its_cores_unless_the_environment_says_otherwise(said, engin
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_numbers_that_are_skipped_leave_the_generator_as_drawn(dtype):
-    for before in range(3):  # halves of draws, in float32
-        for count in (*range(9), 1000, 1001):
-            drawn, skipped = np.random.default_rng(0), np.random.default_rng(0)
-            for rng in (drawn, skipped):
-                rng.random(before, dtype=np.float32)
-            drawn.random(count, dtype=dtype)
-            skip(skipped, count, dtype)
-            assert skipped.bit_generator.state == drawn.bit_generator.state, (before, count)
+@pytest.mark.parametrize("backend", ALL_ENGINES)
+def test_masks_of_some_rows_are_those_of_the_whole_batch(backend, dtype):
+    """For every kind, as the NumPy engine draws them for the whole batch, bit for bit."""
+    rates = {"recurrent_dropout": 0.4, "input_dropout": 0.3, "weight_drop": 0.5}
+    ones = np.ones((7, 4, 19), dtype)
+
+    def masks(start, stop):
+        dropout, chosen = TimeDropout(0.6, rng=3), Regularisers("h", **rates, rng=3)
+        dropout.row_offset = chosen.row_offset = start
+        here, seed, dropped = engine(), chosen.new_seed(), dropout.forward(ones[start:stop])
+        assert dropout.rng.bit_generator.state == chosen.rng.bit_generator.state
+        rows = stop - start
+        weights = chosen.on_weights(here, seed, (19, 5), dtype)
+        parts = (
+            dropped,
+            dropout.backward(ones[start:stop]),
+            chosen.on_inputs(here, seed, (rows, 4), dtype),
+            chosen.on_h(here, seed, (rows, 19), dtype),
+        )
+        return [here.to_host(part) for part in parts], here.to_host(weights)
+
+    whole, weights = masks(0, 7)
+    with use_backend(backend, strict=True):
+        for start, stop in ((0, 7), (0, 2), (2, 3), (3, 7)):
+            got, the_same = masks(start, stop)
+            for part, all_rows in zip(got, whole, strict=True):
+                assert part.dtype == dtype
+                np.testing.assert_array_equal(part, all_rows[start:stop])
+            np.testing.assert_array_equal(the_same, weights)
 
 
-@pytest.mark.parametrize("device", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_random_rows_are_those_of_the_whole(dtype, device):
-    with use_fake_device() if device else use_backend("numpy"):
-        here, rngs = engine(), [np.random.default_rng(3) for _ in range(4)]
-        whole = here.to_host(here.random(rngs[0], (7, 3, 5), dtype))
-        for rng, (start, stop) in zip(rngs[1:], ((0, 2), (2, 3), (3, 7)), strict=True):
-            rows = here.random_rows(rng, (stop - start, 3, 5), dtype, start, 7)
-            np.testing.assert_array_equal(here.to_host(rows), whole[start:stop])
-            assert rng.bit_generator.state == rngs[0].bit_generator.state
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_a_layer_computes_for_some_rows_what_it_does_in_the_whole_batch(backend):
+    rates = {
+        "zoneout": 0.4, "recurrent_dropout": 0.4, "input_dropout": 0.3, "weight_drop": 0.5,
+    }  # fmt: skip
+    xs, dhs = np.random.default_rng(0).standard_normal((2, 7, 4, 5))
+
+    def run(start, stop):
+        layer = TimeLSTM.create(5, 5, rng=0, dtype=np.float64).regularise(**rates, rng=1)
+        layer.regularisers.row_offset = start
+        hs = layer.forward(xs[start:stop])
+        dxs, here = layer.backward(dhs[start:stop]), engine()
+        return [here.to_host(array) for array in (hs, dxs, *layer.grads)]
+
+    with use_backend("numpy"):
+        hs, dxs, *grads = run(0, 7)
+    with use_backend(backend, strict=True):
+        parts = [run(start, stop) for start, stop in ((0, 2), (2, 3), (3, 7))]
+    for k, want in enumerate((hs, dxs)):
+        np.testing.assert_allclose(np.concatenate([part[k] for part in parts]), want, atol=1e-12)
+    for k, want in enumerate(grads):
+        np.testing.assert_allclose(sum(part[2 + k] for part in parts), want, atol=1e-12)
 
 
-def test_rows_of_another_number_are_refused():
-    model = Rnnlm(11, 6, 9, dropout=0.5, rng=0)
-    model.take_rows(Rows(2, 5, 8))
-    with pytest.raises(ValueError, match=r"xs: expected shape \(3, "):
-        model.forward(CORPUS[:8].reshape(2, 4), CORPUS[1:9].reshape(2, 4))
+def test_rows_may_be_declared_and_taken_back():
+    model = Rnnlm(11, 6, 9, dropout=0.5, zoneout=0.5, rng=0)
+    masked = *model.dropouts, model.recurrent[0].regularisers
+    model.take_rows(slice(2, 5))
+    assert {part.row_offset for part in masked} == {2}
     model.take_rows(None)
-    model.forward(CORPUS[:8].reshape(2, 4), CORPUS[1:9].reshape(2, 4))
+    assert {part.row_offset for part in masked} == {0}
 
 
 # ---- on GPUs

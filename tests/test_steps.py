@@ -55,6 +55,7 @@ def random_options(p: Problem, features: set[str], seed: int = 0) -> StepOptions
     if "zoneout" in features:
         made["zoneout"] = tuple(rng.uniform(0.1, 0.6, S))
         made["seed"] = None if "expected" in features else int(rng.integers(2**63))
+        made |= {"first": int(rng.integers(2**31)), "row_offset": int(rng.integers(2**31))}
     return StepOptions(**made, trace="trace" in features)
 
 
@@ -270,16 +271,17 @@ def test_less_is_kept_where_less_is_asked_for(backend):
 
 
 def test_draws_are_as_many_as_they_should_and_depend_on_everything():
-    drawn = np.array([draws.drawn(5, t, 64, 256, 0.3) for t in range(16)])
-    sigma = np.sqrt(0.3 * 0.7 / drawn.size)
-    assert abs(drawn.mean() - 0.3) < 5 * sigma
-    for axis in range(3):  # no row, unit or step is drawn more than others
+    for rate in (0.003, 0.3, 0.5, 0.97):
+        drawn = draws.drawn(11, (64, 35, 650), rate)
+        assert abs(drawn.mean() - rate) < 5 * np.sqrt(rate * (1 - rate) / drawn.size)
+    drawn = draws.drawn(5, (16, 64, 256), 0.3)
+    for axis in range(3):  # no row, step or unit is drawn more than others
         others = tuple(k for k in range(3) if k != axis)
         count = drawn.size // drawn.shape[axis]
         assert np.abs(drawn.mean(axis=others) - 0.3).max() < 6 * np.sqrt(0.3 * 0.7 / count)
     for a, b in ((drawn[1:], drawn[:-1]), (drawn[:, 1:], drawn[:, :-1]),
                  (drawn[..., 1:], drawn[..., :-1]),
-                 (drawn[0], draws.drawn(6, 0, 64, 256, 0.3))):  # fmt: skip
+                 (drawn[0], draws.drawn(6, (64, 256), 0.3))):  # fmt: skip
         together = (a & b).mean()
         assert abs(together - 0.09) < 6 * np.sqrt(0.09 * 0.91 / a.size)
 
@@ -287,17 +289,44 @@ def test_draws_are_as_many_as_they_should_and_depend_on_everything():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("backend", ALL_ENGINES)
 def test_dropout_is_the_same_on_every_engine(backend, dtype):
-    for seed, shape, rate in ((0, (1, 1), 0.5), (2**63 + 5, (7, 45), 0.3), (9, (300, 1), 0.9)):
+    for seed, shape, rate, row_offset in (
+        (0, (1, 1), 0.5, 0), (2**63 + 5, (7, 45), 0.3, 2**32 - 8), (9, (300, 1), 0.9, 3),
+        (2**64 - 1, (3, 5, 17), 0.999, 7), (4, (2, 3, 1, 16), 0.0, 1), (5, (0, 3, 4), 0.5, 0),
+    ):  # fmt: skip
         with use_backend(backend, strict=True) as engine:
-            got = engine.to_host(engine.dropout(seed, shape, rate, np.dtype(dtype)))
+            got = engine.to_host(engine.dropout(seed, shape, rate, np.dtype(dtype), row_offset))
         assert got.dtype == dtype
-        gone = draws.drawn(seed, 0, *shape, rate)
+        gone = draws.drawn(seed, shape, rate, row_offset=row_offset)
         np.testing.assert_array_equal(got, np.where(gone, 0, dtype(1 / (1 - rate))))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("backend", ALL_ENGINES)
+def test_zoneout_is_the_same_on_every_engine_and_in_parts_of_the_batch(backend, dtype):
+    """A unit's new value is tanh of the input, so those with another value were drawn."""
+    N, T, H = 5, 7, 21
+    xs = np.broadcast_to(np.linspace(0.1, 0.9, T, dtype=dtype)[:, None], (N, T, 1)).copy()
+    params = [np.ones((1, H), dtype), np.zeros((H, H), dtype), np.zeros(H, dtype)]
+    whole = StepOptions(zoneout=(0.3,), seed=2**64 - 9, first=6, row_offset=4)
+
+    def kept(rows, times):
+        options = replace(whole, row_offset=4 + rows.start).part(times.start, times.stop)
+        with use_backend(backend, strict=True) as engine:
+            there = [engine.to_device(a) for a in (xs[rows, times].copy(), *params)]
+            state = (engine.xp.zeros((rows.stop - rows.start, H), dtype),)
+            hs, _, _ = engine.forward(cells.get("rnn"), there[0], state, there[1:], options)
+            (new,) = engine.forward(cells.get("rnn"), there[0][:1], (state[0][:1],), there[1:])[:1]
+            return engine.to_host(hs) != engine.to_host(new)
+
+    want = draws.drawn(whole.seeds[0], (N, T, H), 0.3, 6, 4)
+    for rows in (slice(0, N), slice(0, 2), slice(2, N)):
+        for times in (slice(0, T), slice(0, 3), slice(3, T)):
+            np.testing.assert_array_equal(kept(rows, times), want[rows, times])
 
 
 def test_draws_stay_what_they_are():
     """A seed means the same in every version: these are the numbers of the first."""
-    found = draws.drawn(2024, 3, 2, 40, 0.5)
+    found = draws.drawn(2024, (2, 40), 0.5, t=3)
     assert ["".join("01"[int(x)] for x in row) for row in found] == KNOWN
 
 

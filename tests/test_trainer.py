@@ -33,9 +33,9 @@ CORPUS = np.random.default_rng(0).integers(0, 11, 601)
 VALID = np.random.default_rng(1).integers(0, 11, 101)
 
 
-def make(folder=None, optimiser=None, **options):
+def make(folder=None, optimiser=None, rng=0, **options):
     rates = {"zoneout": 0.1, "recurrent_dropout": 0.2, "weight_drop": 0.2}
-    model = Rnnlm(11, 6, 9, layers=2, dropout=0.3, **rates, rng=0)
+    model = Rnnlm(11, 6, 9, layers=2, dropout=0.3, **rates, rng=rng)
     blocks = TruncatedBPTT(CORPUS, 4, 10)  # 15 blocks
     options = {"valid": VALID, "eval_batch": 2, "eval_time": 10, "progress": False, **options}
     return Trainer(model, optimiser or Adam(0.01), blocks, folder=folder, max_norm=0.5, **options)
@@ -77,6 +77,22 @@ def test_a_stopped_run_resumes_bit_for_bit(tmp_path, name, backend):
             for file in ("last.safetensors", "best.safetensors"):
                 assert (folder / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
             assert second.history == whole.history
+
+
+@pytest.mark.parametrize("kind", ["MT19937", "PCG64DXSM", "Philox", "SFC64"])
+def test_a_run_with_any_generator_resumes_bit_for_bit(tmp_path, kind):
+    def run(folder, epochs, last=None):
+        bits = getattr(np.random, kind)(0)
+        trainer = make(tmp_path / folder, rng=np.random.Generator(bits))
+        if last is not None:
+            trainer.restore(last)
+        trainer.fit(epochs)
+        return tmp_path / folder / "last.safetensors"
+
+    whole, half = run("whole", 2), run("half", 1)
+    with pytest.raises(ValueError, match=f"does not fit .*{kind}|does not fit .*PCG64"):
+        make(tmp_path / "half").restore(half)
+    assert run("half", 2, half).read_bytes() == whole.read_bytes()
 
 
 STOPPING = [s for s in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, s)]
@@ -272,9 +288,6 @@ def test_parameters_that_are_not_finite_are_not_saved(tmp_path):
 def test_what_cannot_be_resumed_is_refused_at_the_start(tmp_path):
     with pytest.raises(ValueError, match=r"valid: too short to evaluate on; corpus: expected"):
         make(valid=VALID[:5])
-    model = Rnnlm(11, 6, 9, rng=np.random.Generator(np.random.MT19937(0)))
-    with pytest.raises(ValueError, match=r"model\.rng: expected .*PCG64, got MT19937"):
-        Trainer(model, Adam(), TruncatedBPTT(CORPUS, 4, 10))
     make(tmp_path).fit(1)
     with pytest.raises(ValueError, match=r"beta1: expected 0\.5, as before, got 0\.9"):
         make(optimiser=Adam(0.01, beta1=0.5)).restore(tmp_path / "last.safetensors")
@@ -327,6 +340,9 @@ SPOILT = [
     (("trainer", "blocks", "cursor"), 99, "cursor: expected at most 15"),
     (("trainer", "random"), {"bit_generator": "PCG64"}, "does not fit"),
     (("trainer", "random", "state", "inc"), 2**200, "does not fit"),
+    (("trainer", "random", "state", "pos"), 625, "pos: expected at most 624, got 625"),
+    (("trainer", "random", "buffer_pos"), -1, "buffer_pos: expected"),
+    (("trainer", "random"), {"state": {}, "bit_generator": "MT19937"}, "does not fit"),
     (("trainer", "history"), None, "does not fit"),
     (("trainer", "history", "train"), [[1, 2.0]], "enough values"),
     (("trainer", "history", "train"), [[1.5, 2.0, 3.0]], "history: iteration"),

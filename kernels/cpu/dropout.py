@@ -1,47 +1,49 @@
 """Masks of dropout, drawn as ``kernels/draws.py`` says: a loop that LLVM makes vectors of."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numba import types
+from numba.extending import intrinsic
 from numba.np.numpy_support import from_dtype
 
 from .. import draws
+from ..emitted_draws import emit_drawn
 from ..engine import Array
 from ..once import once
 from .compilation import compiled_function
 
-_MIXING, _LAST, _GOLDEN = draws.MIXING32, draws.LAST_SHIFT32, draws.GOLDEN32
 
-
-def dropout(seed: int, shape: tuple[int, int], rate: float, dtype: Any) -> Array:
-    """What numbers (N, H) are multiplied by: 0, or 1 / (1 - rate)."""
+def dropout(seed: int, shape: Sequence[int], rate: float, dtype: Any, row_offset: int) -> Array:
+    """What numbers (N, ..., H) are multiplied by: 0, or 1 / (1 - rate)."""
     out = np.empty(shape, dtype)
-    keys, limit = draws.keys(seed, 0, shape[0]), np.uint32(draws.threshold(rate))
-    _filler(out.dtype.name)(out, keys, limit, out.dtype.type(1 / (1 - rate)))
+    rows = out.reshape(shape[0], math.prod(shape[1:-1]), shape[-1])
+    seed = int(np.array(seed, np.uint64).view(np.int64))
+    place, left = draws.place(0, row_offset), out.dtype.type(1 / (1 - rate))
+    _filler(out.dtype.name)(rows, seed, draws.threshold(rate), place, left)
     return out
+
+
+@intrinsic
+def _is_drawn(typing, seed, threshold, place, unit):
+    def codegen(context, builder, signature, args):
+        return emit_drawn(builder, *args)
+
+    return types.boolean(*[types.int64] * 4), codegen
 
 
 @once
 def _filler(dtype: str) -> Any:
     """A compiled function that fills a mask."""
-    (shift0, factor0), (shift1, factor1) = _MIXING
-    last, golden = _LAST, _GOLDEN
 
-    def fill(out, keys, limit, left):
+    def fill(out, seed, threshold, place, left):
         for n in range(out.shape[0]):
-            low, high = np.uint32(keys[n]), np.uint32(keys[n] >> np.uint64(32))
-            for k in range(out.shape[1]):
-                bits = np.uint32(np.uint32(k) * np.uint32(golden)) + low
-                for again in range(2):
-                    bits = np.uint32(bits)
-                    bits = np.uint32((bits ^ (bits >> np.uint32(shift0))) * np.uint32(factor0))
-                    bits = np.uint32((bits ^ (bits >> np.uint32(shift1))) * np.uint32(factor1))
-                    bits = np.uint32(bits ^ (bits >> np.uint32(last)))
-                    if again == 0:
-                        bits = np.uint32(bits ^ high)
-                out[n, k] = 0.0 if bits < limit else left
+            for t in range(out.shape[1]):
+                for k in range(out.shape[2]):
+                    gone = _is_drawn(seed, threshold, place + (t << 32) + n, k)
+                    out[n, t, k] = 0.0 if gone else left
 
     number = from_dtype(np.dtype(dtype))
-    takes = number[:, ::1], types.uint64[::1], types.uint32, number
-    return compiled_function(fill, types.void(*takes))
+    return compiled_function(fill, types.void(number[:, :, ::1], *[types.int64] * 3, number))

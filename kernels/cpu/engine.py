@@ -97,8 +97,10 @@ class NumbaEngine(NumpyEngine):
         seen = [part.before(part.forward(start)[2]) for part, start in parts]
         return tuple(np.concatenate(states, axis=1) for states in zip(*seen, strict=True))
 
-    def dropout(self, seed: int, shape: tuple[int, int], rate: float, dtype: Any) -> Array:
-        return dropout(seed, shape, rate, dtype)
+    def dropout(
+        self, seed: int, shape: Sequence[int], rate: float, dtype: Any, row_offset: int = 0
+    ) -> Array:
+        return dropout(seed, shape, rate, dtype, row_offset)
 
     def stream(
         self,

@@ -64,7 +64,7 @@ class OptionMemory:
         arrays, dinitial = steps.arrays(dtype), self._dinitial
         words = OptionArrays(
             T=T,
-            first=steps.first,
+            origin=steps.origin,
             row=H * dtype.itemsize,
             **{name: self._at(arrays.get(name), dtype) for name in ARRAYS},
             dinitial=0 if dinitial is None else address_of(dinitial),

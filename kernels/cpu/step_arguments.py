@@ -13,7 +13,8 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic, overload, register_jitable
 
-from .. import draws, step
+from .. import step
+from ..emitted_draws import emit_drawn
 from .frames import emits, record
 from .lowering import load_states, member_address, store_states, zeros_state
 from .simd import (
@@ -28,14 +29,14 @@ from .simd import (
     store,
 )
 
-_I8, _I32, _I64 = (ir.IntType(bits) for bits in (8, 32, 64))
+_I8, _I64 = ir.IntType(8), ir.IntType(64)
 
 
 class OptionArrays(NamedTuple):
     """Addresses of the arrays of a pass's step options; 0 if there is none."""
 
     T: int
-    first: int  # the number of the first step, for random masks
+    origin: int  # the place of the first row at the first step, for random masks
     row: int  # bytes of H numbers
     mask: int  # (N, T) bytes
     resets: int  # (N, T) bytes
@@ -130,7 +131,7 @@ def load_zoneout(frame, options, n, t, u):
 def _(frame, options, n, t, u):
     def sampled(frame, options, n, t, u):
         here = _read(options)
-        return draw(frame, here.seeds, here.thresholds, here.first + t, n, u)
+        return draw(frame, here.seeds, here.thresholds, here.origin + (t << 32) + n, u)
 
     def mean(frame, options, n, t, u):
         return load_rates(frame, _read(options).rates)
@@ -239,48 +240,21 @@ def store_rows(builder, frame, values, place, lanes):
 # ---- random masks
 
 
-def _emit_mix(builder, z, mixing, last):
-    constant = lambda number: ir.Constant(z.type, _repeated(z.type, number))  # noqa: E731
-    for shift, factor in mixing:
-        z = builder.mul(builder.xor(z, builder.lshr(z, constant(shift))), constant(factor))
-    return builder.xor(z, builder.lshr(z, constant(last)))
-
-
-def _repeated(kind, number):
-    return [number] * kind.count if isinstance(kind, ir.VectorType) else number
-
-
 @intrinsic
-def draw(typing, frame, seeds, thresholds, t, n, u):
+def draw(typing, frame, seeds, thresholds, place, u):
     """For each state, the mask of the units of a unit-panel that are drawn."""
     W = VectorType(frame.dtype).lanes
     kind = types.UniTuple(MaskType(W), len(frame.cell.states))
-    vector = ir.VectorType(_I32, W)
 
     def codegen(context, builder, signature, args):
-        _, seeds, thresholds, t, n, u = args
-        place = builder.or_(builder.shl(t, _I64(32)), n)
-        place = _emit_mix(builder, place, draws.MIXING64, draws.LAST_SHIFT64)
-        first = builder.mul(builder.trunc(u, _I32), _I32(W * draws.GOLDEN32 & 0xFFFFFFFF))
-        units = ir.Constant(vector, [k * draws.GOLDEN32 & 0xFFFFFFFF for k in range(W)])
-        units = builder.add(units, splat(builder, first, vector))
+        _, seeds, thresholds, place, u = args
+        seeds, thresholds = (
+            builder.inttoptr(words, _I64.as_pointer()) for words in (seeds, thresholds)
+        )
         masks = []
         for k in range(kind.count):
-            seed, threshold = (
-                builder.load(builder.gep(builder.inttoptr(words, _I64.as_pointer()), [_I64(k)]))
-                for words in (seeds, thresholds)
-            )
-            mixing64 = draws.MIXING64, draws.LAST_SHIFT64
-            key = _emit_mix(builder, builder.xor(seed, place), *mixing64)
-            high = builder.trunc(builder.lshr(key, _I64(32)), _I32)
-            low, high, limit = (
-                splat(builder, number, vector)
-                for number in (builder.trunc(key, _I32), high, builder.trunc(threshold, _I32))
-            )
-            mixing32 = draws.MIXING32, draws.LAST_SHIFT32
-            bits = _emit_mix(builder, builder.add(units, low), *mixing32)
-            bits = _emit_mix(builder, builder.xor(bits, high), *mixing32)
-            masks.append(builder.icmp_unsigned("<", bits, limit))
+            words = (builder.load(builder.gep(start, [_I64(k)])) for start in (seeds, thresholds))
+            masks.append(emit_drawn(builder, *words, place, builder.mul(u, _I64(W)), W))
         return context.make_tuple(builder, kind, masks)
 
-    return kind(frame, *[types.int64] * 5), codegen
+    return kind(frame, *[types.int64] * 4), codegen

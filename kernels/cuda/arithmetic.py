@@ -17,6 +17,7 @@ and, if steps have options (``kernels/step_options.py``; ``StepFeatures`` says w
 
     mask, resets (N, T); initial (states, H); scale (N, H)
     rates, seeds, thresholds       zoneout's, a number for each state
+    origin                         one number: where random masks begin
     dinitial (states, N, H)        the gradient that resets stopped, added up
     trace (T, states, N, H)        gradients of the state after every step
 
@@ -38,7 +39,7 @@ from ..step_options import NO_OPTIONS, StepFeatures
 
 def arrays_of(features: StepFeatures, backward: bool) -> tuple[str, ...]:
     """The names of the arrays that the lines of these options read and write."""
-    drawn = {"": (), "sampled": ("seeds", "thresholds"), "mean": ("rates",)}
+    drawn = {"": (), "sampled": ("seeds", "thresholds", "origin"), "mean": ("rates",)}
     return (
         *(("mask",) if features.mask else ()),
         *(("resets", "dinitial" if backward else "initial") if features.resets else ()),
@@ -79,7 +80,8 @@ class Step:
         if features.mask:
             lines.append(f"there{m} = mask[n{m} * T + t] != 0")
         if features.zoneout == "sampled":
-            lot = f"drawn(state{m}[0], seeds[{{k}}], thresholds[{{k}}], t, n{m}, j{m})"
+            lot = f"drawn(state{m}[0], seeds[{{k}}], thresholds[{{k}}], place{m}, j{m})"
+            lines.append(f"place{m} = origin[0] + (t << 32) + n{m}")
             lines.append(f"zoneout{m} = ({', '.join(self._each(lot))},)")
         elif features.zoneout == "mean":
             rates = self._each(f"rates[{{k}}] + (state{m}[0] - state{m}[0])")

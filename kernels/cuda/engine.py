@@ -19,6 +19,7 @@ A ``Gpu`` has the library of the arrays (CuPy) and starts kernels on them; tests
 emulator there.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -297,18 +298,14 @@ class CudaEngine(DeviceEngine):
         numbers = [gradient.dtype.type(number) for number in numbers]
         self._launch(kernel, (blocks, 1), (*whole, *numbers, gradient.size))
 
-    def random(self, rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> Array:
-        out, kernel = self.xp.empty(shape, dtype), updates.random_kernel()
-        seed = int(rng.integers(2**63))
-        self._launch(kernel, (-(-out.size // kernel.threads), 1), (out, seed, out.size))
-        return out
-
-    def dropout(self, seed: int, shape: tuple[int, int], rate: float, dtype: Any) -> Array:
+    def dropout(
+        self, seed: int, shape: Sequence[int], rate: float, dtype: Any, row_offset: int = 0
+    ) -> Array:
         xp, kernel = self.xp, updates.dropout_kernel()
         out, left = xp.empty(shape, dtype), xp.asarray(np.array([1 / (1 - rate)], dtype))
-        seeds = xp.asarray(np.array([seed], np.uint64).view(np.int64))
-        limits = xp.asarray(np.array([draws.threshold(rate)], np.int64))
-        given = out, left, seeds, limits, shape[1], out.size
+        words = np.array([seed, draws.threshold(rate), draws.place(0, row_offset)], np.uint64)
+        sizes = math.prod(shape[1:-1]), shape[-1], out.size
+        given = out, left, xp.asarray(words.view(np.int64)), *sizes
         self._launch(kernel, (-(-out.size // kernel.threads), 1), given)
         return out
 

@@ -71,10 +71,10 @@ class Device:
 
 
 # arguments that are no arrays of the kernel's dtype
-INTEGERS = {"t", "T", "N", "H", "size", "stride", "row", "block", "seed"}
+INTEGERS = {"t", "T", "N", "H", "size", "stride", "row", "block"}
 NUMBERS = tuple(f"number{k}" for k in range(8))  # of that dtype
 COUNTERS = {"counters"}  # uint32
-INDICES = {"rows", "order", "seeds", "thresholds"}  # int64
+INDICES = {"rows", "order", "seeds", "thresholds", "origin", "words"}  # int64
 FLAGS = {"mask", "resets"}  # uint8
 
 

@@ -16,7 +16,8 @@ import operator
 
 from llvmlite import ir
 
-from .. import draws, functions
+from .. import functions
+from ..emitted_draws import emit_drawn
 from .target import intrinsic, models, overload, register_model, types
 
 _I32, _F32 = ir.IntType(32), ir.FloatType()
@@ -104,66 +105,16 @@ def shared_of(typing, pointer):
 
 
 @intrinsic
-def draw(typing, pointer, index, seed):
-    """pointer[index] = the number at that place of a seed's sequence, from [0, 1).
-
-    SplitMix64 (Steele, Lea & Flood 2014): a hash of the place, so that numbers do not depend on
-    who draws them, nor in which order. The upper 24 or 53 bits become the number.
-    """
-
-    def codegen(context, builder, signature, args):
-        wide, number = ir.IntType(64), _F32 if pointer.dtype == types.float32 else ir.DoubleType()
-        z = builder.add(args[2], builder.mul(builder.add(args[1], wide(1)), wide(GOLDEN)))
-        for shift, factor in MIXING:
-            z = builder.mul(builder.xor(z, builder.lshr(z, wide(shift))), wide(factor))
-        z = builder.xor(z, builder.lshr(z, wide(31)))
-        digits = 24 if number == _F32 else 53
-        value = builder.uitofp(builder.lshr(z, wide(64 - digits)), number)
-        value = builder.fmul(value, number(2.0**-digits))
-        builder.store(value, builder.gep(args[0], [args[1]]))
-        return context.get_dummy_value()
-
-    return types.void(pointer, types.int64, types.int64), codegen
-
-
-GOLDEN, MIXING = draws.GOLDEN64, draws.MIXING64
-
-
-def _emit_mix(builder, z, mixing, last):
-    for shift, factor in mixing:
-        z = builder.mul(builder.xor(z, builder.lshr(z, z.type(shift))), z.type(factor))
-    return builder.xor(z, builder.lshr(z, z.type(last)))
-
-
-@intrinsic
-def drawn(typing, like, seed, threshold, t, n, j):
-    """Which of the units from j on are drawn in row n of step t, as many as ``like`` has numbers.
-
-    ``draws.py`` says how.
-    """
+def drawn(typing, like, seed, threshold, place, j):
+    """Which of the units from j on are drawn, as many as ``like`` has numbers (``draws.py``)."""
     kind = MaskType(like.count)
 
     def codegen(context, builder, signature, args):
         given = zip(args[1:], signature.args[1:], strict=True)
-        seed, threshold, t, n, j = (context.cast(builder, x, k, types.int64) for x, k in given)
-        wide, narrow = ir.IntType(64), _I32
-        mixing64, mixing32 = (
-            (draws.MIXING64, draws.LAST_SHIFT64), (draws.MIXING32, draws.LAST_SHIFT32),
-        )  # fmt: skip
-        place = _emit_mix(builder, builder.or_(builder.shl(t, wide(32)), n), *mixing64)
-        key = _emit_mix(builder, builder.xor(seed, place), *mixing64)
-        low = builder.trunc(key, narrow)
-        high = builder.trunc(builder.lshr(key, wide(32)), narrow)
-        limit, result = builder.trunc(threshold, narrow), ir.Constant(kind.llvm, ir.Undefined)
-        for k in range(kind.count):
-            unit = builder.add(builder.trunc(j, narrow), narrow(k))
-            bits = builder.add(builder.mul(unit, narrow(draws.GOLDEN32)), low)
-            bits = builder.xor(_emit_mix(builder, bits, *mixing32), high)
-            bit = builder.icmp_unsigned("<", _emit_mix(builder, bits, *mixing32), limit)
-            result = bit if kind.count == 1 else builder.insert_element(result, bit, _I32(k))
-        return result
+        given = (context.cast(builder, x, k, types.int64) for x, k in given)
+        return emit_drawn(builder, *given, 0 if kind.count == 1 else kind.count)
 
-    return kind(like, seed, threshold, t, n, j), codegen
+    return kind(like, seed, threshold, place, j), codegen
 
 
 # ---- arithmetic

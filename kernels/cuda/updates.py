@@ -1,4 +1,4 @@
-"""The kernels of training: an optimiser's rule, an embedding's gradient, random numbers."""
+"""The kernels of training: an optimiser's rule, an embedding's gradient, dropout."""
 
 from collections.abc import Callable
 from functools import cache
@@ -73,9 +73,9 @@ def add_rows_kernel(count: int) -> Kernel:
 
 @cache
 def dropout_kernel() -> Kernel:
-    """out (size / H, H) = 0 where a unit is drawn (``draws.py``), else the one number of ``left``.
+    """out (N, T, H) = 0 where a unit is drawn (``draws.py``), else the one number of ``left``.
 
-    seeds and thresholds have one number each.
+    words   the seed, the threshold and the origin of the mask
     """
     from . import lanes
 
@@ -84,23 +84,12 @@ def dropout_kernel() -> Kernel:
         "if i >= size:",
         "    return",
         "one = load(left, 0)",
-        "gone = drawn(one, seeds[0], thresholds[0], 0, i // H, i % H)",
+        "row = i // H",
+        "n = row // T",
+        "place = words[2] + ((row - n * T) << 32) + n",
+        "gone = drawn(one, words[0], words[1], place, i - row * H)",
         "store(where(gone, 0.0, one), out, i)",
     ]
-    takes = "out", "left", "seeds", "thresholds", "H", "size"
+    takes = "out", "left", "words", "T", "H", "size"
     outer = {**_memory(1), "drawn": lanes.drawn, "where": lanes.where}
     return Kernel("dropout", takes, lines, {}, THREADS, outer)
-
-
-@cache
-def random_kernel() -> Kernel:
-    """out[i] = the i-th number of the sequence of a seed, from [0, 1)."""
-    from . import lanes
-
-    lines = [
-        "i = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x",
-        "if i >= size:",
-        "    return",
-        "draw(out, i, seed)",
-    ]
-    return Kernel("random", ("out", "seed", "size"), lines, {}, THREADS, {"draw": lanes.draw})

@@ -1,6 +1,6 @@
 """What every layer has."""
 
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -13,17 +13,6 @@ class ForwardFirst(RuntimeError):  # noqa: N818 (reads as the remedy)
 
     def __init__(self, layer: object) -> None:
         super().__init__(f"{type(layer).__name__}.backward: call forward first")
-
-
-class Rows(NamedTuple):
-    """Some rows of a batch, where other processes have the others: from start to before stop.
-
-    of  how many rows the whole batch has
-    """
-
-    start: int
-    stop: int
-    of: int
 
 
 class Layer:

@@ -17,8 +17,8 @@ from ..checks import (
     expect_plain_array,
 )
 from ..typing import Array, IntArray
-from .base import Layer, Rows
-from .initialisers import Seed, generator
+from .base import Layer
+from .initialisers import Seed, generator, new_seed
 
 
 class TimeEmbedding(Layer):
@@ -214,29 +214,30 @@ class TimeDropout(Layer):
         The share that is zeroed, 0 <= ratio < 1. The other numbers are multiplied by
         1 / (1 - ratio), so that their mean stays the same.
     rng : numpy.random.Generator, int or None, default None
-        A random generator, which several layers may share, or a seed. On a GPU the numbers are
-        drawn there, from a seed that rng gives. ``np.random.seed`` has no effect here; it has in
-        the book's form, ``numba_rnn.book.TimeDropout``.
+        A random generator, which several layers may share, or a seed. Each forward takes a number
+        from it, which gives the same mask on every engine. ``np.random.seed`` has no effect here;
+        it has in the book's form, ``numba_rnn.book.TimeDropout``.
 
     Attributes
     ----------
     train_flg : bool
         True: drop. False: pass everything on unchanged.
-    rows : Rows or None
-        Which rows of the batch xs holds, if other processes have the rest. The same numbers are
-        dropped in them as in one process that has the whole batch.
+    row_offset : int
+        The number of the first row of xs within the batch, if other processes have the rows before
+        it. The same numbers are dropped as in one process that has the whole batch.
 
     References
     ----------
     - Srivastava et al. 2014, *Dropout: a simple way to prevent neural networks from overfitting*.
     """
 
+    row_offset = 0
+
     def __init__(self, ratio: float = 0.5, rng: Seed = None) -> None:
         super().__init__()
         self.ratio = expect_float("ratio", ratio, 0, 1)
         self.rng = generator(rng)
         self.train_flg = True
-        self.rows: Rows | None = None
 
     def forward(self, xs: Array) -> Array:
         """Drop numbers of xs if ``train_flg`` is True.
@@ -257,14 +258,9 @@ class TimeDropout(Layer):
             return xs
         here = engine_for(xs)
         xs = accept("xs", xs, any_shape(xs), None, here)
-        scale = xs.dtype.type(1 / (1 - self.ratio))
-        if self.rows is None:
-            drawn = here.random(self.rng, xs.shape, xs.dtype)
-        else:
-            start, stop, of = self.rows
-            accept("xs", xs, (stop - start, *any_shape(xs)[1:]), None, here)
-            drawn = here.random_rows(self.rng, xs.shape, xs.dtype, start, of)
-        mask = (drawn >= self.ratio) * scale
+        shape = xs.shape if xs.ndim > 1 else (xs.size, 1)
+        mask = here.dropout(new_seed(self.rng), shape, self.ratio, xs.dtype, self.row_offset)
+        mask = mask.reshape(xs.shape)
         self._tape = here, mask
         return xs * mask
 

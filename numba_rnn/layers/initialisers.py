@@ -39,6 +39,30 @@ def generator(rng: Seed) -> np.random.Generator:
         raise ValueError(expected) from error
 
 
+def new_seed(rng: np.random.Generator) -> int:
+    """A seed for the random masks of a block (``kernels/draws.py``)."""
+    return int(rng.integers(2**63))
+
+
+def state_of(rng: np.random.Generator) -> Any:
+    """The state of a generator of any kind as JSON: numbers, and lists of them."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: plain(one) for name, one in value.items()}
+        return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
+
+    return plain(rng.bit_generator.state)
+
+
+def set_state(rng: np.random.Generator, state: Any) -> None:
+    """Give a generator a state from ``state_of``. Raises an error for that of another kind."""
+    for numbers, name, most in ((state["state"], "pos", 624), (state, "buffer_pos", 4)):
+        if not 0 <= numbers.get(name, 0) <= most:  # NumPy would read beyond its memory there
+            raise ValueError(f"{name}: expected at most {most}, got {numbers[name]}")
+    rng.bit_generator.state = state
+
+
 def orthogonal(rng: np.random.Generator, size: int) -> Array:
     """A random orthogonal (size, size) matrix, uniformly distributed."""
     q, r = np.linalg.qr(rng.standard_normal((size, size)))

@@ -651,7 +651,7 @@ class TimeRecurrent(_CellLayer):
             on_weights = chosen.on_weights(here, seed, params[1].shape, self.dtype)
         if on_weights is not None:
             params = [params[0], params[1] * on_weights, *params[2:]]
-        steps = {**zoneout, "seed": chosen.seed_of_rows(seed)} if zoneout else {}
+        steps = {**zoneout, "seed": seed, "row_offset": chosen.row_offset} if zoneout else {}
         if on_h is not None:
             steps["scale"] = on_h
         return xs, params, steps, (on_inputs, on_weights)

@@ -8,8 +8,8 @@
                        on the hidden-to-hidden weights; Merity et al. 2018)
 
 What is left is scaled up by 1 / (1 - rate). All masks come from a counter-based generator
-(``kernels/draws.py``): for one seed they are the same on every engine, none is stored, and
-backward draws again what forward drew.
+(``kernels/draws.py``): for one seed they are the same on every engine, and in every process that
+has some rows of a batch. Zoneout's are not stored: backward draws again what forward drew.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,22 +19,18 @@ from ..backend import Engine
 from ..checks import expect_float
 from ..kernels.draws import seed_of
 from ..typing import Array
-from .base import Rows
-from .initialisers import Seed, generator
+from .initialisers import Seed, generator, new_seed
 
 _INPUT, _RECURRENT, _WEIGHTS = 1000, 1001, 1002  # of a block's seed; zoneout has 0, 1 ...
-_ROWS = 2000  # and zoneout of a process's rows has this and more
 
 
 class Regularisers:
     """The rates of a layer, and where its seeds come from.
 
-    rows  where other processes have the rest of the batch: which rows this one has. What is
-          missing in them is what would be missing there in the whole batch; zoneout, which knows
-          rows by their numbers here, is drawn from another seed instead
+    row_offset  the number of this process's first row within the batch
     """
 
-    rows: Rows | None = None
+    row_offset = 0
 
     def __init__(
         self,
@@ -70,36 +66,26 @@ class Regularisers:
 
     def new_seed(self) -> int:
         """What a block's masks are drawn from."""
-        return int(self.rng.integers(2**63))
-
-    def seed_of_rows(self, seed: int) -> int:
-        """What zoneout is drawn from in the rows of this process."""
-        start = 0 if self.rows is None else self.rows.start
-        return seed_of(seed, _ROWS + start) if start else seed
+        return new_seed(self.rng)
 
     def on_inputs(
         self, here: Engine, seed: int, shape: tuple[int, int], dtype: Any
     ) -> Array | None:
         """What xs is multiplied by, (N, D), or None."""
-        return self._of_rows(here, seed_of(seed, _INPUT), shape, self.input_dropout, dtype)
+        offset = self.row_offset
+        return self._mask(here, seed_of(seed, _INPUT), shape, self.input_dropout, dtype, offset)
 
     def on_h(self, here: Engine, seed: int, shape: tuple[int, int], dtype: Any) -> Array | None:
         """What h is multiplied by on its way into h Wh, (N, H), or None."""
-        return self._of_rows(here, seed_of(seed, _RECURRENT), shape, self.recurrent_dropout, dtype)
+        rate, offset = self.recurrent_dropout, self.row_offset
+        return self._mask(here, seed_of(seed, _RECURRENT), shape, rate, dtype, offset)
 
     def on_weights(
         self, here: Engine, seed: int, shape: tuple[int, int], dtype: Any
     ) -> Array | None:
         """What Wh is multiplied by, or None."""
-        return self._mask(here, seed_of(seed, _WEIGHTS), shape, self.weight_drop, dtype)
-
-    def _of_rows(
-        self, here: Engine, seed: int, shape: tuple[int, int], rate: float, dtype: Any
-    ) -> Any:
-        start = 0 if self.rows is None else self.rows.start
-        mask = self._mask(here, seed, (start + shape[0], shape[1]), rate, dtype)
-        return mask[start:] if start and rate else mask
+        return self._mask(here, seed_of(seed, _WEIGHTS), shape, self.weight_drop, dtype, 0)
 
     @staticmethod
-    def _mask(here: Engine, seed: int, shape: tuple[int, int], rate: float, dtype: Any) -> Any:
-        return here.dropout(seed, shape, rate, dtype) if rate else None
+    def _mask(here: Engine, seed: int, shape: Any, rate: float, dtype: Any, offset: int) -> Any:
+        return here.dropout(seed, shape, rate, dtype, offset) if rate else None

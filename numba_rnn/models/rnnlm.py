@@ -28,7 +28,6 @@ from ..layers import (
     TimeRecurrent,
     TimeSoftmaxWithLoss,
 )
-from ..layers.base import Rows
 from ..layers.initialisers import INITS, Seed, generator
 from ..layers.losses import perplexity_of
 from ..streaming import Stream
@@ -333,23 +332,20 @@ class Rnnlm:
         if self.tie:
             self.embedding.grads[0] += self.affine.grads[0].T
 
-    def take_rows(self, rows: Rows | None) -> None:
+    def take_rows(self, rows: slice | None) -> None:
         """Declare that forward gets only some rows of each batch; other processes have the rest.
 
-        The numbers dropped in these rows during training are then the same as in one process with
-        the whole batch, and ``rng`` advances as there. Zoneout is the exception; see
-        ``numba_rnn/layers/regularisers.py``.
+        The random masks of these rows during training are then the same as in one process with the
+        whole batch, and ``rng`` advances as there.
 
         Parameters
         ----------
-        rows : Rows or None
-            The rows; None: all.
+        rows : slice or None
+            The rows, from its start to before its stop; None: all.
         """
-        for dropout in self.dropouts:
-            dropout.rows = rows
-        for layer in self.recurrent:
-            if layer.regularisers is not None:
-                layer.regularisers.rows = rows
+        regularisers = [layer.regularisers for layer in self.recurrent]
+        for part in (*self.dropouts, *filter(None, regularisers)):
+            part.row_offset = 0 if rows is None else rows.start
 
     def one_buffer(self, more: int = 0) -> Array:
         """Make all ``grads`` views of one array, where the parameters are.

@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from ..backend import engine_of, to_host
-from ..layers.base import Rows
+from ..layers.initialisers import state_of
 from ..layers.losses import TimeSoftmaxWithLoss, perplexity_of
 from ..typing import AnyArray, Array, Scalar
 from .bptt import TruncatedBPTT
@@ -33,7 +33,7 @@ class SharedModel(Protocol):
     def params(self) -> list[Array]: ...
     def forward(self, xs: AnyArray, ts: AnyArray) -> Scalar: ...
     def backward(self) -> None: ...
-    def take_rows(self, rows: Rows | None) -> None: ...
+    def take_rows(self, rows: slice | None) -> None: ...
     def one_buffer(self, more: int = ...) -> Array: ...
     def mean_loss(
         self, corpus: AnyArray, batch_size: int, time_size: int, rows: slice = ...
@@ -71,7 +71,7 @@ class SharedBatch:
         mine = {
             "engine": engine_of(self.model.params[0]).name,
             "model": [(param.shape, str(param.dtype)) for param in self.model.params],
-            "random numbers": self.model.rng.bit_generator.state,
+            "random numbers": state_of(self.model.rng),
             "corpus": self.blocks.digest(),
             **what,
         }
@@ -85,7 +85,7 @@ class SharedBatch:
             )
         for param in self.model.params:  # processors of two kinds may round differently
             param[...] = engine_of(param).to_device(self.ranks.broadcast(to_host(param)))
-        self.model.take_rows(Rows(self.rows.start, self.rows.stop, self.blocks.batch_size))
+        self.model.take_rows(self.rows)
         self._buffer = self.model.one_buffer(more=2)
 
     def end(self) -> None:
