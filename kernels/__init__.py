@@ -10,6 +10,7 @@
 ``gradient_check.py`` a cell's gradients against central differences
 ``device.py``         engines whose arrays are not in host memory
 ``draws.py``          random masks that are computed where they are needed
+``emitted_draws.py``  the same in compiled code
 ``layout.py``         where compiled engines keep a cell's gates
 ``once.py``           things that are made once in a process, whatever threads and forks there are
 ``disk_cache.py``, ``fingerprint.py``  compiled code on disk, and its key

@@ -346,6 +346,9 @@ def test_rows_may_be_declared_and_taken_back():
     assert {part.row_offset for part in masked} == {2}
     model.take_rows(None)
     assert {part.row_offset for part in masked} == {0}
+    with pytest.warns(DeprecationWarning, match="row_offset"):
+        model.dropouts[0].rows = slice(4, 6)
+    assert model.dropouts[0].row_offset == 4
 
 
 # ---- on GPUs

@@ -1,6 +1,7 @@
 """Layers without a state: embedding, affine, dropout."""
 
 import math
+import warnings
 from typing import Self
 
 import numpy as np
@@ -232,6 +233,13 @@ class TimeDropout(Layer):
     """
 
     row_offset = 0
+
+    def _set_rows(self, rows: slice | None) -> None:
+        message = "TimeDropout.rows is row_offset, the number of the first row"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        self.row_offset = 0 if rows is None else rows.start
+
+    rows = property(None, _set_rows)
 
     def __init__(self, ratio: float = 0.5, rng: Seed = None) -> None:
         super().__init__()
