@@ -503,7 +503,7 @@ def test_another_mpi_than_the_launchers_is_an_error(monkeypatch):
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 40
 SMALL = [
     "--embed", "8", "--hidden", "16", "--batch", "6", "--time", "8", "--dropout", "0.2",
-    "--recurrent-dropout", "0.1", "--patience", "0", "--quiet",
+    "--recurrent-dropout", "0.1", "--zoneout", "0.1", "--patience", "0", "--quiet",
 ]  # fmt: skip
 ENVIRONMENT = {**os.environ, "NUMBA_RNN_BACKEND": "numpy", "OMP_NUM_THREADS": "1"}
 
@@ -529,7 +529,7 @@ Rnnlm.backward = failing
 with connect() as ranks:
     settings = jobs.Settings(
         text="text.txt", embed=8, hidden=16, batch=6, time=8, epochs=2, recurrent_dropout=0.1,
-        save_every=5, patience=0,
+        zoneout=0.1, save_every=5, patience=0,
     )
     jobs.train(settings, folder, progress=False, ranks=ranks)
 """
@@ -561,7 +561,7 @@ def folder(tmp_path_factory):
     (folder / "text.txt").write_text(TEXT)
     settings = Settings(
         text=str(folder / "text.txt"), embed=8, hidden=16, batch=6, time=8, epochs=2,
-        recurrent_dropout=0.1, patience=0,
+        recurrent_dropout=0.1, zoneout=0.1, patience=0,
     )  # fmt: skip
     with use_backend("numpy"):
         jobs.train(settings, folder / "alone", progress=False, tell=lambda line: None)
