@@ -1,5 +1,6 @@
 """The masks of ``draws.py`` in compiled code: its functions, run on LLVM's values."""
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -9,39 +10,32 @@ from . import draws
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 
 
+def _operator(instruction: str) -> Callable[["Emitted", Any], "Emitted"]:
+    def emit(self: "Emitted", other: Any) -> "Emitted":
+        if isinstance(other, int):
+            kind = self.value.type
+            many = [other] * kind.count if isinstance(kind, ir.VectorType) else other
+            other = Emitted(self.builder, ir.Constant(kind, many))
+        return Emitted(self.builder, getattr(self.builder, instruction)(self.value, other.value))
+
+    return emit
+
+
 class Emitted:
     """An integer in compiled code, or a vector of them; its operators emit instructions."""
 
     def __init__(self, builder: Any, value: Any) -> None:
         self.builder, self.value = builder, value
 
-    def _emit(self, instruction: str, other: Any) -> "Emitted":
-        if isinstance(other, int):
-            kind = self.value.type
-            other = [other] * kind.count if isinstance(kind, ir.VectorType) else other
-            other = Emitted(self.builder, ir.Constant(kind, other))
-        made = getattr(self.builder, instruction)(self.value, other.value)
-        return Emitted(self.builder, made)
-
-    def __add__(self, other: Any) -> "Emitted":
-        return self._emit("add", other)
-
-    def __mul__(self, other: Any) -> "Emitted":
-        return self._emit("mul", other)
-
-    def __xor__(self, other: Any) -> "Emitted":
-        return self._emit("xor", other)
-
-    def __rshift__(self, other: int) -> "Emitted":
-        return self._emit("lshr", other)
+    __add__, __mul__, __xor__, __rshift__ = map(_operator, ("add", "mul", "xor", "lshr"))
 
 
 def emit_drawn(
     builder: Any, seed: Any, threshold: Any, place: Any, first: Any, count: int = 0
 ) -> Any:
-    """Whether a unit of the row at a place is drawn, or which of ``count`` from ``first`` on.
+    """Whether unit ``first`` of the row at a place is drawn, or which of ``count`` from there on.
 
-    All are values of 64 bits. Returns an i1, or with a count a vector of them.
+    The values have 64 bits; the result is an i1, or with a count a vector of them.
     """
 
     def narrow(value: Any) -> Any:

@@ -247,14 +247,12 @@ def draw(typing, frame, seeds, thresholds, place, u):
     kind = types.UniTuple(MaskType(W), len(frame.cell.states))
 
     def codegen(context, builder, signature, args):
-        _, seeds, thresholds, place, u = args
-        seeds, thresholds = (
-            builder.inttoptr(words, _I64.as_pointer()) for words in (seeds, thresholds)
-        )
-        masks = []
+        _, *words, place, u = args
+        words = [builder.inttoptr(start, _I64.as_pointer()) for start in words]
+        first, masks = builder.mul(u, _I64(W)), []
         for k in range(kind.count):
-            words = (builder.load(builder.gep(start, [_I64(k)])) for start in (seeds, thresholds))
-            masks.append(emit_drawn(builder, *words, place, builder.mul(u, _I64(W)), W))
+            seed, threshold = (builder.load(builder.gep(start, [_I64(k)])) for start in words)
+            masks.append(emit_drawn(builder, seed, threshold, place, first, W))
         return context.make_tuple(builder, kind, masks)
 
     return kind(frame, *[types.int64] * 4), codegen

@@ -111,8 +111,9 @@ def drawn(typing, like, seed, threshold, place, j):
 
     def codegen(context, builder, signature, args):
         given = zip(args[1:], signature.args[1:], strict=True)
-        given = (context.cast(builder, x, k, types.int64) for x, k in given)
-        return emit_drawn(builder, *given, 0 if kind.count == 1 else kind.count)
+        seed, threshold, place, j = (context.cast(builder, x, k, types.int64) for x, k in given)
+        count = 0 if kind.count == 1 else kind.count
+        return emit_drawn(builder, seed, threshold, place, j, count)
 
     return kind(like, seed, threshold, place, j), codegen
 

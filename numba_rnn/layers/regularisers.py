@@ -72,8 +72,8 @@ class Regularisers:
         self, here: Engine, seed: int, shape: tuple[int, int], dtype: Any
     ) -> Array | None:
         """What xs is multiplied by, (N, D), or None."""
-        offset = self.row_offset
-        return self._mask(here, seed_of(seed, _INPUT), shape, self.input_dropout, dtype, offset)
+        rate, offset = self.input_dropout, self.row_offset
+        return self._mask(here, seed_of(seed, _INPUT), shape, rate, dtype, offset)
 
     def on_h(self, here: Engine, seed: int, shape: tuple[int, int], dtype: Any) -> Array | None:
         """What h is multiplied by on its way into h Wh, (N, H), or None."""

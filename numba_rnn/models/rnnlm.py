@@ -343,8 +343,8 @@ class Rnnlm:
         rows : slice or None
             The rows, from its start to before its stop; None: all.
         """
-        regularisers = [layer.regularisers for layer in self.recurrent]
-        for part in (*self.dropouts, *filter(None, regularisers)):
+        parts: list[Any] = [*self.dropouts, *(layer.regularisers for layer in self.recurrent)]
+        for part in filter(None, parts):
             part.row_offset = 0 if rows is None else rows.start
 
     def one_buffer(self, more: int = 0) -> Array:
