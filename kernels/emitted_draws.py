@@ -3,19 +3,15 @@
 from collections.abc import Callable
 from typing import Any
 
-from llvmlite import ir
-
 from . import draws
-
-_I32, _I64 = ir.IntType(32), ir.IntType(64)
 
 
 def _operator(instruction: str) -> Callable[["Emitted", Any], "Emitted"]:
     def emit(self: "Emitted", other: Any) -> "Emitted":
         if isinstance(other, int):
             kind = self.value.type
-            many = [other] * kind.count if isinstance(kind, ir.VectorType) else other
-            other = Emitted(self.builder, ir.Constant(kind, many))
+            count = getattr(kind, "count", 0)  # of a vector
+            other = Emitted(self.builder, kind([other] * count if count else other))
         return Emitted(self.builder, getattr(self.builder, instruction)(self.value, other.value))
 
     return emit
@@ -30,27 +26,26 @@ class Emitted:
     __add__, __mul__, __xor__, __rshift__ = map(_operator, ("add", "mul", "xor", "lshr"))
 
 
-def emit_drawn(
-    builder: Any, seed: Any, threshold: Any, place: Any, first: Any, count: int = 0
-) -> Any:
-    """Whether unit ``first`` of the row at a place is drawn, or which of ``count`` from there on.
+def emit_drawn(builder: Any, kind: Any, seed: Any, threshold: Any, place: Any, first: Any) -> Any:
+    """Whether the units from ``first`` on are drawn, in the row at a place.
 
-    The values have 64 bits; the result is an i1, or with a count a vector of them.
+    kind    i32 for one unit, a vector of them for several; the result is an i1, or a vector of them
+
+    The others are values of 64 bits.
     """
+    number, count = getattr(kind, "element", kind), getattr(kind, "count", 0)
 
-    def narrow(value: Any) -> Any:
-        value = builder.trunc(value, _I32)
-        if not count:
-            return value
-        vector = ir.VectorType(_I32, count)
-        one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, _I32(0))
-        return builder.shuffle_vector(one, one, ir.Constant(vector, None))
+    def narrow(wide: Emitted) -> Emitted:
+        value = builder.trunc(wide.value, number)
+        if count:
+            value = builder.insert_element(kind(None), value, number(0))
+            value = builder.shuffle_vector(value, value, kind(None))
+        return Emitted(builder, value)
 
-    key = draws.key(Emitted(builder, seed), Emitted(builder, place))
-    low, high = (Emitted(builder, narrow(half.value)) for half in (key, key >> 32))
-    multiples = Emitted(builder, narrow((Emitted(builder, first) * draws.GOLDEN32).value))
+    seed, threshold, place, first = (Emitted(builder, x) for x in (seed, threshold, place, first))
+    key, multiples = draws.key(seed, place), narrow(first * draws.GOLDEN32)
     if count:
         each = [k * draws.GOLDEN32 & 0xFFFFFFFF for k in range(count)]
-        multiples += Emitted(builder, ir.Constant(multiples.value.type, each))
-    bits = draws.bits(low, high, multiples)
-    return builder.icmp_unsigned("<", bits.value, narrow(threshold))
+        multiples += Emitted(builder, kind(each))
+    bits = draws.bits(narrow(key), narrow(key >> 32), multiples)
+    return builder.icmp_unsigned("<", bits.value, narrow(threshold).value)

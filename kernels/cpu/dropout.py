@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 from numba.np.numpy_support import from_dtype
@@ -29,7 +30,7 @@ def dropout(seed: int, shape: Sequence[int], rate: float, dtype: Any, row_offset
 @intrinsic
 def _is_drawn(typing, seed, threshold, place, unit):
     def codegen(context, builder, signature, args):
-        return emit_drawn(builder, *args)
+        return emit_drawn(builder, ir.IntType(32), *args)
 
     return types.boolean(*[types.int64] * 4), codegen
 

@@ -245,6 +245,7 @@ def draw(typing, frame, seeds, thresholds, place, u):
     """For each state, the mask of the units of a unit-panel that are drawn."""
     W = VectorType(frame.dtype).lanes
     kind = types.UniTuple(MaskType(W), len(frame.cell.states))
+    vector = ir.VectorType(ir.IntType(32), W)
 
     def codegen(context, builder, signature, args):
         _, *words, place, u = args
@@ -252,7 +253,7 @@ def draw(typing, frame, seeds, thresholds, place, u):
         first, masks = builder.mul(u, _I64(W)), []
         for k in range(kind.count):
             seed, threshold = (builder.load(builder.gep(start, [_I64(k)])) for start in words)
-            masks.append(emit_drawn(builder, seed, threshold, place, first, W))
+            masks.append(emit_drawn(builder, vector, seed, threshold, place, first))
         return context.make_tuple(builder, kind, masks)
 
     return kind(frame, *[types.int64] * 4), codegen

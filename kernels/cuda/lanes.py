@@ -112,8 +112,8 @@ def drawn(typing, like, seed, threshold, place, j):
     def codegen(context, builder, signature, args):
         given = zip(args[1:], signature.args[1:], strict=True)
         seed, threshold, place, j = (context.cast(builder, x, k, types.int64) for x, k in given)
-        count = 0 if kind.count == 1 else kind.count
-        return emit_drawn(builder, seed, threshold, place, j, count)
+        units = _I32 if kind.count == 1 else ir.VectorType(_I32, kind.count)
+        return emit_drawn(builder, units, seed, threshold, place, j)
 
     return kind(like, seed, threshold, place, j), codegen
 
