@@ -55,12 +55,12 @@ def _one_of(what: str, names: Iterable[str]) -> str:
 BackendOption = Annotated[
     str | None,
     typer.Option(
-        help=_one_of("Engine, instead of what $NUMBA_RNN_BACKEND says", BACKEND_NAMES),
+        help=_one_of("Engine (overrides $NUMBA_RNN_BACKEND)", BACKEND_NAMES),
         show_default=False,
     ),
 ]
 StrictOption = Annotated[
-    bool, typer.Option("--strict", help="Fail, instead of falling back, if it cannot run.")
+    bool, typer.Option("--strict", help="Fail if the engine cannot run, instead of using another.")
 ]
 CheckpointArgument = Annotated[
     Path, typer.Argument(help="A checkpoint, or the folder of a run (its best checkpoint).")
@@ -107,8 +107,8 @@ CellsOption = Annotated[
     typer.Option(
         "--cells",
         metavar="FILE.py",
-        help="A Python file with cells of your own (`@numba_rnn.cell`): it is run, and its "
-        "cells go by their names, in --cell and in checkpoints.",
+        help="A Python file that defines your own cells (`@numba_rnn.cell`). It is run first; "
+        "--cell and checkpoints then find its cells by name.",
         callback=_run_cells_file,
     ),
 ]
@@ -137,11 +137,11 @@ def _choose_backend(backend: str | None, strict: bool, say: bool = True) -> None
 
 TRAIN = """Train a recurrent language model.
 
-Without arguments: a character LSTM on English that every Python carries, in about two
-minutes, ending with its held-out perplexity, a sample and a checkpoint. Ctrl-C saves and
-stops; --resume goes on where it stopped, bit for bit.
+Without arguments it trains a character LSTM on Python's own help texts. This takes about two
+minutes and ends with the held-out perplexity, a sample and a checkpoint. Ctrl-C saves and
+stops; --resume continues from there, bit for bit.
 
-`mpiexec -n 4 numba-rnn train` shares every batch among four processes.
+`mpiexec -n 4 numba-rnn train` divides every batch among four processes.
 """
 
 
@@ -150,18 +150,18 @@ def train(
     context: typer.Context,
     text: Annotated[
         Path | None,
-        typer.Option(help="Training text, UTF-8, .gz too. Default: Python's own help texts."),
+        typer.Option(help="Training text, UTF-8, plain or .gz. Default: Python's own help texts."),
     ] = None,
     valid: Annotated[
         Path | None, typer.Option(help="Validation text. Default: the last tenth of the text.")
     ] = None,
     test: Annotated[
-        Path | None, typer.Option(help="Test text, read once with the best weights.")
+        Path | None, typer.Option(help="Test text, evaluated once with the best weights.")
     ] = None,
-    level: Annotated[str, typer.Option(help=_one_of("What is predicted", LEVELS))] = DEFAULT.level,
+    level: Annotated[str, typer.Option(help=_one_of("Unit of prediction", LEVELS))] = DEFAULT.level,
     min_count: Annotated[
         int,
-        typer.Option(help="Tokens seen less often in training count as unknown."),
+        typer.Option(help="Tokens rarer than this in the training text count as unknown."),
     ] = DEFAULT.min_count,
     cell: Annotated[
         str, typer.Option(help=_one_of("Recurrent cell", cells.names()))
@@ -169,20 +169,23 @@ def train(
     embed: Annotated[int, typer.Option(help="Size of a token's embedding, D.")] = DEFAULT.embed,
     hidden: Annotated[int, typer.Option(help="Units of each layer, H.")] = DEFAULT.hidden,
     layers: Annotated[int, typer.Option(help="Recurrent layers.")] = DEFAULT.layers,
-    dropout: Annotated[float, typer.Option(help="Share dropped between layers.")] = DEFAULT.dropout,
+    dropout: Annotated[float, typer.Option(help="Dropout rate between layers.")] = DEFAULT.dropout,
     zoneout: Annotated[
-        float, typer.Option(help="Share of units that keep their old value at a step.")
+        float,
+        typer.Option(help="Zoneout rate: share of units that keep their old value at a step."),
     ] = DEFAULT.zoneout,
     recurrent_dropout: Annotated[
-        float, typer.Option(help="Share of h missing from h Wh, the same for a whole block.")
+        float, typer.Option(help="Dropout rate of h in h Wh; one mask for a whole block.")
     ] = DEFAULT.recurrent_dropout,
     weight_drop: Annotated[
-        float, typer.Option(help="Share of Wh that is missing for a block.")
+        float, typer.Option(help="Dropout rate of the weights Wh; one mask for a whole block.")
     ] = DEFAULT.weight_drop,
     tie: Annotated[
         bool, typer.Option("--tie", help="Embedding and output share weights (D = H).")
     ] = DEFAULT.tie,
-    init: Annotated[str, typer.Option(help=_one_of("How weights start", INITS))] = DEFAULT.init,
+    init: Annotated[
+        str, typer.Option(help=_one_of("Initialisation of the weights", INITS))
+    ] = DEFAULT.init,
     optimizer: Annotated[
         str, typer.Option(help=_one_of("Optimiser", optimisers.NAMES))
     ] = DEFAULT.optimiser,
@@ -190,21 +193,25 @@ def train(
         float | None, typer.Option(help="Learning rate. Default: one that suits the optimiser.")
     ] = None,
     clip: Annotated[
-        float, typer.Option(help="Largest norm of the gradient; 0: do not clip.")
+        float, typer.Option(help="Clip the gradient to this norm; 0: do not clip.")
     ] = DEFAULT.clip,
-    batch: Annotated[int, typer.Option(help="Streams side by side, N.")] = DEFAULT.batch,
+    batch: Annotated[
+        int, typer.Option(help="Batch size, N: the number of streams read side by side.")
+    ] = DEFAULT.batch,
     time: Annotated[int, typer.Option(help="Steps of truncated BPTT, T.")] = DEFAULT.time,
     epochs: Annotated[int, typer.Option(help="Passes over the text.")] = DEFAULT.epochs,
     decay: Annotated[
         float, typer.Option(help="Divide lr by this when validation does not improve.")
     ] = DEFAULT.decay,
     patience: Annotated[
-        int, typer.Option(help="Stop after so many epochs without improvement; 0: never.")
+        int, typer.Option(help="Stop after this many epochs without improvement; 0: never.")
     ] = DEFAULT.patience,
     save_every: Annotated[
         int, typer.Option(help="Iterations between checkpoints.")
     ] = DEFAULT.save_every,
-    seed: Annotated[int, typer.Option(help="Seed; the same one repeats the run.")] = DEFAULT.seed,
+    seed: Annotated[
+        int, typer.Option(help="Random seed; the same seed repeats the run.")
+    ] = DEFAULT.seed,
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = DEFAULT.dtype,
     out: Annotated[
         Path | None,
@@ -212,7 +219,7 @@ def train(
     ] = None,
     resume: Annotated[
         Path | None,
-        typer.Option(help="Go on from this run (folder or checkpoint), with its settings."),
+        typer.Option(help="Continue this run (folder or checkpoint), with its settings."),
     ] = None,
     cells_file: CellsOption = None,
     backend: BackendOption = None,
@@ -319,7 +326,7 @@ def _resumed(context: typer.Context, start: Path, chosen: dict[str, Any]) -> Set
     )
     if fixed:
         raise ValueError(
-            f"--resume goes on with the run's own settings; "
+            f"--resume keeps the run's own settings; "
             f"{', '.join(_option(name) for name in fixed)} cannot change"
         )
     return replace(settings, **{name: chosen[name] for name in by_user & free})
@@ -334,7 +341,7 @@ def _expect_folder(option: str, path: Path | None) -> None:
     for part in (path, *path.parents) if path is not None else ():
         if part.exists() and not part.is_dir():
             raise ValueError(
-                f"{option}: expected a folder, got the file {part}; a name that is free makes one"
+                f"{option}: expected a folder, got the file {part}; name a folder, which may be new"
             )
 
 
@@ -352,16 +359,17 @@ def _show(text: str) -> None:
         print(text, flush=True)
 
 
-@app.command(help="Make up text with a trained model.")
+@app.command(help="Generate text with a trained model.")
 def generate(
     checkpoint: CheckpointArgument,
-    prompt: Annotated[str | None, typer.Option(help="Text to go on from.")] = None,
-    length: Annotated[int, typer.Option(help="Tokens to make.")] = 400,
+    prompt: Annotated[str | None, typer.Option(help="Text to continue.")] = None,
+    length: Annotated[int, typer.Option(help="Number of tokens to generate.")] = 400,
     temperature: Annotated[
-        float, typer.Option(help="Below 1 the likely becomes likelier; 0: always the likeliest.")
+        float, typer.Option(help="Below 1 favours likely tokens; 0: always the likeliest.")
     ] = 0.8,
     top_k: Annotated[
-        int | None, typer.Option(help="Choose among the k likeliest only.", show_default=False)
+        int | None,
+        typer.Option(help="Choose only among the k likeliest tokens.", show_default=False),
     ] = None,
     seed: Annotated[
         int | None, typer.Option(help="The same seed gives the same text.", show_default=False)
@@ -370,7 +378,7 @@ def generate(
     backend: BackendOption = None,
     strict: StrictOption = False,
 ) -> None:
-    """Make up text with a trained model."""
+    """Generate text with a trained model."""
     _choose_backend(backend, strict)
     model, vocabulary, _ = jobs.load_model(checkpoint)
     _show(
@@ -410,8 +418,9 @@ they were saturated (stuck near an end, where they hardly learn), how fast the g
 last token's loss shrank or grew on its way back through the text, and what the recurrent
 weights do to a vector (their spectrum).
 
-A factor near 1 a step carries far. One of 0.7 leaves 3 % after 10 steps: what was read
-earlier hardly counts in training. One above 1 explodes; train --clip bounds that.
+A gradient that changes by a factor near 1 a step reaches far back. A factor of 0.7 leaves 3 %
+after 10 steps: earlier tokens hardly affect training. With a factor above 1 the gradient
+explodes; train --clip bounds it.
 """
 
 
@@ -421,10 +430,10 @@ def inspect(
     prompt: Annotated[
         str | None,
         typer.Option(
-            help="Text for the model to read. Default: some that it makes up.", show_default=False
+            help="Text for the model to read. Default: text that it generates.", show_default=False
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the text that it makes up.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of the generated text.")] = 0,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -459,7 +468,7 @@ def inspect(
         _show(str(error))
 
 
-@app.command(help="Say which engine runs and why; with a checkpoint, what is in it.")
+@app.command(help="Show which engine runs and why, or the contents of a checkpoint.")
 def info(
     checkpoint: Annotated[
         Path | None, typer.Argument(help="A checkpoint, or the folder of a run.")
@@ -468,7 +477,7 @@ def info(
     backend: BackendOption = None,
     strict: StrictOption = False,
 ) -> None:
-    """Say which engine runs and why; with a checkpoint, what is in it."""
+    """Show which engine runs and why, or the contents of a checkpoint."""
     _choose_backend(backend, strict)
     if checkpoint is None:
         _show(str(explain()))

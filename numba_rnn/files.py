@@ -111,7 +111,7 @@ def _locked_file(path: Path) -> int:
             process = f"process {who[0]} on {who[1]}" if len(who) == 2 else "another process"
             os.close(number)
             raise BlockingIOError(
-                f"{path.parent}: {process} is training there; let it end, or stop it, or choose "
+                f"{path.parent}: {process} is training there; wait for it, stop it, or choose "
                 "another folder (--out)"
             ) from None
         except BaseException:

@@ -116,7 +116,7 @@ def _tell(kind: str, font: str, package: str) -> None:
         return
     _told.add(kind)
     warnings.warn(
-        f"pictures: no installed font has {kind}; boxes stand for them until there is one, such as "
+        f"pictures: no installed font has {kind}, so boxes are drawn instead; install one such as "
         f"{font} (on Debian the package {package})",
         stacklevel=4,
     )

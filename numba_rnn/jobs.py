@@ -304,8 +304,8 @@ def train(
     except MemoryError as error:
         raise MemoryError(
             f"out of memory for a model of {len(vocabulary):,} tokens, embed {settings.embed}, "
-            f"hidden {settings.hidden}, {settings.layers} layers; less of --hidden, --embed or "
-            f"--layers needs less ({error})"
+            f"hidden {settings.hidden}, {settings.layers} layers; lower --hidden, --embed or "
+            f"--layers ({error})"
         ) from error
     lr = DEFAULT_LR[settings.optimiser] if settings.lr is None else settings.lr
     trainer = Trainer(
@@ -360,7 +360,7 @@ def _blocks_of(corpora: Corpora, settings: Settings) -> TruncatedBPTT:
     if have < needed:
         raise ValueError(
             f"text: expected at least {needed} tokens to train on, {batch} streams of {time} steps "
-            f"and one more, got {have}; a longer text, or smaller --batch or --time"
+            f"and one more, got {have}; use a longer text, or a smaller --batch or --time"
         )
     return TruncatedBPTT(corpora.train, batch, time)
 
@@ -456,7 +456,7 @@ def checkpoint_of(path: str | Path, prefer: str = "best") -> Path:
     runs = ", ".join(str(run.parent) for run in sorted(path.glob("*/last.safetensors")))
     raise FileNotFoundError(
         f"checkpoint: expected a file, found none at {last}"
-        + (f"; the runs below are {runs}" if runs else "")
+        + (f"; it contains the runs {runs}" if runs else "")
     )
 
 
@@ -484,7 +484,10 @@ def settings_of(path: str | Path) -> Settings:
         _expect_known_cell(path, saved.get("cell", Settings.cell))
         return Settings(**{f.name: saved.get(f.name, f.default) for f in fields(Settings)})
     except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: expected a checkpoint of `numba-rnn train`") from error
+        raise CheckpointError(
+            f"{path}: expected a checkpoint of `numba-rnn train`, got one without its settings "
+            f"({error!r})"
+        ) from error
 
 
 class UnknownCell(CheckpointError):  # noqa: N818 (reads as what is wrong)
@@ -494,9 +497,9 @@ class UnknownCell(CheckpointError):  # noqa: N818 (reads as what is wrong)
 def _expect_known_cell(path: str | Path, cell: Any) -> None:
     if cell not in cells.names():
         raise UnknownCell(
-            f"{path}: its cell {cell!r} is not known here; import the module that defines it, "
-            "which hands it to numba_rnn.cells.register, first; at the command line "
-            "`numba-rnn --cells FILE.py ...`"
+            f"{path}: the checkpoint uses the cell {cell!r}, which is not registered; first import "
+            "the module that defines it and calls numba_rnn.cells.register; at the command line "
+            "use `numba-rnn --cells FILE.py ...`"
         )
 
 

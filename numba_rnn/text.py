@@ -52,7 +52,7 @@ def tokens(text: str, level: str) -> list[str]:
 
 def _expect_text(text: Any) -> None:
     if not isinstance(text, str):
-        remedy = "; text.decode() is the text of UTF-8" if isinstance(text, bytes) else ""
+        remedy = "; text.decode() converts UTF-8" if isinstance(text, bytes) else ""
         raise TypeError(f"text: expected text, a str, got {type(text).__name__}{remedy}")
 
 
@@ -218,8 +218,8 @@ class Vocabulary:
         if not set(members) - {UNKNOWN[level]}:
             most = max((n for token, n in counts.items() if token != UNKNOWN[level]), default=0)
             raise ValueError(
-                f"min_count: expected a {level} that the text has at least {least} times, "
-                + (f"got {most} at most" if most else "got a text of unknown ones alone")
+                f"min_count: expected a {level} that occurs at least {least} times in the text, "
+                + (f"got at most {most}" if most else f"got only the unknown {level}")
             )
         if UNKNOWN[level] not in members:
             members.append(UNKNOWN[level])

@@ -80,7 +80,7 @@ def test_a_runs_folder_is_its_best_checkpoint(folder):
         np.testing.assert_array_equal(ours, theirs)
     with pytest.raises(FileNotFoundError, match="expected a file, found none at") as caught:
         jobs.load_model(folder)
-    assert str(folder / "run") in str(caught.value).partition("; the runs below are ")[2]
+    assert str(folder / "run") in str(caught.value).partition("; it contains the runs ")[2]
 
 
 def test_evaluate_agrees_with_train(folder):
@@ -315,7 +315,7 @@ def test_a_second_ctrl_c_also_says_how_to_go_on(folder, tmp_path, monkeypatch, r
         (["train", "--text", "text.txt", "--test", "no"], "test: expected a file, found none at"),
         (
             ["train", "--out", "text.txt"],
-            r"--out: expected a folder, got the file text\.txt; a name",
+            r"--out: expected a folder, got the file text\.txt; name a folder",
         ),
         (["train", "--out", "text.txt/a/b"], r"--out: expected a folder, got the file text\.txt;"),
         (["--cells", "run", "info"], "--cells: expected a file, got the folder run; name a file"),
@@ -329,7 +329,7 @@ def test_a_second_ctrl_c_also_says_how_to_go_on(folder, tmp_path, monkeypatch, r
         (["train", "--text", "text.txt", "--batch", "0"], "batch: expected at least 1, got 0"),
         (
             ["train", "--text", "text.txt", "--time", "99999"],
-            "text: expected at least 3199969 tokens .* a longer text, or smaller --batch or --time",
+            "text: expected at least 3199969 tokens .* or a smaller --batch or --time",
         ),
         (
             ["train", "--text", "text.txt", "--dropout", "1"],
@@ -337,7 +337,7 @@ def test_a_second_ctrl_c_also_says_how_to_go_on(folder, tmp_path, monkeypatch, r
         ),
         (
             ["train", "--text", "text.txt", "--level", "word", "--min-count", "9999"],
-            "min_count: expected a word that the text has at least 9999 times, got ",
+            "min_count: expected a word that occurs at least 9999 times in the text, got at most",
         ),
         (["train", "--text", "text.txt", "--lr", "-1"], "lr: expected a finite number above 0"),
         (["train", "--text", "text.txt", "--clip", "-1"], "clip: expected a finite number from 0"),
@@ -358,7 +358,7 @@ def test_a_second_ctrl_c_also_says_how_to_go_on(folder, tmp_path, monkeypatch, r
         (["inspect", "run", "--out", "text.txt"], r"--out: expected a folder, got the file text"),
         (["inspect", "run", "--prompt", "x"], "prompt: expected at least two chars, .*got 1"),
         (["inspect", "nowhere"], "nowhere"),
-        (["generate", "."], "found none at last.safetensors; the runs below are .*run"),
+        (["generate", "."], "found none at last.safetensors; it contains the runs .*run"),
         (["info", "nowhere"], "nowhere"),
     ],
 )
@@ -511,7 +511,9 @@ def test_a_cell_of_ones_own_is_trained_and_used(tmp_path):
     made = run(*cells, "generate", "runs/char-diagonal", "--length", "20", cwd=tmp_path)
     assert len(made.strip()) >= 10
     said = run("generate", "runs/char-diagonal", cwd=tmp_path, code=1)
-    assert re.search("its cell 'diagonal' is not known here.*numba-rnn --cells FILE.py", said)
+    assert re.search(
+        "the cell 'diagonal', which is not registered.*numba-rnn --cells FILE.py", said
+    )
     (tmp_path / "mine.py").write_text("x = 3")
     said = run(*cells, "info", cwd=tmp_path, code=1)
     assert "--cells: expected a file that defines cells, got none in mine.py" in said
@@ -527,7 +529,9 @@ def test_the_commands_that_train_prints_have_the_cells_and_are_quoted(tmp_path):
     # it comes back without its cell
     for command in (["train", "--resume"], ["generate"], ["inspect"]):
         said = run(*command, "it's mine", cwd=tmp_path, code=1)
-        assert re.search("its cell 'diagonal' is not known here.*numba-rnn --cells FILE.py", said)
+        assert re.search(
+            "the cell 'diagonal', which is not registered.*numba-rnn --cells FILE.py", said
+        )
         assert len(said.strip().splitlines()) == 1
     said = run("info", "it's mine", cwd=tmp_path)
     known = run("--cells", "my cells.py", "info", "it's mine", cwd=tmp_path)

@@ -123,11 +123,14 @@ def test_a_font_that_was_installed_since_is_found(no_fonts, tmp_path):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (HANGUL, "no installed font has Hangul; .* Nanum Gothic .*fonts-nanum"),
-        (HANJA, "no installed font has Chinese characters; .* Noto Sans CJK .*fonts-noto-cjk"),
-        ("カタ", "no installed font has kana; .* Noto Sans CJK"),
-        (EMOJI, "no installed font has emoji and other signs; .* Symbola"),
-        ("ক", "no installed font has some of the characters; .* Noto Sans "),
+        (HANGUL, "no installed font has Hangul, so boxes .* Nanum Gothic .*fonts-nanum"),
+        (
+            HANJA,
+            "no installed font has Chinese characters, so boxes .* Noto Sans CJK .*fonts-noto-cjk",
+        ),
+        ("カタ", "no installed font has kana, so boxes .* Noto Sans CJK"),
+        (EMOJI, "no installed font has emoji and other signs, so boxes .* Symbola"),
+        ("ক", "no installed font has some of the characters, so boxes .* Noto Sans "),
     ],
 )
 def test_a_font_to_install_is_named_once(words, says):

@@ -141,10 +141,10 @@ def test_files_that_are_no_text_are_refused_by_name(tmp_path, name, data, says):
 def test_a_vocabulary_of_unknown_tokens_alone_is_refused(level, unknown):
     text = "a b a"
     assert len(Vocabulary.of(text, level, min_count=2)) > 1
-    says = rf"min_count: expected a {level} .* at least 3 times, got 2 at most"
+    says = rf"min_count: expected a {level} .* at least 3 times in the text, got at most 2"
     with pytest.raises(ValueError, match=says):
         Vocabulary.of(text, level, min_count=3)
-    with pytest.raises(ValueError, match=r"min_count: expected .* got a text of unknown ones"):
+    with pytest.raises(ValueError, match=r"min_count: expected .* got only the unknown"):
         Vocabulary.of(unknown, level)
 
 

@@ -636,7 +636,7 @@ def expect_refused_in_little_memory(work, error, says):
         ({"hidden_size": 2**20}, r"param/recurrent0\.Wx: expected shape \(8, 4194304\)"),
         ({"embed_size": 2**40}, r"param/embedding\.W"),
         ({"layers": "1"}, "describe"),
-        ({"cell": ["lstm"]}, "not known"),
+        ({"cell": ["lstm"]}, "not registered"),
     ],
 )
 def test_sizes_are_those_of_the_arrays_before_anything_is_made(tmp_path, text, changes, says):
