@@ -93,15 +93,15 @@ def _cuda() -> Engine:
     except Exception as error:  # whatever a broken installation raises
         raise BackendError(f"CuPy cannot be imported ({error}); {remedy}") from error
     if not cupy.cuda.is_available():
-        raise BackendError("no NVIDIA GPU with a driver answers")
+        raise BackendError("no NVIDIA GPU with a working driver was found")
     if _gpu is not None:
         count = cupy.cuda.runtime.getDeviceCount()
         if _gpu >= count > 1:  # one alone: the launcher may have given each process its own
-            raise BackendError(f"process {_gpu} of this machine has no GPU, there are {count}")
+            raise BackendError(f"process {_gpu} of this machine has no GPU; there are only {count}")
         cupy.cuda.Device(_gpu % count).use()
     capability = cupy.cuda.Device().compute_capability
     if int(capability) < 80:
-        raise BackendError(f"the GPU's compute capability is {capability}, and 80 is the least")
+        raise BackendError(f"the GPU's compute capability is {capability}; at least 80 is needed")
     try:
         from .kernels.cuda.engine import CudaEngine
         from .kernels.cuda.gpu import Gpu
@@ -297,9 +297,9 @@ def nccl() -> Any:
     try:
         from cupy.cuda import nccl as found
     except ImportError as error:
-        raise BackendError(f"CuPy cannot load NCCL ({error}), by which GPUs share work") from error
+        raise BackendError(f"CuPy cannot load NCCL ({error}), which several GPUs need") from error
     if not found.available:
-        raise BackendError("CuPy has no NCCL here, by which GPUs share work")
+        raise BackendError("this CuPy has no NCCL, which several GPUs need")
     return found
 
 
@@ -330,7 +330,7 @@ def engine_of(param: Any) -> Engine:
     running = engine()
     if running.xp is not np:
         raise TypeError(
-            f"the parameters are NumPy arrays, and the engine in force is {running.name}: "
+            f"the parameters are NumPy arrays, but the current engine is {running.name}: "
             f'layer.to("{running.name}") moves them there'
         )
     return running
@@ -345,7 +345,7 @@ def engine_for(value: Any) -> Engine:
         try:
             return _LOADERS["cuda"]().with_precision(_wished_precision())
         except BackendError as error:
-            raise BackendError(f"an array on a device wants the cuda engine: {error}") from error
+            raise BackendError(f"an array on a device needs the cuda engine: {error}") from error
     chosen = _override.get()
     return chosen.engine if chosen else _process_home()
 
@@ -468,7 +468,7 @@ def explain(layer: Any = None, batch: int = 1) -> Explanation:
     layout: dict[str, str] = {}
     if layer is not None:
         if engine_of(layer.params[0]) is not running:
-            running, reason = engine_of(layer.params[0]), "the layer's parameters are there"
+            running, reason = engine_of(layer.params[0]), "the layer's parameters are on its device"
         layout = running.layout(layer.cell, batch, layer.hidden_size, layer.dtype)
     versions = {"numba_rnn": __version__, "python": sys.version.split()[0]}
     for package in ("numpy", "numba", "llvmlite", "cupy"):

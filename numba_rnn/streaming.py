@@ -150,8 +150,8 @@ class Stream:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError(
-            "a stream cannot be copied or pickled, compiled code knows where its memory lies: make "
-            "another one, and other.restore(stream.snapshot())"
+            "a stream cannot be copied or pickled, because compiled code holds its addresses; "
+            "make another one and call other.restore(stream.snapshot())"
         )
 
     # ---- running
@@ -216,8 +216,8 @@ class Stream:
             out = self._engine.xp.empty((*np.shape(frames)[:-1], self._outputs), self._dtype)
         elif not self._is_result(out, frames):
             raise ValueError(
-                f"out: expected a C-contiguous array of {self.dtype} that may be written to, of "
-                f"shape {(*np.shape(frames)[:-1], self._outputs)}, apart from frames"
+                f"out: expected a writable C-contiguous array of {self.dtype} and shape "
+                f"{(*np.shape(frames)[:-1], self._outputs)} that shares no memory with frames"
             )
         to = out[None] if one else out
         if (

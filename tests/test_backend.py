@@ -12,7 +12,7 @@ import numba_rnn as rnn
 from helpers import BACKENDS, problem, relative_error, run_python
 from numba_rnn import backend, explain, use_backend
 
-NO_GPU, NO_CUPY = "no NVIDIA GPU with a driver answers", "CuPy cannot be imported"
+NO_GPU, NO_CUPY = "no NVIDIA GPU with a working driver was found", "CuPy cannot be imported"
 
 # ---- the environment, which is read once a process
 

@@ -416,7 +416,7 @@ def test_a_layer_on_the_host_does_not_run_while_cuda_is_in_force():
     layers = [rnn.TimeLSTM.create(D, H), rnn.TimeAffine.create(D, H)]
     with use_fake_device():
         for layer in layers:
-            with pytest.raises(TypeError, match=r'engine in force is cuda: layer\.to\("cuda"\)'):
+            with pytest.raises(TypeError, match=r'current engine is cuda: layer\.to\("cuda"\)'):
                 layer.forward(XS.astype(np.float32))
             layer.to("cuda").forward(XS.astype(np.float32))
 
@@ -449,7 +449,7 @@ def test_without_a_gpu_nothing_moves_there():
         with pytest.raises(rnn.BackendError, match=r"^to: cuda cannot run here: no GPU answers"):
             layer.to("cuda")
         assert layer.to("cpu") is layer
-        with pytest.raises(rnn.BackendError, match=r"^an array on a device wants .* no GPU ans"):
+        with pytest.raises(rnn.BackendError, match=r"^an array on a device needs .* no GPU ans"):
             rnn.TimeLSTM(*map(xp.asarray, layer.params))
     for wrong in ([1.0], 1.0, None):
         with pytest.raises(TypeError, match="expected an array of NumPy or of the cuda engine"):
