@@ -85,7 +85,7 @@ def _more_than_plain(name: str, array: AnyArray) -> str:
     """The kind of such an array, and the remedy."""
     remedy = f"np.asarray({name}) is a plain array"
     if isinstance(array, np.ma.MaskedArray):
-        remedy = f"layers and losses take mask= for steps that are missing, {name}.data is plain"
+        remedy = f"{name}.data is plain; for missing steps pass mask= to layers and losses"
     return f"{type(array).__name__}; {remedy}"
 
 
@@ -126,7 +126,7 @@ def _expect_kind(
     of_torch = hasattr(value, "detach") and hasattr(value, "numpy")
     raise TypeError(
         f"{name}: expected {what} of shape {spell(shape)}, got {type(value).__name__}"
-        + (f"; {name}.detach().numpy() is one" if of_torch else "")
+        + (f"; {name}.detach().numpy() converts it" if of_torch else "")
     )
 
 

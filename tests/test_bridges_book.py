@@ -450,7 +450,7 @@ def test_files_that_cannot_be_read(tmp_path):
     path = tmp_path / "model.npz"
     to_book(from_book(model_params()), path)
     whole = path.read_bytes()
-    refused = pytest.raises(ValueError, match=r"model\.npz is no whole \.npz file of arrays")
+    refused = pytest.raises(ValueError, match=r"model\.npz is not a complete \.npz file of arrays")
     for length in range(0, len(whole), len(whole) // 50):
         path.write_bytes(whole[:length])
         with refused:
@@ -470,7 +470,7 @@ def test_files_that_cannot_be_read(tmp_path):
     with refused:
         from_book(path)
     np.savez(path, Wx=np.ones(3), secret=np.ones(3))
-    with pytest.raises(ValueError, match="'secret' is no parameter's name in the book"):
+    with pytest.raises(ValueError, match="'secret' is not a parameter name of the book"):
         from_book(path)
     np.save(tmp_path / "one.npy", np.ones(3))
     os.replace(tmp_path / "one.npy", path)
@@ -498,18 +498,18 @@ def test_a_pickle_is_not_run(tmp_path):
 NO_BOOK = {
     "relu": (lambda: TimeRNN.create(3, 5, activation="relu"), "no cell 'rnn_relu'"),
     "reset after": (
-        lambda: TimeGRU.create(3, 5, reset_after=True), r"r \* \(h Wh\), which no weights can",
+        lambda: TimeGRU.create(3, 5, reset_after=True), r"r \* \(h Wh\), and no weights make",
     ),
     "projected": (lambda: TimeProjectedLSTM.create(3, 5, proj_size=2), "no cell 'lstm_projected'"),
     "initial": (lambda: TimeLSTM.create(3, 5).learn_initial_state(), "no learnt initial state"),
     "zoneout": (lambda: Rnnlm(7, 3, 5, zoneout=0.1), "the book has no zoneout"),
     "directions": (
-        lambda: Bidirectional(TimeLSTM.create(3, 5), TimeGRU.create(3, 5)), "one cell and one H",
+        lambda: Bidirectional(TimeLSTM.create(3, 5), TimeGRU.create(3, 5)), "the same cell and H",
     ),
     "sizes": (
-        lambda: Bidirectional(TimeLSTM.create(3, 5), TimeLSTM.create(3, 4)), "one cell and one H",
+        lambda: Bidirectional(TimeLSTM.create(3, 5), TimeLSTM.create(3, 4)), "the same cell and H",
     ),
-    "model": (lambda: Rnnlm(7, 3, 5, cell="gru_reset_after"), "which no weights can"),
+    "model": (lambda: Rnnlm(7, 3, 5, cell="gru_reset_after"), "no weights make them equal"),
 }  # fmt: skip
 
 

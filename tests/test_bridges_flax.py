@@ -144,7 +144,9 @@ def test_biases_of_a_gru_add_up():
     xs = numbers(2, 4, 3)
     assert relative_error(layer.forward(xs), to_flax(layer)(xs)) < LIMITS["float32"]
     b[1, -1] = 1e-3
-    with pytest.raises(CannotConvert, match=r"no bias beside h in its candidate, .* is not 0"):
+    with pytest.raises(
+        CannotConvert, match=r"no bias to h Wh in its candidate, .* b\[1\] is not 0"
+    ):
         to_flax(layer)
 
 
@@ -184,28 +186,28 @@ NOT_HERE = {
     "own": (lambda: made("gru_reset_after", activation_fn=my_tanh), "activation_fn my_tanh"),
     "of rnn": (lambda: made("rnn", activation_fn=nnx.gelu), r"gelu, .* nnx\.tanh or nnx\.relu"),
     "gates": (lambda: rnn("lstm", gate_fn=nnx.hard_sigmoid), "gate_fn hard_sigmoid, here it is"),
-    "residual": (lambda: rnn("rnn", residual=True), "residual=True: h is added"),
-    "carry": (lambda: later(nnx.initializers.ones), "carry_init of its own"),
+    "residual": (lambda: rnn("rnn", residual=True), "residual=True, which adds h"),
+    "carry": (lambda: later(nnx.initializers.ones), "its own carry_init"),
     "reverse": (lambda: nnx.RNN(made("lstm"), reverse=True), "reverse=True; here only"),
-    "merge": (lambda: both_of(merge_fn=jnp.add), "merge_fn of its own"),
+    "merge": (lambda: both_of(merge_fn=jnp.add), "its own merge_fn"),
     "shared": (shared, "one cell for both directions"),
     "dtype": (lambda: made("lstm", compute="float16"), "computes in float16 with .* in float32"),
-    "subclass": (lambda: Mine(3, 5, rngs=nnx.Rngs(0)), "Mine may compute something else"),
-    "subclass of RNN": (lambda: MyRNN(made("lstm")), "MyRNN may compute something else"),
+    "subclass": (lambda: Mine(3, 5, rngs=nnx.Rngs(0)), "Mine, which may compute something else"),
+    "subclass of RNN": (lambda: MyRNN(made("lstm")), "MyRNN, which may compute something else"),
     "convolution": (
         lambda: nnx.RNN(nnx.Bidirectional(rnn(), rnn())),
-        "Bidirectional may compute something else",
+        "Bidirectional, which may compute something else",
     ),
     "lora": (with_lora, "a LoRALinear for dense_h, here it is nnx.Linear"),
-    "dropout first": (lambda: [nnx.Dropout(0.1), rnn()], "each Dropout above a layer"),
+    "dropout first": (lambda: [nnx.Dropout(0.1), rnn()], "each Dropout after a layer"),
     "dropout last": (lambda: [rnn(), nnx.Dropout(0.1)], "no Dropout above the last layer"),
     "broadcast": (
         lambda: [rnn(), nnx.Dropout(0.1, broadcast_dims=(1,)), rnn("rnn", 5, 5)],
-        "broadcast_dims, here",
+        "broadcast_dims; here",
     ),
     "rates": (
         lambda: [rnn(), nnx.Dropout(0.1), rnn("rnn", 5, 5), rnn("rnn", 5, 5)],
-        r"one rate of dropout between all layers, got 0\.1, 0\.0",
+        r"the same dropout rate between all layers, got 0\.1, 0\.0",
     ),
 }  # fmt: skip
 
@@ -288,7 +290,7 @@ def test_what_is_no_recurrent_module_is_refused(what):
 
 
 NO_FLAX = {
-    "reset gate": (lambda: TimeGRU.create(3, 5), r"\(r \* h\) Wh, which no weights can"),
+    "reset gate": (lambda: TimeGRU.create(3, 5), r"\(r \* h\) Wh, and no weights make"),
     "residual": (lambda: Stacked.create(5, 5, residual=True), "no residual connections"),
     "own cell": (lambda: TimeProjectedLSTM.create(3, 5, proj_size=2), "no cell 'lstm_projected'"),
     "initial": (lambda: TimeLSTM.create(3, 5).learn_initial_state(), "no learnt initial state"),

@@ -168,19 +168,19 @@ def another_rnn():
 
 
 NO_TORCH = {
-    "reset gate": (lambda: TimeGRU.create(3, 5), r"\(r \* h\) Wh, which no weights can"),
+    "reset gate": (lambda: TimeGRU.create(3, 5), r"\(r \* h\) Wh, and no weights make"),
     "residual": (residual, "no residual connections"),
     "own cell": (lambda: time_layer("mgu").create(3, 5), "no cell 'mgu'"),
     "initial": (lambda: TimeLSTM.create(3, 5).learn_initial_state(), "no learnt initial state"),
     "zoneout": (lambda: TimeLSTM.create(3, 5).regularise(zoneout=0.1), "no zoneout in this layer"),
     "weight drop": (
         lambda: Bidirectional.create(3, 5).regularise(weight_drop=0.1),
-        r"no weight_drop in this layer; layer\.regularise\(\) ends it",
+        r"no weight_drop in this layer; layer\.regularise\(\) switches it off",
     ),
     "another rnn": (lambda: time_layer(another_rnn()).create(3, 5), "no cell 'rnn'"),
     "sizes": (
         lambda: Stacked([TimeLSTM.create(3, 5), TimeLSTM.create(5, 4)]),
-        "one size .* got LSTM 4, LSTM 5",
+        "one cell, size and direction .* got LSTM 4, LSTM 5",
     ),
     "cells": (
         lambda: Stacked([TimeLSTM.create(3, 5), TimeRNN.create(5, 5)]),
@@ -203,7 +203,9 @@ def test_what_torch_has_not_is_refused(what, convert):
 
 def test_what_is_pytorchs_is_told_where_it_goes(tmp_path):
     layer = TimeLSTM.create(3, 4, rng=0)
-    with pytest.raises(TypeError, match=r"^xs: .* got Tensor; xs\.detach\(\)\.numpy\(\) is one"):
+    with pytest.raises(
+        TypeError, match=r"^xs: .* got Tensor; xs\.detach\(\)\.numpy\(\) converts it"
+    ):
         layer.forward(torch.ones(2, 5, 3))
     theirs = made("lstm", 3, 4)
     weights = [theirs.weight_ih_l0, theirs.weight_hh_l0, theirs.bias_ih_l0]
@@ -249,18 +251,18 @@ WRONG = {
     "no numbers": (
         lambda: torch.nn.LSTM(3, 5, device="meta"),
         TypeError,
-        "weight_ih_l0: .* got a tensor on the device meta, .*load_state_dict",
+        "weight_ih_l0: .* got a tensor on the meta device, .*load_state_dict",
     ),
     "number": (lambda: 3, TypeError, "source: expected a torch module, .* got int"),
     "no rnn": (
         lambda: torch.nn.Linear(3, 5),
         ValueError,
-        r"source: no RNN, LSTM or GRU in it, but weight, bias; .* TimeAffine\(W\.T, b\) and",
+        r"source: expected an RNN, LSTM or GRU, got weight, bias; .* TimeAffine\(W\.T, b\) and",
     ),
     "two rnns": (
         lambda: torch.nn.ModuleList([made("lstm", 3, 5), made("gru", 3, 5)]),
         ValueError,
-        r"prefix: 2 recurrent modules, say which: prefix='0\.' or prefix='1\.'",
+        r"prefix: expected one of 2 recurrent modules, got None: prefix='0\.' or prefix='1\.'",
     ),
     "gates": (
         lambda: {"weight_ih_l0": np.ones((10, 3)), "weight_hh_l0": np.ones((10, 5))},
@@ -297,7 +299,7 @@ WRONG = {
     "projected gru": (
         lambda: {name: np.ones((6, 2)) for name in ("weight_ih", "weight_hh", "weight_hr")},
         ValueError,
-        "weight_hr_l0 of an LSTM alone, got one of gru",
+        "weight_hr_l0 only in an LSTM, got one in gru",
     ),
     "bias": (
         lambda: state_dict(bias_ih_l0=np.ones(19, np.float32)),
@@ -319,11 +321,13 @@ def test_files_that_cannot_be_read(tmp_path):
     save_torch(TimeLSTM.create(3, 5), path)
     whole = path.read_bytes()
     path.write_bytes(whole[:-7])
-    with pytest.raises(ValueError, match=re.escape(str(path)) + " is no whole safetensors file"):
+    with pytest.raises(
+        ValueError, match=re.escape(str(path)) + " is not a complete safetensors file"
+    ):
         from_torch(path)
     with pytest.raises(FileNotFoundError):
         from_torch(tmp_path / "none.safetensors")
-    with pytest.raises(ValueError, match=r"model\.pt, which a loader would have to run"):
+    with pytest.raises(ValueError, match=r"the pickle .*model\.pt, whose loading can run code"):
         from_torch(tmp_path / "model.pt")
     with pytest.raises(ValueError, match="expected a safetensors file, got the folder"):
         from_torch(tmp_path)

@@ -155,7 +155,7 @@ def from_book(
 def _read(path: Path) -> dict[str, Array]:
     if path.suffix in (".pkl", ".pickle"):
         raise ValueError(
-            f"source: expected an .npz file, got {path}, which a loader would have to run; "
+            f"source: expected an .npz file, got the pickle {path}, whose loading can run code; "
             "numba_rnn.book.BaseModel.load_params reads the book's, or where the book's code runs: "
             "np.savez(path, *model.params)"
         )
@@ -170,7 +170,9 @@ def _read(path: Path) -> dict[str, Array]:
             expect_unpacked(path, sum(member.file_size for member in members))
             return _arrays_of(found)
         except Exception as error:  # of zipfile, zlib, numpy: whatever they say to a broken file
-            raise ValueError(f"source: {path} is no whole .npz file of arrays ({error})") from error
+            raise ValueError(
+                f"source: {path} is not a complete .npz file of arrays ({error})"
+            ) from error
 
 
 def _arrays_of(file: Any) -> dict[str, Array]:
@@ -178,11 +180,11 @@ def _arrays_of(file: Any) -> dict[str, Array]:
         raise ValueError("it is one array")
     for name in file.files:  # before anything large is read
         if not (_NAME.fullmatch(name) or re.fullmatch(r"arr_\d+", name)):
-            raise ValueError(f"{name!r} is no parameter's name in the book")
+            raise ValueError(f"{name!r} is not a parameter name of the book")
     arrays = dict(file)
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray):
-            raise ValueError(f"{name} is no array")
+            raise ValueError(f"{name} is not an array")
     return arrays
 
 
@@ -361,7 +363,7 @@ def _parts(model: Any) -> tuple[list[Layer], list[str]]:
         ahead, back = model.recurrent
         if (ahead.cell.name, ahead.hidden_size) != (back.cell.name, back.hidden_size):
             raise CannotConvert(
-                f"model: the book's two directions have one cell and one H, got {ahead} and {back}"
+                f"model: expected both directions with the same cell and H, got {ahead} and {back}"
             )
         return [ahead, back], _BOTH_WAYS
     raise TypeError(
@@ -382,6 +384,6 @@ def _cell(layer: TimeRecurrent) -> str:
     if layer.cell.name == "gru_reset_after":
         raise CannotConvert(
             "model: the book's GRU applies the reset gate before the recurrent product, "
-            "(r * h) Wh; this one after it, r * (h Wh), which no weights can make the same"
+            "(r * h) Wh; this one applies it after, r * (h Wh), and no weights make them equal"
         )
     return kind_of(layer, "the book", _KINDS)

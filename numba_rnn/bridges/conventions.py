@@ -94,14 +94,14 @@ def as_floats(name: str, value: Any) -> Array:
     try:
         array = np.array(value.detach().cpu().numpy() if hasattr(value, "detach") else value)
     except (TypeError, NotImplementedError) as error:  # PyTorch's bfloat16, or no numbers at all
-        got = f"{value.dtype}; convert it where it is from"
+        got = f"{value.dtype}; convert it before you pass it"
         if getattr(value, "is_meta", False):
-            got = "a tensor on the device meta, which has no numbers: to_empty and load_state_dict "
-            got += "give a module some"
+            got = "a tensor on the meta device, which holds no numbers; to_empty and "
+            got += "load_state_dict give a module some"
         raise TypeError(f"{name}: expected float32 or float64, got {got}") from error
     if array.dtype not in FLOATS:
         raise TypeError(
-            f"{name}: expected float32 or float64, got {array.dtype}; convert it where it is from"
+            f"{name}: expected float32 or float64, got {array.dtype}; convert it before you pass it"
         )
     return array
 
@@ -132,6 +132,6 @@ def params_of(layer: TimeRecurrent, library: str, rates: tuple[str, ...] = ()) -
     for name in ("zoneout", "recurrent_dropout", "input_dropout", "weight_drop"):
         if name not in rates and np.any(getattr(layer.regularisers, name, 0)):
             raise CannotConvert(
-                f"layer: {library} has no {name} in this layer; layer.regularise() ends it"
+                f"layer: {library} has no {name} in this layer; layer.regularise() switches it off"
             )
     return params

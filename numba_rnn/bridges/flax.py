@@ -102,13 +102,13 @@ def _part(module: Any) -> Part | float:
     if kind is nnx.Dropout:
         if module.broadcast_dims:
             raise CannotConvert(
-                "source: nnx.Dropout has broadcast_dims, here each number has its own lot"
+                "source: nnx.Dropout has broadcast_dims; here each element is dropped on its own"
             )
         return expect_float("source: rate of nnx.Dropout", module.rate, 0, 1)
     if kind is nnx.Bidirectional:
         if module.merge_fn is not nnx.Bidirectional.merge_fn:
             raise CannotConvert(
-                "source: nnx.Bidirectional has a merge_fn of its own; here the two are side by side"
+                "source: nnx.Bidirectional has its own merge_fn; here outputs are concatenated"
             )
         ahead, back = (_cell_of(rnn) for rnn in (module.forward_rnn, module.backward_rnn))
         if ahead is back:
@@ -119,7 +119,7 @@ def _part(module: Any) -> Part | float:
     if kind is nnx.RNN and module.reverse:
         raise CannotConvert(
             "source: nnx.RNN has reverse=True; here only the second layer of a Bidirectional reads "
-            "backwards (without reverse, xs[:, ::-1] is read from its end)"
+            "backwards (leave out reverse and pass xs[:, ::-1] instead)"
         )
     return _layer(_cell_of(module))
 
@@ -133,8 +133,8 @@ def _cell_of(module: Any) -> Any:
         if any(type(cell) is getattr(nnx, name) for name in _FAMILIES):
             return cell
         raise CannotConvert(
-            f"source: {type(cell).__name__} may compute something else than {', '.join(_FAMILIES)}"
-            " of flax.nnx, which are known here"
+            f"source: expected {', '.join(_FAMILIES)} of flax.nnx themselves, got "
+            f"{type(cell).__name__}, which may compute something else"
         )
     raise TypeError(
         f"source: expected {', '.join(_FAMILIES)} of flax.nnx, an RNN or Bidirectional of them, or "
@@ -146,17 +146,20 @@ def _layer(cell: Any) -> TimeRecurrent:
     name = type(cell).__name__
     activation = _activation(cell)
     if getattr(cell, "residual", False):
-        raise CannotConvert(f"source: {name} has residual=True: h is added before tanh; not here")
+        raise CannotConvert(
+            f"source: {name} has residual=True, which adds h before tanh; here no cell does"
+        )
     if cell.carry_init is not None:
         raise CannotConvert(
-            f"source: {name} has a carry_init of its own; layers here start from zeros, or from "
+            f"source: {name} has its own carry_init; layers here start from zeros, or from "
             "set_state"
         )
     Wx, Wh, b = _arrays(cell)
     dtype = Wx.dtype if cell.dtype is None else _dtype(cell)
     if dtype != Wx.dtype:
         raise CannotConvert(
-            f"source: {name} computes in {dtype} with parameters in {Wx.dtype}; here both are one"
+            f"source: {name} computes in {dtype} with parameters in {Wx.dtype}; here both "
+            "have one dtype"
         )
     family = _FAMILIES[name]
     Wx, Wh, b = (from_theirs(array, family, FLAX) for array in (Wx, Wh, b))
@@ -216,7 +219,7 @@ def _arrays(cell: Any) -> tuple[Array, Array, Array]:
         return np.concatenate(xs, axis=1), Wh, b
     except (KeyError, ValueError) as error:
         raise ValueError(
-            f"source: expected gates of one shape in {name}, each with a bias beside h ({error})"
+            f"source: expected gates of one shape in {name}, each with a bias for h Wh ({error})"
         ) from error
 
 
@@ -306,7 +309,7 @@ def _described(layer: TimeRecurrent) -> tuple[str, str, list[Array]]:
     if layer.cell.name == "gru":
         raise CannotConvert(
             "layer: Flax's GRU applies the reset gate after the recurrent product, r * (h Wh); "
-            "this one before it, (r * h) Wh, which no weights can make the same"
+            "this one applies it before, (r * h) Wh, and no weights make them equal"
         )
     name, activation = kind_of(layer, "Flax", _KINDS)
     params = params_of(layer, "Flax")
@@ -314,8 +317,8 @@ def _described(layer: TimeRecurrent) -> tuple[str, str, list[Array]]:
     if name == "GRUCell":
         if b[1, -layer.hidden_size :].any():
             raise CannotConvert(
-                "layer: Flax's GRU has no bias beside h in its candidate, x Wx + r * (h Wh); this "
-                "one has, x Wx + r * (h Wh + b[1]), and it is not 0"
+                "layer: Flax's GRU adds no bias to h Wh in its candidate, x Wx + r * (h Wh); this "
+                "one does, x Wx + r * (h Wh + b[1]), and b[1] is not 0"
             )
         b = b.sum(axis=0)
     arrays = params["Wx"], params["Wh"], b

@@ -112,14 +112,18 @@ def _class_of(layer: Any) -> str:
         return kind.__name__
     if theirs & {"RNN", "Bidirectional", "Sequential"}:
         raise CannotConvert(
-            f"source: {kind.__name__} may compute something else than Keras' own SimpleRNN, LSTM "
-            "and GRU, which are known here"
+            f"source: expected Keras' own SimpleRNN, LSTM and GRU, got {kind.__name__}, which may "
+            "compute something else"
         )
     also = _ELSEWHERE.get(kind.__name__)
     raise TypeError(
         "source: expected Keras' SimpleRNN, LSTM, GRU, a Bidirectional of them, or a Sequential or "
         f"list of these with Dropout between them, got {kind.__name__}"
-        + (f"; {kind.__name__} is {also}, from_keras takes the recurrent layers" if also else "")
+        + (
+            f"; {kind.__name__} is {also}: from_keras converts recurrent layers only"
+            if also
+            else ""
+        )
     )
 
 
@@ -127,19 +131,19 @@ def _part(layer: Any) -> Part | float:
     """A layer, or the rate of a dropout."""
     kind = _class_of(layer)
     if kind == "Sequential":
-        raise TypeError("source: expected layers in the Sequential, got a Sequential in it")
+        raise TypeError("source: expected layers in the Sequential, got another Sequential")
     if kind == "Dropout":
         if layer.noise_shape is not None:
             raise CannotConvert(
-                f"source: {layer.name} drops along noise_shape, here each number has its own lot"
+                f"source: {layer.name} has a noise_shape; here each element is dropped on its own"
             )
         return float(layer.rate)
     if kind != "Bidirectional":
         return _layer(layer)
     if layer.merge_mode != "concat":
         raise CannotConvert(
-            f"source: {layer.name} has merge_mode {layer.merge_mode!r}; a Bidirectional here puts "
-            'the two side by side ("concat")'
+            f"source: {layer.name} has merge_mode {layer.merge_mode!r}; a Bidirectional here "
+            'concatenates its two outputs ("concat")'
         )
     if layer.stateful:
         raise CannotConvert(
@@ -201,8 +205,8 @@ def _expect_computed_here(name: str, family: str, config: dict[str, Any], backwa
     if config["go_backwards"] != backwards:
         raise CannotConvert(
             f"source: {name} has go_backwards={not backwards}; here a layer reads forwards, and in "
-            "a Bidirectional the second one backwards (without go_backwards, xs[:, ::-1] is read "
-            "from its end)"
+            "a Bidirectional the second one backwards (leave out go_backwards and pass "
+            "xs[:, ::-1] instead)"
         )
 
 
@@ -211,7 +215,7 @@ def _expect_dtype(layer: Any, dtype: np.dtype[Any]) -> None:
     if layer.compute_dtype != dtype.name:
         raise CannotConvert(
             f"source: {layer.name} computes in {layer.compute_dtype} with weights in {dtype}; here "
-            "both are one"
+            "both have one dtype"
         )
 
 
@@ -223,8 +227,8 @@ def _drop_as(layer: Any, config: dict[str, Any], made: TimeRecurrent) -> None:
     one_mask = type(layer).__name__ == "SimpleRNN" or layer.cell.implementation == 2
     if not one_mask:
         raise CannotConvert(
-            f"source: {layer.name} drops other units for each gate (recurrent_dropout, or "
-            "implementation=1), here all gates miss the same ones; after training set "
+            f"source: {layer.name} has a dropout mask for each gate (recurrent_dropout, or "
+            "implementation=1); here all gates share one; after training set "
             "layer.cell.dropout and layer.cell.recurrent_dropout to 0"
         )
     made.regularise(input_dropout=rates["dropout"], recurrent_dropout=rates["recurrent_dropout"])
@@ -318,7 +322,7 @@ def _batch_size(parts: tuple[Part, ...], given: int | None) -> int | None:
     batch = next((len(one.h) for one in stateful if one.h is not None), given)
     if batch is None:
         raise ValueError(
-            "batch_size: expected a number, which a stateful layer of Keras is fixed to, got None"
+            "batch_size: expected the number of rows of a stateful layer of Keras, got None"
         )
     if given not in (None, batch):
         raise ValueError(f"batch_size: expected {batch}, as the state has, got {given}")
@@ -352,7 +356,7 @@ def _made(layers: Any, part: Part, dtype: str) -> Any:
         )
     if len({one.hidden_size for one in directions}) > 1:
         raise CannotConvert(
-            "layer: Keras' Bidirectional has both directions of one size, got "
+            "layer: expected both directions of one size, as Keras has them, got "
             + " and ".join(str(one.hidden_size) for one in directions)
         )
     return layers.Bidirectional(made[0], backward_layer=made[1], dtype=dtype)

@@ -36,7 +36,7 @@ def loaded(source: Any) -> Any:
     try:
         return onnx.load_model_from_string(data)
     except DecodeError as error:
-        raise ValueError(f"source: {what} is no whole ONNX model ({error})") from error
+        raise ValueError(f"source: {what} is not a complete ONNX model ({error})") from error
 
 
 def expect_valid(model: Any, what: str, *, full_check: bool = False) -> None:
@@ -94,8 +94,8 @@ def expect_plain(model: Any) -> None:
         if tensor.external_data or tensor.data_location == onnx.TensorProto.EXTERNAL:
             raise CannotConvert(
                 f"tensor {tensor.name!r}: expected its numbers in the file, got a reference to "
-                "another one; from_onnx(onnx.load(path)) reads both, torch.onnx.export(..., "
-                "external_data=False) writes one"
+                "another file; from_onnx(onnx.load(path)) reads both, torch.onnx.export(..., "
+                "external_data=False) writes a single file"
             )
 
 

@@ -217,7 +217,7 @@ class OnnxNet(Layer):
         if len(inputs) > len(self.inputs):
             raise TypeError(
                 f"forward: expected {', '.join(self.inputs)}, got {len(inputs)} arrays; "
-                "others are given by name"
+                "pass optional inputs by name"
             )
         given = dict(zip(self.inputs, inputs, strict=False)) | named
         for name in (*self.inputs, *given):
@@ -376,7 +376,9 @@ class _Reader:
         computed = {name for step in steps for name in step.outputs}
         for name in self._outputs:
             if name not in computed:
-                raise CannotConvert(f"output {name!r}: expected what a node computes of inputs")
+                raise CannotConvert(
+                    f"output {name!r}: expected it to depend on inputs of the graph"
+                )
         read = {name for step in steps for name in step.inputs}
         optional = {name: a for name, a in self._optional.items() if name in read}
         constants = {name: a for name, a in self._constants.items() if name in read}
@@ -400,7 +402,7 @@ class _Reader:
     def _expect_few(self, step: Step, more: int) -> None:
         if self._made + more > LARGEST:
             raise ValueError(
-                f"{step.node}: expected at most {LARGEST} numbers made of nothing by all nodes"
+                f"{step.node}: expected constant folding to create at most {LARGEST} numbers in all"
             )
 
     def _known(self, name: str) -> AnyArray | None:
@@ -428,17 +430,17 @@ class _Reader:
         floats = [a for n in node.inputs if (a := self._known(n)) is not None and a.dtype in FLOATS]
         if node.op == "Add" and len(floats) == 1:
             raise node.refuse(
-                "expected a MatMul right before it whose output nothing else reads, or two numbers "
-                "that are computed"
+                "expected a MatMul right before it whose output nothing else reads, or two inputs "
+                "that are both computed"
             )
-        kind = self._kinds.get(node.outputs[0], "a type that is not known")
+        kind = self._kinds.get(node.outputs[0], "an unknown type")
         if node.op in ("Mul", "Div") and kind not in ("int32", "int64"):
             raise node.refuse(f"expected sizes of shapes, int32 or int64, got {kind}")
         mode = self._known(node.input(2)) if node.op == "Dropout" else None
         if node.op == "Dropout" and node.input(2) and (mode is None or mode.any()):
             raise node.refuse("training_mode: expected a constant False")
         if "" in node.inputs[: _NEEDED.get(node.op)]:
-            raise node.refuse("expected all its inputs, got one that is left out")
+            raise node.refuse("expected all its inputs, got an empty name for one")
         return GLUE[node.op](node)
 
     def _weight(self, node: Node, place: int, what: str, shape: tuple[int | str, ...]) -> AnyArray:
@@ -447,7 +449,7 @@ class _Reader:
         array = self._known(name)
         if array is None:
             raise node.refuse(
-                f"input {what} ({name!r}): expected numbers that are in the file, or "
+                f"input {what} ({name!r}): expected its numbers in the file, or passed as "
                 f"weights={{{name!r}: ...}}"
             )
         if array.dtype not in FLOATS:
@@ -625,7 +627,7 @@ def _activations(node: Node, dirs: int) -> tuple[Activation, ...]:
         if node.op == "RNN" and len(takes) > 1:
             raise node.refuse(
                 f"activation_{letter}: expected functions that all take it, or none, got "
-                f"{', '.join(names)}: ONNX and ONNX Runtime differ in which number is whose"
+                f"{', '.join(names)}: ONNX and ONNX Runtime assign the numbers differently"
             )
     return tuple(found)
 
@@ -636,8 +638,8 @@ def _numbers(node: Node, name: str, rows: Mapping[str, list[float]]) -> dict[str
         value = rows[letter].pop(0) if rows[letter] else default
         if value is None or (node.op == "RNN" and f"activation_{letter}" not in node.attributes):
             raise node.refuse(
-                f"activation_{letter}: expected a number for {name}, got none, for which ONNX and "
-                "ONNX Runtime have not the same one"
+                f"activation_{letter}: expected a number for {name}, got none: ONNX and ONNX "
+                "Runtime have different defaults"
             )
         if not np.isfinite(value):
             raise node.refuse(f"activation_{letter}: expected finite numbers, got {value}")

@@ -97,7 +97,10 @@ def to_onnx(
 
     if isinstance(model, OnnxNet):
         if states or lengths or softmax:
-            raise TypeError("to_onnx: an OnnxNet has the inputs and outputs of the file it is from")
+            raise TypeError(
+                "to_onnx: expected no options for an OnnxNet, which keeps the inputs and outputs "
+                "of its file"
+            )
         made = model.model()
     else:
         made = _written(_flat(model), states, lengths, softmax)
@@ -168,8 +171,8 @@ def _kind(layer: TimeRecurrent) -> Kind:
         )
     if layer.zoneout:
         raise CannotConvert(
-            "model: after training zoneout is a mean of new and old states, which no node of "
-            "ONNX takes"
+            "model: after training zoneout is a mean of new and old states, which no ONNX node "
+            "computes"
         )
     return kind
 
@@ -216,8 +219,8 @@ class _Graph:
         if isinstance(layer, Stacked):
             if self._lengths and layer.residuals[0]:
                 raise CannotConvert(
-                    "lengths: with a residual connection around the first layer, what is past a "
-                    "row's end would be no 0 there, but xs"
+                    "lengths: a residual connection around the first layer would return xs, not 0, "
+                    "past a row's end"
                 )
             for part, residual in zip(layer.layers, layer.residuals, strict=True):
                 below = self.current

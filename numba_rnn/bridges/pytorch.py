@@ -118,7 +118,7 @@ def from_torch(
     found = _directions(source, prefix)
     numbers = sorted({k for k, _ in found})
     if numbers != list(range(len(numbers))):
-        raise ValueError(f"source: expected layers from 0 on, got those of {numbers}")
+        raise ValueError(f"source: expected layers numbered from 0, got {numbers}")
     both = (0, True) in found
     for k in numbers:
         if ((k, True) in found) != both or (k, False) not in found:
@@ -152,8 +152,8 @@ def _read(path: Path) -> dict[str, Array | None]:
         raise ValueError(f"source: expected a safetensors file, got the folder {path}")
     if path.suffix in (".pt", ".pth", ".bin"):
         raise ValueError(
-            f"source: expected a safetensors file, got {path}, which a loader would have to run; "
-            "in PyTorch: safetensors.torch.save_file(module.state_dict(), path)"
+            f"source: expected a safetensors file, got the pickle {path}, whose loading can "
+            "run code; in PyTorch: safetensors.torch.save_file(module.state_dict(), path)"
         )
     name = ""
     try:
@@ -163,11 +163,11 @@ def _read(path: Path) -> dict[str, Array | None]:
             for name in () if ours else filter(_NAME.search, found):
                 found[name] = file.get_tensor(name)
     except (SafetensorError, ValueError) as error:
-        raise ValueError(f"source: {path} is no whole safetensors file ({error})") from error
+        raise ValueError(f"source: {path} is not a complete safetensors file ({error})") from error
     except (AttributeError, TypeError) as error:  # bfloat16 and its like, which NumPy has not
         raise TypeError(
-            f"{name}: expected float32 or float64, got something else ({error}); convert it where "
-            "it is from"
+            f"{name}: expected float32 or float64, got something else ({error}); convert "
+            "the module before you save it"
         ) from error
     if ours:
         raise ValueError(
@@ -189,12 +189,12 @@ def _the_prefix(source: Mapping[str, Any], prefix: str | None) -> str:
             return str(given)
     if not found:
         raise ValueError(
-            f"source: no RNN, LSTM or GRU in it, but {', '.join(source) or 'no name'}; Linear and "
-            "Embedding are TimeAffine(W.T, b) and TimeEmbedding(W)"
+            f"source: expected an RNN, LSTM or GRU, got {', '.join(source) or 'no name'}; "
+            "for Linear and Embedding use TimeAffine(W.T, b) and TimeEmbedding(W)"
         )
     if prefix is None:
         raise ValueError(
-            f"prefix: {len(found)} recurrent modules, say which: "
+            f"prefix: expected one of {len(found)} recurrent modules, got None: "
             + " or ".join(f"prefix={one!r}" for one in sorted(found))
         )
     have = ", ".join(sorted(map(repr, found)))
@@ -237,9 +237,7 @@ def layer_of(arrays: Named, activation: str = "tanh", suffix: str = "") -> TimeR
             f"1, 3 or 4, got {w_ih.shape} and {w_hh.shape}"
         )
     if "weight_hr" in arrays and family != "lstm":
-        raise ValueError(
-            f"source: expected weight_hr{suffix} of an LSTM alone, got one of {family}"
-        )
+        raise ValueError(f"source: expected weight_hr{suffix} only in an LSTM, got one in {family}")
     Wx, Wh = (from_theirs(w.T, family, PYTORCH) for w in (w_ih, w_hh))
     biases = []
     for name in ("bias_ih", "bias_hh"):
@@ -360,7 +358,7 @@ def _described(layer: Any) -> tuple[tuple[str, dict[str, Any]], Named]:
             arrays |= {name + suffix: np.ascontiguousarray(a) for name, a in own.items()}
     if len(modules) > 1:
         raise CannotConvert(
-            "layer: PyTorch has one cell, one size and one kind of direction for all layers, got "
+            "layer: expected one cell, size and direction for all layers, as PyTorch has it, got "
             + ", ".join(f"{kind} {sizes[0]}" for (kind, _), sizes, _ in sorted(modules))
         )
     ((name, activation), (H, P), both), *_ = modules
@@ -386,7 +384,7 @@ def _weights(layer: TimeRecurrent) -> tuple[tuple[str, str], Named]:
     if cell == "gru":
         raise CannotConvert(
             "layer: PyTorch's GRU applies the reset gate after the recurrent product, r * (h Wh); "
-            "this one before it, (r * h) Wh, which no weights can make the same; "
+            "this one applies it before, (r * h) Wh, and no weights make them equal; "
             "TimeGRU(..., reset_after=True) is PyTorch's"
         )
     kind = kind_of(layer, "PyTorch", _KINDS)

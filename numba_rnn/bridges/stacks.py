@@ -18,7 +18,7 @@ def stack_of(parts: Sequence[Part | float]) -> Part | Stacked:
             rates += [0.0] * (len(layers) - len(rates))  # none between it and the one below
             layers.append(part)
         elif len(rates) == len(layers):
-            raise CannotConvert("source: expected each Dropout above a layer, got one that is not")
+            raise CannotConvert("source: expected each Dropout after a layer, got one that is not")
         else:
             rates.append(part)
     if not layers:
@@ -27,7 +27,7 @@ def stack_of(parts: Sequence[Part | float]) -> Part | Stacked:
         raise CannotConvert("source: expected no Dropout above the last layer, got one")
     if len(set(rates)) > 1:
         raise CannotConvert(
-            "source: expected one rate of dropout between all layers, got "
+            "source: expected the same dropout rate between all layers, got "
             + ", ".join(map(str, rates))
         )
     return Stacked(layers, dropout=rates[0]) if rates else layers[0]
