@@ -257,7 +257,7 @@ class RecurrentEstimator(BaseEstimator):
         for name, there in self.network_.config.items():
             if config[name] != there:
                 raise ValueError(
-                    f"{name}: expected {there!r}, as the network has that is to be trained "
+                    f"{name}: expected {there!r}, as in the network that is trained "
                     f"further, got {config[name]!r}"
                 )
 
@@ -266,7 +266,7 @@ class RecurrentEstimator(BaseEstimator):
             return optimisers.create(self.optimiser, lr=self.lr)
         made = self.optimiser(lr=self.lr)
         if not isinstance(made, Optimiser):
-            raise TypeError(f"optimiser: expected it to make an Optimiser, got {made!r}")
+            raise TypeError(f"optimiser: expected it to return an Optimiser, got {made!r}")
         return made
 
     def _fit(
@@ -323,7 +323,7 @@ class RecurrentEstimator(BaseEstimator):
             )
         except ValueError as error:
             raise ValueError(
-                f"early_stopping: expected sequences enough to hold out {share:g} of them; {error}"
+                f"early_stopping: expected enough sequences to hold out {share:g} of them; {error}"
             ) from error
         return examples.picked(train), examples.picked(valid)
 

@@ -36,7 +36,7 @@ from .sequences import (
     warn_of_scale,
 )
 
-ROWS_ARE_SERIES = "A table has a series in each row; one with a row for each time: "
+ROWS_ARE_SERIES = "Each row of a table is a series; for a table with a row for each time: "
 ONE_SERIES = f"{ROWS_ARE_SERIES}fit([X])"
 FEW_STEPS = 20  # of a table with ten times as many rows, which might be one series
 
@@ -62,7 +62,9 @@ def expect_no_times(name: str, X: Any) -> None:
 def expect_no_sequences(name: str, y: Any) -> None:
     """Raises TypeError for targets that are series themselves: a forecaster has its own."""
     if isinstance(y, (list, tuple)) and y and np.ndim(y[0]) == 2:
-        raise TypeError(f"{name}: a forecaster takes no targets; inputs are exogenous=...")
+        raise TypeError(
+            f"{name}: a forecaster takes no targets; pass known inputs as exogenous=..."
+        )
 
 
 class RNNForecaster(RecurrentEstimator):
@@ -277,7 +279,7 @@ class RNNForecaster(RecurrentEstimator):
             held = max(round(share * len(values)), least)
             if len(values) - held < least:
                 raise ValueError(
-                    f"early_stopping: expected series of {2 * least} steps and more, to hold out "
+                    f"early_stopping: expected series of at least {2 * least} steps, to hold out "
                     f"their ends, got one of {len(values)}"
                 )
             early.append((values[:-held], known[:-held]))
@@ -428,8 +430,8 @@ class RNNForecaster(RecurrentEstimator):
         N, T, D = series.shape
         if (T < FEW_STEPS and N >= 10 * T) or min(N, self._window) > T:
             warnings.warn(
-                f"X: taken as {N} series of {T} steps; one series of {T * D} channels: fit([X]); "
-                f"as it is, without this warning: fit(np.reshape(X, ({N}, {T}, {D})))",
+                f"X: taken as {N} series of {T} steps. If it is one series of {T * D} channels, "
+                f"use fit([X]); if not, fit(np.reshape(X, ({N}, {T}, {D}))) avoids this warning",
                 stacklevel=5,
             )
 
@@ -445,7 +447,7 @@ class RNNForecaster(RecurrentEstimator):
             if not reset and self._known_features:
                 raise ValueError(
                     "exogenous: expected inputs for all steps of the series and those to come, as "
-                    "fit had them, got None"
+                    "in fit, got None"
                 )
             found = [np.zeros((length, 0), dtype) for length in lengths]
         elif is_table("exogenous", exogenous):
@@ -459,7 +461,7 @@ class RNNForecaster(RecurrentEstimator):
             expect_columns("exogenous", names, self._known_names)
         if len(found) != len(lengths):
             raise ValueError(
-                f"exogenous: expected inputs of {len(lengths)} series, got {len(found)}"
+                f"exogenous: expected inputs for {len(lengths)} series, got {len(found)}"
             )
         for k, (more, length) in enumerate(zip(found, lengths, strict=True)):
             if len(more) != length:

@@ -107,17 +107,15 @@ def expect_order(name: str, index: Any, *, even: bool, axis: int = 0) -> Step | 
     if getattr(index, "nlevels", 1) > 1:
         if even and index.droplevel(-1).nunique() > 1:
             raise ValueError(
-                f"{name}: expected one series, got the rows of several by a MultiIndex; "
-                f"[series for _, series in {name}.groupby(level=0)] are those, "
-                f"{name}.{WITHOUT_LABELS[axis]} takes it as it stands"
+                f"{name}: expected one series, got several with a MultiIndex; "
+                f"[series for _, series in {name}.groupby(level=0)] separates them, "
+                f"{name}.{WITHOUT_LABELS[axis]} takes all rows as one series"
             )
         index = index.get_level_values(-1)
     readings = readings_of(index)
     faults = [_fault(name, index, reading, even, axis) for reading in readings]
     if faults and all(faults):
-        raise ValueError(
-            f"{name}: {faults[0]}, {name}.{WITHOUT_LABELS[axis]} takes it as it stands"
-        )
+        raise ValueError(f"{name}: {faults[0]}; {name}.{WITHOUT_LABELS[axis]} drops the labels")
     sound = (one.labels for one, fault in zip(readings, faults, strict=True) if not fault)
     return _step_of(next(sound, None)) if even else None
 
@@ -134,8 +132,8 @@ def expect_step(name: str, step: Step | None, expected: Step | None, of: str) ->
     """Raises ValueError where series are of another frequency than others; None: not known."""
     if step is not None and expected is not None and not step.fits(expected):
         raise ValueError(
-            f"{name}: expected steps of {expected}, as {of}, got {step}; .resample(...).mean() has "
-            "longer steps, .asfreq(...).interpolate() shorter ones, .to_numpy() no times"
+            f"{name}: expected steps of {expected}, as in {of}, got {step}; .resample(...).mean() "
+            "makes longer steps, .asfreq(...).interpolate() shorter ones, .to_numpy() drops times"
         )
 
 
@@ -198,9 +196,7 @@ def _fault(name: str, labels: Any, reading: Reading, even: bool, axis: int) -> s
         return ""
     if not index.is_unique:
         twice = labels[index.duplicated()][0]
-        return (
-            f"expected every time once, got {twice} twice; leave one of them out or take their mean"
-        )
+        return f"expected every time once, got {twice} twice; drop one of them or take their mean"
     if index.inferred_type in TIMES and (gap := _gap(index)) is not None:
         dated = f"{name}.T" if axis else name
         if made != "{}":
@@ -261,8 +257,8 @@ def expect_same_index(name: str, more: Any, of: str, frame: Any) -> None:
         pairs = zip(index, expected, strict=False)
         got, want = next((pair for pair in pairs if pair[0] != pair[1]), ("fewer", expected[-1]))
         raise ValueError(
-            f"{name}: expected the index of {of}, where {want} stands, got {got}; arrays, as of "
-            "to_numpy(), have no index"
+            f"{name}: expected the index of {of}, got {got} where {of} has {want}; to_numpy() "
+            "drops the index"
         )
 
 

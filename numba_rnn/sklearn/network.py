@@ -143,4 +143,4 @@ def expect_sizes(config: dict[str, Any], arrays: dict[str, Array]) -> None:
     }
     for name, sizes in found.items():
         if config[name] not in sizes:
-            raise ValueError(f"{name}: expected what the parameters have, got {config[name]!r}")
+            raise ValueError(f"{name}: expected it to fit the parameters, got {config[name]!r}")

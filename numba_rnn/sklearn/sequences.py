@@ -71,9 +71,9 @@ def read_sequences(name: str, X: Any, dtype: Any) -> Sequences:
         if row.ndim != 2 or row.shape[1] != features or not len(row):
             turned = {len(row) for row in rows if row.ndim == 2} == {len(rows[0])}
             raise ValueError(
-                f"{name}: expected sequences (steps, {features}) with steps, got one of shape "
+                f"{name}: expected sequences (steps, {features}) of at least one step, got shape "
                 f"{spell(row.shape)} at {k}"
-                + ("; x.T has steps first where features are" if turned and len(row) else "")
+                + ("; x.T swaps steps and features" if turned and len(row) else "")
             )
     try:
         flat = check_array(np.concatenate(rows), dtype=dtype, input_name=name)
@@ -115,7 +115,7 @@ def warn_of_scale(
     warnings.warn(
         f"{name}: expected numbers of about unit scale, got a mean of {mean[k]:.2g} and a standard "
         f"deviation of {deviation[k]:.2g}{which if len(far) > 1 else ''}; a network learns badly "
-        "from such ones: scale them to mean 0 and standard deviation 1, as StandardScaler does",
+        "from such numbers: scale them to mean 0 and standard deviation 1, as StandardScaler does",
         stacklevel=5,
     )
 
@@ -141,7 +141,7 @@ def flattened(name: str, targets: Any, like: Sequences) -> AnyArray:
     rows = list(targets) if isinstance(targets, (list, tuple)) else list(np.asarray(targets))
     rows, lengths = [np.asarray(row) for row in rows], lengths_of(like)
     if len(rows) != len(lengths):
-        raise ValueError(f"{name}: expected targets of {len(lengths)} sequences, got {len(rows)}")
+        raise ValueError(f"{name}: expected targets for {len(lengths)} sequences, got {len(rows)}")
     for k, (row, length) in enumerate(zip(rows, lengths, strict=True)):
         if row.shape[:1] != (length,):
             raise ValueError(

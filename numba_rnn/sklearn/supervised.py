@@ -334,7 +334,7 @@ class RNNClassifier(ClassifierMixin, _Supervised):
             weights = compute_class_weight(self.class_weight, classes=self.classes_, y=labels)
             if not (np.isfinite(weights).all() and weights.min() >= 0 < weights.max()):
                 raise ValueError(
-                    "class_weight: expected finite numbers from 0 on, and one above 0, got "
+                    "class_weight: expected finite numbers, none below 0 and not all 0, got "
                     f"{self.class_weight}"
                 )
             self._weights = weights.tolist()
