@@ -541,13 +541,15 @@ def test_gradients_before_backward():
 
 
 def test_layers_that_have_no_spectrum():
-    with pytest.raises(TypeError, match=r"got TimeBiRNN; its forward_layer and backward_layer"):
+    with pytest.raises(
+        TypeError, match=r"got TimeBiRNN; pass its forward_layer or its backward_layer"
+    ):
         d.spectrum(rnn.TimeBiRNN.create(D, H, rng=0))
     layer = rnn.TimeRNN.create(D, H, rng=0)
     layer.params[1][2, 3] = np.nan
     with pytest.raises(ValueError, match=r"Wh: expected finite numbers, got nan at \(2, 3\)"):
         d.spectrum(layer)
-    with pytest.raises(ValueError, match="gates that have bounds, got rnn_relu, with h"):
+    with pytest.raises(ValueError, match="bounded gates, got rnn_relu, with h"):
         d.plot_saturation(traced("rnn_relu").trace)
 
 

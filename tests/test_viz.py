@@ -497,7 +497,7 @@ def test_unrolled_gradients_are_those_that_come_back(name, truncated):
 
 def test_unrolled_gradients_want_a_run():
     layer = layer_of("rnn")
-    with pytest.raises(ValueError, match="dhs: expected xs beside it"):
+    with pytest.raises(ValueError, match="dhs: expected xs as well"):
         viz.unrolled(layer, dhs=inputs(N, T, H))
     with pytest.raises(ValueError, match="dhs"):
         viz.unrolled(layer, xs=inputs(), dhs=inputs(N, T, H + 1))

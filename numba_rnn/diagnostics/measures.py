@@ -297,7 +297,7 @@ def saturation(trace: Trace, by: str = "gate") -> Table:
 def recurrent_blocks(layer: _CellLayer) -> dict[str, Array]:
     """The block (H, H) of Wh of each gate that has one, float64 in host memory."""
     if not isinstance(layer, _CellLayer):
-        also = "; its forward_layer and backward_layer are such" * hasattr(layer, "forward_layer")
+        also = "; pass its forward_layer or its backward_layer" * hasattr(layer, "forward_layer")
         raise TypeError(
             f"layer: expected a recurrent layer, such as TimeLSTM, got {type(layer).__name__}{also}"
         )
@@ -308,8 +308,8 @@ def recurrent_blocks(layer: _CellLayer) -> dict[str, Array]:
         )
     if layer.params[layer.param_names.index("Wh")].shape[0] != H:
         raise ValueError(
-            f"layer: expected blocks (H, H) of Wh, got {layer!r}, where h is narrower than c: the "
-            "way from h to h leads through its projection as well"
+            f"layer: expected blocks (H, H) of Wh, got {layer!r}, where h is narrower than c: h "
+            "reaches the next h through the projection as well"
         )
     Wh = to_host(layer.params[layer.param_names.index("Wh")]).astype(np.float64)
     expect_finite("Wh", Wh)

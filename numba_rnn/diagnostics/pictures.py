@@ -305,7 +305,7 @@ def plot_saturation(trace: Trace, figure: Any = None) -> Any:
     ranges = bounded_gates(expect_trace(trace))
     if not ranges:
         raise ValueError(
-            f"trace: expected a cell with gates that have bounds, got {trace.cell.name}, with "
+            f"trace: expected a cell with bounded gates, got {trace.cell.name}, with "
             f"{', '.join(trace.gate_names)}"
         )
     figure = _figure(figure, 1.2 + 3.1 * len(ranges), 3.6)

@@ -95,7 +95,9 @@ def unrolled(
     returned = [""] * T
     if dhs is not None:
         if xs is None:
-            raise ValueError("dhs: expected xs beside it, for a run whose gradients it starts")
+            raise ValueError(
+                "dhs: expected xs as well, the input of the run whose gradients start from dhs"
+            )
         found = came_back(layer, xs, dhs, state, cut or T)
         returned = [_returned(found, row, t) for t in range(T)]
     picture = _Picture(spelled(cell), cell.states, read, said, returned, cut, rolled)
