@@ -195,7 +195,7 @@ def test_a_refused_state_changes_nothing(name):
         "updates": ({**numbers, "updates": "1"}, memory),
         last: (numbers, {**memory, last: memory[last].astype(int)}),
         "v/0|m/0|h/0": (numbers, {key: memory[key] for key in memory if not key.endswith("/0")}),
-        "updates: expected ./0 and so on after 3, got 0": ({**numbers, "updates": 3}, {}),
+        "updates: expected ./0 and so on after 3 updates, got 0": ({**numbers, "updates": 3}, {}),
         "updates: expected no arrays after 0": ({**numbers, "updates": 0}, memory),
         "x/0: expected": (numbers, {**memory, "x/0": np.zeros(3)}),
     }

@@ -115,7 +115,8 @@ def _read(path: Path) -> list[Array]:
             return [_array(value) for value in _Reader(file).load()]
         except Exception as error:  # of pickle, or NumPy: whatever they say to a broken file
             raise ValueError(
-                f"{path}: expected a pickled list of arrays of numbers, got what is none ({error})"
+                f"{path}: expected a pickled list of arrays of numbers, got something else "
+                f"({error})"
             ) from error
 
 

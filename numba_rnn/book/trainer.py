@@ -72,8 +72,8 @@ def _is_transposed(param: Array, other: Array) -> bool:
     on_device = engine_of(param).xp is not np
     if on_device and param.shape == other.T.shape and (param == other.T).all():
         raise ValueError(
-            f"params: a W {other.shape} and its W.T are copies on the device, so that they would "
-            "be trained apart; make W an array of the device first: W = to_gpu(W)"
+            f"params: a W {other.shape} and its W.T become two copies on the device, which would "
+            "be trained separately; move W to the device first: W = to_gpu(W)"
         )
     return False
 

@@ -575,8 +575,8 @@ class Rnnlm:
             np.shape(there) == here.shape and np.allclose(there, here, 1e-6, 1e-6, equal_nan=True)
         ):
             raise ValueError(
-                f"cell: expected parameters of {cell.name!r} as it is here, got those of a cell "
-                "that computes something else"
+                f"cell: expected parameters of {cell.name!r} as it is registered, got those of "
+                "another cell of that name"
             )
         for name, layer, k in self._slots:  # all are looked at before any is taken
             param = layer.params[k]

@@ -23,7 +23,7 @@ from ..typing import AnyArray
 
 def _expect_places(name: str, whole: Any) -> None:
     if not isinstance(whole, np.ndarray):
-        remedy = f"; np.asarray({name}) is one" if isinstance(whole, (list, tuple)) else ""
+        remedy = f"; np.asarray({name}) converts it" if isinstance(whole, (list, tuple)) else ""
         raise TypeError(f"{name}: expected an array (L, ...), got {type(whole).__name__}{remedy}")
     if whole.ndim < 1:
         raise ValueError(f"{name}: expected an array (L, ...), got one without axes")
@@ -81,11 +81,11 @@ class TruncatedBPTT:
         if targets is None:
             corpus, targets, needed = corpus[:-1], corpus[1:], needed + 1
         elif len(targets) != places:
-            raise ValueError(f"targets: expected {places} places, as corpus, got {len(targets)}")
+            raise ValueError(f"targets: expected {places} steps, as in corpus, got {len(targets)}")
         self._blocks = len(corpus) // self.batch_size // self.time_size
         if self._blocks == 0:
             raise ValueError(
-                f"corpus: expected at least {needed} places for one block of {self.batch_size} "
+                f"corpus: expected at least {needed} steps for one block of {self.batch_size} "
                 f"streams by {self.time_size} steps, got {places}"
             )
         stream = len(corpus) // self.batch_size

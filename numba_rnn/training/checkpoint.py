@@ -52,7 +52,9 @@ def expect_content(name: str, content: Any) -> None:
     try:
         _expect_json(name, content)
     except RecursionError as error:
-        raise ValueError(f"{name}: expected JSON, got what holds itself or is too deep") from error
+        raise ValueError(
+            f"{name}: expected JSON, got a value that contains itself or is nested too deeply"
+        ) from error
 
 
 def _expect_json(name: str, value: Any) -> None:
@@ -61,14 +63,14 @@ def _expect_json(name: str, value: Any) -> None:
             if not isinstance(key, str):
                 raise TypeError(
                     f"{name}: expected names that are text, as JSON has them, got {key!r}; "
-                    f"{str(key)!r} is one"
+                    f"use {str(key)!r}"
                 )
             _expect_json(f"{name}[{key!r}]", one)
     elif isinstance(value, list):
         for k, one in enumerate(value):
             _expect_json(f"{name}[{k}]", one)
     elif not (value is None or isinstance(value, (str, int, float))):
-        remedy = f"; list({name}) is one" if isinstance(value, tuple) else ""
+        remedy = f"; list({name}) converts it" if isinstance(value, tuple) else ""
         raise TypeError(
             f"{name}: expected a dict, a list, text, a number, True, False or None, as JSON has "
             f"them, got {type(value).__name__}{remedy}"
@@ -103,7 +105,7 @@ def save_checkpoint(path: str | Path, arrays: dict[str, AnyArray], content: dict
         entry = {"format": FORMAT, "content": content, "sha256": _digest(text, arrays)}
         data = save(arrays, metadata={"numba_rnn": json.dumps(entry, sort_keys=True)})
     except (SafetensorError, UnicodeError) as error:
-        raise ValueError(f"arrays: safetensors cannot have them ({error})") from error
+        raise ValueError(f"arrays: safetensors cannot store them ({error})") from error
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_atomically(path) as part:
@@ -148,7 +150,7 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, AnyArray], dict[str, An
         ) from error
     if "numba_rnn" not in metadata:
         raise CheckpointError(
-            f"{path}: expected a checkpoint of numba_rnn, got a safetensors file without its entry"
+            f"{path}: expected a checkpoint of numba_rnn, got a safetensors file without one in it"
         )
     try:
         entry = json.loads(metadata["numba_rnn"])

@@ -189,10 +189,12 @@ class Optimiser:
         updates = expect_int("updates", numbers.get("updates"), 0)
         for name in arrays:
             if name.rpartition("/")[0] not in self.slots:
-                raise ValueError(f"{name}: expected {', '.join(self.slots) or 'no arrays'} alone")
+                raise ValueError(f"{name}: expected {', '.join(self.slots) or 'no'} arrays")
         if self.slots and bool(updates) != bool(arrays):
             expected = f"{self.slots[0]}/0 and so on" if updates else "no arrays"
-            raise ValueError(f"updates: expected {expected} after {updates}, got {len(arrays)}")
+            raise ValueError(
+                f"updates: expected {expected} after {updates} updates, got {len(arrays)} arrays"
+            )
         memory = []
         for k in range(-(-len(arrays) // max(1, len(self.slots)))):
             names = [f"{slot}/{k}" for slot in self.slots]
@@ -211,7 +213,7 @@ def _expect_possible(name: str, array: Array, squares: bool) -> None:
     elif not (array >= 0).all():
         where = tuple(int(i) for i in np.argwhere(~(array >= 0))[0])
         raise ValueError(
-            f"{name}: expected squares, from 0 on, got {array[where]} at {spell(where)}"
+            f"{name}: expected squares, none below 0, got {array[where]} at {spell(where)}"
         )
 
 

@@ -80,8 +80,8 @@ class SharedBatch:
         if different:
             raise ValueError(
                 f"{', '.join(different)}: expected the same on all ranks, got something else on "
-                f"rank {self.ranks.rank} than on rank 0; one seed, one text and the same settings "
-                "are for all"
+                f"rank {self.ranks.rank} than on rank 0; give all ranks one seed, one text and the "
+                "same settings"
             )
         for param in self.model.params:  # processors of two kinds may round differently
             param[...] = engine_of(param).to_device(self.ranks.broadcast(to_host(param)))

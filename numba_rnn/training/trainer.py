@@ -182,7 +182,9 @@ class Trainer:
         self.extra = {} if extra is None else extra
         expect_content("extra", self.extra)
         if "trainer" in self.extra:
-            raise ValueError("extra: expected names besides 'trainer', which is the Trainer's own")
+            raise ValueError(
+                "extra: expected other names than 'trainer', which the Trainer itself uses"
+            )
         self.ranks = ranks or Alone()
         self._first = self.ranks.rank == 0
         self.progress = progress and self._first
@@ -333,8 +335,8 @@ class Trainer:
             parameters = sum(param.size for param in self.model.params)
             raise MemoryError(
                 f"out of memory at batch {self.blocks.batch_size}, time {self.blocks.time_size}, "
-                f"{parameters:,} parameters; less of --batch, --time, --hidden or --embed needs "
-                f"less ({error})"
+                f"{parameters:,} parameters; lower --batch, --time, --hidden or "
+                f"--embed ({error})"
             ) from error
 
     def _diverged(self, what: str, when: str = "") -> TrainingDiverged:
