@@ -51,8 +51,8 @@ def check(
     """
     for place in self.without_gradient():
         warnings.warn(
-            f"cell {self.name!r}: {place}, and its gradient NaN: guard it with "
-            "where(...), or compute it by logarithms, as minlstm in kernels/cells/ does",
+            f"cell {self.name!r}: {place}, which makes its gradient NaN: guard it with "
+            "where(...), or compute it with logarithms, as minlstm in kernels/cells/ does",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -79,7 +79,9 @@ def check(
         )
     changed = _other_dtypes(cell, sizes, seed)
     if changed:
-        raise AssertionError(f"cell {cell.name!r}: of float32 became: {', '.join(changed)}")
+        raise AssertionError(
+            f"cell {cell.name!r}: expected float32 throughout, got {', '.join(changed)}"
+        )
     return max(errors.values())
 
 

@@ -76,7 +76,7 @@ def test_a_language_model_of_it_is_loaded_by_its_name(registered, tmp_path):
     model, _, _ = jobs.load_model(run.checkpoint)
     assert model.recurrent[0].cell is own.cell
     del cells._registry()["own"]
-    with pytest.raises(jobs.UnknownCell, match="cell 'own' is not known here; import the module"):
+    with pytest.raises(jobs.UnknownCell, match="cell 'own', which is not registered; first import"):
         jobs.load_model(run.checkpoint)
     cells.register(own)
 
@@ -97,7 +97,9 @@ def test_parameters_of_another_cell_of_that_name_are_refused():
 
     model, other = (Rnnlm(7, 4, 5, cell=c, rng=0) for c in (own, changed))
     before = [param.copy() for param in other.params]
-    with pytest.raises(ValueError, match=r"^cell: .* 'own' as it is here, got those of a cell"):
+    with pytest.raises(
+        ValueError, match=r"^cell: .* 'own' as it is registered, got those of another"
+    ):
         other.load_arrays(model.arrays())
     for param, was in zip(other.params, before, strict=True):
         np.testing.assert_array_equal(param, was)
@@ -140,8 +142,8 @@ def test_starts_are_numbers_or_ranges():
 @pytest.mark.parametrize(
     ("step", "says"),
     [
-        (lambda a, h: sigmoid * h, "got the function sigmoid: is it to be called"),
-        (lambda a, h: a + h * np.ones(3), "differs from unit to unit a weight"),
+        (lambda a, h: sigmoid * h, "got the function sigmoid: call it"),
+        (lambda a, h: a + h * np.ones(3), r"a weight \(weights=...\) for one that differs"),
         (lambda a, h: None, "is a return missing"),
     ],
 )

@@ -757,7 +757,7 @@ def test_what_does_not_stay_float32_is_caught():
         h = tanh(a)
         return 1 * h
 
-    with pytest.raises(AssertionError, match="of float32 became: da float64"):
+    with pytest.raises(AssertionError, match="expected float32 throughout, got da float64"):
         widening.check()
 
 

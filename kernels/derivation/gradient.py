@@ -41,7 +41,7 @@ def sympy() -> Any:
         import sympy
     except ImportError as error:
         raise ImportError(
-            f"to derive the backward function of a cell takes SymPy, which is not here: {REMEDY}"
+            f"deriving the backward function of a cell needs SymPy, which is missing: {REMEDY}"
         ) from error
     return sympy
 

@@ -180,7 +180,7 @@ class Trace:
                     self.refuse(f"where: expected a comparison like a > 0, got {condition!r}")
                 if not any(isinstance(value, Number) for value in values):
                     self.refuse(  # it would have no dtype
-                        "where: expected a number of the cell among the two to choose from, got "
+                        "where: expected at least one choice that the cell computes, got "
                         f"{values[0]!r} and {values[1]!r}: write where(a > 0, 1.0, 0.0 * a)"
                     )
                 nodes = [condition._node, *(self._operand(value) for value in values)]
@@ -245,15 +245,17 @@ class _Traced:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        self._trace.refuse(f"a number of a cell has no .{name}")
+        self._trace.refuse(f"a number in a cell has no attribute {name!r}")
 
     def __getitem__(self, _: Any) -> NoReturn:
-        self._trace.refuse("a cell computes one number of one unit, which has no members")
+        self._trace.refuse(
+            "a number in a cell is that of one unit: it has no length, index or members"
+        )
 
     __iter__ = __len__ = lambda self: self[0]
 
     def __eq__(self, _: Any) -> NoReturn:
-        self._trace.refuse("== and != are not among what a cell may use: < <= > >= are")
+        self._trace.refuse("== and != are not allowed in a cell; use < <= > >=")
 
     __ne__ = __eq__
 
@@ -264,7 +266,10 @@ class Comparison(_Traced):
     __slots__ = ()
 
     def _refuse(self, *_: Any) -> NoReturn:
-        self._trace.refuse("a comparison is for where(a > 0, ..., ...); put one where in another")
+        self._trace.refuse(
+            "a comparison can only be the condition of where(a > 0, ..., ...); "
+            "nest one where in another"
+        )
 
     __and__ = __or__ = __xor__ = __rand__ = __ror__ = __rxor__ = __invert__ = _refuse
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __neg__ = _refuse
@@ -322,10 +327,12 @@ class Number(_Traced):
             return 1 / self
         if exact and power == 0.5:
             return self._call("sqrt")
-        return self._trace.refuse(f"**: expected a power of 2, 1, -1 or 0.5, got {power!r}")
+        return self._trace.refuse(f"**: expected the exponent 2, 1, -1 or 0.5, got {power!r}")
 
     def __rpow__(self, base: Any) -> NoReturn:
-        self._trace.refuse(f"{base!r} ** a number of the cell: write exp(log of the base * x)")
+        self._trace.refuse(
+            f"{base!r} ** x in a cell: write exp(c * x), where c is the logarithm of {base!r}"
+        )
 
     def _call(self, function: str) -> "Number":
         return Number(self._trace, self._trace.graph.call(function, self._node))
@@ -343,7 +350,7 @@ class Number(_Traced):
         return self._trace.comparison(">=", self, other)
 
     def _no_such_operator(self, _: Any) -> NoReturn:
-        self._trace.refuse("the operators of a cell are + - * / and < <= > >=")
+        self._trace.refuse("a cell may only use the operators + - * / and < <= > >=")
 
     __mod__ = __rmod__ = __floordiv__ = __rfloordiv__ = __divmod__ = __rdivmod__ = _no_such_operator
     __matmul__ = __rmatmul__ = __and__ = __rand__ = __or__ = __ror__ = _no_such_operator
@@ -387,8 +394,8 @@ def _instead_of(call: str) -> str:
     name = call.rpartition(".")[2]
     name = OTHER_NAMES.get(name, name)
     if hasattr(functions, name) and not name.startswith("_") and name != "np":
-        return f"{call} cannot be compiled nor differentiated: use {FUNCTIONS}.{name}"
-    return f"{call} cannot be compiled nor differentiated: use the functions of {FUNCTIONS}"
+        return f"{call} can be neither compiled nor differentiated: use {FUNCTIONS}.{name}"
+    return f"{call} can be neither compiled nor differentiated: use the functions of {FUNCTIONS}"
 
 
 def _about_a_call(source: str) -> str:
@@ -396,7 +403,7 @@ def _about_a_call(source: str) -> str:
     called = _called(source)
     if called:
         return _instead_of(called)
-    return f"a number of a cell is no Python number: use the functions of {FUNCTIONS}"
+    return f"a number in a cell cannot become a Python number: use the functions of {FUNCTIONS}"
 
 
 def _about_a_branch(source: str) -> str:
@@ -405,8 +412,8 @@ def _about_a_branch(source: str) -> str:
     if called in ("max", "min"):
         return _instead_of(called)
     return (
-        "Python cannot choose by a number which every unit has of its own (if, while, and, or, "
-        "not, a < b < c): write where(a > 0, ..., ...)"
+        "`if` on a number that differs from unit to unit is not allowed in a cell (nor while, and, "
+        "or, not, a < b < c): write where(a > 0, ..., ...)"
     )
 
 
@@ -459,11 +466,11 @@ def _no_number(value: Any) -> str:
     """What to write instead of something that is no number."""
     if callable(value):
         name = getattr(value, "__name__", repr(value))
-        return f"expected a number, got the function {name}: is it to be called, {name}(...)?"
+        return f"expected a number, got the function {name}: call it, {name}(...)"
     if hasattr(value, "shape"):
         return (
-            f"expected a number, got {value!r}: what is the same for all units is a float, what "
-            "differs from unit to unit a weight (weights=...)"
+            f"expected a number, got {value!r}: use a float for a number that all units share, a "
+            "weight (weights=...) for one that differs from unit to unit"
         )
     if value is None:
         return "expected a number, got None: is a return missing?"
