@@ -12,6 +12,7 @@
 ``draws.py``          random masks that are computed where they are needed
 ``emitted_draws.py``  the same in compiled code
 ``layout.py``         where compiled engines keep a cell's gates
+``vectors.py``        the operators of compiled engines' vectors
 ``once.py``           things that are made once in a process, whatever threads and forks there are
 ``disk_cache.py``, ``fingerprint.py``  compiled code on disk, and its key
 ``cpu/``              the Numba engine

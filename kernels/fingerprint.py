@@ -29,7 +29,9 @@ def of_engine(package: str) -> str | None:
     importlib.import_module(f"{package}.engine")  # and with it all others
     loaded = list(sys.modules)  # at once: another thread may be importing something
     names = sorted(name for name in loaded if name.startswith(f"{package}."))
-    modules = [*map(sys.modules.get, names), functions, layout, draws, emitted_draws, step]
+    vectors = sys.modules[f"{__package__}.vectors"]
+    shared = vectors, functions, layout, draws, emitted_draws, step
+    modules = [*map(sys.modules.get, names), *shared]
     try:
         return hashlib.sha256(b"".join(map(_source, modules))).hexdigest()[:16]
     except (AttributeError, ImportError, OSError) as error:  # a loader that only loads

@@ -272,10 +272,8 @@ class _Instructions:
         return {
             "load": lambda pointer, index: self._read(pointer, index, count, False),
             "store": store,
-            "put": lambda x, pointer, index: self._write(x, pointer, index, 1),
             "where": np.where,
             "drawn": self._drawn,
-            "shared": lambda: self.thread.block.memory,
             "shared_of": lambda pointer: self.thread.block.memory,
             "load1": wide(1),
             "load2": wide(2),
@@ -293,9 +291,6 @@ class _Instructions:
             "bits": lambda numbers: tuple(int(x.view(np.uint32)) for x in numbers),
             "numbers": lambda bits: tuple(_floats(bits).astype(np.float32)),
             "bfloat16": bfloat16,
-            "rest": lambda numbers, rounded: tuple(
-                np.float32(x - r) for x, r in zip(numbers, _floats(rounded), strict=True)
-            ),
             "mma_tf32": multiply("mma_tf32"),
             "mma_bfloat16": multiply("mma_bfloat16"),
         }
@@ -373,7 +368,7 @@ class EmulatedGpu:
         self.seed += 1
         self.launched.append(kernel.name)
         kernel = self.change(kernel)
-        count = kernel.outer.get("COUNT", 1)
+        count = kernel.count
         emulate(kernel, grid, arguments, count, self.seed)
 
     def fits(self, kernel: Kernel, blocks: int) -> bool:

@@ -582,7 +582,7 @@ def test_the_kernels_of_training_compile(count, dtype):
     if count == 1:
         compiled(updates.dropout_kernel(), dtype, (9, 0))
     if dtype == np.float32:
-        for order in ("near, off, near", "off, near, near"):
+        for order in ("large, small, large", "small, large, large"):
             text = compiled(products._kernel(order, count), dtype, (9, 0))
             assert ("st.global.v4.f32" in text) == (count == 4)
 

@@ -4,23 +4,25 @@ import numpy as np
 import pytest
 
 from cuda_emulator import EmulatedGpu, EmulationError
-from numba_rnn.kernels.cuda import ptx
 from numba_rnn.kernels.cuda.kernel import Device, Kernel
 
 
 def run(text, *arrays, blocks=1):
     """A kernel of this text on arrays a and b, 32 threads and 16 bytes of shared memory a block."""
-    outer = {name: getattr(ptx, name) for name in ptx.NAMES}
     lines = ["me = cuda.threadIdx.x", "zeros = (a[0], a[0], a[0], a[0])", *text.splitlines()]
-    kernel = Kernel("made", ("a", "b")[: len(arrays)], lines, {}, 32, outer, shared=16)
-    EmulatedGpu(Device(1, 16)).launch(kernel, (blocks, 1), arrays)
+    kernel = Kernel("made", lines, 32, shared=16)
+    arguments = kernel.arguments(**dict(zip("ab", arrays, strict=False)))
+    EmulatedGpu(Device(1, 16)).launch(kernel, (blocks, 1), arguments)
 
 
 ERRORS = {
-    "beyond the end": ("put(a[me], a, me + 1)", "a: 1 numbers at 32 of 32"),
-    "before the start": ("put(a[me], a, me - 32)", "a: 1 numbers at -"),
+    "beyond the end": ("write(a, me + 1, (a[me],))", "a: 1 numbers at 32 of 32"),
+    "before the start": ("write(a, me - 32, (a[me],))", "a: 1 numbers at -"),
     "not aligned": ("if 0 < me < 4:\n    load4(a, me)", "not aligned"),
-    "beyond shared memory": ("put(a[0], shared(), 4)", "shared memory: 1 numbers at 4 of 4"),
+    "beyond shared memory": (
+        "write(shared_of(a), 4, (a[0],))",
+        "shared memory: 1 numbers at 4 of 4",
+    ),
     "half a block waits": ("if me < 16:\n    cuda.syncthreads()", "wait for ever: .*syncthreads"),
     "a lane is missing": ("if me != 3:\n    mma_tf32((0,) * 4, (0, 0), zeros)", "wait for ever"),
     "lanes at different instructions": (
@@ -43,10 +45,10 @@ def test_errors_between_blocks():
         return np.zeros(4, np.float32), np.zeros(1, np.uint32)
 
     with pytest.raises(EmulationError, match="two blocks wrote 0"):
-        run("put(a[0], a, 0)", *numbers(), blocks=2)
+        run("write(a, 0, (a[0],))", *numbers(), blocks=2)
     text = """\
 if cuda.blockIdx.x == 0:
-    put(a[1], a, 0)
+    write(a, 0, (a[1],))
     arrive(b, 0)
 else:
     while seen(b, 0) < 32:

@@ -443,11 +443,12 @@ def test_kernels_stand_alone():
 
 def test_the_reference_and_the_cells_need_no_compiler_and_engines_no_other():
     engines = "numba_rnn.kernels.cpu", "numba_rnn.kernels.cuda"
+    vectors = "numba_rnn.kernels.vectors"  # of both
     for module, targets in imports("numba_rnn.kernels").items():
         own = next((engine for engine in engines if within(module, engine)), None)
         for target in targets:
-            compiler = target.split(".")[0] in {"numba", "llvmlite"}
-            assert own or not compiler, f"{module}: {target}"
+            compiler = target.split(".")[0] in {"numba", "llvmlite"} or within(target, vectors)
+            assert own or module == vectors or not compiler, f"{module}: {target}"
             for engine in engines:
                 assert engine == own or not within(target, engine), f"{module}: {target}"
 

@@ -18,7 +18,7 @@ from numba_rnn import cells, use_backend
 from numba_rnn.kernels.cuda import build, gates, persistent, tiling
 from numba_rnn.kernels.cuda.engine import CudaEngine
 from numba_rnn.kernels.cuda.kernel import Device
-from numba_rnn.kernels.cuda.option_arrays import OptionArrays
+from numba_rnn.kernels.cuda.pass_arrays import PassArrays
 from numba_rnn.kernels.step_options import NO_OPTIONS
 
 from . import correctness, speed
@@ -99,14 +99,16 @@ def launch(machine: Machine, item: str) -> dict[str, Any]:
     def array(*shape: int) -> Any:
         return engine.to_device(random.standard_normal(shape).astype(np.float32))
 
-    h, Wh, early, late = array(N, H), array(H, 4 * H), array(N, 4 * H), array(N, 0)
-    arrays = [array(1, N, 4 * H), early, late, array(4 * H), array(2, 2, N, H), array(1, 4, N, H)]
-    arrays.append(array(N, 1, H))
-    given = OptionArrays(NO_OPTIONS, cell, xp, (N, 1, H), np.dtype(np.float32))
-    gate_step = engine._step(cell, "forward_gates", given)
+    h, Wh, early = array(N, H), array(H, 4 * H), array(N, 4 * H)
+    arrays = PassArrays(cell, NO_OPTIONS, xp, (N, 1, H), np.dtype(np.float32))
+    arrays.add(
+        x_side=array(1, N, 4 * H), early=early, late=array(N, 0), b=array(4 * H),
+        states=array(2, 2, N, H), saved=array(1, 4, N, H), hs=array(N, 1, H),
+    )  # fmt: skip
+    gate_step = engine._gates("forward_gates", arrays)
 
     def gate() -> None:
-        gate_step(0, *arrays)
+        gate_step(0)
 
     def product() -> None:
         xp.matmul(h, Wh, out=early)

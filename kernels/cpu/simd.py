@@ -12,17 +12,19 @@ depends on the instruction set.
 Addresses are integers; nothing checks them.
 """
 
-import operator
 import re
 from functools import cache
 
 from llvmlite import binding, ir
+from numba import extending
 from numba.core import cgutils, types
 from numba.core.registry import cpu_target
-from numba.extending import intrinsic, models, overload, register_model
+from numba.extending import intrinsic
 
+from .. import vectors
 from .frames import emits
 
+MaskType, splat = vectors.MaskType, vectors.splat  # as for a GPU
 VECTOR_BYTES = 64
 _I32 = ir.IntType(32)
 _I64 = ir.IntType(64)
@@ -45,18 +47,11 @@ def vector_registers():
     return 32, 128  # ARM's NEON
 
 
-class VectorType(types.Type):
+class VectorType(vectors.VectorType):
     """64 bytes of float32 or float64 lanes."""
 
     def __init__(self, dtype):
-        self.dtype = dtype
-        self.lanes = VECTOR_BYTES * 8 // dtype.bitwidth
-        super().__init__(name=f"vector({dtype} x {self.lanes})")
-
-    @property
-    def llvm(self):
-        element = ir.FloatType() if self.dtype == types.float32 else ir.DoubleType()
-        return ir.VectorType(element, self.lanes)
+        super().__init__(dtype, VECTOR_BYTES * 8 // dtype.bitwidth)
 
     @property
     def llvm_name(self):
@@ -67,125 +62,13 @@ class VectorType(types.Type):
         return ir.VectorType(ir.IntType(self.dtype.bitwidth), self.lanes)
 
 
-class MaskType(types.Type):
-    """The outcome of comparing two vectors, lane by lane."""
-
-    def __init__(self, lanes):
-        self.lanes = lanes
-        super().__init__(name=f"mask({lanes})")
-
-
-@register_model(VectorType)
-class _VectorModel(models.PrimitiveModel):
-    def __init__(self, manager, vector):
-        super().__init__(manager, vector, vector.llvm)
-
-
-@register_model(MaskType)
-class _MaskModel(models.PrimitiveModel):
-    def __init__(self, manager, mask):
-        super().__init__(manager, mask, ir.VectorType(ir.IntType(1), mask.lanes))
-
-
-# ---- numbers become vectors where they meet one
-
-
-def splat(builder, scalar, llvm_vector):
-    """A vector with the same scalar in every lane (LLVM level)."""
-    undefined = ir.Constant(llvm_vector, ir.Undefined)
-    first = builder.insert_element(undefined, scalar, ir.IntType(32)(0))
-    zeros = ir.Constant(ir.VectorType(ir.IntType(32), llvm_vector.count), None)
-    return builder.shuffle_vector(first, undefined, zeros)
-
-
-def _as_vector(context, builder, value, given, vector):
-    if given == vector:
-        return value
-    return splat(builder, context.cast(builder, value, given, vector.dtype), vector.llvm)
-
-
-def _common_vector(*given):
-    """The one vector type among operands, if the others are numbers."""
-    vectors = {g for g in given if isinstance(g, VectorType)}
-    rest = [g for g in given if not isinstance(g, VectorType)]
-    if len(vectors) == 1 and all(isinstance(g, (types.Float, types.Integer)) for g in rest):
-        return vectors.pop()
-    return None
-
-
-def _lanewise(emit, result=lambda vector: vector):
-    """An intrinsic on vectors and numbers, from a function that emits its LLVM code."""
-
-    def make(*given):
-        vector = _common_vector(*given)
-        if vector is None:
-            return None
-
-        def codegen(context, builder, signature, args):
-            pairs = zip(args, signature.args, strict=True)
-            return emit(builder, vector, *(_as_vector(context, builder, *p, vector) for p in pairs))
-
-        return result(vector)(*given), codegen
-
-    return make
-
-
-def _unary(emit):
-    make = _lanewise(emit)
-
-    @intrinsic
-    def apply(typing, a):
-        return make(a)
-
-    return apply
-
-
-def _binary(emit, result=lambda vector: vector):
-    make = _lanewise(emit, result)
-
-    @intrinsic
-    def apply(typing, a, b):
-        return make(a, b)
-
-    return apply
-
-
-def register(function, apply):
-    """Vectors, and numbers that meet one: function(a, b) is apply(a, b)."""
-
-    @overload(function)
-    def implementation(a, b):
-        if _common_vector(a, b) is not None:
-            return lambda a, b: apply(a, b)
-        return None
-
-
-def _compare(sign):
-    return _binary(
-        lambda builder, vector, a, b: builder.fcmp_ordered(sign, a, b),
-        result=lambda vector: MaskType(vector.lanes),
-    )
-
-
 # 'contract' lets LLVM fuse a product and a sum into one rounding; nothing else is relaxed.
-_FLAGS = ("contract",)
-register(operator.add, _binary(lambda builder, vector, a, b: builder.fadd(a, b, flags=_FLAGS)))
-register(operator.sub, _binary(lambda builder, vector, a, b: builder.fsub(a, b, flags=_FLAGS)))
-register(operator.mul, _binary(lambda builder, vector, a, b: builder.fmul(a, b, flags=_FLAGS)))
-register(operator.truediv, _binary(lambda builder, vector, a, b: builder.fdiv(a, b)))
-register(operator.lt, _compare("<"))
-register(operator.le, _compare("<="))
-register(operator.gt, _compare(">"))
-register(operator.ge, _compare(">="))
-
-_negative = _unary(lambda builder, vector, a: builder.fneg(a))
-
-
-@overload(operator.neg)
-def _neg(a):
-    if isinstance(a, VectorType):
-        return lambda a: _negative(a)
-    return None
+_operators = vectors.Operators(
+    VectorType, extending, negative=lambda builder, a: builder.fneg(a), flags=("contract",)
+)
+register, register_where = _operators.register, _operators.register_where
+register_versions, where = _operators.register_versions, _operators.where
+maximum, minimum = _operators.maximum, _operators.minimum
 
 
 def _declare(builder, name, kind):
@@ -201,41 +84,16 @@ def _llvm_intrinsic(name):
     return emit
 
 
-def _emit_extreme(sign):
-    """LLVM's own llvm.maximum has no code for every machine in the older releases."""
-
-    def emit(builder, vector, a, b):
-        chosen = builder.select(builder.fcmp_ordered(sign, a, b), a, b)  # b, where it is NaN
-        return builder.select(builder.fcmp_unordered("uno", a, a), a, chosen)
-
-    return emit
-
-
-maximum, minimum = _binary(_emit_extreme(">")), _binary(_emit_extreme("<"))  # NaN if either is
-magnitude = _unary(_llvm_intrinsic("llvm.fabs"))
-square_root = _unary(_llvm_intrinsic("llvm.sqrt"))
-with_sign_of = _binary(_llvm_intrinsic("llvm.copysign"))
+magnitude = _operators.unary(_llvm_intrinsic("llvm.fabs"))
+square_root = _operators.unary(_llvm_intrinsic("llvm.sqrt"))
+with_sign_of = _operators.binary(_llvm_intrinsic("llvm.copysign"))
 emit_fma = _llvm_intrinsic("llvm.fmuladd")
 
 
 @intrinsic
 def fma(typing, a, b, c):
     """a * b + c, in one rounding where the machine can."""
-    return _lanewise(emit_fma)(a, b, c)
-
-
-@intrinsic
-def where(typing, mask, a, b):
-    """a where the mask holds, else b; the mask may be one boolean for all lanes."""
-    vector = _common_vector(a, b)
-    if vector is None or mask not in (MaskType(vector.lanes), types.boolean):
-        return None
-
-    def codegen(context, builder, signature, args):
-        a, b = (_as_vector(context, builder, args[k], signature.args[k], vector) for k in (1, 2))
-        return builder.select(args[0], a, b)
-
-    return vector(mask, a, b), codegen
+    return _operators.lanewise(emit_fma)(a, b, c)
 
 
 @intrinsic
@@ -258,7 +116,7 @@ def _emit_exponent(builder, vector, shifted):
     return builder.bitcast(builder.shl(bits, places), vector.llvm)
 
 
-exponent_from_low_bits = _unary(_emit_exponent)
+exponent_from_low_bits = _operators.unary(_emit_exponent)
 
 
 # ---- memory, by address; ``frame`` says of which dtype (frames.py)

@@ -15,19 +15,16 @@ polynomial in t² <= 4/9, fitted in the same way: 4e-9 of log(1 + e) in float32,
 These four are off by at most 3 units in the last place (tests/test_functions.py).
 """
 
-from numba.core import types
-from numba.extending import overload
-
 from .. import functions
 from .simd import (
-    MaskType,
-    VectorType,
     exponent_from_low_bits,
     fma,
     magnitude,
     maximum,
     minimum,
     register,
+    register_versions,
+    register_where,
     square_root,
     where,
     with_sign_of,
@@ -150,37 +147,20 @@ def _tanh(x):
 
 # ---- known to Numba by the names that they are called by
 
+register_versions(reduced, _reduced_float32, _reduced_float64)
+register_versions(exp_parts, _exp_parts_float32, _exp_parts_float64)
+register_versions(log_of_one_plus, _log_of_one_plus_float32, _log_of_one_plus_float64)
 
-def _register(stub, float32, float64=None):
-    """One version for each dtype, or one for both."""
-
-    @overload(stub, strict=False)
-    def _(x, *more):
-        if isinstance(x, VectorType):
-            return float32 if x.dtype == types.float32 else float64 or float32
-        return None
-
-
-_register(reduced, _reduced_float32, _reduced_float64)
-_register(exp_parts, _exp_parts_float32, _exp_parts_float64)
-_register(log_of_one_plus, _log_of_one_plus_float32, _log_of_one_plus_float64)
-
-_register(functions.sigmoid, _sigmoid)
-_register(functions.tanh, _tanh)
-_register(functions.relu, lambda x: where(x < 0.0, 0.0, x))
-_register(functions.drelu, lambda y: where(y > 0.0, 1.0, y * 0.0))
-_register(functions.exp, _exp_float32, _exp_float64)
-_register(functions.softplus, _softplus)
-_register(functions.absolute, lambda x: magnitude(x))
-_register(functions.sqrt, lambda x: square_root(x))
+register_versions(functions.sigmoid, _sigmoid)
+register_versions(functions.tanh, _tanh)
+register_versions(functions.relu, lambda x: where(x < 0.0, 0.0, x))
+register_versions(functions.drelu, lambda y: where(y > 0.0, 1.0, y * 0.0))
+register_versions(functions.exp, _exp_float32, _exp_float64)
+register_versions(functions.softplus, _softplus)
+register_versions(functions.absolute, lambda x: magnitude(x))
+register_versions(functions.sqrt, lambda x: square_root(x))
 register(functions.maximum, maximum)
 register(functions.minimum, minimum)
 for _composite in functions.COMPOSITES:
-    _register(_composite, _composite)
-
-
-@overload(functions.where)
-def _(condition, a, b):
-    if isinstance(condition, MaskType | types.Boolean):
-        return lambda condition, a, b: where(condition, a, b)
-    return None
+    register_versions(_composite, _composite)
+register_where(functions.where)

@@ -10,6 +10,7 @@ products.py    float32 products of large matrices on tensor cores
 updates.py     kernels of training: an optimiser's rule, an embedding's gradient
    |
 arithmetic.py  a cell's step as lines of a kernel, and where its numbers lie
+pass_arrays.py the arrays of a pass, by the names that kernels have for them
 kernel.py      what a kernel is: its text, what it refers to, how it is launched
    |
 build.py       from a kernel to a cubin, with or without a GPU, kept on disk

@@ -26,7 +26,8 @@ k-th recurrent gate (the early ones, then the late ones), ``through`` the text f
 came back through h Wh. All names end in ``mark``, so that a thread may have several rows or units.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -37,22 +38,10 @@ from ..layout import layout
 from ..step_options import NO_OPTIONS, StepFeatures
 
 
-def arrays_of(features: StepFeatures, backward: bool) -> tuple[str, ...]:
-    """The names of the arrays that the lines of these options read and write."""
-    drawn = {"": (), "sampled": ("seeds", "thresholds", "origin"), "mean": ("rates",)}
-    return (
-        *(("mask",) if features.mask else ()),
-        *(("resets", "dinitial" if backward else "initial") if features.resets else ()),
-        *(("scale",) if features.scale else ()),
-        *drawn[features.zoneout],
-        *(("trace",) if features.trace and backward else ()),
-    )
-
-
 class Step:
     """The lines of one step of a cell.
 
-    functions  the functions of ``kernels/step.py`` that the lines call, by their names in the lines
+    functions  what the lines call: the cell's functions, and those of ``kernels/step.py``
     """
 
     def __init__(
@@ -60,39 +49,45 @@ class Step:
     ) -> None:
         self.cell, self.at, self.mark = cell, layout(cell, features.changes_state), mark
         self.features = features
-        self.functions: dict[str, Callable[..., Any]] = {}
+        names = "forward", "backward", "operand", "operand_backward"
+        own = {name: getattr(cell, name) for name in names}
+        self.functions = {name: function for name, function in own.items() if function is not None}
 
-    def _call(self, function: Callable[..., Any], **given: str | Sequence[str]) -> str:
-        """The text of a call of a function of ``kernels/step.py``, with texts for its arguments."""
-        sizes = tuple(None if isinstance(value, str) else len(value) for value in given.values())
-        name = "_".join([function.__name__, *(str(size) for size in sizes if size is not None)])
-        self.functions[name] = step.straight_line(function, self.features, sizes)
-        texts = (v if isinstance(v, str) else f"({', '.join(v)},)" for v in given.values())
-        return f"{name}({', '.join(texts)})"
+    def _call(self, function: Callable[..., Any], count: int = 0, **given: str) -> str:
+        """The text of a call of a function of ``kernels/step.py``.
 
-    def _each(self, member: str, count: int = 0) -> list[str]:
-        """A text for each state, with its number in the place of {k}."""
-        return [member.format(k=k) for k in range(count or len(self.cell.states))]
+        count  of the members of its tuples; a member for each state, if it is not given
+        given  texts of arguments; the others are the lines' variables of the same names
+        """
+        m, count = self.mark, count or len(self.cell.states)
+        names = [name for name in signature(function).parameters if name != "features"]
+        sizes = tuple(None if name in _NUMBERS else count for name in names)
+        texts = {"old": f"state{m}", "live": f"there{m}", **given}
+        title = f"{function.__name__}_{count}"
+        self.functions[title] = step.straight_line(function, self.features, sizes)
+        return f"{title}({', '.join(texts.get(name, f'{name}{m}') for name in names)})"
 
-    def _flags(self) -> list[str]:
+    def _each(self, member: str) -> str:
+        """The text of a tuple, a member for each state with its number in the place of {k}."""
+        return _tuple(member.format(k=k) for k in range(len(self.cell.states)))
+
+    def _options(self) -> list[str]:
         """Lines: the mask of the step, zoneout's units or rates, and the reset of the next step."""
-        m, features, lines = self.mark, self.features, []
-        if features.mask:
-            lines.append(f"there{m} = mask[n{m} * T + t] != 0")
-        if features.zoneout == "sampled":
-            lot = f"drawn(state{m}[0], seeds[{{k}}], thresholds[{{k}}], place{m}, j{m})"
-            lines.append(f"place{m} = origin[0] + (t << 32) + n{m}")
-            lines.append(f"zoneout{m} = ({', '.join(self._each(lot))},)")
-        elif features.zoneout == "mean":
-            rates = self._each(f"rates[{{k}}] + (state{m}[0] - state{m}[0])")
-            lines.append(f"zoneout{m} = ({', '.join(rates)},)")
-        if features.resets:
-            lines.append(f"is_reset{m} = t + 1 < T and resets[n{m} * T + t + 1] != 0")
-        return lines
-
-    def _given(self, feature: str, name: str) -> str:
-        """An argument of a function of ``kernels/step.py``; 0 without that option."""
-        return f"{name}{self.mark}" if getattr(self.features, feature) else "0"
+        m, features = self.mark, self.features
+        lot = f"drawn(state{m}[0], seeds[{{k}}], thresholds[{{k}}], place{m}, j{m})"
+        zoneout = {
+            "": f"state{m}",  # no function reads it
+            "sampled": self._each(lot),
+            "mean": self._each(f"rates[{{k}}] + (state{m}[0] - state{m}[0])"),
+        }
+        next_reset = f"t + 1 < T and resets[n{m} * T + t + 1] != 0"
+        drawn = [f"place{m} = origin[0] + (t << 32) + n{m}"]
+        return [
+            f"there{m} = {f'mask[n{m} * T + t] != 0' if features.mask else 'True'}",
+            *(drawn if features.zoneout == "sampled" else ()),
+            f"zoneout{m} = {zoneout[features.zoneout]}",
+            f"is_reset{m} = {next_reset if features.resets else 'False'}",
+        ]
 
     # ---- addresses
 
@@ -110,21 +105,19 @@ class Step:
             *([f"given{m} = (t * N + n{m}) * {K} * H + j{m}"] if K else []),
         ]
 
-    def _members(self, array: str, start: str, count: int) -> str:
-        loads = (f"load({array}, {start}{self.mark} + {k} * N * H), " for k in range(count))
-        return f"({''.join(loads)})"
+    def _members(self, array: str, start: str) -> str:
+        return self._each(f"load({array}, {start}{self.mark} + {{k}} * N * H)")
 
     # ---- forward
 
     def known(self) -> list[str]:
         """Lines: what does not wait for the step's products: x Wx, the biases, the state."""
         m, cell, lines = self.mark, self.cell, []
-        S = len(cell.states)
         for g, name in enumerate(cell.gates):
             terms = self._known(g)
             if terms and name not in cell.normalised:
                 lines.append(f"known_{g}{m} = {' + '.join(terms)}  # {name}")
-        lines.append(f"state{m} = {self._members('states', 'before', S)}")
+        lines.append(f"state{m} = {self._members('states', 'before')}")
         return [*lines, f"nothing{m} = where(state{m}[0] < state{m}[0], state{m}[0], 0.0)"]
 
     def _known(self, g: int) -> list[str]:
@@ -167,30 +160,19 @@ class Step:
             terms = [f"known_{g}{self.mark}"] if self._known(g) else []
             terms += [side(fed.index(g))] if g in fed else []
             gates.append(" + ".join(terms) or f"nothing{self.mark}")
-        return f"({', '.join(gates)},)"
+        return _tuple(gates)
 
     def forward(self, side: Callable[[int], str]) -> list[str]:
         """Lines: the state after the step, and the saved numbers."""
         m = self.mark
-        cell, gates = self.cell, self._gates(side, late=True)
-        lines = [f"new{m}, keep{m} = forward({gates}, state{m})"]
+        lines = [f"new{m}, keep{m} = forward({self._gates(side, late=True)}, state{m})"]
         if not self.features.changes_state:
             return lines
-        S = len(cell.states)
-        zoneout = self._each(f"zoneout{m}[{{k}}]") if self.features.zoneout else "0"
-        new, old = self._each(f"new{m}[{{k}}]"), self._each(f"state{m}[{{k}}]")
-        live = self._given("mask", "there")
-        settled = self._call(step.apply_options, new=new, old=old, live=live, zoneout=zoneout)
-        lines += [*self._flags(), f"new{m}, shown{m} = {settled}"]
+        lines += [*self._options(), f"new{m}, shown{m} = {self._call(step.apply_options)}"]
         if self.features.resets:
-            initial = self._each(f"load(initial, {{k}} * H + j{m})", S)
-            after = self._call(
-                step.apply_reset,
-                state=self._each(f"new{m}[{{k}}]"),
-                is_reset=f"is_reset{m}",
-                initial=initial,
-            )
-            lines.append(f"new{m} = {after}[0]")
+            initial = self._each(f"load(initial, {{k}} * H + j{m})")
+            begun = self._call(step.apply_reset, state=f"new{m}", initial=initial)
+            lines.append(f"new{m}, _ = {begun}")
         return lines
 
     def scaled(self, number: str) -> str:
@@ -202,10 +184,9 @@ class Step:
         m = self.mark
         number = f"operand({self._gates(side, False)}, state{m})"
         if self.features.mask:  # it enters the gradient of Wh
-            zero, there = [f"state{m}[0] - state{m}[0]"], f"mask[n{m} * T + t] != 0"
-            number = (
-                f"{self._call(step.select_live, values=[number], others=zero, live=there)}[0][0]"
-            )
+            zero, there = f"(state{m}[0] - state{m}[0],)", f"mask[n{m} * T + t] != 0"
+            chosen = self._call(step.select_live, 1, values=f"({number},)", others=zero, live=there)
+            number = f"{chosen}[0][0]"
         return [f"factor{m} = {number if self.cell.fed else self.scaled(number)}"]
 
     def store_forward(self) -> list[str]:
@@ -228,25 +209,24 @@ class Step:
         terms, stored = [], 0
         for where in self.at.found:
             if where is None:
-                terms.append(f"load(saved, kept{self.mark} + {stored} * N * H), ")
+                terms.append(f"load(saved, kept{self.mark} + {stored} * N * H)")
                 stored += 1
             elif where[0] == "state":
-                terms.append(f"load(states, after{self.mark} + {where[1]} * N * H), ")
+                terms.append(f"load(states, after{self.mark} + {where[1]} * N * H)")
             elif where[0] == "normalised":
-                terms.append(f"load(normalised, given{self.mark} + {where[1]} * H), ")
+                terms.append(f"load(normalised, given{self.mark} + {where[1]} * H)")
             else:
-                terms.append(f"{self._weight(where[1])}, ")
-        S = len(self.cell.states)
+                terms.append(self._weight(where[1]))
         return [
-            f"keep{self.mark} = ({''.join(terms)})",
-            f"state{self.mark} = {self._members('states', 'before', S)}",
+            f"keep{self.mark} = {_tuple(terms)}",
+            f"state{self.mark} = {self._members('states', 'before')}",
         ]
 
     def arriving(self) -> list[str]:
         """Lines: load the gradients of the state after the step, without the part through h Wh."""
-        m, S = self.mark, len(self.cell.states)
+        m = self.mark
         return [
-            f"incoming{m} = {self._members('dstate', 'p', S)}",
+            f"incoming{m} = {self._members('dstate', 'p')}",
             f"dh{m} = incoming{m}[0] + load(dhs, out{m})",
         ]
 
@@ -255,10 +235,11 @@ class Step:
         m = self.mark
         if self.features != NO_OPTIONS.features:
             return self._backward_with_options(through)
-        others = "".join(f"incoming{m}[{k}], " for k in range(1, len(self.cell.states)))
+        others = (f"incoming{m}[{k}]" for k in range(1, len(self.cell.states)))
+        arrived = _tuple([f"dh{m}", *others])
         lines = [
             f"dh{m} = dh{m} + {through}",
-            f"dpre{m}, dold{m} = backward((dh{m}, {others}), keep{m}, state{m})",
+            f"dpre{m}, dold{m} = backward({arrived}, keep{m}, state{m})",
         ]
         zero_gates, zero_states = zero_gradients(self.cell)
         if zero_gates or zero_states:
@@ -267,51 +248,35 @@ class Step:
 
     def _backward_with_options(self, through: str) -> list[str]:
         m, features, S = self.mark, self.features, len(self.cell.states)
-        live = self._given("mask", "there")
-        arriving = [*self._each(f"incoming{m}[{{k}}]"), f"through{m}"]
         lines = [
             f"zero{m} = where(dh{m} < dh{m}, dh{m}, 0.0)",
-            *self._flags(),
+            *self._options(),
             f"through{m} = {self.scaled(f'(zero{m} + {through})')}",
         ]
         if features.resets:
-            kept = self._call(step.reset_backward, dstate=arriving, is_reset=f"is_reset{m}")
-            lines.append(f"kept{m}_, lost{m} = {kept}")
-            arriving = self._each(f"kept{m}_[{{k}}]", S + 1)
+            arriving = f"incoming{m} + (through{m},)"
+            passed = self._call(step.reset_backward, S + 1, dstate=arriving)
+            lines += [
+                f"passed{m}, lost{m} = {passed}",
+                f"incoming{m}, through{m} = passed{m}[:{S}], passed{m}[{S}]",
+            ]
         reached = self._call(
-            step.add_output_gradient,
-            dout=f"load(dhs, out{m})",
-            through=arriving[S],
-            dstate=arriving[:S],
-            live=live,
+            step.add_output_gradient, dstate=f"incoming{m}", dout=f"load(dhs, out{m})"
         )
-        zoneout = self._each(f"zoneout{m}[{{k}}]") if features.zoneout else "0"
-        dnew = self._call(
-            step.options_backward,
-            dstate=self._each(f"reached{m}[{{k}}]"),
-            live=live,
-            zoneout=zoneout,
-        )
+        dnew = self._call(step.options_backward, dstate=f"reached{m}")
         lines += [
-            f"reached{m} = {reached}[0]",
+            f"reached{m}, _ = {reached}",
             f"dnew{m}, bypass{m} = {dnew}",
             f"dpre{m}, dold{m} = backward(dnew{m}, keep{m}, state{m})",
         ]
         no_gates, no_states = zero_gradients(self.cell)
-        G, zero = len(self.cell.gates), f"zero{m}"
-        dpre = [zero if g in no_gates else f"dpre{m}[{g}]" for g in range(G)]
-        dold = [zero if k in no_states else f"dold{m}[{k}]" for k in range(S)]
-        for name, values in (("dpre", dpre), ("dold", dold)):
-            others = [zero] * len(values)
-            chosen = self._call(step.select_live, values=values, others=others, live=live)
-            lines.append(f"{name}{m} = {chosen}[0]")
+        for name, count, no in (("dpre", len(self.cell.gates), no_gates), ("dold", S, no_states)):
+            zeros = [f"zero{m}"] * count
+            values = [zeros[k] if k in no else f"{name}{m}[{k}]" for k in range(count)]
+            both = {"values": _tuple(values), "others": _tuple(zeros)}
+            lines.append(f"{name}{m}, _ = {self._call(step.select_live, count, **both)}")
         if features.mask or features.zoneout:
-            both = self._call(
-                step.add_bypass,
-                dold=self._each(f"dold{m}[{{k}}]"),
-                bypass=self._each(f"bypass{m}[{{k}}]"),
-            )
-            lines.append(f"dold{m} = {both}[0]")
+            lines.append(f"dold{m}, _ = {self._call(step.add_bypass)}")
         return lines
 
     def dgate(self, g: int) -> str:
@@ -345,22 +310,29 @@ class Step:
         """Lines: add the gradients that come back through the operand, and store both."""
         doperand = doperand if self.cell.fed else self.scaled(doperand)
         m, order = self.mark, self.at.order
-        gates = (f"load(dgates, d{m} + {order.index(g)} * H), " for g in range(len(order)))
-        S = len(self.cell.states)
+        S, gates = len(self.cell.states), range(len(order))
+        half = _tuple(f"load(dgates, d{m} + {order.index(g)} * H)" for g in gates)
         lines = [
-            f"half{m} = ({''.join(gates)})",
-            f"old{m} = {self._members('dstate', 'p', S)}",
+            f"half{m} = {half}",
+            f"old{m} = {self._members('dstate', 'p')}",
             f"full{m}, old{m} = operand_backward({doperand}, half{m}, old{m}, keep{m}, state{m})",
         ]
         lines += [f"store(old{m}[{k}], dstate, p{m} + {k} * N * H)" for k in range(S)]
         lines += [
             f"store(full{m}[{g}], dgates, d{m} + {order.index(g)} * H)"
-            for g in range(len(order))
+            for g in gates
             if g not in self._fed[self.at.early :]
         ]
         if not self.features.mask:
             return lines
         return [f"if mask[n{m} * T + t] != 0:", *("    " + line for line in lines)]
+
+
+_NUMBERS = {"live", "is_reset", "dout", "through"}  # of the arguments of ``kernels/step.py``
+
+
+def _tuple(members: Iterable[str]) -> str:
+    return f"({', '.join(members)},)"
 
 
 def zero_gradients(cell: Cell) -> tuple[set[int], set[int]]:

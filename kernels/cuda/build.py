@@ -92,5 +92,5 @@ def _entry(kernel: Kernel, dtype: str, capability: tuple[int, int]) -> Entry:
 
         versions.append(numba_cuda.__version__)
     functions = of_functions(*kernel.functions.values())
-    what = functions, kernel.text, kernel.threads, dtype, capability
+    what = functions, kernel.text, kernel.count, kernel.threads, dtype, capability
     return Entry(kernel.name, of_engine(__package__), what, versions)

@@ -21,7 +21,7 @@ emulator there.
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -35,9 +35,8 @@ from ..engine import Array, Engine, Gradients, State, expect_consistent, product
 from ..layout import Layout, layout
 from ..step_options import NO_OPTIONS, StepOptions
 from . import gates, normalising, persistent, products, tiling, updates
-from .arithmetic import arrays_of
 from .kernel import Gpu, Kernel
-from .option_arrays import OptionArrays
+from .pass_arrays import PassArrays
 
 
 class CudaEngine(DeviceEngine):
@@ -118,58 +117,57 @@ class CudaEngine(DeviceEngine):
         self, cell: Cell, xs: Array, state: State, params: Sequence[Array], steps: StepOptions
     ) -> tuple[Array, State, Any]:
         xp, at = self.xp, layout(cell, steps.features.changes_state)
-        N, T, _ = xs.shape
-        given = OptionArrays(steps, cell, xp, (N, T, cell.hidden_size(params)), xs.dtype)
+        (N, T, _), K = xs.shape, len(at.normalised)
         Wx, Wh, b = self._in_order(cell, params)
         H = Wh.shape[0]
-
-        x_side = self._product(_time_first(xp, xs), Wx).reshape(T, N, at.x_gates * H)
-        states = xp.empty((T + 1, len(cell.states), N, H), xs.dtype)
-        states[0] = xp.stack(given.reset_at_first(state))
-        saved = xp.empty((T, at.stored, N, H), xs.dtype)
-        hs = xp.empty((N, T, H), xs.dtype)
-        operands = xp.empty((T, N, H) if at.late else (0, N, H), xs.dtype)
-        K = len(at.normalised)
-        normalised = xp.empty((T, N, K, H), xs.dtype), xp.empty((T, N, K), xs.dtype)
+        arrays = PassArrays(cell, steps, xp, (N, T, H), xs.dtype)
+        states = arrays.empty(T + 1, len(cell.states), N, H)
+        states[0] = xp.stack(arrays.reset_at_first(state))
+        arrays.add(
+            x_side=self._product(_time_first(xp, xs), Wx).reshape(T, N, at.x_gates * H),
+            b=b,
+            states=states,
+            saved=arrays.empty(T, at.stored, N, H),
+            hs=arrays.empty(N, T, H),
+            operands=arrays.empty(T if at.late else 0, N, H),
+            normalised=arrays.empty(T, N, K, H),
+            factors=arrays.empty(T, N, K),
+        )
         plan, _ = self.plan(cell, N, T, H, xs.dtype)
         if plan is not None:
-            arrays = x_side, b, states, saved, hs
-            self._run_persistent(cell, plan, Wh, arrays, given, given.scaled(states[0, 0]))
+            self._run_persistent(plan, Wh, arrays, arrays.scaled(states[0, 0]))
         elif gates.scans(cell):
-            self._scan(cell, "forward_scan", given)(x_side, b, states, saved, hs)
+            self._gates("forward_scan", arrays)()
         else:
-            self._forward_steps(cell, Wh, x_side, b, states, saved, hs, operands, normalised, given)
+            self._forward_steps(Wh, arrays)
+        hs, last = arrays["hs"], tuple(states[T].copy())
         if steps.every:
             # backward needs them as they are now
-            begin = tuple(s.copy() for s in state)
-            return hs, tuple(states[T].copy()), (xs, begin, params, steps)
-        kept = xs, (Wx, Wh, b), states, saved, operands, normalised, steps
-        return hs, tuple(states[T].copy()), kept
+            return hs, last, (xs, tuple(s.copy() for s in state), params, steps)
+        return hs, last, (xs, (Wx, Wh), {name: arrays[name] for name in _KEPT}, steps)
 
-    def _forward_steps(
-        self, cell: Cell, Wh: Array, x_side: Array, b: Array, states: Array, saved: Array,
-        hs: Array, operands: Array, normalised: tuple[Array, Array], given: OptionArrays,
-    ) -> None:  # fmt: skip
-        xp, at = self.xp, layout(cell)
-        N, T, H = hs.shape
-        gates_step = self._step(cell, "forward_gates", given)
-        operand_step = self._step(cell, "operand_gates", given) if cell.operand else None
-        normalise_early, normalise_late = self._normalising(cell, given, backward=False)
-        seen = normalised[:1] if cell.normalised else ()
-        early = xp.empty((N, at.early * H), hs.dtype)
-        late = xp.empty((N, (at.late + at.fed) * H), hs.dtype)
+    def _forward_steps(self, Wh: Array, arrays: PassArrays) -> None:
+        xp, at = self.xp, layout(arrays.cell)
+        N, T, H = arrays.sizes
+        early = arrays.empty(N, at.early * H)
+        late = arrays.empty(N, (at.late + at.fed) * H)
+        arrays.add(early=early, late=late)
+        gates_step = self._gates("forward_gates", arrays)
+        operand_step = self._gates("operand_gates", arrays)
+        normalise_early = self._normalising(arrays, late=False, backward=False)
+        normalise_late = self._normalising(arrays, late=True, backward=False)
+        states, operands = arrays["states"], arrays["operands"]
         Wh_early = xp.ascontiguousarray(Wh[:, : at.early * H])
         Wh_late = xp.ascontiguousarray(Wh[:, at.early * H :])
         for t in range(T):
             if at.early:
-                xp.matmul(given.scaled(states[t, 0]), Wh_early, out=early)
-            normalise_early(t, x_side, early, b, *normalised)
-            if operand_step is not None:
-                operand_step(t, x_side, early, b, states, late if at.fed else operands, *seen)
+                xp.matmul(arrays.scaled(states[t, 0]), Wh_early, out=early)
+            normalise_early(t)
+            operand_step(t)
             if at.late:
                 xp.matmul(operands[t], Wh_late, out=late)
-            normalise_late(t, x_side, late, b, *normalised)
-            gates_step(t, x_side, early, late, b, states, saved, hs, *seen)
+            normalise_late(t)
+            gates_step(t)
 
     def _all(self, cell: Cell, saved: Any) -> Any:
         """What a pass keeps for backward; where it did not, the pass is run again, all of it."""
@@ -199,38 +197,34 @@ class CudaEngine(DeviceEngine):
     def _backward(
         self, cell: Cell, dhs: Array, dstate: State, saved: Any, inputs: bool
     ) -> Gradients:
-        xs, (Wx, Wh, b), states, kept, operands, normalised, steps = saved
+        xs, (Wx, Wh), kept, steps = saved
         xp, at = self.xp, layout(cell, steps.features.changes_state)
         N, T, D = xs.shape
         H, G = Wh.shape[0], len(cell.gates)
-        given = OptionArrays(steps, cell, xp, (N, T, H), xs.dtype)
         early_columns, late_columns = _columns(at, H)
-
-        dgates = xp.empty((T, N, G * H), xs.dtype)
-        dstate_, dhs = xp.ascontiguousarray(xp.stack(dstate)), self._aligned(dhs)
+        arrays = PassArrays(cell, steps, xp, (N, T, H), xs.dtype, backward=True)
+        dgates, dstate_ = arrays.empty(T, N, G * H), xp.ascontiguousarray(xp.stack(dstate))
+        arrays.add(**kept, dhs=self._aligned(dhs), dgates=dgates, dstate=dstate_)
         plan, _ = self.plan(cell, N, T, H, xs.dtype, forward=False)
         if plan is not None:
-            arrays = dhs, b, states, kept, dgates, dstate_
-            self._run_persistent(cell, plan, Wh, arrays, given, None)
-            dstate_[0] += given.scaled(xp.matmul(dgates[0, :, early_columns], Wh.T))
+            self._run_persistent(plan, Wh, arrays)
+            dstate_[0] += arrays.scaled(xp.matmul(dgates[0, :, early_columns], Wh.T))
         elif gates.scans(cell):
-            self._scan(cell, "backward_scan", given)(dhs, b, states, kept, dgates, dstate_)
+            self._gates("backward_scan", arrays)()
         else:
-            through_h = self._backward_steps(
-                cell, Wh, b, dhs, states, kept, dgates, dstate_, normalised, given
-            )
-            dstate_[0] += given.scaled(through_h)
-        dstate_, dinitial = given.stopped_at_first(dstate_)
+            dstate_[0] += arrays.scaled(self._backward_steps(Wh, arrays))
+        dstate_, dinitial = arrays.stopped_at_first(dstate_)
 
         rows = dgates.reshape(T * N, G * H)
         x_rows, early_rows = rows[:, : at.x_gates * H], rows[:, early_columns]
         dWx = self._product(_time_first(xp, xs).T, x_rows)
         dWh = [Wh[:, :0]]
         if at.early:
-            h_before = given.scaled(states[:T, 0]).reshape(T * N, H)
+            h_before = arrays.scaled(arrays["states"][:T, 0]).reshape(T * N, H)
             dWh.append(self._product(h_before.T, early_rows))
         if at.late:
-            dWh.append(self._product(operands.reshape(T * N, H).T, rows[:, late_columns]))
+            operands = arrays["operands"].reshape(T * N, H)
+            dWh.append(self._product(operands.T, rows[:, late_columns]))
         db = [_cell_order(xp, self.sum_rows(x_rows)[None], at.x_blocks, H)]
         if cell.biases == 2:
             # such a cell has no second product: these are all gates that h Wh feeds
@@ -245,38 +239,35 @@ class CudaEngine(DeviceEngine):
         if inputs:
             dxs = self._product(x_rows, Wx.T).reshape(T, N, D).transpose(1, 0, 2)
             dxs = xp.ascontiguousarray(dxs)
-        return Gradients(dxs, tuple(dstate_), gradients, dinitial, given.trace())
+        return Gradients(dxs, tuple(dstate_), gradients, dinitial, arrays.trace())
 
-    def _backward_steps(
-        self, cell: Cell, Wh: Array, b: Array, dhs: Array, states: Array, kept: Array,
-        dgates: Array, dstate: Array, normalised: tuple[Array, Array], given: OptionArrays,
-    ) -> Array:  # fmt: skip
+    def _backward_steps(self, Wh: Array, arrays: PassArrays) -> Array:
         """Fills dgates and dstate; returns what comes through h Wh before the first step."""
-        xp, at = self.xp, layout(cell)
-        N, T, H = dhs.shape
-        gates_step = self._step(cell, "backward_gates", given)
-        operand_step = self._step(cell, "operand_backward_gates", given) if cell.operand else None
-        denormalise_early, denormalise_late = self._normalising(cell, given, backward=True)
-        seen = normalised[:1] if cell.normalised else ()
+        xp, at = self.xp, layout(arrays.cell)
+        N, T, H = arrays.sizes
+        through_h, doperand = xp.zeros((N, H), arrays.dtype), arrays.empty(N, H)
+        arrays.add(through_h=through_h, doperand=doperand)
+        gates_step = self._gates("backward_gates", arrays)
+        operand_step = self._gates("operand_backward_gates", arrays)
+        denormalise_early = self._normalising(arrays, late=False, backward=True)
+        denormalise_late = self._normalising(arrays, late=True, backward=True)
+        dgates = arrays["dgates"]
         Wh_early = xp.ascontiguousarray(Wh[:, : at.early * H]).T  # a gap would be copied each step
         Wh_late = xp.ascontiguousarray(Wh[:, at.early * H :]).T
         early_columns, late_columns = _columns(at, H)
-        through_h, doperand = xp.zeros((N, H), dhs.dtype), xp.empty((N, H), dhs.dtype)
         for t in reversed(range(T)):
-            gates_step(t, through_h, dhs, b, states, kept, dgates, dstate, *seen)
-            denormalise_late(t, dgates, *normalised)
+            gates_step(t)
+            denormalise_late(t)
             if at.late:
                 xp.matmul(dgates[t, :, late_columns], Wh_late, out=doperand)
-            if operand_step is not None:
-                back = () if at.fed else (doperand,)
-                operand_step(t, *back, b, states, kept, dgates, dstate, *seen)
-            denormalise_early(t, dgates, *normalised)
+            operand_step(t)
+            denormalise_early(t)
             if at.early:
                 xp.matmul(dgates[t, :, early_columns], Wh_early, out=through_h)
         return through_h
 
     def before(self, cell: Cell, saved: Any) -> tuple[Array, ...]:
-        states = self._all(cell, saved)[2]
+        states = self._all(cell, saved)[2]["states"]
         return tuple(states[:-1].transpose(1, 2, 0, 3))
 
     # ---- training
@@ -295,8 +286,9 @@ class CudaEngine(DeviceEngine):
         count = self._count(gradient.size, whole)
         kernel = updates.rule_kernel(rule, len(arrays), len(numbers), count)
         blocks = -(-gradient.size // (kernel.threads * count))
-        numbers = [gradient.dtype.type(number) for number in numbers]
-        self._launch(kernel, (blocks, 1), (*whole, *numbers, gradient.size))
+        named = {f"array{k}": array for k, array in enumerate(arrays)}
+        named |= {f"number{k}": gradient.dtype.type(number) for k, number in enumerate(numbers)}
+        self._launch(kernel, (blocks, 1), gradient=gradient, size=gradient.size, **named)
 
     def dropout(
         self, seed: int, shape: Sequence[int], rate: float, dtype: Any, row_offset: int = 0
@@ -304,9 +296,9 @@ class CudaEngine(DeviceEngine):
         xp, kernel = self.xp, updates.dropout_kernel()
         out, left = xp.empty(shape, dtype), xp.asarray(np.array([1 / (1 - rate)], dtype))
         words = np.array([seed, draws.threshold(rate), draws.place(0, row_offset)], np.uint64)
-        sizes = math.prod(shape[1:-1]), shape[-1], out.size
-        given = out, left, xp.asarray(words.view(np.int64)), *sizes
-        self._launch(kernel, (-(-out.size // kernel.threads), 1), given)
+        sizes = {"T": math.prod(shape[1:-1]), "H": shape[-1], "size": out.size}
+        grid, words = (-(-out.size // kernel.threads), 1), xp.asarray(words.view(np.int64))
+        self._launch(kernel, grid, out=out, left=left, words=words, **sizes)
         return out
 
     def product(self, a: Array, b: Array) -> Array:
@@ -320,7 +312,8 @@ class CudaEngine(DeviceEngine):
         count = self._count(H, [out, values])
         kernel = updates.add_rows_kernel(count)
         grid = len(rows), -(-H // (kernel.threads * count))
-        self._launch(kernel, grid, (out, values, rows, order, H, len(rows)))
+        sizes = {"H": H, "size": len(rows)}
+        self._launch(kernel, grid, out=out, values=values, rows=rows, order=order, **sizes)
 
     # ---- what both need
 
@@ -347,10 +340,21 @@ class CudaEngine(DeviceEngine):
         array = self.xp.ascontiguousarray(array)
         return array if self.gpu.address(array) % 16 == 0 else array.copy()
 
-    def _launch(self, kernel: Kernel, grid: tuple[int, int], arguments: Sequence[Any]) -> None:
-        """Start a kernel; CUDA refuses a grid without blocks, which no rows make."""
-        if 0 not in grid:
-            self.gpu.launch(kernel, grid, arguments)
+    def _launch(self, kernel: Kernel, grid: tuple[int, int], **arrays: Any) -> None:
+        """Start a kernel on arrays and numbers by name."""
+        self._starting(kernel, grid, arrays)()
+
+    def _starting(
+        self, kernel: Kernel, grid: tuple[int, int], arrays: Mapping[str, Any]
+    ) -> Callable[..., None]:
+        """A function of the step that starts a kernel on the arrays that it takes."""
+        given = kernel.arguments(**arrays, t=None)
+
+        def start(t: int = 0) -> None:
+            if 0 not in grid:  # CUDA refuses a grid without blocks, which no rows make
+                self.gpu.launch(kernel, grid, [t if x is None else x for x in given])
+
+        return start
 
     def _count(self, numbers: int, arrays: Sequence[Array]) -> int:
         """How many numbers a thread takes at once: 16 bytes where they and the arrays allow it."""
@@ -358,56 +362,44 @@ class CudaEngine(DeviceEngine):
         fits = numbers % wide == 0 and all(self.gpu.address(array) % 16 == 0 for array in arrays)
         return wide if fits else 1
 
-    def _step(self, cell: Cell, name: str, given: OptionArrays) -> Callable[..., None]:
-        """What launches a gate kernel for a step t."""
-        kernel, grid = self._gates(cell, name, given)
-        more, (N, T, H) = given.to(gates.option_arrays(name, given.features)), given.sizes
-        return lambda t, *arrays: self._launch(kernel, grid, (*arrays, *more, t, T, N, H))
+    def _normalising(self, arrays: PassArrays, late: bool, backward: bool) -> Callable[..., None]:
+        """A function that starts the kernel of the early or the late normalised gates."""
+        at, N = layout(arrays.cell), arrays.sizes[0]
+        count = len(at.normalised_late if late else at.normalised_early)
+        if not count:
+            return _nothing
+        kernel = normalising.kernel(arrays.cell, late, backward, self.gpu.device.threads)
+        return self._starting(kernel, (N, count), arrays.by_name)
 
-    def _normalising(
-        self, cell: Cell, given: OptionArrays, backward: bool
-    ) -> tuple[Callable[..., None], Callable[..., None]]:
-        """What launches the kernels of the early and the late normalised gates for a step t."""
-        at, (N, T, H) = layout(cell), given.sizes
-
-        def launching(late: bool) -> Callable[..., None]:
-            count = len(at.normalised_late if late else at.normalised_early)
-            if not count:
-                return lambda t, *arrays: None
-            kernel = normalising.kernel(cell, late, backward, self.gpu.device.threads)
-            return lambda t, *arrays: self._launch(kernel, (N, count), (*arrays, t, T, N, H))
-
-        return launching(False), launching(True)
-
-    def _scan(self, cell: Cell, name: str, given: OptionArrays) -> Callable[..., None]:
-        """What launches a gate kernel for all steps."""
-        kernel, grid = self._gates(cell, name, given)
-        more, (N, T, H) = given.to(gates.option_arrays(name, given.features)), given.sizes
-        return lambda *arrays: self._launch(kernel, grid, (*arrays, *more, T, N, H))
-
-    def _gates(self, cell: Cell, name: str, given: OptionArrays) -> tuple[Kernel, tuple[int, int]]:
-        """A gate kernel and its grid; a thread has 16 bytes where that divides H, else a number."""
-        N, _, H = given.sizes
-        wide = 16 // given.dtype.itemsize
+    def _gates(self, name: str, arrays: PassArrays) -> Callable[..., None]:
+        """A function that starts a gate kernel, with 16 bytes a thread where that divides H."""
+        cell, (N, _, H) = arrays.cell, arrays.sizes
+        if name not in gates.names(cell):
+            return _nothing
+        wide = 16 // arrays.dtype.itemsize
         count, threads = wide if H % wide == 0 else 1, self.gpu.device.threads
-        grid = N, -(-H // (count * threads))
-        return gates.kernel(cell, name, count, threads, given.features), grid
+        kernel = gates.kernel(cell, name, count, threads, arrays.features)
+        return self._starting(kernel, (N, -(-H // (count * threads))), arrays.by_name)
 
     def _run_persistent(
-        self, cell: Cell, plan: tiling.Plan, Wh: Array, arrays: Sequence[Array],
-        given: OptionArrays, start: Array | None,
-    ) -> None:  # fmt: skip
+        self, plan: tiling.Plan, Wh: Array, arrays: PassArrays, start: Array | None = None
+    ) -> None:
         """Launch a persistent kernel; ``start`` (N, H) is what the first step multiplies."""
-        xp, c = self.xp, plan.tiling
-        N, T, H = given.sizes
+        xp, c, (N, _, H) = self.xp, plan.tiling, arrays.sizes
         exchange = xp.zeros((2, plan.groups * plan.tiles * c.rows, c.stride), Wh.dtype)
         if start is not None:
             exchange[0, :N, :H] = start
         counters = xp.zeros(32 * plan.groups, np.uint32)  # a cache line each
-        kernel = persistent.kernel(cell, c, plan.tiles, given.features)
-        weights, more = tiling.packed(xp, Wh, c), given.to(arrays_of(given.features, not c.forward))
-        arguments = weights, *arrays, *more, exchange, counters, T, N, H
-        self._launch(kernel, (c.blocks, plan.groups), arguments)
+        arrays.add(weights=tiling.packed(xp, Wh, c), exchange=exchange, counters=counters)
+        kernel = persistent.kernel(arrays.cell, c, plan.tiles, arrays.features)
+        self._starting(kernel, (c.blocks, plan.groups), arrays.by_name)()
+
+
+_KEPT = "b", "states", "saved", "operands", "normalised", "factors"  # for backward
+
+
+def _nothing(t: int) -> None:
+    """In place of a kernel that the cell does not have."""
 
 
 _OUT_OF_MEMORY = re.compile("ALLOC_FAILED|OUT_OF_MEMORY|out of memory")  # cuBLAS, the driver

@@ -24,8 +24,8 @@ from functools import cache, partial
 from ..cells import Cell
 from ..layout import layout
 from ..step_options import NO_OPTIONS, StepFeatures
-from .arithmetic import Step, arrays_of
-from .kernel import Kernel, functions_of
+from .arithmetic import Step
+from .kernel import Kernel
 
 
 def names(cell: Cell) -> tuple[str, ...]:
@@ -50,38 +50,17 @@ def kernel(
     features: StepFeatures = NO_OPTIONS.features,
 ) -> Kernel:
     """A gate kernel for ``count`` units a thread."""
-    from . import lanes
-
     step = Step(cell, features=features)
-    takes, lines = _MAKERS[name](step)
-    takes = (*takes, "normalised") if cell.normalised else takes
-    lines = [*step.here(), *lines]
-    takes = (*takes, *option_arrays(name, features))
+    lines = [*step.here(), *_MAKERS[name](step)]
     if name in _STEPS:
         lines = [_STEPS[name], *("    " + line for line in lines)]
-    else:
-        takes = (*takes, "t")
     head = [
         "j = (cuda.blockIdx.y * cuda.blockDim.x + cuda.threadIdx.x) * COUNT",
         "if j >= H:",
         "    return",
         "n = cuda.blockIdx.x",
     ]
-    outer = {
-        "load": lanes.LOADS[count], "store": lanes.store, "where": lanes.where,
-        "drawn": lanes.drawn, "COUNT": count,
-    }  # fmt: skip
-    takes = (*takes, "T", "N", "H")
-    name = f"{cell.name}_{name}_{count}"
-    functions = {**functions_of(cell), **step.functions}
-    return Kernel(name, takes, [*head, *lines], functions, threads, outer)
-
-
-def option_arrays(name: str, features: StepFeatures) -> tuple[str, ...]:
-    """The arrays of options that a kernel takes."""
-    if name.startswith("operand"):
-        return (*("mask",) * features.mask, *("scale",) * features.scale)
-    return arrays_of(features, name.startswith("backward"))
+    return Kernel(f"{cell.name}_{name}_{count}", [*head, *lines], threads, step.functions, count)
 
 
 def _side(cell: Cell):  # type: ignore[no-untyped-def]
@@ -95,51 +74,33 @@ def _side(cell: Cell):  # type: ignore[no-untyped-def]
     return side
 
 
-def _forward(step: Step) -> tuple[tuple[str, ...], list[str]]:
-    takes = "x_side", "early", "late", "b", "states", "saved", "hs"
-    return takes, [*step.known(), *step.forward(_side(step.cell)), *step.store_forward()]
+def _forward(step: Step) -> list[str]:
+    return [*step.known(), *step.forward(_side(step.cell)), *step.store_forward()]
 
 
-def _operand(step: Step) -> tuple[tuple[str, ...], list[str]]:
-    lines = [*step.known(), *step.operand(_side(step.cell))]
-    if step.cell.fed:
-        return ("x_side", "early", "b", "states", "late"), [*lines, "store(factor, late, p)"]
-    takes = "x_side", "early", "b", "states", "operands"
-    return takes, [*lines, "store(factor, operands, t * N * H + p)"]
+def _operand(step: Step) -> list[str]:
+    place = "late, p" if step.cell.fed else "operands, t * N * H + p"
+    return [*step.known(), *step.operand(_side(step.cell)), f"store(factor, {place})"]
 
 
-def _backward(step: Step) -> tuple[tuple[str, ...], list[str]]:
-    takes, lines = _backward_but_for("load(through_h, p)", step)
-    return ("through_h", *takes), lines
+def _backward(step: Step, through_h: str = "load(through_h, p)") -> list[str]:
+    return [*step.found(), *step.arriving(), *step.backward(through_h), *step.store_backward()]
 
 
-def _backward_but_for(through_h: str, step: Step) -> tuple[tuple[str, ...], list[str]]:
-    takes = "dhs", "b", "states", "saved", "dgates", "dstate"
-    lines = [*step.found(), *step.arriving(), *step.backward(through_h)]
-    return takes, [*lines, *step.store_backward()]
-
-
-def _operand_backward(step: Step) -> tuple[tuple[str, ...], list[str]]:
-    takes = "b", "states", "saved", "dgates", "dstate"
+def _operand_backward(step: Step) -> list[str]:
+    doperand = "load(doperand, p)"
     if step.cell.fed:
         doperand = f"load(dgates, d + {step.at.after_operand[0]} * H)"
-        return takes, [*step.found(), *step.operand_backward(doperand)]
-    return ("doperand", *takes), [*step.found(), *step.operand_backward("load(doperand, p)")]
-
-
-def _forward_scan(step: Step) -> tuple[tuple[str, ...], list[str]]:
-    takes = "x_side", "b", "states", "saved", "hs"
-    lines = [*step.known(), *step.forward(lambda k: ""), *step.store_forward()]
-    return takes, lines
+    return [*step.found(), *step.operand_backward(doperand)]
 
 
 _STEPS = {
     "forward_scan": "for t in range(T):",
     "backward_scan": "for t in range(T - 1, -1, -1):",
 }
-_MAKERS: dict[str, Callable[[Step], tuple[tuple[str, ...], list[str]]]] = {
-    "forward_scan": _forward_scan,
-    "backward_scan": partial(_backward_but_for, "0.0"),
+_MAKERS: dict[str, Callable[[Step], list[str]]] = {
+    "forward_scan": _forward,
+    "backward_scan": partial(_backward, through_h="0.0"),
     "forward_gates": _forward,
     "operand_gates": _operand,
     "backward_gates": _backward,

@@ -4,13 +4,14 @@ The text is made for a cell and sizes, and is plain Python: it compiles for a GP
 and runs in an emulator; a ``Gpu`` starts it.
 """
 
+import builtins
 import linecache
+import symtable
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ..cells import Cell
 from ..once import cached_property
 
 
@@ -19,38 +20,62 @@ class Kernel:
     """A kernel.
 
     name         the function's
-    takes        the names of its arguments, which say what they are: arrays of one float dtype,
-                 but for INTEGERS, NUMBERS, COUNTERS, INDICES and FLAGS below
     lines        its body
-    functions    plain functions that it calls, by the names that it calls them: a cell's, a rule
-    outer        what else it refers to, besides numba's cuda
     threads      of a block
+    functions    plain functions that it calls, by the names that it calls them: a cell's, a rule
+    count        how many numbers a thread loads and stores at once; COUNT in the lines
     shared       bytes of dynamic shared memory of a block
     cooperative  the blocks wait for each other: all must be resident at once
     """
 
     name: str
-    takes: tuple[str, ...]
     lines: Sequence[str]
-    functions: Mapping[str, Any]
     threads: int
-    outer: Mapping[str, Any] = field(default_factory=dict)
+    functions: Mapping[str, Any] = field(default_factory=dict)
+    count: int = 1
     shared: int = 0
     cooperative: bool = False
+
+    @cached_property
+    def outer(self) -> dict[str, Any]:
+        """The instructions and functions that its lines refer to, by name."""
+        from . import lanes, ptx
+        from .target import cuda
+
+        return {
+            **ptx.INSTRUCTIONS, **lanes.instructions(self.count), **self.functions, "cuda": cuda,
+        }  # fmt: skip
+
+    @cached_property
+    def takes(self) -> tuple[str, ...]:
+        """The names of its arguments: those that its lines use and that nothing else defines.
+
+        They say what the arguments are: arrays of one float dtype, which come first, but for
+        INTEGERS, NUMBERS, COUNTERS, INDICES and FLAGS below.
+        """
+        (function,) = symtable.symtable(self._source(()), self.name, "exec").get_children()
+        used = {symbol.get_name() for symbol in function.get_symbols() if symbol.is_global()}
+        used -= {*self.outer, *dir(builtins)}
+        special = *COUNTERS, *INDICES, *FLAGS, *NUMBERS, *INTEGERS
+        return *sorted(used - {*special}), *(name for name in special if name in used)
+
+    def arguments(self, **arrays: Any) -> list[Any]:
+        """Arrays and numbers in the order of its arguments."""
+        return [arrays[name] for name in self.takes]
 
     @property
     def text(self) -> str:
         """The function's source."""
+        return self._source(self.takes)
+
+    def _source(self, takes: Sequence[str]) -> str:
         body = "\n".join("    " + line for line in self.lines)
-        return f"def {self.name}({', '.join(self.takes)}):\n{body}\n"
+        return f"def {self.name}({', '.join(takes)}):\n{body}\n"
 
     @cached_property
     def function(self) -> Any:
         """The function, to be compiled or emulated."""
-        from .target import cuda
-
-        outer = {"cuda": cuda, **self.functions, **self.outer}
-        file = f"<{self.name} {hash(self.text):x}>"
+        outer, file = dict(self.outer), f"<{self.name} {hash(self.text):x}>"
         linecache.cache[file] = len(self.text), None, self.text.splitlines(True), file
         exec(compile(self.text, file, "exec"), outer)
         return outer[self.name]
@@ -71,11 +96,11 @@ class Device:
 
 
 # arguments that are no arrays of the kernel's dtype
-INTEGERS = {"t", "T", "N", "H", "size", "stride", "row", "block"}
+INTEGERS = "t", "T", "N", "H", "stride", "row", "block", "size"
 NUMBERS = tuple(f"number{k}" for k in range(8))  # of that dtype
-COUNTERS = {"counters"}  # uint32
-INDICES = {"rows", "order", "seeds", "thresholds", "origin", "words"}  # int64
-FLAGS = {"mask", "resets"}  # uint8
+COUNTERS = ("counters",)  # uint32
+INDICES = "rows", "order", "seeds", "thresholds", "origin", "words"  # int64
+FLAGS = "mask", "resets"  # uint8
 
 
 class Gpu(Protocol):
@@ -102,9 +127,3 @@ class Gpu(Protocol):
 
     def describe(self) -> str:
         """The device in words."""
-
-
-def functions_of(cell: Cell) -> dict[str, Any]:
-    """What the kernels of a cell call."""
-    names = "forward", "backward", "operand", "operand_backward"
-    return {name: getattr(cell, name) for name in names if getattr(cell, name) is not None}

@@ -12,47 +12,19 @@ multiple of that. Cell functions compile to either unchanged, as they do to the 
 For float32 all that rests on exp uses the special function unit: 2^x to 2 units in the last place.
 """
 
-import operator
-
 from llvmlite import ir
 
-from .. import functions
+from .. import functions, vectors
 from ..emitted_draws import emit_drawn
-from .target import intrinsic, models, overload, register_model, types
+from ..vectors import MaskType, Operators
+from . import target
+from .target import intrinsic, types
 
 _I32, _F32 = ir.IntType(32), ir.FloatType()
 
 
-class LanesType(types.Type):
-    """``count`` numbers of a dtype."""
-
-    def __init__(self, dtype, count):
-        self.dtype, self.count = dtype, count
-        super().__init__(name=f"lanes({dtype} x {count})")
-
-    @property
-    def llvm(self):
-        number = _F32 if self.dtype == types.float32 else ir.DoubleType()
-        return number if self.count == 1 else ir.VectorType(number, self.count)
-
-
-class MaskType(types.Type):
-    """The outcome of comparing two of those."""
-
-    def __init__(self, count):
-        self.count = count
-        super().__init__(name=f"lanes_mask({count})")
-
-    @property
-    def llvm(self):
-        return ir.IntType(1) if self.count == 1 else ir.VectorType(ir.IntType(1), self.count)
-
-
-@register_model(LanesType)
-@register_model(MaskType)
-class _LanesModel(models.PrimitiveModel):
-    def __init__(self, manager, kind):
-        super().__init__(manager, kind, kind.llvm)
+class LanesType(vectors.VectorType):
+    """The numbers of a thread."""
 
 
 # ---- memory
@@ -81,7 +53,7 @@ def store(typing, value, pointer, index):
 
     def codegen(context, builder, signature, args):
         place = builder.bitcast(builder.gep(args[1], [args[2]]), value.llvm.as_pointer())
-        builder.store(args[0], place, align=value.count * value.dtype.bitwidth // 8)
+        builder.store(args[0], place, align=value.lanes * value.dtype.bitwidth // 8)
         return context.get_dummy_value()
 
     return types.void(value, pointer, index), codegen
@@ -107,12 +79,12 @@ def shared_of(typing, pointer):
 @intrinsic
 def drawn(typing, like, seed, threshold, place, j):
     """Which of the units from j on are drawn, as many as ``like`` has numbers (``draws.py``)."""
-    kind = MaskType(like.count)
+    kind = MaskType(like.lanes)
 
     def codegen(context, builder, signature, args):
         given = zip(args[1:], signature.args[1:], strict=True)
         seed, threshold, place, j = (context.cast(builder, x, k, types.int64) for x, k in given)
-        units = _I32 if kind.count == 1 else ir.VectorType(_I32, kind.count)
+        units = _I32 if kind.lanes == 1 else ir.VectorType(_I32, kind.lanes)
         return emit_drawn(builder, units, seed, threshold, place, j)
 
     return kind(like, seed, threshold, place, j), codegen
@@ -120,156 +92,41 @@ def drawn(typing, like, seed, threshold, place, j):
 
 # ---- arithmetic
 
-
-def _splat(builder, number, kind):
-    if kind.count == 1:
-        return number
-    value = ir.Constant(kind.llvm, ir.Undefined)
-    for k in range(kind.count):
-        value = builder.insert_element(value, number, _I32(k))
-    return value
+_operators = Operators(
+    LanesType, target, negative=lambda builder, a: builder.fsub(ir.Constant(a.type, None), a)
+)
+where = _operators.where
 
 
 def _each(builder, kind, emit, *values):
     """A value whose every number is emit(the values' numbers there)."""
-    if kind.count == 1:
+    if kind.lanes == 1:
         return emit(*values)
     result = ir.Constant(kind.llvm, ir.Undefined)
-    for k in range(kind.count):
+    for k in range(kind.lanes):
         number = emit(*(builder.extract_element(value, _I32(k)) for value in values))
         result = builder.insert_element(result, number, _I32(k))
     return result
 
 
-def _common(*given):
-    """The one type of lanes among operands, if the others are numbers."""
-    kinds = {g for g in given if isinstance(g, LanesType)}
-    rest = [g for g in given if not isinstance(g, LanesType)]
-    if len(kinds) == 1 and all(isinstance(g, (types.Float, types.Integer)) for g in rest):
-        return kinds.pop()
-    return None
-
-
-def _values(context, builder, kind, args, given):
-    return [
-        arg if g == kind else _splat(builder, context.cast(builder, arg, g, kind.dtype), kind)
-        for arg, g in zip(args, given, strict=True)
-    ]
-
-
-def _lanewise(emit, result=lambda kind: kind):
-    def make(*given):
-        kind = _common(*given)
-        if kind is None:
-            return None
-
-        def codegen(context, builder, signature, args):
-            return emit(builder, kind, *_values(context, builder, kind, args, signature.args))
-
-        return result(kind)(*given), codegen
-
-    return make
-
-
-def _binary(emit, result=lambda kind: kind):
-    make = _lanewise(emit, result)
-
-    @intrinsic
-    def apply(typing, a, b):
-        return make(a, b)
-
-    return apply
-
-
-def _unary(emit):
-    make = _lanewise(emit)
-
-    @intrinsic
-    def apply(typing, a):
-        return make(a)
-
-    return apply
-
-
-def _register(python_operator, apply):
-    @overload(python_operator)
-    def implementation(a, b):
-        if _common(a, b) is not None:
-            return lambda a, b: apply(a, b)
-        return None
-
-
-for _operator, _name in (
-    (operator.add, "fadd"), (operator.sub, "fsub"),
-    (operator.mul, "fmul"), (operator.truediv, "fdiv"),
-):  # fmt: skip
-    _register(
-        _operator,
-        _binary(lambda builder, kind, a, b, name=_name: getattr(builder, name)(a, b)),
-    )
-for _operator, _sign in (
-    (operator.lt, "<"), (operator.le, "<="), (operator.gt, ">"), (operator.ge, ">="),
-):  # fmt: skip
-    _register(
-        _operator,
-        _binary(
-            lambda builder, kind, a, b, sign=_sign: builder.fcmp_ordered(sign, a, b),
-            result=lambda kind: MaskType(kind.count),
-        ),
-    )
-
-_negative = _unary(lambda builder, kind, a: builder.fsub(ir.Constant(a.type, None), a))
-
-
-@overload(operator.neg)
-def _(a):
-    if isinstance(a, LanesType):
-        return lambda a: _negative(a)
-    return None
-
-
-@intrinsic
-def where(typing, mask, a, b):
-    """a where the mask holds, else b; the mask may be one boolean for all."""
-    kind = _common(a, b)
-    if kind is None or mask not in (MaskType(kind.count), types.boolean):
-        return None
-
-    def codegen(context, builder, signature, args):
-        values = _values(context, builder, kind, args[1:], signature.args[1:])
-        return builder.select(args[0], *values)
-
-    return kind(mask, a, b), codegen
-
-
-def _extreme(sign):
-    def emit(builder, kind, a, b):
-        chosen = builder.select(builder.fcmp_ordered(sign, a, b), a, b)  # b, where it is NaN
-        return builder.select(builder.fcmp_unordered("uno", a, a), a, chosen)
-
-    return _binary(emit)
-
-
-_register(functions.maximum, _extreme(">"))
-_register(functions.minimum, _extreme("<"))
-
-
 # ---- functions
 
 
-def _by_assembly(code):
-    """One float32 instruction for each number: $0 from $1."""
+def _assembly(instruction, operands=1):
+    """Emits a float32 instruction for each number."""
+    registers = ", ".join(f"${k}" for k in range(operands + 1))
+    function = ir.FunctionType(_F32, [_F32] * operands)
+    constraints = ",".join(["=f"] + ["f"] * operands)
+    assembly = ir.InlineAsm(function, f"{instruction} {registers};", constraints)
 
-    def emit(builder, kind, a):
-        function = ir.FunctionType(_F32, [_F32])
-        assembly = ir.InlineAsm(function, f"{code} $0, $1;", "=f,f", side_effect=False)
-        return _each(builder, kind, lambda number: builder.call(assembly, [number]), a)
+    def emit(builder, kind, *values):
+        return _each(builder, kind, lambda *numbers: builder.call(assembly, numbers), *values)
 
-    return _unary(emit)
+    return emit
 
 
-def _by_library(name):
-    """One call of CUDA's library (libdevice) for each float64 number."""
+def _library(name):
+    """Emits a call of CUDA's library (libdevice) for each float64 number."""
 
     def emit(builder, kind, a):
         double = ir.DoubleType()
@@ -278,26 +135,22 @@ def _by_library(name):
         )
         return _each(builder, kind, lambda number: builder.call(function, [number]), a)
 
-    return _unary(emit)
+    return emit
 
 
-_power_of_two, _reciprocal = _by_assembly("ex2.approx.ftz.f32"), _by_assembly("rcp.approx.ftz.f32")
-_exp64, _tanh64 = _by_library("__nv_exp"), _by_library("__nv_tanh")
-_log_of_one_plus64 = _by_library("__nv_log1p")
-_magnitude32, _sqrt32 = _by_assembly("abs.f32"), _by_assembly("sqrt.rn.f32")
-_magnitude64, _sqrt64 = _by_library("__nv_fabs"), _by_library("__nv_sqrt")
+_power_of_two = _operators.unary(_assembly("ex2.approx.ftz.f32"))
+_reciprocal = _operators.unary(_assembly("rcp.approx.ftz.f32"))
+_magnitude32, _magnitude64 = map(_operators.unary, (_assembly("abs.f32"), _library("__nv_fabs")))
+_sqrt32, _sqrt64 = map(_operators.unary, (_assembly("sqrt.rn.f32"), _library("__nv_sqrt")))
+_exp64, _tanh64 = map(_operators.unary, (_library("__nv_exp"), _library("__nv_tanh")))
+_log_of_one_plus64 = _operators.unary(_library("__nv_log1p"))
+_emit_fma = _assembly("fma.rn.f32", operands=3)
 
 
 @intrinsic
 def _fma32(typing, a, b, c):
     """a * b + c in one rounding, for each float32 number."""
-    function = ir.FunctionType(_F32, [_F32] * 3)
-    assembly = ir.InlineAsm(function, "fma.rn.f32 $0, $1, $2, $3;", "=f,f,f,f", side_effect=False)
-
-    def emit(builder, kind, *values):
-        return _each(builder, kind, lambda *given: builder.call(assembly, given), *values)
-
-    return _lanewise(emit)(a, b, c)
+    return _operators.lanewise(_emit_fma)(a, b, c)
 
 
 def _sigmoid_float32(x):
@@ -322,10 +175,6 @@ def _tanh_float32(x):
     return where(_magnitude32(x) < 0.625, small, large)
 
 
-def _tanh_float64(x):
-    return _tanh64(x)
-
-
 def _exp_float32(x):
     """2^(x / ln 2), corrected by what x / ln 2 has lost where it was rounded."""
     power = x * 1.44269502  # and 1.92596299e-8
@@ -333,10 +182,6 @@ def _exp_float32(x):
     y = _power_of_two(power)
     right = _fma32(y, lost * 0.693147181, y)
     return where(_magnitude32(power) < 128.0, right, y)  # else it is 0, inf or NaN
-
-
-def _exp_float64(x):
-    return _exp64(x)
 
 
 def _softplus_float32(x):
@@ -356,46 +201,25 @@ def _softplus_float64(x):
     return where(x > 0.0, x, 0.0) + _log_of_one_plus64(_exp64(-_magnitude64(x)))
 
 
-def _absolute_float32(x):
-    return _magnitude32(x)
-
-
-def _absolute_float64(x):
-    return _magnitude64(x)
-
-
-def _sqrt_float32(x):
-    return _sqrt32(x)
-
-
-def _sqrt_float64(x):
-    return _sqrt64(x)
-
-
-def _register_unary(stub, float32, float64=None):
-    """One version for each dtype, or one for both."""
-
-    @overload(stub, strict=False)
-    def _(x):
-        if isinstance(x, LanesType):
-            return float32 if x.dtype == types.float32 else float64 or float32
-        return None
-
-
-_register_unary(functions.sigmoid, _sigmoid_float32, _sigmoid_float64)
-_register_unary(functions.tanh, _tanh_float32, _tanh_float64)
-_register_unary(functions.relu, lambda x: where(x < 0.0, 0.0, x))
-_register_unary(functions.drelu, lambda x: where(x > 0.0, 1.0, x * 0.0))
-_register_unary(functions.exp, _exp_float32, _exp_float64)
-_register_unary(functions.softplus, _softplus_float32, _softplus_float64)
-_register_unary(functions.absolute, _absolute_float32, _absolute_float64)
-_register_unary(functions.sqrt, _sqrt_float32, _sqrt_float64)
+_versions = _operators.register_versions
+_versions(functions.sigmoid, _sigmoid_float32, _sigmoid_float64)
+_versions(functions.tanh, _tanh_float32, lambda x: _tanh64(x))
+_versions(functions.relu, lambda x: where(x < 0.0, 0.0, x))
+_versions(functions.drelu, lambda x: where(x > 0.0, 1.0, x * 0.0))
+_versions(functions.exp, _exp_float32, lambda x: _exp64(x))
+_versions(functions.softplus, _softplus_float32, _softplus_float64)
+_versions(functions.absolute, lambda x: _magnitude32(x), lambda x: _magnitude64(x))
+_versions(functions.sqrt, lambda x: _sqrt32(x), lambda x: _sqrt64(x))
 for _composite in functions.COMPOSITES:
-    _register_unary(_composite, _composite)
+    _versions(_composite, _composite)
+_operators.register(functions.maximum, _operators.maximum)
+_operators.register(functions.minimum, _operators.minimum)
+_operators.register_where(functions.where)
 
 
-@overload(functions.where)
-def _(condition, a, b):
-    if isinstance(condition, MaskType | types.Boolean):
-        return lambda condition, a, b: where(condition, a, b)
-    return None
+def instructions(count):
+    """The functions that kernels call, by name, for threads of so many numbers."""
+    return {
+        "load": LOADS[count], "store": store, "where": where, "drawn": drawn,
+        "shared_of": shared_of, "COUNT": count,
+    }  # fmt: skip

@@ -5,7 +5,7 @@ passing. Kernels of their own run before those that see what they make, and afte
 back (``engine.py`` has the order), for the gates that do not wait for the operand and for those
 that do:
 
-    blockIdx.x = n, blockIdx.y: a gate      threads: units i, i + THREADS, i + 2 THREADS ... < H
+    blockIdx.x = n, blockIdx.y: a gate      threads: units i, i + threads, i + 2 threads ... < H
 
     normalised (T, N, K, H)    K gates, in the order of ``Layout.normalised``
     factors (T, N, K)          1 / deviation
@@ -25,30 +25,24 @@ from .kernel import Kernel
 @cache
 def kernel(cell: Cell, late: bool, backward: bool, threads: int) -> Kernel:
     """The kernel of the early or the late gates, for blocks of so many threads (a power of 2)."""
-    from . import lanes
-
     at = layout(cell)
     first = len(at.normalised_early) if late else 0
     places = at.normalised_late if late else at.normalised_early
     head = [
         "n, gate, i = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x",
+        f"threads = {threads}",
         f"k = (t * N + n) * {len(at.normalised)} + {first} + gate",
         "start = k * H",
     ]
-    takes, lines = (_backward if backward else _forward)(cell, places, late, threads)
-    outer = {
-        "load": lanes.LOADS[1], "store": lanes.store, "where": lanes.where,
-        "shared_of": lanes.shared_of, "THREADS": threads, "COUNT": 1,
-    }  # fmt: skip
-    functions = {"maximum": maximum, "sqrt": sqrt}
+    lines = _backward(cell, places, threads) if backward else _forward(cell, places, late, threads)
     name = f"{cell.name}_{'denormalise' if backward else 'normalise'}_{'late' if late else 'early'}"
-    takes = (*takes, "normalised", "factors", "t", "T", "N", "H")
-    return Kernel(name, takes, [*head, *lines], functions, threads, outer, shared=8 * threads)
+    functions = {"maximum": maximum, "sqrt": sqrt}
+    return Kernel(name, [*head, *lines], threads, functions, shared=8 * threads)
 
 
 def _units(lines: list[str]) -> list[str]:
     """For all units of the thread."""
-    return ["j = i", "while j < H:", *("    " + line for line in lines), "    j += THREADS"]
+    return ["j = i", "while j < H:", *("    " + line for line in lines), "    j += threads"]
 
 
 def _mean(name: str, threads: int) -> list[str]:
@@ -73,9 +67,7 @@ def _choice(name: str, values: list[str]) -> list[str]:
     return lines if len(values) > 1 else [f"{name} = {values[0]}"]
 
 
-def _forward(
-    cell: Cell, places: tuple[int, ...], late: bool, threads: int
-) -> tuple[tuple[str, ...], list[str]]:
+def _forward(cell: Cell, places: tuple[int, ...], late: bool, threads: int) -> list[str]:
     at, step = layout(cell), Step(cell)
     products, count = ("late", at.late + at.fed) if late else ("early", at.early)
     skip = at.early if late else 0
@@ -84,7 +76,7 @@ def _forward(
         return f"load({products}, n * {count} * H + {k - skip} * H + j)"
 
     numbers = [step.pre_activation(at.order[place], side) for place in places]
-    lines = [
+    return [
         "memory = shared_of(b)",
         "one = load(b, 0)",
         "zero = where(one < one, one, 0.0)",
@@ -112,14 +104,11 @@ def _forward(
         "if i == 0:",
         "    store(factor, factors, k)",
     ]  # fmt: skip
-    return ("x_side", products, "b"), lines
 
 
-def _backward(
-    cell: Cell, places: tuple[int, ...], late: bool, threads: int
-) -> tuple[tuple[str, ...], list[str]]:
+def _backward(cell: Cell, places: tuple[int, ...], threads: int) -> list[str]:
     count = len(layout(cell).order)
-    lines = [
+    return [
         "memory = shared_of(factors)",
         "factor = load(factors, k)",
         "mean = where(factor < factor, factor, 0.0)",
@@ -137,4 +126,3 @@ def _backward(
             "store(d * factor, dgates, here + j)",
         ]),
     ]  # fmt: skip
-    return ("dgates",), lines

@@ -37,15 +37,12 @@ left off (3xTF32). For precision "tf32" the weights are rounded once, on their w
 """
 
 from functools import cache
-from typing import Any
-
-import numpy as np
 
 from ..cells import Cell
 from ..layout import layout
 from ..step_options import NO_OPTIONS, StepFeatures
-from .arithmetic import Step, arrays_of
-from .kernel import Kernel, functions_of
+from .arithmetic import Step
+from .kernel import Kernel
 from .tiling import Tiling
 
 
@@ -57,32 +54,17 @@ def kernel(
     features: StepFeatures = NO_OPTIONS.features,
 ) -> Kernel:
     """The kernel for groups of tiles * rows rows."""
-    from . import lanes, ptx
-
-    outer: dict[str, Any] = {
-        "load": lanes.LOADS[1], "store": lanes.store, "where": lanes.where,
-        "drawn": lanes.drawn, "ZERO": np.float32(0),
-    }  # fmt: skip
-    outer |= {name: getattr(ptx, name) for name in ptx.NAMES}
-    takes = _FORWARD if tiling.forward else _BACKWARD
-    takes = (*takes, *arrays_of(features, not tiling.forward), *_LAST)
     name = f"{cell.name}_persistent_" + ("forward" if tiling.forward else "backward")
     pairs = [
         _Pair(cell, tiling, tiles, k, features)
         for k in range(-(-tiling.units * tiling.rows // tiling.threads))
     ]
-    lines, functions = _lines(pairs, tiling, tiles), functions_of(cell)
-    for pair in pairs:
-        functions |= pair.step.functions
+    lines = _lines(pairs, tiling, tiles)
+    functions = {name: f for pair in pairs for name, f in pair.step.functions.items()}
     return Kernel(
-        name, takes, lines, functions, tiling.threads, outer,
+        name, lines, tiling.threads, functions,
         shared=tiling.shared(tiles), cooperative=not tiling.lone,
     )  # fmt: skip
-
-
-_FORWARD = "weights", "x_side", "b", "states", "saved", "hs"
-_BACKWARD = "weights", "dhs", "b", "states", "saved", "dgates", "dstate"
-_LAST = "exchange", "counters", "T", "N", "H"
 
 
 def _indented(lines: list[str], by: int = 1) -> list[str]:
@@ -107,7 +89,7 @@ def _lines(steps: "list[_Pair]", c: Tiling, tiles: int) -> list[str]:
         "lane, warp = thread % 32, thread // 32",
         "g, q = lane // 4, lane % 4",
         f"along, across = warp % {c.along}, warp // {c.along}",
-        "memory = shared()",
+        "memory, zero = shared_of(weights), ZERO",
         f"for i in range(thread * 4, {c.weights}, {4 * c.threads}):",
         f"    weight = load4(weights, block * {c.weights} + i)",
         f"    write(memory, i, {'numbers(tf32(weight))' if c.precision == 'tf32' else 'weight'})",
@@ -163,7 +145,7 @@ def _product(c: Tiling, tiles: int) -> list[str]:
     lines = [f"source = {source} + 4 * q + along * {each * 16}"]
     lines += [f"source{i} = source + ({row}) * {c.stride}" for i, row in enumerate(rows)]
     lines += [
-        f"{name}{i}_{j} = (ZERO, ZERO, ZERO, ZERO)"
+        f"{name}{i}_{j} = (zero, zero, zero, zero)"
         for i in range(high)
         for j in range(wide)
         for name in ("sum", "left", "right")[: c.sums]
@@ -188,7 +170,7 @@ def _product(c: Tiling, tiles: int) -> list[str]:
             for n in range(4):
                 small = f" + (left{i}_{j}[{n}] + right{i}_{j}[{n}])" if c.sums == 3 else ""
                 to = f"{place} + {(n // 2) * 8 * width + n % 2}"
-                lines.append(f"put(sum{i}_{j}[{n}]{small}, memory, {to})")
+                lines.append(f"write(memory, {to}, (sum{i}_{j}[{n}]{small},))")
     return lines
 
 

@@ -59,7 +59,7 @@ def product(gpu: Gpu, a: Any, b: Any) -> Any:
 
 def _thirds(gpu: Gpu, matrix: Any, contracted: int) -> Any:
     """The left factor (contracted 1) as [a1 a2 a1], the right one (0) as [b2; b1; b1]."""
-    order = "near, off, near" if contracted else "off, near, near"
+    order = "large, small, large" if contracted else "small, large, large"
     by_rows = matrix.strides[1] == matrix.itemsize  # else it is the transposed of such a one
     if not by_rows:
         matrix, contracted = matrix.T, 1 - contracted
@@ -73,30 +73,26 @@ def _thirds(gpu: Gpu, matrix: Any, contracted: int) -> Any:
     wide = columns % 4 == 0 and stride % 4 == 0 and gpu.address(matrix) % 16 == 0
     kernel = _kernel(order, 4 if wide else 1)
     grid = rows, -(-columns // (kernel.threads * (4 if wide else 1)))
-    gpu.launch(kernel, grid, (matrix, out, stride, row, block, columns))
+    sizes = {"stride": stride, "row": row, "block": block, "size": columns}
+    gpu.launch(kernel, grid, kernel.arguments(source=matrix, out=out, **sizes))
     return out if by_rows else out.T
 
 
 @cache
 def _kernel(order: str, count: int) -> Kernel:
     """Split a matrix, ``count`` numbers a thread: blockIdx.x is the row."""
-    from . import ptx
-
     lines = [
         f"j = (cuda.blockIdx.y * cuda.blockDim.x + cuda.threadIdx.x) * {count}",
         "if j >= size:",
         "    return",
         f"x = load{count}(source, cuda.blockIdx.x * stride + j)",
         "pattern = tf32(x)",
-        "near, off = numbers(pattern), numbers(tf32(rest(x, pattern)))",
+        "large, small = numbers(pattern), numbers(tf32(numbers(off(x, pattern))))",
         f"first, second, third = {order}",
         "place = cuda.blockIdx.x * row + j",
         "write(out, place, first)",
         "write(out, place + block, second)",
         "write(out, place + 2 * block, third)",
     ]
-    names = f"load{count}", "numbers", "rest", "tf32", "write"
-    outer = {name: getattr(ptx, name) for name in names}
-    takes = "source", "out", "stride", "row", "block", "size"
-    name = f"thirds_{'right' if order.startswith('off') else 'left'}_{count}"
-    return Kernel(name, takes, lines, {}, _THREADS, outer)
+    name = f"thirds_{'right' if order.startswith('small') else 'left'}_{count}"
+    return Kernel(name, lines, _THREADS)

@@ -9,12 +9,6 @@ from .kernel import NUMBERS, Kernel
 THREADS = 256
 
 
-def _memory(count: int) -> dict[str, Any]:
-    from . import lanes
-
-    return {"load": lanes.LOADS[count], "store": lanes.store, "COUNT": count}
-
-
 @cache
 def rule_kernel(rule: Callable[..., Any], arrays: int, numbers: int, count: int) -> Kernel:
     """new arrays = rule(*arrays, gradient, *numbers), ``count`` places a thread."""
@@ -27,9 +21,8 @@ def rule_kernel(rule: Callable[..., Any], arrays: int, numbers: int, count: int)
         f"new = rule({', '.join((*loads, *NUMBERS[:numbers]))})",
         *(f"store(new[{k}], {name}, i)" for k, name in enumerate(names)),
     ]
-    takes = (*names, "gradient", *NUMBERS[:numbers], "size")
     name = f"{rule.__name__.strip('_')}_{count}"
-    return Kernel(name, takes, lines, {"rule": rule}, THREADS, _memory(count))
+    return Kernel(name, lines, THREADS, {"rule": rule}, count)
 
 
 @cache
@@ -67,8 +60,7 @@ def add_rows_kernel(count: int) -> Kernel:
         "    total = total + part",
         "store(total, out, row * H + j)",
     ]
-    takes = "out", "values", "rows", "order", "H", "size"
-    return Kernel(f"add_rows_{count}", takes, lines, {}, THREADS, _memory(count))
+    return Kernel(f"add_rows_{count}", lines, THREADS, count=count)
 
 
 @cache
@@ -77,8 +69,6 @@ def dropout_kernel() -> Kernel:
 
     words   the seed, the threshold and the origin of the mask
     """
-    from . import lanes
-
     lines = [
         "i = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x",
         "if i >= size:",
@@ -90,6 +80,4 @@ def dropout_kernel() -> Kernel:
         "gone = drawn(one, words[0], words[1], place, i - row * H)",
         "store(where(gone, 0.0, one), out, i)",
     ]
-    takes = "out", "left", "words", "T", "H", "size"
-    outer = {**_memory(1), "drawn": lanes.drawn, "where": lanes.where}
-    return Kernel("dropout", takes, lines, {}, THREADS, outer)
+    return Kernel("dropout", lines, THREADS)
