@@ -23,7 +23,7 @@ if find_spec(f"{__name__}.kernels") is None:
     kernels = sys.modules[_spec.name] = module_from_spec(_spec)
     _spec.loader.exec_module(kernels)
 
-from . import functions
+from . import functional, functions
 from .backend import BackendError, backend, explain, use_backend
 from .custom import cell, time_layer
 from .kernels import cells
@@ -33,8 +33,8 @@ from .streaming import Stream
 from .version import __version__ as __version__
 
 __all__ = [
-    "BackendError", "Stream", "backend", "cell", "cells", "explain", "functions", "time_layer",
-    "use_backend", *_layers,
+    "BackendError", "Stream", "backend", "cell", "cells", "explain", "functional", "functions",
+    "time_layer", "use_backend", *_layers,
 ]  # fmt: skip
 
 

@@ -2,14 +2,19 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from ..backend import engine_for
-from ..checks import accept
+from ..checks import FLOATS, accept
 from ..kernels.cells import Cell
 from ..typing import Array
 
 
 def accept_params(owner: str, cell: Cell, params: Sequence[Array]) -> list[Array]:
     """The parameters in the shapes and the one dtype that they have for the cell."""
+    here = engine_for(params[0] if params else None)
+    if here.xp is np and _fit(cell, params):
+        return list(params)
     names = tuple(cell.shapes(1, 1))
     if len(params) != len(names):
         raise TypeError(
@@ -17,7 +22,6 @@ def accept_params(owner: str, cell: Cell, params: Sequence[Array]) -> list[Array
             f"{len(params)}"
         )
     Wx, *rest = params
-    here = engine_for(Wx)
     Wx = accept("Wx", Wx, ("D", "columns"), None, here)
     if cell.recurrent_gates:
         rest[0] = accept("Wh", rest[0], ("H", "columns"), Wx.dtype, here)
@@ -34,6 +38,22 @@ def accept_params(owner: str, cell: Cell, params: Sequence[Array]) -> list[Array
         if cell.recurrent_gates and _fit_transposed(cell, Wx, rest[0]):
             raise ValueError(f"{error} (PyTorch's are transposed: bridges.from_torch)") from None
         raise
+
+
+def _fit(cell: Cell, params: Sequence[Array]) -> bool:
+    """Whether they are right as they are, in a fraction of the time of the checks that name why."""
+    Wx = params[0] if params else None
+    if type(Wx) is not np.ndarray or Wx.ndim != 2 or not Wx.size:
+        return False
+    dtype, shapes = Wx.dtype, cell.shapes(len(Wx), cell.hidden_size(params))
+    if len(params) != len(shapes):
+        return False
+    for param, shape in zip(params, shapes.values(), strict=True):
+        if type(param) is not np.ndarray or param.shape != shape or param.dtype != dtype:
+            return False
+        if not param.flags.aligned:
+            return False
+    return dtype.isnative and dtype in FLOATS
 
 
 def _fit_transposed(cell: Cell, Wx: Array, Wh: Array) -> bool:
