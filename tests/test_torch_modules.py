@@ -1,9 +1,11 @@
 """numba_rnn.torch in place of torch.nn: the same outputs, states and gradients, by torch's own."""
 
 import copy
+import gc
 import io
 import pickle
 import re
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -17,7 +19,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequen
 
 import numba_rnn.torch
 from helpers import relative_error
-from numba_rnn import cell, use_backend
+from numba_rnn import cell, cells, use_backend
 from numba_rnn.functions import sigmoid, tanh
 from numba_rnn.torch import restore
 
@@ -293,7 +295,7 @@ def test_constants_may_be_computed_meanwhile():
         torch.testing.assert_close(ours(xs)[0].sum(), want)
 
 
-def test_threads_have_layers_of_their_own():
+def test_threads_may_share_a_module():
     _, ours = pair("lstm", 3, 17)
     inputs = [torch.randn(30, 2, 3) for _ in range(8)]
 
@@ -306,6 +308,87 @@ def test_threads_have_layers_of_their_own():
         for _ in range(5):
             for a, b in zip(want, pool.map(gradient, inputs), strict=True):
                 torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("make", MODULES)
+def test_backward_may_run_again_with_a_retained_graph(make):
+    module, xs = make(), torch.randn(4, 2, 3, requires_grad=True)
+    hs, after = module(xs)
+    loss = hs.square().sum() + (after if isinstance(after, torch.Tensor) else after[0]).sum()
+    leaves = [xs, *module.parameters()]
+    first, second = (torch.autograd.grad(loss, leaves, retain_graph=True) for _ in range(2))
+    module(torch.randn(4, 2, 3))  # another pass in between
+    for other in (second, torch.autograd.grad(loss, leaves)):
+        for want, got in zip(first, other, strict=True):
+            torch.testing.assert_close(got, want, rtol=0, atol=0)
+    with pytest.raises(RuntimeError, match="retain_graph"):
+        torch.autograd.grad(loss, leaves)
+
+
+def records(out):
+    """Those of the nodes behind a tensor."""
+    nodes, seen, found = [out.grad_fn], set(), []
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            found += [node.record] if hasattr(node, "record") else []
+            nodes += [before for before, _ in node.next_functions]
+    return found
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_memory_goes_with_the_graph(backwards):
+    """At once: nothing waits for the collector of garbage."""
+    _, ours = pair("lstm", 3, 5, num_layers=2, bidirectional=True)
+    gc.collect()
+    gc.disable()
+    try:
+        out, after = ours(torch.randn(4, 2, 3))
+        seen = [weakref.ref(record) for record in records(out)]
+        assert len(seen) == 4
+        if backwards:
+            out.sum().backward()
+        assert all(ref() is not None for ref in seen)  # it may be retained
+        del out, after
+        assert not any(ref() for ref in seen)
+    finally:
+        gc.enable()
+
+
+def test_weights_are_converted_once_where_no_gradient_is_asked_for():
+    _, ours = pair("lstm", 3, 5)
+    xs = torch.randn(4, 2, 3)
+    with torch.no_grad():
+        ours(xs)
+        params = ours._form(0)._last[2]
+        ours(xs)
+        assert ours._form(0)._last[2] is params
+        assert ours.double()(xs.double())[0].dtype == torch.float64  # of equal numbers
+        assert pickle.loads(pickle.dumps(ours))(xs.double())[0].dtype == torch.float64
+
+
+@pytest.mark.parametrize("name", ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"])
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_weights_of_two_dtypes_are_refused(kind, name):
+    _, ours = pair(kind, 3, 5)
+    with torch.no_grad():
+        ours(torch.randn(4, 2, 3))
+    getattr(ours, name).data = getattr(ours, name).data.double()
+    xs = torch.randn(4, 2, 3, dtype=ours.weight_ih_l0.dtype)
+    for grad in (True, False):
+        with (
+            torch.set_grad_enabled(grad),
+            pytest.raises(TypeError, match=r"^weights: .* one dtype"),
+        ):
+            ours(xs)
+
+
+def test_a_cells_parameters_are_not_copied():
+    module = numba_rnn.torch.Recurrent("gru", 3, 5)
+    arrays = module._form().params(list(module.parameters()))
+    for array, param in zip(arrays, module.parameters(), strict=True):
+        assert array.ctypes.data == param.data_ptr()
 
 
 @pytest.mark.parametrize(
@@ -447,6 +530,44 @@ def test_any_cell_is_a_module(name, batch_first):
         return torch.func.functional_call(module, dict(zip(names, values, strict=True)), xs)[0]
 
     assert torch.autograd.gradcheck(of_weights, values)
+
+
+@pytest.mark.parametrize("name", cells.names())
+def test_gradcheck_of_every_cell(name):
+    torch.manual_seed(0)
+    module = numba_rnn.torch.Recurrent(name, 2, 5, dtype=torch.float64)
+    xs = torch.randn(2, 3, 2, dtype=torch.float64, requires_grad=True)
+    state = [torch.rand(2, 5, dtype=torch.float64) + 0.5 for _ in module.cell.states]
+    values = [value.detach().requires_grad_() for value in (*state, *module.parameters())]
+    names, mask = list(dict(module.named_parameters())), torch.tensor([[True, False, True]] * 2)
+
+    def function(xs, *values):
+        state, weights = values[: len(state_names)], values[len(state_names) :]
+        given = dict(zip(names, weights, strict=True))
+        hs, after = torch.func.functional_call(module, given, (xs, state, mask))
+        return hs, *after
+
+    state_names = module.cell.states
+    with use_backend("numpy"):
+        assert torch.autograd.gradcheck(function, (xs, *values))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"xs": torch.ones(2, 4, 7)}, ValueError, r"^xs: expected shape \(N, T, 3\)"),
+        ({"state": [torch.ones(2, 5)] * 2}, TypeError, "^state: expected h, got 2 arrays"),
+        ({"state": [torch.ones(3, 5)]}, ValueError, r"^h: expected shape \(2, 5\), got \(3, 5\)"),
+        ({"state": [torch.ones(2, 5).double()]}, TypeError, "^h: expected float32"),
+        ({"mask": torch.ones(2, 3) > 0}, ValueError, r"^mask: expected shape \(2, 4\)"),
+        ({"mask": torch.ones(2, 4)}, TypeError, "^mask: expected booleans"),
+    ],
+)
+def test_bad_input_of_a_cells_module(change, error, says):
+    module = numba_rnn.torch.Recurrent("mgu", 3, 5)
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad), pytest.raises(error, match=says):
+            module(**{"xs": torch.ones(2, 4, 3), **change})
 
 
 # ---- an existing model

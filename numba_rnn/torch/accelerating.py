@@ -89,7 +89,7 @@ def restore(model: Model, tell: Callable[[str], None] = print) -> Model:
             tell(f"{where} is left: no class of torch computes the same")
         else:
             module.__class__ = theirs
-            vars(module).pop("_runners", None)
+            vars(module).pop("_forms", None)
     return model
 
 

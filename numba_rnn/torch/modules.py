@@ -12,8 +12,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from ..kernels import cells
 from ..kernels.cells import Cell, WrittenCell
 from ..layers import TimeRecurrent
-from .running import Runner, refuse_recording
-from .weights import OfCell, OfTorch
+from .running import refuse_recording, run
+from .weights import Form, OfCell, OfTorch
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -23,6 +23,22 @@ class _NotRecorded(torch.nn.Module):
 
     def __prepare_scriptable__(self) -> NoReturn:
         refuse_recording()
+
+    def _new_form(self, place: int) -> Form:
+        """The form of the weights of one direction of one layer."""
+        raise NotImplementedError
+
+    def _form(self, place: int = 0) -> Form:
+        """The same, made where it is needed first."""
+        forms: dict[int, Form] = self.__dict__.setdefault("_forms", {})
+        if place not in forms:
+            forms[place] = self._new_form(place)
+        return forms[place]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy makes its own forms."""
+        own: Any = super().__getstate__()  # type: ignore[no-untyped-call]
+        return {name: value for name, value in own.items() if name != "_forms"}
 
 
 class _Runs(_NotRecorded, torch.nn.RNNBase):
@@ -136,26 +152,16 @@ class _Runs(_NotRecorded, torch.nn.RNNBase):
             weights = [getattr(self, name) for name in self._all_weights[place]]
             seen, present = (xs, mask) if not direction else (xs.flip(1), _flipped(mask))
             there = None if present is None else present.numpy()
-            hs, last = self._runner(place)(seen, before, weights, there)
+            hs, last = run(self, place, seen, before, weights, there)
             outputs.append(hs.flip(1) if direction else hs)
             after.append(last)
         return outputs[0] if directions == 1 else torch.cat(outputs, 2), after
 
-    def _runner(self, place: int) -> Runner:
-        """What runs one direction of one layer; made when it is needed first."""
-        runners = self.__dict__.setdefault("_runners", {})
-        if place not in runners:
-            family = "rnn" if self.mode.startswith("RNN") else self.mode.lower()
-            activation = "relu" if self.mode == "RNN_RELU" else "tanh"
-            names = [name.rpartition("_l")[0] for name in self._all_weights[place]]
-            runners[place] = Runner(OfTorch(family, activation, names))
-        return runners[place]
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy makes its own runners."""
-        own: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
-        own.pop("_runners", None)
-        return own
+    def _new_form(self, place: int) -> Form:
+        family = "rnn" if self.mode.startswith("RNN") else self.mode.lower()
+        activation = "relu" if self.mode == "RNN_RELU" else "tanh"
+        names = [name.rpartition("_l")[0] for name in self._all_weights[place]]
+        return OfTorch(family, activation, names)
 
 
 def _reordered(state: torch.Tensor, order: Any) -> torch.Tensor:
@@ -261,12 +267,14 @@ class Recurrent(_NotRecorded):
     ) -> None:
         super().__init__()
         self.cell, self.batch_first = cells.get(cell), bool(batch_first)
-        self._runner = Runner(OfCell(self.cell))
         self.input_size, self.hidden_size = input_size, hidden_size
         for name, shape in self.cell.shapes(input_size, hidden_size).items():
             empty = torch.empty(shape, device=device, dtype=dtype or torch.get_default_dtype())
             self.register_parameter(name, torch.nn.Parameter(empty))
         self.reset_parameters()
+
+    def _new_form(self, place: int) -> Form:
+        return OfCell(self.cell)
 
     def reset_parameters(self) -> None:
         """Draw new parameters, as ``TimeRecurrent.create`` does, from torch's generator."""
@@ -311,5 +319,5 @@ class Recurrent(_NotRecorded):
             refuse_recording()
         rows = xs if self.batch_first else xs.transpose(0, 1)
         present = None if mask is None else mask.cpu().numpy()
-        hs, after = self._runner(rows, state, list(self.parameters()), present)
+        hs, after = run(self, 0, rows, state, list(self.parameters()), present)
         return hs if self.batch_first else hs.transpose(0, 1), after

@@ -1,8 +1,8 @@
 """One direction of one layer as a node of autograd.
 
 Tensors become arrays, and arrays tensors, without a copy: through NumPy on the CPU, through DLPack
-on a GPU. What runs is a layer of ``numba_rnn.layers``, which keeps in itself what backward needs,
-so that every node has one of its own; a node that is gone gives its layer back to be used again.
+on a GPU. ``numba_rnn.functional`` runs on them. The node holds the record of forward, in which is
+everything that backward needs: both go together.
 """
 
 import ctypes
@@ -11,113 +11,52 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
-import numpy as np
 import torch
 from torch.autograd import forward_ad
 
-from ..backend import engine_of
-from ..layers import TimeRecurrent
+from .. import functional
+from ..backend import Engine, engine
+from ..functional import Record, StepOptions
+from ..kernels.step_options import NO_OPTIONS
+from .weights import Form, array_of, tensor_of
 
 FLOATS = (torch.float32, torch.float64)
 _REMEDY = "numba_rnn.torch.restore(model) makes its modules torch's own again"
 
 
-class Form(Protocol):
-    """How the weights of a module become a layer's parameters, and its gradients theirs."""
+def run(
+    module: Any,
+    place: int,
+    xs: torch.Tensor,
+    state: Sequence[torch.Tensor] | None,
+    weights: Sequence[torch.Tensor],
+    mask: Any = None,
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """xs (N, T, D) -> hs (N, T, H), and the states (N, H) after each row's last step.
 
-    def make(self, weights: Sequence[torch.Tensor]) -> TimeRecurrent: ...
-    def fill(self, layer: TimeRecurrent, weights: Sequence[torch.Tensor]) -> None: ...
-    def gradients(self, layer: TimeRecurrent) -> list[torch.Tensor]: ...
+    module, place  which direction of which layer it is: its form is ``module._form(place)``
+    state          the states before, None: zeros
+    mask           (N, T) bool array: the steps that are there; None: all
 
-
-class Runner:
-    """Runs one direction of one layer; may do so several times before autograd comes back."""
-
-    def __init__(self, form: Form) -> None:
-        self._form = form
-        self._free: list[_Borrowed] = []
-
-    def __call__(
-        self,
-        xs: torch.Tensor,
-        state: Sequence[torch.Tensor] | None,
-        weights: Sequence[torch.Tensor],
-        mask: Any = None,
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """xs (N, T, D) -> hs (N, T, H), and the states (N, H) after each row's last step.
-
-        state  the states before, None: zeros
-        mask   (N, T) bool array: the steps that are there; None: all
-
-        torch.compile leaves it as it is. Raises TypeError for other dtypes than float32 and
-        float64, RuntimeError while torch.jit.trace or torch.export records what it cannot see, and
-        for derivatives other than first ones in reverse mode.
-        """
-        if getattr(torch.compiler, "is_exporting", bool)():  # torch has it from 2.7 on
-            refuse_recording()
-        if torch.compiler.is_dynamo_compiling():
-            outside = torch.compiler.disable(self.__call__)  # type: ignore[no-untyped-call]
-            return outside(xs, state, weights, mask)
-        given = tuple(state or ())
-        tensors = xs, *given, *weights
-        keep = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        _expect_runs_here(tensors)
-        _expect_reverse_mode(tensors, keep)
-        run: Callable[..., Any] = _Node.apply if keep else _without_gradient
-        hs, *after = run(self, mask, len(given), xs, *given, *weights)
-        return hs, tuple(after)
-
-    def borrow(self, weights: Sequence[torch.Tensor], compare: bool) -> "_Borrowed":
-        """A layer with these weights that nobody else uses.
-
-        compare  look first whether the layer has them already, which takes a fraction of the time
-                 (numbers are compared: torch counts no writes through ``.data``)
-        """
-        try:
-            one = self._free.pop()
-        except IndexError:
-            one = _Borrowed(self)
-        now = [(w.shape, w.dtype, w.device) for w in weights]
-        if one.layer is None or one.sizes != now:
-            one.layer, one.sizes, one.seen = self._form.make(weights), now, None
-        elif not (compare and one.seen and all(map(torch.equal, one.seen, weights))):
-            self._form.fill(one.layer, weights)
-            one.seen = None
-        if compare and not one.seen:
-            one.seen = [weight.detach().clone() for weight in weights]
-        return one
-
-    def gradients(self, layer: TimeRecurrent) -> list[torch.Tensor]:
-        """Of the weights, after the layer's backward."""
-        return self._form.gradients(layer)
-
-
-class _Borrowed:
-    """A layer in use; when this is gone, its runner may use the layer again."""
-
-    def __init__(self, owner: Runner) -> None:
-        self._owner = owner
-        self.layer: Any = None
-        self.sizes: list[Any] = []  # of the weights that it was made for
-        self.seen: list[torch.Tensor] | None = None  # the weights that it has, if they are known
-
-    def give_back(self) -> None:
-        """Drop what the layer keeps, and let it be used again."""
-        self.layer.forget()
-        self.layer.reset_state()
-        self._owner._free.append(self)
-
-
-class _Lease:
-    """Gives a layer back when autograd has dropped its node."""
-
-    def __init__(self, borrowed: _Borrowed) -> None:
-        self.borrowed = borrowed
-
-    def __del__(self) -> None:
-        self.borrowed.give_back()
+    torch.compile leaves it as it is. Raises TypeError for other dtypes than float32 and float64,
+    RuntimeError while torch.jit.trace or torch.export records what it cannot see, and for
+    derivatives other than first ones in reverse mode.
+    """
+    if getattr(torch.compiler, "is_exporting", bool)():  # torch has it from 2.7 on
+        refuse_recording()
+    if torch.compiler.is_dynamo_compiling():
+        outside = torch.compiler.disable(run)  # type: ignore[no-untyped-call]
+        return outside(module, place, xs, state, weights, mask)
+    given = tuple(state or ())
+    tensors = xs, *given, *weights
+    keep = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    _expect_runs_here(tensors)
+    _expect_reverse_mode(tensors, keep)
+    call: Callable[..., Any] = _Node.apply if keep else _without_gradient
+    hs, *after = call(module._form(place), mask, len(given), xs, *given, *weights)
+    return hs, tuple(after)
 
 
 def refuse_recording() -> NoReturn:
@@ -156,11 +95,11 @@ def _expect_reverse_mode(tensors: Sequence[torch.Tensor | None], keep: bool) -> 
 
     keep  whether a node of autograd would be made, which torch.func's functions do not take
     """
-    of = torch._C._functorch
+    of, dual = torch._C._functorch, forward_ad._current_level >= 0
     if (keep and torch._C._are_functorch_transforms_active()) or any(
         of.is_functorch_wrapped_tensor(t)
         or of.is_legacy_batchedtensor(t)
-        or forward_ad.unpack_dual(t).tangent is not None  # type: ignore[no-untyped-call]
+        or (dual and forward_ad.unpack_dual(t).tangent is not None)  # type: ignore[no-untyped-call]
         for t in tensors
         if t is not None
     ):
@@ -172,35 +111,49 @@ def _expect_reverse_mode(tensors: Sequence[torch.Tensor | None], keep: bool) -> 
 
 
 def _forward(
-    runner: Runner,
-    mask: Any,
-    states: int,
-    xs: torch.Tensor,
-    rest: Sequence[torch.Tensor],
-    compare: bool,
-) -> tuple[_Borrowed, tuple[torch.Tensor, ...]]:
-    borrowed = runner.borrow(rest[states:], compare)
-    layer = borrowed.layer
-    if states:
-        layer.set_state(*(array_of(state) for state in rest[:states]))
-    with torch_threads(layer):
-        hs = layer.forward(array_of(xs), mask=mask)
-    return borrowed, (tensor_of(hs), *map(tensor_of, layer.state))
+    form: Form, mask: Any, states: int, xs: torch.Tensor, rest: Sequence[torch.Tensor], same: bool
+) -> tuple[tuple[torch.Tensor, ...], Record]:
+    """hs and the states after, and the record.
+
+    same  look first whether the weights are those of the last call
+    """
+    state, weights = rest[:states], rest[states:]
+    params = form.params_again(weights) if same else form.params(weights)
+    P, H = form.widths(weights)
+    options = NO_OPTIONS if mask is None else StepOptions(mask=mask)
+    with _torch_threads(engine()):
+        hs, after, record = functional.forward(
+            form.cell, array_of(xs), _arrays(state, P, H) or None, params, options
+        )
+    outputs = [tensor_of(array) for array in (hs, *after)]
+    if P < H:
+        outputs[:2] = [_cut(h, P) for h in outputs[:2]]
+    return tuple(outputs), record
+
+
+def _arrays(state: Sequence[Any], P: int, H: int) -> list[Any]:
+    """The states, None too, as arrays (N, H); h, the first of them, may be (N, P)."""
+    if P < H and state and state[0] is not None:
+        state = torch.nn.functional.pad(state[0], (0, H - P)), *state[1:]
+    return [None if tensor is None else array_of(tensor) for tensor in state]
+
+
+def _cut(h: torch.Tensor, P: int) -> torch.Tensor:
+    """h (..., H) as a tensor (..., P) of its own."""
+    return h[..., :P].clone(memory_format=torch.contiguous_format)
 
 
 def _without_gradient(
-    runner: Runner, mask: Any, states: int, xs: torch.Tensor, *rest: torch.Tensor
+    form: Form, mask: Any, states: int, xs: torch.Tensor, *rest: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
-    borrowed, outputs = _forward(runner, mask, states, xs, rest, True)
-    borrowed.give_back()
-    return outputs
+    return _forward(form, mask, states, xs, rest, True)[0]
 
 
 class _Node(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, runner: Any, mask: Any, states: int, xs: Any, *rest: Any) -> Any:
-        borrowed, outputs = _forward(runner, mask, states, xs, rest, False)
-        ctx.lease, ctx.runner, ctx.states = _Lease(borrowed), runner, states
+    def forward(ctx: Any, form: Any, mask: Any, states: int, xs: Any, *rest: Any) -> Any:
+        outputs, ctx.record = _forward(form, mask, states, xs, rest, False)
+        ctx.form, ctx.states = form, states
         # so that autograd sees where they are changed meanwhile, and who depends on them
         ctx.save_for_backward(xs, *rest)
         ctx.set_materialize_grads(False)
@@ -213,18 +166,22 @@ class _Node(torch.autograd.Function):
         return None, None, None, *run(ctx, douts, *ctx.saved_tensors, *douts)
 
 
-def _backward(node: Any, douts: Any, xs: torch.Tensor, *_: Any) -> tuple[Any, ...]:
-    """The gradients by xs, states and weights, from those by hs and the states after."""
-    dhs, *dstate = douts
-    layer = node.lease.borrowed.layer
-    if dhs is None:
-        dhs = xs.new_zeros((*xs.shape[:2], layer.output_size))
-    given = [None if d is None else array_of(d) for d in dstate]
-    with torch_threads(layer):
-        dxs = layer.backward(array_of(dhs), *given, inputs=node.needs_input_grad[3])
-    dstates = [tensor_of(d) for d in layer.dstate[: node.states]]
-    weights = node.runner.gradients(layer)
-    return None if dxs is None else tensor_of(dxs), *dstates, *weights
+def _backward(node: Any, douts: Any, xs: torch.Tensor, *rest: Any) -> tuple[Any, ...]:
+    """The gradients by xs, states and weights, from those by hs and the states after.
+
+    rest  the states, the weights and douts, as ``_Gradient`` wants them
+    """
+    form, record, states = node.form, node.record, node.states
+    weights = rest[states : len(rest) - len(douts)]
+    P, H = form.widths(weights)
+    (dhs,), dstate = _arrays(douts[:1], P, H), _arrays(douts[1:], P, H)
+    with _torch_threads(record.engine):
+        found = functional.backward(record, dhs, dstate, inputs=node.needs_input_grad[3])
+    dxs = None if found.xs is None else tensor_of(found.xs)
+    dstate = [tensor_of(d) for d in found.state[:states]]
+    if P < H and states:
+        dstate[0] = _cut(dstate[0], P)
+    return dxs, *dstate, *form.gradients(found.params, weights)
 
 
 class _Gradient(torch.autograd.Function):
@@ -245,22 +202,13 @@ class _Gradient(torch.autograd.Function):
         )
 
 
-def array_of(tensor: torch.Tensor) -> Any:
-    """The same memory as a NumPy array, or as what a layer on a GPU takes by DLPack."""
-    if tensor.device.type not in ("cpu", "cuda"):
-        raise ValueError(f"input: expected a tensor on the CPU or a CUDA GPU, got {tensor.device}")
-    # parts of conjugate numbers have their sign beside them, of which others know nothing
-    tensor = tensor.detach().resolve_neg()
-    return tensor.numpy() if tensor.device.type == "cpu" else tensor
-
-
-def torch_threads(layer: TimeRecurrent) -> AbstractContextManager[None]:
-    """Let the layer work with torch's own threads in the block, and with as many at most.
+def _torch_threads(engine: Engine) -> AbstractContextManager[None]:
+    """Let the engine work with torch's own threads in the block, and with as many at most.
 
     After each operation these look out for more to do for some milliseconds, on the processors
     that other threads would want.
     """
-    return engine_of(layer.params[0]).borrowing(_openmp(), torch.get_num_threads())
+    return engine.borrowing(_openmp(), torch.get_num_threads())
 
 
 @cache
@@ -272,17 +220,3 @@ def _openmp() -> int:
     except (AttributeError, IndexError, OSError):
         return 0
     return ctypes.cast(function, ctypes.c_void_p).value or 0
-
-
-def placed(layer: TimeRecurrent, weight: torch.Tensor) -> TimeRecurrent:
-    """The layer, moved to where the weight is."""
-    return layer.to("cuda") if weight.device.type == "cuda" else layer
-
-
-def tensor_of(array: Any) -> torch.Tensor:
-    """The same memory as a tensor."""
-    if isinstance(array, torch.Tensor):
-        return array
-    if isinstance(array, np.ndarray):
-        return torch.from_numpy(array)
-    return torch.from_dlpack(array)  # type: ignore[attr-defined]
