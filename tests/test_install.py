@@ -465,6 +465,7 @@ FORBIDDEN = {
     "backend": ("bridges", "checks", "layers", "models", "sklearn", "torch", "training", "cli"),
     "checks": ("backend", "bridges", "layers", "models", "sklearn", "torch", "training", "cli"),
     "layers": ("bridges", "diagnostics", "models", "sklearn", "torch", "training", "viz", "cli"),
+    "functional": ("bridges", "diagnostics", "models", "sklearn", "torch", "training", "cli"),
     "diagnostics": ("bridges", "models", "sklearn", "torch", "training", "viz", "cli"),
     "viz": ("bridges", "models", "sklearn", "torch", "training", "cli"),
     "models": ("bridges", "sklearn", "torch", "cli"),

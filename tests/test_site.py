@@ -232,5 +232,11 @@ def test_every_public_name_is_in_the_reference(site):
         }
         missing = public(room) - there - {"Table"}  # the name of a type, not documented
         assert not missing, room
-    here = {a.rpartition(".")[2] for a in parsed(site / "reference" / "numba_rnn.html").anchors}
-    assert set(numba_rnn.__all__) - {"cells", "functions"} - public("layers") <= here
+    modules = {"cells", "functional", "functions"}
+    names = {
+        "functional": set(numba_rnn.functional.__all__),
+        "numba_rnn": set(numba_rnn.__all__) - modules - public("layers"),
+    }
+    for page, wanted in names.items():
+        here = {a.rpartition(".")[2] for a in parsed(site / "reference" / f"{page}.html").anchors}
+        assert wanted <= here

@@ -65,7 +65,7 @@ class OfTorch(Form):
     """
 
     def __init__(self, family: str, activation: str, names: Sequence[str]) -> None:
-        self.family, self.names = family, tuple(names)
+        self.names = tuple(names)
         self.projected = "weight_hr" in names
         name = {
             "rnn": "rnn_relu" if activation == "relu" else "rnn",
