@@ -133,7 +133,7 @@ def test_after_fork_nothing_is_borrowed():
 def test_as_many_threads_work_as_torch_says(engine):
     module, xs = LSTM(40, 50), torch.randn(30, 40, 40)
     seen = []
-    with mock.patch.object(passes.threads.team, "run", side_effect=lambda *a: seen.append(a[1])):
+    with mock.patch.object(passes.threads.team, "run", side_effect=lambda *a: seen.append(a[2])):
         for count in (2, 1):
             torch.set_num_threads(count)
             module(xs)
