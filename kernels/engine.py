@@ -786,10 +786,12 @@ def expect_consistent(cell: Cell, xs: Array, state: State, params: Sequence[Arra
     N, _, D = xs.shape
     if not xs.dtype.isnative:
         raise TypeError(f"xs: expected numbers in the machine's byte order, got {xs.dtype}")
-    wanted = cell.shapes(D, cell.hidden_size(params))
+    H, wanted = cell.hidden_size(params), cell.shapes(D, 1)
     if len(params) != len(wanted):
         raise ValueError(f"params: expected {', '.join(wanted)}, got {len(params)} arrays")
-    wanted |= dict.fromkeys(cell.states, (N, cell.hidden_size(params)))
+    P = cell.output_size(params)
+    wanted = cell.shapes(D, H, P) | {cell.states[0]: (N, P)}
+    wanted |= dict.fromkeys(cell.states[1:], (N, H))
     for (name, shape), array in zip(wanted.items(), (*params, *state), strict=True):
         if array.shape != shape:
             raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")

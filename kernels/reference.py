@@ -37,9 +37,8 @@ class NumpyEngine(Engine):
     ) -> tuple[Array, State, Any]:
         expect_consistent(cell, xs, state, params)
         N, T, _ = xs.shape
-        H = cell.hidden_size(params)
         state = tuple(s.copy() for s in state)  # the caller may change theirs before backward
-        hs = np.empty((N, T, H), dtype=xs.dtype)
+        hs = np.empty((N, T, cell.output_size(params)), dtype=xs.dtype)
         kept: list[Any] = []
         walk = self._walk(cell, _x_side(cell, xs, params), range(T), state, params, steps)
         for t, (seen, *left, after, output) in enumerate(walk):
@@ -63,16 +62,16 @@ class NumpyEngine(Engine):
         """Run step by step. Yields for each step the state before it, its operand, what the cell
         saved, the gates' normalisation, the state after it, and its output.
         """
-        _, Wh, b, w = cell.complete(params)
+        _, Wh, b, w, Wr = cell.complete(params)
         bh, features = None if cell.biases == 1 else b[1], steps.features
         for t in times:
             state = reset_before(steps, t, state)
             live = None if steps.mask is None else steps.mask[:, t, None]
             gates, operand, normalised = _pre_activations(
-                cell, x_side[:, t], state, Wh, bh, w, steps.scale, live
+                cell, x_side[:, t], state, Wh, Wr, bh, w, steps.scale, live
             )
             new, saved = cell.forward(gates, state)
-            zoneout = steps.zoneout_at(t, state[0].shape, state[0].dtype)
+            zoneout = _zoneout(steps, t, state)
             after, (output,) = step.apply_options(features, new, state, live, zoneout)
             yield state, operand, saved, normalised, after, output
             state = after
@@ -103,18 +102,22 @@ class NumpyEngine(Engine):
         out: Sequence[Array] | None = None,
     ) -> Gradients:
         xs, kept, params, steps = saved
-        Wx, Wh, _, _ = cell.complete(params)
-        N, T, D = xs.shape
-        H = Wh.shape[0]
+        Wx, Wh, _, _, Wr = cell.complete(params)
+        (N, T, D), H, P = xs.shape, cell.hidden_size(params), cell.output_size(params)
         early = len(cell.recurrent_gates) - len(cell.second)  # gates fed by h itself
-        Wh_h, Wh_operand = Wh[:, : early * H], Wh[:, early * H :]
-        scale = xs.dtype.type(1) if steps.scale is None else steps.scale
+        Wh_h = Wh[:, : early * H]
+        scale = np.ones((1, H), xs.dtype) if steps.scale is None else steps.scale
         features = steps.features
 
-        dgates_all = np.empty((N, T, len(cell.gates), H), dtype=xs.dtype)
-        dinitial = np.zeros((len(cell.states), N, H), dtype=xs.dtype)
-        dstates = np.empty((N, T, len(cell.states), H), dtype=xs.dtype) if steps.trace else None
-        h_before, operands = np.empty((2, N, T, H), dtype=xs.dtype)
+        def zeros(size: int) -> Array:
+            return np.zeros((N, size), xs.dtype)
+
+        no_gates = tuple(zeros(P if name in cell.second else H) for name in cell.gates)
+        no_state = zeros(P), *(zeros(H) for _ in cell.states[1:])
+        dgates_all = [np.empty((N, T, d.shape[1]), xs.dtype) for d in no_gates]
+        dinitial, dtype = no_state, xs.dtype
+        dstates = np.empty((N, T, len(cell.states), H), dtype) if steps.trace else None
+        h_before, operands = np.empty((N, T, P), dtype), np.empty((N, T, H), dtype)
         walked = self._walked(cell, xs, kept, params, steps)
         waiting = {*cell.second, *cell.fed}
         early_gates, late_gates = (
@@ -124,16 +127,16 @@ class NumpyEngine(Engine):
         for t, (state, operand, step_saved, normalised) in zip(
             reversed(range(T)), walked, strict=True
         ):
-            h_before[:, t] = state[0] * scale
+            h_before[:, t] = state[0] * scale[:, :P]
             operands[:, t] = 0 if operand is None else operand
             live = None if steps.mask is None else steps.mask[:, t, None]
-            zoneout = steps.zoneout_at(t, (N, H), xs.dtype)
+            zoneout = _zoneout(steps, t, state)
             dstate, _ = step.add_output_gradient(features, dhs[:, t], None, dstate, live)
             if dstates is not None:
-                dstates[:, t] = np.stack(dstate, axis=1)
+                dstates[:, t] = np.stack(cell.widened(np, dstate, H), axis=1)
             dnew, bypass = step.options_backward(features, dstate, live, zoneout)
             dgates, dprev = cell.backward(dnew, step_saved, state)
-            dgates, dprev = _filled(dgates, like=state[0]), _filled(dprev, like=state[0])
+            dgates, dprev = _filled(dgates, no_gates), _filled(dprev, no_state)
             dgates = _only(live, dgates)  # normalised gates: still of the normalised value
 
             dgates = _denormalised(dgates, normalised, late_gates)
@@ -141,38 +144,40 @@ class NumpyEngine(Engine):
                 if cell.fed:
                     doperand = dgates[late_gates[0]]
                 else:
-                    doperand = _fuse(dgates, cell.recurrent_gates[early:]) @ Wh_operand.T * scale
+                    doperand = _fuse(dgates, cell.recurrent_gates[early:]) @ Wr.T * scale
                 dgates, dprev = cell.operand_backward(doperand, dgates, dprev, step_saved, state)
                 dgates, dprev = _only(live, dgates), _only(live, dprev)
             dgates = _denormalised(dgates, normalised, early_gates)
 
             if early:
-                through_gates = _fuse(dgates, cell.recurrent_gates[:early]) @ Wh_h.T * scale
+                through_gates = _fuse(dgates, cell.recurrent_gates[:early]) @ Wh_h.T * scale[:, :P]
                 dprev = dprev[0] + through_gates, *dprev[1:]
             dstate, _ = step.add_bypass(_only(live, dprev), bypass)
-            dgates_all[:, t] = np.stack(dgates, axis=1)
+            for all_steps, d in zip(dgates_all, dgates, strict=True):
+                all_steps[:, t] = d
             is_reset = None if steps.resets is None else steps.resets[:, t, None]
             dstate, stopped = step.reset_backward(features, dstate, is_reset)
             if stopped:
-                dinitial += stopped
+                dinitial = tuple(d + more for d, more in zip(dinitial, stopped, strict=True))
 
         def columns(gates: Sequence[int]) -> Array:  # (N T, gates H)
-            return dgates_all[:, :, list(gates)].reshape(N * T, len(gates) * H)
+            sides = [dgates_all[g].reshape(N * T, dgates_all[g].shape[2]) for g in gates]
+            return np.concatenate([np.empty((N * T, 0), xs.dtype), *sides], axis=1)
 
         weights = range(len(cell.gates) - len(cell.weights), len(cell.gates))
         x_side, h_side = columns(cell.input_gates), columns(cell.recurrent_gates)
         dWx = self.product(xs.reshape(N * T, D).T, x_side)
-        dWh = self.product(h_before.reshape(N * T, H).T, h_side)
-        if cell.second:
-            late = operands.reshape(N * T, H).T
-            dWh[:, early * H :] = self.product(late, h_side[:, early * H :])
+        dWh = self.product(h_before.reshape(N * T, P).T, h_side[:, : early * H])
+        dWr = self.product(operands.reshape(N * T, H).T, h_side[:, early * H :])
+        if cell.second and not cell.projected:
+            dWh = np.concatenate([dWh, dWr], axis=1)
         db = self.sum_rows(x_side)
         if cell.biases == 2:
             db = np.stack([db, self.sum_rows(h_side)])
         dw = self.sum_rows(columns(weights)).reshape(len(weights), H)
         dxs = (x_side @ Wx.T).reshape(N, T, D) if inputs else None
-        dparams = written(cell.own(dWx, dWh, db, dw), out)
-        dinitial = np.stack([self.sum_rows(d) for d in dinitial])
+        dparams = written(cell.own(dWx, dWh, db, dw, dWr), out)
+        dinitial = np.stack([self.sum_rows(d) for d in cell.widened(np, dinitial, H)])
         return Gradients(dxs, dstate, dparams, dinitial, dstates)
 
     def before(self, cell: Cell, saved: Any) -> tuple[Array, ...]:
@@ -185,23 +190,28 @@ class NumpyEngine(Engine):
     ) -> tuple[tuple[Array, ...], tuple[Array, ...], tuple[Array, ...]]:
         N, T, _ = xs.shape
         H = cell.hidden_size(params)
-        Wx, Wh, b, w = cell.complete([self.to_host(param) for param in params])
+        Wx, Wh, b, w, Wr = cell.complete([self.to_host(param) for param in params])
         bx, bh = (b, None) if cell.biases == 1 else b
         before = tuple(self.to_host(state) for state in before)
-        rows = tuple(state.reshape(N * T, H) for state in before)
+        rows = tuple(state.reshape(N * T, state.shape[2]) for state in before)
         x_side = self.to_host(xs).reshape(N * T, Wx.shape[0]) @ Wx + bx
         scale = None if steps.scale is None else np.repeat(self.to_host(steps.scale), T, axis=0)
-        gates, *_ = _pre_activations(cell, x_side, rows, Wh, bh, w, scale)
+        gates, *_ = _pre_activations(cell, x_side, rows, Wh, Wr, bh, w, scale)
         new, _ = cell.forward(gates, rows)
+
+        def every_row(array: Array) -> Array:
+            width = array.shape[-1] if array.ndim else H
+            return np.broadcast_to(array, (N * T, width)).reshape(N, T, width)
+
         gates, new, inside = (
-            tuple(np.broadcast_to(array, (N * T, H)).reshape(N, T, H) for array in arrays)
+            tuple(every_row(np.asarray(array)) for array in arrays)
             for arrays in (gates, new, cell.inside(gates, rows))
         )
         features, after = steps.features, []
         for t in range(T):
             made, seen = (tuple(s[:, t] for s in states) for states in (new, before))
             live = None if steps.mask is None else steps.mask[:, t, None]
-            zoneout = steps.zoneout_at(t, (N, H), seen[0].dtype)
+            zoneout = _zoneout(steps, t, seen)
             after.append(step.apply_options(features, made, seen, live, zoneout)[0])
         return gates, inside, tuple(np.stack(states, axis=1) for states in zip(*after, strict=True))
 
@@ -214,9 +224,9 @@ class NumpyEngine(Engine):
         zoneout: Sequence[float] = (),
     ) -> State:
         expect_consistent(cell, x[:, None], state, params)
-        Wx, Wh, b, w = cell.complete(params)
+        Wx, Wh, b, w, Wr = cell.complete(params)
         bx, bh = (b, None) if cell.biases == 1 else b
-        gates, *_ = _pre_activations(cell, x @ Wx + bx, state, Wh, bh, w, None)
+        gates, *_ = _pre_activations(cell, x @ Wx + bx, state, Wh, Wr, bh, w, None)
         new = cell.forward(gates, state)[0]
         if not zoneout:
             return new
@@ -226,7 +236,7 @@ class NumpyEngine(Engine):
 
 def _x_side(cell: Cell, xs: Array, params: Sequence[Array]) -> Array:
     """x Wx and the bias on the input side: one product for all T."""
-    Wx, _, b, _ = cell.complete(params)
+    Wx, _, b, *_ = cell.complete(params)
     return xs @ Wx + (b if cell.biases == 1 else b[0])
 
 
@@ -235,6 +245,7 @@ def _pre_activations(
     x_side: Array,
     state: State,
     Wh: Array,
+    Wr: Array,
     bh: Array | None,
     w: Array,
     scale: Array | None,
@@ -246,15 +257,15 @@ def _pre_activations(
     live  (N, 1), the rows that are not masked: the operand of the others, which may be anything, is
           set to 0, since it enters the gradient of Wh
     """
-    h = state[0] if scale is None else state[0] * scale
-    H = Wh.shape[0]
+    h = state[0] if scale is None else state[0] * scale[:, : Wh.shape[0]]
+    H = x_side.shape[-1] // len(cell.input_gates)
     early = len(cell.recurrent_gates) - len(cell.second)
     gates: list[Array] = [h.dtype.type(0)] * (len(cell.gates) - len(w))
     gates += [w[k] for k in range(len(w))]
 
     def add(side: Array, positions: Sequence[int]) -> None:
-        for k, g in enumerate(positions):
-            gates[g] = gates[g] + side[:, k * H : (k + 1) * H]
+        for g, part in zip(positions, np.split(side, len(positions), axis=1), strict=True):
+            gates[g] = gates[g] + part
 
     add(x_side, cell.input_gates)
     if early:
@@ -276,7 +287,7 @@ def _pre_activations(
         gates[cell.gates.index(cell.fed[0])], operand = operand, None
     else:
         operand = operand if scale is None else operand * scale
-        add(operand @ Wh[:, early * H :], cell.recurrent_gates[early:])
+        add(operand @ Wr, cell.recurrent_gates[early:])
     normalise(waiting)
     return tuple(gates), operand, normalised
 
@@ -306,8 +317,10 @@ def reset_before(steps: StepOptions, t: int, state: State) -> State:
     if steps.resets is None:
         return state
     is_reset = steps.resets[:, t, None]
-    starts = [0] * len(state) if steps.initial is None else steps.initial
-    initial = tuple(np.asarray(i, s.dtype) for i, s in zip(starts, state, strict=True))
+    starts = np.zeros((len(state), 1)) if steps.initial is None else steps.initial
+    initial = tuple(
+        np.asarray(i[: s.shape[1]], s.dtype) for i, s in zip(starts, state, strict=True)
+    )
     after: State = step.apply_reset(steps.features, state, is_reset, initial)[0]
     return after
 
@@ -322,9 +335,16 @@ def _fuse(dgates: Sequence[Array], positions: Sequence[int]) -> Array:
     return np.concatenate([dgates[g] for g in positions], axis=1)
 
 
-def _filled(gradients: Sequence[Array | None], like: Array) -> tuple[Array, ...]:
+def _filled(gradients: Sequence[Array | None], zeros: Sequence[Array]) -> tuple[Array, ...]:
     """The gradients, zeros in place of None."""
-    return tuple(np.zeros_like(like) if d is None else d for d in gradients)
+    return tuple(z if d is None else d for d, z in zip(gradients, zeros, strict=True))
+
+
+def _zoneout(steps: StepOptions, t: int, state: State) -> tuple[Array, ...]:
+    """What zoneout keeps of each state at a step."""
+    shape = len(state[0]), max(s.shape[1] for s in state)
+    pairs = zip(steps.zoneout_at(t, shape, state[0].dtype), state, strict=False)
+    return tuple(kept[:, : s.shape[1]] if kept.ndim else kept for kept, s in pairs)
 
 
 def __getattr__(name: str) -> Any:

@@ -103,6 +103,7 @@ class Cell:
     normalised: tuple[str, ...] = ()
     joined: tuple[str, ...] = ()
     weights: tuple[str, ...] = ()
+    projected: bool = False
     biases: int = 1
     shown: tuple[str, ...] = ()
     show: Callable[[Numbers, Numbers], Numbers] | None = None
@@ -187,7 +188,9 @@ class Cell:
         without = {*self.input_only, *self.fed, *self.weights}
         return tuple(g for g, name in enumerate(self.gates) if name not in without)
 
-    def shapes(self, input_size: int, hidden_size: int) -> dict[str, tuple[int, ...]]:
+    def shapes(
+        self, input_size: int, hidden_size: int, output_size: int | None = None
+    ) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the parameters, in their order.
 
         Parameters
@@ -196,12 +199,14 @@ class Cell:
             D, the number of features of an input.
         hidden_size : int
             H, the number of units.
+        output_size : int or None, default None
+            P, the number of outputs of a ``projected`` cell. None: H, as of other cells.
 
         Returns
         -------
         dict of str to tuple of int
-            The shapes of Wx, Wh (if there is a recurrent product), b, and w (if there are
-            ``weights``).
+            The shapes of Wx, Wh (if there is a recurrent product), b, w (if there are
+            ``weights``), and Wr (if the cell is ``projected``).
 
         Examples
         --------
@@ -209,13 +214,16 @@ class Cell:
         >>> cells.get("lstm").shapes(3, 5)
         {'Wx': (3, 20), 'Wh': (5, 20), 'b': (20,)}
         """
-        columns = len(self.input_gates) * hidden_size
-        recurrent = len(self.recurrent_gates) * hidden_size
+        H, P, second = hidden_size, output_size or hidden_size, len(self.second)
+        columns, recurrent = len(self.input_gates) * H, len(self.recurrent_gates) * H
+        if self.projected:
+            recurrent -= second * H
         return {
             "Wx": (input_size, columns),
-            **({"Wh": (hidden_size, recurrent)} if recurrent else {}),
+            **({"Wh": (P, recurrent)} if recurrent else {}),
             "b": (columns,) if self.biases == 1 else (2, columns),
-            **({"w": (len(self.weights), hidden_size)} if self.weights else {}),
+            **({"w": (len(self.weights), H)} if self.weights else {}),
+            **({"Wr": (H, second * P)} if self.projected else {}),
         }
 
     def hidden_size(self, params: Sequence[Any]) -> int:
@@ -233,8 +241,25 @@ class Cell:
         """
         return int(params[0].shape[1]) // len(self.input_gates)
 
-    def complete(self, params: Sequence[Any]) -> tuple[Any, Any, Any, Any]:
-        """Return all four parameters; those that the cell lacks are empty arrays.
+    def output_size(self, params: Sequence[Any]) -> int:
+        """Return P, the number of outputs: H, unless the cell is ``projected``.
+
+        Parameters
+        ----------
+        params : sequence of arrays
+            The parameters, in the order of ``shapes``.
+
+        Returns
+        -------
+        int
+            P.
+        """
+        if not self.projected:
+            return self.hidden_size(params)
+        return int(params[-1].shape[1]) // len(self.second)
+
+    def complete(self, params: Sequence[Any]) -> tuple[Any, Any, Any, Any, Any]:
+        """Return all five parameters; those that the cell lacks are empty arrays.
 
         Parameters
         ----------
@@ -245,25 +270,28 @@ class Cell:
         -------
         Wx : (D, Gx H) array
             The input weights.
-        Wh : (H, Gh H) array
+        Wh : (P, Gh H) array
             The recurrent weights.
         b : (Gx H,) or (2, Gx H) array
             The biases.
         w : (number of weights, H) array
             The weights.
+        Wr : (H, Gs P) array
+            What the operand multiplies: the last columns of Wh, unless the cell is ``projected``.
         """
         Wx, *rest = params
         H = self.hidden_size(params)
         Wh = rest.pop(0) if self.recurrent_gates else Wx[:0].reshape(H, 0)
-        return Wx, Wh, rest[0], rest[1] if self.weights else Wx[:0, :H]
+        Wr = rest[-1] if self.projected else Wh[:, Wh.shape[1] - len(self.second) * H :]
+        return Wx, Wh, rest[0], rest[1] if self.weights else Wx[:0, :H], Wr
 
-    def own(self, dWx: Any, dWh: Any, db: Any, dw: Any) -> tuple[Any, ...]:
+    def own(self, dWx: Any, dWh: Any, db: Any, dw: Any, dWr: Any = None) -> tuple[Any, ...]:
         """Return the gradients of the parameters that the cell has: the inverse of ``complete``.
 
         Parameters
         ----------
-        dWx, dWh, db, dw : array
-            The gradients of all four.
+        dWx, dWh, db, dw, dWr : array
+            The gradients of all five; dWr is read if the cell is ``projected``.
 
         Returns
         -------
@@ -271,7 +299,51 @@ class Cell:
             The gradients, in the order of ``shapes``.
         """
         Wh, w = (dWh,) if self.recurrent_gates else (), (dw,) if self.weights else ()
-        return (dWx, *Wh, db, *w)
+        return (dWx, *Wh, db, *w, *((dWr,) if self.projected else ()))
+
+    def widened(self, xp: Any, state: Numbers, hidden_size: int) -> Numbers:
+        """Return the states with zeros behind h, which is as wide as the others then.
+
+        Parameters
+        ----------
+        xp : module
+            NumPy or CuPy, whose arrays they are.
+        state : tuple of (..., P) and (..., H) arrays
+            The states.
+        hidden_size : int
+            H, the number of units.
+
+        Returns
+        -------
+        tuple of (..., H) arrays
+            The states; of a cell that is not ``projected`` they are the same arrays.
+        """
+        h = state[0]
+        if h.shape[-1] == hidden_size:
+            return state
+        wide = xp.zeros((*h.shape[:-1], hidden_size), h.dtype)
+        wide[..., : h.shape[-1]] = h
+        return (wide, *state[1:])
+
+    def narrowed(self, state: Numbers, output_size: int) -> Numbers:
+        """Return the states with the first P numbers of h: the inverse of ``widened``.
+
+        Parameters
+        ----------
+        state : tuple of (..., H) arrays
+            The states.
+        output_size : int
+            P, the number of outputs.
+
+        Returns
+        -------
+        tuple of arrays
+            The states; of a cell that is not ``projected`` they are the same arrays.
+        """
+        h = state[0]
+        if h.shape[-1] == output_size:
+            return state
+        return (h[..., :output_size].copy(), *state[1:])
 
     @property
     def gate_names(self) -> tuple[str, ...]:

@@ -4,9 +4,8 @@
     h_t = (o * tanh(c_t)) Wr                          r, the projection
 
 What the four gates see, and what goes out, is the projection of what the units hold. It is the
-second product: its operand is o * tanh(c_t), its gate r is h itself. Wr stands behind the four
-gates' blocks in Wh, (H, 5H): here h has as many numbers as there are units. ``TimeProjectedLSTM``
-makes it fewer.
+second product: its operand is o * tanh(c_t), its gate r is h itself. Wr is (H, P), Wh (P, 4H): h
+may have fewer numbers than there are units.
 """
 
 from types import MappingProxyType
@@ -66,6 +65,7 @@ LSTM_PROJECTED = Cell(
     backward=backward,
     recurrent_only=("r",),
     second=("r",),
+    projected=True,
     operand=output,
     operand_backward=output_backward,
     bias_start=MappingProxyType({"f": 1.0}),

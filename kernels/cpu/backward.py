@@ -12,7 +12,7 @@ from .sequence import (
     STEPS,
     StepArguments,
     begin,
-    chunk_at,
+    chunk_panels,
     end,
     from_number,
     panel_of,
@@ -31,16 +31,21 @@ SUMMED_AT_ONCE = 768  # rows, the most of a chunk but where a step has more
 
 
 @part_of_a_piece
-def from_gates(plan, delta, gates, weights, p0, p1, out, out_row, out_panel, columns, M):
-    """out (M rows, columns of panels p0..p1) = delta's gates @ transposed weights."""
-    rows_panel, W = panel_of(plan.steps * plan.N), VECTOR_BYTES // plan.size
-    weight = panel_of(gates * plan.H)
+def from_gates(plan, delta, gates, inner, weights, p0, p1, out, M):
+    """out (M rows, panels p0..p1) = delta's gates (``inner`` wide) @ transposed weights."""
+    weight = panel_of(gates * inner)
     call(plan.multiply, Product(
-        a=delta, a_row=VECTOR_BYTES, a_segment=rows_panel, a_group=plan.units * rows_panel,
-        groups=gates, inner=plan.H, b=weights + p0 * weight, b_vector=weight,
-        c=out + p0 * out_panel, c_row=out_row, c_vector=out_panel, rows=M,
-        columns=min(columns, p1 * W) - p0 * W, add=0, then=0,
+        a=delta.start, a_row=VECTOR_BYTES, a_segment=delta.panel, a_group=delta.number,
+        groups=gates, inner=inner, b=weights + p0 * weight, b_vector=weight,
+        c=out.start + p0 * out.panel, c_row=VECTOR_BYTES, c_vector=out.panel, rows=M,
+        columns=(p1 - p0) * (VECTOR_BYTES // plan.size), add=0, then=0,
     ))  # fmt: skip
+
+
+@part_of_a_piece
+def late_weights(plan):
+    """Where the transposed weights of the second product begin."""
+    return plan.pWh + plan.units * panel_of(plan.early * plan.H)
 
 
 @part_of_a_piece
@@ -48,7 +53,6 @@ def _pack(plan, shard):
     """The transposed weights of a shard's columns, and the gradient to start from."""
     W = VECTOR_BYTES // plan.size
     H_bytes = plan.H * plan.size
-    late_weights = plan.pWh + plan.units * panel_of(plan.early * plan.H)
     p0, p1 = share_of(panels_in(plan, plan.D), shard, plan.shards)
     if p1 > p0 and plan.dxs:
         panel = panel_of(plan.x_gates * plan.H)
@@ -62,16 +66,20 @@ def _pack(plan, shard):
     u0, u1 = share_of(plan.units, shard, plan.shards)
     if u1 == u0:
         return
-    columns = min(plan.H, u1 * W) - u0 * W
-    for g in range(plan.early + plan.late):
-        gates, place, start = plan.early, g, plan.pWh
-        if g >= plan.early:
-            gates, place, start = plan.late, g - plan.early, late_weights
-        panel = panel_of(gates * plan.H)
+    columns, panel = min(plan.H, u1 * W) - u0 * W, panel_of(plan.early * plan.H)
+    for g in range(plan.early):
         call(plan.pack_transposed, Packing(
             source=plan.Wh + u0 * W * plan.Wh_row + word(plan.h_blocks, g) * H_bytes,
-            source_row=plan.Wh_row, rows=columns, columns=plan.H,
-            to=start + u0 * panel + place * plan.H * VECTOR_BYTES,
+            source_row=plan.Wh_row, rows=min(plan.P, u1 * W) - u0 * W, columns=plan.H,
+            to=plan.pWh + u0 * panel + g * plan.H * VECTOR_BYTES,
+            to_row=VECTOR_BYTES, to_panel=panel,
+        ))  # fmt: skip
+    panel = panel_of(plan.late * plan.P)
+    for g in range(plan.late):
+        block = (word(plan.h_blocks, plan.early + g) - plan.early) * plan.P * plan.size
+        call(plan.pack_transposed, Packing(
+            source=plan.Wr + u0 * W * plan.Wr_row + block, source_row=plan.Wr_row, rows=columns,
+            columns=plan.P, to=late_weights(plan) + u0 * panel + g * plan.P * VECTOR_BYTES,
             to_row=VECTOR_BYTES, to_panel=panel,
         ))  # fmt: skip
     panel = panel_of(plan.N)
@@ -105,14 +113,12 @@ def _pack_inputs(plan, chunk, shard):
 @part_of_a_piece
 def _through_h(plan, k, n0, n1, u0, u1):
     """What of the gradient before step k comes back through its h Wh."""
-    if plan.early == 0:
+    end = min(u1, panels_in(plan, plan.P))
+    if plan.early == 0 or u0 >= end:
         return
     step = step_at(plan, 0, k, n0, n1, u0, u1)
-    from_gates(
-        plan, from_number(step.delta, plan.first_early).start, plan.early, plan.pWh,
-        u0, u1, from_number(step.dstate, plan.states).start, VECTOR_BYTES, step.dstate.panel,
-        plan.units * VECTOR_BYTES // plan.size, step.rows,
-    )  # fmt: skip
+    delta, out = from_number(step.delta, plan.first_early), from_number(step.dstate, plan.states)
+    from_gates(plan, delta, plan.early, plan.H, plan.pWh, u0, end, out, step.rows)
 
 
 @part_of_a_piece
@@ -129,12 +135,8 @@ def _operand_back(plan, chunk, k, n0, n1, u0, u1):
     """The same through the operand: what comes from the second product, or the fed gate's own."""
     if plan.late:
         step = step_at(plan, chunk, k, n0, n1, u0, u1)
-        from_gates(
-            plan, from_number(step.delta, plan.first_late).start, plan.late,
-            plan.pWh + plan.units * panel_of(plan.early * plan.H),
-            u0, u1, step.doperand.start, VECTOR_BYTES, step.doperand.panel,
-            plan.units * VECTOR_BYTES // plan.size, step.rows,
-        )  # fmt: skip
+        delta, weights = from_number(step.delta, plan.first_late), late_weights(plan)
+        from_gates(plan, delta, plan.late, plan.P, weights, u0, u1, step.doperand, step.rows)
     call(plan.operand_piece, StepArguments(plan, chunk, k, n0, n1, u0, u1))
 
 
@@ -202,88 +204,91 @@ def _weight_gradients(plan, chunk, shard):
     much work, but for the sums, which are hardly any.
     """
     rows, add = steps_in(plan, chunk) * plan.N, 1 if chunk < plan.chunks - 1 else plan.add
-    blocks, x_rows, h_rows = (plan.units + 3) // 4, panels_in(plan, plan.D), panels_in(plan, plan.H)
+    blocks, x_rows, h_rows = (plan.units + 3) // 4, panels_in(plan, plan.D), panels_in(plan, plan.P)
+    late_blocks, late_rows = (h_rows + 3) // 4, plan.units
     x_items = plan.x_gates * blocks * x_rows
-    h_items = (plan.early + plan.late) * blocks * h_rows
-    first, end = share_of(x_items + h_items, shard, plan.shards)
+    h_items = x_items + plan.early * blocks * h_rows
+    first, end = share_of(h_items + plan.late * late_blocks * late_rows, shard, plan.shards)
     for item in range(first, end):
         if item < x_items:
             tile = item // x_rows
             _x_item(plan, tile // blocks, tile % blocks, item % x_rows, rows, add)
-        else:
+        elif item < h_items:
             tile, row = (item - x_items) // h_rows, (item - x_items) % h_rows
             _h_item(plan, chunk, tile // blocks, tile % blocks, row, rows, add)
+        else:
+            tile, row = (item - h_items) // late_rows, (item - h_items) % late_rows
+            _operand_item(plan, chunk, tile // late_blocks, tile % late_blocks, row, rows, add)
     first, end = share_of(plan.weights * blocks, shard, plan.shards)
     for item in range(first, end):  # of the last gates; their gradients lie behind db
         k, block = item // blocks, item % blocks
         bias = plan.db + (plan.x_gates + k) * plan.H * plan.size + block * 4 * VECTOR_BYTES
-        _add_up(plan, plan.gates - plan.weights + k, block, bias, rows, add)
+        delta = _block_of(plan, plan.gates - plan.weights + k, block, plan.H)
+        _add_up(plan, delta, bias, rows, add)
 
 
 @part_of_a_piece
 def _x_item(plan, g, block, row, rows, add):
     """A panel of the rows of dWx, and with the first db, of a gate's four unit-panels."""
     column = word(plan.x_blocks, g) * plan.H * plan.size + block * 4 * VECTOR_BYTES
-    row_bytes = plan.x_gates * plan.H * plan.size
-    bias = plan.db + column
-    _outer(
-        plan, plan.x_panels, plan.D, g, block, row, plan.dWx + column, row_bytes, bias, rows, add
-    )
+    delta, a = _block_of(plan, g, block, plan.H), plan.x_panels
+    _outer(plan, a, plan.D, delta, row, plan.dWx + column, plan.Wx_row, rows, add)
+    if row == 0:
+        _add_up(plan, delta, plan.db + column, rows, add)
 
 
 @part_of_a_piece
 def _h_item(plan, chunk, g, block, row, rows, add):
     """A panel of the rows of dWh, and with the first db's second row, of four unit-panels."""
-    recurrent = plan.early + plan.late
     column = word(plan.h_blocks, g) * plan.H * plan.size + block * 4 * VECTOR_BYTES
-    row_bytes = recurrent * plan.H * plan.size
-    gate = plan.first_early + g
-    a = chunk_at(plan, plan.state, plan.kept_states * plan.units, chunk)
-    a += plan.multiplied * plan.units * panel_of(plan.steps * plan.N)
-    if g >= plan.early:
-        gate = plan.first_late + g - plan.early
-        a = chunk_at(plan, plan.operand, plan.units, chunk)
-    bias = plan.db + plan.b_row + column if plan.b_row else 0
-    _outer(plan, a, plan.H, gate, block, row, plan.dWh + column, row_bytes, bias, rows, add)
+    delta = _block_of(plan, plan.first_early + g, block, plan.H)
+    a = from_number(chunk_panels(plan, plan.state, plan.kept_states, chunk, 0, 0), plan.multiplied)
+    _outer(plan, a.start, plan.P, delta, row, plan.dWh + column, plan.Wh_row, rows, add)
+    if row == 0 and plan.b_row:
+        _add_up(plan, delta, plan.db + plan.b_row + column, rows, add)
 
 
 @part_of_a_piece
-def _outer(plan, a, a_columns, gate, block, p, out, out_row, bias, rows, add):
-    """out = A^T delta of a gate's four unit-panels, A being panel p of several, or out += it.
+def _operand_item(plan, chunk, g, block, row, rows, add):
+    """A panel of the rows of dWr, of four unit-panels."""
+    column = (word(plan.h_blocks, plan.early + g) - plan.early) * plan.P * plan.size
+    delta = _block_of(plan, plan.first_late + g, block, plan.P)
+    a = chunk_panels(plan, plan.operand, 1, chunk, 0, 0)
+    out = plan.dWr + column + block * 4 * VECTOR_BYTES
+    _outer(plan, a.start, plan.H, delta, row, out, plan.Wr_row, rows, add)
 
-    With the first panel, likewise the sum of delta's rows into ``bias``, if that is not 0.
-    """
-    W = VECTOR_BYTES // plan.size
-    delta, panel, columns = _block_of(plan, gate, block)
+
+@part_of_a_piece
+def _block_of(plan, gate, block, columns):
+    """Four unit-panels of a gate's delta, which has so many columns: where, and its columns."""
+    panel, W = panel_of(plan.steps * plan.N), VECTOR_BYTES // plan.size
+    start = plan.delta + (gate * plan.units + block * 4) * panel
+    return start, panel, min(4 * W, columns - block * 4 * W)
+
+
+@part_of_a_piece
+def _outer(plan, a, a_columns, delta, p, out, out_row, rows, add):
+    """out = A^T delta of a gate's four unit-panels, A being panel p of several, or out += it."""
+    W, (b, panel, columns) = VECTOR_BYTES // plan.size, delta
     for start in range(0, max(rows, 1), SUMMED_AT_ONCE):
         skip = start * VECTOR_BYTES
         call(plan.multiply_transposed, Product(
             a=a + p * panel + skip, a_row=0, a_segment=W * VECTOR_BYTES, a_group=0, groups=1,
-            inner=min(rows - start, SUMMED_AT_ONCE), b=delta + skip, b_vector=panel,
+            inner=min(rows - start, SUMMED_AT_ONCE), b=b + skip, b_vector=panel,
             c=out + p * W * out_row, c_row=out_row, c_vector=VECTOR_BYTES,
             rows=min(W, a_columns - p * W), columns=columns, add=max(add, min(start, 1)), then=0,
         ))  # fmt: skip
-    if bias and p == 0:
-        _add_up(plan, gate, block, bias, rows, add)
 
 
 @part_of_a_piece
-def _add_up(plan, gate, block, out, rows, add):
-    """out = the sum of the rows of delta of a gate's four unit-panels, or out += it."""
-    delta, panel, columns = _block_of(plan, gate, block)
+def _add_up(plan, delta, out, rows, add):
+    """out = the sum of the rows of a gate's four unit-panels, or out += it."""
+    panels, panel, columns = delta
     for start in range(0, max(rows, 1), SUMMED_AT_ONCE):
         call(plan.add_up, ColumnSums(
-            panels=delta + start * VECTOR_BYTES, panel=panel, columns=columns, out=out,
+            panels=panels + start * VECTOR_BYTES, panel=panel, columns=columns, out=out,
             rows=min(rows - start, SUMMED_AT_ONCE), add=max(add, min(start, 1)),
         ))  # fmt: skip
-
-
-@part_of_a_piece
-def _block_of(plan, gate, block):
-    """Four unit-panels of a gate's delta: start, bytes between panels, columns."""
-    panel, W = panel_of(plan.steps * plan.N), VECTOR_BYTES // plan.size
-    delta = plan.delta + (gate * plan.units + block * 4) * panel
-    return delta, panel, min(4 * W, plan.H - block * 4 * W)
 
 
 @part_of_a_piece

@@ -42,15 +42,16 @@ class NumbaEngine(NumpyEngine):
     ) -> tuple[Array, State, Any]:
         expect_consistent(cell, xs, state, params)
         run = Pass(cell, rows_plain(xs), with_weights(cell, params), steps)
+        state = cell.widened(np, state, run.H)
         if not steps.every:
             hs, last, kept = run.forward(state)
-            return hs, last, (run, kept)
-        starts, hs = [], np.empty((*xs.shape[:2], run.H), xs.dtype)
+            return hs, cell.narrowed(last, run.P), (run, kept)
+        starts, hs = [], np.empty((*xs.shape[:2], run.P), xs.dtype)
         state = tuple(s.copy() for s in state)  # backward needs them as they are now
         for part in run.parts():
             starts.append(state)
             hs[:, part.times], state, _ = part.forward(state, keep=False)
-        return hs, state, (run, starts)
+        return hs, cell.narrowed(state, run.P), (run, starts)
 
     def backward(
         self,
@@ -64,9 +65,10 @@ class NumbaEngine(NumpyEngine):
         run, kept = saved
         into: tuple[Array, ...] = ()
         if out is not None and not cell.weights:
-            into = cell.complete(out)[:3]
+            into = with_weights(cell, out)
         if not (into and takes(into, run.params)):
             into = tuple(np.empty(p.shape, p.dtype) for p in run.params)
+        dstate = cell.widened(np, dstate, run.H)
         d = np.array((*dstate, np.zeros_like(dstate[0])))  # the last: through h Wh of the next step
         if not run.steps.every:
             dxs, d, stopped, dstates = run.backward(dhs, d, kept, into, inputs)
@@ -87,15 +89,17 @@ class NumbaEngine(NumpyEngine):
         first[0] += through if run.steps.scale is None else through * run.steps.scale
         dinitial = None if stopped is None else np.stack(list(map(self.sum_rows, stopped)))
         params = written(without_weights(cell, into), out)
-        return Gradients(dxs if inputs else None, tuple(first), params, dinitial, dstates)
+        dstate = cell.narrowed(tuple(first), run.P)
+        return Gradients(dxs if inputs else None, dstate, params, dinitial, dstates)
 
     def before(self, cell: Cell, saved: Any) -> tuple[Array, ...]:
         run, kept = saved
         if not run.steps.every:
-            return run.before(kept)
+            return cell.narrowed(run.before(kept), run.P)
         parts = zip(run.parts(), kept, strict=True)
         seen = [part.before(part.forward(start)[2]) for part, start in parts]
-        return tuple(np.concatenate(states, axis=1) for states in zip(*seen, strict=True))
+        states = tuple(np.concatenate(states, axis=1) for states in zip(*seen, strict=True))
+        return cell.narrowed(states, run.P)
 
     def dropout(
         self, seed: int, shape: Sequence[int], rate: float, dtype: Any, row_offset: int = 0

@@ -14,6 +14,7 @@ from .sequence import (
     from_byte,
     from_number,
     panel_of,
+    panels_in,
     rows_and_units,
     rows_of,
     run_phase,
@@ -50,13 +51,19 @@ def to_gates(plan, a, a_row, a_segment, inner, weights, gates, u0, u1, out, out_
 
 
 @part_of_a_piece
+def late_weights(plan):
+    """Where the packed weights of the second product begin."""
+    return plan.pWh + plan.early * plan.units * (plan.P | 1) * plan.weight_row
+
+
+@part_of_a_piece
 def _pack(plan, shard):
     """The weights of a shard's units as panels, and the state to start from."""
     u0, u1 = share_of(plan.units, shard, plan.shards)
     if u0 == u1:
         return
-    H_bytes, columns = plan.H * plan.size, min(plan.H, u1 * VECTOR_BYTES // plan.size)
-    columns -= u0 * VECTOR_BYTES // plan.size
+    H_bytes, W = plan.H * plan.size, VECTOR_BYTES // plan.size
+    columns = min(plan.H, u1 * W) - u0 * W
     skip = u0 * VECTOR_BYTES
     if not plan.packed:
         for g in range(plan.x_gates):
@@ -66,11 +73,19 @@ def _pack(plan, shard):
                 to=plan.pWx + (g * plan.units + u0) * panel_of(plan.D),
                 to_row=VECTOR_BYTES, to_panel=panel_of(plan.D),
             ))  # fmt: skip
-        for g in range(plan.early + plan.late):
+        for g in range(plan.early):
             call(plan.pack, Packing(
                 source=plan.Wh + word(plan.h_blocks, g) * H_bytes + skip, source_row=plan.Wh_row,
-                rows=plan.H, columns=columns,
-                to=plan.pWh + (g * plan.units + u0) * panel_of(plan.H),
+                rows=plan.P, columns=columns,
+                to=plan.pWh + (g * plan.units + u0) * panel_of(plan.P),
+                to_row=VECTOR_BYTES, to_panel=panel_of(plan.P),
+            ))  # fmt: skip
+        for g in range(plan.late):
+            block = (word(plan.h_blocks, plan.early + g) - plan.early) * plan.P * plan.size
+            call(plan.pack, Packing(
+                source=plan.Wr + block + skip, source_row=plan.Wr_row, rows=plan.H,
+                columns=min(plan.P, u1 * W) - u0 * W,
+                to=late_weights(plan) + (g * plan.units + u0) * panel_of(plan.H),
                 to_row=VECTOR_BYTES, to_panel=panel_of(plan.H),
             ))  # fmt: skip
     state = state_at(plan, 0, 0, 0)
@@ -105,7 +120,7 @@ def _early_step(plan, chunk, k, n0, n1, u0, u1):
         step = step_at(plan, chunk, k, n0, n1, u0, u1)
         to_gates(
             plan, from_number(step.state, plan.multiplied).start, VECTOR_BYTES, step.state.panel,
-            plan.H, plan.pWh, plan.early, u0, u1, step.early_side, VECTOR_BYTES, step.rows,
+            plan.P, plan.pWh, plan.early, u0, u1, step.early_side, VECTOR_BYTES, step.rows,
         )  # fmt: skip
     if plan.normalised_early:
         call(plan.early_numbers, StepArguments(plan, chunk, k, n0, n1, 0, plan.units))
@@ -116,12 +131,12 @@ def _early_step(plan, chunk, k, n0, n1, u0, u1):
 @part_of_a_piece
 def _late_step(plan, chunk, k, n0, n1, u0, u1):
     """The second product, and the state after the step."""
-    if plan.late:
+    end = min(u1, panels_in(plan, plan.P))
+    if plan.late and u0 < end:
         step = step_at(plan, chunk, k, n0, n1, u0, u1)
-        weights = plan.pWh + plan.early * plan.units * (plan.H | 1) * plan.weight_row
         to_gates(
-            plan, step.operand.start, VECTOR_BYTES, step.operand.panel,
-            plan.H, weights, plan.late, u0, u1, step.late_side, VECTOR_BYTES, step.rows,
+            plan, step.operand.start, VECTOR_BYTES, step.operand.panel, plan.H,
+            late_weights(plan), plan.late, u0, end, step.late_side, VECTOR_BYTES, step.rows,
         )  # fmt: skip
     if plan.normalised_late:
         call(plan.late_numbers, StepArguments(plan, chunk, k, n0, n1, 0, plan.units))

@@ -55,6 +55,7 @@ def forward_gates(frame):
     plan, step = read_step(frame)
     t, keep, b_row, options = step.t, plan.keep, plan.b_row, plan.options
     hs, hs_row = plan.hs + t * plan.hs_time + step.n0 * plan.hs_row, plan.hs_row
+    narrower = plan.H - plan.P
     for u in range(step.u0, step.u1):
         lanes = lanes_at(frame, plan, u)
         bias = load_bias(frame, place_of(step.b, u, 0), b_row, lanes)
@@ -75,7 +76,7 @@ def forward_gates(frame):
             initial = load_initial(frame, options, u, lanes, is_reset)
             new, _ = apply_reset(frame, new, is_reset, initial)
             store_states(frame, new, place_of(step.after, u, row))
-            store_part(frame, out[0], hs + k * hs_row + u * VECTOR_BYTES, lanes)
+            store_part(frame, out[0], hs + k * hs_row + u * VECTOR_BYTES, lanes - narrower)
             behind, _ = place_of(step.after, u, row + len(new) * step.after.number)
             store_scaled(frame, options, n, u, lanes, new[0], behind)
 
@@ -104,7 +105,7 @@ def backward_gates(frame):
     plan, step = read_step(frame)
     t, options, before_step, dhs_time = step.t, plan.options, plan.N * VECTOR_BYTES, plan.hs_time
     dhs, dhs_row = plan.hs + t * dhs_time + step.n0 * plan.hs_row, plan.hs_row
-    through_h = from_number(step.dstate, plan.states)
+    through_h, narrower = from_number(step.dstate, plan.states), plan.H - plan.P
     for u in range(step.u0, step.u1):
         lanes = lanes_at(frame, plan, u)
         for k in range(step.rows):
@@ -112,7 +113,7 @@ def backward_gates(frame):
             state, normalised = place_of(step.state, u, row), place_of(step.normalised, u, row)
             saved, dstate = place_of(step.saved, u, row), place_of(step.dstate, u, row)
             prefetch_saved(frame, saved, state, normalised, before_step, dhs_place - dhs_time)
-            dh = load_part(frame, dhs_place, lanes)
+            dh = load_part(frame, dhs_place, lanes - narrower)
             through = load(frame, place_of(through_h, u, row)[0])
             through = (scaled(frame, options, n, u, lanes, through),)
             dnew = load_states(frame, dstate)

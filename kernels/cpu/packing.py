@@ -26,12 +26,17 @@ def pack_weights(cell: Cell, params: Sequence[Array], bfloat16: bool) -> Packed:
 
     params are those that ``plans.with_weights`` makes.
     """
-    Wx, Wh, _ = params
-    at, H = layout(cell), Wh.shape[0]
-    packed = [
+    Wx, Wh, _, *own = params
+    at, H, P = layout(cell), cell.hidden_size(params), Wh.shape[0]
+    Wr = own[0] if own else Wh[:, at.early * H :]
+    early, late = at.h_blocks[: at.early], [block - at.early for block in at.h_blocks[at.early :]]
+    of_x, of_h = (
         _panels([W[:, block * H : (block + 1) * H] for block in blocks], W.dtype)
-        for W, blocks in ((Wx, at.x_blocks), (Wh, at.h_blocks))
-    ]
+        for W, blocks in ((Wx, at.x_blocks), (Wh, early))
+    )
+    wide = [np.pad(Wr[:, k * P : (k + 1) * P], ((0, 0), (0, H - P))) for k in late]
+    of_operand = _panels(wide, Wr.dtype)
+    packed = [of_x, np.concatenate([of_h.reshape(-1), of_operand.reshape(-1)])]
     if bfloat16:
         packed = [_upper_halves(panels) for panels in packed]
     memory = [_placed(panels) for panels in packed]

@@ -35,7 +35,7 @@ class Pass:
 
     cell: Cell
     xs: Array
-    params: tuple[Array, Array, Array]
+    params: tuple[Array, ...]
     steps: StepOptions
     times: slice | None = None
     chunk: int = 0
@@ -43,6 +43,11 @@ class Pass:
 
     @property
     def H(self) -> int:  # noqa: N802 (the name on the page)
+        return self.cell.hidden_size(self.params)
+
+    @property
+    def P(self) -> int:  # noqa: N802
+        """How many numbers h has."""
         return int(self.params[1].shape[0])
 
     @property
@@ -66,7 +71,7 @@ class Pass:
         shares = self.shares or sharing(self.cell, *self.sizes)
         features = compiled_features(self.steps.features, back)
         return recipe(
-            driver, self.cell, self.xs.dtype, *self.sizes, *shares,
+            driver, self.cell, self.xs.dtype, *self.sizes, self.P, *shares,
             features=features, scaled=self.steps.scale is not None, chunk=self.chunk, **options,
         )  # fmt: skip
 
@@ -79,9 +84,9 @@ class Pass:
         if self.steps.scale is not None:
             state_in = np.concatenate([state_in, state_in[:1] * self.steps.scale])
         state_out = np.empty((len(state), N, H), self.xs.dtype)
-        hs = np.empty((N, T, H), self.xs.dtype)
+        hs = np.empty((N, T, self.P), self.xs.dtype)
         if self.xs.strides[0] < self.xs.strides[1]:  # its steps lie one after the other: so here
-            hs = np.empty((T, N, H), self.xs.dtype).transpose(1, 0, 2)
+            hs = np.empty((T, N, self.P), self.xs.dtype).transpose(1, 0, 2)
         arrays = self.xs, self.params, state_in, state_out, hs
         self._run(made, made.with_arrays(*arrays, kept=kept.address), back=False)
         return hs, tuple(state_out), kept

@@ -25,11 +25,12 @@ class Plan(NamedTuple):
     in_panels: int  # whether the state stays in ``state`` and ``last_state``
     keep: int  # whether every chunk is kept, for backward
     add: int  # whether backward adds to the weights' gradients
-    # sizes: batch, time, inputs, units; steps in a chunk, chunks; bytes of a number
+    # sizes: batch, time, inputs, units, outputs; steps in a chunk, chunks; bytes of a number
     N: int
     T: int
     D: int
     H: int
+    P: int  # numbers of h: H, unless it is projected
     units: int  # unit-panels: H / W, rounded up; what u0 and u1 count
     units_at_once: int  # those whose pre-activations fill 16 KiB (forward._step)
     steps: int
@@ -77,6 +78,8 @@ class Plan(NamedTuple):
     Wx_row: int
     Wh: int
     Wh_row: int
+    Wr: int  # what the operand multiplies: columns of Wh, unless h is projected
+    Wr_row: int
     b: int
     b_row: int
     state_in: int
@@ -88,6 +91,7 @@ class Plan(NamedTuple):
     dxs: int  # 0: nobody asks for it
     dWx: int
     dWh: int
+    dWr: int
     db: int
     # ours, in panels: packed weights (for backward transposed), a chunk's numbers ...
     pWx: int

@@ -4,6 +4,7 @@ A *recipe* is a plan (``plan.py``) for arrays of certain sizes: how time is cut,
 the work, how much memory is needed, which pieces are called. A call fills in the addresses.
 """
 
+import ctypes
 import re
 import threading
 from collections.abc import Callable, Sequence
@@ -33,10 +34,12 @@ class Recipe(NamedTuple):
     """A plan but for its addresses, and how much memory it needs."""
 
     plan: Array  # addresses of our own count from the start of their block
+    early_columns: int  # of Wh, those that h itself multiplies; the operand's are behind them
     dtype: Any
     shards: int
     scratch_bytes: int
     kept_bytes: int
+    cleared: tuple[int, int]  # bytes of the scratch memory that must be 0: from where, how many
 
     def with_arrays(
         self,
@@ -57,10 +60,19 @@ class Recipe(NamedTuple):
         if scratch is None:
             scratch = _scratch(self.scratch_bytes, self.dtype)
         plan = self.plan.copy()
+        dxs, *gradients = outputs or (xs, *params)
         _filler(self.dtype.char, params[2].ndim)(
-            plan, xs, *params, state_in, state_out, hs, *(outputs or (xs, *params)), scratch, kept
-        )
+            plan, xs, *self._all(*params), state_in, state_out, hs, dxs, *self._all(*gradients),
+            scratch, kept,
+        )  # fmt: skip
+        start, size = self.cleared
+        if size:
+            ctypes.memset(scratch + start, 0, size)
         return plan
+
+    def _all(self, Wx: Array, Wh: Array, b: Array, *Wr: Array) -> tuple[Array, ...]:
+        """Wx, Wh, Wr and b; Wr is a part of Wh, unless the cell has its own."""
+        return Wx, Wh, Wr[0] if Wr else Wh[:, self.early_columns :], b
 
 
 @once
@@ -68,14 +80,14 @@ def _filler(dtype: str, b_ndim: int) -> Any:
     """A compiled function that writes addresses and strides into a plan."""
     here = PLACES["here"]
 
-    def fill(plan, xs, Wx, Wh, b, state_in, state_out, hs, dxs, dWx, dWh, db, scratch, kept):
+    def fill(plan, xs, Wx, Wh, Wr, b, start, end, hs, dxs, dWx, dWh, dWr, db, scratch, kept):
         of_the_caller = (  # in the order of Plan's fields
             xs.ctypes.data, xs.strides[0], xs.strides[1],
             Wx.ctypes.data, Wx.strides[0], Wh.ctypes.data, Wh.strides[0],
-            b.ctypes.data, b.strides[0] if b.ndim == 2 else 0,
-            state_in.ctypes.data, state_out.ctypes.data, state_in.strides[0],
-            hs.ctypes.data, hs.strides[0], hs.strides[1],
-            dxs.ctypes.data, dWx.ctypes.data, dWh.ctypes.data, db.ctypes.data,
+            Wr.ctypes.data, Wr.strides[0], b.ctypes.data, b.strides[0] if b.ndim == 2 else 0,
+            start.ctypes.data, end.ctypes.data, start.strides[0],
+            hs.ctypes.data, hs.strides[0], hs.strides[1], dxs.ctypes.data,
+            dWx.ctypes.data, dWh.ctypes.data, dWr.ctypes.data, db.ctypes.data,
         )  # fmt: skip
         place = _ARRAYS
         for word in literal_unroll(of_the_caller):
@@ -90,7 +102,7 @@ def _filler(dtype: str, b_ndim: int) -> Any:
     def array(ndim: int, layout: str = "C") -> types.Array:
         return types.Array(from_dtype(np.dtype(dtype)), ndim, layout, readonly=True)
 
-    params = array(2), array(2), array(b_ndim)
+    params = array(2), array(2), array(2, "A"), array(b_ndim)
     takes = [types.int64[::1], array(3, "A"), *params, array(3), array(3), array(3, "A")]
     takes += [array(3, "A"), *params, types.int64, types.int64]
     return compiled_function(fill, types.void(*takes))
@@ -108,6 +120,7 @@ def recipe(
     T: int,
     D: int,
     H: int,
+    P: int,
     shards: int,
     by_rows: bool,
     keep: bool = True,
@@ -144,9 +157,9 @@ def recipe(
     of_chunk, of_step = steps * N, N
     scratch = {
         "pWx": panels(at.x_gates * units, D) if ahead else panels(inputs, at.x_gates * H),
-        "pWh": panels(recurrent * units, H)
+        "pWh": panels(at.early * units, P) + panels(at.late * units, H)
         if ahead
-        else panels(units, at.early * H) + panels(units, at.late * H),
+        else panels(units, at.early * H) + panels(units, at.late * P),
         "x_side": panels(at.x_gates * units, of_chunk + N) if ahead else 0,
         "e_side": panels(at.early * units, 2 * of_step) if ahead else 0,
         "l_side": panels((at.late + at.fed) * units, 2 * of_step) if ahead else 0,
@@ -167,7 +180,7 @@ def recipe(
     plan = Plan(
         here=0, thread=0, shards=shards, job=0, team=0, by_rows=by_rows, apart=apart,
         packed=0, weight_row=VECTOR_BYTES, in_panels=0, keep=keep, add=add,
-        N=N, T=T, D=D, H=H, units=units, steps=steps, chunks=chunks,
+        N=N, T=T, D=D, H=H, P=P, units=units, steps=steps, chunks=chunks,
         units_at_once=units if normalised else few_units,
         size=size, gates=len(cell.gates), x_gates=at.x_gates, early=at.early, late=at.late,
         fed=at.fed, weights=at.weights, first_early=at.first_early, first_late=at.first_late,
@@ -181,10 +194,13 @@ def recipe(
     )  # fmt: skip
     return Recipe(
         np.array((*plan, *(0,) * (threads.PLAN_WORDS - _END)), np.int64),
+        at.early * H,
         dtype,
         shards,
         sum(scratch.values()),
         sum(kept.values()),
+        # the second product does not write to the units that h lacks
+        (plan.l_side, scratch["l_side"] if P < H else 0),
     )
 
 
@@ -265,25 +281,25 @@ def takes(arrays: Sequence[Array], like: Sequence[Array]) -> bool:
     )
 
 
-def with_weights(cell: Cell, params: Sequence[Array]) -> tuple[Array, Array, Array]:
-    """Wx, Wh, and b with the cell's weights behind it, in its first row if it has two."""
-    Wx, Wh, b, w = map(plain, cell.complete(params))
-    if not cell.weights:
-        return Wx, Wh, b
-    wide = np.zeros((*b.shape[:-1], b.shape[-1] + w.size), b.dtype)
-    wide[..., : b.shape[-1]] = b
-    wide[(0,) * (b.ndim - 1)][b.shape[-1] :] = w.reshape(-1)
-    return Wx, Wh, wide
+def with_weights(cell: Cell, params: Sequence[Array]) -> tuple[Array, ...]:
+    """Wx, Wh, and b with the cell's weights behind it, in its first row if it has two; and Wr."""
+    Wx, Wh, b, w, Wr = map(plain, cell.complete(params))
+    if cell.weights:
+        wide = np.zeros((*b.shape[:-1], b.shape[-1] + w.size), b.dtype)
+        wide[..., : b.shape[-1]] = b
+        wide[(0,) * (b.ndim - 1)][b.shape[-1] :] = w.reshape(-1)
+        b = wide
+    return (Wx, Wh, b, Wr) if cell.projected else (Wx, Wh, b)
 
 
 def without_weights(cell: Cell, gradients: Sequence[Array]) -> tuple[Array, ...]:
     """The gradients of the parameters, from those of what ``with_weights`` makes of them."""
-    dWx, dWh, db = gradients
+    dWx, dWh, db, *dWr = gradients
     if not cell.weights:
-        return cell.own(dWx, dWh, db, None)
-    columns, H = dWx.shape[1], dWh.shape[0]
+        return cell.own(dWx, dWh, db, None, *dWr)
+    columns, H = dWx.shape[1], dWx.shape[1] // len(cell.input_gates)
     dw = db[(0,) * (db.ndim - 1)][columns:].reshape(-1, H)
-    return cell.own(dWx, dWh, db[..., :columns], dw)
+    return cell.own(dWx, dWh, db[..., :columns], dw, *dWr)
 
 
 def rows_plain(array: Array) -> Array:

@@ -207,7 +207,8 @@ class NumbaStream:
         ]
         dtype = layers[0].params[0].dtype
         self._states = [
-            _StateMemory(layer.cell, layer.params[1].shape[0], N, dtype) for layer in layers
+            _StateMemory(layer.cell, layer.cell.hidden_size(layer.params), N, dtype)
+            for layer in layers
         ]
         with announced(f"a stream of {layers[0].cell.name} ({dtype})"):
             packed = [pack_weights(layer.cell, layer.params, bfloat16) for layer in layers]
@@ -299,12 +300,12 @@ class _Call:
         self.plans = []
         self._kept: list[Any] = [layers, packed, top, first]
         for (cell, params, zoneout), weights, state in zip(layers, packed, states, strict=True):
-            D, H = params[0].shape[0], params[1].shape[0]
-            hs = np.zeros((N, T, H), dtype)
+            (D, _), (P, _), H = params[0].shape, params[1].shape, cell.hidden_size(params)
+            hs = np.zeros((N, T, P), dtype)
             cut = sharing(cell, N, T, D, H, shards)
             options = StepOptions(zoneout=zoneout)
             features = compiled_features(options.features, False)
-            made = recipe(forward, cell, dtype, N, T, D, H, *cut, keep=False, features=features)
+            made = recipe(forward, cell, dtype, N, T, D, H, P, *cut, keep=False, features=features)
             memory = aligned(made.scratch_bytes, dtype), aligned(made.kept_bytes, dtype)
             plan = made.with_arrays(
                 xs, params, state.arrays[0], state.arrays[0], hs,
