@@ -667,7 +667,8 @@ class EngineStream:
             engine.xp.zeros((len(layer.cell.states), N, H), dtype)
             for layer, H in zip(self._layers, sizes, strict=True)
         ]
-        outputs = sizes[-1] if affine is None else affine[0].shape[1]
+        top = self._layers[-1]
+        outputs = top.cell.output_size(top.params) if affine is None else affine[0].shape[1]
         self.out = engine.xp.zeros(outputs if N == 1 else (N, outputs), dtype)
 
     @property
@@ -721,9 +722,12 @@ class EngineStream:
         return True
 
     def _advance(self, x: Array, out: Array) -> None:
-        for layer, state in zip(self._layers, self.state, strict=True):
-            state[...] = self._engine.step(layer.cell, x, tuple(state), layer.params, layer.zoneout)
-            x = state[0]
+        for (cell, params, zoneout), state in zip(self._layers, self.state, strict=True):
+            before = cell.narrowed(tuple(state), cell.output_size(params))
+            after = self._engine.step(cell, x, before, params, zoneout)
+            for old, new in zip(state, after, strict=True):
+                old[:, : new.shape[1]] = new
+            x = after[0]
         out[...] = x if self._affine is None else x @ self._affine[0] + self._affine[1]
 
 

@@ -177,8 +177,8 @@ class NumpyEngine(Engine):
         dw = self.sum_rows(columns(weights)).reshape(len(weights), H)
         dxs = (x_side @ Wx.T).reshape(N, T, D) if inputs else None
         dparams = written(cell.own(dWx, dWh, db, dw, dWr), out)
-        dinitial = np.stack([self.sum_rows(d) for d in cell.widened(np, dinitial, H)])
-        return Gradients(dxs, dstate, dparams, dinitial, dstates)
+        initial = np.stack([self.sum_rows(d) for d in cell.widened(np, dinitial, H)])
+        return Gradients(dxs, dstate, dparams, initial, dstates)
 
     def before(self, cell: Cell, saved: Any) -> tuple[Array, ...]:
         xs, kept, params, steps = saved

@@ -118,7 +118,7 @@ class Stream:
                 f"most one TimeAffine; got {names}"
             )
         for below, above in zip(self.layers, self.layers[1:], strict=False):
-            inputs, outputs = above.params[0].shape[0], below.hidden_size
+            inputs, outputs = above.params[0].shape[0], below.output_size
             if inputs != outputs or above.dtype != below.dtype:
                 raise ValueError(
                     f"layers: expected a layer of {outputs} inputs in {below.dtype} above "
@@ -142,7 +142,7 @@ class Stream:
     def output_size(self) -> int:
         """O, the number of outputs."""
         top = self._affine
-        return int(top.params[0].shape[1] if top else self._recurrent[-1].hidden_size)
+        return int(top.params[0].shape[1] if top else self._recurrent[-1].output_size)
 
     def __repr__(self) -> str:
         names = " -> ".join(type(layer).__name__ for layer in self.layers)
@@ -253,7 +253,10 @@ class Stream:
     @property
     def state(self) -> tuple[tuple[Array, ...], ...]:
         """The current states of each layer, tuples of (N, H) arrays; copies."""
-        return tuple(tuple(layer.copy()) for layer in self._running.state)
+        found = zip(self._recurrent, self._running.state, strict=True)
+        return tuple(
+            layer.cell.narrowed(tuple(state.copy()), layer.output_size) for layer, state in found
+        )
 
     def snapshot(self) -> Snapshot:
         """Copy the state of all layers.

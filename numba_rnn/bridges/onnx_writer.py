@@ -21,7 +21,6 @@ from ..layers import (
     TimeAffine,
     TimeDropout,
     TimeEmbedding,
-    TimeProjectedLSTM,
     TimeRecurrent,
 )
 from ..models import Rnnlm
@@ -159,7 +158,7 @@ def _sizes(layer: Any) -> tuple[int, int]:
 
 def _kind(layer: TimeRecurrent) -> Kind:
     cell = layer.cell
-    if isinstance(layer, TimeProjectedLSTM):
+    if cell.projected:
         raise CannotConvert(
             "model: ONNX's LSTM has no projection; TimeProjectedLSTM goes to PyTorch (to_torch)"
         )

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from ..layers import TimeProjectedLSTM
 from ..layers.recurrent import _CellLayer
 from .measures import gradient_growth, recurrent_blocks, rows_by_lag, saturation, spectrum
 
@@ -55,7 +54,7 @@ def summary(layer: _CellLayer) -> str:
 def _weights(layer: Any) -> list[str]:
     if hasattr(layer, "cell") and not layer.cell.recurrent_gates:
         return ["Recurrent weights: none, the gates see only the input"]
-    if isinstance(layer, TimeProjectedLSTM):
+    if hasattr(layer, "cell") and layer.cell.projected:
         return ["Recurrent weights: (P, 4H), no block of which maps h to h"]
     recurrent_blocks(layer)  # refuses what is no recurrent layer
     table = spectrum(layer)

@@ -76,15 +76,25 @@ def glorot(rng: np.random.Generator, inputs: int, outputs: int) -> Array:
 
 
 def recurrent(
-    cell: Cell, input_size: int, hidden_size: int, rng: Seed, dtype: Any, init: str
+    cell: Cell,
+    input_size: int,
+    hidden_size: int,
+    rng: Seed,
+    dtype: Any,
+    init: str,
+    output_size: int | None = None,
 ) -> list[Array]:
     """The parameters of a cell, in the order of its shapes; see the module for ``init``.
 
-    The cell's own weights start as it asks, at 0 if it does not.
+    The cell's own weights start as it asks, at 0 if it does not. Wh and Wr of a projected cell
+    start as parts of (H, H) matrices.
     """
     D, H = expect_int("input_size", input_size), expect_int("hidden_size", hidden_size)
     dtype = expect_float_dtype("dtype", dtype)
     random = generator(rng)
+    P = H if output_size is None else expect_int("proj_size", output_size)
+    if P > H:
+        raise ValueError(f"proj_size: expected at most hidden_size, {H}, got {P}")
     shapes = cell.shapes(D, H)
     x_gates, h_gates = cell.input_gates, cell.recurrent_gates
     b = np.zeros(shapes["b"])
@@ -106,7 +116,12 @@ def recurrent(
         for row, gate in zip(side, gates, strict=True):
             if cell.gates[gate] in drawn:
                 row[...] = random.uniform(*NORMALISED, H)
-    return [p.astype(dtype) for p in cell.own(Wx, Wh, b, w)]
+    Wr = None
+    if cell.projected:
+        blocks = np.split(Wh, len(h_gates), axis=1)
+        early = len(h_gates) - len(cell.second)
+        Wh, Wr = Wh[:P, : early * H], np.concatenate([B[:, :P] for B in blocks[early:]], axis=1)
+    return [p.astype(dtype) for p in cell.own(Wx, Wh, b, w, Wr)]
 
 
 def _started(random: np.random.Generator, start: float | tuple[float, float], count: int) -> Any:

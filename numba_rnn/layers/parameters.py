@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..backend import engine_for
-from ..checks import FLOATS, accept
+from ..checks import FLOATS, accept, spell
 from ..kernels.cells import Cell
 from ..typing import Array
 
@@ -23,19 +23,26 @@ def accept_params(owner: str, cell: Cell, params: Sequence[Array]) -> list[Array
         )
     Wx, *rest = params
     Wx = accept("Wx", Wx, ("D", "columns"), None, here)
-    if cell.recurrent_gates:
+    H = max(1, cell.hidden_size([Wx]))
+    P: int | None = None
+    if cell.projected:
+        rest[-1] = accept("Wr", rest[-1], (H, "columns"), Wx.dtype, here)
+        P = max(1, cell.output_size(rest))
+        if P > H:
+            raise ValueError(
+                f"Wr: expected shape (H, P) with P at most H, got {spell(rest[-1].shape)}"
+            )
+    elif cell.recurrent_gates:
         rest[0] = accept("Wh", rest[0], ("H", "columns"), Wx.dtype, here)
-        hidden_size = rest[0].shape[0]
-    else:
-        hidden_size = max(1, cell.hidden_size([Wx]))
-    shapes = cell.shapes(Wx.shape[0], hidden_size)
+        H = rest[0].shape[0]
+    shapes = cell.shapes(Wx.shape[0], H, P)
     try:
         return [
             accept(name, value, shapes[name], Wx.dtype, here)
             for name, value in zip(names, (Wx, *rest), strict=True)
         ]
     except ValueError as error:
-        if cell.recurrent_gates and _fit_transposed(cell, Wx, rest[0]):
+        if cell.recurrent_gates and not P and _fit_transposed(cell, Wx, rest[0]):
             raise ValueError(f"{error} (PyTorch's are transposed: bridges.from_torch)") from None
         raise
 

@@ -24,7 +24,7 @@ from . import initialisers
 from .base import Layer
 from .initialisers import Seed
 from .parameters import accept_params
-from .regularisers import Regularisers
+from .regularisers import WEIGHTS, Regularisers
 from .trace import Trace
 
 
@@ -73,7 +73,8 @@ class _CellLayer(Layer):
             "book": Wx ~ N(0, 1/D), Wh ~ N(0, 1/H), b = 0. See
             ``numba_rnn/layers/initialisers.py``.
         **options
-            The constructor's other arguments, such as stateful=True.
+            The constructor's other arguments, such as stateful=True; for a projected cell also
+            proj_size, the number of outputs P, from 1 to H (the default).
 
         Returns
         -------
@@ -86,7 +87,8 @@ class _CellLayer(Layer):
         (3, 20)
         """
         cell = cls._select(options)
-        params = initialisers.recurrent(cell, input_size, hidden_size, rng, dtype, init)
+        P = options.pop("proj_size", None) if cell.projected else None
+        params = initialisers.recurrent(cell, input_size, hidden_size, rng, dtype, init, P)
         return cls(*params, **options)  # type: ignore[arg-type]  # subclasses take them apart
 
     @property
@@ -101,25 +103,31 @@ class _CellLayer(Layer):
 
     @property
     def output_size(self) -> int:
-        """The number of outputs a step: H."""
-        return self.hidden_size
+        """P, the number of outputs a step: H, unless the cell is projected."""
+        return self.cell.output_size(self.cell_params)
 
     @property
     def cell_params(self) -> list[Array]:
         """The parameters of the cell, as ``cell.shapes`` says."""
         return self.params[: len(self.cell.shapes(1, 1))]
 
-    def _zeros(self, batch: int, here: Engine) -> Array:
-        return here.xp.zeros((batch, self.hidden_size), self.dtype)
+    @property
+    def _state_sizes(self) -> list[int]:
+        """How many numbers each state has: h as many as there are outputs."""
+        return [self.output_size, *(self.hidden_size for _ in self.cell.states[1:])]
+
+    def _zeros(self, batch: int, here: Engine) -> tuple[Array, ...]:
+        return tuple(here.xp.zeros((batch, size), self.dtype) for size in self._state_sizes)
 
     def _accepted(
         self, spelling: str, given: tuple[Array | None, ...], batch: int | str, here: Engine
     ) -> tuple[Array | None, ...]:
         """Check one array (N, H) for each state; ``spelling`` makes its name of the state's."""
-        shape = batch, self.hidden_size
         return tuple(
-            None if value is None else accept(spelling.format(name), value, shape, self.dtype, here)
-            for name, value in zip(self.cell.states, given, strict=True)
+            None
+            if value is None
+            else accept(spelling.format(name), value, (batch, size), self.dtype, here)
+            for name, value, size in zip(self.cell.states, given, self._state_sizes, strict=True)
         )
 
     def _fill_grads(self, gradients: Sequence[Array]) -> None:
@@ -178,8 +186,8 @@ class _Step(_CellLayer):
         dstate = tuple(None if isinstance(d, (int, float)) and d == 0 else d for d in dstate)
         dstate = self._accepted("d{}_next", dstate, N, here)
         zeros = self._zeros(N, here)
-        known = tuple(zeros if d is None else d for d in dstate)
-        found = here.backward(self.cell, zeros[:, None], known, saved, out=self.grads)
+        known = tuple(z if d is None else d for d, z in zip(dstate, zeros, strict=True))
+        found = here.backward(self.cell, zeros[0][:, None], known, saved, out=self.grads)
         return (found.xs[:, 0], *found.state)
 
 
@@ -464,7 +472,10 @@ class TimeRecurrent(_CellLayer):
         rows = [len(value) for value in given if value is not None and np.ndim(value) == 2]
         here = self._engine()
         given = self._accepted("{}", given, rows[0] if rows else "N", here)
-        self.state = tuple(self._zeros(rows[0], here) if v is None else v.copy() for v in given)
+        zeros = self._zeros(rows[0], here)
+        self.state = tuple(
+            z if value is None else value.copy() for value, z in zip(given, zeros, strict=True)
+        )
         self._state_given = True
 
     def _move(self, there: Engine) -> None:
@@ -494,9 +505,10 @@ class TimeRecurrent(_CellLayer):
         """What the next step starts from."""
         state = self.state if self.stateful or self._state_given else None
         if state is None and self._initial is not None:
-            return tuple(here.xp.repeat(start[None], N, axis=0) for start in self._initial)
+            sized = zip(self._initial, self._state_sizes, strict=True)
+            return tuple(here.xp.repeat(start[None, :size], N, axis=0) for start, size in sized)
         if state is None:
-            return (self._zeros(N, here),) * len(self.cell.states)
+            return self._zeros(N, here)
         if state[0].shape[0] != N:
             raise ValueError(
                 f"{name}: expected a batch of {state[0].shape[0]}, as the state has, got {N}; "
@@ -614,7 +626,7 @@ class TimeRecurrent(_CellLayer):
             xs = here.xp.where(here.to_device(mask)[:, :, None], xs, xs.dtype.type(0))
         params = self.cell_params
         steps: dict[str, Any] = {"mask": mask, "resets": resets}
-        factors: tuple[Array | None, Array | None] = None, None
+        factors: tuple[Array | None, dict[str, Array]] = None, {}
         if self.regularisers is not None:
             xs, params, more, factors = self._regularised(xs, params, here)
             steps |= more
@@ -634,27 +646,35 @@ class TimeRecurrent(_CellLayer):
 
     def _regularised(
         self, xs: Array, params: list[Array], here: Engine
-    ) -> tuple[Array, list[Array], dict[str, Any], tuple[Array | None, Array | None]]:
+    ) -> tuple[Array, list[Array], dict[str, Any], tuple[Array | None, dict[str, Array]]]:
         """xs and parameters for this block, the options of its steps, and the masks."""
         chosen = self.regularisers
         assert chosen is not None
         zoneout: dict[str, Any] = {"zoneout": self.zoneout} if self.zoneout else {}
         if not self.train_flg:
-            return xs, params, zoneout, (None, None)
+            return xs, params, zoneout, (None, {})
         seed, (N, _, D), H = chosen.new_seed(), xs.shape, self.hidden_size
         on_inputs = chosen.on_inputs(here, seed, (N, D), self.dtype)
         on_h = chosen.on_h(here, seed, (N, H), self.dtype)
-        on_weights = None
         if on_inputs is not None:
             xs = xs * on_inputs[:, None]
-        if self.cell.recurrent_gates:
-            on_weights = chosen.on_weights(here, seed, params[1].shape, self.dtype)
-        if on_weights is not None:
-            params = [params[0], params[1] * on_weights, *params[2:]]
+        on_weights = {}
+        if chosen.weight_drop:
+            on_weights = {
+                name: chosen.on_weights(here, seed, name, param.shape, self.dtype)
+                for name, param in zip(self.param_names, params, strict=False)
+                if name in WEIGHTS
+            }
+        params = self._times(params, on_weights)
         steps = {**zoneout, "seed": seed, "row_offset": chosen.row_offset} if zoneout else {}
         if on_h is not None:
             steps["scale"] = on_h
         return xs, params, steps, (on_inputs, on_weights)
+
+    def _times(self, arrays: Sequence[Array], masks: Mapping[str, Array]) -> list[Array]:
+        """The parameters, or their gradients, times the masks of some of them."""
+        named = zip(self.param_names, arrays, strict=False)
+        return [array * masks[name] if name in masks else array for name, array in named]
 
     @overload
     def backward(
@@ -691,20 +711,19 @@ class TimeRecurrent(_CellLayer):
         given = self._one_each("backward", "d{}", dstate)
         given = self._accepted("d{}", given, shape[0], here)
         zeros = self._zeros(shape[0], here)
-        known = tuple(zeros if d is None else d for d in given)
-        out = None if on_weights is not None else self._cell_grads()
+        known = tuple(z if d is None else d for d, z in zip(given, zeros, strict=True))
+        out = None if on_weights else self._cell_grads()
         found = here.backward(self.cell, dhs, known, saved, inputs, out)
         if self.trace is not None:
             self.trace._gradients = found.states
-        self.dstate, gradients = found.state, list(found.params)
-        if on_weights is not None:
-            gradients[1] = gradients[1] * on_weights
+        self.dstate, gradients = found.state, self._times(found.params, on_weights)
         if self._initial is not None:
             dinitial = here.xp.zeros_like(self._initial)
             if found.initial is not None:
                 dinitial += found.initial
             if not given_before:
-                dinitial += here.xp.stack([here.sum_rows(d) for d in found.state])
+                wide = self.cell.widened(here.xp, found.state, self.hidden_size)
+                dinitial += here.xp.stack([here.sum_rows(d) for d in wide])
             gradients.append(dinitial)
         self._fill_grads(gradients)
         if found.xs is None or on_inputs is None:

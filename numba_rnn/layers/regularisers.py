@@ -21,7 +21,8 @@ from ..kernels.draws import seed_of
 from ..typing import Array
 from .initialisers import Seed, generator, new_seed
 
-_INPUT, _RECURRENT, _WEIGHTS = 1000, 1001, 1002  # of a block's seed; zoneout has 0, 1 ...
+_INPUT, _RECURRENT = 1000, 1001  # of a block's seed; zoneout has 0, 1 ...
+WEIGHTS = {"Wh": 1002, "Wr": 1003}
 
 
 class Regularisers:
@@ -81,10 +82,10 @@ class Regularisers:
         return self._mask(here, seed_of(seed, _RECURRENT), shape, rate, dtype, offset)
 
     def on_weights(
-        self, here: Engine, seed: int, shape: tuple[int, int], dtype: Any
-    ) -> Array | None:
-        """What Wh is multiplied by, or None."""
-        return self._mask(here, seed_of(seed, _WEIGHTS), shape, self.weight_drop, dtype, 0)
+        self, here: Engine, seed: int, name: str, shape: Sequence[int], dtype: Any
+    ) -> Array:
+        """What Wh or Wr is multiplied by."""
+        return here.dropout(seed_of(seed, WEIGHTS[name]), tuple(shape), self.weight_drop, dtype)
 
     @staticmethod
     def _mask(here: Engine, seed: int, shape: Any, rate: float, dtype: Any, offset: int) -> Any:

@@ -120,8 +120,9 @@ class Trace:
         """
         if self._gradients is None:
             raise RuntimeError("gradients: there are none before backward; call it first")
-        found = to_host(self._gradients)
-        return {name: found[:, :, k] for k, name in enumerate(self.cell.states)}
+        found, sizes = to_host(self._gradients), (state.shape[2] for state in self._before)
+        named = enumerate(zip(self.cell.states, sizes, strict=True))
+        return {name: found[:, :, k, :size] for k, (name, size) in named}
 
     @cached_property
     def _before(self) -> tuple[Array, ...]:

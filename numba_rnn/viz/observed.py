@@ -63,7 +63,7 @@ def came_back(
     dhs    (N, T, H), what the loss sends to every output
     block  of so many steps; the gradient does not come back from the next one
     """
-    expect_array("dhs", dhs, (*xs.shape[:2], layer.hidden_size), layer.dtype)
+    expect_array("dhs", dhs, (*xs.shape[:2], layer.output_size), layer.dtype)
     expect_finite("dhs", dhs)
     found: dict[str, list[Array]] = {name: [] for name in cell_of(layer).states}
     for start in range(0, xs.shape[1], block):
