@@ -43,6 +43,7 @@ def cell(
     operand: Callable[..., Any] | None = None,
     normalised: Names = (),
     joined: Names = (),
+    projected: bool = False,
     recurrence: str = "product",
     biases: int = 1,
     bias_start: Starts | None = None,
@@ -100,6 +101,10 @@ def cell(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     joined : names
         States that have no meaning alone, such as sLSTM's c, n and the exponent m by which both are
         divided. Zoneout, which keeps or renews each state by itself, leaves them as they are.
+    projected : bool, default False
+        Whether h may have fewer numbers than there are units: P, as the gates in ``second``, to
+        which the second product projects ``operand``. In the function these gates and h meet each
+        other alone. Wh is (P, gates * H) then, and the projection Wr (H, P) the last parameter.
     biases : {1, 2}, default 1
         1: one bias, on the input side. 2: one on each side; b is (2, gates * H), as in a GRU whose
         reset gate scales h Wh.

@@ -152,14 +152,17 @@ def random_problem(
     def uniform(limit: float, shape: tuple[int, ...]) -> Array:
         return rng.uniform(-limit, limit, shape).astype(dtype)
 
-    def states() -> tuple[Array, ...]:
-        return tuple(uniform(1, (N, H)) + start(cell, name) for name in cell.states)
+    P = (H + 1) // 2 if cell.projected else H
+    sizes = dict.fromkeys(cell.states, H) | {cell.states[0]: P}
 
-    limits = {"Wx": 1 / np.sqrt(D), "Wh": 1 / np.sqrt(H), "b": 0.5, "w": 0.5}
-    params = tuple(uniform(limits[name], shape) for name, shape in cell.shapes(D, H).items())
+    def states() -> tuple[Array, ...]:
+        return tuple(uniform(1, (N, size)) + start(cell, name) for name, size in sizes.items())
+
+    limits = {"Wx": 1 / np.sqrt(D), "Wh": 1 / np.sqrt(H), "b": 0.5, "w": 0.5, "Wr": 1 / np.sqrt(H)}
+    params = tuple(uniform(limits[name], shape) for name, shape in cell.shapes(D, H, P).items())
     xs = uniform(1, (N, T, D))
-    dstate = tuple(uniform(1, (N, H)) for _ in cell.states)
-    return Problem(cell, xs, states(), params, uniform(1, (N, T, H)), dstate)
+    dstate = tuple(uniform(1, (N, size)) for size in sizes.values())
+    return Problem(cell, xs, states(), params, uniform(1, (N, T, P)), dstate)
 
 
 def cancels(cell: str | cells.Cell, H: int) -> bool:

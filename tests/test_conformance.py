@@ -288,7 +288,8 @@ def test_a_step_is_a_pass_of_one_step(name):
     with use_backend("numba", strict=True) as engine:
         after = engine.forward(p.cell, p.xs, p.state, p.params)[1]
         stepped = engine.step(p.cell, p.xs[:, 0], p.state, p.params)
-    np.testing.assert_array_equal(stepped, after)
+    for got, want in zip(stepped, after, strict=True):
+        np.testing.assert_array_equal(got, want)
 
 
 class WrongEngine(NumpyEngine):

@@ -94,7 +94,7 @@ def test_the_options_of_a_cell_are_documented_and_typed_as_their_table_says(show
             name,
             (
                 re.sub("'", "", str(option.of)) if option.kind == CHOICE else option.kind,
-                str(option.default or ""),
+                "" if option.default in (None, ()) else str(option.default),
             ),
         )
         for name, option in OPTIONS.items()

@@ -438,12 +438,34 @@ def test_what_forward_kept_is_dropped(name):
 
 def test_a_projection_of_full_width_is_the_cell():
     cell = rnn.TimeRecurrent.create(D, H, cell="lstm_projected", rng=1, dtype=np.float64)
-    Wx, Wh, b = cell.params
-    layer = rnn.TimeProjectedLSTM(Wx, Wh[:, : 4 * H].copy(), b, Wh[:, 4 * H :].copy())
+    assert [p.shape for p in cell.params] == [(D, 4 * H), (H, 4 * H), (4 * H,), (H, H)]
+    layer = rnn.TimeProjectedLSTM(*cell.params)
     xs, dhs = numbers(2, 5, D), numbers(2, 5, H, seed=1)
-    close(layer.forward(xs), cell.forward(xs))
-    close(layer.backward(dhs), cell.backward(dhs))
-    close(np.concatenate([layer.grads[1], layer.grads[3]], axis=1), cell.grads[1])
+    np.testing.assert_array_equal(layer.forward(xs), cell.forward(xs))
+    np.testing.assert_array_equal(layer.backward(dhs), cell.backward(dhs))
+
+
+@each_backend
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(("H", "P"), [(1, 1), (5, 2), (37, 17), (40, 33)])
+def test_a_projected_lstm_has_streams(backend, batch, H, P):
+    layer = rnn.TimeProjectedLSTM.create(D, H, proj_size=P, rng=1, dtype=np.float64)
+    top = rnn.TimeAffine.create(P, 2, rng=2, dtype=np.float64)
+    xs = numbers(batch, 6, D)
+    with use_backend(backend, strict=True):
+        want = layer.forward(xs)
+        stream, both = layer.stream(batch), rnn.Stream([layer, top], batch)
+        frames = xs[0] if batch == 1 else xs
+        close(stream.step_many(frames), want[0] if batch == 1 else want)
+        (h, c), before = stream.state[0], stream.snapshot()
+        assert (h.shape, c.shape) == ((batch, P), (batch, H))
+        close(h, layer.h)
+        close(c, layer.c)
+        again = stream.step(frames[0] if batch == 1 else frames[:, 0]).copy()
+        stream.restore(before)
+        np.testing.assert_array_equal(stream.step(frames[0] if batch == 1 else frames[:, 0]), again)
+        with_top = top.forward(want)
+        close(both.step_many(frames), with_top[0] if batch == 1 else with_top)
 
 
 @each_backend
@@ -544,8 +566,6 @@ def test_a_stream_of_a_stack(backend):
          "layers: expected recurrent layers .* that read forwards.*got TimeBiRNN, TimeBiRNN"),
         (lambda: rnn.Stream([rnn.TimeBiGRU.create(D, H)]), TypeError,
          "layers: expected recurrent layers .* that read forwards.*got TimeBiGRU"),
-        (lambda: rnn.TimeProjectedLSTM.create(D, H, proj_size=2).stream(), TypeError,
-         "layers: expected layers as wide outside as inside, got TimeProjectedLSTM"),
     ],
 )  # fmt: skip
 def test_what_has_no_stream_is_refused(make, error, says):

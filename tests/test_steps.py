@@ -41,7 +41,8 @@ FEATURES = ("mask", "resets", "initial", "scale", "zoneout", "expected", "trace"
 def random_options(p: Problem, features: set[str], seed: int = 0) -> StepOptions:
     """Random steps with these features; zoneout is drawn unless "expected" is among them."""
     rng = np.random.default_rng(seed)
-    (N, T, H), S, dtype = p.dhs.shape, len(p.cell.states), p.xs.dtype
+    (N, T, _), H = p.xs.shape, p.cell.hidden_size(p.params)
+    S, dtype = len(p.cell.states), p.xs.dtype
     made: dict[str, Any] = {}
     if "mask" in features:
         made["mask"] = rng.random((N, T)) < 0.6

@@ -69,6 +69,8 @@ class Cell:
         (dstate, saved, state) -> (dgates, dstate)
     input_only, recurrent_only, second, fed, normalised, joined : names
         As in ``numba_rnn.cell``.
+    projected : bool
+        As in ``numba_rnn.cell``.
     biases : {1, 2}
         As in ``numba_rnn.cell``.
     bias_start, weight_start : mapping of str to float or (low, high)
@@ -113,7 +115,16 @@ class Cell:
     def __post_init__(self) -> None:
         for why in self._problems():
             raise self._refuse(why)
-        self._check_functions()
+        try:
+            self._check_functions()
+        except ValueError as error:
+            if not self.projected or "broadcast" not in str(error):
+                raise
+            narrow = ", ".join((self.states[0], *self.second))
+            raise self._refuse(
+                f"projected: expected functions in which {narrow} meet no other numbers: they are "
+                "P numbers, the others H"
+            ) from error
 
     def _refuse(self, why: str) -> ValueError:
         return ValueError(f"cell {self.name!r}: {why}")
@@ -138,10 +149,12 @@ class Cell:
         yield from conflicts(gates, {**given, "operand": self.operand})
 
     def _check_functions(self) -> None:
-        """Call the functions once, on one number each, to check that they keep to the contract."""
+        """Call the functions once, on a few numbers, to check that they keep to the contract."""
+
+        narrow = {self.states[0], *self.second} if self.projected else set()
 
         def some(names: tuple[str, ...]) -> Numbers:
-            return tuple(np.full(1, 0.5, np.float32) for _ in names)
+            return tuple(np.full(2 if n in narrow else 3, 0.5, np.float32) for n in names)
 
         def expect(function: str, what: str, names: tuple[str, ...], got: Any, zero: bool) -> None:
             if not isinstance(got, tuple) or len(got) != len(names):
@@ -169,8 +182,8 @@ class Cell:
                 operand = self.operand(gates, state)
                 expect("operand", "the number", ("operand",), (operand,), zero=False)
                 dgates, dstate = (
-                    tuple(np.zeros(1, np.float32) if d is None else d for d in gradients)
-                    for gradients in (dgates, dstate)
+                    tuple(0 * x if d is None else d for d, x in zip(gradients, like, strict=True))
+                    for gradients, like in ((dgates, gates), (dstate, state))
                 )
                 dgates, dstate = self.operand_backward(operand, dgates, dstate, saved, state)
                 expect("operand_backward", "the gradient of gate", self.gates, dgates, zero=False)

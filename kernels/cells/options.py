@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 NAMES, STARTS, FUNCTION = "names", "dict of str to float or (low, high)", "callable"
-WORD, CHOICE = "str", "choice"
+WORD, CHOICE, FLAG = "str", "choice", "bool"
 
 
 class Option(NamedTuple):
@@ -35,6 +35,7 @@ OPTIONS: Mapping[str, Option] = MappingProxyType({
     "operand": Option(FUNCTION, None),
     "normalised": Option(NAMES, of="gates", in_both=True),
     "joined": Option(NAMES, of="states", in_both=True),
+    "projected": Option(FLAG, False, in_both=True),
     "biases": Option(CHOICE, 1, of=(1, 2), in_both=True),
     "bias_start": Option(STARTS, None, of="gates", in_both=True),
     "weight_start": Option(STARTS, None, of="weights", in_both=True),
@@ -57,6 +58,8 @@ def problems(given: Mapping[str, Any], known: Mapping[str, tuple[str, ...]]) -> 
             yield f"{name}: expected a mapping from name to number, got {value!r}"
         elif kind == FUNCTION and not isfunction(value):
             yield f"{name}: expected a function, got {value!r}"
+        elif kind == FLAG and not isinstance(value, bool):
+            yield f"{name}: expected True or False, got {value!r}"
         elif kind == WORD and not (isinstance(value, str) and value.isidentifier()):
             yield f"{name}: expected letters, digits and _, got {value!r}"
         elif kind == CHOICE and (value not in of or isinstance(value, bool)):
@@ -92,7 +95,7 @@ def conflicts(gates: tuple[str, ...], given: Mapping[str, Any]) -> Iterator[str]
     with_h = tuple(gate for gate in gates if gate not in no_h + fed)
     early = with_h[: len(with_h) - len(second)]
     mixed = {*second} & {*no_x} and {*second} - {*no_x} and {*early} & {*no_x}
-    two = given["biases"] == 2
+    two, projected = given["biases"] == 2, given["projected"]
     if bool(fed + second) != (given["operand"] is not None):
         yield (
             "second (or fed) and operand go together: the gates of the second product, and a "
@@ -110,6 +113,11 @@ def conflicts(gates: tuple[str, ...], given: Mapping[str, Any]) -> Iterator[str]
          "bias_start: expected gates with an input side"),
         (early + second != with_h, second, f"second: expected the last of {', '.join(with_h)}"),
         (mixed, second, "second: expected all or none of its gates in recurrent_only"),
+        (projected and not second, ["True"], "projected: expected False without a second product"),
+        (projected and {*second} - {*no_x}, second,
+         "second: expected gates in recurrent_only, since the cell is projected"),
+        (projected and {*second} & {*given["normalised"]}, second,
+         "normalised: expected none of second, since the cell is projected"),
         (two and second, "2", "biases: expected 1 with a second product"),
         (two and len(with_x) != len(with_h), "2",
          "biases: expected 1 where x Wx and h Wh have not the same number of gates"),

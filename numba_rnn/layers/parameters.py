@@ -23,10 +23,12 @@ def accept_params(owner: str, cell: Cell, params: Sequence[Array]) -> list[Array
         )
     Wx, *rest = params
     Wx = accept("Wx", Wx, ("D", "columns"), None, here)
-    H = max(1, cell.hidden_size([Wx]))
+    H, gates = max(1, cell.hidden_size([Wx])), len(cell.input_gates)
     P: int | None = None
     if cell.projected:
-        rest[-1] = accept("Wr", rest[-1], (H, "columns"), Wx.dtype, here)
+        if Wx.shape[1] % gates:
+            raise ValueError(f"Wx: expected shape (D, {gates}H), got {spell(Wx.shape)}")
+        rest[-1] = accept("Wr", rest[-1], (H, "P"), Wx.dtype, here)
         P = max(1, cell.output_size(rest))
         if P > H:
             raise ValueError(
