@@ -816,7 +816,8 @@ def test_quotients_that_are_kept_from_zero_are_not_told():
     assert sound.check() < 1e-6  # a warning is an error here
 
 
-def test_a_cell_with_a_projection():
+@pytest.mark.parametrize("backend", ALL_ENGINES)
+def test_a_cell_with_a_projection(backend):
     """The projected LSTM, written: the same numbers, and the gradient is derived."""
 
     def out(f, g, i, o, c):
@@ -828,26 +829,24 @@ def test_a_cell_with_a_projection():
 
     sizes, rng = (4, 9), np.random.default_rng(0)
     xs, dhs = rng.standard_normal((3, 6, 4)), rng.standard_normal((3, 6, 5))
-    ours = numba_rnn.time_layer(written_projection).create(
-        *sizes, proj_size=5, rng=1, dtype=np.float64
-    )
-    want = numba_rnn.TimeProjectedLSTM.create(*sizes, proj_size=5, rng=1, dtype=np.float64)
+    made = numba_rnn.time_layer(written_projection), numba_rnn.TimeProjectedLSTM
+    ours, want = (one.create(*sizes, proj_size=5, rng=1, dtype=np.float64) for one in made)
     for theirs, param in zip(want.params, ours.params, strict=True):
         theirs[...] = param
-    for backend in ALL_ENGINES:
-        with numba_rnn.use_backend(backend, strict=True):
-            np.testing.assert_allclose(ours.forward(xs), want.forward(xs), rtol=1e-12)
-            np.testing.assert_allclose(ours.backward(dhs), want.backward(dhs), rtol=1e-10)
-            for got, grad in zip(ours.grads, want.grads, strict=True):
-                np.testing.assert_allclose(got, grad, rtol=1e-10)
+    with numba_rnn.use_backend(backend, strict=True):
+        np.testing.assert_allclose(ours.forward(xs), want.forward(xs), rtol=1e-12)
+        np.testing.assert_allclose(ours.backward(dhs), want.backward(dhs), rtol=1e-10)
+        for got, grad in zip(ours.grads, want.grads, strict=True):
+            np.testing.assert_allclose(got, grad, rtol=1e-10)
 
 
 def test_a_projection_that_meets_other_numbers_is_refused():
     def out(f, c):
         return sigmoid(f) * c
 
-    with pytest.raises(ValueError, match="projected: expected functions in which h, r meet no"):
+    @cell(states="h c", second="r", recurrent_only="r", operand=out, projected=True)
+    def mixed(f, r, h, c):
+        return r * c, sigmoid(f) * c
 
-        @cell(states="h c", second="r", recurrent_only="r", operand=out, projected=True)
-        def mixed(f, r, h, c):
-            return r * c, sigmoid(f) * c
+    with pytest.raises(ValueError, match="projected: expected functions in which h, r meet no"):
+        numba_rnn.time_layer(mixed)
