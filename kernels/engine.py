@@ -794,8 +794,8 @@ def expect_consistent(cell: Cell, xs: Array, state: State, params: Sequence[Arra
     if len(params) != len(wanted):
         raise ValueError(f"params: expected {', '.join(wanted)}, got {len(params)} arrays")
     P = cell.output_size(params)
-    wanted = cell.shapes(D, H, P) | {cell.states[0]: (N, P)}
-    wanted |= dict.fromkeys(cell.states[1:], (N, H))
+    sizes = zip(cell.states, cell.state_sizes(H, P), strict=True)
+    wanted = cell.shapes(D, H, P) | {name: (N, size) for name, size in sizes}
     for (name, shape), array in zip(wanted.items(), (*params, *state), strict=True):
         if array.shape != shape:
             raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")

@@ -113,7 +113,7 @@ class NumpyEngine(Engine):
             return np.zeros((N, size), xs.dtype)
 
         no_gates = tuple(zeros(P if name in cell.second else H) for name in cell.gates)
-        no_state = zeros(P), *(zeros(H) for _ in cell.states[1:])
+        no_state = tuple(map(zeros, cell.state_sizes(H, P)))
         dgates_all = [np.empty((N, T, d.shape[1]), xs.dtype) for d in no_gates]
         dinitial, dtype = no_state, xs.dtype
         dstates = np.empty((N, T, len(cell.states), H), dtype) if steps.trace else None

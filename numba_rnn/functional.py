@@ -7,7 +7,8 @@ No layer holds anything between the calls. ``backward`` finds all that it needs 
 that passes may overlap in any order and in any thread.
 
 Shapes: N batch, T time, D input size, H hidden size, S number of states. All arrays of a call have
-one dtype, float32 or float64.
+one dtype, float32 or float64. The h of a projected cell, its gradient and hs have P numbers, the
+number of outputs, where H is written.
 
 A call runs where its parameters are, as a layer does: NumPy arrays on the engine in force
 (``use_backend``), arrays on a GPU on the CUDA engine. While the CUDA engine is in force, NumPy
@@ -55,8 +56,8 @@ class Record:
         The engine that ran forward and that runs backward.
     options : StepOptions
         The options of the steps; mask and resets are copies.
-    sizes : (N, T, D, H)
-        The sizes of the pass.
+    sizes : (N, T, D, H, P)
+        The sizes of the pass; P, the number of outputs, is H unless the cell is projected.
     dtype : dtype
         float32 or float64.
     saved : object
@@ -66,12 +67,12 @@ class Record:
     cell: Cell
     engine: Engine
     options: StepOptions
-    sizes: tuple[int, int, int, int]
+    sizes: tuple[int, int, int, int, int]
     dtype: np.dtype[Any]
     saved: Any
 
     def __repr__(self) -> str:
-        sizes = ", ".join(f"{name} {n}" for name, n in zip("NTDH", self.sizes, strict=True))
+        sizes = ", ".join(f"{name} {n}" for name, n in zip("NTDHP", self.sizes, strict=True))
         return f"Record({self.cell.name}, {sizes}, {self.dtype}, {self.engine.name})"
 
     def __reduce__(self) -> NoReturn:
@@ -152,16 +153,17 @@ def forward(
     """
     cell = cells.get(cell)
     params, here = _accept_params(cell, params)
-    (D, _), H, dtype = params[0].shape, cell.hidden_size(params), params[0].dtype
+    (D, _), dtype = params[0].shape, params[0].dtype
+    H, P = cell.hidden_size(params), cell.output_size(params)
     xs = accept("xs", xs, ("N", "T", D), dtype, here)
     N, T, _ = xs.shape
-    state = _accept_state(cell, "", state, (N, H), dtype, here)
+    state = _accept_state(cell, "", state, (N, H, P), dtype, here)
     if options is not NO_OPTIONS:
         options = _accept_options(cell, options, (N, T, H), dtype, here)
         if options.mask is not None:  # what is left out may be anything, NaN too
             xs = here.xp.where(here.to_device(options.mask)[:, :, None], xs, dtype.type(0))
     hs, after, saved = here.forward(cell, xs, state, params, options)
-    return Result(hs, after, Record(cell, here, options, (N, T, D, H), dtype, saved))
+    return Result(hs, after, Record(cell, here, options, (N, T, D, H, P), dtype, saved))
 
 
 def backward(
@@ -218,12 +220,12 @@ def backward(
             "record: expected the record of numba_rnn.functional.forward, got "
             f"{type(record).__name__}{hint}"
         )
-    cell, here, (N, T, D, H), dtype = record.cell, record.engine, record.sizes, record.dtype
-    zeros = here.xp.zeros((N, T, H), dtype) if dhs is None else None
-    dhs = zeros if dhs is None else accept("dhs", dhs, (N, T, H), dtype, here)
-    known = _accept_state(cell, "d", dstate, (N, H), dtype, here)
+    cell, here, (N, T, D, H, P), dtype = record.cell, record.engine, record.sizes, record.dtype
+    zeros = here.xp.zeros((N, T, P), dtype) if dhs is None else None
+    dhs = zeros if dhs is None else accept("dhs", dhs, (N, T, P), dtype, here)
+    known = _accept_state(cell, "d", dstate, (N, H, P), dtype, here)
     if out is not None:
-        out = _accept_out(cell, out, (D, H), dtype, here)
+        out = _accept_out(cell, out, (D, H, P), dtype, here)
     found = here.backward(cell, dhs, known, record.saved, inputs, out)
     if found.initial is not None and record.options.resets is None:
         found = found._replace(initial=None)  # zeros of some engines
@@ -278,8 +280,8 @@ def step(
     params, here = _accept_params(cell, params)
     dtype = params[0].dtype
     x = accept("x", x, ("N", params[0].shape[0]), dtype, here)
-    shape = x.shape[0], cell.hidden_size(params)
-    state = _accept_state(cell, "", state, shape, dtype, here)
+    sizes = x.shape[0], cell.hidden_size(params), cell.output_size(params)
+    state = _accept_state(cell, "", state, sizes, dtype, here)
     return here.step(cell, x, state, params, _accept_zoneout(cell, zoneout))
 
 
@@ -303,11 +305,13 @@ def _accept_params(cell: Cell, params: Any) -> tuple[list[Array], Engine]:
 
 
 def _accept_state(
-    cell: Cell, prefix: str, state: Any, shape: tuple[int, int], dtype: Any, here: Engine
+    cell: Cell, prefix: str, state: Any, sizes: tuple[int, int, int], dtype: Any, here: Engine
 ) -> tuple[Array, ...]:
     """An array for each state, zeros for those left out; a name is the prefix and a state's."""
+    N, *others = sizes
+    shapes = [(N, size) for size in cell.state_sizes(*others)]
     if state is None:
-        return (here.xp.zeros(shape, dtype),) * len(cell.states)
+        return tuple([here.xp.zeros(shape, dtype) for shape in shapes])
     names = [prefix + name for name in cell.states]
     given = _sequence(f"{prefix}state", state, names)
     if len(given) > len(names):
@@ -318,7 +322,7 @@ def _accept_state(
             here.xp.zeros(shape, dtype)
             if value is None
             else accept(name, value, shape, dtype, here)
-            for name, value in zip(names, (*given, *left_out), strict=True)
+            for name, value, shape in zip(names, (*given, *left_out), shapes, strict=True)
         ]
     )
 
@@ -372,7 +376,7 @@ def _accept_zoneout(cell: Cell, rates: Any) -> tuple[float, ...]:
 
 
 def _accept_out(
-    cell: Cell, out: Any, sizes: tuple[int, int], dtype: Any, here: Engine
+    cell: Cell, out: Any, sizes: tuple[int, int, int], dtype: Any, here: Engine
 ) -> Sequence[Array]:
     """Arrays of the engine that may be written to, one for each parameter."""
     shapes = {f"d{name}": shape for name, shape in cell.shapes(*sizes).items()}

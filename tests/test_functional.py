@@ -49,9 +49,11 @@ def same(got: Any, want: Any) -> None:
 
 def all_options(p: Problem, seed: int = 1) -> StepOptions:
     """Every option that the cell can have."""
-    rng, (N, T, H), S = np.random.default_rng(seed), p.dhs.shape, len(p.cell.states)
+    rng, (N, T, _), S = np.random.default_rng(seed), p.dhs.shape, len(p.cell.states)
+    H = p.cell.hidden_size(p.params)
     rates = [0.0 if name in p.cell.joined else 0.3 for name in p.cell.states]
-    initial = np.array([p.state[s][:1].mean(0) if N else np.ones(H) for s in range(S)])
+    state = p.cell.widened(np, p.state, H)
+    initial = np.array([state[s][:1].mean(0) if N else np.ones(H) for s in range(S)])
     return StepOptions(
         mask=rng.random((N, T)) < 0.7,
         resets=rng.random((N, T)) < 0.4,

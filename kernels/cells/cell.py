@@ -271,6 +271,23 @@ class Cell:
             return self.hidden_size(params)
         return int(params[-1].shape[1]) // len(self.second)
 
+    def state_sizes(self, hidden_size: int, output_size: int) -> tuple[int, ...]:
+        """Return how many numbers each state has.
+
+        Parameters
+        ----------
+        hidden_size : int
+            H, the number of units.
+        output_size : int
+            P, the number of outputs.
+
+        Returns
+        -------
+        tuple of int
+            P for h, H for the others.
+        """
+        return (output_size, *(hidden_size,) * (len(self.states) - 1))
+
     def complete(self, params: Sequence[Any]) -> tuple[Any, Any, Any, Any, Any]:
         """Return all five parameters; those that the cell lacks are empty arrays.
 

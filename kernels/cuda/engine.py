@@ -119,7 +119,8 @@ class CudaEngine(DeviceEngine):
         xp, at = self.xp, layout(cell, steps.features.changes_state)
         (N, T, _), K = xs.shape, len(at.normalised)
         Wx, Wh, b = self._in_order(cell, params)
-        H = Wh.shape[0]
+        H, P = Wh.shape[0], cell.output_size(params)
+        state = cell.widened(xp, state, H)
         arrays = PassArrays(cell, steps, xp, (N, T, H), xs.dtype)
         states = arrays.empty(T + 1, len(cell.states), N, H)
         states[0] = xp.stack(arrays.reset_at_first(state))
@@ -140,11 +141,12 @@ class CudaEngine(DeviceEngine):
             self._gates("forward_scan", arrays)()
         else:
             self._forward_steps(Wh, arrays)
-        hs, last = arrays["hs"], tuple(states[T].copy())
+        hs, last = arrays["hs"], cell.narrowed(tuple(states[T].copy()), P)
+        hs = hs if P == H else xp.ascontiguousarray(hs[:, :, :P])
         if steps.every:
             # backward needs them as they are now
             return hs, last, (xs, tuple(s.copy() for s in state), params, steps)
-        return hs, last, (xs, (Wx, Wh), {name: arrays[name] for name in _KEPT}, steps)
+        return hs, last, (xs, (Wx, Wh, P), {name: arrays[name] for name in _KEPT}, steps)
 
     def _forward_steps(self, Wh: Array, arrays: PassArrays) -> None:
         xp, at = self.xp, layout(arrays.cell)
@@ -189,7 +191,7 @@ class CudaEngine(DeviceEngine):
         out: Sequence[Array] | None = None,
     ) -> Gradients:
         saved = self._all(cell, saved)
-        (N, T, D), H = saved[0].shape, dhs.shape[2]
+        (N, T, D), H = saved[0].shape, len(saved[1][1])
         with self.gpu.products(self.precision), _room_for(cell, N, T, D, H):
             found = self._backward(cell, dhs, dstate, saved, inputs)
         return found._replace(params=written(found.params, out))
@@ -197,12 +199,13 @@ class CudaEngine(DeviceEngine):
     def _backward(
         self, cell: Cell, dhs: Array, dstate: State, saved: Any, inputs: bool
     ) -> Gradients:
-        xs, (Wx, Wh), kept, steps = saved
+        xs, (Wx, Wh, P), kept, steps = saved
         xp, at = self.xp, layout(cell, steps.features.changes_state)
         N, T, D = xs.shape
         H, G = Wh.shape[0], len(cell.gates)
         early_columns, late_columns = _columns(at, H)
         arrays = PassArrays(cell, steps, xp, (N, T, H), xs.dtype, backward=True)
+        (dhs,), dstate = cell.widened(xp, (dhs,), H), cell.widened(xp, dstate, H)
         dgates, dstate_ = arrays.empty(T, N, G * H), xp.ascontiguousarray(xp.stack(dstate))
         arrays.add(**kept, dhs=self._aligned(dhs), dgates=dgates, dstate=dstate_)
         plan, _ = self.plan(cell, N, T, H, xs.dtype, forward=False)
@@ -229,17 +232,24 @@ class CudaEngine(DeviceEngine):
         if cell.biases == 2:
             # such a cell has no second product: these are all gates that h Wh feeds
             db.append(_cell_order(xp, self.sum_rows(early_rows)[None], at.h_blocks, H))
+        dWh_, dWr = _cell_order(xp, xp.concatenate(dWh, axis=1), at.h_blocks, H), None
+        if cell.projected:
+            early = at.early * H
+            dWr = dWh_[:, early:].reshape(H, at.late, H)[:, :, :P].reshape(H, at.late * P)
+            dWh_ = dWh_[:P, :early].copy()
         gradients = cell.own(
             _cell_order(xp, dWx, at.x_blocks, H),
-            _cell_order(xp, xp.concatenate(dWh, axis=1), at.h_blocks, H),
+            dWh_,
             xp.concatenate(db) if cell.biases == 2 else db[0][0],
             self.sum_rows(rows[:, (G - at.weights) * H :]).reshape(at.weights, H),
+            dWr,
         )
         dxs = None
         if inputs:
             dxs = self._product(x_rows, Wx.T).reshape(T, N, D).transpose(1, 0, 2)
             dxs = xp.ascontiguousarray(dxs)
-        return Gradients(dxs, tuple(dstate_), gradients, dinitial, arrays.trace())
+        dstate = cell.narrowed(tuple(dstate_), P)
+        return Gradients(dxs, dstate, gradients, dinitial, arrays.trace())
 
     def _backward_steps(self, Wh: Array, arrays: PassArrays) -> Array:
         """Fills dgates and dstate; returns what comes through h Wh before the first step."""
@@ -267,8 +277,8 @@ class CudaEngine(DeviceEngine):
         return through_h
 
     def before(self, cell: Cell, saved: Any) -> tuple[Array, ...]:
-        states = self._all(cell, saved)[2]["states"]
-        return tuple(states[:-1].transpose(1, 2, 0, 3))
+        _, (_, _, P), kept, _ = self._all(cell, saved)
+        return cell.narrowed(tuple(kept["states"][:-1].transpose(1, 2, 0, 3)), P)
 
     # ---- training
 
@@ -318,9 +328,19 @@ class CudaEngine(DeviceEngine):
     # ---- what both need
 
     def _in_order(self, cell: Cell, params: Sequence[Array]) -> tuple[Array, Array, Array]:
-        """Wx and Wh with their gates in the layout's order, and b with the cell's weights."""
-        Wx, Wh, b, w = cell.complete(params)
-        at, H, xp = layout(cell), Wh.shape[0], self.xp
+        """Wx and Wh with their gates in the layout's order, and b with the cell's weights.
+
+        The Wh of a projected cell is as large as if h had H numbers, with Wr and zeros in it.
+        """
+        Wx, Wh, b, w, Wr = cell.complete(params)
+        at, H, xp = layout(cell), cell.hidden_size(params), self.xp
+        if cell.projected:
+            P, early = cell.output_size(params), at.early * H
+            wide = xp.zeros((H, early + at.late * H), Wh.dtype)
+            wide[:P, :early] = Wh
+            for k in range(at.late):
+                wide[:, early + k * H : early + k * H + P] = Wr[:, k * P : (k + 1) * P]
+            Wh = wide
         if at.weights:
             b = xp.concatenate([b.reshape(-1), w.reshape(-1)])
         return (

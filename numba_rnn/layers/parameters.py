@@ -52,7 +52,7 @@ def accept_params(owner: str, cell: Cell, params: Sequence[Array]) -> list[Array
 def _fit(cell: Cell, params: Sequence[Array]) -> bool:
     """Whether they are right as they are, in a fraction of the time of the checks that name why."""
     Wx = params[0] if params else None
-    if type(Wx) is not np.ndarray or Wx.ndim != 2 or not Wx.size:
+    if type(Wx) is not np.ndarray or Wx.ndim != 2 or not Wx.size or cell.projected:
         return False
     dtype, shapes = Wx.dtype, cell.shapes(len(Wx), cell.hidden_size(params))
     if len(params) != len(shapes):

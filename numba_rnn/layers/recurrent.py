@@ -112,9 +112,9 @@ class _CellLayer(Layer):
         return self.params[: len(self.cell.shapes(1, 1))]
 
     @property
-    def _state_sizes(self) -> list[int]:
-        """How many numbers each state has: h as many as there are outputs."""
-        return [self.output_size, *(self.hidden_size for _ in self.cell.states[1:])]
+    def _state_sizes(self) -> tuple[int, ...]:
+        """How many numbers each state has."""
+        return self.cell.state_sizes(self.hidden_size, self.output_size)
 
     def _zeros(self, batch: int, here: Engine) -> tuple[Array, ...]:
         return tuple(here.xp.zeros((batch, size), self.dtype) for size in self._state_sizes)

@@ -119,28 +119,17 @@ def _forward(
     """
     state, weights = rest[:states], rest[states:]
     params = form.params_again(weights) if same else form.params(weights)
-    P, H = form.widths(weights)
     options = NO_OPTIONS if mask is None else StepOptions(mask=mask)
     with _torch_threads(engine()):
         hs, after, record = functional.forward(
-            form.cell, array_of(xs), _arrays(state, P, H) or None, params, options
+            form.cell, array_of(xs), _arrays(state) or None, params, options
         )
-    outputs = [tensor_of(array) for array in (hs, *after)]
-    if P < H:
-        outputs[:2] = [_cut(h, P) for h in outputs[:2]]
-    return tuple(outputs), record
+    return tuple(tensor_of(array) for array in (hs, *after)), record
 
 
-def _arrays(state: Sequence[Any], P: int, H: int) -> list[Any]:
-    """The states, None too, as arrays (N, H); h, the first of them, may be (N, P)."""
-    if P < H and state and state[0] is not None:
-        state = torch.nn.functional.pad(state[0], (0, H - P)), *state[1:]
-    return [None if tensor is None else array_of(tensor) for tensor in state]
-
-
-def _cut(h: torch.Tensor, P: int) -> torch.Tensor:
-    """h (..., H) as a tensor (..., P) of its own."""
-    return h[..., :P].clone(memory_format=torch.contiguous_format)
+def _arrays(tensors: Sequence[Any]) -> list[Any]:
+    """The arrays of tensors, of which some may be None."""
+    return [None if tensor is None else array_of(tensor) for tensor in tensors]
 
 
 def _without_gradient(
@@ -173,14 +162,11 @@ def _backward(node: Any, douts: Any, xs: torch.Tensor, *rest: Any) -> tuple[Any,
     """
     form, record, states = node.form, node.record, node.states
     weights = rest[states : len(rest) - len(douts)]
-    P, H = form.widths(weights)
-    (dhs,), dstate = _arrays(douts[:1], P, H), _arrays(douts[1:], P, H)
+    dhs, *dstate = _arrays(douts)
     with _torch_threads(record.engine):
         found = functional.backward(record, dhs, dstate, inputs=node.needs_input_grad[3])
     dxs = None if found.xs is None else tensor_of(found.xs)
     dstate = [tensor_of(d) for d in found.state[:states]]
-    if P < H and states:
-        dstate[0] = _cut(dstate[0], P)
     return dxs, *dstate, *form.gradients(found.params, weights)
 
 

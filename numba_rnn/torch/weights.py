@@ -34,11 +34,6 @@ class Form:
         """The gradients of the weights; tensors of their own."""
         raise NotImplementedError
 
-    def widths(self, weights: Sequence[torch.Tensor]) -> tuple[int, int]:
-        """The number of outputs, and of units."""
-        H = self.cell.hidden_size(weights)
-        return H, H
-
     def params_again(self, weights: Sequence[torch.Tensor]) -> list[Array]:
         """The parameters; those of the last call if the weights are the same numbers.
 
@@ -78,30 +73,20 @@ class OfTorch(Form):
         signs = np.ones_like(order) if signs is None else signs
         self._blocks = [(int(k), int(sign)) for k, sign in zip(order, signs, strict=True)]
 
-    def widths(self, weights: Sequence[torch.Tensor]) -> tuple[int, int]:
-        """The number of outputs, P of a projected LSTM, and of units."""
-        rows, outputs = weights[self.names.index("weight_hh")].shape
-        return outputs, rows // len(self._blocks)
-
     def params(self, weights: Sequence[torch.Tensor]) -> list[Array]:
-        """The parameters, gate by gate; of a projected LSTM padded with zeros from P to H."""
+        """The parameters, gate by gate."""
         dtypes = {weight.dtype for weight in weights}
         if len(dtypes) > 1:
             raise TypeError(
                 f"weights: expected one dtype, got {', '.join(sorted(map(str, dtypes)))}"
             )
-        P, H = self.widths(weights)
         given = dict(zip(self.names, _view(weights), strict=True))
         w_ih, w_hh = given["weight_ih"], given["weight_hh"]
         Wx = _empty(w_ih, *w_ih.shape[::-1])
         self._write(Wx, w_ih.T)
-        columns = len(w_hh)
-        Wh = _empty(w_hh, P, columns)
-        if self.projected:
-            Wh = _empty(w_hh, H, columns + H)
-            Wh[...] = 0
-            Wh[:, columns : columns + P] = given["weight_hr"].T
-        self._write(Wh[:P, :columns], w_hh.T)
+        Wh = _empty(w_hh, *w_hh.shape[::-1])
+        self._write(Wh, w_hh.T)
+        H = len(w_hh) // len(self._blocks)
         b = _empty(w_ih, *self.cell.shapes(1, H)["b"])
         b_ih, b_hh = given.get("bias_ih"), given.get("bias_hh")
         if b_ih is None or b_hh is None:
@@ -111,7 +96,11 @@ class OfTorch(Form):
             self._write(b[1], b_hh)
         else:
             self._write(b, b_ih + b_hh)
-        return [array_of(param) for param in (Wx, Wh, b)]
+        params = [Wx, Wh, b]
+        if self.projected:
+            params.append(_empty(w_ih, *given["weight_hr"].T.shape))
+            params[3][...] = given["weight_hr"].T
+        return [array_of(param) for param in params]
 
     def _write(self, ours: Any, theirs: Any) -> None:
         """Gate by gate, each a block of our last axis and of theirs."""
@@ -124,15 +113,11 @@ class OfTorch(Form):
         self, dparams: Sequence[Array], weights: Sequence[torch.Tensor]
     ) -> list[torch.Tensor]:
         """The gradients of the weights; tensors of their own."""
-        dWx, dWh, db = _view(dparams)
-        found: dict[str, Any] = {}
-        if self.projected:
-            (P, _), columns = self.widths(weights), dWx.shape[1]
-            dWr = dWh[:, columns : columns + P].T
-            found["weight_hr"] = _empty(dWr, *dWr.shape)
-            found["weight_hr"][...] = dWr
-            dWh = dWh[:P, :columns]
-        found |= {"weight_ih": self._matrix(dWx), "weight_hh": self._matrix(dWh)}
+        dWx, dWh, db, *dWr = _view(dparams)
+        found: dict[str, Any] = {"weight_ih": self._matrix(dWx), "weight_hh": self._matrix(dWh)}
+        if dWr:
+            found["weight_hr"] = _empty(dWr[0], *dWr[0].T.shape)
+            found["weight_hr"][...] = dWr[0].T
         both = db if self.cell.biases == 2 else (db, db)
         for name, gradient in zip(("bias_ih", "bias_hh"), both, strict=True):
             if name in self.names:
