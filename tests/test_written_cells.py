@@ -834,6 +834,8 @@ def test_a_cell_with_a_projection(backend):
     for theirs, param in zip(want.params, ours.params, strict=True):
         theirs[...] = param
     with numba_rnn.use_backend(backend, strict=True) as engine:
+        for layer in (ours, want):
+            layer.to(backend)
         pairs = [(ours.forward(xs), want.forward(xs)), (ours.backward(dhs), want.backward(dhs))]
         for got, wanted in (*pairs, *zip(ours.grads, want.grads, strict=True)):
             np.testing.assert_allclose(engine.to_host(got), engine.to_host(wanted), rtol=1e-10)
