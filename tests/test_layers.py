@@ -290,7 +290,7 @@ def test_orthogonal_start(name):
     D, H = 7, 33
     cell = cells.get(name)
     layer = rnn.TimeRecurrent.create(D, H, cell=cell, rng=0, dtype=np.float64)
-    Wx, Wh, b, w = cell.complete(layer.params)
+    Wx, Wh, b, w, _ = cell.complete(layer.params)
     blocks = [Wh[:, k : k + H] for k in range(0, Wh.shape[1], H)]
     assert len(blocks) == len(cell.recurrent_gates)
     for block in blocks:
@@ -327,7 +327,7 @@ def test_orthogonal_start(name):
 def test_book_start(name):
     D, H = 25, 100
     layer = rnn.TimeRecurrent.create(D, H, cell=name, rng=0, dtype=np.float64, init="book")
-    Wx, Wh, b, _ = layer.cell.complete(layer.params)
+    Wx, Wh, b, *_ = layer.cell.complete(layer.params)
     for W, inputs in ((Wx, D), (Wh, H)):
         if W.size == 0:
             continue
