@@ -53,7 +53,7 @@ from .step_arguments import (
 def forward_gates(frame):
     """A piece: from the products of a step to the state after it."""
     plan, step = read_step(frame)
-    t, keep, b_row, options = step.t, plan.keep, plan.b_row, plan.options
+    t, keep, b_row = step.t, plan.keep, plan.b_row
     hs, hs_row = plan.hs + t * plan.hs_time + step.n0 * plan.hs_row, plan.hs_row
     narrower = plan.H - plan.P
     for u in range(step.u0, step.u1):
@@ -69,22 +69,22 @@ def forward_gates(frame):
             new, saved = forward(frame, gates, before)
             if keep:
                 store_saved(frame, saved, place_of(step.saved, u, row))
-            live = load_live(frame, options, n, t)
-            zoneout = load_zoneout(frame, options, n, t, u)
+            live = load_live(frame, plan, n, t)
+            zoneout = load_zoneout(frame, plan, n, t, u)
             new, out = apply_options(frame, new, before, live, zoneout)
-            is_reset = load_is_reset(frame, options, n, t + 1)
-            initial = load_initial(frame, options, u, lanes, is_reset)
+            is_reset = load_is_reset(frame, plan, n, t + 1)
+            initial = load_initial(frame, plan, u, lanes, is_reset)
             new, _ = apply_reset(frame, new, is_reset, initial)
             store_states(frame, new, place_of(step.after, u, row))
             store_part(frame, out[0], hs + k * hs_row + u * VECTOR_BYTES, lanes - narrower)
             behind, _ = place_of(step.after, u, row + len(new) * step.after.number)
-            store_scaled(frame, options, n, u, lanes, new[0], behind)
+            store_scaled(frame, plan, n, u, lanes, new[0], behind)
 
 
 def operand_gates(frame):
     """A piece: the operand of a step's second product."""
     plan, step = read_step(frame)
-    t, b_row, options = step.t, plan.b_row, plan.options
+    t, b_row = step.t, plan.b_row
     for u in range(step.u0, step.u1):
         lanes = lanes_at(frame, plan, u)
         bias = load_bias(frame, place_of(step.b, u, 0), b_row, lanes)
@@ -95,15 +95,15 @@ def operand_gates(frame):
             gates = put_normalised_early(frame, gates, place_of(step.normalised, u, row))
             before = load_states(frame, place_of(step.state, u, row))
             number, none = (operand(frame, gates, before),), zeros_state(frame)[:1]
-            number, _ = select_live(frame, number, none, load_live(frame, options, n, t))
-            number = scaled_operand(frame, options, n, u, lanes, number[0])
+            number, _ = select_live(frame, number, none, load_live(frame, plan, n, t))
+            number = scaled_operand(frame, plan, n, u, lanes, number[0])
             store(frame, number, place_of(step.operand, u, row)[0])
 
 
 def backward_gates(frame):
     """A piece: from the gradient of the state after a step to its gates' and the state's before."""
     plan, step = read_step(frame)
-    t, options, before_step, dhs_time = step.t, plan.options, plan.N * VECTOR_BYTES, plan.hs_time
+    t, before_step, dhs_time = step.t, plan.N * VECTOR_BYTES, plan.hs_time
     dhs, dhs_row = plan.hs + t * dhs_time + step.n0 * plan.hs_row, plan.hs_row
     through_h, narrower = from_number(step.dstate, plan.states), plan.H - plan.P
     for u in range(step.u0, step.u1):
@@ -115,16 +115,16 @@ def backward_gates(frame):
             prefetch_saved(frame, saved, state, normalised, before_step, dhs_place - dhs_time)
             dh = load_part(frame, dhs_place, lanes - narrower)
             through = load(frame, place_of(through_h, u, row)[0])
-            through = (scaled(frame, options, n, u, lanes, through),)
+            through = (scaled(frame, plan, n, u, lanes, through),)
             dnew = load_states(frame, dstate)
-            is_reset = load_is_reset(frame, options, n, t + 1)
+            is_reset = load_is_reset(frame, plan, n, t + 1)
             dnew, stopped = reset_backward(frame, dnew, is_reset)
             passed, more = reset_backward(frame, through, is_reset)
-            add_stopped(frame, options, n, u, is_reset, stopped, more)
-            live = load_live(frame, options, n, t)
+            add_stopped(frame, plan, n, u, is_reset, stopped, more)
+            live = load_live(frame, plan, n, t)
             dnew, _ = add_output_gradient(frame, dh, passed[0], dnew, live)
-            store_trace(frame, options, t, n, u, lanes, dnew)
-            zoneout = load_zoneout(frame, options, n, t, u)
+            store_trace(frame, plan, t, n, u, lanes, dnew)
+            zoneout = load_zoneout(frame, plan, n, t, u)
             dnew, bypass = options_backward(frame, dnew, live, zoneout)
             after, weights = place_of(step.after, u, row), place_of(step.weights, u, 0)
             numbers = load_saved(frame, saved, after, weights, lanes, normalised)
@@ -140,7 +140,7 @@ def backward_gates(frame):
 def operand_backward_gates(frame):
     """A piece: add what comes back through the second product to a step's gradients."""
     plan, step = read_step(frame)
-    t, options = step.t, plan.options
+    t = step.t
     for u in range(step.u0, step.u1):
         lanes = lanes_at(frame, plan, u)
         for k in range(step.rows):
@@ -152,9 +152,9 @@ def operand_backward_gates(frame):
             numbers = load_saved(frame, saved, after, weights, lanes, normalised)
             before = load_states(frame, place_of(step.state, u, row))
             incoming = load(frame, place_of(step.doperand, u, row)[0])
-            incoming = scaled_operand(frame, options, n, u, lanes, incoming)
+            incoming = scaled_operand(frame, plan, n, u, lanes, incoming)
             more, old = operand_backward(frame, incoming, dgates, dold, numbers, before)
-            live = load_live(frame, options, n, t)
+            live = load_live(frame, plan, n, t)
             dgates, _ = select_live(frame, more, dgates, live)
             dold, _ = select_live(frame, old, dold, live)
             store_gradients_but_late(frame, dgates, delta)

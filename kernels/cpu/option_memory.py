@@ -12,10 +12,8 @@ from .frames import NO_FEATURES
 from .packing import zeros
 from .plans import address_of
 from .simd import VECTOR_BYTES
-from .step_arguments import OptionArrays
 
 TRACED = StepFeatures(trace=True)
-ARRAYS = "mask", "resets", "initial", "scale", "rates", "thresholds", "seeds"
 
 
 @cache
@@ -32,7 +30,7 @@ def compiled_features(features: StepFeatures, backward: bool) -> StepFeatures:
 
 
 class OptionMemory:
-    """The numbers of an ``OptionArrays``, and the memory that they point to.
+    """The fields of a plan for the options of its steps, and the memory that they point to.
 
     trace   (N, T, S, H), filled by backward, or None if the options do not ask for it
     """
@@ -61,19 +59,9 @@ class OptionMemory:
             panels = wide.reshape(S, N, units, lanes).transpose(0, 2, 1, 3)
             self._dinitial[:, :, :N] = panels
         self.trace = np.empty((N, T, S, H), dtype) if steps.trace else None
-        arrays, dinitial = steps.arrays(dtype), self._dinitial
-        words = OptionArrays(
-            T=T,
-            origin=steps.origin,
-            row=H * dtype.itemsize,
-            **{name: self._at(arrays.get(name), dtype) for name in ARRAYS},
-            dinitial=0 if dinitial is None else address_of(dinitial),
-            dinitial_panel=0 if dinitial is None else dinitial.strides[1],
-            dinitial_state=0 if dinitial is None else dinitial.strides[0],
-            trace=0 if self.trace is None else address_of(self.trace),
-        )
-        self._words = np.array(words, np.int64)
-        self.address = address_of(self._words)
+        arrays = steps.arrays(dtype) | {"dinitial": self._dinitial, "trace": self.trace}
+        self.fields = {name: self._at(array, dtype) for name, array in arrays.items()}
+        self.fields["origin"] = steps.origin
 
     def _at(self, array: Array | None, dtype: Any) -> int:
         """The address of an array's numbers in C order, fractions in a dtype; 0 for None."""

@@ -135,7 +135,7 @@ class Pass:
         if compiled_features(self.steps.features, back) is not frames.NO_FEATURES:
             sizes = *self.sizes, self.xs.dtype
             options = OptionMemory(self.steps, self.cell, *sizes, stopped)
-            write(plan, options=options.address)
+            write(plan, **options.fields)
         driver, here = int(plan[PLACES["driver"]]), int(plan[PLACES["here"]])
         threads.team.run(driver, here, made.shards, [plan])
         return options

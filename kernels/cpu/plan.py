@@ -54,7 +54,17 @@ class Plan(NamedTuple):
     normalised_late: int
     rows_at_once: int  # whose numbers fill 16 KiB
     normalised_places: int  # the address of their places in the layout's order
-    options: int  # the address of the steps' options (step_arguments.OptionArrays), or 0
+    # the arrays of the steps' options, 0 where there is none; zoneout has one word for each state
+    mask: int  # (N, T) bytes
+    resets: int  # (N, T) bytes
+    initial: int  # (S, H)
+    scale: int  # (N, H)
+    rates: int
+    seeds: int
+    thresholds: int
+    origin: int  # no array: the place of the first row at the first step, for random masks
+    dinitial: int  # panels
+    trace: int  # (N, T, S, H)
     x_blocks: int  # the addresses of the layout's tables
     h_blocks: int
     # pieces
@@ -113,6 +123,7 @@ class Plan(NamedTuple):
 
 read_plan = record(Plan)
 PLACES = {name: place for place, name in enumerate(Plan._fields)}
+OPTIONS = Plan._fields[PLACES["mask"] : PLACES["x_blocks"]]  # the fields of the steps' options
 
 
 def write(plan: Array, **fields: int) -> None:

@@ -26,7 +26,7 @@ from . import gates, normalising, products, threads
 from .compilation import announced, compiled_function
 from .forward import forward
 from .frames import NO_FEATURES, compiled
-from .plan import PLACES, Plan
+from .plan import OPTIONS, PLACES, Plan
 from .simd import VECTOR_BYTES
 
 
@@ -187,7 +187,7 @@ def recipe(
         states=states, kept_states=kept_states, multiplied=states * scaled, stored=at.stored,
         normalised_early=len(at.normalised_early), normalised_late=len(at.normalised_late),
         rows_at_once=max(1, 16384 // ((normalised or 1) * units * VECTOR_BYTES)),
-        normalised_places=_table(at.normalised), options=0,
+        normalised_places=_table(at.normalised), **dict.fromkeys(OPTIONS, 0),
         x_blocks=_table(at.x_blocks), h_blocks=_table(at.h_blocks),
         **_pieces(driver, cell, dtype.name, features),
         **dict.fromkeys(Plan._fields[_ARRAYS:_SCRATCH], 0), **_offsets(scratch), **_offsets(kept),

@@ -1,13 +1,11 @@
 """The arguments of the functions in ``kernels/step.py``, for some units of a row at a step.
 
 Each gate piece is compiled for a set of features (``StepFeatures``): none, a trace alone, or all
-of them, once for each kind of zoneout. With all of them, its ``options`` is the address of an
-``OptionArrays``, and run-time checks find out which options a pass has.
+of them, once for each kind of zoneout. With all of them, run-time checks of the plan's addresses
+find out which options a pass has.
 
 Random masks are hashes, computed for 16 or 8 units at a time: ``kernels/draws.py`` defines them.
 """
-
-from typing import NamedTuple
 
 from llvmlite import ir
 from numba.core import types
@@ -15,8 +13,9 @@ from numba.extending import intrinsic, overload, register_jitable
 
 from .. import step
 from ..emitted_draws import emit_drawn
-from .frames import emits, record
+from .frames import emits
 from .lowering import load_states, member_address, store_states, zeros_state
+from .sequence import place_of, step_panels
 from .simd import (
     VECTOR_BYTES,
     MaskType,
@@ -32,26 +31,6 @@ from .simd import (
 _I8, _I64 = ir.IntType(8), ir.IntType(64)
 
 
-class OptionArrays(NamedTuple):
-    """Addresses of the arrays of a pass's step options; 0 if there is none."""
-
-    T: int
-    origin: int  # the place of the first row at the first step, for random masks
-    row: int  # bytes of H numbers
-    mask: int  # (N, T) bytes
-    resets: int  # (N, T) bytes
-    initial: int  # (S, H)
-    scale: int  # (N, H)
-    rates: int  # zoneout's, a number for each state
-    thresholds: int  # a word for each state
-    seeds: int
-    dinitial: int  # panels: S states, all unit-panels, N rows
-    dinitial_panel: int  # bytes between unit-panels
-    dinitial_state: int  # bytes between states
-    trace: int  # (N, T, S, H)
-
-
-_read = record(OptionArrays)
 inlined = register_jitable(error_model="numpy")
 
 
@@ -61,7 +40,7 @@ def _step_function(function):
     """
 
     def of_step(frame, *args):
-        raise NotImplementedError("it exists as compiled code only")
+        raise NotImplementedError("this function exists only as compiled code")
 
     @overload(of_step, strict=False)
     def _(frame, *args):
@@ -86,7 +65,7 @@ def _with(feature):
 
     def decorate(function):
         def of_feature(frame, *args):
-            raise NotImplementedError("it exists as compiled code only")
+            raise NotImplementedError("this function exists only as compiled code")
 
         @overload(of_feature, strict=False)
         def _(frame, *args):
@@ -104,101 +83,95 @@ def _with(feature):
 
 
 @_with("mask")
-def load_live(frame, options, n, t):
-    here = _read(options)
-    return here.mask == 0 or byte(here.mask + n * here.T + t) != 0
+def load_live(frame, plan, n, t):
+    return plan.mask == 0 or byte(plan.mask + n * plan.T + t) != 0
 
 
 @_with("resets")
-def load_is_reset(frame, options, n, t):
-    here = _read(options)
-    return here.resets != 0 and t < here.T and byte(here.resets + n * here.T + t) != 0
+def load_is_reset(frame, plan, n, t):
+    return plan.resets != 0 and t < plan.T and byte(plan.resets + n * plan.T + t) != 0
 
 
 @_with("resets")
-def load_initial(frame, options, u, lanes, is_reset):
-    here, start = _read(options), zeros_state(frame)
-    if is_reset and here.initial:
-        start = load_rows(frame, (here.initial + u * VECTOR_BYTES, here.row), lanes)
+def load_initial(frame, plan, u, lanes, is_reset):
+    start = zeros_state(frame)
+    if is_reset and plan.initial:
+        place = plan.initial + u * VECTOR_BYTES, plan.H * plan.size
+        start = load_rows(frame, place, lanes)
     return start
 
 
-def load_zoneout(frame, options, n, t, u):
-    raise NotImplementedError("it exists as compiled code only")
+def load_zoneout(frame, plan, n, t, u):
+    raise NotImplementedError("this function exists only as compiled code")
 
 
 @overload(load_zoneout, strict=False)
-def _(frame, options, n, t, u):
-    def sampled(frame, options, n, t, u):
-        here = _read(options)
-        return draw(frame, here.seeds, here.thresholds, here.origin + (t << 32) + n, u)
+def _(frame, plan, n, t, u):
+    def sampled(frame, plan, n, t, u):
+        return draw(frame, plan.seeds, plan.thresholds, plan.origin + (t << 32) + n, u)
 
-    def mean(frame, options, n, t, u):
-        return load_rates(frame, _read(options).rates)
+    def mean(frame, plan, n, t, u):
+        return load_rates(frame, plan.rates)
 
-    nothing = lambda frame, options, n, t, u: None  # noqa: E731
+    nothing = lambda frame, plan, n, t, u: None  # noqa: E731
     return {"sampled": sampled, "mean": mean, "": nothing}[frame.features.zoneout]
 
 
-def scaled(frame, options, n, u, lanes, value):
+def scaled(frame, plan, n, u, lanes, value):
     """h, or its gradient, times the scale with which h enters products."""
-    raise NotImplementedError("it exists as compiled code only")
+    raise NotImplementedError("this function exists only as compiled code")
 
 
 @overload(scaled, strict=False)
-def _(frame, options, n, u, lanes, value):
+def _(frame, plan, n, u, lanes, value):
     if not frame.features.scale:
-        return lambda frame, options, n, u, lanes, value: value
+        return lambda frame, plan, n, u, lanes, value: value
 
-    def scale(frame, options, n, u, lanes, value):
-        here = _read(options)
-        if here.scale:
-            value = value * load_part(frame, here.scale + n * here.row + u * VECTOR_BYTES, lanes)
+    def scale(frame, plan, n, u, lanes, value):
+        if plan.scale:
+            row = plan.scale + n * plan.H * plan.size
+            value = value * load_part(frame, row + u * VECTOR_BYTES, lanes)
         return value
 
     return scale
 
 
-def scaled_operand(frame, options, n, u, lanes, value):
+def scaled_operand(frame, plan, n, u, lanes, value):
     """The same for the operand, if it enters a product."""
-    raise NotImplementedError("it exists as compiled code only")
+    raise NotImplementedError("this function exists only as compiled code")
 
 
 @overload(scaled_operand, strict=False)
-def _(frame, options, n, u, lanes, value):
+def _(frame, plan, n, u, lanes, value):
     if frame.cell.fed:
-        return lambda frame, options, n, u, lanes, value: value
-    return lambda frame, options, n, u, lanes, value: scaled(frame, options, n, u, lanes, value)
+        return lambda frame, plan, n, u, lanes, value: value
+    return lambda frame, plan, n, u, lanes, value: scaled(frame, plan, n, u, lanes, value)
 
 
 # ---- results
 
 
 @_with("scale")
-def store_scaled(frame, options, n, u, lanes, h, address):
+def store_scaled(frame, plan, n, u, lanes, h, address):
     """Store the scaled h for the next products, if there is a scale."""
-    if _read(options).scale:
-        store(frame, scaled(frame, options, n, u, lanes, h), address)
+    if plan.scale:
+        store(frame, scaled(frame, plan, n, u, lanes, h), address)
 
 
 @_with("resets")
-def add_stopped(frame, options, n, u, is_reset, stopped, through):
+def add_stopped(frame, plan, n, u, is_reset, stopped, through):
     """Add the gradient that a reset stops to that of ``initial``."""
     if is_reset:
-        here = _read(options)
-        start = here.dinitial + u * here.dinitial_panel + n * VECTOR_BYTES
-        store(frame, load(frame, start) + through[0], start)
-        place = start, here.dinitial_state
+        place = place_of(step_panels(plan, plan.dinitial, n), u, 0)
+        store(frame, load(frame, place[0]) + through[0], place[0])
         store_states(frame, add_bypass(frame, load_states(frame, place), stopped)[0], place)
 
 
 @_with("trace")
-def store_trace(frame, options, t, n, u, lanes, dstate):
-    here = _read(options)
-    if here.trace:
-        step = (n * here.T + t) * len(dstate)
-        place = here.trace + step * here.row + u * VECTOR_BYTES, here.row
-        store_rows(frame, dstate, place, lanes)
+def store_trace(frame, plan, t, n, u, lanes, dstate):
+    if plan.trace:
+        row, step = plan.H * plan.size, (n * plan.T + t) * len(dstate)
+        store_rows(frame, dstate, (plan.trace + step * row + u * VECTOR_BYTES, row), lanes)
 
 
 @emits(types.int64)

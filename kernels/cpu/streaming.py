@@ -314,7 +314,7 @@ class _Call:
             write(plan, packed=1, pWx=weights.addresses[0], pWh=weights.addresses[1])
             if zoneout:
                 there = OptionMemory(options, cell, N, T, D, H, dtype)
-                write(plan, options=there.address)
+                write(plan, **there.fields)
                 self._kept.append(there)
             if N == 1 and T == 1:
                 now, after = map(address_of, state.arrays)
