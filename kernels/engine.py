@@ -790,12 +790,14 @@ def expect_consistent(cell: Cell, xs: Array, state: State, params: Sequence[Arra
     N, _, D = xs.shape
     if not xs.dtype.isnative:
         raise TypeError(f"xs: expected numbers in the machine's byte order, got {xs.dtype}")
-    H, wanted = cell.hidden_size(params), cell.shapes(D, 1)
-    if len(params) != len(wanted):
-        raise ValueError(f"params: expected {', '.join(wanted)}, got {len(params)} arrays")
-    P = cell.output_size(params)
-    sizes = zip(cell.states, cell.state_sizes(H, P), strict=True)
-    wanted = cell.shapes(D, H, P) | {name: (N, size) for name, size in sizes}
+    if len(params) != len(cell.param_names):
+        names = ", ".join(cell.param_names)
+        raise ValueError(f"params: expected {names}, got {len(params)} arrays")
+    H = cell.hidden_size(params)
+    P = cell.output_size(params) if cell.projected else H
+    wanted = cell.shapes(D, H, P)
+    for name, size in zip(cell.states, cell.state_sizes(H, P), strict=True):
+        wanted[name] = N, size
     for (name, shape), array in zip(wanted.items(), (*params, *state), strict=True):
         if array.shape != shape:
             raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")

@@ -190,6 +190,11 @@ class Cell:
                 expect("operand_backward", "the gradient of state", self.states, dstate, zero=False)
 
     @cached_property
+    def param_names(self) -> tuple[str, ...]:
+        """The names of the parameters, in their order."""
+        return tuple(self.shapes(1, 1))
+
+    @cached_property
     def input_gates(self) -> tuple[int, ...]:
         """The positions of the gates that have a block of columns in Wx."""
         without = {*self.recurrent_only, *self.fed, *self.weights}

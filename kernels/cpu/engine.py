@@ -41,8 +41,11 @@ class NumbaEngine(NumpyEngine):
         steps: StepOptions = NO_OPTIONS,
     ) -> tuple[Array, State, Any]:
         expect_consistent(cell, xs, state, params)
-        run = Pass(cell, rows_plain(xs), with_weights(cell, params), steps)
-        state = cell.widened(np, state, run.H)
+        H = cell.hidden_size(params)
+        P = cell.output_size(params) if cell.projected else H
+        run = Pass(cell, rows_plain(xs), with_weights(cell, params), H, P, steps)
+        if P < H:
+            state = cell.widened(np, state, H)
         if not steps.every:
             hs, last, kept = run.forward(state)
             return hs, cell.narrowed(last, run.P), (run, kept)
@@ -65,10 +68,11 @@ class NumbaEngine(NumpyEngine):
         run, kept = saved
         into: tuple[Array, ...] = ()
         if out is not None and not cell.weights:
-            into = with_weights(cell, out)
+            into = tuple(out) if cell.recurrent_gates else cell.complete(out)[:3]
         if not (into and takes(into, run.params)):
             into = tuple(np.empty(p.shape, p.dtype) for p in run.params)
-        dstate = cell.widened(np, dstate, run.H)
+        if run.P < run.H:
+            dstate = cell.widened(np, dstate, run.H)
         d = np.array((*dstate, np.zeros_like(dstate[0])))  # the last: through h Wh of the next step
         if not run.steps.every:
             dxs, d, stopped, dstates = run.backward(dhs, d, kept, into, inputs)
@@ -89,7 +93,7 @@ class NumbaEngine(NumpyEngine):
         first[0] += through if run.steps.scale is None else through * run.steps.scale
         dinitial = None if stopped is None else np.stack(list(map(self.sum_rows, stopped)))
         params = written(without_weights(cell, into), out)
-        dstate = cell.narrowed(tuple(first), run.P)
+        dstate = tuple(first) if run.P == run.H else cell.narrowed(tuple(first), run.P)
         return Gradients(dxs if inputs else None, dstate, params, dinitial, dstates)
 
     def before(self, cell: Cell, saved: Any) -> tuple[Array, ...]:

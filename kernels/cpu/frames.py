@@ -41,6 +41,7 @@ _I32 = ir.IntType(32)
 _I64 = ir.IntType(64)
 
 part_of_a_piece = register_jitable(error_model="numpy")  # no test for division by zero
+inlined = register_jitable(error_model="numpy", forceinline=True)
 
 
 NO_FEATURES = StepFeatures()

@@ -28,6 +28,7 @@ class Pass:
     """The arrays of a pass.
 
     params  Wx, Wh and b, as ``plans.with_weights`` makes them
+    H, P    how many units there are, and how many numbers h has
     times   which steps of the block xs are
     chunk   how many steps are a chunk; 0: as many as are best
     shares  shards, and whether they are made by rows; None: as is best
@@ -36,19 +37,12 @@ class Pass:
     cell: Cell
     xs: Array
     params: tuple[Array, ...]
+    H: int
+    P: int
     steps: StepOptions
     times: slice | None = None
     chunk: int = 0
     shares: tuple[int, bool] | None = None
-
-    @property
-    def H(self) -> int:  # noqa: N802 (the name on the page)
-        return self.cell.hidden_size(self.params)
-
-    @property
-    def P(self) -> int:  # noqa: N802
-        """How many numbers h has."""
-        return int(self.params[1].shape[0])
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:
@@ -65,7 +59,7 @@ class Pass:
             times = slice(start, min(T, start + count))
             steps = self.steps.part(times.start, times.stop)
             xs = self.xs[:, times]
-            yield Pass(self.cell, xs, self.params, steps, times, chunk, shares)
+            yield Pass(self.cell, xs, self.params, H, self.P, steps, times, chunk, shares)
 
     def _recipe(self, driver: Any, back: bool, **options: Any) -> Recipe:
         shares = self.shares or sharing(self.cell, *self.sizes)

@@ -34,7 +34,7 @@ class Recipe(NamedTuple):
     """A plan but for its addresses, and how much memory it needs."""
 
     plan: Array  # addresses of our own count from the start of their block
-    early_columns: int  # of Wh, those that h itself multiplies; the operand's are behind them
+    early_bytes: int  # of a row of Wh, for h itself; behind them is what the operand multiplies
     dtype: Any
     shards: int
     scratch_bytes: int
@@ -60,19 +60,18 @@ class Recipe(NamedTuple):
         if scratch is None:
             scratch = _scratch(self.scratch_bytes, self.dtype)
         plan = self.plan.copy()
-        dxs, *gradients = outputs or (xs, *params)
-        _filler(self.dtype.char, params[2].ndim)(
-            plan, xs, *self._all(*params), state_in, state_out, hs, dxs, *self._all(*gradients),
-            scratch, kept,
+        Wx, Wh, b, *Wr = params
+        dxs, dWx, dWh, db, *dWr = outputs or (xs, *params)
+        own = bool(Wr)  # else the last columns of Wh are what the operand multiplies
+        _filler(self.dtype.char, b.ndim)(
+            plan, xs, Wx, Wh, b, Wr[0] if own else Wh, state_in, state_out, hs,
+            dxs, dWx, dWh, db, dWr[0] if own else dWh,
+            0 if own else self.early_bytes, scratch, kept,
         )  # fmt: skip
         start, size = self.cleared
         if size:
             ctypes.memset(scratch + start, 0, size)
         return plan
-
-    def _all(self, Wx: Array, Wh: Array, b: Array, *Wr: Array) -> tuple[Array, ...]:
-        """Wx, Wh, Wr and b; Wr is a part of Wh, unless the cell has its own."""
-        return Wx, Wh, Wr[0] if Wr else Wh[:, self.early_columns :], b
 
 
 @once
@@ -80,14 +79,17 @@ def _filler(dtype: str, b_ndim: int) -> Any:
     """A compiled function that writes addresses and strides into a plan."""
     here = PLACES["here"]
 
-    def fill(plan, xs, Wx, Wh, Wr, b, start, end, hs, dxs, dWx, dWh, dWr, db, scratch, kept):
+    def fill(
+        plan, xs, Wx, Wh, b, Wr, start, end, hs, dxs, dWx, dWh, db, dWr, behind, scratch, kept
+    ):
         of_the_caller = (  # in the order of Plan's fields
             xs.ctypes.data, xs.strides[0], xs.strides[1],
             Wx.ctypes.data, Wx.strides[0], Wh.ctypes.data, Wh.strides[0],
-            Wr.ctypes.data, Wr.strides[0], b.ctypes.data, b.strides[0] if b.ndim == 2 else 0,
+            Wr.ctypes.data + behind, Wr.strides[0],
+            b.ctypes.data, b.strides[0] if b.ndim == 2 else 0,
             start.ctypes.data, end.ctypes.data, start.strides[0],
             hs.ctypes.data, hs.strides[0], hs.strides[1], dxs.ctypes.data,
-            dWx.ctypes.data, dWh.ctypes.data, dWr.ctypes.data, db.ctypes.data,
+            dWx.ctypes.data, dWh.ctypes.data, dWr.ctypes.data + behind, db.ctypes.data,
         )  # fmt: skip
         place = _ARRAYS
         for word in literal_unroll(of_the_caller):
@@ -102,9 +104,9 @@ def _filler(dtype: str, b_ndim: int) -> Any:
     def array(ndim: int, layout: str = "C") -> types.Array:
         return types.Array(from_dtype(np.dtype(dtype)), ndim, layout, readonly=True)
 
-    params = array(2), array(2), array(2, "A"), array(b_ndim)
+    params = array(2), array(2), array(b_ndim), array(2)
     takes = [types.int64[::1], array(3, "A"), *params, array(3), array(3), array(3, "A")]
-    takes += [array(3, "A"), *params, types.int64, types.int64]
+    takes += [array(3, "A"), *params, *[types.int64] * 3]
     return compiled_function(fill, types.void(*takes))
 
 
@@ -194,7 +196,7 @@ def recipe(
     )  # fmt: skip
     return Recipe(
         np.array((*plan, *(0,) * (threads.PLAN_WORDS - _END)), np.int64),
-        at.early * H,
+        at.early * H * size,
         dtype,
         shards,
         sum(scratch.values()),
@@ -283,13 +285,16 @@ def takes(arrays: Sequence[Array], like: Sequence[Array]) -> bool:
 
 def with_weights(cell: Cell, params: Sequence[Array]) -> tuple[Array, ...]:
     """Wx, Wh, and b with the cell's weights behind it, in its first row if it has two; and Wr."""
-    Wx, Wh, b, w, Wr = map(plain, cell.complete(params))
+    if cell.recurrent_gates and not cell.weights:  # nothing is to be added
+        return tuple([plain(param) for param in params])
+    Wx, Wh, b, w, Wr = cell.complete(params)
+    Wx, Wh, b = map(plain, (Wx, Wh, b))
     if cell.weights:
         wide = np.zeros((*b.shape[:-1], b.shape[-1] + w.size), b.dtype)
         wide[..., : b.shape[-1]] = b
         wide[(0,) * (b.ndim - 1)][b.shape[-1] :] = w.reshape(-1)
         b = wide
-    return (Wx, Wh, b, Wr) if cell.projected else (Wx, Wh, b)
+    return (Wx, Wh, b, plain(Wr)) if cell.projected else (Wx, Wh, b)
 
 
 def without_weights(cell: Cell, gradients: Sequence[Array]) -> tuple[Array, ...]:

@@ -34,7 +34,7 @@ dxs and by items of dWx and dWh (a panel of rows by four unit-panels of a gate e
 
 from typing import Any, NamedTuple
 
-from .frames import arguments, call, frame_address, part_of_a_piece
+from .frames import arguments, call, frame_address, inlined, part_of_a_piece
 from .plan import read_plan
 from .products import Unpacking
 from .simd import VECTOR_BYTES, lanes_of
@@ -51,7 +51,7 @@ from .threads import (
 # ---- where things are
 
 
-@part_of_a_piece
+@inlined
 def panel_of(rows):
     """Bytes from one panel to the next: an odd number of rows."""
     return (rows | 1) * VECTOR_BYTES
@@ -75,7 +75,7 @@ def rows_and_units(plan, shard):
     return n0, n1, u0, u1
 
 
-@part_of_a_piece
+@inlined
 def chunk_at(plan, start, panels, chunk):
     """Where a chunk begins among all chunks that are kept."""
     return start + plan.keep * chunk * panels * panel_of(plan.steps * plan.N)
@@ -94,25 +94,25 @@ class Panels(NamedTuple):
     number: int  # bytes from one number of a tuple to the next
 
 
-@part_of_a_piece
+@inlined
 def place_of(panels, u, row):
     """Where a tuple begins, and the bytes from one of its numbers to the next."""
     return panels.start + u * panels.panel + row, panels.number
 
 
-@part_of_a_piece
+@inlined
 def from_byte(panels, skip):
     """The same from a later byte on."""
     return Panels(panels.start + skip, panels.panel, panels.number)
 
 
-@part_of_a_piece
+@inlined
 def from_number(panels, number):
     """The same from another number of the tuples on."""
     return from_byte(panels, number * panels.number)
 
 
-@part_of_a_piece
+@inlined
 def chunk_panels(plan, start, numbers, chunk, k, n):
     """Panels of a chunk, with so many numbers in a tuple, from row n of step k on."""
     panel = panel_of(plan.steps * plan.N)
@@ -120,14 +120,14 @@ def chunk_panels(plan, start, numbers, chunk, k, n):
     return Panels(start + (k * plan.N + n) * VECTOR_BYTES, panel, plan.units * panel)
 
 
-@part_of_a_piece
+@inlined
 def step_panels(plan, start, n):
     """Panels of one step alone, from row n on."""
     panel = panel_of(plan.N)
     return Panels(start + n * VECTOR_BYTES, panel, plan.units * panel)
 
 
-@part_of_a_piece
+@inlined
 def state_at(plan, chunk, k, n):
     """The state before step k of a chunk."""
     if chunk * plan.steps + k == plan.T:
@@ -137,7 +137,7 @@ def state_at(plan, chunk, k, n):
     return chunk_panels(plan, plan.state, plan.kept_states, chunk, k, n)
 
 
-@part_of_a_piece
+@inlined
 def own_panels(plan, start, numbers, steps, k, n0, n1):
     """A shard's own panels, of the rows n0..n1 of some steps, from step k on.
 
@@ -171,7 +171,7 @@ class Step(NamedTuple):
     doperand: Panels
 
 
-@part_of_a_piece
+@inlined
 def step_at(plan, chunk, k, n0, n1, u0, u1):
     """Step k of a chunk."""
     gate = plan.H * plan.size
@@ -218,7 +218,7 @@ class StepArguments(NamedTuple):
     u1: int
 
 
-@part_of_a_piece
+@inlined
 def read_step(frame):
     """The plan and the step that a piece is called with."""
     p = arguments(frame, StepArguments)
@@ -226,7 +226,7 @@ def read_step(frame):
     return plan, step_at(plan, p.chunk, p.k, p.n0, p.n1, p.u0, p.u1)
 
 
-@part_of_a_piece
+@inlined
 def lanes_at(frame, plan, u):
     """How many units there are from a unit-panel on."""
     return plan.H - u * lanes_of(frame)

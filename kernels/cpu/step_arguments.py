@@ -13,7 +13,7 @@ from numba.extending import intrinsic, overload, register_jitable
 
 from .. import step
 from ..emitted_draws import emit_drawn
-from .frames import emits
+from .frames import emits, inlined
 from .lowering import load_states, member_address, store_states, zeros_state
 from .sequence import place_of, step_panels
 from .simd import (
@@ -29,9 +29,6 @@ from .simd import (
 )
 
 _I8, _I64 = ir.IntType(8), ir.IntType(64)
-
-
-inlined = register_jitable(error_model="numpy")
 
 
 def _step_function(function):

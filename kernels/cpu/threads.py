@@ -345,7 +345,7 @@ class Team:
         helped = shards > 1 and self._busy.acquire(blocking=False)
         try:
             for plan in plans:
-                plan[[_SHARDS, _TEAM]] = (shards, self.address) if helped else (1, 0)
+                plan[_SHARDS], plan[_TEAM] = (shards, self.address) if helped else (1, 0)
             lent, parallel = self.lent
             if helped and parallel:
                 self._call_borrowed(parallel, lent, shards, piece, frame)

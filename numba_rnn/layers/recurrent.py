@@ -32,7 +32,7 @@ class _CellLayer(Layer):
     """The parameters of a cell."""
 
     def __init__(self, params: Sequence[Array], cell: Cell) -> None:
-        self.param_names: tuple[str, ...] = tuple(cell.shapes(1, 1))
+        self.param_names: tuple[str, ...] = cell.param_names
         super().__init__(*accept_params(type(self).__name__, cell, params))
         self.cell = cell
 
@@ -104,25 +104,31 @@ class _CellLayer(Layer):
     @property
     def output_size(self) -> int:
         """P, the number of outputs a step: H, unless the cell is projected."""
-        return self.cell.output_size(self.cell_params)
+        return self.cell.output_size(self.cell_params if self.cell.projected else self.params)
 
     @property
     def cell_params(self) -> list[Array]:
         """The parameters of the cell, as ``cell.shapes`` says."""
-        return self.params[: len(self.cell.shapes(1, 1))]
+        return self.params[: len(self.cell.param_names)]
 
     @property
     def _state_sizes(self) -> tuple[int, ...]:
         """How many numbers each state has."""
-        return self.cell.state_sizes(self.hidden_size, self.output_size)
+        H, projected = self.hidden_size, self.cell.projected
+        return self.cell.state_sizes(H, self.output_size if projected else H)
 
     def _zeros(self, batch: int, here: Engine) -> tuple[Array, ...]:
-        return tuple(here.xp.zeros((batch, size), self.dtype) for size in self._state_sizes)
+        """A state of zeros; unless the cell is projected the same array for all."""
+        if self.cell.projected:
+            return tuple(here.xp.zeros((batch, size), self.dtype) for size in self._state_sizes)
+        return (here.xp.zeros((batch, self.hidden_size), self.dtype),) * len(self.cell.states)
 
     def _accepted(
         self, spelling: str, given: tuple[Array | None, ...], batch: int | str, here: Engine
     ) -> tuple[Array | None, ...]:
         """Check one array (N, H) for each state; ``spelling`` makes its name of the state's."""
+        if all(value is None for value in given):
+            return given
         return tuple(
             None
             if value is None
@@ -474,7 +480,7 @@ class TimeRecurrent(_CellLayer):
         given = self._accepted("{}", given, rows[0] if rows else "N", here)
         zeros = self._zeros(rows[0], here)
         self.state = tuple(
-            z if value is None else value.copy() for value, z in zip(given, zeros, strict=True)
+            (z if value is None else value).copy() for value, z in zip(given, zeros, strict=True)
         )
         self._state_given = True
 
@@ -665,7 +671,7 @@ class TimeRecurrent(_CellLayer):
                 for name, param in zip(self.param_names, params, strict=False)
                 if name in WEIGHTS
             }
-        params = self._times(params, on_weights)
+            params = self._times(params, on_weights)
         steps = {**zoneout, "seed": seed, "row_offset": chosen.row_offset} if zoneout else {}
         if on_h is not None:
             steps["scale"] = on_h
@@ -716,7 +722,9 @@ class TimeRecurrent(_CellLayer):
         found = here.backward(self.cell, dhs, known, saved, inputs, out)
         if self.trace is not None:
             self.trace._gradients = found.states
-        self.dstate, gradients = found.state, self._times(found.params, on_weights)
+        self.dstate, gradients = found.state, list(found.params)
+        if on_weights:
+            gradients = self._times(gradients, on_weights)
         if self._initial is not None:
             dinitial = here.xp.zeros_like(self._initial)
             if found.initial is not None:
