@@ -47,9 +47,10 @@ def bits(low: Any, high: Any, multiple: Any) -> Any:
     return _mix32(_mix32(multiple + low) ^ high)
 
 
-def seed_of(seed: int, what: int) -> int:
-    """A seed for one of several things that are drawn from the same seed."""
-    return int(_mix64(np.array([seed + (what + 1) * GOLDEN64 & _WORD], np.uint64))[0])
+def seeds_of(seed: int, *things: int) -> tuple[int, ...]:
+    """A seed for each of some things, by their numbers, that are drawn from the same seed."""
+    places = np.array([seed + (thing + 1) * GOLDEN64 & _WORD for thing in things], np.uint64)
+    return tuple(_mix64(places).tolist())
 
 
 def threshold(rate: float) -> int:

@@ -163,7 +163,7 @@ class StepOptions:
     @cached_property
     def seeds(self) -> tuple[int, ...]:
         """A seed for zoneout of each state."""
-        return tuple(draws.seed_of(self.seed or 0, k) for k in range(len(self.zoneout)))
+        return draws.seeds_of(self.seed or 0, *range(len(self.zoneout)))
 
     def zoneout_at(self, t: int, shape: tuple[int, int], dtype: Any) -> tuple[Array, ...]:
         """Return, for each state, what zoneout keeps at a step.

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..backend import Engine
 from ..checks import expect_float
-from ..kernels.draws import seed_of
+from ..kernels.draws import seeds_of
 from ..typing import Array
 from .initialisers import Seed, generator, new_seed
 
@@ -73,20 +73,23 @@ class Regularisers:
         self, here: Engine, seed: int, shape: tuple[int, int], dtype: Any
     ) -> Array | None:
         """What xs is multiplied by, (N, D), or None."""
-        rate, offset = self.input_dropout, self.row_offset
-        return self._mask(here, seed_of(seed, _INPUT), shape, rate, dtype, offset)
+        return self._mask(here, seed, _INPUT, shape, self.input_dropout, dtype)
 
     def on_h(self, here: Engine, seed: int, shape: tuple[int, int], dtype: Any) -> Array | None:
         """What h is multiplied by on its way into h Wh, (N, H), or None."""
-        rate, offset = self.recurrent_dropout, self.row_offset
-        return self._mask(here, seed_of(seed, _RECURRENT), shape, rate, dtype, offset)
+        return self._mask(here, seed, _RECURRENT, shape, self.recurrent_dropout, dtype)
 
     def on_weights(
         self, here: Engine, seed: int, name: str, shape: Sequence[int], dtype: Any
     ) -> Array:
         """What Wh or Wr is multiplied by."""
-        return here.dropout(seed_of(seed, WEIGHTS[name]), tuple(shape), self.weight_drop, dtype)
+        (own,) = seeds_of(seed, WEIGHTS[name])
+        return here.dropout(own, tuple(shape), self.weight_drop, dtype)
 
-    @staticmethod
-    def _mask(here: Engine, seed: int, shape: Any, rate: float, dtype: Any, offset: int) -> Any:
-        return here.dropout(seed, shape, rate, dtype, offset) if rate else None
+    def _mask(
+        self, here: Engine, seed: int, what: int, shape: tuple[int, int], rate: float, dtype: Any
+    ) -> Array | None:
+        if not rate:
+            return None
+        (own,) = seeds_of(seed, what)
+        return here.dropout(own, shape, rate, dtype, self.row_offset)
