@@ -5,13 +5,12 @@ step before is computed once for all steps: the input product before the loop, a
 for dWx, dWh and dxs after it. ``engine.py`` describes arguments and results.
 """
 
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from . import step
+from . import deprecated, step
 from .cells import Cell
 from .engine import Array, Engine, Gradients, State, expect_consistent, written
 from .functions import where
@@ -347,13 +346,4 @@ def _zoneout(steps: StepOptions, t: int, state: State) -> tuple[Array, ...]:
     return tuple(kept[:, : s.shape[1]] if kept.ndim else kept for kept, s in pairs)
 
 
-def __getattr__(name: str) -> Any:
-    """``ReferenceEngine``, as NumpyEngine was called in 0.1."""
-    if name != "ReferenceEngine":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    warnings.warn(
-        "ReferenceEngine is deprecated and goes in 0.3: use NumpyEngine",
-        DeprecationWarning,
-        stacklevel=2,
-    )
-    return NumpyEngine
+__getattr__ = deprecated.names_of(__name__)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import draws
+from . import deprecated, draws
 from .once import cached_property
 
 Array = Any
@@ -190,3 +190,4 @@ class StepOptions:
 
 
 NO_OPTIONS = StepOptions()
+__getattr__ = deprecated.names_of(__name__)

@@ -26,11 +26,13 @@ if find_spec(f"{__name__}.kernels") is None:
 from . import functional, functions
 from .backend import BackendError, backend, explain, use_backend
 from .custom import cell, time_layer
-from .kernels import cells
+from .kernels import cells, deprecated
 from .layers import *  # noqa: F403
 from .layers import __all__ as _layers
 from .streaming import Stream
 from .version import __version__ as __version__
+
+sys.meta_path.insert(0, deprecated.FormerModules())
 
 __all__ = [
     "BackendError", "Stream", "backend", "cell", "cells", "explain", "functional", "functions",

@@ -283,22 +283,3 @@ def test_explain_takes_a_layer():
     layer = rnn.TimeLSTM.create(3, 5, rng=0)
     with use_backend("numpy"):
         assert explain(layer).layout == {}  # there is no choice
-
-
-def test_former_names_of_kernels_work_and_say_the_new_ones():
-    run_python(
-        """
-        import importlib
-        import warnings
-        from numba_rnn.kernels import reference, step_options
-
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            assert reference.ReferenceEngine is reference.NumpyEngine
-            steps = importlib.import_module("numba_rnn.kernels.steps")
-            assert steps.Steps is step_options.StepOptions
-        assert {warning.category for warning in caught} == {DeprecationWarning}
-        for warning, name in zip(caught, ("NumpyEngine", "StepOptions"), strict=True):
-            assert name in str(warning.message)
-        """
-    )
