@@ -27,6 +27,7 @@ MODULES = {
 
 # the names that a module had
 NAMES: dict[str, dict[str, str]] = {
+    "backend": {"backend": "get_backend"},
     "kernels.step_options": {"Steps": "StepOptions", "PLAIN": "NO_OPTIONS"},
     "kernels.reference": {"ReferenceEngine": "NumpyEngine"},
 }

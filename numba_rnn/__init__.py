@@ -23,8 +23,8 @@ if find_spec(f"{__name__}.kernels") is None:
     kernels = sys.modules[_spec.name] = module_from_spec(_spec)
     _spec.loader.exec_module(kernels)
 
-from . import functional, functions
-from .backend import BackendError, backend, explain, use_backend
+from . import backend, functional, functions
+from .backend import BackendError, explain, get_backend, use_backend
 from .custom import cell, time_layer
 from .kernels import cells, deprecated
 from .layers import *  # noqa: F403
@@ -36,7 +36,7 @@ sys.meta_path.insert(0, deprecated.FormerModules())
 
 __all__ = [
     "BackendError", "Stream", "backend", "cell", "cells", "explain", "functional", "functions",
-    "time_layer", "use_backend", *_layers,
+    "get_backend", "time_layer", "use_backend", *_layers,
 ]  # fmt: skip
 
 

@@ -27,12 +27,12 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any
 
 import numpy as np
 
-from .kernels import machine
+from .kernels import deprecated, machine
 from .kernels.engine import Engine
 from .kernels.once import once
 from .kernels.reference import NumpyEngine
@@ -42,13 +42,13 @@ __all__ = [
     "BackendError",
     "Engine",
     "Explanation",
-    "backend",
     "choose_gpu",
     "engine",
     "engine_for",
     "engine_named",
     "engine_of",
     "explain",
+    "get_backend",
     "limit_threads",
     "move",
     "nccl",
@@ -225,7 +225,7 @@ class use_backend:  # noqa: N801 (reads as a verb: with use_backend("numpy"): ..
     Examples
     --------
     >>> with use_backend("numpy"):
-    ...     backend()
+    ...     get_backend()
     'numpy'
     """
 
@@ -381,7 +381,7 @@ def to_host(array: Any) -> Any:
 # ---- what runs
 
 
-def backend() -> str:
+def get_backend() -> str:
     """Return the name of the engine in force.
 
     Returns
@@ -477,3 +477,17 @@ def explain(layer: Any = None, batch: int = 1) -> Explanation:
             versions[package] = module.__version__
     details: dict[str, Any] = running.describe()
     return Explanation(running.name, reason, versions=versions, layout=layout, **details)
+
+
+class _Callable(ModuleType):
+    """This module: until 0.1 its name in the package was that of the function ``get_backend``."""
+
+    def __call__(self) -> str:
+        deprecated.warn("numba_rnn.backend()", "numba_rnn.get_backend()")
+        return get_backend()
+
+
+sys.modules[__name__].__class__ = _Callable
+
+
+__getattr__ = deprecated.names_of(__name__)

@@ -1,11 +1,10 @@
 """Where there is no GPU, tests that ask for the backend "cuda" get an emulated one."""
 
-import importlib
 from unittest import mock
 
 import pytest
 
-backend = importlib.import_module("numba_rnn.backend")  # the package's name is the function's
+from numba_rnn import backend
 
 
 @pytest.fixture(autouse=True)

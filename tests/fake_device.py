@@ -5,7 +5,6 @@ An array of the fake is not NumPy's: it mixes with numbers only, turns into a Nu
 wait for the device is counted.
 """
 
-import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,15 +15,13 @@ from unittest import mock
 import numpy as np
 
 import cuda_emulator
-from numba_rnn import use_backend
+from numba_rnn import backend, use_backend
 from numba_rnn.kernels.cuda.engine import CudaEngine
 from numba_rnn.kernels.cuda.kernel import Device, Kernel
 from numba_rnn.kernels.device import DeviceEngine
 from numba_rnn.kernels.engine import Gradients, written
 from numba_rnn.kernels.reference import NumpyEngine
 from numba_rnn.kernels.step_options import NO_OPTIONS
-
-backend = importlib.import_module("numba_rnn.backend")  # the name stands for a function as well
 
 NUMBERS = (bool, int, float, np.generic)
 UFUNCS = {

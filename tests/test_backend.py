@@ -10,7 +10,7 @@ import pytest
 
 import numba_rnn as rnn
 from helpers import BACKENDS, problem, relative_error, run_python
-from numba_rnn import backend, explain, use_backend
+from numba_rnn import explain, get_backend, use_backend
 
 NO_GPU, NO_CUPY = "no NVIDIA GPU with a working driver was found", "CuPy cannot be imported"
 
@@ -29,7 +29,7 @@ def ask(env: dict[str, str], setup: str = "") -> dict[str, object]:
             said = {{}}
             try:
                 for _ in range(2):
-                    said["engine"] = numba_rnn.backend()
+                    said["engine"] = numba_rnn.get_backend()
                 said["reason"] = numba_rnn.explain().reason
             except Exception as error:
                 said["error"] = type(error).__name__, str(error)
@@ -132,20 +132,20 @@ def _restored():
 
 def test_a_call_holds_until_the_next():
     use_backend("numba")
-    assert backend() == "numba"
+    assert get_backend() == "numba"
     use_backend("numpy")
-    assert backend() == "numpy"
+    assert get_backend() == "numpy"
 
 
 def test_blocks_nest():
     with use_backend("numba") as engine:
-        assert (backend(), engine.name) == ("numba", "numba")
+        assert (get_backend(), engine.name) == ("numba", "numba")
         with use_backend("numpy"):
             with use_backend("auto"):
-                assert backend() == "numba"
-            assert backend() == "numpy"
-        assert backend() == "numba"
-    assert backend() == "numpy"
+                assert get_backend() == "numba"
+            assert get_backend() == "numpy"
+        assert get_backend() == "numba"
+    assert get_backend() == "numpy"
 
 
 def test_a_block_ends_what_a_call_in_it_chose():
@@ -153,19 +153,19 @@ def test_a_block_ends_what_a_call_in_it_chose():
         use_backend("numpy")
     with use_backend("numpy"):
         use_backend("numba")
-    assert backend() == "numpy"
+    assert get_backend() == "numpy"
 
 
 def fail_in_a_block() -> None:
     with use_backend("numba"):
-        assert backend() == "numba"
+        assert get_backend() == "numba"
         raise KeyError("inside")
 
 
 def test_an_exception_ends_the_block():
     with pytest.raises(KeyError, match="inside"):
         fail_in_a_block()
-    assert backend() == "numpy"
+    assert get_backend() == "numpy"
 
 
 @pytest.mark.parametrize("name", ["gpu", "NumPy", None])
@@ -174,7 +174,7 @@ def test_a_refused_choice_changes_nothing(name):
         use_backend(name)
     with pytest.raises(rnn.BackendError, match="cuda"):
         use_backend("cuda", strict=True)
-    assert backend() == "numpy"
+    assert get_backend() == "numpy"
 
 
 def test_cuda_warns_at_the_line_that_asks_for_it():
@@ -183,7 +183,7 @@ def test_cuda_warns_at_the_line_that_asks_for_it():
     ) as caught:
         use_backend("cuda")
     assert [warning.filename for warning in caught] == [__file__]
-    assert backend() == "numba"
+    assert get_backend() == "numba"
 
 
 # ---- by thread and task
@@ -197,27 +197,27 @@ def test_threads_choose_for_themselves():
         seen = []
         for _ in range(20):
             barrier.wait(10)
-            seen.append(backend())
+            seen.append(get_backend())
         return seen
 
     with ThreadPoolExecutor(2) as pool:
         numpy, numba = pool.map(run, ["numpy", "numba"])
     assert set(numpy) == {"numpy"}
     assert set(numba) == {"numba"}
-    assert backend() == "numpy"
+    assert get_backend() == "numpy"
 
 
 def test_tasks_choose_for_themselves():
     async def run(name: str) -> str:
         use_backend(name)
         await asyncio.sleep(0.01)
-        return backend()
+        return get_backend()
 
     async def both() -> list[str]:
         return await asyncio.gather(run("numba"), run("numpy"))
 
     assert asyncio.run(both()) == ["numba", "numpy"]
-    assert backend() == "numpy"
+    assert get_backend() == "numpy"
 
 
 # ---- what it says, and what it does

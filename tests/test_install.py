@@ -247,7 +247,7 @@ def test_a_frozen_program_needs_no_files(get_code, tmp_path):
 
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            assert numba_rnn.backend() == "numba"
+            assert numba_rnn.get_backend() == "numba"
             for piece in (products.pack, products.unpack):
                 compiled(piece)
         print(len(caught), sum(piece.cache_hits for piece in PIECES))
