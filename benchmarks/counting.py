@@ -146,7 +146,7 @@ def moved(cell: Cell) -> int:
     fetched. A normalised gate is put away and fetched once more forward, and twice backward.
     """
     sides = len(cell.input_gates) + len(cell.recurrent_gates)
-    states, kept, second = len(cell.states), layout(cell).stored, 2 * bool(cell.second)
+    states, kept, second = len(cell.states), layout(cell).n_stored, 2 * bool(cell.second_product)
     normalised = len(cell.normalised)
     ahead = 2 * sides + 2 * states + 1 + kept + second + 2 * normalised
     back = kept + 3 * states + 1 + 2 * len(cell.gates) + second + 4 * normalised

@@ -30,7 +30,7 @@ from typing import Annotated, Any
 
 import typer
 
-from numba_rnn.kernels.machine import cores
+from numba_rnn.kernels.cpu_info import cores
 
 THREADS = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 

@@ -373,7 +373,7 @@ def _torch_step(cell: Any) -> Any:
     forward, operand = rebound(cell.forward, replaced), rebound(cell.operand, replaced)
     names = cell.gates
     x_names = [names[g] for g in cell.input_gates]
-    h_names = [names[g] for g in cell.recurrent_gates if names[g] not in cell.second]
+    h_names = [names[g] for g in cell.recurrent_gates if names[g] not in cell.second_product]
     # gates that come first on both sides are added in the product itself, as one would write it
     fused = cell.biases == 1 and x_names[: len(h_names)] == h_names and bool(h_names)
 
@@ -392,14 +392,16 @@ def _torch_step(cell: Any) -> Any:
             for name, part in zip(h_names, side.chunk(len(h_names), 1), strict=True):
                 gates[name] = gates[name] + part if name in gates else part
         gates.update(zip(cell.weights, () if w is None else w.unbind(0), strict=True))
-        later = {*cell.second, *cell.fed}
+        later = {*cell.second_product, *cell.operand_gate}
         normalise(gates, set(cell.normalised) - later)
         if operand is not None:
             seen = operand(tuple(gates.get(name) for name in names), state)
-            gates.update(dict.fromkeys(cell.fed, seen))
-        if cell.second:
+            gates.update(dict.fromkeys(cell.operand_gate, seen))
+        if cell.second_product:
             side = torch.mm(seen, late)
-            for name, part in zip(cell.second, side.chunk(len(cell.second), 1), strict=True):
+            for name, part in zip(
+                cell.second_product, side.chunk(len(cell.second_product), 1), strict=True
+            ):
                 gates[name] = gates[name] + part if name in gates else part
         normalise(gates, set(cell.normalised) & later)
         return forward(tuple(gates[name] for name in names), state)[0]
@@ -429,7 +431,7 @@ def torch_loop(task: Task, compiled: bool = False) -> Call:
     }
     xs = torch.from_numpy(_time_first(task.xs)).requires_grad_()
     dhs = torch.from_numpy(_time_first(task.dhs))
-    first_late = (len(cell.recurrent_gates) - len(cell.second)) * H
+    first_late = (len(cell.recurrent_gates) - len(cell.second_product)) * H
     zeros = torch.zeros(N, H)
 
     def call() -> Any:
@@ -438,7 +440,7 @@ def torch_loop(task: Task, compiled: bool = False) -> Call:
         b, Wh = params["b"], params.get("Wh")
         bx, bh = b if cell.biases == 2 else (b, None)
         early = Wh[:, :first_late] if Wh is not None and first_late else None
-        late = Wh[:, first_late:] if cell.second else None
+        late = Wh[:, first_late:] if cell.second_product else None
         x_side = torch.addmm(bx, xs.reshape(T * N, D), params["Wx"]).reshape(T, N, -1)
         state, hs = (zeros,) * len(cell.states), []
         for x in x_side.unbind(0):

@@ -22,6 +22,12 @@ _OURS = PACKAGE, "importlib"
 
 # within the package; all that is in a package that was renamed, too
 MODULES = {
+    "kernels.derivation.cell_functions": "kernels.autodiff.codegen",
+    "kernels.cells.written": "kernels.cells.decorator",
+    "kernels.machine": "kernels.cpu_info",
+    "kernels.device": "kernels.device_engine",
+    "kernels.draws": "kernels.counter_rng",
+    "kernels.derivation": "kernels.autodiff",
     "kernels.steps": "kernels.step_options",
 }
 

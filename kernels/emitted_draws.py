@@ -1,9 +1,9 @@
-"""The masks of ``draws.py`` in compiled code: its functions, run on LLVM's values."""
+"""The masks of ``counter_rng.py`` in compiled code: its functions, run on LLVM's values."""
 
 from collections.abc import Callable
 from typing import Any
 
-from . import draws
+from . import counter_rng
 
 
 def _operator(instruction: str) -> Callable[["Emitted", Any], "Emitted"]:
@@ -43,9 +43,9 @@ def emit_drawn(builder: Any, kind: Any, seed: Any, threshold: Any, place: Any, f
         return Emitted(builder, value)
 
     seed, threshold, place, first = (Emitted(builder, x) for x in (seed, threshold, place, first))
-    key, multiples = draws.key(seed, place), narrow(first * draws.GOLDEN32)
+    key, multiples = counter_rng.key(seed, place), narrow(first * counter_rng.GOLDEN32)
     if count:
-        each = [k * draws.GOLDEN32 & 0xFFFFFFFF for k in range(count)]
+        each = [k * counter_rng.GOLDEN32 & 0xFFFFFFFF for k in range(count)]
         multiples += Emitted(builder, kind(each))
-    bits = draws.bits(narrow(key), narrow(key >> 32), multiples)
+    bits = counter_rng.bits(narrow(key), narrow(key >> 32), multiples)
     return builder.icmp_unsigned("<", bits.value, narrow(threshold).value)

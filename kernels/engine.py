@@ -17,8 +17,8 @@ An engine owns the arrays that it returns. It never writes to the arrays that it
 those of an argument ``out``. It does not copy xs and params: they must not change between forward
 and backward.
 
-The arrays of an engine belong to its library ``xp``. ``to_device``, ``to_host`` and ``owns`` accept
-others and move them there and back; every other method expects the engine's own.
+The arrays of an engine belong to its library ``xp``. ``to_device``, ``to_host`` and ``is_native``
+accept others and move them there and back; every other method expects the engine's own.
 """
 
 import math
@@ -28,9 +28,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import draws
+from . import counter_rng, deprecated
 from .cells import Cell
-from .machine import blas_threads, cpu_name
+from .cpu_info import blas_threads, cpu_name
 from .step_options import NO_OPTIONS, StepOptions
 
 Array = Any
@@ -166,7 +166,7 @@ class Engine:
         """
         raise NotImplementedError
 
-    def before(self, cell: Cell, saved: Any) -> State:
+    def states_before(self, cell: Cell, saved: Any) -> State:
         """Return the state before every step of a forward pass.
 
         Parameters
@@ -183,7 +183,7 @@ class Engine:
         """
         raise NotImplementedError
 
-    def replay(
+    def recompute(
         self, cell: Cell, xs: Array, params: Sequence[Array], steps: StepOptions, before: State
     ) -> tuple[tuple[Array, ...], tuple[Array, ...], tuple[Array, ...]]:
         """Compute all steps at once, each from the state before it.
@@ -199,7 +199,7 @@ class Engine:
         steps : StepOptions
             The options of the steps.
         before : tuple of (N, T, H) arrays
-            The state before every step, the result of ``before``.
+            The state before every step, the result of ``states_before``.
 
         Returns
         -------
@@ -245,7 +245,7 @@ class Engine:
         steps = StepOptions(zoneout=zoneout) if zoneout else NO_OPTIONS
         return self.forward(cell, x[:, None], state, params, steps)[1]
 
-    def sample(self, cell: Cell) -> Array:
+    def probe(self, cell: Cell) -> Array:
         """Run a cell on some fixed numbers, to tell cells of one name apart.
 
         The result depends on the cell alone, not on the machine or the version of Python.
@@ -297,7 +297,7 @@ class Engine:
         """
         return EngineStream(self, layers, affine, batch)
 
-    def borrowing(self, parallel: int, count: int) -> AbstractContextManager[None]:
+    def using_openmp(self, parallel: int, count: int) -> AbstractContextManager[None]:
         """Use the threads of an OpenMP runtime in a ``with`` block instead of the engine's own.
 
         An engine without threads of its own ignores this.
@@ -343,7 +343,7 @@ class Engine:
         """
         return self
 
-    def layout(self, cell: Cell, N: int, H: int, dtype: Any) -> dict[str, str]:
+    def execution(self, cell: Cell, N: int, H: int, dtype: Any) -> dict[str, str]:
         """Explain how the engine would run the steps of a cell.
 
         Parameters
@@ -363,6 +363,16 @@ class Engine:
             For "forward" and "backward" the way and the reason; empty if the engine has no choice.
         """
         return {}
+
+    # ---- former names
+
+    before = deprecated.attribute("states_before")
+    replay = deprecated.attribute("recompute")
+    sample = deprecated.attribute("probe")
+    borrowing = deprecated.attribute("using_openmp")
+    owns = deprecated.attribute("is_native")
+    scalar = deprecated.attribute("to_scalar")
+    layout = deprecated.attribute("execution")
 
     # ---- long sums, computed in parts so that rounding errors hardly grow with their length
 
@@ -430,7 +440,7 @@ class Engine:
 
     # ---- where the arrays are
 
-    def owns(self, array: Any) -> bool:
+    def is_native(self, array: Any) -> bool:
         """Return whether an object is an array of this engine's library.
 
         Parameters
@@ -475,7 +485,7 @@ class Engine:
         """
         return array
 
-    def scalar(self, array: Array) -> Any:
+    def to_scalar(self, array: Array) -> Any:
         """Return an array without axes in the form that callers get.
 
         Parameters
@@ -498,7 +508,7 @@ class Engine:
     ) -> Array:
         """Draw a dropout mask.
 
-        The same seed gives the same mask on every engine (``kernels/draws.py``).
+        The same seed gives the same mask on every engine (``kernels/counter_rng.py``).
 
         Parameters
         ----------
@@ -519,7 +529,7 @@ class Engine:
         array
             The factors: 0 for what is dropped, otherwise 1 / (1 - rate).
         """
-        left = ~draws.drawn(seed, shape, rate, row_offset=row_offset)
+        left = ~counter_rng.drawn(seed, shape, rate, row_offset=row_offset)
         return self.to_device(left * np.dtype(dtype).type(1 / (1 - rate)))
 
     def norm(self, arrays: Sequence[Array]) -> Any:
@@ -536,7 +546,7 @@ class Engine:
         Returns
         -------
         float or () array
-            The norm, in the form of ``scalar``.
+            The norm, in the form of ``to_scalar``.
         """
         with np.errstate(over="ignore"):
             norm = math.hypot(*(_norm(array) for array in arrays))

@@ -15,7 +15,7 @@ from functools import cache
 from types import CodeType
 from typing import Any
 
-from . import draws, emitted_draws, functions, layout, step
+from . import counter_rng, emitted_draws, functions, layout, step
 from .cells import Cell
 
 
@@ -30,7 +30,7 @@ def of_engine(package: str) -> str | None:
     loaded = list(sys.modules)  # at once: another thread may be importing something
     names = sorted(name for name in loaded if name.startswith(f"{package}."))
     vectors = sys.modules[f"{__package__}.vectors"]
-    shared = vectors, functions, layout, draws, emitted_draws, step
+    shared = vectors, functions, layout, counter_rng, emitted_draws, step
     modules = [*map(sys.modules.get, names), *shared]
     try:
         return hashlib.sha256(b"".join(map(_source, modules))).hexdigest()[:16]
@@ -58,7 +58,16 @@ def of_cell(cell: Cell) -> str:
     """The fingerprint of a cell's structure and functions."""
     structure = cell.gates, cell.states, cell.saved, cell.input_gates, cell.recurrent_gates
     functions = (cell.forward, cell.backward, cell.operand, cell.operand_backward)
-    text = repr((structure, cell.second, cell.biases, cell.weights, cell.fed, cell.normalised))
+    text = repr(
+        (
+            structure,
+            cell.second_product,
+            cell.biases,
+            cell.weights,
+            cell.operand_gate,
+            cell.normalised,
+        )
+    )
     text += of_functions(*filter(None, functions))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

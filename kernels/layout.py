@@ -8,7 +8,8 @@ finds its gates side by side:
                     [---- early ----- | ---- late ----]
 
 ``late`` are the gates of the second product. (They come before the early ones where some of them,
-but not all of those, have an input side.) ``fed`` is the gate that is fed by the operand itself.
+but not all of those, have an input side.) ``operand_gate`` is the gate that is fed by the operand
+itself.
 """
 
 from dataclasses import dataclass
@@ -38,12 +39,12 @@ class Layout:
         """The cell's gates, in this order."""
         cell, count = self.cell, len(self.cell.gates)
         x, h = set(cell.input_gates), set(cell.recurrent_gates)
-        late = {g for g in h if cell.gates[g] in cell.second}
+        late = {g for g in h if cell.gates[g] in cell.second_product}
         early = [sorted((h - late) & x), sorted(h - late - x)]  # with an input side, without
         blocks = [*early, sorted(late & x), sorted(late - x)]
         if early[1] and late & x:
             blocks = [sorted(late), *early]
-        fed = (cell.gates.index(name) for name in cell.fed)
+        fed = (cell.gates.index(name) for name in cell.operand_gate)
         weights = range(count - self.weights, count)
         return (*sorted(x - h), *(g for block in blocks for g in block), *fed, *weights)
 
@@ -73,17 +74,17 @@ class Layout:
     @property
     def late(self) -> int:
         """How many gates the second product feeds."""
-        return len(self.cell.second)
+        return len(self.cell.second_product)
 
     @property
-    def fed(self) -> int:
+    def operand_gate(self) -> int:
         """How many gates the operand itself feeds: 0 or 1, before the weights."""
-        return len(self.cell.fed)
+        return len(self.cell.operand_gate)
 
     @cached_property
     def after_operand(self) -> tuple[int, ...]:
         """The places of the gates that wait for the operand: of the late ones, or the fed one."""
-        if self.fed:
+        if self.operand_gate:
             return (len(self.order) - self.weights - 1,)
         return tuple(range(self.first_late, self.first_late + self.late))
 
@@ -129,7 +130,7 @@ class Layout:
         return (*early, *self.order[self.first_late : self.first_late + self.late])
 
     @cached_property
-    def found(self) -> tuple[tuple[str, int] | None, ...]:
+    def saved_from(self) -> tuple[tuple[str, int] | None, ...]:
         """For each saved number where it is found: ("state", k), the state number k after the
         step; ("weight", k), the weight number k; ("normalised", k), the gate number k of
         ``normalised``; None where it is another number, to be stored.
@@ -151,9 +152,9 @@ class Layout:
         )
 
     @property
-    def stored(self) -> int:
+    def n_stored(self) -> int:
         """How many saved numbers are stored."""
-        return self.found.count(None)
+        return self.saved_from.count(None)
 
 
 @cache

@@ -39,18 +39,18 @@ class NumpyEngine(Engine):
         state = tuple(s.copy() for s in state)  # the caller may change theirs before backward
         hs = np.empty((N, T, cell.output_size(params)), dtype=xs.dtype)
         kept: list[Any] = []
-        walk = self._walk(cell, _x_side(cell, xs, params), range(T), state, params, steps)
+        walk = self._run_steps(cell, _x_side(cell, xs, params), range(T), state, params, steps)
         for t, (seen, *left, after, output) in enumerate(walk):
             state, hs[:, t] = after, output
-            if not steps.every:
+            if not steps.checkpoint_every:
                 kept.append((seen, *left))
-            elif t % steps.every == 0:
+            elif t % steps.checkpoint_every == 0:
                 kept.append(seen)
         last = tuple(s.copy() for s in state)  # the caller may change these; backward needs ours
         return hs, last, (xs, kept, params, steps)
 
     @staticmethod
-    def _walk(
+    def _run_steps(
         cell: Cell,
         x_side: Array,
         times: range,
@@ -67,7 +67,7 @@ class NumpyEngine(Engine):
             state = reset_before(steps, t, state)
             live = None if steps.mask is None else steps.mask[:, t, None]
             gates, operand, normalised = _pre_activations(
-                cell, x_side[:, t], state, Wh, Wr, bh, w, steps.scale, live
+                cell, x_side[:, t], state, Wh, Wr, bh, w, steps.recurrent_mask, live
             )
             new, saved = cell.forward(gates, state)
             zoneout = _zoneout(steps, t, state)
@@ -75,20 +75,20 @@ class NumpyEngine(Engine):
             yield state, operand, saved, normalised, after, output
             state = after
 
-    def _walked(
+    def _rerun_reversed(
         self, cell: Cell, xs: Array, kept: list[Any], params: Sequence[Array], steps: StepOptions
     ) -> Iterator[tuple[State, Array | None, tuple[Array, ...], Normalised]]:
         """Yield what forward kept of every step, from the last to the first.
 
         With checkpointing the steps are run is_reset, from the states that forward kept.
         """
-        if not steps.every:
+        if not steps.checkpoint_every:
             yield from reversed(kept)
             return
         T, x_side = xs.shape[1], _x_side(cell, xs, params)
         for k in reversed(range(len(kept))):
-            times = range(k * steps.every, min(T, (k + 1) * steps.every))
-            again = list(self._walk(cell, x_side, times, kept[k], params, steps))
+            times = range(k * steps.checkpoint_every, min(T, (k + 1) * steps.checkpoint_every))
+            again = list(self._run_steps(cell, x_side, times, kept[k], params, steps))
             yield from (step[:4] for step in reversed(again))
 
     def backward(
@@ -103,22 +103,22 @@ class NumpyEngine(Engine):
         xs, kept, params, steps = saved
         Wx, Wh, _, _, Wr = cell.complete(params)
         (N, T, D), H, P = xs.shape, cell.hidden_size(params), cell.output_size(params)
-        early = len(cell.recurrent_gates) - len(cell.second)  # gates fed by h itself
+        early = len(cell.recurrent_gates) - len(cell.second_product)  # gates fed by h itself
         Wh_h = Wh[:, : early * H]
-        scale = np.ones((1, H), xs.dtype) if steps.scale is None else steps.scale
+        scale = np.ones((1, H), xs.dtype) if steps.recurrent_mask is None else steps.recurrent_mask
         features = steps.features
 
         def zeros(size: int) -> Array:
             return np.zeros((N, size), xs.dtype)
 
-        no_gates = tuple(zeros(P if name in cell.second else H) for name in cell.gates)
+        no_gates = tuple(zeros(P if name in cell.second_product else H) for name in cell.gates)
         no_state = tuple(map(zeros, cell.state_sizes(H, P)))
         dgates_all = [np.empty((N, T, d.shape[1]), xs.dtype) for d in no_gates]
         dinitial, dtype = no_state, xs.dtype
         dstates = np.empty((N, T, len(cell.states), H), dtype) if steps.trace else None
         h_before, operands = np.empty((N, T, P), dtype), np.empty((N, T, H), dtype)
-        walked = self._walked(cell, xs, kept, params, steps)
-        waiting = {*cell.second, *cell.fed}
+        walked = self._rerun_reversed(cell, xs, kept, params, steps)
+        waiting = {*cell.second_product, *cell.operand_gate}
         early_gates, late_gates = (
             [g for g, name in enumerate(cell.gates) if (name in waiting) == late]
             for late in (False, True)
@@ -140,7 +140,7 @@ class NumpyEngine(Engine):
 
             dgates = _denormalised(dgates, normalised, late_gates)
             if cell.operand_backward is not None:
-                if cell.fed:
+                if cell.operand_gate:
                     doperand = dgates[late_gates[0]]
                 else:
                     doperand = _fuse(dgates, cell.recurrent_gates[early:]) @ Wr.T * scale
@@ -168,7 +168,7 @@ class NumpyEngine(Engine):
         dWx = self.product(xs.reshape(N * T, D).T, x_side)
         dWh = self.product(h_before.reshape(N * T, P).T, h_side[:, : early * H])
         dWr = self.product(operands.reshape(N * T, H).T, h_side[:, early * H :])
-        if cell.second and not cell.projected:
+        if cell.second_product and not cell.projected:
             dWh = np.concatenate([dWh, dWr], axis=1)
         db = self.sum_rows(x_side)
         if cell.biases == 2:
@@ -179,12 +179,12 @@ class NumpyEngine(Engine):
         initial = np.stack([self.sum_rows(d) for d in cell.widened(np, dinitial, H)])
         return Gradients(dxs, dstate, dparams, initial, dstates)
 
-    def before(self, cell: Cell, saved: Any) -> tuple[Array, ...]:
+    def states_before(self, cell: Cell, saved: Any) -> tuple[Array, ...]:
         xs, kept, params, steps = saved
-        seen = [state for state, *_ in self._walked(cell, xs, kept, params, steps)][::-1]
+        seen = [state for state, *_ in self._rerun_reversed(cell, xs, kept, params, steps)][::-1]
         return tuple(np.stack(states, axis=1) for states in zip(*seen, strict=True))
 
-    def replay(
+    def recompute(
         self, cell: Cell, xs: Array, params: Sequence[Array], steps: StepOptions, before: State
     ) -> tuple[tuple[Array, ...], tuple[Array, ...], tuple[Array, ...]]:
         N, T, _ = xs.shape
@@ -194,7 +194,11 @@ class NumpyEngine(Engine):
         before = tuple(self.to_host(state) for state in before)
         rows = tuple(state.reshape(N * T, state.shape[2]) for state in before)
         x_side = self.to_host(xs).reshape(N * T, Wx.shape[0]) @ Wx + bx
-        scale = None if steps.scale is None else np.repeat(self.to_host(steps.scale), T, axis=0)
+        scale = (
+            None
+            if steps.recurrent_mask is None
+            else np.repeat(self.to_host(steps.recurrent_mask), T, axis=0)
+        )
         gates, *_ = _pre_activations(cell, x_side, rows, Wh, Wr, bh, w, scale)
         new, _ = cell.forward(gates, rows)
 
@@ -258,7 +262,7 @@ def _pre_activations(
     """
     h = state[0] if scale is None else state[0] * scale[:, : Wh.shape[0]]
     H = x_side.shape[-1] // len(cell.input_gates)
-    early = len(cell.recurrent_gates) - len(cell.second)
+    early = len(cell.recurrent_gates) - len(cell.second_product)
     gates: list[Array] = [h.dtype.type(0)] * (len(cell.gates) - len(w))
     gates += [w[k] for k in range(len(w))]
 
@@ -277,13 +281,13 @@ def _pre_activations(
             g = cell.gates.index(name)
             normalised[g] = gates[g], _ = _normalise(gates[g])
 
-    waiting = {*cell.second, *cell.fed}
+    waiting = {*cell.second_product, *cell.operand_gate}
     normalise({*cell.gates} - waiting)
     if cell.operand is None:
         return tuple(gates), None, normalised
     (operand,) = _only(live, (cell.operand(tuple(gates), state),))
-    if cell.fed:
-        gates[cell.gates.index(cell.fed[0])], operand = operand, None
+    if cell.operand_gate:
+        gates[cell.gates.index(cell.operand_gate[0])], operand = operand, None
     else:
         operand = operand if scale is None else operand * scale
         add(operand @ Wr, cell.recurrent_gates[early:])

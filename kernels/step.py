@@ -26,9 +26,9 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from .derivation.graph import Node
-from .derivation.source import Names, function_source, make_function
-from .derivation.tracing import Trace
+from .autodiff.graph import Node
+from .autodiff.source import NodeNames, function_source, make_function
+from .autodiff.tracing import Tracer
 from .functions import where
 from .step_options import StepFeatures
 
@@ -119,7 +119,7 @@ def straight_line(
 
     sizes  of each argument but features the length of the tuple; None: it is no tuple
     """
-    trace, names = Trace("step"), Names()
+    trace, names = Tracer("step"), NodeNames()
     code = function.__code__
     arguments = code.co_varnames[: code.co_argcount]
     has_features = arguments[0] == "features"

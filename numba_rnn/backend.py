@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from .kernels import deprecated, machine
+from .kernels import cpu_info, deprecated
 from .kernels.engine import Engine
 from .kernels.once import once
 from .kernels.reference import NumpyEngine
@@ -279,8 +279,8 @@ def limit_threads(count: int) -> ExitStack:
 
     limits = ExitStack()
     if "NUMBA_NUM_THREADS" not in os.environ:
-        limits.callback(setattr, machine, "most_threads", machine.most_threads)
-        machine.most_threads = count
+        limits.callback(setattr, cpu_info, "most_threads", cpu_info.most_threads)
+        cpu_info.most_threads = count
     if not any(name in os.environ for name in _BLAS_VARIABLES):
         limits.enter_context(threadpool_limits(count, user_api="blas"))
     return limits
@@ -309,10 +309,10 @@ def nccl() -> Any:
 def _device_engine(array: Any) -> Engine:
     """The engine of an array that is not NumPy's."""
     chosen = _override.get()
-    if chosen is not None and chosen.engine.owns(array):
+    if chosen is not None and chosen.engine.is_native(array):
         return chosen.engine
     found = engine_for(array) if hasattr(array, "__cuda_array_interface__") else None
-    if found is None or not found.owns(array):
+    if found is None or not found.is_native(array):
         kind = f"{type(array).__module__}.{type(array).__qualname__}"
         raise TypeError(f"expected an array of NumPy or of the cuda engine, got {kind}")
     return found
@@ -368,7 +368,7 @@ def engine_named(name: str) -> Engine:
 
 def move(array: Any, to: Engine) -> Any:
     """The array, NumPy's or an engine's, as an array of an engine; the same one if it is that."""
-    if not isinstance(array, np.ndarray) and not to.owns(array):
+    if not isinstance(array, np.ndarray) and not to.is_native(array):
         array = _device_engine(array).to_host(array)
     return to.to_device(array)
 
@@ -412,7 +412,7 @@ class Explanation:
         The folder of compiled code.
     versions : dict of str to str
         The versions of the packages involved.
-    layout : dict of str to str
+    execution : dict of str to str
         How the steps of the layer run, if there is a choice.
     """
 
@@ -423,7 +423,9 @@ class Explanation:
     simd_bits: int | None
     cache: str | None
     versions: dict[str, str] = field(default_factory=dict)
-    layout: dict[str, str] = field(default_factory=dict)
+    execution: dict[str, str] = field(default_factory=dict)
+
+    layout = deprecated.attribute("execution")
 
     def __str__(self) -> str:
         simd = "by NumPy and BLAS" if self.simd_bits is None else f"{self.simd_bits} bits"
@@ -436,7 +438,7 @@ class Explanation:
             f"SIMD      {simd}\n"
             f"cache     {self.cache or 'none needed'}\n"
             f"versions  {versions}"
-            + "".join(f"\n{name:<10}{how}" for name, how in self.layout.items())
+            + "".join(f"\n{name:<10}{how}" for name, how in self.execution.items())
         )
 
 
@@ -465,18 +467,18 @@ def explain(layer: Any = None, batch: int = 1) -> Explanation:
 
     choice = _choice()
     running, reason = choice.engine, choice.reason
-    layout: dict[str, str] = {}
+    execution: dict[str, str] = {}
     if layer is not None:
         if engine_of(layer.params[0]) is not running:
             running, reason = engine_of(layer.params[0]), "the layer's parameters are on its device"
-        layout = running.layout(layer.cell, batch, layer.hidden_size, layer.dtype)
+        execution = running.execution(layer.cell, batch, layer.hidden_size, layer.dtype)
     versions = {"numba_rnn": __version__, "python": sys.version.split()[0]}
     for package in ("numpy", "numba", "llvmlite", "cupy"):
         module = sys.modules.get(package)
         if module is not None:  # loaded, by whoever needed it
             versions[package] = module.__version__
     details: dict[str, Any] = running.describe()
-    return Explanation(running.name, reason, versions=versions, layout=layout, **details)
+    return Explanation(running.name, reason, versions=versions, execution=execution, **details)
 
 
 class _Callable(ModuleType):

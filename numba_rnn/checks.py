@@ -14,7 +14,7 @@ class Home(Protocol):
     xp: Any
 
     def to_host(self, array: Any) -> Any: ...
-    def owns(self, array: Any) -> bool: ...
+    def is_native(self, array: Any) -> bool: ...
     def to_device(self, array: Any) -> Any: ...
 
 
@@ -100,7 +100,7 @@ def adopt(value: Any, here: Home) -> Any:
 
     What has it in host memory becomes a NumPy array; everything else comes back as it is.
     """
-    if here.xp is np or isinstance(value, np.ndarray) or here.owns(value):
+    if here.xp is np or isinstance(value, np.ndarray) or here.is_native(value):
         return value
     if not hasattr(value, "__dlpack__"):
         return value
@@ -116,7 +116,7 @@ def _expect_kind(
         raise TypeError(
             f"{name}: expected {what} of shape {spell(shape)}, got {_more_than_plain(name, value)}"
         )
-    if here is not None and here.owns(value):
+    if here is not None and here.is_native(value):
         return
     if hasattr(value, "__cuda_array_interface__"):
         raise TypeError(
@@ -170,7 +170,7 @@ def expect_array(
 
 def accept_flags(name: str, flags: Any, shape: tuple[int, int], here: Home) -> BoolArray:
     """Booleans (N, T), as a NumPy array on every engine; one on a device is waited for."""
-    if here.owns(flags) and not isinstance(flags, np.ndarray):
+    if here.is_native(flags) and not isinstance(flags, np.ndarray):
         flags = here.to_host(flags)
     flags = as_array(name, flags)
     if flags.dtype != bool:
@@ -191,7 +191,7 @@ def accept_mask(lengths: Any, mask: Any, shape: tuple[int, int], here: Home) -> 
         return accept_flags("mask", mask, shape, here)
     if lengths is None:
         return None
-    if here.owns(lengths) and not isinstance(lengths, np.ndarray):
+    if here.is_native(lengths) and not isinstance(lengths, np.ndarray):
         lengths = here.to_host(lengths)
     N, T = shape
     lengths = as_array("lengths", lengths)

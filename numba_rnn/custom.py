@@ -22,7 +22,7 @@ from typing import Any, overload
 from .kernels import cells
 from .kernels.cells import Cell, WrittenCell
 from .kernels.cells.cell import Starts
-from .kernels.cells.written import Names
+from .kernels.cells.decorator import Names
 from .kernels.gradient_check import check as check  # cells have it as a method
 from .layers.recurrent import TimeRecurrent
 
@@ -38,11 +38,11 @@ def cell(
     weights: Names = (),
     input_only: Names = (),
     recurrent_only: Names = (),
-    second: Names = (),
-    fed: Names = (),
+    second_product: Names = (),
+    operand_gate: Names = (),
     operand: Callable[..., Any] | None = None,
     normalised: Names = (),
-    joined: Names = (),
+    coupled: Names = (),
     projected: bool = False,
     recurrence: str = "product",
     biases: int = 1,
@@ -86,11 +86,11 @@ def cell(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
         Gates that have x Wx alone.
     recurrent_only : names
         Gates that have h Wh alone, and so no bias (a weight can be one), unless ``biases=2``.
-    second : names
+    second_product : names
         The last gates, if their recurrent product multiplies ``operand`` instead of h.
-    fed : names
-        At most one gate, instead of second: it has no product and no bias, and its pre-activation
-        is ``operand`` itself, such as a new memory cell that is to be normalised.
+    operand_gate : names
+        At most one gate, instead of second_product: it has no product and no bias, and its
+        pre-activation is ``operand`` itself, such as a new memory cell that is to be normalised.
     operand : callable
         A function of other gates, states and weights, such as the GRU's
         ``def reset(r, h): return sigmoid(r) * h``.
@@ -98,13 +98,14 @@ def cell(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
         Gates with layer normalisation over the H units of a row (Ba et al. 2016): (a - mean(a)) /
         sqrt(var(a) + 1e-5), each gate by itself, its biases inside. Gain and shift are weights:
         ``f = sigmoid(gain_f * f + shift_f)``.
-    joined : names
+    coupled : names
         States that have no meaning alone, such as sLSTM's c, n and the exponent m by which both are
         divided. Zoneout, which keeps or renews each state by itself, leaves them as they are.
     projected : bool, default False
-        Whether h may have fewer numbers than there are units: P, as the gates in ``second``, to
-        which the second product projects ``operand``. In the function these gates and h meet each
-        other alone. Wh is (P, gates * H) then, and the projection Wr (H, P) the last parameter.
+        Whether h may have fewer numbers than there are units: P, as the gates in
+        ``second_product``, to which the second product projects ``operand``. In the function these
+        gates and h meet each other alone. Wh is (P, gates * H) then, and the projection Wr (H, P)
+        the last parameter.
     biases : {1, 2}, default 1
         1: one bias, on the input side. 2: one on each side; b is (2, gates * H), as in a GRU whose
         reset gate scales h Wh.

@@ -348,12 +348,12 @@ def _accept_options(
         mask=flags("mask"),
         resets=flags("resets"),
         initial=numbers("initial", (len(cell.states), H)),
-        scale=numbers("scale", (N, H)),
+        recurrent_mask=numbers("recurrent_mask", (N, H)),
         zoneout=_accept_zoneout(cell, options.zoneout),
         seed=None if options.seed is None else expect_int("seed", options.seed, 0),
-        first=expect_int("first", options.first, 0),
+        t_offset=expect_int("t_offset", options.t_offset, 0),
         row_offset=expect_int("row_offset", options.row_offset, 0),
-        every=expect_int("every", options.every, 0),
+        checkpoint_every=expect_int("checkpoint_every", options.checkpoint_every, 0),
         trace=bool(options.trace),
     )
 
@@ -367,9 +367,9 @@ def _accept_zoneout(cell: Cell, rates: Any) -> tuple[float, ...]:
                          f"got {len(rates)}")  # fmt: skip
     rates = tuple(expect_float(name, rate, 0, 1) for name, rate in zip(names, rates, strict=False))
     for name, rate in zip(cell.states, rates, strict=False):
-        if rate and name in cell.joined:
+        if rate and name in cell.coupled:
             raise ValueError(
-                f"zoneout: expected 0 for {', '.join(cell.joined)}, which mean something only "
+                f"zoneout: expected 0 for {', '.join(cell.coupled)}, which mean something only "
                 f"together, got {rate} for {name}"
             )
     return rates if any(rates) else ()
@@ -385,7 +385,7 @@ def _accept_out(
         raise TypeError(f"out: expected {', '.join(shapes)}, got {len(out)} arrays")
     for (name, shape), array in zip(shapes.items(), out, strict=True):
         expect_array(f"out: {name}", array, shape, dtype, here)
-        if not here.owns(array):  # a copy of it would be filled
+        if not here.is_native(array):  # a copy of it would be filled
             raise TypeError(
                 f"out: {name}: expected an array of the {here.name} engine, got one of "
                 f"{type(array).__module__}"

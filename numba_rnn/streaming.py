@@ -239,13 +239,15 @@ class Stream:
 
     def _is_result(self, out: Any, frames: Any) -> bool:
         return (
-            self._engine.owns(out)
+            self._engine.is_native(out)
             and out.shape == (*np.shape(frames)[:-1], self._outputs)
             and out.dtype == self._dtype
             and out.flags.c_contiguous
             and getattr(out.flags, "writeable", True)
             and getattr(out.flags, "aligned", True)
-            and not (self._engine.owns(frames) and self._engine.xp.may_share_memory(out, frames))
+            and not (
+                self._engine.is_native(frames) and self._engine.xp.may_share_memory(out, frames)
+            )
         )
 
     # ---- the state

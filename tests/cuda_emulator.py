@@ -20,7 +20,7 @@ import numpy as np
 from greenlet import getcurrent, greenlet
 from numpy.lib.stride_tricks import as_strided
 
-from numba_rnn.kernels import draws
+from numba_rnn.kernels import counter_rng
 from numba_rnn.kernels.cuda.kernel import Device, Kernel
 
 NOBODY = -1
@@ -228,11 +228,11 @@ class _Instructions:
 
     @staticmethod
     def _drawn(like: np.ndarray, seed: int, threshold: int, place: int, j: int) -> np.ndarray:
-        key = draws.key(*(np.array([int(x) % 2**64], np.uint64) for x in (seed, place)))
+        key = counter_rng.key(*(np.array([int(x) % 2**64], np.uint64) for x in (seed, place)))
         units = np.arange(int(j), int(j) + like.size, dtype=np.uint32)
         halves = (key >> half for half in (np.uint64(0), np.uint64(32)))
         low, high = (half.astype(np.uint32) for half in halves)
-        return draws.bits(low, high, units * np.uint32(draws.GOLDEN32)) < int(threshold)
+        return counter_rng.bits(low, high, units * np.uint32(counter_rng.GOLDEN32)) < int(threshold)
 
     def functions(self, count: int) -> dict[str, Callable[..., Any]]:
         def store(value: np.ndarray, pointer: Pointer, index: int) -> None:

@@ -18,7 +18,7 @@ import cuda_emulator
 from numba_rnn import backend, use_backend
 from numba_rnn.kernels.cuda.engine import CudaEngine
 from numba_rnn.kernels.cuda.kernel import Device, Kernel
-from numba_rnn.kernels.device import DeviceEngine
+from numba_rnn.kernels.device_engine import DeviceEngine
 from numba_rnn.kernels.engine import Gradients, written
 from numba_rnn.kernels.reference import NumpyEngine
 from numba_rnn.kernels.step_options import NO_OPTIONS
@@ -267,7 +267,7 @@ class FakeEngine(DeviceEngine):
 
     def forward(self, cell: Any, xs: Any, state: Any, params: Any, steps: Any = NO_OPTIONS) -> Any:
         if steps is not NO_OPTIONS:
-            there = {name: numbers(getattr(steps, name)) for name in ("initial", "scale")}
+            there = {name: numbers(getattr(steps, name)) for name in ("initial", "recurrent_mask")}
             steps = replace(steps, **there)
         given = numbers((xs, tuple(state), tuple(params)))
         hs, state, saved = self._inner.forward(cell, *given, steps)
@@ -285,8 +285,8 @@ class FakeEngine(DeviceEngine):
         state, params = several
         return Gradients(xs, state, written(params, out), *rest)
 
-    def before(self, cell: Any, saved: Any) -> Any:
-        return tuple(map(wrap, self._inner.before(cell, saved)))
+    def states_before(self, cell: Any, saved: Any) -> Any:
+        return tuple(map(wrap, self._inner.states_before(cell, saved)))
 
     def step(self, cell: Any, x: Any, state: Any, params: Any, zoneout: Any = ()) -> Any:
         given = numbers((x, tuple(state), tuple(params)))

@@ -282,4 +282,4 @@ def test_precision_is_checked_and_means_nothing_on_the_cpu():
 def test_explain_takes_a_layer():
     layer = rnn.TimeLSTM.create(3, 5, rng=0)
     with use_backend("numpy"):
-        assert explain(layer).layout == {}  # there is no choice
+        assert explain(layer).execution == {}  # there is no choice

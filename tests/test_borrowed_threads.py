@@ -47,14 +47,14 @@ def test_borrowed_threads_compute_the_same(engine, cell, shards, by_rows):
     p = random_problem(cell, 30, 40, 33, 50, np.float32)
     with shared(1):
         want = outcome(engine, p)
-    with shared(shards, by_rows), no_thread_of_ours(), engine.borrowing(running._openmp(), 2):
+    with shared(shards, by_rows), no_thread_of_ours(), engine.using_openmp(running._openmp(), 2):
         for _ in range(20):
             np.testing.assert_equal(outcome(engine, p), want)
 
 
 def test_both_threads_come(engine):
     p = random_problem("lstm", 64, 200, 64, 64, np.float32)
-    with shared(2), no_thread_of_ours(), engine.borrowing(running._openmp(), 2):
+    with shared(2), no_thread_of_ours(), engine.using_openmp(running._openmp(), 2):
         outcome(engine, p)
     assert threads.team._memory[threads.BORROWED // 8] == 2
 
@@ -67,7 +67,7 @@ def test_several_python_threads_borrow(engine):
         wanted = [outcome(engine, p) for p in problems]
 
     def run(p):
-        with engine.borrowing(running._openmp(), 2):
+        with engine.using_openmp(running._openmp(), 2):
             return outcome(engine, p)
 
     with shared(2), ThreadPoolExecutor(6) as pool:
@@ -78,11 +78,11 @@ def test_several_python_threads_borrow(engine):
 
 def test_outside_of_the_block_our_own_threads_work(engine):
     p = random_problem("lstm", 30, 40, 33, 50, np.float32)
-    with engine.borrowing(running._openmp(), 2):
+    with engine.using_openmp(running._openmp(), 2):
         pass
     with shared(2), mock.patch.object(threads.team, "_call_borrowed", side_effect=AssertionError):
         outcome(engine, p)
-        with engine.borrowing(running._openmp(), 1):  # nothing to borrow
+        with engine.using_openmp(running._openmp(), 1):  # nothing to borrow
             outcome(engine, p)
 
 

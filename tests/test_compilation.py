@@ -357,7 +357,10 @@ def test_a_cell_that_cannot_be_compiled_is_named_with_its_line():
         ({"gates": ("h", "h")}, "gates: expected each name once"),
         ({"states": ()}, "states: expected at least one name"),
         ({"saved": ()}, "forward: expected the saved as a tuple of 0, for no names; got 1 members"),
-        ({"second": ("h",)}, r"second \(or fed\), operand and operand_backward go together"),
+        (
+            {"second_product": ("h",)},
+            r"second_product \(or operand_gate\), operand and operand_backward go together",
+        ),
         ({"input_only": ("z",)}, "input_only: expected some of the gates h, got z"),
         ({"recurrent_only": ("h",)}, "recurrent_only: expected one gate at least with x Wx"),
         ({"weights": ("h",)}, "weights: expected the last of h, behind one gate"),

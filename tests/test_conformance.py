@@ -261,7 +261,7 @@ def test_a_saved_gate_is_not_taken_for_a_state():
 @pytest.mark.parametrize("name", ["gru2", "indrnn", "lstm", "lstm_peephole", "mingru"])
 @pytest.mark.parametrize("backend", ["numpy", "numba"])
 def test_gradients_are_written_where_the_caller_says(backend, name, every, how):
-    p, steps = random_problem(name, 3, 7, 4, 19, np.float32), StepOptions(every=every)
+    p, steps = random_problem(name, 3, 7, 4, 19, np.float32), StepOptions(checkpoint_every=every)
     with use_backend(backend, strict=True) as engine:
         *_, saved = engine.forward(p.cell, p.xs, p.state, p.params, steps)
         want = engine.backward(p.cell, p.dhs, p.dstate, saved)
@@ -329,7 +329,7 @@ def test_arrays_that_do_not_fit_together_are_refused(backend):
             engine.forward(p.cell, p.xs, state, p.params)
 
 
-@pytest.mark.parametrize("steps", [NO_OPTIONS, StepOptions(every=2)])
+@pytest.mark.parametrize("steps", [NO_OPTIONS, StepOptions(checkpoint_every=2)])
 @pytest.mark.parametrize("backend", ALL_ENGINES)
 def test_changing_the_initial_state_does_not_change_the_gradient(backend, steps):
     p = problem("lstm", 2, 3, 4, 5)

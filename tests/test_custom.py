@@ -272,7 +272,7 @@ def reset(r, h):
     return r * h
 
 
-@rnn.cell(states="h c", second="a", operand=reset)
+@rnn.cell(states="h c", second_product="a", operand=reset)
 def seen(f, r, a, h, c):
     f = sigmoid(f)
     candidate = tanh(a)

@@ -25,7 +25,7 @@ EXAMPLES = {
     for k, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.S))
 }
 # kernels/ is not in the folder of numba_rnn in a checkout
-KERNELS = ("engine", "step_options", "cells", "cells.cell", "cells.written")
+KERNELS = ("engine", "step_options", "cells", "cells.cell", "cells.decorator")
 MODULES = sorted(
     {
         *(m.name for m in pkgutil.walk_packages(numba_rnn.__path__, "numba_rnn.")),

@@ -49,10 +49,10 @@ def test_an_engine_runs_over_no_rows(backend, name):
     [
         StepOptions(mask=np.ones((0, T), bool)),
         StepOptions(resets=np.ones((0, T), bool), initial=np.ones((1, H), np.float32)),
-        StepOptions(scale=nothing(H)),
+        StepOptions(recurrent_mask=nothing(H)),
         StepOptions(zoneout=(0.5,), seed=1),
-        StepOptions(every=2),
-        StepOptions(every=2, trace=True),
+        StepOptions(checkpoint_every=2),
+        StepOptions(checkpoint_every=2, trace=True),
     ],
 )
 @every_engine
@@ -61,7 +61,7 @@ def test_whatever_is_particular_about_the_steps(backend, steps):
     with use_backend(backend, strict=True) as engine:
         hs, state, saved = engine.forward(p.cell, p.xs, p.state, p.params, steps)
         found = engine.backward(p.cell, p.dhs, p.dstate, saved)
-        (before,) = engine.before(p.cell, saved)
+        (before,) = engine.states_before(p.cell, saved)
         assert hs.shape == before.shape == (0, T, H)
         assert state[0].shape == found.state[0].shape == (0, H)
         for gradient in (*found.params, np.zeros(1) if found.initial is None else found.initial):

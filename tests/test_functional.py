@@ -51,14 +51,14 @@ def all_options(p: Problem, seed: int = 1) -> StepOptions:
     """Every option that the cell can have."""
     rng, (N, T, _), S = np.random.default_rng(seed), p.dhs.shape, len(p.cell.states)
     H = p.cell.hidden_size(p.params)
-    rates = [0.0 if name in p.cell.joined else 0.3 for name in p.cell.states]
+    rates = [0.0 if name in p.cell.coupled else 0.3 for name in p.cell.states]
     state = p.cell.widened(np, p.state, H)
     initial = np.array([state[s][:1].mean(0) if N else np.ones(H) for s in range(S)])
     return StepOptions(
         mask=rng.random((N, T)) < 0.7,
         resets=rng.random((N, T)) < 0.4,
         initial=initial.astype(p.xs.dtype),
-        scale=(2 * rng.integers(0, 2, (N, H))).astype(p.xs.dtype),
+        recurrent_mask=(2 * rng.integers(0, 2, (N, H))).astype(p.xs.dtype),
         zoneout=rates,
         seed=7,
         trace=True,
@@ -154,7 +154,7 @@ def test_a_record_serves_any_number_of_backwards(backend, name):
     p = random_problem(name, 3, 7, 2, 5, np.float32)
     with use_backend(backend, strict=True):
         particular = [all_options(p)] if backend == "numpy" or name in FORMS else []
-        for options in (NONE, StepOptions(every=2), *particular):
+        for options in (NONE, StepOptions(checkpoint_every=2), *particular):
             result, first = run(p, options)
             want = numbers(result, first)
             want = [None if array is None else array.copy() for array in want]
@@ -171,7 +171,7 @@ def test_a_record_serves_any_number_of_backwards(backend, name):
 @pytest.mark.parametrize("backend", ["cuda"])
 def test_nor_does_the_cuda_engine_change_it(backend, name, every):
     p = random_problem(name, 2, 4, 3, 5, np.float32)
-    options = replace(all_options(p), every=every)
+    options = replace(all_options(p), checkpoint_every=every)
     with use_backend(backend, strict=True) as engine:  # emulated, on NumPy's arrays
         _, _, saved = engine.forward(p.cell, p.xs, p.state, p.params, options)
         first = engine.backward(p.cell, p.dhs, p.dstate, saved)
@@ -196,7 +196,7 @@ def test_passes_may_overlap_in_any_order(backend):
         )
     ]
     with use_backend(backend, strict=True):
-        options = [NONE, all_options(problems[1]), StepOptions(every=3), NONE]
+        options = [NONE, all_options(problems[1]), StepOptions(checkpoint_every=3), NONE]
         pairs = list(zip(problems, options, strict=True))
         want = [numbers(*run(p, o)) for p, o in pairs]
         for order in (0, 1, 2, 3), (3, 2, 1, 0), (2, 0, 3, 1):
@@ -245,7 +245,7 @@ def test_backward_runs_on_the_engine_of_forward():
 def test_arguments_stay_and_flags_are_copied(backend):
     p = random_problem("gru", 3, 5, 2, 4)
     options = all_options(p)
-    given = [*p.arrays(), options.mask, options.resets, options.initial, options.scale]
+    given = [*p.arrays(), options.mask, options.resets, options.initial, options.recurrent_mask]
     before = [array.copy() for array in given]
     with use_backend(backend, strict=True):
         want = numbers(*run(p, options))
@@ -321,13 +321,21 @@ H0, C0 = P.state
         ({"options": StepOptions(mask=np.ones((2, 3), bool))}, ValueError, "^mask: expected shape"),
         ({"options": StepOptions(resets=np.ones((2, 4)))}, TypeError, "^resets: expected booleans"),
         ({"options": StepOptions(initial=H0[:1])}, ValueError, r"^initial: expected shape \(2, 5"),
-        ({"options": StepOptions(scale=Wh)}, ValueError, r"^scale: expected shape \(2, 5\)"),
+        (
+            {"options": StepOptions(recurrent_mask=Wh)},
+            ValueError,
+            r"^recurrent_mask: expected shape \(2, 5\)",
+        ),
         ({"options": StepOptions(zoneout=0.5)}, TypeError, "^zoneout: expected a tuple or list"),
         ({"options": StepOptions(zoneout=(0.5,))}, ValueError, "^zoneout: expected a rate for"),
         ({"options": StepOptions(zoneout=(0.5, 1))}, ValueError, "^zoneout of c: expected"),
         ({"options": StepOptions(seed=0.5)}, TypeError, "^seed: expected a whole number"),
-        ({"options": StepOptions(every=-1)}, ValueError, "^every: expected at least 0"),
-        ({"options": StepOptions(first=-1)}, ValueError, "^first: expected at least 0"),
+        (
+            {"options": StepOptions(checkpoint_every=-1)},
+            ValueError,
+            "^checkpoint_every: expected at least 0",
+        ),
+        ({"options": StepOptions(t_offset=-1)}, ValueError, "^t_offset: expected at least 0"),
         ({"options": StepOptions(row_offset=-1)}, ValueError, "^row_offset: expected at least"),
     ],
 )

@@ -263,7 +263,7 @@ def test_every_file_of_cells_is_imported_by_name():
     """A frozen program has no folder in which files could be looked for."""
     files = {file.stem for file in (ROOT / "kernels" / "cells").glob("*.py")}
     named = {module.__name__.rpartition(".")[2] for module in cells._FILES}
-    assert named == files - {"__init__", "cell", "options", "written"}
+    assert named == files - {"__init__", "cell", "options", "decorator"}
 
 
 def test_nothing_imports_a_cached_property_with_a_lock():
@@ -434,7 +434,7 @@ def test_kernels_stand_alone():
     for module, targets in imports("numba_rnn.kernels").items():
         on_a_gpu = within(module, "numba_rnn.kernels.cuda")
         allowed = anywhere | {"cuda", "cupy", "numba_cuda"} if on_a_gpu else anywhere
-        if within(module, "numba_rnn.kernels.derivation"):
+        if within(module, "numba_rnn.kernels.autodiff"):
             allowed = {"numpy", "sympy", *sys.stdlib_module_names}
         for target in targets:
             inside = within(target, "numba_rnn.kernels")

@@ -138,15 +138,15 @@ def written() -> dict[str, cells.WrittenCell]:
     def inner(a, c):
         return 0.5 * c + a
 
-    @cell(states="h c", fed="seen", operand=inner)
+    @cell(states="h c", operand_gate="seen", operand=inner)
     def fed_and_not_normalised(a, o, seen, h, c):
         return sigmoid(o) * tanh(seen), 0.5 * c + a
 
-    @cell(states="h c", fed="seen", operand=inner, recurrence="elementwise")
+    @cell(states="h c", operand_gate="seen", operand=inner, recurrence="elementwise")
     def fed_without_a_product(a, o, seen, h, c):
         return sigmoid(o) * tanh(seen), 0.5 * c + a
 
-    @cell(states="h c", fed="seen", operand=inner, normalised="seen")
+    @cell(states="h c", operand_gate="seen", operand=inner, normalised="seen")
     def fed_alone_is_normalised(a, o, seen, h, c):
         return sigmoid(o) * tanh(seen), 0.5 * c + a
 
@@ -161,11 +161,11 @@ def written() -> dict[str, cells.WrittenCell]:
     def turned(r, h):
         return tanh(r) * h
 
-    @cell(second="a", operand=turned, normalised="a", weights="gain")
+    @cell(second_product="a", operand=turned, normalised="a", weights="gain")
     def late_alone(z, r, a, gain, h):
         return (1 - sigmoid(z)) * h + sigmoid(z) * tanh(gain * a)
 
-    @cell(second="a b", operand=turned, normalised="b z", recurrent_only="b a")
+    @cell(second_product="a b", operand=turned, normalised="b z", recurrent_only="b a")
     def late_without_x(z, r, a, b, h):
         return (1 - sigmoid(z)) * h + sigmoid(b) * tanh(a)
 
@@ -301,9 +301,9 @@ def test_what_is_not_finite_stays_in_its_row(backend):
 
 def test_what_a_cell_saves_of_its_normalised_gates_is_not_kept_twice():
     for name in NAMES:
-        kinds = {where[0] for where in layout(cells.get(name)).found if where}
+        kinds = {where[0] for where in layout(cells.get(name)).saved_from if where}
         assert "normalised" in kinds
-    assert layout(cells.get("lstm_layer_norm")).stored == 0
+    assert layout(cells.get("lstm_layer_norm")).n_stored == 0
 
 
 def test_rows_are_never_cut():
@@ -345,13 +345,31 @@ BAD = [
     ({"normalised": "h"}, "normalised: expected some of the gates a, b, got h"),
     ({"normalised": "a a"}, "normalised: expected each name once"),
     ({"normalised": 3}, "normalised: expected names"),
-    ({"fed": "q", "operand": half}, "fed: expected some of the gates a, b, got q"),
-    ({"fed": "b"}, "second (or fed) and operand go together"),
-    ({"fed": "a b", "operand": half}, "fed: expected one gate, and no second beside it, got a, b"),
-    ({"fed": "b", "second": "a", "operand": half}, "fed: expected one gate, and no second"),
-    ({"fed": "b", "input_only": "b", "operand": half}, "fed: expected a gate without any product"),
-    ({"fed": "a", "operand": half}, "operand: expected some of the arguments but fed's b, h"),
-    ({"fed": "b", "operand": half, "bias_start": {"b": 1.0}}, "bias_start: expected gates with an"),
+    (
+        {"operand_gate": "q", "operand": half},
+        "operand_gate: expected some of the gates a, b, got q",
+    ),
+    ({"operand_gate": "b"}, "second_product (or operand_gate) and operand go together"),
+    (
+        {"operand_gate": "a b", "operand": half},
+        "operand_gate: expected one gate, and no second beside it, got a, b",
+    ),
+    (
+        {"operand_gate": "b", "second_product": "a", "operand": half},
+        "operand_gate: expected one gate, and no second",
+    ),
+    (
+        {"operand_gate": "b", "input_only": "b", "operand": half},
+        "operand_gate: expected a gate without any product",
+    ),
+    (
+        {"operand_gate": "a", "operand": half},
+        "operand: expected some of the arguments but operand_gate's b, h",
+    ),
+    (
+        {"operand_gate": "b", "operand": half, "bias_start": {"b": 1.0}},
+        "bias_start: expected gates with an",
+    ),
 ]
 
 
@@ -365,9 +383,9 @@ def test_a_written_cell_says_what_it_cannot_be(options, message):
 
 
 def test_a_gate_cannot_be_fed_alone():
-    with pytest.raises(ValueError, match="fed: expected another gate beside it"):
+    with pytest.raises(ValueError, match="operand_gate: expected another gate beside it"):
 
-        @cell(fed="a", operand=lambda h: 2 * h)
+        @cell(operand_gate="a", operand=lambda h: 2 * h)
         def wrong(a, h):
             return tanh(a)
 
@@ -378,12 +396,18 @@ def test_a_gate_cannot_be_fed_alone():
         ({"normalised": ("q",)}, "normalised: expected some of"),
         ({"normalised": ("gain_f",)}, "normalised: expected some of"),
         ({"normalised": "f"}, "normalised: expected a tuple of names"),
-        ({"fed": ("q",)}, "fed: expected some of"),
-        ({"fed": ()}, "second (or fed), operand and operand_backward go together"),
-        ({"fed": ("o", "c_hat")}, "fed: expected one gate, and no second"),
-        ({"second": ("o",)}, "fed: expected one gate, and no second"),
-        ({"operand_backward": None}, "second (or fed), operand and operand_backward go together"),
-        ({"input_only": ("c_hat",)}, "fed: expected a gate without any product"),
+        ({"operand_gate": ("q",)}, "operand_gate: expected some of"),
+        (
+            {"operand_gate": ()},
+            "second_product (or operand_gate), operand and operand_backward go together",
+        ),
+        ({"operand_gate": ("o", "c_hat")}, "operand_gate: expected one gate, and no second"),
+        ({"second_product": ("o",)}, "operand_gate: expected one gate, and no second"),
+        (
+            {"operand_backward": None},
+            "second_product (or operand_gate), operand and operand_backward go together",
+        ),
+        ({"input_only": ("c_hat",)}, "operand_gate: expected a gate without any product"),
         ({"bias_start": {"c_hat": 1.0}}, "bias_start: expected gates with an input side"),
     ],
 )
@@ -416,5 +440,5 @@ def test_engines_keep_apart_what_differs_in_nothing_else(field):
     made = cells.get("lstm_layer_norm")
     changes: dict[str, Any] = {"normalised": ("f",)}
     if field == "fed":
-        made, changes = cells.get("gru_layer_norm"), {"second": (), "fed": ("a",)}
+        made, changes = cells.get("gru_layer_norm"), {"second_product": (), "operand_gate": ("a",)}
     assert fingerprint.of_cell(made) != fingerprint.of_cell(replace(made, **changes))

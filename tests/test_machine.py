@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from helpers import run_python
-from numba_rnn.kernels import machine
+from numba_rnn.kernels import cpu_info
 
 X86 = "processor\t: 0\nmodel name\t: AMD EPYC 7B13\nflags\t\t: fpu\n"
 ARM = "processor\t: 0\nBogoMIPS\t: 50.00\nCPU implementer\t: 0x41\nCPU part\t: 0xd0c\n"
@@ -38,18 +38,18 @@ def test_the_processor_has_a_name(system, cpuinfo, program, output, name, monkey
         return subprocess.CompletedProcess(command, 0, stdout=output)
 
     monkeypatch.setattr(sys, "platform", system)
-    monkeypatch.setattr(machine.Path, "read_text", read_text)
-    monkeypatch.setattr(machine.subprocess, "run", run)
-    monkeypatch.setattr(machine.platform, "processor", lambda: "the processor")
-    assert machine.cpu_name.__wrapped__() == name
+    monkeypatch.setattr(cpu_info.Path, "read_text", read_text)
+    monkeypatch.setattr(cpu_info.subprocess, "run", run)
+    monkeypatch.setattr(cpu_info.platform, "processor", lambda: "the processor")
+    assert cpu_info.cpu_name.__wrapped__() == name
 
 
 def test_cores_are_counted_where_a_process_has_no_affinity(monkeypatch):
-    monkeypatch.delattr(machine.os, "sched_getaffinity", raising=False)
-    monkeypatch.setattr(machine.os, "cpu_count", lambda: 5)
-    assert machine.cores() == 5
-    monkeypatch.setattr(machine.os, "cpu_count", lambda: None)
-    assert machine.cores() == 1
+    monkeypatch.delattr(cpu_info.os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(cpu_info.os, "cpu_count", lambda: 5)
+    assert cpu_info.cores() == 5
+    monkeypatch.setattr(cpu_info.os, "cpu_count", lambda: None)
+    assert cpu_info.cores() == 1
 
 
 WAIT_ON_WINDOWS = """

@@ -73,8 +73,8 @@ for dtype in (np.float32, np.float64):
                   mock.patch.object(passes, "sharing", return_value=sharing)):
                 outcome(engine, p)
                 steps = random_options(p, set(FEATURES))
-                with_steps(engine, p, replace(steps, scale=guarded(steps.scale), every=8))
-                if sharing != (1, True):
+                with_steps(engine, p, replace(steps, recurrent_mask=guarded(steps.recurrent_mask),
+                checkpoint_every=8)) if sharing != (1, True):
                     continue
                 N, T, D = p.xs.shape
                 top = guarded(np.ones((sizes[3], 19), dtype)), guarded(np.ones(19, dtype))

@@ -29,13 +29,13 @@ from helpers import (
 )
 from numba_rnn import cell, cells, use_backend
 from numba_rnn.functions import sqrt, tanh
-from numba_rnn.kernels import draws
+from numba_rnn.kernels import counter_rng
 from numba_rnn.kernels.cpu import passes, plans
 from numba_rnn.kernels.reference import NumpyEngine
 from numba_rnn.kernels.step_options import NO_OPTIONS, StepOptions
 
 LIMITS = {np.float32: 1e-4, np.float64: 1e-12}
-FEATURES = ("mask", "resets", "initial", "scale", "zoneout", "expected", "trace")
+FEATURES = ("mask", "resets", "initial", "recurrent_mask", "zoneout", "expected", "trace")
 
 
 def random_options(p: Problem, features: set[str], seed: int = 0) -> StepOptions:
@@ -51,19 +51,19 @@ def random_options(p: Problem, features: set[str], seed: int = 0) -> StepOptions
     if "initial" in features:
         starts = [rng.uniform(-1, 1, H) + start(p.cell, name) for name in p.cell.states]
         made["initial"] = np.array(starts, dtype)
-    if "scale" in features:
-        made["scale"] = (2 * rng.integers(0, 2, (N, H))).astype(dtype)
+    if "recurrent_mask" in features:
+        made["recurrent_mask"] = (2 * rng.integers(0, 2, (N, H))).astype(dtype)
     if "zoneout" in features:
         made["zoneout"] = tuple(rng.uniform(0.1, 0.6, S))
         made["seed"] = None if "expected" in features else int(rng.integers(2**63))
-        made |= {"first": int(rng.integers(2**31)), "row_offset": int(rng.integers(2**31))}
+        made |= {"t_offset": int(rng.integers(2**31)), "row_offset": int(rng.integers(2**31))}
     return StepOptions(**made, trace="trace" in features)
 
 
 def outcome(engine: NumpyEngine, p: Problem, steps: StepOptions) -> dict[str, Array]:
     there = {
         name: engine.to_device(value)
-        for name in ("initial", "scale")
+        for name in ("initial", "recurrent_mask")
         if (value := getattr(steps, name)) is not None
     }
     steps = replace(steps, **there) if steps is not NO_OPTIONS else steps
@@ -74,7 +74,7 @@ def outcome(engine: NumpyEngine, p: Problem, steps: StepOptions) -> dict[str, Ar
     arrays |= {f"{n} at the end": a for n, a in zip(p.cell.states, state, strict=True)}
     arrays |= {f"d{n}": a for n, a in zip(p.cell.states, found.state, strict=True)}
     arrays |= {f"d{n}": a for n, a in zip(p.cell.shapes(1, 1), found.params, strict=True)}
-    before = engine.before(p.cell, saved)
+    before = engine.states_before(p.cell, saved)
     arrays |= {f"{n} before": a for n, a in zip(p.cell.states, before, strict=True)}
     if steps.resets is not None:
         arrays["dinitial"] = found.initial
@@ -121,7 +121,7 @@ def test_initial_states_may_have_another_dtype():
 @pytest.mark.parametrize("name", FORMS)
 def test_sharing_and_chunks_change_no_bit(name):
     p = random_problem(name, 5, 200, 3, 37, np.float32)
-    steps = random_options(p, {"mask", "resets", "initial", "scale", "zoneout", "trace"})
+    steps = random_options(p, {"mask", "resets", "initial", "recurrent_mask", "zoneout", "trace"})
     want = outcome(NumpyEngine(), p, steps)
     with use_backend("numba", strict=True) as engine:
         found = []
@@ -197,7 +197,7 @@ def turn(r, h):
     return h / sqrt(h * h + r * r)
 
 
-@cell(second="a", operand=turn)
+@cell(second_product="a", operand=turn)
 def turned_twice(r, a, h):
     return tanh(a + r + h / sqrt(h * h + r * r))
 
@@ -234,7 +234,7 @@ def test_what_is_computed_again_is_the_same_bit_for_bit(backend, name, every, fe
     with use_backend(backend, strict=True) as engine:
         steps = random_options(p, features)
         want = outcome(engine, p, steps)
-        got = outcome(engine, p, replace(steps, every=every))
+        got = outcome(engine, p, replace(steps, checkpoint_every=every))
     np.testing.assert_equal(got, want)
 
 
@@ -259,8 +259,8 @@ def test_less_is_kept_where_less_is_asked_for(backend):
         kept(NO_OPTIONS)
         all_, some, few = (
             kept(NO_OPTIONS),
-            kept(StepOptions(every=32)),
-            kept(StepOptions(every=160)),
+            kept(StepOptions(checkpoint_every=32)),
+            kept(StepOptions(checkpoint_every=160)),
         )
     states = 2 * p.state[0].nbytes
     assert all_ > 320 * 6 * p.state[0].nbytes
@@ -273,16 +273,16 @@ def test_less_is_kept_where_less_is_asked_for(backend):
 
 def test_draws_are_as_many_as_they_should_and_depend_on_everything():
     for rate in (0.003, 0.3, 0.5, 0.97):
-        drawn = draws.drawn(11, (64, 35, 650), rate)
+        drawn = counter_rng.drawn(11, (64, 35, 650), rate)
         assert abs(drawn.mean() - rate) < 5 * np.sqrt(rate * (1 - rate) / drawn.size)
-    drawn = draws.drawn(5, (16, 64, 256), 0.3)
+    drawn = counter_rng.drawn(5, (16, 64, 256), 0.3)
     for axis in range(3):  # no row, step or unit is drawn more than others
         others = tuple(k for k in range(3) if k != axis)
         count = drawn.size // drawn.shape[axis]
         assert np.abs(drawn.mean(axis=others) - 0.3).max() < 6 * np.sqrt(0.3 * 0.7 / count)
     for a, b in ((drawn[1:], drawn[:-1]), (drawn[:, 1:], drawn[:, :-1]),
                  (drawn[..., 1:], drawn[..., :-1]),
-                 (drawn[0], draws.drawn(6, (64, 256), 0.3))):  # fmt: skip
+                 (drawn[0], counter_rng.drawn(6, (64, 256), 0.3))):  # fmt: skip
         together = (a & b).mean()
         assert abs(together - 0.09) < 6 * np.sqrt(0.09 * 0.91 / a.size)
 
@@ -297,7 +297,7 @@ def test_dropout_is_the_same_on_every_engine(backend, dtype):
         with use_backend(backend, strict=True) as engine:
             got = engine.to_host(engine.dropout(seed, shape, rate, np.dtype(dtype), row_offset))
         assert got.dtype == dtype
-        gone = draws.drawn(seed, shape, rate, row_offset=row_offset)
+        gone = counter_rng.drawn(seed, shape, rate, row_offset=row_offset)
         np.testing.assert_array_equal(got, np.where(gone, 0, dtype(1 / (1 - rate))))
 
 
@@ -308,7 +308,7 @@ def test_zoneout_is_the_same_on_every_engine_and_in_parts_of_the_batch(backend, 
     N, T, H = 5, 7, 21
     xs = np.broadcast_to(np.linspace(0.1, 0.9, T, dtype=dtype)[:, None], (N, T, 1)).copy()
     params = [np.ones((1, H), dtype), np.zeros((H, H), dtype), np.zeros(H, dtype)]
-    whole = StepOptions(zoneout=(0.3,), seed=2**64 - 9, first=6, row_offset=4)
+    whole = StepOptions(zoneout=(0.3,), seed=2**64 - 9, t_offset=6, row_offset=4)
 
     def kept(rows, times):
         options = replace(whole, row_offset=4 + rows.start).part(times.start, times.stop)
@@ -319,7 +319,7 @@ def test_zoneout_is_the_same_on_every_engine_and_in_parts_of_the_batch(backend, 
             (new,) = engine.forward(cells.get("rnn"), there[0][:1], (state[0][:1],), there[1:])[:1]
             return engine.to_host(hs) != engine.to_host(new)
 
-    want = draws.drawn(whole.seeds[0], (N, T, H), 0.3, 6, 4)
+    want = counter_rng.drawn(whole.seeds[0], (N, T, H), 0.3, 6, 4)
     for rows in (slice(0, N), slice(0, 2), slice(2, N)):
         for times in (slice(0, T), slice(0, 3), slice(3, T)):
             np.testing.assert_array_equal(kept(rows, times), want[rows, times])
@@ -327,7 +327,7 @@ def test_zoneout_is_the_same_on_every_engine_and_in_parts_of_the_batch(backend, 
 
 def test_draws_stay_what_they_are():
     """A seed means the same in every version: these are the numbers of the first."""
-    found = draws.drawn(2024, (2, 40), 0.5, t=3)
+    found = counter_rng.drawn(2024, (2, 40), 0.5, t=3)
     assert ["".join("01"[int(x)] for x in row) for row in found] == KNOWN
 
 

@@ -17,7 +17,7 @@ import numba_rnn
 from helpers import DTYPES, outcome, problem, relative_error, run_python
 from numba_rnn import cells
 from numba_rnn.kernels import functions
-from numba_rnn.kernels.cells.written import cell
+from numba_rnn.kernels.cells.decorator import cell
 from numba_rnn.kernels.fingerprint import of_cell
 from numba_rnn.kernels.functions import (
     absolute,
@@ -67,7 +67,7 @@ def reset(r, h):
     return sigmoid(r) * h
 
 
-@cell(second="a", operand=reset)
+@cell(second_product="a", operand=reset)
 def gru(z, r, a, h):
     z = sigmoid(z)
     return (1 - z) * h + z * tanh(a)
@@ -114,7 +114,7 @@ def problem_of(written, p):
 @pytest.mark.parametrize("name", TWINS)
 def test_saves_no_more_than_the_one_written_by_hand(name):
     derived, by_hand = TWINS[name].cell, cells.get(name)
-    assert layout(derived).stored == layout(by_hand).stored
+    assert layout(derived).n_stored == layout(by_hand).n_stored
     assert len(derived.saved) == len(by_hand.saved)
 
 
@@ -223,7 +223,7 @@ def operand_of_all(r, u, h, c):
     return u * tanh(r) * h - c / (1.5 + c * c)
 
 
-@cell(states="h c", weights="u v", second="a", operand=operand_of_all, input_only="z")
+@cell(states="h c", weights="u v", second_product="a", operand=operand_of_all, input_only="z")
 def second_product(z, r, a, u, v, h, c):
     c = sigmoid(z) * c + v * a
     return tanh(c + r) * v, c
@@ -282,7 +282,7 @@ def test_a_state_is_saved_rather_than_what_is_computed_from_it():
         return sigmoid(o) * tanh(c), c
 
     assert counting.cell.saved == ("o", "c")
-    assert layout(counting.cell).stored == 1
+    assert layout(counting.cell).n_stored == 1
 
 
 def test_a_comparison_is_computed_again():
@@ -590,7 +590,7 @@ def test_sympy_is_imported_when_a_cell_is_derived():
     run_python("""
         import sys
         from numba_rnn import cells
-        from numba_rnn.kernels.cells.written import cell
+        from numba_rnn.kernels.cells.decorator import cell
         from numba_rnn.kernels.functions import tanh
 
         @cell
@@ -613,7 +613,7 @@ def test_generated_functions_have_a_source():
     for name in ("forward", "backward"):
         function = getattr(lstm.cell, name)
         assert inspect.getsource(function) == lstm.source(name)
-        assert function.__module__ == "numba_rnn.kernels.derivation.source"
+        assert function.__module__ == "numba_rnn.kernels.autodiff.source"
         assert function.__qualname__ == f"lstm.{name}"
     with pytest.raises(ValueError, match="not enough values to unpack") as caught:
         lstm.cell.backward((1.0,), (), ())
@@ -807,7 +807,7 @@ def test_roots_of_what_may_be_zero_are_told():
 
 
 def test_quotients_that_are_kept_from_zero_are_not_told():
-    @cell(states="h s", normalised="b", second="a", operand=lambda r, s: s / (1 + exp(-r)))
+    @cell(states="h s", normalised="b", second_product="a", operand=lambda r, s: s / (1 + exp(-r)))
     def sound(r, b, a, h, s):
         e = exp(minimum(a, 10.0))
         s = where(s > 0, s / where(s > 0, s, 1.0), 1.0) + 1 / sqrt(1 + b * b)
@@ -823,7 +823,7 @@ def test_a_cell_with_a_projection(backend):
     def out(f, g, i, o, c):
         return sigmoid(o) * tanh(sigmoid(f) * c + tanh(g) * sigmoid(i))
 
-    @cell(states="h c", second="r", recurrent_only="r", operand=out, projected=True)
+    @cell(states="h c", second_product="r", recurrent_only="r", operand=out, projected=True)
     def written_projection(f, g, i, o, r, h, c):
         return r, sigmoid(f) * c + tanh(g) * sigmoid(i)
 
@@ -843,7 +843,7 @@ def test_a_projection_that_meets_other_numbers_is_refused():
     def out(f, c):
         return sigmoid(f) * c
 
-    @cell(states="h c", second="r", recurrent_only="r", operand=out, projected=True)
+    @cell(states="h c", second_product="r", recurrent_only="r", operand=out, projected=True)
     def mixed(f, r, h, c):
         return r * c, sigmoid(f) * c
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from numba_rnn.kernels import cells
+from numba_rnn.kernels.cells.decorator import WrittenCell, cell
 from numba_rnn.kernels.cells.options import OPTIONS
-from numba_rnn.kernels.cells.written import WrittenCell, cell
 from numba_rnn.kernels.functions import (
     maximum,
     sigmoid,
@@ -51,12 +51,12 @@ REFUSED_OPTIONS = [
     ({"weights": ("a", "b")}, "expected a gate: an argument beside h, a, b"),
     ({"input_only": "x"}, "input_only: expected some of the gates a, b, got x"),
     ({"recurrent_only": "h"}, "recurrent_only: expected some of the gates a, b, got h"),
-    ({"second": "c"}, "second: expected some of the gates a, b, got c"),
-    ({"second": "b"}, r"second \(or fed\) and operand go together"),
-    ({"operand": reset}, r"second \(or fed\) and operand go together"),
-    ({"second": "b", "operand": 3}, "operand: expected a function, got 3"),
-    ({"second": "b", "operand": reset}, "operand: expected some of the .* a, h, got r"),
-    ({"second": "b", "operand": lambda b, h: h}, "operand: expected some of the .*, got b"),
+    ({"second_product": "c"}, "second_product: expected some of the gates a, b, got c"),
+    ({"second_product": "b"}, r"second_product \(or operand_gate\) and operand go together"),
+    ({"operand": reset}, r"second_product \(or operand_gate\) and operand go together"),
+    ({"second_product": "b", "operand": 3}, "operand: expected a function, got 3"),
+    ({"second_product": "b", "operand": reset}, "operand: expected some of the .* a, h, got r"),
+    ({"second_product": "b", "operand": lambda b, h: h}, "operand: expected some of the .*, got b"),
     ({"recurrence": "none"}, "recurrence: expected 'product' or 'elementwise', got 'none'"),
     ({"recurrence": "elementwise", "biases": 2}, "biases: an elementwise recurrence has no h Wh"),
     ({"recurrence": "elementwise", "recurrent_only": "a"}, "recurrent_only: an elementwise"),
@@ -68,14 +68,15 @@ REFUSED_OPTIONS = [
     ({"bias_start": {"a": math.inf}}, "bias_start: a: expected a finite number, .* got inf"),
     ({"weight_start": {"a": 1.0}},
      r"weight_start: expected some of the weights \(there are none\), got a"),
-    ({"second": "a", "operand": lambda h: h}, "second: expected the last of a, b, got a"),
+    ({"second_product": "a", "operand": lambda h: h},
+        "second_product: expected the last of a, b, got a"),
     ({"biases": 2, "input_only": "a"}, "biases: expected 1 where x Wx and h Wh have not the same"),
     ({"biases": True}, "biases: expected 1 or 2, got True"),
     ({"biases": None}, "biases: expected 1 or 2, got None"),
     ({"backward": wrong_backward}, "backward and saved go together"),
     ({"saved": "a"}, "backward and saved go together"),
     ({"backward": 3, "saved": "a"}, "backward: expected a function, got 3"),
-    ({"backward": plain, "saved": "a", "second": "b", "operand": lambda a, h: h},
+    ({"backward": plain, "saved": "a", "second_product": "b", "operand": lambda a, h: h},
      "backward: with an operand, write a Cell of your own"),
 ]  # fmt: skip
 

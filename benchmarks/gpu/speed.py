@@ -66,7 +66,7 @@ def row(machine: Machine, item: str) -> dict[str, Any]:
     with use_backend("cuda", strict=True, precision=precision):
         forward, both = ours(machine, task)
         calls = {"ours forward": forward, "ours both": both}
-        found["layout"] = engine.layout(cells.get(cell), N, H, np.float32)
+        found["layout"] = engine.execution(cells.get(cell), N, H, np.float32)
         persistent = any(how.startswith("persistent") for how in found["layout"].values())
         if precision == "float32" and persistent:
             calls |= {

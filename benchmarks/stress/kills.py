@@ -22,7 +22,7 @@ from typing import Annotated
 
 import typer
 
-from numba_rnn.kernels.machine import cpu_name
+from numba_rnn.kernels.cpu_info import cpu_name
 from numba_rnn.training import CheckpointError, load_checkpoint
 
 SIZES = "--embed 16 --hidden 32 --batch 4 --time 16 --dropout 0.2 --epochs 3 --patience 0"

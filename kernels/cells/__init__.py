@@ -1,7 +1,7 @@
 """The cells. Each file here defines one kind; to add a file, import it below.
 
 Every module-level :class:`Cell` in this folder, and every cell that is written with the decorator
-of ``written.py``, is found by its ``name``. Layers, models, the command line and the conformance
+of ``decorator.py``, is found by its ``name``. Layers, models, the command line and the conformance
 tests take it from there.
 """
 
@@ -23,7 +23,7 @@ from . import (
     slstm,
 )
 from .cell import Cell
-from .written import WrittenCell
+from .decorator import WrittenCell
 
 __all__ = ["Cell", "WrittenCell", "get", "names", "register"]
 

@@ -40,6 +40,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import deprecated
 from ..once import cached_property
 from .options import IN_BOTH, conflicts, problems, problems_of_names
 
@@ -47,6 +48,7 @@ Numbers = tuple[Any, ...]
 Starts = Mapping[str, float | tuple[float, float]]
 
 
+@deprecated.fields(second="second_product", fed="operand_gate", joined="coupled")
 @dataclass(frozen=True, eq=False)
 class Cell:
     """The gate arithmetic of one kind of recurrent cell.
@@ -67,7 +69,7 @@ class Cell:
         (gates, state) -> (new_state, saved)
     backward : callable
         (dstate, saved, state) -> (dgates, dstate)
-    input_only, recurrent_only, second, fed, normalised, joined : names
+    input_only, recurrent_only, second_product, operand_gate, normalised, coupled : names
         As in ``numba_rnn.cell``.
     projected : bool
         As in ``numba_rnn.cell``.
@@ -76,8 +78,8 @@ class Cell:
     bias_start, weight_start : mapping of str to float or (low, high)
         As in ``numba_rnn.cell``.
     operand : callable
-        (gates, state) -> the number in the place of h. The gates in ``second`` still lack their
-        recurrent part.
+        (gates, state) -> the number in the place of h. The gates in ``second_product`` still lack
+        their recurrent part.
     operand_backward : callable
         (doperand, dgates, dstate, saved, state) -> (dgates, dstate), both with the gradient that
         flows back through ``operand`` added. A None of ``backward`` arrives as 0, and a result must
@@ -98,12 +100,12 @@ class Cell:
     backward: Callable[[Numbers, Numbers, Numbers], tuple[Numbers, Numbers]]
     input_only: tuple[str, ...] = ()
     recurrent_only: tuple[str, ...] = ()
-    second: tuple[str, ...] = ()
+    second_product: tuple[str, ...] = ()
     operand: Callable[[Numbers, Numbers], Any] | None = None
     operand_backward: Callable[..., tuple[Numbers, Numbers]] | None = None
-    fed: tuple[str, ...] = ()
+    operand_gate: tuple[str, ...] = ()
     normalised: tuple[str, ...] = ()
-    joined: tuple[str, ...] = ()
+    coupled: tuple[str, ...] = ()
     weights: tuple[str, ...] = ()
     projected: bool = False
     biases: int = 1
@@ -120,7 +122,7 @@ class Cell:
         except ValueError as error:
             if not self.projected or "broadcast" not in str(error):
                 raise
-            narrow = ", ".join((self.states[0], *self.second))
+            narrow = ", ".join((self.states[0], *self.second_product))
             raise self._refuse(
                 f"projected: expected functions in which {narrow} meet no other numbers: they are "
                 "P numbers, the others H"
@@ -144,14 +146,17 @@ class Cell:
         given = {name: getattr(self, name) for name in IN_BOTH}
         yield from problems(given, {"gates": gates, "states": self.states, "weights": self.weights})
         functions = self.operand, self.operand_backward
-        if any((function is None) == bool(self.second + self.fed) for function in functions):
-            yield "second (or fed), operand and operand_backward go together"
+        if any(
+            (function is None) == bool(self.second_product + self.operand_gate)
+            for function in functions
+        ):
+            yield "second_product (or operand_gate), operand and operand_backward go together"
         yield from conflicts(gates, {**given, "operand": self.operand})
 
     def _check_functions(self) -> None:
         """Call the functions once, on a few numbers, to check that they keep to the contract."""
 
-        narrow = {self.states[0], *self.second} if self.projected else set()
+        narrow = {self.states[0], *self.second_product} if self.projected else set()
 
         def some(names: tuple[str, ...]) -> Numbers:
             return tuple(np.full(2 if n in narrow else 3, 0.5, np.float32) for n in names)
@@ -197,13 +202,13 @@ class Cell:
     @cached_property
     def input_gates(self) -> tuple[int, ...]:
         """The positions of the gates that have a block of columns in Wx."""
-        without = {*self.recurrent_only, *self.fed, *self.weights}
+        without = {*self.recurrent_only, *self.operand_gate, *self.weights}
         return tuple(g for g, name in enumerate(self.gates) if name not in without)
 
     @cached_property
     def recurrent_gates(self) -> tuple[int, ...]:
         """The positions of the gates that have a block of columns in Wh."""
-        without = {*self.input_only, *self.fed, *self.weights}
+        without = {*self.input_only, *self.operand_gate, *self.weights}
         return tuple(g for g, name in enumerate(self.gates) if name not in without)
 
     def shapes(
@@ -232,7 +237,7 @@ class Cell:
         >>> cells.get("lstm").shapes(3, 5)
         {'Wx': (3, 20), 'Wh': (5, 20), 'b': (20,)}
         """
-        H, P, second = hidden_size, output_size or hidden_size, len(self.second)
+        H, P, second = hidden_size, output_size or hidden_size, len(self.second_product)
         columns, recurrent = len(self.input_gates) * H, len(self.recurrent_gates) * H
         if self.projected:
             recurrent -= second * H
@@ -274,7 +279,7 @@ class Cell:
         """
         if not self.projected:
             return self.hidden_size(params)
-        return int(params[-1].shape[1]) // len(self.second)
+        return int(params[-1].shape[1]) // len(self.second_product)
 
     def state_sizes(self, hidden_size: int, output_size: int) -> tuple[int, ...]:
         """Return how many numbers each state has.
@@ -317,7 +322,7 @@ class Cell:
         Wx, *rest = params
         H = self.hidden_size(params)
         Wh = rest.pop(0) if self.recurrent_gates else Wx[:0].reshape(H, 0)
-        Wr = rest[-1] if self.projected else Wh[:, Wh.shape[1] - len(self.second) * H :]
+        Wr = rest[-1] if self.projected else Wh[:, Wh.shape[1] - len(self.second_product) * H :]
         return Wx, Wh, rest[0], rest[1] if self.weights else Wx[:0, :H], Wr
 
     def own(self, dWx: Any, dWh: Any, db: Any, dw: Any, dWr: Any = None) -> tuple[Any, ...]:

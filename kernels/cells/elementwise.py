@@ -4,7 +4,7 @@ All steps' x Wx is one product; what is left between the steps is a little arith
 """
 
 from ..functions import log_sigmoid, relu, sigmoid
-from .written import cell
+from .decorator import cell
 
 
 @cell(recurrence="elementwise", weights="u", weight_start={"u": (0.0, 1.0)})

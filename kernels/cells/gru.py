@@ -67,7 +67,7 @@ GRU = Cell(
     saved=("z", "r", "h"),
     forward=forward,
     backward=backward,
-    second=("h",),
+    second_product=("h",),
     operand=reset,
     operand_backward=reset_backward,
 )

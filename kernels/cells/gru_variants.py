@@ -1,14 +1,14 @@
 """Smaller relatives of the GRU (``gru.py``); z is the share of the new state throughout."""
 
 from ..functions import relu, sigmoid, tanh
-from .written import cell
+from .decorator import cell
 
 
 def forgotten(f, h):
     return sigmoid(f) * h
 
 
-@cell(second="a", operand=forgotten)
+@cell(second_product="a", operand=forgotten)
 def mgu(f, a, h):
     """Minimal gated unit: one gate does what z and r do (Zhou et al. 2016)."""
     f, new = sigmoid(f), tanh(a)
@@ -27,7 +27,7 @@ def reset_by_h_and_bias(r, b_r, h):
     return r * h
 
 
-@cell(recurrent_only="z r", weights="b_z b_r", second="a", operand=reset_by_h_and_bias)
+@cell(recurrent_only="z r", weights="b_z b_r", second_product="a", operand=reset_by_h_and_bias)
 def gru1(z, r, a, b_z, b_r, h):
     """GRU1: gates from the state and a bias (Dey & Salem 2017)."""
     z, new = sigmoid(z + b_z), tanh(a)
@@ -39,7 +39,7 @@ def reset_by_h(r, h):
     return r * h
 
 
-@cell(recurrent_only="z r", second="a", operand=reset_by_h)
+@cell(recurrent_only="z r", second_product="a", operand=reset_by_h)
 def gru2(z, r, a, h):
     """GRU2: gates from the state alone (Dey & Salem 2017)."""
     z, new = sigmoid(z), tanh(a)
@@ -51,7 +51,7 @@ def reset_by_bias(b_r, h):
     return r * h
 
 
-@cell(weights="b_z b_r", second="a", operand=reset_by_bias)
+@cell(weights="b_z b_r", second_product="a", operand=reset_by_bias)
 def gru3(a, b_z, b_r, h):
     """GRU3: gates that are a bias, the same at every step (Dey & Salem 2017)."""
     z, new = sigmoid(b_z), tanh(a)

@@ -5,7 +5,7 @@ rows, nor on how long a sequence is. Each has a gain and a shift of its own.
 """
 
 from ..functions import sigmoid, tanh
-from .written import cell
+from .decorator import cell
 
 
 def memory(f, g, i, gain_f, gain_g, gain_i, shift_f, shift_g, shift_i, c):
@@ -22,7 +22,7 @@ LSTM_SHIFTS = "shift_f shift_g shift_i shift_o shift_c"
     states="h c",
     weights=f"{LSTM_GAINS} {LSTM_SHIFTS}",
     normalised="f g i o c_hat",
-    fed="c_hat",
+    operand_gate="c_hat",
     operand=memory,
     weight_start=dict.fromkeys(LSTM_GAINS.split(), 1.0) | {"shift_f": 1.0},
 )
@@ -46,7 +46,7 @@ def reset(r, gain_r, shift_r, h):
 @cell(
     weights="gain_z gain_r gain_a shift_z shift_r shift_a",
     normalised="z r a",
-    second="a",
+    second_product="a",
     operand=reset,
     weight_start=dict.fromkeys(("gain_z", "gain_r", "gain_a"), 1.0),
 )

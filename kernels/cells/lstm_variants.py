@@ -1,7 +1,7 @@
 """LSTMs with a little more, or a little less, than the usual one (``lstm.py``)."""
 
 from ..functions import sigmoid, tanh
-from .written import cell
+from .decorator import cell
 
 
 @cell(states="h c", weights="p_f p_i p_o", bias_start={"f": 1.0})

@@ -30,11 +30,11 @@ OPTIONS: Mapping[str, Option] = MappingProxyType({
     "recurrence": Option(CHOICE, "product", of=("product", "elementwise")),
     "input_only": Option(NAMES, of="gates", in_both=True),
     "recurrent_only": Option(NAMES, of="gates", in_both=True),
-    "second": Option(NAMES, of="gates", in_both=True),
-    "fed": Option(NAMES, of="gates", in_both=True),
+    "second_product": Option(NAMES, of="gates", in_both=True),
+    "operand_gate": Option(NAMES, of="gates", in_both=True),
     "operand": Option(FUNCTION, None),
     "normalised": Option(NAMES, of="gates", in_both=True),
-    "joined": Option(NAMES, of="states", in_both=True),
+    "coupled": Option(NAMES, of="states", in_both=True),
     "projected": Option(FLAG, False, in_both=True),
     "biases": Option(CHOICE, 1, of=(1, 2), in_both=True),
     "bias_start": Option(STARTS, None, of="gates", in_both=True),
@@ -89,7 +89,7 @@ def strangers(role: str, given: Iterable[str], allowed: Iterable[str], what: str
 def conflicts(gates: tuple[str, ...], given: Mapping[str, Any]) -> Iterator[str]:
     """What does not go together of options that keep to their own rules; ``gates``: no weights."""
     fed, second, no_x, no_h = (
-        given[name] for name in ("fed", "second", "recurrent_only", "input_only")
+        given[name] for name in ("operand_gate", "second_product", "recurrent_only", "input_only")
     )
     with_x = tuple(gate for gate in gates if gate not in no_x + fed)
     with_h = tuple(gate for gate in gates if gate not in no_h + fed)
@@ -98,24 +98,27 @@ def conflicts(gates: tuple[str, ...], given: Mapping[str, Any]) -> Iterator[str]
     two, projected = given["biases"] == 2, given["projected"]
     if bool(fed + second) != (given["operand"] is not None):
         yield (
-            "second (or fed) and operand go together: the gates of the second product, and a "
+            "second_product (or operand_gate) and operand go together: the gates of the second "
+            "product, and a "
             "function of what it multiplies; or the gate that is fed by that function itself"
         )
     for wrong, got, why in (
         (fed and len(fed + second) > 1, fed + second,
-         "fed: expected one gate, and no second beside it"),
+         "operand_gate: expected one gate, and no second beside it"),
         ({*fed} & {*no_h, *no_x}, fed,
-         "fed: expected a gate without any product, of neither input_only nor recurrent_only"),
-        (fed == gates, fed, "fed: expected another gate beside it"),
+         "operand_gate: expected a gate without any product, of neither input_only nor "
+         "recurrent_only"),
+        (fed == gates, fed, "operand_gate: expected another gate beside it"),
         ({*no_x} & {*no_h}, no_x, "recurrent_only: expected none of input_only"),
         (not with_x, no_x, "recurrent_only: expected one gate at least with x Wx"),
         ({*given["bias_start"]} - {*with_x}, given["bias_start"],
          "bias_start: expected gates with an input side"),
-        (early + second != with_h, second, f"second: expected the last of {', '.join(with_h)}"),
-        (mixed, second, "second: expected all or none of its gates in recurrent_only"),
+        (early + second != with_h, second,
+            f"second_product: expected the last of {', '.join(with_h)}"),
+        (mixed, second, "second_product: expected all or none of its gates in recurrent_only"),
         (projected and not second, ["True"], "projected: expected False without a second product"),
         (projected and {*second} - {*no_x}, second,
-         "second: expected gates in recurrent_only, since the cell is projected"),
+         "second_product: expected gates in recurrent_only, since the cell is projected"),
         (projected and {*second} & {*given["normalised"]}, second,
          "normalised: expected none of second, since the cell is projected"),
         (two and second, "2", "biases: expected 1 with a second product"),

@@ -1,7 +1,7 @@
 """Simple recurrent networks that remember longer (``rnn.py`` is the usual one)."""
 
 from ..functions import sigmoid, tanh
-from .written import cell
+from .decorator import cell
 
 
 @cell(weights="leak")
@@ -15,7 +15,7 @@ def context(decay, h, s):
     return sigmoid(decay) * s + h
 
 
-@cell(states="h s", weights="decay", second="a", operand=context)
+@cell(states="h s", weights="decay", second_product="a", operand=context)
 def jordan(a, decay, h, s):
     """The product sees a context s that decays (Jordan 1986, with h in the output's place)."""
     s = sigmoid(decay) * s + h

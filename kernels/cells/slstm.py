@@ -7,10 +7,10 @@ and never less, so that c / n is finite, and so is its gradient.
 """
 
 from ..functions import exp, log_sigmoid, maximum, sigmoid, tanh, where
-from .written import cell
+from .decorator import cell
 
 
-@cell(states="h c n m", joined="c n m", bias_start={"f": 1.0})
+@cell(states="h c n m", coupled="c n m", bias_start={"f": 1.0})
 def slstm(f, i, z, o, h, c, n, m):
     log_f = where(n > 0, log_sigmoid(f) + m, i)
     m = maximum(log_f, i)

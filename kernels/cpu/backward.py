@@ -158,7 +158,7 @@ def _step_back(plan, chunk, k, n0, n1, u0, u1):
     """A whole step, for a shard that need not meet the others within it."""
     _gates_back(plan, chunk, k, n0, n1, u0, u1)
     _denormalise(plan, chunk, k, n0, n1, plan.normalised_early, plan.normalised_late)
-    if plan.late or plan.fed:
+    if plan.late or plan.operand_gate:
         _operand_back(plan, chunk, k, n0, n1, u0, u1)
     _denormalise(plan, chunk, k, n0, n1, 0, plan.normalised_early)
 

@@ -1,4 +1,4 @@
-"""Masks of dropout, drawn as ``kernels/draws.py`` says: a loop that LLVM makes vectors of."""
+"""Masks of dropout, drawn as ``kernels/counter_rng.py`` says: a loop that LLVM makes vectors of."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from numba import types
 from numba.extending import intrinsic
 from numba.np.numpy_support import from_dtype
 
-from .. import draws
+from .. import counter_rng
 from ..emitted_draws import emit_drawn
 from ..engine import Array
 from ..once import once
@@ -22,8 +22,8 @@ def dropout(seed: int, shape: Sequence[int], rate: float, dtype: Any, row_offset
     out = np.empty(shape, dtype)
     rows = out.reshape(shape[0], math.prod(shape[1:-1]), shape[-1])
     seed = int(np.array(seed, np.uint64).view(np.int64))
-    place, left = draws.place(0, row_offset), out.dtype.type(1 / (1 - rate))
-    _filler(out.dtype.name)(rows, seed, draws.threshold(rate), place, left)
+    place, left = counter_rng.place(0, row_offset), out.dtype.type(1 / (1 - rate))
+    _filler(out.dtype.name)(rows, seed, counter_rng.threshold(rate), place, left)
     return out
 
 

@@ -46,7 +46,7 @@ class NumbaEngine(NumpyEngine):
         run = Pass(cell, rows_plain(xs), with_weights(cell, params), H, P, steps)
         if P < H:
             state = cell.widened(np, state, H)
-        if not steps.every:
+        if not steps.checkpoint_every:
             hs, last, kept = run.forward(state)
             return hs, cell.narrowed(last, run.P), (run, kept)
         starts, hs = [], np.empty((*xs.shape[:2], run.P), xs.dtype)
@@ -74,7 +74,7 @@ class NumbaEngine(NumpyEngine):
         if run.P < run.H:
             dstate = cell.widened(np, dstate, run.H)
         d = np.array((*dstate, np.zeros_like(dstate[0])))  # the last: through h Wh of the next step
-        if not run.steps.every:
+        if not run.steps.checkpoint_every:
             dxs, d, stopped, dstates = run.backward(dhs, d, kept, into, inputs)
         else:
             dxs, stopped, dstates = np.empty(run.xs.shape, run.xs.dtype), None, None
@@ -90,18 +90,20 @@ class NumbaEngine(NumpyEngine):
                 if dstates is not None:
                     dstates[:, part.times] = seen
         first, through = d[:-1], d[-1]
-        first[0] += through if run.steps.scale is None else through * run.steps.scale
+        first[0] += (
+            through if run.steps.recurrent_mask is None else through * run.steps.recurrent_mask
+        )
         dinitial = None if stopped is None else np.stack(list(map(self.sum_rows, stopped)))
         params = written(without_weights(cell, into), out)
         dstate = tuple(first) if run.P == run.H else cell.narrowed(tuple(first), run.P)
         return Gradients(dxs if inputs else None, dstate, params, dinitial, dstates)
 
-    def before(self, cell: Cell, saved: Any) -> tuple[Array, ...]:
+    def states_before(self, cell: Cell, saved: Any) -> tuple[Array, ...]:
         run, kept = saved
-        if not run.steps.every:
-            return cell.narrowed(run.before(kept), run.P)
+        if not run.steps.checkpoint_every:
+            return cell.narrowed(run.states_before(kept), run.P)
         parts = zip(run.parts(), kept, strict=True)
-        seen = [part.before(part.forward(start)[2]) for part, start in parts]
+        seen = [part.states_before(part.forward(start)[2]) for part, start in parts]
         states = tuple(np.concatenate(states, axis=1) for states in zip(*seen, strict=True))
         return cell.narrowed(states, run.P)
 
@@ -120,7 +122,7 @@ class NumbaEngine(NumpyEngine):
     ) -> NumbaStream:
         return NumbaStream(layers, affine, batch, shards, bfloat16)
 
-    def borrowing(self, parallel: int, count: int) -> AbstractContextManager[None]:
+    def using_openmp(self, parallel: int, count: int) -> AbstractContextManager[None]:
         return threads.team.borrow(parallel, count)
 
     def describe(self) -> dict[str, Any]:

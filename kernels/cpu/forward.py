@@ -124,7 +124,7 @@ def _early_step(plan, chunk, k, n0, n1, u0, u1):
         )  # fmt: skip
     if plan.normalised_early:
         call(plan.early_numbers, StepArguments(plan, chunk, k, n0, n1, 0, plan.units))
-    if plan.late or plan.fed:
+    if plan.late or plan.operand_gate:
         call(plan.operand_piece, StepArguments(plan, chunk, k, n0, n1, u0, u1))
 
 

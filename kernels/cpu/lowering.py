@@ -162,13 +162,13 @@ def _gate_places(at):
 load_states, load_gradients = _loading(_state_places), _loading(_gate_places)
 
 
-@emits(_tuple_of(lambda at: len(at.found)))
+@emits(_tuple_of(lambda at: len(at.saved_from)))
 def load_saved(builder, frame, saved, after, weights, lanes, normalised):
     """What the cell saved: stored, or found in the state after the step, in its weights, or among
     its normalised gates."""
     stored, members, vector = 0, [], VectorType(frame.dtype)
     places = {"state": after, "normalised": normalised, "weight": weights}
-    for where in frame.layout.found:
+    for where in frame.layout.saved_from:
         if where is None:
             address = member_address(builder, saved, stored)
             stored += 1
@@ -187,7 +187,7 @@ def prefetch_saved(builder, frame, saved, state, normalised, back, dhs):
     places, and for dhs."""
     emit_prefetch(builder, dhs)
     for place, count in (
-        (saved, frame.layout.stored),
+        (saved, frame.layout.n_stored),
         (normalised, len(frame.layout.normalised)),
         (state, len(frame.cell.states)),
     ):
@@ -254,8 +254,8 @@ def _storing(choose):
 
 
 def _stored_places(at):
-    count = iter(range(at.stored))
-    return [None if where is not None else next(count) for where in at.found]
+    count = iter(range(at.n_stored))
+    return [None if where is not None else next(count) for where in at.saved_from]
 
 
 store_states, store_saved = _storing(_state_places), _storing(_stored_places)

@@ -24,7 +24,7 @@ def compiled_features(features: StepFeatures, backward: bool) -> StepFeatures:
     compiled in: a run-time check would either draw masks that nobody uses, or branch at every
     number.
     """
-    if not (features.changes_state or features.scale):
+    if not (features.changes_state or features.recurrent_mask):
         return TRACED if backward and features.trace else NO_FEATURES
     return StepFeatures(True, True, True, features.zoneout, trace=True)
 

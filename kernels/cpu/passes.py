@@ -50,14 +50,15 @@ class Pass:
         return (*self.xs.shape, self.H)
 
     def parts(self) -> Iterator["Pass"]:
-        """The parts of ``steps.every`` steps, or a little more, that make up the pass."""
+        """The parts of ``steps.checkpoint_every`` steps, or a little more, that make up the
+        pass."""
         N, T, D, H = self.sizes
         chunk = chunk_steps(self.cell, N, T, D, H, self.xs.itemsize)
-        count = -(-self.steps.every // chunk) * chunk
+        count = -(-self.steps.checkpoint_every // chunk) * chunk
         shares = sharing(self.cell, N, T, D, H)
         for start in range(0, T, count):
             times = slice(start, min(T, start + count))
-            steps = self.steps.part(times.start, times.stop)
+            steps = self.steps.segment(times.start, times.stop)
             xs = self.xs[:, times]
             yield Pass(self.cell, xs, self.params, H, self.P, steps, times, chunk, shares)
 
@@ -66,7 +67,8 @@ class Pass:
         features = compiled_features(self.steps.features, back)
         return recipe(
             driver, self.cell, self.xs.dtype, *self.sizes, self.P, *shares,
-            features=features, scaled=self.steps.scale is not None, chunk=self.chunk, **options,
+            features=features, scaled=self.steps.recurrent_mask is not None, chunk=self.chunk,
+            **options,
         )  # fmt: skip
 
     def forward(self, state: State, keep: bool = True) -> tuple[Array, State, Kept]:
@@ -75,8 +77,8 @@ class Pass:
         made = self._recipe(_forward.forward, False, keep=keep)
         kept = Kept(made.kept_bytes, self.xs.dtype)
         state_in = np.array(reset_before(self.steps, 0, state))
-        if self.steps.scale is not None:
-            state_in = np.concatenate([state_in, state_in[:1] * self.steps.scale])
+        if self.steps.recurrent_mask is not None:
+            state_in = np.concatenate([state_in, state_in[:1] * self.steps.recurrent_mask])
         state_out = np.empty((len(state), N, H), self.xs.dtype)
         hs = np.empty((N, T, self.P), self.xs.dtype)
         if self.xs.strides[0] < self.xs.strides[1]:  # its steps lie one after the other: so here
@@ -114,7 +116,7 @@ class Pass:
         options = self._run(made, plan, back=True, stopped=stopped)
         if options is None:
             return dxs, d_out, None, None
-        stopped, scale = options.stopped(), self.steps.scale
+        stopped, scale = options.stopped(), self.steps.recurrent_mask
         if stopped is not None and self.steps.resets is not None:
             again = self.steps.resets[:, 0]
             stopped[0, again] += d_out[-1, again] if scale is None else (d_out[-1] * scale)[again]
@@ -134,6 +136,6 @@ class Pass:
         threads.team.run(driver, here, made.shards, [plan])
         return options
 
-    def before(self, kept: Kept) -> tuple[Array, ...]:
+    def states_before(self, kept: Kept) -> tuple[Array, ...]:
         """The state that every step saw, (N, T, H) each."""
         return kept_states(self._recipe(_forward.forward, False), kept, self.cell)

@@ -41,14 +41,14 @@ class Plan(NamedTuple):
     x_gates: int
     early: int
     late: int
-    fed: int  # whether the operand itself is a gate
+    operand_gate: int  # whether the operand itself is a gate
     weights: int  # gates that are parameters
     first_early: int  # where in the layout's order the early gates begin, and the late ones
     first_late: int
     states: int
     kept_states: int  # what is kept of them: one more where what enters h Wh is no state itself
     multiplied: int  # which of those enters h Wh
-    stored: int
+    n_stored: int
     # gates that are normalised: those that do not wait for the operand, and those that do
     normalised_early: int
     normalised_late: int

@@ -175,11 +175,11 @@ class Step(NamedTuple):
 def step_at(plan, chunk, k, n0, n1, u0, u1):
     """Step k of a chunk."""
     gate = plan.H * plan.size
-    late_side = own_panels(plan, plan.l_side, plan.late + plan.fed, 1, 0, n0, n1)
+    late_side = own_panels(plan, plan.l_side, plan.late + plan.operand_gate, 1, 0, n0, n1)
     operand = chunk_panels(plan, plan.operand, 1, chunk, k, n0)
     delta = chunk_panels(plan, plan.delta, 0, 0, k, n0)
     doperand = step_panels(plan, plan.doperand, n0)
-    if plan.fed:
+    if plan.operand_gate:
         operand, doperand = late_side, from_number(delta, plan.gates - plan.weights - 1)
     count, panel = plan.units + 1, panel_of(plan.steps * plan.N)  # one more: 1 / deviation
     normalised = (plan.normalised_early + plan.normalised_late) * count
@@ -199,7 +199,7 @@ def step_at(plan, chunk, k, n0, n1, u0, u1):
         Panels(normalised + (k * plan.N + n0) * VECTOR_BYTES, panel, count * panel),
         state_at(plan, chunk, k, n0),
         state_at(plan, chunk, k + 1, n0),
-        chunk_panels(plan, plan.saved, plan.stored, chunk, k, n0),
+        chunk_panels(plan, plan.saved, plan.n_stored, chunk, k, n0),
         delta,
         step_panels(plan, plan.dstate, n0),
         doperand,

@@ -4,7 +4,8 @@ Each gate piece is compiled for a set of features (``StepFeatures``): none, a tr
 of them, once for each kind of zoneout. With all of them, run-time checks of the plan's addresses
 find out which options a pass has.
 
-Random masks are hashes, computed for 16 or 8 units at a time: ``kernels/draws.py`` defines them.
+Random masks are hashes, computed for 16 or 8 units at a time: ``kernels/counter_rng.py`` defines
+them.
 """
 
 from llvmlite import ir
@@ -121,7 +122,7 @@ def scaled(frame, plan, n, u, lanes, value):
 
 @overload(scaled, strict=False)
 def _(frame, plan, n, u, lanes, value):
-    if not frame.features.scale:
+    if not frame.features.recurrent_mask:
         return lambda frame, plan, n, u, lanes, value: value
 
     def scale(frame, plan, n, u, lanes, value):
@@ -140,7 +141,7 @@ def scaled_operand(frame, plan, n, u, lanes, value):
 
 @overload(scaled_operand, strict=False)
 def _(frame, plan, n, u, lanes, value):
-    if frame.cell.fed:
+    if frame.cell.operand_gate:
         return lambda frame, plan, n, u, lanes, value: value
     return lambda frame, plan, n, u, lanes, value: scaled(frame, plan, n, u, lanes, value)
 
@@ -148,7 +149,7 @@ def _(frame, plan, n, u, lanes, value):
 # ---- results
 
 
-@_with("scale")
+@_with("recurrent_mask")
 def store_scaled(frame, plan, n, u, lanes, h, address):
     """Store the scaled h for the next products, if there is a scale."""
     if plan.scale:

@@ -36,7 +36,7 @@ import numpy as np
 from llvmlite import binding, ir
 from numba.core import cgutils, types
 
-from .. import machine
+from .. import cpu_info
 from .frames import arguments, call_at, compiled, emits, part_of_a_piece
 from .plan import PLACES, read_plan
 
@@ -417,7 +417,7 @@ def available() -> int:
     """How many threads a pass may use.
 
     As many as NUMBA_NUM_THREADS and numba.set_num_threads say, but no more than ``Team.borrow`` and
-    ``machine.most_threads`` allow.
+    ``cpu_info.most_threads`` allow.
     """
     try:
         numba.threading_layer()
@@ -425,7 +425,7 @@ def available() -> int:
         count = numba.config.NUMBA_NUM_THREADS  # that sets the number in other OpenMP runtimes
     else:
         count = numba.get_num_threads()
-    return min(count, team.lent[0], machine.most_threads or count, MOST_THREADS)
+    return min(count, team.lent[0], cpu_info.most_threads or count, MOST_THREADS)
 
 
 team = Team()

@@ -15,7 +15,7 @@ A thread has one row n of the batch and ``count`` units from j on; ``t`` is the 
 
 and, if steps have options (``kernels/step_options.py``; ``StepFeatures`` says which):
 
-    mask, resets (N, T); initial (states, H); scale (N, H)
+    mask, resets (N, T); initial (states, H); recurrent_mask (N, H)
     rates, seeds, thresholds       zoneout's, a number for each state
     origin                         one number: where random masks begin
     dinitial (states, N, H)        the gradient that resets stopped, added up
@@ -101,7 +101,7 @@ class Step:
             f"out{m} = (n{m} * T + t) * H + j{m}",
             f"before{m} = t * {S} * N * H + p{m}",
             f"after{m} = before{m} + {S} * N * H",
-            f"kept{m} = t * {self.at.stored} * N * H + p{m}",
+            f"kept{m} = t * {self.at.n_stored} * N * H + p{m}",
             *([f"given{m} = (t * N + n{m}) * {K} * H + j{m}"] if K else []),
         ]
 
@@ -141,7 +141,9 @@ class Step:
     @property
     def _fed(self) -> tuple[int, ...]:
         """The gates that the step's products or the operand feed; the late ones are the last."""
-        return self.at.h_order + tuple(self.cell.gates.index(name) for name in self.cell.fed)
+        return self.at.h_order + tuple(
+            self.cell.gates.index(name) for name in self.cell.operand_gate
+        )
 
     def _weight(self, k: int) -> str:
         biases = len(self.cell.input_gates) * self.cell.biases
@@ -177,7 +179,11 @@ class Step:
 
     def scaled(self, number: str) -> str:
         """The text of a number, times the scale with which h enters products."""
-        return f"{number} * load(scale, p{self.mark})" if self.features.scale else number
+        return (
+            f"{number} * load(recurrent_mask, p{self.mark})"
+            if self.features.recurrent_mask
+            else number
+        )
 
     def operand(self, side: Callable[[int], str]) -> list[str]:
         """Lines: the operand of the second product."""
@@ -187,7 +193,7 @@ class Step:
             zero, there = f"(state{m}[0] - state{m}[0],)", f"mask[n{m} * T + t] != 0"
             chosen = self._call(step.select_live, 1, values=f"({number},)", others=zero, live=there)
             number = f"{chosen}[0][0]"
-        return [f"factor{m} = {number if self.cell.fed else self.scaled(number)}"]
+        return [f"factor{m} = {number if self.cell.operand_gate else self.scaled(number)}"]
 
     def store_forward(self) -> list[str]:
         """Lines: store the results of ``forward``."""
@@ -196,7 +202,7 @@ class Step:
             f"store(new{m}[{k}], states, after{m} + {k} * N * H)"
             for k in range(len(self.cell.states))
         ]
-        stored = (k for k, where in enumerate(self.at.found) if where is None)
+        stored = (k for k, where in enumerate(self.at.saved_from) if where is None)
         lines += [f"store(keep{m}[{k}], saved, kept{m} + {i} * N * H)"
                   for i, k in enumerate(stored)]  # fmt: skip
         output = f"shown{m}[0]" if self.features.changes_state else f"new{m}[0]"
@@ -207,7 +213,7 @@ class Step:
     def found(self) -> list[str]:
         """Lines: load the saved numbers, and the state before the step."""
         terms, stored = [], 0
-        for where in self.at.found:
+        for where in self.at.saved_from:
             if where is None:
                 terms.append(f"load(saved, kept{self.mark} + {stored} * N * H)")
                 stored += 1
@@ -308,7 +314,7 @@ class Step:
 
     def operand_backward(self, doperand: str) -> list[str]:
         """Lines: add the gradients that come back through the operand, and store both."""
-        doperand = doperand if self.cell.fed else self.scaled(doperand)
+        doperand = doperand if self.cell.operand_gate else self.scaled(doperand)
         m, order = self.mark, self.at.order
         S, gates = len(self.cell.states), range(len(order))
         half = _tuple(f"load(dgates, d{m} + {order.index(g)} * H)" for g in gates)

@@ -28,9 +28,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import disk_cache, draws
+from .. import counter_rng, disk_cache
 from ..cells import Cell
-from ..device import DeviceEngine
+from ..device_engine import DeviceEngine
 from ..engine import Array, Engine, Gradients, State, expect_consistent, product_in_parts, written
 from ..layout import Layout, layout
 from ..step_options import NO_OPTIONS, StepOptions
@@ -86,7 +86,7 @@ class CudaEngine(DeviceEngine):
             self._fitting.add(key)
         return plan, why
 
-    def layout(self, cell: Cell, N: int, H: int, dtype: Any) -> dict[str, str]:
+    def execution(self, cell: Cell, N: int, H: int, dtype: Any) -> dict[str, str]:
         both = {"forward": True, "backward": False}
         found = {name: self.plan(cell, N, 100, H, dtype, ahead) for name, ahead in both.items()}
         return {
@@ -128,7 +128,7 @@ class CudaEngine(DeviceEngine):
             x_side=self._product(_time_first(xp, xs), Wx).reshape(T, N, at.x_gates * H),
             b=b,
             states=states,
-            saved=arrays.empty(T, at.stored, N, H),
+            saved=arrays.empty(T, at.n_stored, N, H),
             hs=arrays.empty(N, T, H),
             operands=arrays.empty(T if at.late else 0, N, H),
             normalised=arrays.empty(T, N, K, H),
@@ -143,7 +143,7 @@ class CudaEngine(DeviceEngine):
             self._forward_steps(Wh, arrays)
         hs, last = arrays["hs"], cell.narrowed(tuple(states[T].copy()), P)
         hs = hs if P == H else xp.ascontiguousarray(hs[:, :, :P])
-        if steps.every:
+        if steps.checkpoint_every:
             # backward needs them as they are now
             return hs, last, (xs, tuple(s.copy() for s in state), params, steps)
         return hs, last, (xs, (Wx, Wh, P), {name: arrays[name] for name in _KEPT}, steps)
@@ -152,7 +152,7 @@ class CudaEngine(DeviceEngine):
         xp, at = self.xp, layout(arrays.cell)
         N, T, H = arrays.sizes
         early = arrays.empty(N, at.early * H)
-        late = arrays.empty(N, (at.late + at.fed) * H)
+        late = arrays.empty(N, (at.late + at.operand_gate) * H)
         arrays.add(early=early, late=late)
         gates_step = self._gates("forward_gates", arrays)
         operand_step = self._gates("operand_gates", arrays)
@@ -174,10 +174,10 @@ class CudaEngine(DeviceEngine):
     def _all(self, cell: Cell, saved: Any) -> Any:
         """What a pass keeps for backward; where it did not, the pass is run again, all of it."""
         xs, *_, steps = saved
-        if not steps.every:
+        if not steps.checkpoint_every:
             return saved
         _, state, params, _ = saved
-        steps = replace(steps, every=0)
+        steps = replace(steps, checkpoint_every=0)
         with self.gpu.products(self.precision):
             return self._forward(cell, xs, state, params, steps)[2]
 
@@ -276,7 +276,7 @@ class CudaEngine(DeviceEngine):
                 xp.matmul(dgates[t, :, early_columns], Wh_early, out=through_h)
         return through_h
 
-    def before(self, cell: Cell, saved: Any) -> tuple[Array, ...]:
+    def states_before(self, cell: Cell, saved: Any) -> tuple[Array, ...]:
         _, (_, _, P), kept, _ = self._all(cell, saved)
         return cell.narrowed(tuple(kept["states"][:-1].transpose(1, 2, 0, 3)), P)
 
@@ -305,7 +305,9 @@ class CudaEngine(DeviceEngine):
     ) -> Array:
         xp, kernel = self.xp, updates.dropout_kernel()
         out, left = xp.empty(shape, dtype), xp.asarray(np.array([1 / (1 - rate)], dtype))
-        words = np.array([seed, draws.threshold(rate), draws.place(0, row_offset)], np.uint64)
+        words = np.array(
+            [seed, counter_rng.threshold(rate), counter_rng.place(0, row_offset)], np.uint64
+        )
         sizes = {"T": math.prod(shape[1:-1]), "H": shape[-1], "size": out.size}
         grid, words = (-(-out.size // kernel.threads), 1), xp.asarray(words.view(np.int64))
         self._launch(kernel, grid, out=out, left=left, words=words, **sizes)

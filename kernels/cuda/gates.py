@@ -38,7 +38,7 @@ def names(cell: Cell) -> tuple[str, ...]:
 
 def scans(cell: Cell) -> bool:
     """Whether nothing lies between its steps."""
-    return not (cell.recurrent_gates or cell.normalised or cell.fed)
+    return not (cell.recurrent_gates or cell.normalised or cell.operand_gate)
 
 
 @cache
@@ -64,7 +64,7 @@ def kernel(
 
 
 def _side(cell: Cell):  # type: ignore[no-untyped-def]
-    early, late = layout(cell).early, layout(cell).late + layout(cell).fed
+    early, late = layout(cell).early, layout(cell).late + layout(cell).operand_gate
 
     def side(k: int) -> str:
         if k < early:
@@ -79,7 +79,7 @@ def _forward(step: Step) -> list[str]:
 
 
 def _operand(step: Step) -> list[str]:
-    place = "late, p" if step.cell.fed else "operands, t * N * H + p"
+    place = "late, p" if step.cell.operand_gate else "operands, t * N * H + p"
     return [*step.known(), *step.operand(_side(step.cell)), f"store(factor, {place})"]
 
 
@@ -89,7 +89,7 @@ def _backward(step: Step, through_h: str = "load(through_h, p)") -> list[str]:
 
 def _operand_backward(step: Step) -> list[str]:
     doperand = "load(doperand, p)"
-    if step.cell.fed:
+    if step.cell.operand_gate:
         doperand = f"load(dgates, d + {step.at.after_operand[0]} * H)"
     return [*step.found(), *step.operand_backward(doperand)]
 

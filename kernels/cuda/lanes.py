@@ -78,7 +78,8 @@ def shared_of(typing, pointer):
 
 @intrinsic
 def drawn(typing, like, seed, threshold, place, j):
-    """Which of the units from j on are drawn, as many as ``like`` has numbers (``draws.py``)."""
+    """Which of the units from j on are drawn, as many as ``like`` has numbers
+    (``counter_rng.py``)."""
     kind = MaskType(like.lanes)
 
     def codegen(context, builder, signature, args):

@@ -69,7 +69,7 @@ def _choice(name: str, values: list[str]) -> list[str]:
 
 def _forward(cell: Cell, places: tuple[int, ...], late: bool, threads: int) -> list[str]:
     at, step = layout(cell), Step(cell)
-    products, count = ("late", at.late + at.fed) if late else ("early", at.early)
+    products, count = ("late", at.late + at.operand_gate) if late else ("early", at.early)
     skip = at.early if late else 0
 
     def side(k: int) -> str:

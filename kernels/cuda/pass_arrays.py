@@ -53,7 +53,7 @@ class PassArrays:
 
     def scaled(self, h: Array) -> Array:
         """h, or its gradient, times the scale with which h enters products."""
-        return h * self["scale"] if self.features.scale else h
+        return h * self["recurrent_mask"] if self.features.recurrent_mask else h
 
     def reset_at_first(self, state: State) -> State:
         """The state that the first step reads: after a reset, if any."""

@@ -134,7 +134,7 @@ def plan(
     gates = layout(cell).early
     if layout(cell).late:
         return None, f"{cell.name} multiplies by Wh twice: two products a step"
-    if cell.normalised or cell.fed:
+    if cell.normalised or cell.operand_gate:
         why = "normalises over all units" if cell.normalised else "has an operand"
         return None, f"{cell.name} {why} within a step, which takes kernels of their own"
     if not gates:

@@ -65,7 +65,8 @@ def add_rows_kernel(count: int) -> Kernel:
 
 @cache
 def dropout_kernel() -> Kernel:
-    """out (N, T, H) = 0 where a unit is drawn (``draws.py``), else the one number of ``left``.
+    """out (N, T, H) = 0 where a unit is drawn (``counter_rng.py``), else the one number of
+    ``left``.
 
     words   the seed, the threshold and the origin of the mask
     """

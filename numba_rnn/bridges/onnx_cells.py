@@ -218,7 +218,7 @@ def _gru(kind: Kind, name: str) -> Any:
 
     if kind.reset_after:
         return cell(name=name, input_only="a", recurrent_only="u", biases=2)(after)
-    return cell(name=name, second="a", operand=reset)(before)
+    return cell(name=name, second_product="a", operand=reset)(before)
 
 
 _WRITERS: dict[str, Callable[[Kind, str], Any]] = {"RNN": _rnn, "LSTM": _lstm, "GRU": _gru}

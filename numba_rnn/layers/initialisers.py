@@ -40,7 +40,7 @@ def generator(rng: Seed) -> np.random.Generator:
 
 
 def new_seed(rng: np.random.Generator) -> int:
-    """A seed for the random masks of a block (``kernels/draws.py``)."""
+    """A seed for the random masks of a block (``kernels/counter_rng.py``)."""
     return int(rng.integers(2**63))
 
 
@@ -119,7 +119,7 @@ def recurrent(
     Wr = None
     if cell.projected:
         blocks = np.split(Wh, len(h_gates), axis=1)
-        early = len(h_gates) - len(cell.second)
+        early = len(h_gates) - len(cell.second_product)
         Wh, Wr = Wh[:P, : early * H], np.concatenate([B[:, :P] for B in blocks[early:]], axis=1)
     return [p.astype(dtype) for p in cell.own(Wx, Wh, b, w, Wr)]
 

@@ -122,7 +122,7 @@ class TimeSoftmaxWithLoss(_Loss):
         losses = xp.log(total[:, 0].astype(np.float64)) - of_label
 
         self._tape = xp, shifted, total, rows, labels, counts, count, xs.shape
-        return here.scalar(xp.where(counts, losses, 0.0).sum() / count)
+        return here.to_scalar(xp.where(counts, losses, 0.0).sum() / count)
 
     def _gradient(self, dout: float, *tape: Any) -> Array:
         xp, exps, total, rows, labels, counts, count, shape = tape
@@ -192,7 +192,7 @@ class TimeSigmoidWithLoss(_Loss):
         # -t log y - (1 - t) log(1 - y), with y = sigmoid(x), in a form without overflow
         losses = xp.maximum(xs, 0) - xs * targets + xp.log1p(xp.exp(-xp.abs(xs)))
         losses = losses if there is None else xp.where(there, losses, losses.dtype.type(0))
-        return here.scalar(losses.sum(dtype=np.float64) / count)
+        return here.to_scalar(losses.sum(dtype=np.float64) / count)
 
     def _gradient(self, dout: float, *tape: Any) -> Array:
         xs, targets, there, count, xp = tape
@@ -231,7 +231,7 @@ class TimeMSE(_Loss):
         if there is not None:
             difference = here.xp.where(there, difference, xs.dtype.type(0))
         self._tape = difference, count
-        return here.scalar(here.xp.square(difference, dtype=np.float64).sum() / count)
+        return here.to_scalar(here.xp.square(difference, dtype=np.float64).sum() / count)
 
     def _gradient(self, dout: float, *tape: Any) -> Array:
         difference, count = tape

@@ -640,7 +640,7 @@ class TimeRecurrent(_CellLayer):
             steps["initial"] = self._initial
         every = self._checkpoint_every
         some = trace or every or any(value is not None for value in steps.values())
-        chosen = StepOptions(**steps, every=every, trace=trace) if some else NO_OPTIONS
+        chosen = StepOptions(**steps, checkpoint_every=every, trace=trace) if some else NO_OPTIONS
         if trace:  # it is looked at later, when an optimiser has changed the parameters
             xs, params = xs.copy(), [param.copy() for param in params]
         hs, self.state, saved = here.forward(self.cell, xs, state, params, chosen)
@@ -674,7 +674,7 @@ class TimeRecurrent(_CellLayer):
             params = self._times(params, on_weights)
         steps = {**zoneout, "seed": seed, "row_offset": chosen.row_offset} if zoneout else {}
         if on_h is not None:
-            steps["scale"] = on_h
+            steps["recurrent_mask"] = on_h
         return xs, params, steps, (on_inputs, on_weights)
 
     def _times(self, arrays: Sequence[Array], masks: Mapping[str, Array]) -> list[Array]:
@@ -846,7 +846,7 @@ class TimeRecurrent(_CellLayer):
                 raise ValueError(f"{name}: the cell {self.cell.name} has no h Wh, got {rate}")
         self.regularisers = Regularisers(
             self.cell.states, zoneout, recurrent_dropout, input_dropout, weight_drop, rng,
-            self.cell.joined,
+            self.cell.coupled,
         )  # fmt: skip
         return self
 

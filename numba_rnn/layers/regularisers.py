@@ -8,8 +8,8 @@
                        on the hidden-to-hidden weights; Merity et al. 2018)
 
 What is left is scaled up by 1 / (1 - rate). All masks come from a counter-based generator
-(``kernels/draws.py``): for one seed they are the same on every engine, and in every process that
-has some rows of a batch. Zoneout's are not stored: backward draws again what forward drew.
+(``kernels/counter_rng.py``): for one seed they are the same on every engine, and in every process
+that has some rows of a batch. Zoneout's are not stored: backward draws again what forward drew.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from typing import Any
 
 from ..backend import Engine
 from ..checks import expect_float
-from ..kernels.draws import seeds_of
+from ..kernels.counter_rng import seeds_of
 from ..typing import Array
 from .initialisers import Seed, generator, new_seed
 

@@ -127,12 +127,12 @@ class Trace:
     @cached_property
     def _before(self) -> tuple[Array, ...]:
         """On the engine, which has a use for them there."""
-        return tuple(self._engine.before(self.cell, self._saved))
+        return tuple(self._engine.states_before(self.cell, self._saved))
 
     @cached_property
     def _inside(self) -> tuple[Named, Named, Named]:
         cell = self.cell
-        found, inside, after = self._engine.replay(
+        found, inside, after = self._engine.recompute(
             cell, self._xs, self._params, self._steps, self._before
         )
         return (

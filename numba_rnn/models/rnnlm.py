@@ -549,7 +549,7 @@ class Rnnlm:
             NumPy arrays, wherever the model is. The entry "cell" holds results of the cell for
             fixed numbers, by which ``load_arrays`` recognises it.
         """
-        found = {"cell": engine_named("numpy").sample(self.recurrent[0].cell)}
+        found = {"cell": engine_named("numpy").probe(self.recurrent[0].cell)}
         found |= {f"param/{name}": to_host(layer.params[k]) for name, layer, k in self._slots}
         for n, layer in enumerate(self.recurrent):
             for name, value in zip(layer.cell.states, layer.state or (), strict=False):
@@ -570,7 +570,7 @@ class Rnnlm:
             If an array is missing or does not fit, or if the cell now computes something else.
         """
         cell, there = self.recurrent[0].cell, arrays.get("cell")
-        here = engine_named("numpy").sample(cell)
+        here = engine_named("numpy").probe(cell)
         if there is not None and not (
             np.shape(there) == here.shape and np.allclose(there, here, 1e-6, 1e-6, equal_nan=True)
         ):

@@ -194,7 +194,7 @@ def _torch_threads(engine: Engine) -> AbstractContextManager[None]:
     After each operation these look out for more to do for some milliseconds, on the processors
     that other threads would want.
     """
-    return engine.borrowing(_openmp(), torch.get_num_threads())
+    return engine.using_openmp(_openmp(), torch.get_num_threads())
 
 
 @cache

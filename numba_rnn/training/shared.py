@@ -108,7 +108,7 @@ class SharedBatch:
         buffer[-2] = loss * share
         buffer[-1] = float(stop)
         self.ranks.add_up(buffer)
-        return engine_of(self.model.params[0]).scalar(buffer[-2].astype(np.float64))
+        return engine_of(self.model.params[0]).to_scalar(buffer[-2].astype(np.float64))
 
     @property
     def stop(self) -> bool:

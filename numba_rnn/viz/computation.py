@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from ..kernels.autodiff import graph as traced
+from ..kernels.autodiff.tracing import Tracer
 from ..kernels.cells import Cell
-from ..kernels.derivation import graph as traced
-from ..kernels.derivation.tracing import Trace
 from ..typing import Array
 from .operations import Operation, is_simple, normalise, normalised_back
 
@@ -102,7 +102,7 @@ class StepGraph:
         self._gathered = affine == "gathered"
         self.inputs = {"x": self._add(INPUT, "x_t", "x")}
         self.params: dict[str, Node] = {}
-        trace = Trace(cell.name)
+        trace = Tracer(cell.name)
         gates = [trace.graph.input("gate", name) for name in cell.gates]
         states = [trace.graph.input("state", name) for name in cell.states]
         for name in cell.states:
@@ -162,8 +162,8 @@ class StepGraph:
         cell = self.cell
         groups: dict[Any, list[int]] = {}
         for g, name in enumerate(cell.gates):
-            if name not in cell.weights and name not in cell.fed:
-                sees = g in cell.input_gates, g in cell.recurrent_gates, name in cell.second
+            if name not in cell.weights and name not in cell.operand_gate:
+                sees = g in cell.input_gates, g in cell.recurrent_gates, name in cell.second_product
                 groups.setdefault(sees if self._gathered else g, []).append(g)
         return {g: tuple(group) for group in groups.values() for g in group}
 
@@ -206,7 +206,7 @@ class StepGraph:
         name = self.cell.gates[g]
         if name in self.cell.weights:
             return self._use(self._param(name))
-        if name in self.cell.fed:
+        if name in self.cell.operand_gate:
             assert self._operand is not None
             use = self._convert(self._operand)
         else:
@@ -249,7 +249,7 @@ class StepGraph:
         if g in cell.recurrent_gates:
             columns = _blocks(cell.recurrent_gates, group)
             seen = self._use(self.inputs[f"{cell.states[0]}_prev"])
-            if cell.gates[g] in cell.second:
+            if cell.gates[g] in cell.second_product:
                 assert self._operand is not None
                 seen = self._convert(self._operand)
             pairs.append((seen, self._columns("Wh", columns)))
@@ -268,7 +268,7 @@ def _blocks(gates: Sequence[int], group: Sequence[int]) -> tuple[int, ...]:
 
 
 def _traced(
-    trace: Trace, function: Callable[..., Any], gates: Sequence[Any], states: Sequence[Any]
+    trace: Tracer, function: Callable[..., Any], gates: Sequence[Any], states: Sequence[Any]
 ) -> Any:
     """What a cell's function makes of its gates and state, as nodes."""
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from ..kernels.derivation.graph import CALL
+from ..kernels.autodiff.graph import CALL
 from . import paper
 from .computation import (
     AFFINE,

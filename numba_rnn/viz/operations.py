@@ -1,6 +1,6 @@
 """One operation of a cell: its value, its gradients, and both in words.
 
-Those that cells may be made of (``kernels/derivation/tracing.py``), on NumPy arrays.
+Those that cells may be made of (``kernels/autodiff/tracing.py``), on NumPy arrays.
 """
 
 import re
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..kernels import functions
-from ..kernels.derivation import graph as traced
+from ..kernels.autodiff import graph as traced
 from ..kernels.layout import EPSILON
 from ..typing import Array
 

@@ -10,7 +10,7 @@
 Arguments are found by their names. Those in ``states`` are the states before the step, those in
 ``weights`` are weights, one number for each unit; all others are pre-activations of gates. The
 function returns the states after the step. It may use whatever the functions of a ``Cell`` may
-use. ``..derivation`` makes a ``Cell``'s functions from it when ``.cell`` is first accessed, which
+use. ``..autodiff`` makes a ``Cell``'s functions from it when ``.cell`` is first accessed, which
 requires SymPy.
 """
 
@@ -20,11 +20,11 @@ from functools import update_wrapper
 from types import MappingProxyType
 from typing import Any
 
-from ..derivation import cell_functions, extremes
-from ..derivation.graph import CONSTANT, Node, reachable
-from ..derivation.source import Names as NodeNames
-from ..derivation.source import make_function
-from ..derivation.tracing import CellError, Number, Run, Trace, place_of
+from .. import deprecated
+from ..autodiff import codegen, extremes
+from ..autodiff.graph import CONSTANT, Node, reachable
+from ..autodiff.source import NodeNames, make_function
+from ..autodiff.tracing import CellError, Number, Tracer, TraceResult, place_of
 from ..once import LOCK
 from .cell import Cell
 from .options import IN_BOTH, NAMES, OPTIONS, conflicts, problems, strangers
@@ -75,6 +75,7 @@ class WrittenCell:
 
     check: Callable[..., float]  # set by ``kernels/gradient_check.py``: this file imports no engine
 
+    @deprecated.arguments(second="second_product", fed="operand_gate", joined="coupled")
     def __init__(self, function: Any, **options: Any) -> None:
         if not inspect.isfunction(function):
             raise TypeError(f"cell: expected a function, got {function!r}")
@@ -151,7 +152,7 @@ class WrittenCell:
             A description of each, with an example.
         """
         traced, given = self._trace()[0], self._options
-        return extremes.without_gradient(traced, given["normalised"], given["fed"])
+        return extremes.without_gradient(traced, given["normalised"], given["operand_gate"])
 
     # ---- options
 
@@ -165,7 +166,7 @@ class WrittenCell:
             if option.kind == NAMES and (given[name] is not None or option.default is not None):
                 given[name] = self._names(name, given[name])
         given["operand"] = getattr(given["operand"], "py_func", given["operand"])
-        operand, second, fed = given["operand"], given["second"], given["fed"]
+        operand, second, fed = given["operand"], given["second_product"], given["operand_gate"]
         states, weights = self.states, self.weights = given["states"], given["weights"]
         arguments = tuple(self._arguments(self._function))
         gates = self.gates = tuple(a for a in arguments if a not in states + weights)
@@ -180,14 +181,14 @@ class WrittenCell:
         if not gates:
             yield f"expected a gate: an argument beside {', '.join(states + weights)}"
         if given["recurrence"] == "elementwise":
-            for name in ("recurrent_only", "second", "biases"):
+            for name in ("recurrent_only", "second_product", "biases"):
                 if given[name] != OPTIONS[name].default:
                     yield f"{name}: an elementwise recurrence has no h Wh, got {given[name]!r}"
             given["input_only"] = tuple(gate for gate in gates if gate not in fed)
         yield from conflicts(gates, given)
         if operand is not None:
             early = tuple(gate for gate in gates if gate not in second + fed)
-            but = "arguments but second's" if second else "arguments but fed's"
+            but = "arguments but second_product's" if second else "arguments but operand_gate's"
             yield from strangers("operand", self._arguments(operand), early + states + weights, but)
         if (given["backward"] is None) != (given["saved"] is None):
             yield "backward and saved go together: what forward keeps for backward"
@@ -223,12 +224,12 @@ class WrittenCell:
         given = self._options
         traced, run = self._trace()
         if given["backward"] is None:
-            sources, saved = cell_functions.derived_sources(traced)
+            sources, saved = codegen.derived_sources(traced)
         else:
-            names = cell_functions.names_of(traced)
+            names = codegen.names_of(traced)
             sources = {"forward": self._forward_of(traced, run, names)}
             saved = given["saved"]
-        sources["show"], shown = cell_functions.show_source(traced)
+        sources["show"], shown = codegen.show_source(traced)
         made = {
             name: make_function(source, f"{self.name}: {name}") for name, source in sources.items()
         }
@@ -250,9 +251,9 @@ class WrittenCell:
         )
         return found, sources
 
-    def _trace(self) -> tuple[cell_functions.Traced, Run]:
+    def _trace(self) -> tuple[codegen.TracedCell, TraceResult]:
         """Run the user's functions, and check what they return."""
-        trace = Trace(self.name)
+        trace = Tracer(self.name)
         gates, weights, state = (
             {name: trace.graph.input(role, name) for name in names}
             for role, names in (
@@ -269,7 +270,7 @@ class WrittenCell:
             function = self._options["operand"]
             other = trace.run(function, {a: values[a] for a in self._arguments(function)})
             operand, local = self._number(trace, other, other.result, "operand"), other.local
-        traced = cell_functions.Traced(
+        traced = codegen.TracedCell(
             trace.graph, gates, weights, state, new, operand, {**local, **run.local}
         )
         reached = reachable(traced.outputs)
@@ -279,7 +280,7 @@ class WrittenCell:
                     raise self._refuse(f"{role} {name}: nothing that is returned depends on it")
         return traced, run
 
-    def _new_states(self, trace: Trace, run: Run) -> dict[str, Node]:
+    def _new_states(self, trace: Tracer, run: TraceResult) -> dict[str, Node]:
         names, result = self.states, run.result
         members = result if isinstance(result, (tuple, list)) else (result,)
         if len(members) != len(names):
@@ -293,7 +294,7 @@ class WrittenCell:
             for name, member in zip(names, members, strict=True)
         }
 
-    def _number(self, trace: Trace, run: Run, value: Any, what: str) -> Node:
+    def _number(self, trace: Tracer, run: TraceResult, value: Any, what: str) -> Node:
         if not isinstance(value, Number):
             raise trace.error(
                 f"{what}: expected a number computed from the arguments, got {value!r}", run.place
@@ -301,7 +302,7 @@ class WrittenCell:
         assert value._node.kind != CONSTANT
         return value._node
 
-    def _forward_of(self, traced: cell_functions.Traced, run: Run, names: NodeNames) -> str:
+    def _forward_of(self, traced: codegen.TracedCell, run: TraceResult, names: NodeNames) -> str:
         """The forward function that saves what the user's backward function needs."""
         saved = self._options["saved"]
         for why in strangers("saved", saved, run.local, "numbers at return"):
@@ -309,7 +310,7 @@ class WrittenCell:
         nodes = [run.local[name] for name in saved]
         for name, node in zip(saved, nodes, strict=True):
             names.give(node, name)
-        return cell_functions.forward_source(traced, nodes, names)
+        return codegen.forward_source(traced, nodes, names)
 
 
 def cell(function: Any = None, /, **options: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .. import functions
-from .cell_functions import Traced
+from .codegen import TracedCell
 from .graph import (
     CALL,
     COMPARISON,
@@ -24,7 +24,7 @@ from .graph import (
     Node,
     reachable,
 )
-from .source import Names, expression
+from .source import NodeNames, expression
 
 UNITS, STEPS = 4096, 3
 # of which exp overflows and underflows in float32; no round numbers, which cells may well subtract
@@ -40,7 +40,7 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
 
 
 def without_gradient(
-    traced: Traced, normalised: Collection[str] = (), fed: Collection[str] = ()
+    traced: TracedCell, normalised: Collection[str] = (), fed: Collection[str] = ()
 ) -> list[str]:
     """Quotients that come to 0 / 0 (or inf / inf) in float32, and roots of 0; each with an example.
 
@@ -76,9 +76,9 @@ def without_gradient(
     return [f"{text} {why}" for text, why in found.items()]
 
 
-def _names(traced: Traced) -> Names:
+def _names(traced: TracedCell) -> NodeNames:
     """The names that values have in the user's function."""
-    names = Names()
+    names = NodeNames()
     for named in (traced.gates, traced.weights, traced.state, traced.local):
         for name, node in named.items():
             names.give(node, name, again=True)

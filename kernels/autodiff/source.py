@@ -31,7 +31,7 @@ _SIGNS = {SUM: 1, DIFFERENCE: 1, PRODUCT: 2, QUOTIENT: 2}  # and how tightly the
 _COMPARED, _UNARY, _ATOM = 0, 3, 4
 
 
-class Names:
+class NodeNames:
     """Names of nodes, no two alike and none that of a function or an argument."""
 
     def __init__(self) -> None:
@@ -41,8 +41,8 @@ class Names:
         self.of: dict[Node, str] = {}
         self.hints: dict[Node, str] = {}  # for those that turn out to need a name
 
-    def copy(self) -> "Names":
-        other = Names()
+    def copy(self) -> "NodeNames":
+        other = NodeNames()
         other._taken, other.of, other.hints = set(self._taken), dict(self.of), dict(self.hints)
         return other
 
@@ -61,7 +61,7 @@ class Names:
         self.of[node] = name
 
 
-def base_name(node: Node, names: Names) -> str:
+def base_name(node: Node, names: NodeNames) -> str:
     """A name for a node that has none: tanh_c; t where nothing better is at hand."""
     if node in names.hints:
         return names.hints[node]
@@ -73,7 +73,7 @@ def function_source(
     name: str,
     arguments: Iterable[Argument],
     results: Node | tuple[Members, Members],
-    names: Names,
+    names: NodeNames,
 ) -> str:
     """A function's source.
 
@@ -111,13 +111,13 @@ def function_source(
     return "\n".join(lines) + "\n"
 
 
-def expression(node: Node, names: Names) -> str:
+def expression(node: Node, names: NodeNames) -> str:
     """The node's own source, of what has names."""
     return _Printer(names, set(names.of) - {node}).print(node)
 
 
 def _statements(
-    body: list[Node], roots: list[Node], given: set[Node], names: Names
+    body: list[Node], roots: list[Node], given: set[Node], names: NodeNames
 ) -> tuple[Counter[Node], list[Node]]:
     """How often each node is printed, and the nodes that are statements of their own."""
     used = Counter(roots)
@@ -141,7 +141,7 @@ def _statements(
 class _Printer:
     """Prints nodes, with names for those that are known."""
 
-    def __init__(self, names: Names, known: set[Node]) -> None:
+    def __init__(self, names: NodeNames, known: set[Node]) -> None:
         self._names, self._known = names, known
 
     def print(self, node: Node | None, binding: int = _COMPARED) -> str:

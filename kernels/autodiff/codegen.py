@@ -16,11 +16,11 @@ from .graph import (
     Node,
     reachable,
 )
-from .source import Argument, Names, base_name, function_source
+from .source import Argument, NodeNames, base_name, function_source
 
 
 @dataclass(frozen=True)
-class Traced:
+class TracedCell:
     """A cell's arithmetic. Values before the step are by name, weights after the gates.
 
     new    the states after the step
@@ -45,9 +45,9 @@ class Traced:
         return [*self.new.values(), *([self.operand] if self.operand else [])]
 
 
-def names_of(traced: Traced) -> Names:
+def names_of(traced: TracedCell) -> NodeNames:
     """Names of values: the user's; a_f for the pre-activation of gate f; c_prev for state c."""
-    names = Names()
+    names = NodeNames()
     for name, node in traced.new.items():
         if node.kind != INPUT:
             names.give(node, name)
@@ -71,12 +71,12 @@ def names_of(traced: Traced) -> Names:
     return names
 
 
-def forward_source(traced: Traced, saved: Sequence[Node], names: Names) -> str:
+def forward_source(traced: TracedCell, saved: Sequence[Node], names: NodeNames) -> str:
     arguments = [("gates", traced.inputs), ("state", list(traced.state.values()))]
     return function_source("forward", arguments, (list(traced.new.values()), saved), names)
 
 
-def show_source(traced: Traced) -> tuple[str, tuple[str, ...]]:
+def show_source(traced: TracedCell) -> tuple[str, tuple[str, ...]]:
     """The source of what computes all values that have a name, and the names, gates first.
 
     But for the states after the step, unless nothing else has one.
@@ -91,13 +91,13 @@ def show_source(traced: Traced) -> tuple[str, tuple[str, ...]]:
     return source, tuple(names.of[node] for node in shown)
 
 
-def operand_source(traced: Traced, names: Names) -> str:
+def operand_source(traced: TracedCell, names: NodeNames) -> str:
     assert traced.operand is not None
     arguments = [("gates", traced.inputs), ("state", list(traced.state.values()))]
     return function_source("operand", arguments, traced.operand, names)
 
 
-def derived_sources(traced: Traced) -> tuple[dict[str, str], tuple[str, ...]]:
+def derived_sources(traced: TracedCell) -> tuple[dict[str, str], tuple[str, ...]]:
     """The sources of all functions, by their names in ``Cell``, and the names of what is saved."""
     graph, names = traced.graph, names_of(traced)
     values = reachable(traced.outputs)
@@ -173,7 +173,7 @@ def _sum(graph: Graph, first: Node, second: Node | None) -> Node:
 
 
 def _name_gradients(
-    ours: Names, values: Names, found: Mapping[Node, Node], incoming: Mapping[Node, Node]
+    ours: NodeNames, values: NodeNames, found: Mapping[Node, Node], incoming: Mapping[Node, Node]
 ) -> None:
     """The gradient of what has a name is a statement: df for f.
 

@@ -21,7 +21,7 @@ class DeviceEngine(NumpyEngine):
     def to_host(self, array: Array) -> Array:
         return self.xp.asnumpy(array)
 
-    def scalar(self, array: Array) -> Any:
+    def to_scalar(self, array: Array) -> Any:
         return array
 
     def norm(self, arrays: Sequence[Array]) -> Any:

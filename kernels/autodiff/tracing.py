@@ -45,7 +45,7 @@ class CellError(ValueError):
 
 
 @dataclass(frozen=True)
-class Run:
+class TraceResult:
     """What a function returned, where, and its local variables then."""
 
     result: Any
@@ -53,7 +53,7 @@ class Run:
     place: str
 
 
-class Trace:
+class Tracer:
     """Runs functions of a cell, all on one graph."""
 
     def __init__(self, cell: str) -> None:
@@ -65,7 +65,7 @@ class Trace:
             getattr(functions, name): name for name in PRIMITIVES if hasattr(functions, name)
         }
 
-    def run(self, function: Callable[..., Any], arguments: Mapping[str, Any]) -> Run:
+    def run(self, function: Callable[..., Any], arguments: Mapping[str, Any]) -> TraceResult:
         """Call it with these nodes, by name; or tuples of nodes, or what is no number at all."""
         traced = self._function(function)
         found: dict[str, Any] = {}
@@ -88,7 +88,7 @@ class Trace:
         finally:
             sys.setprofile(before)
         local = {name: value._node for name, value in found.items() if isinstance(value, Number)}
-        return Run(result, local, place)
+        return TraceResult(result, local, place)
 
     def _argument(self, value: Any) -> Any:
         if isinstance(value, Node):
@@ -222,7 +222,7 @@ class _Traced:
     __slots__ = ("_node", "_trace")
     __hash__ = None  # type: ignore[assignment]
 
-    def __init__(self, trace: Trace, node: Node) -> None:
+    def __init__(self, trace: Tracer, node: Node) -> None:
         self._trace, self._node = trace, node
 
     def __repr__(self) -> str:
