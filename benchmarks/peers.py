@@ -194,20 +194,20 @@ def _jax_forward(cell: str) -> Any:
     import jax
     import jax.numpy as jnp
 
-    def scan(step: Any, state: Any, x_side: Any) -> Any:
-        return jax.lax.scan(step, state, x_side)[1]
+    def scan(step: Any, state: Any, x_proj: Any) -> Any:
+        return jax.lax.scan(step, state, x_proj)[1]
 
     def forward(params: Any, xs: Any) -> Any:  # xs (T, N, D); one product for all T
         Wx, Wh, b = params
         bx, bh = (b[0], b[1]) if b.ndim == 2 else (b, 0)
-        x_side, zeros = xs @ Wx + bx, jnp.zeros((xs.shape[1], Wh.shape[0]), xs.dtype)
+        x_proj, zeros = xs @ Wx + bx, jnp.zeros((xs.shape[1], Wh.shape[0]), xs.dtype)
         if cell == "rnn":
 
             def rnn(h: Any, a: Any) -> Any:
                 h = jnp.tanh(a + h @ Wh)
                 return h, h
 
-            return scan(rnn, zeros, x_side)
+            return scan(rnn, zeros, x_proj)
         if cell == "lstm":
 
             def lstm(state: Any, a: Any) -> Any:
@@ -217,7 +217,7 @@ def _jax_forward(cell: str) -> Any:
                 h = jax.nn.sigmoid(o) * jnp.tanh(c)
                 return (h, c), h
 
-            return scan(lstm, (zeros, zeros), x_side)
+            return scan(lstm, (zeros, zeros), x_proj)
 
         def gru(h: Any, a: Any) -> Any:
             z, r, new = jnp.split(a, 3, axis=1)
@@ -226,7 +226,7 @@ def _jax_forward(cell: str) -> Any:
             h = (1 - z) * h + z * jnp.tanh(new + r * hn)
             return h, h
 
-        return scan(gru, zeros, x_side)
+        return scan(gru, zeros, x_proj)
 
     return forward
 
@@ -441,9 +441,9 @@ def torch_loop(task: Task, compiled: bool = False) -> Call:
         bx, bh = b if cell.biases == 2 else (b, None)
         early = Wh[:, :first_late] if Wh is not None and first_late else None
         late = Wh[:, first_late:] if cell.second_product else None
-        x_side = torch.addmm(bx, xs.reshape(T * N, D), params["Wx"]).reshape(T, N, -1)
+        x_proj = torch.addmm(bx, xs.reshape(T * N, D), params["Wx"]).reshape(T, N, -1)
         state, hs = (zeros,) * len(cell.states), []
-        for x in x_side.unbind(0):
+        for x in x_proj.unbind(0):
             state = step(x, state, early, late, bh, params.get("w"))
             hs.append(state[0])
         out = torch.stack(hs)

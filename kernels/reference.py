@@ -39,7 +39,7 @@ class NumpyEngine(Engine):
         state = tuple(s.copy() for s in state)  # the caller may change theirs before backward
         hs = np.empty((N, T, cell.output_size(params)), dtype=xs.dtype)
         kept: list[Any] = []
-        walk = self._run_steps(cell, _x_side(cell, xs, params), range(T), state, params, steps)
+        walk = self._run_steps(cell, _x_proj(cell, xs, params), range(T), state, params, steps)
         for t, (seen, *left, after, output) in enumerate(walk):
             state, hs[:, t] = after, output
             if not steps.checkpoint_every:
@@ -52,7 +52,7 @@ class NumpyEngine(Engine):
     @staticmethod
     def _run_steps(
         cell: Cell,
-        x_side: Array,
+        x_proj: Array,
         times: range,
         state: State,
         params: Sequence[Array],
@@ -67,7 +67,7 @@ class NumpyEngine(Engine):
             state = reset_before(steps, t, state)
             live = None if steps.mask is None else steps.mask[:, t, None]
             gates, operand, normalised = _pre_activations(
-                cell, x_side[:, t], state, Wh, Wr, bh, w, steps.recurrent_mask, live
+                cell, x_proj[:, t], state, Wh, Wr, bh, w, steps.recurrent_mask, live
             )
             new, saved = cell.forward(gates, state)
             zoneout = _zoneout(steps, t, state)
@@ -85,10 +85,10 @@ class NumpyEngine(Engine):
         if not steps.checkpoint_every:
             yield from reversed(kept)
             return
-        T, x_side = xs.shape[1], _x_side(cell, xs, params)
+        T, x_proj = xs.shape[1], _x_proj(cell, xs, params)
         for k in reversed(range(len(kept))):
             times = range(k * steps.checkpoint_every, min(T, (k + 1) * steps.checkpoint_every))
-            again = list(self._run_steps(cell, x_side, times, kept[k], params, steps))
+            again = list(self._run_steps(cell, x_proj, times, kept[k], params, steps))
             yield from (step[:4] for step in reversed(again))
 
     def backward(
@@ -155,26 +155,26 @@ class NumpyEngine(Engine):
             for all_steps, d in zip(dgates_all, dgates, strict=True):
                 all_steps[:, t] = d
             is_reset = None if steps.resets is None else steps.resets[:, t, None]
-            dstate, stopped = step.reset_backward(features, dstate, is_reset)
-            if stopped:
-                dinitial = tuple(d + more for d, more in zip(dinitial, stopped, strict=True))
+            dstate, dreset = step.reset_backward(features, dstate, is_reset)
+            if dreset:
+                dinitial = tuple(d + more for d, more in zip(dinitial, dreset, strict=True))
 
         def columns(gates: Sequence[int]) -> Array:  # (N T, gates H)
             sides = [dgates_all[g].reshape(N * T, dgates_all[g].shape[2]) for g in gates]
             return np.concatenate([np.empty((N * T, 0), xs.dtype), *sides], axis=1)
 
         weights = range(len(cell.gates) - len(cell.weights), len(cell.gates))
-        x_side, h_side = columns(cell.input_gates), columns(cell.recurrent_gates)
-        dWx = self.product(xs.reshape(N * T, D).T, x_side)
-        dWh = self.product(h_before.reshape(N * T, P).T, h_side[:, : early * H])
-        dWr = self.product(operands.reshape(N * T, H).T, h_side[:, early * H :])
+        x_proj, h_proj = columns(cell.input_gates), columns(cell.recurrent_gates)
+        dWx = self.product(xs.reshape(N * T, D).T, x_proj)
+        dWh = self.product(h_before.reshape(N * T, P).T, h_proj[:, : early * H])
+        dWr = self.product(operands.reshape(N * T, H).T, h_proj[:, early * H :])
         if cell.second_product and not cell.projected:
             dWh = np.concatenate([dWh, dWr], axis=1)
-        db = self.sum_rows(x_side)
+        db = self.sum_rows(x_proj)
         if cell.biases == 2:
-            db = np.stack([db, self.sum_rows(h_side)])
+            db = np.stack([db, self.sum_rows(h_proj)])
         dw = self.sum_rows(columns(weights)).reshape(len(weights), H)
-        dxs = (x_side @ Wx.T).reshape(N, T, D) if inputs else None
+        dxs = (x_proj @ Wx.T).reshape(N, T, D) if inputs else None
         dparams = written(cell.own(dWx, dWh, db, dw, dWr), out)
         initial = np.stack([self.sum_rows(d) for d in cell.widened(np, dinitial, H)])
         return Gradients(dxs, dstate, dparams, initial, dstates)
@@ -193,13 +193,13 @@ class NumpyEngine(Engine):
         bx, bh = (b, None) if cell.biases == 1 else b
         before = tuple(self.to_host(state) for state in before)
         rows = tuple(state.reshape(N * T, state.shape[2]) for state in before)
-        x_side = self.to_host(xs).reshape(N * T, Wx.shape[0]) @ Wx + bx
+        x_proj = self.to_host(xs).reshape(N * T, Wx.shape[0]) @ Wx + bx
         scale = (
             None
             if steps.recurrent_mask is None
             else np.repeat(self.to_host(steps.recurrent_mask), T, axis=0)
         )
-        gates, *_ = _pre_activations(cell, x_side, rows, Wh, Wr, bh, w, scale)
+        gates, *_ = _pre_activations(cell, x_proj, rows, Wh, Wr, bh, w, scale)
         new, _ = cell.forward(gates, rows)
 
         def every_row(array: Array) -> Array:
@@ -237,7 +237,7 @@ class NumpyEngine(Engine):
         return tuple(share * old + (1 - share) * value for share, old, value in shares)
 
 
-def _x_side(cell: Cell, xs: Array, params: Sequence[Array]) -> Array:
+def _x_proj(cell: Cell, xs: Array, params: Sequence[Array]) -> Array:
     """x Wx and the bias on the input side: one product for all T."""
     Wx, _, b, *_ = cell.complete(params)
     return xs @ Wx + (b if cell.biases == 1 else b[0])
@@ -245,7 +245,7 @@ def _x_side(cell: Cell, xs: Array, params: Sequence[Array]) -> Array:
 
 def _pre_activations(
     cell: Cell,
-    x_side: Array,
+    x_proj: Array,
     state: State,
     Wh: Array,
     Wr: Array,
@@ -261,7 +261,7 @@ def _pre_activations(
           set to 0, since it enters the gradient of Wh
     """
     h = state[0] if scale is None else state[0] * scale[:, : Wh.shape[0]]
-    H = x_side.shape[-1] // len(cell.input_gates)
+    H = x_proj.shape[-1] // len(cell.input_gates)
     early = len(cell.recurrent_gates) - len(cell.second_product)
     gates: list[Array] = [h.dtype.type(0)] * (len(cell.gates) - len(w))
     gates += [w[k] for k in range(len(w))]
@@ -270,10 +270,10 @@ def _pre_activations(
         for g, part in zip(positions, np.split(side, len(positions), axis=1), strict=True):
             gates[g] = gates[g] + part
 
-    add(x_side, cell.input_gates)
+    add(x_proj, cell.input_gates)
     if early:
-        h_side = h @ Wh[:, : early * H]
-        add(h_side if bh is None else h_side + bh, cell.recurrent_gates[:early])
+        h_proj = h @ Wh[:, : early * H]
+        add(h_proj if bh is None else h_proj + bh, cell.recurrent_gates[:early])
     normalised: Normalised = {}
 
     def normalise(names: set[str]) -> None:

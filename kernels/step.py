@@ -1,7 +1,7 @@
 """The step around a cell: zoneout, mask and reset, forward and backward, once for all engines.
 
     forward                                  backward
-      new, saved = cell.forward(gates, old)    dstate, stopped = reset_backward(dstate, is_reset)
+      new, saved = cell.forward(gates, old)    dstate, dreset = reset_backward(dstate, is_reset)
       new, out = apply_options(new, old)       dstate = add_output_gradient(dout, dstate)
       state = apply_reset(new, is_reset)       dnew, bypass = options_backward(dstate)
                                                dgates, dold = cell.backward(dnew, saved, old)
@@ -66,16 +66,16 @@ def reset_backward(features: StepFeatures, dstate: Numbers, is_reset: Any) -> An
 
 
 def add_output_gradient(
-    features: StepFeatures, dout: Any, through: Any, dstate: Numbers, live: Any
+    features: StepFeatures, dout: Any, h_grad: Any, dstate: Numbers, live: Any
 ) -> Any:
     """The gradient of the state after a step with its output's, and an empty tuple.
 
-    through  the gradient that came back to h through products, where dstate lacks it; else None
+    h_grad  the gradient that came back to h through products, where dstate lacks it; else None
     """
     if features.mask:
         dout = where(live, dout, 0.0)
-    if through is not None:
-        dout = dout + through
+    if h_grad is not None:
+        dout = dout + h_grad
     return (dstate[0] + dout, *dstate[1:]), ()
 
 

@@ -10,7 +10,7 @@ import torch
 
 from helpers import outcome, random_problem, run_python
 from numba_rnn import use_backend
-from numba_rnn.kernels.cpu import passes, threads
+from numba_rnn.kernels.cpu import launch, threads
 from numba_rnn.torch import LSTM, running
 
 
@@ -28,8 +28,8 @@ def engine(two_threads):
         yield engine
 
 
-def shared(shards: int, by_rows: bool = True):
-    return mock.patch.object(passes, "sharing", return_value=(shards, by_rows))
+def shared(shards: int, split_batch: bool = True):
+    return mock.patch.object(launch, "choose_partition", return_value=(shards, split_batch))
 
 
 def no_thread_of_ours():
@@ -40,14 +40,18 @@ def test_the_runtime_of_this_torch_is_found():
     assert running._openmp()
 
 
-@pytest.mark.parametrize("by_rows", [True, False])
+@pytest.mark.parametrize("split_batch", [True, False])
 @pytest.mark.parametrize("shards", [2, 3])  # 3: one is claimed by whoever has finished his own
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_borrowed_threads_compute_the_same(engine, cell, shards, by_rows):
+def test_borrowed_threads_compute_the_same(engine, cell, shards, split_batch):
     p = random_problem(cell, 30, 40, 33, 50, np.float32)
     with shared(1):
         want = outcome(engine, p)
-    with shared(shards, by_rows), no_thread_of_ours(), engine.using_openmp(running._openmp(), 2):
+    with (
+        shared(shards, split_batch),
+        no_thread_of_ours(),
+        engine.using_openmp(running._openmp(), 2),
+    ):
         for _ in range(20):
             np.testing.assert_equal(outcome(engine, p), want)
 
@@ -101,7 +105,7 @@ import numpy as np
 from unittest import mock
 import torch
 from numba_rnn import use_backend
-from numba_rnn.kernels.cpu import passes
+from numba_rnn.kernels.cpu import launch
 from numba_rnn.torch import LSTM
 
 warnings.filterwarnings("ignore", message=".*multi-threaded.*fork", category=DeprecationWarning)
@@ -110,7 +114,7 @@ torch.set_num_threads(2)
 module, xs = LSTM(9, 40), torch.randn(20, 8, 9)
 
 def compute():
-    with (mock.patch.object(passes, "sharing", return_value=(2, False)),
+    with (mock.patch.object(launch, "choose_partition", return_value=(2, False)),
           use_backend("numba", strict=True), torch.no_grad()):
         return module(xs)[0].numpy()
 
@@ -133,7 +137,7 @@ def test_after_fork_nothing_is_borrowed():
 def test_as_many_threads_work_as_torch_says(engine):
     module, xs = LSTM(40, 50), torch.randn(30, 40, 40)
     seen = []
-    with mock.patch.object(passes.threads.team, "run", side_effect=lambda *a: seen.append(a[2])):
+    with mock.patch.object(launch.threads.team, "run", side_effect=lambda *a: seen.append(a[2])):
         for count in (2, 1):
             torch.set_num_threads(count)
             module(xs)

@@ -33,7 +33,7 @@ from numba_rnn.kernels.reference import NumpyEngine
 TRAIN = """
 import numpy as np
 from numba_rnn import TimeRNN, use_backend
-from numba_rnn.kernels.cpu.frames import PIECES
+from numba_rnn.kernels.cpu.kernel_abi import PIECES
 
 use_backend("numba", strict=True)
 layer = TimeRNN.create(3, 5, rng=0)
@@ -239,7 +239,7 @@ import numpy as np
 from linear import LINEAR
 from numba_rnn import TimeRecurrent, use_backend
 from numba_rnn.kernels import fingerprint
-from numba_rnn.kernels.cpu.frames import PIECES
+from numba_rnn.kernels.cpu.kernel_abi import PIECES
 from numba_rnn.kernels.functions import sigmoid, tanh
 from numba_rnn.kernels.reference import NumpyEngine
 
@@ -399,7 +399,7 @@ def no_patience(monkeypatch):
 
 
 def announce_small() -> None:
-    with compilation.announced("something"):
+    with compilation.warn_if_slow_compile("something"):
         compile_small()
         time.sleep(0.01)
 
@@ -439,7 +439,7 @@ def test_what_is_not_kept_is_not_promised(no_patience, capfd, monkeypatch, tmp_p
 def test_a_failing_compilation_is_silent(monkeypatch, capfd):
     made = threading.Timer
     monkeypatch.setattr(threading, "Timer", lambda seconds, *call: made(seconds / 20, *call))
-    with pytest.raises(MemoryError), compilation.announced("something"):  # noqa: PT012
+    with pytest.raises(MemoryError), compilation.warn_if_slow_compile("something"):  # noqa: PT012
         compilation._announce()
         raise MemoryError
     time.sleep(0.3)
@@ -572,7 +572,7 @@ def test_it_is_locked_on_windows_too(tmp_path, monkeypatch):
 ELSEWHERE = """
 import numpy as np
 from numba_rnn import TimeRecurrent, cell, functions, use_backend
-from numba_rnn.kernels.cpu.frames import PIECES
+from numba_rnn.kernels.cpu.kernel_abi import PIECES
 
 print("imported" if __name__ != "__main__" else "run")
 

@@ -92,8 +92,8 @@ def shared(engine: NumpyEngine, sharing: tuple[int, bool] | None) -> Iterator[No
     if engine.name != "numba" or sharing is None:
         yield
         return
-    module = sys.modules["numba_rnn.kernels.cpu.passes"]
-    with mock.patch.object(module, "sharing", return_value=sharing):
+    module = sys.modules["numba_rnn.kernels.cpu.launch"]
+    with mock.patch.object(module, "choose_partition", return_value=sharing):
         yield
 
 

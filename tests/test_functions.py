@@ -15,7 +15,7 @@ from numba.extending import register_jitable
 from helpers import CALLING_ALL, DTYPES, Array, outcome, random_problem, relative_error
 from numba_rnn.kernels import functions
 from numba_rnn.kernels.cells import Cell
-from numba_rnn.kernels.cpu import frames, vector_functions  # noqa: F401
+from numba_rnn.kernels.cpu import kernel_abi, vector_functions  # noqa: F401
 from numba_rnn.kernels.cpu.engine import NumbaEngine
 from numba_rnn.kernels.cpu.simd import VECTOR_BYTES, lanes_of, load_part, store_part
 from numba_rnn.kernels.cpu.threads import call_piece
@@ -42,7 +42,7 @@ def on_vectors(function: Function) -> Callable[..., None]:
     """out[...] = function(x), or function(x, y), compiled."""
 
     def of_one(frame):
-        x, out, length = frames.arguments(frame, OneVector)
+        x, out, length = kernel_abi.arguments(frame, OneVector)
         W = lanes_of(frame)
         for k in range(0, length, W):
             here = k * (VECTOR_BYTES // W)
@@ -50,7 +50,7 @@ def on_vectors(function: Function) -> Callable[..., None]:
             store_part(frame, value, out + here, length - k)
 
     def of_two(frame):
-        x, y, out, length = frames.arguments(frame, TwoVectors)
+        x, y, out, length = kernel_abi.arguments(frame, TwoVectors)
         W = lanes_of(frame)
         for k in range(0, length, W):
             here = k * (VECTOR_BYTES // W)
@@ -61,7 +61,7 @@ def on_vectors(function: Function) -> Callable[..., None]:
     def apply(*arrays: Array) -> None:
         dtype = arrays[0].dtype
         if dtype not in pieces:
-            frame = frames.FrameType(frames.from_dtype(dtype), None, "test")
+            frame = kernel_abi.KernelType(kernel_abi.from_dtype(dtype), None, "test")
             piece = of_one if len(arrays) == 2 else of_two
             pieces[dtype] = cfunc(types.void(frame), error_model="numpy")(piece)
         words = np.array([*(array.ctypes.data for array in arrays), arrays[0].size])

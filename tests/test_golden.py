@@ -20,7 +20,7 @@ import pytest
 
 from helpers import random_problem
 from numba_rnn import cells, use_backend
-from numba_rnn.kernels.cpu import passes
+from numba_rnn.kernels.cpu import launch
 
 NAMES = cells.names()  # before other tests register some of their own
 FILE = Path(__file__).parent / "golden.json"
@@ -38,7 +38,7 @@ def hashes(name: str, dtype: str, shares: tuple[int, bool]) -> list[str]:
     p = random_problem(name, 5, 7, 6, 37, np.dtype(dtype))
     with (
         use_backend("numba", strict=True) as engine,
-        mock.patch.object(passes, "sharing", return_value=shares),
+        mock.patch.object(launch, "choose_partition", return_value=shares),
     ):
         hs, state, saved = engine.forward(p.cell, p.xs, p.state, p.params)
         found = engine.backward(p.cell, p.dhs, p.dstate, saved)

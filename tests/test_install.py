@@ -115,7 +115,7 @@ def test_the_wheel_works_from_another_folder_and_leaves_nothing_in_it(wheel, cac
 USE = """
 import numba_rnn
 import numpy as np
-from numba_rnn.kernels.cpu.frames import PIECES
+from numba_rnn.kernels.cpu.kernel_abi import PIECES
 
 assert len(numba_rnn.cells.names()) > 20
 layer = numba_rnn.TimeLSTM.create(3, 5, rng=0, dtype=np.float64)
@@ -242,13 +242,13 @@ def test_a_frozen_program_needs_no_files(get_code, tmp_path):
     code += USE + textwrap.dedent(
         """
         import warnings
-        from numba_rnn.kernels.cpu import products
-        from numba_rnn.kernels.cpu.frames import compiled
+        from numba_rnn.kernels.cpu import gemm
+        from numba_rnn.kernels.cpu.kernel_abi import compiled
 
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             assert numba_rnn.get_backend() == "numba"
-            for piece in (products.pack, products.unpack):
+            for piece in (gemm.pack, gemm.unpack):
                 compiled(piece)
         print(len(caught), sum(piece.cache_hits for piece in PIECES))
         """

@@ -58,10 +58,10 @@ def torch_steps(torch: Any, name: str) -> Any:
 
     def gru(x: Any, state: Any, Wx: Any, Wh: Any, b: Any, w: Any) -> Any:
         (h,), H = state, state[0].shape[1]
-        x_side = x @ Wx + b
-        z, r = parts(x_side[:, : 2 * H] + h @ Wh[:, : 2 * H], H)
+        x_proj = x @ Wx + b
+        z, r = parts(x_proj[:, : 2 * H] + h @ Wh[:, : 2 * H], H)
         z, r = torch.sigmoid(w[0] * z + w[3]), torch.sigmoid(w[1] * r + w[4])
-        a = norm(x_side[:, 2 * H :] + (r * h) @ Wh[:, 2 * H :])
+        a = norm(x_proj[:, 2 * H :] + (r * h) @ Wh[:, 2 * H :])
         return ((1 - z) * h + z * torch.tanh(w[2] * a + w[5]),)
 
     return {"rnn_layer_norm": rnn, "lstm_layer_norm": lstm, "gru_layer_norm": gru}[name]
@@ -195,8 +195,8 @@ def test_engines_agree_on_other_forms(backend, name, sizes, dtype):
     want_with_steps = outcome_with_steps(NumpyEngine(), p, steps)
     with use_backend(backend, strict=True) as engine:
         for sharing in SHARINGS if backend == "numba" else [None]:
-            passes = sys.modules.get("numba_rnn.kernels.cpu.passes")
-            with mock.patch.object(passes, "sharing", return_value=sharing, create=True):
+            passes = sys.modules.get("numba_rnn.kernels.cpu.launch")
+            with mock.patch.object(passes, "choose_partition", return_value=sharing, create=True):
                 assert disagreements(outcome(engine, p), want, limit) == {}
                 got = outcome_with_steps(engine, p, steps)
                 assert errors_with_steps(got, want_with_steps, 10 * limit) == {}
@@ -309,8 +309,10 @@ def test_what_a_cell_saves_of_its_normalised_gates_is_not_kept_twice():
 def test_rows_are_never_cut():
     """A row is normalised over all of its units, which one thread has."""
     for N, H in ((1, 2000), (2, 2000), (64, 32), (3, 500)):
-        shards, by_rows = plans.sharing(cells.get("lstm_layer_norm"), N, 500, 50, H, wanted=5)
-        assert by_rows
+        shards, split_batch = plans.choose_partition(
+            cells.get("lstm_layer_norm"), N, 500, 50, H, wanted=5
+        )
+        assert split_batch
         assert shards <= N
 
 

@@ -56,7 +56,7 @@ WAIT_ON_WINDOWS = """
 import ctypes, os
 from typing import NamedTuple
 import numpy as np
-from numba_rnn.kernels.cpu import frames
+from numba_rnn.kernels.cpu import kernel_abi
 naps = []
 words = np.zeros(1024, np.int64)
 
@@ -80,12 +80,12 @@ class Waiting(NamedTuple):
     shards: int
 
 def wait(frame):
-    team, job, shards = frames.arguments(frame, Waiting)
+    team, job, shards = kernel_abi.arguments(frame, Waiting)
     threads.wait_for_all(team, job, shards)
 
 frame = np.array([words.ctypes.data, 0, 1], np.int64)
 assert threads.DONE == 128 and threads.JOB == 0
-threads.call_piece(frames.compiled(wait), frame.ctypes.data)
+threads.call_piece(kernel_abi.compiled(wait), frame.ctypes.data)
 print(len(naps), sum(naps))
 """
 
@@ -103,7 +103,7 @@ def test_a_team_of_192_threads_shares_a_pass():
         """
         import numpy as np
         from numba_rnn import cells
-        from numba_rnn.kernels.cpu import engine, passes, threads
+        from numba_rnn.kernels.cpu import engine, launch, threads
         from numba_rnn.kernels.reference import NumpyEngine
 
         assert threads.MOST_THREADS >= 192
@@ -111,7 +111,7 @@ def test_a_team_of_192_threads_shares_a_pass():
         cell = cells.get("rnn")
         xs, state = rng.standard_normal((192, 8, 3)), (np.zeros((192, 5)),)
         params = [rng.standard_normal(shape) for shape in cell.shapes(3, 5).values()]
-        passes.sharing = lambda *sizes: (192, True)
+        launch.choose_partition = lambda *sizes: (192, True)
         ours = engine.NumbaEngine().forward(cell, xs, state, params)[0]
         theirs = NumpyEngine().forward(cell, xs, state, params)[0]
         np.testing.assert_allclose(ours, theirs, rtol=1e-12)

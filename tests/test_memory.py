@@ -17,7 +17,7 @@ from helpers import SHARINGS, outcome, random_problem
 from test_steps import FEATURES, random_options
 from test_steps import outcome as with_steps
 from numba_rnn import use_backend
-from numba_rnn.kernels.cpu import engine as arrays, option_memory, packing, passes, plans, streaming
+from numba_rnn.kernels.cpu import engine as arrays, option_memory, packing, launch, plans, streaming
 
 faulthandler.enable()
 libc, kept = ctypes.CDLL(None, use_errno=True), []
@@ -62,15 +62,15 @@ for dtype in (np.float32, np.float64):
     for sizes in ((1, 1, 1, 1), (1, 3, 5, 17), (3, 4, 16, 15), (7, 50, 33, 31), (2, 3, 1, 64)):
         for sharing in SHARINGS:
             p = random_problem(cell, *sizes, dtype).map(guarded)
-            plans.forget_memory()
+            plans.free_buffers()
             with (use_backend("numba", strict=True) as engine,
                   mock.patch.object(plans, "aligned", aligned),
                   mock.patch.object(streaming, "aligned", aligned),
                   mock.patch.object(packing, "aligned", aligned),
                   mock.patch.object(arrays, "np", Guarded()),
-                  mock.patch.object(passes, "np", Guarded()),
+                  mock.patch.object(launch, "np", Guarded()),
                   mock.patch.object(option_memory, "np", Guarded()),
-                  mock.patch.object(passes, "sharing", return_value=sharing)):
+                  mock.patch.object(launch, "choose_partition", return_value=sharing)):
                 outcome(engine, p)
                 steps = random_options(p, set(FEATURES))
                 with_steps(engine, p, replace(steps, recurrent_mask=guarded(steps.recurrent_mask),

@@ -32,7 +32,7 @@ from fake_device import use_fake_device
 from helpers import central_differences, relative_error, run_python
 from numba_rnn import Stream, cell, cells, use_backend
 from numba_rnn.functions import tanh
-from numba_rnn.kernels.cpu import passes, threads
+from numba_rnn.kernels.cpu import launch, threads
 from numba_rnn.sklearn import RNNClassifier, RNNForecaster, RNNRegressor
 from numba_rnn.sklearn.network import Network
 from numba_rnn.sklearn.sequences import block, warn_of_scale
@@ -671,7 +671,10 @@ def test_a_grid_search_in_two_processes_finds_what_one_finds(workers):
     """Also where the engine's threads are at work already."""
     xs = ragged(60, 8, 2)
     grid = {"cell": ["rnn", "lstm"], "layers": [1, 2]}
-    with mock.patch.object(passes, "sharing", return_value=(2, False)), use_backend("numba"):
+    with (
+        mock.patch.object(launch, "choose_partition", return_value=(2, False)),
+        use_backend("numba"),
+    ):
         alone = GridSearchCV(RNNClassifier(**SMALL), grid, cv=2).fit(xs, sums_sign(xs))
     assert threads.team.threads >= 1
     with parallel_config(backend=workers):

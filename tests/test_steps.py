@@ -30,7 +30,7 @@ from helpers import (
 from numba_rnn import cell, cells, use_backend
 from numba_rnn.functions import sqrt, tanh
 from numba_rnn.kernels import counter_rng
-from numba_rnn.kernels.cpu import passes, plans
+from numba_rnn.kernels.cpu import launch, plans
 from numba_rnn.kernels.reference import NumpyEngine
 from numba_rnn.kernels.step_options import NO_OPTIONS, StepOptions
 
@@ -105,7 +105,7 @@ def test_engines_agree_with_the_reference(backend, name, dtype, sizes, features,
     p = random_problem(name, *sizes, dtype, rng=seed)
     steps = random_options(p, features, seed)
     want = outcome(NumpyEngine(), p, steps)
-    cut = mock.patch.object(passes, "sharing", return_value=sharing)
+    cut = mock.patch.object(launch, "choose_partition", return_value=sharing)
     with use_backend(backend, strict=True) as engine, cut:
         assert disagreements(outcome(engine, p, steps), want, LIMITS[dtype]) == {}
 
@@ -126,7 +126,7 @@ def test_sharing_and_chunks_change_no_bit(name):
     with use_backend("numba", strict=True) as engine:
         found = []
         for sharing in SHARINGS:
-            with mock.patch.object(passes, "sharing", return_value=sharing):
+            with mock.patch.object(launch, "choose_partition", return_value=sharing):
                 found.append(outcome(engine, p, steps))
     assert disagreements(found[0], want, 1e-3) == {}
     for other in found[1:]:
@@ -246,11 +246,11 @@ def test_less_is_kept_where_less_is_asked_for(backend):
 
         def kept(steps):
             gc.collect()
-            plans.forget_memory()
+            plans.free_buffers()
             tracemalloc.start()
             saved = engine.forward(p.cell, p.xs, p.state, p.params, steps)[2]
             gc.collect()
-            plans.forget_memory()
+            plans.free_buffers()
             size, _ = tracemalloc.get_traced_memory()
             tracemalloc.stop()
             assert saved

@@ -109,7 +109,7 @@ def test_threads_change_no_bit(cell, N):
         xs = numbers(N, 40, 9)
         want = layer.forward(xs)
         for shares in ((2, True), (2, False), (3, False)):
-            with mock.patch.object(streaming, "sharing", return_value=shares):
+            with mock.patch.object(streaming, "choose_partition", return_value=shares):
                 stream = layer.stream(batch=N, threads=shares[0])
             np.testing.assert_array_equal(steps(stream, xs), want)
             stream.reset()

@@ -14,7 +14,7 @@ import pytest
 
 from helpers import outcome, random_problem, run_python
 from numba_rnn import use_backend
-from numba_rnn.kernels.cpu import passes, plans, threads
+from numba_rnn.kernels.cpu import launch, plans, threads
 from numba_rnn.kernels.once import cached_property, once
 
 
@@ -25,11 +25,11 @@ def engine():
 
 
 def alone():
-    return mock.patch.object(passes, "sharing", return_value=(1, True))
+    return mock.patch.object(launch, "choose_partition", return_value=(1, True))
 
 
-def shared(shards: int, by_rows: bool):
-    return mock.patch.object(passes, "sharing", return_value=(shards, by_rows))
+def shared(shards: int, split_batch: bool):
+    return mock.patch.object(launch, "choose_partition", return_value=(shards, split_batch))
 
 
 def test_the_number_of_threads_is_what_numba_says(engine):
@@ -39,7 +39,9 @@ def test_the_number_of_threads_is_what_numba_says(engine):
         for count in range(1, before + 1):
             numba.set_num_threads(count)
             assert threads.available() == count
-            assert passes.sharing(random_problem("lstm", 1, 1, 1, 1).cell, *large)[0] == count
+            assert (
+                launch.choose_partition(random_problem("lstm", 1, 1, 1, 1).cell, *large)[0] == count
+            )
     finally:
         numba.set_num_threads(before)
 
@@ -55,36 +57,36 @@ def test_small_passes_wake_nobody(engine):
         outcome(engine, p)
 
 
-@pytest.mark.parametrize("by_rows", [True, False])
-def test_every_thread_takes_part(engine, by_rows):
+@pytest.mark.parametrize("split_batch", [True, False])
+def test_every_thread_takes_part(engine, split_batch):
     """The second thread really works: it is the one that the calling thread waits for."""
     p = random_problem("lstm", 40, 50, 64, 64, np.float32)
     with alone():
         want = outcome(engine, p)
-    with shared(2, by_rows):
+    with shared(2, split_batch):
         np.testing.assert_equal(outcome(engine, p), want)
     assert threads.team.threads >= 1
 
 
-@pytest.mark.parametrize("by_rows", [True, False])
+@pytest.mark.parametrize("split_batch", [True, False])
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_a_thread_that_never_comes_is_not_waited_for(engine, cell, by_rows):
+def test_a_thread_that_never_comes_is_not_waited_for(engine, cell, split_batch):
     p = random_problem(cell, 9, 40, 8, 70, np.float32)
     with alone():
         want = outcome(engine, p)
-    with shared(3, by_rows), mock.patch.object(threads.team, "_call"):
+    with shared(3, split_batch), mock.patch.object(threads.team, "_call"):
         np.testing.assert_equal(outcome(engine, p), want)
 
 
-@pytest.mark.parametrize("by_rows", [True, False])
-def test_passes_from_several_python_threads(engine, by_rows):
+@pytest.mark.parametrize("split_batch", [True, False])
+def test_passes_from_several_python_threads(engine, split_batch):
     """One of them has the team, the others run alone; all are right."""
     problems = [
         random_problem("gru_reset_after", 8, 30, 9, 40, np.float32, rng=k) for k in range(8)
     ]
     with alone():
         wanted = [outcome(engine, p) for p in problems]
-    with shared(2, by_rows), ThreadPoolExecutor(8) as pool:
+    with shared(2, split_batch), ThreadPoolExecutor(8) as pool:
         for _ in range(5):
             for got, want in zip(
                 pool.map(lambda p: outcome(engine, p), problems), wanted, strict=True
@@ -100,13 +102,13 @@ import numpy as np
 from unittest import mock
 from helpers import outcome, random_problem
 from numba_rnn import use_backend
-from numba_rnn.kernels.cpu import passes, threads
+from numba_rnn.kernels.cpu import launch, threads
 
 warnings.filterwarnings("ignore", message=".*multi-threaded.*fork", category=DeprecationWarning)
 p = random_problem("lstm", 8, 20, 8, 40, np.float32)
 
 def compute(_=None):
-    with (mock.patch.object(passes, "sharing", return_value=(2, False)),
+    with (mock.patch.object(launch, "choose_partition", return_value=(2, False)),
           use_backend("numba", strict=True) as engine):
         return outcome(engine, p), threads.team.threads
 
@@ -216,8 +218,8 @@ def test_memory_that_is_given_back_goes_to_one_thread(monkeypatch):
         def __bool__(self):
             return True
 
-    monkeypatch.setattr(plans.Kept, "spare", Taken())
-    assert plans.Kept(100, np.dtype(np.float32)).memory.nbytes >= 100
+    monkeypatch.setattr(plans.SavedBuffer, "spare", Taken())
+    assert plans.SavedBuffer(100, np.dtype(np.float32)).memory.nbytes >= 100
 
 
 def test_a_cached_property_has_no_lock_that_objects_share():

@@ -25,9 +25,9 @@ from numba_rnn.kernels import disk_cache
 from numba_rnn.kernels.cpu import simd
 disk_cache.folder = lambda: None  # code from there cannot be looked into
 simd.vector_registers = lambda: ({registers}, {bits})
-from numba_rnn.kernels.cpu import frames, products
-frames.compiled(products.{product}, "float32")
-print(frames.PIECES[-1].inspect_llvm())
+from numba_rnn.kernels.cpu import kernel_abi, gemm
+kernel_abi.compiled(gemm.{product}, "float32")
+print(kernel_abi.PIECES[-1].inspect_llvm())
 """
 
 

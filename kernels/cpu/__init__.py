@@ -4,14 +4,14 @@ engine.py      arrays in, arrays out        streaming.py   the same for a stream
 plans.py       what compiled code is to     packing.py     its weights, laid out once
                work on: sizes, addresses, memory
    |
-sequence.py    the pass over time, chunk by chunk (start here: the picture of the data flow)
+schedule.py    the pass over time, chunk by chunk (start here: the picture of the data flow)
 forward.py, backward.py
-   |   call, by address (frames.py),
-   +-> products.py    matrix products: one tile, for any shape
-   +-> gates.py       a step's arithmetic: the cell's own functions (lowering.py), on
+   |   call, by address (kernel_abi.py),
+   +-> gemm.py        matrix products: one tile, for any shape
+   +-> gates.py       a step's arithmetic: the cell's own functions (tuple_io.py), on
    |                  vectors (simd.py, vector_functions.py); and the options of steps
    |                  (../step.py, step_arguments.py, option_memory.py)
-   +-> normalising.py between the two, for gates that are normalised over a row's units
+   +-> layer_norm.py  between the two, for gates that are normalised over a row's units
 
 threads.py     a team that shares a pass
 dropout.py     masks for weights and inputs

@@ -1,10 +1,10 @@
-"""The backward pass, for any cell: a shard's work, phase by phase. Its picture: ``sequence.py``."""
+"""The backward pass, for any cell: a shard's work, phase by phase. Its picture: ``schedule.py``."""
 
-from .frames import call, frame_address, part_of_a_piece, word
-from .normalising import Denormalising
+from .gemm import ColumnSums, Packing, Product
+from .kernel_abi import call, frame_address, inlined, load_i64
+from .layer_norm import Denormalising
 from .plan import read_plan
-from .products import ColumnSums, Packing, Product
-from .sequence import (
+from .schedule import (
     END,
     GRADIENTS,
     HALF_STEP,
@@ -20,7 +20,7 @@ from .sequence import (
     rows_and_units,
     rows_of,
     run_phase,
-    share_of,
+    shard_range,
     step_at,
     steps_in,
     unpack_states,
@@ -30,8 +30,8 @@ from .simd import VECTOR_BYTES
 SUMMED_AT_ONCE = 768  # rows, the most of a chunk but where a step has more
 
 
-@part_of_a_piece
-def from_gates(plan, delta, gates, inner, weights, p0, p1, out, M):
+@inlined
+def gates_gemm_t(plan, delta, gates, inner, weights, p0, p1, out, M):
     """out (M rows, panels p0..p1) = delta's gates (``inner`` wide) @ transposed weights."""
     weight = panel_of(gates * inner)
     call(plan.multiply, Product(
@@ -42,41 +42,41 @@ def from_gates(plan, delta, gates, inner, weights, p0, p1, out, M):
     ))  # fmt: skip
 
 
-@part_of_a_piece
+@inlined
 def late_weights(plan):
     """Where the transposed weights of the second product begin."""
     return plan.pWh + plan.units * panel_of(plan.early * plan.H)
 
 
-@part_of_a_piece
+@inlined
 def _pack(plan, shard):
     """The transposed weights of a shard's columns, and the gradient to start from."""
     W = VECTOR_BYTES // plan.size
     H_bytes = plan.H * plan.size
-    p0, p1 = share_of(panels_in(plan, plan.D), shard, plan.shards)
+    p0, p1 = shard_range(panels_in(plan, plan.D), shard, plan.shards)
     if p1 > p0 and plan.dxs:
         panel = panel_of(plan.x_gates * plan.H)
         for g in range(plan.x_gates):
             call(plan.pack_transposed, Packing(
-                source=plan.Wx + p0 * W * plan.Wx_row + word(plan.x_blocks, g) * H_bytes,
+                source=plan.Wx + p0 * W * plan.Wx_row + load_i64(plan.x_blocks, g) * H_bytes,
                 source_row=plan.Wx_row, rows=min(plan.D, p1 * W) - p0 * W, columns=plan.H,
                 to=plan.pWx + p0 * panel + g * plan.H * VECTOR_BYTES,
                 to_row=VECTOR_BYTES, to_panel=panel,
             ))  # fmt: skip
-    u0, u1 = share_of(plan.units, shard, plan.shards)
+    u0, u1 = shard_range(plan.units, shard, plan.shards)
     if u1 == u0:
         return
     columns, panel = min(plan.H, u1 * W) - u0 * W, panel_of(plan.early * plan.H)
     for g in range(plan.early):
         call(plan.pack_transposed, Packing(
-            source=plan.Wh + u0 * W * plan.Wh_row + word(plan.h_blocks, g) * H_bytes,
+            source=plan.Wh + u0 * W * plan.Wh_row + load_i64(plan.h_blocks, g) * H_bytes,
             source_row=plan.Wh_row, rows=min(plan.P, u1 * W) - u0 * W, columns=plan.H,
             to=plan.pWh + u0 * panel + g * plan.H * VECTOR_BYTES,
             to_row=VECTOR_BYTES, to_panel=panel,
         ))  # fmt: skip
     panel = panel_of(plan.late * plan.P)
     for g in range(plan.late):
-        block = (word(plan.h_blocks, plan.early + g) - plan.early) * plan.P * plan.size
+        block = (load_i64(plan.h_blocks, plan.early + g) - plan.early) * plan.P * plan.size
         call(plan.pack_transposed, Packing(
             source=plan.Wr + u0 * W * plan.Wr_row + block, source_row=plan.Wr_row, rows=columns,
             columns=plan.P, to=late_weights(plan) + u0 * panel + g * plan.P * VECTOR_BYTES,
@@ -91,11 +91,11 @@ def _pack(plan, shard):
         ))  # fmt: skip
 
 
-@part_of_a_piece
+@inlined
 def _pack_inputs(plan, chunk, shard):
     """A shard's columns of a chunk's xs, as panels."""
     W = VECTOR_BYTES // plan.size
-    p0, p1 = share_of(panels_in(plan, plan.D), shard, plan.shards)
+    p0, p1 = shard_range(panels_in(plan, plan.D), shard, plan.shards)
     if p0 == p1:
         return
     t, count, panel = chunk * plan.steps, steps_in(plan, chunk), panel_of(plan.steps * plan.N)
@@ -110,7 +110,7 @@ def _pack_inputs(plan, chunk, shard):
         ))  # fmt: skip
 
 
-@part_of_a_piece
+@inlined
 def _through_h(plan, k, n0, n1, u0, u1):
     """What of the gradient before step k comes back through its h Wh."""
     end = min(u1, panels_in(plan, plan.P))
@@ -118,10 +118,10 @@ def _through_h(plan, k, n0, n1, u0, u1):
         return
     step = step_at(plan, 0, k, n0, n1, u0, u1)
     delta, out = from_number(step.delta, plan.first_early), from_number(step.dstate, plan.states)
-    from_gates(plan, delta, plan.early, plan.H, plan.pWh, u0, end, out, step.rows)
+    gates_gemm_t(plan, delta, plan.early, plan.H, plan.pWh, u0, end, out, step.rows)
 
 
-@part_of_a_piece
+@inlined
 def _gates_back(plan, chunk, k, n0, n1, u0, u1):
     """The gradient of a step's gates, and of the state before it but for what h Wh adds."""
     if chunk * plan.steps + k < plan.T - 1:
@@ -130,22 +130,22 @@ def _gates_back(plan, chunk, k, n0, n1, u0, u1):
     call(plan.gates_piece, StepArguments(plan, chunk, k, n0, n1, u0, u1))
 
 
-@part_of_a_piece
+@inlined
 def _operand_back(plan, chunk, k, n0, n1, u0, u1):
     """The same through the operand: what comes from the second product, or the fed gate's own."""
     if plan.late:
         step = step_at(plan, chunk, k, n0, n1, u0, u1)
         delta, weights = from_number(step.delta, plan.first_late), late_weights(plan)
-        from_gates(plan, delta, plan.late, plan.P, weights, u0, u1, step.doperand, step.rows)
+        gates_gemm_t(plan, delta, plan.late, plan.P, weights, u0, u1, step.doperand, step.rows)
     call(plan.operand_piece, StepArguments(plan, chunk, k, n0, n1, u0, u1))
 
 
-@part_of_a_piece
+@inlined
 def _denormalise(plan, chunk, k, n0, n1, first, count):
     """The gradients of some normalised gates, from those by what the cell was given."""
     step = step_at(plan, chunk, k, n0, n1, 0, plan.units)
     for gate in range(first, first + count):
-        delta = from_number(step.delta, word(plan.normalised_places, gate))
+        delta = from_number(step.delta, load_i64(plan.normalised_places, gate))
         given = from_number(step.normalised, gate)
         call(plan.denormalise, Denormalising(
             delta=delta.start, delta_panel=delta.panel, numbers=given.start, panel=given.panel,
@@ -153,7 +153,7 @@ def _denormalise(plan, chunk, k, n0, n1, first, count):
         ))  # fmt: skip
 
 
-@part_of_a_piece
+@inlined
 def _step_back(plan, chunk, k, n0, n1, u0, u1):
     """A whole step, for a shard that need not meet the others within it."""
     _gates_back(plan, chunk, k, n0, n1, u0, u1)
@@ -163,15 +163,15 @@ def _step_back(plan, chunk, k, n0, n1, u0, u1):
     _denormalise(plan, chunk, k, n0, n1, 0, plan.normalised_early)
 
 
-@part_of_a_piece
+@inlined
 def _input_gradients(plan, chunk, shard):
     """A shard's rows of dxs, for a chunk."""
     t, count = chunk * plan.steps, steps_in(plan, chunk)
     n0, n1, t0, t1 = 0, plan.N, 0, count
     if count <= plan.N:
-        n0, n1 = share_of(plan.N, shard, plan.shards)
+        n0, n1 = shard_range(plan.N, shard, plan.shards)
     else:
-        t0, t1 = share_of(count, shard, plan.shards)
+        t0, t1 = shard_range(count, shard, plan.shards)
     if n0 == n1 or t0 == t1:
         return
     rows_panel, D_bytes = panel_of(plan.steps * plan.N), plan.D * plan.size
@@ -196,7 +196,7 @@ def _input_gradients(plan, chunk, shard):
         ))  # fmt: skip
 
 
-@part_of_a_piece
+@inlined
 def _weight_gradients(plan, chunk, shard):
     """A shard's items of dWx, dWh, db and the weights' gradients: the chunk's part is added.
 
@@ -208,7 +208,7 @@ def _weight_gradients(plan, chunk, shard):
     late_blocks, late_rows = (h_rows + 3) // 4, plan.units
     x_items = plan.x_gates * blocks * x_rows
     h_items = x_items + plan.early * blocks * h_rows
-    first, end = share_of(h_items + plan.late * late_blocks * late_rows, shard, plan.shards)
+    first, end = shard_range(h_items + plan.late * late_blocks * late_rows, shard, plan.shards)
     for item in range(first, end):
         if item < x_items:
             tile = item // x_rows
@@ -219,7 +219,7 @@ def _weight_gradients(plan, chunk, shard):
         else:
             tile, row = (item - h_items) // late_rows, (item - h_items) % late_rows
             _operand_item(plan, chunk, tile // late_blocks, tile % late_blocks, row, rows, add)
-    first, end = share_of(plan.weights * blocks, shard, plan.shards)
+    first, end = shard_range(plan.weights * blocks, shard, plan.shards)
     for item in range(first, end):  # of the last gates; their gradients lie behind db
         k, block = item // blocks, item % blocks
         bias = plan.db + (plan.x_gates + k) * plan.H * plan.size + block * 4 * VECTOR_BYTES
@@ -227,38 +227,38 @@ def _weight_gradients(plan, chunk, shard):
         _add_up(plan, delta, bias, rows, add)
 
 
-@part_of_a_piece
+@inlined
 def _x_item(plan, g, block, row, rows, add):
     """A panel of the rows of dWx, and with the first db, of a gate's four unit-panels."""
-    column = word(plan.x_blocks, g) * plan.H * plan.size + block * 4 * VECTOR_BYTES
+    column = load_i64(plan.x_blocks, g) * plan.H * plan.size + block * 4 * VECTOR_BYTES
     delta, a = _block_of(plan, g, block, plan.H), plan.x_panels
     _outer(plan, a, plan.D, delta, row, plan.dWx + column, plan.Wx_row, rows, add)
     if row == 0:
         _add_up(plan, delta, plan.db + column, rows, add)
 
 
-@part_of_a_piece
+@inlined
 def _h_item(plan, chunk, g, block, row, rows, add):
     """A panel of the rows of dWh, and with the first db's second row, of four unit-panels."""
-    column = word(plan.h_blocks, g) * plan.H * plan.size + block * 4 * VECTOR_BYTES
+    column = load_i64(plan.h_blocks, g) * plan.H * plan.size + block * 4 * VECTOR_BYTES
     delta = _block_of(plan, plan.first_early + g, block, plan.H)
-    a = from_number(chunk_panels(plan, plan.state, plan.kept_states, chunk, 0, 0), plan.multiplied)
+    a = from_number(chunk_panels(plan, plan.state, plan.kept_states, chunk, 0, 0), plan.h_slot)
     _outer(plan, a.start, plan.P, delta, row, plan.dWh + column, plan.Wh_row, rows, add)
     if row == 0 and plan.b_row:
         _add_up(plan, delta, plan.db + plan.b_row + column, rows, add)
 
 
-@part_of_a_piece
+@inlined
 def _operand_item(plan, chunk, g, block, row, rows, add):
     """A panel of the rows of dWr, of four unit-panels."""
-    column = (word(plan.h_blocks, plan.early + g) - plan.early) * plan.P * plan.size
+    column = (load_i64(plan.h_blocks, plan.early + g) - plan.early) * plan.P * plan.size
     delta = _block_of(plan, plan.first_late + g, block, plan.P)
     a = chunk_panels(plan, plan.operand, 1, chunk, 0, 0)
     out = plan.dWr + column + block * 4 * VECTOR_BYTES
     _outer(plan, a.start, plan.H, delta, row, out, plan.Wr_row, rows, add)
 
 
-@part_of_a_piece
+@inlined
 def _block_of(plan, gate, block, columns):
     """Four unit-panels of a gate's delta, which has so many columns: where, and its columns."""
     panel, W = panel_of(plan.steps * plan.N), VECTOR_BYTES // plan.size
@@ -266,7 +266,7 @@ def _block_of(plan, gate, block, columns):
     return start, panel, min(4 * W, columns - block * 4 * W)
 
 
-@part_of_a_piece
+@inlined
 def _outer(plan, a, a_columns, delta, p, out, out_row, rows, add):
     """out = A^T delta of a gate's four unit-panels, A being panel p of several, or out += it."""
     W, (b, panel, columns) = VECTOR_BYTES // plan.size, delta
@@ -280,18 +280,18 @@ def _outer(plan, a, a_columns, delta, p, out, out_row, rows, add):
         ))  # fmt: skip
 
 
-@part_of_a_piece
+@inlined
 def _add_up(plan, delta, out, rows, add):
     """out = the sum of the rows of a gate's four unit-panels, or out += it."""
     panels, panel, columns = delta
     for start in range(0, max(rows, 1), SUMMED_AT_ONCE):
-        call(plan.add_up, ColumnSums(
+        call(plan.column_sums, ColumnSums(
             panels=panels + start * VECTOR_BYTES, panel=panel, columns=columns, out=out,
             rows=min(rows - start, SUMMED_AT_ONCE), add=max(add, min(start, 1)),
         ))  # fmt: skip
 
 
-@part_of_a_piece
+@inlined
 def _work(plan, what, chunk, k, shard):
     """What a shard does in a phase."""
     if what == START:
@@ -310,7 +310,7 @@ def _work(plan, what, chunk, k, shard):
     if what == END:
         _through_h(plan, 0, n0, n1, u0, u1)
         unpack_states(plan, plan.dstate, plan.states + 1, n0, n1, u0, u1)
-    elif plan.apart:
+    elif plan.no_barrier:
         for k_ in range(steps_in(plan, chunk) - 1, -1, -1):
             _step_back(plan, chunk, k_, n0, n1, u0, u1)
     elif what == HALF_STEP:
@@ -327,7 +327,7 @@ def backward(frame):
     denormals = begin(plan, frame)
     phase = run_phase(plan, _work, 0, START, 0, 0)
     for chunk in range(plan.chunks - 1, -1, -1):
-        if plan.apart:
+        if plan.no_barrier:
             phase = run_phase(plan, _work, phase, STEPS, chunk, 0)
         else:
             for k in range(steps_in(plan, chunk) - 1, -1, -1):

@@ -143,7 +143,7 @@ _pending: ContextVar[threading.Timer | None] = ContextVar("_pending", default=No
 
 
 @contextmanager
-def announced(what: str) -> Iterator[None]:
+def warn_if_slow_compile(what: str) -> Iterator[None]:
     """Say so, on stderr, where the compilation inside has gone on for two seconds."""
     timer = threading.Timer(2.0, _say, (what,))
     timer.daemon = True

@@ -1,9 +1,9 @@
 """The Numba engine: every cell, compiled for this CPU.
 
-Here the arrays of a call are handed to a pass (``passes.py``), cut into parts where not all is to
+Here the arrays of a call are handed to a pass (``launch.py``), cut into parts where not all is to
 be kept, and by it to a plan (``plans.py``); what is done with them is compiled:
 the pass over time in ``forward.py`` and ``backward.py``, the cell's arithmetic in ``gates.py``,
-products in ``products.py``, all of them on vectors (``simd.py``), shared by threads
+products in ``gemm.py``, all of them on vectors (``simd.py``), shared by threads
 (``threads.py``).
 """
 
@@ -20,8 +20,8 @@ from ..reference import NumpyEngine
 from ..step_options import NO_OPTIONS, StepOptions
 from . import threads
 from .dropout import dropout
-from .passes import Pass
-from .plans import rows_plain, takes, with_weights, without_weights
+from .launch import SequenceRun
+from .plans import contiguous_rows, merge_bias, split_bias, takes
 from .simd import vector_registers
 from .streaming import NumbaStream
 
@@ -43,7 +43,7 @@ class NumbaEngine(NumpyEngine):
         expect_consistent(cell, xs, state, params)
         H = cell.hidden_size(params)
         P = cell.output_size(params) if cell.projected else H
-        run = Pass(cell, rows_plain(xs), with_weights(cell, params), H, P, steps)
+        run = SequenceRun(cell, contiguous_rows(xs), merge_bias(cell, params), H, P, steps)
         if P < H:
             state = cell.widened(np, state, H)
         if not steps.checkpoint_every:
@@ -51,7 +51,7 @@ class NumbaEngine(NumpyEngine):
             return hs, cell.narrowed(last, run.P), (run, kept)
         starts, hs = [], np.empty((*xs.shape[:2], run.P), xs.dtype)
         state = tuple(s.copy() for s in state)  # backward needs them as they are now
-        for part in run.parts():
+        for part in run.segments():
             starts.append(state)
             hs[:, part.times], state, _ = part.forward(state, keep=False)
         return hs, cell.narrowed(state, run.P), (run, starts)
@@ -75,26 +75,26 @@ class NumbaEngine(NumpyEngine):
             dstate = cell.widened(np, dstate, run.H)
         d = np.array((*dstate, np.zeros_like(dstate[0])))  # the last: through h Wh of the next step
         if not run.steps.checkpoint_every:
-            dxs, d, stopped, dstates = run.backward(dhs, d, kept, into, inputs)
+            dxs, d, dreset, dstates = run.backward(dhs, d, kept, into, inputs)
         else:
-            dxs, stopped, dstates = np.empty(run.xs.shape, run.xs.dtype), None, None
+            dxs, dreset, dstates = np.empty(run.xs.shape, run.xs.dtype), None, None
             if run.steps.trace:
                 dstates = np.empty((*dhs.shape[:2], len(cell.states), run.H), dhs.dtype)
-            pairs = zip(run.parts(), kept, strict=True)
+            pairs = zip(run.segments(), kept, strict=True)
             for k, (part, start) in enumerate(reversed(list(pairs))):
                 _, _, kept_again = part.forward(start)
                 arrays = dhs[:, part.times], d, kept_again, into, inputs
-                dxs_there, d, stopped, seen = part.backward(*arrays, k > 0, stopped)
+                dxs_there, d, dreset, seen = part.backward(*arrays, k > 0, dreset)
                 if inputs:
                     dxs[:, part.times] = dxs_there
                 if dstates is not None:
                     dstates[:, part.times] = seen
-        first, through = d[:-1], d[-1]
+        first, h_grad = d[:-1], d[-1]
         first[0] += (
-            through if run.steps.recurrent_mask is None else through * run.steps.recurrent_mask
+            h_grad if run.steps.recurrent_mask is None else h_grad * run.steps.recurrent_mask
         )
-        dinitial = None if stopped is None else np.stack(list(map(self.sum_rows, stopped)))
-        params = written(without_weights(cell, into), out)
+        dinitial = None if dreset is None else np.stack(list(map(self.sum_rows, dreset)))
+        params = written(split_bias(cell, into), out)
         dstate = tuple(first) if run.P == run.H else cell.narrowed(tuple(first), run.P)
         return Gradients(dxs if inputs else None, dstate, params, dinitial, dstates)
 
@@ -102,7 +102,7 @@ class NumbaEngine(NumpyEngine):
         run, kept = saved
         if not run.steps.checkpoint_every:
             return cell.narrowed(run.states_before(kept), run.P)
-        parts = zip(run.parts(), kept, strict=True)
+        parts = zip(run.segments(), kept, strict=True)
         seen = [part.states_before(part.forward(start)[2]) for part, start in parts]
         states = tuple(np.concatenate(states, axis=1) for states in zip(*seen, strict=True))
         return cell.narrowed(states, run.P)

@@ -1,9 +1,9 @@
-"""The forward pass, for any cell: a shard's work, phase by phase. Its picture: ``sequence.py``."""
+"""The forward pass, for any cell: a shard's work, phase by phase. Its picture: ``schedule.py``."""
 
-from .frames import call, frame_address, part_of_a_piece, word
+from .gemm import Packing, Product
+from .kernel_abi import call, frame_address, inlined, load_i64
 from .plan import read_plan
-from .products import Packing, Product
-from .sequence import (
+from .schedule import (
     END,
     HALF_STEP,
     START,
@@ -18,7 +18,7 @@ from .sequence import (
     rows_and_units,
     rows_of,
     run_phase,
-    share_of,
+    shard_range,
     state_at,
     step_at,
     steps_in,
@@ -27,8 +27,8 @@ from .sequence import (
 from .simd import VECTOR_BYTES
 
 
-@part_of_a_piece
-def to_gates(plan, a, a_row, a_segment, inner, weights, gates, u0, u1, out, out_row, M):
+@inlined
+def gates_gemm(plan, a, a_row, a_segment, inner, weights, gates, u0, u1, out, out_row, M):
     """out[gate, unit-panel] = A (M rows) @ weights, for units u0..u1 of some gates.
 
     A tile is some panels of all gates, or four gates of one unit-panel, or some unit-panels of
@@ -50,16 +50,16 @@ def to_gates(plan, a, a_row, a_segment, inner, weights, gates, u0, u1, out, out_
         ))  # fmt: skip
 
 
-@part_of_a_piece
+@inlined
 def late_weights(plan):
     """Where the packed weights of the second product begin."""
     return plan.pWh + plan.early * plan.units * (plan.P | 1) * plan.weight_row
 
 
-@part_of_a_piece
+@inlined
 def _pack(plan, shard):
     """The weights of a shard's units as panels, and the state to start from."""
-    u0, u1 = share_of(plan.units, shard, plan.shards)
+    u0, u1 = shard_range(plan.units, shard, plan.shards)
     if u0 == u1:
         return
     H_bytes, W = plan.H * plan.size, VECTOR_BYTES // plan.size
@@ -68,20 +68,22 @@ def _pack(plan, shard):
     if not plan.packed:
         for g in range(plan.x_gates):
             call(plan.pack, Packing(
-                source=plan.Wx + word(plan.x_blocks, g) * H_bytes + skip, source_row=plan.Wx_row,
+                source=plan.Wx + load_i64(plan.x_blocks, g) * H_bytes + skip,
+                source_row=plan.Wx_row,
                 rows=plan.D, columns=columns,
                 to=plan.pWx + (g * plan.units + u0) * panel_of(plan.D),
                 to_row=VECTOR_BYTES, to_panel=panel_of(plan.D),
             ))  # fmt: skip
         for g in range(plan.early):
             call(plan.pack, Packing(
-                source=plan.Wh + word(plan.h_blocks, g) * H_bytes + skip, source_row=plan.Wh_row,
+                source=plan.Wh + load_i64(plan.h_blocks, g) * H_bytes + skip,
+                source_row=plan.Wh_row,
                 rows=plan.P, columns=columns,
                 to=plan.pWh + (g * plan.units + u0) * panel_of(plan.P),
                 to_row=VECTOR_BYTES, to_panel=panel_of(plan.P),
             ))  # fmt: skip
         for g in range(plan.late):
-            block = (word(plan.h_blocks, plan.early + g) - plan.early) * plan.P * plan.size
+            block = (load_i64(plan.h_blocks, plan.early + g) - plan.early) * plan.P * plan.size
             call(plan.pack, Packing(
                 source=plan.Wr + block + skip, source_row=plan.Wr_row, rows=plan.H,
                 columns=min(plan.P, u1 * W) - u0 * W,
@@ -97,30 +99,30 @@ def _pack(plan, shard):
         ))  # fmt: skip
 
 
-@part_of_a_piece
+@inlined
 def _project(plan, chunk, n0, n1, u0, u1):
     """x Wx for a chunk."""
     t, count = chunk * plan.steps, steps_in(plan, chunk)
     outer, inner, x_outer, x_inner, p_outer, p_inner = rows_of(
         n0, n1, 0, count, plan.xs_row, plan.xs_time, n1 - n0
     )
-    side = step_at(plan, chunk, 0, n0, n1, u0, u1).x_side
+    side = step_at(plan, chunk, 0, n0, n1, u0, u1).x_proj
     for k in range(outer):
-        to_gates(
+        gates_gemm(
             plan, plan.xs + t * plan.xs_time + n0 * plan.xs_row + k * x_outer, x_inner,
             VECTOR_BYTES, plan.D, plan.pWx, plan.x_gates, u0, u1,
             from_byte(side, k * p_outer), p_inner, inner,
         )  # fmt: skip
 
 
-@part_of_a_piece
+@inlined
 def _early_step(plan, chunk, k, n0, n1, u0, u1):
     """h Wh, and what the second product multiplies."""
     if plan.early:
         step = step_at(plan, chunk, k, n0, n1, u0, u1)
-        to_gates(
-            plan, from_number(step.state, plan.multiplied).start, VECTOR_BYTES, step.state.panel,
-            plan.P, plan.pWh, plan.early, u0, u1, step.early_side, VECTOR_BYTES, step.rows,
+        gates_gemm(
+            plan, from_number(step.state, plan.h_slot).start, VECTOR_BYTES, step.state.panel,
+            plan.P, plan.pWh, plan.early, u0, u1, step.h_proj, VECTOR_BYTES, step.rows,
         )  # fmt: skip
     if plan.normalised_early:
         call(plan.early_numbers, StepArguments(plan, chunk, k, n0, n1, 0, plan.units))
@@ -128,22 +130,22 @@ def _early_step(plan, chunk, k, n0, n1, u0, u1):
         call(plan.operand_piece, StepArguments(plan, chunk, k, n0, n1, u0, u1))
 
 
-@part_of_a_piece
+@inlined
 def _late_step(plan, chunk, k, n0, n1, u0, u1):
     """The second product, and the state after the step."""
     end = min(u1, panels_in(plan, plan.P))
     if plan.late and u0 < end:
         step = step_at(plan, chunk, k, n0, n1, u0, u1)
-        to_gates(
+        gates_gemm(
             plan, step.operand.start, VECTOR_BYTES, step.operand.panel, plan.H,
-            late_weights(plan), plan.late, u0, end, step.late_side, VECTOR_BYTES, step.rows,
+            late_weights(plan), plan.late, u0, end, step.op_proj, VECTOR_BYTES, step.rows,
         )  # fmt: skip
     if plan.normalised_late:
         call(plan.late_numbers, StepArguments(plan, chunk, k, n0, n1, 0, plan.units))
     call(plan.gates_piece, StepArguments(plan, chunk, k, n0, n1, u0, u1))
 
 
-@part_of_a_piece
+@inlined
 def _step(plan, chunk, k, n0, n1, u0, u1):
     """A whole step; with one product a few units at a time, whose gates then find what the
     product has written in the first cache."""
@@ -153,7 +155,7 @@ def _step(plan, chunk, k, n0, n1, u0, u1):
         _late_step(plan, chunk, k, n0, n1, u, min(u + few, u1))
 
 
-@part_of_a_piece
+@inlined
 def _work(plan, what, chunk, k, shard):
     """What a shard does in a phase."""
     if what == START:
@@ -164,7 +166,7 @@ def _work(plan, what, chunk, k, shard):
         return
     if what == END:
         unpack_states(plan, plan.last_state, plan.states, n0, n1, u0, u1)
-    elif plan.apart:
+    elif plan.no_barrier:
         for chunk_ in range(plan.chunks):
             _project(plan, chunk_, n0, n1, u0, u1)
             for k_ in range(steps_in(plan, chunk_)):
@@ -184,15 +186,15 @@ def forward(frame):
     """A piece: all steps, and the state after the last."""
     plan = read_plan(frame_address(frame))
     denormals = begin(plan, frame)
-    if plan.in_panels and plan.shards == 1:  # a step of half a microsecond: the shortest way
+    if plan.packed_state and plan.shards == 1:  # a step of half a microsecond: the shortest way
         _project(plan, 0, 0, 1, 0, plan.units)
         _step(plan, 0, 0, 0, 1, 0, plan.units)
         end(plan, denormals)
         return
     phase = 0
-    if not plan.in_panels:
+    if not plan.packed_state:
         phase = run_phase(plan, _work, phase, START, 0, 0)
-    if plan.apart:
+    if plan.no_barrier:
         phase = run_phase(plan, _work, phase, STEPS, 0, 0)
     else:
         for chunk in range(plan.chunks):
@@ -200,6 +202,6 @@ def forward(frame):
                 phase = run_phase(plan, _work, phase, STEPS, chunk, k)
                 if plan.late:
                     phase = run_phase(plan, _work, phase, HALF_STEP, chunk, k)
-    if not plan.in_panels:
+    if not plan.packed_state:
         run_phase(plan, _work, phase, END, 0, 0)
     end(plan, denormals)

@@ -1,39 +1,16 @@
 """The gate arithmetic of one step, for some rows of the batch and some units.
 
 It runs between the products of two steps: a cell's own functions, on vectors of W units. All
-numbers are in panels (``sequence.py`` says where). Every piece takes (plan, chunk, k, n0, n1, u0,
+numbers are in panels (``schedule.py`` says where). Every piece takes (plan, chunk, k, n0, n1, u0,
 u1): the rows n0..n1 of the batch and the units u0..u1 of step k of a chunk.
 """
 
-from .lowering import (
-    add_early_side,
-    add_late_side,
-    add_x_side,
-    backward,
-    forward,
-    load_bias,
-    load_gradients,
-    load_saved,
-    load_states,
-    operand,
-    operand_backward,
-    prefetch_saved,
-    put_normalised,
-    put_normalised_early,
-    store_gradients,
-    store_gradients_but_late,
-    store_saved,
-    store_states,
-    zeros_for_none,
-    zeros_gates,
-    zeros_state,
-)
-from .sequence import from_number, lanes_at, place_of, read_step
+from .schedule import from_number, lanes_at, place_of, read_step
 from .simd import VECTOR_BYTES, load, load_part, store, store_part
 from .step_arguments import (
     add_bypass,
+    add_dreset,
     add_output_gradient,
-    add_stopped,
     apply_options,
     apply_reset,
     load_initial,
@@ -48,6 +25,29 @@ from .step_arguments import (
     store_scaled,
     store_trace,
 )
+from .tuple_io import (
+    add_h_proj,
+    add_op_proj,
+    add_x_proj,
+    backward,
+    forward,
+    insert_normalised,
+    insert_normalised_early,
+    load_bias,
+    load_gradients,
+    load_saved,
+    load_states,
+    operand,
+    operand_backward,
+    prefetch_saved,
+    store_gradients,
+    store_gradients_but_late,
+    store_saved,
+    store_states,
+    zeros_for_none,
+    zeros_gates,
+    zeros_state,
+)
 
 
 def forward_gates(frame):
@@ -61,10 +61,10 @@ def forward_gates(frame):
         bias = load_bias(frame, place_of(step.b, u, 0), b_row, lanes)
         for k in range(step.rows):
             n, row = step.n0 + k, k * VECTOR_BYTES
-            gates = add_x_side(frame, bias, place_of(step.x_side, u, row))
-            gates = add_early_side(frame, gates, place_of(step.early_side, u, row))
-            gates = add_late_side(frame, gates, place_of(step.late_side, u, row))
-            gates = put_normalised(frame, gates, place_of(step.normalised, u, row))
+            gates = add_x_proj(frame, bias, place_of(step.x_proj, u, row))
+            gates = add_h_proj(frame, gates, place_of(step.h_proj, u, row))
+            gates = add_op_proj(frame, gates, place_of(step.op_proj, u, row))
+            gates = insert_normalised(frame, gates, place_of(step.normalised, u, row))
             before = load_states(frame, place_of(step.state, u, row))
             new, saved = forward(frame, gates, before)
             if keep:
@@ -90,9 +90,9 @@ def operand_gates(frame):
         bias = load_bias(frame, place_of(step.b, u, 0), b_row, lanes)
         for k in range(step.rows):
             n, row = step.n0 + k, k * VECTOR_BYTES
-            gates = add_x_side(frame, bias, place_of(step.x_side, u, row))
-            gates = add_early_side(frame, gates, place_of(step.early_side, u, row))
-            gates = put_normalised_early(frame, gates, place_of(step.normalised, u, row))
+            gates = add_x_proj(frame, bias, place_of(step.x_proj, u, row))
+            gates = add_h_proj(frame, gates, place_of(step.h_proj, u, row))
+            gates = insert_normalised_early(frame, gates, place_of(step.normalised, u, row))
             before = load_states(frame, place_of(step.state, u, row))
             number, none = (operand(frame, gates, before),), zeros_state(frame)[:1]
             number, _ = select_live(frame, number, none, load_live(frame, plan, n, t))
@@ -114,13 +114,13 @@ def backward_gates(frame):
             saved, dstate = place_of(step.saved, u, row), place_of(step.dstate, u, row)
             prefetch_saved(frame, saved, state, normalised, before_step, dhs_place - dhs_time)
             dh = load_part(frame, dhs_place, lanes - narrower)
-            through = load(frame, place_of(through_h, u, row)[0])
-            through = (scaled(frame, plan, n, u, lanes, through),)
+            h_grad = load(frame, place_of(through_h, u, row)[0])
+            h_grad = (scaled(frame, plan, n, u, lanes, h_grad),)
             dnew = load_states(frame, dstate)
             is_reset = load_is_reset(frame, plan, n, t + 1)
-            dnew, stopped = reset_backward(frame, dnew, is_reset)
-            passed, more = reset_backward(frame, through, is_reset)
-            add_stopped(frame, plan, n, u, is_reset, stopped, more)
+            dnew, dreset = reset_backward(frame, dnew, is_reset)
+            passed, more = reset_backward(frame, h_grad, is_reset)
+            add_dreset(frame, plan, n, u, is_reset, dreset, more)
             live = load_live(frame, plan, n, t)
             dnew, _ = add_output_gradient(frame, dh, passed[0], dnew, live)
             store_trace(frame, plan, t, n, u, lanes, dnew)

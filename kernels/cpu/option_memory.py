@@ -8,7 +8,7 @@ import numpy as np
 from ..cells import Cell
 from ..engine import Array
 from ..step_options import StepFeatures, StepOptions
-from .frames import NO_FEATURES
+from .kernel_abi import NO_FEATURES
 from .packing import zeros
 from .plans import address_of
 from .simd import VECTOR_BYTES
@@ -44,7 +44,7 @@ class OptionMemory:
         D: int,
         H: int,
         dtype: Any,
-        stopped: Array | None = None,
+        dreset: Array | None = None,
     ) -> None:
         S, lanes = len(cell.states), VECTOR_BYTES // dtype.itemsize
         self._kept: list[Array] = []
@@ -53,9 +53,9 @@ class OptionMemory:
         self._dinitial: Array = None
         if steps.resets is not None:
             self._dinitial = zeros((S, units, N | 1, lanes), dtype)
-        if stopped is not None:
+        if dreset is not None:
             wide = np.zeros((S, N, units * lanes), dtype)
-            wide[:, :, :H] = stopped
+            wide[:, :, :H] = dreset
             panels = wide.reshape(S, N, units, lanes).transpose(0, 2, 1, 3)
             self._dinitial[:, :, :N] = panels
         self.trace = np.empty((N, T, S, H), dtype) if steps.trace else None
@@ -70,7 +70,7 @@ class OptionMemory:
         self._kept.append(np.ascontiguousarray(array, dtype if array.dtype.kind == "f" else None))
         return address_of(self._kept[-1])
 
-    def stopped(self) -> Array | None:
+    def dreset(self) -> Array | None:
         """The gradient (S, N, H) that resets have stopped; None without resets."""
         if self._dinitial is None:
             return None

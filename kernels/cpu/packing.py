@@ -1,4 +1,4 @@
-"""Matrices as panels (``products.py``), made by NumPy once for many uses: a stream's weights."""
+"""Matrices as panels (``gemm.py``), made by NumPy once for many uses: a stream's weights."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -51,7 +51,7 @@ def pack_affine(affine: Sequence[Array]) -> Packed:
 
 
 def _panels(matrices: Sequence[Array], dtype: Any) -> Array:
-    """The panels of matrices (rows, columns), one after the other (see ``products.py``)."""
+    """The panels of matrices (rows, columns), one after the other (see ``gemm.py``)."""
     if not matrices:
         return np.zeros((0, 1, 1), dtype)
     panels = []

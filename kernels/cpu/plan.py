@@ -1,28 +1,28 @@
 """The plan of a pass over a sequence: what compiled code works on.
 
-``plans.py`` makes plans, ``sequence.py`` says how the arrays lie in memory.
+``plans.py`` makes plans, ``schedule.py`` says how the arrays lie in memory.
 """
 
 from typing import NamedTuple
 
 from ..engine import Array
-from .frames import record
+from .kernel_abi import record
 
 
 class Plan(NamedTuple):
     """What a pass works on: addresses, and sizes in numbers or (strides) in bytes."""
 
-    driver: int  # the address of this pass's piece
-    here: int  # the plan's own address
+    entry: int  # the address of this pass's piece
+    self_address: int  # the plan's own address
     thread: int
     job: int
     shards: int
     team: int
-    by_rows: int
-    apart: int  # whether shards need not meet between steps
+    split_batch: int
+    no_barrier: int  # whether shards need not meet between steps
     packed: int  # whether the weights are packed already
     weight_row: int  # bytes of a row of a panel of packed weights
-    in_panels: int  # whether the state stays in ``state`` and ``last_state``
+    packed_state: int  # whether the state stays in ``state`` and ``last_state``
     keep: int  # whether every chunk is kept, for backward
     add: int  # whether backward adds to the weights' gradients
     # sizes: batch, time, inputs, units, outputs; steps in a chunk, chunks; bytes of a number
@@ -47,7 +47,7 @@ class Plan(NamedTuple):
     first_late: int
     states: int
     kept_states: int  # what is kept of them: one more where what enters h Wh is no state itself
-    multiplied: int  # which of those enters h Wh
+    h_slot: int  # which of those enters h Wh
     n_stored: int
     # gates that are normalised: those that do not wait for the operand, and those that do
     normalised_early: int
@@ -73,7 +73,7 @@ class Plan(NamedTuple):
     pack: int
     pack_transposed: int
     unpack: int
-    add_up: int
+    column_sums: int
     gates_piece: int
     operand_piece: int
     early_numbers: int
@@ -106,9 +106,9 @@ class Plan(NamedTuple):
     # ours, in panels: packed weights (for backward transposed), a chunk's numbers ...
     pWx: int
     pWh: int
-    x_side: int
-    e_side: int
-    l_side: int
+    x_proj: int
+    h_proj: int
+    op_proj: int
     delta: int
     dstate: int
     doperand: int

@@ -1,6 +1,6 @@
 """From arrays to plans: what compiled code is to work on, and in which memory.
 
-A *recipe* is a plan (``plan.py``) for arrays of certain sizes: how time is cut, who shares
+A *template* is a plan (``plan.py``) for arrays of certain sizes: how time is cut, who shares
 the work, how much memory is needed, which pieces are called. A call fills in the addresses.
 """
 
@@ -22,15 +22,15 @@ from ..engine import Array
 from ..layout import layout
 from ..once import once
 from ..step_options import StepFeatures
-from . import gates, normalising, products, threads
-from .compilation import announced, compiled_function
+from . import gates, gemm, layer_norm, threads
+from .compilation import compiled_function, warn_if_slow_compile
 from .forward import forward
-from .frames import NO_FEATURES, compiled
+from .kernel_abi import NO_FEATURES, compiled
 from .plan import OPTIONS, PLACES, Plan
 from .simd import VECTOR_BYTES
 
 
-class Recipe(NamedTuple):
+class PlanTemplate(NamedTuple):
     """A plan but for its addresses, and how much memory it needs."""
 
     plan: Array  # addresses of our own count from the start of their block
@@ -77,7 +77,7 @@ class Recipe(NamedTuple):
 @once
 def _filler(dtype: str, b_ndim: int) -> Any:
     """A compiled function that writes addresses and strides into a plan."""
-    here = PLACES["here"]
+    self_address = PLACES["self_address"]
 
     def fill(
         plan, xs, Wx, Wh, b, Wr, start, end, hs, dxs, dWx, dWh, db, dWr, behind, scratch, kept
@@ -95,7 +95,7 @@ def _filler(dtype: str, b_ndim: int) -> Any:
         for word in literal_unroll(of_the_caller):
             plan[place] = word
             place += 1
-        plan[here] = plan.ctypes.data
+        plan[self_address] = plan.ctypes.data
         for k in range(_SCRATCH, _KEPT):
             plan[k] += scratch
         for k in range(_KEPT, _END):
@@ -114,8 +114,8 @@ _ARRAYS, _SCRATCH, _KEPT, _END = PLACES["xs"], PLACES["pWx"], PLACES["state"], l
 
 
 @lru_cache(maxsize=4096)
-def recipe(
-    driver: Callable[[Any], None],
+def plan_template(
+    entry: Callable[[Any], None],
     cell: Cell,
     dtype: np.dtype[Any],
     N: int,
@@ -124,13 +124,13 @@ def recipe(
     H: int,
     P: int,
     shards: int,
-    by_rows: bool,
+    split_batch: bool,
     keep: bool = True,
     features: StepFeatures = NO_FEATURES,
     scaled: bool = False,
     chunk: int = 0,
     add: bool = False,
-) -> Recipe:
+) -> PlanTemplate:
     """How to run a pass over arrays of these sizes.
 
     keep        what backward needs is kept
@@ -148,23 +148,23 @@ def recipe(
     states, recurrent = len(cell.states), at.early + at.late
     kept_states = states + scaled
     normalised = len(at.normalised)
-    by_rows = by_rows or normalised > 0  # a row is normalised over all of its units
-    apart = by_rows or not recurrent
-    rows = max(1, -(-N // shards) if by_rows else N)  # of a shard
+    split_batch = split_batch or normalised > 0  # a row is normalised over all of its units
+    no_barrier = split_batch or not recurrent
+    rows = max(1, -(-N // shards) if split_batch else N)  # of a shard
 
     def panels(count: int, rows: int) -> int:
         return count * (rows | 1) * VECTOR_BYTES
 
-    ahead = driver is forward
+    ahead = entry is forward
     of_chunk, of_step = steps * N, N
     scratch = {
         "pWx": panels(at.x_gates * units, D) if ahead else panels(inputs, at.x_gates * H),
         "pWh": panels(at.early * units, P) + panels(at.late * units, H)
         if ahead
         else panels(units, at.early * H) + panels(units, at.late * P),
-        "x_side": panels(at.x_gates * units, of_chunk + N) if ahead else 0,
-        "e_side": panels(at.early * units, 2 * of_step) if ahead else 0,
-        "l_side": panels((at.late + at.operand_gate) * units, 2 * of_step) if ahead else 0,
+        "x_proj": panels(at.x_gates * units, of_chunk + N) if ahead else 0,
+        "h_proj": panels(at.early * units, 2 * of_step) if ahead else 0,
+        "op_proj": panels((at.late + at.operand_gate) * units, 2 * of_step) if ahead else 0,
         "delta": 0 if ahead else panels(len(cell.gates) * units, of_chunk),
         "dstate": 0 if ahead else panels((states + 1) * units, of_step),
         "doperand": panels(units, of_step) if at.late and not ahead else 0,
@@ -180,22 +180,23 @@ def recipe(
     }
     few_units = max(4, 16384 // (rows * max(at.early, 1) * VECTOR_BYTES) // 4 * 4)
     plan = Plan(
-        here=0, thread=0, shards=shards, job=0, team=0, by_rows=by_rows, apart=apart,
-        packed=0, weight_row=VECTOR_BYTES, in_panels=0, keep=keep, add=add,
+        self_address=0, thread=0, shards=shards, job=0, team=0, split_batch=split_batch,
+        no_barrier=no_barrier,
+        packed=0, weight_row=VECTOR_BYTES, packed_state=0, keep=keep, add=add,
         N=N, T=T, D=D, H=H, P=P, units=units, steps=steps, chunks=chunks,
         units_at_once=units if normalised else few_units,
         size=size, gates=len(cell.gates), x_gates=at.x_gates, early=at.early, late=at.late,
         operand_gate=at.operand_gate, weights=at.weights, first_early=at.first_early,
         first_late=at.first_late,
-        states=states, kept_states=kept_states, multiplied=states * scaled, n_stored=at.n_stored,
+        states=states, kept_states=kept_states, h_slot=states * scaled, n_stored=at.n_stored,
         normalised_early=len(at.normalised_early), normalised_late=len(at.normalised_late),
         rows_at_once=max(1, 16384 // ((normalised or 1) * units * VECTOR_BYTES)),
         normalised_places=_table(at.normalised), **dict.fromkeys(OPTIONS, 0),
         x_blocks=_table(at.x_blocks), h_blocks=_table(at.h_blocks),
-        **_pieces(driver, cell, dtype.name, features),
+        **_pieces(entry, cell, dtype.name, features),
         **dict.fromkeys(Plan._fields[_ARRAYS:_SCRATCH], 0), **_offsets(scratch), **_offsets(kept),
     )  # fmt: skip
-    return Recipe(
+    return PlanTemplate(
         np.array((*plan, *(0,) * (threads.PLAN_WORDS - _END)), np.int64),
         at.early * H * size,
         dtype,
@@ -203,7 +204,7 @@ def recipe(
         sum(scratch.values()),
         sum(kept.values()),
         # the second product does not write to the units that h lacks
-        (plan.l_side, scratch["l_side"] if P < H else 0),
+        (plan.op_proj, scratch["op_proj"] if P < H else 0),
     )
 
 
@@ -238,7 +239,7 @@ def _table(numbers: tuple[int, ...]) -> int:
     return address_of(_tables.setdefault(numbers, np.array(numbers, np.int64)))
 
 
-def sharing(
+def choose_partition(
     cell: Cell, N: int, T: int, D: int, H: int, wanted: int | None = None
 ) -> tuple[int, bool]:
     """Into how many shards a pass is cut, and whether by rows of the batch (measured).
@@ -257,10 +258,10 @@ def sharing(
     if not recurrent:  # nobody waits for anybody
         return shards, shards <= N
     large = H * H * len(cell.gates) > 1_500_000  # then each fetches but its own weights
-    by_rows = 4 * shards <= N and not large
-    if not by_rows and 2 * N * H * len(cell.gates) * H < 100_000:
+    split_batch = 4 * shards <= N and not large
+    if not split_batch and 2 * N * H * len(cell.gates) * H < 100_000:
         return 1, True
-    return shards, by_rows
+    return shards, split_batch
 
 
 # ---- arrays and memory
@@ -270,7 +271,7 @@ def address_of(array: Array) -> int:
     return int(array.__array_interface__["data"][0])
 
 
-def plain(array: Array) -> Array:
+def contiguous(array: Array) -> Array:
     """C-contiguous and aligned, by a copy if need be."""
     fits = array.flags.c_contiguous and array.flags.aligned
     return array if fits else array.copy()
@@ -284,22 +285,22 @@ def takes(arrays: Sequence[Array], like: Sequence[Array]) -> bool:
     )
 
 
-def with_weights(cell: Cell, params: Sequence[Array]) -> tuple[Array, ...]:
+def merge_bias(cell: Cell, params: Sequence[Array]) -> tuple[Array, ...]:
     """Wx, Wh, and b with the cell's weights behind it, in its first row if it has two; and Wr."""
     if cell.recurrent_gates and not cell.weights:  # nothing is to be added
-        return tuple([plain(param) for param in params])
+        return tuple([contiguous(param) for param in params])
     Wx, Wh, b, w, Wr = cell.complete(params)
-    Wx, Wh, b = map(plain, (Wx, Wh, b))
+    Wx, Wh, b = map(contiguous, (Wx, Wh, b))
     if cell.weights:
         wide = np.zeros((*b.shape[:-1], b.shape[-1] + w.size), b.dtype)
         wide[..., : b.shape[-1]] = b
         wide[(0,) * (b.ndim - 1)][b.shape[-1] :] = w.reshape(-1)
         b = wide
-    return (Wx, Wh, b, plain(Wr)) if cell.projected else (Wx, Wh, b)
+    return (Wx, Wh, b, contiguous(Wr)) if cell.projected else (Wx, Wh, b)
 
 
-def without_weights(cell: Cell, gradients: Sequence[Array]) -> tuple[Array, ...]:
-    """The gradients of the parameters, from those of what ``with_weights`` makes of them."""
+def split_bias(cell: Cell, gradients: Sequence[Array]) -> tuple[Array, ...]:
+    """The gradients of the parameters, from those of what ``merge_bias`` makes of them."""
     dWx, dWh, db, *dWr = gradients
     if not cell.weights:
         return cell.own(dWx, dWh, db, None, *dWr)
@@ -308,7 +309,7 @@ def without_weights(cell: Cell, gradients: Sequence[Array]) -> tuple[Array, ...]
     return cell.own(dWx, dWh, db[..., :columns], dw, *dWr)
 
 
-def rows_plain(array: Array) -> Array:
+def contiguous_rows(array: Array) -> Array:
     """The last axis without gaps, and aligned, by a copy if need be."""
     fits = array.strides[2] == array.itemsize and array.flags.aligned
     return array if fits else array.copy()
@@ -320,7 +321,7 @@ def aligned(size: int, dtype: Any) -> tuple[Array, int]:
     return memory, -(-address_of(memory) // VECTOR_BYTES) * VECTOR_BYTES
 
 
-class Kept:
+class SavedBuffer:
     """Memory for what is kept until backward; what is given back serves the next forward.
 
     Fresh memory costs the system a tenth of a forward pass.
@@ -347,7 +348,7 @@ class Kept:
             self.spare.append((self.memory, self.address))
 
 
-def kept_states(made: Recipe, kept: Kept, cell: Cell) -> tuple[Array, ...]:
+def read_saved_states(made: PlanTemplate, kept: SavedBuffer, cell: Cell) -> tuple[Array, ...]:
     """The state that every step saw, (N, T, H) each, from a forward pass's panels."""
     plan = Plan._make(int(word) for word in made.plan[:_END])
     N, T, H, lanes = plan.N, plan.T, plan.H, VECTOR_BYTES // plan.size
@@ -376,42 +377,42 @@ def _scratch(size: int, dtype: Any) -> int:
     return address
 
 
-def forget_memory() -> None:
+def free_buffers() -> None:
     """Give back the memory that this thread's next pass would have used again."""
     _of_thread.scratch = None
-    Kept.spare.clear()
+    SavedBuffer.spare.clear()
 
 
 # ---- compilation
 
-_PRODUCTS = ("multiply", "multiply_transposed", "pack", "pack_transposed", "unpack", "add_up")
+_PRODUCTS = ("multiply", "multiply_transposed", "pack", "pack_transposed", "unpack", "column_sums")
 _NORMALISING = ("early_numbers", "late_numbers"), ("standardise", "denormalise")  # of a cell, all
 
 
 def _pieces(
-    driver: Callable[[Any], None], cell: Cell, dtype: str, features: StepFeatures
+    entry: Callable[[Any], None], cell: Cell, dtype: str, features: StepFeatures
 ) -> dict[str, int]:
     """The addresses of a plan's pieces, compiled now or by an earlier process."""
-    ahead = driver is forward
+    ahead = entry is forward
     gates_piece = gates.forward_gates if ahead else gates.backward_gates
     operand_piece = gates.operand_gates if ahead else gates.operand_backward_gates
-    part = driver.__name__
+    part = entry.__name__
     of_cell, of_all = _NORMALISING
     if cell.normalised:
-        more = {name: compiled(getattr(normalising, name), dtype) for name in of_all}
+        more = {name: compiled(getattr(layer_norm, name), dtype) for name in of_all}
     else:
         more = dict.fromkeys((*of_cell, *of_all), 0)
     try:
-        with announced(f"the {part} pass of {cell.name} ({dtype})"):
+        with warn_if_slow_compile(f"the {part} pass of {cell.name} ({dtype})"):
             return {
-                "driver": compiled(driver),
-                **{name: compiled(getattr(products, name), dtype) for name in _PRODUCTS},
+                "entry": compiled(entry),
+                **{name: compiled(getattr(gemm, name), dtype) for name in _PRODUCTS},
                 "gates_piece": compiled(gates_piece, dtype, cell, features),
                 "operand_piece": compiled(operand_piece, dtype, cell, features)
                 if cell.operand is not None
                 else 0,
                 **{
-                    name: compiled(getattr(normalising, name), dtype, cell)
+                    name: compiled(getattr(layer_norm, name), dtype, cell)
                     for name in of_cell
                     if cell.normalised
                 },

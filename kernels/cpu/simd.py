@@ -22,7 +22,7 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from .. import vectors
-from .frames import emits
+from .kernel_abi import emits
 
 MaskType, splat = vectors.MaskType, vectors.splat  # as for a GPU
 VECTOR_BYTES = 64
@@ -119,7 +119,7 @@ def _emit_exponent(builder, vector, shifted):
 exponent_from_low_bits = _operators.unary(_emit_exponent)
 
 
-# ---- memory, by address; ``frame`` says of which dtype (frames.py)
+# ---- memory, by address; ``frame`` says of which dtype (kernel_abi.py)
 
 
 def _pointer(builder, vector, address):

@@ -14,9 +14,8 @@ from numba.extending import intrinsic, overload, register_jitable
 
 from .. import step
 from ..emitted_draws import emit_drawn
-from .frames import emits, inlined
-from .lowering import load_states, member_address, store_states, zeros_state
-from .sequence import place_of, step_panels
+from .kernel_abi import emits, inlined
+from .schedule import place_of, step_panels
 from .simd import (
     VECTOR_BYTES,
     MaskType,
@@ -28,6 +27,7 @@ from .simd import (
     splat,
     store,
 )
+from .tuple_io import load_states, member_address, store_states, zeros_state
 
 _I8, _I64 = ir.IntType(8), ir.IntType(64)
 
@@ -157,12 +157,12 @@ def store_scaled(frame, plan, n, u, lanes, h, address):
 
 
 @_with("resets")
-def add_stopped(frame, plan, n, u, is_reset, stopped, through):
+def add_dreset(frame, plan, n, u, is_reset, dreset, h_grad):
     """Add the gradient that a reset stops to that of ``initial``."""
     if is_reset:
         place = place_of(step_panels(plan, plan.dinitial, n), u, 0)
-        store(frame, load(frame, place[0]) + through[0], place[0])
-        store_states(frame, add_bypass(frame, load_states(frame, place), stopped)[0], place)
+        store(frame, load(frame, place[0]) + h_grad[0], place[0])
+        store_states(frame, add_bypass(frame, load_states(frame, place), dreset)[0], place)
 
 
 @_with("trace")

@@ -7,7 +7,7 @@ of time by block of time, and then through the affine layer on top:
             |                             |
           state                         state          read before a block, written after it
 
-Every layer is a plan of the forward pass (``sequence.py``) of which nothing is kept, so that a
+Every layer is a plan of the forward pass (``schedule.py``) of which nothing is kept, so that a
 stream computes, bit for bit, what the layer computes for the whole sequence (with the same
 weights: bfloat16 rounds them).
 """
@@ -23,14 +23,14 @@ from ..cells import Cell
 from ..engine import Array, StreamLayer
 from ..once import once
 from ..step_options import StepOptions
-from . import products, threads
-from .compilation import announced, compiled_function
+from . import gemm, threads
+from .compilation import compiled_function, warn_if_slow_compile
 from .forward import forward
-from .frames import call, call_at, compiled, frame_address, part_of_a_piece, record, word
+from .kernel_abi import call, call_at, compiled, frame_address, inlined, load_i64, record
 from .option_memory import OptionMemory, compiled_features
 from .packing import Packed, pack_affine, pack_weights, zeros
 from .plan import PLACES, read_plan, write
-from .plans import address_of, aligned, recipe, sharing, with_weights
+from .plans import address_of, aligned, choose_partition, merge_bias, plan_template
 from .simd import VECTOR_BYTES, all_lanes, lanes_of, load_part
 
 
@@ -58,20 +58,20 @@ class StreamPlan(NamedTuple):
     weights: int
     bias: int
     multiply: int
-    add_up: int
+    column_sums: int
 
 
 _read_stream = record(StreamPlan)
 
 
-@part_of_a_piece
+@inlined
 def _adjust(me, plan, k, count, x_time, out):
     """Tell the plan of layer k what changes from block to block, and never for single steps."""
     plan.T = count
     plan.chunks = (count + plan.steps - 1) // plan.steps
     plan.xs_time = x_time
     if me.owners:
-        plan.state_in = plan.state_out = read_plan(word(me.owners, k)).state
+        plan.state_in = plan.state_out = read_plan(load_i64(me.owners, k)).state
     if k == me.layers - 1 and me.outputs == 0:
         plan.hs, plan.hs_row, plan.hs_time = out, me.out_row, me.out_time
 
@@ -84,13 +84,13 @@ def stream(frame):
         x, x_row, x_time = me.x + start * me.x_time, me.x_row, me.x_time
         out = me.out + start * me.out_time
         for k in range(me.layers):
-            address = word(me.plans, k)
+            address = load_i64(me.plans, k)
             plan = read_plan(address)
             plan.xs, plan.xs_row = x, x_row
             if me.block > 1:
                 _adjust(me, plan, k, count, x_time, out)
-            call_at(plan.driver, address)
-            if plan.in_panels:  # what comes after this step comes before the next
+            call_at(plan.entry, address)
+            if plan.packed_state:  # what comes after this step comes before the next
                 plan.state, plan.last_state = plan.last_state, plan.state
             x, x_row, x_time = plan.hs, plan.hs_row, plan.hs_time
         if me.outputs == 0:
@@ -98,11 +98,11 @@ def stream(frame):
         for n in range(me.N):
             to = out + n * me.out_row
             for t in range(count):
-                call(me.add_up, products.ColumnSums(
+                call(me.column_sums, gemm.ColumnSums(
                     panels=me.bias, panel=VECTOR_BYTES, rows=1, columns=me.outputs,
                     out=to + t * me.out_time, add=0,
                 ))  # fmt: skip
-            call(me.multiply, products.Product(
+            call(me.multiply, gemm.Product(
                 a=x + n * x_row, a_row=x_time, a_segment=VECTOR_BYTES, a_group=0, groups=1,
                 inner=me.hidden, b=me.weights, b_vector=(me.hidden | 1) * VECTOR_BYTES,
                 c=to, c_row=me.out_time, c_vector=VECTOR_BYTES, rows=count,
@@ -110,7 +110,7 @@ def stream(frame):
             ))  # fmt: skip
 
 
-@part_of_a_piece
+@inlined
 def _finite(x, address, count):
     """Whether some numbers of x's dtype that lie side by side are finite."""
     W, line = lanes_of(x), VECTOR_BYTES
@@ -202,7 +202,7 @@ class NumbaStream:
         bfloat16: bool,
     ) -> None:
         layers = [
-            layer._replace(params=with_weights(layer.cell, layer.params)).copy()
+            layer._replace(params=merge_bias(layer.cell, layer.params)).copy()
             for layer in (StreamLayer(*parts) for parts in given)
         ]
         dtype = layers[0].params[0].dtype
@@ -210,7 +210,7 @@ class NumbaStream:
             _StateMemory(layer.cell, layer.cell.hidden_size(layer.params), N, dtype)
             for layer in layers
         ]
-        with announced(f"a stream of {layers[0].cell.name} ({dtype})"):
+        with warn_if_slow_compile(f"a stream of {layers[0].cell.name} ({dtype})"):
             packed = [pack_weights(layer.cell, layer.params, bfloat16) for layer in layers]
             top = pack_affine(affine) if affine is not None else None
             self._one = _Call(self._states, layers, packed, top, N, 1, shards)
@@ -302,10 +302,12 @@ class _Call:
         for (cell, params, zoneout), weights, state in zip(layers, packed, states, strict=True):
             (D, _), (P, _), H = params[0].shape, params[1].shape, cell.hidden_size(params)
             hs = np.zeros((N, T, P), dtype)
-            cut = sharing(cell, N, T, D, H, shards)
+            cut = choose_partition(cell, N, T, D, H, shards)
             options = StepOptions(zoneout=zoneout)
             features = compiled_features(options.features, False)
-            made = recipe(forward, cell, dtype, N, T, D, H, P, *cut, keep=False, features=features)
+            made = plan_template(
+                forward, cell, dtype, N, T, D, H, P, *cut, keep=False, features=features
+            )
             memory = aligned(made.scratch_bytes, dtype), aligned(made.kept_bytes, dtype)
             plan = made.with_arrays(
                 xs, params, state.arrays[0], state.arrays[0], hs,
@@ -318,9 +320,9 @@ class _Call:
                 self._kept.append(there)
             if N == 1 and T == 1:
                 now, after = map(address_of, state.arrays)
-                write(plan, in_panels=1, state=now, last_state=after)
+                write(plan, packed_state=1, state=now, last_state=after)
             if weights.bfloat16:
-                multiply = compiled(products.multiply_bfloat16, dtype.name)
+                multiply = compiled(gemm.multiply_bfloat16, dtype.name)
                 write(plan, multiply=multiply, weight_row=VECTOR_BYTES // 2)
             self.plans.append(plan)
             self._kept += [memory, hs]
@@ -340,8 +342,8 @@ class _Call:
             block=T, layers=len(layers), plans=address_of(addresses),
             owners=address_of(owned_by) if owners else 0,
             hidden=hs.shape[2], outputs=outputs, weights=weights_, bias=bias,
-            multiply=compiled(products.multiply, dtype.name),
-            add_up=compiled(products.add_up, dtype.name),
+            multiply=compiled(gemm.multiply, dtype.name),
+            column_sums=compiled(gemm.column_sums, dtype.name),
         )  # fmt: skip
         self._words = np.array(words)
         self.address = address_of(self._words)

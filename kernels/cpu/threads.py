@@ -1,6 +1,6 @@
 """A team of threads that share a pass over a sequence.
 
-The work is cut into *phases*, one after the other (``sequence.py``: a step in time, say), and a
+The work is cut into *phases*, one after the other (``schedule.py``: a step in time, say), and a
 phase into *shards* that do not depend on each other (some rows of the batch, or some units). The
 threads meet at the end of every phase, thousands of times a second:
 
@@ -18,8 +18,8 @@ GIL; between two passes they look out for the next one for a moment, then sleep.
 time has the team: a pass that finds it busy runs on its own thread alone.
 
 Where another library's OpenMP runtime has threads in the process that were busy a moment ago, these
-look out for more work on the very processors that the team would run on. ``Team.borrow`` takes them
-for a pass instead of our own.
+look out for more work on the very processors that the team would run on. ``ThreadPool.borrow``
+takes them for a pass instead of our own.
 """
 
 import ctypes
@@ -37,7 +37,7 @@ from llvmlite import binding, ir
 from numba.core import cgutils, types
 
 from .. import cpu_info
-from .frames import arguments, call_at, compiled, emits, part_of_a_piece
+from .kernel_abi import arguments, call_at, compiled, emits, inlined
 from .plan import PLACES, read_plan
 
 # What the threads write for each other, in bytes from the start of the team's memory. Words that
@@ -198,7 +198,7 @@ def restore_denormals(builder, old):
 # ---- in a pass
 
 
-@part_of_a_piece
+@inlined
 def open_job(team, address, shards):
     """Thread 0: let the others join in the plan at an address."""
     plan = read_plan(address)
@@ -212,13 +212,13 @@ def open_job(team, address, shards):
     _write(team + JOB, job)
 
 
-@part_of_a_piece
+@inlined
 def close_job(team):
     """Thread 0, after the last phase: nobody may join any more."""
     _write(team + JOB, 0)
 
 
-@part_of_a_piece
+@inlined
 def claim(team, job, phase, shard):
     """Whether this thread is the one to work on a shard."""
     now = job * PHASES + phase
@@ -226,13 +226,13 @@ def claim(team, job, phase, shard):
     return _read(place) == now and _replace(place, now, now + 1)
 
 
-@part_of_a_piece
+@inlined
 def finished(team):
     """A claimed shard's work is done."""
     _add(team + DONE, 1)
 
 
-@part_of_a_piece
+@inlined
 def wait_for_all(team, job, shards_done):
     """Wait until that many shards are done in this job, or the job is over."""
     turns = 0
@@ -243,7 +243,7 @@ def wait_for_all(team, job, shards_done):
             _nap(FIRST_NAP if turns <= SPIN + YIELDS else LATER_NAP)
 
 
-@part_of_a_piece
+@inlined
 def _join(team, thread, mine, last):
     """Work on the pass that is under way, if it is not the last one; the last one's number then."""
     job = _read(team + JOB)
@@ -254,12 +254,12 @@ def _join(team, thread, mine, last):
         return last  # it was over before the copy was made
     plan = read_plan(mine)
     plan.thread = thread
-    call_at(plan.driver, mine)
+    call_at(plan.entry, mine)
     return job
 
 
 class Serving(NamedTuple):
-    """The arguments of ``serve``; ``patience``: after how many idle turns it returns."""
+    """The arguments of ``worker_loop``; ``patience``: after how many idle turns it returns."""
 
     team: int
     thread: int
@@ -267,7 +267,7 @@ class Serving(NamedTuple):
 
 
 class ServingOnce(NamedTuple):
-    """The arguments of ``serve_once``: a piece, and its frame."""
+    """The arguments of ``openmp_worker``: a piece, and its frame."""
 
     team: int
     shards: int
@@ -275,7 +275,7 @@ class ServingOnce(NamedTuple):
     frame: int
 
 
-def serve(frame):
+def worker_loop(frame):
     """A piece: what a thread of the team does until nothing has happened for a while."""
     team, thread, patience = arguments(frame, Serving)
     mine = team + COPIES + thread * _COPY
@@ -292,7 +292,7 @@ def serve(frame):
     _write(mine + _ASLEEP, 1)
 
 
-def serve_once(frame):
+def openmp_worker(frame):
     """A piece: what borrowed threads do. The first to come is thread 0; the others help it."""
     team, shards, piece, plan = arguments(frame, ServingOnce)
     thread = _add(team + BORROWED, 1)
@@ -316,7 +316,7 @@ def serve_once(frame):
 # ---- the team
 
 
-class Team:
+class ThreadPool:
     """The threads of this process, started when they are first needed."""
 
     def __init__(self) -> None:
@@ -377,12 +377,12 @@ class Team:
         """Call a piece on all threads that a runtime has; it keeps those that it always calls."""
         self._memory[[BORROWED // 8, SENT_BACK // 8]] = 0
         words = np.array(ServingOnce(self.address, shards, piece, frame), np.int64)
-        _as_parallel(parallel)(compiled(serve_once), words.ctypes.data, count, 0)
+        _as_parallel(parallel)(compiled(openmp_worker), words.ctypes.data, count, 0)
 
     def _call(self, thread: int) -> None:
         """Start a thread, or wake it up if it sleeps."""
         if thread > len(self._wake):
-            piece = compiled(serve)  # here, for a daemon may not compile while Python ends
+            piece = compiled(worker_loop)  # here, for a daemon may not compile while Python ends
             self._wake.append(threading.Lock())
             name = f"numba_rnn-{thread}"
             arguments = thread, piece
@@ -416,8 +416,8 @@ def call_piece(piece: int, frame: int) -> None:
 def available() -> int:
     """How many threads a pass may use.
 
-    As many as NUMBA_NUM_THREADS and numba.set_num_threads say, but no more than ``Team.borrow`` and
-    ``cpu_info.most_threads`` allow.
+    As many as NUMBA_NUM_THREADS and numba.set_num_threads say, but no more than
+    ``ThreadPool.borrow`` and ``cpu_info.most_threads`` allow.
     """
     try:
         numba.threading_layer()
@@ -428,13 +428,13 @@ def available() -> int:
     return min(count, team.lent[0], cpu_info.most_threads or count, MOST_THREADS)
 
 
-team = Team()
+team = ThreadPool()
 
 
 def _after_fork() -> None:
     """A child has none of its parent's threads; an OpenMP runtime there waits for them forever."""
     global team
-    team = Team()
+    team = ThreadPool()
     team.may_borrow = False
 
 

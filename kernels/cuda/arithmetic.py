@@ -4,7 +4,7 @@ A thread has one row n of the batch and ``count`` units from j on; ``t`` is the 
 ``here`` compute where its numbers lie in these arrays; gates are in the order of the cell's
 ``Layout``:
 
-    x_side (T, N, x_gates H)       x Wx of all steps
+    x_proj (T, N, x_gates H)       x Wx of all steps
     b                              the biases, and behind them the cell's weights
     states (T + 1, states, N, H)   before and after every step
     saved (T, stored, N, H)        the numbers that backward needs
@@ -124,7 +124,7 @@ class Step:
         """The terms of a gate that do not wait for the step's products."""
         m, cell, terms = self.mark, self.cell, []
         if g in cell.input_gates:
-            terms.append(f"load(x_side, x{m} + {self.at.order.index(g)} * H)")
+            terms.append(f"load(x_proj, x{m} + {self.at.order.index(g)} * H)")
             terms.append(f"load(b, {cell.input_gates.index(g)} * H + j{m})")
         if g in cell.recurrent_gates and cell.biases == 2:
             k = len(cell.input_gates) + cell.recurrent_gates.index(g)

@@ -125,7 +125,7 @@ class CudaEngine(DeviceEngine):
         states = arrays.empty(T + 1, len(cell.states), N, H)
         states[0] = xp.stack(arrays.reset_at_first(state))
         arrays.add(
-            x_side=self._product(_time_first(xp, xs), Wx).reshape(T, N, at.x_gates * H),
+            x_proj=self._product(_time_first(xp, xs), Wx).reshape(T, N, at.x_gates * H),
             b=b,
             states=states,
             saved=arrays.empty(T, at.n_stored, N, H),
@@ -216,7 +216,7 @@ class CudaEngine(DeviceEngine):
             self._gates("backward_scan", arrays)()
         else:
             dstate_[0] += arrays.scaled(self._backward_steps(Wh, arrays))
-        dstate_, dinitial = arrays.stopped_at_first(dstate_)
+        dstate_, dinitial = arrays.dreset_at_first(dstate_)
 
         rows = dgates.reshape(T * N, G * H)
         x_rows, early_rows = rows[:, : at.x_gates * H], rows[:, early_columns]

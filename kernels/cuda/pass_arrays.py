@@ -63,7 +63,7 @@ class PassArrays:
         pairs = zip(self["initial"], state, strict=True)
         return tuple(self._xp.where(again, start, s) for start, s in pairs)
 
-    def stopped_at_first(self, dstate: Array) -> tuple[Array, Array | None]:
+    def dreset_at_first(self, dstate: Array) -> tuple[Array, Array | None]:
         """The gradient of the state before the first step, and ``initial``'s (None: no resets)."""
         if not self.features.resets:
             return dstate, None

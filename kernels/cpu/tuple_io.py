@@ -14,7 +14,7 @@ from numba.extending import intrinsic, overload, register_jitable
 
 from ..fingerprint import with_callees
 from . import vector_functions  # noqa: F401 (it registers them)
-from .frames import emits
+from .kernel_abi import emits
 from .simd import VectorType, emit_load, emit_load_part, emit_prefetch, emit_store
 
 _I64 = ir.IntType(64)
@@ -115,13 +115,13 @@ def _add_to_gates(part):
     return add
 
 
-add_x_side = _add_to_gates(lambda at: range(at.x_gates))
-add_early_side = _add_to_gates(lambda at: range(at.first_early, at.first_early + at.early))
-add_late_side = _add_to_gates(lambda at: at.after_operand)
+add_x_proj = _add_to_gates(lambda at: range(at.x_gates))
+add_h_proj = _add_to_gates(lambda at: range(at.first_early, at.first_early + at.early))
+add_op_proj = _add_to_gates(lambda at: at.after_operand)
 
 
 def _replacing(part):
-    """An intrinsic that puts normalised gates in their places (``normalising.py``)."""
+    """An intrinsic that puts normalised gates in their places (``layer_norm.py``)."""
 
     @emits(_same_gates)
     def replace(builder, frame, gates, normalised):
@@ -136,8 +136,8 @@ def _replacing(part):
     return replace
 
 
-put_normalised_early = _replacing(lambda at: at.normalised_early)
-put_normalised = _replacing(lambda at: at.normalised)
+insert_normalised_early = _replacing(lambda at: at.normalised_early)
+insert_normalised = _replacing(lambda at: at.normalised)
 
 
 def _loading(choose):

@@ -21,16 +21,8 @@ from llvmlite import ir
 from numba.core import types
 
 from ..layout import EPSILON
-from .frames import arguments, call, emits, part_of_a_piece
-from .lowering import (
-    add_early_side,
-    add_late_side,
-    add_x_side,
-    load_bias,
-    store_early_numbers,
-    store_late_numbers,
-)
-from .sequence import from_number, lanes_at, place_of, read_step
+from .kernel_abi import arguments, call, emits, inlined
+from .schedule import from_number, lanes_at, place_of, read_step
 from .simd import (
     VECTOR_BYTES,
     MaskType,
@@ -46,6 +38,14 @@ from .simd import (
     store,
     where,
 )
+from .tuple_io import (
+    add_h_proj,
+    add_op_proj,
+    add_x_proj,
+    load_bias,
+    store_early_numbers,
+    store_late_numbers,
+)
 
 ROWS = 4  # that are normalised together
 
@@ -56,17 +56,17 @@ def early_numbers(frame):
     """A piece: normalises a step's gates that do not wait for the operand."""
     plan, step = read_step(frame)
     count, out = plan.normalised_early, step.normalised
-    _normalise(frame, plan, step, step.early_side, add_early_side, store_early_numbers, out, count)
+    _normalise(frame, plan, step, step.h_proj, add_h_proj, store_early_numbers, out, count)
 
 
 def late_numbers(frame):
     """A piece: normalises a step's gates that do."""
     plan, step = read_step(frame)
     count, out = plan.normalised_late, from_number(step.normalised, plan.normalised_early)
-    _normalise(frame, plan, step, step.late_side, add_late_side, store_late_numbers, out, count)
+    _normalise(frame, plan, step, step.op_proj, add_op_proj, store_late_numbers, out, count)
 
 
-@part_of_a_piece
+@inlined
 def _normalise(frame, plan, step, side, add_side, store_numbers, out, count):
     """Normalise ``count`` gates, from ``out`` on, some rows at a time."""
     for n in range(0, step.rows, plan.rows_at_once):
@@ -74,7 +74,7 @@ def _normalise(frame, plan, step, side, add_side, store_numbers, out, count):
         for u in range(step.u0, step.u1):
             bias = load_bias(frame, place_of(step.b, u, 0), plan.b_row, lanes_at(frame, plan, u))
             for row in range(n * VECTOR_BYTES, (n + rows) * VECTOR_BYTES, VECTOR_BYTES):
-                gates = add_x_side(frame, bias, place_of(step.x_side, u, row))
+                gates = add_x_proj(frame, bias, place_of(step.x_proj, u, row))
                 gates = add_side(frame, gates, place_of(side, u, row))
                 store_numbers(frame, gates, place_of(step.normalised, u, row))
         call(plan.standardise, Standardising(
@@ -169,7 +169,7 @@ def denormalise(frame):
 # ---- numbers of four rows
 
 
-@part_of_a_piece
+@inlined
 def four_rows(start, row, rows):
     """The addresses of four rows from one on; behind the last row, the last again."""
     last = start + (rows - 1) * VECTOR_BYTES
@@ -180,7 +180,7 @@ def four_rows(start, row, rows):
 def _each(f):
     """A function of numbers of four rows, row by row."""
 
-    @part_of_a_piece
+    @inlined
     def apply(x, y):
         return f(x[0], y[0]), f(x[1], y[1]), f(x[2], y[2]), f(x[3], y[3])
 
@@ -190,26 +190,26 @@ def _each(f):
 add, subtract, multiply = map(_each, (operator.add, operator.sub, operator.mul))
 
 
-@part_of_a_piece
+@inlined
 def multiply_add(x, y, z):
     a, b, c, d = z
     return fma(x[0], y[0], a), fma(x[1], y[1], b), fma(x[2], y[2], c), fma(x[3], y[3], d)
 
 
-@part_of_a_piece
+@inlined
 def select(mask, x):
     """x where the mask holds, else 0."""
     a, b, c, d = x
     return where(mask, a, 0.0), where(mask, b, 0.0), where(mask, c, 0.0), where(mask, d, 0.0)
 
 
-@part_of_a_piece
+@inlined
 def load_four(frame, places, skip):
     a, b, c, d = places[0] + skip, places[1] + skip, places[2] + skip, places[3] + skip
     return load(frame, a), load(frame, b), load(frame, c), load(frame, d)
 
 
-@part_of_a_piece
+@inlined
 def put_four(frame, numbers, places, skip, ahead):
     """Store numbers, and ask for where the next step's will be: their memory is new every step."""
     for k in range(ROWS):

@@ -4,14 +4,14 @@ Time is cut into chunks of a few steps, so that what a chunk computes is still i
 is needed again:
 
     forward.py, chunk by chunk                        backward.py, chunk by chunk from the end
-      x_side = x Wx             for all its rows        for each step, from the last:
+      x_proj = x Wx             for all its rows        for each step, from the last:
       for each step:                                      delta = cell.backward(...)
-        e_side = h Wh    for a few units                  through_h = delta WhT
+        h_proj = h Wh    for a few units                  through_h = delta WhT
         gates, state     for these units                dxs = delta WxT        for all its rows
         (h for the next step, and hs for the caller)    dWx += xT delta,  dWh += hT delta
 
 A *row* is a time and a member of the batch: row t * N + n within a chunk. The numbers of a chunk
-are panels with that many rows (``products.py``), so the h of a step, W units wide and N rows deep,
+are panels with that many rows (``gemm.py``), so the h of a step, W units wide and N rows deep,
 is at once what the next step multiplies by Wh and what dWh is made of:
 
     state, unit-panel u:   row 0..N-1   h before step 0  <- the state that was given
@@ -21,12 +21,12 @@ is at once what the next step multiplies by Wh and what dWh is made of:
 
 The pass is cut into phases and shards (``threads.py``). In the phases of time a shard has
 
-    by_rows    some rows of the batch, all units: forward meets the others at the end of the pass,
-               backward at the end of each chunk, before its weight gradients
-    otherwise  all rows, some units: all meet after every step, since h Wh needs every unit's h
-               (twice where there is a second product; not where there is none at all)
+    split_batch some rows of the batch, all units: forward meets the others at the end of the pass,
+                backward at the end of each chunk, before its weight gradients
+    otherwise   all rows, some units: all meet after every step, since h Wh needs every unit's h
+                (twice where there is a second product; not where there is none at all)
 
-Normalised gates (``normalising.py``) take all units of a row: such a cell is shared by rows only.
+Normalised gates (``layer_norm.py``) take all units of a row: such a cell is shared by rows only.
 
 Either way START and the packing of a chunk's xs are shared out by columns, GRADIENTS by rows of
 dxs and by items of dWx and dWh (a panel of rows by four unit-panels of a gate each).
@@ -34,9 +34,9 @@ dxs and by items of dWx and dWh (a panel of rows by four unit-panels of a gate e
 
 from typing import Any, NamedTuple
 
-from .frames import arguments, call, frame_address, inlined, part_of_a_piece
+from .gemm import Unpacking
+from .kernel_abi import arguments, call, frame_address, inlined, part_of_a_piece
 from .plan import read_plan
-from .products import Unpacking
 from .simd import VECTOR_BYTES, lanes_of
 from .threads import (
     claim,
@@ -58,7 +58,7 @@ def panel_of(rows):
 
 
 @part_of_a_piece
-def share_of(count, shard, shards):
+def shard_range(count, shard, shards):
     if shards == 1:  # a division takes as long as a short product
         return 0, count
     return count * shard // shards, count * (shard + 1) // shards
@@ -68,10 +68,10 @@ def share_of(count, shard, shards):
 def rows_and_units(plan, shard):
     """The rows of the batch and the units that a shard works on."""
     n0, n1, u0, u1 = 0, plan.N, 0, plan.units
-    if plan.by_rows:
-        n0, n1 = share_of(plan.N, shard, plan.shards)
+    if plan.split_batch:
+        n0, n1 = shard_range(plan.N, shard, plan.shards)
     else:
-        u0, u1 = share_of(plan.units, shard, plan.shards)
+        u0, u1 = shard_range(plan.units, shard, plan.shards)
     return n0, n1, u0, u1
 
 
@@ -138,7 +138,7 @@ def state_at(plan, chunk, k, n):
 
 
 @inlined
-def own_panels(plan, start, numbers, steps, k, n0, n1):
+def shard_panels(plan, start, numbers, steps, k, n0, n1):
     """A shard's own panels, of the rows n0..n1 of some steps, from step k on.
 
     They lie apart from the other shards', lest a processor that fetches ahead takes their lines.
@@ -158,9 +158,9 @@ class Step(NamedTuple):
     u1: int
     b: Panels
     weights: Panels
-    x_side: Panels  # x Wx
-    early_side: Panels  # h Wh
-    late_side: Panels  # the second product, or the operand where that is a gate itself
+    x_proj: Panels  # x Wx
+    h_proj: Panels  # h Wh
+    op_proj: Panels  # the second product, or the operand where that is a gate itself
     operand: Panels
     normalised: Panels
     state: Panels  # before the step
@@ -175,12 +175,12 @@ class Step(NamedTuple):
 def step_at(plan, chunk, k, n0, n1, u0, u1):
     """Step k of a chunk."""
     gate = plan.H * plan.size
-    late_side = own_panels(plan, plan.l_side, plan.late + plan.operand_gate, 1, 0, n0, n1)
+    op_proj = shard_panels(plan, plan.op_proj, plan.late + plan.operand_gate, 1, 0, n0, n1)
     operand = chunk_panels(plan, plan.operand, 1, chunk, k, n0)
     delta = chunk_panels(plan, plan.delta, 0, 0, k, n0)
     doperand = step_panels(plan, plan.doperand, n0)
     if plan.operand_gate:
-        operand, doperand = late_side, from_number(delta, plan.gates - plan.weights - 1)
+        operand, doperand = op_proj, from_number(delta, plan.gates - plan.weights - 1)
     count, panel = plan.units + 1, panel_of(plan.steps * plan.N)  # one more: 1 / deviation
     normalised = (plan.normalised_early + plan.normalised_late) * count
     normalised = chunk_at(plan, plan.normalised, normalised, chunk)
@@ -192,9 +192,9 @@ def step_at(plan, chunk, k, n0, n1, u0, u1):
         u1,
         Panels(plan.b, VECTOR_BYTES, gate),
         Panels(plan.b + plan.x_gates * gate, VECTOR_BYTES, gate),
-        own_panels(plan, plan.x_side, plan.x_gates, plan.steps, k, n0, n1),
-        own_panels(plan, plan.e_side, plan.early, 1, 0, n0, n1),
-        late_side,
+        shard_panels(plan, plan.x_proj, plan.x_gates, plan.steps, k, n0, n1),
+        shard_panels(plan, plan.h_proj, plan.early, 1, 0, n0, n1),
+        op_proj,
         operand,
         Panels(normalised + (k * plan.N + n0) * VECTOR_BYTES, panel, count * panel),
         state_at(plan, chunk, k, n0),

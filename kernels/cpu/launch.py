@@ -2,7 +2,7 @@
 
 Forward keeps what backward needs, or only the states at the beginning of some parts: then backward
 runs forward over a part again, just before it needs it. Parts are made of whole chunks of the
-block (``sequence.py``), so that all sums are made in the same order and no bit depends on them.
+block (``schedule.py``), so that all sums are made in the same order and no bit depends on them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,21 +17,29 @@ from ..reference import reset_before
 from ..step_options import StepOptions
 from . import backward as _backward
 from . import forward as _forward
-from . import frames, threads
+from . import kernel_abi, threads
 from .option_memory import OptionMemory, compiled_features
 from .plan import PLACES, write
-from .plans import Kept, Recipe, chunk_steps, kept_states, recipe, rows_plain, sharing
+from .plans import (
+    PlanTemplate,
+    SavedBuffer,
+    choose_partition,
+    chunk_steps,
+    contiguous_rows,
+    plan_template,
+    read_saved_states,
+)
 
 
 @dataclass(frozen=True)
-class Pass:
+class SequenceRun:
     """The arrays of a pass.
 
     params  Wx, Wh and b, as ``plans.with_weights`` makes them
     H, P    how many units there are, and how many numbers h has
     times   which steps of the block xs are
     chunk   how many steps are a chunk; 0: as many as are best
-    shares  shards, and whether they are made by rows; None: as is best
+    partition  shards, and whether they are made by rows; None: as is best
     """
 
     cell: Cell
@@ -42,40 +50,40 @@ class Pass:
     steps: StepOptions
     times: slice | None = None
     chunk: int = 0
-    shares: tuple[int, bool] | None = None
+    partition: tuple[int, bool] | None = None
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:
         """N, T, D, H."""
         return (*self.xs.shape, self.H)
 
-    def parts(self) -> Iterator["Pass"]:
+    def segments(self) -> Iterator["SequenceRun"]:
         """The parts of ``steps.checkpoint_every`` steps, or a little more, that make up the
         pass."""
         N, T, D, H = self.sizes
         chunk = chunk_steps(self.cell, N, T, D, H, self.xs.itemsize)
         count = -(-self.steps.checkpoint_every // chunk) * chunk
-        shares = sharing(self.cell, N, T, D, H)
+        partition = choose_partition(self.cell, N, T, D, H)
         for start in range(0, T, count):
             times = slice(start, min(T, start + count))
             steps = self.steps.segment(times.start, times.stop)
             xs = self.xs[:, times]
-            yield Pass(self.cell, xs, self.params, H, self.P, steps, times, chunk, shares)
+            yield SequenceRun(self.cell, xs, self.params, H, self.P, steps, times, chunk, partition)
 
-    def _recipe(self, driver: Any, back: bool, **options: Any) -> Recipe:
-        shares = self.shares or sharing(self.cell, *self.sizes)
+    def _template(self, entry: Any, back: bool, **options: Any) -> PlanTemplate:
+        partition = self.partition or choose_partition(self.cell, *self.sizes)
         features = compiled_features(self.steps.features, back)
-        return recipe(
-            driver, self.cell, self.xs.dtype, *self.sizes, self.P, *shares,
+        return plan_template(
+            entry, self.cell, self.xs.dtype, *self.sizes, self.P, *partition,
             features=features, scaled=self.steps.recurrent_mask is not None, chunk=self.chunk,
             **options,
         )  # fmt: skip
 
-    def forward(self, state: State, keep: bool = True) -> tuple[Array, State, Kept]:
+    def forward(self, state: State, keep: bool = True) -> tuple[Array, State, SavedBuffer]:
         """hs, the state after the last step, and what is kept."""
         N, T, _, H = self.sizes
-        made = self._recipe(_forward.forward, False, keep=keep)
-        kept = Kept(made.kept_bytes, self.xs.dtype)
+        made = self._template(_forward.forward, False, keep=keep)
+        kept = SavedBuffer(made.kept_bytes, self.xs.dtype)
         state_in = np.array(reset_before(self.steps, 0, state))
         if self.steps.recurrent_mask is not None:
             state_in = np.concatenate([state_in, state_in[:1] * self.steps.recurrent_mask])
@@ -91,11 +99,11 @@ class Pass:
         self,
         dhs: Array,
         d: Array,
-        kept: Kept,
+        kept: SavedBuffer,
         into: Sequence[Array],
         inputs: bool = True,
         add: bool = False,
-        stopped: Array | None = None,
+        dreset: Array | None = None,
     ) -> tuple[Array, Array, Array | None, Array | None]:
         """dxs, d before the first step, what resets stopped, and the trace.
 
@@ -106,36 +114,36 @@ class Pass:
         """
         if dhs.dtype != self.xs.dtype:
             raise TypeError(f"dhs: expected {self.xs.dtype}, as xs is, got {dhs.dtype}")
-        made = self._recipe(_backward.backward, True, add=add)
-        dhs, d_out = rows_plain(dhs), np.empty_like(d)
+        made = self._template(_backward.backward, True, add=add)
+        dhs, d_out = contiguous_rows(dhs), np.empty_like(d)
         dxs = np.empty(self.xs.shape, self.xs.dtype)
         arrays = self.xs, self.params, d, d_out, dhs, (dxs, *into)
         plan = made.with_arrays(*arrays, kept=kept.address)
         if not inputs:
             write(plan, dxs=0)
-        options = self._run(made, plan, back=True, stopped=stopped)
+        options = self._run(made, plan, back=True, dreset=dreset)
         if options is None:
             return dxs, d_out, None, None
-        stopped, scale = options.stopped(), self.steps.recurrent_mask
-        if stopped is not None and self.steps.resets is not None:
+        dreset, scale = options.dreset(), self.steps.recurrent_mask
+        if dreset is not None and self.steps.resets is not None:
             again = self.steps.resets[:, 0]
-            stopped[0, again] += d_out[-1, again] if scale is None else (d_out[-1] * scale)[again]
-            stopped[:, again] += d_out[:-1, again]
+            dreset[0, again] += d_out[-1, again] if scale is None else (d_out[-1] * scale)[again]
+            dreset[:, again] += d_out[:-1, again]
             d_out[:, again] = 0
-        return dxs, d_out, stopped, options.trace
+        return dxs, d_out, dreset, options.trace
 
     def _run(
-        self, made: Recipe, plan: Array, back: bool, stopped: Array | None = None
+        self, made: PlanTemplate, plan: Array, back: bool, dreset: Array | None = None
     ) -> OptionMemory | None:
         options = None
-        if compiled_features(self.steps.features, back) is not frames.NO_FEATURES:
+        if compiled_features(self.steps.features, back) is not kernel_abi.NO_FEATURES:
             sizes = *self.sizes, self.xs.dtype
-            options = OptionMemory(self.steps, self.cell, *sizes, stopped)
+            options = OptionMemory(self.steps, self.cell, *sizes, dreset)
             write(plan, **options.fields)
-        driver, here = int(plan[PLACES["driver"]]), int(plan[PLACES["here"]])
-        threads.team.run(driver, here, made.shards, [plan])
+        entry, self_address = int(plan[PLACES["entry"]]), int(plan[PLACES["self_address"]])
+        threads.team.run(entry, self_address, made.shards, [plan])
         return options
 
-    def states_before(self, kept: Kept) -> tuple[Array, ...]:
+    def states_before(self, kept: SavedBuffer) -> tuple[Array, ...]:
         """The state that every step saw, (N, T, H) each."""
-        return kept_states(self._recipe(_forward.forward, False), kept, self.cell)
+        return read_saved_states(self._template(_forward.forward, False), kept, self.cell)

@@ -31,7 +31,7 @@ from numba import literally
 from numba.core import types
 from numba.extending import intrinsic
 
-from .frames import arguments, emits, part_of_a_piece
+from .kernel_abi import arguments, emits, inlined
 from .simd import (
     VECTOR_BYTES,
     VectorType,
@@ -273,7 +273,7 @@ def multiply_bfloat16(frame):
     _multiply(frame, BFLOAT16)
 
 
-@part_of_a_piece
+@inlined
 def _multiply(frame, kind):
     literally(kind)
     p = arguments(frame, Product)
@@ -310,7 +310,7 @@ def _multiply(frame, kind):
         c += wide * p.c_vector
 
 
-@part_of_a_piece
+@inlined
 def _tile_width(one_row, vectors):
     """How many vectors wide the next tile is, where that many are to go."""
     if one_row:
@@ -391,7 +391,7 @@ def pack_transposed(frame):
             _transpose(frame, square, p.source_row, rows, place, columns)
 
 
-def add_up(frame):
+def column_sums(frame):
     """A piece: ``ColumnSums``."""
     p = arguments(frame, ColumnSums)
     W = lanes_of(frame)

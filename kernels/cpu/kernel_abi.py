@@ -13,7 +13,7 @@ which are sizes, strides in bytes and addresses of numbers.
     call(address, ColumnSums(panels=..., ...))             in another piece
 
 A frame of many words that stays is a record: ``plan = record(Plan)(address)``. The pieces of a step
-take the plan, and which rows and units of which step (``sequence.StepArguments``).
+take the plan, and which rows and units of which step (``schedule.StepArguments``).
 
 The frame's Numba *type* says for which dtype and cell the piece is compiled.
 """
@@ -47,7 +47,7 @@ inlined = register_jitable(error_model="numpy", forceinline=True)
 NO_FEATURES = StepFeatures()
 
 
-class FrameType(types.Type):
+class KernelType(types.Type):
     """The address of a piece's arguments; the dtype, cell and features it is compiled for."""
 
     def __init__(
@@ -75,7 +75,7 @@ class FrameType(types.Type):
 _CELLS: dict[str, Cell] = {}  # by FrameType.source
 
 
-@register_model(FrameType)
+@register_model(KernelType)
 class _FrameModel(models.PrimitiveModel):
     def __init__(self, manager, frame):
         super().__init__(manager, frame, _I64.as_pointer())
@@ -215,14 +215,14 @@ def frame_address(typing, frame):
 
 
 @emits(types.int64)
-def word(builder, address, index):
+def load_i64(builder, address, index):
     """The 64-bit integer number ``index`` from an address."""
     start = builder.inttoptr(address, _I64.as_pointer())
     return builder.load(builder.gep(start, [index]))
 
 
 @emits(types.void)
-def write_word(builder, address, value):
+def store_i64(builder, address, value):
     """Write a 64-bit integer."""
     builder.store(value, builder.inttoptr(address, _I64.as_pointer()))
 
@@ -246,7 +246,7 @@ def compiled(
         source = fingerprint.of_cell(cell)
         _CELLS[source] = cell
     name = cell.name if cell else None
-    frame = FrameType(from_dtype(np.dtype(dtype)), name, source, features)
+    frame = KernelType(from_dtype(np.dtype(dtype)), name, source, features)
     made = compiled_callback(piece, types.void(frame), error_model="numpy")
     PIECES.append(made)
     return int(made.address)
