@@ -3,8 +3,8 @@
 These definitions work on NumPy arrays; they are the specification.
 
 Primitives   A compiled engine registers its own version of each (``cpu/vector_functions.py``,
-             ``cuda/lanes.py``), so a cell function that calls ``sigmoid(a)`` runs unchanged on
-             whatever numbers that engine uses.
+             ``cuda/vector_type.py``), so a cell function that calls ``sigmoid(a)`` runs unchanged
+             on whatever numbers that engine uses.
 Composites   These are made of primitives and ``+ - * /``, and serve every engine as they stand.
 
 Each derivative takes the function's *output*, as in the lecture: backward then needs no

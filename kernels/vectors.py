@@ -1,7 +1,8 @@
 """Vectors as a Numba type, with Python's operators, so that cell functions compile to vector code.
 
 Each compiled engine has a vector type of its own, derived from ``VectorType``: 64 bytes on a CPU
-(``cpu/simd.py``), the numbers of a thread on a GPU (``cuda/lanes.py``). ``Operators`` gives it
+(``cpu/simd.py``), the numbers of a thread on a GPU (``cuda/vector_type.py``). ``Operators`` gives
+it
 
     v + w, 1 - v, -v, v * 2.0           a number becomes a vector of what it meets
     v < w                               a mask

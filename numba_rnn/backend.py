@@ -103,10 +103,10 @@ def _cuda() -> Engine:
     if int(capability) < 80:
         raise BackendError(f"the GPU's compute capability is {capability}; at least 80 is needed")
     try:
+        from .kernels.cuda.cupy_gpu import CupyGpu
         from .kernels.cuda.engine import CudaEngine
-        from .kernels.cuda.gpu import Gpu
 
-        return CudaEngine(Gpu())
+        return CudaEngine(CupyGpu())
     except Exception as error:  # whatever Numba, which compiles, or the driver raises
         raise BackendError(f"Numba's CUDA compiler cannot be used ({error}); {remedy}") from error
 

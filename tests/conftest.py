@@ -24,7 +24,7 @@ def _a_gpu_if_asked_for(request):
 def emulated_engine():
     from cuda_emulator import EmulatedGpu
     from numba_rnn.kernels.cuda.engine import CudaEngine
-    from numba_rnn.kernels.cuda.kernel import Device
+    from numba_rnn.kernels.cuda.kernel import DeviceLimits
 
     # no multiprocessors: step by step, the persistent kernels have tests of their own
-    return CudaEngine(EmulatedGpu(Device(multiprocessors=0, shared=0, threads=8)))
+    return CudaEngine(EmulatedGpu(DeviceLimits(multiprocessors=0, shared=0, threads=8)))

@@ -21,7 +21,7 @@ from greenlet import getcurrent, greenlet
 from numpy.lib.stride_tricks import as_strided
 
 from numba_rnn.kernels import counter_rng
-from numba_rnn.kernels.cuda.kernel import Device, Kernel
+from numba_rnn.kernels.cuda.kernel import DeviceLimits, Kernel
 
 NOBODY = -1
 STRIDED = {"source"}  # arguments that may have gaps between their rows
@@ -246,14 +246,14 @@ class _Instructions:
                 low | high << 16 for low, high in zip(halves[::2], halves[1::2], strict=True)
             )
 
-        def arrive(counters: Pointer, index: int) -> None:
+        def red_release(counters: Pointer, index: int) -> None:
             thread = self.thread
             counters.numbers[counters.at(index, 1)] += 1
             made = self.machine.arrivals.setdefault(thread.block.number, [])
             made.append((thread.block.meetings, thread.number))
             self.machine.counted.setdefault(index, {})[thread.block.number] = len(made)
 
-        def seen(counters: Pointer, index: int) -> int:
+        def load_acquire(counters: Pointer, index: int) -> int:
             self.machine.look_again_later()
             self.thread.known |= self.machine.counted.get(index, {})
             return int(counters.numbers[index])
@@ -278,13 +278,13 @@ class _Instructions:
             "load1": wide(1),
             "load2": wide(2),
             "load4": wide(4),
-            "fresh4": wide(4, fresh=True),
+            "load4_volatile": wide(4, fresh=True),
             "write": lambda pointer, index, x: self._write(x, pointer, index, len(x)),
-            "arrive": arrive,
-            "seen": seen,
+            "red_release": red_release,
+            "load_acquire": load_acquire,
             "tf32": lambda numbers: tuple(int(_rounded(x, 19)) for x in numbers),
-            "near": lambda numbers: tuple(int(_rounded(x, 19)) for x in numbers),
-            "off": lambda numbers, rounded: tuple(
+            "tf32_bits": lambda numbers: tuple(int(_rounded(x, 19)) for x in numbers),
+            "tf32_residual_bits": lambda numbers, rounded: tuple(
                 int(np.float32(x - r).view(np.uint32))
                 for x, r in zip(numbers, _floats(rounded), strict=True)
             ),
@@ -353,7 +353,7 @@ class EmulatedGpu:
 
     def __init__(
         self,
-        device: Device,
+        device: DeviceLimits,
         seed: int = 0,
         change: Callable[[Kernel], Kernel] = lambda kernel: kernel,
         xp: Any = None,

@@ -17,7 +17,7 @@ import numpy as np
 import cuda_emulator
 from numba_rnn import backend, use_backend
 from numba_rnn.kernels.cuda.engine import CudaEngine
-from numba_rnn.kernels.cuda.kernel import Device, Kernel
+from numba_rnn.kernels.cuda.kernel import DeviceLimits, Kernel
 from numba_rnn.kernels.device_engine import DeviceEngine
 from numba_rnn.kernels.engine import Gradients, written
 from numba_rnn.kernels.reference import NumpyEngine
@@ -307,7 +307,7 @@ class EmulatedEngine(CudaEngine):
     """The CUDA engine, its kernels run by the emulator."""
 
     def __init__(self, multiprocessors: int = 0, precision: str = "float32") -> None:
-        device = Device(multiprocessors, shared=60_000, threads=8)
+        device = DeviceLimits(multiprocessors, shared=60_000, threads=8)
         super().__init__(EmulatedGpu(device, xp=xp), precision)
 
 

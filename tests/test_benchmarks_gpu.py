@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from numba_rnn.kernels.cuda import build, persistent, tiling
-from numba_rnn.kernels.cuda.kernel import Device, Kernel
+from numba_rnn.kernels.cuda.kernel import DeviceLimits, Kernel
 
 ROOT = Path(__file__).resolve().parents[1]
-H200 = Device(multiprocessors=132, shared=227 * 1024)
+H200 = DeviceLimits(multiprocessors=132, shared=227 * 1024)
 
 
 @pytest.fixture

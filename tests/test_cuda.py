@@ -17,15 +17,15 @@ from numba_rnn import cells
 from numba_rnn.kernels.cuda import (
     build,
     gates,
-    lanes,
-    normalising,
+    gemm_3xtf32,
+    layer_norm,
     persistent,
-    products,
     tiling,
-    updates,
+    training_kernels,
+    vector_type,
 )
 from numba_rnn.kernels.cuda.engine import CudaEngine
-from numba_rnn.kernels.cuda.kernel import Device
+from numba_rnn.kernels.cuda.kernel import DeviceLimits
 from numba_rnn.kernels.layout import layout
 from numba_rnn.kernels.reference import NumpyEngine
 from numba_rnn.kernels.step_options import StepFeatures
@@ -39,9 +39,9 @@ ONE_PRODUCT = [
 LIMITS = {"float32": 1e-5, "float64": 1e-12, "tf32": 2e-3, "bf16": 2e-2}
 SIZES = [(1, 1, 1, 1), (3, 4, 5, 6), (2, 3, 1, 8), (1, 5, 7, 13), (4, 2, 3, 40)]  # N, T, D, H
 
-SMALL = Device(multiprocessors=6, shared=40_000, threads=8)  # for the emulator
-H200 = Device(multiprocessors=132, shared=227 * 1024)
-A100 = Device(multiprocessors=108, shared=163 * 1024)
+SMALL = DeviceLimits(multiprocessors=6, shared=40_000, threads=8)  # for the emulator
+H200 = DeviceLimits(multiprocessors=132, shared=227 * 1024)
+A100 = DeviceLimits(multiprocessors=108, shared=163 * 1024)
 
 
 class Emulated(CudaEngine):
@@ -55,13 +55,15 @@ class Emulated(CudaEngine):
         persistent = layout(cell).early and not cell.operand and not cell.normalised
         if self.cut is None or dtype != np.float32 or not persistent:
             return None, "the test wants it step by step"
-        units, rows, along, across, tiles = self.cut
+        units, rows, split_k, split_n, tiles = self.cut
         gates_ = layout(cell).early
         columns = units * (gates_ if forward else 1)
-        while columns % (8 * across):
-            along, across = along * 2, across // 2
-        made = tiling.Tiling(H, gates_, forward, units, rows, along, across, self.precision)
-        return tiling.Plan(made, tiles, -(-N // (rows * tiles)), 0.0, 1e9), "the test wants it"
+        while columns % (8 * split_n):
+            split_k, split_n = split_k * 2, split_n // 2
+        made = tiling.Tiling(H, gates_, forward, units, rows, split_k, split_n, self.precision)
+        return tiling.LaunchPlan(
+            made, tiles, -(-N // (rows * tiles)), 0.0, 1e9
+        ), "the test wants it"
 
 
 def worst_error(engine, problem):
@@ -83,7 +85,7 @@ def test_step_by_step_it_computes_what_the_specification_says(name, dtype, sizes
     assert not any("persistent" in kernel for kernel in engine.gpu.launched)
 
 
-# units, rows, along, across, tiles; sizes N, T, D, H
+# units, rows, split_k, split_n, tiles; sizes N, T, D, H
 CUTS = [
     pytest.param((8, 16, 1, 1, 1), (3, 3, 4, 8), id="a lone block"),
     pytest.param((16, 16, 2, 1, 2), (35, 2, 4, 15), id="lone blocks, groups of two tiles"),
@@ -153,12 +155,12 @@ def flushed(run):
 
 
 def on_lanes(name, x):
-    """A float32 function of lanes.py on an array, with the instructions above."""
-    outer = {**vars(lanes), **SPECIAL}
+    """A float32 function of vector_type.py on an array, with the instructions above."""
+    outer = {**vars(vector_type), **SPECIAL}
     outer |= {name: flushed(outer[name]) for name in ("_power_of_two", "_reciprocal")}
 
     def emulated(name):
-        return FunctionType(getattr(lanes, f"_{name}_float32").__code__, outer)
+        return FunctionType(getattr(vector_type, f"_{name}_float32").__code__, outer)
 
     outer["functions"] = SimpleNamespace(exp=emulated("exp"))  # what they call of each other
     with np.errstate(all="ignore"):
@@ -236,16 +238,16 @@ def test_a_cell_may_call_every_function(dtype):
 @pytest.mark.parametrize(("m", "k", "n"), [(50, 12, 8), (12, 50, 8), (31, 7, 9), (7, 31, 5)])
 @pytest.mark.parametrize("turned", [(False, False), (True, False), (False, True)])
 def test_three_rough_products_are_as_good_as_an_exact_one(m, k, n, turned, monkeypatch):
-    monkeypatch.setattr(products, "WORTH", 0)
-    monkeypatch.setattr(products, "_BLOCK", 100)  # several blocks of rows
-    monkeypatch.setattr(products, "_LONGEST", 20)  # and of the contraction
+    monkeypatch.setattr(gemm_3xtf32, "MIN_FLOPS", 0)
+    monkeypatch.setattr(gemm_3xtf32, "_BLOCK", 100)  # several blocks of rows
+    monkeypatch.setattr(gemm_3xtf32, "_LONGEST", 20)  # and of the contraction
     random = np.random.default_rng(0)
     wide = [random.standard_normal((rows, columns + 4)) for rows, columns in ((m, k), (k, n))]
     whole = [(x.T if turn else x).astype(np.float32) for x, turn in zip(wide, turned, strict=True)]
     a, b = (x[:size].T if turn else x[:, :size]
             for x, turn, size in zip(whole, turned, (k, n), strict=True))  # fmt: skip
     gpu = EmulatedGpu(SMALL)
-    got, want = products.product(gpu, a, b), a.astype(np.float64) @ b.astype(np.float64)
+    got, want = gemm_3xtf32.product(gpu, a, b), a.astype(np.float64) @ b.astype(np.float64)
     assert got.dtype == np.float32
     assert relative_error(got, want) < 1e-6
     with gpu.products("tf32"):
@@ -331,14 +333,14 @@ def test_the_emulator_finds_faults_in_gate_kernels(name, right, wrong):
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [
-        pytest.param("while seen(counters, group * 32) <", "while 0 >", id="no meeting"),
+        pytest.param("while load_acquire(counters, group * 32) <", "while 0 >", id="no meeting"),
         pytest.param("* step:", "* (step - 1):", id="meeting a step late"),
-        pytest.param("arrive(counters, group * 32)", "pass", id="no arrival"),
+        pytest.param("red_release(counters, group * 32)", "pass", id="no arrival"),
         pytest.param("        cuda.syncthreads()", "REMOVED", id="no block barrier at all"),
         pytest.param("(step % 2)", "((step + 1) % 2)", id="the wrong half"),
         pytest.param("(step + 1) % 2", "0", id="one half for all"),
         pytest.param("if live_0", "if True", id="no guard"),
-        pytest.param("fresh4", "load4", id="stale reads"),
+        pytest.param("load4_volatile", "load4", id="stale reads"),
         pytest.param("+ 2 * q", "+ 2 * q + 1", id="the wrong column"),
         pytest.param("first + row_0", "first + row_0 + 1", id="the wrong row"),
         pytest.param("lane // 4, lane % 4", "lane % 8, lane // 8", id="fragments of other lanes"),
@@ -402,8 +404,8 @@ def test_plans_fit_the_device_and_cover_the_work(device, precision):
             assert c.units * c.blocks >= H
             assert c.rows * plan.tiles * plan.groups >= N > c.rows * plan.tiles * (plan.groups - 1)
             assert 16 * c.chunks >= H * (1 if forward else c.gates)
-            assert c.chunks % c.along == 0
-            assert c.columns % (8 * c.across) == 0
+            assert c.chunks % c.split_k == 0
+            assert c.columns % (8 * c.split_n) == 0
     assert found > 40
 
 
@@ -471,7 +473,7 @@ NORMALISING = [
 )
 @pytest.mark.parametrize(("name", "late", "backward"), NORMALISING)
 def test_every_normalising_kernel_compiles(name, late, backward, dtype, capability):
-    kernel = normalising.kernel(cells.get(name), bool(late), backward, 128)
+    kernel = layer_norm.kernel(cells.get(name), bool(late), backward, 128)
     text = compiled(kernel, dtype, capability)
     assert kernel.shared == 128 * 8
     assert text.count("bar.sync") >= 16  # two sums at least, of 128 threads: 7 halves and 1 each
@@ -562,7 +564,7 @@ def test_every_persistent_kernel_compiles(name, precision, N, H, device, capabil
         kind = "m16n8k16.row.col.f32.bf16" if precision == "bf16" else "m16n8k8.row.col.f32.tf32"
         assert f"mma.sync.aligned.{kind}" in text
         assert "ld.shared.v" in text  # the weights
-        if not plan.tiling.lone:
+        if not plan.tiling.single_block:
             assert "ld.global.v4.f32" in text  # the exchange
             assert "ld.acquire.gpu" in text
             assert "red.release.gpu" in text
@@ -577,13 +579,17 @@ def test_the_kernels_of_training_compile(count, dtype):
         optimiser = kind()
         optimiser.updates = 1
         numbers = len(optimiser._numbers())
-        compiled(updates.rule_kernel(kind.rule, 1 + len(kind.slots), numbers, count), dtype, (9, 0))
-    compiled(updates.add_rows_kernel(count), dtype, (9, 0))
+        compiled(
+            training_kernels.rule_kernel(kind.rule, 1 + len(kind.slots), numbers, count),
+            dtype,
+            (9, 0),
+        )
+    compiled(training_kernels.add_rows_kernel(count), dtype, (9, 0))
     if count == 1:
-        compiled(updates.dropout_kernel(), dtype, (9, 0))
+        compiled(training_kernels.dropout_kernel(), dtype, (9, 0))
     if dtype == np.float32:
         for order in ("large, small, large", "small, large, large"):
-            text = compiled(products._kernel(order, count), dtype, (9, 0))
+            text = compiled(gemm_3xtf32._kernel(order, count), dtype, (9, 0))
             assert ("st.global.v4.f32" in text) == (count == 4)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cuda_emulator import EmulatedGpu, EmulationError
-from numba_rnn.kernels.cuda.kernel import Device, Kernel
+from numba_rnn.kernels.cuda.kernel import DeviceLimits, Kernel
 
 
 def run(text, *arrays, blocks=1):
@@ -12,7 +12,7 @@ def run(text, *arrays, blocks=1):
     lines = ["me = cuda.threadIdx.x", "zeros = (a[0], a[0], a[0], a[0])", *text.splitlines()]
     kernel = Kernel("made", lines, 32, shared=16)
     arguments = kernel.arguments(**dict(zip("ab", arrays, strict=False)))
-    EmulatedGpu(Device(1, 16)).launch(kernel, (blocks, 1), arguments)
+    EmulatedGpu(DeviceLimits(1, 16)).launch(kernel, (blocks, 1), arguments)
 
 
 ERRORS = {
@@ -29,7 +29,7 @@ ERRORS = {
         "(mma_tf32 if me < 9 else mma_bfloat16)((0,) * 4, (0, 0), zeros)",
         "different instructions",
     ),
-    "nobody arrives": ("while seen(b, 0) < 1:\n    pass", "wait for ever: for an arrival"),
+    "nobody arrives": ("while load_acquire(b, 0) < 1:\n    pass", "wait for ever: for an arrival"),
 }
 
 
@@ -49,12 +49,12 @@ def test_errors_between_blocks():
     text = """\
 if cuda.blockIdx.x == 0:
     write(a, 0, (a[1],))
-    arrive(b, 0)
+    red_release(b, 0)
 else:
-    while seen(b, 0) < 32:
+    while load_acquire(b, 0) < 32:
         pass
     {}(a, 0)"""
     for stale in ("load1", "load4"):
         with pytest.raises(EmulationError, match="read stale"):
             run(text.format(stale), *numbers(), blocks=2)
-    run(text.format("fresh4"), *numbers(), blocks=2)
+    run(text.format("load4_volatile"), *numbers(), blocks=2)

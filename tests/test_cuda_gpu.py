@@ -10,9 +10,9 @@ import pytest
 
 from numba_rnn import cells
 from numba_rnn.kernels.cuda import build, gates, persistent, tiling
-from numba_rnn.kernels.cuda.kernel import Device
+from numba_rnn.kernels.cuda.kernel import DeviceLimits
 
-NAME = "numba_rnn.kernels.cuda.gpu"
+NAME = "numba_rnn.kernels.cuda.cupy_gpu"
 
 
 class CuPy:
@@ -77,12 +77,12 @@ def cupy():
 
 
 def persistent_kernel():
-    plan, _ = tiling.plan(cells.get("lstm"), 20, 650, True, "float32", Device(132, 232448))
+    plan, _ = tiling.plan(cells.get("lstm"), 20, 650, True, "float32", DeviceLimits(132, 232448))
     return persistent.kernel(cells.get("lstm"), plan.tiling, plan.tiles), plan
 
 
 def test_the_device_says_what_there_is_room_for(cupy):
-    assert cupy.gpu.device == Device(132, 232448)
+    assert cupy.gpu.device == DeviceLimits(132, 232448)
     assert cupy.gpu.capability == (9, 0)
     assert cupy.gpu.describe() == "NVIDIA H200, 132 multiprocessors, 141 GiB"
 

@@ -456,7 +456,7 @@ def test_the_reference_and_the_cells_need_no_compiler_and_engines_no_other():
 def test_cupy_is_touched_in_one_place():
     for package in ("numba_rnn", "numba_rnn.kernels"):
         for module, targets in imports(package).items():
-            if module not in ("numba_rnn.kernels.cuda.gpu", "numba_rnn.backend"):
+            if module not in ("numba_rnn.kernels.cuda.cupy_gpu", "numba_rnn.backend"):
                 assert not any(within(target, "cupy") for target in targets), module
 
 

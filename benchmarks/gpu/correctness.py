@@ -38,7 +38,7 @@ LARGE: list[Sizes] = [
     (20, 3, 650, 650), (32, 3, 256, 256), (64, 2, 512, 512), (16, 3, 768, 768),
     (64, 2, 1024, 1024), (128, 2, 128, 128), (1, 6, 256, 256),
 ]  # fmt: skip
-# units, rows, along, across, tiles
+# units, rows, split_k, split_n, tiles
 CUTS: list[tuple[tuple[int, int, int, int, int], Sizes]] = [
     ((8, 16, 1, 1, 1), (3, 3, 4, 8)),  # a lone block
     ((16, 16, 2, 1, 2), (35, 2, 4, 15)),  # lone blocks, groups of two tiles
@@ -153,13 +153,13 @@ class _Cut:
         self.engine, self.cut = engine, cut
 
     def __call__(self, cell: Any, N: int, T: int, H: int, dtype: Any, forward: bool = True) -> Any:
-        units, rows, along, across, tiles = self.cut
+        units, rows, split_k, split_n, tiles = self.cut
         gates = layout(cell).early
-        while units * (gates if forward else 1) % (8 * across):
-            along, across = along * 2, across // 2
+        while units * (gates if forward else 1) % (8 * split_n):
+            split_k, split_n = split_k * 2, split_n // 2
         precision = self.engine.precision
-        made = tiling.Tiling(H, gates, forward, units, rows, along, across, precision)
-        return tiling.Plan(made, tiles, -(-N // (rows * tiles)), 0.0, 1e9), "asked for"
+        made = tiling.Tiling(H, gates, forward, units, rows, split_k, split_n, precision)
+        return tiling.LaunchPlan(made, tiles, -(-N // (rows * tiles)), 0.0, 1e9), "asked for"
 
     def fits(self, name: str, sizes: Sizes, forward: bool) -> bool:
         """Whether the device has room for it."""

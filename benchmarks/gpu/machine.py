@@ -14,7 +14,7 @@ from unittest import mock
 import numpy as np
 
 from numba_rnn.kernels.cuda.engine import CudaEngine
-from numba_rnn.kernels.cuda.kernel import Device, Kernel
+from numba_rnn.kernels.cuda.kernel import DeviceLimits, Kernel
 
 Call = Callable[[], Any]
 Choose = Callable[..., Any]
@@ -187,7 +187,7 @@ def opened(emulate: bool, tiny: bool = False) -> Iterator[Machine]:
 class Recorder:
     """Takes note of kernels instead of running them; a ``Gpu`` on NumPy arrays."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: DeviceLimits) -> None:
         self.device, self.xp = device, _Numpy()
         self.found: dict[tuple[Kernel, Any], None] = {}
 

@@ -17,7 +17,7 @@ import numpy as np
 from numba_rnn import cells, use_backend
 from numba_rnn.kernels.cuda import build, gates, persistent, tiling
 from numba_rnn.kernels.cuda.engine import CudaEngine
-from numba_rnn.kernels.cuda.kernel import Device
+from numba_rnn.kernels.cuda.kernel import DeviceLimits
 from numba_rnn.kernels.cuda.pass_arrays import PassArrays
 from numba_rnn.kernels.step_options import NO_OPTIONS
 
@@ -123,7 +123,7 @@ def launch(machine: Machine, item: str) -> dict[str, Any]:
 
 def _compiling(machine: Machine, item: str) -> dict[str, Any]:
     """Seconds to compile a kernel, and to find it on disk."""
-    cell, device = cells.get("lstm"), Device(132, 227 * 1024)
+    cell, device = cells.get("lstm"), DeviceLimits(132, 227 * 1024)
     kernel = gates.kernel(cell, "forward_gates", 4, 128)
     if "persistent" in item:
         plan, _ = tiling.plan(cell, 32, 256, True, "float32", device)
@@ -145,7 +145,7 @@ def _compiling(machine: Machine, item: str) -> dict[str, Any]:
 # ---- compilation of all
 
 
-def wanted_kernels(device: Device, cell: str | None, precision: str | None) -> list[Any]:
+def wanted_kernels(device: DeviceLimits, cell: str | None, precision: str | None) -> list[Any]:
     """The kernels, each with its dtype, that correctness and speed need on a device."""
     recorder = Recorder(device)
     machine = Machine(CudaEngine(recorder))
@@ -179,7 +179,7 @@ def compile_share(
     """Compile every n-th kernel: ``share`` is k/n, ``device`` has four numbers of the device."""
     k, n = map(int, share.split("/"))
     multiprocessors, shared, major, minor = map(int, device.split(","))
-    wanted = wanted_kernels(Device(multiprocessors, shared), cell, precision)
+    wanted = wanted_kernels(DeviceLimits(multiprocessors, shared), cell, precision)
     seconds, failed = {}, {}
     for kernel, dtype in wanted[k::n]:
         start = time.perf_counter()

@@ -13,7 +13,7 @@ from ..disk_cache import Entry
 from ..fingerprint import of_engine, of_functions, with_callees
 from ..once import once
 from .kernel import COUNTERS, FLAGS, INDICES, INTEGERS, NUMBERS, Kernel
-from .target import NVIDIA, overload, ptx_of, types
+from .numba_cuda_compat import NVIDIA, overload, ptx_of, types
 
 
 class Binary(NamedTuple):

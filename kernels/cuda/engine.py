@@ -1,9 +1,9 @@
 """The CUDA engine's host code: what is large goes to the array library, what is left to kernels.
 
-Before the steps x Wx is one product for all of them (``products.py``), after them so are the
+Before the steps x Wx is one product for all of them (``gemm_3xtf32.py``), after them so are the
 gradients of the weights and dxs. The steps themselves are one launch of a persistent kernel where
 that is faster (``tiling.plan`` says), else a product and a launch each, or two of both where
-the cell has a second product, and more where gates are normalised (``normalising.py``):
+the cell has a second product, and more where gates are normalised (``layer_norm.py``):
 
     forward, step t                                  backward, step t, from the last
       early = h[t] Wh                                  backward_gates -> dgates[t], dstate
@@ -13,7 +13,7 @@ the cell has a second product, and more where gates are normalised (``normalisin
       [normalise_late]                                 [denormalise_early]
       forward_gates -> states[t+1], saved[t], hs[:, t] through_h = dgates[t] WhT
 
-What is kept for backward lies time first, so that a step's rows lie together: ``arithmetic.py``.
+What is kept for backward lies time first, so that a step's rows lie together: ``step_codegen.py``.
 
 A ``Gpu`` has the library of the arrays (CuPy) and starts kernels on them; tests put NumPy and an
 emulator there.
@@ -34,7 +34,7 @@ from ..device_engine import DeviceEngine
 from ..engine import Array, Engine, Gradients, State, expect_consistent, product_in_parts, written
 from ..layout import Layout, layout
 from ..step_options import NO_OPTIONS, StepOptions
-from . import gates, normalising, persistent, products, tiling, updates
+from . import gates, gemm_3xtf32, layer_norm, persistent, tiling, training_kernels
 from .kernel import Gpu, Kernel
 from .pass_arrays import PassArrays
 
@@ -52,7 +52,7 @@ class CudaEngine(DeviceEngine):
     def __init__(self, gpu: Gpu, precision: str = "float32") -> None:
         super().__init__(gpu.xp)
         self.gpu, self.precision = gpu, precision
-        self._plans: dict[Any, tuple[tiling.Plan | None, str]] = {}
+        self._plans: dict[Any, tuple[tiling.LaunchPlan | None, str]] = {}
         self._fitting: set[Any] = set()  # plans that the GPU has been asked about
         self._others: dict[str, CudaEngine] = {precision: self}
 
@@ -65,7 +65,7 @@ class CudaEngine(DeviceEngine):
 
     def plan(
         self, cell: Cell, N: int, T: int, H: int, dtype: Any, forward: bool = True
-    ) -> tuple[tiling.Plan | None, str]:
+    ) -> tuple[tiling.LaunchPlan | None, str]:
         """How T steps of a batch of N rows and H units run, None: step by step; and why."""
         if dtype != np.float32:
             return None, "float64 has no tensor cores"
@@ -77,7 +77,7 @@ class CudaEngine(DeviceEngine):
                 cell, N, H, forward, self.precision, self.gpu.device
             )  # fmt: skip
         plan, why = self._plans[key]
-        if plan is not None and not plan.pays(T):
+        if plan is not None and not plan.worthwhile(T):
             return None, f"too few steps, {T}, to pack the weights for"
         if plan is not None and key not in self._fitting:
             kernel = persistent.kernel(cell, plan.tiling, plan.tiles)
@@ -294,7 +294,7 @@ class CudaEngine(DeviceEngine):
             super().update(rule, arrays, gradient, numbers)
             return
         count = self._count(gradient.size, whole)
-        kernel = updates.rule_kernel(rule, len(arrays), len(numbers), count)
+        kernel = training_kernels.rule_kernel(rule, len(arrays), len(numbers), count)
         blocks = -(-gradient.size // (kernel.threads * count))
         named = {f"array{k}": array for k, array in enumerate(arrays)}
         named |= {f"number{k}": gradient.dtype.type(number) for k, number in enumerate(numbers)}
@@ -303,7 +303,7 @@ class CudaEngine(DeviceEngine):
     def dropout(
         self, seed: int, shape: Sequence[int], rate: float, dtype: Any, row_offset: int = 0
     ) -> Array:
-        xp, kernel = self.xp, updates.dropout_kernel()
+        xp, kernel = self.xp, training_kernels.dropout_kernel()
         out, left = xp.empty(shape, dtype), xp.asarray(np.array([1 / (1 - rate)], dtype))
         words = np.array(
             [seed, counter_rng.threshold(rate), counter_rng.place(0, row_offset)], np.uint64
@@ -322,7 +322,7 @@ class CudaEngine(DeviceEngine):
         order = xp.argsort(rows)  # CuPy's is stable
         rows, values = rows[order].astype(np.int64), self._aligned(values)
         count = self._count(H, [out, values])
-        kernel = updates.add_rows_kernel(count)
+        kernel = training_kernels.add_rows_kernel(count)
         grid = len(rows), -(-H // (kernel.threads * count))
         sizes = {"H": H, "size": len(rows)}
         self._launch(kernel, grid, out=out, values=values, rows=rows, order=order, **sizes)
@@ -354,7 +354,7 @@ class CudaEngine(DeviceEngine):
     def _product(self, a: Array, b: Array) -> Array:
         """A product over all steps."""
         if self.precision == "float32":
-            return products.product(self.gpu, a, b)
+            return gemm_3xtf32.product(self.gpu, a, b)
         return product_in_parts(self.xp.matmul, a, b)  # in TF32
 
     def _aligned(self, array: Array) -> Array:
@@ -390,7 +390,7 @@ class CudaEngine(DeviceEngine):
         count = len(at.normalised_late if late else at.normalised_early)
         if not count:
             return _nothing
-        kernel = normalising.kernel(arrays.cell, late, backward, self.gpu.device.threads)
+        kernel = layer_norm.kernel(arrays.cell, late, backward, self.gpu.device.threads)
         return self._starting(kernel, (N, count), arrays.by_name)
 
     def _gates(self, name: str, arrays: PassArrays) -> Callable[..., None]:
@@ -404,7 +404,7 @@ class CudaEngine(DeviceEngine):
         return self._starting(kernel, (N, -(-H // (count * threads))), arrays.by_name)
 
     def _run_persistent(
-        self, plan: tiling.Plan, Wh: Array, arrays: PassArrays, start: Array | None = None
+        self, plan: tiling.LaunchPlan, Wh: Array, arrays: PassArrays, start: Array | None = None
     ) -> None:
         """Launch a persistent kernel; ``start`` (N, H) is what the first step multiplies."""
         xp, c, (N, _, H) = self.xp, plan.tiling, arrays.sizes

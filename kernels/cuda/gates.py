@@ -8,7 +8,7 @@ A thread has one row of the batch and ``count`` units side by side:
     blockIdx.x = n           |<- blockDim.x threads ->|   blockIdx.y of them side by side
                              j = 0, count, 2 count ... < H
 
-What the step's products give, beside the arrays of ``arithmetic.py``:
+What the step's products give, beside the arrays of ``step_codegen.py``:
 
     early (N, early H), late (N, late H)    h Wh, and the second product
     through_h (N, H)                        what came back through h Wh from the step after
@@ -24,8 +24,8 @@ from functools import cache, partial
 from ..cells import Cell
 from ..layout import layout
 from ..step_options import NO_OPTIONS, StepFeatures
-from .arithmetic import Step
 from .kernel import Kernel
+from .step_codegen import StepCode
 
 
 def names(cell: Cell) -> tuple[str, ...]:
@@ -50,8 +50,8 @@ def kernel(
     features: StepFeatures = NO_OPTIONS.features,
 ) -> Kernel:
     """A gate kernel for ``count`` units a thread."""
-    step = Step(cell, features=features)
-    lines = [*step.here(), *_MAKERS[name](step)]
+    step = StepCode(cell, features=features)
+    lines = [*step.offsets(), *_MAKERS[name](step)]
     if name in _STEPS:
         lines = [_STEPS[name], *("    " + line for line in lines)]
     head = [
@@ -74,31 +74,36 @@ def _side(cell: Cell):  # type: ignore[no-untyped-def]
     return side
 
 
-def _forward(step: Step) -> list[str]:
-    return [*step.known(), *step.forward(_side(step.cell)), *step.store_forward()]
+def _forward(step: StepCode) -> list[str]:
+    return [*step.load_inputs(), *step.forward(_side(step.cell)), *step.store_forward()]
 
 
-def _operand(step: Step) -> list[str]:
+def _operand(step: StepCode) -> list[str]:
     place = "late, p" if step.cell.operand_gate else "operands, t * N * H + p"
-    return [*step.known(), *step.operand(_side(step.cell)), f"store(factor, {place})"]
+    return [*step.load_inputs(), *step.operand(_side(step.cell)), f"store(factor, {place})"]
 
 
-def _backward(step: Step, through_h: str = "load(through_h, p)") -> list[str]:
-    return [*step.found(), *step.arriving(), *step.backward(through_h), *step.store_backward()]
+def _backward(step: StepCode, through_h: str = "load(through_h, p)") -> list[str]:
+    return [
+        *step.load_saved(),
+        *step.load_grads(),
+        *step.backward(through_h),
+        *step.store_backward(),
+    ]
 
 
-def _operand_backward(step: Step) -> list[str]:
+def _operand_backward(step: StepCode) -> list[str]:
     doperand = "load(doperand, p)"
     if step.cell.operand_gate:
         doperand = f"load(dgates, d + {step.at.after_operand[0]} * H)"
-    return [*step.found(), *step.operand_backward(doperand)]
+    return [*step.load_saved(), *step.operand_backward(doperand)]
 
 
 _STEPS = {
     "forward_scan": "for t in range(T):",
     "backward_scan": "for t in range(T - 1, -1, -1):",
 }
-_MAKERS: dict[str, Callable[[Step], list[str]]] = {
+_MAKERS: dict[str, Callable[[StepCode], list[str]]] = {
     "forward_scan": _forward,
     "backward_scan": partial(_backward, through_h="0.0"),
     "forward_gates": _forward,

@@ -39,11 +39,12 @@ class Kernel:
     @cached_property
     def outer(self) -> dict[str, Any]:
         """The instructions and functions that its lines refer to, by name."""
-        from . import lanes, ptx
-        from .target import cuda
+        from . import ptx, vector_type
+        from .numba_cuda_compat import cuda
 
         return {
-            **ptx.INSTRUCTIONS, **lanes.instructions(self.count), **self.functions, "cuda": cuda,
+            **ptx.INSTRUCTIONS, **vector_type.instructions(self.count), **self.functions,
+            "cuda": cuda,
         }  # fmt: skip
 
     @cached_property
@@ -82,7 +83,7 @@ class Kernel:
 
 
 @dataclass(frozen=True)
-class Device:
+class DeviceLimits:
     """What a GPU has room for.
 
     multiprocessors  how many blocks can surely run at once
@@ -104,14 +105,14 @@ FLAGS = "mask", "resets"  # uint8
 
 
 class Gpu(Protocol):
-    """What the engine needs: CuPy's is in ``gpu.py``; tests have an emulator.
+    """What the engine needs: CuPy's is in ``cupy_gpu.py``; tests have an emulator.
 
     xp      the library of the arrays
     device  what there is room for
     """
 
     xp: Any
-    device: Device
+    device: DeviceLimits
 
     def launch(self, kernel: Kernel, grid: tuple[int, int], arguments: Sequence[Any]) -> None:
         """Start a kernel on arrays and numbers."""

@@ -8,7 +8,8 @@ from ..step_options import StepOptions
 
 
 class PassArrays:
-    """The arrays and sizes of a pass, by the names that kernels have for them (``arithmetic.py``).
+    """The arrays and sizes of a pass, by the names that kernels have for them
+    (``step_codegen.py``).
 
     From the start there are those of the steps' options, and the sizes.
 

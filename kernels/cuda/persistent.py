@@ -27,7 +27,7 @@ Shared memory, in float32:   weights | the warps' parts of the product | exchang
 
     weights   for each 8 columns, for each 16 of the contraction, for each lane 4 g + q:
               column g, contraction 4 q ... 4 q + 3; as bfloat16 in half the room
-    parts     (warps along the contraction, rows, columns + 1)
+    partials  (warps along the contraction, rows, columns + 1)
 
 In what order the contraction is added up does not matter, as long as both factors keep to it: a
 lane's 16 bytes, places 4 q ... 4 q + 3 of sixteen, serve as places q and q + 4 of an eight, twice.
@@ -41,8 +41,8 @@ from functools import cache
 from ..cells import Cell
 from ..layout import layout
 from ..step_options import NO_OPTIONS, StepFeatures
-from .arithmetic import Step
 from .kernel import Kernel
+from .step_codegen import StepCode
 from .tiling import Tiling
 
 
@@ -56,14 +56,14 @@ def kernel(
     """The kernel for groups of tiles * rows rows."""
     name = f"{cell.name}_persistent_" + ("forward" if tiling.forward else "backward")
     pairs = [
-        _Pair(cell, tiling, tiles, k, features)
+        _ThreadItem(cell, tiling, tiles, k, features)
         for k in range(-(-tiling.units * tiling.rows // tiling.threads))
     ]
     lines = _lines(pairs, tiling, tiles)
     functions = {name: f for pair in pairs for name, f in pair.step.functions.items()}
     return Kernel(
         name, lines, tiling.threads, functions,
-        shared=tiling.shared(tiles), cooperative=not tiling.lone,
+        shared=tiling.shared(tiles), cooperative=not tiling.single_block,
     )  # fmt: skip
 
 
@@ -71,51 +71,51 @@ def _indented(lines: list[str], by: int = 1) -> list[str]:
     return ["    " * by + line for line in lines]
 
 
-def _lines(steps: "list[_Pair]", c: Tiling, tiles: int) -> list[str]:
+def _lines(steps: "list[_ThreadItem]", c: Tiling, tiles: int) -> list[str]:
     loads = [line for step in steps for line in step.loads()]
     meet = [
         "if tile == 0:",
         "    if thread == 0:",
-        f"        while seen(counters, group * 32) < {c.blocks} * step:",
+        f"        while load_acquire(counters, group * 32) < {c.blocks} * step:",
         "            pass",
         "    cuda.syncthreads()",
     ]
     arrive = [  # before what nobody waits for is written
         f"if thread == 0 and tile == {tiles - 1}:",
-        "    arrive(counters, group * 32)",
+        "    red_release(counters, group * 32)",
     ]
     return [
         "thread, block, group = cuda.threadIdx.x, cuda.blockIdx.x, cuda.blockIdx.y",
         "lane, warp = thread % 32, thread // 32",
         "g, q = lane // 4, lane % 4",
-        f"along, across = warp % {c.along}, warp // {c.along}",
+        f"split_k, split_n = warp % {c.split_k}, warp // {c.split_k}",
         "memory, zero = shared_of(weights), ZERO",
         f"for i in range(thread * 4, {c.weights}, {4 * c.threads}):",
         f"    weight = load4(weights, block * {c.weights} + i)",
         f"    write(memory, i, {'numbers(tf32(weight))' if c.precision == 'tf32' else 'weight'})",
-        *(_lone_start(c, tiles) if c.lone else []),
+        *(_single_block_start(c, tiles) if c.single_block else []),
         "cuda.syncthreads()",
         "for step in range(T):",
         f"    t = {'step' if c.forward else 'T - 1 - step'}",
         f"    for tile in range({tiles}):",
         f"        first = (group * {tiles} + tile) * {c.rows}",
         *_indented(loads, 2),
-        *([] if c.lone else _indented(meet, 2)),
+        *([] if c.single_block else _indented(meet, 2)),
         *_indented(_product(c, tiles), 2),
         "        cuda.syncthreads()",
         *_indented([line for step in steps for line in step.finish()], 2),
         "        cuda.syncthreads()",
-        *([] if c.lone else _indented(arrive, 2)),
+        *([] if c.single_block else _indented(arrive, 2)),
         *_indented([line for step in steps for line in step.write()], 2),
     ]
 
 
-def _lone_start(c: Tiling, tiles: int) -> list[str]:
+def _single_block_start(c: Tiling, tiles: int) -> list[str]:
     """A lone block's exchange: what the host put into the first half."""
     words = c.rows * tiles * c.stride
     return [
         f"for i in range(thread * 4, {words}, {4 * c.threads}):",
-        f"    write(memory, {c.weights + c.parts} + i, load4(exchange, group * {words} + i))",
+        f"    write(memory, {c.weights + c.partials} + i, load4(exchange, group * {words} + i))",
     ]
 
 
@@ -123,14 +123,14 @@ def _lone_start(c: Tiling, tiles: int) -> list[str]:
 
 
 def _product(c: Tiling, tiles: int) -> list[str]:
-    """parts <- exchange x weights, each warp its columns and its share of the contraction."""
-    high, wide = c.rows // 16, c.columns // 8 // c.across
-    each, half = c.chunks // c.along, f"cuda.gridDim.y * {tiles * c.rows * c.stride}"
+    """partials <- exchange x weights, each warp its columns and its share of the contraction."""
+    high, wide = c.rows // 16, c.columns // 8 // c.split_n
+    each, half = c.chunks // c.split_k, f"cuda.gridDim.y * {tiles * c.rows * c.stride}"
     ahead = min(c.ahead, each)
-    load, memory = ("load4", "memory") if c.lone else ("fresh4", "exchange")
+    load, memory = ("load4", "memory") if c.single_block else ("load4_volatile", "exchange")
     rows = [f"g + {8 * i}" for i in range(2 * high)]
-    if c.lone:
-        source = f"{c.weights + c.parts} + tile * {c.rows} * {c.stride}"
+    if c.single_block:
+        source = f"{c.weights + c.partials} + tile * {c.rows} * {c.stride}"
     else:  # rows beyond the last are read from there: 16 bytes that are loaded anyway
         source = f"(step % 2) * {half}"
         rows = [f"(first + {row} if first + {row} < N else N - 1)" for row in rows]
@@ -142,7 +142,7 @@ def _product(c: Tiling, tiles: int) -> list[str]:
             for i in range(2 * high)
         ]
 
-    lines = [f"source = {source} + 4 * q + along * {each * 16}"]
+    lines = [f"source = {source} + 4 * q + split_k * {each * 16}"]
     lines += [f"source{i} = source + ({row}) * {c.stride}" for i, row in enumerate(rows)]
     lines += [
         f"{name}{i}_{j} = (zero, zero, zero, zero)"
@@ -156,14 +156,14 @@ def _product(c: Tiling, tiles: int) -> list[str]:
         last = each - ahead
         body += [f"later = chunk + {ahead} if chunk < {last} else {last}", *loads("next", "later")]
     for k in range(ahead):
-        body += _chunk(c, k, f"along * {each} + chunk + {k}")
+        body += _chunk(c, k, f"split_k * {each} + chunk + {k}")
     if each > ahead:
         body += [f"x{k}_{i} = next{k}_{i}" for k in range(ahead) for i in range(2 * high)]
         lines += [f"for chunk in range(0, {each}, {ahead}):", *_indented(body)]
     else:
         lines += ["chunk = 0", *body]
     width = c.columns + 1
-    lines.append(f"part = {c.weights} + (along * {c.rows} + g) * {width} + 8 * {wide} * across")
+    lines.append(f"part = {c.weights} + (split_k * {c.rows} + g) * {width} + 8 * {wide} * split_n")
     for i in range(high):
         for j in range(wide):
             place = f"part + {i * 16 * width + j * 8} + 2 * q"
@@ -178,9 +178,9 @@ def _chunk(c: Tiling, k: int, chunk: str) -> list[str]:
     """Add sixteen of the contraction to all sums."""
     rough = _chunk_bf16 if c.precision == "bf16" else _chunk_tf32
     words = 64 if c.precision == "bf16" else 128  # of 8 columns
-    wide = c.columns // 8 // c.across
+    wide = c.columns // 8 // c.split_n
     lines = [
-        f"place = (across * {wide * c.chunks} + {chunk}) * {words} + lane * {words // 32}",
+        f"place = (split_n * {wide * c.chunks} + {chunk}) * {words} + lane * {words // 32}",
     ]
     return lines + rough(c, k, [f"place + {j * c.chunks * words}" for j in range(wide)])
 
@@ -205,14 +205,14 @@ def _chunk_tf32(c: Tiling, k: int, places: list[str]) -> list[str]:
         v, w = f"x{k}_{2 * i}", f"x{k}_{2 * i + 1}"
         for e in (0, 1):  # eights of the sixteen
             lines.append(f"a = ({v}[{2 * e}], {w}[{2 * e}], {v}[{2 * e + 1}], {w}[{2 * e + 1}])")
-            lines.append(f"a{i}_{e} = {'near' if exact else 'tf32'}(a)")
+            lines.append(f"a{i}_{e} = {'tf32_bits' if exact else 'tf32'}(a)")
             if exact:
-                lines.append(f"rest{i}_{e} = off(a, a{i}_{e})")
+                lines.append(f"rest{i}_{e} = tf32_residual_bits(a, a{i}_{e})")
     for j, place in enumerate(places):
         lines.append(f"weight = load4(memory, {place})")
-        lines.append(f"most = {'near' if exact else 'bits'}(weight)")
+        lines.append(f"most = {'tf32_bits' if exact else 'bits'}(weight)")
         if exact:
-            lines.append("less = off(weight, most)")
+            lines.append("less = tf32_residual_bits(weight, most)")
         for e in (0, 1):
             most, less = (f"({part}[{2 * e}], {part}[{2 * e + 1}])" for part in ("most", "less"))
             for i in high:
@@ -227,12 +227,12 @@ def _chunk_tf32(c: Tiling, k: int, places: list[str]) -> list[str]:
 # ---- a row's unit: what a thread does between two products
 
 
-class _Pair:
+class _ThreadItem:
     """The k-th row and unit of a thread."""
 
     def __init__(self, cell: Cell, c: Tiling, tiles: int, k: int, features: StepFeatures) -> None:
         self.c, self.tiles, self.k = c, tiles, k
-        self.step, self.at = Step(cell, f"_{k}", features), layout(cell)
+        self.step, self.at = StepCode(cell, f"_{k}", features), layout(cell)
 
     def loads(self) -> list[str]:
         """Before the product; rows and units beyond the last do as the last one does."""
@@ -244,8 +244,8 @@ class _Pair:
             f"live{m} = row{m} < {c.rows} and n{m} < N and j{m} < H",
             f"n{m}, j{m} = n{m} if n{m} < N else N - 1, j{m} if j{m} < H else H - 1",
             f"row{m} = row{m} if row{m} < {c.rows} else {c.rows - 1}",
-            *step.here(),
-            *(step.known() if c.forward else [*step.found(), *step.arriving()]),
+            *step.offsets(),
+            *(step.load_inputs() if c.forward else [*step.load_saved(), *step.load_grads()]),
         ]
 
     def finish(self) -> list[str]:
@@ -255,7 +255,7 @@ class _Pair:
         lines = [f"part = {c.weights} + row{m} * {width} + unit{m}"]
         for k in range(c.columns // c.units):
             terms = (
-                f"load(memory, part + {a * c.rows * width + k * c.units})" for a in range(c.along)
+                f"load(memory, part + {a * c.rows * width + k * c.units})" for a in range(c.split_k)
             )
             lines.append(f"side{k} = {' + '.join(terms)}")
         lines += step.forward(lambda k: f"side{k}") if c.forward else step.backward("side0")
@@ -270,8 +270,8 @@ class _Pair:
     def _hand_over(self) -> list[str]:
         """What the next step multiplies."""
         c, m = self.c, self.step.mark
-        if c.lone:
-            memory, start = "memory", f"{c.weights + c.parts} + (tile * {c.rows} + row{m})"
+        if c.single_block:
+            memory, start = "memory", f"{c.weights + c.partials} + (tile * {c.rows} + row{m})"
         else:
             memory = "exchange"
             start = f"(((step + 1) % 2) * cuda.gridDim.y * {self.tiles * c.rows} + n{m})"

@@ -3,17 +3,20 @@
 All pointers are to float32, but for ``counters`` (uint32); ``index`` counts their numbers, a wide
 access starts at a multiple of its width. Several numbers travel as a tuple.
 
-    load4, load2, load1             16, 8 or 4 bytes at once, as a tuple
-    write(pointer, index, numbers)  as many at once
-    arrive(counters, index)         add 1, after all that the block wrote before
-    seen(counters, index)           read; what was written before those arrivals is there after it
-    fresh4(pointer, index)          16 bytes that another block wrote, after ``seen``
-    tf32(numbers)                   rounded to TF32, as bits
-    off(numbers, bits)              what that rounding left off, as bits
-    near(numbers)                   as tf32, but with ``off`` in three instructions instead of
-                                    seven: NaN is in ``off``, which the tensor cores cut off at TF32
-    bfloat16(numbers)               rounded, two to a register, as bits
-    bits(numbers), numbers(bits)    the same bits
+    load4, load2, load1                16, 8 or 4 bytes at once, as a tuple
+    write(pointer, index, numbers)     as many at once
+    red_release(counters, index)       add 1, after all that the block wrote before
+    load_acquire(counters, index)      read; what was written before those arrivals is there after
+                                       it
+    load4_volatile(pointer, index)     16 bytes that another block wrote, after ``load_acquire``
+    tf32(numbers)                      rounded to TF32, as bits
+    tf32_residual_bits(numbers, bits)  what that rounding left off, as bits
+    tf32_bits(numbers)                 as tf32, but with ``tf32_residual_bits`` in three
+                                       instructions instead of seven: NaN is in
+                                       ``tf32_residual_bits``, which the tensor cores cut off at
+                                       TF32
+    bfloat16(numbers)                  rounded, two to a register, as bits
+    bits(numbers), numbers(bits)       the same bits
     mma_tf32(a, b, c), mma_bfloat16(a, b, c)     c + a b by a warp, 16 x 8 numbers
 
 The tensor cores' fragments, lane = 4 g + q (PTX ISA, "Matrix Fragments for mma"):
@@ -28,7 +31,7 @@ The tensor cores' fragments, lane = 4 g + q (PTX ISA, "Matrix Fragments for mma"
 import numpy as np
 from llvmlite import ir
 
-from .target import intrinsic, types
+from .numba_cuda_compat import intrinsic, types
 
 _FLOAT, _INT32, _INT64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 _LLVM = {"f": _FLOAT, "r": _INT32, "l": _INT64}
@@ -117,12 +120,12 @@ def _accessing(code, outs, result):
 
 # Nothing moves this load to before the thread, or its block at a barrier, has seen the arrival;
 # from then on it finds the numbers by the rules of the memory model, in whatever cache they are.
-fresh4 = _accessing(
+load4_volatile = _accessing(
     "ld.global.v4.f32 {$0,$1,$2,$3}, [$4];", "ffff", types.UniTuple(types.float32, 4)
 )
 # Whoever sees it sees what this thread and, through a barrier, its block wrote before.
-arrive = _accessing("red.release.gpu.global.add.u32 [$0], 1;", "", types.void)
-seen = _accessing("ld.acquire.gpu.global.u32 $0, [$1];", "r", types.uint32)
+red_release = _accessing("red.release.gpu.global.add.u32 [$0], 1;", "", types.void)
+load_acquire = _accessing("ld.acquire.gpu.global.u32 $0, [$1];", "r", types.uint32)
 
 
 # ---- numbers
@@ -150,7 +153,7 @@ def _converting(result, emit, at_once=1):
 
 
 @intrinsic
-def off(typing, numbers, rounded):
+def tf32_residual_bits(typing, numbers, rounded):
     """The rest of numbers that were rounded to these bits, as bits."""
 
     def codegen(context, builder, signature, args):
@@ -172,7 +175,7 @@ bits = _converting(types.uint32, _instruction("mov.b32 $0, $1;", "r"))
 tf32 = _converting(types.uint32, _instruction("cvt.rna.tf32.f32 $0, $1;", "r"))
 # the second number goes to the upper half
 bfloat16 = _converting(types.uint32, _instruction("cvt.rn.bf16x2.f32 $0, $2, $1;", "r"), at_once=2)
-near = _converting(types.uint32, _nearest)
+tf32_bits = _converting(types.uint32, _nearest)
 
 
 def _multiplying(shape):
@@ -196,8 +199,10 @@ mma_tf32 = _multiplying("m16n8k8.row.col.f32.tf32.tf32")
 mma_bfloat16 = _multiplying("m16n8k16.row.col.f32.bf16.bf16")
 
 INSTRUCTIONS = {
-    "arrive": arrive, "bfloat16": bfloat16, "bits": bits, "fresh4": fresh4, "load1": load1,
+    "red_release": red_release, "bfloat16": bfloat16, "bits": bits,
+    "load4_volatile": load4_volatile, "load1": load1,
     "load2": load2, "load4": load4, "mma_bfloat16": mma_bfloat16, "mma_tf32": mma_tf32,
-    "near": near, "numbers": numbers, "off": off, "seen": seen, "tf32": tf32, "write": write,
+    "tf32_bits": tf32_bits, "numbers": numbers, "tf32_residual_bits": tf32_residual_bits,
+    "load_acquire": load_acquire, "tf32": tf32, "write": write,
     "ZERO": np.float32(0),
 }  # fmt: skip

@@ -1,9 +1,9 @@
 """How a persistent kernel is cut, and whether there should be one.
 
 A block has ``units`` hidden units and ``rows`` rows of the batch at a time; its warps share the
-contraction of the product (``along``) and its columns (``across``). Which cut is best is estimated
-from what a step has to wait for: the other blocks, the first byte and the bytes of what they
-wrote, the tensor cores.
+contraction of the product (``split_k``) and its columns (``split_n``). Which cut is best is
+estimated from what a step has to wait for: the other blocks, the first byte and the bytes of what
+they wrote, the tensor cores.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ import numpy as np
 
 from ..cells import Cell
 from ..layout import layout
-from .kernel import Device
+from .kernel import DeviceLimits
 
 PRECISIONS = ("float32", "tf32", "bf16")
 _LOADS_ON_THEIR_WAY = 8  # 16-byte loads of the exchange a lane has in flight
@@ -28,8 +28,8 @@ class Tiling:
     forward  forward or backward
     units    hidden units of a block, a multiple of 8
     rows     rows of the batch at a time, a multiple of 16
-    along    warps that share the contraction
-    across   warps that share the columns
+    split_k  warps that share the contraction
+    split_n  warps that share the columns
     """
 
     size: int
@@ -37,14 +37,14 @@ class Tiling:
     forward: bool
     units: int
     rows: int
-    along: int
-    across: int
+    split_k: int
+    split_n: int
     precision: str
 
     @property
     def threads(self) -> int:
         """Of a block."""
-        return 32 * self.along * self.across
+        return 32 * self.split_k * self.split_n
 
     @property
     def blocks(self) -> int:
@@ -60,9 +60,9 @@ class Tiling:
     def chunks(self) -> int:
         """The contraction in sixteens, as many for each warp."""
         contraction = self.size * (1 if self.forward else self.gates)
-        each = -(-contraction // (16 * self.along))
+        each = -(-contraction // (16 * self.split_k))
         ahead = self.ahead
-        return self.along * (-(-each // ahead) * ahead if each > ahead else each)
+        return self.split_k * (-(-each // ahead) * ahead if each > ahead else each)
 
     @property
     def ahead(self) -> int:
@@ -81,7 +81,7 @@ class Tiling:
         return 3 if self.precision == "float32" else 1
 
     @property
-    def lone(self) -> bool:
+    def single_block(self) -> bool:
         """A group is one block."""
         return self.blocks == 1
 
@@ -91,19 +91,19 @@ class Tiling:
         return self.columns * self.chunks * (8 if self.precision == "bf16" else 16)
 
     @property
-    def parts(self) -> int:
-        """Words of the warps' parts."""
-        words = self.along * self.rows * (self.columns + 1)
+    def partials(self) -> int:
+        """Words of the warps' partial sums."""
+        words = self.split_k * self.rows * (self.columns + 1)
         return -(-words // 4) * 4
 
     def shared(self, tiles: int) -> int:
         """Bytes of shared memory, for groups of so many times ``rows`` rows."""
-        lone = self.rows * tiles * self.stride if self.lone else 0
-        return 4 * (self.weights + self.parts + lone)
+        lone = self.rows * tiles * self.stride if self.single_block else 0
+        return 4 * (self.weights + self.partials + lone)
 
 
 @dataclass(frozen=True)
-class Plan:
+class LaunchPlan:
     """A tiling, and how many times its rows a group has; what a step takes, and would without."""
 
     tiling: Tiling
@@ -112,7 +112,7 @@ class Plan:
     microseconds: float
     step_by_step: float
 
-    def pays(self, T: int) -> bool:
+    def worthwhile(self, T: int) -> bool:
         """Whether so many steps are worth packing the weights for."""
         return _PACKING + T * self.microseconds < T * self.step_by_step
 
@@ -128,8 +128,8 @@ _PACKING = 40.0  # once
 
 
 def plan(
-    cell: Cell, N: int, H: int, forward: bool, precision: str, device: Device
-) -> tuple[Plan | None, str]:
+    cell: Cell, N: int, H: int, forward: bool, precision: str, device: DeviceLimits
+) -> tuple[LaunchPlan | None, str]:
     """The best way to run so many rows and units persistently, or None; and why."""
     gates = layout(cell).early
     if layout(cell).late:
@@ -141,13 +141,13 @@ def plan(
         return None, f"{cell.name} has no recurrent product: a thread runs through all steps"
     step_by_step = _STEP_BY_STEP + 2 * N * H * H * gates / _FLOP[precision]
     plans = [
-        Plan(*cut, step_by_step)
+        LaunchPlan(*cut, step_by_step)
         for units in (8, 16, 32, 64, 128)
         for rows in (16, 32)
         for warps in (8, 16)
-        for across in (1, 2, 4, 8, 16)
-        if across <= warps
-        and (cut := _cut(N, H, gates, forward, units, rows, warps, across, precision, device))
+        for split_n in (1, 2, 4, 8, 16)
+        if split_n <= warps
+        and (cut := _cut(N, H, gates, forward, units, rows, warps, split_n, precision, device))
     ]
     if not plans:
         return None, f"the recurrent weights of H {H} do not fit on the chip"
@@ -161,14 +161,14 @@ def plan(
 
 
 def _cut(
-    N: int, H: int, gates: int, forward: bool, units: int, rows: int, warps: int, across: int,
-    precision: str, device: Device,
+    N: int, H: int, gates: int, forward: bool, units: int, rows: int, warps: int, split_n: int,
+    precision: str, device: DeviceLimits,
 ) -> tuple[Tiling, int, int, float] | None:  # fmt: skip
     """A tiling, tiles, groups, and microseconds; None where the device has no room for it."""
     if units >= 2 * H and units > 8:
         return None
-    c = Tiling(H, gates, forward, units, rows, warps // across, across, precision)
-    if c.columns % (8 * across):
+    c = Tiling(H, gates, forward, units, rows, warps // split_n, split_n, precision)
+    if c.columns % (8 * split_n):
         return None
     most = device.multiprocessors // c.blocks
     if most == 0:
@@ -176,21 +176,21 @@ def _cut(
     tiles = -(-N // (rows * most))
     groups = -(-N // (rows * tiles))
     pairs = -(-units * rows // c.threads)
-    each, own = c.chunks // c.along, rows // 16 * (c.columns // 8 // across)
+    each, own = c.chunks // c.split_k, rows // 16 * (c.columns // 8 // split_n)
     loads = 4 * _LOADS_ON_THEIR_WAY * (2 if each > c.ahead else 1)
     registers = 40 + 4 * own * c.sums + loads + pairs * (4 + 2 * gates)
     if pairs > 4 or registers > (230 if warps == 8 else 120) or c.shared(tiles) > device.shared:
         return None
     read = 4 * min(rows, N) * 16 * c.chunks  # bytes, of which the first cache keeps a part
-    times = (1 + across) / 2
+    times = (1 + split_n) / 2
     exchange = max(read * c.blocks * groups / _L2_BYTES, read * times / _PORT_BYTES)
     of_a_chunk = 1 if precision == "bf16" else 2 if precision == "tf32" else 6
     products = (rows // 16) * (c.columns // 8) * c.chunks * of_a_chunk / _PRODUCTS
     chain = each * of_a_chunk / c.sums * _AFTER_EACH_OTHER
-    parts = c.parts * 2 / 32e3
-    first = _FIRST_BYTE_SHARED if c.lone else _FIRST_BYTE + 0.2 + exchange
-    meeting = 0 if c.lone else _MEETING
-    return c, tiles, groups, meeting + tiles * (first + max(products, chain) + parts)
+    partials = c.partials * 2 / 32e3
+    first = _FIRST_BYTE_SHARED if c.single_block else _FIRST_BYTE + 0.2 + exchange
+    meeting = 0 if c.single_block else _MEETING
+    return c, tiles, groups, meeting + tiles * (first + max(products, chain) + partials)
 
 
 def packed(xp: Any, Wh: Any, tiling: Tiling) -> Any:

@@ -18,8 +18,8 @@ from functools import cache
 from ..cells import Cell
 from ..functions import maximum, sqrt
 from ..layout import EPSILON, layout
-from .arithmetic import Step
 from .kernel import Kernel
+from .step_codegen import StepCode
 
 
 @cache
@@ -68,7 +68,7 @@ def _choice(name: str, values: list[str]) -> list[str]:
 
 
 def _forward(cell: Cell, places: tuple[int, ...], late: bool, threads: int) -> list[str]:
-    at, step = layout(cell), Step(cell)
+    at, step = layout(cell), StepCode(cell)
     products, count = ("late", at.late + at.operand_gate) if late else ("early", at.early)
     skip = at.early if late else 0
 

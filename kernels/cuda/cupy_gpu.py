@@ -13,13 +13,13 @@ import cupy
 import numpy as np
 
 from . import build
-from .kernel import Device, Kernel
+from .kernel import DeviceLimits, Kernel
 
 _MAX_DYNAMIC_SHARED_MEMORY = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _FLOAT32, _TF32 = 1, 7  # of cupy._core.set_compute_type
 
 
-class Gpu:
+class CupyGpu:
     """The current device."""
 
     xp = cupy
@@ -31,7 +31,7 @@ class Gpu:
         self.name = cupy.cuda.runtime.getDeviceProperties(device.id)["name"].decode()
         self.memory = device.mem_info[1]
         self.capability = int(capability[:-1]), int(capability[-1])
-        self.device = Device(
+        self.device = DeviceLimits(
             attributes["MultiProcessorCount"], attributes["MaxSharedMemoryPerBlockOptin"]
         )
         self._one_at_a_time = threading.RLock()

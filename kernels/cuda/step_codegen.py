@@ -1,7 +1,7 @@
 """The step of a cell as lines of a kernel: what a thread loads, computes and stores.
 
 A thread has one row n of the batch and ``count`` units from j on; ``t`` is the step. The lines of
-``here`` compute where its numbers lie in these arrays; gates are in the order of the cell's
+``offsets`` compute where its numbers lie in these arrays; gates are in the order of the cell's
 ``Layout``:
 
     x_proj (T, N, x_gates H)       x Wx of all steps
@@ -11,7 +11,7 @@ A thread has one row n of the batch and ``count`` units from j on; ``t`` is the 
     hs, dhs (N, T, H)
     dgates (T, N, gates H)         gradients of the pre-activations
     dstate (states, N, H)          the gradient of the state, updated in place at every step
-    normalised (T, N, K, H)        the K normalised gates (``normalising.py``)
+    normalised (T, N, K, H)        the K normalised gates (``layer_norm.py``)
 
 and, if steps have options (``kernels/step_options.py``; ``StepFeatures`` says which):
 
@@ -22,7 +22,7 @@ and, if steps have options (``kernels/step_options.py``; ``StepFeatures`` says w
     trace (T, states, N, H)        gradients of the state after every step
 
 The caller says where the results of products are: ``side(k)`` is the text for the number of the
-k-th recurrent gate (the early ones, then the late ones), ``through`` the text for the gradient that
+k-th recurrent gate (the early ones, then the late ones), ``h_grad`` the text for the gradient that
 came back through h Wh. All names end in ``mark``, so that a thread may have several rows or units.
 """
 
@@ -38,7 +38,7 @@ from ..layout import layout
 from ..step_options import NO_OPTIONS, StepFeatures
 
 
-class Step:
+class StepCode:
     """The lines of one step of a cell.
 
     functions  what the lines call: the cell's functions, and those of ``kernels/step.py``
@@ -91,7 +91,7 @@ class Step:
 
     # ---- addresses
 
-    def here(self) -> list[str]:
+    def offsets(self) -> list[str]:
         """Lines: where the thread's numbers lie, from t, n and j."""
         m, S, K = self.mark, len(self.cell.states), len(self.at.normalised)
         return [
@@ -110,7 +110,7 @@ class Step:
 
     # ---- forward
 
-    def known(self) -> list[str]:
+    def load_inputs(self) -> list[str]:
         """Lines: what does not wait for the step's products: x Wx, the biases, the state."""
         m, cell, lines = self.mark, self.cell, []
         for g, name in enumerate(cell.gates):
@@ -134,7 +134,8 @@ class Step:
         return terms
 
     def pre_activation(self, g: int, side: Callable[[int], str]) -> str:
-        """The text of a gate's whole pre-activation, not normalised; it needs ``x`` of ``here``."""
+        """The text of a gate's whole pre-activation, not normalised; it needs ``x`` of
+        ``offsets``."""
         sides = [side(self._fed.index(g))] if g in self._fed else []
         return " + ".join([*self._known(g), *sides])
 
@@ -210,7 +211,7 @@ class Step:
 
     # ---- backward
 
-    def found(self) -> list[str]:
+    def load_saved(self) -> list[str]:
         """Lines: load the saved numbers, and the state before the step."""
         terms, stored = [], 0
         for where in self.at.saved_from:
@@ -228,7 +229,7 @@ class Step:
             f"state{self.mark} = {self._members('states', 'before')}",
         ]
 
-    def arriving(self) -> list[str]:
+    def load_grads(self) -> list[str]:
         """Lines: load the gradients of the state after the step, without the part through h Wh."""
         m = self.mark
         return [
@@ -236,15 +237,15 @@ class Step:
             f"dh{m} = incoming{m}[0] + load(dhs, out{m})",
         ]
 
-    def backward(self, through: str) -> list[str]:
+    def backward(self, h_grad: str) -> list[str]:
         """Lines: the gradients of the gates, and of the state before the step."""
         m = self.mark
         if self.features != NO_OPTIONS.features:
-            return self._backward_with_options(through)
+            return self._backward_with_options(h_grad)
         others = (f"incoming{m}[{k}]" for k in range(1, len(self.cell.states)))
         arrived = _tuple([f"dh{m}", *others])
         lines = [
-            f"dh{m} = dh{m} + {through}",
+            f"dh{m} = dh{m} + {h_grad}",
             f"dpre{m}, dold{m} = backward({arrived}, keep{m}, state{m})",
         ]
         zero_gates, zero_states = zero_gradients(self.cell)
@@ -252,19 +253,19 @@ class Step:
             lines.append(f"zero{m} = where(dh{m} < dh{m}, dh{m}, 0.0)")
         return lines
 
-    def _backward_with_options(self, through: str) -> list[str]:
+    def _backward_with_options(self, h_grad: str) -> list[str]:
         m, features, S = self.mark, self.features, len(self.cell.states)
         lines = [
             f"zero{m} = where(dh{m} < dh{m}, dh{m}, 0.0)",
             *self._options(),
-            f"through{m} = {self.scaled(f'(zero{m} + {through})')}",
+            f"h_grad{m} = {self.scaled(f'(zero{m} + {h_grad})')}",
         ]
         if features.resets:
-            arriving = f"incoming{m} + (through{m},)"
+            arriving = f"incoming{m} + (h_grad{m},)"
             passed = self._call(step.reset_backward, S + 1, dstate=arriving)
             lines += [
                 f"passed{m}, lost{m} = {passed}",
-                f"incoming{m}, through{m} = passed{m}[:{S}], passed{m}[{S}]",
+                f"incoming{m}, h_grad{m} = passed{m}[:{S}], passed{m}[{S}]",
             ]
         reached = self._call(
             step.add_output_gradient, dstate=f"incoming{m}", dout=f"load(dhs, out{m})"
@@ -334,7 +335,7 @@ class Step:
         return [f"if mask[n{m} * T + t] != 0:", *("    " + line for line in lines)]
 
 
-_NUMBERS = {"live", "is_reset", "dout", "through"}  # of the arguments of ``kernels/step.py``
+_NUMBERS = {"live", "is_reset", "dout", "h_grad"}  # of the arguments of ``kernels/step.py``
 
 
 def _tuple(members: Iterable[str]) -> str:

@@ -17,13 +17,13 @@ from llvmlite import ir
 from .. import functions, vectors
 from ..emitted_draws import emit_drawn
 from ..vectors import MaskType, Operators
-from . import target
-from .target import intrinsic, types
+from . import numba_cuda_compat
+from .numba_cuda_compat import intrinsic, types
 
 _I32, _F32 = ir.IntType(32), ir.FloatType()
 
 
-class LanesType(vectors.VectorType):
+class VectorType(vectors.VectorType):
     """The numbers of a thread."""
 
 
@@ -33,7 +33,7 @@ class LanesType(vectors.VectorType):
 def _loading(count):
     @intrinsic
     def load(typing, pointer, index):
-        kind = LanesType(pointer.dtype, count)
+        kind = VectorType(pointer.dtype, count)
 
         def codegen(context, builder, signature, args):
             place = builder.bitcast(builder.gep(args[0], [args[1]]), kind.llvm.as_pointer())
@@ -65,7 +65,7 @@ def shared_of(typing, pointer):
     kind = types.CPointer(pointer.dtype)
 
     def codegen(context, builder, signature, args):
-        number, name = LanesType(pointer.dtype, 1).llvm, "numba_rnn_shared"
+        number, name = VectorType(pointer.dtype, 1).llvm, "numba_rnn_shared"
         memory = builder.module.globals.get(name)
         if memory is None:
             memory = ir.GlobalVariable(builder.module, ir.ArrayType(number, 0), name, addrspace=3)
@@ -94,7 +94,9 @@ def drawn(typing, like, seed, threshold, place, j):
 # ---- arithmetic
 
 _operators = Operators(
-    LanesType, target, negative=lambda builder, a: builder.fsub(ir.Constant(a.type, None), a)
+    VectorType,
+    numba_cuda_compat,
+    negative=lambda builder, a: builder.fsub(ir.Constant(a.type, None), a),
 )
 where = _operators.where
 

@@ -24,7 +24,7 @@ import numpy as np
 from ..engine import product_in_parts
 from .kernel import Gpu, Kernel
 
-WORTH = 4e9  # operations from which on the copies cost less than they save
+MIN_FLOPS = 4e9  # operations from which on the copies cost less than they save
 _THREADS = 256
 _BLOCK = 1 << 25  # numbers of a matrix copied at a time
 _LONGEST = 4096  # contraction of one product
@@ -36,20 +36,23 @@ def product(gpu: Gpu, a: Any, b: Any) -> Any:
     Of stacks of matrices, too, which go to the library.
     """
     (m, k), n = a.shape[-2:], b.shape[-1]
-    if a.ndim > 2 or a.dtype != np.float32 or 2 * m * n * k < WORTH:
+    if a.ndim > 2 or a.dtype != np.float32 or 2 * m * n * k < MIN_FLOPS:
         return product_in_parts(gpu.xp.matmul, a, b)
     matmul = gpu.xp.matmul
     out = gpu.xp.empty((m, n), a.dtype)
     with gpu.products("tf32"):
         if k <= _LONGEST:
             each = max(1, _BLOCK // k)
-            right = _thirds(gpu, b, contracted=0)
+            right = _split_3xtf32(gpu, b, contracted=0)
             for r in range(0, m, each):
-                matmul(_thirds(gpu, a[r : r + each], 1), right, out=out[r : r + each])
+                matmul(_split_3xtf32(gpu, a[r : r + each], 1), right, out=out[r : r + each])
             return out
         each = min(_LONGEST, max(1, _BLOCK // max(m, n)))
         for r in range(0, k, each):
-            left, right = _thirds(gpu, a[:, r : r + each], 1), _thirds(gpu, b[r : r + each], 0)
+            left, right = (
+                _split_3xtf32(gpu, a[:, r : r + each], 1),
+                _split_3xtf32(gpu, b[r : r + each], 0),
+            )
             if r == 0:
                 matmul(left, right, out=out)
             else:
@@ -57,11 +60,11 @@ def product(gpu: Gpu, a: Any, b: Any) -> Any:
     return out
 
 
-def _thirds(gpu: Gpu, matrix: Any, contracted: int) -> Any:
+def _split_3xtf32(gpu: Gpu, matrix: Any, contracted: int) -> Any:
     """The left factor (contracted 1) as [a1 a2 a1], the right one (0) as [b2; b1; b1]."""
     order = "large, small, large" if contracted else "small, large, large"
-    by_rows = matrix.strides[1] == matrix.itemsize  # else it is the transposed of such a one
-    if not by_rows:
+    row_major = matrix.strides[1] == matrix.itemsize  # else it is the transposed of such a one
+    if not row_major:
         matrix, contracted = matrix.T, 1 - contracted
     if matrix.strides[1] != matrix.itemsize:
         matrix = gpu.xp.ascontiguousarray(matrix)
@@ -75,7 +78,7 @@ def _thirds(gpu: Gpu, matrix: Any, contracted: int) -> Any:
     grid = rows, -(-columns // (kernel.threads * (4 if wide else 1)))
     sizes = {"stride": stride, "row": row, "block": block, "size": columns}
     gpu.launch(kernel, grid, kernel.arguments(source=matrix, out=out, **sizes))
-    return out if by_rows else out.T
+    return out if row_major else out.T
 
 
 @cache
@@ -87,7 +90,7 @@ def _kernel(order: str, count: int) -> Kernel:
         "    return",
         f"x = load{count}(source, cuda.blockIdx.x * stride + j)",
         "pattern = tf32(x)",
-        "large, small = numbers(pattern), numbers(tf32(numbers(off(x, pattern))))",
+        "large, small = numbers(pattern), numbers(tf32(numbers(tf32_residual_bits(x, pattern))))",
         f"first, second, third = {order}",
         "place = cuda.blockIdx.x * row + j",
         "write(out, place, first)",
