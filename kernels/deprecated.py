@@ -22,6 +22,8 @@ _OURS = PACKAGE, "importlib"
 
 # within the package; all that is in a package that was renamed, too
 MODULES = {
+    "extras": "optional_deps",
+    "checks": "validation",
     "kernels.derivation.cell_functions": "kernels.autodiff.codegen",
     "kernels.cells.written": "kernels.cells.decorator",
     "kernels.machine": "kernels.cpu_info",
@@ -33,7 +35,21 @@ MODULES = {
 
 # the names that a module had
 NAMES: dict[str, dict[str, str]] = {
-    "backend": {"backend": "get_backend"},
+    "validation": {
+        "accept": "validate_array",
+        "accept_flags": "validate_flags",
+        "accept_mask": "validate_mask",
+        "accept_ids": "validate_ids",
+        "adopt": "from_dlpack",
+        "spell": "format_shape",
+        "Home": "ArrayBackend",
+    },
+    "backend": {
+        "backend": "get_backend",
+        "engine_of": "engine_of_param",
+        "engine_for": "engine_for_input",
+        "engine_named": "engine_by_name",
+    },
     "kernels.step_options": {"Steps": "StepOptions", "PLAIN": "NO_OPTIONS"},
     "kernels.reference": {"ReferenceEngine": "NumpyEngine"},
 }

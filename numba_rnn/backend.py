@@ -17,7 +17,8 @@ float32 (default), tf32 (10 bits) or bf16 (7 bits; float32 sums). Parameters sta
 This is the only module that knows about engines.
 
 Arrays are where their engine runs: NumPy's in host memory, those of the CUDA engine on the GPU.
-``engine_of`` finds the engine of a parameter, ``engine_for`` that of an array that is given.
+``engine_of_param`` finds the engine of a parameter, ``engine_for_input`` that of an array that is
+given.
 """
 
 import os
@@ -44,9 +45,9 @@ __all__ = [
     "Explanation",
     "choose_gpu",
     "engine",
-    "engine_for",
-    "engine_named",
-    "engine_of",
+    "engine_by_name",
+    "engine_for_input",
+    "engine_of_param",
     "explain",
     "get_backend",
     "limit_threads",
@@ -311,14 +312,14 @@ def _device_engine(array: Any) -> Engine:
     chosen = _override.get()
     if chosen is not None and chosen.engine.is_native(array):
         return chosen.engine
-    found = engine_for(array) if hasattr(array, "__cuda_array_interface__") else None
+    found = engine_for_input(array) if hasattr(array, "__cuda_array_interface__") else None
     if found is None or not found.is_native(array):
         kind = f"{type(array).__module__}.{type(array).__qualname__}"
         raise TypeError(f"expected an array of NumPy or of the cuda engine, got {kind}")
     return found
 
 
-def engine_of(param: Any) -> Engine:
+def engine_of_param(param: Any) -> Engine:
     """The engine that runs where a parameter is.
 
     The one in force for a NumPy array; the CUDA engine for an array of its library, whatever is
@@ -336,7 +337,7 @@ def engine_of(param: Any) -> Engine:
     return running
 
 
-def engine_for(value: Any) -> Engine:
+def engine_for_input(value: Any) -> Engine:
     """An engine that has its arrays where something that is given goes.
 
     What is on a device stays there; all else goes where the engine in force has its arrays.
@@ -350,7 +351,7 @@ def engine_for(value: Any) -> Engine:
     return chosen.engine if chosen else _process_home()
 
 
-def engine_named(name: str) -> Engine:
+def engine_by_name(name: str) -> Engine:
     """An engine that has its arrays where ``name`` says: "cuda", or "cpu", "numba", "numpy".
 
     Raises ValueError for another name, BackendError where there is no GPU that answers.
@@ -469,8 +470,11 @@ def explain(layer: Any = None, batch: int = 1) -> Explanation:
     running, reason = choice.engine, choice.reason
     execution: dict[str, str] = {}
     if layer is not None:
-        if engine_of(layer.params[0]) is not running:
-            running, reason = engine_of(layer.params[0]), "the layer's parameters are on its device"
+        if engine_of_param(layer.params[0]) is not running:
+            running, reason = (
+                engine_of_param(layer.params[0]),
+                "the layer's parameters are on its device",
+            )
         execution = running.execution(layer.cell, batch, layer.hidden_size, layer.dtype)
     versions = {"numba_rnn": __version__, "python": sys.version.split()[0]}
     for package in ("numpy", "numba", "llvmlite", "cupy"):

@@ -21,21 +21,21 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from .backend import Engine, engine_of
-from .checks import (
-    accept,
-    accept_flags,
-    expect_array,
-    expect_float,
-    expect_int,
-    expect_writable,
-)
+from .backend import Engine, engine_of_param
 from .kernels import cells
 from .kernels.cells import Cell, WrittenCell
 from .kernels.engine import Gradients
 from .kernels.step_options import NO_OPTIONS, StepOptions
-from .layers.parameters import accept_params
+from .layers.param_checks import validate_params
 from .typing import Array, BoolArray
+from .validation import (
+    expect_array,
+    expect_float,
+    expect_int,
+    expect_writable,
+    validate_array,
+    validate_flags,
+)
 
 __all__ = ["Gradients", "Record", "Result", "StepOptions", "backward", "forward", "step"]
 
@@ -155,7 +155,7 @@ def forward(
     params, here = _accept_params(cell, params)
     (D, _), dtype = params[0].shape, params[0].dtype
     H, P = cell.hidden_size(params), cell.output_size(params)
-    xs = accept("xs", xs, ("N", "T", D), dtype, here)
+    xs = validate_array("xs", xs, ("N", "T", D), dtype, here)
     N, T, _ = xs.shape
     state = _accept_state(cell, "", state, (N, H, P), dtype, here)
     if options is not NO_OPTIONS:
@@ -222,7 +222,7 @@ def backward(
         )
     cell, here, (N, T, D, H, P), dtype = record.cell, record.engine, record.sizes, record.dtype
     zeros = here.xp.zeros((N, T, P), dtype) if dhs is None else None
-    dhs = zeros if dhs is None else accept("dhs", dhs, (N, T, P), dtype, here)
+    dhs = zeros if dhs is None else validate_array("dhs", dhs, (N, T, P), dtype, here)
     known = _accept_state(cell, "d", dstate, (N, H, P), dtype, here)
     if out is not None:
         out = _accept_out(cell, out, (D, H, P), dtype, here)
@@ -279,7 +279,7 @@ def step(
     cell = cells.get(cell)
     params, here = _accept_params(cell, params)
     dtype = params[0].dtype
-    x = accept("x", x, ("N", params[0].shape[0]), dtype, here)
+    x = validate_array("x", x, ("N", params[0].shape[0]), dtype, here)
     sizes = x.shape[0], cell.hidden_size(params), cell.output_size(params)
     state = _accept_state(cell, "", state, sizes, dtype, here)
     return here.step(cell, x, state, params, _accept_zoneout(cell, zoneout))
@@ -300,8 +300,8 @@ def _sequence(name: str, value: Any, names: Sequence[str]) -> Sequence[Any]:
 def _accept_params(cell: Cell, params: Any) -> tuple[list[Array], Engine]:
     """The parameters, and the engine that runs where they are."""
     _sequence("params", params, ("arrays",))
-    params = accept_params("params", cell, params)
-    return params, engine_of(params[0])
+    params = validate_params("params", cell, params)
+    return params, engine_of_param(params[0])
 
 
 def _accept_state(
@@ -321,7 +321,7 @@ def _accept_state(
         [
             here.xp.zeros(shape, dtype)
             if value is None
-            else accept(name, value, shape, dtype, here)
+            else validate_array(name, value, shape, dtype, here)
             for name, value, shape in zip(names, (*given, *left_out), shapes, strict=True)
         ]
     )
@@ -337,11 +337,11 @@ def _accept_options(
 
     def flags(name: str) -> BoolArray | None:
         value = getattr(options, name)
-        return None if value is None else accept_flags(name, value, (N, T), here)
+        return None if value is None else validate_flags(name, value, (N, T), here)
 
     def numbers(name: str, shape: tuple[int, int]) -> Array | None:
         value = getattr(options, name)
-        return None if value is None else accept(name, value, shape, dtype, here)
+        return None if value is None else validate_array(name, value, shape, dtype, here)
 
     return replace(
         options,

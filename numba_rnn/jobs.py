@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from .checks import expect_array, expect_choice, expect_float, expect_int
 from .files import written_atomically
 from .kernels import cells
 from .layers.initialisers import INITS
@@ -22,6 +21,7 @@ from .text import LEVELS, Vocabulary, builtin_text, read_text
 from .training import CheckpointError, Trainer, TruncatedBPTT, load_checkpoint, optimisers
 from .training.ranks import Alone
 from .typing import Array, IntArray
+from .validation import expect_array, expect_choice, expect_float, expect_int
 
 DEFAULT_LR = {
     "sgd": 1.0,

@@ -14,16 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from .backend import engine_of
-from .checks import (
-    accept,
+from .backend import engine_of_param
+from .typing import Array, BoolArray, IntArray, Integers
+from .validation import (
     as_array,
     expect_array,
     expect_finite,
     expect_int,
     expect_plain_array,
+    validate_array,
 )
-from .typing import Array, BoolArray, IntArray, Integers
 
 Snapshot = tuple[Array, ...]
 
@@ -98,7 +98,7 @@ class Stream:
         self.threads = expect_int("threads", threads)
         self.bfloat16 = bool(bfloat16)
         self._recurrent, self._affine = self._checked_layers()
-        self._engine = engine_of(self.layers[0].params[0])
+        self._engine = engine_of_param(self.layers[0].params[0])
         self._dtype = np.dtype(self.dtype.type)
         self._shapes = [[p.shape for p in layer.params] for layer in self.layers]
         self.refresh()
@@ -185,7 +185,7 @@ class Stream:
         ):
             return self._out
         shape = (self.input_size,) if self.batch == 1 else (self.batch, self.input_size)
-        x = accept("x", x, shape, self.dtype, self._engine)
+        x = validate_array("x", x, shape, self.dtype, self._engine)
         expect_finite("x", x)
         self._step(self._engine.xp.array(x, self._dtype, order="C"), self._address)
         return self._out
@@ -230,7 +230,7 @@ class Stream:
             return out
         shape: tuple[int | str, ...] = ("T", self.input_size)
         shape = shape if one else (self.batch, *shape)
-        frames = accept("frames", frames, shape, self.dtype, self._engine)
+        frames = validate_array("frames", frames, shape, self.dtype, self._engine)
         expect_finite("frames", frames)
         frames = self._engine.xp.array(frames, self._dtype, order="C")
         fits = self._running.run(frames[None] if one else frames, to)
@@ -287,7 +287,7 @@ class Stream:
         if not isinstance(snapshot, tuple) or [np.shape(s) for s in snapshot] != shapes:
             raise ValueError(f"snapshot: expected arrays of shapes {shapes}, as snapshot() gives")
         accepted = [
-            accept("snapshot", array, shape, self.dtype, self._engine)
+            validate_array("snapshot", array, shape, self.dtype, self._engine)
             for array, shape in zip(snapshot, shapes, strict=True)
         ]
         for layer, array in zip(self._running.state, accepted, strict=True):

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from .checks import expect_choice, expect_int, expect_plain_array, spell
 from .files import expect_unpacked, unpacked_limit
 from .typing import IntArray, Integers
+from .validation import expect_choice, expect_int, expect_plain_array, format_shape
 
 LEVELS = ("char", "word")
 UNKNOWN = {"char": "\ufffd", "word": "<unk>"}
@@ -313,7 +313,7 @@ class Vocabulary:
         """
         expect_plain_array("numbers", numbers)
         if getattr(numbers, "ndim", 1) != 1 or not hasattr(numbers, "__iter__"):
-            got = spell(numbers.shape) if hasattr(numbers, "shape") else repr(numbers)
+            got = format_shape(numbers.shape) if hasattr(numbers, "shape") else repr(numbers)
             raise TypeError(f"numbers: expected whole numbers (L,), got {got}")
         found = [self._member(k, place) for place, k in enumerate(numbers)]
         if self.level == "char":

@@ -6,7 +6,7 @@ import pytest
 
 from helpers import run_python
 from numba_rnn import TimeLSTM, bridges, diagnostics
-from numba_rnn.extras import needed
+from numba_rnn.optional_deps import optional_import
 from numba_rnn.training.curve import draw_curve
 
 LAYER = TimeLSTM.create(3, 5, rng=0)
@@ -33,7 +33,10 @@ def test_what_is_missing_is_named_with_the_remedy(what, monkeypatch):
 
 
 def test_other_errors_of_an_import_stay_as_they_are():
-    with pytest.raises(ModuleNotFoundError, match="tensorflow"), needed("keras", "to_keras"):
+    with (
+        pytest.raises(ModuleNotFoundError, match="tensorflow"),
+        optional_import("keras", "to_keras"),
+    ):
         raise ModuleNotFoundError("tensorflow", name="tensorflow")
 
 

@@ -462,8 +462,8 @@ def test_cupy_is_touched_in_one_place():
 
 # each room, and the rooms of numba_rnn that it may not import
 FORBIDDEN = {
-    "backend": ("bridges", "checks", "layers", "models", "sklearn", "torch", "training", "cli"),
-    "checks": ("backend", "bridges", "layers", "models", "sklearn", "torch", "training", "cli"),
+    "backend": ("bridges", "validation", "layers", "models", "sklearn", "torch", "training", "cli"),
+    "validation": ("backend", "bridges", "layers", "models", "sklearn", "torch", "training", "cli"),
     "layers": ("bridges", "diagnostics", "models", "sklearn", "torch", "training", "viz", "cli"),
     "functional": ("bridges", "diagnostics", "models", "sklearn", "torch", "training", "cli"),
     "diagnostics": ("bridges", "models", "sklearn", "torch", "training", "viz", "cli"),
@@ -547,7 +547,7 @@ def test_layers_know_no_engine_but_through_backend():
     for module, targets in imports("numba_rnn").items():
         if not within(module, "numba_rnn.backend"):
             for target in targets:
-                for engine in ("cpu", "cuda", "device", "reference"):
+                for engine in ("cpu", "cuda", "device_engine", "reference"):
                     assert not within(target, f"numba_rnn.kernels.{engine}"), f"{module}: {target}"
 
 

@@ -171,10 +171,10 @@ def step_by_step(*_: Any, **__: Any) -> Any:
 @contextmanager
 def opened(emulate: bool, tiny: bool = False) -> Iterator[Machine]:
     """The machine; raises BackendError where there is no GPU."""
-    from numba_rnn.backend import engine_named
+    from numba_rnn.backend import engine_by_name
 
     if not emulate:
-        yield Machine(engine_named("cuda"), tiny=tiny)  # type: ignore[arg-type]
+        yield Machine(engine_by_name("cuda"), tiny=tiny)  # type: ignore[arg-type]
         return
     fake = from_tests("fake_device")
     with fake.fake_device(functools.partial(fake.EmulatedEngine, 6)) as engine:

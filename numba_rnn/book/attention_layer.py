@@ -12,10 +12,10 @@ h (N, H) is one of the decoder's.
 import numpy as np
 
 from .. import layers as ours
-from ..backend import engine_for
-from ..checks import accept
+from ..backend import engine_for_input
 from ..layers.base import Layer
 from ..typing import Array
+from ..validation import validate_array
 from .layers import Softmax
 
 __all__ = ["Attention", "AttentionWeight", "Softmax", "TimeAttention", "WeightSum", "np"]
@@ -42,9 +42,9 @@ class WeightSum(Layer):
         c : (N, H) array
             The context.
         """
-        here = engine_for(hs)
-        hs = accept("hs", hs, ("N", "T", "H"), None, here)
-        a = accept("a", a, hs.shape[:2], hs.dtype, here)
+        here = engine_for_input(hs)
+        hs = validate_array("hs", hs, ("N", "T", "H"), None, here)
+        a = validate_array("a", a, hs.shape[:2], hs.dtype, here)
         self._tape = here, hs, a
         return (a[:, None] @ hs)[:, 0]
 
@@ -64,7 +64,7 @@ class WeightSum(Layer):
             The gradient of a.
         """
         here, hs, a = self._recall()
-        dc = accept("dc", dc, (len(hs), hs.shape[2]), hs.dtype, here)
+        dc = validate_array("dc", dc, (len(hs), hs.shape[2]), hs.dtype, here)
         return a[:, :, None] * dc[:, None], (hs @ dc[:, :, None])[:, :, 0]
 
 
@@ -93,9 +93,9 @@ class AttentionWeight(Layer):
         a : (N, T) array
             The weights; those of a row sum to 1.
         """
-        here = engine_for(hs)
-        hs = accept("hs", hs, ("N", "T", "H"), None, here)
-        h = accept("h", h, (len(hs), hs.shape[2]), hs.dtype, here)
+        here = engine_for_input(hs)
+        hs = validate_array("hs", hs, ("N", "T", "H"), None, here)
+        h = validate_array("h", h, (len(hs), hs.shape[2]), hs.dtype, here)
         self._tape = hs, h
         return self.softmax.forward((hs @ h[:, :, None])[:, :, 0])
 

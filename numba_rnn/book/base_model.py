@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import engine_of, to_host
-from ..checks import spell
+from ..backend import engine_of_param, to_host
 from ..files import written_atomically
 from ..typing import Array
+from ..validation import format_shape
 
 __all__ = ["BaseModel", "np"]
 
@@ -102,10 +102,10 @@ class BaseModel:
         arrays = _read(path)
         shapes, wanted = ([a.shape for a in each] for each in (arrays, self.params))
         if shapes != wanted:
-            expected, got = (", ".join(map(spell, each)) for each in (wanted, shapes))
+            expected, got = (", ".join(map(format_shape, each)) for each in (wanted, shapes))
             raise ValueError(f"{path}: expected arrays of shape {expected}, got {got}")
         for param, array in zip(self.params, arrays, strict=True):
-            param[...] = engine_of(param).to_device(array.astype(param.dtype))
+            param[...] = engine_of_param(param).to_device(array.astype(param.dtype))
 
 
 def _read(path: Path) -> list[Array]:

@@ -7,11 +7,11 @@ inputs, M outputs, V classes or words.
 import numpy as np
 
 from .. import layers as ours
-from ..backend import engine_for
-from ..checks import accept, any_shape, expect_float
+from ..backend import engine_for_input
 from ..layers import TimeSigmoidWithLoss as SigmoidWithLoss  # the mean over x of any shape
 from ..layers.base import Layer
 from ..typing import AnyArray, Array, IntArray, Scalar
+from ..validation import any_shape, expect_float, validate_array
 from .functions import cross_entropy_error, sigmoid, softmax
 
 __all__ = [
@@ -46,7 +46,7 @@ class MatMul(Layer):
     param_names = ("W",)
 
     def __init__(self, W: Array) -> None:
-        super().__init__(accept("W", W, ("D", "M"), None, engine_for(W)))
+        super().__init__(validate_array("W", W, ("D", "M"), None, engine_for_input(W)))
 
     def forward(self, x: Array) -> Array:
         """Compute the product.
@@ -62,7 +62,7 @@ class MatMul(Layer):
             The output.
         """
         (W,), here = self.params, self._engine()
-        x = accept("x", x, ("N", len(W)), self.dtype, here)
+        x = validate_array("x", x, ("N", len(W)), self.dtype, here)
         self._tape = here, x
         return here.product(x, W)
 
@@ -80,7 +80,7 @@ class MatMul(Layer):
             The gradient of the input.
         """
         (W,), (dW,), (here, x) = self.params, self.grads, self._recall()
-        dout = accept("dout", dout, (len(x), W.shape[1]), self.dtype, here)
+        dout = validate_array("dout", dout, (len(x), W.shape[1]), self.dtype, here)
         dW[...] = here.product(x.T, dout)
         return here.product(dout, W.T)
 
@@ -192,8 +192,8 @@ class Softmax(Layer):
         y : (N, V) array
             Probabilities; each row sums to 1.
         """
-        here = engine_for(x)
-        self.out = softmax(accept("x", x, ("N", "V"), None, here))
+        here = engine_for_input(x)
+        self.out = softmax(validate_array("x", x, ("N", "V"), None, here))
         self._tape = here, self.out
         return self.out
 
@@ -211,7 +211,7 @@ class Softmax(Layer):
             The gradient of x.
         """
         here, y = self._recall()
-        dout = accept("dout", dout, y.shape, y.dtype, here)
+        dout = validate_array("dout", dout, y.shape, y.dtype, here)
         return y * (dout - (y * dout).sum(axis=1, keepdims=True))
 
 
@@ -280,8 +280,8 @@ class Sigmoid(Layer):
         y : array
             The output, in the shape of x.
         """
-        here = engine_for(x)
-        self.out = sigmoid(accept("x", x, any_shape(x), None, here))
+        here = engine_for_input(x)
+        self.out = sigmoid(validate_array("x", x, any_shape(x), None, here))
         self._tape = here, self.out
         return self.out
 
@@ -299,7 +299,7 @@ class Sigmoid(Layer):
             The gradient of x.
         """
         here, y = self._recall()
-        return accept("dout", dout, y.shape, y.dtype, here) * y * (1 - y)
+        return validate_array("dout", dout, y.shape, y.dtype, here) * y * (1 - y)
 
 
 class Dropout(Layer):
@@ -339,8 +339,8 @@ class Dropout(Layer):
         y : array
             The output, in the shape and dtype of x.
         """
-        here = engine_for(x)
-        x = accept("x", x, any_shape(x), None, here)
+        here = engine_for_input(x)
+        x = validate_array("x", x, any_shape(x), None, here)
         if not train_flg:
             return x * x.dtype.type(1 - self.dropout_ratio)
         keep = np.random.rand(*x.shape) > self.dropout_ratio  # noqa: NPY002 (the book's)
@@ -362,4 +362,4 @@ class Dropout(Layer):
             The gradient of x.
         """
         here, mask, dtype = self._recall()
-        return accept("dout", dout, mask.shape, dtype, here) * mask
+        return validate_array("dout", dout, mask.shape, dtype, here) * mask

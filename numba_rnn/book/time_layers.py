@@ -13,8 +13,7 @@ and those of ``layers`` come along, as in the book. The Korean edition's GRU has
 import numpy as np
 
 from .. import layers as ours
-from ..backend import engine_for
-from ..checks import accept, any_shape, expect_float
+from ..backend import engine_for_input
 from ..layers import (
     GRU,
     LSTM,
@@ -28,6 +27,7 @@ from ..layers import (
 )
 from ..layers.base import Layer
 from ..typing import AnyArray, Array, Scalar
+from ..validation import any_shape, expect_float, validate_array
 from .functions import sigmoid
 from .layers import (
     Affine,
@@ -117,8 +117,8 @@ class TimeDropout(Layer):
         self._tape = ()
         if not self.train_flg:
             return xs
-        here = engine_for(xs)
-        xs = accept("xs", xs, any_shape(xs), None, here)
+        here = engine_for_input(xs)
+        xs = validate_array("xs", xs, any_shape(xs), None, here)
         keep = np.random.rand(*xs.shape) > self.dropout_ratio  # noqa: NPY002 (the book's)
         self.mask = here.to_device(keep.astype(xs.dtype) * (1 / (1 - self.dropout_ratio)))
         self._tape = here, self.mask
@@ -140,7 +140,7 @@ class TimeDropout(Layer):
         if not self._recall():
             return dout
         here, mask = self._recall()
-        return accept("dout", dout, mask.shape, mask.dtype, here) * mask
+        return validate_array("dout", dout, mask.shape, mask.dtype, here) * mask
 
 
 class TimeBiLSTM(ours.TimeBiLSTM):

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import engine_of
-from ..extras import needed
+from ..backend import engine_of_param
 from ..layers.losses import perplexity_of
+from ..optional_deps import optional_import
 from ..typing import Array
 from .util import clip_grads
 
@@ -62,14 +62,14 @@ def _is_same(param: Array, other: Array) -> bool:
     """Whether two arrays, one of them a view perhaps, are the same numbers in memory."""
     first = (slice(1),) * param.ndim  # for parts of one array may lie between each other
     return (param.shape, param.strides) == (other.shape, other.strides) and bool(
-        engine_of(param).xp.may_share_memory(param[first], other[first])
+        engine_of_param(param).xp.may_share_memory(param[first], other[first])
     )
 
 
 def _is_transposed(param: Array, other: Array) -> bool:
     if _is_same(param, other.T):
         return True
-    on_device = engine_of(param).xp is not np
+    on_device = engine_of_param(param).xp is not np
     if on_device and param.shape == other.T.shape and (param == other.T).all():
         raise ValueError(
             f"params: a W {other.shape} and its W.T become two copies on the device, which would "
@@ -117,7 +117,7 @@ class _Training:
         )
 
     def _plot(self, values: list[float], name: str, ylim: tuple[float, float] | None) -> None:
-        with needed("matplotlib", "plot"):
+        with optional_import("matplotlib", "plot"):
             import matplotlib.pyplot as plt
         if ylim is not None:
             plt.ylim(*ylim)

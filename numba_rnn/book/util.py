@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import engine_named, move, to_host
+from ..backend import engine_by_name, move, to_host
 from ..layers.losses import perplexity_of
 from ..training.bptt import TruncatedBPTT
 from ..training.clipping import global_norm
@@ -50,7 +50,7 @@ def to_gpu(x: AnyArray) -> AnyArray:
     BackendError
         If no GPU answers.
     """
-    return move(x, engine_named("cuda"))
+    return move(x, engine_by_name("cuda"))
 
 
 def clip_grads(grads: list[AnyArray], max_norm: float) -> None:

@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from ..backend import to_host
-from ..checks import FLOATS, any_shape, as_array, expect_array, expect_float_dtype
 from ..files import expect_unpacked, written_atomically
 from ..layers import (
     Bidirectional,
@@ -37,6 +36,7 @@ from ..layers import (
 )
 from ..models import Rnnlm
 from ..typing import Array
+from ..validation import FLOATS, any_shape, as_array, expect_array, expect_float_dtype
 from .conventions import CannotConvert, kind_of, params_of
 
 _CELLS: dict[int, tuple[str, Any, Any]] = {

@@ -24,10 +24,10 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from ..backend import to_host
-from ..checks import FLOATS, expect_plain_array
 from ..kernels import cells
 from ..layers import TimeRecurrent
 from ..typing import Array, IntArray
+from ..validation import FLOATS, expect_plain_array
 
 T = TypeVar("T")
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import expect_float
-from ..extras import needed
 from ..layers import Bidirectional, Stacked, TimeGRU, TimeLSTM, TimeRecurrent, TimeRNN
+from ..optional_deps import optional_import
 from ..typing import Array
+from ..validation import expect_float
 from .conventions import (
     FLAX,
     CannotConvert,
@@ -79,7 +79,7 @@ def from_flax(source: Any) -> TimeRecurrent | Bidirectional | Stacked:
     >>> from_flax(nnx.RNN(nnx.OptimizedLSTMCell(3, 5, rngs=nnx.Rngs(0))))
     TimeLSTM(cell lstm, D 3, H 5, float32)
     """
-    with needed("flax", "from_flax"):
+    with optional_import("flax", "from_flax"):
         from flax import nnx
 
     if type(source) is nnx.Sequential:
@@ -285,7 +285,7 @@ def to_flax(layer: TimeRecurrent | Bidirectional | Stacked, *, rngs: Any = None)
     parts, dropout = parts_of(layer, "Flax")
     described = [[_described(one) for one in directions_of(part)] for part in parts]
 
-    with needed("flax", "to_flax"):
+    with optional_import("flax", "to_flax"):
         from flax import nnx
     import jax
 

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from ..backend import to_host
-from ..checks import expect_int
-from ..extras import needed
 from ..layers import Bidirectional, Stacked, TimeGRU, TimeLSTM, TimeRecurrent, TimeRNN
+from ..optional_deps import optional_import
 from ..typing import Array
+from ..validation import expect_int
 from .conventions import (
     KERAS,
     CannotConvert,
@@ -277,7 +277,7 @@ def to_keras(
     shape = (_batch_size(parts, batch_size), None, layer.input_size)
     dtype = layer.dtype.name
 
-    with needed("keras", "to_keras"):
+    with optional_import("keras", "to_keras"):
         import keras
 
     number = keras.ops.convert_to_tensor(np.zeros((), dtype))

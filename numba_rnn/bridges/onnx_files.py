@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ..extras import needed
+from ..optional_deps import optional_import
 from ..typing import AnyArray
 from .conventions import CannotConvert
 
@@ -19,7 +19,7 @@ MISFITS = (
 
 def loaded(source: Any) -> Any:
     """The onnx.ModelProto of a path, of bytes or of a model, which is copied."""
-    with needed("onnx", "from_onnx"):
+    with optional_import("onnx", "from_onnx"):
         import onnx
     from google.protobuf.message import DecodeError
 

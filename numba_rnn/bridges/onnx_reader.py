@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from ..backend import Engine
-from ..checks import FLOATS, expect_plain_array, spell
 from ..layers import Layer
 from ..typing import AnyArray
+from ..validation import FLOATS, expect_plain_array, format_shape
 from .conventions import CannotConvert
 from .onnx_cells import ACTIVATIONS, DEFAULTS, GATES, PEEPHOLES, Activation, Kind
 from .onnx_files import MISFITS, TYPES, array_of, expect_plain, expect_valid, loaded
@@ -305,7 +305,9 @@ def _expect_declared(name: str, value: Any, dtype: str, shape: _Shape) -> None:
         value.ndim != len(shape)
         or any(isinstance(n, int) and n != m for n, m in zip(shape, value.shape, strict=True))
     ):
-        raise ValueError(f"{name}: expected shape {spell(shape)}, got {spell(value.shape)}")
+        raise ValueError(
+            f"{name}: expected shape {format_shape(shape)}, got {format_shape(value.shape)}"
+        )
 
 
 # ---- graphs
@@ -424,7 +426,8 @@ class _Reader:
                 axis = node.only("axis").get("axis", 0)
                 if data.ndim != 2 or axis not in (0, -2):
                     raise node.refuse(
-                        f"expected rows of a weight (V, D), got {spell(data.shape)}, axis {axis}"
+                        f"expected rows of a weight (V, D), got {format_shape(data.shape)}, axis "
+                        f"{axis}"
                     )
                 return Embedding(node, self._weight(node, 0, "data", ("V", "D")))
         floats = [a for n in node.inputs if (a := self._known(n)) is not None and a.dtype in FLOATS]
@@ -456,7 +459,9 @@ class _Reader:
             raise node.refuse(f"input {what}: expected float32 or float64, got {array.dtype}")
         _expect_declared(f"{node}: input {what}", array, str(array.dtype), shape)
         if 0 in array.shape:
-            raise ValueError(f"{node}: input {what}: expected no size 0, got {spell(array.shape)}")
+            raise ValueError(
+                f"{node}: input {what}: expected no size 0, got {format_shape(array.shape)}"
+            )
         self._optional.pop(name, None)
         self._constants[name] = array  # a weight: nothing that forward may be given
         return array.copy()
@@ -496,7 +501,7 @@ class _Reader:
             shape = () if known is None else known.shape
             C = self._weight(node, 2, "C", shape)
             if C.size not in (1, M) or (C.ndim == 2 and C.shape[0] != 1) or C.ndim > 2:
-                raise node.refuse(f"input C: expected shape ({M},), got {spell(C.shape)}")
+                raise node.refuse(f"input C: expected shape ({M},), got {format_shape(C.shape)}")
             self._expect_dtype(node, C, W)
             b = b + C.reshape(-1) * W.dtype.type(given.get("beta", 1.0))
         return Affine(node, node.inputs[0], W, b, node.outputs[0])
@@ -521,7 +526,8 @@ class _Reader:
         node.expect("hidden_size", given.get("hidden_size", H), H)
         if R.shape[1] != G * H:
             raise ValueError(
-                f"{node}: input R: expected shape {spell((dirs, G * H, H))}, got {spell(R.shape)}"
+                f"{node}: input R: expected shape {format_shape((dirs, G * H, H))}, got "
+                f"{format_shape(R.shape)}"
             )
         D = self._sizes.get(node.input(0), "D")
         W = self._weight(node, 1, "W", (dirs, G * H, D))

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from ..backend import to_host
-from ..extras import needed
 from ..files import written_atomically
 from ..layers import (
     Bidirectional,
@@ -24,6 +23,7 @@ from ..layers import (
     TimeRecurrent,
 )
 from ..models import Rnnlm
+from ..optional_deps import optional_import
 from ..typing import AnyArray
 from .conventions import CannotConvert
 from .onnx_cells import Kind, attributes_of, kind_of, weights_of
@@ -91,7 +91,7 @@ def to_onnx(
     >>> [value.name for value in model.graph.output]
     ['ys', 'last_h0', 'last_c0']
     """
-    with needed("onnx", "to_onnx"):
+    with optional_import("onnx", "to_onnx"):
         import onnx  # noqa: F401
 
     if isinstance(model, OnnxNet):

@@ -14,8 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import expect_array, expect_choice
-from ..extras import needed
 from ..files import written_atomically
 from ..layers import (
     Bidirectional,
@@ -26,7 +24,9 @@ from ..layers import (
     TimeRecurrent,
     TimeRNN,
 )
+from ..optional_deps import optional_import
 from ..typing import Array
+from ..validation import expect_array, expect_choice
 from .conventions import (
     PYTORCH,
     CannotConvert,
@@ -332,7 +332,7 @@ def to_torch(layer: TimeRecurrent | Bidirectional | Stacked, *, batch_first: boo
     ImportError
         Without torch.
     """
-    with needed("torch", "to_torch"):
+    with optional_import("torch", "to_torch"):
         import torch
 
     (kind, options), arrays = _described(layer)

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from ..backend import to_host
-from ..checks import expect_choice, expect_finite
 from ..kernels import cells
 from ..kernels.cells import Cell
 from ..layers.recurrent import _CellLayer
 from ..layers.trace import Trace
 from ..typing import AnyArray, Array, BoolArray
+from ..validation import expect_choice, expect_finite
 
 Table = dict[str, AnyArray]
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import expect_choice, expect_int
-from ..extras import needed
 from ..fonts import choose_fonts
 from ..layers.recurrent import _CellLayer
 from ..layers.trace import Trace
+from ..optional_deps import optional_import
 from ..typing import Array, BoolArray
+from ..validation import expect_choice, expect_int
 from .measures import (
     bounded_gates,
     expect_trace,
@@ -39,7 +39,7 @@ VANISHED, EXPLODED = 1e-3, 1e3  # a convention: what is left of the gradient, to
 
 
 def _matplotlib() -> ModuleType:
-    with needed("matplotlib", "a picture"):
+    with optional_import("matplotlib", "a picture"):
         import matplotlib.figure
     return matplotlib
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import engine_for
-from ..checks import accept, accept_mask
+from ..backend import engine_for_input
 from ..typing import Array, BoolArray, Flags, Integers
+from ..validation import validate_array, validate_mask
 from .base import Layer
 
 
@@ -87,11 +87,11 @@ class TimeAttention(Layer):
         -----
         hs_enc and hs_dec must not change until backward has run.
         """
-        here = engine_for(hs_enc)
-        xp, hs_enc = here.xp, accept("hs_enc", hs_enc, ("N", "S", "H"), None, here)
+        here = engine_for_input(hs_enc)
+        xp, hs_enc = here.xp, validate_array("hs_enc", hs_enc, ("N", "S", "H"), None, here)
         N, S, H = hs_enc.shape
-        hs_dec = accept("hs_dec", hs_dec, (N, "T", H), hs_enc.dtype, here)
-        there = accept_mask(lengths, mask, (N, S), here)
+        hs_dec = validate_array("hs_dec", hs_dec, (N, "T", H), hs_enc.dtype, here)
+        there = validate_mask(lengths, mask, (N, S), here)
         if there is not None:
             there = here.to_device(there)
             hs_enc = xp.where(there[:, :, None], hs_enc, hs_enc.dtype.type(0))
@@ -122,7 +122,7 @@ class TimeAttention(Layer):
             If forward has not run.
         """
         here, weights, hs_enc, hs_dec = self._recall()
-        dout = accept("dout", dout, hs_dec.shape, hs_dec.dtype, here)
+        dout = validate_array("dout", dout, hs_dec.shape, hs_dec.dtype, here)
         dweights = here.product(dout, hs_enc.transpose(0, 2, 1))
         dscores = weights * (dweights - (weights * dweights).sum(axis=2, keepdims=True))
         dhs_enc = here.product(weights.transpose(0, 2, 1), dout)

@@ -4,7 +4,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from ..backend import Engine, engine_for, engine_named, engine_of, move
+from ..backend import Engine, engine_by_name, engine_for_input, engine_of_param, move
 from ..typing import Array
 
 
@@ -46,7 +46,7 @@ class Layer:
     role_in_stream: str | None = None  # "recurrent", "affine"; None: it has no streams
 
     def __init__(self, *params: Array) -> None:
-        homes = [engine_for(p) for p in params]
+        homes = [engine_for_input(p) for p in params]
         self.params: list[Array] = [h.to_device(p) for h, p in zip(homes, params, strict=True)]
         self.grads: list[Array] = [
             h.xp.zeros_like(p) for h, p in zip(homes, self.params, strict=True)
@@ -76,7 +76,7 @@ class Layer:
         BackendError
             If there is no GPU that answers.
         """
-        self._move(engine_named(name))
+        self._move(engine_by_name(name))
         return self
 
     def _move(self, there: Engine) -> None:
@@ -91,7 +91,7 @@ class Layer:
 
     def _engine(self) -> Engine:
         """The engine that runs where the parameters are."""
-        return engine_of(self.params[0])
+        return engine_of_param(self.params[0])
 
     def forget(self) -> None:
         """Free the memory that forward keeps for backward."""

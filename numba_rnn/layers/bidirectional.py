@@ -5,9 +5,9 @@ from typing import Any, Literal, Self, overload
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ..checks import accept
 from ..kernels.cells import Cell, WrittenCell
 from ..typing import Array, BoolArray, Flags, Integers
+from ..validation import validate_array
 from .composite import Composite, DStates
 from .initialisers import Seed, generator
 from .recurrent import TimeGRU, TimeLSTM, TimeRecurrent, TimeRNN
@@ -191,7 +191,7 @@ class Bidirectional(Composite):
             If forward has not run.
         """
         here, shape = self._recall()
-        dhs = accept("dhs", dhs, shape, self.dtype, here)
+        dhs = validate_array("dhs", dhs, shape, self.dtype, here)
         dahead, dback = (own or () for own in self._one_each("backward", dstate))
         H = self.forward_layer.output_size
         dxs = self.forward_layer.backward(dhs[:, :, :H], *dahead, inputs=inputs)

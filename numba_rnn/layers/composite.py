@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from ..backend import Engine
-from ..checks import accept, accept_flags, accept_mask
 from ..typing import Array, BoolArray, MaybeNone
+from ..validation import validate_array, validate_flags, validate_mask
 from .base import Layer
 from .initialisers import generator
 from .recurrent import TimeRecurrent
@@ -210,10 +210,10 @@ class Composite(Layer):
     ) -> tuple[Engine, Array, BoolArray | None, BoolArray | None]:
         """The engine, xs, the mask and the resets, checked before any layer runs."""
         here = self._engine()
-        xs = accept("xs", xs, ("N", "T", self.input_size), self.dtype, here)
+        xs = validate_array("xs", xs, ("N", "T", self.input_size), self.dtype, here)
         N, T, _ = xs.shape
-        mask = accept_mask(lengths, mask, (N, T), here)
-        resets = None if resets is None else accept_flags("resets", resets, (N, T), here)
+        mask = validate_mask(lengths, mask, (N, T), here)
+        resets = None if resets is None else validate_flags("resets", resets, (N, T), here)
         for layer in self.recurrent:
             layer._state_before("xs", N, here)
         return here, xs, mask, resets

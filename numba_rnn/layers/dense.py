@@ -7,17 +7,17 @@ from typing import Self
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ..backend import engine_for
-from ..checks import (
-    accept,
-    accept_ids,
+from ..backend import engine_for_input
+from ..typing import Array, IntArray
+from ..validation import (
     any_shape,
     expect_float,
     expect_float_dtype,
     expect_int,
     expect_plain_array,
+    validate_array,
+    validate_ids,
 )
-from ..typing import Array, IntArray
 from .base import Layer
 from .initialisers import Seed, generator, new_seed
 
@@ -34,7 +34,7 @@ class TimeEmbedding(Layer):
     param_names = ("W",)
 
     def __init__(self, W: Array) -> None:
-        super().__init__(accept("W", W, ("V", "D"), None, engine_for(W)))
+        super().__init__(validate_array("W", W, ("V", "D"), None, engine_for_input(W)))
 
     @property
     def W(self) -> Array:  # noqa: N802 (the name on the page)
@@ -95,7 +95,7 @@ class TimeEmbedding(Layer):
         """
         (W,) = self.params
         here = self._engine()
-        ids = accept_ids("ids", ids, ("N", "T"), W.shape[0], here)
+        ids = validate_ids("ids", ids, ("N", "T"), W.shape[0], here)
         self._tape = here, ids.copy()
         return W[ids]
 
@@ -109,7 +109,7 @@ class TimeEmbedding(Layer):
         """
         here, ids = self._recall()
         (dW,) = self.grads
-        dout = accept("dout", dout, (*ids.shape, dW.shape[1]), self.dtype, here)
+        dout = validate_array("dout", dout, (*ids.shape, dW.shape[1]), self.dtype, here)
         dW[...] = 0
         here.add_rows(dW, ids.reshape(-1), dout.reshape(-1, dW.shape[1]))
 
@@ -129,9 +129,9 @@ class TimeAffine(Layer):
     role_in_stream = "affine"
 
     def __init__(self, W: Array, b: Array) -> None:
-        here = engine_for(W)
-        W = accept("W", W, ("D", "M"), None, here)
-        super().__init__(W, accept("b", b, (W.shape[1],), W.dtype, here))
+        here = engine_for_input(W)
+        W = validate_array("W", W, ("D", "M"), None, here)
+        super().__init__(W, validate_array("b", b, (W.shape[1],), W.dtype, here))
 
     @classmethod
     def create(
@@ -175,7 +175,7 @@ class TimeAffine(Layer):
         """
         W, b = self.params
         here = self._engine()
-        xs = accept("xs", xs, ("N", "T", W.shape[0]), self.dtype, here)
+        xs = validate_array("xs", xs, ("N", "T", W.shape[0]), self.dtype, here)
         N, T, D = xs.shape
         self._tape = here, xs
         out = here.product(xs.reshape(N * T, D), W)
@@ -199,7 +199,7 @@ class TimeAffine(Layer):
         W, _ = self.params
         dW, db = self.grads
         N, T, D = xs.shape
-        dout = accept("dout", dout, (N, T, W.shape[1]), self.dtype, here)
+        dout = validate_array("dout", dout, (N, T, W.shape[1]), self.dtype, here)
         rows = dout.reshape(N * T, W.shape[1])
         dW[...] = here.product(xs.reshape(N * T, D).T, rows)
         db[...] = here.sum_rows(rows)
@@ -264,8 +264,8 @@ class TimeDropout(Layer):
         if not self.train_flg or self.ratio == 0:
             self._tape = ()
             return xs
-        here = engine_for(xs)
-        xs = accept("xs", xs, any_shape(xs), None, here)
+        here = engine_for_input(xs)
+        xs = validate_array("xs", xs, any_shape(xs), None, here)
         shape = xs.shape if xs.ndim > 1 else (xs.size, 1)
         mask = here.dropout(new_seed(self.rng), shape, self.ratio, xs.dtype, self.row_offset)
         mask = mask.reshape(xs.shape)
@@ -288,4 +288,4 @@ class TimeDropout(Layer):
         if not self._recall():
             return dout
         here, mask = self._recall()
-        return accept("dout", dout, mask.shape, mask.dtype, here) * mask
+        return validate_array("dout", dout, mask.shape, mask.dtype, here) * mask

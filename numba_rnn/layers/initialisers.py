@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import expect_choice, expect_float_dtype, expect_int
 from ..kernels.cells import Cell
 from ..typing import Array
+from ..validation import expect_choice, expect_float_dtype, expect_int
 
 Seed = int | np.random.Generator | None
 

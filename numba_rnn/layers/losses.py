@@ -14,19 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Engine, engine_for
-from ..checks import (
-    accept,
-    accept_flags,
-    accept_ids,
-    adopt,
+from ..backend import Engine, engine_for_input
+from ..kernels.functions import sigmoid
+from ..typing import AnyArray, Array, Flags, IntArray, Scalar
+from ..validation import (
     any_shape,
     expect_array,
     expect_finite,
     expect_float,
+    from_dlpack,
+    validate_array,
+    validate_flags,
+    validate_ids,
 )
-from ..kernels.functions import sigmoid
-from ..typing import AnyArray, Array, Flags, IntArray, Scalar
 from .base import Layer
 
 
@@ -98,16 +98,16 @@ class TimeSoftmaxWithLoss(_Loss):
         ValueError
             If ts is not (N, T), as one-hot labels are not, or holds another label.
         """
-        here = engine_for(xs)
-        xs = accept("xs", xs, ("N", "T", "V"), None, here)
+        here = engine_for_input(xs)
+        xs = validate_array("xs", xs, ("N", "T", "V"), None, here)
         N, T, V = xs.shape
-        ts = adopt(ts, here)
+        ts = from_dlpack(ts, here)
         if np.shape(ts) == xs.shape:
             raise ValueError(
                 f"ts: expected labels (N, T), got shape {np.shape(ts)}; one-hot labels become "
                 "such by ts.argmax(axis=2)"
             )
-        on_device = accept_ids("ts", ts, (N, T), V, here, ignore=self.ignore_label)
+        on_device = validate_ids("ts", ts, (N, T), V, here, ignore=self.ignore_label)
         counted = ts != self.ignore_label
         count = _divisor(int(counted.sum()), xs)  # of ts as given: nothing to wait for
         scores, labels, xp = xs.reshape(N * T, V), on_device.reshape(-1), here.xp
@@ -144,7 +144,7 @@ def _counted(mask: Any, xs: Array, ts: Any, here: Engine) -> tuple[Any, Any, flo
         return ts, None, _divisor(xs.size, xs)
     if xs.ndim < 2:
         raise ValueError(f"mask: expected it with xs (N, T, ...), got xs of shape {xs.shape}")
-    flags = accept_flags("mask", mask, xs.shape[:2], here)
+    flags = validate_flags("mask", mask, xs.shape[:2], here)
     count = int(flags.sum()) * math.prod(xs.shape[2:])
     wide = flags.reshape(*flags.shape, *(1,) * (xs.ndim - 2))
     at_home = np if isinstance(ts, np.ndarray) else here.xp
@@ -178,16 +178,16 @@ class TimeSigmoidWithLoss(_Loss):
         ValueError
             If a target is not between 0 and 1.
         """
-        here = engine_for(xs)
-        xp, xs = here.xp, accept("xs", xs, any_shape(xs), None, here)
-        ts = adopt(ts, here)
+        here = engine_for_input(xs)
+        xp, xs = here.xp, validate_array("xs", xs, any_shape(xs), None, here)
+        ts = from_dlpack(ts, here)
         kind = getattr(getattr(ts, "dtype", None), "kind", "f")
         expect_array("ts", ts, xs.shape, ts.dtype if kind in "iub" else xs.dtype, here)
         ts, there, count = _counted(mask, xs, ts, here)
         expect_finite("ts", ts)
         if ts.size and (ts.min() < 0 or ts.max() > 1):
             raise ValueError(f"ts: expected numbers from 0 to 1, got {ts.min()} to {ts.max()}")
-        targets = accept("ts", ts, xs.shape, ts.dtype, here).astype(xs.dtype)
+        targets = validate_array("ts", ts, xs.shape, ts.dtype, here).astype(xs.dtype)
         self._tape = xs.copy(), targets, there, count, xp
         # -t log y - (1 - t) log(1 - y), with y = sigmoid(x), in a form without overflow
         losses = xp.maximum(xs, 0) - xs * targets + xp.log1p(xp.exp(-xp.abs(xs)))
@@ -221,13 +221,13 @@ class TimeMSE(_Loss):
         loss : float or 0-d array
             The mean of (xs - ts)²; a float in host memory, a 0-d array on a GPU.
         """
-        here = engine_for(xs)
-        xs = accept("xs", xs, any_shape(xs), None, here)
-        ts = adopt(ts, here)
+        here = engine_for_input(xs)
+        xs = validate_array("xs", xs, any_shape(xs), None, here)
+        ts = from_dlpack(ts, here)
         expect_array("ts", ts, xs.shape, xs.dtype, here)
         ts, there, count = _counted(mask, xs, ts, here)
         expect_finite("ts", ts)
-        difference = xs - accept("ts", ts, xs.shape, xs.dtype, here)
+        difference = xs - validate_array("ts", ts, xs.shape, xs.dtype, here)
         if there is not None:
             difference = here.xp.where(there, difference, xs.dtype.type(0))
         self._tape = difference, count

@@ -4,10 +4,10 @@ from typing import Any, Self
 
 import numpy as np
 
-from ..checks import expect_int
 from ..kernels import cells
 from ..kernels.cells import Cell
 from ..typing import Array, MaybeNone
+from ..validation import expect_int
 from .initialisers import Seed
 from .recurrent import TimeRecurrent
 

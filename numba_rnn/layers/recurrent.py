@@ -14,16 +14,16 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from ..backend import Engine, move
-from ..checks import accept, accept_flags, accept_mask, expect_choice, expect_int
 from ..kernels import cells
 from ..kernels.cells import Cell, WrittenCell
 from ..kernels.step_options import NO_OPTIONS, StepOptions
 from ..streaming import Stream
 from ..typing import Array, Flags, Integers, MaybeNone
+from ..validation import expect_choice, expect_int, validate_array, validate_flags, validate_mask
 from . import initialisers
 from .base import Layer
 from .initialisers import Seed
-from .parameters import accept_params
+from .param_checks import validate_params
 from .regularisers import WEIGHTS, Regularisers
 from .trace import Trace
 
@@ -33,7 +33,7 @@ class _CellLayer(Layer):
 
     def __init__(self, params: Sequence[Array], cell: Cell) -> None:
         self.param_names: tuple[str, ...] = cell.param_names
-        super().__init__(*accept_params(type(self).__name__, cell, params))
+        super().__init__(*validate_params(type(self).__name__, cell, params))
         self.cell = cell
 
     def __repr__(self) -> str:
@@ -132,7 +132,7 @@ class _CellLayer(Layer):
         return tuple(
             None
             if value is None
-            else accept(spelling.format(name), value, (batch, size), self.dtype, here)
+            else validate_array(spelling.format(name), value, (batch, size), self.dtype, here)
             for name, value, size in zip(self.cell.states, given, self._state_sizes, strict=True)
         )
 
@@ -176,10 +176,10 @@ class _Step(_CellLayer):
 
     def _forward(self, x: Array, *state: Array) -> tuple[Array, ...]:
         here = self._engine()
-        x = accept("x", x, ("N", self.input_size), self.dtype, here)
+        x = validate_array("x", x, ("N", self.input_size), self.dtype, here)
         shape = x.shape[0], self.hidden_size
         state = tuple(
-            accept(f"{name}_prev", value, shape, self.dtype, here)
+            validate_array(f"{name}_prev", value, shape, self.dtype, here)
             for name, value in zip(self.cell.states, state, strict=True)
         )
         self.forget()
@@ -545,7 +545,7 @@ class TimeRecurrent(_CellLayer):
         if not self.stateful:
             raise ValueError("step: expected a layer with stateful=True, got stateful=False")
         here = self._engine()
-        x = accept("x", x, ("N", self.input_size), self.dtype, here)
+        x = validate_array("x", x, ("N", self.input_size), self.dtype, here)
         state = self._state_before("x", x.shape[0], here)
         self.state = here.step(self.cell, x, state, self.cell_params, self.zoneout)
         return self.state[0].copy()
@@ -620,10 +620,10 @@ class TimeRecurrent(_CellLayer):
         parameters must not change until backward has run.
         """
         here = self._engine()
-        xs = accept("xs", xs, ("N", "T", self.input_size), self.dtype, here)
+        xs = validate_array("xs", xs, ("N", "T", self.input_size), self.dtype, here)
         N, T, _ = xs.shape
-        mask = accept_mask(lengths, mask, (N, T), here)
-        resets = None if resets is None else accept_flags("resets", resets, (N, T), here)
+        mask = validate_mask(lengths, mask, (N, T), here)
+        resets = None if resets is None else validate_flags("resets", resets, (N, T), here)
         state = self._state_before("xs", N, here)
         given = self._state_given or (self.stateful and self.state is not None)
         self.forget()  # before there are two blocks' worth
@@ -713,7 +713,7 @@ class TimeRecurrent(_CellLayer):
             If forward has not run.
         """
         here, saved, shape, (on_inputs, on_weights), given_before = self._recall()
-        dhs = accept("dhs", dhs, shape, self.dtype, here)
+        dhs = validate_array("dhs", dhs, shape, self.dtype, here)
         given = self._one_each("backward", "d{}", dstate)
         given = self._accepted("d{}", given, shape[0], here)
         zeros = self._zeros(shape[0], here)
@@ -783,7 +783,7 @@ class TimeRecurrent(_CellLayer):
         here, shape = self._engine(), (len(self.cell.states), self.hidden_size)
         if values is None:
             values = here.xp.zeros(shape, self.dtype)
-        values = accept("values", values, shape, self.dtype, here)
+        values = validate_array("values", values, shape, self.dtype, here)
         self.params.append(values)
         self.grads.append(here.xp.zeros_like(values))
         self.param_names = (*self.param_names, "initial")

@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..backend import Engine
-from ..checks import expect_float
 from ..kernels.counter_rng import seeds_of
 from ..typing import Array
+from ..validation import expect_float
 from .initialisers import Seed, generator, new_seed
 
 _INPUT, _RECURRENT = 1000, 1001  # of a block's seed; zoneout has 0, 1 ...

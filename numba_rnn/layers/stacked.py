@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal, Self, overload
 
-from ..checks import accept, expect_float, expect_int
 from ..kernels.cells import Cell, WrittenCell
 from ..streaming import Stream
 from ..typing import Array, BoolArray, Flags, Integers
+from ..validation import expect_float, expect_int, validate_array
 from .bidirectional import Bidirectional
 from .composite import Composite, DStates
 from .dense import TimeDropout
@@ -241,7 +241,7 @@ class Stacked(Composite):
             The gradient of xs; None with inputs=False.
         """
         here, there, shape = self._recall()
-        above: Any = accept("dhs", dhs, shape, self.dtype, here)
+        above: Any = validate_array("dhs", dhs, shape, self.dtype, here)
         given = list(self._one_each("backward", dstate))
         if any(self.residuals):  # which must not carry what is not looked at down to xs
             above = _kept(here.xp, there, above)

@@ -8,16 +8,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ..backend import engine_named, engine_of, to_host
-from ..checks import (
-    as_array,
-    expect_array,
-    expect_choice,
-    expect_finite,
-    expect_float,
-    expect_ids,
-    expect_int,
-)
+from ..backend import engine_by_name, engine_of_param, to_host
 from ..kernels import cells
 from ..kernels.cells import Cell, WrittenCell
 from ..layers import (
@@ -33,6 +24,15 @@ from ..layers.losses import perplexity_of
 from ..streaming import Stream
 from ..training.bptt import TruncatedBPTT
 from ..typing import Array, IntArray, Integers, Scalar
+from ..validation import (
+    as_array,
+    expect_array,
+    expect_choice,
+    expect_finite,
+    expect_float,
+    expect_ids,
+    expect_int,
+)
 
 
 class Rnnlm:
@@ -363,7 +363,7 @@ class Rnnlm:
         whole = 32  # numbers: each part starts where vectors like to
         sizes = [-(-param.size // whole) * whole for param in self.params]
         first = self.params[0]
-        buffer = engine_of(first).xp.zeros(sum(sizes) + more, first.dtype)
+        buffer = engine_of_param(first).xp.zeros(sum(sizes) + more, first.dtype)
         start = 0
         for (_, layer, k), size in zip(self._slots, sizes, strict=True):
             param = layer.params[k]
@@ -549,7 +549,7 @@ class Rnnlm:
             NumPy arrays, wherever the model is. The entry "cell" holds results of the cell for
             fixed numbers, by which ``load_arrays`` recognises it.
         """
-        found = {"cell": engine_named("numpy").probe(self.recurrent[0].cell)}
+        found = {"cell": engine_by_name("numpy").probe(self.recurrent[0].cell)}
         found |= {f"param/{name}": to_host(layer.params[k]) for name, layer, k in self._slots}
         for n, layer in enumerate(self.recurrent):
             for name, value in zip(layer.cell.states, layer.state or (), strict=False):
@@ -570,7 +570,7 @@ class Rnnlm:
             If an array is missing or does not fit, or if the cell now computes something else.
         """
         cell, there = self.recurrent[0].cell, arrays.get("cell")
-        here = engine_named("numpy").probe(cell)
+        here = engine_by_name("numpy").probe(cell)
         if there is not None and not (
             np.shape(there) == here.shape and np.allclose(there, here, 1e-6, 1e-6, equal_nan=True)
         ):
@@ -596,7 +596,7 @@ class Rnnlm:
             layer.learn_initial_state()
         for name, layer, k in self._slots:
             param = layer.params[k]
-            param[...] = engine_of(param).to_device(arrays[f"param/{name}"])
+            param[...] = engine_of_param(param).to_device(arrays[f"param/{name}"])
         for layer, state in zip(self.recurrent, states, strict=True):
             layer.reset_state()
             if state:
@@ -632,7 +632,7 @@ class TokenStream(Stream):
         """Copy the current parameters of the model; the state stays."""
         embedding = self._model.embedding.params[0]
         V, D = self._model.config["vocab_size"], self.input_size
-        expect_array("embedding", embedding, (V, D), self.dtype, engine_of(embedding))
+        expect_array("embedding", embedding, (V, D), self.dtype, engine_of_param(embedding))
         super().refresh()
         self._embedding = embedding.copy()
 

@@ -16,9 +16,9 @@ columns of a table. An empty X raises ValueError, as in scikit-learn.
 ``numba_rnn/sklearn/network.py``, the training is in ``numba_rnn/sklearn/base.py``.
 """
 
-from ..extras import needed
+from ..optional_deps import optional_import
 
-with needed("sklearn", "numba_rnn.sklearn"):
+with optional_import("sklearn", "numba_rnn.sklearn"):
     import sklearn as _scikit_learn  # noqa: F401
 
 from .base import RecurrentEstimator

@@ -13,13 +13,13 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..backend import to_host
-from ..checks import expect_float, expect_float_dtype, expect_int
 from ..kernels.cells import Cell, WrittenCell
 from ..layers import TimeMSE
 from ..terminal import progress_bar
 from ..training import Optimiser, TrainingDiverged, clip_grads, optimisers
 from ..training.clipping import global_norm
 from ..typing import AnyArray, Array, BoolArray
+from ..validation import expect_float, expect_float_dtype, expect_int
 from .frames import (
     Step,
     are_names,

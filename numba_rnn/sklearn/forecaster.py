@@ -10,10 +10,10 @@ from numpy.typing import DTypeLike
 from sklearn.metrics import r2_score
 from sklearn.utils import check_array
 
-from ..checks import expect_float, expect_int
 from ..kernels.cells import Cell, WrittenCell
 from ..training import Optimiser
 from ..typing import Array
+from ..validation import expect_float, expect_int
 from .base import RecurrentEstimator, all_or_nothing
 from .frames import (
     are_names,

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import engine_of, to_host
-from ..checks import expect_array, expect_int
+from ..backend import engine_of_param, to_host
 from ..layers import Bidirectional, Stacked, TimeAffine, TimeDropout, TimeRecurrent
 from ..typing import Array, IntArray
+from ..validation import expect_array, expect_int
 
 
 class Network:
@@ -85,7 +85,7 @@ class Network:
         self._shape = hs.shape
         if not self.per_step:
             ends = [state[0] for state in self.recurrent.state[-self._directions :] if state]
-            hs = engine_of(self.params[0]).xp.concatenate(ends, axis=1)[:, None]
+            hs = engine_of_param(self.params[0]).xp.concatenate(ends, axis=1)[:, None]
         return self.affine.forward(self.dropout.forward(hs))
 
     def backward(self, dscores: Array) -> None:
@@ -97,7 +97,7 @@ class Network:
         layers = self.recurrent.recurrent
         H, below = layers[-1].output_size, len(layers) - self._directions
         ends = [(dhs[:, 0, k * H : (k + 1) * H],) for k in range(self._directions)]
-        nothing = engine_of(self.params[0]).xp.zeros(self._shape, dhs.dtype)
+        nothing = engine_of_param(self.params[0]).xp.zeros(self._shape, dhs.dtype)
         self.recurrent.backward(nothing, *(None,) * below, *ends, inputs=False)
 
     def in_stream(self) -> list[Any]:
@@ -126,7 +126,7 @@ class Network:
         for name, array in own.items():  # all are looked at before any is taken
             expect_array(name, arrays.get(name), array.shape, array.dtype)
         for name, param in zip(own, self.params, strict=True):
-            param[...] = engine_of(param).to_device(arrays[name])
+            param[...] = engine_of_param(param).to_device(arrays[name])
 
 
 def expect_sizes(config: dict[str, Any], arrays: dict[str, Array]) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from sklearn.utils import check_array
 
-from ..checks import expect_plain_array, spell
 from ..typing import AnyArray
+from ..validation import expect_plain_array, format_shape
 
 Sequences = Any  # an array (N, T, ...), or a list of arrays (T_i, ...)
 LOOKED_AT = 100_000  # steps, of which ``warn_of_scale`` judges
@@ -42,7 +42,8 @@ def is_table(name: str, X: Any) -> bool:
     shapes = {np.shape(x) for x in X} if several else set()
     if shapes == {()} or getattr(X, "ndim", 2) < 2:
         raise ValueError(
-            f"{kinds} shape {spell((len(X),) if several else np.shape(X))}. Reshape your data: "
+            f"{kinds} shape {format_shape((len(X),) if several else np.shape(X))}. Reshape your "
+            "data: "
             f"np.asarray({name})[None] is a table of one row"
         )
     if not several:
@@ -50,7 +51,7 @@ def is_table(name: str, X: Any) -> bool:
     if len(shapes) > 1 and all(len(shape) == 1 for shape in shapes):
         raise ValueError(
             f"{name}: expected arrays (steps, features) where sequences differ in length, got "
-            f"shapes {', '.join(map(spell, sorted(shapes)))}; x[:, None] has one feature"
+            f"shapes {', '.join(map(format_shape, sorted(shapes)))}; x[:, None] has one feature"
         )
     return not X or np.ndim(X[0]) != 2
 
@@ -63,7 +64,9 @@ def read_sequences(name: str, X: Any, dtype: Any) -> Sequences:
     if getattr(X, "ndim", 1) == 3:
         found = check_array(X, dtype=dtype, allow_nd=True, input_name=name)
         if 0 in found.shape:
-            raise ValueError(f"{name}: expected steps and features, got {spell(found.shape)}")
+            raise ValueError(
+                f"{name}: expected steps and features, got {format_shape(found.shape)}"
+            )
         return found
     rows = [np.asarray(x) for x in X]
     features = rows[0].shape[1]
@@ -72,7 +75,7 @@ def read_sequences(name: str, X: Any, dtype: Any) -> Sequences:
             turned = {len(row) for row in rows if row.ndim == 2} == {len(rows[0])}
             raise ValueError(
                 f"{name}: expected sequences (steps, {features}) of at least one step, got shape "
-                f"{spell(row.shape)} at {k}"
+                f"{format_shape(row.shape)} at {k}"
                 + ("; x.T swaps steps and features" if turned and len(row) else "")
             )
     try:
@@ -146,7 +149,7 @@ def flattened(name: str, targets: Any, like: Sequences) -> AnyArray:
         if row.shape[:1] != (length,):
             raise ValueError(
                 f"{name}: expected {length} targets for the {length} steps of sequence {k}, got "
-                f"shape {spell(row.shape)}"
+                f"shape {format_shape(row.shape)}"
             )
     return np.concatenate(rows)
 

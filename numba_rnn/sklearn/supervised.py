@@ -13,11 +13,11 @@ from sklearn.utils import check_array, check_consistent_length, column_or_1d, co
 from sklearn.utils.multiclass import check_classification_targets, unique_labels
 from sklearn.utils.validation import assert_all_finite
 
-from ..checks import as_array, expect_plain_array
 from ..kernels.cells import Cell, WrittenCell
 from ..layers import TimeSoftmaxWithLoss
 from ..training import Optimiser
 from ..typing import AnyArray
+from ..validation import as_array, expect_plain_array
 from .base import RecurrentEstimator, all_or_nothing
 from .frames import expect_column_order, expect_same_columns, expect_same_index, index_of
 from .sequences import Examples, Sequences, cut, flattened, lengths_of, listed, warn_of_scale

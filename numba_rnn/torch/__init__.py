@@ -12,9 +12,9 @@ through autograd; forward and backward of a layer are one node each. The modules
 this package does not install.
 """
 
-from ..extras import needed
+from ..optional_deps import optional_import
 
-with needed("torch", "numba_rnn.torch"):
+with optional_import("torch", "numba_rnn.torch"):
     import torch as _torch  # noqa: F401
 
 from .accelerating import accelerate, restore

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import expect_int, expect_plain_array
 from ..typing import AnyArray
+from ..validation import expect_int, expect_plain_array
 
 
 def _expect_places(name: str, whole: Any) -> None:

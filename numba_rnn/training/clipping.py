@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..backend import engine_of
-from ..checks import expect_array, expect_float, expect_writable
+from ..backend import engine_of_param
 from ..typing import Array, Scalar
+from ..validation import expect_array, expect_float, expect_writable
 
 
 def clip_grads(grads: Sequence[Array], max_norm: float) -> Scalar:
@@ -41,7 +41,7 @@ def clip_grads(grads: Sequence[Array], max_norm: float) -> Scalar:
     limit = expect_float("max_norm", max_norm, 0, low_open=True)
     if not grads:
         return 0.0
-    here = engine_of(grads[0])
+    here = engine_of_param(grads[0])
     for k, grad in enumerate(grads):
         expect_array(f"grads[{k}]", grad, np.shape(grad), None, here)
         expect_writable(f"grads[{k}]", grad)
@@ -50,4 +50,4 @@ def clip_grads(grads: Sequence[Array], max_norm: float) -> Scalar:
 
 def global_norm(grads: Sequence[Array]) -> Scalar:
     """The Euclidean norm of all the gradients' numbers in one vector, as ``clip_grads`` has it."""
-    return engine_of(grads[0]).norm(grads) if grads else 0.0
+    return engine_of_param(grads[0]).norm(grads) if grads else 0.0

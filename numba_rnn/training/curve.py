@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from ..extras import needed
 from ..files import written_atomically
 from ..fonts import choose_fonts
 from ..layers.losses import perplexity_of
+from ..optional_deps import optional_import
 from .trainer import History
 
 HIGHEST = 1e100  # no picture goes further: past 1e300 a logarithmic axis overflows
@@ -17,7 +17,7 @@ def draw_curve(history: History, path: str | Path, title: str = "") -> Path:
 
     Raises ImportError, naming the remedy, where matplotlib is missing.
     """
-    with needed("matplotlib", "the loss curve"):
+    with optional_import("matplotlib", "the loss curve"):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
         from matplotlib.ticker import FormatStrFormatter, NullFormatter

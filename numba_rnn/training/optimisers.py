@@ -16,19 +16,19 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Engine, engine_of, move, to_host
-from ..checks import (
-    accept,
+from ..backend import Engine, engine_of_param, move, to_host
+from ..kernels.functions import sqrt
+from ..typing import Array
+from ..validation import (
     expect_array,
     expect_choice,
     expect_finite,
     expect_float,
     expect_int,
     expect_writable,
-    spell,
+    format_shape,
+    validate_array,
 )
-from ..kernels.functions import sqrt
-from ..typing import Array
 
 _ONE_EACH = "this optimiser has been used for other parameters, each model needs its own"
 
@@ -97,14 +97,14 @@ class Optimiser:
         """
         if len(params) != len(grads):
             raise ValueError(f"grads: expected {len(params)} arrays, as params, got {len(grads)}")
-        engines = [engine_of(param) for param in params]
+        engines = [engine_of_param(param) for param in params]
         for k, (here, param) in enumerate(zip(engines, params, strict=True)):
             expect_array(f"params[{k}]", param, param.shape, None, here)
             expect_writable(f"params[{k}]", param)
         memory = self._memory_for(params, engines)
         accepted = []
         for k, (here, param, grad) in enumerate(zip(engines, params, grads, strict=True)):
-            accepted.append(accept(f"grads[{k}]", grad, param.shape, param.dtype, here))
+            accepted.append(validate_array(f"grads[{k}]", grad, param.shape, param.dtype, here))
             if isinstance(grad, np.ndarray):
                 _expect_finite(f"grads[{k}]", grad)
         self._memory = memory
@@ -130,8 +130,8 @@ class Optimiser:
         for k, (param, slots) in enumerate(zip(params, self._memory, strict=True)):
             if slots and slots[0].shape != param.shape:
                 raise ValueError(
-                    f"params[{k}]: expected shape {spell(slots[0].shape)}, as at the first "
-                    f"update, got {spell(param.shape)}; {_ONE_EACH}"
+                    f"params[{k}]: expected shape {format_shape(slots[0].shape)}, as at the first "
+                    f"update, got {format_shape(param.shape)}; {_ONE_EACH}"
                 )
             for slot in slots:
                 if slot.dtype != param.dtype:
@@ -213,7 +213,7 @@ def _expect_possible(name: str, array: Array, squares: bool) -> None:
     elif not (array >= 0).all():
         where = tuple(int(i) for i in np.argwhere(~(array >= 0))[0])
         raise ValueError(
-            f"{name}: expected squares, none below 0, got {array[where]} at {spell(where)}"
+            f"{name}: expected squares, none below 0, got {array[where]} at {format_shape(where)}"
         )
 
 

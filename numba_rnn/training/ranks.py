@@ -20,7 +20,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from ..backend import choose_gpu, engine_of, limit_threads, nccl
+from ..backend import choose_gpu, engine_of_param, limit_threads, nccl
 from ..kernels.once import cached_property
 from ..typing import Array
 
@@ -165,7 +165,7 @@ class NcclSum:
     def add_up(self, buffer: Any) -> None:
         """Replace a device array's numbers by their sums; nothing waits for the device."""
         kind = {4: self._nccl.NCCL_FLOAT32, 8: self._nccl.NCCL_FLOAT64}[buffer.dtype.itemsize]
-        at, stream = buffer.data.ptr, engine_of(buffer).xp.cuda.get_current_stream().ptr
+        at, stream = buffer.data.ptr, engine_of_param(buffer).xp.cuda.get_current_stream().ptr
         self._comm.allReduce(at, at, buffer.size, kind, self._nccl.NCCL_SUM, stream)
 
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from ..backend import engine_of, to_host
+from ..backend import engine_of_param, to_host
 from ..layers.initialisers import state_of
 from ..layers.losses import TimeSoftmaxWithLoss, perplexity_of
 from ..typing import AnyArray, Array, Scalar
@@ -69,7 +69,7 @@ class SharedBatch:
         Raises ValueError, naming what is not the same.
         """
         mine = {
-            "engine": engine_of(self.model.params[0]).name,
+            "engine": engine_of_param(self.model.params[0]).name,
             "model": [(param.shape, str(param.dtype)) for param in self.model.params],
             "random numbers": state_of(self.model.rng),
             "corpus": self.blocks.digest(),
@@ -84,7 +84,7 @@ class SharedBatch:
                 "same settings"
             )
         for param in self.model.params:  # processors of two kinds may round differently
-            param[...] = engine_of(param).to_device(self.ranks.broadcast(to_host(param)))
+            param[...] = engine_of_param(param).to_device(self.ranks.broadcast(to_host(param)))
         self.model.take_rows(self.rows)
         self._buffer = self.model.one_buffer(more=2)
 
@@ -108,7 +108,7 @@ class SharedBatch:
         buffer[-2] = loss * share
         buffer[-1] = float(stop)
         self.ranks.add_up(buffer)
-        return engine_of(self.model.params[0]).to_scalar(buffer[-2].astype(np.float64))
+        return engine_of_param(self.model.params[0]).to_scalar(buffer[-2].astype(np.float64))
 
     @property
     def stop(self) -> bool:

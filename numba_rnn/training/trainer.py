@@ -12,12 +12,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..checks import expect_float, expect_int
 from ..files import locked, remove_parts
 from ..layers.initialisers import set_state, state_of
 from ..layers.losses import perplexity_of, spell_perplexity
 from ..terminal import progress_bar, start_clock
 from ..typing import AnyArray, Array, Scalar
+from ..validation import expect_float, expect_int
 from .bptt import TruncatedBPTT
 from .checkpoint import expect_content, load_checkpoint, save_checkpoint
 from .clipping import clip_grads, global_norm

@@ -6,9 +6,9 @@ from functools import partial
 from itertools import zip_longest
 from typing import Any
 
-from ..checks import expect_choice
 from ..fonts import choose_fonts
 from ..typing import Array
+from ..validation import expect_choice
 from . import paper
 from .computation import (
     AFFINE,

@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..checks import expect_float, expect_int
 from ..files import written_atomically
 from ..fonts import choose_fonts
+from ..validation import expect_float, expect_int
 
 
 def expect_gif(path: Any, seconds: float, dpi: int) -> Path:

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import expect_choice
 from ..fonts import choose_fonts
 from ..typing import Array
+from ..validation import expect_choice
 from . import paper
 from .computation import AFFINE, INPUT, OUTPUT, PARAMETER, Edge, Node, StepGraph, StepNumbers
 from .drawing import GraphPicture, View, Words

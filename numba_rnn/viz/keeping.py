@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import expect_int
 from ..diagnostics.pictures import COLOURS
 from ..fonts import choose_fonts
 from ..kernels.cells import Cell
+from ..validation import expect_int
 from . import paper
 from .observed import twin_of
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from ..backend import to_host
-from ..checks import expect_array, expect_finite
 from ..kernels.cells import Cell
 from ..layers.recurrent import TimeRecurrent
 from ..typing import Array
+from ..validation import expect_array, expect_finite
 from .computation import StepGraph, StepNumbers
 
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..checks import expect_choice
 from ..kernels import cells
 from ..kernels.cells import Cell, WrittenCell
+from ..validation import expect_choice
 
 _PARTS = "forward", "backward", "operand"
 _PACKAGE = __name__.partition(".")[0]

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import expect_int
 from ..fonts import choose_fonts
 from ..typing import Array
+from ..validation import expect_int
 from . import paper
 from .observed import came_back, cell_of, run_forward, spelled
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import expect_float, expect_plain_array
 from ..fonts import choose_fonts
 from ..typing import Array
+from ..validation import expect_float, expect_plain_array
 from . import paper
 from .gif import expect_gif, write_gif
 

@@ -5,10 +5,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from .kernels import deprecated
 from .typing import AnyArray, Array, BoolArray, IntArray
 
 
-class Home(Protocol):
+class ArrayBackend(Protocol):
     """What a check needs of an engine: whose arrays are its own, and the way there."""
 
     xp: Any
@@ -23,7 +24,7 @@ FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 _PLAIN = (np.ndarray, np.memmap)  # a subclass means more by its numbers than is computed here
 
 
-def spell(shape: tuple[int | str, ...]) -> str:
+def format_shape(shape: tuple[int | str, ...]) -> str:
     """(N, T, 4) as one would write it."""
     return "(" + ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "") + ")"
 
@@ -33,12 +34,12 @@ def any_shape(value: Any) -> tuple[str, ...]:
     return tuple(f"n{axis}" if axis else "N" for axis in range(np.ndim(value)))
 
 
-def accept(
+def validate_array(
     name: str,
     value: Any,
     shape: tuple[int | str, ...],
     dtype: np.dtype[Any] | None,
-    here: Home,
+    here: ArrayBackend,
 ) -> Array:
     """An array as ``expect_array`` wants it, where the engine has its arrays.
 
@@ -48,7 +49,7 @@ def accept(
     say.
     """
     if not isinstance(value, np.ndarray):
-        value = adopt(value, here)
+        value = from_dlpack(value, here)
     expect_array(name, value, shape, dtype, here)
     return here.to_device(_aligned(value))
 
@@ -95,7 +96,7 @@ def as_array(name: str, value: Any) -> AnyArray:
     return np.asarray(value)
 
 
-def adopt(value: Any, here: Home) -> Any:
+def from_dlpack(value: Any, here: ArrayBackend) -> Any:
     """For an engine on a device, what has DLPack as an array of it, without a copy.
 
     What has it in host memory becomes a NumPy array; everything else comes back as it is.
@@ -109,23 +110,25 @@ def adopt(value: Any, here: Home) -> Any:
 
 
 def _expect_kind(
-    name: str, value: Any, shape: tuple[int | str, ...], here: Home | None, what: str
+    name: str, value: Any, shape: tuple[int | str, ...], here: ArrayBackend | None, what: str
 ) -> None:
     """Refuse anything but a plain NumPy array or an array of the engine's device."""
     if isinstance(value, np.ndarray):
         raise TypeError(
-            f"{name}: expected {what} of shape {spell(shape)}, got {_more_than_plain(name, value)}"
+            f"{name}: expected {what} of shape {format_shape(shape)}, got "
+            f"{_more_than_plain(name, value)}"
         )
     if here is not None and here.is_native(value):
         return
     if hasattr(value, "__cuda_array_interface__"):
         raise TypeError(
-            f"{name}: expected {what} of shape {spell(shape)} in host memory, got one on a device; "
+            f"{name}: expected {what} of shape {format_shape(shape)} in host memory, got one on a "
+            "device; "
             f'layer.to("cuda") moves a layer there, cupy.asnumpy({name}) copies the array here'
         )
     of_torch = hasattr(value, "detach") and hasattr(value, "numpy")
     raise TypeError(
-        f"{name}: expected {what} of shape {spell(shape)}, got {type(value).__name__}"
+        f"{name}: expected {what} of shape {format_shape(shape)}, got {type(value).__name__}"
         + (f"; {name}.detach().numpy() converts it" if of_torch else "")
     )
 
@@ -135,7 +138,7 @@ def expect_array(
     value: Any,
     shape: tuple[int | str, ...],
     dtype: np.dtype[Any] | None = None,
-    here: Home | None = None,
+    here: ArrayBackend | None = None,
 ) -> None:
     """Refuse what is not an array of that shape and dtype.
 
@@ -150,13 +153,15 @@ def expect_array(
         value.ndim != len(shape)
         or any(w != got for w, got in zip(shape, value.shape, strict=True) if isinstance(w, int))
     ):
-        raise ValueError(f"{name}: expected shape {spell(shape)}, got {spell(value.shape)}")
+        raise ValueError(
+            f"{name}: expected shape {format_shape(shape)}, got {format_shape(value.shape)}"
+        )
     if 0 in value.shape and any(
         n == 0 and w not in (0, "N") for w, n in zip(shape, value.shape, strict=True)
     ):
         raise ValueError(
-            f"{name}: expected shape {spell(shape)} with no size 0"
-            f"{' but N' if 'N' in shape else ''}, got {spell(value.shape)}"
+            f"{name}: expected shape {format_shape(shape)} with no size 0"
+            f"{' but N' if 'N' in shape else ''}, got {format_shape(value.shape)}"
         )
     if dtype is None:
         if value.dtype not in FLOATS:
@@ -168,27 +173,31 @@ def expect_array(
         )
 
 
-def accept_flags(name: str, flags: Any, shape: tuple[int, int], here: Home) -> BoolArray:
+def validate_flags(name: str, flags: Any, shape: tuple[int, int], here: ArrayBackend) -> BoolArray:
     """Booleans (N, T), as a NumPy array on every engine; one on a device is waited for."""
     if here.is_native(flags) and not isinstance(flags, np.ndarray):
         flags = here.to_host(flags)
     flags = as_array(name, flags)
     if flags.dtype != bool:
-        raise TypeError(f"{name}: expected booleans of shape {spell(shape)}, got {flags.dtype}")
+        raise TypeError(
+            f"{name}: expected booleans of shape {format_shape(shape)}, got {flags.dtype}"
+        )
     if flags.shape != shape:
         raise ValueError(
-            f"{name}: expected shape {spell(shape)}, a flag for each row and step of xs, "
-            f"got {spell(flags.shape)}"
+            f"{name}: expected shape {format_shape(shape)}, a flag for each row and step of xs, "
+            f"got {format_shape(flags.shape)}"
         )
     return flags.copy()  # backward wants it as it is now
 
 
-def accept_mask(lengths: Any, mask: Any, shape: tuple[int, int], here: Home) -> BoolArray | None:
+def validate_mask(
+    lengths: Any, mask: Any, shape: tuple[int, int], here: ArrayBackend
+) -> BoolArray | None:
     """The steps that are there, (N, T), of what says so; None where all are."""
     if mask is not None:
         if lengths is not None:
             raise TypeError("mask: expected lengths or mask, got both")
-        return accept_flags("mask", mask, shape, here)
+        return validate_flags("mask", mask, shape, here)
     if lengths is None:
         return None
     if here.is_native(lengths) and not isinstance(lengths, np.ndarray):
@@ -198,7 +207,7 @@ def accept_mask(lengths: Any, mask: Any, shape: tuple[int, int], here: Home) -> 
     if not lengths.size:
         lengths = lengths.astype(np.intp)  # an empty list is one of floats
     if lengths.shape != (N,):
-        raise ValueError(f"lengths: expected shape ({N},), got {spell(lengths.shape)}")
+        raise ValueError(f"lengths: expected shape ({N},), got {format_shape(lengths.shape)}")
     expect_ids("lengths", lengths, ("N",), T + 1)
     return np.arange(T) < lengths[:, None]
 
@@ -207,7 +216,9 @@ def expect_finite(name: str, value: AnyArray) -> None:
     """Refuse NaN and infinity, naming the first place."""
     if value.dtype.kind == "f" and not np.isfinite(value).all():
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(value))[0])
-        raise ValueError(f"{name}: expected finite numbers, got {value[where]} at {spell(where)}")
+        raise ValueError(
+            f"{name}: expected finite numbers, got {value[where]} at {format_shape(where)}"
+        )
 
 
 def expect_writable(name: str, value: AnyArray) -> None:
@@ -216,20 +227,21 @@ def expect_writable(name: str, value: AnyArray) -> None:
         raise ValueError(f"{name}: expected an array that may be written to, got a read-only one")
 
 
-def accept_ids(
+def validate_ids(
     name: str,
     ids: Any,
     shape: tuple[int | str, ...],
     limit: int,
-    here: Home,
+    here: ArrayBackend,
     ignore: int | None = None,
 ) -> IntArray:
-    """Integers as ``expect_ids`` wants them, where the engine has its arrays; see ``accept``.
+    """Integers as ``expect_ids`` wants them, where the engine has its arrays; see
+    ``validate_array``.
 
     NumPy arrays are checked before they are copied. To check what is on a device already is to
     wait for it.
     """
-    ids = adopt(ids, here)
+    ids = from_dlpack(ids, here)
     expect_ids(name, ids, shape, limit, ignore, here)
     return here.to_device(_aligned(ids))
 
@@ -240,14 +252,14 @@ def expect_ids(
     shape: tuple[int | str, ...],
     limit: int,
     ignore: int | None = None,
-    here: Home | None = None,
+    here: ArrayBackend | None = None,
 ) -> None:
     """Refuse what is not an integer array with values in 0 .. limit - 1 (or ``ignore``)."""
     if type(ids) not in _PLAIN:
         _expect_kind(name, ids, shape, here, "an integer array")
     if ids.dtype.kind not in "iu":
         raise TypeError(
-            f"{name}: expected an integer array of shape {spell(shape)}, got {ids.dtype}"
+            f"{name}: expected an integer array of shape {format_shape(shape)}, got {ids.dtype}"
         )
     expect_array(name, ids, shape, ids.dtype, here)
     wrong = (ids < 0) | (ids >= limit)
@@ -258,7 +270,7 @@ def expect_ids(
         also = "" if ignore is None else f" or {ignore}"
         raise ValueError(
             f"{name}: expected numbers from 0 to {limit - 1}{also}, got {ids[where]} "
-            f"at {spell(where)}"
+            f"at {format_shape(where)}"
         )
 
 
@@ -305,3 +317,6 @@ def expect_float_dtype(name: str, value: Any) -> np.dtype[Any]:
     if dtype is None or dtype not in FLOATS:
         raise TypeError(f"{name}: expected float32 or float64, got {value!r}")
     return dtype
+
+
+__getattr__ = deprecated.names_of(__name__)

@@ -14,12 +14,12 @@ _PACKAGES = {  # quoted: some shells take brackets for a pattern
 
 
 @contextmanager
-def needed(library: str, what: str) -> Iterator[None]:
+def optional_import(library: str, what: str) -> Iterator[None]:
     """Around an import: where the library is missing, an ImportError that names the remedy.
 
     what   what needs it. Any other error of an import stays as it is.
 
-    >>> with needed("torch", "to_torch"):
+    >>> with optional_import("torch", "to_torch"):
     ...     raise ModuleNotFoundError(name="torch")
     Traceback (most recent call last):
     ImportError: to_torch needs torch: pip install torch

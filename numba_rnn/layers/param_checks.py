@@ -4,15 +4,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..backend import engine_for
-from ..checks import FLOATS, accept, spell
+from ..backend import engine_for_input
 from ..kernels.cells import Cell
 from ..typing import Array
+from ..validation import FLOATS, format_shape, validate_array
 
 
-def accept_params(owner: str, cell: Cell, params: Sequence[Array]) -> list[Array]:
+def validate_params(owner: str, cell: Cell, params: Sequence[Array]) -> list[Array]:
     """The parameters in the shapes and the one dtype that they have for the cell."""
-    here = engine_for(params[0] if params else None)
+    here = engine_for_input(params[0] if params else None)
     if here.xp is np and _fit(cell, params):
         return list(params)
     names = tuple(cell.shapes(1, 1))
@@ -22,25 +22,25 @@ def accept_params(owner: str, cell: Cell, params: Sequence[Array]) -> list[Array
             f"{len(params)}"
         )
     Wx, *rest = params
-    Wx = accept("Wx", Wx, ("D", "columns"), None, here)
+    Wx = validate_array("Wx", Wx, ("D", "columns"), None, here)
     H, gates = max(1, cell.hidden_size([Wx])), len(cell.input_gates)
     P: int | None = None
     if cell.projected:
         if Wx.shape[1] % gates:
-            raise ValueError(f"Wx: expected shape (D, {gates}H), got {spell(Wx.shape)}")
-        rest[-1] = accept("Wr", rest[-1], (H, "P"), Wx.dtype, here)
+            raise ValueError(f"Wx: expected shape (D, {gates}H), got {format_shape(Wx.shape)}")
+        rest[-1] = validate_array("Wr", rest[-1], (H, "P"), Wx.dtype, here)
         P = max(1, cell.output_size(rest))
         if P > H:
             raise ValueError(
-                f"Wr: expected shape (H, P) with P at most H, got {spell(rest[-1].shape)}"
+                f"Wr: expected shape (H, P) with P at most H, got {format_shape(rest[-1].shape)}"
             )
     elif cell.recurrent_gates:
-        rest[0] = accept("Wh", rest[0], ("H", "columns"), Wx.dtype, here)
+        rest[0] = validate_array("Wh", rest[0], ("H", "columns"), Wx.dtype, here)
         H = rest[0].shape[0]
     shapes = cell.shapes(Wx.shape[0], H, P)
     try:
         return [
-            accept(name, value, shapes[name], Wx.dtype, here)
+            validate_array(name, value, shapes[name], Wx.dtype, here)
             for name, value in zip(names, (Wx, *rest), strict=True)
         ]
     except ValueError as error:
