@@ -35,6 +35,7 @@ MODULES = {
 
 # the names that a module had
 NAMES: dict[str, dict[str, str]] = {
+    "layers.base": {"ForwardFirst": "BackwardBeforeForward"},
     "validation": {
         "accept": "validate_array",
         "accept_flags": "validate_flags",

@@ -10,7 +10,7 @@ import numba_rnn as rnn
 from helpers import BACKENDS, central_differences, relative_error
 from numba_rnn import cells, diagnostics, jobs, use_backend
 from numba_rnn.functions import sigmoid, tanh
-from numba_rnn.layers.base import ForwardFirst
+from numba_rnn.layers.base import BackwardBeforeForward
 from numba_rnn.models import Rnnlm
 
 
@@ -194,7 +194,7 @@ def test_a_copy_has_nothing_of_what_forward_keeps(registered, backend, copied):
             layer.forward(xs, trace=True)
             other = copied(layer)
             assert other.trace is None
-            with pytest.raises(ForwardFirst):
+            with pytest.raises(BackwardBeforeForward):
                 other.backward(dhs)
             del other
             for _ in range(2):

@@ -682,7 +682,7 @@ def test_out_of_memory_says_the_sizes_and_frees_what_it_can(in_force):
         assert held[0]() is None  # while the error is still there
         for part in running.model._parts:
             with pytest.raises(RuntimeError, match="call forward first"):
-                part._recall()
+                part._saved()
         running.fit(1)
         assert len(running.history.epochs) == 1
 

@@ -63,7 +63,7 @@ class WeightSum(Layer):
         da : (N, T) array
             The gradient of a.
         """
-        here, hs, a = self._recall()
+        here, hs, a = self._saved()
         dc = validate_array("dc", dc, (len(hs), hs.shape[2]), hs.dtype, here)
         return a[:, :, None] * dc[:, None], (hs @ dc[:, :, None])[:, :, 0]
 
@@ -114,7 +114,7 @@ class AttentionWeight(Layer):
         dh : (N, H) array
             The gradient of h.
         """
-        hs, h = self._recall()
+        hs, h = self._saved()
         ds = self.softmax.backward(da)
         return ds[:, :, None] * h[:, None], (ds[:, None] @ hs)[:, 0]
 

@@ -79,7 +79,7 @@ class MatMul(Layer):
         dx : (N, D) array
             The gradient of the input.
         """
-        (W,), (dW,), (here, x) = self.params, self.grads, self._recall()
+        (W,), (dW,), (here, x) = self.params, self.grads, self._saved()
         dout = validate_array("dout", dout, (len(x), W.shape[1]), self.dtype, here)
         dW[...] = here.product(x.T, dout)
         return here.product(dout, W.T)
@@ -210,7 +210,7 @@ class Softmax(Layer):
         dx : (N, V) array
             The gradient of x.
         """
-        here, y = self._recall()
+        here, y = self._saved()
         dout = validate_array("dout", dout, y.shape, y.dtype, here)
         return y * (dout - (y * dout).sum(axis=1, keepdims=True))
 
@@ -298,7 +298,7 @@ class Sigmoid(Layer):
         dx : array
             The gradient of x.
         """
-        here, y = self._recall()
+        here, y = self._saved()
         return validate_array("dout", dout, y.shape, y.dtype, here) * y * (1 - y)
 
 
@@ -361,5 +361,5 @@ class Dropout(Layer):
         dx : array
             The gradient of x.
         """
-        here, mask, dtype = self._recall()
+        here, mask, dtype = self._saved()
         return validate_array("dout", dout, mask.shape, dtype, here) * mask

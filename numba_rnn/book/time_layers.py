@@ -137,9 +137,9 @@ class TimeDropout(Layer):
         dxs : array
             The gradient of xs.
         """
-        if not self._recall():
+        if not self._saved():
             return dout
-        here, mask = self._recall()
+        here, mask = self._saved()
         return validate_array("dout", dout, mask.shape, mask.dtype, here) * mask
 
 

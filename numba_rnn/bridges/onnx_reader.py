@@ -248,7 +248,7 @@ class OnnxNet(Layer):
         array, None or tuple
             The gradient of the input, None for integers; a tuple if there are several inputs.
         """
-        specs = self._recall()
+        specs = self._saved()
         if len(douts) > len(specs):
             raise TypeError(f"backward: expected {', '.join(self.outputs)}, got {len(douts)}")
         gradients: dict[str, Any] = {}

@@ -121,7 +121,7 @@ class TimeAttention(Layer):
         RuntimeError
             If forward has not run.
         """
-        here, weights, hs_enc, hs_dec = self._recall()
+        here, weights, hs_enc, hs_dec = self._saved()
         dout = validate_array("dout", dout, hs_dec.shape, hs_dec.dtype, here)
         dweights = here.product(dout, hs_enc.transpose(0, 2, 1))
         dscores = weights * (dweights - (weights * dweights).sum(axis=2, keepdims=True))

@@ -5,10 +5,11 @@ from typing import Any, Self
 import numpy as np
 
 from ..backend import Engine, engine_by_name, engine_for_input, engine_of_param, move
+from ..kernels import deprecated
 from ..typing import Array
 
 
-class ForwardFirst(RuntimeError):  # noqa: N818 (reads as the remedy)
+class BackwardBeforeForward(RuntimeError):  # noqa: N818 (reads as what is wrong)
     """backward was called before forward."""
 
     def __init__(self, layer: object) -> None:
@@ -101,10 +102,10 @@ class Layer:
         """A copy has parameters, gradients and states; what forward kept is not copied."""
         return {**self.__dict__, **dict.fromkeys(self.__dict__.keys() & {"_tape", "trace"})}
 
-    def _recall(self) -> Any:
+    def _saved(self) -> Any:
         """What forward kept. Raises ForwardFirst if it kept nothing."""
         if self._tape is None:
-            raise ForwardFirst(self)
+            raise BackwardBeforeForward(self)
         return self._tape
 
     def __repr__(self) -> str:
@@ -115,3 +116,6 @@ class Layer:
     def dtype(self) -> np.dtype[Any]:
         """The dtype of the parameters, and of everything that goes in and out."""
         return self.params[0].dtype
+
+
+__getattr__ = deprecated.names_of(__name__)

@@ -190,7 +190,7 @@ class Bidirectional(Composite):
         RuntimeError
             If forward has not run.
         """
-        here, shape = self._recall()
+        here, shape = self._saved()
         dhs = validate_array("dhs", dhs, shape, self.dtype, here)
         dahead, dback = (own or () for own in self._one_each("backward", dstate))
         H = self.forward_layer.output_size

@@ -107,7 +107,7 @@ class TimeEmbedding(Layer):
         dout : (N, T, D) array
             The gradient of the vectors.
         """
-        here, ids = self._recall()
+        here, ids = self._saved()
         (dW,) = self.grads
         dout = validate_array("dout", dout, (*ids.shape, dW.shape[1]), self.dtype, here)
         dW[...] = 0
@@ -195,7 +195,7 @@ class TimeAffine(Layer):
         dxs : (N, T, D) array
             The gradient of the inputs.
         """
-        here, xs = self._recall()
+        here, xs = self._saved()
         W, _ = self.params
         dW, db = self.grads
         N, T, D = xs.shape
@@ -285,7 +285,7 @@ class TimeDropout(Layer):
         dxs : array
             The gradient of xs.
         """
-        if not self._recall():
+        if not self._saved():
             return dout
-        here, mask = self._recall()
+        here, mask = self._saved()
         return validate_array("dout", dout, mask.shape, mask.dtype, here) * mask

@@ -56,7 +56,7 @@ class _Loss(Layer):
         dxs : array
             The gradient, in the shape of xs.
         """
-        return self._gradient(expect_float("dout", dout, -math.inf), *self._recall())
+        return self._gradient(expect_float("dout", dout, -math.inf), *self._saved())
 
     def _gradient(self, dout: float, *tape: Any) -> Array:
         raise NotImplementedError

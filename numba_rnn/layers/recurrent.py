@@ -168,7 +168,7 @@ class _IsGRU:
 # ---- one step
 
 
-class _Step(_CellLayer):
+class _SingleStep(_CellLayer):
     """One step of a cell; the caller carries the state."""
 
     def __init__(self, Wx: Array, Wh: Array, b: Array, cell: Cell) -> None:
@@ -188,7 +188,7 @@ class _Step(_CellLayer):
         return after
 
     def _backward(self, *dstate: Array | None) -> tuple[Array, ...]:
-        here, saved, N = self._recall()
+        here, saved, N = self._saved()
         dstate = tuple(None if isinstance(d, (int, float)) and d == 0 else d for d in dstate)
         dstate = self._accepted("d{}_next", dstate, N, here)
         zeros = self._zeros(N, here)
@@ -197,7 +197,7 @@ class _Step(_CellLayer):
         return (found.xs[:, 0], *found.state)
 
 
-class RNN(_IsRNN, _Step):
+class RNN(_IsRNN, _SingleStep):
     """One step of a simple recurrent network, h = tanh(x Wx + h_prev Wh + b).
 
     The equations and their derivatives are in ``kernels/cells/rnn.py``.
@@ -253,7 +253,7 @@ class RNN(_IsRNN, _Step):
         return dx, dh_prev
 
 
-class LSTM(_IsLSTM, _Step):
+class LSTM(_IsLSTM, _SingleStep):
     """One step of long short-term memory.
 
     The equations and their derivatives are in ``kernels/cells/lstm.py``.
@@ -316,7 +316,7 @@ class LSTM(_IsLSTM, _Step):
         return dx, dh_prev, dc_prev
 
 
-class GRU(_IsGRU, _Step):
+class GRU(_IsGRU, _SingleStep):
     """One step of a gated recurrent unit.
 
     The equations and their derivatives are in ``kernels/cells/gru.py``.
@@ -712,7 +712,7 @@ class TimeRecurrent(_CellLayer):
         RuntimeError
             If forward has not run.
         """
-        here, saved, shape, (on_inputs, on_weights), given_before = self._recall()
+        here, saved, shape, (on_inputs, on_weights), given_before = self._saved()
         dhs = validate_array("dhs", dhs, shape, self.dtype, here)
         given = self._one_each("backward", "d{}", dstate)
         given = self._accepted("d{}", given, shape[0], here)

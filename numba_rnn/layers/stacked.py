@@ -240,7 +240,7 @@ class Stacked(Composite):
         dxs : (N, T, D) array or None
             The gradient of xs; None with inputs=False.
         """
-        here, there, shape = self._recall()
+        here, there, shape = self._saved()
         above: Any = validate_array("dhs", dhs, shape, self.dtype, here)
         given = list(self._one_each("backward", dstate))
         if any(self.residuals):  # which must not carry what is not looked at down to xs
