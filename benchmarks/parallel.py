@@ -63,7 +63,7 @@ def main(
 
 
 class Timed:
-    """Ranks whose ``add_up`` keeps a book of how long it takes, or does nothing."""
+    """Ranks whose ``allreduce`` keeps a book of how long it takes, or does nothing."""
 
     def __init__(self, ranks: Any, apart: bool = False) -> None:
         self._ranks, self._apart = ranks, apart
@@ -72,11 +72,11 @@ class Timed:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._ranks, name)
 
-    def add_up(self, buffer: Any) -> None:
+    def allreduce(self, buffer: Any) -> None:
         if self._apart:
             return
         begun, worked = time.perf_counter(), time.process_time()
-        self._ranks.add_up(buffer)
+        self._ranks.allreduce(buffer)
         self.seconds += time.perf_counter() - begun
         self.worked += time.process_time() - worked
 
@@ -89,7 +89,7 @@ class Candidate:
 
         from numba_rnn.models import Rnnlm
         from numba_rnn.training import Adam, TruncatedBPTT
-        from numba_rnn.training.shared import SharedBatch
+        from numba_rnn.training.data_parallel import DataParallel
 
         hidden, layers, batch, time_size, vocabulary = sizes
         self.ranks, self.optimiser = ranks, Adam(1e-4)
@@ -99,7 +99,7 @@ class Candidate:
         ((self.xs, self.ts),) = list(blocks)
         self.shared = None
         if ranks.size > 1:
-            self.shared = SharedBatch(self.model, ranks, blocks)
+            self.shared = DataParallel(self.model, ranks, blocks)
             self.shared.begin()
         self.seconds: list[float] = []
         self.work: list[float] = []  # seconds of the processor, but for the all-reduce
@@ -133,7 +133,7 @@ class Candidate:
             buffer = self.shared._buffer
             self.ranks.broadcast(None)  # all are there
             self.ranks.seconds = 0.0
-            self.ranks.add_up(buffer)
+            self.ranks.allreduce(buffer)
             self.adding.append(self.ranks.seconds)
             buffer *= 0
 
@@ -142,7 +142,7 @@ def measure(sizes: tuple[int, ...], rounds: int) -> None:
     """What every rank runs."""
     from mpi4py import MPI
 
-    from numba_rnn.training.ranks import Alone, MpiRanks
+    from numba_rnn.training.distributed import MpiGroup, SingleProcess
 
     world = MPI.COMM_WORLD
 
@@ -160,7 +160,7 @@ def measure(sizes: tuple[int, ...], rounds: int) -> None:
     for count, apart in lines:
         comm = world.Split(0 if world.rank < count else MPI.UNDEFINED)
         if world.rank < count:
-            ranks = Alone() if count == 1 else MpiRanks(MPI, comm=comm)
+            ranks = SingleProcess() if count == 1 else MpiGroup(MPI, comm=comm)
             mine[count, apart] = Candidate(Timed(ranks, apart), sizes)
         meet()
     load = load_of_machine()

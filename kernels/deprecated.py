@@ -22,6 +22,9 @@ _OURS = PACKAGE, "importlib"
 
 # within the package; all that is in a package that was renamed, too
 MODULES = {
+    "training.curve": "training.plot_loss",
+    "training.shared": "training.data_parallel",
+    "training.ranks": "training.distributed",
     "extras": "optional_deps",
     "checks": "validation",
     "kernels.derivation.cell_functions": "kernels.autodiff.codegen",
@@ -35,6 +38,16 @@ MODULES = {
 
 # the names that a module had
 NAMES: dict[str, dict[str, str]] = {
+    "training": {"connect": "init_distributed"},
+    "training.plot_loss": {"draw_curve": "plot_loss"},
+    "training.data_parallel": {"SharedBatch": "DataParallel", "SharedModel": "DataParallelModel"},
+    "training.distributed": {
+        "Alone": "SingleProcess",
+        "MpiRanks": "MpiGroup",
+        "NcclSum": "NcclAllReduce",
+        "launched": "launcher_size",
+        "connect": "init_distributed",
+    },
     "layers.base": {"ForwardFirst": "BackwardBeforeForward"},
     "validation": {
         "accept": "validate_array",

@@ -31,11 +31,11 @@ from .training import (
     RanksError,
     TrainingDiverged,
     TruncatedBPTT,
-    connect,
+    init_distributed,
     load_checkpoint,
     optimisers,
 )
-from .training.curve import draw_curve
+from .training.plot_loss import plot_loss
 from .version import __version__
 
 app = typer.Typer(
@@ -228,7 +228,7 @@ def train(
 ) -> None:
     """Train a recurrent language model."""
     # one process, unless a launcher started several
-    with connect(plain=(*ERRORS, KeyboardInterrupt)) as ranks:
+    with init_distributed(expected_errors=(*ERRORS, KeyboardInterrupt)) as ranks:
         first = ranks.rank == 0
         _choose_backend(backend, strict, say=first)
         plan = _plan(context, out, resume) if first else None
@@ -289,7 +289,7 @@ def _report(context: typer.Context, result: jobs.Outcome, settings: Settings, fo
     made = jobs.sample(result.model, result.vocabulary, length=length, seed=settings.seed)
     say(f"a sample:\n\n{made.strip()}\n")
     try:
-        curve = draw_curve(
+        curve = plot_loss(
             result.history,
             Path(folder) / "loss.png",
             f"{settings.cell}, H {settings.hidden}, {settings.level} level",

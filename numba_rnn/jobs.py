@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from .files import written_atomically
-from .kernels import cells
+from .kernels import cells, deprecated
 from .layers.initialisers import INITS
 from .models import Rnnlm
 from .terminal import say
 from .text import LEVELS, Vocabulary, builtin_text, read_text
 from .training import CheckpointError, Trainer, TruncatedBPTT, load_checkpoint, optimisers
-from .training.ranks import Alone
+from .training.distributed import SingleProcess
 from .typing import Array, IntArray
 from .validation import expect_array, expect_choice, expect_float, expect_int
 
@@ -235,14 +235,15 @@ def new_folder(settings: Settings) -> Path:
     raise AssertionError("there is always another number")
 
 
+@deprecated.arguments(tell="log")
 def train(
     settings: Settings,
     folder: str | Path,
     *,
     resume: str | Path | None = None,
     progress: bool = True,
-    tell: Callable[[str], None] = say,
-    ranks: Alone | None = None,
+    log: Callable[[str], None] = say,
+    ranks: SingleProcess | None = None,
 ) -> Outcome:
     """Train a language model and write checkpoints to a folder.
 
@@ -257,11 +258,11 @@ def train(
         differ); see ``settings_of``.
     progress : bool, default True
         Whether to show a progress bar on stderr.
-    tell : callable, optional
+    log : callable, optional
         It is called with lines worth showing; by default it prints them.
     ranks : Alone, optional
-        The processes that train the model together; see ``numba_rnn.training.connect``. Rank 0
-        reads and writes checkpoints, and calls tell.
+        The processes that train the model together; see ``numba_rnn.training.init_distributed``.
+        Rank 0 reads and writes checkpoints, and calls log.
 
     Returns
     -------
@@ -281,17 +282,17 @@ def train(
     MemoryError
         If memory runs out; the message has the sizes.
     """
-    folder, ranks = Path(folder), ranks or Alone()
+    folder, ranks = Path(folder), ranks or SingleProcess()
     first = ranks.rank == 0
     if not first:
-        tell = _silent
+        log = _silent
     corpora = read_corpora(settings)
     vocabulary = corpora.vocabulary
     for name, corpus in (("held-out", corpora.valid), ("test", corpora.test)):
         unknown = 0 if corpus is None else int((corpus == vocabulary.unknown).sum())
         if corpus is not None and unknown:
             share, token = unknown / len(corpus), vocabulary.members[vocabulary.unknown]
-            tell(f"{share:.2%} of the {name} text's tokens count as {token!a}")
+            log(f"{share:.2%} of the {name} text's tokens count as {token!a}")
     if resume is not None and first:
         _expect_run(resume, settings, corpora)
     try:
@@ -326,14 +327,14 @@ def train(
             "corpora": corpora.digest,
         },
         progress=progress,
-        tell=tell,
+        log=log,
         ranks=ranks,
     )
     if resume is not None:
         trainer.restore(resume)
         if first:
             _take_best_along(Path(resume), folder)
-    tell(
+    log(
         f"{settings.cell} language model, {sum(p.size for p in model.params):,} parameters; "
         f"{len(corpora.train):,} training tokens, {len(vocabulary):,} different"
     )

@@ -72,7 +72,7 @@ def test_a_language_model_of_it_is_loaded_by_its_name(registered, tmp_path):
     settings = jobs.Settings(
         text=str(text), cell="own", hidden=8, embed=8, epochs=1, batch=2, time=5
     )
-    run = jobs.train(settings, tmp_path / "run", progress=False, tell=lambda _: None)
+    run = jobs.train(settings, tmp_path / "run", progress=False, log=lambda _: None)
     model, _, _ = jobs.load_model(run.checkpoint)
     assert model.recurrent[0].cell is own.cell
     del cells._registry()["own"]

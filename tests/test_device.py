@@ -700,7 +700,7 @@ def small(tmp_path: Any) -> jobs.Settings:
 
 def test_a_job_trains_on_a_device_and_its_checkpoint_serves_anywhere(tmp_path):
     with use_fake_device():
-        done = jobs.train(small(tmp_path), tmp_path / "run", progress=False, tell=str)
+        done = jobs.train(small(tmp_path), tmp_path / "run", progress=False, log=str)
         assert isinstance(done.model.params[0], DeviceArray)
         made = jobs.sample(done.model, done.vocabulary, length=20, seed=1)
     model, vocabulary, _ = jobs.load_model(done.checkpoint)
@@ -715,7 +715,7 @@ def test_a_model_that_does_not_fit_says_its_sizes(tmp_path):
         mock.patch.object(jobs, "Rnnlm", side_effect=MemoryError("no more room")),
         pytest.raises(MemoryError, match=r"embed 8, hidden 12, 2 layers; .*--hidden.*no more"),
     ):
-        jobs.train(small(tmp_path), tmp_path / "run", progress=False, tell=str)
+        jobs.train(small(tmp_path), tmp_path / "run", progress=False, log=str)
 
 
 # ---- streams

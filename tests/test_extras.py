@@ -7,7 +7,7 @@ import pytest
 from helpers import run_python
 from numba_rnn import TimeLSTM, bridges, diagnostics
 from numba_rnn.optional_deps import optional_import
-from numba_rnn.training.curve import draw_curve
+from numba_rnn.training.plot_loss import plot_loss
 
 LAYER = TimeLSTM.create(3, 5, rng=0)
 NEEDS = {
@@ -18,7 +18,7 @@ NEEDS = {
     "to_onnx": (lambda: bridges.to_onnx(LAYER), "onnx", '"numba-rnn[onnx]"'),
     "from_onnx": (lambda: bridges.from_onnx(b""), "onnx", '"numba-rnn[onnx]"'),
     "a picture": (lambda: diagnostics.plot_spectrum(LAYER), "matplotlib", '"numba-rnn[plot]"'),
-    "the loss curve": (lambda: draw_curve(None, "x.png"), "matplotlib", '"numba-rnn[plot]"'),
+    "the loss curve": (lambda: plot_loss(None, "x.png"), "matplotlib", '"numba-rnn[plot]"'),
 }
 
 

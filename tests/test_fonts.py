@@ -14,7 +14,7 @@ from matplotlib import font_manager
 from matplotlib.font_manager import fontManager
 
 from numba_rnn import TimeRNN, diagnostics, fonts, viz
-from numba_rnn.training.curve import draw_curve
+from numba_rnn.training.plot_loss import plot_loss
 from numba_rnn.training.trainer import History
 
 HANGUL, HANJA, EMOJI = "나는집문", "門", "\U0001f40d"
@@ -99,7 +99,7 @@ def test_animations_and_the_loss_curve_have_them_too(tmp_path):
     viz.animate_valve([0.1, 0.9], tmp_path / "a.gif", labels=["문", HANJA], dpi=20)
     history = History()
     history.train.append((1, 2.0, 0.1))
-    draw_curve(history, tmp_path / "a.png", f"{HANGUL}, H 3")
+    plot_loss(history, tmp_path / "a.png", f"{HANGUL}, H 3")
 
 
 @pytest.mark.usefixtures("some_fonts")

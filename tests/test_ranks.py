@@ -27,9 +27,15 @@ from numba_rnn.layers import TimeDropout, TimeLSTM
 from numba_rnn.layers.regularisers import Regularisers
 from numba_rnn.models import Rnnlm
 from numba_rnn.training import Adam, Trainer, TruncatedBPTT, load_checkpoint
-from numba_rnn.training import ranks as ranks_module
-from numba_rnn.training.ranks import Alone, NcclSum, RanksError, _cores_of, launched
-from numba_rnn.training.shared import SharedBatch
+from numba_rnn.training import distributed as ranks_module
+from numba_rnn.training.data_parallel import DataParallel
+from numba_rnn.training.distributed import (
+    NcclAllReduce,
+    RanksError,
+    SingleProcess,
+    _cores_of,
+    launcher_size,
+)
 
 CORPUS = np.random.default_rng(0).integers(0, 11, 601)
 VALID = np.random.default_rng(1).integers(0, 11, 101)
@@ -39,7 +45,7 @@ TOLERANCE = {np.float32: 1e-4, np.float64: 1e-9}  # of losses, relative to those
 # ---- ranks as threads
 
 
-class ThreadRanks(Alone):
+class ThreadRanks(SingleProcess):
     """One of several ranks that are threads and meet in a list."""
 
     def __init__(self, rank, size, meeting):
@@ -53,7 +59,7 @@ class ThreadRanks(Alone):
         barrier.wait(60)
         return found
 
-    def add_up(self, buffer):
+    def allreduce(self, buffer):
         host = isinstance(buffer, np.ndarray)
         parts = self._exchange((buffer if host else buffer._numbers).copy())
         (buffer if host else buffer._numbers)[...] = sum(parts[1:], parts[0])
@@ -72,7 +78,7 @@ def together(size, work):
 
     def one(rank):
         try:
-            return work(ThreadRanks(rank, size, meeting) if size > 1 else Alone())
+            return work(ThreadRanks(rank, size, meeting) if size > 1 else SingleProcess())
         except BaseException:
             meeting[0].abort()  # the others would wait for it
             raise
@@ -131,7 +137,7 @@ def test_losses_are_those_of_one_process(dtype, backend):
 
 
 def test_the_single_process_is_not_shared():
-    assert make(Alone())._shared is None
+    assert make(SingleProcess())._shared is None
 
 
 def test_a_checkpoint_is_taken_up_by_any_number_of_ranks(tmp_path):
@@ -171,7 +177,7 @@ def test_labels_that_do_not_count_weigh_nothing():
             loss = model.forward(xs, ts)
             model.backward()
         else:
-            shared = SharedBatch(model, ranks, TruncatedBPTT(CORPUS, 5, 7))
+            shared = DataParallel(model, ranks, TruncatedBPTT(CORPUS, 5, 7))
             shared.begin()
             loss = shared.gradient(xs, ts, False)
         return loss, [grad.copy() for grad in model.grads]
@@ -238,7 +244,7 @@ def test_a_model_that_cannot_be_shared_is_refused():
 def test_shares_cover_all_rows_evenly():
     for size in (1, 2, 3, 7):
         for N in (0, 1, 6, 7, 20):
-            parts = [ThreadRanks(rank, size, None).share(N) for rank in range(size)]
+            parts = [ThreadRanks(rank, size, None).local_slice(N) for rank in range(size)]
             assert [row for part in parts for row in range(N)[part]] == list(range(N))
             sizes = [part.stop - part.start for part in parts]
             assert max(sizes) - min(sizes) <= 1
@@ -375,18 +381,18 @@ class FakeNccl:
         assert (source, op) == (to, self.NCCL_SUM)
         number = {7: ctypes.c_float, 8: ctypes.c_double}[kind]
         memory = np.ctypeslib.as_array(ctypes.cast(to, ctypes.POINTER(number)), (count,))
-        self._ranks.add_up(memory)
+        self._ranks.allreduce(memory)
         self.streams.append(stream)
 
 
 class GpuRanks(ThreadRanks):
     """Ranks that are threads, each with a GPU: what is on it is added up by NCCL."""
 
-    def add_up(self, buffer):
+    def allreduce(self, buffer):
         if isinstance(buffer, np.ndarray):
-            super().add_up(buffer)
+            super().allreduce(buffer)
         else:
-            self.gpus.add_up(buffer)
+            self.gpus.allreduce(buffer)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -401,7 +407,7 @@ def test_on_gpus_gradients_are_added_up_by_nccl_and_nothing_waits(dtype, monkeyp
     def work(ranks):
         ranks = GpuRanks(ranks.rank, ranks.size, ranks._meeting)
         fake = FakeNccl(ranks)
-        ranks.gpus = NcclSum(fake, ranks)
+        ranks.gpus = NcclAllReduce(fake, ranks)
         with use_backend("cuda", strict=True):
             trainer = make(ranks, dtype=dtype)
             trainer.fit(1)
@@ -451,18 +457,22 @@ def test_each_rank_of_a_machine_takes_its_own_gpu(number, gpus, used, monkeypatc
 
 
 def test_launchers_are_told_by_the_environment():
-    assert launched({}) == launched({"PMI_SIZE": "1", "PMI_RANK": "0"}) == 1
-    assert launched({"OMPI_COMM_WORLD_SIZE": "3"}) == launched({"SLURM_STEP_NUM_TASKS": "3"}) == 3
-    assert launched({"SLURM_NTASKS": "8"}) == 1  # in a batch script, before srun
-    assert launched({"PMIX_RANK": "2"}) is None
+    assert launcher_size({}) == launcher_size({"PMI_SIZE": "1", "PMI_RANK": "0"}) == 1
+    assert (
+        launcher_size({"OMPI_COMM_WORLD_SIZE": "3"})
+        == launcher_size({"SLURM_STEP_NUM_TASKS": "3"})
+        == 3
+    )
+    assert launcher_size({"SLURM_NTASKS": "8"}) == 1  # in a batch script, before srun
+    assert launcher_size({"PMIX_RANK": "2"}) is None
 
 
 def test_without_a_launcher_nothing_of_mpi_is_imported():
     program = """
         import sys
         from numba_rnn.cli import app
-        from numba_rnn.training import connect
-        with connect() as ranks:
+        from numba_rnn.training import init_distributed
+        with init_distributed() as ranks:
             assert ranks.size == 1
         assert not {"mpi4py", "threadpoolctl"} & set(sys.modules)
         """
@@ -474,9 +484,9 @@ def test_without_the_extra_the_error_names_it(missing):
     program = f"""
         import sys
         import pytest
-        from numba_rnn.training import RanksError, connect, ranks
+        from numba_rnn.training import RanksError, init_distributed, distributed
         sys.modules[{missing!r}] = None
-        ranks.launched = lambda: 2
+        distributed.launcher_size = lambda: 2
         if {missing!r} == "threadpoolctl":
             from types import SimpleNamespace as made
             one = made(rank=0, size=1, allgather=lambda own: [own])
@@ -484,7 +494,7 @@ def test_without_the_extra_the_error_names_it(missing):
             MPI = made(COMM_WORLD=comm, COMM_TYPE_SHARED=0)
             sys.modules["mpi4py"] = made(MPI=MPI)
         with pytest.raises(RanksError, match=r'pip install "numba-rnn\\[mpi\\]"'):
-            connect()
+            init_distributed()
         """
     run_python(program)
 
@@ -493,9 +503,9 @@ def test_another_mpi_than_the_launchers_is_an_error(monkeypatch):
     world = SimpleNamespace(size=1)
     made = SimpleNamespace(COMM_WORLD=world, Get_library_version=lambda: "Some MPI 1.2")
     monkeypatch.setitem(sys.modules, "mpi4py", SimpleNamespace(MPI=made))
-    monkeypatch.setattr(ranks_module, "launched", lambda: 4)
+    monkeypatch.setattr(ranks_module, "launcher_size", lambda: 4)
     with pytest.raises(RanksError, match=r"started 4 processes, and MPI knows of 1.*Some MPI 1\.2"):
-        ranks_module.connect()
+        ranks_module.init_distributed()
 
 
 # ---- over MPI
@@ -511,7 +521,7 @@ PROGRAM = """
 import os, signal, sys
 from numba_rnn import jobs
 from numba_rnn.models import Rnnlm
-from numba_rnn.training import connect
+from numba_rnn.training import init_distributed
 
 folder, what, at = sys.argv[1], sys.argv[2], int(sys.argv[3])
 backward = Rnnlm.backward
@@ -526,7 +536,7 @@ def failing(model):
         raise RuntimeError("the coffee is finished")
 
 Rnnlm.backward = failing
-with connect() as ranks:
+with init_distributed() as ranks:
     settings = jobs.Settings(
         text="text.txt", embed=8, hidden=16, batch=6, time=8, epochs=2, recurrent_dropout=0.1,
         zoneout=0.1, save_every=5, patience=0,
@@ -564,7 +574,7 @@ def folder(tmp_path_factory):
         recurrent_dropout=0.1, zoneout=0.1, patience=0,
     )  # fmt: skip
     with use_backend("numpy"):
-        jobs.train(settings, folder / "alone", progress=False, tell=lambda line: None)
+        jobs.train(settings, folder / "alone", progress=False, log=lambda line: None)
     return folder
 
 

@@ -488,11 +488,11 @@ def test_half_precision_is_refused(grad):
 
 
 def test_tensors_without_numbers_are_refused():
-    module = numba_rnn.torch.accelerate(torch.nn.LSTM(3, 5, device="meta"), tell=lambda line: None)
+    module = numba_rnn.torch.accelerate(torch.nn.LSTM(3, 5, device="meta"), log=lambda line: None)
     for device in ("meta", "cpu"):
         with pytest.raises(TypeError, match=r"on the device meta, which has none; .*restore"):
             module(torch.ones(4, 2, 3, device=device))
-    assert restore(module, tell=lambda line: None)(torch.ones(4, 2, 3, device="meta"))[0].is_meta
+    assert restore(module, log=lambda line: None)(torch.ones(4, 2, 3, device="meta"))[0].is_meta
 
 
 # ---- a cell of one's own
@@ -850,7 +850,7 @@ def test_it_runs_on_the_engine_in_force(backend):
 
 def test_signs_that_torch_has_yet_to_apply():
     theirs = torch.nn.GRU(3, 4)
-    ours = numba_rnn.torch.accelerate(copy.deepcopy(theirs), tell=lambda line: None)
+    ours = numba_rnn.torch.accelerate(copy.deepcopy(theirs), log=lambda line: None)
     xs, grads = torch.view_as_complex(torch.randn(5, 2, 3, 2)).conj().imag, []
     assert xs.is_neg()
     for module in theirs, ours:

@@ -116,7 +116,7 @@ def test_every_signal_that_ends_a_process_saves_and_stops(tmp_path, name):
 
 def test_the_first_signal_is_acknowledged_at_once():
     told = []
-    trainer = make(tell=told.append, progress=True)
+    trainer = make(log=told.append, progress=True)
     trainer.model = StopAt(trainer.model, 1)
     trainer.optimiser.update = lambda params, grads: told.append("the step ends")
     trainer.fit(1)
@@ -129,7 +129,7 @@ def test_a_signal_amid_output_stops_all_the_same():
     def tell(line):
         raise RuntimeError("reentrant call inside <_io.BufferedWriter name='<stdout>'>")
 
-    trainer = make(tell=tell)
+    trainer = make(log=tell)
     trainer.model = StopAt(trainer.model, 1)
     trainer.fit(1)
     assert trainer.stopped
@@ -295,7 +295,7 @@ def test_what_cannot_be_resumed_is_refused_at_the_start(tmp_path):
 
 def test_it_says_when_it_stops_early_and_when_nothing_is_left():
     told = []
-    trainer = make(patience=2, tell=told.append)
+    trainer = make(patience=2, log=told.append)
     trainer.model.perplexity = lambda *_: 5.0
     trainer.fit(9)
     assert told[-1] == "stopped early: no improvement for 2 epochs (best: 1)"
@@ -567,7 +567,7 @@ def small(text, **changes):
 def test_a_job_trains_and_its_checkpoint_serves(tmp_path, text):
     told = []
     outcome = jobs.train(
-        small(text, level="word", lr=0.02), tmp_path / "run", progress=False, tell=told.append
+        small(text, level="word", lr=0.02), tmp_path / "run", progress=False, log=told.append
     )
     assert any("parameters" in line for line in told)
     assert outcome.valid_perplexity < 9
@@ -585,7 +585,7 @@ def test_a_job_trains_and_its_checkpoint_serves(tmp_path, text):
 def test_a_checkpoint_serves_with_the_zoneout_it_was_trained_with(tmp_path, text):
     rates = {"zoneout": 0.2, "recurrent_dropout": 0.1, "weight_drop": 0.3}
     settings = small(text, **rates)
-    outcome = jobs.train(settings, tmp_path / "run", progress=False, tell=lambda _: None)
+    outcome = jobs.train(settings, tmp_path / "run", progress=False, log=lambda _: None)
     assert jobs.settings_of(outcome.checkpoint) == settings
     model, vocabulary, _ = jobs.load_model(outcome.checkpoint)
     assert model.recurrent[0].zoneout == (0.2, 0.2)
@@ -598,7 +598,7 @@ def test_a_checkpoint_serves_with_the_zoneout_it_was_trained_with(tmp_path, text
 
 
 def test_settings_that_a_checkpoint_lacks_have_their_defaults(tmp_path, text):
-    outcome = jobs.train(small(text), tmp_path / "run", progress=False, tell=lambda _: None)
+    outcome = jobs.train(small(text), tmp_path / "run", progress=False, log=lambda _: None)
     arrays, content = load_checkpoint(outcome.checkpoint)
     del content["settings"]["zoneout"]
     save_checkpoint(tmp_path / "older.safetensors", arrays, content)
@@ -606,9 +606,9 @@ def test_settings_that_a_checkpoint_lacks_have_their_defaults(tmp_path, text):
 
 
 def test_a_run_is_never_overwritten(tmp_path, text):
-    jobs.train(small(text), tmp_path / "run", progress=False, tell=lambda _: None)
+    jobs.train(small(text), tmp_path / "run", progress=False, log=lambda _: None)
     with pytest.raises(FileExistsError, match="--resume"):
-        jobs.train(small(text), tmp_path / "run", progress=False, tell=lambda _: None)
+        jobs.train(small(text), tmp_path / "run", progress=False, log=lambda _: None)
 
 
 def test_folders_of_new_runs_are_ones_own(tmp_path, monkeypatch):
@@ -640,7 +640,7 @@ def expect_refused_in_little_memory(work, error, says):
     ],
 )
 def test_sizes_are_those_of_the_arrays_before_anything_is_made(tmp_path, text, changes, says):
-    outcome = jobs.train(small(text), tmp_path / "run", progress=False, tell=lambda _: None)
+    outcome = jobs.train(small(text), tmp_path / "run", progress=False, log=lambda _: None)
     arrays, content = load_checkpoint(outcome.checkpoint)
     content["model"].update(changes)
     settings = {k.removesuffix("_size"): v for k, v in changes.items()}
@@ -657,7 +657,7 @@ def test_sizes_are_those_of_the_arrays_before_anything_is_made(tmp_path, text, c
 
 
 def test_resuming_with_another_text_is_refused(tmp_path, text):
-    jobs.train(small(text), tmp_path / "run", progress=False, tell=lambda _: None)
+    jobs.train(small(text), tmp_path / "run", progress=False, log=lambda _: None)
     text.write_text(text.read_text().replace("fox", "cat"))
     last = tmp_path / "run" / "last.safetensors"
     with pytest.raises(ValueError, match="the texts differ"):
@@ -665,15 +665,15 @@ def test_resuming_with_another_text_is_refused(tmp_path, text):
 
 
 def test_resuming_in_another_folder_takes_the_best_along(tmp_path, text):
-    first = jobs.train(small(text), tmp_path / "a", progress=False, tell=lambda _: None)
+    first = jobs.train(small(text), tmp_path / "a", progress=False, log=lambda _: None)
     last = tmp_path / "a" / "last.safetensors"
-    jobs.train(small(text), tmp_path / "b", resume=last, progress=False, tell=lambda _: None)
+    jobs.train(small(text), tmp_path / "b", resume=last, progress=False, log=lambda _: None)
     assert (tmp_path / "b" / "best.safetensors").read_bytes() == first.checkpoint.read_bytes()
-    jobs.train(small(text, seed=1), tmp_path / "c", progress=False, tell=lambda _: None)
+    jobs.train(small(text, seed=1), tmp_path / "c", progress=False, log=lambda _: None)
     before = (tmp_path / "c" / "last.safetensors").read_bytes()
     more = small(text, epochs=3)
     with pytest.raises(FileExistsError, match="holds a run already"):
-        jobs.train(more, tmp_path / "c", resume=last, progress=False, tell=lambda _: None)
+        jobs.train(more, tmp_path / "c", resume=last, progress=False, log=lambda _: None)
     assert (tmp_path / "c" / "last.safetensors").read_bytes() == before
 
 

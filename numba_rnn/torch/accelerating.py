@@ -27,7 +27,7 @@ def accelerate(model: Model, tell: Callable[[str], None] = print) -> Model:
     ----------
     model : torch.nn.Module
         The model, changed in place.
-    tell : callable, default print
+    log : callable, default print
         It is called with a line for each recurrent module that says what was done.
 
     Returns
@@ -70,7 +70,7 @@ def restore(model: Model, tell: Callable[[str], None] = print) -> Model:
     ----------
     model : torch.nn.Module
         The model, changed in place.
-    tell : callable, default print
+    log : callable, default print
         It is called with a line for each module of numba_rnn that is left, and the reason.
 
     Returns

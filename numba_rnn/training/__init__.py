@@ -1,10 +1,11 @@
 """Training: optimisers, clipping, truncated BPTT, the loop and its checkpoints."""
 
+from ..kernels import deprecated
 from .bptt import TruncatedBPTT
 from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from .clipping import clip_grads
+from .distributed import RanksError, init_distributed
 from .optimisers import SGD, AdaGrad, Adam, AdamW, Momentum, Optimiser, RMSProp
-from .ranks import RanksError, connect
 from .trainer import History, Trainer, TrainingDiverged
 
 __all__ = [
@@ -22,7 +23,10 @@ __all__ = [
     "TrainingDiverged",
     "TruncatedBPTT",
     "clip_grads",
-    "connect",
+    "init_distributed",
     "load_checkpoint",
     "save_checkpoint",
 ]
+
+
+__getattr__ = deprecated.names_of(__name__)

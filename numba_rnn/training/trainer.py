@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..files import locked, remove_parts
+from ..kernels import deprecated
 from ..layers.initialisers import set_state, state_of
 from ..layers.losses import perplexity_of, spell_perplexity
 from ..terminal import progress_bar, start_clock
@@ -21,9 +22,9 @@ from ..validation import expect_float, expect_int
 from .bptt import TruncatedBPTT
 from .checkpoint import expect_content, load_checkpoint, save_checkpoint
 from .clipping import clip_grads, global_norm
+from .data_parallel import DataParallel
+from .distributed import SingleProcess
 from .optimisers import Optimiser
-from .ranks import Alone
-from .shared import SharedBatch
 
 
 class TrainingDiverged(RuntimeError):  # noqa: N818 (reads as what happened)
@@ -118,11 +119,11 @@ class Trainer:
         as it was, and has no name ``trainer``.
     progress : bool, default True
         Whether to show a progress bar on stderr.
-    tell : callable, optional
+    log : callable, optional
         It is called with a line of text after every epoch, and for other messages.
     ranks : Alone, optional
-        The processes that share every batch; see ``connect``. All of them create the same Trainer
-        and call the same methods. Rank 0 writes files and messages.
+        The processes that share every batch; see ``init_distributed``. All of them create the same
+        Trainer and call the same methods. Rank 0 writes files and messages.
 
     Attributes
     ----------
@@ -151,6 +152,9 @@ class Trainer:
     engine, and by more or fewer ranks.
     """
 
+    tell = deprecated.attribute("log")
+
+    @deprecated.arguments(tell="log")
     def __init__(
         self,
         model: Model,
@@ -167,8 +171,8 @@ class Trainer:
         eval_time: int = 35,
         extra: dict[str, Any] | None = None,
         progress: bool = True,
-        tell: Callable[[str], None] = lambda line: None,
-        ranks: Alone | None = None,
+        log: Callable[[str], None] = lambda line: None,
+        ranks: SingleProcess | None = None,
     ) -> None:
         self.model, self.optimiser, self.blocks, self.valid = model, optimiser, blocks, valid
         if max_norm is not None:
@@ -185,19 +189,19 @@ class Trainer:
             raise ValueError(
                 "extra: expected other names than 'trainer', which the Trainer itself uses"
             )
-        self.ranks = ranks or Alone()
+        self.ranks = ranks or SingleProcess()
         self._first = self.ranks.rank == 0
         self.progress = progress and self._first
-        self.tell = tell if self._first else lambda line: None
+        self.log = log if self._first else lambda line: None
         if valid is not None:
             try:
                 TruncatedBPTT(valid, eval_batch, eval_time)
             except ValueError as error:
                 raise ValueError(f"valid: too short to evaluate on; {error}") from error
 
-        self._shared: SharedBatch | None = None
+        self._shared: DataParallel | None = None
         if self.ranks.size > 1:
-            self._shared = SharedBatch(model, self.ranks, blocks)
+            self._shared = DataParallel(model, self.ranks, blocks)
 
         self.history = History()
         self.epoch = 0  # epochs completed
@@ -262,13 +266,13 @@ class Trainer:
         if self.iteration == 0:
             self._save("last")  # from here on a killed run leaves a checkpoint
         if self.epoch >= max_epochs:
-            self.tell(f"nothing left to train: {self.epoch} of {max_epochs} epochs are done")
+            self.log(f"nothing left to train: {self.epoch} of {max_epochs} epochs are done")
         first = True
         while not self._done(max_epochs):
             if self.blocks.cursor == 0:
                 self.model.reset_state()
             for xs, ts in self.blocks:
-                self._within_memory(self._iterate, xs, ts)
+                self._with_oom_hint(self._iterate, xs, ts)
                 if first:
                     start_clock(self._shown, xs.size)
                     first = False
@@ -282,10 +286,10 @@ class Trainer:
                     return self.history
                 if self.iteration % self.save_every == 0:
                     self._save("last")
-            self._within_memory(self._end_epoch)
+            self._with_oom_hint(self._end_epoch)
         if self._out_of_patience():
             best = self.history.scores.index(self.history.best) + 1
-            self.tell(f"stopped early: no improvement for {self.patience} epochs (best: {best})")
+            self.log(f"stopped early: no improvement for {self.patience} epochs (best: {best})")
         return self.history
 
     def _iterate(self, xs: AnyArray, ts: AnyArray) -> None:
@@ -305,14 +309,14 @@ class Trainer:
         self._recent_loss += loss
         self._recent_norm += norm
         if self.iteration % self._record_every == 0:
-            self._look()
+            self._sync_losses()
             n = self._record_every
             self.history.train.append(
                 [self.iteration, self._recent_loss / n, self._recent_norm / n]
             )
             self._recent_loss = self._recent_norm = 0.0
 
-    def _look(self) -> None:
+    def _sync_losses(self) -> None:
         """Bring the sums to the host, where they were on a device, and see that all is well."""
         sums = self._epoch_loss, self._recent_loss, self._recent_norm
         if all(isinstance(number, float) for number in sums):
@@ -325,7 +329,7 @@ class Trainer:
             )
         self._looked_at = self.iteration
 
-    def _within_memory(self, work: Callable[..., None], *args: Any) -> None:
+    def _with_oom_hint(self, work: Callable[..., None], *args: Any) -> None:
         """Do a part of the work; where memory runs out free what it held, and say what helps."""
         try:
             work(*args)
@@ -348,7 +352,7 @@ class Trainer:
 
     def _end_epoch(self) -> None:
         best_before = self.history.best
-        self._look()
+        self._sync_losses()
         self.epoch += 1
         perplexity = None
         if self.valid is not None:
@@ -415,7 +419,7 @@ class Trainer:
 
     def _tell_above_bar(self, line: str) -> None:
         with self._shown.external_write_mode(file=getattr(self._shown, "fp", None)):
-            self.tell(line)
+            self.log(line)
 
     def _status(self) -> str:
         loss = self.history.train[-1][1]
@@ -520,7 +524,7 @@ class Trainer:
     def _save(self, name: str) -> None:
         if self.folder is None:
             return
-        self._look()
+        self._sync_losses()
         if not all(np.isfinite(param).all() for param in self.model.params):
             raise self._diverged("parameters that are not finite")
         self.save(self.folder / f"{name}.safetensors")
@@ -540,7 +544,7 @@ class Trainer:
         TrainingDiverged
             If a number on the device turns out not to be finite.
         """
-        self._look()
+        self._sync_losses()
         numbers, memory = self.optimiser.state()
         arrays = (self._shared or self.model).arrays()
         if not self._first:

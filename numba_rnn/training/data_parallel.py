@@ -14,17 +14,18 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from ..backend import engine_of_param, to_host
+from ..kernels import deprecated
 from ..layers.initialisers import state_of
 from ..layers.losses import TimeSoftmaxWithLoss, perplexity_of
 from ..typing import AnyArray, Array, Scalar
 from .bptt import TruncatedBPTT
-from .ranks import Alone
+from .distributed import SingleProcess
 
 _STATE = "state/"  # names that start so, in ``arrays``, have a row for each row of the batch
 
 
 @runtime_checkable
-class SharedModel(Protocol):
+class DataParallelModel(Protocol):
     """What sharing a batch needs of a model; Rnnlm is one."""
 
     rng: Any
@@ -41,7 +42,7 @@ class SharedModel(Protocol):
     def arrays(self) -> dict[str, Array]: ...
 
 
-class SharedBatch:
+class DataParallel:
     """One rank's part in the training of a model.
 
     model       the rank's copy
@@ -51,10 +52,10 @@ class SharedBatch:
     Raises TypeError for a model that is not made for it, ValueError for fewer rows than ranks.
     """
 
-    def __init__(self, model: Any, ranks: Alone, blocks: TruncatedBPTT) -> None:
-        if not isinstance(model, SharedModel):
+    def __init__(self, model: Any, ranks: SingleProcess, blocks: TruncatedBPTT) -> None:
+        if not isinstance(model, DataParallelModel):
             raise TypeError(
-                "model: expected one that ranks can share (a SharedModel), as Rnnlm is, got "
+                "model: expected one that ranks can share (a DataParallelModel), as Rnnlm is, got "
                 f"{type(model).__name__}"
             )
         self.model, self.ranks, self.blocks = model, ranks, blocks
@@ -107,7 +108,7 @@ class SharedBatch:
         buffer *= share
         buffer[-2] = loss * share
         buffer[-1] = float(stop)
-        self.ranks.add_up(buffer)
+        self.ranks.allreduce(buffer)
         return engine_of_param(self.model.params[0]).to_scalar(buffer[-2].astype(np.float64))
 
     @property
@@ -122,12 +123,12 @@ class SharedBatch:
 
     def perplexity(self, corpus: AnyArray, batch_size: int, time_size: int) -> float:
         """As the model's, each rank reading some rows: to rounding the same as alone."""
-        rows, total = self.ranks.share(batch_size), np.zeros(1)
+        rows, total = self.ranks.local_slice(batch_size), np.zeros(1)
         count = rows.stop - rows.start
         if count:
             mean = self.model.mean_loss(corpus, batch_size, time_size, rows)
             total[0] = mean * count / batch_size
-        self.ranks.add_up(total)
+        self.ranks.allreduce(total)
         return perplexity_of(float(total[0]))
 
     def arrays(self) -> dict[str, Any]:
@@ -148,3 +149,6 @@ class SharedBatch:
 def _counted(ts: Array) -> int:
     """How many labels count in a mean."""
     return int(np.count_nonzero(ts != TimeSoftmaxWithLoss.ignore_label))
+
+
+__getattr__ = deprecated.names_of(__name__)

@@ -5,6 +5,7 @@ from typing import Any
 
 from ..files import written_atomically
 from ..fonts import choose_fonts
+from ..kernels import deprecated
 from ..layers.losses import perplexity_of
 from ..optional_deps import optional_import
 from .trainer import History
@@ -12,7 +13,7 @@ from .trainer import History
 HIGHEST = 1e100  # no picture goes further: past 1e300 a logarithmic axis overflows
 
 
-def draw_curve(history: History, path: str | Path, title: str = "") -> Path:
+def plot_loss(history: History, path: str | Path, title: str = "") -> Path:
     """Draw perplexity over iterations, training and validation, to a PNG file.
 
     Raises ImportError, naming the remedy, where matplotlib is missing.
@@ -59,3 +60,6 @@ def draw_curve(history: History, path: str | Path, title: str = "") -> Path:
     with written_atomically(path) as part:
         figure.savefig(part, dpi=120)
     return path
+
+
+__getattr__ = deprecated.names_of(__name__)

@@ -21,6 +21,7 @@ from typing import Any, Self
 import numpy as np
 
 from ..backend import choose_gpu, engine_of_param, limit_threads, nccl
+from ..kernels import deprecated
 from ..kernels.once import cached_property
 from ..typing import Array
 
@@ -35,7 +36,7 @@ class RanksError(RuntimeError):
     """The processes that were launched together cannot communicate."""
 
 
-class Alone:
+class SingleProcess:
     """One process that does everything, and what several have in common.
 
     rank, size  which of how many processes this is
@@ -45,10 +46,10 @@ class Alone:
 
     rank, size = 0, 1
 
-    def share(self, N: int) -> slice:
+    def local_slice(self, N: int) -> slice:
         """Which of N rows are this rank's: about as many as any other's, perhaps none.
 
-        >>> Alone().share(5)
+        >>> SingleProcess().local_slice(5)
         slice(0, 5, None)
         """
         return slice(N * self.rank // self.size, N * (self.rank + 1) // self.size)
@@ -60,9 +61,9 @@ class Alone:
                 f"batch: expected at least a row for each of {self.size} processes, got {N} rows; "
                 f"more of --batch or fewer processes (mpiexec -n {N}) help"
             )
-        return self.share(N)
+        return self.local_slice(N)
 
-    def add_up(self, buffer: Array) -> None:
+    def allreduce(self, buffer: Array) -> None:
         """Replace each number of an array by its sum over all ranks, the same bits on each."""
 
     def gather_rows(self, array: Array) -> Array | None:
@@ -85,18 +86,18 @@ class Alone:
         pass
 
 
-class MpiRanks(Alone):
+class MpiGroup(SingleProcess):
     """The processes that an MPI launcher started.
 
-    MPI    the module mpi4py.MPI
-    plain  errors of which the message says everything: no traceback is printed
-    comm   a communicator of some of them; None: all
+    MPI              the module mpi4py.MPI
+    expected_errors  errors of which the message says everything: no traceback is printed
+    comm             a communicator of some of them; None: all
     """
 
     def __init__(
-        self, MPI: Any, plain: tuple[type[BaseException], ...] = (), comm: Any = None
+        self, MPI: Any, expected_errors: tuple[type[BaseException], ...] = (), comm: Any = None
     ) -> None:
-        self._mpi, self._comm, self._plain = MPI, comm or MPI.COMM_WORLD, plain
+        self._mpi, self._comm, self._expected_errors = MPI, comm or MPI.COMM_WORLD, expected_errors
         self.rank, self.size = self._comm.rank, self._comm.size
         self._here = self._comm.Split_type(MPI.COMM_TYPE_SHARED)  # the ranks of this machine
         self.limits = ExitStack()  # what is closed where the block ends
@@ -110,15 +111,15 @@ class MpiRanks(Alone):
         """How many of this machine's cores are this rank's, at least 1: they share them."""
         return _cores_of(self._here.rank, self._here.allgather(_allowed_cores()))
 
-    def add_up(self, buffer: Array) -> None:
+    def allreduce(self, buffer: Array) -> None:
         if isinstance(buffer, np.ndarray):
             self._comm.Allreduce(self._mpi.IN_PLACE, buffer)
         else:
-            self._gpus.add_up(buffer)
+            self._gpus.allreduce(buffer)
 
     @cached_property
-    def _gpus(self) -> "NcclSum":
-        return NcclSum(nccl(), self)
+    def _gpus(self) -> "NcclAllReduce":
+        return NcclAllReduce(nccl(), self)
 
     def gather_rows(self, array: Array) -> Array | None:
         parts = self._comm.gather(array)
@@ -141,7 +142,7 @@ class MpiRanks(Alone):
         try:
             if self.rank:  # where all fail, rank 0 speaks for all; where some do, the first
                 time.sleep(_PATIENCE + min(self.rank, 50) / 10)
-            if not isinstance(error, self._plain):
+            if not isinstance(error, self._expected_errors):
                 traceback.print_exception(error)
             who = f"rank {self.rank} of {self.size}, on {socket.gethostname()}"
             print(f"error: {who}: {_said(error)}", file=sys.stderr, flush=True)
@@ -151,18 +152,18 @@ class MpiRanks(Alone):
             os._exit(1)  # the launcher is about to end this process
 
 
-class NcclSum:
+class NcclAllReduce:
     """Adds up what ranks have on GPUs, one GPU a rank.
 
     nccl  the module cupy.cuda.nccl
     """
 
-    def __init__(self, nccl: Any, ranks: Alone) -> None:
+    def __init__(self, nccl: Any, ranks: SingleProcess) -> None:
         name = nccl.get_unique_id() if ranks.rank == 0 else None
         self._nccl = nccl
         self._comm = nccl.NcclCommunicator(ranks.size, ranks.broadcast(name), ranks.rank)
 
-    def add_up(self, buffer: Any) -> None:
+    def allreduce(self, buffer: Any) -> None:
         """Replace a device array's numbers by their sums; nothing waits for the device."""
         kind = {4: self._nccl.NCCL_FLOAT32, 8: self._nccl.NCCL_FLOAT64}[buffer.dtype.itemsize]
         at, stream = buffer.data.ptr, engine_of_param(buffer).xp.cuda.get_current_stream().ptr
@@ -192,10 +193,10 @@ def _cores_of(rank: int, allowed: list[list[int]]) -> int:
     return max(1, int(sum(1 / users[core] for core in allowed[rank]) + 1e-6))
 
 
-def launched(environment: Mapping[str, str] = os.environ) -> int | None:
+def launcher_size(environment: Mapping[str, str] = os.environ) -> int | None:
     """How many processes a launcher started; 1 without one, None where it does not say.
 
-    >>> launched({"PMI_SIZE": "4"}), launched({"PMIX_RANK": "0"}), launched({})
+    >>> launcher_size({"PMI_SIZE": "4"}), launcher_size({"PMIX_RANK": "0"}), launcher_size({})
     (4, None, 1)
     """
     for name in _SIZES:
@@ -204,7 +205,8 @@ def launched(environment: Mapping[str, str] = os.environ) -> int | None:
     return None if "PMIX_RANK" in environment else 1
 
 
-def connect(plain: tuple[type[BaseException], ...] = ()) -> Alone:
+@deprecated.arguments(plain="expected_errors")
+def init_distributed(expected_errors: tuple[type[BaseException], ...] = ()) -> SingleProcess:
     """Find the processes that a launcher started together with this one, for a Trainer.
 
     Use the result in a ``with`` block: there the engine and BLAS use this rank's share of the cores
@@ -214,7 +216,7 @@ def connect(plain: tuple[type[BaseException], ...] = ()) -> Alone:
 
     Parameters
     ----------
-    plain : tuple of exception types, default ()
+    expected_errors : tuple of exception types, default ()
         Errors whose message says everything: no traceback is printed for them.
 
     Returns
@@ -230,13 +232,13 @@ def connect(plain: tuple[type[BaseException], ...] = ()) -> Alone:
 
     Examples
     --------
-    >>> with connect() as ranks:
+    >>> with init_distributed() as ranks:
     ...     print(ranks.rank, ranks.size)
     0 1
     """
-    expected = launched()
+    expected = launcher_size()
     if expected == 1:
-        return Alone()
+        return SingleProcess()
     count = "several" if expected is None else expected
     try:
         from mpi4py import MPI
@@ -254,11 +256,14 @@ def connect(plain: tuple[type[BaseException], ...] = ()) -> Alone:
             f"({MPI.Get_library_version().splitlines()[0]})"
         )
     if MPI.COMM_WORLD.size == 1:
-        return Alone()
-    ranks = MpiRanks(MPI, plain)
+        return SingleProcess()
+    ranks = MpiGroup(MPI, expected_errors)
     choose_gpu(ranks.local_rank)
     try:
         ranks.limits = limit_threads(ranks.cores())
     except ImportError as error:
         raise RanksError(f"ranks share cores by threadpoolctl: {_REMEDY}") from error
     return ranks
+
+
+__getattr__ = deprecated.names_of(__name__)
