@@ -38,6 +38,13 @@ MODULES = {
 
 # the names that a module had
 NAMES: dict[str, dict[str, str]] = {
+    "jobs": {
+        "Settings": "TrainConfig",
+        "Corpora": "Datasets",
+        "Outcome": "TrainResult",
+        "read_with_trace": "trace_text",
+        "draw_inside": "plot_internals",
+    },
     "training": {"connect": "init_distributed"},
     "training.plot_loss": {"draw_curve": "plot_loss"},
     "training.data_parallel": {"SharedBatch": "DataParallel", "SharedModel": "DataParallelModel"},

@@ -20,7 +20,7 @@ import typer
 from . import jobs
 from .backend import NAMES as BACKEND_NAMES
 from .backend import BackendError, explain, use_backend
-from .jobs import Settings
+from .jobs import TrainConfig
 from .kernels import cells
 from .layers.initialisers import INITS
 from .layers.losses import spell_perplexity
@@ -113,7 +113,7 @@ CellsOption = Annotated[
     ),
 ]
 
-DEFAULT = Settings()
+DEFAULT = TrainConfig()
 
 # what a user can mend: one line on stderr, not a traceback
 ERRORS = (
@@ -256,22 +256,24 @@ def train(
 
 def _plan(
     context: typer.Context, out: Path | None, resume: Path | None
-) -> tuple[Settings, Path | None, Path]:
+) -> tuple[TrainConfig, Path | None, Path]:
     """The settings, the checkpoint to go on from, and the folder."""
     given: dict[str, Any] = dict(context.params)
     given["optimiser"] = given.pop("optimizer")
     for name in ("text", "valid", "test"):
         given[name] = None if given[name] is None else str(Path(given[name]).resolve())
     _expect_folder("--out", out)
-    chosen = {f.name: given[f.name] for f in fields(Settings)}
+    chosen = {f.name: given[f.name] for f in fields(TrainConfig)}
     if resume is None:
-        settings = Settings(**chosen)
+        settings = TrainConfig(**chosen)
         return settings, None, out or jobs.new_folder(settings)
     start = jobs.checkpoint_of(resume, prefer="last")
     return _resumed(context, start, chosen), start, out or start.parent
 
 
-def _report(context: typer.Context, result: jobs.Outcome, settings: Settings, folder: Path) -> None:
+def _report(
+    context: typer.Context, result: jobs.TrainResult, settings: TrainConfig, folder: Path
+) -> None:
     """Say what training came to, with a sample and a picture."""
     if result.stopped:
         _say_stopped(context, folder)
@@ -312,7 +314,7 @@ def _command(context: typer.Context, *words: str | Path) -> str:
     return subprocess.list2cmdline(line) if sys.platform == "win32" else shlex.join(line)
 
 
-def _resumed(context: typer.Context, start: Path, chosen: dict[str, Any]) -> Settings:
+def _resumed(context: typer.Context, start: Path, chosen: dict[str, Any]) -> TrainConfig:
     """The settings of the run to resume, with the few that may change."""
     settings = jobs.settings_of(start)
     by_user = {
@@ -456,13 +458,13 @@ def inspect(
     if text is None:
         length = 80 if vocabulary.level == "char" else 30
         text = jobs.sample(model, vocabulary, length=length, seed=seed)
-    tokens = jobs.read_with_trace(model, vocabulary, text)
+    tokens = jobs.trace_text(model, vocabulary, text)
     _show(f"read {len(tokens):,} {vocabulary.level}s; the gradient is of the loss at the next")
     for k, layer in enumerate(model.recurrent):
         _show(f"\nlayer {k}: {summary(layer)}")
     _show("")
     try:
-        for picture in jobs.draw_inside(model, tokens, out or path.parent / "inside"):
+        for picture in jobs.plot_internals(model, tokens, out or path.parent / "inside"):
             _show(f"picture  {picture}")
     except ImportError as error:
         _show(str(error))

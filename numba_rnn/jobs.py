@@ -34,7 +34,7 @@ DEFAULT_LR = {
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainConfig:
     """Everything that decides how a language model is trained.
 
     Parameters
@@ -111,7 +111,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Corpora:
+class Datasets:
     """The texts of a job as token numbers.
 
     Attributes
@@ -133,17 +133,17 @@ class Corpora:
     digest: str
 
 
-def read_corpora(settings: Settings) -> Corpora:
+def read_corpora(settings: TrainConfig) -> Datasets:
     """Read and number the texts of a job.
 
     Parameters
     ----------
-    settings : Settings
+    settings : TrainConfig
         The settings of the job.
 
     Returns
     -------
-    Corpora
+    Datasets
         The texts; the vocabulary is that of the training text.
     """
     text = builtin_text() if settings.text is None else read_named("text", settings.text)
@@ -156,7 +156,7 @@ def read_corpora(settings: Settings) -> Corpora:
     test = None if settings.test is None else read_named("test", settings.test)
     vocabulary = Vocabulary.of(text, settings.level, settings.min_count)
     digest = hashlib.sha256("\0".join([text, held_out, test or ""]).encode()).hexdigest()
-    return Corpora(
+    return Datasets(
         vocabulary,
         vocabulary.encode(text),
         vocabulary.encode(held_out),
@@ -176,7 +176,7 @@ def read_named(name: str, path: str | Path) -> str:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainResult:
     """The result of a training job.
 
     Attributes
@@ -213,12 +213,12 @@ class Outcome:
         return bool(last > 10 * len(self.vocabulary))  # which is what that one would have, times 10
 
 
-def new_folder(settings: Settings) -> Path:
+def new_folder(settings: TrainConfig) -> Path:
     """Create a new folder under runs/. No other run that starts now gets the same one.
 
     Parameters
     ----------
-    settings : Settings
+    settings : TrainConfig
         The settings of the run, which are part of its name.
 
     Returns
@@ -237,19 +237,19 @@ def new_folder(settings: Settings) -> Path:
 
 @deprecated.arguments(tell="log")
 def train(
-    settings: Settings,
+    settings: TrainConfig,
     folder: str | Path,
     *,
     resume: str | Path | None = None,
     progress: bool = True,
     log: Callable[[str], None] = say,
     ranks: SingleProcess | None = None,
-) -> Outcome:
+) -> TrainResult:
     """Train a language model and write checkpoints to a folder.
 
     Parameters
     ----------
-    settings : Settings
+    settings : TrainConfig
         The settings.
     folder : str or Path
         The folder for checkpoints.
@@ -266,7 +266,7 @@ def train(
 
     Returns
     -------
-    Outcome
+    TrainResult
         The result.
 
     Raises
@@ -333,7 +333,7 @@ def train(
     if resume is not None:
         trainer.restore(resume)
         if first:
-            _take_best_along(Path(resume), folder)
+            _copy_best(Path(resume), folder)
     log(
         f"{settings.cell} language model, {sum(p.size for p in model.params):,} parameters; "
         f"{len(corpora.train):,} training tokens, {len(vocabulary):,} different"
@@ -342,7 +342,7 @@ def train(
 
     last, best = folder / "last.safetensors", folder / "best.safetensors"
     if trainer.stopped:
-        return Outcome(
+        return TrainResult(
             last, True, None, None, trainer.history, model, vocabulary, trainer.stopped_by
         )
     model.load_arrays(ranks.broadcast(load_checkpoint(best)[0] if first else None))
@@ -350,12 +350,12 @@ def train(
     test_perplexity = None
     if corpora.test is not None:
         test_perplexity = trainer.perplexity(corpora.test, **evaluation_sizes(corpora.test))
-    return Outcome(
+    return TrainResult(
         best, False, trainer.history.best, test_perplexity, trainer.history, model, vocabulary
     )
 
 
-def _blocks_of(corpora: Corpora, settings: Settings) -> TruncatedBPTT:
+def _blocks_of(corpora: Datasets, settings: TrainConfig) -> TruncatedBPTT:
     batch, time = (expect_int(name, getattr(settings, name)) for name in ("batch", "time"))
     needed, have = batch * time + 1, len(corpora.train)
     if have < needed:
@@ -370,7 +370,7 @@ def _silent(line: str) -> None:
     """What ranks tell that are not the first."""
 
 
-def _expect_run(resume: str | Path, settings: Settings, corpora: Corpora) -> None:
+def _expect_run(resume: str | Path, settings: TrainConfig, corpora: Datasets) -> None:
     """See that a checkpoint is of these texts, and has the parameters of a model of these sizes."""
     arrays, content = load_checkpoint(resume)
     if content.get("corpora") != corpora.digest:
@@ -384,7 +384,7 @@ def _expect_run(resume: str | Path, settings: Settings, corpora: Corpora) -> Non
     )  # fmt: skip
 
 
-def _take_best_along(resume: Path, folder: Path) -> None:
+def _copy_best(resume: Path, folder: Path) -> None:
     """To another folder than that of the run."""
     best = resume.with_name("best.safetensors")
     if best.exists() and not (folder / "last.safetensors").exists():
@@ -461,7 +461,7 @@ def checkpoint_of(path: str | Path, prefer: str = "best") -> Path:
     )
 
 
-def settings_of(path: str | Path) -> Settings:
+def settings_of(path: str | Path) -> TrainConfig:
     """Read the settings with which the run of a checkpoint was started.
 
     Parameters
@@ -471,7 +471,7 @@ def settings_of(path: str | Path) -> Settings:
 
     Returns
     -------
-    Settings
+    TrainConfig
         The settings.
 
     Raises
@@ -482,8 +482,8 @@ def settings_of(path: str | Path) -> Settings:
     _, content = load_checkpoint(path)
     try:
         saved = content["settings"]
-        _expect_known_cell(path, saved.get("cell", Settings.cell))
-        return Settings(**{f.name: saved.get(f.name, f.default) for f in fields(Settings)})
+        _expect_known_cell(path, saved.get("cell", TrainConfig.cell))
+        return TrainConfig(**{f.name: saved.get(f.name, f.default) for f in fields(TrainConfig)})
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path}: expected a checkpoint of `numba-rnn train`, got one without its settings "
@@ -620,7 +620,7 @@ def _known_prompt(vocabulary: Vocabulary, prompt: str) -> str:
     return prompt
 
 
-def read_with_trace(model: Rnnlm, vocabulary: Vocabulary, text: str) -> list[str]:
+def trace_text(model: Rnnlm, vocabulary: Vocabulary, text: str) -> list[str]:
     """Read a text from a fresh state, so that every ``model.recurrent[k].trace`` is set.
 
     The gradients in the traces are those of the loss at the last token alone: they show how far
@@ -658,8 +658,8 @@ def read_with_trace(model: Rnnlm, vocabulary: Vocabulary, text: str) -> list[str
     return [vocabulary.members[k] for k in ids[:-1]]
 
 
-def draw_inside(model: Rnnlm, tokens: list[str], folder: str | Path) -> list[Path]:
-    """Draw the traces that ``read_with_trace`` left in the model.
+def plot_internals(model: Rnnlm, tokens: list[str], folder: str | Path) -> list[Path]:
+    """Draw the traces that ``trace_text`` left in the model.
 
     Parameters
     ----------
@@ -705,3 +705,6 @@ def draw_inside(model: Rnnlm, tokens: list[str], folder: str | Path) -> list[Pat
             warnings.filterwarnings("ignore", message="Glyph")  # of a script the font has not
             figure.savefig(part, dpi=100)
     return paths
+
+
+__getattr__ = deprecated.names_of(__name__)

@@ -195,7 +195,7 @@ def test_what_a_prompt_has_that_the_model_has_never_seen_is_named(folder, comman
 
 def test_a_prompt_that_the_model_knows_needs_no_word(folder):
     model, vocabulary, _ = jobs.load_model(folder / "run")
-    jobs.read_with_trace(model, vocabulary, "the fox")  # a warning would be an error
+    jobs.trace_text(model, vocabulary, "the fox")  # a warning would be an error
     assert jobs.sample(model, vocabulary, prompt="the fox", length=3).startswith("the fox")
     with pytest.warns(UserWarning, match="never seen 'T'; it reads"):
         jobs.sample(model, vocabulary, prompt="The fox", length=3)

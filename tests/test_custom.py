@@ -69,7 +69,7 @@ def test_it_goes_into_larger_layers(make):
 def test_a_language_model_of_it_is_loaded_by_its_name(registered, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("to be or not to be " * 40, encoding="utf-8")
-    settings = jobs.Settings(
+    settings = jobs.TrainConfig(
         text=str(text), cell="own", hidden=8, embed=8, epochs=1, batch=2, time=5
     )
     run = jobs.train(settings, tmp_path / "run", progress=False, log=lambda _: None)

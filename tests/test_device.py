@@ -690,10 +690,10 @@ def test_out_of_memory_says_the_sizes_and_frees_what_it_can(in_force):
 # ---- jobs
 
 
-def small(tmp_path: Any) -> jobs.Settings:
+def small(tmp_path: Any) -> jobs.TrainConfig:
     text = tmp_path / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog\n" * 40)
-    return jobs.Settings(
+    return jobs.TrainConfig(
         text=str(text), test=str(text), embed=8, hidden=12, batch=4, time=8, epochs=2, layers=2
     )
 

@@ -634,11 +634,11 @@ def test_a_text_that_the_font_cannot_show(tmp_path):
     """Boxes, and a word on fonts, not a warning for each character."""
     vocabulary = Vocabulary.of("吾輩は猫である\t\n", "char")
     model = Rnnlm(len(vocabulary), 4, 6, rng=0)
-    tokens = jobs.read_with_trace(model, vocabulary, "猫である\t\n")
+    tokens = jobs.trace_text(model, vocabulary, "猫である\t\n")
     assert tokens == list("猫である\t")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="pictures: no installed font has")
-        paths = jobs.draw_inside(model, tokens, tmp_path)
+        paths = jobs.plot_internals(model, tokens, tmp_path)
     assert {path.stem for path in paths} == {"gradient", "gates", "saturation", "weights"}
     gradient = model.recurrent[0].trace.gradients["h"]
     # of the last token's loss alone: what comes from there, and nothing made on the way

@@ -22,7 +22,7 @@ from fake_device import backend as backend_module
 from helpers import ALL_ENGINES, DTYPES, run_python
 from numba_rnn import jobs, use_backend
 from numba_rnn.backend import engine
-from numba_rnn.jobs import Settings
+from numba_rnn.jobs import TrainConfig
 from numba_rnn.layers import TimeDropout, TimeLSTM
 from numba_rnn.layers.regularisers import Regularisers
 from numba_rnn.models import Rnnlm
@@ -537,7 +537,7 @@ def failing(model):
 
 Rnnlm.backward = failing
 with init_distributed() as ranks:
-    settings = jobs.Settings(
+    settings = jobs.TrainConfig(
         text="text.txt", embed=8, hidden=16, batch=6, time=8, epochs=2, recurrent_dropout=0.1,
         zoneout=0.1, save_every=5, patience=0,
     )
@@ -569,7 +569,7 @@ def folder(tmp_path_factory):
     """With a text, and a run of one process."""
     folder = tmp_path_factory.mktemp("ranks")
     (folder / "text.txt").write_text(TEXT)
-    settings = Settings(
+    settings = TrainConfig(
         text=str(folder / "text.txt"), embed=8, hidden=16, batch=6, time=8, epochs=2,
         recurrent_dropout=0.1, zoneout=0.1, patience=0,
     )  # fmt: skip

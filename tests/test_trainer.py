@@ -15,7 +15,7 @@ import pytest
 
 from helpers import BACKENDS
 from numba_rnn import jobs, use_backend
-from numba_rnn.jobs import Settings
+from numba_rnn.jobs import TrainConfig
 from numba_rnn.models import Rnnlm
 from numba_rnn.training import (
     SGD,
@@ -501,7 +501,7 @@ from numba_rnn import jobs
 from pathlib import Path
 folder, text = Path(sys.argv[1]), sys.argv[2]
 last = folder / "last.safetensors"
-settings = jobs.Settings(
+settings = jobs.TrainConfig(
     text=text, embed=8, hidden=12, dropout=0.2, batch=4, time=10, epochs=4, save_every=1, patience=0
 )
 jobs.train(settings, folder, resume=last if last.exists() else None, progress=False)
@@ -559,7 +559,7 @@ def text(tmp_path):
 
 
 def small(text, **changes):
-    return Settings(
+    return TrainConfig(
         text=str(text), **{"embed": 8, "hidden": 16, "batch": 4, "time": 8, "epochs": 2, **changes}
     )
 
@@ -613,7 +613,7 @@ def test_a_run_is_never_overwritten(tmp_path, text):
 
 def test_folders_of_new_runs_are_ones_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folders = [jobs.new_folder(Settings()) for _ in range(3)]
+    folders = [jobs.new_folder(TrainConfig()) for _ in range(3)]
     assert [folder.name for folder in folders] == ["char-lstm", "char-lstm-2", "char-lstm-3"]
     assert all(folder.is_dir() for folder in folders)
 
