@@ -22,6 +22,7 @@ _OURS = PACKAGE, "importlib"
 
 # within the package; all that is in a package that was renamed, too
 MODULES = {
+    "bridges.conventions": "bridges.gate_order",
     "training.curve": "training.plot_loss",
     "training.shared": "training.data_parallel",
     "training.ranks": "training.distributed",
@@ -38,6 +39,8 @@ MODULES = {
 
 # the names that a module had
 NAMES: dict[str, dict[str, str]] = {
+    "bridges": {"CannotConvert": "ConversionError"},
+    "bridges.gate_order": {"CannotConvert": "ConversionError"},
     "jobs": {
         "Settings": "TrainConfig",
         "Corpora": "Datasets",

@@ -24,7 +24,7 @@ from numba_rnn import (
     TimeProjectedLSTM,
     TimeRNN,
 )
-from numba_rnn.bridges import CannotConvert, from_book, to_book
+from numba_rnn.bridges import ConversionError, from_book, to_book
 from numba_rnn.models import Rnnlm
 
 GATES = {"rnn": 1, "gru": 3, "lstm": 4}
@@ -516,7 +516,7 @@ NO_BOOK = {
 @pytest.mark.parametrize("what", NO_BOOK)
 def test_what_the_book_has_not_is_refused(what, tmp_path):
     make, says = NO_BOOK[what]
-    with pytest.raises(CannotConvert, match=says):
+    with pytest.raises(ConversionError, match=says):
         to_book(make(), tmp_path / "model.npz")
     assert list(tmp_path.iterdir()) == []
 

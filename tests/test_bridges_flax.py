@@ -17,7 +17,7 @@ from numba_rnn import (
     TimeProjectedLSTM,
     TimeRNN,
 )
-from numba_rnn.bridges import CannotConvert, from_flax, to_flax
+from numba_rnn.bridges import ConversionError, from_flax, to_flax
 
 KINDS = {
     "lstm": (nnx.OptimizedLSTMCell, {}),
@@ -145,7 +145,7 @@ def test_biases_of_a_gru_add_up():
     assert relative_error(layer.forward(xs), to_flax(layer)(xs)) < LIMITS["float32"]
     b[1, -1] = 1e-3
     with pytest.raises(
-        CannotConvert, match=r"no bias to h Wh in its candidate, .* b\[1\] is not 0"
+        ConversionError, match=r"no bias to h Wh in its candidate, .* b\[1\] is not 0"
     ):
         to_flax(layer)
 
@@ -215,7 +215,7 @@ NOT_HERE = {
 @pytest.mark.parametrize("what", NOT_HERE)
 def test_what_computes_something_else_is_refused(what):
     make, says = NOT_HERE[what]
-    with pytest.raises(CannotConvert, match=f"source: .*{says}"):
+    with pytest.raises(ConversionError, match=f"source: .*{says}"):
         from_flax(make())
 
 
@@ -304,7 +304,7 @@ NO_FLAX = {
 @pytest.mark.parametrize("what", NO_FLAX)
 def test_what_flax_has_not_is_refused(what):
     make, says = NO_FLAX[what]
-    with pytest.raises(CannotConvert, match=f"layer: .*{says}"):
+    with pytest.raises(ConversionError, match=f"layer: .*{says}"):
         to_flax(make())
 
 

@@ -18,7 +18,7 @@ from numba_rnn import (
     TimeRNN,
     time_layer,
 )
-from numba_rnn.bridges import CannotConvert, from_keras, to_keras
+from numba_rnn.bridges import ConversionError, from_keras, to_keras
 
 os.environ["KERAS_BACKEND"] = "torch"
 import keras
@@ -296,7 +296,7 @@ def test_what_computes_something_else_is_refused(what):
     make, says = NOT_HERE[what]
     layer = make()
     layer.build((2, None, 3) if what != "convolution" else (2, None, 4, 3))
-    with pytest.raises(CannotConvert, match=f"source: .*{says}"):
+    with pytest.raises(ConversionError, match=f"source: .*{says}"):
         from_keras(layer)
 
 
@@ -328,28 +328,30 @@ WRONG = {
         "got Masking",
     ),
     "nested": (lambda: [keras.Sequential()], TypeError, "got another Sequential"),
-    "model": (lambda: Pile(), CannotConvert, "got Pile, which may compute something else"),
+    "model": (lambda: Pile(), ConversionError, "got Pile, which may compute something else"),
     "nothing": (list, ValueError, "expected recurrent layers, got none"),
-    "dropout alone": (lambda: layers.Dropout(0.1), CannotConvert, "each Dropout after a layer"),
+    "dropout alone": (lambda: layers.Dropout(0.1), ConversionError, "each Dropout after a layer"),
     "dropout first": (
-        sequence(layers.Dropout(0.1), made("lstm", 3)), CannotConvert, "each Dropout after a layer",
+        sequence(layers.Dropout(0.1), made("lstm", 3)), ConversionError,
+        "each Dropout after a layer",
     ),
     "dropout last": (
-        sequence(made("lstm", 3), layers.Dropout(0.1)), CannotConvert, "no Dropout above the last",
+        sequence(made("lstm", 3), layers.Dropout(0.1)), ConversionError,
+        "no Dropout above the last",
     ),
     "dropout twice": (
         sequence(made("lstm", 3), layers.Dropout(0.1), layers.Dropout(0.1)),
-        CannotConvert,
+        ConversionError,
         "each Dropout after a layer",
     ),
     "rates": (
         sequence(made("lstm", 3), layers.Dropout(0.1), made("gru", 3), made("lstm", 3)),
-        CannotConvert,
+        ConversionError,
         r"the same dropout rate between all layers, got 0\.1, 0\.0",
     ),
     "noise": (
         sequence(made("lstm", 3), layers.Dropout(0.1, noise_shape=(None, 1, None))),
-        CannotConvert,
+        ConversionError,
         "has a noise_shape",
     ),
     "last alone": (
@@ -394,7 +396,7 @@ NO_KERAS = {
 @pytest.mark.parametrize("what", NO_KERAS)
 def test_what_keras_has_not_is_refused(what):
     make, says = NO_KERAS[what]
-    with pytest.raises(CannotConvert, match=f"layer: .*{says}"):
+    with pytest.raises(ConversionError, match=f"layer: .*{says}"):
         to_keras(make(), batch_size=2)
 
 
@@ -466,13 +468,13 @@ def theirs_and_ours(monkeypatch):
             layer.build(sequence.shape)
         try:
             ours = from_keras(layer)  # with the state that it has before the call
-        except CannotConvert as why:
+        except ConversionError as why:
             ours = why
         found.append(None)
         more = {} if initial_state is None else {"initial_state": initial_state}
         want = call(layer, sequence, mask=mask, **more)
         found[-1] = str(ours)
-        if isinstance(ours, CannotConvert):
+        if isinstance(ours, ConversionError):
             return want
         if initial_state is not None:
             parts = getattr(ours, "recurrent", (ours,))

@@ -34,13 +34,13 @@ from numba_rnn import (
     use_backend,
 )
 from numba_rnn.backend import to_host
-from numba_rnn.bridges import CannotConvert, OnnxNet, from_onnx, to_onnx
+from numba_rnn.bridges import ConversionError, OnnxNet, from_onnx, to_onnx
 from numba_rnn.bridges.onnx_cells import (
     ACTIVATIONS,
     DEFAULTS,
     GATES,
     Activation,
-    Kind,
+    RnnNodeSpec,
     _gru,
     _lstm,
     _rnn,
@@ -278,20 +278,20 @@ def there_and_back(net, want, inputs):
 @pytest.mark.parametrize("clip", [None, 0.4])
 def test_gradients_of_written_cells(reset_after, clip):
     gates = Activation("ScaledTanh", 0.7, 1.3), Activation("Softsign")
-    assert _gru(Kind("GRU", gates, clip, reset_after), "odd").check() < 1e-6
+    assert _gru(RnnNodeSpec("GRU", gates, clip, reset_after), "odd").check() < 1e-6
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_gradients_of_activations(name):
     numbers = dict.fromkeys(ACTIVATIONS[name], 0.3)
-    assert _rnn(Kind("RNN", (Activation(name, **numbers),)), "odd").check() < 1e-6
+    assert _rnn(RnnNodeSpec("RNN", (Activation(name, **numbers),)), "odd").check() < 1e-6
 
 
 @pytest.mark.parametrize("coupled", [False, True])
 @pytest.mark.parametrize("peepholes", [False, True])
 def test_gradients_of_lstms(coupled, peepholes):
     functions = Activation("HardSigmoid", 0.3, 0.4), Activation("Elu", 0.8), Activation("Softplus")
-    kind = Kind("LSTM", functions, 0.9, coupled=coupled, peepholes=peepholes)
+    kind = RnnNodeSpec("LSTM", functions, 0.9, coupled=coupled, peepholes=peepholes)
     assert _lstm(kind, "odd").check() < 1e-6
 
 
@@ -433,10 +433,14 @@ def test_residual_and_a_list():
 @pytest.mark.parametrize(
     ("make", "kind", "says"),
     [
-        (lambda: time_layer("mgu").create(3, 5), CannotConvert, "none for the cell 'mgu'"),
-        (lambda: TimeProjectedLSTM.create(3, 5, proj_size=2), CannotConvert, "no projection"),
-        (lambda: TimeLSTM.create(3, 5).regularise(zoneout=0.1), CannotConvert, "zoneout is a mean"),
-        (lambda: Rnnlm(11, 4, 5, cell="indrnn"), CannotConvert, "none for the cell 'indrnn'"),
+        (lambda: time_layer("mgu").create(3, 5), ConversionError, "none for the cell 'mgu'"),
+        (lambda: TimeProjectedLSTM.create(3, 5, proj_size=2), ConversionError, "no projection"),
+        (
+            lambda: TimeLSTM.create(3, 5).regularise(zoneout=0.1),
+            ConversionError,
+            "zoneout is a mean",
+        ),
+        (lambda: Rnnlm(11, 4, 5, cell="indrnn"), ConversionError, "none for the cell 'indrnn'"),
         (list, TypeError, "an Rnnlm, got none"),
         (lambda: [TimeLSTM.create(3, 5), 3], TypeError, "an Rnnlm, got int"),
         (
@@ -459,7 +463,7 @@ def test_what_cannot_be_written(make, kind, says, tmp_path):
 
 def test_lengths_with_a_residual_connection():
     stack = Stacked.create(4, 4, 2, residual=True)
-    with pytest.raises(CannotConvert, match="would return xs, not 0, past a row's end"):
+    with pytest.raises(ConversionError, match="would return xs, not 0, past a row's end"):
         to_onnx(stack, lengths=True)
 
 
@@ -797,52 +801,52 @@ def old(opset):
 node = helper.make_node
 REFUSED = {
     # what no node here computes
-    "unknown op": (lambda: more(node("Erf", ["Y"], ["z"])), CannotConvert, "Erf node 'z': this"),
-    "control flow": (lambda: changed(branch), CannotConvert, "If node 'z': graphs inside a node"),
+    "unknown op": (lambda: more(node("Erf", ["Y"], ["z"])), ConversionError, "Erf node 'z': this"),
+    "control flow": (lambda: changed(branch), ConversionError, "If node 'z': graphs inside a node"),
     "other domain": (
         lambda: more(node("Attention", ["Y"], ["z"], domain="com.microsoft")),
-        CannotConvert,
+        ConversionError,
         "expected a node of ONNX, got one of 'com.microsoft'",
     ),
     "functions": (
         lambda: changed(lambda m: m.functions.append(
             helper.make_function("own", "f", ["x"], ["y"], [], m.opset_import))),
-        CannotConvert,
+        ConversionError,
         "functions are not supported, got 'f'",
     ),
-    "old opset": (lambda: old(6), CannotConvert, "opset 7 to .*, got 6"),
-    "new opset": (lambda: old(999), CannotConvert, "opset 7 to .*, got 999"),
+    "old opset": (lambda: old(6), ConversionError, "opset 7 to .*, got 6"),
+    "new opset": (lambda: old(999), ConversionError, "opset 7 to .*, got 999"),
     "a weight added": (
         lambda: more(node("Add", ["Y", "b"], ["z"]), b=np.ones(5, np.float32)),
-        CannotConvert,
+        ConversionError,
         "Add node 'z': expected a MatMul right before it",
     ),
     "training dropout": (
         lambda: more(node("Dropout", ["Y", "", "yes"], ["z"]), yes=np.array(True)),
-        CannotConvert,
+        ConversionError,
         "training_mode: expected a constant False",
     ),
     "an input left out": (
         lambda: more(node("Concat", ["Y", "", "Y"], ["z"], axis=0)),
-        CannotConvert,
+        ConversionError,
         "Concat node 'z': expected all its inputs",
     ),
     "no weights": (
         lambda: model_of([node("Relu", ["X"], ["Y"])], {"X": np.ones(3, np.float32)}, {}, {"Y": 1}),
-        CannotConvert,
+        ConversionError,
         "Relu node 'Y': this kind of node",
     ),
     "only glue": (
         lambda: model_of(
             [node("Identity", ["X"], ["Y"])], {"X": np.ones(3, np.float32)}, {}, {"Y": 1}
         ),
-        CannotConvert,
+        ConversionError,
         "expected nodes with weights, RNN or others, got Identity",
     ),
     # attributes
     "activation": (
         lambda: lstm_model({"activations": ["Sigmoid", "Gelu", "Tanh"]}),
-        CannotConvert,
+        ConversionError,
         "LSTM node 'it': activations: expected 'Relu' or .* got 'Gelu'",
     ),
     "too few": (
@@ -852,12 +856,12 @@ REFUSED = {
     ),
     "no alpha": (
         lambda: lstm_model({"activations": ["Affine", "Tanh", "Tanh"]}),
-        CannotConvert,
+        ConversionError,
         "activation_alpha: expected a number for Affine, got none",
     ),
     "no alpha of an RNN": (
         lambda: lstm_model({"activations": ["LeakyRelu"]}, op="RNN", G=1),
-        CannotConvert,
+        ConversionError,
         "activation_alpha: expected a number for LeakyRelu",
     ),
     "alpha of one of two": (
@@ -870,44 +874,46 @@ REFUSED = {
             {"W": np.ones((2, 5, 3), np.float32), "R": np.ones((2, 5, 5), np.float32)},
             {"X": np.ones((4, 2, 3), np.float32)},
         ),
-        CannotConvert,
+        ConversionError,
         "functions that all take it, or none, got Tanh, Elu",
     ),
     "alpha too many": (
-        lambda: lstm_model({"activation_alpha": [0.1]}), CannotConvert, r"take, got \[0.1.* more"
+        lambda: lstm_model({"activation_alpha": [0.1]}), ConversionError, r"take, got \[0.1.* more"
     ),
     "alpha NaN": (
         lambda: lstm_model({
             "activations": ["Elu", "Tanh", "Tanh"], "activation_alpha": [float("nan")]}),
-        CannotConvert,
+        ConversionError,
         "expected finite numbers, got nan",
     ),
     "small relu": (
-        lambda: lstm_model({"activations": ["relu"]}, op="RNN", G=1), CannotConvert, "got 'relu'"
+        lambda: lstm_model({"activations": ["relu"]}, op="RNN", G=1), ConversionError, "got 'relu'"
     ),
-    "direction": (lambda: lstm_model({"direction": "up"}), CannotConvert, "'bidirectional', got"),
-    "layout": (lambda: lstm_model({"layout": 2}), CannotConvert, "layout: expected 0 or 1, got 2"),
-    "clip": (lambda: lstm_model({"clip": -1.0}), CannotConvert, "clip: expected a number above 0"),
-    "clip NaN": (lambda: lstm_model({"clip": float("nan")}), CannotConvert, "clip: expected a"),
-    "input_forget": (lambda: lstm_model({"input_forget": 3}), CannotConvert, "0 or 1, got 3"),
-    "hidden_size": (lambda: lstm_model({"hidden_size": 6}), CannotConvert, "expected 5, got 6"),
+    "direction": (lambda: lstm_model({"direction": "up"}), ConversionError, "'bidirectional', got"),
+    "layout": (lambda: lstm_model({"layout": 2}), ConversionError,
+        "layout: expected 0 or 1, got 2"),
+    "clip": (lambda: lstm_model({"clip": -1.0}), ConversionError,
+        "clip: expected a number above 0"),
+    "clip NaN": (lambda: lstm_model({"clip": float("nan")}), ConversionError, "clip: expected a"),
+    "input_forget": (lambda: lstm_model({"input_forget": 3}), ConversionError, "0 or 1, got 3"),
+    "hidden_size": (lambda: lstm_model({"hidden_size": 6}), ConversionError, "expected 5, got 6"),
     "unknown attribute": (lambda: lstm_model({"fast": 1}), ValueError, "Unrecognized attribute"),
     # weights
     "half": (
         lambda: lstm_model({}, {"W": np.ones((1, 20, 3), np.float16)}),
-        CannotConvert,
+        ConversionError,
         "initializer 'W': expected one of float32, .* got FLOAT16",
     ),
     "integers": (
         lambda: lstm_model({}, {"W": np.ones((1, 20, 3), np.int64)}),
-        CannotConvert,
+        ConversionError,
         "input W: expected float32 or float64, got int64",
     ),
     "two dtypes": (
-        lambda: lstm_model({}, {"B": np.ones((1, 40))}), CannotConvert, "weights of float32, got"
+        lambda: lstm_model({}, {"B": np.ones((1, 40))}), ConversionError, "weights of float32, got"
     ),
     "external": (
-        lambda: changed(external), CannotConvert, "tensor 'W': expected its numbers in the file"
+        lambda: changed(external), ConversionError, "tensor 'W': expected its numbers in the file"
     ),
     "W": (
         lambda: lstm_model({}, {"W": np.ones((1, 19, 3), np.float32)}),
@@ -936,7 +942,7 @@ REFUSED = {
         lambda: lstm_model(
             {}, {}, {"X": np.ones((4, 2, 3), np.float32), "P": np.ones((1, 15), np.float32)}
         ),
-        CannotConvert,
+        ConversionError,
         r"input P \('P'\): expected its numbers in the file, or passed as weights={'P': ...}",
     ),
     "sizes that do not fit": (

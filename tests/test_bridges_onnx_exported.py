@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from numba_rnn import TimeLSTM
-from numba_rnn.bridges import CannotConvert, from_onnx, to_onnx
+from numba_rnn.bridges import ConversionError, from_onnx, to_onnx
 
 
 def model_of(nodes, weights, sizes, output="ys"):
@@ -96,7 +96,7 @@ def test_other_numbers_than_sizes_are_not_multiplied(op):
     ]
     model = model_of(nodes, weights_of(5, 1, np.random.default_rng(0)), {})
     with pytest.raises(
-        CannotConvert, match=f"{op} node 'ys': expected sizes of shapes, .*, got float32"
+        ConversionError, match=f"{op} node 'ys': expected sizes of shapes, .*, got float32"
     ):
         from_onnx(model)
 
@@ -104,7 +104,9 @@ def test_other_numbers_than_sizes_are_not_multiplied(op):
 def test_weights_in_a_second_file(tmp_path):
     path, lstm = tmp_path / "lstm.onnx", TimeLSTM.create(3, 5, rng=0)
     onnx.save_model(to_onnx(lstm), path, save_as_external_data=True, size_threshold=0)
-    with pytest.raises(CannotConvert, match=r"from_onnx\(onnx\.load\(path\)\).*external_data=Fals"):
+    with pytest.raises(
+        ConversionError, match=r"from_onnx\(onnx\.load\(path\)\).*external_data=Fals"
+    ):
         from_onnx(path)
     xs = np.ones((2, 4, 3), np.float32)
     np.testing.assert_array_equal(from_onnx(onnx.load(path)).forward(xs), lstm.forward(xs))

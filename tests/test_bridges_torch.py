@@ -20,7 +20,7 @@ from numba_rnn import (
     cell,
     time_layer,
 )
-from numba_rnn.bridges import CannotConvert, from_torch, save_torch, to_torch, torch_state_dict
+from numba_rnn.bridges import ConversionError, from_torch, save_torch, to_torch, torch_state_dict
 from numba_rnn.functions import tanh
 from numba_rnn.training import save_checkpoint
 
@@ -197,7 +197,7 @@ NO_TORCH = {
 @pytest.mark.parametrize("convert", [to_torch, torch_state_dict])
 def test_what_torch_has_not_is_refused(what, convert):
     make, says = NO_TORCH[what]
-    with pytest.raises(CannotConvert, match=says):
+    with pytest.raises(ConversionError, match=says):
         convert(make())
 
 
@@ -220,7 +220,7 @@ def test_what_is_pytorchs_is_told_where_it_goes(tmp_path):
 
 
 def test_nothing_is_written_of_what_is_refused(tmp_path):
-    with pytest.raises(CannotConvert):
+    with pytest.raises(ConversionError):
         save_torch(TimeGRU.create(3, 5), tmp_path / "x.safetensors")
     assert list(tmp_path.iterdir()) == []
 

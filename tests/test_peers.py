@@ -1,6 +1,6 @@
 """PyTorch as the oracle: outputs, final states and every gradient.
 
-The conversions of weights are those of the table in numba_rnn/bridges/conventions.py.
+The conversions of weights are those of the table in numba_rnn/bridges/gate_order.py.
 """
 
 from typing import Any

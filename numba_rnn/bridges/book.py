@@ -37,7 +37,7 @@ from ..layers import (
 from ..models import Rnnlm
 from ..typing import Array
 from ..validation import FLOATS, any_shape, as_array, expect_array, expect_float_dtype
-from .conventions import CannotConvert, kind_of, params_of
+from .gate_order import ConversionError, library_layer_of, params_of
 
 _CELLS: dict[int, tuple[str, Any, Any]] = {
     1: ("rnn", TimeRNN, TimeBiRNN),
@@ -325,7 +325,7 @@ def to_book(
 
     Raises
     ------
-    CannotConvert
+    ConversionError
         For cells that are not in the book (its RNN uses tanh, its GRU resets before the product), a
         learnt initial state, or settings of ``regularise``.
 
@@ -362,7 +362,7 @@ def _parts(model: Any) -> tuple[list[Layer], list[str]]:
     if isinstance(model, Bidirectional):
         ahead, back = model.recurrent
         if (ahead.cell.name, ahead.hidden_size) != (back.cell.name, back.hidden_size):
-            raise CannotConvert(
+            raise ConversionError(
                 f"model: expected both directions with the same cell and H, got {ahead} and {back}"
             )
         return [ahead, back], _BOTH_WAYS
@@ -382,8 +382,8 @@ def _params(layer: Layer) -> list[Array]:
 
 def _cell(layer: TimeRecurrent) -> str:
     if layer.cell.name == "gru_reset_after":
-        raise CannotConvert(
+        raise ConversionError(
             "model: the book's GRU applies the reset gate before the recurrent product, "
             "(r * h) Wh; this one applies it after, r * (h Wh), and no weights make them equal"
         )
-    return kind_of(layer, "the book", _KINDS)
+    return library_layer_of(layer, "the book", _KINDS)

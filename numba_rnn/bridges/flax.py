@@ -6,7 +6,7 @@
     GRUCell              dense_i (D, 3 H), bias       dense_h (H, 3 H)
     SimpleCell           dense_i (D, H), bias         dense_h (H, H)
 
-The gates' order is in ``conventions.py``. A GRUCell resets after the product, as TimeGRU with
+The gates' order is in ``gate_order.py``. A GRUCell resets after the product, as TimeGRU with
 reset_after=True does, but has no bias there. The state stays with the caller, as ``initial_carry``
 and ``return_carry``: h, of an LSTM the pair (c, h), which is (h, c) here.
 """
@@ -19,16 +19,16 @@ from ..layers import Bidirectional, Stacked, TimeGRU, TimeLSTM, TimeRecurrent, T
 from ..optional_deps import optional_import
 from ..typing import Array
 from ..validation import expect_float
-from .conventions import (
+from .gate_order import (
     FLAX,
-    CannotConvert,
+    ConversionError,
     as_floats,
     from_theirs,
-    kind_of,
+    library_layer_of,
     params_of,
     to_theirs,
 )
-from .stacks import Part, directions_of, parts_of, stack_of
+from .stacks import Part, build_stack, directions_of, layers_of_stack
 
 _FAMILIES = {
     "OptimizedLSTMCell": "lstm",
@@ -66,7 +66,7 @@ def from_flax(source: Any) -> TimeRecurrent | Bidirectional | Stacked:
 
     Raises
     ------
-    CannotConvert
+    ConversionError
         For modules that compute something else: other activations, residual, an initial carry other
         than zeros, reverse outside nnx.Bidirectional, another merge_fn, a dtype that is not that of
         the parameters, subclasses.
@@ -89,7 +89,7 @@ def from_flax(source: Any) -> TimeRecurrent | Bidirectional | Stacked:
         source = list(source)
     if not isinstance(source, (list, tuple)):
         source = [source]
-    made = stack_of([_part(module) for module in source])
+    made = build_stack([_part(module) for module in source])
     made.train_flg = not any(type(m) is nnx.Dropout and m.deterministic for m in source)
     return made
 
@@ -101,23 +101,23 @@ def _part(module: Any) -> Part | float:
     kind = type(module)
     if kind is nnx.Dropout:
         if module.broadcast_dims:
-            raise CannotConvert(
+            raise ConversionError(
                 "source: nnx.Dropout has broadcast_dims; here each element is dropped on its own"
             )
         return expect_float("source: rate of nnx.Dropout", module.rate, 0, 1)
     if kind is nnx.Bidirectional:
         if module.merge_fn is not nnx.Bidirectional.merge_fn:
-            raise CannotConvert(
+            raise ConversionError(
                 "source: nnx.Bidirectional has its own merge_fn; here outputs are concatenated"
             )
         ahead, back = (_cell_of(rnn) for rnn in (module.forward_rnn, module.backward_rnn))
         if ahead is back:
-            raise CannotConvert(
+            raise ConversionError(
                 "source: nnx.Bidirectional has one cell for both directions; here each has its own"
             )
         return Bidirectional(_layer(ahead), _layer(back))
     if kind is nnx.RNN and module.reverse:
-        raise CannotConvert(
+        raise ConversionError(
             "source: nnx.RNN has reverse=True; here only the second layer of a Bidirectional reads "
             "backwards (leave out reverse and pass xs[:, ::-1] instead)"
         )
@@ -132,7 +132,7 @@ def _cell_of(module: Any) -> Any:
     if isinstance(cell, (nnx.RNN, nnx.Bidirectional, nnx.RNNCellBase)):
         if any(type(cell) is getattr(nnx, name) for name in _FAMILIES):
             return cell
-        raise CannotConvert(
+        raise ConversionError(
             f"source: expected {', '.join(_FAMILIES)} of flax.nnx themselves, got "
             f"{type(cell).__name__}, which may compute something else"
         )
@@ -146,18 +146,18 @@ def _layer(cell: Any) -> TimeRecurrent:
     name = type(cell).__name__
     activation = _activation(cell)
     if getattr(cell, "residual", False):
-        raise CannotConvert(
+        raise ConversionError(
             f"source: {name} has residual=True, which adds h before tanh; here no cell does"
         )
     if cell.carry_init is not None:
-        raise CannotConvert(
+        raise ConversionError(
             f"source: {name} has its own carry_init; layers here start from zeros, or from "
             "set_state"
         )
     Wx, Wh, b = _arrays(cell)
     dtype = Wx.dtype if cell.dtype is None else _dtype(cell)
     if dtype != Wx.dtype:
-        raise CannotConvert(
+        raise ConversionError(
             f"source: {name} computes in {dtype} with parameters in {Wx.dtype}; here both "
             "have one dtype"
         )
@@ -178,12 +178,12 @@ def _activation(cell: Any) -> str:
     known = {"tanh": nnx.tanh, "relu": nnx.relu} if name == "SimpleCell" else {"tanh": nnx.tanh}
     found = [key for key, function in known.items() if cell.activation_fn is function]
     if not found:
-        raise CannotConvert(
+        raise ConversionError(
             f"source: {name} has the activation_fn {_spelt(cell.activation_fn)}, here it is "
             f"{' or '.join(f'nnx.{key}' for key in known)}"
         )
     if getattr(cell, "gate_fn", nnx.sigmoid) is not nnx.sigmoid:
-        raise CannotConvert(
+        raise ConversionError(
             f"source: {name} has the gate_fn {_spelt(cell.gate_fn)}, here it is nnx.sigmoid"
         )
     return found[0]
@@ -229,7 +229,7 @@ def _linear(cell: Any, name: str) -> dict[str, Array]:
 
     module = getattr(cell, name)
     if type(module) is not nnx.Linear:
-        raise CannotConvert(
+        raise ConversionError(
             f"source: {type(cell).__name__} has a {type(module).__name__} for {name}, here it is "
             "nnx.Linear"
         )
@@ -268,7 +268,7 @@ def to_flax(layer: TimeRecurrent | Bidirectional | Stacked, *, rngs: Any = None)
 
     Raises
     ------
-    CannotConvert
+    ConversionError
         For layers that Flax lacks: a GRU whose reset gate comes before the product
         (``reset_after=False``), or whose candidate has a bias beside h (b[1]) that is not 0,
         residual connections, other cells, a learnt initial state, settings of ``regularise``.
@@ -282,7 +282,7 @@ def to_flax(layer: TimeRecurrent | Bidirectional | Stacked, *, rngs: Any = None)
     >>> to_flax(TimeLSTM.create(3, 5))(np.ones((2, 7, 3), np.float32)).shape
     (2, 7, 5)
     """
-    parts, dropout = parts_of(layer, "Flax")
+    parts, dropout = layers_of_stack(layer, "Flax")
     described = [[_described(one) for one in directions_of(part)] for part in parts]
 
     with optional_import("flax", "to_flax"):
@@ -307,16 +307,16 @@ def to_flax(layer: TimeRecurrent | Bidirectional | Stacked, *, rngs: Any = None)
 def _described(layer: TimeRecurrent) -> tuple[str, str, list[Array]]:
     """The class of its cell, the activation, and Wx, Wh and b in Flax's order."""
     if layer.cell.name == "gru":
-        raise CannotConvert(
+        raise ConversionError(
             "layer: Flax's GRU applies the reset gate after the recurrent product, r * (h Wh); "
             "this one applies it before, (r * h) Wh, and no weights make them equal"
         )
-    name, activation = kind_of(layer, "Flax", _KINDS)
+    name, activation = library_layer_of(layer, "Flax", _KINDS)
     params = params_of(layer, "Flax")
     b = params["b"]
     if name == "GRUCell":
         if b[1, -layer.hidden_size :].any():
-            raise CannotConvert(
+            raise ConversionError(
                 "layer: Flax's GRU adds no bias to h Wh in its candidate, x Wx + r * (h Wh); this "
                 "one does, x Wx + r * (h Wh + b[1]), and b[1] is not 0"
             )

@@ -3,7 +3,7 @@
     kernel (D, G H)            Wx      bias (G H,)                       b
     recurrent_kernel (H, G H)  Wh      bias (2, 3 H), GRU reset_after    its two rows
 
-with the gates in another order, see ``conventions.py``. Layers are known by the names of their
+with the gates in another order, see ``gate_order.py``. Layers are known by the names of their
 classes and by what ``get_config`` says; keras itself is imported only where one is made.
 """
 
@@ -16,16 +16,16 @@ from ..layers import Bidirectional, Stacked, TimeGRU, TimeLSTM, TimeRecurrent, T
 from ..optional_deps import optional_import
 from ..typing import Array
 from ..validation import expect_int
-from .conventions import (
+from .gate_order import (
     KERAS,
-    CannotConvert,
+    ConversionError,
     as_floats,
     from_theirs,
-    kind_of,
+    library_layer_of,
     params_of,
     to_theirs,
 )
-from .stacks import Part, directions_of, parts_of, stack_of
+from .stacks import Part, build_stack, directions_of, layers_of_stack
 
 _FAMILIES = {"SimpleRNN": "rnn", "LSTM": "lstm", "GRU": "gru"}
 _KNOWN = (*_FAMILIES, "Bidirectional", "Sequential", "Dropout")
@@ -63,7 +63,7 @@ def from_keras(source: Any) -> TimeRecurrent | Bidirectional | Stacked:
 
     Raises
     ------
-    CannotConvert
+    ConversionError
         For layers that compute something else: other activations, go_backwards outside a
         Bidirectional, another merge_mode, subclasses, RNN around a cell, mixed precision,
         recurrent_dropout of a cell with gates.
@@ -99,7 +99,7 @@ def from_keras(source: Any) -> TimeRecurrent | Bidirectional | Stacked:
                 f"source: expected return_sequences=True below the last layer, got False of "
                 f"{layer.name}"
             )
-    made = stack_of([_part(layer) for layer in source])
+    made = build_stack([_part(layer) for layer in source])
     made.train_flg = False
     return made
 
@@ -111,7 +111,7 @@ def _class_of(layer: Any) -> str:
     if kind.__module__.split(".")[0] == "keras" and kind.__name__ in _KNOWN:
         return kind.__name__
     if theirs & {"RNN", "Bidirectional", "Sequential"}:
-        raise CannotConvert(
+        raise ConversionError(
             f"source: expected Keras' own SimpleRNN, LSTM and GRU, got {kind.__name__}, which may "
             "compute something else"
         )
@@ -134,19 +134,19 @@ def _part(layer: Any) -> Part | float:
         raise TypeError("source: expected layers in the Sequential, got another Sequential")
     if kind == "Dropout":
         if layer.noise_shape is not None:
-            raise CannotConvert(
+            raise ConversionError(
                 f"source: {layer.name} has a noise_shape; here each element is dropped on its own"
             )
         return float(layer.rate)
     if kind != "Bidirectional":
         return _layer(layer)
     if layer.merge_mode != "concat":
-        raise CannotConvert(
+        raise ConversionError(
             f"source: {layer.name} has merge_mode {layer.merge_mode!r}; a Bidirectional here "
             'concatenates its two outputs ("concat")'
         )
     if layer.stateful:
-        raise CannotConvert(
+        raise ConversionError(
             f"source: {layer.name} is stateful in both directions; here only the forward one can be"
         )
     ahead, back = _layer(layer.forward_layer), _layer(layer.backward_layer, backwards=True)
@@ -193,17 +193,17 @@ def _layer(layer: Any, backwards: bool = False) -> TimeRecurrent:
 def _expect_computed_here(name: str, family: str, config: dict[str, Any], backwards: bool) -> None:
     allowed = ("tanh", "relu") if family == "rnn" else ("tanh",)
     if config["activation"] not in allowed:
-        raise CannotConvert(
+        raise ConversionError(
             f"source: {name} has the activation {config['activation']!r}, here it is "
             f"{' or '.join(allowed)}"
         )
     if config.get("recurrent_activation", "sigmoid") != "sigmoid":
-        raise CannotConvert(
+        raise ConversionError(
             f"source: {name} has the recurrent_activation {config['recurrent_activation']!r}, "
             "here it is sigmoid"
         )
     if config["go_backwards"] != backwards:
-        raise CannotConvert(
+        raise ConversionError(
             f"source: {name} has go_backwards={not backwards}; here a layer reads forwards, and in "
             "a Bidirectional the second one backwards (leave out go_backwards and pass "
             "xs[:, ::-1] instead)"
@@ -213,7 +213,7 @@ def _expect_computed_here(name: str, family: str, config: dict[str, Any], backwa
 def _expect_dtype(layer: Any, dtype: np.dtype[Any]) -> None:
     """Weights are float32 or float64 by now."""
     if layer.compute_dtype != dtype.name:
-        raise CannotConvert(
+        raise ConversionError(
             f"source: {layer.name} computes in {layer.compute_dtype} with weights in {dtype}; here "
             "both have one dtype"
         )
@@ -226,7 +226,7 @@ def _drop_as(layer: Any, config: dict[str, Any], made: TimeRecurrent) -> None:
         return
     one_mask = type(layer).__name__ == "SimpleRNN" or layer.cell.implementation == 2
     if not one_mask:
-        raise CannotConvert(
+        raise ConversionError(
             f"source: {layer.name} has a dropout mask for each gate (recurrent_dropout, or "
             "implementation=1); here all gates share one; after training set "
             "layer.cell.dropout and layer.cell.recurrent_dropout to 0"
@@ -258,7 +258,7 @@ def to_keras(
 
     Raises
     ------
-    CannotConvert
+    ConversionError
         For layers that Keras lacks: residual connections, other cells, a learnt initial state, a
         Bidirectional that is stateful or of two sizes, settings of ``regularise`` except
         input_dropout and, for TimeRNN, recurrent_dropout.
@@ -272,7 +272,7 @@ def to_keras(
     >>> to_keras(TimeGRU.create(3, 5)).compute_output_shape((2, 7, 3))
     (2, 7, 5)
     """
-    parts, dropout = parts_of(layer, "Keras")
+    parts, dropout = layers_of_stack(layer, "Keras")
     weights = [[array for one in directions_of(part) for array in _weights(one)] for part in parts]
     shape = (_batch_size(parts, batch_size), None, layer.input_size)
     dtype = layer.dtype.name
@@ -306,7 +306,7 @@ def to_keras(
 
 def _weights(layer: TimeRecurrent) -> list[Array]:
     """Keras' kernel, recurrent_kernel and bias."""
-    family = _FAMILIES[kind_of(layer, "Keras", _KINDS)[0]]
+    family = _FAMILIES[library_layer_of(layer, "Keras", _KINDS)[0]]
     has = ("input_dropout", "recurrent_dropout")[: 1 + (family == "rnn")]
     params = params_of(layer, "Keras", has)
     return [to_theirs(params[name], family, KERAS) for name in ("Wx", "Wh", "b")]
@@ -333,7 +333,7 @@ def _made(layers: Any, part: Part, dtype: str) -> Any:
     """The layer, not yet built."""
     directions, made = directions_of(part), []
     for k, one in enumerate(directions):
-        name, options = kind_of(one, "Keras", _KINDS)
+        name, options = library_layer_of(one, "Keras", _KINDS)
         made.append(
             getattr(layers, name)(
                 one.hidden_size,
@@ -350,12 +350,12 @@ def _made(layers: Any, part: Part, dtype: str) -> Any:
     if len(made) == 1:
         return made[0]
     if made[0].stateful:
-        raise CannotConvert(
+        raise ConversionError(
             "layer: a stateful Bidirectional of Keras carries the state in both directions, here "
             "only forwards"
         )
     if len({one.hidden_size for one in directions}) > 1:
-        raise CannotConvert(
+        raise ConversionError(
             "layer: expected both directions of one size, as Keras has them, got "
             + " and ".join(str(one.hidden_size) for one in directions)
         )

@@ -1,8 +1,8 @@
 """What ONNX's nodes RNN, LSTM and GRU compute, and which cells compute it here.
 
-A ``Kind`` is all that such a node's attributes say of one direction. Where a cell of the library
-computes that, it is taken; for everything else (``activations``, ``clip``, ``input_forget`` with
-peepholes) one is written with ``numba_rnn.cell``, once for a kind:
+A ``RnnNodeSpec`` is all that such a node's attributes say of one direction. Where a cell of the
+library computes that, it is taken; for everything else (``activations``, ``clip``, ``input_forget``
+with peepholes) one is written with ``numba_rnn.cell``, once for a kind:
 
     f, g, h   the activation functions, each of its input clipped to [-clip, clip]
 
@@ -38,7 +38,7 @@ from ..kernels.functions import (
 )
 from ..kernels.once import once
 from ..typing import Array
-from .conventions import ONNX, CannotConvert
+from .gate_order import ONNX, ConversionError
 
 GATES = {"RNN": ONNX.rnn, "LSTM": ONNX.lstm, "GRU": ONNX.gru}
 PEEPHOLES = "iof"
@@ -71,7 +71,7 @@ SIGMOID, TANH, RELU = Activation("Sigmoid"), Activation("Tanh"), Activation("Rel
 DEFAULTS = {"RNN": (TANH,), "LSTM": (SIGMOID, TANH, TANH), "GRU": (SIGMOID, TANH)}
 
 
-class Kind(NamedTuple):
+class RnnNodeSpec(NamedTuple):
     """What a node computes in one direction.
 
     op           RNN, LSTM or GRU
@@ -90,11 +90,11 @@ class Kind(NamedTuple):
     peepholes: bool = False
 
 
-def _library() -> dict[Kind, str]:
-    lstm, gru = Kind("LSTM", DEFAULTS["LSTM"]), Kind("GRU", DEFAULTS["GRU"])
+def _library() -> dict[RnnNodeSpec, str]:
+    lstm, gru = RnnNodeSpec("LSTM", DEFAULTS["LSTM"]), RnnNodeSpec("GRU", DEFAULTS["GRU"])
     return {
-        Kind("RNN", (TANH,)): "rnn",
-        Kind("RNN", (RELU,)): "rnn_relu",
+        RnnNodeSpec("RNN", (TANH,)): "rnn",
+        RnnNodeSpec("RNN", (RELU,)): "rnn_relu",
         lstm: "lstm",
         lstm._replace(peepholes=True): "lstm_peephole",
         lstm._replace(coupled=True): "lstm_cifg",
@@ -104,26 +104,26 @@ def _library() -> dict[Kind, str]:
 
 
 LIBRARY = _library()
-_written: dict[Cell, Kind] = {}
+_written: dict[Cell, RnnNodeSpec] = {}
 
 
 @once
-def cell_of(kind: Kind) -> Cell:
+def cell_of(kind: RnnNodeSpec) -> Cell:
     """The cell that computes it: the library's, or one that is written now.
 
-    Raises CannotConvert for what no cell can be, such as a gate that is a constant.
+    Raises ConversionError for what no cell can be, such as a gate that is a constant.
     """
     if kind in LIBRARY:
         return cells.get(LIBRARY[kind])
     try:
         made = cells.get(_WRITERS[kind.op](kind, _name(kind)))
     except ValueError as error:
-        raise CannotConvert(f"{kind.op} with {_spelled(kind)}: {error}") from error
+        raise ConversionError(f"{kind.op} with {_spelled(kind)}: {error}") from error
     _written[made] = kind
     return made
 
 
-def kind_of(made: Cell) -> Kind | None:
+def kind_of(made: Cell) -> RnnNodeSpec | None:
     """The kind of node that computes what a cell computes, or None."""
     for kind, name in LIBRARY.items():
         if cells.get(name) is made:
@@ -131,11 +131,11 @@ def kind_of(made: Cell) -> Kind | None:
     return _written.get(made)
 
 
-def _spelled(kind: Kind) -> str:
+def _spelled(kind: RnnNodeSpec) -> str:
     return ", ".join(" ".join(map(str, a)).replace(" None", "") for a in kind.activations)
 
 
-def _name(kind: Kind) -> str:
+def _name(kind: RnnNodeSpec) -> str:
     functions = "_".join(a.name.lower() for a in kind.activations)
     return f"onnx_{kind.op}_{functions}_{hashlib.sha1(repr(kind).encode()).hexdigest()[:8]}".lower()
 
@@ -162,7 +162,7 @@ def _function(activation: Activation, clip: float | None = None) -> Callable[[An
     return plain if clip is None else lambda x: plain(minimum(maximum(x, -clip), clip))
 
 
-def _rnn(kind: Kind, name: str) -> Any:
+def _rnn(kind: RnnNodeSpec, name: str) -> Any:
     f = _function(kind.activations[0], kind.clip)
 
     @cell(name=name)
@@ -172,7 +172,7 @@ def _rnn(kind: Kind, name: str) -> Any:
     return rnn
 
 
-def _lstm(kind: Kind, name: str) -> Any:
+def _lstm(kind: RnnNodeSpec, name: str) -> Any:
     sigma, tau = (_function(one, kind.clip) for one in kind.activations[:2])
     phi = _function(kind.activations[2])
     start = {} if kind.coupled else {"f": 1.0}
@@ -202,7 +202,7 @@ def _lstm(kind: Kind, name: str) -> Any:
     return cell(**options)(coupled if kind.coupled else lstm)
 
 
-def _gru(kind: Kind, name: str) -> Any:
+def _gru(kind: RnnNodeSpec, name: str) -> Any:
     f, g = (_function(one, kind.clip) for one in kind.activations)
 
     def reset(r, h):  # type: ignore[no-untyped-def]
@@ -221,13 +221,13 @@ def _gru(kind: Kind, name: str) -> Any:
     return cell(name=name, second_product="a", operand=reset)(before)
 
 
-_WRITERS: dict[str, Callable[[Kind, str], Any]] = {"RNN": _rnn, "LSTM": _lstm, "GRU": _gru}
+_WRITERS: dict[str, Callable[[RnnNodeSpec, str], Any]] = {"RNN": _rnn, "LSTM": _lstm, "GRU": _gru}
 
 
 # ---- weights
 
 
-def _columns(kind: Kind) -> tuple[tuple[str, int], ...]:
+def _columns(kind: RnnNodeSpec) -> tuple[tuple[str, int], ...]:
     """Which of ONNX's gates are ours, in our order, and with which sign.
 
     Of the library's cells the GRU gives z to the new state, and ``lstm_cifg`` has the forget gate
@@ -245,11 +245,13 @@ def _signed(sign: int, matrix: Array) -> Array:
     return matrix if sign > 0 else -matrix
 
 
-def _peepholes(kind: Kind) -> str:
+def _peepholes(kind: RnnNodeSpec) -> str:
     return "io" if kind.coupled else "fio"
 
 
-def params_of(kind: Kind, W: Array, R: Array, B: Array, P: Array | None) -> tuple[Array, ...]:
+def params_of(
+    kind: RnnNodeSpec, W: Array, R: Array, B: Array, P: Array | None
+) -> tuple[Array, ...]:
     """W (G H, D), R (G H, H), B (2 G H,) and P (3H,) of one direction, as the cell's parameters."""
 
     def ours(matrix: Array) -> Array:
@@ -267,7 +269,7 @@ def params_of(kind: Kind, W: Array, R: Array, B: Array, P: Array | None) -> tupl
 
 
 def weights_of(
-    kind: Kind, Wx: Array, Wh: Array, b: Array, w: Array | None = None
+    kind: RnnNodeSpec, Wx: Array, Wh: Array, b: Array, w: Array | None = None
 ) -> tuple[Array, Array, Array, Array | None]:
     """The other way round: W, R, B and P of one direction; 0 where nobody looks."""
 
@@ -287,7 +289,7 @@ def weights_of(
     return theirs(Wx).T, theirs(Wh).T, B, P
 
 
-def attributes_of(kind: Kind, directions: int = 1) -> dict[str, Any]:
+def attributes_of(kind: RnnNodeSpec, directions: int = 1) -> dict[str, Any]:
     """The node's attributes but ``hidden_size`` and ``direction``."""
     found: dict[str, Any] = {}
     if kind.activations != DEFAULTS[kind.op]:

@@ -1,6 +1,6 @@
 """The nodes of an ONNX graph that have weights, as steps around layers.
 
-What a step is says ``onnx_steps.py``.
+What a step is says ``onnx_ops.py``.
 """
 
 from collections.abc import Sequence
@@ -21,16 +21,16 @@ from ..layers import (
 )
 from ..layers.composite import Composite
 from ..typing import AnyArray
-from .onnx_cells import LIBRARY, Kind, cell_of, params_of, weights_of
-from .onnx_steps import Arrays, Node, Step
+from .onnx_cells import LIBRARY, RnnNodeSpec, cell_of, params_of, weights_of
+from .onnx_ops import Arrays, OnnxNode, OnnxOp
 
 
-class Embedding(Step):
+class Embedding(OnnxOp):
     """A Gather of rows of a weight, by integers of any shape."""
 
     layer: TimeEmbedding
 
-    def __init__(self, node: Node, W: AnyArray) -> None:
+    def __init__(self, node: OnnxNode, W: AnyArray) -> None:
         super().__init__(node)
         self.inputs = node.inputs[1:]
         self.layer = TimeEmbedding(W)
@@ -40,7 +40,7 @@ class Embedding(Step):
         rows = to_host(self.layer.forward(ids.reshape(1, -1)))
         return (rows.reshape(*ids.shape, rows.shape[-1]),)
 
-    def written(self) -> tuple[list[Node], dict[str, AnyArray]]:
+    def written(self) -> tuple[list[OnnxNode], dict[str, AnyArray]]:
         weights = self._named(W=self.layer.params[0])
         return [replace(self.node, inputs=(*weights, *self.inputs))], weights
 
@@ -48,17 +48,17 @@ class Embedding(Step):
         self.layer.backward(np.ascontiguousarray(gradient.reshape(1, -1, gradient.shape[-1])))
 
 
-class Affine(Step):
+class Affine(OnnxOp):
     """A MatMul or Gemm with a weight, and the Add of a bias behind it."""
 
     layer: TimeAffine
 
-    def __init__(self, node: Node, x: str, W: AnyArray, b: AnyArray, output: str) -> None:
+    def __init__(self, node: OnnxNode, x: str, W: AnyArray, b: AnyArray, output: str) -> None:
         super().__init__(node)
         self.inputs, self.outputs = (x,), (output,)
         self.layer = TimeAffine(W, b)
 
-    def written(self) -> tuple[list[Node], dict[str, AnyArray]]:
+    def written(self) -> tuple[list[OnnxNode], dict[str, AnyArray]]:
         weights = self._named(W=self.layer.params[0], b=self.layer.params[1])
         (W, b), product = weights, f"{self.outputs[0]}.product"
         nodes = [
@@ -121,7 +121,7 @@ def recurrent_parts(layer: AnyRecurrent) -> tuple[TimeRecurrent, ...]:
     return layer.recurrent if isinstance(layer, Composite) else (layer,)
 
 
-def layer_of(kind: Kind, params: Sequence[AnyArray]) -> TimeRecurrent:
+def layer_of(kind: RnnNodeSpec, params: Sequence[AnyArray]) -> TimeRecurrent:
     """The layer of a kind of node, TimeLSTM and its like where it is one of them."""
     name, (Wx, Wh, b, *_) = LIBRARY.get(kind), params
     if name == "lstm":
@@ -133,7 +133,7 @@ def layer_of(kind: Kind, params: Sequence[AnyArray]) -> TimeRecurrent:
     return TimeRecurrent(*params, cell=cell_of(kind))
 
 
-class Recurrent(Step):
+class Recurrent(OnnxOp):
     """RNN, LSTM or GRU: X, sequence_lens and the initial states in; Y, Y_h and Y_c out.
 
     kinds      one for each direction
@@ -146,8 +146,8 @@ class Recurrent(Step):
 
     def __init__(
         self,
-        node: Node,
-        kinds: Sequence[Kind],
+        node: OnnxNode,
+        kinds: Sequence[RnnNodeSpec],
         weights: tuple[AnyArray, AnyArray, AnyArray, AnyArray | None],
         direction: str,
         layout: int,
@@ -166,7 +166,7 @@ class Recurrent(Step):
         )  # fmt: skip
         self._kinds, self._layout = kinds, layout
 
-    def written(self) -> tuple[list[Node], dict[str, AnyArray]]:
+    def written(self) -> tuple[list[OnnxNode], dict[str, AnyArray]]:
         parts = recurrent_parts(self.layer)
         arrays = [
             weights_of(kind, *map(to_host, part.cell_params))

@@ -2,7 +2,7 @@
 
 ``from_onnx`` checks a file and makes an ``OnnxNet`` of it: the layers of its RNN, LSTM and GRU
 nodes, of its embedding and its matrix products (``onnx_layers.py``), and what is between them
-(``onnx_steps.py``).
+(``onnx_ops.py``).
 Nothing is half-read: what is not known is refused, naming the node and what is wrong with it.
 """
 
@@ -16,11 +16,11 @@ from ..backend import Engine
 from ..layers import Layer
 from ..typing import AnyArray
 from ..validation import FLOATS, expect_plain_array, format_shape
-from .conventions import CannotConvert
-from .onnx_cells import ACTIVATIONS, DEFAULTS, GATES, PEEPHOLES, Activation, Kind
-from .onnx_files import MISFITS, TYPES, array_of, expect_plain, expect_valid, loaded
+from .gate_order import ConversionError
+from .onnx_cells import ACTIVATIONS, DEFAULTS, GATES, PEEPHOLES, Activation, RnnNodeSpec
 from .onnx_layers import Affine, Embedding, Recurrent
-from .onnx_steps import GLUE, LARGEST, Node, Step
+from .onnx_load import MISFITS, TYPES, array_of, expect_plain, expect_valid, loaded
+from .onnx_ops import GLUE, LARGEST, OnnxNode, OnnxOp
 
 _WITH_OPTIONAL = 4  # IR version since which not all weights are inputs too
 _ATTRIBUTES = (
@@ -61,7 +61,7 @@ def from_onnx(source: Any, weights: Mapping[str, AnyArray] | None = None) -> "On
         If source is something else.
     ValueError
         If the model is damaged or invalid.
-    CannotConvert
+    ConversionError
         If a node cannot be expressed here; the message names node and attribute.
 
     Examples
@@ -121,7 +121,7 @@ class OnnxNet(Layer):
 
     def __init__(
         self,
-        steps: list[Step],
+        steps: list[OnnxOp],
         inputs: Mapping[str, tuple[str, _Shape]],
         optional: Mapping[str, AnyArray],
         constants: Mapping[str, AnyArray],
@@ -269,7 +269,7 @@ class OnnxNet(Layer):
         return found if len(found) > 1 else found[0]
 
 
-def _proto(node: Node) -> Any:
+def _proto(node: OnnxNode) -> Any:
     import onnx
 
     attributes = {
@@ -283,10 +283,10 @@ def _accumulate(gradients: dict[str, Any], name: str, gradient: AnyArray) -> Non
     gradients[name] = gradients[name] + gradient if name in gradients else gradient
 
 
-def _run(step: Step, values: list[Any], method: str = "forward") -> Any:
+def _run(step: OnnxOp, values: list[Any], method: str = "forward") -> Any:
     try:
         return getattr(step, method)(*values)
-    except CannotConvert:
+    except ConversionError:
         raise
     except MISFITS as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
@@ -339,7 +339,7 @@ class _Reader:
             self._optional.pop(name, None)
         self._made = 0  # numbers that nodes have made without inputs
 
-    def _node(self, proto: Any) -> Node:
+    def _node(self, proto: Any) -> OnnxNode:
         import onnx
 
         attributes: dict[str, Any] = {}
@@ -351,13 +351,13 @@ class _Reader:
             if isinstance(value, bytes):
                 value = value.decode("utf-8", "replace")
             attributes[one.name] = value
-        return Node(
+        return OnnxNode(
             proto.op_type, proto.name, tuple(proto.input), tuple(proto.output), attributes,
             self._opset,
         )  # fmt: skip
 
     def net(self) -> OnnxNet:
-        steps: list[Step] = []
+        steps: list[OnnxOp] = []
         skipped: set[int] = set()
         for place, node in enumerate(self._nodes):
             if place in skipped:
@@ -369,16 +369,16 @@ class _Reader:
                 steps.append(step)
         if not any(step.layer is not None for step in steps):
             have = ", ".join(sorted({node.op for node in self._nodes})) or "none"
-            raise CannotConvert(f"source: expected nodes with weights, RNN or others, got {have}")
+            raise ConversionError(f"source: expected nodes with weights, RNN or others, got {have}")
         dtypes = {str(step.layer.dtype) for step in steps if step.layer is not None}
         if len(dtypes) > 1:
-            raise CannotConvert(f"source: expected weights of one dtype, got {sorted(dtypes)}")
+            raise ConversionError(f"source: expected weights of one dtype, got {sorted(dtypes)}")
         if not self._outputs:
-            raise CannotConvert("source: expected outputs of the graph, got none")
+            raise ConversionError("source: expected outputs of the graph, got none")
         computed = {name for step in steps for name in step.outputs}
         for name in self._outputs:
             if name not in computed:
-                raise CannotConvert(
+                raise ConversionError(
                     f"output {name!r}: expected it to depend on inputs of the graph"
                 )
         read = {name for step in steps for name in step.inputs}
@@ -391,7 +391,7 @@ class _Reader:
         }
         return OnnxNet(steps, specs, optional, constants, self._frame)
 
-    def _fold(self, step: Step) -> None:
+    def _fold(self, step: OnnxOp) -> None:
         values = [self._constants[name] if name else None for name in step.inputs]
         self._expect_few(step, _run(step, values, "size"))
         found = _run(step, values)
@@ -401,7 +401,7 @@ class _Reader:
             self._constants[name] = np.asarray(value)
         step.forget()
 
-    def _expect_few(self, step: Step, more: int) -> None:
+    def _expect_few(self, step: OnnxOp, more: int) -> None:
         if self._made + more > LARGEST:
             raise ValueError(
                 f"{step.node}: expected constant folding to create at most {LARGEST} numbers in all"
@@ -410,7 +410,7 @@ class _Reader:
     def _known(self, name: str) -> AnyArray | None:
         return self._constants.get(name, self._optional.get(name))
 
-    def _step(self, node: Node, skipped: set[int]) -> Step:
+    def _step(self, node: OnnxNode, skipped: set[int]) -> OnnxOp:
         if node.op in GATES:
             return self._recurrent(node)
         if node.op == "MatMul":
@@ -446,7 +446,9 @@ class _Reader:
             raise node.refuse("expected all its inputs, got an empty name for one")
         return GLUE[node.op](node)
 
-    def _weight(self, node: Node, place: int, what: str, shape: tuple[int | str, ...]) -> AnyArray:
+    def _weight(
+        self, node: OnnxNode, place: int, what: str, shape: tuple[int | str, ...]
+    ) -> AnyArray:
         """A weight of one's own, checked."""
         name = node.input(place)
         array = self._known(name)
@@ -468,7 +470,7 @@ class _Reader:
 
     # ---- matrix products
 
-    def _matmul(self, node: Node, skipped: set[int]) -> Step:
+    def _matmul(self, node: OnnxNode, skipped: set[int]) -> OnnxOp:
         node.only()
         x, _ = node.inputs
         W = self._weight(node, 1, "B", ("D", "M"))
@@ -488,7 +490,7 @@ class _Reader:
                 return Affine(node, x, W, b, add.outputs[0])
         return Affine(node, x, W, np.zeros(W.shape[1], W.dtype), output)
 
-    def _gemm(self, node: Node) -> Step:
+    def _gemm(self, node: OnnxNode) -> OnnxOp:
         given = node.only("alpha", "beta", "transA", "transB")
         node.expect("transA", given.get("transA", 0), 0)
         W = self._weight(node, 1, "B", ("D", "M"))
@@ -507,13 +509,13 @@ class _Reader:
         return Affine(node, node.inputs[0], W, b, node.outputs[0])
 
     @staticmethod
-    def _expect_dtype(node: Node, array: AnyArray, W: AnyArray) -> None:
+    def _expect_dtype(node: OnnxNode, array: AnyArray, W: AnyArray) -> None:
         if array.dtype != W.dtype:
             raise node.refuse(f"expected weights of {W.dtype}, got {array.dtype}")
 
     # ---- recurrent nodes
 
-    def _recurrent(self, node: Node) -> Step:
+    def _recurrent(self, node: OnnxNode) -> OnnxOp:
         given = node.only(*_ATTRIBUTES, *_OWN[node.op])
         direction = given.get("direction", "forward")
         node.expect("direction", direction, "forward", "reverse", "bidirectional")
@@ -542,7 +544,7 @@ class _Reader:
         activations = _activations(node, dirs)
         count = len(DEFAULTS[node.op])
         kinds = [
-            Kind(
+            RnnNodeSpec(
                 node.op,
                 activations[k * count : (k + 1) * count],
                 _clip(node),
@@ -588,7 +590,7 @@ def _declared(value: Any, weights: Mapping[str, Any]) -> tuple[str, _Shape]:
     tensor = value.type.tensor_type
     if not value.type.HasField("tensor_type") or tensor.elem_type not in TYPES:
         kinds = ", ".join(TYPES.values())
-        raise CannotConvert(f"input {value.name!r}: expected an array, one of {kinds}")
+        raise ConversionError(f"input {value.name!r}: expected an array, one of {kinds}")
     if not tensor.HasField("shape"):
         return TYPES[tensor.elem_type], None
     dims = [
@@ -598,7 +600,7 @@ def _declared(value: Any, weights: Mapping[str, Any]) -> tuple[str, _Shape]:
     return TYPES[tensor.elem_type], tuple(dims)
 
 
-def _clip(node: Node) -> float | None:
+def _clip(node: OnnxNode) -> float | None:
     clip = node.attributes.get("clip")
     if clip is None or clip >= _NO_LIMIT:
         return None
@@ -607,7 +609,7 @@ def _clip(node: Node) -> float | None:
     return float(clip)
 
 
-def _activations(node: Node, dirs: int) -> tuple[Activation, ...]:
+def _activations(node: OnnxNode, dirs: int) -> tuple[Activation, ...]:
     """The functions of all directions, each with its numbers, which the file lists in one row."""
     defaults, given = DEFAULTS[node.op], node.attributes
     names = [n.decode("utf-8", "replace") for n in given.get("activations", ())]
@@ -638,7 +640,7 @@ def _activations(node: Node, dirs: int) -> tuple[Activation, ...]:
     return tuple(found)
 
 
-def _numbers(node: Node, name: str, rows: Mapping[str, list[float]]) -> dict[str, float]:
+def _numbers(node: OnnxNode, name: str, rows: Mapping[str, list[float]]) -> dict[str, float]:
     numbers: dict[str, float] = {}
     for letter, default in ACTIVATIONS[name].items():
         value = rows[letter].pop(0) if rows[letter] else default

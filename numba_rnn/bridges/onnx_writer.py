@@ -25,10 +25,10 @@ from ..layers import (
 from ..models import Rnnlm
 from ..optional_deps import optional_import
 from ..typing import AnyArray
-from .conventions import CannotConvert
-from .onnx_cells import Kind, attributes_of, kind_of, weights_of
-from .onnx_files import expect_valid
+from .gate_order import ConversionError
+from .onnx_cells import RnnNodeSpec, attributes_of, kind_of, weights_of
 from .onnx_layers import AnyRecurrent, Reversed, recurrent_parts
+from .onnx_load import expect_valid
 from .onnx_reader import OnnxNet
 
 OPSET, IR_VERSION = 17, 8  # what ONNX Runtime 1.12 and all later ones read
@@ -73,7 +73,7 @@ def to_onnx(
 
     Raises
     ------
-    CannotConvert
+    ConversionError
         For cells that ONNX lacks, and for zoneout, whose mean ONNX cannot express.
     TypeError
         If model is something else.
@@ -156,20 +156,20 @@ def _sizes(layer: Any) -> tuple[int, int]:
     return layer.input_size, layer.output_size
 
 
-def _kind(layer: TimeRecurrent) -> Kind:
+def _kind(layer: TimeRecurrent) -> RnnNodeSpec:
     cell = layer.cell
     if cell.projected:
-        raise CannotConvert(
+        raise ConversionError(
             "model: ONNX's LSTM has no projection; TimeProjectedLSTM goes to PyTorch (to_torch)"
         )
     kind = kind_of(cell)
     if kind is None:
-        raise CannotConvert(
+        raise ConversionError(
             f"model: ONNX has nodes for RNN, LSTM and GRU, with peepholes and other activation "
             f"functions, but none for the cell {cell.name!r}"
         )
     if layer.zoneout:
-        raise CannotConvert(
+        raise ConversionError(
             "model: after training zoneout is a mean of new and old states, which no ONNX node "
             "computes"
         )
@@ -217,7 +217,7 @@ class _Graph:
         """Add a layer on top."""
         if isinstance(layer, Stacked):
             if self._lengths and layer.residuals[0]:
-                raise CannotConvert(
+                raise ConversionError(
                     "lengths: a residual connection around the first layer would return xs, not 0, "
                     "past a row's end"
                 )
@@ -252,7 +252,7 @@ class _Graph:
             self.current = self.node("Concat", each, axis=2)
 
     def _recurrent_node(
-        self, X: str, kind: Kind, parts: Sequence[TimeRecurrent], direction: str
+        self, X: str, kind: RnnNodeSpec, parts: Sequence[TimeRecurrent], direction: str
     ) -> str:
         """Add one node and what makes its output batch first."""
         H, numbers = parts[0].hidden_size, [next(self._numbers) for _ in parts]

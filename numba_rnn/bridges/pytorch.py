@@ -27,16 +27,16 @@ from ..layers import (
 from ..optional_deps import optional_import
 from ..typing import Array
 from ..validation import expect_array, expect_choice
-from .conventions import (
+from .gate_order import (
     PYTORCH,
-    CannotConvert,
+    ConversionError,
     as_floats,
     from_theirs,
-    kind_of,
+    library_layer_of,
     params_of,
     to_theirs,
 )
-from .stacks import directions_of, parts_of
+from .stacks import directions_of, layers_of_stack
 
 _NAME = re.compile(r"(weight|bias)_(ih|hh|hr)(?:_l(\d+)(_reverse)?)?")
 _GATES = {1: "rnn", 3: "gru", 4: "lstm"}
@@ -275,7 +275,7 @@ def torch_state_dict(layer: TimeRecurrent | Bidirectional | Stacked) -> Named:
 
     Raises
     ------
-    CannotConvert
+    ConversionError
         For layers that PyTorch lacks: a GRU whose reset gate comes before the product
         (``reset_after=False``), residual connections, layers or directions that differ in cell or
         size, other cells, a learnt initial state, settings of ``regularise``.
@@ -300,7 +300,7 @@ def save_torch(layer: TimeRecurrent | Bidirectional | Stacked, path: str | Path)
 
     Raises
     ------
-    CannotConvert
+    ConversionError
         For the layers that ``torch_state_dict`` refuses.
     """
     from safetensors.numpy import save_file
@@ -327,7 +327,7 @@ def to_torch(layer: TimeRecurrent | Bidirectional | Stacked, *, batch_first: boo
 
     Raises
     ------
-    CannotConvert
+    ConversionError
         For the layers that ``torch_state_dict`` refuses.
     ImportError
         Without torch.
@@ -345,7 +345,7 @@ def to_torch(layer: TimeRecurrent | Bidirectional | Stacked, *, batch_first: boo
 
 def _described(layer: Any) -> tuple[tuple[str, dict[str, Any]], Named]:
     """What module it is, its options, and its weights by name."""
-    stack, dropout = parts_of(layer, "PyTorch")
+    stack, dropout = layers_of_stack(layer, "PyTorch")
     modules = set()
     arrays: Named = {}
     for k, part in enumerate(stack):
@@ -357,7 +357,7 @@ def _described(layer: Any) -> tuple[tuple[str, dict[str, Any]], Named]:
             suffix = f"_l{k}" + "_reverse" * reverse
             arrays |= {name + suffix: np.ascontiguousarray(a) for name, a in own.items()}
     if len(modules) > 1:
-        raise CannotConvert(
+        raise ConversionError(
             "layer: expected one cell, size and direction for all layers, as PyTorch has it, got "
             + ", ".join(f"{kind} {sizes[0]}" for (kind, _), sizes, _ in sorted(modules))
         )
@@ -382,12 +382,12 @@ def _weights(layer: TimeRecurrent) -> tuple[tuple[str, str], Named]:
     cell = layer.cell.name
     params = params_of(layer, "PyTorch")
     if cell == "gru":
-        raise CannotConvert(
+        raise ConversionError(
             "layer: PyTorch's GRU applies the reset gate after the recurrent product, r * (h Wh); "
             "this one applies it before, (r * h) Wh, and no weights make them equal; "
             "TimeGRU(..., reset_after=True) is PyTorch's"
         )
-    kind = kind_of(layer, "PyTorch", _KINDS)
+    kind = library_layer_of(layer, "PyTorch", _KINDS)
     arrays = named(kind[0].lower(), params)
     if cell != "gru_reset_after":
         arrays["bias_hh"] = np.zeros_like(arrays["bias_hh"])  # one bias, where PyTorch adds two

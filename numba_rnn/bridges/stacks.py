@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..layers import Bidirectional, Stacked, TimeRecurrent
-from .conventions import CannotConvert
+from .gate_order import ConversionError
 
 Part = TimeRecurrent | Bidirectional
 
 
-def stack_of(parts: Sequence[Part | float]) -> Part | Stacked:
+def build_stack(parts: Sequence[Part | float]) -> Part | Stacked:
     """The one layer, or a Stacked, of layers and of the rates of the dropout between them."""
     layers: list[Part] = []
     rates: list[float] = []
@@ -18,22 +18,24 @@ def stack_of(parts: Sequence[Part | float]) -> Part | Stacked:
             rates += [0.0] * (len(layers) - len(rates))  # none between it and the one below
             layers.append(part)
         elif len(rates) == len(layers):
-            raise CannotConvert("source: expected each Dropout after a layer, got one that is not")
+            raise ConversionError(
+                "source: expected each Dropout after a layer, got one that is not"
+            )
         else:
             rates.append(part)
     if not layers:
         raise ValueError("source: expected recurrent layers, got none")
     if len(rates) == len(layers):
-        raise CannotConvert("source: expected no Dropout above the last layer, got one")
+        raise ConversionError("source: expected no Dropout above the last layer, got one")
     if len(set(rates)) > 1:
-        raise CannotConvert(
+        raise ConversionError(
             "source: expected the same dropout rate between all layers, got "
             + ", ".join(map(str, rates))
         )
     return Stacked(layers, dropout=rates[0]) if rates else layers[0]
 
 
-def parts_of(layer: Any, library: str) -> tuple[tuple[Part, ...], float]:
+def layers_of_stack(layer: Any, library: str) -> tuple[tuple[Part, ...], float]:
     """The layers from the bottom, and the rate of the dropout between them."""
     parts = layer.layers if isinstance(layer, Stacked) else (layer,)
     if not all(isinstance(part, (TimeRecurrent, Bidirectional)) for part in parts):
@@ -41,7 +43,7 @@ def parts_of(layer: Any, library: str) -> tuple[tuple[Part, ...], float]:
             f"layer: expected a TimeRecurrent, Bidirectional or Stacked, got {type(layer).__name__}"
         )
     if isinstance(layer, Stacked) and any(layer.residuals):
-        raise CannotConvert(
+        raise ConversionError(
             f"layer: {library} has no residual connections between recurrent layers"
         )
     return parts, layer.dropouts[0].ratio if len(parts) > 1 else 0.0

@@ -1,6 +1,6 @@
 """Weights of torch.nn's modules as parameters of a cell, and gradients the other way.
 
-The table is ``bridges/conventions.py``; here it is applied at every step of training, to tensors
+The table is ``bridges/gate_order.py``; here it is applied at every step of training, to tensors
 wherever they are. Small ones on the CPU are seen as NumPy's arrays meanwhile, whose operations take
 a fifth of the time to begin; large ones stay tensors, which several threads copy.
 """
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..bridges.conventions import OURS, PYTORCH, arrangement
+from ..bridges.gate_order import OURS, PYTORCH, gate_permutation
 from ..kernels import cells
 from ..kernels.cells import Cell
 from ..typing import Array
@@ -69,7 +69,7 @@ class OfTorch(Form):
         }[family]
         self.cell = cells.get(name)
         # of each of our gates which of theirs it is, and its sign there
-        order, signs = arrangement(family, PYTORCH, len(OURS[family]))
+        order, signs = gate_permutation(family, PYTORCH, len(OURS[family]))
         signs = np.ones_like(order) if signs is None else signs
         self._blocks = [(int(k), int(sign)) for k, sign in zip(order, signs, strict=True)]
 

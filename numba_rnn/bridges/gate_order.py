@@ -14,7 +14,7 @@ An old share becomes a new one by the other sign of all that z sees: sigmoid(-a)
 Two biases of one gate are added up, but for the GRU's candidate whose reset gate comes after the
 product, where they are different things (``biases`` of a cell).
 
-What cannot be converted is refused with the reason (``CannotConvert``), never approximated.
+What cannot be converted is refused with the reason (``ConversionError``), never approximated.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from ..backend import to_host
-from ..kernels import cells
+from ..kernels import cells, deprecated
 from ..layers import TimeRecurrent
 from ..typing import Array, IntArray
 from ..validation import FLOATS, expect_plain_array
@@ -34,11 +34,11 @@ T = TypeVar("T")
 OURS = {"rnn": "h", "lstm": "fgio", "gru": "zrh"}
 
 
-class CannotConvert(ValueError):  # noqa: N818 (reads as what is wrong)
+class ConversionError(ValueError):
     """The other library has nothing that computes the same."""
 
 
-class Convention(NamedTuple):
+class GateOrder(NamedTuple):
     """The order of a library's gates, by their names here; whose share the GRU's z is."""
 
     rnn: str
@@ -47,31 +47,31 @@ class Convention(NamedTuple):
     keeps_old: bool = True
 
 
-PYTORCH = FLAX = Convention("h", "ifgo", "rzh")
-KERAS = Convention("h", "ifgo", "zrh")
-ONNX = Convention("h", "iofg", "zrh")
+PYTORCH = FLAX = GateOrder("h", "ifgo", "rzh")
+KERAS = GateOrder("h", "ifgo", "zrh")
+ONNX = GateOrder("h", "iofg", "zrh")
 
 
-def from_theirs(matrix: Array, family: str, convention: Convention) -> Array:
+def from_theirs(matrix: Array, family: str, convention: GateOrder) -> Array:
     """(..., G H), their gates side by side, as ours; ``family`` is rnn, lstm or gru."""
     if not matrix.ndim:
         raise ValueError(f"source: expected weights with gates side by side, got {matrix}")
-    order, signs = arrangement(family, convention, matrix.shape[-1])
+    order, signs = gate_permutation(family, convention, matrix.shape[-1])
     ours = matrix[..., order] if signs is None else matrix[..., order] * signs.astype(matrix.dtype)
     return np.ascontiguousarray(ours)  # of a transposed matrix NumPy makes a transposed one
 
 
-def to_theirs(matrix: Array, family: str, convention: Convention) -> Array:
+def to_theirs(matrix: Array, family: str, convention: GateOrder) -> Array:
     """(..., G H), our gates side by side, as theirs; gradients too."""
-    order, signs = arrangement(family, convention, matrix.shape[-1])
+    order, signs = gate_permutation(family, convention, matrix.shape[-1])
     if signs is not None:
         matrix = matrix * signs.astype(matrix.dtype)
     return matrix[..., np.argsort(order)]
 
 
 @lru_cache(maxsize=64)
-def arrangement(
-    family: str, convention: Convention, columns: int
+def gate_permutation(
+    family: str, convention: GateOrder, columns: int
 ) -> tuple[IntArray, IntArray | None]:
     """Where our columns are among theirs, and what each is times there; None: 1."""
     there, here = getattr(convention, family), OURS[family]
@@ -106,14 +106,14 @@ def as_floats(name: str, value: Any) -> Array:
     return array
 
 
-def kind_of(layer: TimeRecurrent, library: str, kinds: Mapping[str, T]) -> T:
+def library_layer_of(layer: TimeRecurrent, library: str, kinds: Mapping[str, T]) -> T:
     """What a library's layer for the cell is, of ``kinds``, which are by the names of cells here.
 
-    Raises CannotConvert where there is none, and for a cell that has such a name and is another.
+    Raises ConversionError where there is none, and for a cell that has such a name and is another.
     """
     name = layer.cell.name
     if name not in kinds or layer.cell.forward is not cells.get(name).forward:
-        raise CannotConvert(f"layer: {library} has no cell {name!r}")
+        raise ConversionError(f"layer: {library} has no cell {name!r}")
     return kinds[name]
 
 
@@ -122,16 +122,19 @@ def params_of(layer: TimeRecurrent, library: str, rates: tuple[str, ...] = ()) -
 
     rates   what the library has of ``regularise``
 
-    Raises CannotConvert for a layer that computes more than its cell.
+    Raises ConversionError for a layer that computes more than its cell.
     """
     params = dict(zip(layer.param_names, map(to_host, layer.params), strict=True))
     if "initial" in params:
-        raise CannotConvert(
+        raise ConversionError(
             f"layer: {library} has no learnt initial state; pass it as the first state there"
         )
     for name in ("zoneout", "recurrent_dropout", "input_dropout", "weight_drop"):
         if name not in rates and np.any(getattr(layer.regularisers, name, 0)):
-            raise CannotConvert(
+            raise ConversionError(
                 f"layer: {library} has no {name} in this layer; layer.regularise() switches it off"
             )
     return params
+
+
+__getattr__ = deprecated.names_of(__name__)

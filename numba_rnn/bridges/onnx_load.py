@@ -7,7 +7,7 @@ import numpy as np
 
 from ..optional_deps import optional_import
 from ..typing import AnyArray
-from .conventions import CannotConvert
+from .gate_order import ConversionError
 
 _OLDEST = 7  # opset
 TYPES = {1: "float32", 6: "int32", 7: "int64", 9: "bool", 11: "float64"}
@@ -71,28 +71,30 @@ def expect_plain(model: Any) -> None:
     for opset in model.opset_import:
         newest = onnx.defs.onnx_opset_version()
         if opset.domain in ("", "ai.onnx") and not _OLDEST <= opset.version <= newest:
-            raise CannotConvert(
+            raise ConversionError(
                 f"source: expected opset {_OLDEST} to {newest}, got {opset.version}"
             )
     if model.functions:
-        raise CannotConvert(f"source: functions are not supported, got {model.functions[0].name!r}")
+        raise ConversionError(
+            f"source: functions are not supported, got {model.functions[0].name!r}"
+        )
     if model.graph.sparse_initializer:
-        raise CannotConvert("source: sparse initializers are not supported")
+        raise ConversionError("source: sparse initializers are not supported")
     tensors = list(model.graph.initializer)
     for node in model.graph.node:
         label = f"{node.op_type} node {node.name or next(iter(node.output), '')!r}"
         if node.domain not in ("", "ai.onnx"):
-            raise CannotConvert(f"{label}: expected a node of ONNX, got one of {node.domain!r}")
+            raise ConversionError(f"{label}: expected a node of ONNX, got one of {node.domain!r}")
         for attribute in node.attribute:
             if attribute.HasField("g") or attribute.graphs:
-                raise CannotConvert(f"{label}: graphs inside a node are not supported")
+                raise ConversionError(f"{label}: graphs inside a node are not supported")
             if attribute.HasField("sparse_tensor") or attribute.sparse_tensors:
-                raise CannotConvert(f"{label}: sparse tensors are not supported")
+                raise ConversionError(f"{label}: sparse tensors are not supported")
             tensors += [attribute.t] if attribute.HasField("t") else []
             tensors += attribute.tensors
     for tensor in tensors:
         if tensor.external_data or tensor.data_location == onnx.TensorProto.EXTERNAL:
-            raise CannotConvert(
+            raise ConversionError(
                 f"tensor {tensor.name!r}: expected its numbers in the file, got a reference to "
                 "another file; from_onnx(onnx.load(path)) reads both, torch.onnx.export(..., "
                 "external_data=False) writes a single file"
@@ -107,7 +109,7 @@ def array_of(tensor: Any, what: str) -> AnyArray:
         kinds = ", ".join(TYPES.values())
         names = onnx.TensorProto.DataType.DESCRIPTOR.values_by_number
         got = names[tensor.data_type].name if tensor.data_type in names else tensor.data_type
-        raise CannotConvert(f"{what}: expected one of {kinds}, got {got}")
+        raise ConversionError(f"{what}: expected one of {kinds}, got {got}")
     try:
         array = np.array(onnx.numpy_helper.to_array(tensor))
     except MISFITS as error:

@@ -16,14 +16,14 @@ import numpy as np
 from ..backend import to_host
 from ..layers import Layer
 from ..typing import AnyArray
-from .conventions import CannotConvert
+from .gate_order import ConversionError
 
 Arrays = tuple[AnyArray | None, ...]
 LARGEST = 2**26  # numbers that may be made of nothing, so that no file takes all memory
 
 
 @dataclass(frozen=True)
-class Node:
+class OnnxNode:
     """A node as the file has it: inputs left out are "", attributes plain Python or arrays."""
 
     op: str
@@ -36,8 +36,8 @@ class Node:
     def __str__(self) -> str:
         return f"{self.op} node {self.name or next(filter(None, self.outputs), '')!r}"
 
-    def refuse(self, why: str) -> CannotConvert:
-        return CannotConvert(f"{self}: {why}")
+    def refuse(self, why: str) -> ConversionError:
+        return ConversionError(f"{self}: {why}")
 
     def input(self, place: int) -> str:
         """The name of an input, "" if it is left out."""
@@ -58,12 +58,12 @@ class Node:
             raise self.refuse(f"{name}: expected {wanted}, got {value!r}")
 
 
-class Step:
+class OnnxOp:
     """What a node computes; a subclass says how."""
 
     layer: Layer | None = None
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: OnnxNode) -> None:
         self.node = node
         self.inputs, self.outputs = node.inputs, node.outputs
         self._tape: Any = None
@@ -85,7 +85,7 @@ class Step:
     def forget(self) -> None:
         self._tape = None
 
-    def written(self) -> tuple[list[Node], dict[str, AnyArray]]:
+    def written(self) -> tuple[list[OnnxNode], dict[str, AnyArray]]:
         """Nodes that compute the same, and the weights that they read, as they are now."""
         return [self.node], {}
 
@@ -98,8 +98,8 @@ class Step:
 # ---- glue: arrays are turned, cut and joined
 
 
-class Transpose(Step):
-    def __init__(self, node: Node) -> None:
+class Transpose(OnnxOp):
+    def __init__(self, node: OnnxNode) -> None:
         super().__init__(node)
         self._perm = node.only("perm").get("perm")
 
@@ -111,7 +111,7 @@ class Transpose(Step):
         return gradient.transpose(np.argsort(self._tape))
 
 
-class _Shaped(Step):
+class _Shaped(OnnxOp):
     """The same numbers in another shape."""
 
     def forward(self, x: AnyArray, /, *others: AnyArray) -> Arrays:
@@ -126,7 +126,7 @@ class _Shaped(Step):
 
 
 class Reshape(_Shaped):
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: OnnxNode) -> None:
         super().__init__(node)
         self._zero = node.only("allowzero").get("allowzero", 0)  # 0: a size 0 is that of the input
 
@@ -137,7 +137,7 @@ class Reshape(_Shaped):
 class _OfAxes(_Shaped):
     """Axes are an attribute before opset 13, an input since."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: OnnxNode) -> None:
         super().__init__(node)
         axes = node.only("axes").get("axes")
         self._axes = None if axes is None else tuple(axes)
@@ -171,7 +171,7 @@ class Unsqueeze(_OfAxes):
 
 
 class Identity(_Shaped):
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: OnnxNode) -> None:
         super().__init__(node)
         node.only()
 
@@ -182,15 +182,15 @@ class Identity(_Shaped):
 class Dropout(Identity):
     """Nothing, since it is for training; ``training_mode`` is looked at where the graph is read."""
 
-    def __init__(self, node: Node) -> None:
-        Step.__init__(self, node)
+    def __init__(self, node: OnnxNode) -> None:
+        OnnxOp.__init__(self, node)
         node.only("ratio", "seed")
         if len(node.outputs) > 1 and node.outputs[1]:
             raise node.refuse("output mask is not supported")
 
 
-class Concat(Step):
-    def __init__(self, node: Node) -> None:
+class Concat(OnnxOp):
+    def __init__(self, node: OnnxNode) -> None:
         super().__init__(node)
         self._axis = int(node.only("axis")["axis"])
 
@@ -207,7 +207,7 @@ class Concat(Step):
         return tuple(np.split(gradient, self._tape, axis=self._axis))
 
 
-class _Cut(Step):
+class _Cut(OnnxOp):
     """Some of the numbers: those that ``_tape``, a shape and an index, says."""
 
     def _cut(self, x: AnyArray, index: Any) -> Arrays:
@@ -222,7 +222,7 @@ class _Cut(Step):
 
 
 class Gather(_Cut):
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: OnnxNode) -> None:
         super().__init__(node)
         self._axis = int(node.only("axis").get("axis", 0))
 
@@ -235,7 +235,7 @@ class Gather(_Cut):
 
 
 class Slice(_Cut):
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: OnnxNode) -> None:
         super().__init__(node)
         given = node.only("starts", "ends", "axes")  # before opset 10
         self._given = tuple(given[n] for n in ("starts", "ends", "axes") if n in given)
@@ -254,8 +254,8 @@ class Slice(_Cut):
         return self._cut(x, tuple(index))
 
 
-class Expand(Step):
-    def __init__(self, node: Node) -> None:
+class Expand(OnnxOp):
+    def __init__(self, node: OnnxNode) -> None:
         super().__init__(node)
         node.only()
 
@@ -273,8 +273,8 @@ def _broadcast_size(values: Sequence[Any]) -> int:
     return math.prod(np.broadcast_shapes(*(value.shape for value in values)))
 
 
-class Add(Step):
-    def __init__(self, node: Node) -> None:
+class Add(OnnxOp):
+    def __init__(self, node: OnnxNode) -> None:
         super().__init__(node)
         node.only()
 
@@ -289,10 +289,10 @@ class Add(Step):
         return tuple(_summed(gradients[0], shape) for shape in self._tape)
 
 
-class Softmax(Step):
+class Softmax(OnnxOp):
     """Over one axis; before opset 13 over all from it on."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: OnnxNode) -> None:
         super().__init__(node)
         self._old = node.opset < 13
         self._axis = int(node.only("axis").get("axis", 1 if self._old else -1))
@@ -310,10 +310,10 @@ class Softmax(Step):
         return y * (gradient - (gradient * y).sum(axis=axes, keepdims=True))
 
 
-class Cast(Step):
+class Cast(OnnxOp):
     _TO = {1: np.float32, 6: np.int32, 7: np.int64, 11: np.float64}  # noqa: RUF012
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: OnnxNode) -> None:
         super().__init__(node)
         to = node.only("to", "saturate", "round_mode")["to"]
         if to not in self._TO:
@@ -333,8 +333,8 @@ class Cast(Step):
 # ---- shapes and constants: numbers without a gradient
 
 
-class Shape(Step):
-    def __init__(self, node: Node) -> None:
+class Shape(OnnxOp):
+    def __init__(self, node: OnnxNode) -> None:
         super().__init__(node)
         given = node.only("start", "end")
         self._part = slice(given.get("start"), given.get("end"))
@@ -346,10 +346,10 @@ class Shape(Step):
         return (None,)
 
 
-class _OfSizes(Step):
+class _OfSizes(OnnxOp):
     """Arithmetic on the sizes of shapes, which are integers: the reader lets no others through."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: OnnxNode) -> None:
         super().__init__(node)
         node.only()
 
@@ -373,8 +373,8 @@ class Div(_OfSizes):
         return (np.where((a < 0) != (b < 0), -whole, whole),)
 
 
-class ConstantOfShape(Step):
-    def __init__(self, node: Node) -> None:
+class ConstantOfShape(OnnxOp):
+    def __init__(self, node: OnnxNode) -> None:
         super().__init__(node)
         self._value = node.only("value").get("value", np.zeros(1, np.float32))
         if self._value.size != 1:
@@ -389,8 +389,8 @@ class ConstantOfShape(Step):
         return (None,)
 
 
-class Constant(Step):
-    def __init__(self, node: Node) -> None:
+class Constant(OnnxOp):
+    def __init__(self, node: OnnxNode) -> None:
         super().__init__(node)
         given = node.only("value", "value_int", "value_ints", "value_float", "value_floats")
         ((name, value),) = given.items()
@@ -401,7 +401,7 @@ class Constant(Step):
         return (self._value,)
 
 
-def _expect_small(node: Node, shape: tuple[int, ...]) -> None:
+def _expect_small(node: OnnxNode, shape: tuple[int, ...]) -> None:
     size = 1
     for n in shape:
         size *= n
@@ -416,7 +416,7 @@ def _summed(gradient: Any, shape: tuple[int, ...]) -> AnyArray:
     return gradient.sum(axis=tuple(axes)).reshape(shape)
 
 
-GLUE: dict[str, Callable[[Node], Step]] = {
+GLUE: dict[str, Callable[[OnnxNode], OnnxOp]] = {
     step.__name__: step
     for step in (
         Add, Cast, Concat, Constant, ConstantOfShape, Div, Dropout, Expand, Gather, Identity, Mul,
