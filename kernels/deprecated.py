@@ -22,6 +22,7 @@ _OURS = PACKAGE, "importlib"
 
 # within the package; all that is in a package that was renamed, too
 MODULES = {
+    "torch.running": "torch.autograd",
     "bridges.conventions": "bridges.gate_order",
     "training.curve": "training.plot_loss",
     "training.shared": "training.data_parallel",
@@ -39,6 +40,7 @@ MODULES = {
 
 # the names that a module had
 NAMES: dict[str, dict[str, str]] = {
+    "torch.weights": {"OfTorch": "TorchWeights", "OfCell": "CellWeights"},
     "bridges": {"CannotConvert": "ConversionError"},
     "bridges.gate_order": {"CannotConvert": "ConversionError"},
     "jobs": {

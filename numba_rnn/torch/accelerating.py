@@ -7,15 +7,17 @@ from typing import Any, TypeVar
 import torch
 from torch.nn.utils import parametrize
 
+from ..kernels import deprecated
+from .autograd import FLOATS
 from .modules import GRU, LSTM, RNN, Recurrent
-from .running import FLOATS
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 _SWAPS: dict[type, type] = {torch.nn.RNN: RNN, torch.nn.LSTM: LSTM, torch.nn.GRU: GRU}
 _OURS = tuple(_SWAPS.values())
 
 
-def accelerate(model: Model, tell: Callable[[str], None] = print) -> Model:
+@deprecated.arguments(tell="log")
+def accelerate(model: Model, log: Callable[[str], None] = print) -> Model:
     """Run torch.nn.RNN, LSTM and GRU of a model on the engines of numba_rnn.
 
     The modules stay the same objects, with their parameters, hooks, parametrizations and names, so
@@ -51,19 +53,20 @@ def accelerate(model: Model, tell: Callable[[str], None] = print) -> Model:
         dtypes = {param.dtype for param in module.parameters()}
         swap = None if "forward" in vars(module) else _replaced(type(module), _swap)
         if isinstance(module, torch.nn.RNNCellBase):
-            tell(f"{where} is left: it makes single steps, numba_rnn.torch whole sequences")
+            log(f"{where} is left: it makes single steps, numba_rnn.torch whole sequences")
         elif swap is None:
-            tell(f"{where} is left: it has a forward of its own")
+            log(f"{where} is left: it has a forward of its own")
         elif not dtypes <= set(FLOATS):
-            tell(f"{where} is left: its numbers are {', '.join(map(str, dtypes))}, not float32")
+            log(f"{where} is left: its numbers are {', '.join(map(str, dtypes))}, not float32")
         else:
             module.__class__ = swap
             (kind,) = (ours for ours in _OURS if issubclass(swap, ours))
-            tell(f"{where} -> numba_rnn.torch.{kind.__name__}")
+            log(f"{where} -> numba_rnn.torch.{kind.__name__}")
     return model
 
 
-def restore(model: Model, tell: Callable[[str], None] = print) -> Model:
+@deprecated.arguments(tell="log")
+def restore(model: Model, log: Callable[[str], None] = print) -> Model:
     """Make the modules that ``accelerate`` swapped torch's own again.
 
     Parameters
@@ -86,7 +89,7 @@ def restore(model: Model, tell: Callable[[str], None] = print) -> Model:
         theirs = _replaced(type(module), back.get)
         if theirs is None:
             where = f"{name or 'the model'}: {_spelled(module)}"
-            tell(f"{where} is left: no class of torch computes the same")
+            log(f"{where} is left: no class of torch computes the same")
         else:
             module.__class__ = theirs
             vars(module).pop("_forms", None)

@@ -12,8 +12,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from ..kernels import cells
 from ..kernels.cells import Cell, WrittenCell
 from ..layers import TimeRecurrent
-from .running import refuse_recording, run
-from .weights import Form, OfCell, OfTorch
+from .autograd import refuse_recording, run
+from .weights import CellWeights, Form, TorchWeights
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -161,7 +161,7 @@ class _Runs(_NotRecorded, torch.nn.RNNBase):
         family = "rnn" if self.mode.startswith("RNN") else self.mode.lower()
         activation = "relu" if self.mode == "RNN_RELU" else "tanh"
         names = [name.rpartition("_l")[0] for name in self._all_weights[place]]
-        return OfTorch(family, activation, names)
+        return TorchWeights(family, activation, names)
 
 
 def _reordered(state: torch.Tensor, order: Any) -> torch.Tensor:
@@ -274,7 +274,7 @@ class Recurrent(_NotRecorded):
         self.reset_parameters()
 
     def _new_form(self, place: int) -> Form:
-        return OfCell(self.cell)
+        return CellWeights(self.cell)
 
     def reset_parameters(self) -> None:
         """Draw new parameters, as ``TimeRecurrent.create`` does, from torch's generator."""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..bridges.gate_order import OURS, PYTORCH, gate_permutation
-from ..kernels import cells
+from ..kernels import cells, deprecated
 from ..kernels.cells import Cell
 from ..typing import Array
 
@@ -51,7 +51,7 @@ class Form:
         return {**self.__dict__, "_last": None}
 
 
-class OfTorch(Form):
+class TorchWeights(Form):
     """The form of torch.nn.RNN, LSTM and GRU.
 
     family      "rnn", "lstm" or "gru"
@@ -135,7 +135,7 @@ class OfTorch(Form):
         return found
 
 
-class OfCell(Form):
+class CellWeights(Form):
     """The form of a cell's own parameters: the weights are the parameters."""
 
     def __init__(self, cell: Cell) -> None:
@@ -194,3 +194,6 @@ def tensor_of(array: Any) -> torch.Tensor:
     if isinstance(array, torch.Tensor):
         return array
     return torch.from_dlpack(array)  # type: ignore[attr-defined]
+
+
+__getattr__ = deprecated.names_of(__name__)
