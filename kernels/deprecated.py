@@ -22,6 +22,12 @@ _OURS = PACKAGE, "importlib"
 
 # within the package; all that is in a package that was renamed, too
 MODULES = {
+    "viz.layout": "viz.graph_layout",
+    "viz.graphs": "viz.graph_figure",
+    "viz.computation": "viz.step_graph",
+    "viz.observed": "viz.recording",
+    "viz.keeping": "viz.saved_memory",
+    "viz.paper": "viz.style",
     "torch.running": "torch.autograd",
     "bridges.conventions": "bridges.gate_order",
     "training.curve": "training.plot_loss",
@@ -40,6 +46,8 @@ MODULES = {
 
 # the names that a module had
 NAMES: dict[str, dict[str, str]] = {
+    "viz": {"kept_bytes": "saved_bytes"},
+    "viz.saved_memory": {"kept_bytes": "saved_bytes"},
     "torch.weights": {"OfTorch": "TorchWeights", "OfCell": "CellWeights"},
     "bridges": {"CannotConvert": "ConversionError"},
     "bridges.gate_order": {"CannotConvert": "ConversionError"},

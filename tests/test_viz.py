@@ -25,11 +25,11 @@ from numba_rnn.functions import (
     where,
 )
 from numba_rnn.layers import TimeRecurrent
-from numba_rnn.viz import paper
-from numba_rnn.viz.computation import StepGraph
-from numba_rnn.viz.graphs import picture_of
-from numba_rnn.viz.layout import place
-from numba_rnn.viz.observed import observe
+from numba_rnn.viz import style
+from numba_rnn.viz.graph_figure import picture_of
+from numba_rnn.viz.graph_layout import place
+from numba_rnn.viz.recording import record_step
+from numba_rnn.viz.step_graph import StepGraph
 
 N, T, D, H = 2, 3, 3, 5
 
@@ -79,7 +79,7 @@ def words(figure):
 # ---- numbers
 
 
-@pytest.mark.parametrize("affine", ["gathered", "apart"])
+@pytest.mark.parametrize("affine", ["fused", "apart"])
 @pytest.mark.parametrize("name", [*rnn.cells.names(), "forgetful", "of_all_kinds"])
 def test_the_graphs_numbers_are_the_layers(name, affine):
     """Of one step, whose gradients are a layer's own; the graph computes them node by node."""
@@ -92,7 +92,7 @@ def test_the_graphs_numbers_are_the_layers(name, affine):
     dxs = layer.backward(dhs)
 
     graph = StepGraph(layer.cell, affine)
-    found = observe(layer, x, dhs, state, -1).numbers(graph)
+    found = record_step(layer, x, dhs, state, -1).numbers(graph)
     for node, value in zip(graph.outputs.values(), layer.state, strict=True):
         assert_allclose(found.values[node], value, rtol=1e-12, atol=1e-14)
     assert_allclose(found.gradients[graph.inputs["x"]], dxs[:, 0], rtol=1e-10, atol=1e-13)
@@ -114,7 +114,7 @@ def test_a_step_in_the_middle_sees_what_came_back_from_later_ones():
     layer.forward(xs, trace=True)
     layer.backward(dhs)
     graph = StepGraph(layer.cell)
-    found = observe(layer, xs, dhs, None, 1).numbers(graph)
+    found = record_step(layer, xs, dhs, None, 1).numbers(graph)
     trace = layer.trace
     for state in ("h", "c"):
         value = found.values[graph.outputs[f"{state}_next"]]
@@ -132,7 +132,7 @@ def test_the_layer_is_left_as_it_is():
     viz.graph(layer, inputs(), show="both")
     viz.backward_steps(layer, inputs())
     viz.unrolled(layer, xs=inputs())
-    viz.kept_bytes(layer, 2, 3)
+    viz.saved_bytes(layer, 2, 3)
     assert layer.state is state
     assert layer._tape is tape
     for array, old in zip((*layer.params, *layer.grads), before, strict=True):
@@ -157,16 +157,16 @@ def test_the_rnns_nodes_are_the_books():
 @pytest.mark.parametrize(
     ("name", "affine", "wanted"),
     [
-        ("lstm", "gathered", ["Affine f g i o"]),
+        ("lstm", "fused", ["Affine f g i o"]),
         ("lstm", "apart", ["Affine f", "Affine g", "Affine i", "Affine o"]),
-        ("gru", "gathered", ["Affine h", "Affine z r"]),
-        ("gru_reset_after", "gathered", ["Affine h", "Affine h_recurrent", "Affine z r"]),
+        ("gru", "fused", ["Affine h", "Affine z r"]),
+        ("gru_reset_after", "fused", ["Affine h", "Affine h_recurrent", "Affine z r"]),
     ],
 )
 def test_affines_are_gathered_or_apart(name, affine, wanted):
     graph = StepGraph(layer_of(name).cell, affine)
     assert sorted(n.label for n in graph.nodes if n.kind == "Affine") == wanted
-    assert sum(n.kind == "slice" for n in graph.nodes) == (affine == "gathered")
+    assert sum(n.kind == "slice" for n in graph.nodes) == (affine == "fused")
 
 
 def test_the_grus_reset_gate_scales_h_before_its_product():
@@ -184,8 +184,8 @@ def test_values_and_gradients_stand_on_the_picture():
     for show, inside in (("values", [h]), ("gradients", [dx]), ("both", [h, dx])):
         found = " ".join(words(viz.graph(layer, x, show=show))).replace("\n", " ")
         for array in inside:
-            assert " ".join(map(paper.number, array)) in found
-        assert (" ".join(map(paper.number, h)) in found) == (show != "gradients")
+            assert " ".join(map(style.number, array)) in found
+        assert (" ".join(map(style.number, h)) in found) == (show != "gradients")
 
 
 def test_shapes_and_norms():
@@ -194,9 +194,9 @@ def test_shapes_and_norms():
     assert {"(N, 7)", "(N, 6)", "A\n(N, 24)", "Wx (7, 24)", "Wh (6, 24)", "b (24,)"} <= set(found)
     assert "(4, 7)" in words(viz.graph(layer, inputs(4, 2, 7), show="shapes"))
     xs = inputs(4, 2, 7)
-    norm = f"‖{paper.number(np.linalg.norm(xs[:, 1]))}‖"
+    norm = f"‖{style.number(np.linalg.norm(xs[:, 1]))}‖"
     assert norm in words(viz.graph(layer, xs, show="values"))
-    mean = f"mean {paper.number(xs[:, 1].mean())}"
+    mean = f"mean {style.number(xs[:, 1].mean())}"
     assert mean in words(viz.graph(layer, xs, show="values", large="mean"))
 
 
@@ -213,7 +213,7 @@ def test_names_alone():
      (1e9, "1e+09"), (np.inf, "inf")],
 )  # fmt: skip
 def test_numbers_are_short(value, wanted):
-    assert paper.number(value) == wanted
+    assert style.number(value) == wanted
 
 
 # ---- nothing lies on anything else
@@ -225,12 +225,12 @@ def boxes(picture):
     return [(i.x - i.width / 2, i.x + i.width / 2, i.y - i.below, i.y + i.above) for i in items]
 
 
-@pytest.mark.parametrize("affine", ["gathered", "apart"])
+@pytest.mark.parametrize("affine", ["fused", "apart"])
 @pytest.mark.parametrize("name", CELLS)
 def test_nothing_overlaps_and_all_is_on_the_page(name, affine):
     layer = layer_of(name, 2, 3)
     graph = StepGraph(layer.cell, affine)
-    found = observe(layer, inputs(1, T, 2), None, None, -1).numbers(graph)
+    found = record_step(layer, inputs(1, T, 2), None, None, -1).numbers(graph)
     picture = picture_of(graph, found, "both", "norm", ["title"])
     places = boxes(picture)
     for a, b in itertools.combinations(places, 2):
@@ -319,7 +319,7 @@ def test_the_rnns_steps_are_the_lectures():
         assert_allclose(last[name], wanted, rtol=1e-12)
 
 
-@pytest.mark.parametrize("affine", ["gathered", "apart"])
+@pytest.mark.parametrize("affine", ["fused", "apart"])
 @pytest.mark.parametrize("name", [*CELLS, "of_all_kinds"])
 def test_steps_follow_the_gradient_and_find_all_of_it(name, affine):
     layer, x = layer_of(name), inputs(T=1)
@@ -466,8 +466,8 @@ def test_unrolled_values_are_those_of_a_run():
     hs = layer.forward(xs)
     found = words(viz.unrolled(layer, xs=xs, row=1))
     for t in range(3):
-        assert "\n".join([f"x_{t}", *map(paper.number, xs[1, t])]) in found
-        assert "\n".join([*map(paper.number, hs[1, t]), f"h_{t}"]) in found
+        assert "\n".join([f"x_{t}", *map(style.number, xs[1, t])]) in found
+        assert "\n".join([*map(style.number, hs[1, t]), f"h_{t}"]) in found
 
 
 @pytest.mark.parametrize("truncated", [None, 2])
@@ -487,8 +487,8 @@ def test_unrolled_gradients_are_those_that_come_back(name, truncated):
         layer.set_state(*layer.state)
         layer.forward(xs[:, t + 1 : end])
         layer.backward(dhs[:, t + 1 : end])
-        norms = [f"‖{paper.number(np.linalg.norm(d[1]))}‖" for d in layer.dstate]
-        numbers = map(paper.number, layer.dstate[0][1])
+        norms = [f"‖{style.number(np.linalg.norm(d[1]))}‖" for d in layer.dstate]
+        numbers = map(style.number, layer.dstate[0][1])
         want = {"rnn": [f"dh_{t}", *numbers], "lstm": [f"dh_{t}", norms[0], f"dc_{t}", norms[-1]]}
         assert "\n".join(want[name]) in found
         seen += 1
@@ -534,13 +534,13 @@ def test_a_forget_gate_as_a_film(tmp_path):
 def test_what_forward_keeps_is_what_the_cell_saves():
     """The reference engine keeps, of an LSTM's step, four gates, two states and x."""
     layer = layer_of("lstm")
-    one, two = (viz.kept_bytes(layer, 2, steps) for steps in (10, 20))
+    one, two = (viz.saved_bytes(layer, 2, steps) for steps in (10, 20))
     assert two - one >= 10 * 6 * 2 * H * 8
     with rnn.use_backend("numba", strict=True):
         layer = layer_of("lstm", 8, 16, np.float32)
-        sizes = [viz.kept_bytes(layer, 32, steps) for steps in (32, 64)]
+        sizes = [viz.saved_bytes(layer, 32, steps) for steps in (32, 64)]
         assert sizes[1] - sizes[0] == pytest.approx(32 * 6 * 32 * 16 * 4, rel=0.01)
-        less = viz.kept_bytes(layer, 32, 64, checkpoint_every=8)
+        less = viz.saved_bytes(layer, 32, 64, checkpoint_every=8)
         assert less < sizes[1] / 10
 
 
@@ -548,7 +548,7 @@ def test_memory_draws_what_is_kept():
     layer = layer_of("gru")
     axes = viz.memory(layer, T=(8, 16), checkpoint_every=(0, 4), N=3).axes[0]
     for line, every in zip(axes.lines, (0, 4), strict=True):
-        kept = [viz.kept_bytes(layer, 3, steps, every) for steps in (8, 16)]
+        kept = [viz.saved_bytes(layer, 3, steps, every) for steps in (8, 16)]
         unit = line.get_ydata()[0] / kept[0]
         assert_allclose(line.get_ydata(), np.multiply(kept, unit))
     assert [text.get_text() for text in axes.get_xticklabels()] == ["8", "16"]
@@ -607,7 +607,7 @@ except ImportError as error:
         (lambda r: viz.valve(float("nan")), ValueError, "opening: expected"),
         (lambda r: viz.memory(r, T=()), ValueError, "T: expected some"),
         (lambda r: viz.memory(r, T=5), TypeError, "T: expected some numbers, got 5"),
-        (lambda r: viz.kept_bytes(r, 0, 3), ValueError, "N: expected at least 1"),
+        (lambda r: viz.saved_bytes(r, 0, 3), ValueError, "N: expected at least 1"),
         (lambda r: viz.animate_valve([], "x.gif"), ValueError, "openings: expected"),
         (lambda r: viz.animate_valve(["a"], "x.gif"), TypeError, "openings: expected numbers"),
         (lambda r: viz.animate_valve([1], "x.gif", seconds=700), ValueError, "seconds: expected"),

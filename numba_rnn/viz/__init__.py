@@ -12,16 +12,17 @@ it) or write a GIF, and need matplotlib: ``pip install "numba-rnn[viz]"``. A not
 once its first cell has said ``%matplotlib inline``. Numbers come from a real run of the layer.
 ``gates`` and ``gradient_flow`` are the pictures of traces in ``numba_rnn.diagnostics``.
 
-``numba_rnn/viz/computation.py`` makes the graph of a step and its numbers,
-``numba_rnn/viz/layout.py`` places it, ``numba_rnn/viz/drawing.py`` draws it; every other file has
-one picture.
+``numba_rnn/viz/step_graph.py`` makes the graph of a step and its numbers,
+``numba_rnn/viz/graph_layout.py`` places it, ``numba_rnn/viz/drawing.py`` draws it; every other file
+has one picture.
 """
 
 from ..diagnostics import plot_gates as gates
 from ..diagnostics import plot_gradient_flow as gradient_flow
+from ..kernels import deprecated
 from .backward import BackwardStep, animate_backward, backward_frames, backward_steps
-from .graphs import graph
-from .keeping import kept_bytes, memory
+from .graph_figure import graph
+from .saved_memory import memory, saved_bytes
 from .sources import Source, source
 from .unrolling import unrolled
 from .valves import animate_valve, valve
@@ -36,9 +37,12 @@ __all__ = [
     "gates",
     "gradient_flow",
     "graph",
-    "kept_bytes",
     "memory",
+    "saved_bytes",
     "source",
     "unrolled",
     "valve",
 ]
+
+
+__getattr__ = deprecated.names_of(__name__)

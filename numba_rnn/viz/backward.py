@@ -9,8 +9,13 @@ from typing import Any
 from ..fonts import choose_fonts
 from ..typing import Array
 from ..validation import expect_choice
-from . import paper
-from .computation import (
+from . import style
+from .drawing import GraphPicture, Highlight
+from .gif import expect_gif, write_gif
+from .graph_figure import picture_of
+from .operations import is_simple
+from .recording import cell_of, record_step
+from .step_graph import (
     AFFINE,
     NORMALISED,
     OUTPUT,
@@ -18,16 +23,12 @@ from .computation import (
     SLICE,
     SUM,
     Edge,
-    Node,
     StepGraph,
-    StepNumbers,
+    StepNode,
+    StepValues,
     Use,
+    affine_option,
 )
-from .drawing import GraphPicture, View
-from .gif import expect_gif, write_gif
-from .graphs import picture_of
-from .observed import cell_of, observe
-from .operations import is_simple
 
 WIDEST, BETWEEN = 70, ",    "
 
@@ -53,7 +54,7 @@ class BackwardStep:
     title: str
     equations: tuple[str, ...]
     gradients: dict[str, Array]
-    nodes: tuple[Node, ...] = field(repr=False)
+    nodes: tuple[StepNode, ...] = field(repr=False)
     edges: tuple[Edge, ...] = field(repr=False)
 
 
@@ -64,7 +65,7 @@ def backward_steps(
     *,
     step: int = -1,
     state: Sequence[Array] | None = None,
-    affine: str = "gathered",
+    affine: str = "fused",
 ) -> list[BackwardStep]:
     """List the backward pass through one step of a layer, in the order of ``animate_backward``.
 
@@ -106,7 +107,7 @@ def animate_backward(
     *,
     step: int = -1,
     state: Sequence[Array] | None = None,
-    affine: str = "gathered",
+    affine: str = "fused",
     large: str = "norm",
     seconds: float = 2.0,
     dpi: int = 80,
@@ -139,7 +140,7 @@ def animate_backward(
     """
     path = expect_gif(path, seconds, dpi)
     picture, frames = _frames(layer, xs, dhs, step, state, affine, large)
-    figure, axes, scale = paper.sheet(None, picture.width, picture.height)
+    figure, axes, scale = style.new_figure(None, picture.width, picture.height)
     draws = [partial(picture.draw, axes, scale, *frame) for frame in frames]
     write_gif(path, figure, draws, seconds, dpi)
 
@@ -151,7 +152,7 @@ def backward_frames(
     *,
     step: int = -1,
     state: Sequence[Array] | None = None,
-    affine: str = "gathered",
+    affine: str = "fused",
     large: str = "norm",
 ) -> list[Any]:
     """Draw the frames of ``animate_backward`` as a list of matplotlib Figures, for slides.
@@ -176,7 +177,7 @@ def backward_frames(
     picture, frames = _frames(layer, xs, dhs, step, state, affine, large)
     figures = []
     for heading, view in frames:
-        figure, axes, scale = paper.sheet(None, picture.width, picture.height)
+        figure, axes, scale = style.new_figure(None, picture.width, picture.height)
         picture.draw(axes, scale, heading, view)
         figures.append(choose_fonts(figure))
     return figures
@@ -184,13 +185,13 @@ def backward_frames(
 
 def _observed(
     layer: Any, xs: Array, dhs: Any, step: int, state: Any, affine: str
-) -> tuple[StepGraph, StepNumbers]:
-    expect_choice("affine", affine, ("gathered", "apart"))
+) -> tuple[StepGraph, StepValues]:
+    affine = affine_option(affine)
     made = StepGraph(cell_of(layer), affine)
-    return made, observe(layer, xs, dhs, state, step).numbers(made)
+    return made, record_step(layer, xs, dhs, state, step).numbers(made)
 
 
-Frame = tuple[list[str], View]
+Frame = tuple[list[str], Highlight]
 
 
 def _frames(
@@ -202,9 +203,9 @@ def _frames(
     frames, known = list[Frame](), set[Edge]()
     for one in _steps(made, found):
         known |= set(one.edges)
-        view = View(one.nodes, one.edges, frozenset(known))
+        view = Highlight(one.nodes, one.edges, frozenset(known))
         frames.append(([one.title, *_lines(one.equations)], view))
-    frames.append((["Backward: done"], View(known=frozenset(known))))
+    frames.append((["Backward: done"], Highlight(known=frozenset(known))))
     headings = [heading for heading, _ in frames]
     largest = [max(lines, key=len) for lines in zip_longest(*headings, fillvalue="")]
     return picture_of(made, found, "both", large, largest, numbered=True), frames
@@ -224,7 +225,7 @@ def _lines(equations: Sequence[str]) -> list[str]:
 # ---- the steps
 
 
-def _steps(made: StepGraph, found: StepNumbers) -> list[BackwardStep]:
+def _steps(made: StepGraph, found: StepValues) -> list[BackwardStep]:
     groups = _in_order(made)
     words = [_words(group[0]) for group in groups]
     steps = [BackwardStep("Backward: start", (), {}, (), ())]
@@ -247,15 +248,15 @@ def _steps(made: StepGraph, found: StepNumbers) -> list[BackwardStep]:
     return steps
 
 
-def _in_order(made: StepGraph) -> list[list[Node]]:
+def _in_order(made: StepGraph) -> list[list[StepNode]]:
     """Nodes from right to left; the outputs together, and products that wait for the same."""
-    depth: dict[Node, int] = {}
+    depth: dict[StepNode, int] = {}
     for node in reversed(made.nodes):
         depth[node] = 1 + max((depth[user] for user in node.users), default=-1)
     nodes = [node for node in reversed(made.nodes) if not node.is_source]
     nodes = [node for node in nodes if node.operation is None or not node.operation.compares]
     nodes.sort(key=lambda node: -1 if node.kind == OUTPUT else depth[node])
-    groups: list[list[Node]] = []
+    groups: list[list[StepNode]] = []
     for node in nodes:
         if groups and node.kind == groups[-1][0].kind and node.kind in (OUTPUT, PRODUCT):
             groups[-1].append(node)
@@ -265,7 +266,7 @@ def _in_order(made: StepGraph) -> list[list[Node]]:
     return groups
 
 
-def _words(node: Node) -> str:
+def _words(node: StepNode) -> str:
     if node.operation is not None:
         return node.operation.words
     return {
@@ -274,12 +275,12 @@ def _words(node: Node) -> str:
     }[node.kind]  # fmt: skip
 
 
-def _arrival(outputs: Sequence[Node]) -> str:
+def _arrival(outputs: Sequence[StepNode]) -> str:
     names = " and ".join(f"d{node.name}" for node in outputs)
     return f"{names} arrive{'s' if len(outputs) == 1 else ''}"
 
 
-def _sources(outputs: Sequence[Node]) -> list[list[str]]:
+def _sources(outputs: Sequence[StepNode]) -> list[list[str]]:
     """Where the gradients come from: the first state is the layer's output."""
     first, *others = (node.delta for node in outputs)
     return [
@@ -299,7 +300,7 @@ def _gradient(edge: Edge) -> str:
     return use.source.delta
 
 
-def _equations(node: Node) -> list[str]:
+def _equations(node: StepNode) -> list[str]:
     d, names = node.delta, [use.name for use in node.uses]
     made = [_gradient((node, k)) for k in range(len(names))]
     if node.kind == SLICE:
@@ -328,7 +329,7 @@ def _equations(node: Node) -> list[str]:
     ]
 
 
-def _assigned(node: Node, k: int, name: str, text: str) -> str:
+def _assigned(node: StepNode, k: int, name: str, text: str) -> str:
     several = len(_beside(node.uses[k])) > 1 and "[" not in name
     return f"{name} {'+=' if several else '='} {text}"
 
@@ -343,7 +344,7 @@ def _beside(use: Use) -> list[Edge]:
     ]
 
 
-def _over_rows(node: Node, k: int, text: str) -> str:
+def _over_rows(node: StepNode, k: int, text: str) -> str:
     """What is the same for all rows adds up over them."""
     return f"Σ {text}" if node.uses[k].source.is_of_weights and not node.is_of_weights else text
 
@@ -352,13 +353,13 @@ def _operand(name: str) -> str:
     return name if is_simple(name) else f"({name})"
 
 
-def _both(there: Sequence[Node]) -> str:
+def _both(there: Sequence[StepNode]) -> str:
     if len(there) == 2:
         return "both products" if all(node.kind == PRODUCT for node in there) else "both"
     return "all" if there[1:] else "what is added"
 
 
-def _slices(node: Node) -> list[str]:
+def _slices(node: StepNode) -> list[str]:
     uses = {use for user in node.users for use in user.uses if use.source is node}
     return list(dict(sorted((use.blocks or (), use.name) for use in uses)).values())
 
@@ -367,7 +368,7 @@ def _unique(texts: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(texts))
 
 
-def _finished(edge: Edge, found: StepNumbers, passed: set[Edge]) -> list[tuple[str, Any]]:
+def _finished(edge: Edge, found: StepValues, passed: set[Edge]) -> list[tuple[str, Any]]:
     """Gradients that are complete with this edge, by name."""
     node, k = edge
     use = node.uses[k]

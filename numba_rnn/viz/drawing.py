@@ -6,8 +6,9 @@ from itertools import pairwise
 from typing import Any
 
 from ..kernels.autodiff.graph import CALL
-from . import paper
-from .computation import (
+from . import style
+from .graph_layout import Box, GraphLayout, place
+from .step_graph import (
     AFFINE,
     INPUT,
     OUTPUT,
@@ -15,10 +16,9 @@ from .computation import (
     PRODUCT,
     SLICE,
     Edge,
-    Node,
     StepGraph,
+    StepNode,
 )
-from .layout import Item, Placed, place
 
 FILLS = {
     INPUT: "#D6E8F4", OUTPUT: "#D6E8F4", PARAMETER: "#D3EDE3", PRODUCT: "#ECECEC",
@@ -31,7 +31,7 @@ MARGIN = 0.25
 
 
 @dataclass(frozen=True)
-class Words:
+class Labels:
     """What is written on a graph: values above the edges, gradients below them.
 
     values, gradients  by edge
@@ -41,20 +41,20 @@ class Words:
 
     values: Mapping[Edge, str] = field(default_factory=dict)
     gradients: Mapping[Edge, str] = field(default_factory=dict)
-    inside: Mapping[Node, Sequence[tuple[str, frozenset[Edge] | None]]] = field(
+    inside: Mapping[StepNode, Sequence[tuple[str, frozenset[Edge] | None]]] = field(
         default_factory=dict
     )
 
 
 @dataclass(frozen=True)
-class View:
+class Highlight:
     """How far the backward pass has come; ``known`` None: all is known, nothing is going on.
 
     live   nodes and edges that it is at
     known  edges that it has gone through
     """
 
-    nodes: Collection[Node] = ()
+    nodes: Collection[StepNode] = ()
     live: Collection[Edge] = ()
     known: Collection[Edge] | None = None
 
@@ -62,14 +62,14 @@ class View:
 class GraphPicture:
     """A graph with its words, placed once and drawn in any state."""
 
-    def __init__(self, graph: StepGraph, words: Words, heading: Sequence[str], note: str) -> None:
+    def __init__(self, graph: StepGraph, words: Labels, heading: Sequence[str], note: str) -> None:
         """heading: of all that may stand above it, the one with the most lines."""
         self.graph, self.words, self._note = graph, words, note
         self.nodes = [node for node in graph.nodes if not _stands_inside(node)]
         at = {node: k for k, node in enumerate(self.nodes)}
         self.edges = [edge for edge in graph.edges if edge[0].uses[edge[1]].source in at]
         self._sizes = [self._size(node) for node in self.nodes]
-        self.placed: Placed = place(
+        self.placed: GraphLayout = place(
             self._sizes,
             [(at[node.uses[k].source], at[node]) for node, k in self.edges],
             [self._text_size(edge) for edge in self.edges],
@@ -77,9 +77,9 @@ class GraphPicture:
             last=[k for k, node in enumerate(self.nodes) if node.kind == OUTPUT],
         )
         self.item = dict(zip(self.nodes, self.placed.nodes, strict=True))
-        below = MARGIN + (2 * paper.LINE * NOTE if note else 0)
-        top = sum(paper.text_size(line, _points(k))[1] for k, line in enumerate(heading))
-        reach = max(paper.text_size(line, _points(k))[0] for k, line in enumerate([*heading, note]))
+        below = MARGIN + (2 * style.LINE * NOTE if note else 0)
+        top = sum(style.text_size(line, _points(k))[1] for k, line in enumerate(heading))
+        reach = max(style.text_size(line, _points(k))[0] for k, line in enumerate([*heading, note]))
         self.width = max(self.placed.width, 0.95 * reach) + 2 * MARGIN
         self.height = self.placed.height + below + top + 0.35
         left = (self.width - self.placed.width) / 2
@@ -88,26 +88,26 @@ class GraphPicture:
 
     # ---- sizes
 
-    def _size(self, node: Node) -> tuple[float, float]:
+    def _size(self, node: StepNode) -> tuple[float, float]:
         lines = self.words.inside.get(node, ())
         if not lines and len(node.label) <= 2:
             return 2 * ROUND, 2 * ROUND
-        sizes = [paper.text_size(text) for text in (node.label, *(text for text, _ in lines))]
+        sizes = [style.text_size(text) for text in (node.label, *(text for text, _ in lines))]
         width, height = max(w for w, _ in sizes) + 0.3, sum(h for _, h in sizes) + 0.24
         if node.kind == SLICE:
             height = max(height, 0.5 * len(node.users))
         return width, height
 
     def _text_size(self, edge: Edge) -> tuple[float, float, float]:
-        above = paper.text_size(self.words.values.get(edge, ""))
-        below = paper.text_size(self.words.gradients.get(edge, ""))
+        above = style.text_size(self.words.values.get(edge, ""))
+        below = style.text_size(self.words.gradients.get(edge, ""))
         return max(above[0], below[0], 0.1), above[1] + 0.05, below[1] + 0.05
 
     # ---- drawing
 
-    def draw(self, axes: Any, scale: float, heading: Sequence[str], view: View) -> None:
+    def draw(self, axes: Any, scale: float, heading: Sequence[str], view: Highlight) -> None:
         """On axes that measure ``width`` by ``height``."""
-        paper.clean(axes, self.width, self.height)
+        style.clear_axes(axes, self.width, self.height)
         entries, exits = self._ports()
         self._dots(axes, scale, exits)
         for edge, path in zip(self.edges, self.placed.paths, strict=True):
@@ -118,14 +118,14 @@ class GraphPicture:
             self._node(axes, scale, node, view)
         y = self.height - 0.12
         for k, line in enumerate(heading):
-            words = {"color": paper.BLACK if k == 0 else paper.GRADIENT, "parse_math": False}
+            words = {"color": style.BLACK if k == 0 else style.GRADIENT, "parse_math": False}
             axes.text(
                 self.width / 2, y, line, ha="center", va="top", fontsize=_points(k) * scale, **words
             )
-            y -= paper.text_size(line, _points(k))[1]
+            y -= style.text_size(line, _points(k))[1]
         if self._note:
             axes.text(
-                self.width / 2, 0.1, self._note, ha="center", va="bottom", color=paper.GREY,
+                self.width / 2, 0.1, self._note, ha="center", va="bottom", color=style.GREY,
                 fontsize=NOTE * scale, parse_math=False,
             )  # fmt: skip
 
@@ -146,20 +146,20 @@ class GraphPicture:
                 exits[edge] = _port(item, 1, share, self._is_round(node))
         return entries, exits
 
-    def _is_round(self, node: Node) -> bool:
+    def _is_round(self, node: StepNode) -> bool:
         return self._sizes[self.nodes.index(node)] == (2 * ROUND, 2 * ROUND)
 
     def _dots(self, axes: Any, scale: float, exits: Mapping[Edge, tuple[float, float]]) -> None:
         """Where one value goes several ways."""
         places = list(exits.values())
         for x, y in sorted({at for at in places if places.count(at) > 1}):
-            axes.plot([x + 0.05], [y], "o", color=paper.BLACK, markersize=4.5 * scale, zorder=3)
+            axes.plot([x + 0.05], [y], "o", color=style.BLACK, markersize=4.5 * scale, zorder=3)
 
-    def _edge(self, axes: Any, scale: float, edge: Edge, points: Any, view: View) -> None:
+    def _edge(self, axes: Any, scale: float, edge: Edge, points: Any, view: Highlight) -> None:
         from matplotlib.patches import FancyArrowPatch
 
         live = edge in view.live
-        colour = paper.ORANGE if live else paper.BLACK if view.known is None else "0.55"
+        colour = style.ORANGE if live else style.BLACK if view.known is None else "0.55"
         axes.add_patch(
             FancyArrowPatch(
                 path=_curve(points[::-1] if live else points), arrowstyle="-|>",
@@ -168,62 +168,62 @@ class GraphPicture:
             )
         )  # fmt: skip
 
-    def _text(self, axes: Any, scale: float, edge: Edge, item: Item, view: View) -> None:
-        words = {"ha": "center", "fontsize": paper.FONT * scale, "parse_math": False, "zorder": 5}
+    def _text(self, axes: Any, scale: float, edge: Edge, item: Box, view: Highlight) -> None:
+        words = {"ha": "center", "fontsize": style.FONT * scale, "parse_math": False, "zorder": 5}
         above, below = self.words.values.get(edge), self.words.gradients.get(edge)
         if above:
-            axes.text(item.x, item.y + 0.04, above, va="bottom", color=paper.BLACK, **words)
+            axes.text(item.x, item.y + 0.04, above, va="bottom", color=style.BLACK, **words)
         if below and (view.known is None or edge in view.known):
             weight = "bold" if edge in view.live else "normal"
             axes.text(
-                item.x, item.y - 0.05, below, va="top", color=paper.GRADIENT, weight=weight, **words
+                item.x, item.y - 0.05, below, va="top", color=style.GRADIENT, weight=weight, **words
             )
 
-    def _node(self, axes: Any, scale: float, node: Node, view: View) -> None:
+    def _node(self, axes: Any, scale: float, node: StepNode, view: Highlight) -> None:
         from matplotlib.patches import Circle, FancyBboxPatch
 
         item, live = self.item[node], node in view.nodes
-        style: dict[str, Any] = {
-            "facecolor": _fill(node), "edgecolor": paper.ORANGE if live else paper.BLACK,
+        line: dict[str, Any] = {
+            "facecolor": _fill(node), "edgecolor": style.ORANGE if live else style.BLACK,
             "linewidth": (3.5 if live else 1.4) * scale, "zorder": 6,
         }  # fmt: skip
         if self._is_round(node):
-            axes.add_patch(Circle((item.x, item.y), ROUND, **style))
+            axes.add_patch(Circle((item.x, item.y), ROUND, **line))
         else:
             corner, box = (item.x - item.width / 2, item.y - item.below), "round,pad=0"
             axes.add_patch(
                 FancyBboxPatch(
-                    corner, item.width, item.above + item.below, mutation_scale=0.3, **style,
+                    corner, item.width, item.above + item.below, mutation_scale=0.3, **line,
                     boxstyle=f"{box},rounding_size=0.3",
                 )
             )  # fmt: skip
-        lines = [(node.label, paper.BLACK, True)]
+        lines = [(node.label, style.BLACK, True)]
         for text, needs in self.words.inside.get(node, ()):
             known = needs is None or view.known is None or needs <= set(view.known)
-            lines.append((text, paper.BLACK if needs is None else paper.GRADIENT, known))
-        y = item.y + sum(paper.text_size(text)[1] for text, _, _ in lines) / 2
+            lines.append((text, style.BLACK if needs is None else style.GRADIENT, known))
+        y = item.y + sum(style.text_size(text)[1] for text, _, _ in lines) / 2
         for k, (text, colour, known) in enumerate(lines):
-            height = paper.text_size(text)[1]
+            height = style.text_size(text)[1]
             if known:
                 axes.text(
                     item.x, y - height / 2, text, ha="center", va="center", color=colour,
-                    fontsize=(paper.FONT + (1 if k == 0 else 0)) * scale, zorder=7,
+                    fontsize=(style.FONT + (1 if k == 0 else 0)) * scale, zorder=7,
                     parse_math=False,
                 )  # fmt: skip
             y -= height
 
 
-def _stands_inside(node: Node) -> bool:
+def _stands_inside(node: StepNode) -> bool:
     """Whether it is a parameter of Affines, which are drawn with theirs inside."""
     return node.kind == PARAMETER and all(user.kind == AFFINE for user in node.users)
 
 
 def _points(line: int) -> float:
     """The size of a heading's line: the first is the title."""
-    return TITLE if line == 0 else paper.FONT + 1
+    return TITLE if line == 0 else style.FONT + 1
 
 
-def _fill(node: Node) -> str:
+def _fill(node: StepNode) -> str:
     if node.operation is not None and node.operation.kind == CALL:
         return ACTIVATION
     return FILLS.get(node.kind, "white")
@@ -234,14 +234,14 @@ def _share(k: int, count: int) -> float:
     return 0.0 if count == 1 else 1.2 * k / (count - 1) - 0.6
 
 
-def _port(item: Item, side: int, share: float, is_round: bool) -> tuple[float, float]:
+def _port(item: Box, side: int, share: float, is_round: bool) -> tuple[float, float]:
     half = item.width / 2
     if is_round:
         return item.x + side * half * (1 - share * share) ** 0.5, item.y + share * half
     return item.x + side * half, item.y + share * item.above
 
 
-def _points_of(path: Sequence[Item], start: Any, end: Any) -> list[tuple[float, float]]:
+def _points_of(path: Sequence[Box], start: Any, end: Any) -> list[tuple[float, float]]:
     """An edge's corners: straight through every column, curves between."""
     first, last = path[0], path[-1]
     points = [start]

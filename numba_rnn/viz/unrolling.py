@@ -8,8 +8,8 @@ import numpy as np
 from ..fonts import choose_fonts
 from ..typing import Array
 from ..validation import expect_int
-from . import paper
-from .observed import came_back, cell_of, run_forward, spelled
+from . import style
+from .recording import cell_of, display_name, run_forward, upstream_grads
 
 BOX, GAP, TALL = 1.45, 1.25, 1.25  # inches: a layer's box, the way to the next, its height
 LONGEST = 30  # steps that one can draw
@@ -90,21 +90,21 @@ def unrolled(
         expect_int("truncated", truncated)
     backward = backward or dhs is not None
     cut = truncated if truncated is not None else T if backward else None
-    read = [""] * T if xs is None else [paper.numbers(x, "norm", True) for x in xs[row][:, None]]
-    said = [""] * T if xs is None else [paper.numbers(h, "norm", True) for h in hs[row][:, None]]
+    read = [""] * T if xs is None else [style.numbers(x, "norm", True) for x in xs[row][:, None]]
+    said = [""] * T if xs is None else [style.numbers(h, "norm", True) for h in hs[row][:, None]]
     returned = [""] * T
     if dhs is not None:
         if xs is None:
             raise ValueError(
                 "dhs: expected xs as well, the input of the run whose gradients start from dhs"
             )
-        found = came_back(layer, xs, dhs, state, cut or T)
+        found = upstream_grads(layer, xs, dhs, state, cut or T)
         returned = [_returned(found, row, t) for t in range(T)]
-    picture = _Picture(spelled(cell), cell.states, read, said, returned, cut, rolled)
+    picture = _Picture(display_name(cell), cell.states, read, said, returned, cut, rolled)
     width, height = picture.size
     lines = [] if title == "" else [_title(cell.states, truncated, backward, title)]
-    figure, axes, scale = paper.sheet(figure, width, height + 0.5 * len(lines))
-    paper.clean(axes, width, height + 0.5 * len(lines))
+    figure, axes, scale = style.new_figure(figure, width, height + 0.5 * len(lines))
+    style.clear_axes(axes, width, height + 0.5 * len(lines))
     picture.draw(axes, scale)
     for line in lines:
         axes.text(
@@ -120,9 +120,9 @@ def _returned(found: Mapping[str, Array], row: int, t: int) -> str:
         values = gradient[row, t][None]
         if len(found) > 1 and values.size > 1:
             values = np.array([[np.linalg.norm(values)]])
-            texts.append(f"d{name}_{t}\n‖{paper.numbers(values, 'norm')}‖")
+            texts.append(f"d{name}_{t}\n‖{style.numbers(values, 'norm')}‖")
         else:
-            texts.append(f"d{name}_{t}\n{paper.numbers(values, 'norm', True)}")
+            texts.append(f"d{name}_{t}\n{style.numbers(values, 'norm', True)}")
     return "\n".join(texts)
 
 
@@ -157,8 +157,8 @@ class _Picture:
         self.T = len(read)
         loops = 3.6 if len(states) == 1 else 3.64 + 0.28 * len(states)
         self.left = loops if rolled else 0.9  # of the first box
-        below = max(paper.text_size(text)[1] for text in read)
-        above = max(paper.text_size(text)[1] for text in said)
+        below = max(style.text_size(text)[1] for text in read)
+        above = max(style.text_size(text)[1] for text in said)
         self.tall = max(TALL, 0.45 * len(states) + 0.55 + (0.35 if cut else 0))
         self.foot = 0.6 + below + 0.6  # the lower edge of the boxes
         self.top = self.foot + self.tall
@@ -182,7 +182,7 @@ class _Picture:
         if self.cut:
             self._say(
                 self.size[0] / 2, 0.15, "black: forward; brown, dashed: the gradient, backward",
-                size=paper.FONT - 1, color=paper.GREY, va="bottom",
+                size=style.FONT - 1, color=style.GREY, va="bottom",
             )  # fmt: skip
 
     def _x(self, t: int) -> float:
@@ -194,10 +194,10 @@ class _Picture:
         self.axes.add_patch(
             FancyBboxPatch(
                 (x, self.foot), BOX, self.tall, boxstyle="round,pad=0,rounding_size=0.12",
-                facecolor="#FCEBC8", edgecolor=paper.BLACK, linewidth=1.6 * self.scale, zorder=3,
+                facecolor="#FCEBC8", edgecolor=style.BLACK, linewidth=1.6 * self.scale, zorder=3,
             )
         )  # fmt: skip
-        size = min(paper.FONT + 3, BOX / paper.text_size(self.name, 1)[0] * 0.92)
+        size = min(style.FONT + 3, BOX / style.text_size(self.name, 1)[0] * 0.92)
         self._say(x + BOX / 2, self.foot + self.tall / 2, self.name, size=size)
 
     def _column(self, x: float, read: str, said: str, read_text: str, said_text: str) -> None:
@@ -221,18 +221,18 @@ class _Picture:
             return
         y = levels[0] - 0.32
         if (t + 1) % self.cut:
-            self._arrow((end, y), (x, y), color=paper.GRADIENT, dashed=True)
+            self._arrow((end, y), (x, y), color=style.GRADIENT, dashed=True)
             middle, text = (x + end) / 2, self.returned[t]
-            self._say(middle, y - 0.06, text, color=paper.GRADIENT, va="top")
+            self._say(middle, y - 0.06, text, color=style.GRADIENT, va="top")
             return
         middle = (x + end) / 2
         self.axes.plot(
-            [middle] * 2, [self.foot - 0.45, y - 0.15], color=paper.GRADIENT,
+            [middle] * 2, [self.foot - 0.45, y - 0.15], color=style.GRADIENT,
             linewidth=1.6 * self.scale, linestyle=":", zorder=2,
         )  # fmt: skip
-        self._arrow((end, y), (middle + 0.15, y), color=paper.GRADIENT, dashed=True)
-        self._say(middle, y, "✕", color=paper.GRADIENT, size=paper.FONT + 6, weight="bold")
-        self._say(middle, self.foot - 0.5, "cut", color=paper.GRADIENT, va="top")
+        self._arrow((end, y), (middle + 0.15, y), color=style.GRADIENT, dashed=True)
+        self._say(middle, y, "✕", color=style.GRADIENT, size=style.FONT + 6, weight="bold")
+        self._say(middle, self.foot - 0.5, "cut", color=style.GRADIENT, va="top")
 
     def _levels(self) -> list[float]:
         """The heights of the states' arrows: c, the memory, above h."""
@@ -246,7 +246,7 @@ class _Picture:
         self._box(x)
         self._column(x, "x_t", "h_t", "", "")
         # h: what goes out comes in again
-        self.axes.plot([x + BOX / 2], [top], "o", color=paper.BLACK, markersize=7 * self.scale)
+        self.axes.plot([x + BOX / 2], [top], "o", color=style.BLACK, markersize=7 * self.scale)
         self._loop([(x + BOX / 2, top), (x - out, top), (x - out, y), (x, y)])
         self._say(x - out - 0.08, y + 0.2, self.states[0], ha="right")
         for k, state in enumerate(self.states[1:]):
@@ -260,10 +260,10 @@ class _Picture:
 
     def _loop(self, corners: list[tuple[float, float]]) -> None:
         xs, ys = zip(*corners, strict=True)
-        self.axes.plot(xs, ys, color=paper.BLACK, linewidth=1.8 * self.scale, zorder=2)
+        self.axes.plot(xs, ys, color=style.BLACK, linewidth=1.8 * self.scale, zorder=2)
         self._arrow(corners[-2], corners[-1])
 
-    def _arrow(self, start: Any, end: Any, color: str = paper.BLACK, dashed: bool = False) -> None:
+    def _arrow(self, start: Any, end: Any, color: str = style.BLACK, dashed: bool = False) -> None:
         from matplotlib.patches import FancyArrowPatch
 
         self.axes.add_patch(
@@ -274,6 +274,6 @@ class _Picture:
             )
         )  # fmt: skip
 
-    def _say(self, x: float, y: float, text: str, size: float = paper.FONT, **more: Any) -> None:
+    def _say(self, x: float, y: float, text: str, size: float = style.FONT, **more: Any) -> None:
         words = {"ha": "center", "va": "center", "zorder": 4, "parse_math": False, **more}
         self.axes.text(x, y, text, fontsize=size * self.scale, linespacing=1.15, **words)

@@ -9,7 +9,7 @@ import numpy as np
 from ..fonts import choose_fonts
 from ..typing import Array
 from ..validation import expect_float, expect_plain_array
-from . import paper
+from . import style
 from .gif import expect_gif, write_gif
 
 WIDTH, HEIGHT = 8.0, 4.6  # inches
@@ -41,7 +41,7 @@ def valve(opening: float, *, title: str | None = None, figure: Any = None) -> An
     >>> picture = viz.valve(0.7)  # picture.savefig("valve.png")
     """
     opening = _opening("opening", opening)
-    figure, axes, scale = paper.sheet(figure, WIDTH, HEIGHT)
+    figure, axes, scale = style.new_figure(figure, WIDTH, HEIGHT)
     _draw(axes, scale, opening, "A gate controls what flows" if title is None else title)
     return choose_fonts(figure)
 
@@ -97,7 +97,7 @@ def animate_valve(
     if labels is not None and len(labels) != len(numbers):
         raise ValueError(f"labels: expected {len(numbers)}, one a step, got {len(labels)}")
     path = expect_gif(path, seconds, dpi)
-    figure, axes, scale = paper.sheet(None, WIDTH, HEIGHT)
+    figure, axes, scale = style.new_figure(None, WIDTH, HEIGHT)
     titles = [f"step {t}" for t in range(len(numbers))] if labels is None else labels
     draws = [
         partial(_draw, axes, scale, number, title)
@@ -116,7 +116,7 @@ def _opening(name: str, value: float) -> float:
 def _draw(axes: Any, scale: float, opening: float, title: str) -> None:
     from matplotlib.patches import FancyArrowPatch, Rectangle
 
-    paper.clean(axes, WIDTH, HEIGHT)
+    style.clear_axes(axes, WIDTH, HEIGHT)
 
     def box(x: float, y: float, width: float, height: float, colour: str, order: int) -> None:
         style: dict[str, Any] = {"facecolor": colour, "edgecolor": "none", "zorder": order}
@@ -134,7 +134,7 @@ def _draw(axes: Any, scale: float, opening: float, title: str) -> None:
     top = FLOOR + level + TALL  # of the plate, which slides up into its housing
     box(GATE - 0.14, FLOOR + level, 0.28, TALL, STEEL, 4)
     box(GATE - 0.05, top, 0.1, 0.25, "0.25", 4)
-    box(GATE - 0.55, top + 0.2, 1.1, 0.13, paper.ORANGE, 5)
+    box(GATE - 0.55, top + 0.2, 1.1, 0.13, style.ORANGE, 5)
     for start, share in ((LEFT + 0.4, 1.0), (GATE + 0.9, opening)):
         if share > 0:
             axes.add_patch(
@@ -142,11 +142,11 @@ def _draw(axes: Any, scale: float, opening: float, title: str) -> None:
                     (start, FLOOR + share * TALL / 2), (start + 1.8, FLOOR + share * TALL / 2),
                     arrowstyle="simple,head_length=0.7,head_width=0.9,tail_width=0.35",
                     mutation_scale=(8 + 32 * share) * scale, shrinkA=0, shrinkB=0,
-                    color=paper.BLUE, linewidth=0, zorder=2,
+                    color=style.BLUE, linewidth=0, zorder=2,
                 )
             )  # fmt: skip
     little = 0 < opening < 0.01
     shown = "< 0.01 (< 1%)" if little else f"{opening:.2g} ({opening:.0%})"
-    say(RIGHT - 1.5, FLOOR + TALL + 0.75, shown, 26, color=paper.BLUE)
+    say(RIGHT - 1.5, FLOOR + TALL + 0.75, shown, 26, color=style.BLUE)
     say(WIDTH / 2, HEIGHT - 0.3, title, 17)
-    say(WIDTH / 2, 0.4, "0.0: closed          1.0: wide open", paper.FONT, color=paper.GREY)
+    say(WIDTH / 2, 0.4, "0.0: closed          1.0: wide open", style.FONT, color=style.GREY)

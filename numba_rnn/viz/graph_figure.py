@@ -8,11 +8,21 @@ import numpy as np
 from ..fonts import choose_fonts
 from ..typing import Array
 from ..validation import expect_choice
-from . import paper
-from .computation import AFFINE, INPUT, OUTPUT, PARAMETER, Edge, Node, StepGraph, StepNumbers
-from .drawing import GraphPicture, View, Words
-from .observed import Observed, cell_of, observe, spelled
+from . import style
+from .drawing import GraphPicture, Highlight, Labels
 from .operations import is_simple
+from .recording import StepRecord, cell_of, display_name, record_step
+from .step_graph import (
+    AFFINE,
+    INPUT,
+    OUTPUT,
+    PARAMETER,
+    Edge,
+    StepGraph,
+    StepNode,
+    StepValues,
+    affine_option,
+)
 
 SCREEN = 16 / 9
 SHOWN = "values", "gradients", "both", "shapes"
@@ -26,7 +36,7 @@ def graph(
     show: str | None = None,
     step: int = -1,
     state: Sequence[Array] | None = None,
-    affine: str = "gathered",
+    affine: str = "fused",
     large: str = "norm",
     title: str | None = None,
     figure: Any = None,
@@ -52,8 +62,8 @@ def graph(
         The step that is drawn, one of T.
     state : sequence of (N, H) arrays, optional
         The states from which the run starts; zeros if left out.
-    affine : {"gathered", "apart"}
-        "gathered": gates with the same inputs are one Affine, cut by a slice. "apart": each gate
+    affine : {"fused", "apart"}
+        "fused": gates with the same inputs are one Affine, cut by a slice. "apart": each gate
         has an Affine of its own.
     large : {"norm", "mean"}
         How arrays of more than 2 rows or 3 columns are summarised.
@@ -84,25 +94,25 @@ def graph(
     """
     if show is not None:
         expect_choice("show", show, SHOWN)
-    expect_choice("affine", affine, ("gathered", "apart"))
+    affine = affine_option(affine)
     expect_choice("large", large, ("norm", "mean"))
     made = StepGraph(cell_of(layer), affine)
     if xs is None and show in SHOWN[:3]:
         raise ValueError(f"xs: expected an array (N, T, D), to show {show}, got None")
-    seen = _nothing(layer) if xs is None else observe(layer, xs, dhs, state, step)
-    heading = [f"One step of {spelled(made.cell)}" if title is None else title]
+    seen = _nothing(layer) if xs is None else record_step(layer, xs, dhs, state, step)
+    heading = [f"One step of {display_name(made.cell)}" if title is None else title]
     picture = picture_of(made, seen.numbers(made), show, large, heading, named_batch=xs is None)
-    figure, axes, scale = paper.sheet(figure, picture.width, picture.height)
-    picture.draw(axes, scale, heading, View())
+    figure, axes, scale = style.new_figure(figure, picture.width, picture.height)
+    picture.draw(axes, scale, heading, Highlight())
     return choose_fonts(figure)
 
 
-def _nothing(layer: Any) -> Observed:
+def _nothing(layer: Any) -> StepRecord:
     """One row of zeros."""
-    return observe(layer, np.zeros((1, layer.input_size), layer.dtype), None, None, -1)
+    return record_step(layer, np.zeros((1, layer.input_size), layer.dtype), None, None, -1)
 
 
-def _note(show: str | None, words: Words) -> str:
+def _note(show: str | None, words: Labels) -> str:
     """What the numbers are."""
     texts = [*words.values.values(), *words.gradients.values()]
     texts += [text for lines in words.inside.values() for text, _ in lines]
@@ -118,7 +128,7 @@ def _note(show: str | None, words: Words) -> str:
 
 def picture_of(
     made: StepGraph,
-    found: StepNumbers,
+    found: StepValues,
     show: str | None,
     large: str,
     heading: Sequence[str],
@@ -139,13 +149,13 @@ def picture_of(
 
 def _words(
     made: StepGraph,
-    found: StepNumbers,
+    found: StepValues,
     show: str | None,
     large: str,
     named_batch: bool,
     stacked: bool,
     hidden: Set[str],
-) -> Words:
+) -> Labels:
     values: dict[Edge, str] = {}
     gradients: dict[Edge, str] = {}
     for node, k in made.edges:
@@ -153,28 +163,28 @@ def _words(
         name = use.name if _has_name(use.source, node) and use.name not in hidden else ""
         text = ""
         if show in ("values", "both"):
-            text = paper.numbers(found.seen(use), large, stacked)
+            text = style.numbers(found.seen(use), large, stacked)
         elif show == "shapes":
             text = _shape(found.seen(use), named_batch and not use.source.is_of_weights)
         between = "\n" if stacked or "\n" in text else " = "
         values[node, k] = between.join(filter(None, (name, text)))
         if show in ("gradients", "both") and (node, k) in found.edges:
-            gradients[node, k] = paper.numbers(found.edges[node, k], large, stacked)
+            gradients[node, k] = style.numbers(found.edges[node, k], large, stacked)
         if show == "gradients":
             values[node, k] = name
-    inside: dict[Node, list[tuple[str, frozenset[Edge] | None]]] = {}
+    inside: dict[StepNode, list[tuple[str, frozenset[Edge] | None]]] = {}
     for node in made.nodes:
         if node.kind == AFFINE:
             inside[node] = _inside_affine(node, found, show, large)
         elif node.kind == INPUT and len(node.users) > 1 and show in ("gradients", "both"):
             edges = frozenset((user, k) for user, k in made.edges if user.uses[k].source is node)
-            total = paper.numbers(found.gradients[node], large)
+            total = style.numbers(found.gradients[node], large)
             inside[node] = [(f"{node.delta}\n{total}", edges)]
-    return Words(values, gradients, inside)
+    return Labels(values, gradients, inside)
 
 
 def _inside_affine(
-    node: Node, found: StepNumbers, show: str | None, large: str
+    node: StepNode, found: StepValues, show: str | None, large: str
 ) -> list[tuple[str, frozenset[Edge] | None]]:
     """Its parameters, a line each."""
     uses = [(k, use) for k, use in enumerate(node.uses) if use.source.kind == PARAMETER]
@@ -194,11 +204,11 @@ def _inside_affine(
 
 
 def _one_line(array: Array, large: str) -> str:
-    text = paper.numbers(array, large)
-    return text if "\n" not in text else paper.numbers(np.ravel(array), large)
+    text = style.numbers(array, large)
+    return text if "\n" not in text else style.numbers(np.ravel(array), large)
 
 
-def _has_name(source: Node, user: Node) -> bool:
+def _has_name(source: StepNode, user: StepNode) -> bool:
     """Whether the name of what travels says something that the nodes do not."""
     return not source.is_source and user.kind != OUTPUT and is_simple(source.name)
 

@@ -7,16 +7,17 @@ import numpy as np
 
 from ..diagnostics.pictures import COLOURS
 from ..fonts import choose_fonts
+from ..kernels import deprecated
 from ..kernels.cells import Cell
 from ..validation import expect_int
-from . import paper
-from .observed import twin_of
+from . import style
+from .recording import copy_layer
 
 MARKS = "osD^vP*"
 UNITS = (1e9, "GB"), (1e6, "MB"), (1e3, "KB"), (1.0, "bytes")
 
 
-def kept_bytes(layer: Any, N: int, T: int, checkpoint_every: int = 0) -> int:
+def saved_bytes(layer: Any, N: int, T: int, checkpoint_every: int = 0) -> int:
     """Measure the memory that forward keeps for backward, without xs and the parameters.
 
     It is the sum of the sizes of all arrays that are held until backward, after a run over (N, T)
@@ -43,10 +44,10 @@ def kept_bytes(layer: Any, N: int, T: int, checkpoint_every: int = 0) -> int:
     --------
     >>> from numba_rnn import TimeLSTM, viz
     >>> layer = TimeLSTM.create(3, 16, rng=0)
-    >>> viz.kept_bytes(layer, 8, 64) > viz.kept_bytes(layer, 8, 64, checkpoint_every=16)
+    >>> viz.saved_bytes(layer, 8, 64) > viz.saved_bytes(layer, 8, 64, checkpoint_every=16)
     True
     """
-    twin = twin_of(layer)
+    twin = copy_layer(layer)
     twin.checkpoint_every = expect_int("checkpoint_every", checkpoint_every, 0)
     shape = expect_int("N", N), expect_int("T", T), twin.input_size
     xs = twin._engine().to_device(np.zeros(shape, twin.dtype))
@@ -66,7 +67,7 @@ def memory(
 ) -> Any:
     """Draw the memory that forward keeps for backward, over T and for several ``checkpoint_every``.
 
-    Its numbers are ``kept_bytes``, measured on the engine of the layer.
+    Its numbers are ``saved_bytes``, measured on the engine of the layer.
 
     Parameters
     ----------
@@ -98,8 +99,8 @@ def memory(
         if not len(given):
             raise ValueError(f"{name}: expected some numbers, got none")
     steps, dials = sorted(T), list(checkpoint_every)
-    sizes = {k: [kept_bytes(layer, N, t, k) for t in steps] for k in dials}
-    twin, library = twin_of(layer), paper.matplotlib()
+    sizes = {k: [saved_bytes(layer, N, t, k) for t in steps] for k in dials}
+    twin, library = copy_layer(layer), style.matplotlib()
     if figure is None:
         figure = library.figure.Figure(figsize=(8, 5), layout="constrained")
     elif not isinstance(figure, library.figure.FigureBase):
@@ -115,7 +116,7 @@ def memory(
             label="everything" if dial == 0 else f"checkpoint_every = {dial}",
         )  # fmt: skip
         axes.annotate(
-            paper.number(values[-1]), (steps[-1], values[-1]), (8, 0), fontsize=12,
+            style.number(values[-1]), (steps[-1], values[-1]), (8, 0), fontsize=12,
             textcoords="offset points", va="center", color=COLOURS[k % len(COLOURS)],
         )  # fmt: skip
     figure.suptitle(f"Kept by forward for backward, measured: N {N}, H {twin.hidden_size}", size=15)
@@ -148,3 +149,6 @@ def _arrays(thing: Any) -> Iterator[Any]:
         yield from _arrays(list(thing.values()))
     elif hasattr(thing, "__dict__") and not isinstance(thing, Cell) and not hasattr(thing, "xp"):
         yield from _arrays(vars(thing))
+
+
+__getattr__ = deprecated.names_of(__name__)

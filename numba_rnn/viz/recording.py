@@ -11,11 +11,11 @@ from ..kernels.cells import Cell
 from ..layers.recurrent import TimeRecurrent
 from ..typing import Array
 from ..validation import expect_array, expect_finite
-from .computation import StepGraph, StepNumbers
+from .step_graph import StepGraph, StepValues
 
 
 @dataclass(frozen=True)
-class Observed:
+class StepRecord:
     """What one step of a run saw.
 
     inputs  x (N, D) and the states before the step, (N, H), by the names of a graph's inputs
@@ -27,9 +27,9 @@ class Observed:
     params: list[Array]
     dnext: list[Array]
 
-    def numbers(self, graph: StepGraph) -> StepNumbers:
+    def numbers(self, graph: StepGraph) -> StepValues:
         """The step's numbers, node by node."""
-        return StepNumbers(graph, self.inputs, self.params, self.dnext)
+        return StepValues(graph, self.inputs, self.params, self.dnext)
 
 
 def cell_of(layer: Any) -> Cell:
@@ -43,7 +43,7 @@ def cell_of(layer: Any) -> Cell:
     return cell
 
 
-def spelled(cell: Cell) -> str:
+def display_name(cell: Cell) -> str:
     """A cell's name as one writes it: RNN, LSTM, GRU, peephole."""
     return cell.name.upper() if len(cell.name) <= 4 else cell.name
 
@@ -52,10 +52,10 @@ def run_forward(layer: Any, xs: Array, state: Sequence[Array] | None = None) -> 
     """hs (N, T, H) of xs (N, T, D); the layer is left as it is."""
     expect_array("xs", xs, ("rows", "T", layer.input_size), layer.dtype)
     expect_finite("xs", xs)
-    return to_host(twin_of(layer, state).forward(xs))
+    return to_host(copy_layer(layer, state).forward(xs))
 
 
-def came_back(
+def upstream_grads(
     layer: Any, xs: Array, dhs: Array, state: Sequence[Array] | None, block: int
 ) -> dict[str, Array]:
     """By the state's name: the gradient (N, T, H) that each step got from those after it.
@@ -68,7 +68,7 @@ def came_back(
     found: dict[str, list[Array]] = {name: [] for name in cell_of(layer).states}
     for start in range(0, xs.shape[1], block):
         part = slice(start, start + block)
-        twin = twin_of(layer, state)
+        twin = copy_layer(layer, state)
         twin.forward(xs[:, part], trace=True)
         twin.backward(dhs[:, part])
         assert twin.trace is not None
@@ -80,7 +80,7 @@ def came_back(
     return {**together, output: together[output] - dhs}
 
 
-def twin_of(layer: Any, state: Sequence[Array] | None = None) -> TimeRecurrent:
+def copy_layer(layer: Any, state: Sequence[Array] | None = None) -> TimeRecurrent:
     """A layer over time with copies of a layer's parameters, from a state; None: zeros."""
     cell = cell_of(layer)
     params = [np.array(to_host(param)) for param in layer.params[: len(cell.shapes(1, 1))]]
@@ -90,9 +90,9 @@ def twin_of(layer: Any, state: Sequence[Array] | None = None) -> TimeRecurrent:
     return twin
 
 
-def observe(
+def record_step(
     layer: Any, xs: Array, dhs: Array | None, state: Sequence[Array] | None, step: int
-) -> Observed:
+) -> StepRecord:
     """Run forward and backward over xs (N, T, D), or one step (N, D), and look at a step.
 
     dhs    the gradient of every output; None: ones at that step, zeros elsewhere
@@ -111,7 +111,7 @@ def observe(
         raise TypeError(f"step: expected a whole number, got {step!r}")
     if not -T <= step < T:
         raise ValueError(f"step: expected {-T} to {T - 1}, got {step}")
-    twin = twin_of(layer, state)
+    twin = copy_layer(layer, state)
     hs = twin.forward(xs, trace=True)
     if dhs is None:
         dhs = np.zeros(hs.shape, dtype)
@@ -123,4 +123,4 @@ def observe(
     before, gradients = twin.trace.before, twin.trace.gradients
     inputs = {"x": xs[:, step], **{f"{s}_prev": before[s][:, step] for s in cell.states}}
     params = [to_host(param) for param in twin.params]
-    return Observed(inputs, params, [gradients[s][:, step] for s in cell.states])
+    return StepRecord(inputs, params, [gradients[s][:, step] for s in cell.states])

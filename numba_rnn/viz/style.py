@@ -29,7 +29,7 @@ def matplotlib() -> ModuleType:
     return matplotlib
 
 
-def sheet(figure: Any, width: float, height: float) -> tuple[Any, Any, float]:
+def new_figure(figure: Any, width: float, height: float) -> tuple[Any, Any, float]:
     """A figure, axes that fill it and measure width by height inches, and the scale of its fonts.
 
     Drawn on a figure that is given it all shrinks or grows to fit.
@@ -40,13 +40,13 @@ def sheet(figure: Any, width: float, height: float) -> tuple[Any, Any, float]:
     elif not isinstance(figure, library.figure.FigureBase):
         raise TypeError(f"figure: expected a matplotlib Figure, got {type(figure).__name__}")
     axes = figure.add_axes((0, 0, 1, 1))
-    clean(axes, width, height)
+    clear_axes(axes, width, height)
     box = figure.bbox
     scale = min(box.width / width, box.height / height) / figure.dpi
     return figure, axes, float(scale)
 
 
-def clean(axes: Any, width: float, height: float) -> None:
+def clear_axes(axes: Any, width: float, height: float) -> None:
     """Empty axes, one unit an inch."""
     axes.clear()
     axes.set_xlim(0, width)

@@ -17,7 +17,7 @@ STEEP, MOST = 0.12, 0.5  # of the height that an edge climbs; inches
 
 
 @dataclass(eq=False)
-class Item:
+class Box:
     """Something with a place: a node, what is written on an edge, or an edge that passes.
 
     above, below  how far it reaches from y, where edges meet it
@@ -33,12 +33,12 @@ class Item:
     x: float = 0.0
     y: float = 0.0
     span: float = 0.0
-    before: list["Item"] = field(default_factory=list, repr=False)
-    after: list["Item"] = field(default_factory=list, repr=False)
+    before: list["Box"] = field(default_factory=list, repr=False)
+    after: list["Box"] = field(default_factory=list, repr=False)
 
 
 @dataclass(frozen=True)
-class Placed:
+class GraphLayout:
     """A layout.
 
     nodes          for each node its item
@@ -47,9 +47,9 @@ class Placed:
     width, height  of all; y goes up
     """
 
-    nodes: list[Item]
-    paths: list[list[Item]]
-    labels: list[Item]
+    nodes: list[Box]
+    paths: list[list[Box]]
+    labels: list[Box]
     width: float
     height: float
 
@@ -61,7 +61,7 @@ def place(
     late: Sequence[int] = (),
     last: Sequence[int] = (),
     gap: Size = (0.42, 0.22),
-) -> Placed:
+) -> GraphLayout:
     """Place nodes, which are numbered so that edges lead from lower to higher numbers.
 
     sizes  of the nodes: width, height
@@ -73,11 +73,11 @@ def place(
     """
     columns = _columns(len(sizes), edges, late, last)
     nodes = [
-        Item(width, height / 2, height / 2, column, is_node=True)
+        Box(width, height / 2, height / 2, column, is_node=True)
         for (width, height), column in zip(sizes, columns, strict=True)
     ]
     paths, labels = _paths(nodes, edges, texts)
-    rows: list[list[Item]] = [[] for _ in range(max(columns) + 1)]
+    rows: list[list[Box]] = [[] for _ in range(max(columns) + 1)]
     for item in dict.fromkeys([*nodes, *(item for path in paths for item in path)]):
         rows[item.column].append(item)
     for path in paths:
@@ -94,7 +94,7 @@ def place(
             item.y -= low
     height = max(item.y + item.above for row in rows for item in row)
     width = max(item.x + item.width / 2 for item in rows[-1])
-    return Placed(nodes, paths, labels, width, height)
+    return GraphLayout(nodes, paths, labels, width, height)
 
 
 def _columns(
@@ -111,8 +111,8 @@ def _columns(
 
 
 def _paths(
-    nodes: Sequence[Item], edges: Sequence[tuple[int, int]], texts: Sequence[Text]
-) -> tuple[list[list[Item]], list[Item]]:
+    nodes: Sequence[Box], edges: Sequence[tuple[int, int]], texts: Sequence[Text]
+) -> tuple[list[list[Box]], list[Box]]:
     """Each edge as a chain of items, an item a column; its text in the emptiest odd one."""
     load: dict[int, float] = {}
     paths, labels = [], []
@@ -122,7 +122,7 @@ def _paths(
         chosen = min(odd, key=lambda column: (load.get(column, 0.0), column))
         load[chosen] = load.get(chosen, 0.0) + above + below
         passing = [
-            Item(width, above, below, c) if c == chosen else Item(0.0, 0.05, 0.05, c)
+            Box(width, above, below, c) if c == chosen else Box(0.0, 0.05, 0.05, c)
             for c in range(first.column + 1, end.column)
         ]
         paths.append([first, *passing, end])
@@ -133,7 +133,7 @@ def _paths(
 # ---- the order in a column: as few crossings as barycentres find
 
 
-def _order(rows: list[list[Item]]) -> None:
+def _order(rows: list[list[Box]]) -> None:
     """From several starts, the same every time."""
     rng, found = random.Random(0), []
     for start in range(STARTS):
@@ -145,7 +145,7 @@ def _order(rows: list[list[Item]]) -> None:
     rows[:] = min(found, key=lambda result: result[0])[1]
 
 
-def _swept(rows: list[list[Item]]) -> tuple[int, list[list[Item]]]:
+def _swept(rows: list[list[Box]]) -> tuple[int, list[list[Box]]]:
     """Crossings, and the order that has them."""
     place_of = {item: k for row in rows for k, item in enumerate(row)}
     best = _crossings(rows), [list(row) for row in rows]
@@ -165,7 +165,7 @@ def _swept(rows: list[list[Item]]) -> tuple[int, list[list[Item]]]:
     return best
 
 
-def _crossings(rows: Sequence[Sequence[Item]]) -> int:
+def _crossings(rows: Sequence[Sequence[Box]]) -> int:
     count = 0
     for row, following in pairwise(rows):
         at = {item: k for k, item in enumerate(following)}
@@ -179,7 +179,7 @@ def _crossings(rows: Sequence[Sequence[Item]]) -> int:
 # ---- heights: everything beside what it is joined to, as near as its neighbours let it
 
 
-def _heights(rows: Sequence[Sequence[Item]], gap: float) -> None:
+def _heights(rows: Sequence[Sequence[Box]], gap: float) -> None:
     for row in rows:
         _settle(row, gap, dict.fromkeys(row, 0.0))
     for sweep in range(4 * SWEEPS):
@@ -187,13 +187,13 @@ def _heights(rows: Sequence[Sequence[Item]], gap: float) -> None:
             _settle(row, gap, {item: _beside(item) for item in row})
 
 
-def _beside(item: Item) -> float:
+def _beside(item: Box) -> float:
     """The height of its neighbours; above all of those that pass, so that lines are straight."""
     beside = [(b.y, 1 if b.is_node else 6) for b in (*item.before, *item.after)]
     return sum(y * w for y, w in beside) / sum(w for _, w in beside) if beside else item.y
 
 
-def _settle(row: Sequence[Item], gap: float, wanted: Mapping[Item, float]) -> None:
+def _settle(row: Sequence[Box], gap: float, wanted: Mapping[Box, float]) -> None:
     """Heights closest to those wanted that keep order and distance: isotonic regression.
 
     A column's first item is its lowest.
@@ -213,13 +213,11 @@ def _settle(row: Sequence[Item], gap: float, wanted: Mapping[Item, float]) -> No
         item.y = shift + offset
 
 
-def _straighten(
-    rows: Sequence[Sequence[Item]], gap: float, paths: Sequence[Sequence[Item]]
-) -> None:
+def _straighten(rows: Sequence[Sequence[Box]], gap: float, paths: Sequence[Sequence[Box]]) -> None:
     """Let as much of an edge as can lie at one height."""
     place_of = {item: k for row in rows for k, item in enumerate(row)}
 
-    def fits(item: Item, y: float) -> bool:
+    def fits(item: Box, y: float) -> bool:
         row, k = rows[item.column], place_of[item]
         low = row[k - 1].y + row[k - 1].above + gap + item.below if k else y
         high = y
@@ -233,7 +231,7 @@ def _straighten(
             item for item, beside in ((first, first.after), (end, end.before)) if len(beside) == 1
         ]
 
-        def straight(y: float, inner: list[Item] = inner, ends: list[Item] = ends) -> float:
+        def straight(y: float, inner: list[Box] = inner, ends: list[Box] = ends) -> float:
             reached = sum(abs(item.y - y) < 1e-9 for item in ends)
             return sum(fits(item, y) for item in inner) + 0.5 * reached
 
@@ -246,7 +244,7 @@ def _straighten(
                 item.y = beside.y
 
 
-def _align(rows: Sequence[Sequence[Item]], gap: float) -> None:
+def _align(rows: Sequence[Sequence[Box]], gap: float) -> None:
     """Columns as wide as what stands in them, farther apart where edges between them are steep."""
     right = 0.0
     for row in rows:

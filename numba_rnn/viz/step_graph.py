@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from ..kernels import deprecated
 from ..kernels.autodiff import graph as traced
 from ..kernels.autodiff.tracing import Tracer
 from ..kernels.cells import Cell
 from ..typing import Array
+from ..validation import expect_choice
 from .operations import Operation, is_simple, normalise, normalised_back
 
 INPUT, PARAMETER, OUTPUT = "input", "parameter", "output"
@@ -32,13 +34,13 @@ class Use:
     blocks  which blocks of H columns it is; None: all
     """
 
-    source: "Node"
+    source: "StepNode"
     name: str
     blocks: tuple[int, ...] | None = None
 
 
 @dataclass(eq=False)
-class Node:
+class StepNode:
     """One node of the graph.
 
     kind       one of the names above
@@ -55,7 +57,7 @@ class Node:
     uses: tuple[Use, ...] = ()
     products: int = 0
     operation: Operation | None = None
-    users: list["Node"] = field(default_factory=list, repr=False)
+    users: list["StepNode"] = field(default_factory=list, repr=False)
 
     @property
     def is_source(self) -> bool:
@@ -83,13 +85,21 @@ class Node:
         return f"d{self.name}" if is_simple(self.name) else f"d({self.name})"
 
 
-Edge = tuple[Node, int]  # a node, and which of its uses
+Edge = tuple[StepNode, int]  # a node, and which of its uses
+
+
+def affine_option(name: str) -> str:
+    """The option ``affine`` of pictures, checked; "fused" was "gathered"."""
+    if name == "gathered":
+        deprecated.warn('affine="gathered"', 'affine="fused"')
+        name = "fused"
+    return expect_choice("affine", name, ("fused", "apart"))
 
 
 class StepGraph:
     """The graph of one step.
 
-    affine  "gathered": gates that see the same share one Affine, "apart": each has its own
+    affine  "fused": gates that see the same share one Affine, "apart": each has its own
 
     nodes    all, each after those that it uses
     inputs   x and the states before the step, by name
@@ -97,11 +107,11 @@ class StepGraph:
     outputs  the states after the step, by name
     """
 
-    def __init__(self, cell: Cell, affine: str = "gathered") -> None:
-        self.cell, self.nodes = cell, list[Node]()
-        self._gathered = affine == "gathered"
+    def __init__(self, cell: Cell, affine: str = "fused") -> None:
+        self.cell, self.nodes = cell, list[StepNode]()
+        self._fused = affine == "fused"
         self.inputs = {"x": self._add(INPUT, "x_t", "x")}
-        self.params: dict[str, Node] = {}
+        self.params: dict[str, StepNode] = {}
         trace = Tracer(cell.name)
         gates = [trace.graph.input("gate", name) for name in cell.gates]
         states = [trace.graph.input("state", name) for name in cell.states]
@@ -130,8 +140,10 @@ class StepGraph:
 
     # ---- making it
 
-    def _add(self, kind: str, label: str, name: str, uses: Sequence[Use] = (), **more: Any) -> Node:
-        node = Node(kind, label, name, tuple(uses), **more)
+    def _add(
+        self, kind: str, label: str, name: str, uses: Sequence[Use] = (), **more: Any
+    ) -> StepNode:
+        node = StepNode(kind, label, name, tuple(uses), **more)
         self.nodes.append(node)
         return node
 
@@ -164,7 +176,7 @@ class StepGraph:
         for g, name in enumerate(cell.gates):
             if name not in cell.weights and name not in cell.operand_gate:
                 sees = g in cell.input_gates, g in cell.recurrent_gates, name in cell.second_product
-                groups.setdefault(sees if self._gathered else g, []).append(g)
+                groups.setdefault(sees if self._fused else g, []).append(g)
         return {g: tuple(group) for group in groups.values() for g in group}
 
     def _convert(self, node: traced.Node) -> Use:
@@ -192,10 +204,10 @@ class StepGraph:
         made = self._add(OPERATION, operation.label, name, uses, operation=operation)
         return self._use(made)
 
-    def _use(self, node: Node) -> Use:
+    def _use(self, node: StepNode) -> Use:
         return Use(node, node.name)
 
-    def _param(self, name: str) -> Node:
+    def _param(self, name: str) -> StepNode:
         if name not in self.params:
             self.params[name] = self._add(PARAMETER, name, name)
         return self.params[name]
@@ -232,7 +244,7 @@ class StepGraph:
         cut = self._add(SLICE, "slice", name, (made,))
         return {g: Use(cut, f"a_{gates[k]}", (k,)) for k, g in enumerate(group)}
 
-    def _spelled(self, pairs: Sequence[tuple[Use, Use]], biases: Sequence[Use]) -> Node:
+    def _spelled(self, pairs: Sequence[tuple[Use, Use]], biases: Sequence[Use]) -> StepNode:
         """x Wx and h Wh as nodes, and one sum of all."""
         products = [self._add(PRODUCT, "MatMul", f"{a.name} {b.name}", (a, b)) for a, b in pairs]
         return self._add(SUM, "+", "t", [*map(self._use, products), *biases])
@@ -287,7 +299,7 @@ def _nodes(result: Any) -> Any:
 # ---- numbers
 
 
-class StepNumbers:
+class StepValues:
     """A graph's values and gradients, for given inputs and gradients of its outputs.
 
     inputs  x (N, D) and the states before, (N, H), by the names of ``graph.inputs``
@@ -308,7 +320,7 @@ class StepNumbers:
     ) -> None:
         self.graph = graph
         self._H = graph.cell.hidden_size(params)
-        self.values: dict[Node, Array] = {graph.inputs[name]: a for name, a in inputs.items()}
+        self.values: dict[StepNode, Array] = {graph.inputs[name]: a for name, a in inputs.items()}
         whole = _named_params(graph.cell, params)
         self.values |= {node: whole[name] for name, node in graph.params.items()}
         for node in graph.nodes:
@@ -333,7 +345,7 @@ class StepNumbers:
         H = self._H
         return np.concatenate([np.arange(k * H, (k + 1) * H) for k in blocks])
 
-    def _forward(self, node: Node) -> Array:
+    def _forward(self, node: StepNode) -> Array:
         seen = [self.seen(use) for use in node.uses]
         if node.kind in (PRODUCT, AFFINE):
             count = node.products if node.kind == AFFINE else 1
@@ -345,7 +357,7 @@ class StepNumbers:
             return normalise(seen[0])[0]
         return _total(seen)
 
-    def _backward(self, node: Node) -> None:
+    def _backward(self, node: StepNode) -> None:
         d = self.gradients[node]
         for k, (use, found) in enumerate(zip(node.uses, self._back(node, d), strict=True)):
             if found is None:
@@ -357,7 +369,7 @@ class StepNumbers:
             places = ... if use.blocks is None else (..., self._places(use.blocks))
             self.gradients[use.source][places] += found
 
-    def _back(self, node: Node, d: Array) -> Sequence[Array | None]:
+    def _back(self, node: StepNode, d: Array) -> Sequence[Array | None]:
         seen = [self.seen(use) for use in node.uses]
         if node.kind in (PRODUCT, AFFINE):
             count = 2 * (node.products if node.kind == AFFINE else 1)
