@@ -22,6 +22,8 @@ _OURS = PACKAGE, "importlib"
 
 # within the package; all that is in a package that was renamed, too
 MODULES = {
+    "diagnostics.pictures": "diagnostics.plots",
+    "diagnostics.measures": "diagnostics.metrics",
     "viz.layout": "viz.graph_layout",
     "viz.graphs": "viz.graph_figure",
     "viz.computation": "viz.step_graph",

@@ -681,7 +681,7 @@ def plot_internals(model: Rnnlm, tokens: list[str], folder: str | Path) -> list[
         Without matplotlib; the message names the remedy.
     """
     from .diagnostics import plot_gates, plot_gradient_flow, plot_saturation, plot_spectrum
-    from .diagnostics.measures import bounded_gates
+    from .diagnostics.metrics import bounded_gates
 
     several = len(model.recurrent) > 1
     named = {f"layer {k}" if several else "": layer for k, layer in enumerate(model.recurrent)}

@@ -15,7 +15,7 @@ from fake_device import use_fake_device
 from helpers import CALLING_ALL, central_differences, run_python
 from numba_rnn import diagnostics as d
 from numba_rnn import jobs
-from numba_rnn.diagnostics.measures import thresholds
+from numba_rnn.diagnostics.metrics import thresholds
 from numba_rnn.models import Rnnlm
 from numba_rnn.text import Vocabulary
 

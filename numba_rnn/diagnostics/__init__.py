@@ -9,11 +9,11 @@ Numbers and tables need NumPy alone; pictures need matplotlib (``pip install "nu
 table is a dict of columns of equal length, one row for each observation:
 ``pandas.DataFrame(table)``.
 
-The measures and their sources are in ``numba_rnn/diagnostics/measures.py``, the drawings in
-``numba_rnn/diagnostics/pictures.py``.
+The measures and their sources are in ``numba_rnn/diagnostics/metrics.py``, the drawings in
+``numba_rnn/diagnostics/plots.py``.
 """
 
-from .measures import (
+from .metrics import (
     Table,
     gradient_flow,
     gradient_growth,
@@ -22,7 +22,7 @@ from .measures import (
     spectrum,
     value_range,
 )
-from .pictures import plot_gates, plot_gradient_flow, plot_saturation, plot_spectrum
+from .plots import plot_gates, plot_gradient_flow, plot_saturation, plot_spectrum
 from .report import summary
 
 __all__ = [

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ..diagnostics.pictures import COLOURS
+from ..diagnostics.plots import COLOURS
 from ..fonts import choose_fonts
 from ..kernels import deprecated
 from ..kernels.cells import Cell

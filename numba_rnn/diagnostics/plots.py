@@ -20,7 +20,7 @@ from ..layers.trace import Trace
 from ..optional_deps import optional_import
 from ..typing import Array, BoolArray
 from ..validation import expect_choice, expect_int
-from .measures import (
+from .metrics import (
     bounded_gates,
     expect_trace,
     gradient_growth,
