@@ -35,7 +35,7 @@ from numba_rnn.functions import tanh
 from numba_rnn.kernels.cpu import launch, threads
 from numba_rnn.sklearn import RNNClassifier, RNNForecaster, RNNRegressor
 from numba_rnn.sklearn.network import Network
-from numba_rnn.sklearn.sequences import block, warn_of_scale
+from numba_rnn.sklearn.sequences import pad, warn_of_scale
 from numba_rnn.training import AdamW, TrainingDiverged
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "digits.py"
@@ -288,7 +288,7 @@ def test_a_sequence_is_read_alike_alone_and_among_others(
 )
 def test_the_networks_gradients(lengths, layers, bidirectional, per_step, cell):
     rng = np.random.default_rng(0)
-    xs, found = block([rng.standard_normal((T, 2)) for T in lengths])
+    xs, found = pad([rng.standard_normal((T, 2)) for T in lengths])
     network = Network(
         2, 3, cell=cell, hidden_size=3, layers=layers, bidirectional=bidirectional, dropout=0.0,
         per_step=per_step, dtype="float64", rng=rng,
@@ -576,7 +576,7 @@ def test_a_long_horizon_is_judged_by_what_came_before():
     """One forecast at least is judged, and it has read all but what is held out."""
     series = np.sin(np.arange(60) / 3)[:, None]
     model = RNNForecaster(horizon=20, early_stopping=True, max_epochs=1, random_state=0)
-    _, valid = model._parted([(series, np.zeros((60, 0)))])
+    _, valid = model._split_ends([(series, np.zeros((60, 0)))])
     ts, mask = valid.targets()
     assert mask.sum() == 2  # 21 steps are held out
     assert np.flatnonzero(mask[0]).tolist() == [38, 39]
@@ -609,9 +609,9 @@ def test_class_weights_weigh_the_loss(per_step):
     said = np.concatenate(model.predict_proba(xs)) if per_step else model.predict_proba(xs)
     of_each = [weights[label] for label in flat]
     want = log_loss(flat, said, sample_weight=of_each, labels=[0, 1, 2])
-    rows, lengths = block(xs)
+    rows, lengths = pad(xs)
     scores = model.network_.forward(rows, lengths)
-    ts, there = block(y) if per_step else (y[:, None], None)
+    ts, there = pad(y) if per_step else (y[:, None], None)
     mask = None if there is None else np.arange(ts.shape[1]) < there[:, None]
     value, gradient = model._loss(scores, ts, mask)
     assert value == pytest.approx(want, rel=1e-10)

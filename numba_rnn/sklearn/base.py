@@ -21,7 +21,7 @@ from ..training.clipping import global_norm
 from ..typing import AnyArray, Array, BoolArray
 from ..validation import expect_float, expect_float_dtype, expect_int
 from .frames import (
-    Step,
+    TimeStep,
     are_names,
     columns_of,
     expect_column_order,
@@ -31,7 +31,7 @@ from .frames import (
     index_of,
 )
 from .network import Network, expect_sizes
-from .sequences import Examples, Sequences, block, is_table, listed, mask_of, read_sequences
+from .sequences import SequenceDataset, Sequences, is_table, listed, mask_of, pad, read_sequences
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -212,7 +212,7 @@ class RecurrentEstimator(BaseEstimator):
             self._columns = None if table else names
         return found
 
-    def _expect_times(self, X: Any, features: int, reset: bool) -> Step | None:
+    def _expect_times(self, X: Any, features: int, reset: bool) -> TimeStep | None:
         """Refuse steps that are not in order, or not as far from each other as those of fit.
 
         Returns the time from a step to the next, that of the longest sequence.
@@ -227,7 +227,7 @@ class RecurrentEstimator(BaseEstimator):
             names = ["X"]
             steps = [expect_column_order("X", X, even=even, features=features)]
         known = [(step.number, -k, step) for k, step in enumerate(steps) if step is not None]
-        expected, of = None if self._step is None else Step(*self._step), "in fit"
+        expected, of = None if self._step is None else TimeStep(*self._step), "in fit"
         if reset:
             _, k, expected = max(known, default=(0, 0, None))
             of = f"in {names[-k]}"
@@ -242,7 +242,7 @@ class RecurrentEstimator(BaseEstimator):
         loss = TimeMSE()
         return float(loss.forward(scores, ts, mask)), loss.backward()
 
-    def _begin(self, examples: Examples, outputs: int, anew: bool) -> None:
+    def _begin(self, examples: SequenceDataset, outputs: int, anew: bool) -> None:
         """Make the network, or see that the one that is there fits."""
         first = examples.xs[0]
         config = {"input_size": first.shape[1], "output_size": outputs, "dtype": first.dtype.name}
@@ -270,7 +270,11 @@ class RecurrentEstimator(BaseEstimator):
         return made
 
     def _fit(
-        self, examples: Examples, outputs: int, valid: Examples | None = None, strata: Any = None
+        self,
+        examples: SequenceDataset,
+        outputs: int,
+        valid: SequenceDataset | None = None,
+        strata: Any = None,
     ) -> Self:
         """Train on examples.
 
@@ -303,7 +307,7 @@ class RecurrentEstimator(BaseEstimator):
             self.network_.load_arrays(best)
         return self
 
-    def _partial_fit(self, examples: Examples, outputs: int) -> Self:
+    def _partial_fit(self, examples: SequenceDataset, outputs: int) -> Self:
         """Train on examples once, with the same optimiser as the last time."""
         self._begin(examples, outputs, not hasattr(self, "network_"))
         if self._optimiser is None:
@@ -313,7 +317,9 @@ class RecurrentEstimator(BaseEstimator):
         ]  # fmt: skip
         return self
 
-    def _held_out(self, examples: Examples, strata: Any) -> tuple[Examples, Examples]:
+    def _held_out(
+        self, examples: SequenceDataset, strata: Any
+    ) -> tuple[SequenceDataset, SequenceDataset]:
         """Some examples for training, the others for validation."""
         share = expect_float("validation_fraction", self.validation_fraction, 0, 1, low_open=True)
         seed = int(self._rng.integers(2**31))
@@ -331,7 +337,7 @@ class RecurrentEstimator(BaseEstimator):
         name = type(self).__name__
         return progress_bar(range(epochs), desc=name, unit="epoch", shown=bool(self.verbose))
 
-    def _train(self, examples: Examples, optimiser: Optimiser, bar: Any = None) -> float:
+    def _train(self, examples: SequenceDataset, optimiser: Optimiser, bar: Any = None) -> float:
         """One epoch; its mean loss.
 
         bar  its clock starts after the first batch of all, which takes compilation, too
@@ -340,7 +346,7 @@ class RecurrentEstimator(BaseEstimator):
         total, started = 0.0, False
         with network.lock:
             for batch in examples.batches(size, self._rng.permutation(len(examples))):
-                scores = network.forward(*block(batch.xs), train_flg=True)
+                scores = network.forward(*pad(batch.xs), train_flg=True)
                 loss, dscores = self._loss(scores, *batch.targets())
                 network.backward(dscores)
                 norm = float(self._clipped(network.grads))
@@ -361,12 +367,12 @@ class RecurrentEstimator(BaseEstimator):
         """Clip the gradients, where that is wanted; their norm before."""
         return global_norm(grads) if self.clip is None else clip_grads(grads, self.clip)
 
-    def _evaluate(self, examples: Examples) -> float:
+    def _evaluate(self, examples: SequenceDataset) -> float:
         """The mean loss, without dropout."""
         total = 0.0
         with self.network_.lock:
             for batch in examples.batches(self.batch_size, np.arange(len(examples))):
-                scores = self.network_.forward(*block(batch.xs))
+                scores = self.network_.forward(*pad(batch.xs))
                 total += self._loss(scores, *batch.targets())[0] * batch.count
             self.network_.forget()
         return total / examples.count
@@ -379,7 +385,7 @@ class RecurrentEstimator(BaseEstimator):
         size, network, found = expect_int("batch_size", self.batch_size), self.network_, []
         with network.lock:
             for start in range(0, len(xs), size):
-                batch, lengths = block(xs[start : start + size])
+                batch, lengths = pad(xs[start : start + size])
                 scores = to_host(network.forward(batch, lengths))
                 if network.per_step and lengths is not None:
                     found.append(scores[mask_of(lengths)])

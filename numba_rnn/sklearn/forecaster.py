@@ -27,7 +27,7 @@ from .frames import (
     index_of,
 )
 from .sequences import (
-    Examples,
+    SequenceDataset,
     Sequences,
     is_table,
     lengths_of,
@@ -237,7 +237,7 @@ class RNNForecaster(RecurrentEstimator):
         known = self._read_exogenous(exogenous, X, series, 0, reset=True)
         train, valid = list(zip(series, known, strict=True)), None
         if self.early_stopping:
-            train, valid = self._parted(train)
+            train, valid = self._split_ends(train)
         return self._fit(self._examples(train), self._outputs, valid)
 
     @all_or_nothing
@@ -266,7 +266,7 @@ class RNNForecaster(RecurrentEstimator):
             self._examples(list(zip(series, known, strict=True))), self._outputs
         )
 
-    def _parted(self, series: list[Any]) -> tuple[list[Any], Examples]:
+    def _split_ends(self, series: list[Any]) -> tuple[list[Any], SequenceDataset]:
         """The beginnings of the series; and forecasts of their ends, which are held out.
 
         Those are made as ``predict`` makes them: from all steps before, or from a window of them.
@@ -274,7 +274,7 @@ class RNNForecaster(RecurrentEstimator):
         share = expect_float("validation_fraction", self.validation_fraction, 0, 1, low_open=True)
         least = self.horizon + 1
         early: list[Any] = []
-        judged: list[Examples] = []
+        judged: list[SequenceDataset] = []
         for values, known in series:
             held = max(round(share * len(values)), least)
             if len(values) - held < least:
@@ -284,24 +284,24 @@ class RNNForecaster(RecurrentEstimator):
                 )
             early.append((values[:-held], known[:-held]))
             judged.append(self._judged(values, known, held - self.horizon + 1))
-        return early, Examples(
+        return early, SequenceDataset(
             [xs for part in judged for xs in part.xs],
             [ts for part in judged for ts in part.ts],
             np.concatenate([part.last for part in judged]),
         )
 
-    def _judged(self, values: Array, known: Array, count: int) -> Examples:
+    def _judged(self, values: Array, known: Array, count: int) -> SequenceDataset:
         """The last ``count`` forecasts whose targets are known."""
         inputs, targets = self._inputs_and_targets(values, known)
         if not self._window:
-            return Examples([inputs], [targets], np.array([count]))
+            return SequenceDataset([inputs], [targets], np.array([count]))
         ends = range(len(inputs) - count + 1, len(inputs) + 1)
         windows = [slice(max(end - self._window, 0), end) for end in ends]
-        return Examples(
+        return SequenceDataset(
             [inputs[w] for w in windows], [targets[w] for w in windows], np.ones(count, int)
         )
 
-    def _examples(self, series: list[Any]) -> Examples:
+    def _examples(self, series: list[Any]) -> SequenceDataset:
         """The windows of all series, and the targets of each of their steps."""
         xs: list[Array] = []
         ts: list[Array] = []
@@ -312,7 +312,7 @@ class RNNForecaster(RecurrentEstimator):
             for start in range(last % stride, last + 1, stride):
                 xs.append(inputs[start : start + width])
                 ts.append(targets[start : start + width])
-        return Examples(xs, ts)
+        return SequenceDataset(xs, ts)
 
     def _inputs_and_targets(self, values: Array, known: Array) -> tuple[Array, Array]:
         """The inputs at the steps whose future is known, and that future: the targets."""

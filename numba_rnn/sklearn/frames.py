@@ -65,7 +65,7 @@ def index_of(frame: Any) -> Any:
     return index if hasattr(index, "inferred_type") else None
 
 
-class Step(NamedTuple):
+class TimeStep(NamedTuple):
     """The time from a step to the next in seconds: the shortest, the longest; how many, in all."""
 
     shortest: float
@@ -79,7 +79,7 @@ class Step(NamedTuple):
         unit, size = next((unit, size) for unit, size in units if mean > 0.9 * size)
         return f"{mean / (size or 1):.3g} {unit}"
 
-    def fits(self, other: "Step") -> bool:
+    def fits(self, other: "TimeStep") -> bool:
         """Whether both may be of one frequency.
 
         Months, and days where clocks are changed, are of different lengths. Working days are told
@@ -92,7 +92,7 @@ class Step(NamedTuple):
         return min(self.number, other.number) < 10 or 0.8 < ratio < 1.25
 
 
-def expect_order(name: str, index: Any, *, even: bool, axis: int = 0) -> Step | None:
+def expect_order(name: str, index: Any, *, even: bool, axis: int = 0) -> TimeStep | None:
     """Raises ValueError where pandas' labels of steps are not in the order of time.
 
     even  True: steps are evenly spaced in time, too, so that none is missing or there twice
@@ -120,7 +120,7 @@ def expect_order(name: str, index: Any, *, even: bool, axis: int = 0) -> Step | 
     return _step_of(next(sound, None)) if even else None
 
 
-def expect_column_order(name: str, X: Any, *, even: bool, features: int = 1) -> Step | None:
+def expect_column_order(name: str, X: Any, *, even: bool, features: int = 1) -> TimeStep | None:
     """``expect_order`` for the columns of a table, of which each step has so many."""
     columns = getattr(X, "columns", None)
     if columns is None or getattr(columns, "nlevels", 2) > 1:  # no pandas, or not times alone
@@ -128,7 +128,7 @@ def expect_column_order(name: str, X: Any, *, even: bool, features: int = 1) -> 
     return expect_order(name, columns[::features], even=even, axis=1)
 
 
-def expect_step(name: str, step: Step | None, expected: Step | None, of: str) -> None:
+def expect_step(name: str, step: TimeStep | None, expected: TimeStep | None, of: str) -> None:
     """Raises ValueError where series are of another frequency than others; None: not known."""
     if step is not None and expected is not None and not step.fits(expected):
         raise ValueError(
@@ -208,7 +208,7 @@ def _fault(name: str, labels: Any, reading: Reading, even: bool, axis: int) -> s
     return ""
 
 
-def _step_of(index: Any) -> Step | None:
+def _step_of(index: Any) -> TimeStep | None:
     """The step of an index of times."""
     if index is None or index.inferred_type not in TIMES or len(index) < 2:
         return None
@@ -216,7 +216,7 @@ def _step_of(index: Any) -> Step | None:
     if hasattr(times, "to_timestamp"):
         times = times.to_timestamp()
     steps = (times[1:] - times[:-1]).total_seconds().to_numpy()
-    return Step(float(steps.min()), float(steps.max()), len(steps), float(steps.sum()))
+    return TimeStep(float(steps.min()), float(steps.max()), len(steps), float(steps.sum()))
 
 
 def _of_pandas(times: Any) -> Any:

@@ -84,7 +84,7 @@ def read_sequences(name: str, X: Any, dtype: Any) -> Sequences:
         if "could not convert" in str(error):
             raise ValueError(f"{name}: expected numbers; {error}") from error
         raise
-    return cut(flat, rows)
+    return split(flat, rows)
 
 
 def warn_of_scale(
@@ -128,14 +128,14 @@ def lengths_of(sequences: Sequences) -> AnyArray:
     return np.array([len(sequence) for sequence in sequences])
 
 
-def cut(flat: AnyArray, like: Sequences) -> Sequences:
+def split(flat: AnyArray, like: Sequences) -> Sequences:
     """Steps of all sequences behind each other, (steps, ...), cut up as others are."""
     if isinstance(like, np.ndarray):
         return flat.reshape(*like.shape[:2], *flat.shape[1:])
     return np.split(flat, np.cumsum(lengths_of(like))[:-1])
 
 
-def flattened(name: str, targets: Any, like: Sequences) -> AnyArray:
+def concatenate(name: str, targets: Any, like: Sequences) -> AnyArray:
     """Targets of every step of sequences, behind each other: (steps, ...).
 
     Raises ValueError where a sequence has not one target a step.
@@ -161,7 +161,7 @@ def picked(sequences: Sequences, rows: AnyArray) -> Sequences:
     return [sequences[k] for k in rows]
 
 
-def block(sequences: Sequences) -> tuple[AnyArray, AnyArray | None]:
+def pad(sequences: Sequences) -> tuple[AnyArray, AnyArray | None]:
     """An array (N, T, ...) with 0 behind the ends, and the lengths, or None where all are T."""
     if isinstance(sequences, np.ndarray):
         return sequences, None
@@ -181,7 +181,7 @@ def mask_of(lengths: AnyArray) -> AnyArray:
 
 
 @dataclass(frozen=True)
-class Examples:
+class SequenceDataset:
     """What a network is to learn.
 
     xs    sequences (T_i, D)
@@ -196,24 +196,24 @@ class Examples:
     def __len__(self) -> int:
         return len(self.xs)
 
-    def picked(self, rows: AnyArray) -> "Examples":
+    def picked(self, rows: AnyArray) -> "SequenceDataset":
         """Some of them, in that order."""
         last = None if self.last is None else self.last[rows]
-        return Examples(picked(self.xs, rows), picked(self.ts, rows), last)
+        return SequenceDataset(picked(self.xs, rows), picked(self.ts, rows), last)
 
     @property
     def count(self) -> int:
         """How many targets count."""
         return int((lengths_of(self.ts) if self.last is None else self.last).sum())
 
-    def batches(self, size: int, order: AnyArray) -> Iterator["Examples"]:
+    def batches(self, size: int, order: AnyArray) -> Iterator["SequenceDataset"]:
         """So many at a time, in that order."""
         for start in range(0, len(order), size):
             yield self.picked(order[start : start + size])
 
     def targets(self) -> tuple[AnyArray, AnyArray | None]:
         """An array (N, T, ...), and a mask (N, T) of those that count; None if all do."""
-        ts, lengths = block(self.ts)
+        ts, lengths = pad(self.ts)
         if self.last is None:
             return ts, None if lengths is None else mask_of(lengths)
         lengths = lengths_of(self.ts)

@@ -20,7 +20,15 @@ from ..typing import AnyArray
 from ..validation import as_array, expect_plain_array
 from .base import RecurrentEstimator, all_or_nothing
 from .frames import expect_column_order, expect_same_columns, expect_same_index, index_of
-from .sequences import Examples, Sequences, cut, flattened, lengths_of, listed, warn_of_scale
+from .sequences import (
+    SequenceDataset,
+    Sequences,
+    concatenate,
+    lengths_of,
+    listed,
+    split,
+    warn_of_scale,
+)
 
 
 class _Supervised(RecurrentEstimator):
@@ -54,25 +62,25 @@ class _Supervised(RecurrentEstimator):
                 "is None."
             )
         if self.per_step:
-            return flattened("y", y, xs)
+            return concatenate("y", y, xs)
         expect_plain_array("y", y)
         check_consistent_length(xs, y)
         return y
 
-    def _examples(self, xs: Sequences, targets: AnyArray) -> Examples:
+    def _examples(self, xs: Sequences, targets: AnyArray) -> SequenceDataset:
         """Sequences and checked targets, as ``_flat`` has them."""
-        return Examples(xs, cut(targets, xs) if self.per_step else targets[:, None])
+        return SequenceDataset(xs, split(targets, xs) if self.per_step else targets[:, None])
 
     def _shaped(self, flat: AnyArray, xs: Sequences) -> Sequences:
         """What is said of all sequences or steps, cut up as the sequences are."""
-        return cut(flat, xs) if self.per_step else flat
+        return split(flat, xs) if self.per_step else flat
 
     def _flat_score(
         self, metric: Callable[..., float], X: Any, y: Any, sample_weight: Any
     ) -> float:
         """A metric of all steps of all sequences."""
         xs = self._read_both(X, y, reset=False)
-        said = flattened("predictions", self.predict(X), xs)
+        said = concatenate("predictions", self.predict(X), xs)
         if sample_weight is not None:
             check_consistent_length(xs, sample_weight)
             sample_weight = np.repeat(as_array("sample_weight", sample_weight), lengths_of(xs))
