@@ -23,16 +23,17 @@ DTYPES = (np.float32, np.float64)
 # of h alone; weights of its own; gates that are normalised, before the operand and after it, fed
 # by the second product or by the operand itself. What holds for these in all sizes is tried on the
 # others in a few
-FORMS = (
+REPRESENTATIVES = (
     "gru", "gru2", "gru_reset_after", "indrnn", "jordan", "lstm", "lstm_layer_norm", "rnn",
 )  # fmt: skip
-OTHERS = tuple(name for name in cells.names() if name not in FORMS)
+OTHER_CELLS = tuple(name for name in cells.names() if name not in REPRESENTATIVES)
 # every cell in float32, every form in float64 too: half of the time is the compiler's
 CELLS_AND_DTYPES = [
-    *((name, np.float32) for name in cells.names()), *((name, np.float64) for name in FORMS)
+    *((name, np.float32) for name in cells.names()),
+    *((name, np.float64) for name in REPRESENTATIVES)
 ]  # fmt: skip
 # how the numba engine's work may be shared: shards, and whether by rows of the batch or by units
-SHARINGS = [(1, True), (2, True), (2, False), (3, True), (3, False), (5, False)]
+PARTITIONS = [(1, True), (2, True), (2, False), (3, True), (3, False), (5, False)]
 
 Array = np.ndarray
 

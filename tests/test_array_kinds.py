@@ -177,7 +177,7 @@ INTEGERS: dict[tuple[str, str], tuple[Array, Make]] = {
     ("targets", "TruncatedBPTT"): (
         np.arange(21), lambda a: list(training.TruncatedBPTT(np.arange(21), 2, 5, a))[1][1]),
 }  # fmt: skip
-OTHERS: dict[tuple[str, str], tuple[Array, Make]] = {
+OTHER_CELLS: dict[tuple[str, str], tuple[Array, Make]] = {
     ("mask", "TimeLSTM"): (FLAGS, lambda a: lstm().forward(numbers(N, T, D), mask=a)),
     ("resets", "TimeLSTM"): (FLAGS, lambda a: lstm().forward(numbers(N, T, D), resets=a)),
     ("mask", "TimeMSE"): (
@@ -207,7 +207,7 @@ OTHERS: dict[tuple[str, str], tuple[Array, Make]] = {
     ("y", "RNNClassifier"): (np.arange(N), lambda a: classified(y=a)),
     ("y", "RNNClassifier, lists in a list"): (np.array(0), lambda a: classified(y=[[1], [a]])),
 }  # fmt: skip
-EVERYTHING = {**FLOATS, **INTEGERS, **OTHERS}
+EVERYTHING = {**FLOATS, **INTEGERS, **OTHER_CELLS}
 
 
 def entries(table: dict[tuple[str, str], tuple[Array, Make]]) -> Any:

@@ -16,9 +16,9 @@ from helpers import (
     ALL_ENGINES,
     DTYPES,
     ENGINES,
-    FORMS,
-    OTHERS,
-    SHARINGS,
+    OTHER_CELLS,
+    PARTITIONS,
+    REPRESENTATIVES,
     Array,
     cancels,
     outcome,
@@ -87,13 +87,13 @@ def poisoned_memory(engine: NumpyEngine) -> Iterator[None]:
 
 
 @contextmanager
-def shared(engine: NumpyEngine, sharing: tuple[int, bool] | None) -> Iterator[None]:
+def shared(engine: NumpyEngine, partition: tuple[int, bool] | None) -> Iterator[None]:
     """Cut the numba engine's work into so many shards, by rows or by units; None: its choice."""
-    if engine.name != "numba" or sharing is None:
+    if engine.name != "numba" or partition is None:
         yield
         return
     module = sys.modules["numba_rnn.kernels.cpu.launch"]
-    with mock.patch.object(module, "choose_partition", return_value=sharing):
+    with mock.patch.object(module, "choose_partition", return_value=partition):
         yield
 
 
@@ -136,26 +136,26 @@ CHUNKS = [(7, 60, 3, 33), (1, 300, 2, 3), (300, 3, 2, 4), (140, 5, 18, 17)]
 def with_examples(test: Any) -> Any:
     """The sizes that matter, in every layout and however shared."""
     for sizes in (*SIZES, *EDGES):
-        test = example(sizes=sizes, layouts=("C",) * 5, sharing=None, seed=0)(test)
+        test = example(sizes=sizes, layouts=("C",) * 5, partition=None, seed=0)(test)
     for layout in LAYOUTS:
-        test = example(sizes=(3, 4, 5, 19), layouts=(layout,) * 5, sharing=None, seed=0)(test)
-    for sharing in SHARINGS:
-        test = example(sizes=(4, 5, 20, 70), layouts=("C",) * 5, sharing=sharing, seed=0)(test)
+        test = example(sizes=(3, 4, 5, 19), layouts=(layout,) * 5, partition=None, seed=0)(test)
+    for partition in PARTITIONS:
+        test = example(sizes=(4, 5, 20, 70), layouts=("C",) * 5, partition=partition, seed=0)(test)
     return test
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", REPRESENTATIVES)
 @pytest.mark.parametrize("backend", ENGINES)
 @settings(max_examples=20, deadline=None)
 @with_examples
 @given(
     sizes=st.tuples(st.integers(1, 9), st.integers(1, 6), st.integers(1, 20), st.integers(1, 80)),
     layouts=st.tuples(*[st.sampled_from(list(LAYOUTS))] * 5),
-    sharing=st.sampled_from([None, *SHARINGS]),
+    partition=st.sampled_from([None, *PARTITIONS]),
     seed=st.integers(0, 1 << 32),
 )
-def test_engine_agrees_with_the_reference(backend, name, dtype, sizes, layouts, sharing, seed):
+def test_engine_agrees_with_the_reference(backend, name, dtype, sizes, layouts, partition, seed):
     if backend == "cuda":  # as large as an emulator can do
         sizes = tuple(1 + (size - 1) % 13 for size in sizes)
     assume(not cancels(name, sizes[3]))
@@ -165,7 +165,7 @@ def test_engine_agrees_with_the_reference(backend, name, dtype, sizes, layouts, 
     with (
         use_backend(backend, strict=True) as engine,
         poisoned_memory(engine),
-        shared(engine, sharing),
+        shared(engine, partition),
     ):
         got = outcome(engine, given_)
     assert disagreements(got, want, LIMITS[dtype]) == {}
@@ -174,7 +174,7 @@ def test_engine_agrees_with_the_reference(backend, name, dtype, sizes, layouts, 
         assert not any(np.may_share_memory(after, array) for array in got.values())
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", OTHER_CELLS)
 @pytest.mark.parametrize("backend", ENGINES)
 def test_it_does_for_the_other_cells(backend, name):
     dtype = np.float32
@@ -187,24 +187,24 @@ def test_it_does_for_the_other_cells(backend, name):
         assert disagreements(got, outcome(NumpyEngine(), p), LIMITS[dtype]) == {}
 
 
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", REPRESENTATIVES)
 @pytest.mark.parametrize("sizes", CHUNKS)
 @pytest.mark.parametrize("backend", ["numba"])
 def test_long_and_wide_blocks(backend, sizes, name):
     """Time is cut into chunks, of at least two steps however wide the batch."""
     p = random_problem(name, *sizes)
     want = outcome(NumpyEngine(), p)
-    for sharing in SHARINGS:
+    for partition in PARTITIONS:
         with (
             use_backend(backend, strict=True) as engine,
             poisoned_memory(engine),
-            shared(engine, sharing),
+            shared(engine, partition),
         ):
-            assert disagreements(outcome(engine, p), want, 1e-12) == {}, sharing
+            assert disagreements(outcome(engine, p), want, 1e-12) == {}, partition
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", REPRESENTATIVES)
 @pytest.mark.parametrize("sizes", [(9, 40, 7, 70), (2, 5, 33, 47), (1, 3, 4, 64)])
 @pytest.mark.parametrize("backend", ["numba"])
 def test_sharing_changes_no_bit(backend, sizes, name, dtype):
@@ -213,12 +213,12 @@ def test_sharing_changes_no_bit(backend, sizes, name, dtype):
     with use_backend(backend, strict=True) as engine:
         with shared(engine, (1, True)):
             alone = outcome(engine, p)
-        for sharing in SHARINGS[1:]:
-            with shared(engine, sharing):
-                np.testing.assert_equal(outcome(engine, p), alone, str(sharing))
+        for partition in PARTITIONS[1:]:
+            with shared(engine, partition):
+                np.testing.assert_equal(outcome(engine, p), alone, str(partition))
 
 
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", REPRESENTATIVES)
 @pytest.mark.parametrize("backend", ALL_ENGINES)
 def test_backward_twice_gives_the_same(backend, name):
     p = problem(name, 3, 4, 2, 5)

@@ -12,7 +12,7 @@ from test_steps import FEATURES, disagreements, random_options
 from test_steps import outcome as outcome_with
 
 from cuda_emulator import EmulatedGpu, EmulationError
-from helpers import CALLING_ALL, DTYPES, FORMS, outcome, random_problem, relative_error
+from helpers import CALLING_ALL, DTYPES, REPRESENTATIVES, outcome, random_problem, relative_error
 from numba_rnn import cells
 from numba_rnn.kernels.cuda import (
     build,
@@ -31,8 +31,8 @@ from numba_rnn.kernels.reference import NumpyEngine
 from numba_rnn.kernels.step_options import StepFeatures
 from numba_rnn.training import SGD, AdaGrad, Adam, AdamW, Momentum, RMSProp
 
-CELLS = pytest.mark.parametrize("name", FORMS)
-ONE_PRODUCT = [name for name in FORMS if layout(cells.get(name)).early]
+CELLS = pytest.mark.parametrize("name", REPRESENTATIVES)
+ONE_PRODUCT = [name for name in REPRESENTATIVES if layout(cells.get(name)).early]
 ONE_PRODUCT = [
     name for name in ONE_PRODUCT if not cells.get(name).operand and not cells.get(name).normalised
 ]
@@ -422,7 +422,7 @@ def test_a_plan_says_why_there_is_none():
 
 # ---- compiled, without a GPU
 
-KERNELS = [(name, kernel) for name in FORMS for kernel in gates.names(cells.get(name))]
+KERNELS = [(name, kernel) for name in REPRESENTATIVES for kernel in gates.names(cells.get(name))]
 needs_compiler = pytest.mark.skipif(sys.platform != "linux", reason="needs CUDA's compiler")
 
 
@@ -458,7 +458,7 @@ def test_every_gate_kernel_compiles(name, kernel, dtype, capability):
 
 NORMALISING = [
     (name, late, backward)
-    for name in FORMS
+    for name in REPRESENTATIVES
     for late, places in enumerate(
         (layout(cells.get(name)).normalised_early, layout(cells.get(name)).normalised_late)
     )

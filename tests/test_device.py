@@ -23,7 +23,7 @@ from fake_device import (
     use_fake_device,
     xp,
 )
-from helpers import DTYPES, FORMS, Array
+from helpers import DTYPES, REPRESENTATIVES, Array
 from numba_rnn import jobs, use_backend
 from numba_rnn.models import Rnnlm
 from numba_rnn.training import (
@@ -114,7 +114,7 @@ def projected(D: int = D, H: int = 6, P: int = H) -> Any:
 XS, IDS = numbers(N, T, D), np.random.default_rng(0).integers(0, V, (N, T))
 LABELS = np.where(IDS % 3 == 0, -1, IDS)
 LAYERS: dict[str, tuple[Any, tuple[Any, ...], tuple[Any, ...]]] = {
-    **{cell: (recurrent(cell), (XS,), (numbers(N, T, H, seed=1),)) for cell in FORMS},
+    **{cell: (recurrent(cell), (XS,), (numbers(N, T, H, seed=1),)) for cell in REPRESENTATIVES},
     "both ways": (both_ways, (XS,), (numbers(N, T, 2 * H, seed=1),)),
     "stacked": (stacked, (XS,), (numbers(N, T, H, seed=1),)),
     "projected": (projected, (XS,), (numbers(N, T, H, seed=1),)),
@@ -210,7 +210,9 @@ def test_sequences_as_they_come(make, how):
         same(run(xp.asarray), want)
 
 
-@pytest.mark.parametrize("name", [*FORMS, "both ways", "stacked", "projected", "one step"])
+@pytest.mark.parametrize(
+    "name", [*REPRESENTATIVES, "both ways", "stacked", "projected", "one step"]
+)
 def test_layers_run_on_the_cuda_engine(name):
     make, inputs, douts = LAYERS[name]
     want = outcome(make(), inputs, douts)
@@ -247,7 +249,7 @@ def test_parameters_start_from_the_same_numbers():
     same(made.params, rnn.TimeGRU.create(D, H, rng=3).params, 0)
 
 
-@pytest.mark.parametrize("name", [name for name in LAYERS if name in FORMS])
+@pytest.mark.parametrize("name", [name for name in LAYERS if name in REPRESENTATIVES])
 def test_a_stateful_layer_moves_with_its_state(name):
     blocks = numbers(3, N, T, D)
     layer = rnn.TimeRecurrent.create(D, H, cell=name, rng=1, dtype=np.float64, stateful=True)

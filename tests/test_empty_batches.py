@@ -11,7 +11,7 @@ import pytest
 
 import numba_rnn as rnn
 from fake_device import use_fake_device
-from helpers import ALL_ENGINES, BACKENDS, FORMS, Array, outcome, random_problem
+from helpers import ALL_ENGINES, BACKENDS, REPRESENTATIVES, Array, outcome, random_problem
 from numba_rnn import cells, use_backend
 from numba_rnn.backend import to_host
 from numba_rnn.kernels.step_options import StepOptions
@@ -27,7 +27,7 @@ def nothing(*shape: int) -> Array:
 # ---- engines
 
 
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", REPRESENTATIVES)
 @every_engine
 def test_an_engine_runs_over_no_rows(backend, name):
     p = random_problem(name, 0, T, D, H, np.float32)
@@ -71,7 +71,10 @@ def test_whatever_is_particular_about_the_steps(backend, steps):
 # ---- layers
 
 LAYERS = {
-    **{name: lambda name=name: rnn.TimeRecurrent.create(D, H, cell=name) for name in FORMS},
+    **{
+        name: lambda name=name: rnn.TimeRecurrent.create(D, H, cell=name)
+        for name in REPRESENTATIVES
+    },
     "projected": lambda: rnn.TimeProjectedLSTM.create(D, H, proj_size=2),
     "bidirectional": lambda: rnn.TimeBiGRU.create(D, H),
     "stacked": lambda: rnn.Stacked.create(D, H, dropout=0.5, layer=rnn.TimeBiLSTM),
@@ -107,7 +110,7 @@ def test_a_layer_runs_over_no_rows(backend, make, name):
                 assert {array.shape[:2] for array in seen.values()} == {(0, T)}
 
 
-@pytest.mark.parametrize("name", ["projected", *FORMS])
+@pytest.mark.parametrize("name", ["projected", *REPRESENTATIVES])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_states_of_no_rows(backend, name):
     with use_backend(backend, strict=True):
@@ -121,7 +124,7 @@ def test_states_of_no_rows(backend, name):
             layer.forward(np.zeros((1, T, D), np.float32))
 
 
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", REPRESENTATIVES)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_stream_of_no_rows(backend, name):
     with use_backend(backend, strict=True):

@@ -16,7 +16,7 @@ import numba_rnn
 from fake_device import asnumpy, fake_device, use_fake_device
 from helpers import (
     BACKENDS,
-    FORMS,
+    REPRESENTATIVES,
     Array,
     Problem,
     central_differences,
@@ -153,7 +153,7 @@ def test_gradients_are_central_differences(name, with_options):
 def test_a_record_serves_any_number_of_backwards(backend, name):
     p = random_problem(name, 3, 7, 2, 5, np.float32)
     with use_backend(backend, strict=True):
-        particular = [all_options(p)] if backend == "numpy" or name in FORMS else []
+        particular = [all_options(p)] if backend == "numpy" or name in REPRESENTATIVES else []
         for options in (NONE, StepOptions(checkpoint_every=2), *particular):
             result, first = run(p, options)
             want = numbers(result, first)
@@ -167,7 +167,7 @@ def test_a_record_serves_any_number_of_backwards(backend, name):
 
 
 @pytest.mark.parametrize("every", [0, 2])
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", REPRESENTATIVES)
 @pytest.mark.parametrize("backend", ["cuda"])
 def test_nor_does_the_cuda_engine_change_it(backend, name, every):
     p = random_problem(name, 2, 4, 3, 5, np.float32)

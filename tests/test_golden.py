@@ -25,7 +25,7 @@ from numba_rnn.kernels.cpu import launch
 NAMES = cells.names()  # before other tests register some of their own
 FILE = Path(__file__).parent / "golden.json"
 KINDS = "fused", "not fused"
-SHARINGS = (1, True), (2, True), (2, False)  # threads, and whether they share rows or units
+PARTITIONS = (1, True), (2, True), (2, False)  # threads, and whether they share rows or units
 
 
 def digest(*arrays: np.ndarray) -> str:
@@ -48,13 +48,13 @@ def hashes(name: str, dtype: str, shares: tuple[int, bool]) -> list[str]:
 KNOWN = json.loads(FILE.read_text("utf-8"))
 
 
-@pytest.mark.parametrize("shares", SHARINGS)
+@pytest.mark.parametrize("shares", PARTITIONS)
 @pytest.mark.parametrize("case", KNOWN["fused"])
 def test_plain_passes_keep_their_bits(case, shares):
     """On other processors than x86-64, at least whoever shares the work."""
     known = [KNOWN[kind][case] for kind in KINDS]
     if platform.machine() not in ("x86_64", "AMD64"):
-        known = [hashes(*case.split(), SHARINGS[0])]
+        known = [hashes(*case.split(), PARTITIONS[0])]
     assert hashes(*case.split(), shares) in known
 
 
@@ -66,7 +66,7 @@ def test_every_cell_has_its_hashes():
 if __name__ == "__main__":
     kind = KINDS[os.environ.get("NUMBA_CPU_NAME") == "generic"]
     KNOWN[kind] = {
-        f"{name} {dtype}": hashes(name, dtype, SHARINGS[0])
+        f"{name} {dtype}": hashes(name, dtype, PARTITIONS[0])
         for name in NAMES
         for dtype in ("float32", "float64")
     }

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 import numba_rnn as rnn
-from helpers import BACKENDS, OTHERS, Array, Problem, central_differences, problem, relative_error
+from helpers import (
+    BACKENDS,
+    OTHER_CELLS,
+    Array,
+    Problem,
+    central_differences,
+    problem,
+    relative_error,
+)
 from numba_rnn import cells, layers, use_backend
 
 N, T, D, H = 2, 4, 3, 5
@@ -338,7 +346,7 @@ CASES: dict[str, tuple[type[layers.Layer], Callable[[], Case]]] = {
         (backend, case)
         for backend in BACKENDS
         for case in CASES
-        if backend == "numpy" or case.removeprefix("TimeRecurrent ") not in OTHERS
+        if backend == "numpy" or case.removeprefix("TimeRecurrent ") not in OTHER_CELLS
     ],
 )
 def test_gradients(backend, case):

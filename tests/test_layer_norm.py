@@ -19,7 +19,7 @@ from helpers import (
     BACKENDS,
     DTYPES,
     ENGINES,
-    SHARINGS,
+    PARTITIONS,
     Array,
     outcome,
     random_problem,
@@ -194,9 +194,9 @@ def test_engines_agree_on_other_forms(backend, name, sizes, dtype):
     steps = random_options(p, set(FEATURES) - {"expected"})
     want_with_steps = outcome_with_steps(NumpyEngine(), p, steps)
     with use_backend(backend, strict=True) as engine:
-        for sharing in SHARINGS if backend == "numba" else [None]:
+        for partition in PARTITIONS if backend == "numba" else [None]:
             passes = sys.modules.get("numba_rnn.kernels.cpu.launch")
-            with mock.patch.object(passes, "choose_partition", return_value=sharing, create=True):
+            with mock.patch.object(passes, "choose_partition", return_value=partition, create=True):
                 assert disagreements(outcome(engine, p), want, limit) == {}
                 got = outcome_with_steps(engine, p, steps)
                 assert errors_with_steps(got, want_with_steps, 10 * limit) == {}

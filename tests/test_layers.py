@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import numba_rnn as rnn
-from helpers import BACKENDS, DTYPES, FORMS, Array
+from helpers import BACKENDS, DTYPES, REPRESENTATIVES, Array
 from numba_rnn import cells, use_backend
 
 N, T, D, H = 2, 5, 3, 4
@@ -285,7 +285,7 @@ def test_bidirectional_parameters_are_those_of_its_layers():
 # ---- starting values
 
 
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", REPRESENTATIVES)
 def test_orthogonal_start(name):
     D, H = 7, 33
     cell = cells.get(name)
@@ -323,7 +323,7 @@ def test_orthogonal_start(name):
         assert all(start == 1 for start in gains)
 
 
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", REPRESENTATIVES)
 def test_book_start(name):
     D, H = 25, 100
     layer = rnn.TimeRecurrent.create(D, H, cell=name, rng=0, dtype=np.float64, init="book")
@@ -497,7 +497,7 @@ def test_changing_the_state_does_not_change_the_gradient(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", REPRESENTATIVES)
 def test_steps_equal_the_unrolled_layer(name, backend):
     rng = np.random.default_rng(0)
     xs = rng.standard_normal((2, 6, 3))
@@ -510,7 +510,7 @@ def test_steps_equal_the_unrolled_layer(name, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", [*FORMS, "projected"])
+@pytest.mark.parametrize("name", [*REPRESENTATIVES, "projected"])
 def test_the_result_of_a_step_is_the_caller_s(name, backend):
     """Whatever is written to it, the next step goes on from the state."""
     xs = np.random.default_rng(0).standard_normal((2, 6, 3)).astype(np.float32)
@@ -529,7 +529,7 @@ def test_the_result_of_a_step_is_the_caller_s(name, backend):
 
 
 def recurrent_layers():
-    for name in FORMS:
+    for name in REPRESENTATIVES:
         yield rnn.TimeRecurrent.create(D, H, cell=name, rng=0)
     yield rnn.TimeProjectedLSTM.create(D, H, proj_size=2, rng=0)
     yield rnn.TimeBiLSTM.create(D, H, rng=0)

@@ -6,14 +6,14 @@ begins: one byte further and the process dies.
 
 import pytest
 
-from helpers import FORMS, run_python
+from helpers import REPRESENTATIVES, run_python
 
 PROGRAM = """
 import ctypes, faulthandler, mmap
 import numpy as np
 from unittest import mock
 from dataclasses import replace
-from helpers import SHARINGS, outcome, random_problem
+from helpers import PARTITIONS, outcome, random_problem
 from test_steps import FEATURES, random_options
 from test_steps import outcome as with_steps
 from numba_rnn import use_backend
@@ -60,7 +60,7 @@ if NAME == "one number further":
 cell = NAME
 for dtype in (np.float32, np.float64):
     for sizes in ((1, 1, 1, 1), (1, 3, 5, 17), (3, 4, 16, 15), (7, 50, 33, 31), (2, 3, 1, 64)):
-        for sharing in SHARINGS:
+        for sharing in PARTITIONS:
             p = random_problem(cell, *sizes, dtype).map(guarded)
             plans.free_buffers()
             with (use_backend("numba", strict=True) as engine,
@@ -89,7 +89,7 @@ print("nothing was touched")
 """
 
 
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", REPRESENTATIVES)
 def test_nothing_outside_an_array_is_touched(name):
     assert run_python(PROGRAM.replace("NAME", repr(name))).stdout == "nothing was touched\n"
 

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from helpers import BACKENDS, FORMS, central_differences, relative_error
+from helpers import BACKENDS, REPRESENTATIVES, central_differences, relative_error
 from numba_rnn import cells, use_backend
 from numba_rnn.models import Rnnlm
 from numba_rnn.training import SGD
@@ -14,7 +14,7 @@ from numba_rnn.training import SGD
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("tie", [False, True])
-@pytest.mark.parametrize("cell", FORMS)
+@pytest.mark.parametrize("cell", REPRESENTATIVES)
 def test_gradients_of_every_parameter(backend, tie, cell):
     rng = np.random.default_rng(0)
     with use_backend(backend):

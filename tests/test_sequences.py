@@ -24,7 +24,7 @@ from test_peers import (
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import numba_rnn as rnn
-from helpers import BACKENDS, DTYPES, FORMS, Array, central_differences, relative_error
+from helpers import BACKENDS, DTYPES, REPRESENTATIVES, Array, central_differences, relative_error
 from numba_rnn import use_backend
 from numba_rnn.kernels import counter_rng
 from numba_rnn.models import Rnnlm
@@ -701,7 +701,7 @@ def test_a_trace_and_the_memory_dial_change_nothing(backend, make):
 
 
 @each_backend
-@pytest.mark.parametrize("cell", FORMS)
+@pytest.mark.parametrize("cell", REPRESENTATIVES)
 def test_a_trace_shows_what_the_cell_computes(backend, cell):
     """Every step again, from the states and pre-activations in the trace; and the gradients."""
     rng = np.random.default_rng(0)

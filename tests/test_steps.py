@@ -17,8 +17,8 @@ from helpers import (
     CELLS_AND_DTYPES,
     DTYPES,
     ENGINES,
-    FORMS,
-    SHARINGS,
+    PARTITIONS,
+    REPRESENTATIVES,
     Array,
     Problem,
     cancels,
@@ -95,17 +95,17 @@ def disagreements(got: dict[str, Array], want: dict[str, Array], limit: float) -
 @given(
     sizes=st.tuples(st.integers(1, 7), st.integers(1, 9), st.integers(1, 9), st.integers(1, 40)),
     features=st.sets(st.sampled_from(FEATURES)),
-    sharing=st.sampled_from(SHARINGS),
+    partition=st.sampled_from(PARTITIONS),
     seed=st.integers(0, 1 << 32),
 )
-def test_engines_agree_with_the_reference(backend, name, dtype, sizes, features, sharing, seed):
+def test_engines_agree_with_the_reference(backend, name, dtype, sizes, features, partition, seed):
     if backend == "cuda":  # as large as an emulator can do
         sizes = tuple(1 + (size - 1) % 6 for size in sizes)
     assume(not cancels(name, sizes[3]))
     p = random_problem(name, *sizes, dtype, rng=seed)
     steps = random_options(p, features, seed)
     want = outcome(NumpyEngine(), p, steps)
-    cut = mock.patch.object(launch, "choose_partition", return_value=sharing)
+    cut = mock.patch.object(launch, "choose_partition", return_value=partition)
     with use_backend(backend, strict=True) as engine, cut:
         assert disagreements(outcome(engine, p, steps), want, LIMITS[dtype]) == {}
 
@@ -118,15 +118,15 @@ def test_initial_states_may_have_another_dtype():
         np.testing.assert_equal(outcome(engine, p, wide), outcome(engine, p, steps))
 
 
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", REPRESENTATIVES)
 def test_sharing_and_chunks_change_no_bit(name):
     p = random_problem(name, 5, 200, 3, 37, np.float32)
     steps = random_options(p, {"mask", "resets", "initial", "recurrent_mask", "zoneout", "trace"})
     want = outcome(NumpyEngine(), p, steps)
     with use_backend("numba", strict=True) as engine:
         found = []
-        for sharing in SHARINGS:
-            with mock.patch.object(launch, "choose_partition", return_value=sharing):
+        for partition in PARTITIONS:
+            with mock.patch.object(launch, "choose_partition", return_value=partition):
                 found.append(outcome(engine, p, steps))
     assert disagreements(found[0], want, 1e-3) == {}
     for other in found[1:]:
@@ -154,7 +154,7 @@ def test_the_specifications_gradients(name, features):
 
 
 @pytest.mark.parametrize("backend", ALL_ENGINES)
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", REPRESENTATIVES)
 def test_masks_and_resets_are_what_shorter_sequences_give(backend, name):
     """Row by row: the plain cell over the steps that are left, cut at resets."""
     p = random_problem(name, 4, 7, 3, 5, rng=5)
@@ -226,7 +226,12 @@ def test_infinite_derivatives_at_steps_left_out_count_for_nothing(backend, own):
 @pytest.mark.parametrize("every", [1, 7, 1000])
 @pytest.mark.parametrize(
     ("backend", "name"),
-    [("numpy", "lstm"), ("cuda", "lstm"), ("cuda", "gru"), *(("numba", name) for name in FORMS)],
+    [
+        ("numpy", "lstm"),
+        ("cuda", "lstm"),
+        ("cuda", "gru"),
+        *(("numba", name) for name in REPRESENTATIVES),
+    ],
 )
 def test_what_is_computed_again_is_the_same_bit_for_bit(backend, name, every, features):
     sizes = (2, 5, 3, 5) if backend == "cuda" else (40, 27, 3, 21)

@@ -9,7 +9,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from helpers import BACKENDS, DTYPES, FORMS, Array, relative_error
+from helpers import BACKENDS, DTYPES, REPRESENTATIVES, Array, relative_error
 from numba_rnn import (
     Stream,
     TimeAffine,
@@ -58,7 +58,7 @@ def same(backend: str, got: Array, want: Array) -> None:
 
 @backends
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("cell", FORMS)
+@pytest.mark.parametrize("cell", REPRESENTATIVES)
 @pytest.mark.parametrize(
     "sizes", [(1, 9, 1, 1), (1, 300, 5, 16), (1, 20, 33, 47), (3, 90, 7, 33), (300, 4, 2, 3)]
 )
@@ -138,7 +138,7 @@ def bfloat16(array: Array) -> Array:
 
 
 @pytest.mark.parametrize("N", [1, 3])
-@pytest.mark.parametrize("cell", FORMS)
+@pytest.mark.parametrize("cell", REPRESENTATIVES)
 def test_bfloat16_weights_are_rounded_weights(cell, N):
     with use_backend("numba", strict=True):
         layer = TimeRecurrent.create(21, 37, cell=cell, rng=0)

@@ -148,8 +148,8 @@ def test_denormals_are_flushed_inside_and_nowhere_else(engine):
     tiny = np.float32(1e-39)
     p = random_problem("rnn", 1, 1, 1, 1, np.float32)
     p.params[0][...], p.params[2][...], p.state[0][...] = 1, 0, 0
-    for sharing in (alone(), shared(2, True), shared(2, False)):
-        with sharing:
+    for partition in (alone(), shared(2, True), shared(2, False)):
+        with partition:
             hs, _, saved = engine.forward(p.cell, np.full((1, 1, 1), tiny), p.state, p.params)
             dxs = engine.backward(p.cell, np.full((1, 1, 1), tiny), p.state, saved)[0]
         assert hs.item() == dxs.item() == 0

@@ -234,10 +234,12 @@ def carried(a, b, h, c):
     return tanh(a + b + c), h
 
 
-OTHERS = [peephole, indrnn, slstm, all_functions, second_product, carried]
+OTHER_CELLS = [peephole, indrnn, slstm, all_functions, second_product, carried]
 
 
-@pytest.mark.parametrize("written", [*TWINS.values(), *OTHERS], ids=lambda written: written.name)
+@pytest.mark.parametrize(
+    "written", [*TWINS.values(), *OTHER_CELLS], ids=lambda written: written.name
+)
 def test_gradients(written):
     assert 0 < written.check() < 1e-7
 
@@ -576,7 +578,7 @@ def test_is_the_same_in_every_process():
         import sys
         import test_written_cells as t
         from numba_rnn.kernels.fingerprint import of_cell
-        for written in [*t.TWINS.values(), *t.OTHERS]:
+        for written in [*t.TWINS.values(), *t.OTHER_CELLS]:
             for name in ("forward", "backward"):
                 print(written.source(name))
             print(of_cell(written.cell))
