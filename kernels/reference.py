@@ -38,16 +38,16 @@ class NumpyEngine(Engine):
         N, T, _ = xs.shape
         state = tuple(s.copy() for s in state)  # the caller may change theirs before backward
         hs = np.empty((N, T, cell.output_size(params)), dtype=xs.dtype)
-        kept: list[Any] = []
+        saved_steps: list[Any] = []
         walk = self._run_steps(cell, _x_proj(cell, xs, params), range(T), state, params, steps)
         for t, (seen, *left, after, output) in enumerate(walk):
             state, hs[:, t] = after, output
             if not steps.checkpoint_every:
-                kept.append((seen, *left))
+                saved_steps.append((seen, *left))
             elif t % steps.checkpoint_every == 0:
-                kept.append(seen)
+                saved_steps.append(seen)
         last = tuple(s.copy() for s in state)  # the caller may change these; backward needs ours
-        return hs, last, (xs, kept, params, steps)
+        return hs, last, (xs, saved_steps, params, steps)
 
     @staticmethod
     def _run_steps(
@@ -76,19 +76,24 @@ class NumpyEngine(Engine):
             state = after
 
     def _rerun_reversed(
-        self, cell: Cell, xs: Array, kept: list[Any], params: Sequence[Array], steps: StepOptions
+        self,
+        cell: Cell,
+        xs: Array,
+        saved_steps: list[Any],
+        params: Sequence[Array],
+        steps: StepOptions,
     ) -> Iterator[tuple[State, Array | None, tuple[Array, ...], Normalised]]:
         """Yield what forward kept of every step, from the last to the first.
 
         With checkpointing the steps are run is_reset, from the states that forward kept.
         """
         if not steps.checkpoint_every:
-            yield from reversed(kept)
+            yield from reversed(saved_steps)
             return
         T, x_proj = xs.shape[1], _x_proj(cell, xs, params)
-        for k in reversed(range(len(kept))):
+        for k in reversed(range(len(saved_steps))):
             times = range(k * steps.checkpoint_every, min(T, (k + 1) * steps.checkpoint_every))
-            again = list(self._run_steps(cell, x_proj, times, kept[k], params, steps))
+            again = list(self._run_steps(cell, x_proj, times, saved_steps[k], params, steps))
             yield from (step[:4] for step in reversed(again))
 
     def backward(
@@ -100,7 +105,7 @@ class NumpyEngine(Engine):
         inputs: bool = True,
         out: Sequence[Array] | None = None,
     ) -> Gradients:
-        xs, kept, params, steps = saved
+        xs, saved_steps, params, steps = saved
         Wx, Wh, _, _, Wr = cell.complete(params)
         (N, T, D), H, P = xs.shape, cell.hidden_size(params), cell.output_size(params)
         early = len(cell.recurrent_gates) - len(cell.second_product)  # gates fed by h itself
@@ -117,7 +122,7 @@ class NumpyEngine(Engine):
         dinitial, dtype = no_state, xs.dtype
         dstates = np.empty((N, T, len(cell.states), H), dtype) if steps.trace else None
         h_before, operands = np.empty((N, T, P), dtype), np.empty((N, T, H), dtype)
-        walked = self._rerun_reversed(cell, xs, kept, params, steps)
+        walked = self._rerun_reversed(cell, xs, saved_steps, params, steps)
         waiting = {*cell.second_product, *cell.operand_gate}
         early_gates, late_gates = (
             [g for g, name in enumerate(cell.gates) if (name in waiting) == late]
@@ -180,8 +185,10 @@ class NumpyEngine(Engine):
         return Gradients(dxs, dstate, dparams, initial, dstates)
 
     def states_before(self, cell: Cell, saved: Any) -> tuple[Array, ...]:
-        xs, kept, params, steps = saved
-        seen = [state for state, *_ in self._rerun_reversed(cell, xs, kept, params, steps)][::-1]
+        xs, saved_steps, params, steps = saved
+        seen = [state for state, *_ in self._rerun_reversed(cell, xs, saved_steps, params, steps)][
+            ::-1
+        ]
         return tuple(np.stack(states, axis=1) for states in zip(*seen, strict=True))
 
     def recompute(
@@ -212,10 +219,10 @@ class NumpyEngine(Engine):
         )
         features, after = steps.features, []
         for t in range(T):
-            made, seen = (tuple(s[:, t] for s in states) for states in (new, before))
+            new_t, seen = (tuple(s[:, t] for s in states) for states in (new, before))
             live = None if steps.mask is None else steps.mask[:, t, None]
             zoneout = _zoneout(steps, t, seen)
-            after.append(step.apply_options(features, made, seen, live, zoneout)[0])
+            after.append(step.apply_options(features, new_t, seen, live, zoneout)[0])
         return gates, inside, tuple(np.stack(states, axis=1) for states in zip(*after, strict=True))
 
     def step(
@@ -307,12 +314,12 @@ def _denormalised(
     dgates: tuple[Array, ...], normalised: Normalised, gates: Sequence[int]
 ) -> tuple[Array, ...]:
     """The gradients; those of some gates are taken back from the normalised value to a."""
-    found = list(dgates)
+    result = list(dgates)
     for g in normalised.keys() & set(gates):
         (a_hat, factor), d = normalised[g], dgates[g]
         mean, along = (x.mean(axis=1, keepdims=True) for x in (d, d * a_hat))
-        found[g] = factor * (d - mean - a_hat * along)
-    return tuple(found)
+        result[g] = factor * (d - mean - a_hat * along)
+    return tuple(result)
 
 
 def reset_before(steps: StepOptions, t: int, state: State) -> State:
@@ -347,7 +354,10 @@ def _zoneout(steps: StepOptions, t: int, state: State) -> tuple[Array, ...]:
     """What zoneout keeps of each state at a step."""
     shape = len(state[0]), max(s.shape[1] for s in state)
     pairs = zip(steps.zoneout_at(t, shape, state[0].dtype), state, strict=False)
-    return tuple(kept[:, : s.shape[1]] if kept.ndim else kept for kept, s in pairs)
+    return tuple(
+        saved_steps[:, : s.shape[1]] if saved_steps.ndim else saved_steps
+        for saved_steps, s in pairs
+    )
 
 
 __getattr__ = deprecated.names_of(__name__)

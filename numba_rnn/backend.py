@@ -296,12 +296,12 @@ _BLAS_VARIABLES = (
 def nccl() -> Any:
     """CuPy's module of NCCL, by which GPUs exchange numbers. Raises BackendError without it."""
     try:
-        from cupy.cuda import nccl as found
+        from cupy.cuda import nccl as module
     except ImportError as error:
         raise BackendError(f"CuPy cannot load NCCL ({error}), which several GPUs need") from error
-    if not found.available:
+    if not module.available:
         raise BackendError("this CuPy has no NCCL, which several GPUs need")
-    return found
+    return module
 
 
 # ---- where arrays are
@@ -312,11 +312,11 @@ def _device_engine(array: Any) -> Engine:
     chosen = _override.get()
     if chosen is not None and chosen.engine.is_native(array):
         return chosen.engine
-    found = engine_for_input(array) if hasattr(array, "__cuda_array_interface__") else None
-    if found is None or not found.is_native(array):
+    engine_there = engine_for_input(array) if hasattr(array, "__cuda_array_interface__") else None
+    if engine_there is None or not engine_there.is_native(array):
         kind = f"{type(array).__module__}.{type(array).__qualname__}"
         raise TypeError(f"expected an array of NumPy or of the cuda engine, got {kind}")
-    return found
+    return engine_there
 
 
 def engine_of_param(param: Any) -> Engine:

@@ -155,9 +155,9 @@ def cell(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     """
     if function is None:
         return lambda function: cell(function, **options)
-    made = WrittenCell(function, **options)
-    cells.get(made)  # derived now, so that errors come where the cell is written
-    return made
+    result = WrittenCell(function, **options)
+    cells.get(result)  # derived now, so that errors come where the cell is written
+    return result
 
 
 def time_layer(cell: str | Cell | WrittenCell) -> type[TimeRecurrent]:
@@ -183,10 +183,10 @@ def time_layer(cell: str | Cell | WrittenCell) -> type[TimeRecurrent]:
     >>> TimeMgu.create(3, 5, rng=0).forward(np.ones((2, 7, 3), np.float32)).shape
     (2, 7, 5)
     """
-    found = cells.get(cell)
+    resolved = cells.get(cell)
 
     def init(self: Any, *params: Any, stateful: bool = False) -> None:
-        TimeRecurrent.__init__(self, *params, stateful=stateful, cell=found)
+        TimeRecurrent.__init__(self, *params, stateful=stateful, cell=resolved)
 
     def part(of: str, k: int) -> property:
         arrays = f"{of}state"
@@ -194,27 +194,27 @@ def time_layer(cell: str | Cell | WrittenCell) -> type[TimeRecurrent]:
                         else getattr(self, arrays)[k])  # fmt: skip
 
     def reduce(self: Any) -> Any:  # the class has no name by which pickle would find it
-        if type(self) is not made:
+        if type(self) is not layer_class:
             return TimeRecurrent.__reduce__(self)
-        return _made_again, (found,), self.__getstate__()
+        return _made_again, (resolved,), self.__getstate__()
 
     members: dict[str, Any] = {}
-    for k, state in enumerate(found.states):
+    for k, state in enumerate(resolved.states):
         members |= {state: part("", k), f"d{state}": part("d", k)}
     # what every layer has, in __init__ too, keeps its name: such a state is in ``state`` alone
-    taken = {*dir(TimeRecurrent), *vars(TimeRecurrent.create(1, 1, cell=found, rng=0))}
+    taken = {*dir(TimeRecurrent), *vars(TimeRecurrent.create(1, 1, cell=resolved, rng=0))}
     members = {name: member for name, member in members.items() if name not in taken}
-    params = ", ".join(f"{name} {shape}" for name, shape in found.shapes(1, 1).items())
+    params = ", ".join(f"{name} {shape}" for name, shape in resolved.shapes(1, 1).items())
     members |= {
-        "__doc__": f"{found!r} over a block of time; parameters, for D 1 and H 1: {params}.",
+        "__doc__": f"{resolved!r} over a block of time; parameters, for D 1 and H 1: {params}.",
         "__module__": __name__,
         "__init__": init,
         "__reduce__": reduce,
-        "_select": staticmethod(lambda options: found),
+        "_select": staticmethod(lambda options: resolved),
     }
-    name = "Time" + "".join(word.capitalize() for word in found.name.split("_"))
-    made = type(name, (TimeRecurrent,), members)
-    return made
+    name = "Time" + "".join(word.capitalize() for word in resolved.name.split("_"))
+    layer_class = type(name, (TimeRecurrent,), members)
+    return layer_class
 
 
 def _made_again(cell: Cell) -> TimeRecurrent:

@@ -39,7 +39,7 @@ def validate_array(
     value: Any,
     shape: tuple[int | str, ...],
     dtype: np.dtype[Any] | None,
-    here: ArrayBackend,
+    engine: ArrayBackend,
 ) -> Array:
     """An array as ``expect_array`` wants it, where the engine has its arrays.
 
@@ -49,9 +49,9 @@ def validate_array(
     say.
     """
     if not isinstance(value, np.ndarray):
-        value = from_dlpack(value, here)
-    expect_array(name, value, shape, dtype, here)
-    return here.to_device(_aligned(value))
+        value = from_dlpack(value, engine)
+    expect_array(name, value, shape, dtype, engine)
+    return engine.to_device(_aligned(value))
 
 
 def _aligned(array: AnyArray) -> AnyArray:
@@ -96,21 +96,21 @@ def as_array(name: str, value: Any) -> AnyArray:
     return np.asarray(value)
 
 
-def from_dlpack(value: Any, here: ArrayBackend) -> Any:
+def from_dlpack(value: Any, engine: ArrayBackend) -> Any:
     """For an engine on a device, what has DLPack as an array of it, without a copy.
 
     What has it in host memory becomes a NumPy array; everything else comes back as it is.
     """
-    if here.xp is np or isinstance(value, np.ndarray) or here.is_native(value):
+    if engine.xp is np or isinstance(value, np.ndarray) or engine.is_native(value):
         return value
     if not hasattr(value, "__dlpack__"):
         return value
     on_host = value.__dlpack_device__()[0] == _DLPACK_CPU
-    return (np if on_host else here.xp).from_dlpack(value)
+    return (np if on_host else engine.xp).from_dlpack(value)
 
 
 def _expect_kind(
-    name: str, value: Any, shape: tuple[int | str, ...], here: ArrayBackend | None, what: str
+    name: str, value: Any, shape: tuple[int | str, ...], engine: ArrayBackend | None, what: str
 ) -> None:
     """Refuse anything but a plain NumPy array or an array of the engine's device."""
     if isinstance(value, np.ndarray):
@@ -118,7 +118,7 @@ def _expect_kind(
             f"{name}: expected {what} of shape {format_shape(shape)}, got "
             f"{_more_than_plain(name, value)}"
         )
-    if here is not None and here.is_native(value):
+    if engine is not None and engine.is_native(value):
         return
     if hasattr(value, "__cuda_array_interface__"):
         raise TypeError(
@@ -138,17 +138,17 @@ def expect_array(
     value: Any,
     shape: tuple[int | str, ...],
     dtype: np.dtype[Any] | None = None,
-    here: ArrayBackend | None = None,
+    engine: ArrayBackend | None = None,
 ) -> None:
     """Refuse what is not an array of that shape and dtype.
 
     In ``shape`` a number is a size that must agree, a letter a size that may be any but 0, and
     "N", the rows of a batch, a size that may be 0 too. Without ``dtype`` float32 and float64 are
-    accepted. ``here`` is an engine whose arrays are accepted besides NumPy's. Raises TypeError or
+    accepted. ``engine`` is an engine whose arrays are accepted besides NumPy's. Raises TypeError or
     ValueError.
     """
     if type(value) not in _PLAIN:
-        _expect_kind(name, value, shape, here, "an array")
+        _expect_kind(name, value, shape, engine, "an array")
     if value.shape != shape and (
         value.ndim != len(shape)
         or any(w != got for w, got in zip(shape, value.shape, strict=True) if isinstance(w, int))
@@ -173,10 +173,12 @@ def expect_array(
         )
 
 
-def validate_flags(name: str, flags: Any, shape: tuple[int, int], here: ArrayBackend) -> BoolArray:
+def validate_flags(
+    name: str, flags: Any, shape: tuple[int, int], engine: ArrayBackend
+) -> BoolArray:
     """Booleans (N, T), as a NumPy array on every engine; one on a device is waited for."""
-    if here.is_native(flags) and not isinstance(flags, np.ndarray):
-        flags = here.to_host(flags)
+    if engine.is_native(flags) and not isinstance(flags, np.ndarray):
+        flags = engine.to_host(flags)
     flags = as_array(name, flags)
     if flags.dtype != bool:
         raise TypeError(
@@ -191,17 +193,17 @@ def validate_flags(name: str, flags: Any, shape: tuple[int, int], here: ArrayBac
 
 
 def validate_mask(
-    lengths: Any, mask: Any, shape: tuple[int, int], here: ArrayBackend
+    lengths: Any, mask: Any, shape: tuple[int, int], engine: ArrayBackend
 ) -> BoolArray | None:
     """The steps that are there, (N, T), of what says so; None where all are."""
     if mask is not None:
         if lengths is not None:
             raise TypeError("mask: expected lengths or mask, got both")
-        return validate_flags("mask", mask, shape, here)
+        return validate_flags("mask", mask, shape, engine)
     if lengths is None:
         return None
-    if here.is_native(lengths) and not isinstance(lengths, np.ndarray):
-        lengths = here.to_host(lengths)
+    if engine.is_native(lengths) and not isinstance(lengths, np.ndarray):
+        lengths = engine.to_host(lengths)
     N, T = shape
     lengths = as_array("lengths", lengths)
     if not lengths.size:
@@ -232,7 +234,7 @@ def validate_ids(
     ids: Any,
     shape: tuple[int | str, ...],
     limit: int,
-    here: ArrayBackend,
+    engine: ArrayBackend,
     ignore: int | None = None,
 ) -> IntArray:
     """Integers as ``expect_ids`` wants them, where the engine has its arrays; see
@@ -241,9 +243,9 @@ def validate_ids(
     NumPy arrays are checked before they are copied. To check what is on a device already is to
     wait for it.
     """
-    ids = from_dlpack(ids, here)
-    expect_ids(name, ids, shape, limit, ignore, here)
-    return here.to_device(_aligned(ids))
+    ids = from_dlpack(ids, engine)
+    expect_ids(name, ids, shape, limit, ignore, engine)
+    return engine.to_device(_aligned(ids))
 
 
 def expect_ids(
@@ -252,16 +254,16 @@ def expect_ids(
     shape: tuple[int | str, ...],
     limit: int,
     ignore: int | None = None,
-    here: ArrayBackend | None = None,
+    engine: ArrayBackend | None = None,
 ) -> None:
     """Refuse what is not an integer array with values in 0 .. limit - 1 (or ``ignore``)."""
     if type(ids) not in _PLAIN:
-        _expect_kind(name, ids, shape, here, "an integer array")
+        _expect_kind(name, ids, shape, engine, "an integer array")
     if ids.dtype.kind not in "iu":
         raise TypeError(
             f"{name}: expected an integer array of shape {format_shape(shape)}, got {ids.dtype}"
         )
-    expect_array(name, ids, shape, ids.dtype, here)
+    expect_array(name, ids, shape, ids.dtype, engine)
     wrong = (ids < 0) | (ids >= limit)
     if ignore is not None:
         wrong &= ids != ignore

@@ -137,9 +137,9 @@ class WrittenCell:
         ValueError
             If the cell has no such function.
         """
-        there = [name for name in FUNCTIONS if "operand" not in name or self._options["operand"]]
-        if function not in there:
-            raise ValueError(f"function: expected one of {', '.join(there)}, got {function!r}")
+        derived = [name for name in FUNCTIONS if "operand" not in name or self._options["operand"]]
+        if function not in derived:
+            raise ValueError(f"function: expected one of {', '.join(derived)}, got {function!r}")
         cell, sources = self._derived()
         return sources.get(function) or inspect.getsource(getattr(cell, function))
 
@@ -151,8 +151,8 @@ class WrittenCell:
         list of str
             A description of each, with an example.
         """
-        traced, given = self._trace()[0], self._options
-        return extremes.without_gradient(traced, given["normalised"], given["operand_gate"])
+        traced, options = self._trace()[0], self._options
+        return extremes.without_gradient(traced, options["normalised"], options["operand_gate"])
 
     # ---- options
 
@@ -195,10 +195,10 @@ class WrittenCell:
         if given["backward"] is not None and operand is not None:
             yield "backward: with an operand, write a Cell of your own"
 
-    def _names(self, option: str, given: Any) -> tuple[str, ...]:
-        names = given.replace(",", " ").split() if isinstance(given, str) else given
+    def _names(self, option: str, value: Any) -> tuple[str, ...]:
+        names = value.replace(",", " ").split() if isinstance(value, str) else value
         if not isinstance(names, (tuple, list)) or not all(isinstance(n, str) for n in names):
-            raise self._refuse(f"{option}: expected names, in a string or a tuple, got {given!r}")
+            raise self._refuse(f"{option}: expected names, in a string or a tuple, got {value!r}")
         return tuple(names)
 
     def _arguments(self, function: Any) -> list[str]:
@@ -221,35 +221,35 @@ class WrittenCell:
         return self._made
 
     def _derive(self) -> tuple[Cell, dict[str, str]]:
-        given = self._options
+        options = self._options
         traced, run = self._trace()
-        if given["backward"] is None:
+        if options["backward"] is None:
             sources, saved = codegen.derived_sources(traced)
         else:
             names = codegen.names_of(traced)
             sources = {"forward": self._forward_of(traced, run, names)}
-            saved = given["saved"]
+            saved = options["saved"]
         sources["show"], shown = codegen.show_source(traced)
-        made = {
+        functions = {
             name: make_function(source, f"{self.name}: {name}") for name, source in sources.items()
         }
-        for name, function in made.items():
+        for name, function in functions.items():
             function.__qualname__ = f"{self.name}.{name}"
-        found = Cell(
+        result = Cell(
             name=self.name,
             gates=self.gates + self.weights,
             states=self.states,
             saved=saved,
-            forward=made["forward"],
-            backward=made.get("backward", given["backward"]),
-            operand=made.get("operand"),
-            operand_backward=made.get("operand_backward"),
+            forward=functions["forward"],
+            backward=functions.get("backward", options["backward"]),
+            operand=functions.get("operand"),
+            operand_backward=functions.get("operand_backward"),
             shown=shown,
-            show=lambda gates, state: made["show"](gates, state)[0],
+            show=lambda gates, state: functions["show"](gates, state)[0],
             weights=self.weights,
-            **{name: given[name] for name in IN_BOTH},
+            **{name: options[name] for name in IN_BOTH},
         )
-        return found, sources
+        return result, sources
 
     def _trace(self) -> tuple[codegen.TracedCell, TraceResult]:
         """Run the user's functions, and check what they return."""

@@ -82,8 +82,8 @@ class SequenceRun:
     def forward(self, state: State, keep: bool = True) -> tuple[Array, State, SavedBuffer]:
         """hs, the state after the last step, and what is kept."""
         N, T, _, H = self.sizes
-        made = self._template(_forward.forward, False, keep=keep)
-        kept = SavedBuffer(made.kept_bytes, self.xs.dtype)
+        template = self._template(_forward.forward, False, keep=keep)
+        saved = SavedBuffer(template.kept_bytes, self.xs.dtype)
         state_in = np.array(reset_before(self.steps, 0, state))
         if self.steps.recurrent_mask is not None:
             state_in = np.concatenate([state_in, state_in[:1] * self.steps.recurrent_mask])
@@ -92,14 +92,14 @@ class SequenceRun:
         if self.xs.strides[0] < self.xs.strides[1]:  # its steps lie one after the other: so here
             hs = np.empty((T, N, self.P), self.xs.dtype).transpose(1, 0, 2)
         arrays = self.xs, self.params, state_in, state_out, hs
-        self._run(made, made.with_arrays(*arrays, kept=kept.address), back=False)
-        return hs, tuple(state_out), kept
+        self._run(template, template.with_arrays(*arrays, kept=saved.address), back=False)
+        return hs, tuple(state_out), saved
 
     def backward(
         self,
         dhs: Array,
         d: Array,
-        kept: SavedBuffer,
+        saved: SavedBuffer,
         into: Sequence[Array],
         inputs: bool = True,
         add: bool = False,
@@ -114,14 +114,14 @@ class SequenceRun:
         """
         if dhs.dtype != self.xs.dtype:
             raise TypeError(f"dhs: expected {self.xs.dtype}, as xs is, got {dhs.dtype}")
-        made = self._template(_backward.backward, True, add=add)
+        template = self._template(_backward.backward, True, add=add)
         dhs, d_out = contiguous_rows(dhs), np.empty_like(d)
         dxs = np.empty(self.xs.shape, self.xs.dtype)
         arrays = self.xs, self.params, d, d_out, dhs, (dxs, *into)
-        plan = made.with_arrays(*arrays, kept=kept.address)
+        plan = template.with_arrays(*arrays, kept=saved.address)
         if not inputs:
             write(plan, dxs=0)
-        options = self._run(made, plan, back=True, dreset=dreset)
+        options = self._run(template, plan, back=True, dreset=dreset)
         if options is None:
             return dxs, d_out, None, None
         dreset, scale = options.dreset(), self.steps.recurrent_mask
@@ -133,7 +133,7 @@ class SequenceRun:
         return dxs, d_out, dreset, options.trace
 
     def _run(
-        self, made: PlanTemplate, plan: Array, back: bool, dreset: Array | None = None
+        self, template: PlanTemplate, plan: Array, back: bool, dreset: Array | None = None
     ) -> OptionMemory | None:
         options = None
         if compiled_features(self.steps.features, back) is not kernel_abi.NO_FEATURES:
@@ -141,9 +141,9 @@ class SequenceRun:
             options = OptionMemory(self.steps, self.cell, *sizes, dreset)
             write(plan, **options.fields)
         entry, self_address = int(plan[PLACES["entry"]]), int(plan[PLACES["self_address"]])
-        threads.team.run(entry, self_address, made.shards, [plan])
+        threads.team.run(entry, self_address, template.shards, [plan])
         return options
 
-    def states_before(self, kept: SavedBuffer) -> tuple[Array, ...]:
+    def states_before(self, saved: SavedBuffer) -> tuple[Array, ...]:
         """The state that every step saw, (N, T, H) each."""
-        return read_saved_states(self._template(_forward.forward, False), kept, self.cell)
+        return read_saved_states(self._template(_forward.forward, False), saved, self.cell)

@@ -58,9 +58,9 @@ class CudaEngine(DeviceEngine):
 
     def with_precision(self, precision: str) -> "CudaEngine":
         if precision not in self._others:
-            made = CudaEngine(self.gpu, precision)
-            made._others = self._others
-            self._others.setdefault(precision, made)
+            engine = CudaEngine(self.gpu, precision)
+            engine._others = self._others
+            self._others.setdefault(precision, engine)
         return self._others[precision]
 
     def plan(
@@ -88,10 +88,10 @@ class CudaEngine(DeviceEngine):
 
     def execution(self, cell: Cell, N: int, H: int, dtype: Any) -> dict[str, str]:
         both = {"forward": True, "backward": False}
-        found = {name: self.plan(cell, N, 100, H, dtype, ahead) for name, ahead in both.items()}
+        plans = {name: self.plan(cell, N, 100, H, dtype, ahead) for name, ahead in both.items()}
         return {
             name: f"{'step by step' if plan is None else 'persistent'}: {why}"
-            for name, (plan, why) in found.items()
+            for name, (plan, why) in plans.items()
         }
 
     def describe(self) -> dict[str, Any]:
@@ -193,13 +193,13 @@ class CudaEngine(DeviceEngine):
         saved = self._all(cell, saved)
         (N, T, D), H = saved[0].shape, len(saved[1][1])
         with self.gpu.products(self.precision), _room_for(cell, N, T, D, H):
-            found = self._backward(cell, dhs, dstate, saved, inputs)
-        return found._replace(params=written(found.params, out))
+            gradients = self._backward(cell, dhs, dstate, saved, inputs)
+        return gradients._replace(params=written(gradients.params, out))
 
     def _backward(
         self, cell: Cell, dhs: Array, dstate: State, saved: Any, inputs: bool
     ) -> Gradients:
-        xs, (Wx, Wh, P), kept, steps = saved
+        xs, (Wx, Wh, P), stored, steps = saved
         xp, at = self.xp, layout(cell, steps.features.changes_state)
         N, T, D = xs.shape
         H, G = Wh.shape[0], len(cell.gates)
@@ -207,7 +207,7 @@ class CudaEngine(DeviceEngine):
         arrays = PassArrays(cell, steps, xp, (N, T, H), xs.dtype, backward=True)
         (dhs,), dstate = cell.widened(xp, (dhs,), H), cell.widened(xp, dstate, H)
         dgates, dstate_ = arrays.empty(T, N, G * H), xp.ascontiguousarray(xp.stack(dstate))
-        arrays.add(**kept, dhs=self._aligned(dhs), dgates=dgates, dstate=dstate_)
+        arrays.add(**stored, dhs=self._aligned(dhs), dgates=dgates, dstate=dstate_)
         plan, _ = self.plan(cell, N, T, H, xs.dtype, forward=False)
         if plan is not None:
             self._run_persistent(plan, Wh, arrays)
@@ -277,8 +277,8 @@ class CudaEngine(DeviceEngine):
         return through_h
 
     def states_before(self, cell: Cell, saved: Any) -> tuple[Array, ...]:
-        _, (_, _, P), kept, _ = self._all(cell, saved)
-        return cell.narrowed(tuple(kept["states"][:-1].transpose(1, 2, 0, 3)), P)
+        _, (_, _, P), stored, _ = self._all(cell, saved)
+        return cell.narrowed(tuple(stored["states"][:-1].transpose(1, 2, 0, 3)), P)
 
     # ---- training
 
@@ -370,11 +370,11 @@ class CudaEngine(DeviceEngine):
         self, kernel: Kernel, grid: tuple[int, int], arrays: Mapping[str, Any]
     ) -> Callable[..., None]:
         """A function of the step that starts a kernel on the arrays that it takes."""
-        given = kernel.arguments(**arrays, t=None)
+        options = kernel.arguments(**arrays, t=None)
 
         def start(t: int = 0) -> None:
             if 0 not in grid:  # CUDA refuses a grid without blocks, which no rows make
-                self.gpu.launch(kernel, grid, [t if x is None else x for x in given])
+                self.gpu.launch(kernel, grid, [t if x is None else x for x in options])
 
         return start
 

@@ -42,10 +42,10 @@ class WeightSum(Layer):
         c : (N, H) array
             The context.
         """
-        here = engine_for_input(hs)
-        hs = validate_array("hs", hs, ("N", "T", "H"), None, here)
-        a = validate_array("a", a, hs.shape[:2], hs.dtype, here)
-        self._tape = here, hs, a
+        engine = engine_for_input(hs)
+        hs = validate_array("hs", hs, ("N", "T", "H"), None, engine)
+        a = validate_array("a", a, hs.shape[:2], hs.dtype, engine)
+        self._tape = engine, hs, a
         return (a[:, None] @ hs)[:, 0]
 
     def backward(self, dc: Array) -> tuple[Array, Array]:
@@ -63,8 +63,8 @@ class WeightSum(Layer):
         da : (N, T) array
             The gradient of a.
         """
-        here, hs, a = self._saved()
-        dc = validate_array("dc", dc, (len(hs), hs.shape[2]), hs.dtype, here)
+        engine, hs, a = self._saved()
+        dc = validate_array("dc", dc, (len(hs), hs.shape[2]), hs.dtype, engine)
         return a[:, :, None] * dc[:, None], (hs @ dc[:, :, None])[:, :, 0]
 
 
@@ -93,9 +93,9 @@ class AttentionWeight(Layer):
         a : (N, T) array
             The weights; those of a row sum to 1.
         """
-        here = engine_for_input(hs)
-        hs = validate_array("hs", hs, ("N", "T", "H"), None, here)
-        h = validate_array("h", h, (len(hs), hs.shape[2]), hs.dtype, here)
+        engine = engine_for_input(hs)
+        hs = validate_array("hs", hs, ("N", "T", "H"), None, engine)
+        h = validate_array("h", h, (len(hs), hs.shape[2]), hs.dtype, engine)
         self._tape = hs, h
         return self.softmax.forward((hs @ h[:, :, None])[:, :, 0])
 

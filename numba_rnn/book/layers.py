@@ -61,10 +61,10 @@ class MatMul(Layer):
         y : (N, M) array
             The output.
         """
-        (W,), here = self.params, self._engine()
-        x = validate_array("x", x, ("N", len(W)), self.dtype, here)
-        self._tape = here, x
-        return here.product(x, W)
+        (W,), engine = self.params, self._engine()
+        x = validate_array("x", x, ("N", len(W)), self.dtype, engine)
+        self._tape = engine, x
+        return engine.product(x, W)
 
     def backward(self, dout: Array) -> Array:
         """Compute the gradients and fill ``grads``.
@@ -79,10 +79,10 @@ class MatMul(Layer):
         dx : (N, D) array
             The gradient of the input.
         """
-        (W,), (dW,), (here, x) = self.params, self.grads, self._saved()
-        dout = validate_array("dout", dout, (len(x), W.shape[1]), self.dtype, here)
-        dW[...] = here.product(x.T, dout)
-        return here.product(dout, W.T)
+        (W,), (dW,), (engine, x) = self.params, self.grads, self._saved()
+        dout = validate_array("dout", dout, (len(x), W.shape[1]), self.dtype, engine)
+        dW[...] = engine.product(x.T, dout)
+        return engine.product(dout, W.T)
 
 
 class Affine(ours.TimeAffine):
@@ -192,9 +192,9 @@ class Softmax(Layer):
         y : (N, V) array
             Probabilities; each row sums to 1.
         """
-        here = engine_for_input(x)
-        self.out = softmax(validate_array("x", x, ("N", "V"), None, here))
-        self._tape = here, self.out
+        engine = engine_for_input(x)
+        self.out = softmax(validate_array("x", x, ("N", "V"), None, engine))
+        self._tape = engine, self.out
         return self.out
 
     def backward(self, dout: Array) -> Array:
@@ -210,8 +210,8 @@ class Softmax(Layer):
         dx : (N, V) array
             The gradient of x.
         """
-        here, y = self._saved()
-        dout = validate_array("dout", dout, y.shape, y.dtype, here)
+        engine, y = self._saved()
+        dout = validate_array("dout", dout, y.shape, y.dtype, engine)
         return y * (dout - (y * dout).sum(axis=1, keepdims=True))
 
 
@@ -280,9 +280,9 @@ class Sigmoid(Layer):
         y : array
             The output, in the shape of x.
         """
-        here = engine_for_input(x)
-        self.out = sigmoid(validate_array("x", x, any_shape(x), None, here))
-        self._tape = here, self.out
+        engine = engine_for_input(x)
+        self.out = sigmoid(validate_array("x", x, any_shape(x), None, engine))
+        self._tape = engine, self.out
         return self.out
 
     def backward(self, dout: Array) -> Array:
@@ -298,8 +298,8 @@ class Sigmoid(Layer):
         dx : array
             The gradient of x.
         """
-        here, y = self._saved()
-        return validate_array("dout", dout, y.shape, y.dtype, here) * y * (1 - y)
+        engine, y = self._saved()
+        return validate_array("dout", dout, y.shape, y.dtype, engine) * y * (1 - y)
 
 
 class Dropout(Layer):
@@ -339,13 +339,13 @@ class Dropout(Layer):
         y : array
             The output, in the shape and dtype of x.
         """
-        here = engine_for_input(x)
-        x = validate_array("x", x, any_shape(x), None, here)
+        engine = engine_for_input(x)
+        x = validate_array("x", x, any_shape(x), None, engine)
         if not train_flg:
             return x * x.dtype.type(1 - self.dropout_ratio)
         keep = np.random.rand(*x.shape) > self.dropout_ratio  # noqa: NPY002 (the book's)
-        self.mask = here.to_device(keep)
-        self._tape = here, self.mask, x.dtype
+        self.mask = engine.to_device(keep)
+        self._tape = engine, self.mask, x.dtype
         return x * self.mask
 
     def backward(self, dout: Array) -> Array:
@@ -361,5 +361,5 @@ class Dropout(Layer):
         dx : array
             The gradient of x.
         """
-        here, mask, dtype = self._saved()
-        return validate_array("dout", dout, mask.shape, dtype, here) * mask
+        engine, mask, dtype = self._saved()
+        return validate_array("dout", dout, mask.shape, dtype, engine) * mask

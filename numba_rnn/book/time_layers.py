@@ -117,11 +117,11 @@ class TimeDropout(Layer):
         self._tape = ()
         if not self.train_flg:
             return xs
-        here = engine_for_input(xs)
-        xs = validate_array("xs", xs, any_shape(xs), None, here)
+        engine = engine_for_input(xs)
+        xs = validate_array("xs", xs, any_shape(xs), None, engine)
         keep = np.random.rand(*xs.shape) > self.dropout_ratio  # noqa: NPY002 (the book's)
-        self.mask = here.to_device(keep.astype(xs.dtype) * (1 / (1 - self.dropout_ratio)))
-        self._tape = here, self.mask
+        self.mask = engine.to_device(keep.astype(xs.dtype) * (1 / (1 - self.dropout_ratio)))
+        self._tape = engine, self.mask
         return xs * self.mask
 
     def backward(self, dout: Array) -> Array:
@@ -139,8 +139,8 @@ class TimeDropout(Layer):
         """
         if not self._saved():
             return dout
-        here, mask = self._saved()
-        return validate_array("dout", dout, mask.shape, mask.dtype, here) * mask
+        engine, mask = self._saved()
+        return validate_array("dout", dout, mask.shape, mask.dtype, engine) * mask
 
 
 class TimeBiLSTM(ours.TimeBiLSTM):

@@ -99,9 +99,9 @@ def from_keras(source: Any) -> TimeRecurrent | Bidirectional | Stacked:
                 f"source: expected return_sequences=True below the last layer, got False of "
                 f"{layer.name}"
             )
-    made = build_stack([_part(layer) for layer in source])
-    made.train_flg = False
-    return made
+    result = build_stack([_part(layer) for layer in source])
+    result.train_flg = False
+    return result
 
 
 def _class_of(layer: Any) -> str:
@@ -176,18 +176,18 @@ def _layer(layer: Any, backwards: bool = False) -> TimeRecurrent:
     two = family == "gru" and config["reset_after"]
     b = biases[0] if biases else np.zeros((2,) * two + Wx.shape[1:], Wx.dtype)
     stateful = config["stateful"]
-    made: TimeRecurrent
+    result: TimeRecurrent
     if family == "lstm":
-        made = TimeLSTM(Wx, Wh, b, stateful=stateful)
+        result = TimeLSTM(Wx, Wh, b, stateful=stateful)
     elif family == "gru":
-        made = TimeGRU(Wx, Wh, b, stateful=stateful, reset_after=two)
+        result = TimeGRU(Wx, Wh, b, stateful=stateful, reset_after=two)
     else:
-        made = TimeRNN(Wx, Wh, b, stateful=stateful, activation=config["activation"])
-    _drop_as(layer, config, made)
+        result = TimeRNN(Wx, Wh, b, stateful=stateful, activation=config["activation"])
+    _drop_as(layer, config, result)
     states = [as_floats(v.path, v.value) for v in layer.states or ()] if stateful else []
     if any(state.any() for state in states):  # zeros are no state: another batch may come
-        made.set_state(*states)
-    return made
+        result.set_state(*states)
+    return result
 
 
 def _expect_computed_here(name: str, family: str, config: dict[str, Any], backwards: bool) -> None:
@@ -219,7 +219,7 @@ def _expect_dtype(layer: Any, dtype: np.dtype[Any]) -> None:
         )
 
 
-def _drop_as(layer: Any, config: dict[str, Any], made: TimeRecurrent) -> None:
+def _drop_as(layer: Any, config: dict[str, Any], result: TimeRecurrent) -> None:
     """Drop what Keras drops: with one mask for all gates, the same at every step."""
     rates = {name: config[name] for name in ("dropout", "recurrent_dropout")}
     if not any(rates.values()):
@@ -231,7 +231,7 @@ def _drop_as(layer: Any, config: dict[str, Any], made: TimeRecurrent) -> None:
             "implementation=1); here all gates share one; after training set "
             "layer.cell.dropout and layer.cell.recurrent_dropout to 0"
         )
-    made.regularise(input_dropout=rates["dropout"], recurrent_dropout=rates["recurrent_dropout"])
+    result.regularise(input_dropout=rates["dropout"], recurrent_dropout=rates["recurrent_dropout"])
 
 
 # ---- to Keras
@@ -286,17 +286,17 @@ def to_keras(
             f"layer: expected float32, got {dtype}, which {keras.backend.backend()} under Keras "
             "has switched off"
         )
-    made = [_made(keras.layers, part, dtype) for part in parts]
-    model = made[0]
-    if len(made) == 1:
+    result = [_keras_layer(keras.layers, part, dtype) for part in parts]
+    model = result[0]
+    if len(result) == 1:
         model.build(shape)
     else:
-        model = keras.Sequential([keras.Input(batch_shape=shape, dtype=dtype), made[0]])
-        for part in made[1:]:
+        model = keras.Sequential([keras.Input(batch_shape=shape, dtype=dtype), result[0]])
+        for part in result[1:]:
             if dropout:
                 model.add(keras.layers.Dropout(dropout, dtype=dtype))
             model.add(part)
-    for theirs, ours, arrays in zip(made, parts, weights, strict=True):
+    for theirs, ours, arrays in zip(result, parts, weights, strict=True):
         theirs.set_weights(arrays)
         if isinstance(ours, TimeRecurrent) and ours.stateful and ours.state is not None:
             for variable, state in zip(theirs.states, ours.state, strict=True):
@@ -312,29 +312,29 @@ def _weights(layer: TimeRecurrent) -> list[Array]:
     return [to_theirs(params[name], family, KERAS) for name in ("Wx", "Wh", "b")]
 
 
-def _batch_size(parts: tuple[Part, ...], given: int | None) -> int | None:
+def _batch_size(parts: tuple[Part, ...], batch_size: int | None) -> int | None:
     """The number of rows that stateful layers are fixed to; any other layer takes any."""
-    if given is not None:
-        expect_int("batch_size", given)
+    if batch_size is not None:
+        expect_int("batch_size", batch_size)
     stateful = [one for part in parts for one in directions_of(part) if one.stateful]
     if not stateful:
-        return given
-    batch = next((len(one.h) for one in stateful if one.h is not None), given)
+        return batch_size
+    batch = next((len(one.h) for one in stateful if one.h is not None), batch_size)
     if batch is None:
         raise ValueError(
             "batch_size: expected the number of rows of a stateful layer of Keras, got None"
         )
-    if given not in (None, batch):
-        raise ValueError(f"batch_size: expected {batch}, as the state has, got {given}")
+    if batch_size not in (None, batch):
+        raise ValueError(f"batch_size: expected {batch}, as the state has, got {batch_size}")
     return batch
 
 
-def _made(layers: Any, part: Part, dtype: str) -> Any:
+def _keras_layer(layers: Any, part: Part, dtype: str) -> Any:
     """The layer, not yet built."""
-    directions, made = directions_of(part), []
+    directions, result = directions_of(part), []
     for k, one in enumerate(directions):
         name, options = library_layer_of(one, "Keras", _KINDS)
-        made.append(
+        result.append(
             getattr(layers, name)(
                 one.hidden_size,
                 **options,
@@ -347,9 +347,9 @@ def _made(layers: Any, part: Part, dtype: str) -> Any:
                 dtype=dtype,
             )
         )
-    if len(made) == 1:
-        return made[0]
-    if made[0].stateful:
+    if len(result) == 1:
+        return result[0]
+    if result[0].stateful:
         raise ConversionError(
             "layer: a stateful Bidirectional of Keras carries the state in both directions, here "
             "only forwards"
@@ -359,4 +359,4 @@ def _made(layers: Any, part: Part, dtype: str) -> Any:
             "layer: expected both directions of one size, as Keras has them, got "
             + " and ".join(str(one.hidden_size) for one in directions)
         )
-    return layers.Bidirectional(made[0], backward_layer=made[1], dtype=dtype)
+    return layers.Bidirectional(result[0], backward_layer=result[1], dtype=dtype)

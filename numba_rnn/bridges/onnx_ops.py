@@ -237,12 +237,12 @@ class Gather(_Cut):
 class Slice(_Cut):
     def __init__(self, node: OnnxNode) -> None:
         super().__init__(node)
-        given = node.only("starts", "ends", "axes")  # before opset 10
-        self._given = tuple(given[n] for n in ("starts", "ends", "axes") if n in given)
+        attributes = node.only("starts", "ends", "axes")  # before opset 10
+        self._given = tuple(attributes[n] for n in ("starts", "ends", "axes") if n in attributes)
 
     def forward(self, x: AnyArray, /, *others: AnyArray) -> Arrays:
-        given: list[Any] = [*self._given, *others, None, None, None, None]
-        starts, ends, axes, steps = given[:4]
+        values: list[Any] = [*self._given, *others, None, None, None, None]
+        starts, ends, axes, steps = values[:4]
         index = [slice(None)] * x.ndim
         places = range(len(starts)) if axes is None else axes
         for k, axis in enumerate(places):
@@ -336,8 +336,8 @@ class Cast(OnnxOp):
 class Shape(OnnxOp):
     def __init__(self, node: OnnxNode) -> None:
         super().__init__(node)
-        given = node.only("start", "end")
-        self._part = slice(given.get("start"), given.get("end"))
+        attributes = node.only("start", "end")
+        self._part = slice(attributes.get("start"), attributes.get("end"))
 
     def forward(self, x: AnyArray, /) -> Arrays:
         return (np.array(x.shape[self._part], np.int64),)
@@ -392,8 +392,8 @@ class ConstantOfShape(OnnxOp):
 class Constant(OnnxOp):
     def __init__(self, node: OnnxNode) -> None:
         super().__init__(node)
-        given = node.only("value", "value_int", "value_ints", "value_float", "value_floats")
-        ((name, value),) = given.items()
+        attributes = node.only("value", "value_int", "value_ints", "value_float", "value_floats")
+        ((name, value),) = attributes.items()
         dtype = np.int64 if "int" in name else np.float32
         self._value = value if name == "value" else np.array(value, dtype)
 

@@ -166,26 +166,26 @@ class OnnxNet(Layer):
         """
         import onnx
 
-        made = type(self._frame)()
-        made.CopyFrom(self._frame)
-        made.ir_version = max(made.ir_version, _WITH_OPTIONAL)
-        inputs = [value for value in made.graph.input if value.name in self._specs]
-        made.graph.ClearField("input")
-        made.graph.input.extend(inputs)
+        proto = type(self._frame)()
+        proto.CopyFrom(self._frame)
+        proto.ir_version = max(proto.ir_version, _WITH_OPTIONAL)
+        inputs = [value for value in proto.graph.input if value.name in self._specs]
+        proto.graph.ClearField("input")
+        proto.graph.input.extend(inputs)
         weights = {**self._constants, **self.optional}
         for step in self._steps:
             nodes, own = step.written()
-            made.graph.node.extend(_proto(node) for node in nodes)
+            proto.graph.node.extend(_proto(node) for node in nodes)
             weights |= own
-        made.graph.initializer.extend(
+        proto.graph.initializer.extend(
             onnx.numpy_helper.from_array(np.asarray(array, order="C"), name)
             for name, array in weights.items()
         )
-        return made
+        return proto
 
-    def _move(self, there: Engine) -> None:
+    def _move(self, engine: Engine) -> None:
         for layer in self.layers:
-            layer._move(there)
+            layer._move(engine)
         self.forget()
 
     def forget(self) -> None:
@@ -219,18 +219,18 @@ class OnnxNet(Layer):
                 f"forward: expected {', '.join(self.inputs)}, got {len(inputs)} arrays; "
                 "pass optional inputs by name"
             )
-        given = dict(zip(self.inputs, inputs, strict=False)) | named
-        for name in (*self.inputs, *given):
-            if name not in given or name not in self._specs:
+        feeds = dict(zip(self.inputs, inputs, strict=False)) | named
+        for name in (*self.inputs, *feeds):
+            if name not in feeds or name not in self._specs:
                 known = ", ".join(self._specs)
-                raise TypeError(f"forward: expected {known}, got {', '.join(given) or 'none'}")
+                raise TypeError(f"forward: expected {known}, got {', '.join(feeds) or 'none'}")
         values: dict[str, Any] = {**self._constants, **self.optional}
-        for name, value in given.items():
+        for name, value in feeds.items():
             _expect_declared(name, value, *self._specs[name])
             values[name] = value
         for step in self._steps:
-            found = _run(step, [values[name] if name else None for name in step.inputs])
-            values.update(zip(step.outputs, found, strict=False))
+            results = _run(step, [values[name] if name else None for name in step.inputs])
+            values.update(zip(step.outputs, results, strict=False))
         outputs = tuple(values[name] for name in self.outputs)
         self._tape = [(out.shape, out.dtype) for out in outputs]
         return outputs if len(outputs) > 1 else outputs[0]
@@ -394,8 +394,8 @@ class _Reader:
     def _fold(self, step: OnnxOp) -> None:
         values = [self._constants[name] if name else None for name in step.inputs]
         self._expect_few(step, _run(step, values, "size"))
-        found = _run(step, values)
-        for name, value in zip(step.outputs, found, strict=False):
+        results = _run(step, values)
+        for name, value in zip(step.outputs, results, strict=False):
             self._expect_few(step, np.size(value))
             self._made += np.size(value)
             self._constants[name] = np.asarray(value)
@@ -491,11 +491,11 @@ class _Reader:
         return Affine(node, x, W, np.zeros(W.shape[1], W.dtype), output)
 
     def _gemm(self, node: OnnxNode) -> OnnxOp:
-        given = node.only("alpha", "beta", "transA", "transB")
-        node.expect("transA", given.get("transA", 0), 0)
+        attributes = node.only("alpha", "beta", "transA", "transB")
+        node.expect("transA", attributes.get("transA", 0), 0)
         W = self._weight(node, 1, "B", ("D", "M"))
-        W = W.T if given.get("transB", 0) else W
-        W = np.ascontiguousarray(W * W.dtype.type(given.get("alpha", 1.0)))
+        W = W.T if attributes.get("transB", 0) else W
+        W = np.ascontiguousarray(W * W.dtype.type(attributes.get("alpha", 1.0)))
         M = W.shape[1]
         b = np.zeros(M, W.dtype)
         if node.input(2):
@@ -505,7 +505,7 @@ class _Reader:
             if C.size not in (1, M) or (C.ndim == 2 and C.shape[0] != 1) or C.ndim > 2:
                 raise node.refuse(f"input C: expected shape ({M},), got {format_shape(C.shape)}")
             self._expect_dtype(node, C, W)
-            b = b + C.reshape(-1) * W.dtype.type(given.get("beta", 1.0))
+            b = b + C.reshape(-1) * W.dtype.type(attributes.get("beta", 1.0))
         return Affine(node, node.inputs[0], W, b, node.outputs[0])
 
     @staticmethod
@@ -516,16 +516,16 @@ class _Reader:
     # ---- recurrent nodes
 
     def _recurrent(self, node: OnnxNode) -> OnnxOp:
-        given = node.only(*_ATTRIBUTES, *_OWN[node.op])
-        direction = given.get("direction", "forward")
+        attributes = node.only(*_ATTRIBUTES, *_OWN[node.op])
+        direction = attributes.get("direction", "forward")
         node.expect("direction", direction, "forward", "reverse", "bidirectional")
-        layout = given.get("layout", 0)
+        layout = attributes.get("layout", 0)
         for name in ("layout", *_OWN[node.op]):
-            node.expect(name, given.get(name, 0), 0, 1)
+            node.expect(name, attributes.get(name, 0), 0, 1)
         dirs, G = 1 + (direction == "bidirectional"), len(GATES[node.op])
         R = self._weight(node, 2, "R", (dirs, "G H", "H"))
         H = R.shape[2]
-        node.expect("hidden_size", given.get("hidden_size", H), H)
+        node.expect("hidden_size", attributes.get("hidden_size", H), H)
         if R.shape[1] != G * H:
             raise ValueError(
                 f"{node}: input R: expected shape {format_shape((dirs, G * H, H))}, got "
@@ -548,8 +548,8 @@ class _Reader:
                 node.op,
                 activations[k * count : (k + 1) * count],
                 _clip(node),
-                bool(given.get("linear_before_reset", 0)),
-                bool(given.get("input_forget", 0)),
+                bool(attributes.get("linear_before_reset", 0)),
+                bool(attributes.get("input_forget", 0)),
                 P is not None,
             )
             for k in range(dirs)
@@ -611,14 +611,16 @@ def _clip(node: OnnxNode) -> float | None:
 
 def _activations(node: OnnxNode, dirs: int) -> tuple[Activation, ...]:
     """The functions of all directions, each with its numbers, which the file lists in one row."""
-    defaults, given = DEFAULTS[node.op], node.attributes
-    names = [n.decode("utf-8", "replace") for n in given.get("activations", ())]
+    defaults, attributes = DEFAULTS[node.op], node.attributes
+    names = [n.decode("utf-8", "replace") for n in attributes.get("activations", ())]
     names = names or [one.name for one in defaults] * dirs
     if node.op == "RNN" and (dirs, len(names)) == (1, 2):
         names = names[:1]  # the default has two for any direction
     if len(names) != len(defaults) * dirs:
         raise ValueError(f"{node}: activations: expected {len(defaults) * dirs}, got {names}")
-    rows = {letter: list(given.get(f"activation_{letter}", ())) for letter in ("alpha", "beta")}
+    rows = {
+        letter: list(attributes.get(f"activation_{letter}", ())) for letter in ("alpha", "beta")
+    }
     if node.op != "RNN":  # whose other spellings ONNX Runtime takes for Tanh, "relu" too
         known = {name.lower(): name for name in ACTIVATIONS}
         names = [known.get(name.lower(), name) for name in names]

@@ -112,32 +112,32 @@ def from_torch(
     if module is not None:
         own, _, _ = prefix.rpartition(".")
         module = module.get_submodule(own) if own else module
-        said, dropout = _said_by(module)
-        activation, training = activation or said, bool(module.training)
+        options, dropout = _module_options(module)
+        activation, training = activation or options, bool(module.training)
     activation = expect_choice("activation", activation or "tanh", ("tanh", "relu"))
-    found = _directions(source, prefix)
-    numbers = sorted({k for k, _ in found})
+    directions = _directions(source, prefix)
+    numbers = sorted({k for k, _ in directions})
     if numbers != list(range(len(numbers))):
         raise ValueError(f"source: expected layers numbered from 0, got {numbers}")
-    both = (0, True) in found
+    both = (0, True) in directions
     for k in numbers:
-        if ((k, True) in found) != both or (k, False) not in found:
+        if ((k, True) in directions) != both or (k, False) not in directions:
             raise ValueError(
                 f"source: expected both directions in all layers or in none, see _l{k}"
             )
     layers: list[TimeRecurrent | Bidirectional] = []
     for k in numbers:
         ahead, *back = (
-            layer_of(found[k, r], activation, f"_l{k}" + "_reverse" * r)
+            layer_of(directions[k, r], activation, f"_l{k}" + "_reverse" * r)
             for r in (False, True)[: 1 + both]
         )
         layers.append(Bidirectional(ahead, *back) if both else ahead)
-    made = layers[0] if len(layers) == 1 else Stacked(layers, dropout=dropout)
-    made.train_flg = training
-    return made
+    result = layers[0] if len(layers) == 1 else Stacked(layers, dropout=dropout)
+    result.train_flg = training
+    return result
 
 
-def _said_by(module: Any) -> tuple[str | None, float]:
+def _module_options(module: Any) -> tuple[str | None, float]:
     """The activation of an RNN, and the dropout, which are not among a module's weights."""
     mode = str(getattr(module, "mode", ""))  # RNN_TANH, RNN_RELU, LSTM, GRU; a cell has none
     of_cell = f"RNN_{getattr(module, 'nonlinearity', '')}".upper()
@@ -159,9 +159,9 @@ def _read(path: Path) -> dict[str, Array | None]:
     try:
         with safe_open(path, framework="np") as file:
             ours = "numba_rnn" in (file.metadata() or {})
-            found: dict[str, Array | None] = dict.fromkeys(file.keys())
-            for name in () if ours else filter(_NAME.search, found):
-                found[name] = file.get_tensor(name)
+            arrays: dict[str, Array | None] = dict.fromkeys(file.keys())
+            for name in () if ours else filter(_NAME.search, arrays):
+                arrays[name] = file.get_tensor(name)
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"source: {path} is not a complete safetensors file ({error})") from error
     except (AttributeError, TypeError) as error:  # bfloat16 and its like, which NumPy has not
@@ -174,44 +174,44 @@ def _read(path: Path) -> dict[str, Array | None]:
             f"source: {path} is a checkpoint of numba_rnn; numba_rnn.jobs.load_model(path) reads "
             "those of `numba-rnn train`"
         )
-    return found
+    return arrays
 
 
 def _the_prefix(source: Mapping[str, Any], prefix: str | None) -> str:
     """What the names of a recurrent module's weights begin with."""
-    found = {name[: -len("weight_hh_l0")] for name in source if name.endswith("weight_hh_l0")}
-    if not found:  # a cell's names have no number
-        found = {name[: -len("weight_hh")] for name in source if name.endswith("weight_hh")}
-    if prefix is None and len(found) == 1:
-        return found.pop()
-    for given in (prefix, f"{prefix}."):
-        if given in found:
-            return str(given)
-    if not found:
+    prefixes = {name[: -len("weight_hh_l0")] for name in source if name.endswith("weight_hh_l0")}
+    if not prefixes:  # a cell's names have no number
+        prefixes = {name[: -len("weight_hh")] for name in source if name.endswith("weight_hh")}
+    if prefix is None and len(prefixes) == 1:
+        return prefixes.pop()
+    for candidate in (prefix, f"{prefix}."):
+        if candidate in prefixes:
+            return str(candidate)
+    if not prefixes:
         raise ValueError(
             f"source: expected an RNN, LSTM or GRU, got {', '.join(source) or 'no name'}; "
             "for Linear and Embedding use TimeAffine(W.T, b) and TimeEmbedding(W)"
         )
     if prefix is None:
         raise ValueError(
-            f"prefix: expected one of {len(found)} recurrent modules, got None: "
-            + " or ".join(f"prefix={one!r}" for one in sorted(found))
+            f"prefix: expected one of {len(prefixes)} recurrent modules, got None: "
+            + " or ".join(f"prefix={one!r}" for one in sorted(prefixes))
         )
-    have = ", ".join(sorted(map(repr, found)))
+    have = ", ".join(sorted(map(repr, prefixes)))
     raise ValueError(f"prefix: expected names that begin {prefix!r}, got {have}")
 
 
 def _directions(source: Mapping[str, Any], prefix: str) -> dict[tuple[int, bool], Named]:
     """The arrays of every layer and direction, by what is left of their names."""
-    found: dict[tuple[int, bool], Named] = {}
+    directions: dict[tuple[int, bool], Named] = {}
     for name, value in source.items():
         match = _NAME.fullmatch(name.removeprefix(prefix)) if name.startswith(prefix) else None
         if match is None:
             continue
         kind, part, number, reverse = match.groups()
-        place = found.setdefault((int(number or 0), bool(reverse)), {})
+        place = directions.setdefault((int(number or 0), bool(reverse)), {})
         place[f"{kind}_{part}"] = as_floats(name, value)
-    return found
+    return directions
 
 
 def layer_of(arrays: Named, activation: str = "tanh", suffix: str = "") -> TimeRecurrent:

@@ -49,7 +49,7 @@ def rows_by_lag(trace: Trace, state: str) -> tuple[Array, BoolArray]:
     if trace.mask is not None:
         reached = reached & trace.mask
     norms = norms_over_units(gradients[state].astype(np.float64))
-    found, there = np.zeros(norms.shape), np.zeros(norms.shape, bool)
+    result, valid = np.zeros(norms.shape), np.zeros(norms.shape, bool)
     for n, seen in enumerate(reached):
         if not seen.any():
             continue
@@ -59,9 +59,9 @@ def rows_by_lag(trace: Trace, state: str) -> tuple[Array, BoolArray]:
         steps = np.arange(first, last + 1)
         if trace.mask is not None:
             steps = steps[trace.mask[n, first : last + 1]]
-        found[n, : len(steps)] = norms[n, steps[::-1]]
-        there[n, : len(steps)] = True
-    return found, there
+        result[n, : len(steps)] = norms[n, steps[::-1]]
+        valid[n, : len(steps)] = True
+    return result, valid
 
 
 def norms_over_units(values: Array) -> Array:
@@ -119,9 +119,9 @@ def gradient_flow(trace: Trace, state: str | None = None) -> Table:
         name: [] for name in ("state", "lag", "rows", "mean", "low", "high")
     }
     for name in names:
-        norms, there = rows_by_lag(trace, name)
-        for lag in np.flatnonzero(there.any(axis=0)):
-            of_lag = norms[there[:, lag], lag]
+        norms, valid = rows_by_lag(trace, name)
+        for lag in np.flatnonzero(valid.any(axis=0)):
+            of_lag = norms[valid[:, lag], lag]
             values = name, lag, len(of_lag), of_lag.mean(), of_lag.min(), of_lag.max()
             for column, value in zip(columns.values(), values, strict=True):
                 column.append(value)
@@ -154,8 +154,8 @@ def gradient_growth(trace: Trace, state: str = "h") -> float:
     - Bengio et al. 1994, *Learning long-term dependencies with gradient descent is difficult*.
     - Pascanu et al. 2013, *On the difficulty of training recurrent neural networks*.
     """
-    norms, there = rows_by_lag(trace, state)
-    sound = there & np.isfinite(norms) & (norms > 0)
+    norms, valid = rows_by_lag(trace, state)
+    sound = valid & np.isfinite(norms) & (norms > 0)
     pairs = sound[:, 1:] & sound[:, :-1]
     if not pairs.any():
         return float("nan")
@@ -229,15 +229,15 @@ def thresholds(low: float, high: float) -> tuple[float, float]:
 
 def bounded_gates(trace: Trace) -> dict[str, tuple[float, float]]:
     """The gates that have a range, with it."""
-    found = {name: value_range(trace.cell, name) for name in trace.gate_names}
-    return {name: ends for name, ends in found.items() if ends is not None}
+    result = {name: value_range(trace.cell, name) for name in trace.gate_names}
+    return {name: ends for name, ends in result.items() if ends is not None}
 
 
 def values_there(trace: Trace, gate: str) -> Array:
     """The values (K, H) that a gate took, at all K steps of all rows that no mask left out."""
     values = trace.gates[gate]
-    there = np.ones(values.shape[:2], bool) if trace.mask is None else trace.mask
-    return values[there].astype(np.float64)
+    valid = np.ones(values.shape[:2], bool) if trace.mask is None else trace.mask
+    return values[valid].astype(np.float64)
 
 
 def saturation(trace: Trace, by: str = "gate") -> Table:

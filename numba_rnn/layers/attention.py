@@ -87,19 +87,19 @@ class TimeAttention(Layer):
         -----
         hs_enc and hs_dec must not change until backward has run.
         """
-        here = engine_for_input(hs_enc)
-        xp, hs_enc = here.xp, validate_array("hs_enc", hs_enc, ("N", "S", "H"), None, here)
+        engine = engine_for_input(hs_enc)
+        xp, hs_enc = engine.xp, validate_array("hs_enc", hs_enc, ("N", "S", "H"), None, engine)
         N, S, H = hs_enc.shape
-        hs_dec = validate_array("hs_dec", hs_dec, (N, "T", H), hs_enc.dtype, here)
-        there = validate_mask(lengths, mask, (N, S), here)
-        if there is not None:
-            there = here.to_device(there)
-            hs_enc = xp.where(there[:, :, None], hs_enc, hs_enc.dtype.type(0))
-            there = there[:, None, :]
-        weights = _softmax(xp, here.product(hs_dec, hs_enc.transpose(0, 2, 1)), there)
-        self._tape = here, weights, hs_enc, hs_dec
+        hs_dec = validate_array("hs_dec", hs_dec, (N, "T", H), hs_enc.dtype, engine)
+        present = validate_mask(lengths, mask, (N, S), engine)
+        if present is not None:
+            present = engine.to_device(present)
+            hs_enc = xp.where(present[:, :, None], hs_enc, hs_enc.dtype.type(0))
+            present = present[:, None, :]
+        weights = _softmax(xp, engine.product(hs_dec, hs_enc.transpose(0, 2, 1)), present)
+        self._tape = engine, weights, hs_enc, hs_dec
         self.attention_weights = weights
-        return here.product(weights, hs_enc)
+        return engine.product(weights, hs_enc)
 
     def backward(self, dout: Array) -> tuple[Array, Array]:
         """Compute the gradients of both inputs.
@@ -121,22 +121,22 @@ class TimeAttention(Layer):
         RuntimeError
             If forward has not run.
         """
-        here, weights, hs_enc, hs_dec = self._saved()
-        dout = validate_array("dout", dout, hs_dec.shape, hs_dec.dtype, here)
-        dweights = here.product(dout, hs_enc.transpose(0, 2, 1))
+        engine, weights, hs_enc, hs_dec = self._saved()
+        dout = validate_array("dout", dout, hs_dec.shape, hs_dec.dtype, engine)
+        dweights = engine.product(dout, hs_enc.transpose(0, 2, 1))
         dscores = weights * (dweights - (weights * dweights).sum(axis=2, keepdims=True))
-        dhs_enc = here.product(weights.transpose(0, 2, 1), dout)
-        dhs_enc += here.product(dscores.transpose(0, 2, 1), hs_dec)
-        return dhs_enc, here.product(dscores, hs_enc)
+        dhs_enc = engine.product(weights.transpose(0, 2, 1), dout)
+        dhs_enc += engine.product(dscores.transpose(0, 2, 1), hs_dec)
+        return dhs_enc, engine.product(dscores, hs_enc)
 
 
-def _softmax(xp: Any, scores: Array, there: BoolArray | None) -> Array:
+def _softmax(xp: Any, scores: Array, present: BoolArray | None) -> Array:
     """Shares that sum to 1 along the last axis, 0 where nothing is there."""
-    if there is not None:
-        scores = xp.where(there, scores, scores.dtype.type(np.finfo(scores.dtype).min))
+    if present is not None:
+        scores = xp.where(present, scores, scores.dtype.type(np.finfo(scores.dtype).min))
     with np.errstate(over="ignore"):  # towards -inf, whose share is 0
         exps = xp.exp(scores - scores.max(axis=2, keepdims=True))
-    if there is not None:
-        exps = xp.where(there, exps, exps.dtype.type(0))
+    if present is not None:
+        exps = xp.where(present, exps, exps.dtype.type(0))
     total = exps.sum(axis=2, keepdims=True)  # at least 1, the largest's own; 0 of nothing
     return exps / xp.maximum(total, exps.dtype.type(1))

@@ -80,9 +80,9 @@ class Layer:
         self._move(engine_by_name(name))
         return self
 
-    def _move(self, there: Engine) -> None:
-        params = [move(p, there) for p in self.params]
-        self.grads[:] = [move(g, there) for g in self.grads]
+    def _move(self, engine: Engine) -> None:
+        params = [move(p, engine) for p in self.params]
+        self.grads[:] = [move(g, engine) for g in self.grads]
         self.params[:] = params
         self.forget()
 

@@ -151,7 +151,7 @@ class Bidirectional(Composite):
         hs : (N, T, H_forward + H_backward) array
             The hidden states of both layers at every step.
         """
-        here, xs, mask, resets = self._accept_block(xs, lengths, mask, resets)
+        engine, xs, mask, resets = self._accept_block(xs, lengths, mask, resets)
         ahead = self.forward_layer.forward(xs, mask=mask, resets=resets, trace=trace)
         back = self.backward_layer.forward(
             xs[:, ::-1],
@@ -159,8 +159,8 @@ class Bidirectional(Composite):
             resets=None if resets is None else _seen_from_the_end(resets),
             trace=trace,
         )
-        hs = here.xp.concatenate([ahead, back[:, ::-1]], axis=2)
-        self._tape = here, hs.shape
+        hs = engine.xp.concatenate([ahead, back[:, ::-1]], axis=2)
+        self._tape = engine, hs.shape
         return hs
 
     @overload
@@ -190,8 +190,8 @@ class Bidirectional(Composite):
         RuntimeError
             If forward has not run.
         """
-        here, shape = self._saved()
-        dhs = validate_array("dhs", dhs, shape, self.dtype, here)
+        engine, shape = self._saved()
+        dhs = validate_array("dhs", dhs, shape, self.dtype, engine)
         dahead, dback = (own or () for own in self._one_each("backward", dstate))
         H = self.forward_layer.output_size
         dxs = self.forward_layer.backward(dhs[:, :, :H], *dahead, inputs=inputs)

@@ -87,9 +87,9 @@ class Composite(Layer):
         for layer in self.recurrent:
             layer.checkpoint_every = value
 
-    def _move(self, there: Engine) -> None:
+    def _move(self, engine: Engine) -> None:
         for part in self._parts.values():
-            part._move(there)
+            part._move(engine)
         self.forget()
 
     def forget(self) -> None:
@@ -142,21 +142,21 @@ class Composite(Layer):
         for layer in self.recurrent:
             layer.reset_state()
 
-    def _one_each(self, method: str, given: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _one_each(self, method: str, arrays: tuple[Any, ...]) -> tuple[Any, ...]:
         """A tuple or None for each recurrent layer; as many None as were left out."""
         count = len(self.recurrent)
-        if len(given) > count:
+        if len(arrays) > count:
             raise TypeError(
                 f"{method}: expected a tuple of arrays or None for each of {count} layers, "
-                f"got {len(given)}"
+                f"got {len(arrays)}"
             )
-        for k, own in enumerate(given):
+        for k, own in enumerate(arrays):
             if own is not None and not isinstance(own, (tuple, list)):
                 raise TypeError(
                     f"{method}: expected a tuple of arrays or None for each layer, got "
                     f"{type(own).__name__} for layer {k}"
                 )
-        return (*given, *(None,) * (count - len(given)))
+        return (*arrays, *(None,) * (count - len(arrays)))
 
     # ---- options
 
@@ -209,11 +209,11 @@ class Composite(Layer):
         self, xs: Array, lengths: Any, mask: Any, resets: Any
     ) -> tuple[Engine, Array, BoolArray | None, BoolArray | None]:
         """The engine, xs, the mask and the resets, checked before any layer runs."""
-        here = self._engine()
-        xs = validate_array("xs", xs, ("N", "T", self.input_size), self.dtype, here)
+        engine = self._engine()
+        xs = validate_array("xs", xs, ("N", "T", self.input_size), self.dtype, engine)
         N, T, _ = xs.shape
-        mask = validate_mask(lengths, mask, (N, T), here)
-        resets = None if resets is None else validate_flags("resets", resets, (N, T), here)
+        mask = validate_mask(lengths, mask, (N, T), engine)
+        resets = None if resets is None else validate_flags("resets", resets, (N, T), engine)
         for layer in self.recurrent:
-            layer._state_before("xs", N, here)
-        return here, xs, mask, resets
+            layer._state_before("xs", N, engine)
+        return engine, xs, mask, resets

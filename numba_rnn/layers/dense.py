@@ -94,9 +94,9 @@ class TimeEmbedding(Layer):
             Their vectors.
         """
         (W,) = self.params
-        here = self._engine()
-        ids = validate_ids("ids", ids, ("N", "T"), W.shape[0], here)
-        self._tape = here, ids.copy()
+        engine = self._engine()
+        ids = validate_ids("ids", ids, ("N", "T"), W.shape[0], engine)
+        self._tape = engine, ids.copy()
         return W[ids]
 
     def backward(self, dout: Array) -> None:
@@ -107,11 +107,11 @@ class TimeEmbedding(Layer):
         dout : (N, T, D) array
             The gradient of the vectors.
         """
-        here, ids = self._saved()
+        engine, ids = self._saved()
         (dW,) = self.grads
-        dout = validate_array("dout", dout, (*ids.shape, dW.shape[1]), self.dtype, here)
+        dout = validate_array("dout", dout, (*ids.shape, dW.shape[1]), self.dtype, engine)
         dW[...] = 0
-        here.add_rows(dW, ids.reshape(-1), dout.reshape(-1, dW.shape[1]))
+        engine.add_rows(dW, ids.reshape(-1), dout.reshape(-1, dW.shape[1]))
 
 
 class TimeAffine(Layer):
@@ -129,9 +129,9 @@ class TimeAffine(Layer):
     role_in_stream = "affine"
 
     def __init__(self, W: Array, b: Array) -> None:
-        here = engine_for_input(W)
-        W = validate_array("W", W, ("D", "M"), None, here)
-        super().__init__(W, validate_array("b", b, (W.shape[1],), W.dtype, here))
+        engine = engine_for_input(W)
+        W = validate_array("W", W, ("D", "M"), None, engine)
+        super().__init__(W, validate_array("b", b, (W.shape[1],), W.dtype, engine))
 
     @classmethod
     def create(
@@ -174,11 +174,11 @@ class TimeAffine(Layer):
             The outputs.
         """
         W, b = self.params
-        here = self._engine()
-        xs = validate_array("xs", xs, ("N", "T", W.shape[0]), self.dtype, here)
+        engine = self._engine()
+        xs = validate_array("xs", xs, ("N", "T", W.shape[0]), self.dtype, engine)
         N, T, D = xs.shape
-        self._tape = here, xs
-        out = here.product(xs.reshape(N * T, D), W)
+        self._tape = engine, xs
+        out = engine.product(xs.reshape(N * T, D), W)
         out += b
         return out.reshape(N, T, W.shape[1])
 
@@ -195,15 +195,15 @@ class TimeAffine(Layer):
         dxs : (N, T, D) array
             The gradient of the inputs.
         """
-        here, xs = self._saved()
+        engine, xs = self._saved()
         W, _ = self.params
         dW, db = self.grads
         N, T, D = xs.shape
-        dout = validate_array("dout", dout, (N, T, W.shape[1]), self.dtype, here)
+        dout = validate_array("dout", dout, (N, T, W.shape[1]), self.dtype, engine)
         rows = dout.reshape(N * T, W.shape[1])
-        dW[...] = here.product(xs.reshape(N * T, D).T, rows)
-        db[...] = here.sum_rows(rows)
-        return here.product(rows, W.T).reshape(N, T, D)
+        dW[...] = engine.product(xs.reshape(N * T, D).T, rows)
+        db[...] = engine.sum_rows(rows)
+        return engine.product(rows, W.T).reshape(N, T, D)
 
 
 class TimeDropout(Layer):
@@ -264,12 +264,12 @@ class TimeDropout(Layer):
         if not self.train_flg or self.ratio == 0:
             self._tape = ()
             return xs
-        here = engine_for_input(xs)
-        xs = validate_array("xs", xs, any_shape(xs), None, here)
+        engine = engine_for_input(xs)
+        xs = validate_array("xs", xs, any_shape(xs), None, engine)
         shape = xs.shape if xs.ndim > 1 else (xs.size, 1)
-        mask = here.dropout(new_seed(self.rng), shape, self.ratio, xs.dtype, self.row_offset)
+        mask = engine.dropout(new_seed(self.rng), shape, self.ratio, xs.dtype, self.row_offset)
         mask = mask.reshape(xs.shape)
-        self._tape = here, mask
+        self._tape = engine, mask
         return xs * mask
 
     def backward(self, dout: Array) -> Array:
@@ -287,5 +287,5 @@ class TimeDropout(Layer):
         """
         if not self._saved():
             return dout
-        here, mask = self._saved()
-        return validate_array("dout", dout, mask.shape, mask.dtype, here) * mask
+        engine, mask = self._saved()
+        return validate_array("dout", dout, mask.shape, mask.dtype, engine) * mask

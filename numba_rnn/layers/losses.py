@@ -98,20 +98,20 @@ class TimeSoftmaxWithLoss(_Loss):
         ValueError
             If ts is not (N, T), as one-hot labels are not, or holds another label.
         """
-        here = engine_for_input(xs)
-        xs = validate_array("xs", xs, ("N", "T", "V"), None, here)
+        engine = engine_for_input(xs)
+        xs = validate_array("xs", xs, ("N", "T", "V"), None, engine)
         N, T, V = xs.shape
-        ts = from_dlpack(ts, here)
+        ts = from_dlpack(ts, engine)
         if np.shape(ts) == xs.shape:
             raise ValueError(
                 f"ts: expected labels (N, T), got shape {np.shape(ts)}; one-hot labels become "
                 "such by ts.argmax(axis=2)"
             )
-        on_device = validate_ids("ts", ts, (N, T), V, here, ignore=self.ignore_label)
+        on_device = validate_ids("ts", ts, (N, T), V, engine, ignore=self.ignore_label)
         counted = ts != self.ignore_label
         count = _divisor(int(counted.sum()), xs)  # of ts as given: nothing to wait for
-        scores, labels, xp = xs.reshape(N * T, V), on_device.reshape(-1), here.xp
-        rows, counts = xp.arange(N * T), here.to_device(counted).reshape(-1)
+        scores, labels, xp = xs.reshape(N * T, V), on_device.reshape(-1), engine.xp
+        rows, counts = xp.arange(N * T), engine.to_device(counted).reshape(-1)
         labels = xp.where(counts, labels, 0)  # some place in a row, for it does not count
 
         with np.errstate(over="ignore"):  # towards -inf, whose share is 0
@@ -122,7 +122,7 @@ class TimeSoftmaxWithLoss(_Loss):
         losses = xp.log(total[:, 0].astype(np.float64)) - of_label
 
         self._tape = xp, shifted, total, rows, labels, counts, count, xs.shape
-        return here.to_scalar(xp.where(counts, losses, 0.0).sum() / count)
+        return engine.to_scalar(xp.where(counts, losses, 0.0).sum() / count)
 
     def _gradient(self, dout: float, *tape: Any) -> Array:
         xp, exps, total, rows, labels, counts, count, shape = tape
@@ -138,18 +138,18 @@ def _divisor(count: int, xs: Array) -> float:
     return count or (1 if xs.size else math.nan)
 
 
-def _counted(mask: Any, xs: Array, ts: Any, here: Engine) -> tuple[Any, Any, float]:
+def _counted(mask: Any, xs: Array, ts: Any, engine: Engine) -> tuple[Any, Any, float]:
     """ts with 0 at steps that do not count, a mask for xs or None, and what makes a sum a mean."""
     if mask is None:
         return ts, None, _divisor(xs.size, xs)
     if xs.ndim < 2:
         raise ValueError(f"mask: expected it with xs (N, T, ...), got xs of shape {xs.shape}")
-    flags = validate_flags("mask", mask, xs.shape[:2], here)
+    flags = validate_flags("mask", mask, xs.shape[:2], engine)
     count = int(flags.sum()) * math.prod(xs.shape[2:])
     wide = flags.reshape(*flags.shape, *(1,) * (xs.ndim - 2))
-    at_home = np if isinstance(ts, np.ndarray) else here.xp
-    ts = at_home.where(wide if at_home is np else here.to_device(wide), ts, ts.dtype.type(0))
-    return ts, here.to_device(wide), _divisor(count, xs)
+    at_home = np if isinstance(ts, np.ndarray) else engine.xp
+    ts = at_home.where(wide if at_home is np else engine.to_device(wide), ts, ts.dtype.type(0))
+    return ts, engine.to_device(wide), _divisor(count, xs)
 
 
 class TimeSigmoidWithLoss(_Loss):
@@ -178,26 +178,26 @@ class TimeSigmoidWithLoss(_Loss):
         ValueError
             If a target is not between 0 and 1.
         """
-        here = engine_for_input(xs)
-        xp, xs = here.xp, validate_array("xs", xs, any_shape(xs), None, here)
-        ts = from_dlpack(ts, here)
+        engine = engine_for_input(xs)
+        xp, xs = engine.xp, validate_array("xs", xs, any_shape(xs), None, engine)
+        ts = from_dlpack(ts, engine)
         kind = getattr(getattr(ts, "dtype", None), "kind", "f")
-        expect_array("ts", ts, xs.shape, ts.dtype if kind in "iub" else xs.dtype, here)
-        ts, there, count = _counted(mask, xs, ts, here)
+        expect_array("ts", ts, xs.shape, ts.dtype if kind in "iub" else xs.dtype, engine)
+        ts, counted, count = _counted(mask, xs, ts, engine)
         expect_finite("ts", ts)
         if ts.size and (ts.min() < 0 or ts.max() > 1):
             raise ValueError(f"ts: expected numbers from 0 to 1, got {ts.min()} to {ts.max()}")
-        targets = validate_array("ts", ts, xs.shape, ts.dtype, here).astype(xs.dtype)
-        self._tape = xs.copy(), targets, there, count, xp
+        targets = validate_array("ts", ts, xs.shape, ts.dtype, engine).astype(xs.dtype)
+        self._tape = xs.copy(), targets, counted, count, xp
         # -t log y - (1 - t) log(1 - y), with y = sigmoid(x), in a form without overflow
         losses = xp.maximum(xs, 0) - xs * targets + xp.log1p(xp.exp(-xp.abs(xs)))
-        losses = losses if there is None else xp.where(there, losses, losses.dtype.type(0))
-        return here.to_scalar(losses.sum(dtype=np.float64) / count)
+        losses = losses if counted is None else xp.where(counted, losses, losses.dtype.type(0))
+        return engine.to_scalar(losses.sum(dtype=np.float64) / count)
 
     def _gradient(self, dout: float, *tape: Any) -> Array:
-        xs, targets, there, count, xp = tape
+        xs, targets, counted, count, xp = tape
         gradient = (sigmoid(xs) - targets) * xs.dtype.type(dout / count)
-        return gradient if there is None else xp.where(there, gradient, xs.dtype.type(0))
+        return gradient if counted is None else xp.where(counted, gradient, xs.dtype.type(0))
 
 
 class TimeMSE(_Loss):
@@ -221,17 +221,17 @@ class TimeMSE(_Loss):
         loss : float or 0-d array
             The mean of (xs - ts)²; a float in host memory, a 0-d array on a GPU.
         """
-        here = engine_for_input(xs)
-        xs = validate_array("xs", xs, any_shape(xs), None, here)
-        ts = from_dlpack(ts, here)
-        expect_array("ts", ts, xs.shape, xs.dtype, here)
-        ts, there, count = _counted(mask, xs, ts, here)
+        engine = engine_for_input(xs)
+        xs = validate_array("xs", xs, any_shape(xs), None, engine)
+        ts = from_dlpack(ts, engine)
+        expect_array("ts", ts, xs.shape, xs.dtype, engine)
+        ts, counted, count = _counted(mask, xs, ts, engine)
         expect_finite("ts", ts)
-        difference = xs - validate_array("ts", ts, xs.shape, xs.dtype, here)
-        if there is not None:
-            difference = here.xp.where(there, difference, xs.dtype.type(0))
+        difference = xs - validate_array("ts", ts, xs.shape, xs.dtype, engine)
+        if counted is not None:
+            difference = engine.xp.where(counted, difference, xs.dtype.type(0))
         self._tape = difference, count
-        return here.to_scalar(here.xp.square(difference, dtype=np.float64).sum() / count)
+        return engine.to_scalar(engine.xp.square(difference, dtype=np.float64).sum() / count)
 
     def _gradient(self, dout: float, *tape: Any) -> Array:
         difference, count = tape

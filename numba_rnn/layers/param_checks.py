@@ -12,8 +12,8 @@ from ..validation import FLOATS, format_shape, validate_array
 
 def validate_params(owner: str, cell: Cell, params: Sequence[Array]) -> list[Array]:
     """The parameters in the shapes and the one dtype that they have for the cell."""
-    here = engine_for_input(params[0] if params else None)
-    if here.xp is np and _fit(cell, params):
+    engine = engine_for_input(params[0] if params else None)
+    if engine.xp is np and _fit(cell, params):
         return list(params)
     names = tuple(cell.shapes(1, 1))
     if len(params) != len(names):
@@ -22,25 +22,25 @@ def validate_params(owner: str, cell: Cell, params: Sequence[Array]) -> list[Arr
             f"{len(params)}"
         )
     Wx, *rest = params
-    Wx = validate_array("Wx", Wx, ("D", "columns"), None, here)
+    Wx = validate_array("Wx", Wx, ("D", "columns"), None, engine)
     H, gates = max(1, cell.hidden_size([Wx])), len(cell.input_gates)
     P: int | None = None
     if cell.projected:
         if Wx.shape[1] % gates:
             raise ValueError(f"Wx: expected shape (D, {gates}H), got {format_shape(Wx.shape)}")
-        rest[-1] = validate_array("Wr", rest[-1], (H, "P"), Wx.dtype, here)
+        rest[-1] = validate_array("Wr", rest[-1], (H, "P"), Wx.dtype, engine)
         P = max(1, cell.output_size(rest))
         if P > H:
             raise ValueError(
                 f"Wr: expected shape (H, P) with P at most H, got {format_shape(rest[-1].shape)}"
             )
     elif cell.recurrent_gates:
-        rest[0] = validate_array("Wh", rest[0], ("H", "columns"), Wx.dtype, here)
+        rest[0] = validate_array("Wh", rest[0], ("H", "columns"), Wx.dtype, engine)
         H = rest[0].shape[0]
     shapes = cell.shapes(Wx.shape[0], H, P)
     try:
         return [
-            validate_array(name, value, shapes[name], Wx.dtype, here)
+            validate_array(name, value, shapes[name], Wx.dtype, engine)
             for name, value in zip(names, (Wx, *rest), strict=True)
         ]
     except ValueError as error:

@@ -117,23 +117,23 @@ class _CellLayer(Layer):
         H, projected = self.hidden_size, self.cell.projected
         return self.cell.state_sizes(H, self.output_size if projected else H)
 
-    def _zeros(self, batch: int, here: Engine) -> tuple[Array, ...]:
+    def _zeros(self, batch: int, engine: Engine) -> tuple[Array, ...]:
         """A state of zeros; unless the cell is projected the same array for all."""
         if self.cell.projected:
-            return tuple(here.xp.zeros((batch, size), self.dtype) for size in self._state_sizes)
-        return (here.xp.zeros((batch, self.hidden_size), self.dtype),) * len(self.cell.states)
+            return tuple(engine.xp.zeros((batch, size), self.dtype) for size in self._state_sizes)
+        return (engine.xp.zeros((batch, self.hidden_size), self.dtype),) * len(self.cell.states)
 
     def _accepted(
-        self, spelling: str, given: tuple[Array | None, ...], batch: int | str, here: Engine
+        self, spelling: str, arrays: tuple[Array | None, ...], batch: int | str, engine: Engine
     ) -> tuple[Array | None, ...]:
         """Check one array (N, H) for each state; ``spelling`` makes its name of the state's."""
-        if all(value is None for value in given):
-            return given
+        if all(value is None for value in arrays):
+            return arrays
         return tuple(
             None
             if value is None
-            else validate_array(spelling.format(name), value, (batch, size), self.dtype, here)
-            for name, value, size in zip(self.cell.states, given, self._state_sizes, strict=True)
+            else validate_array(spelling.format(name), value, (batch, size), self.dtype, engine)
+            for name, value, size in zip(self.cell.states, arrays, self._state_sizes, strict=True)
         )
 
     def _fill_grads(self, gradients: Sequence[Array]) -> None:
@@ -175,26 +175,26 @@ class _SingleStep(_CellLayer):
         super().__init__((Wx, Wh, b), cell)
 
     def _forward(self, x: Array, *state: Array) -> tuple[Array, ...]:
-        here = self._engine()
-        x = validate_array("x", x, ("N", self.input_size), self.dtype, here)
+        engine = self._engine()
+        x = validate_array("x", x, ("N", self.input_size), self.dtype, engine)
         shape = x.shape[0], self.hidden_size
         state = tuple(
-            validate_array(f"{name}_prev", value, shape, self.dtype, here)
+            validate_array(f"{name}_prev", value, shape, self.dtype, engine)
             for name, value in zip(self.cell.states, state, strict=True)
         )
         self.forget()
-        _, after, saved = here.forward(self.cell, x[:, None], state, self.params)
-        self._tape = here, saved, x.shape[0]
+        _, after, saved = engine.forward(self.cell, x[:, None], state, self.params)
+        self._tape = engine, saved, x.shape[0]
         return after
 
     def _backward(self, *dstate: Array | None) -> tuple[Array, ...]:
-        here, saved, N = self._saved()
+        engine, saved, N = self._saved()
         dstate = tuple(None if isinstance(d, (int, float)) and d == 0 else d for d in dstate)
-        dstate = self._accepted("d{}_next", dstate, N, here)
-        zeros = self._zeros(N, here)
+        dstate = self._accepted("d{}_next", dstate, N, engine)
+        zeros = self._zeros(N, engine)
         known = tuple(z if d is None else d for d, z in zip(dstate, zeros, strict=True))
-        found = here.backward(self.cell, zeros[0][:, None], known, saved, out=self.grads)
-        return (found.xs[:, 0], *found.state)
+        gradients = engine.backward(self.cell, zeros[0][:, None], known, saved, out=self.grads)
+        return (gradients.xs[:, 0], *gradients.state)
 
 
 class RNN(_IsRNN, _SingleStep):
@@ -468,53 +468,53 @@ class TimeRecurrent(_CellLayer):
         TypeError
             If no state is given, or too many.
         """
-        given = self._one_each("set_state", "{}", state)
+        states = self._one_each("set_state", "{}", state)
         if not state:
             names = ", ".join(self.cell.states)
             raise TypeError(f"set_state: expected {names}, got 0 arrays")
-        if all(value is None for value in given):
+        if all(value is None for value in states):
             self.reset_state()
             return
-        rows = [len(value) for value in given if value is not None and np.ndim(value) == 2]
-        here = self._engine()
-        given = self._accepted("{}", given, rows[0] if rows else "N", here)
-        zeros = self._zeros(rows[0], here)
+        rows = [len(value) for value in states if value is not None and np.ndim(value) == 2]
+        engine = self._engine()
+        states = self._accepted("{}", states, rows[0] if rows else "N", engine)
+        zeros = self._zeros(rows[0], engine)
         self.state = tuple(
-            (z if value is None else value).copy() for value, z in zip(given, zeros, strict=True)
+            (z if value is None else value).copy() for value, z in zip(states, zeros, strict=True)
         )
         self._state_given = True
 
-    def _move(self, there: Engine) -> None:
+    def _move(self, engine: Engine) -> None:
         state, dstate = (
-            None if arrays is None else tuple(move(array, there) for array in arrays)
+            None if arrays is None else tuple(move(array, engine) for array in arrays)
             for arrays in (self.state, self.dstate)
         )
-        super()._move(there)
+        super()._move(engine)
         self.state, self.dstate = state, dstate
 
     def _one_each(
-        self, method: str, spelling: str, given: tuple[Array | None, ...]
+        self, method: str, spelling: str, arrays: tuple[Array | None, ...]
     ) -> tuple[Array | None, ...]:
         """One entry for each of the cell's states, None for those left out."""
-        missing = len(self.cell.states) - len(given)
+        missing = len(self.cell.states) - len(arrays)
         if missing < 0:
             names = ", ".join(spelling.format(name) for name in self.cell.states)
-            raise TypeError(f"{method}: expected {names}, got {len(given)} arrays")
-        return (*given, *(None,) * missing)
+            raise TypeError(f"{method}: expected {names}, got {len(arrays)} arrays")
+        return (*arrays, *(None,) * missing)
 
     def reset_state(self) -> None:
         """Forget the state: the next forward starts from zeros or the learnt initial state."""
         self.state = None
         self._state_given = False
 
-    def _state_before(self, name: str, N: int, here: Engine) -> tuple[Array, ...]:
+    def _state_before(self, name: str, N: int, engine: Engine) -> tuple[Array, ...]:
         """What the next step starts from."""
         state = self.state if self.stateful or self._state_given else None
         if state is None and self._initial is not None:
             sized = zip(self._initial, self._state_sizes, strict=True)
-            return tuple(here.xp.repeat(start[None, :size], N, axis=0) for start, size in sized)
+            return tuple(engine.xp.repeat(start[None, :size], N, axis=0) for start, size in sized)
         if state is None:
-            return self._zeros(N, here)
+            return self._zeros(N, engine)
         if state[0].shape[0] != N:
             raise ValueError(
                 f"{name}: expected a batch of {state[0].shape[0]}, as the state has, got {N}; "
@@ -544,10 +544,10 @@ class TimeRecurrent(_CellLayer):
         """
         if not self.stateful:
             raise ValueError("step: expected a layer with stateful=True, got stateful=False")
-        here = self._engine()
-        x = validate_array("x", x, ("N", self.input_size), self.dtype, here)
-        state = self._state_before("x", x.shape[0], here)
-        self.state = here.step(self.cell, x, state, self.cell_params, self.zoneout)
+        engine = self._engine()
+        x = validate_array("x", x, ("N", self.input_size), self.dtype, engine)
+        state = self._state_before("x", x.shape[0], engine)
+        self.state = engine.step(self.cell, x, state, self.cell_params, self.zoneout)
         return self.state[0].copy()
 
     @property
@@ -619,22 +619,22 @@ class TimeRecurrent(_CellLayer):
         ``state`` holds the state after the last step of each row that is not left out. xs and the
         parameters must not change until backward has run.
         """
-        here = self._engine()
-        xs = validate_array("xs", xs, ("N", "T", self.input_size), self.dtype, here)
+        engine = self._engine()
+        xs = validate_array("xs", xs, ("N", "T", self.input_size), self.dtype, engine)
         N, T, _ = xs.shape
-        mask = validate_mask(lengths, mask, (N, T), here)
-        resets = None if resets is None else validate_flags("resets", resets, (N, T), here)
-        state = self._state_before("xs", N, here)
-        given = self._state_given or (self.stateful and self.state is not None)
+        mask = validate_mask(lengths, mask, (N, T), engine)
+        resets = None if resets is None else validate_flags("resets", resets, (N, T), engine)
+        state = self._state_before("xs", N, engine)
+        has_state = self._state_given or (self.stateful and self.state is not None)
         self.forget()  # before there are two blocks' worth
 
         if mask is not None:  # what is left out may be anything, NaN too
-            xs = here.xp.where(here.to_device(mask)[:, :, None], xs, xs.dtype.type(0))
+            xs = engine.xp.where(engine.to_device(mask)[:, :, None], xs, xs.dtype.type(0))
         params = self.cell_params
         steps: dict[str, Any] = {"mask": mask, "resets": resets}
         factors: tuple[Array | None, dict[str, Array]] = None, {}
         if self.regularisers is not None:
-            xs, params, more, factors = self._regularised(xs, params, here)
+            xs, params, more, factors = self._regularised(xs, params, engine)
             steps |= more
         if resets is not None and self._initial is not None:
             steps["initial"] = self._initial
@@ -643,15 +643,15 @@ class TimeRecurrent(_CellLayer):
         chosen = StepOptions(**steps, checkpoint_every=every, trace=trace) if some else NO_OPTIONS
         if trace:  # it is looked at later, when an optimiser has changed the parameters
             xs, params = xs.copy(), [param.copy() for param in params]
-        hs, self.state, saved = here.forward(self.cell, xs, state, params, chosen)
+        hs, self.state, saved = engine.forward(self.cell, xs, state, params, chosen)
         if trace:
-            self.trace = Trace(self.cell, here, xs, params, chosen, saved)
-        self._tape = here, saved, hs.shape, factors, given
+            self.trace = Trace(self.cell, engine, xs, params, chosen, saved)
+        self._tape = engine, saved, hs.shape, factors, has_state
         self._state_given = False
         return hs
 
     def _regularised(
-        self, xs: Array, params: list[Array], here: Engine
+        self, xs: Array, params: list[Array], engine: Engine
     ) -> tuple[Array, list[Array], dict[str, Any], tuple[Array | None, dict[str, Array]]]:
         """xs and parameters for this block, the options of its steps, and the masks."""
         chosen = self.regularisers
@@ -660,14 +660,14 @@ class TimeRecurrent(_CellLayer):
         if not self.train_flg:
             return xs, params, zoneout, (None, {})
         seed, (N, _, D), H = chosen.new_seed(), xs.shape, self.hidden_size
-        on_inputs = chosen.on_inputs(here, seed, (N, D), self.dtype)
-        on_h = chosen.on_h(here, seed, (N, H), self.dtype)
+        on_inputs = chosen.on_inputs(engine, seed, (N, D), self.dtype)
+        on_h = chosen.on_h(engine, seed, (N, H), self.dtype)
         if on_inputs is not None:
             xs = xs * on_inputs[:, None]
         on_weights = {}
         if chosen.weight_drop:
             on_weights = {
-                name: chosen.on_weights(here, seed, name, param.shape, self.dtype)
+                name: chosen.on_weights(engine, seed, name, param.shape, self.dtype)
                 for name, param in zip(self.param_names, params, strict=False)
                 if name in WEIGHTS
             }
@@ -712,26 +712,26 @@ class TimeRecurrent(_CellLayer):
         RuntimeError
             If forward has not run.
         """
-        here, saved, shape, (on_inputs, on_weights), given_before = self._saved()
-        dhs = validate_array("dhs", dhs, shape, self.dtype, here)
-        given = self._one_each("backward", "d{}", dstate)
-        given = self._accepted("d{}", given, shape[0], here)
-        zeros = self._zeros(shape[0], here)
-        known = tuple(z if d is None else d for d, z in zip(given, zeros, strict=True))
+        engine, saved, shape, (on_inputs, on_weights), given_before = self._saved()
+        dhs = validate_array("dhs", dhs, shape, self.dtype, engine)
+        dstates = self._one_each("backward", "d{}", dstate)
+        dstates = self._accepted("d{}", dstates, shape[0], engine)
+        zeros = self._zeros(shape[0], engine)
+        known = tuple(z if d is None else d for d, z in zip(dstates, zeros, strict=True))
         out = None if on_weights else self._cell_grads()
-        found = here.backward(self.cell, dhs, known, saved, inputs, out)
+        found = engine.backward(self.cell, dhs, known, saved, inputs, out)
         if self.trace is not None:
             self.trace._gradients = found.states
         self.dstate, gradients = found.state, list(found.params)
         if on_weights:
             gradients = self._times(gradients, on_weights)
         if self._initial is not None:
-            dinitial = here.xp.zeros_like(self._initial)
+            dinitial = engine.xp.zeros_like(self._initial)
             if found.initial is not None:
                 dinitial += found.initial
             if not given_before:
-                wide = self.cell.widened(here.xp, found.state, self.hidden_size)
-                dinitial += here.xp.stack([here.sum_rows(d) for d in wide])
+                wide = self.cell.widened(engine.xp, found.state, self.hidden_size)
+                dinitial += engine.xp.stack([engine.sum_rows(d) for d in wide])
             gradients.append(dinitial)
         self._fill_grads(gradients)
         if found.xs is None or on_inputs is None:
@@ -780,12 +780,12 @@ class TimeRecurrent(_CellLayer):
         """
         if self._initial is not None:
             raise ValueError("learn_initial_state: it is a parameter already")
-        here, shape = self._engine(), (len(self.cell.states), self.hidden_size)
+        engine, shape = self._engine(), (len(self.cell.states), self.hidden_size)
         if values is None:
-            values = here.xp.zeros(shape, self.dtype)
-        values = validate_array("values", values, shape, self.dtype, here)
+            values = engine.xp.zeros(shape, self.dtype)
+        values = validate_array("values", values, shape, self.dtype, engine)
         self.params.append(values)
-        self.grads.append(here.xp.zeros_like(values))
+        self.grads.append(engine.xp.zeros_like(values))
         self.param_names = (*self.param_names, "initial")
         return self
 

@@ -70,26 +70,26 @@ class Regularisers:
         return new_seed(self.rng)
 
     def on_inputs(
-        self, here: Engine, seed: int, shape: tuple[int, int], dtype: Any
+        self, engine: Engine, seed: int, shape: tuple[int, int], dtype: Any
     ) -> Array | None:
         """What xs is multiplied by, (N, D), or None."""
-        return self._mask(here, seed, _INPUT, shape, self.input_dropout, dtype)
+        return self._mask(engine, seed, _INPUT, shape, self.input_dropout, dtype)
 
-    def on_h(self, here: Engine, seed: int, shape: tuple[int, int], dtype: Any) -> Array | None:
+    def on_h(self, engine: Engine, seed: int, shape: tuple[int, int], dtype: Any) -> Array | None:
         """What h is multiplied by on its way into h Wh, (N, H), or None."""
-        return self._mask(here, seed, _RECURRENT, shape, self.recurrent_dropout, dtype)
+        return self._mask(engine, seed, _RECURRENT, shape, self.recurrent_dropout, dtype)
 
     def on_weights(
-        self, here: Engine, seed: int, name: str, shape: Sequence[int], dtype: Any
+        self, engine: Engine, seed: int, name: str, shape: Sequence[int], dtype: Any
     ) -> Array:
         """What Wh or Wr is multiplied by."""
         (own,) = seeds_of(seed, WEIGHTS[name])
-        return here.dropout(own, tuple(shape), self.weight_drop, dtype)
+        return engine.dropout(own, tuple(shape), self.weight_drop, dtype)
 
     def _mask(
-        self, here: Engine, seed: int, what: int, shape: tuple[int, int], rate: float, dtype: Any
+        self, engine: Engine, seed: int, what: int, shape: tuple[int, int], rate: float, dtype: Any
     ) -> Array | None:
         if not rate:
             return None
         (own,) = seeds_of(seed, what)
-        return here.dropout(own, shape, rate, dtype, self.row_offset)
+        return engine.dropout(own, shape, rate, dtype, self.row_offset)

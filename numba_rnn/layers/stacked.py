@@ -207,16 +207,16 @@ class Stacked(Composite):
         hs : (N, T, H) array
             The outputs of the last layer; 0 at steps that are left out.
         """
-        here, xs, mask, resets = self._accept_block(xs, lengths, mask, resets)
-        there = None if mask is None else here.to_device(mask)[:, :, None]
-        hs = _kept(here.xp, there, xs) if self.residuals[0] else xs
+        engine, xs, mask, resets = self._accept_block(xs, lengths, mask, resets)
+        present = None if mask is None else engine.to_device(mask)[:, :, None]
+        hs = _kept(engine.xp, present, xs) if self.residuals[0] else xs
         for k, layer in enumerate(self.layers):
             below = hs
             read = self.dropouts[k - 1].forward(below) if k else below
             hs = layer.forward(read, mask=mask, resets=resets, trace=trace)
             if self.residuals[k]:
                 hs = hs + below
-        self._tape = here, there, hs.shape
+        self._tape = engine, present, hs.shape
         return hs
 
     @overload
@@ -240,17 +240,17 @@ class Stacked(Composite):
         dxs : (N, T, D) array or None
             The gradient of xs; None with inputs=False.
         """
-        here, there, shape = self._saved()
-        above: Any = validate_array("dhs", dhs, shape, self.dtype, here)
-        given = list(self._one_each("backward", dstate))
+        engine, present, shape = self._saved()
+        above: Any = validate_array("dhs", dhs, shape, self.dtype, engine)
+        dstates = list(self._one_each("backward", dstate))
         if any(self.residuals):  # which must not carry what is not looked at down to xs
-            above = _kept(here.xp, there, above)
+            above = _kept(engine.xp, present, above)
         for k in reversed(range(len(self.layers))):
             layer = self.layers[k]
-            own = given.pop()  # of the layer, or of its backward direction
+            own = dstates.pop()  # of the layer, or of its backward direction
             below = inputs or k > 0
             if isinstance(layer, Bidirectional):
-                dxs: Any = layer.backward(above, given.pop(), own, inputs=below)
+                dxs: Any = layer.backward(above, dstates.pop(), own, inputs=below)
             else:
                 dxs = layer.backward(above, *(own or ()), inputs=below)
             dxs = self.dropouts[k - 1].backward(dxs) if k else dxs
@@ -258,33 +258,33 @@ class Stacked(Composite):
         return above
 
 
-def _kept(xp: Any, there: BoolArray | None, array: Array) -> Array:
+def _kept(xp: Any, present: BoolArray | None, array: Array) -> Array:
     """The array (N, T, n) with 0 at steps that are left out, whatever is there."""
-    return array if there is None else xp.where(there, array, array.dtype.type(0))
+    return array if present is None else xp.where(present, array, array.dtype.type(0))
 
 
 def _expect_stack(layers: Any) -> tuple[Any, ...]:
     """Layers that fit on top of each other, each there once."""
     try:
-        found = tuple(layers)
+        stack = tuple(layers)
     except TypeError:
-        found = (layers,)
-    if not found or not all(isinstance(layer, (TimeRecurrent, Bidirectional)) for layer in found):
-        names = ", ".join(type(layer).__name__ for layer in found) or "none"
+        stack = (layers,)
+    if not stack or not all(isinstance(layer, (TimeRecurrent, Bidirectional)) for layer in stack):
+        names = ", ".join(type(layer).__name__ for layer in stack) or "none"
         raise TypeError(
             f"layers: expected recurrent layers (TimeRecurrent or Bidirectional), got {names}"
         )
     parts = [
         part
-        for layer in found
+        for layer in stack
         for part in (layer.recurrent if isinstance(layer, Bidirectional) else (layer,))
     ]
     if len({id(part) for part in parts}) < len(parts):
         raise ValueError("layers: expected each layer once, got one of them again")
-    for below, above in pairwise(found):
+    for below, above in pairwise(stack):
         if above.input_size != below.output_size or above.dtype != below.dtype:
             raise ValueError(
                 f"layers: expected a layer of {below.output_size} inputs in {below.dtype} above "
                 f"{below!r}, got {above!r}"
             )
-    return found
+    return stack

@@ -570,9 +570,10 @@ class Rnnlm:
             If an array is missing or does not fit, or if the cell now computes something else.
         """
         cell, there = self.recurrent[0].cell, arrays.get("cell")
-        here = engine_by_name("numpy").probe(cell)
+        engine = engine_by_name("numpy").probe(cell)
         if there is not None and not (
-            np.shape(there) == here.shape and np.allclose(there, here, 1e-6, 1e-6, equal_nan=True)
+            np.shape(there) == engine.shape
+            and np.allclose(there, engine, 1e-6, 1e-6, equal_nan=True)
         ):
             raise ValueError(
                 f"cell: expected parameters of {cell.name!r} as it is registered, got those of "

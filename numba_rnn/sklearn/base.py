@@ -185,16 +185,16 @@ class RecurrentEstimator(BaseEstimator):
             raise ValueError(f"X: expected {kinds[self._table]}, as in fit, got {kinds[table]}")
         if table:
             least = least_steps * D if reset else 1
-            found = validate_data(self, X, reset=reset, dtype=dtype, ensure_min_features=least)
-            if found.shape[1] % D:
+            array = validate_data(self, X, reset=reset, dtype=dtype, ensure_min_features=least)
+            if array.shape[1] % D:
                 raise ValueError(
-                    f"step_features: expected a divisor of the {found.shape[1]} features that X "
+                    f"step_features: expected a divisor of the {array.shape[1]} features that X "
                     f"has, got {D}"
                 )
-            found = found.reshape(len(found), -1, D)
+            array = array.reshape(len(array), -1, D)
         else:
-            found, names = read_sequences("X", X, dtype), columns_of("X", X)
-            features = found[0].shape[1]
+            array, names = read_sequences("X", X, dtype), columns_of("X", X)
+            features = array[0].shape[1]
             if reset:
                 self.n_features_in_ = features
                 self.__dict__.pop("feature_names_in_", None)
@@ -210,7 +210,7 @@ class RecurrentEstimator(BaseEstimator):
         if reset:
             self._table, self._step = table, None if step is None else tuple(step)
             self._columns = None if table else names
-        return found
+        return array
 
     def _expect_times(self, X: Any, features: int, reset: bool) -> TimeStep | None:
         """Refuse steps that are not in order, or not as far from each other as those of fit.
@@ -254,20 +254,20 @@ class RecurrentEstimator(BaseEstimator):
             self.network_ = Network(**config, rng=self._rng)
             self._optimiser: Optimiser | None = None  # partial_fit's
             return
-        for name, there in self.network_.config.items():
-            if config[name] != there:
+        for name, value in self.network_.config.items():
+            if config[name] != value:
                 raise ValueError(
-                    f"{name}: expected {there!r}, as in the network that is trained "
+                    f"{name}: expected {value!r}, as in the network that is trained "
                     f"further, got {config[name]!r}"
                 )
 
     def _new_optimiser(self) -> Optimiser:
         if not callable(self.optimiser):
             return optimisers.create(self.optimiser, lr=self.lr)
-        made = self.optimiser(lr=self.lr)
-        if not isinstance(made, Optimiser):
-            raise TypeError(f"optimiser: expected it to return an Optimiser, got {made!r}")
-        return made
+        optimiser = self.optimiser(lr=self.lr)
+        if not isinstance(optimiser, Optimiser):
+            raise TypeError(f"optimiser: expected it to return an Optimiser, got {optimiser!r}")
+        return optimiser
 
     def _fit(
         self,

@@ -339,8 +339,8 @@ class RNNForecaster(RecurrentEstimator):
         """
         series = self._read_series(X, reset=False)
         known = self._read_exogenous(exogenous, X, series, self.horizon, reset=False)
-        said = self._forecast(series, known)
-        return said.reshape(len(said), -1) if self._table else said
+        forecast = self._forecast(series, known)
+        return forecast.reshape(len(forecast), -1) if self._table else forecast
 
     def score(self, X: Any, y: Any = None, *, exogenous: Any = None) -> float:
         """Return R² of forecasts of the last ``horizon`` steps of each series from those before.
@@ -362,10 +362,10 @@ class RNNForecaster(RecurrentEstimator):
         series = self._read_series(X, reset=False)
         known = self._read_exogenous(exogenous, X, series, 0, reset=False)
         self._expect_steps(series)
-        said = self._forecast([values[: -self.horizon] for values in series], known)
+        forecast = self._forecast([values[: -self.horizon] for values in series], known)
         came = np.stack([values[-self.horizon :] for values in series])
         channels = came.shape[2]
-        return float(r2_score(came.reshape(-1, channels), said.reshape(-1, channels)))
+        return float(r2_score(came.reshape(-1, channels), forecast.reshape(-1, channels)))
 
     def _forecast(self, series: Sequences, known: Sequences) -> Array:
         """(N, horizon, C), from series (T_i, C) and exogenous inputs (T_i + horizon, E)."""
@@ -449,21 +449,21 @@ class RNNForecaster(RecurrentEstimator):
                     "exogenous: expected inputs for all steps of the series and those to come, as "
                     "in fit, got None"
                 )
-            found = [np.zeros((length, 0), dtype) for length in lengths]
+            blocks = [np.zeros((length, 0), dtype) for length in lengths]
         elif is_table("exogenous", exogenous):
-            found = check_array(exogenous, dtype=dtype, input_name="exogenous")[:, :, None]
+            blocks = check_array(exogenous, dtype=dtype, input_name="exogenous")[:, :, None]
         else:
-            found = read_sequences("exogenous", exogenous, dtype)
+            blocks = read_sequences("exogenous", exogenous, dtype)
         names = columns_of("exogenous", exogenous)
         if reset:
             self._known_names = names
         else:
             expect_columns("exogenous", names, self._known_names)
-        if len(found) != len(lengths):
+        if len(blocks) != len(lengths):
             raise ValueError(
-                f"exogenous: expected inputs for {len(lengths)} series, got {len(found)}"
+                f"exogenous: expected inputs for {len(lengths)} series, got {len(blocks)}"
             )
-        for k, (more, length) in enumerate(zip(found, lengths, strict=True)):
+        for k, (more, length) in enumerate(zip(blocks, lengths, strict=True)):
             if len(more) != length:
                 later = f" and the {ahead} to come" if ahead else ""
                 raise ValueError(
@@ -471,16 +471,16 @@ class RNNForecaster(RecurrentEstimator):
                     f"{later}, got {len(more)}"
                 )
         self._expect_indices(exogenous, listed(X))
-        features = found[0].shape[1]
+        features = blocks[0].shape[1]
         if reset and features:
-            warn_of_scale("exogenous", found, names if are_names(names) else None)
+            warn_of_scale("exogenous", blocks, names if are_names(names) else None)
         if reset:
             self._known_features = features
         elif features != self._known_features:
             raise ValueError(
                 f"exogenous: expected {self._known_features} features, as in fit, got {features}"
             )
-        return found
+        return blocks
 
     def _expect_indices(self, exogenous: Any, X: Any) -> None:
         """Raises ValueError for inputs whose labels are out of order, or not those of X."""

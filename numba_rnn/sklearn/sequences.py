@@ -169,10 +169,10 @@ def pad(sequences: Sequences) -> tuple[AnyArray, AnyArray | None]:
     if (lengths == lengths[0]).all():
         return np.stack(sequences), None
     first = sequences[0]
-    found = np.zeros((len(sequences), lengths.max(), *first.shape[1:]), first.dtype)
-    for row, sequence in zip(found, sequences, strict=True):
+    padded = np.zeros((len(sequences), lengths.max(), *first.shape[1:]), first.dtype)
+    for row, sequence in zip(padded, sequences, strict=True):
         row[: len(sequence)] = sequence
-    return found, lengths
+    return padded, lengths
 
 
 def mask_of(lengths: AnyArray) -> AnyArray:

@@ -80,11 +80,11 @@ class _Supervised(RecurrentEstimator):
     ) -> float:
         """A metric of all steps of all sequences."""
         xs = self._read_both(X, y, reset=False)
-        said = concatenate("predictions", self.predict(X), xs)
+        predictions = concatenate("predictions", self.predict(X), xs)
         if sample_weight is not None:
             check_consistent_length(xs, sample_weight)
             sample_weight = np.repeat(as_array("sample_weight", sample_weight), lengths_of(xs))
-        return metric(self._flat(y, xs), said, sample_weight=sample_weight)
+        return metric(self._flat(y, xs), predictions, sample_weight=sample_weight)
 
 
 class RNNClassifier(ClassifierMixin, _Supervised):
@@ -508,8 +508,8 @@ class RNNRegressor(RegressorMixin, _Supervised):
             In the shape that y had in ``fit``.
         """
         xs = self._read(X, reset=False)
-        said = self._scores(xs)
-        return self._shaped(said[:, 0] if self._one_number else said, xs)
+        predictions = self._scores(xs)
+        return self._shaped(predictions[:, 0] if self._one_number else predictions, xs)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Return R² over all sequences, or over all steps with ``per_step``.

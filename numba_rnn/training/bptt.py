@@ -101,9 +101,9 @@ class TruncatedBPTT:
 
     def __iter__(self) -> Iterator[tuple[AnyArray, AnyArray]]:
         while self.cursor < self._blocks:
-            here = slice(self.cursor * self.time_size, (self.cursor + 1) * self.time_size)
+            engine = slice(self.cursor * self.time_size, (self.cursor + 1) * self.time_size)
             self.cursor += 1
-            yield self._xs[:, here], self._ts[:, here]
+            yield self._xs[:, engine], self._ts[:, engine]
 
     def rewind(self) -> None:
         """Start over at the first block."""

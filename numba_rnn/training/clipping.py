@@ -41,11 +41,11 @@ def clip_grads(grads: Sequence[Array], max_norm: float) -> Scalar:
     limit = expect_float("max_norm", max_norm, 0, low_open=True)
     if not grads:
         return 0.0
-    here = engine_of_param(grads[0])
+    engine = engine_of_param(grads[0])
     for k, grad in enumerate(grads):
-        expect_array(f"grads[{k}]", grad, np.shape(grad), None, here)
+        expect_array(f"grads[{k}]", grad, np.shape(grad), None, engine)
         expect_writable(f"grads[{k}]", grad)
-    return here.clip(grads, limit)
+    return engine.clip(grads, limit)
 
 
 def global_norm(grads: Sequence[Array]) -> Scalar:

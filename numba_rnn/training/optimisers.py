@@ -98,20 +98,20 @@ class Optimiser:
         if len(params) != len(grads):
             raise ValueError(f"grads: expected {len(params)} arrays, as params, got {len(grads)}")
         engines = [engine_of_param(param) for param in params]
-        for k, (here, param) in enumerate(zip(engines, params, strict=True)):
-            expect_array(f"params[{k}]", param, param.shape, None, here)
+        for k, (engine, param) in enumerate(zip(engines, params, strict=True)):
+            expect_array(f"params[{k}]", param, param.shape, None, engine)
             expect_writable(f"params[{k}]", param)
         memory = self._memory_for(params, engines)
         accepted = []
-        for k, (here, param, grad) in enumerate(zip(engines, params, grads, strict=True)):
-            accepted.append(validate_array(f"grads[{k}]", grad, param.shape, param.dtype, here))
+        for k, (engine, param, grad) in enumerate(zip(engines, params, grads, strict=True)):
+            accepted.append(validate_array(f"grads[{k}]", grad, param.shape, param.dtype, engine))
             if isinstance(grad, np.ndarray):
                 _expect_finite(f"grads[{k}]", grad)
         self._memory = memory
         self.updates += 1
         numbers = self._numbers()
-        for here, param, slots, grad in zip(engines, params, memory, accepted, strict=True):
-            here.update(self.rule, (param, *slots), grad, numbers)
+        for engine, param, slots, grad in zip(engines, params, memory, accepted, strict=True):
+            engine.update(self.rule, (param, *slots), grad, numbers)
 
     def _memory_for(
         self, params: Sequence[Array], engines: list[Engine]
@@ -119,8 +119,8 @@ class Optimiser:
         """The slots of each parameter, where it is; zeros before the first update."""
         if self._memory is None:
             return [
-                tuple(here.xp.zeros_like(p) for _ in self.slots)
-                for here, p in zip(engines, params, strict=True)
+                tuple(engine.xp.zeros_like(p) for _ in self.slots)
+                for engine, p in zip(engines, params, strict=True)
             ]
         if len(params) != len(self._memory):
             raise ValueError(
@@ -141,8 +141,8 @@ class Optimiser:
                     )
         # the parameters may have moved since, or the slots come from a checkpoint
         return [
-            tuple(move(slot, here) for slot in slots)
-            for here, slots in zip(engines, self._memory, strict=True)
+            tuple(move(slot, engine) for slot in slots)
+            for engine, slots in zip(engines, self._memory, strict=True)
         ]
 
     def state(self) -> tuple[dict[str, float], dict[str, Array]]:

@@ -95,8 +95,8 @@ def backward_steps(
     (3) addition node | db = Σ dt | dt goes on to both products
     (4) multiplication nodes | dWh = h_prevᵀ dt | dh_prev = dt Whᵀ | dWx = xᵀ dt | dx = dt Wxᵀ
     """
-    made, found = _observed(layer, xs, dhs, step, state, affine)
-    return _steps(made, found)
+    step_graph, values = _observed(layer, xs, dhs, step, state, affine)
+    return _steps(step_graph, values)
 
 
 def animate_backward(
@@ -187,8 +187,8 @@ def _observed(
     layer: Any, xs: Array, dhs: Any, step: int, state: Any, affine: str
 ) -> tuple[StepGraph, StepValues]:
     affine = affine_option(affine)
-    made = StepGraph(cell_of(layer), affine)
-    return made, record_step(layer, xs, dhs, state, step).numbers(made)
+    step_graph = StepGraph(cell_of(layer), affine)
+    return step_graph, record_step(layer, xs, dhs, state, step).numbers(step_graph)
 
 
 Frame = tuple[list[str], Highlight]
@@ -199,16 +199,16 @@ def _frames(
 ) -> tuple[GraphPicture, list[Frame]]:
     """The picture, and what each frame has above it and shows of it."""
     expect_choice("large", large, ("norm", "mean"))
-    made, found = _observed(layer, xs, dhs, step, state, affine)
+    step_graph, values = _observed(layer, xs, dhs, step, state, affine)
     frames, known = list[Frame](), set[Edge]()
-    for one in _steps(made, found):
+    for one in _steps(step_graph, values):
         known |= set(one.edges)
         view = Highlight(one.nodes, one.edges, frozenset(known))
         frames.append(([one.title, *_lines(one.equations)], view))
     frames.append((["Backward: done"], Highlight(known=frozenset(known))))
     headings = [heading for heading, _ in frames]
     largest = [max(lines, key=len) for lines in zip_longest(*headings, fillvalue="")]
-    return picture_of(made, found, "both", large, largest, numbered=True), frames
+    return picture_of(step_graph, values, "both", large, largest, numbered=True), frames
 
 
 def _lines(equations: Sequence[str]) -> list[str]:
@@ -225,14 +225,14 @@ def _lines(equations: Sequence[str]) -> list[str]:
 # ---- the steps
 
 
-def _steps(made: StepGraph, found: StepValues) -> list[BackwardStep]:
-    groups = _in_order(made)
+def _steps(step_graph: StepGraph, values: StepValues) -> list[BackwardStep]:
+    groups = _in_order(step_graph)
     words = [_words(group[0]) for group in groups]
     steps = [BackwardStep("Backward: start", (), {}, (), ())]
     passed: set[Edge] = set()
     for k, group in enumerate(groups):
         edges = [(node, n) for node in group for n in range(len(node.uses))]
-        edges = [edge for edge in edges if edge in found.edges]
+        edges = [edge for edge in edges if edge in values.edges]
         passed |= set(edges)
         title = _arrival(group) if group[0].kind == OUTPUT else words[k]
         if words.count(words[k]) > 1:
@@ -240,7 +240,7 @@ def _steps(made: StepGraph, found: StepValues) -> list[BackwardStep]:
         texts = _sources(group) if group[0].kind == OUTPUT else map(_equations, group)
         equations = tuple(text for equations_of in texts for text in equations_of if text)
         gradients = {
-            name: array for edge in edges for name, array in _finished(edge, found, passed)
+            name: array for edge in edges for name, array in _finished(edge, values, passed)
         }
         steps.append(
             BackwardStep(f"({k + 1}) {title}", equations, gradients, tuple(group), tuple(edges))
@@ -248,12 +248,12 @@ def _steps(made: StepGraph, found: StepValues) -> list[BackwardStep]:
     return steps
 
 
-def _in_order(made: StepGraph) -> list[list[StepNode]]:
+def _in_order(step_graph: StepGraph) -> list[list[StepNode]]:
     """Nodes from right to left; the outputs together, and products that wait for the same."""
     depth: dict[StepNode, int] = {}
-    for node in reversed(made.nodes):
+    for node in reversed(step_graph.nodes):
         depth[node] = 1 + max((depth[user] for user in node.users), default=-1)
-    nodes = [node for node in reversed(made.nodes) if not node.is_source]
+    nodes = [node for node in reversed(step_graph.nodes) if not node.is_source]
     nodes = [node for node in nodes if node.operation is None or not node.operation.compares]
     nodes.sort(key=lambda node: -1 if node.kind == OUTPUT else depth[node])
     groups: list[list[StepNode]] = []
@@ -368,15 +368,15 @@ def _unique(texts: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(texts))
 
 
-def _finished(edge: Edge, found: StepValues, passed: set[Edge]) -> list[tuple[str, Any]]:
+def _finished(edge: Edge, values: StepValues, passed: set[Edge]) -> list[tuple[str, Any]]:
     """Gradients that are complete with this edge, by name."""
     node, k = edge
     use = node.uses[k]
     if node.kind == OUTPUT:
-        return [(node.delta, found.gradients[node])]
-    together = [other for other in _beside(use) if other in found.edges]
+        return [(node.delta, values.gradients[node])]
+    together = [other for other in _beside(use) if other in values.edges]
     if not passed.issuperset(together):
         return []
     if use.source.kind == SLICE:
-        return [(f"d{use.name}", sum(found.edges[other] for other in together))]
-    return [(use.source.delta, found.gradients[use.source])]
+        return [(f"d{use.name}", sum(values.edges[other] for other in together))]
+    return [(use.source.delta, values.gradients[use.source])]

@@ -96,12 +96,14 @@ def graph(
         expect_choice("show", show, SHOWN)
     affine = affine_option(affine)
     expect_choice("large", large, ("norm", "mean"))
-    made = StepGraph(cell_of(layer), affine)
+    step_graph = StepGraph(cell_of(layer), affine)
     if xs is None and show in SHOWN[:3]:
         raise ValueError(f"xs: expected an array (N, T, D), to show {show}, got None")
     seen = _nothing(layer) if xs is None else record_step(layer, xs, dhs, state, step)
-    heading = [f"One step of {display_name(made.cell)}" if title is None else title]
-    picture = picture_of(made, seen.numbers(made), show, large, heading, named_batch=xs is None)
+    heading = [f"One step of {display_name(step_graph.cell)}" if title is None else title]
+    picture = picture_of(
+        step_graph, seen.numbers(step_graph), show, large, heading, named_batch=xs is None
+    )
     figure, axes, scale = style.new_figure(figure, picture.width, picture.height)
     picture.draw(axes, scale, heading, Highlight())
     return choose_fonts(figure)
@@ -127,8 +129,8 @@ def _note(show: str | None, words: Labels) -> str:
 
 
 def picture_of(
-    made: StepGraph,
-    found: StepValues,
+    step_graph: StepGraph,
+    values: StepValues,
     show: str | None,
     large: str,
     heading: Sequence[str],
@@ -139,16 +141,16 @@ def picture_of(
 
     numbered  whether the names are shown of what has but a number, as equations use them
     """
-    hidden = frozenset() if numbered else made.numbered
+    hidden = frozenset() if numbered else step_graph.numbered
     tried = []
     for stacked in (False, True):
-        words = _words(made, found, show, large, named_batch, stacked, hidden)
-        tried.append(GraphPicture(made, words, heading, _note(show, words)))
+        words = _words(step_graph, values, show, large, named_batch, stacked, hidden)
+        tried.append(GraphPicture(step_graph, words, heading, _note(show, words)))
     return min(tried, key=lambda p: abs(np.log(p.width / p.height / SCREEN)))
 
 
 def _words(
-    made: StepGraph,
+    step_graph: StepGraph,
     found: StepValues,
     show: str | None,
     large: str,
@@ -158,7 +160,7 @@ def _words(
 ) -> Labels:
     values: dict[Edge, str] = {}
     gradients: dict[Edge, str] = {}
-    for node, k in made.edges:
+    for node, k in step_graph.edges:
         use = node.uses[k]
         name = use.name if _has_name(use.source, node) and use.name not in hidden else ""
         text = ""
@@ -173,18 +175,20 @@ def _words(
         if show == "gradients":
             values[node, k] = name
     inside: dict[StepNode, list[tuple[str, frozenset[Edge] | None]]] = {}
-    for node in made.nodes:
+    for node in step_graph.nodes:
         if node.kind == AFFINE:
             inside[node] = _inside_affine(node, found, show, large)
         elif node.kind == INPUT and len(node.users) > 1 and show in ("gradients", "both"):
-            edges = frozenset((user, k) for user, k in made.edges if user.uses[k].source is node)
+            edges = frozenset(
+                (user, k) for user, k in step_graph.edges if user.uses[k].source is node
+            )
             total = style.numbers(found.gradients[node], large)
             inside[node] = [(f"{node.delta}\n{total}", edges)]
     return Labels(values, gradients, inside)
 
 
 def _inside_affine(
-    node: StepNode, found: StepValues, show: str | None, large: str
+    node: StepNode, values: StepValues, show: str | None, large: str
 ) -> list[tuple[str, frozenset[Edge] | None]]:
     """Its parameters, a line each."""
     uses = [(k, use) for k, use in enumerate(node.uses) if use.source.kind == PARAMETER]
@@ -193,13 +197,13 @@ def _inside_affine(
     lines: list[tuple[str, frozenset[Edge] | None]] = []
     for k, use in uses:
         if show in ("values", "both"):
-            lines.append((f"{use.name} = {_one_line(found.seen(use), large)}", None))
+            lines.append((f"{use.name} = {_one_line(values.seen(use), large)}", None))
         if show in ("gradients", "both"):
             edge = node, k
-            text = f"d{use.name} = {_one_line(found.edges[edge], large)}"
+            text = f"d{use.name} = {_one_line(values.edges[edge], large)}"
             lines.append((text, frozenset([edge])))
         if show == "shapes":
-            lines.append((f"{use.name} {_shape(found.seen(use), False)}", None))
+            lines.append((f"{use.name} {_shape(values.seen(use), False)}", None))
     return lines
 
 

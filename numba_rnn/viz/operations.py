@@ -101,34 +101,34 @@ class Operation:
 
     def expression(self, names: Sequence[str]) -> str:
         """What it computes, in terms of its operands' names."""
-        given = self._with_fixed(names, lambda number: f"{number:g}")
+        terms = self._with_fixed(names, lambda number: f"{number:g}")
         if self._of == traced.NEGATIVE:
-            return f"−{given[0]}"
+            return f"−{terms[0]}"
         if self._of in BINARY:
             sign = {"×": "·", "÷": "/"}.get(SIGNS.get(self._of, ""), SIGNS.get(self._of, self._of))
-            return sign.join(map(_closed, given))
-        if len(given) == 1 and is_simple(given[0]):
-            return f"{self._of}_{given[0]}"
-        return f"{self._of}({', '.join(given)})"
+            return sign.join(map(_closed, terms))
+        if len(terms) == 1 and is_simple(terms[0]):
+            return f"{self._of}_{terms[0]}"
+        return f"{self._of}({', '.join(terms)})"
 
     def value(self, operands: Sequence[Array]) -> Array:
         """The result."""
-        given = self._with_fixed(operands, lambda number: number)
+        values = self._with_fixed(operands, lambda number: number)
         if self._of == traced.NEGATIVE:
-            return -given[0]
+            return -values[0]
         if self._of in BINARY:
-            return BINARY[self._of](*given)
-        return getattr(functions, self._of)(*given)
+            return BINARY[self._of](*values)
+        return getattr(functions, self._of)(*values)
 
     def gradients(self, d: Array, operands: Sequence[Array], result: Array) -> list[Array | None]:
         """The gradient of every operand that is no constant; None: it has none."""
-        given = self._with_fixed(operands, lambda number: number)
-        return [back(d, given, result) for back, _ in self._back()]
+        values = self._with_fixed(operands, lambda number: number)
+        return [back(d, values, result) for back, _ in self._back()]
 
     def equations(self, d: str, names: Sequence[str], result: str) -> list[str]:
         """The same in words; "" where there is none."""
-        given = [_closed(name) for name in self._with_fixed(names, lambda number: f"{number:g}")]
-        named = dict(zip("abc", given, strict=False))
+        terms = [_closed(name) for name in self._with_fixed(names, lambda number: f"{number:g}")]
+        named = dict(zip("abc", terms, strict=False))
         return [text.format(d=d, y=_closed(result), **named) for _, text in self._back()]
 
     def _back(self) -> Back:
@@ -136,9 +136,9 @@ class Operation:
             return ()
         return [back for k, back in enumerate(BACK[self._of]) if k not in self._fixed]
 
-    def _with_fixed(self, given: Sequence[Any], spell: Callable[[float], Any]) -> list[Any]:
-        rest = iter(given)
-        count = len(given) + len(self._fixed)
+    def _with_fixed(self, operands: Sequence[Any], spell: Callable[[float], Any]) -> list[Any]:
+        rest = iter(operands)
+        count = len(operands) + len(self._fixed)
         return [spell(self._fixed[k]) if k in self._fixed else next(rest) for k in range(count)]
 
 
@@ -165,6 +165,6 @@ def normalise(a: Array) -> tuple[Array, Array]:
 
 def normalised_back(d: Array, a: Array) -> Array:
     """The gradient by a of d, that by the normalised a."""
-    there, deviation = normalise(a)
-    mean, along = (x.mean(axis=1, keepdims=True) for x in (d, d * there))
-    return (d - mean - there * along) / deviation
+    normalised, deviation = normalise(a)
+    mean, along = (x.mean(axis=1, keepdims=True) for x in (d, d * normalised))
+    return (d - mean - normalised * along) / deviation

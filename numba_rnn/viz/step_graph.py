@@ -127,8 +127,8 @@ class StepGraph:
         self.numbered: set[str] = set()  # names made up for what is too long to be written
         self._groups = self._grouped()
         self.outputs = {}
-        made = [self._convert(node) for node in new]
-        for state, use in zip(cell.states, made, strict=True):
+        outputs = [self._convert(node) for node in new]
+        for state, use in zip(cell.states, outputs, strict=True):
             name = f"{state}_next"
             self.outputs[name] = self._add(OUTPUT, name, name, (use,))
         self._settle()
@@ -359,15 +359,15 @@ class StepValues:
 
     def _backward(self, node: StepNode) -> None:
         d = self.gradients[node]
-        for k, (use, found) in enumerate(zip(node.uses, self._back(node, d), strict=True)):
-            if found is None:
+        for k, (use, gradient) in enumerate(zip(node.uses, self._back(node, d), strict=True)):
+            if gradient is None:
                 continue
             shape = self.seen(use).shape
-            if found.ndim > len(shape):  # what is the same for all rows adds up over them
-                found = found.sum(axis=0)
-            self.edges[node, k] = found = np.broadcast_to(found, shape)
+            if gradient.ndim > len(shape):  # what is the same for all rows adds up over them
+                gradient = gradient.sum(axis=0)
+            self.edges[node, k] = gradient = np.broadcast_to(gradient, shape)
             places = ... if use.blocks is None else (..., self._places(use.blocks))
-            self.gradients[use.source][places] += found
+            self.gradients[use.source][places] += gradient
 
     def _back(self, node: StepNode, d: Array) -> Sequence[Array | None]:
         seen = [self.seen(use) for use in node.uses]
