@@ -1,7 +1,7 @@
 """The backward pass, for any cell: a shard's work, phase by phase. Its picture: ``schedule.py``."""
 
 from .gemm import ColumnSums, Packing, Product
-from .kernel_abi import call, frame_address, inlined, load_i64
+from .kernel_abi import call, frame_address, jitted, load_i64
 from .layer_norm import Denormalising
 from .plan import read_plan
 from .schedule import (
@@ -30,7 +30,7 @@ from .simd import VECTOR_BYTES
 SUMMED_AT_ONCE = 768  # rows, the most of a chunk but where a step has more
 
 
-@inlined
+@jitted
 def gates_gemm_t(plan, delta, gates, inner, weights, p0, p1, out, M):
     """out (M rows, panels p0..p1) = delta's gates (``inner`` wide) @ transposed weights."""
     weight = panel_of(gates * inner)
@@ -42,13 +42,13 @@ def gates_gemm_t(plan, delta, gates, inner, weights, p0, p1, out, M):
     ))  # fmt: skip
 
 
-@inlined
+@jitted
 def late_weights(plan):
     """Where the transposed weights of the second product begin."""
     return plan.pWh + plan.units * panel_of(plan.early * plan.H)
 
 
-@inlined
+@jitted
 def _pack(plan, shard):
     """The transposed weights of a shard's columns, and the gradient to start from."""
     W = VECTOR_BYTES // plan.size
@@ -91,7 +91,7 @@ def _pack(plan, shard):
         ))  # fmt: skip
 
 
-@inlined
+@jitted
 def _pack_inputs(plan, chunk, shard):
     """A shard's columns of a chunk's xs, as panels."""
     W = VECTOR_BYTES // plan.size
@@ -110,7 +110,7 @@ def _pack_inputs(plan, chunk, shard):
         ))  # fmt: skip
 
 
-@inlined
+@jitted
 def _through_h(plan, k, n0, n1, u0, u1):
     """What of the gradient before step k comes back through its h Wh."""
     end = min(u1, panels_in(plan, plan.P))
@@ -121,7 +121,7 @@ def _through_h(plan, k, n0, n1, u0, u1):
     gates_gemm_t(plan, delta, plan.early, plan.H, plan.pWh, u0, end, out, step.rows)
 
 
-@inlined
+@jitted
 def _gates_back(plan, chunk, k, n0, n1, u0, u1):
     """The gradient of a step's gates, and of the state before it but for what h Wh adds."""
     if chunk * plan.steps + k < plan.T - 1:
@@ -130,7 +130,7 @@ def _gates_back(plan, chunk, k, n0, n1, u0, u1):
     call(plan.gates_piece, StepArguments(plan, chunk, k, n0, n1, u0, u1))
 
 
-@inlined
+@jitted
 def _operand_back(plan, chunk, k, n0, n1, u0, u1):
     """The same through the operand: what comes from the second product, or the fed gate's own."""
     if plan.late:
@@ -140,7 +140,7 @@ def _operand_back(plan, chunk, k, n0, n1, u0, u1):
     call(plan.operand_piece, StepArguments(plan, chunk, k, n0, n1, u0, u1))
 
 
-@inlined
+@jitted
 def _denormalise(plan, chunk, k, n0, n1, first, count):
     """The gradients of some normalised gates, from those by what the cell was given."""
     step = step_at(plan, chunk, k, n0, n1, 0, plan.units)
@@ -153,7 +153,7 @@ def _denormalise(plan, chunk, k, n0, n1, first, count):
         ))  # fmt: skip
 
 
-@inlined
+@jitted
 def _step_back(plan, chunk, k, n0, n1, u0, u1):
     """A whole step, for a shard that need not meet the others within it."""
     _gates_back(plan, chunk, k, n0, n1, u0, u1)
@@ -163,7 +163,7 @@ def _step_back(plan, chunk, k, n0, n1, u0, u1):
     _denormalise(plan, chunk, k, n0, n1, 0, plan.normalised_early)
 
 
-@inlined
+@jitted
 def _input_gradients(plan, chunk, shard):
     """A shard's rows of dxs, for a chunk."""
     t, count = chunk * plan.steps, steps_in(plan, chunk)
@@ -196,7 +196,7 @@ def _input_gradients(plan, chunk, shard):
         ))  # fmt: skip
 
 
-@inlined
+@jitted
 def _weight_gradients(plan, chunk, shard):
     """A shard's items of dWx, dWh, db and the weights' gradients: the chunk's part is added.
 
@@ -227,7 +227,7 @@ def _weight_gradients(plan, chunk, shard):
         _add_up(plan, delta, bias, rows, add)
 
 
-@inlined
+@jitted
 def _x_item(plan, g, block, row, rows, add):
     """A panel of the rows of dWx, and with the first db, of a gate's four unit-panels."""
     column = load_i64(plan.x_blocks, g) * plan.H * plan.size + block * 4 * VECTOR_BYTES
@@ -237,7 +237,7 @@ def _x_item(plan, g, block, row, rows, add):
         _add_up(plan, delta, plan.db + column, rows, add)
 
 
-@inlined
+@jitted
 def _h_item(plan, chunk, g, block, row, rows, add):
     """A panel of the rows of dWh, and with the first db's second row, of four unit-panels."""
     column = load_i64(plan.h_blocks, g) * plan.H * plan.size + block * 4 * VECTOR_BYTES
@@ -248,7 +248,7 @@ def _h_item(plan, chunk, g, block, row, rows, add):
         _add_up(plan, delta, plan.db + plan.b_row + column, rows, add)
 
 
-@inlined
+@jitted
 def _operand_item(plan, chunk, g, block, row, rows, add):
     """A panel of the rows of dWr, of four unit-panels."""
     column = (load_i64(plan.h_blocks, plan.early + g) - plan.early) * plan.P * plan.size
@@ -258,7 +258,7 @@ def _operand_item(plan, chunk, g, block, row, rows, add):
     _outer(plan, a.start, plan.H, delta, row, out, plan.Wr_row, rows, add)
 
 
-@inlined
+@jitted
 def _block_of(plan, gate, block, columns):
     """Four unit-panels of a gate's delta, which has so many columns: where, and its columns."""
     panel, W = panel_of(plan.steps * plan.N), VECTOR_BYTES // plan.size
@@ -266,7 +266,7 @@ def _block_of(plan, gate, block, columns):
     return start, panel, min(4 * W, columns - block * 4 * W)
 
 
-@inlined
+@jitted
 def _outer(plan, a, a_columns, delta, p, out, out_row, rows, add):
     """out = A^T delta of a gate's four unit-panels, A being panel p of several, or out += it."""
     W, (b, panel, columns) = VECTOR_BYTES // plan.size, delta
@@ -280,7 +280,7 @@ def _outer(plan, a, a_columns, delta, p, out, out_row, rows, add):
         ))  # fmt: skip
 
 
-@inlined
+@jitted
 def _add_up(plan, delta, out, rows, add):
     """out = the sum of the rows of a gate's four unit-panels, or out += it."""
     panels, panel, columns = delta
@@ -291,7 +291,7 @@ def _add_up(plan, delta, out, rows, add):
         ))  # fmt: skip
 
 
-@inlined
+@jitted
 def _work(plan, what, chunk, k, shard):
     """What a shard does in a phase."""
     if what == START:

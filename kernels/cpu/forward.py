@@ -1,7 +1,7 @@
 """The forward pass, for any cell: a shard's work, phase by phase. Its picture: ``schedule.py``."""
 
 from .gemm import Packing, Product
-from .kernel_abi import call, frame_address, inlined, load_i64
+from .kernel_abi import call, frame_address, jitted, load_i64
 from .plan import read_plan
 from .schedule import (
     END,
@@ -27,7 +27,7 @@ from .schedule import (
 from .simd import VECTOR_BYTES
 
 
-@inlined
+@jitted
 def gates_gemm(plan, a, a_row, a_segment, inner, weights, gates, u0, u1, out, out_row, M):
     """out[gate, unit-panel] = A (M rows) @ weights, for units u0..u1 of some gates.
 
@@ -50,13 +50,13 @@ def gates_gemm(plan, a, a_row, a_segment, inner, weights, gates, u0, u1, out, ou
         ))  # fmt: skip
 
 
-@inlined
+@jitted
 def late_weights(plan):
     """Where the packed weights of the second product begin."""
     return plan.pWh + plan.early * plan.units * (plan.P | 1) * plan.weight_row
 
 
-@inlined
+@jitted
 def _pack(plan, shard):
     """The weights of a shard's units as panels, and the state to start from."""
     u0, u1 = shard_range(plan.units, shard, plan.shards)
@@ -99,7 +99,7 @@ def _pack(plan, shard):
         ))  # fmt: skip
 
 
-@inlined
+@jitted
 def _project(plan, chunk, n0, n1, u0, u1):
     """x Wx for a chunk."""
     t, count = chunk * plan.steps, steps_in(plan, chunk)
@@ -115,7 +115,7 @@ def _project(plan, chunk, n0, n1, u0, u1):
         )  # fmt: skip
 
 
-@inlined
+@jitted
 def _early_step(plan, chunk, k, n0, n1, u0, u1):
     """h Wh, and what the second product multiplies."""
     if plan.early:
@@ -130,7 +130,7 @@ def _early_step(plan, chunk, k, n0, n1, u0, u1):
         call(plan.operand_piece, StepArguments(plan, chunk, k, n0, n1, u0, u1))
 
 
-@inlined
+@jitted
 def _late_step(plan, chunk, k, n0, n1, u0, u1):
     """The second product, and the state after the step."""
     end = min(u1, panels_in(plan, plan.P))
@@ -145,7 +145,7 @@ def _late_step(plan, chunk, k, n0, n1, u0, u1):
     call(plan.gates_piece, StepArguments(plan, chunk, k, n0, n1, u0, u1))
 
 
-@inlined
+@jitted
 def _step(plan, chunk, k, n0, n1, u0, u1):
     """A whole step; with one product a few units at a time, whose gates then find what the
     product has written in the first cache."""
@@ -155,7 +155,7 @@ def _step(plan, chunk, k, n0, n1, u0, u1):
         _late_step(plan, chunk, k, n0, n1, u, min(u + few, u1))
 
 
-@inlined
+@jitted
 def _work(plan, what, chunk, k, shard):
     """What a shard does in a phase."""
     if what == START:

@@ -31,7 +31,7 @@ from numba import literally
 from numba.core import types
 from numba.extending import intrinsic
 
-from .kernel_abi import arguments, emits, inlined
+from .kernel_abi import arguments, emits, jitted
 from .simd import (
     VECTOR_BYTES,
     VectorType,
@@ -273,7 +273,7 @@ def multiply_bfloat16(frame):
     _multiply(frame, BFLOAT16)
 
 
-@inlined
+@jitted
 def _multiply(frame, kind):
     literally(kind)
     p = arguments(frame, Product)
@@ -310,7 +310,7 @@ def _multiply(frame, kind):
         c += wide * p.c_vector
 
 
-@inlined
+@jitted
 def _tile_width(one_row, vectors):
     """How many vectors wide the next tile is, where that many are to go."""
     if one_row:

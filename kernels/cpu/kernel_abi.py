@@ -40,7 +40,7 @@ from .compilation import compiled_callback
 _I32 = ir.IntType(32)
 _I64 = ir.IntType(64)
 
-part_of_a_piece = register_jitable(error_model="numpy")  # no test for division by zero
+jitted = register_jitable(error_model="numpy")  # no test for division by zero
 inlined = register_jitable(error_model="numpy", forceinline=True)
 
 

@@ -21,7 +21,7 @@ from llvmlite import ir
 from numba.core import types
 
 from ..layout import EPSILON
-from .kernel_abi import arguments, call, emits, inlined
+from .kernel_abi import arguments, call, emits, jitted
 from .schedule import from_number, lanes_at, place_of, read_step
 from .simd import (
     VECTOR_BYTES,
@@ -66,7 +66,7 @@ def late_numbers(frame):
     _normalise(frame, plan, step, step.op_proj, add_op_proj, store_late_numbers, out, count)
 
 
-@inlined
+@jitted
 def _normalise(frame, plan, step, side, add_side, store_numbers, out, count):
     """Normalise ``count`` gates, from ``out`` on, some rows at a time."""
     for n in range(0, step.rows, plan.rows_at_once):
@@ -169,7 +169,7 @@ def denormalise(frame):
 # ---- numbers of four rows
 
 
-@inlined
+@jitted
 def four_rows(start, row, rows):
     """The addresses of four rows from one on; behind the last row, the last again."""
     last = start + (rows - 1) * VECTOR_BYTES
@@ -180,7 +180,7 @@ def four_rows(start, row, rows):
 def _each(f):
     """A function of numbers of four rows, row by row."""
 
-    @inlined
+    @jitted
     def apply(x, y):
         return f(x[0], y[0]), f(x[1], y[1]), f(x[2], y[2]), f(x[3], y[3])
 
@@ -190,26 +190,26 @@ def _each(f):
 add, subtract, multiply = map(_each, (operator.add, operator.sub, operator.mul))
 
 
-@inlined
+@jitted
 def multiply_add(x, y, z):
     a, b, c, d = z
     return fma(x[0], y[0], a), fma(x[1], y[1], b), fma(x[2], y[2], c), fma(x[3], y[3], d)
 
 
-@inlined
+@jitted
 def select(mask, x):
     """x where the mask holds, else 0."""
     a, b, c, d = x
     return where(mask, a, 0.0), where(mask, b, 0.0), where(mask, c, 0.0), where(mask, d, 0.0)
 
 
-@inlined
+@jitted
 def load_four(frame, places, skip):
     a, b, c, d = places[0] + skip, places[1] + skip, places[2] + skip, places[3] + skip
     return load(frame, a), load(frame, b), load(frame, c), load(frame, d)
 
 
-@inlined
+@jitted
 def put_four(frame, numbers, places, skip, ahead):
     """Store numbers, and ask for where the next step's will be: their memory is new every step."""
     for k in range(ROWS):

@@ -35,7 +35,7 @@ dxs and by items of dWx and dWh (a panel of rows by four unit-panels of a gate e
 from typing import Any, NamedTuple
 
 from .gemm import Unpacking
-from .kernel_abi import arguments, call, frame_address, inlined, part_of_a_piece
+from .kernel_abi import arguments, call, frame_address, inlined, jitted
 from .plan import read_plan
 from .simd import VECTOR_BYTES, lanes_of
 from .threads import (
@@ -57,14 +57,14 @@ def panel_of(rows):
     return (rows | 1) * VECTOR_BYTES
 
 
-@part_of_a_piece
+@jitted
 def shard_range(count, shard, shards):
     if shards == 1:  # a division takes as long as a short product
         return 0, count
     return count * shard // shards, count * (shard + 1) // shards
 
 
-@part_of_a_piece
+@jitted
 def rows_and_units(plan, shard):
     """The rows of the batch and the units that a shard works on."""
     n0, n1, u0, u1 = 0, plan.N, 0, plan.units
@@ -81,7 +81,7 @@ def chunk_at(plan, start, panels, chunk):
     return start + plan.keep * chunk * panels * panel_of(plan.steps * plan.N)
 
 
-@part_of_a_piece
+@jitted
 def steps_in(plan, chunk):
     return min(plan.steps, plan.T - chunk * plan.steps)
 
@@ -232,7 +232,7 @@ def lanes_at(frame, plan, u):
     return plan.H - u * lanes_of(frame)
 
 
-@part_of_a_piece
+@jitted
 def rows_of(n0, n1, t0, t1, row, time, members):
     """How to go through rows n0..n1 of steps t0..t1, the longer way inside.
 
@@ -244,13 +244,13 @@ def rows_of(n0, n1, t0, t1, row, time, members):
     return n1 - n0, t1 - t0, row, time, VECTOR_BYTES, members * VECTOR_BYTES
 
 
-@part_of_a_piece
+@jitted
 def panels_in(plan, columns):
     W = VECTOR_BYTES // plan.size
     return (columns + W - 1) // W
 
 
-@part_of_a_piece
+@jitted
 def unpack_states(plan, source, states, n0, n1, u0, u1):
     """States (N, H) each for the caller, from panels."""
     panel = panel_of(plan.N)
@@ -269,7 +269,7 @@ def unpack_states(plan, source, states, n0, n1, u0, u1):
 START, STEPS, HALF_STEP, GRADIENTS, END = range(5)
 
 
-@part_of_a_piece
+@jitted
 def begin(plan, frame):
     """Set this thread up for a pass; returns what ``end`` wants."""
     denormals = flush_denormals()
@@ -278,7 +278,7 @@ def begin(plan, frame):
     return denormals
 
 
-@part_of_a_piece
+@jitted
 def run_phase(plan, work, phase, what, chunk, k):
     """All shards of a phase, of which this thread does what it can; the number of the next."""
     if plan.shards == 1:
@@ -293,7 +293,7 @@ def run_phase(plan, work, phase, what, chunk, k):
     return phase + 1
 
 
-@part_of_a_piece
+@jitted
 def end(plan, denormals):
     """Leave the thread as it was."""
     if plan.shards > 1 and plan.thread == 0:

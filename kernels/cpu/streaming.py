@@ -26,7 +26,7 @@ from ..step_options import StepOptions
 from . import gemm, threads
 from .compilation import compiled_function, warn_if_slow_compile
 from .forward import forward
-from .kernel_abi import call, call_at, compiled, frame_address, inlined, load_i64, record
+from .kernel_abi import call, call_at, compiled, frame_address, jitted, load_i64, record
 from .option_memory import OptionMemory, compiled_features
 from .packing import Packed, pack_affine, pack_weights, zeros
 from .plan import PLACES, read_plan, write
@@ -64,7 +64,7 @@ class StreamPlan(NamedTuple):
 _read_stream = record(StreamPlan)
 
 
-@inlined
+@jitted
 def _adjust(me, plan, k, count, x_time, out):
     """Tell the plan of layer k what changes from block to block, and never for single steps."""
     plan.T = count
@@ -110,7 +110,7 @@ def stream(frame):
             ))  # fmt: skip
 
 
-@inlined
+@jitted
 def _finite(x, address, count):
     """Whether some numbers of x's dtype that lie side by side are finite."""
     W, line = lanes_of(x), VECTOR_BYTES

@@ -37,7 +37,7 @@ from llvmlite import binding, ir
 from numba.core import cgutils, types
 
 from .. import cpu_info
-from .kernel_abi import arguments, call_at, compiled, emits, inlined
+from .kernel_abi import arguments, call_at, compiled, emits, jitted
 from .plan import PLACES, read_plan
 
 # What the threads write for each other, in bytes from the start of the team's memory. Words that
@@ -198,7 +198,7 @@ def restore_denormals(builder, old):
 # ---- in a pass
 
 
-@inlined
+@jitted
 def open_job(team, address, shards):
     """Thread 0: let the others join in the plan at an address."""
     plan = read_plan(address)
@@ -212,13 +212,13 @@ def open_job(team, address, shards):
     _write(team + JOB, job)
 
 
-@inlined
+@jitted
 def close_job(team):
     """Thread 0, after the last phase: nobody may join any more."""
     _write(team + JOB, 0)
 
 
-@inlined
+@jitted
 def claim(team, job, phase, shard):
     """Whether this thread is the one to work on a shard."""
     now = job * PHASES + phase
@@ -226,13 +226,13 @@ def claim(team, job, phase, shard):
     return _read(place) == now and _replace(place, now, now + 1)
 
 
-@inlined
+@jitted
 def finished(team):
     """A claimed shard's work is done."""
     _add(team + DONE, 1)
 
 
-@inlined
+@jitted
 def wait_for_all(team, job, shards_done):
     """Wait until that many shards are done in this job, or the job is over."""
     turns = 0
@@ -243,7 +243,7 @@ def wait_for_all(team, job, shards_done):
             _nap(FIRST_NAP if turns <= SPIN + YIELDS else LATER_NAP)
 
 
-@inlined
+@jitted
 def _join(team, thread, mine, last):
     """Work on the pass that is under way, if it is not the last one; the last one's number then."""
     job = _read(team + JOB)
