@@ -98,7 +98,9 @@ def warn(old: str, new: str) -> None:
         frame = frame.f_back
         level += "_bootstrap" not in frame.f_code.co_filename  # of imports, which warn leaves out
     warnings.warn(
-        f"{old} is deprecated and goes in 0.3: use {new}", DeprecationWarning, stacklevel=level
+        f"{old} is deprecated and will be removed in 0.3: use {new}",
+        DeprecationWarning,
+        stacklevel=level,
     )
 
 

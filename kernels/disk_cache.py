@@ -58,9 +58,7 @@ def is_writable() -> bool:
 
 def describe() -> str:
     """The folder, or why nothing is kept, in words."""
-    return (
-        str(folder()) if is_writable() else "off: no folder can be written to; set NUMBA_CACHE_DIR"
-    )
+    return str(folder()) if is_writable() else "off: no writable folder; set NUMBA_CACHE_DIR"
 
 
 class Entry:

@@ -36,8 +36,8 @@ def of_engine(package: str) -> str | None:
         return hashlib.sha256(b"".join(map(_source, modules))).hexdigest()[:16]
     except (AttributeError, ImportError, OSError) as error:  # a loader that only loads
         warnings.warn(
-            f"numba_rnn: nothing says from which source it was made here ({error}): what it "
-            f"compiles is not kept on disk, and every run compiles anew",
+            f"numba_rnn: the source of this installation cannot be read ({error}), so compiled "
+            "code is not cached on disk and every run compiles again",
             RuntimeWarning,
             stacklevel=2,
         )

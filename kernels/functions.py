@@ -165,7 +165,9 @@ def where(condition: Any, a: Any, b: Any) -> Any:
     everywhere, guard its argument: ``where(x > 0, sqrt(where(x > 0, x, 1.0)), 0.0)``.
     """
     if not (hasattr(a, "dtype") or hasattr(b, "dtype")):
-        raise TypeError(f"where: expected a number of the cell as a or b, got {a!r} and {b!r}")
+        raise TypeError(
+            f"where: expected at least one choice that the cell computes, got {a!r} and {b!r}"
+        )
     return np.where(condition, a, b)
 
 

@@ -369,7 +369,7 @@ def _accept_zoneout(cell: Cell, rates: Any) -> tuple[float, ...]:
     for name, rate in zip(cell.states, rates, strict=False):
         if rate and name in cell.coupled:
             raise ValueError(
-                f"zoneout: expected 0 for {', '.join(cell.coupled)}, which mean something only "
+                f"zoneout: expected 0 for {', '.join(cell.coupled)}, which must stay "
                 f"together, got {rate} for {name}"
             )
     return rates if any(rates) else ()

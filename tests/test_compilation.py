@@ -183,7 +183,7 @@ def test_where_no_folder_can_be_written_to_it_works_without(tmp_path, monkeypatc
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file"))
     assert compile_small() == compile_small() == "compiled"
     with use_backend("numba", strict=True):
-        assert explain().cache == "off: no folder can be written to; set NUMBA_CACHE_DIR"
+        assert explain().cache == "off: no writable folder; set NUMBA_CACHE_DIR"
 
 
 # ---- where it is
@@ -359,11 +359,11 @@ def test_a_cell_that_cannot_be_compiled_is_named_with_its_line():
         ({"saved": ()}, "forward: expected the saved as a tuple of 0, for no names; got 1 members"),
         (
             {"second_product": ("h",)},
-            r"second_product \(or operand_gate\), operand and operand_backward go together",
+            r"second_product \(or operand_gate\), operand and operand_backward: expected all",
         ),
         ({"input_only": ("z",)}, "input_only: expected some of the gates h, got z"),
-        ({"recurrent_only": ("h",)}, "recurrent_only: expected one gate at least with x Wx"),
-        ({"weights": ("h",)}, "weights: expected the last of h, behind one gate"),
+        ({"recurrent_only": ("h",)}, "recurrent_only: expected at least one gate left with x Wx"),
+        ({"weights": ("h",)}, "weights: expected the last of h, after at least one gate"),
         ({"weight_start": {"u": 1.0}}, "weight_start: expected some of the weights .*, got u"),
         ({"biases": 3}, "biases: expected 1 or 2, got 3"),
         ({"forward": lambda gates, state: (gates, 0.0)}, "forward: expected the saved as a tuple"),
@@ -426,7 +426,7 @@ def test_what_is_not_kept_is_not_promised(no_patience, capfd, monkeypatch, tmp_p
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file"))
     announce_small()
-    assert "no folder can be written to; set NUMBA_CACHE_DIR" in capfd.readouterr().err
+    assert "there is no writable cache folder; set NUMBA_CACHE_DIR" in capfd.readouterr().err
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(fingerprint, "of_engine", lambda package: None)
     announce_small()

@@ -26,7 +26,7 @@ def warns(*names: str):
     assert {warning.category for warning in caught} == {DeprecationWarning}
     texts = [str(warning.message) for warning in caught]
     for name in names:
-        assert any("goes in 0.3: use" in text and name in text for text in texts), texts
+        assert any("will be removed in 0.3: use" in text and name in text for text in texts), texts
 
 
 @pytest.mark.parametrize(("old", "new"), deprecated.MODULES.items())

@@ -536,7 +536,7 @@ def test_gradients_before_backward():
     layer = rnn.TimeLSTM.create(D, H, rng=0)
     layer.forward(np.ones((N, T, D), np.float32), trace=True)
     for call in (d.gradient_flow, d.gradient_growth, d.plot_gradient_flow):
-        with pytest.raises(RuntimeError, match="none before backward"):
+        with pytest.raises(RuntimeError, match="gradients: call backward first"):
             call(layer.trace)
 
 

@@ -283,7 +283,7 @@ def test_where_wants_a_number_of_the_cell():
         h = functions.where(gates[0] > 0, 1.0, 0.0) * gates[0]
         return (h,), (h,)
 
-    with pytest.raises(TypeError, match=r"a number of the cell as a or b, got 1\.0 and 0\.0"):
+    with pytest.raises(TypeError, match=r"one choice that the cell computes, got 1\.0 and 0\.0"):
         Cell("step", ("h",), ("h",), ("h",), forward, lambda dh, saved, state: (dh, dh))
 
 

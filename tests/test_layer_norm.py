@@ -351,10 +351,10 @@ BAD = [
         {"operand_gate": "q", "operand": half},
         "operand_gate: expected some of the gates a, b, got q",
     ),
-    ({"operand_gate": "b"}, "second_product (or operand_gate) and operand go together"),
+    ({"operand_gate": "b"}, "operand: expected it together with second_product or operand_gate"),
     (
         {"operand_gate": "a b", "operand": half},
-        "operand_gate: expected one gate, and no second beside it, got a, b",
+        "operand_gate: expected one gate, and no second_product beside it, got a, b",
     ),
     (
         {"operand_gate": "b", "second_product": "a", "operand": half},
@@ -385,7 +385,9 @@ def test_a_written_cell_says_what_it_cannot_be(options, message):
 
 
 def test_a_gate_cannot_be_fed_alone():
-    with pytest.raises(ValueError, match="operand_gate: expected another gate beside it"):
+    with pytest.raises(
+        ValueError, match="operand_gate: expected at least one other gate, got only"
+    ):
 
         @cell(operand_gate="a", operand=lambda h: 2 * h)
         def wrong(a, h):
@@ -401,13 +403,13 @@ def test_a_gate_cannot_be_fed_alone():
         ({"operand_gate": ("q",)}, "operand_gate: expected some of"),
         (
             {"operand_gate": ()},
-            "second_product (or operand_gate), operand and operand_backward go together",
+            "second_product (or operand_gate), operand and operand_backward: expected all",
         ),
         ({"operand_gate": ("o", "c_hat")}, "operand_gate: expected one gate, and no second"),
         ({"second_product": ("o",)}, "operand_gate: expected one gate, and no second"),
         (
             {"operand_backward": None},
-            "second_product (or operand_gate), operand and operand_backward go together",
+            "second_product (or operand_gate), operand and operand_backward: expected all",
         ),
         ({"input_only": ("c_hat",)}, "operand_gate: expected a gate without any product"),
         ({"bias_start": {"c_hat": 1.0}}, "bias_start: expected gates with an input side"),

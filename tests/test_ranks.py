@@ -504,7 +504,7 @@ def test_another_mpi_than_the_launchers_is_an_error(monkeypatch):
     made = SimpleNamespace(COMM_WORLD=world, Get_library_version=lambda: "Some MPI 1.2")
     monkeypatch.setitem(sys.modules, "mpi4py", SimpleNamespace(MPI=made))
     monkeypatch.setattr(ranks_module, "launcher_size", lambda: 4)
-    with pytest.raises(RanksError, match=r"started 4 processes, and MPI knows of 1.*Some MPI 1\.2"):
+    with pytest.raises(RanksError, match=r"started 4 processes, but MPI knows of 1.*Some MPI 1\.2"):
         ranks_module.init_distributed()
 
 

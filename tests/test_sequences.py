@@ -368,7 +368,7 @@ def test_regularisers_initial_states_and_train_flg_reach_every_layer():
         assert layer.learn_initial_state() is layer
         assert len(layer.params) == len(layer.grads) == before + len(layer.recurrent)
         assert sum(n.endswith(".initial") for n in layer.param_names) == len(layer.recurrent)
-        with pytest.raises(ValueError, match="learn_initial_state: it is a parameter already"):
+        with pytest.raises(ValueError, match="the initial state is already a parameter"):
             layer.learn_initial_state()
         xs = numbers(2, 5, D)
         assert layer.train_flg
@@ -740,5 +740,5 @@ def test_a_trace_shows_what_the_cell_computes(backend, cell):
 def test_a_trace_has_no_gradients_before_backward():
     layer = rnn.TimeRNN.create(3, 5, rng=0)
     layer.forward(np.ones((2, 4, 3), np.float32), trace=True)
-    with pytest.raises(RuntimeError, match="gradients: there are none before backward"):
+    with pytest.raises(RuntimeError, match="gradients: call backward first"):
         layer.trace.gradients  # noqa: B018

@@ -52,14 +52,14 @@ REFUSED_OPTIONS = [
     ({"input_only": "x"}, "input_only: expected some of the gates a, b, got x"),
     ({"recurrent_only": "h"}, "recurrent_only: expected some of the gates a, b, got h"),
     ({"second_product": "c"}, "second_product: expected some of the gates a, b, got c"),
-    ({"second_product": "b"}, r"second_product \(or operand_gate\) and operand go together"),
-    ({"operand": reset}, r"second_product \(or operand_gate\) and operand go together"),
+    ({"second_product": "b"}, "operand: expected it together with second_product or operand_gate"),
+    ({"operand": reset}, "operand: expected it together with second_product or operand_gate"),
     ({"second_product": "b", "operand": 3}, "operand: expected a function, got 3"),
     ({"second_product": "b", "operand": reset}, "operand: expected some of the .* a, h, got r"),
     ({"second_product": "b", "operand": lambda b, h: h}, "operand: expected some of the .*, got b"),
     ({"recurrence": "none"}, "recurrence: expected 'product' or 'elementwise', got 'none'"),
-    ({"recurrence": "elementwise", "biases": 2}, "biases: an elementwise recurrence has no h Wh"),
-    ({"recurrence": "elementwise", "recurrent_only": "a"}, "recurrent_only: an elementwise"),
+    ({"recurrence": "elementwise", "biases": 2}, "biases: expected 1, since an elementwise"),
+    ({"recurrence": "elementwise", "recurrent_only": "a"}, "recurrent_only: expected none, since"),
     ({"biases": 3}, "biases: expected 1 or 2, got 3"),
     ({"bias_start": {"x": 1.0}}, "bias_start: expected some of the gates a, b, got x"),
     ({"bias_start": 1.0}, "bias_start: expected a mapping from name to number, got 1.0"),
@@ -70,14 +70,14 @@ REFUSED_OPTIONS = [
      r"weight_start: expected some of the weights \(there are none\), got a"),
     ({"second_product": "a", "operand": lambda h: h},
         "second_product: expected the last of a, b, got a"),
-    ({"biases": 2, "input_only": "a"}, "biases: expected 1 where x Wx and h Wh have not the same"),
+    ({"biases": 2, "input_only": "a"}, "biases: expected 1 where x Wx and h Wh differ"),
     ({"biases": True}, "biases: expected 1 or 2, got True"),
     ({"biases": None}, "biases: expected 1 or 2, got None"),
-    ({"backward": wrong_backward}, "backward and saved go together"),
-    ({"saved": "a"}, "backward and saved go together"),
+    ({"backward": wrong_backward}, "backward and saved: expected both or neither"),
+    ({"saved": "a"}, "backward and saved: expected both or neither"),
     ({"backward": 3, "saved": "a"}, "backward: expected a function, got 3"),
     ({"backward": plain, "saved": "a", "second_product": "b", "operand": lambda a, h: h},
-     "backward: with an operand, write a Cell of your own"),
+     "backward: not supported together with operand; define a Cell"),
 ]  # fmt: skip
 
 
@@ -102,8 +102,8 @@ def test_every_option_is_checked_wherever_it_is_taken(name):
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (lambda *gates: 0, r"argument \*gates: expected names, one for each gate and state"),
-        (lambda a, h, **more: 0, r"argument \*\*more: expected names"),
+        (lambda *gates: 0, r"argument \*gates: expected a named argument for each gate and state"),
+        (lambda a, h, **more: 0, r"argument \*\*more: expected a named argument"),
         (lambda a, h=0.5: 0, "argument h: expected no default, got 0.5"),
         (lambda a, *, h: 0, r"argument h: expected no / and no \* among the arguments"),
         (lambda a, /, h: 0, r"argument a: expected no / and no \* among the arguments"),
@@ -347,11 +347,11 @@ REFUSED = [
     (imported_inside, "tanh: import it at the head of the module", "return tanh(a) + h"),
     (in_a_method, "tanh: .* plain functions rather than methods", None),
     (missing_argument, "missing 1 required positional argument: 'x'", None),
-    (two_states, "expected 1 returned, the states h after the step; got 2$", "return h, a"),
+    (two_states, "return values: expected 1, the states h after the step; got 2$", "return h, a"),
     (nothing, "state h: expected a number computed from the arguments, got None", "tanh(a)"),
     (constant, "state h: expected a number computed from the arguments, got 0.5", "return 0.5"),
     (compared, "state h: expected a number computed .*, got <comparison of", "return a > h"),
-    (unused, "gate b: nothing that is returned depends on it", "def unused(a, b, h):"),
+    (unused, "gate b: no returned state depends on it", "def unused(a, b, h):"),
 ]  # fmt: skip
 
 
@@ -366,7 +366,7 @@ def test_refused(function, message, line):
 
 def test_an_unused_weight_is_refused():
     message, line = located(unused, weights="b")
-    assert message == "weight b: nothing that is returned depends on it"
+    assert message == "weight b: no returned state depends on it"
     assert line == "def unused(a, b, h):"
 
 

@@ -83,7 +83,7 @@ def register(cell: Cell | WrittenCell, *, replace: bool = False) -> None:
         _registry()[cell.name] = cell
     if _registry().setdefault(cell.name, cell) is not cell:
         raise ValueError(
-            f"cell: there is one named {cell.name!r} already; replace=True takes its place"
+            f"cell: a cell named {cell.name!r} is already registered; replace=True replaces it"
         )
 
 
@@ -122,8 +122,8 @@ def _reduce(cell: Cell) -> tuple[Any, ...]:
     """Pickle a cell by its name, which must be known where it is unpickled."""
     if cell.name not in names() or get(cell.name) is not cell:
         raise TypeError(
-            f"cell {cell.name!r}: to be pickled it has to be found by its name; "
-            "numba_rnn.cells.register, in the module that defines it, sees to that"
+            f"cell {cell.name!r}: a cell can only be pickled if it is registered; "
+            "call numba_rnn.cells.register in the module that defines it"
         )
     return get, (cell.name,)
 

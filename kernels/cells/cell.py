@@ -140,7 +140,7 @@ class Cell:
         gates = self.gates[: len(self.gates) - len(self.weights)]
         if gates + self.weights != self.gates or not gates:
             yield (
-                f"weights: expected the last of {', '.join(self.gates)}, behind one gate at least, "
+                f"weights: expected the last of {', '.join(self.gates)}, after at least one gate, "
                 f"got {', '.join(self.weights)}"
             )
         given = {name: getattr(self, name) for name in IN_BOTH}
@@ -150,7 +150,10 @@ class Cell:
             (function is None) == bool(self.second_product + self.operand_gate)
             for function in functions
         ):
-            yield "second_product (or operand_gate), operand and operand_backward go together"
+            yield (
+                "second_product (or operand_gate), operand and operand_backward: expected all or "
+                "none of them"
+            )
         yield from conflicts(gates, {**given, "operand": self.operand})
 
     def _check_functions(self) -> None:

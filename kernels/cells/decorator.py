@@ -183,7 +183,10 @@ class WrittenCell:
         if given["recurrence"] == "elementwise":
             for name in ("recurrent_only", "second_product", "biases"):
                 if given[name] != OPTIONS[name].default:
-                    yield f"{name}: an elementwise recurrence has no h Wh, got {given[name]!r}"
+                    yield (
+                        f"{name}: expected {OPTIONS[name].default or 'none'}, since an elementwise "
+                        f"recurrence has no h Wh, got {given[name]!r}"
+                    )
             given["input_only"] = tuple(gate for gate in gates if gate not in fed)
         yield from conflicts(gates, given)
         if operand is not None:
@@ -191,9 +194,12 @@ class WrittenCell:
             but = "arguments but second_product's" if second else "arguments but operand_gate's"
             yield from strangers("operand", self._arguments(operand), early + states + weights, but)
         if (given["backward"] is None) != (given["saved"] is None):
-            yield "backward and saved go together: what forward keeps for backward"
+            yield (
+                "backward and saved: expected both or neither; saved names what forward keeps for "
+                "backward"
+            )
         if given["backward"] is not None and operand is not None:
-            yield "backward: with an operand, write a Cell of your own"
+            yield "backward: not supported together with operand; define a Cell instead"
 
     def _names(self, option: str, value: Any) -> tuple[str, ...]:
         names = value.replace(",", " ").split() if isinstance(value, str) else value
@@ -205,7 +211,9 @@ class WrittenCell:
         parameters = inspect.signature(function).parameters.values()
         for p in parameters:
             if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
-                raise self._refuse(f"argument {p}: expected names, one for each gate and state")
+                raise self._refuse(
+                    f"argument {p}: expected a named argument for each gate and state"
+                )
             if p.kind == p.POSITIONAL_ONLY or p.kind == p.KEYWORD_ONLY:
                 raise self._refuse(f"argument {p.name}: expected no / and no * among the arguments")
             if p.default is not p.empty:
@@ -277,7 +285,7 @@ class WrittenCell:
         for role, nodes in (("gate", gates), ("weight", weights)):
             for name, node in nodes.items():
                 if node not in reached:
-                    raise self._refuse(f"{role} {name}: nothing that is returned depends on it")
+                    raise self._refuse(f"{role} {name}: no returned state depends on it")
         return traced, run
 
     def _new_states(self, trace: Tracer, run: TraceResult) -> dict[str, Node]:
@@ -285,8 +293,8 @@ class WrittenCell:
         members = result if isinstance(result, (tuple, list)) else (result,)
         if len(members) != len(names):
             raise trace.error(
-                f"expected {len(names)} returned, the states {', '.join(names)} after the step; "
-                f"got {len(members)}",
+                f"return values: expected {len(names)}, the states {', '.join(names)} after the "
+                f"step; got {len(members)}",
                 run.place,
             )
         return {

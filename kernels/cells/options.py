@@ -98,19 +98,20 @@ def conflicts(gates: tuple[str, ...], given: Mapping[str, Any]) -> Iterator[str]
     two, projected = given["biases"] == 2, given["projected"]
     if bool(fed + second) != (given["operand"] is not None):
         yield (
-            "second_product (or operand_gate) and operand go together: the gates of the second "
-            "product, and a "
-            "function of what it multiplies; or the gate that is fed by that function itself"
+            "operand: expected it together with second_product or operand_gate: it computes what "
+            "the second product multiplies (second_product), or the value of the gate itself "
+            "(operand_gate)"
         )
     for wrong, got, why in (
         (fed and len(fed + second) > 1, fed + second,
-         "operand_gate: expected one gate, and no second beside it"),
+         "operand_gate: expected one gate, and no second_product beside it"),
         ({*fed} & {*no_h, *no_x}, fed,
          "operand_gate: expected a gate without any product, of neither input_only nor "
          "recurrent_only"),
-        (fed == gates, fed, "operand_gate: expected another gate beside it"),
+        (fed == gates, [f"only {', '.join(fed)}"],
+         "operand_gate: expected at least one other gate"),
         ({*no_x} & {*no_h}, no_x, "recurrent_only: expected none of input_only"),
-        (not with_x, no_x, "recurrent_only: expected one gate at least with x Wx"),
+        (not with_x, no_x, "recurrent_only: expected at least one gate left with x Wx"),
         ({*given["bias_start"]} - {*with_x}, given["bias_start"],
          "bias_start: expected gates with an input side"),
         (early + second != with_h, second,
@@ -120,10 +121,10 @@ def conflicts(gates: tuple[str, ...], given: Mapping[str, Any]) -> Iterator[str]
         (projected and {*second} - {*no_x}, second,
          "second_product: expected gates in recurrent_only, since the cell is projected"),
         (projected and {*second} & {*given["normalised"]}, second,
-         "normalised: expected none of second, since the cell is projected"),
+         "normalised: expected none of second_product, since the cell is projected"),
         (two and second, "2", "biases: expected 1 with a second product"),
         (two and len(with_x) != len(with_h), "2",
-         "biases: expected 1 where x Wx and h Wh have not the same number of gates"),
+         "biases: expected 1 where x Wx and h Wh differ in their number of gates"),
     ):  # fmt: skip
         if wrong:
             yield f"{why}, got {', '.join(got)}"

@@ -165,7 +165,7 @@ def _announce() -> None:
 def _say(what: str) -> None:
     later = "it is done once, later runs find it in the cache"
     if not disk_cache.is_writable():
-        later = "later runs do it again: no folder can be written to; set NUMBA_CACHE_DIR"
+        later = "later runs do it again: there is no writable cache folder; set NUMBA_CACHE_DIR"
     elif fingerprint.of_engine(__package__) is None:
         later = "later runs do it again"
     if sys.stderr is not None:

@@ -341,7 +341,9 @@ class SavedBuffer:
         self.memory, self.address = memory, address
 
     def __reduce__(self) -> Any:
-        raise TypeError("what a pass keeps cannot be copied: compiled code knows where it lies")
+        raise TypeError(
+            "the memory of a pass cannot be copied, because compiled code holds its addresses"
+        )
 
     def __del__(self) -> None:
         if not self.spare and hasattr(self, "memory"):

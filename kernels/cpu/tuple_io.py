@@ -34,7 +34,7 @@ def _cell_function(name):
     """A function of the cell that a piece is compiled for; it is called with the frame first."""
 
     def of_cell(frame, *args):
-        raise NotImplementedError("it exists as compiled code only")
+        raise NotImplementedError("this function exists only as compiled code")
 
     @overload(of_cell, strict=False)
     def _(frame, *args):

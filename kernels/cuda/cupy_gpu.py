@@ -56,8 +56,8 @@ class CupyGpu:
     def _function(self, kernel: Kernel, dtype: Any) -> Any:
         if cupy.cuda.get_device_id() != self.number:
             raise RuntimeError(
-                f"the engine runs on GPU {self.number}, where it was first used, and the current "
-                f"one is {cupy.cuda.get_device_id()}: CUDA_VISIBLE_DEVICES chooses one GPU"
+                f"the engine runs on GPU {self.number}, where it was first used, but the current "
+                f"GPU is {cupy.cuda.get_device_id()}; choose one GPU with CUDA_VISIBLE_DEVICES"
             )
         function = self._loaded.get((kernel, dtype))
         if function is None:

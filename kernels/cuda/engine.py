@@ -82,7 +82,8 @@ class CudaEngine(DeviceEngine):
         if plan is not None and key not in self._fitting:
             kernel = persistent.kernel(cell, plan.tiling, plan.tiles)
             if not self.gpu.fits(kernel, plan.tiling.blocks * plan.groups):
-                plan, why = self._plans[key] = None, "the GPU has no room for all blocks at once"
+                why = "the GPU cannot hold all thread blocks at once"
+                plan, why = self._plans[key] = None, why
             self._fitting.add(key)
         return plan, why
 
@@ -436,8 +437,8 @@ def _room_for(cell: Cell, N: int, T: int, D: int, H: int) -> Iterator[None]:
         if isinstance(error, RuntimeError) and not _OUT_OF_MEMORY.search(str(error)):
             raise
         raise MemoryError(
-            f"the GPU has no room for {cell.name} of N {N} rows, T {T} steps, D {D} inputs and "
-            f"H {H} units: a smaller batch, shorter blocks or fewer units need less ({error})"
+            f"out of GPU memory for {cell.name} with N {N} rows, T {T} steps, D {D} inputs and "
+            f"H {H} units; use a smaller batch, shorter blocks or fewer units ({error})"
         ) from error
 
 

@@ -136,7 +136,7 @@ def plan(
         return None, f"{cell.name} multiplies by Wh twice: two products a step"
     if cell.normalised or cell.operand_gate:
         why = "normalises over all units" if cell.normalised else "has an operand"
-        return None, f"{cell.name} {why} within a step, which takes kernels of their own"
+        return None, f"{cell.name} {why} within a step, which needs separate kernels"
     if not gates:
         return None, f"{cell.name} has no recurrent product: a thread runs through all steps"
     step_by_step = _STEP_BY_STEP + 2 * N * H * H * gates / _FLOP[precision]

@@ -112,7 +112,7 @@ class Bidirectional(Composite):
         random = generator(rng)
         if not isinstance(layer, type) or not issubclass(layer, TimeRecurrent):
             if "cell" in options:
-                raise TypeError("cell: expected layer=, which may be a cell, or a class with cell=")
+                raise TypeError("cell: expected a layer class with cell=, or the cell as layer=")
             kind, options = TimeRecurrent, {"cell": layer, **options}
         sizes = input_size, hidden_size
         ahead = kind.create(*sizes, rng=random, stateful=stateful, **options)

@@ -171,10 +171,10 @@ class Composite(Layer):
         Raises
         ------
         ValueError
-            If it is a parameter already.
+            If it is already a parameter.
         """
         if any(layer._initial is not None for layer in self.recurrent):
-            raise ValueError("learn_initial_state: it is a parameter already")
+            raise ValueError("learn_initial_state: the initial state is already a parameter")
         for layer in self.recurrent:
             layer.learn_initial_state()
         return self

@@ -104,8 +104,8 @@ class TimeSoftmaxWithLoss(_Loss):
         ts = from_dlpack(ts, engine)
         if np.shape(ts) == xs.shape:
             raise ValueError(
-                f"ts: expected labels (N, T), got shape {np.shape(ts)}; one-hot labels become "
-                "such by ts.argmax(axis=2)"
+                f"ts: expected labels (N, T), got shape {np.shape(ts)}; "
+                "ts.argmax(axis=2) converts one-hot labels"
             )
         on_device = validate_ids("ts", ts, (N, T), V, engine, ignore=self.ignore_label)
         counted = ts != self.ignore_label
@@ -143,7 +143,7 @@ def _counted(mask: Any, xs: Array, ts: Any, engine: Engine) -> tuple[Any, Any, f
     if mask is None:
         return ts, None, _divisor(xs.size, xs)
     if xs.ndim < 2:
-        raise ValueError(f"mask: expected it with xs (N, T, ...), got xs of shape {xs.shape}")
+        raise ValueError(f"mask: expected xs of shape (N, T, ...) with a mask, got {xs.shape}")
     flags = validate_flags("mask", mask, xs.shape[:2], engine)
     count = int(flags.sum()) * math.prod(xs.shape[2:])
     wide = flags.reshape(*flags.shape, *(1,) * (xs.ndim - 2))

@@ -776,10 +776,10 @@ class TimeRecurrent(_CellLayer):
         Raises
         ------
         ValueError
-            If it is a parameter already.
+            If it is already a parameter.
         """
         if self._initial is not None:
-            raise ValueError("learn_initial_state: it is a parameter already")
+            raise ValueError("learn_initial_state: the initial state is already a parameter")
         engine, shape = self._engine(), (len(self.cell.states), self.hidden_size)
         if values is None:
             values = engine.xp.zeros(shape, self.dtype)

@@ -51,9 +51,9 @@ class Regularisers:
         if apart:
             free = [name for name in states if name not in joined]
             raise ValueError(
-                f"zoneout: expected 0 for {', '.join(joined)}, which mean something only together, "
-                f"got {rates[apart[0]]} for {apart[0]}; zoneout={{'{free[0]}': ...}} says of which "
-                "state it is"
+                f"zoneout: expected 0 for {', '.join(joined)}, which must stay together, got "
+                f"{rates[apart[0]]} for {apart[0]}; name the state, such as "
+                f"zoneout={{'{free[0]}': ...}}"
                 if free
                 else f"zoneout: expected 0, got {rates[apart[0]]}"
             )

@@ -125,7 +125,7 @@ class Stacked(Composite):
         kind: Any = layer
         if not isinstance(layer, type) or not issubclass(layer, (TimeRecurrent, Bidirectional)):
             if "cell" in options:
-                raise TypeError("cell: expected layer=, which may be a cell, or a class with cell=")
+                raise TypeError("cell: expected a layer class with cell=, or the cell as layer=")
             kind, options = TimeRecurrent, {"cell": layer, **options}
         random, made, below = generator(rng), [], input_size
         for _ in range(expect_int("layers", layers)):

@@ -119,7 +119,7 @@ class Trace:
             If backward has not run.
         """
         if self._gradients is None:
-            raise RuntimeError("gradients: there are none before backward; call it first")
+            raise RuntimeError("gradients: call backward first")
         found, sizes = to_host(self._gradients), (state.shape[2] for state in self._before)
         named = enumerate(zip(self.cell.states, sizes, strict=True))
         return {name: found[:, :, k, :size] for k, (name, size) in named}

@@ -53,11 +53,15 @@ def accelerate(model: Model, log: Callable[[str], None] = print) -> Model:
         dtypes = {param.dtype for param in module.parameters()}
         swap = None if "forward" in vars(module) else _replaced(type(module), _swap)
         if isinstance(module, torch.nn.RNNCellBase):
-            log(f"{where} is left: it makes single steps, numba_rnn.torch whole sequences")
+            log(
+                f"{where} is left as it is: it computes single steps; numba_rnn.torch computes "
+                "whole sequences"
+            )
         elif swap is None:
-            log(f"{where} is left: it has a forward of its own")
+            log(f"{where} is left as it is: it has its own forward")
         elif not dtypes <= set(FLOATS):
-            log(f"{where} is left: its numbers are {', '.join(map(str, dtypes))}, not float32")
+            dtype = ", ".join(map(str, dtypes))
+            log(f"{where} is left as it is: its dtype is {dtype}, not float32")
         else:
             module.__class__ = swap
             (kind,) = (ours for ours in _OURS if issubclass(swap, ours))
@@ -89,7 +93,7 @@ def restore(model: Model, log: Callable[[str], None] = print) -> Model:
         theirs = _replaced(type(module), back.get)
         if theirs is None:
             where = f"{name or 'the model'}: {_spelled(module)}"
-            log(f"{where} is left: no class of torch computes the same")
+            log(f"{where} is left as it is: no torch class computes the same")
         else:
             module.__class__ = theirs
             vars(module).pop("_forms", None)

@@ -23,7 +23,7 @@ from ..kernels.step_options import NO_OPTIONS
 from .weights import Form, array_of, tensor_of
 
 FLOATS = (torch.float32, torch.float64)
-_REMEDY = "numba_rnn.torch.restore(model) makes its modules torch's own again"
+_REMEDY = "numba_rnn.torch.restore(model) restores its torch modules"
 
 
 def run(
@@ -62,8 +62,8 @@ def run(
 def refuse_recording() -> NoReturn:
     """Raise the error of whatever would write down torch's operations in a module of ours."""
     raise RuntimeError(
-        "torch.jit (trace, script), torch.export and torch.fx record operations of torch: they "
-        f"would miss what numba_rnn computes, or take it for constants; {_REMEDY}"
+        "torch.jit (trace, script), torch.export and torch.fx record only torch operations: "
+        f"they would miss the results of numba_rnn or treat them as constants; {_REMEDY}"
     )
 
 
@@ -80,13 +80,13 @@ def _expect_runs_here(tensors: Sequence[torch.Tensor]) -> None:
     for tensor in tensors:
         if tensor.is_meta:
             raise TypeError(
-                "input and weights: expected numbers, got a tensor on the device meta, which has "
-                f"none; {_REMEDY}, which take it"
+                "input and weights: expected numbers, got a tensor on the meta device, which holds "
+                f"none; {_REMEDY}, which accept it"
             )
         if tensor.dtype not in FLOATS:
             raise TypeError(
                 f"input and weights: expected float32 or float64, got {tensor.dtype}; "
-                "torch.autocast has to be off where the module is called"
+                "switch torch.autocast off where the module is called"
             )
 
 
@@ -104,9 +104,9 @@ def _expect_reverse_mode(tensors: Sequence[torch.Tensor | None], keep: bool) -> 
         if t is not None
     ):
         raise RuntimeError(
-            "numba_rnn.torch computes derivatives by backward and torch.autograd.grad alone: for "
-            "torch.func (grad, jvp, vmap ...), batched gradients and forward mode "
-            f"(torch.autograd.forward_ad) {_REMEDY}"
+            "numba_rnn.torch supports only backward and torch.autograd.grad: for torch.func "
+            "(grad, jvp, vmap ...), batched gradients and forward mode "
+            f"(torch.autograd.forward_ad), {_REMEDY}"
         )
 
 
@@ -183,8 +183,8 @@ class _Gradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *_: Any) -> Any:
         raise RuntimeError(
-            "numba_rnn.torch computes first derivatives alone: for gradients of gradients "
-            f"(create_graph=True, hessian, hvp, a gradient penalty) {_REMEDY}"
+            "numba_rnn.torch computes first derivatives only: for gradients of gradients "
+            f"(create_graph=True, hessian, hvp, a gradient penalty), {_REMEDY}"
         )
 
 

@@ -59,7 +59,7 @@ class SingleProcess:
         if self.size > N:
             raise ValueError(
                 f"batch: expected at least a row for each of {self.size} processes, got {N} rows; "
-                f"more of --batch or fewer processes (mpiexec -n {N}) help"
+                f"use a larger --batch or fewer processes (mpiexec -n {N})"
             )
         return self.local_slice(N)
 
@@ -245,15 +245,15 @@ def init_distributed(expected_errors: tuple[type[BaseException], ...] = ()) -> S
     except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py found no MPI
         reason = " ".join(str(error).split())
         raise RanksError(
-            f"this is one of {count} processes that a launcher started, and they meet by mpi4py, "
-            f"which cannot be imported ({reason}); {_REMEDY}, and an MPI: the system's, or "
+            f"a launcher started {count} processes, which communicate through mpi4py, but it "
+            f"cannot be imported ({reason}); {_REMEDY}, and install an MPI: the system's, or "
             "pip install mpich"
         ) from error
     if expected not in (None, MPI.COMM_WORLD.size):
         raise RanksError(
-            f"the launcher started {expected} processes, and MPI knows of "
-            f"{MPI.COMM_WORLD.size}: it is another MPI than mpi4py's, whose own mpiexec is needed "
-            f"({MPI.Get_library_version().splitlines()[0]})"
+            f"the launcher started {expected} processes, but MPI knows of "
+            f"{MPI.COMM_WORLD.size}: the launcher belongs to another MPI than mpi4py's; use the "
+            f"mpiexec of mpi4py's MPI ({MPI.Get_library_version().splitlines()[0]})"
         )
     if MPI.COMM_WORLD.size == 1:
         return SingleProcess()
@@ -262,7 +262,9 @@ def init_distributed(expected_errors: tuple[type[BaseException], ...] = ()) -> S
     try:
         ranks.limits = limit_threads(ranks.cores())
     except ImportError as error:
-        raise RanksError(f"ranks share cores by threadpoolctl: {_REMEDY}") from error
+        raise RanksError(
+            f"ranks need threadpoolctl to divide the cores among them: {_REMEDY}"
+        ) from error
     return ranks
 
 
