@@ -58,7 +58,7 @@ class Plan(NamedTuple):
     mask: int  # (N, T) bytes
     resets: int  # (N, T) bytes
     initial: int  # (S, H)
-    scale: int  # (N, H)
+    recurrent_mask: int  # (N, H)
     rates: int
     seeds: int
     thresholds: int

@@ -126,8 +126,8 @@ def _(frame, plan, n, u, lanes, value):
         return lambda frame, plan, n, u, lanes, value: value
 
     def scale(frame, plan, n, u, lanes, value):
-        if plan.scale:
-            row = plan.scale + n * plan.H * plan.size
+        if plan.recurrent_mask:
+            row = plan.recurrent_mask + n * plan.H * plan.size
             value = value * load_part(frame, row + u * VECTOR_BYTES, lanes)
         return value
 
@@ -152,7 +152,7 @@ def _(frame, plan, n, u, lanes, value):
 @_with("recurrent_mask")
 def store_scaled(frame, plan, n, u, lanes, h, address):
     """Store the scaled h for the next products, if there is a scale."""
-    if plan.scale:
+    if plan.recurrent_mask:
         store(frame, scaled(frame, plan, n, u, lanes, h), address)
 
 
