@@ -72,7 +72,7 @@ def cupy():
         mock.patch.object(build, "binary", return_value=build.Binary(b"cubin", "entry")),
     ):
         sys.modules.pop(NAME, None)
-        fake.gpu = importlib.import_module(NAME).Gpu()
+        fake.gpu = importlib.import_module(NAME).CupyGpu()
         yield fake
 
 
