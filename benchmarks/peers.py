@@ -440,7 +440,7 @@ def torch_loop(task: Task, compiled: bool = False) -> Call:
         b, Wh = params["b"], params.get("Wh")
         bx, bh = b if cell.biases == 2 else (b, None)
         early = Wh[:, :first_late] if Wh is not None and first_late else None
-        late = Wh[:, first_late:] if cell.second_product else None
+        late = params.get("Wr", Wh[:, first_late:]) if cell.second_product else None
         x_proj = torch.addmm(bx, xs.reshape(T * N, D), params["Wx"]).reshape(T, N, -1)
         state, hs = (zeros,) * len(cell.states), []
         for x in x_proj.unbind(0):

@@ -72,7 +72,8 @@ class Record:
     saved: Any
 
     def __repr__(self) -> str:
-        sizes = ", ".join(f"{name} {n}" for name, n in zip("NTDHP", self.sizes, strict=True))
+        names = "NTDHP" if self.cell.projected else "NTDH"
+        sizes = ", ".join(f"{name} {n}" for name, n in zip(names, self.sizes, strict=False))
         return f"Record({self.cell.name}, {sizes}, {self.dtype}, {self.engine.name})"
 
     def __reduce__(self) -> NoReturn:

@@ -102,7 +102,7 @@ def launch(machine: Machine, item: str) -> dict[str, Any]:
     h, Wh, early = array(N, H), array(H, 4 * H), array(N, 4 * H)
     arrays = PassArrays(cell, NO_OPTIONS, xp, (N, 1, H), np.dtype(np.float32))
     arrays.add(
-        x_side=array(1, N, 4 * H), early=early, late=array(N, 0), b=array(4 * H),
+        x_proj=array(1, N, 4 * H), early=early, late=array(N, 0), b=array(4 * H),
         states=array(2, 2, N, H), saved=array(1, 4, N, H), hs=array(N, 1, H),
     )  # fmt: skip
     gate_step = engine._gates("forward_gates", arrays)
