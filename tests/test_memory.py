@@ -73,23 +73,26 @@ for dtype in (np.float32, np.float64):
                   mock.patch.object(launch, "choose_partition", return_value=sharing)):
                 outcome(engine, p)
                 steps = random_options(p, set(FEATURES))
-                with_steps(engine, p, replace(steps, recurrent_mask=guarded(steps.recurrent_mask),
-                checkpoint_every=8)) if sharing != (1, True):
+                recurrent_mask = guarded(steps.recurrent_mask)
+                steps = replace(steps, recurrent_mask=recurrent_mask, checkpoint_every=8)
+                with_steps(engine, p, steps)
+                if sharing != (1, True):
                     continue
                 N, T, D = p.xs.shape
-                top = guarded(np.ones((sizes[3], 19), dtype)), guarded(np.ones(19, dtype))
+                P = p.dhs.shape[2]
+                top = guarded(np.ones((P, 19), dtype)), guarded(np.ones(19, dtype))
                 for affine in (None, top):
                     stream = engine.stream([(p.cell, p.params)], affine, N)
                     x = p.xs[0, 0] if N == 1 else p.xs[:, 0]
                     step, at = stream.stepping
                     assert step(guarded(x), at)
-                    outputs = sizes[3] if affine is None else 19
+                    outputs = P if affine is None else 19
                     assert stream.run(p.xs, guarded(np.empty((N, T, outputs), dtype)))
 print("nothing was touched")
 """
 
 
-@pytest.mark.parametrize("name", REPRESENTATIVES)
+@pytest.mark.parametrize("name", [*REPRESENTATIVES, "lstm_projected"])
 def test_nothing_outside_an_array_is_touched(name):
     assert run_python(PROGRAM.replace("NAME", repr(name))).stdout == "nothing was touched\n"
 

@@ -339,7 +339,7 @@ _NUMBERS = {"live", "is_reset", "dout", "h_grad"}  # of the arguments of ``kerne
 
 
 def _tuple(members: Iterable[str]) -> str:
-    return f"({', '.join(members)},)"
+    return f"({''.join(f'{member}, ' for member in members)})"
 
 
 def zero_gradients(cell: Cell) -> tuple[set[int], set[int]]:
