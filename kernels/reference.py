@@ -85,7 +85,7 @@ class NumpyEngine(Engine):
     ) -> Iterator[tuple[State, Array | None, tuple[Array, ...], Normalised]]:
         """Yield what forward kept of every step, from the last to the first.
 
-        With checkpointing the steps are run is_reset, from the states that forward kept.
+        With checkpointing the steps are run again, from the states that forward kept.
         """
         if not steps.checkpoint_every:
             yield from reversed(saved_steps)
@@ -354,10 +354,7 @@ def _zoneout(steps: StepOptions, t: int, state: State) -> tuple[Array, ...]:
     """What zoneout keeps of each state at a step."""
     shape = len(state[0]), max(s.shape[1] for s in state)
     pairs = zip(steps.zoneout_at(t, shape, state[0].dtype), state, strict=False)
-    return tuple(
-        saved_steps[:, : s.shape[1]] if saved_steps.ndim else saved_steps
-        for saved_steps, s in pairs
-    )
+    return tuple(zoneout[:, : s.shape[1]] if zoneout.ndim else zoneout for zoneout, s in pairs)
 
 
 __getattr__ = deprecated.names_of(__name__)

@@ -302,7 +302,7 @@ def test_masks_of_some_rows_are_those_of_the_whole_batch(backend, dtype):
         here, seed, dropped = engine(), chosen.new_seed(), dropout.forward(ones[start:stop])
         assert dropout.rng.bit_generator.state == chosen.rng.bit_generator.state
         rows = stop - start
-        weights = chosen.on_weights(here, seed, (19, 5), dtype)
+        weights = chosen.on_weights(here, seed, "Wh", (19, 5), dtype)
         parts = (
             dropped,
             dropout.backward(ones[start:stop]),

@@ -232,7 +232,7 @@ def test_every_public_name_is_in_the_reference(site):
         }
         missing = public(room) - there - {"Table"}  # the name of a type, not documented
         assert not missing, room
-    modules = {"cells", "functional", "functions"}
+    modules = {"backend", "cells", "functional", "functions"}
     names = {
         "functional": set(numba_rnn.functional.__all__),
         "numba_rnn": set(numba_rnn.__all__) - modules - public("layers"),

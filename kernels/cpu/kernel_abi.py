@@ -72,7 +72,7 @@ class KernelType(types.Type):
         return layout(self.cell, self.features.changes_state)
 
 
-_CELLS: dict[str, Cell] = {}  # by FrameType.source
+_CELLS: dict[str, Cell] = {}  # by KernelType.source
 
 
 @register_model(KernelType)

@@ -105,12 +105,12 @@ class SequenceRun:
         add: bool = False,
         dreset: Array | None = None,
     ) -> tuple[Array, Array, Array | None, Array | None]:
-        """dxs, d before the first step, what resets stopped, and the trace.
+        """dxs, d before the first step, the gradient that resets stopped, and the trace.
 
         d        (S + 1, N, H), the gradient of the state; the last: what came through h Wh
         into     the gradients of Wx, Wh and b: written, or added to
         inputs   whether dxs is asked for; it is not filled if not
-        stopped  (S, N, H), what resets in later parts have stopped
+        dreset   (S, N, H), what resets in later parts have stopped
         """
         if dhs.dtype != self.xs.dtype:
             raise TypeError(f"dhs: expected {self.xs.dtype}, as xs is, got {dhs.dtype}")

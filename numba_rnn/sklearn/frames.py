@@ -132,7 +132,7 @@ def expect_step(name: str, step: TimeStep | None, expected: TimeStep | None, of:
     """Raises ValueError where series are of another frequency than others; None: not known."""
     if step is not None and expected is not None and not step.fits(expected):
         raise ValueError(
-            f"{name}: expected steps of {expected}, as in {of}, got {step}; .resample(...).mean() "
+            f"{name}: expected steps of {expected}, as {of}, got {step}; .resample(...).mean() "
             "makes longer steps, .asfreq(...).interpolate() shorter ones, .to_numpy() drops times"
         )
 
