@@ -316,7 +316,7 @@ def test_zoneout_is_the_same_on_every_engine_and_in_parts_of_the_batch(backend, 
     whole = StepOptions(zoneout=(0.3,), seed=2**64 - 9, t_offset=6, row_offset=4)
 
     def kept(rows, times):
-        options = replace(whole, row_offset=4 + rows.start).part(times.start, times.stop)
+        options = replace(whole, row_offset=4 + rows.start).segment(times.start, times.stop)
         with use_backend(backend, strict=True) as engine:
             there = [engine.to_device(a) for a in (xs[rows, times].copy(), *params)]
             state = (engine.xp.zeros((rows.stop - rows.start, H), dtype),)

@@ -303,7 +303,7 @@ def test_arrays_that_were_unpickled_are_as_good():
     layer = TimeRNN.create(4, 6, rng=0)
     stream, x = layer.stream(), pickle.loads(pickle.dumps(np.ones(4, np.float32)))
     assert x.dtype is not np.ones(4, np.float32).dtype
-    with mock.patch("numba_rnn.streaming.accept", side_effect=AssertionError("slow way")):
+    with mock.patch("numba_rnn.streaming.validate_array", side_effect=AssertionError("slow way")):
         stream.step(x)
 
 

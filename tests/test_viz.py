@@ -61,7 +61,8 @@ def readable_engine():
 def layer_of(name, D=D, H=H, dtype=np.float64):
     cell = {"forgetful": forgetful, "of_all_kinds": of_all_kinds}.get(name, name)
     cell = getattr(cell, "cell", cell)
-    layer = TimeRecurrent.create(D, H, cell=cell, rng=0, dtype=dtype)
+    own = {"proj_size": 2} if getattr(cell, "projected", cell == "lstm_projected") else {}
+    layer = TimeRecurrent.create(D, H, cell=cell, rng=0, dtype=dtype, **own)
     rng = np.random.default_rng(1)
     for param in layer.params:
         param += 0.2 * rng.standard_normal(param.shape)
@@ -85,8 +86,9 @@ def test_the_graphs_numbers_are_the_layers(name, affine):
     """Of one step, whose gradients are a layer's own; the graph computes them node by node."""
     layer = layer_of(name)
     rng = np.random.default_rng(3)
-    state = [rng.uniform(0.2, 1, (N, H)) for _ in layer.cell.states]
-    x, dhs = inputs(T=1), rng.standard_normal((N, 1, H))
+    P = layer.output_size
+    state = [rng.uniform(0.2, 1, (N, n)) for n in layer.cell.state_sizes(H, P)]
+    x, dhs = inputs(T=1), rng.standard_normal((N, 1, P))
     layer.set_state(*state)
     layer.forward(x)
     dxs = layer.backward(dhs)

@@ -5,7 +5,7 @@ declares. Nodes are few enough for a picture: a gathered weight is one parameter
 has its products and its sum spelled out.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -259,19 +259,27 @@ class StepGraph:
             pairs.append((self._use(self.inputs["x"]), self._columns("Wx", columns)))
             biases.append(self._columns("b[0]" if two else "b", columns))
         if g in cell.recurrent_gates:
-            columns = _blocks(cell.recurrent_gates, group)
-            seen = self._use(self.inputs[f"{cell.states[0]}_prev"])
+            seen, name = self._use(self.inputs[f"{cell.states[0]}_prev"]), "Wh"
             if cell.gates[g] in cell.second_product:
                 assert self._operand is not None
-                seen = self._convert(self._operand)
-            pairs.append((seen, self._columns("Wh", columns)))
+                seen, name = self._convert(self._operand), "Wr" if cell.projected else "Wh"
+            pairs.append((seen, self._columns(name, _blocks(self._gates_of(name), group))))
             if two:
-                biases.append(self._columns("b[1]", columns))
+                biases.append(self._columns("b[1]", _blocks(cell.recurrent_gates, group)))
         return pairs, biases
 
+    def _gates_of(self, name: str) -> tuple[int, ...]:
+        """The gates that a parameter has blocks of columns for."""
+        if name not in ("Wh", "Wr", "b[1]"):
+            return self.cell.input_gates
+        gates = self.cell.recurrent_gates
+        if self.cell.projected:  # the others are those of Wr
+            early = len(gates) - len(self.cell.second_product)
+            return gates[early:] if name == "Wr" else gates[:early]
+        return gates
+
     def _columns(self, name: str, blocks: tuple[int, ...]) -> Use:
-        gates = self.cell.recurrent_gates if name in ("Wh", "b[1]") else self.cell.input_gates
-        whole = blocks == tuple(range(len(gates)))
+        whole = blocks == tuple(range(len(self._gates_of(name))))
         return Use(self._param(name), name, None if whole else blocks)
 
 
@@ -319,7 +327,7 @@ class StepValues:
         dnext: Sequence[Array],
     ) -> None:
         self.graph = graph
-        self._H = graph.cell.hidden_size(params)
+        self._H, self._P = graph.cell.hidden_size(params), graph.cell.output_size(params)
         self.values: dict[StepNode, Array] = {graph.inputs[name]: a for name, a in inputs.items()}
         whole = _named_params(graph.cell, params)
         self.values |= {node: whole[name] for name, node in graph.params.items()}
@@ -339,11 +347,12 @@ class StepValues:
     def seen(self, use: Use) -> Array:
         """The value that travels along an edge."""
         value = self.values[use.source]
-        return value if use.blocks is None else value[..., self._places(use.blocks)]
+        return value if use.blocks is None else value[..., self._places(use)]
 
-    def _places(self, blocks: Iterable[int]) -> Array:
-        H = self._H
-        return np.concatenate([np.arange(k * H, (k + 1) * H) for k in blocks])
+    def _places(self, use: Use) -> Array:
+        """The columns of the blocks that an edge takes."""
+        width = self._P if use.source is self.graph.params.get("Wr") else self._H
+        return np.concatenate([np.arange(k * width, (k + 1) * width) for k in use.blocks or ()])
 
     def _forward(self, node: StepNode) -> Array:
         seen = [self.seen(use) for use in node.uses]
@@ -366,7 +375,7 @@ class StepValues:
             if gradient.ndim > len(shape):  # what is the same for all rows adds up over them
                 gradient = gradient.sum(axis=0)
             self.edges[node, k] = gradient = np.broadcast_to(gradient, shape)
-            places = ... if use.blocks is None else (..., self._places(use.blocks))
+            places = ... if use.blocks is None else (..., self._places(use))
             self.gradients[use.source][places] += gradient
 
     def _back(self, node: StepNode, d: Array) -> Sequence[Array | None]:
