@@ -351,7 +351,7 @@ def _filled(gradients: Sequence[Array | None], zeros: Sequence[Array]) -> tuple[
 
 
 def _zoneout(steps: StepOptions, t: int, state: State) -> tuple[Array, ...]:
-    """What zoneout keeps of each state at a step."""
+    """The units, or the share of each, that zoneout keeps of each state at a step."""
     shape = len(state[0]), max(s.shape[1] for s in state)
     pairs = zip(steps.zoneout_at(t, shape, state[0].dtype), state, strict=False)
     return tuple(zoneout[:, : s.shape[1]] if zoneout.ndim else zoneout for zoneout, s in pairs)

@@ -16,9 +16,9 @@ WORD, CHOICE, FLAG = "str", "choice", "bool"
 
 
 class Option(NamedTuple):
-    """What an option takes, and what it is if it is left out of the decorator."""
+    """An option: the kind of its value, and the value where the decorator does not name it."""
 
-    kind: str  # as the documentation spells it, but for a choice
+    kind: str  # spelled as in the documentation, except a choice
     default: Any = ()
     of: Any = None  # the values of a choice; names: whose, if not any
     in_both: bool = False  # ``Cell`` has the same option
@@ -47,7 +47,7 @@ IN_BOTH = tuple(name for name, option in OPTIONS.items() if option.in_both)
 
 
 def problems(given: Mapping[str, Any], known: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
-    """What breaks the rules of single options; ``known`` has the arguments, gates and so on."""
+    """Messages for options that break their own rules; ``known``: arguments, gates and so on."""
     for name, value in given.items():
         kind, default, of, _ = OPTIONS[name]
         if value is None and default is None:
@@ -87,7 +87,7 @@ def strangers(role: str, given: Iterable[str], allowed: Iterable[str], what: str
 
 
 def conflicts(gates: tuple[str, ...], given: Mapping[str, Any]) -> Iterator[str]:
-    """What does not go together of options that keep to their own rules; ``gates``: no weights."""
+    """Messages for options that exclude each other; ``gates`` are those without the weights."""
     fed, second, no_x, no_h = (
         given[name] for name in ("operand_gate", "second_product", "recurrent_only", "input_only")
     )

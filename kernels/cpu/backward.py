@@ -112,7 +112,7 @@ def _pack_inputs(plan, chunk, shard):
 
 @jitted
 def _through_h(plan, k, n0, n1, u0, u1):
-    """What of the gradient before step k comes back through its h Wh."""
+    """The part of the gradient before step k that comes back through its h Wh."""
     end = min(u1, panels_in(plan, plan.P))
     if plan.early == 0 or u0 >= end:
         return
@@ -293,7 +293,7 @@ def _add_up(plan, delta, out, rows, add):
 
 @jitted
 def _work(plan, what, chunk, k, shard):
-    """What a shard does in a phase."""
+    """The work of a shard in a phase."""
     if what == START:
         _pack(plan, shard)
         return

@@ -18,7 +18,7 @@ from .compilation import compiled_function
 
 
 def dropout(seed: int, shape: Sequence[int], rate: float, dtype: Any, row_offset: int) -> Array:
-    """What numbers (N, ..., H) are multiplied by: 0, or 1 / (1 - rate)."""
+    """The factors of numbers (N, ..., H): 0, or 1 / (1 - rate)."""
     out = np.empty(shape, dtype)
     rows = out.reshape(shape[0], math.prod(shape[1:-1]), shape[-1])
     seed = int(np.array(seed, np.uint64).view(np.int64))

@@ -157,7 +157,7 @@ def _step(plan, chunk, k, n0, n1, u0, u1):
 
 @jitted
 def _work(plan, what, chunk, k, shard):
-    """What a shard does in a phase."""
+    """The work of a shard in a phase."""
     if what == START:
         _pack(plan, shard)
         return

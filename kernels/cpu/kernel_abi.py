@@ -221,12 +221,6 @@ def load_i64(builder, address, index):
     return builder.load(builder.gep(start, [index]))
 
 
-@emits(types.void)
-def store_i64(builder, address, value):
-    """Write a 64-bit integer."""
-    builder.store(value, builder.inttoptr(address, _I64.as_pointer()))
-
-
 # ---- compiling
 
 

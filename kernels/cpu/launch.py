@@ -137,8 +137,8 @@ class SequenceRun:
     ) -> OptionMemory | None:
         options = None
         if compiled_features(self.steps.features, back) is not kernel_abi.NO_FEATURES:
-            sizes = *self.sizes, self.xs.dtype
-            options = OptionMemory(self.steps, self.cell, *sizes, dreset)
+            N, T, _ = self.xs.shape
+            options = OptionMemory(self.steps, self.cell, N, T, self.H, self.xs.dtype, dreset)
             write(plan, **options.fields)
         entry, self_address = int(plan[PLACES["entry"]]), int(plan[PLACES["self_address"]])
         threads.team.run(entry, self_address, template.shards, [plan])

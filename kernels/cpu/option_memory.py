@@ -41,7 +41,6 @@ class OptionMemory:
         cell: Cell,
         N: int,
         T: int,
-        D: int,
         H: int,
         dtype: Any,
         dreset: Array | None = None,

@@ -10,7 +10,7 @@ from .kernel_abi import record
 
 
 class Plan(NamedTuple):
-    """What a pass works on: addresses, and sizes in numbers or (strides) in bytes."""
+    """A pass works on these: addresses, sizes in numbers, strides in bytes."""
 
     entry: int  # the address of this pass's piece
     self_address: int  # the plan's own address

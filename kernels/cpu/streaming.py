@@ -35,7 +35,7 @@ from .simd import VECTOR_BYTES, all_lanes, lanes_of, load_part
 
 
 class StreamPlan(NamedTuple):
-    """What a call works on: addresses, sizes in numbers, strides in bytes."""
+    """A call works on these: addresses, sizes in numbers, strides in bytes."""
 
     piece: int
     N: int
@@ -315,7 +315,7 @@ class _Call:
             )  # fmt: skip
             write(plan, packed=1, pWx=weights.addresses[0], pWh=weights.addresses[1])
             if zoneout:
-                there = OptionMemory(options, cell, N, T, D, H, dtype)
+                there = OptionMemory(options, cell, N, T, H, dtype)
                 write(plan, **there.fields)
                 self._kept.append(there)
             if N == 1 and T == 1:

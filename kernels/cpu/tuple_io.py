@@ -164,8 +164,8 @@ load_states, load_gradients = _loading(_state_places), _loading(_gate_places)
 
 @emits(_tuple_of(lambda at: len(at.saved_from)))
 def load_saved(builder, frame, saved, after, weights, lanes, normalised):
-    """What the cell saved: stored, or found in the state after the step, in its weights, or among
-    its normalised gates."""
+    """The numbers that the cell saved: stored, or found in the state after the step, in its
+    weights, or among its normalised gates."""
     stored, members, vector = 0, [], VectorType(frame.dtype)
     places = {"state": after, "normalised": normalised, "weight": weights}
     for where in frame.layout.saved_from:
