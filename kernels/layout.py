@@ -17,6 +17,7 @@ from functools import cache
 
 import numpy as np
 
+from . import step
 from .cells import Cell
 from .once import cached_property
 
@@ -27,12 +28,11 @@ EPSILON = 1e-5  # what normalisation adds to a variance
 class Layout:
     """Where a cell's numbers are kept.
 
-    changed  the state after a step may be another than the cell made: there are masks, resets or
-             zoneout
+    features  of the steps (``StepOptions.features``): they decide what is kept for backward
     """
 
     cell: Cell
-    changed: bool = False
+    features: frozenset[str] = frozenset()
 
     @cached_property
     def order(self) -> tuple[int, ...]:
@@ -135,29 +135,41 @@ class Layout:
         step; ("weight", k), the weight number k; ("normalised", k), the gate number k of
         ``normalised``; None where it is another number, to be stored.
         """
+        return self._saved[0]
 
+    @property
+    def kept(self) -> int:
+        """How many numbers the step's options keep; they are stored behind the saved ones."""
+        return self._saved[1]
+
+    @property
+    def n_stored(self) -> int:
+        """How many numbers are stored at a step."""
+        return self.saved_from.count(None) + self.kept
+
+    @cached_property
+    def _saved(self) -> tuple[tuple[tuple[str, int] | None, ...], int]:
         def ones(count: int) -> tuple[np.ndarray, ...]:  # an object each, to tell them apart
             return tuple(np.ones(1, np.float32) for _ in range(count))
 
         with np.errstate(all="ignore"):
             gates, states = ones(len(self.cell.gates)), ones(len(self.cell.states))
-            state, saved = self.cell.forward(gates, states)
-        known = [("state", k, number) for k, number in enumerate(state) if not self.changed]
+            new, saved = self.cell.forward(gates, states)
+            options = step.values_of(self.features, len(states), lambda name, kind: ones(1)[0])
+            new, _, kept = step.apply_options(new, states, options)
+            new = step.apply_reset(new, options)
+        known = [("state", k, number) for k, number in enumerate(new)]
         weights = gates[len(gates) - self.weights :]
         known += [("weight", k, number) for k, number in enumerate(weights)]
         known += [("normalised", k, gates[self.order[p]]) for k, p in enumerate(self.normalised)]
-        return tuple(
+        found = tuple(
             next(((kind, k) for kind, k, number in known if number is value), None)
             for value in saved
         )
-
-    @property
-    def n_stored(self) -> int:
-        """How many saved numbers are stored."""
-        return self.saved_from.count(None)
+        return found, len(kept)
 
 
 @cache
-def layout(cell: Cell, changed: bool = False) -> Layout:
+def layout(cell: Cell, features: frozenset[str] = frozenset()) -> Layout:
     """The cell's layout."""
-    return Layout(cell, changed)
+    return Layout(cell, features)

@@ -6,18 +6,30 @@ for dWx, dWh and dxs after it. ``engine.py`` describes arguments and results.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import deprecated, step
 from .cells import Cell
 from .engine import Array, Engine, Gradients, State, expect_consistent, written
-from .functions import where
 from .layout import EPSILON
-from .step_options import NO_OPTIONS, StepOptions
+from .step_options import NO_OPTIONS, StepOptions, StepValues
 
+NO_VALUES = StepValues()
 Normalised = dict[int, tuple[Array, Array]]  # by gate: the normalised numbers, and 1 / deviation
+
+
+class _Saved(NamedTuple):
+    """What backward needs of a step: the state before it, the operand of a second product, what the
+    cell and the options keep, and the gates' normalisation.
+    """
+
+    state: State
+    operand: Array | None
+    saved: tuple[Array, ...]
+    kept: tuple[Array, ...]
+    normalised: Normalised
 
 
 class NumpyEngine(Engine):
@@ -40,12 +52,12 @@ class NumpyEngine(Engine):
         hs = np.empty((N, T, cell.output_size(params)), dtype=xs.dtype)
         saved_steps: list[Any] = []
         walk = self._run_steps(cell, _x_proj(cell, xs, params), range(T), state, params, steps)
-        for t, (seen, *left, after, output) in enumerate(walk):
+        for t, (for_backward, after, output) in enumerate(walk):
             state, hs[:, t] = after, output
             if not steps.checkpoint_every:
-                saved_steps.append((seen, *left))
+                saved_steps.append(for_backward)
             elif t % steps.checkpoint_every == 0:
-                saved_steps.append(seen)
+                saved_steps.append(for_backward.state)
         last = tuple(s.copy() for s in state)  # the caller may change these; backward needs ours
         return hs, last, (xs, saved_steps, params, steps)
 
@@ -57,22 +69,21 @@ class NumpyEngine(Engine):
         state: State,
         params: Sequence[Array],
         steps: StepOptions,
-    ) -> Iterator[tuple[State, Array | None, tuple[Array, ...], Normalised, State, Array]]:
-        """Run step by step. Yields for each step the state before it, its operand, what the cell
-        saved, the gates' normalisation, the state after it, and its output.
+    ) -> Iterator[tuple["_Saved", State, Array]]:
+        """Run step by step. Yields for each step what backward needs, the state after it, and its
+        output.
         """
         _, Wh, b, w, Wr = cell.complete(params)
-        bh, features = None if cell.biases == 1 else b[1], steps.features
+        bh = None if cell.biases == 1 else b[1]
         for t in times:
-            state = reset_before(steps, t, state)
-            live = None if steps.mask is None else steps.mask[:, t, None]
+            options = steps.at(t, state)
+            state = step.apply_reset(state, options)
             gates, operand, normalised = _pre_activations(
-                cell, x_proj[:, t], state, Wh, Wr, bh, w, steps.recurrent_mask, live
+                cell, x_proj[:, t], state, Wh, Wr, bh, w, steps.recurrent_mask, options
             )
             new, saved = cell.forward(gates, state)
-            zoneout = _zoneout(steps, t, state)
-            after, (output,) = step.apply_options(features, new, state, live, zoneout)
-            yield state, operand, saved, normalised, after, output
+            after, (output,), kept = step.apply_options(new, state, options)
+            yield _Saved(state, operand, saved, kept, normalised), after, output
             state = after
 
     def _rerun_reversed(
@@ -82,7 +93,7 @@ class NumpyEngine(Engine):
         saved_steps: list[Any],
         params: Sequence[Array],
         steps: StepOptions,
-    ) -> Iterator[tuple[State, Array | None, tuple[Array, ...], Normalised]]:
+    ) -> Iterator["_Saved"]:
         """Yield what forward kept of every step, from the last to the first.
 
         With checkpointing the steps are run again, from the states that forward kept.
@@ -94,7 +105,7 @@ class NumpyEngine(Engine):
         for k in reversed(range(len(saved_steps))):
             times = range(k * steps.checkpoint_every, min(T, (k + 1) * steps.checkpoint_every))
             again = list(self._run_steps(cell, x_proj, times, saved_steps[k], params, steps))
-            yield from (step[:4] for step in reversed(again))
+            yield from (for_backward for for_backward, *_ in reversed(again))
 
     def backward(
         self,
@@ -111,7 +122,6 @@ class NumpyEngine(Engine):
         early = len(cell.recurrent_gates) - len(cell.second_product)  # gates fed by h itself
         Wh_h = Wh[:, : early * H]
         scale = np.ones((1, H), xs.dtype) if steps.recurrent_mask is None else steps.recurrent_mask
-        features = steps.features
 
         def zeros(size: int) -> Array:
             return np.zeros((N, size), xs.dtype)
@@ -128,20 +138,20 @@ class NumpyEngine(Engine):
             [g for g, name in enumerate(cell.gates) if (name in waiting) == late]
             for late in (False, True)
         )
-        for t, (state, operand, step_saved, normalised) in zip(
+        for t, (state, operand, step_saved, kept, normalised) in zip(
             reversed(range(T)), walked, strict=True
         ):
+            options = steps.at(t, state)
             h_before[:, t] = state[0] * scale[:, :P]
             operands[:, t] = 0 if operand is None else operand
-            live = None if steps.mask is None else steps.mask[:, t, None]
-            zoneout = _zoneout(steps, t, state)
-            dstate, _ = step.add_output_gradient(features, dhs[:, t], None, dstate, live)
+            dstate = step.add_output_gradient(dstate, (dhs[:, t],), (), options)
             if dstates is not None:
                 dstates[:, t] = np.stack(cell.widened(np, dstate, H), axis=1)
-            dnew, bypass = step.options_backward(features, dstate, live, zoneout)
+            dnew, dskip = step.options_backward(dstate, kept, options)
             dgates, dprev = cell.backward(dnew, step_saved, state)
             dgates, dprev = _filled(dgates, no_gates), _filled(dprev, no_state)
-            dgates = _only(live, dgates)  # normalised gates: still of the normalised value
+            # normalised gates: still of the normalised value
+            dgates = step.select_live(dgates, no_gates, options)
 
             dgates = _denormalised(dgates, normalised, late_gates)
             if cell.operand_backward is not None:
@@ -150,19 +160,17 @@ class NumpyEngine(Engine):
                 else:
                     doperand = _fuse(dgates, cell.recurrent_gates[early:]) @ Wr.T * scale
                 dgates, dprev = cell.operand_backward(doperand, dgates, dprev, step_saved, state)
-                dgates, dprev = _only(live, dgates), _only(live, dprev)
+                dgates = step.select_live(dgates, no_gates, options)
             dgates = _denormalised(dgates, normalised, early_gates)
 
             if early:
                 through_gates = _fuse(dgates, cell.recurrent_gates[:early]) @ Wh_h.T * scale[:, :P]
                 dprev = dprev[0] + through_gates, *dprev[1:]
-            dstate, _ = step.add_bypass(_only(live, dprev), bypass)
+            dstate = step.add_states(step.select_live(dprev, no_state, options), dskip)
             for all_steps, d in zip(dgates_all, dgates, strict=True):
                 all_steps[:, t] = d
-            is_reset = None if steps.resets is None else steps.resets[:, t, None]
-            dstate, dreset = step.reset_backward(features, dstate, is_reset)
-            if dreset:
-                dinitial = tuple(d + more for d, more in zip(dinitial, dreset, strict=True))
+            dstate, _, dreset = step.reset_backward(dstate, (), options)
+            dinitial = step.add_states(dinitial, dreset)
 
         def columns(gates: Sequence[int]) -> Array:  # (N T, gates H)
             sides = [dgates_all[g].reshape(N * T, dgates_all[g].shape[2]) for g in gates]
@@ -217,12 +225,10 @@ class NumpyEngine(Engine):
             tuple(every_row(np.asarray(array)) for array in arrays)
             for arrays in (gates, new, cell.inside(gates, rows))
         )
-        features, after = steps.features, []
+        after = []
         for t in range(T):
             new_t, seen = (tuple(s[:, t] for s in states) for states in (new, before))
-            live = None if steps.mask is None else steps.mask[:, t, None]
-            zoneout = _zoneout(steps, t, seen)
-            after.append(step.apply_options(features, new_t, seen, live, zoneout)[0])
+            after.append(step.apply_options(new_t, seen, steps.at(t, seen))[0])
         return gates, inside, tuple(np.stack(states, axis=1) for states in zip(*after, strict=True))
 
     def step(
@@ -237,11 +243,8 @@ class NumpyEngine(Engine):
         Wx, Wh, b, w, Wr = cell.complete(params)
         bx, bh = (b, None) if cell.biases == 1 else b
         gates, *_ = _pre_activations(cell, x @ Wx + bx, state, Wh, Wr, bh, w, None)
-        new = cell.forward(gates, state)[0]
-        if not zoneout:
-            return new
-        shares = zip(zoneout, state, new, strict=True)
-        return tuple(share * old + (1 - share) * value for share, old, value in shares)
+        new, options = cell.forward(gates, state)[0], StepOptions(zoneout=zoneout).at(0, state)
+        return step.apply_options(new, state, options)[0]
 
 
 def _x_proj(cell: Cell, xs: Array, params: Sequence[Array]) -> Array:
@@ -259,13 +262,13 @@ def _pre_activations(
     bh: Array | None,
     w: Array,
     scale: Array | None,
-    live: Array | None = None,
+    options: StepValues = NO_VALUES,
 ) -> tuple[tuple[Array, ...], Array | None, Normalised]:
     """The pre-activation (N, H) of every gate, the operand of the second product if any, and the
     gates' normalisation.
 
-    live  (N, 1), the rows that are not masked: the operand of the others, which may be anything, is
-          set to 0, since it enters the gradient of Wh
+    The operand of masked rows, which may be anything, is set to 0, since it enters the gradient of
+    Wh.
     """
     h = state[0] if scale is None else state[0] * scale[:, : Wh.shape[0]]
     H = x_proj.shape[-1] // len(cell.input_gates)
@@ -292,7 +295,8 @@ def _pre_activations(
     normalise({*cell.gates} - waiting)
     if cell.operand is None:
         return tuple(gates), None, normalised
-    (operand,) = _only(live, (cell.operand(tuple(gates), state),))
+    operand = cell.operand(tuple(gates), state)
+    (operand,) = step.select_live((operand,), (0.0,), options)
     if cell.operand_gate:
         gates[cell.gates.index(cell.operand_gate[0])], operand = operand, None
     else:
@@ -322,24 +326,6 @@ def _denormalised(
     return tuple(result)
 
 
-def reset_before(steps: StepOptions, t: int, state: State) -> State:
-    """The state that step t reads: after a reset, if any."""
-    if steps.resets is None:
-        return state
-    is_reset = steps.resets[:, t, None]
-    starts = np.zeros((len(state), 1)) if steps.initial is None else steps.initial
-    initial = tuple(
-        np.asarray(i[: s.shape[1]], s.dtype) for i, s in zip(starts, state, strict=True)
-    )
-    after: State = step.apply_reset(steps.features, state, is_reset, initial)[0]
-    return after
-
-
-def _only(rows: Array | None, arrays: State) -> State:
-    """The arrays with zeros in all rows but these; unchanged if rows is None."""
-    return arrays if rows is None else tuple(where(rows, a, 0.0) for a in arrays)
-
-
 def _fuse(dgates: Sequence[Array], positions: Sequence[int]) -> Array:
     """The gradients of some gates side by side, (N, gates H)."""
     return np.concatenate([dgates[g] for g in positions], axis=1)
@@ -348,13 +334,6 @@ def _fuse(dgates: Sequence[Array], positions: Sequence[int]) -> Array:
 def _filled(gradients: Sequence[Array | None], zeros: Sequence[Array]) -> tuple[Array, ...]:
     """The gradients, zeros in place of None."""
     return tuple(z if d is None else d for d, z in zip(gradients, zeros, strict=True))
-
-
-def _zoneout(steps: StepOptions, t: int, state: State) -> tuple[Array, ...]:
-    """The units, or the share of each, that zoneout keeps of each state at a step."""
-    shape = len(state[0]), max(s.shape[1] for s in state)
-    pairs = zip(steps.zoneout_at(t, shape, state[0].dtype), state, strict=False)
-    return tuple(zoneout[:, : s.shape[1]] if zoneout.ndim else zoneout for zoneout, s in pairs)
 
 
 __getattr__ = deprecated.names_of(__name__)

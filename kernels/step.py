@@ -1,22 +1,15 @@
 """The step around a cell: zoneout, mask and reset, forward and backward, once for all engines.
 
-    forward                                  backward
-      new, saved = cell.forward(gates, old)    dstate, dreset = reset_backward(dstate, is_reset)
-      new, out = apply_options(new, old)       dstate = add_output_gradient(dout, dstate)
-      state = apply_reset(new, is_reset)       dnew, bypass = options_backward(dstate)
-                                               dgates, dold = cell.backward(dnew, saved, old)
-                                               dold = add_bypass(dold, bypass)
+    forward                                      backward
+      new, saved = cell.forward(gates, old)        dstate, h_grad, dinitial = reset_backward(dstate)
+      new, out, kept = apply_options(new, old)     dstate = add_output_gradient(dstate, dout)
+      state = apply_reset(new)                     dnew, dskip = options_backward(dstate, kept)
+                                                   dgates, dold = cell.backward(dnew, saved, old)
+                                                   dold = add_states(dold, dskip)
 
-They are plain functions on tuples of numbers, as a cell's are: a tuple has a member for each state.
-Each returns two tuples, of which the second may be empty. The NumPy engine calls them with arrays;
-compiled engines compile what ``straight_line`` makes of them. Common arguments:
-
-    features  the options that are used, ``StepFeatures``; arguments of other options are ignored
-    live      whether the step takes place: the mask
-    is_reset  whether the state is reset before the step
-    initial   the state that a reset returns to
-    zoneout   for each state: whether the unit keeps its old value (zoneout "sampled"), or the
-              share of its old value that it keeps ("mean")
+They are plain functions on tuples of numbers, as a cell's are: ``new``, ``old`` and the like have a
+member for each state. A last argument has the step's options, ``StepValues``. The NumPy engine
+calls them with arrays; compiled engines compile what ``straight_line`` makes of them.
 
 A condition may only be used in ``where``. It selects a gradient and is never multiplied with it:
 the derivative of a masked step may be infinite, and 0 times infinity is NaN.
@@ -27,113 +20,136 @@ from functools import cache
 from typing import Any
 
 from .autodiff.graph import Node
-from .autodiff.source import NodeNames, function_source, make_function
+from .autodiff.source import Argument, NodeNames, function_source, make_function
 from .autodiff.tracing import Tracer
 from .functions import where
-from .step_options import StepFeatures
+from .step_options import VALUE_KINDS, StepValues
 
 Numbers = tuple[Any, ...]
 
 
-def apply_options(
-    features: StepFeatures, new: Numbers, old: Numbers, live: Any, zoneout: Numbers
-) -> Any:
-    """Apply zoneout and the mask: the state after a step, and a tuple of its output."""
-    if features.zoneout == "sampled":
-        new = tuple(where(z, o, n) for z, o, n in zip(zoneout, old, new, strict=True))
-    if features.zoneout == "mean":
-        new = tuple(z * o + (1 - z) * n for z, o, n in zip(zoneout, old, new, strict=True))
-    out = new[0]
-    if features.mask:
-        new = tuple(where(live, n, o) for n, o in zip(new, old, strict=True))
-        out = where(live, out, 0.0)
-    return new, (out,)
+def apply_options(new: Numbers, old: Numbers, options: StepValues) -> tuple[Numbers, ...]:
+    """Apply zoneout and the mask: the state after a step, a tuple of its output, and the numbers
+    that ``options_backward`` needs of forward, which every engine keeps.
+    """
+    kept = ()
+    if options.zoneout is not None:
+        new = tuple(where(z, o, n) for z, o, n in zip(options.zoneout, old, new, strict=True))
+    if options.zoneout_rates is not None:
+        rates = zip(options.zoneout_rates, old, new, strict=True)
+        new = tuple(rate * o + (1 - rate) * n for rate, o, n in rates)
+    out = new[:1]
+    if options.mask is not None:
+        new, out = select_live(new, old, options), select_live(out, (0.0,), options)
+    return new, out, kept
 
 
-def apply_reset(features: StepFeatures, state: Numbers, is_reset: Any, initial: Numbers) -> Any:
-    """Apply a reset: the state that the next step reads, and an empty tuple."""
-    if features.resets:
-        state = tuple(where(is_reset, i, s) for i, s in zip(initial, state, strict=True))
-    return state, ()
+def apply_reset(state: Numbers, options: StepValues) -> Numbers:
+    """Apply a reset: the state that the next step reads."""
+    if options.resets is None:
+        return state
+    initial = (0.0,) * len(state) if options.initial is None else options.initial
+    return tuple(where(options.resets, i, s) for i, s in zip(initial, state, strict=True))
 
 
-def reset_backward(features: StepFeatures, dstate: Numbers, is_reset: Any) -> Any:
-    """Backward of ``apply_reset``: the gradients of its state, and of ``initial`` if any."""
-    if not features.resets:
-        return dstate, ()
-    passed = tuple(where(is_reset, 0.0, d) for d in dstate)
-    return passed, tuple(where(is_reset, d, 0.0) for d in dstate)
+def reset_backward(dstate: Numbers, h_grad: Numbers, options: StepValues) -> tuple[Numbers, ...]:
+    """Backward of ``apply_reset``: the gradients of its state, and that of ``initial`` if any.
+
+    h_grad  a tuple of what came back to h through products, where dstate lacks it; else empty
+    """
+    if options.resets is None:
+        return dstate, h_grad, ()
+    dinitial = tuple(where(options.resets, d, 0.0) for d in add_states(dstate, h_grad))
+    dstate, h_grad = (
+        tuple(where(options.resets, 0.0, d) for d in gradients) for gradients in (dstate, h_grad)
+    )
+    return dstate, h_grad, dinitial
 
 
 def add_output_gradient(
-    features: StepFeatures, dout: Any, h_grad: Any, dstate: Numbers, live: Any
-) -> Any:
-    """The gradient of the state after a step with its output's, and an empty tuple.
+    dstate: Numbers, dout: Numbers, h_grad: Numbers, options: StepValues
+) -> Numbers:
+    """The gradient of the state after a step, with that of its output and h_grad."""
+    return add_states(dstate, add_states(select_live(dout, (0.0,), options), h_grad))
 
-    h_grad  the gradient that came back to h through products, where dstate lacks it; else None
+
+def options_backward(
+    dstate: Numbers, kept: Numbers, options: StepValues
+) -> tuple[Numbers, Numbers]:
+    """Backward of ``apply_options``: the gradients of the new state, and of the old state as far
+    as they skip the cell.
     """
-    if features.mask:
-        dout = where(live, dout, 0.0)
-    if h_grad is not None:
-        dout = dout + h_grad
-    return (dstate[0] + dout, *dstate[1:]), ()
+    dskip: Numbers = ()
+    if options.mask is not None:
+        dskip = tuple(where(options.mask, 0.0, d) for d in dstate)
+        dstate = tuple(where(options.mask, d, 0.0) for d in dstate)
+    if options.zoneout is not None:
+        pairs = tuple(zip(options.zoneout, dstate, strict=True))
+        dskip = add_states(tuple(where(z, d, 0.0) for z, d in pairs), dskip)
+        dstate = tuple(where(z, 0.0, d) for z, d in pairs)
+    if options.zoneout_rates is not None:
+        pairs = tuple(zip(options.zoneout_rates, dstate, strict=True))
+        dskip = add_states(tuple(rate * d for rate, d in pairs), dskip)
+        dstate = tuple((1 - rate) * d for rate, d in pairs)
+    return dstate, dskip
 
 
-def options_backward(features: StepFeatures, dstate: Numbers, live: Any, zoneout: Numbers) -> Any:
-    """Backward of ``apply_options``: gradients of the new state, and of the old around the cell."""
-    bypass: Numbers = ()
-    if features.mask:
-        bypass = tuple(where(live, 0.0, d) for d in dstate)
-        dstate = tuple(where(live, d, 0.0) for d in dstate)
-    if features.zoneout == "sampled":
-        kept = tuple(where(z, d, 0.0) for z, d in zip(zoneout, dstate, strict=True))
-        dstate = tuple(where(z, 0.0, d) for z, d in zip(zoneout, dstate, strict=True))
-    elif features.zoneout == "mean":
-        kept = tuple(z * d for z, d in zip(zoneout, dstate, strict=True))
-        dstate = tuple((1 - z) * d for z, d in zip(zoneout, dstate, strict=True))
-    else:
-        return dstate, bypass
-    return dstate, tuple(k + p for k, p in zip(kept, bypass, strict=True)) if bypass else kept
+def select_live(values: Numbers, others: Numbers, options: StepValues) -> Numbers:
+    """The values where the step takes place, else the others."""
+    if options.mask is None:
+        return values
+    return tuple(where(options.mask, v, o) for v, o in zip(values, others, strict=True))
 
 
-def select_live(features: StepFeatures, values: Numbers, others: Numbers, live: Any) -> Any:
-    """The values where the step takes place, else the others; and an empty tuple."""
-    if features.mask:
-        values = tuple(where(live, v, o) for v, o in zip(values, others, strict=True))
-    return values, ()
-
-
-def add_bypass(dold: Numbers, bypass: Numbers) -> Any:
-    """The gradient of the old state, through the cell and around it, and an empty tuple."""
-    return tuple(d + p for d, p in zip(dold, bypass, strict=True)) if bypass else dold, ()
+def add_states(a: Numbers, b: Numbers) -> Numbers:
+    """The sum of two tuples, of which the second may be shorter."""
+    return tuple(x + y for x, y in zip(a, b, strict=False)) + a[len(b) :]
 
 
 # ---- for compiled engines
 
 
+def values_of(features: frozenset[str], states: int, make: Callable[[str, str], Any]) -> Any:
+    """The ``StepValues`` of some features: what ``make`` makes of the name and kind of each, which
+    for a cell of so many states.
+    """
+
+    def value(name: str, kind: str) -> Any:
+        if kind == "flag":
+            return make(name, kind)
+        return tuple(make(f"{name}[{k}]", kind) for k in range(states))
+
+    used = {name: kind for name, kind in VALUE_KINDS.items() if name in features}
+    return StepValues(**{name: value(name, kind) for name, kind in used.items()})
+
+
 @cache
 def straight_line(
-    function: Callable[..., Any], features: StepFeatures, sizes: tuple[int | None, ...]
+    function: Callable[..., Any], features: frozenset[str], states: int, sizes: tuple[int, ...]
 ) -> Callable[..., Any]:
     """One of these functions for certain features, without options that are not used.
 
-    sizes  of each argument but features the length of the tuple; None: it is no tuple
+    sizes  of each argument but options the length of the tuple
     """
-    trace, names = Tracer("step"), NodeNames()
+    trace, names, of_options = Tracer("step"), NodeNames(), dict[Node, str]()
     code = function.__code__
-    arguments = code.co_varnames[: code.co_argcount]
-    has_features = arguments[0] == "features"
-    members: dict[str, Node | tuple[Node, ...]] = {}
-    for name, size in zip(arguments[has_features:], sizes, strict=True):
-        flag = name in ("live", "is_reset") or (name == "zoneout" and features.zoneout == "sampled")
-        role = "condition" if flag else "number"
-        count = 1 if size is None else size
-        nodes = tuple(trace.graph.input(role, f"{name}_{k}") for k in range(count))
-        for k, node in enumerate(nodes):
+    arguments: dict[str, Any] = {}
+    for name, size in zip(code.co_varnames, sizes, strict=False):
+        arguments[name] = tuple(trace.graph.input("number", f"{name}_{k}") for k in range(size))
+        for k, node in enumerate(arguments[name]):
             names.give(node, f"{name}_{k}")
-        members[name] = nodes[0] if size is None else nodes
-    given = {"features": features, **members} if has_features else members
-    first, second = trace.run(function, given).result
-    results = tuple(n._node for n in first), tuple(n._node for n in second)
-    source = function_source(function.__name__, list(members.items()), results, names)
+
+    def make(name: str, kind: str) -> Node:
+        node = trace.graph.input("condition" if kind in ("flag", "drawn") else "number", name)
+        of_options[node] = f"options.{name}"
+        return node
+
+    printed: list[Argument] = list(arguments.items())
+    if len(sizes) < code.co_argcount:
+        arguments["options"] = values_of(features, states, make)
+        printed.append(("options", of_options))
+    result = trace.run(function, arguments).result
+    tuples = result if isinstance(result[0], tuple) else (result,)
+    results = tuple(tuple(number._node for number in members) for members in tuples)
+    source = function_source(function.__name__, printed, results, names)
     return make_function(source, function.__name__)

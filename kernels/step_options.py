@@ -11,7 +11,7 @@ A step t of row n, in this order:
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, get_type_hints
 
 import numpy as np
 
@@ -20,30 +20,41 @@ from .once import cached_property
 
 Array = Any
 
+# Kinds of values at a step of a row. Engines load a value as its kind says.
+Flag = Annotated[Any, "flag"]  # one for all units
+Units = Annotated[Any, "units"]  # for each state a number for each unit, the same for all rows
+Numbers = Annotated[Any, "numbers"]  # for each state a number
+Drawn = Annotated[Any, "drawn"]  # for each state a random flag for each unit
 
-class StepFeatures(NamedTuple):
-    """The options that the steps of a pass have.
+
+class StepValues(NamedTuple):
+    """The options at one step, for the functions of ``step.py``; None for each that is not used.
 
     Attributes
     ----------
-    mask, resets, recurrent_mask : bool
-        Whether the option is used.
-    zoneout : {"", "sampled", "mean"}
-        "": none. "sampled": units keep their old value at random. "mean": the expected value.
-    trace : bool
-        Whether backward records the gradient of the state after every step.
+    mask : flag
+        Whether the step takes place.
+    resets : flag
+        Whether the state is reset before the step.
+    initial : numbers of units
+        The state that a reset returns to; zeros if it is None.
+    zoneout : random flags
+        For each state, whether the unit keeps its old value.
+    zoneout_rates : numbers
+        For each state, the share of its old value that a unit keeps.
     """
 
-    mask: bool = False
-    resets: bool = False
-    recurrent_mask: bool = False
-    zoneout: str = ""
-    trace: bool = False
+    mask: Flag = None
+    resets: Flag = None
+    initial: Units = None
+    zoneout: Drawn = None
+    zoneout_rates: Numbers = None
 
-    @property
-    def changes_state(self) -> bool:
-        """Whether the state after a step may differ from what the cell computed."""
-        return self.mask or self.resets or bool(self.zoneout)
+
+VALUE_KINDS: dict[str, str] = {
+    name: kind.__metadata__[0]
+    for name, kind in get_type_hints(StepValues, include_extras=True).items()
+}
 
 
 @deprecated.fields(every="checkpoint_every", first="t_offset", scale="recurrent_mask")
@@ -89,8 +100,8 @@ class StepOptions:
     >>> options = StepOptions(mask=np.ones((2, 7), bool), zoneout=(0.1,), seed=0)
     >>> options.segment(2, 5).mask.shape
     (2, 3)
-    >>> options.features
-    StepFeatures(mask=True, resets=False, recurrent_mask=False, zoneout='sampled', trace=False)
+    >>> sorted(options.features)
+    ['mask', 'zoneout']
     """
 
     mask: Array = None
@@ -128,13 +139,53 @@ class StepOptions:
     part = deprecated.attribute("segment")
 
     @cached_property
-    def features(self) -> StepFeatures:
-        """The options that are used, as ``StepFeatures``."""
-        zoneout = ("mean" if self.seed is None else "sampled") if any(self.zoneout) else ""
-        mask, resets, recurrent_mask = (
-            a is not None for a in (self.mask, self.resets, self.recurrent_mask)
-        )
-        return StepFeatures(mask, resets, recurrent_mask, zoneout, self.trace)
+    def features(self) -> frozenset[str]:
+        """The names of the options that are used: ``StepValues`` has those that act on a state;
+        the others are "recurrent_mask" and "trace".
+        """
+        found = {"recurrent_mask", *VALUE_KINDS} - {"zoneout", "zoneout_rates"}
+        found = {name for name in found if getattr(self, name) is not None}
+        if self.resets is None:
+            found.discard("initial")
+        if any(self.zoneout):
+            found.add("zoneout_rates" if self.seed is None else "zoneout")
+        return frozenset(found | {"trace"} if self.trace else found)
+
+    @property
+    def zoneout_rates(self) -> Sequence[float]:
+        """Zoneout's rates, for ``StepValues``."""
+        return self.zoneout
+
+    def at(self, t: int, state: Sequence[Array]) -> StepValues:
+        """Return the options of a step.
+
+        Parameters
+        ----------
+        t : int
+            The step.
+        state : tuple of (N, H) arrays
+            The state before it: initial values, random masks and rates are of its shapes and dtype.
+
+        Returns
+        -------
+        StepValues
+            Flags (N, 1) bool; rows (H,), numbers () and masks (N, H) bool for each state.
+        """
+        dtype, rows, widths = state[0].dtype, len(state[0]), [s.shape[1] for s in state]
+
+        def value(name: str) -> Any:
+            kind, given = VALUE_KINDS[name], getattr(self, name)
+            if kind == "flag":
+                return given[:, t, None]
+            if kind == "units":
+                return tuple(np.asarray(a[:n], dtype) for a, n in zip(given, widths, strict=True))
+            if kind == "numbers":
+                return tuple(np.asarray(number, dtype) for number in given)
+            at = self.t_offset + t, self.row_offset
+            shares = zip(self.seeds, widths, given, strict=True)
+            return tuple(counter_rng.drawn(seed, (rows, n), p, *at) for seed, n, p in shares)
+
+        return StepValues(**{name: value(name) for name in VALUE_KINDS if name in self.features})
 
     def arrays(self, dtype: Any) -> dict[str, Array]:
         """Return the arrays of the options, as compiled code reads them.
@@ -142,27 +193,31 @@ class StepOptions:
         Parameters
         ----------
         dtype : dtype
-            Of the rates.
+            Of numbers.
 
         Returns
         -------
         dict of str to array
-            mask and resets (N, T) uint8; initial and recurrent_mask as they are, of the engine's
-            library; with zoneout rates (S,), or seeds and thresholds (S,) int64 and origin (1,)
-            int64.
+            Flags (N, T) uint8, those of resets a step ahead: whether the state is reset after the
+            step. Units and the recurrent mask as they are, of the engine's library. Numbers (S,).
+            With random masks seeds and thresholds (S,) int64 and origin (1,) int64.
         """
-        found = {
-            name: getattr(self, name) for name in ("mask", "resets", "initial", "recurrent_mask")
-        }
-        found = {name: array for name, array in found.items() if array is not None}
-        for name in found.keys() & {"mask", "resets"}:
-            found[name] = np.ascontiguousarray(found[name], np.uint8)
-        if self.features.zoneout == "mean":
-            found["rates"] = np.array(self.zoneout, dtype)
-        elif self.features.zoneout:
-            found["seeds"] = np.array(self.seeds, np.uint64).view(np.int64)
-            found["thresholds"] = np.array(list(map(counter_rng.threshold, self.zoneout)), np.int64)
-            found["origin"] = np.array([self.origin], np.int64)
+        found = {}
+        for name in self.features - {"trace"}:
+            kind, given = VALUE_KINDS.get(name, "units"), getattr(self, name)
+            if kind == "drawn":
+                found["seeds"] = np.array(self.seeds, np.uint64).view(np.int64)
+                found["thresholds"] = np.array(list(map(counter_rng.threshold, given)), np.int64)
+                found["origin"] = np.array([self.origin], np.int64)
+            elif kind == "numbers":
+                found[name] = np.array(given, dtype)
+            elif kind == "flag":
+                found[name] = np.array(given, np.uint8)
+            else:
+                found[name] = given
+        if "resets" in found:
+            ends = np.zeros_like(found["resets"][:, :1])
+            found["resets"] = np.concatenate([found["resets"][:, 1:], ends], axis=1)
         return found
 
     @property
@@ -174,29 +229,6 @@ class StepOptions:
     def seeds(self) -> tuple[int, ...]:
         """A seed for zoneout of each state."""
         return counter_rng.seeds_of(self.seed or 0, *range(len(self.zoneout)))
-
-    def zoneout_at(self, t: int, shape: tuple[int, int], dtype: Any) -> tuple[Array, ...]:
-        """Return, for each state, what zoneout keeps at a step.
-
-        Parameters
-        ----------
-        t : int
-            The step, counted from ``t_offset``.
-        shape : (N, H)
-            The shape of a state.
-        dtype : dtype
-            float32 or float64.
-
-        Returns
-        -------
-        tuple of arrays
-            With a seed (N, H) bool: the units that keep their old value. Without one () of that
-            dtype: the share of its old value that every unit keeps.
-        """
-        if self.seed is None:
-            return tuple(np.asarray(rate, dtype) for rate in self.zoneout)
-        rates, at = zip(self.seeds, self.zoneout, strict=True), (self.t_offset + t, self.row_offset)
-        return tuple(counter_rng.drawn(seed, shape, rate, *at) for seed, rate in rates)
 
 
 NO_OPTIONS = StepOptions()

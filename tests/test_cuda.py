@@ -28,7 +28,6 @@ from numba_rnn.kernels.cuda.engine import CudaEngine
 from numba_rnn.kernels.cuda.kernel import DeviceLimits
 from numba_rnn.kernels.layout import layout
 from numba_rnn.kernels.reference import NumpyEngine
-from numba_rnn.kernels.step_options import StepFeatures
 from numba_rnn.training import SGD, AdaGrad, Adam, AdamW, Momentum, RMSProp
 
 CELLS = pytest.mark.parametrize("name", REPRESENTATIVES)
@@ -323,7 +322,7 @@ def finds_a_fault(engine, problem):
 @CELLS
 @pytest.mark.parametrize(
     ("right", "wrong"),
-    [("if j >= H", "if j > H"), ("j = (", "j = 1 + ("), ("blockIdx.x", "blockIdx.y")],
+    [("if j_0 >= H", "if j_0 > H"), ("j_0 = (", "j_0 = 1 + ("), ("blockIdx.x", "blockIdx.y")],
 )
 def test_the_emulator_finds_faults_in_gate_kernels(name, right, wrong):
     problem = random_problem(name, 3, 2, 4, 9, np.float32)
@@ -339,7 +338,7 @@ def test_the_emulator_finds_faults_in_gate_kernels(name, right, wrong):
         pytest.param("        cuda.syncthreads()", "REMOVED", id="no block barrier at all"),
         pytest.param("(step % 2)", "((step + 1) % 2)", id="the wrong half"),
         pytest.param("(step + 1) % 2", "0", id="one half for all"),
-        pytest.param("if live_0", "if True", id="no guard"),
+        pytest.param("if inside_0", "if True", id="no guard"),
         pytest.param("load4_volatile", "load4", id="stale reads"),
         pytest.param("+ 2 * q", "+ 2 * q + 1", id="the wrong column"),
         pytest.param("first + row_0", "first + row_0 + 1", id="the wrong row"),
@@ -512,11 +511,11 @@ def test_the_barriers_of_a_sum_are_needed():
     assert any(finds_a_fault(engine(100 * n, without), problem) for n in range(4))
 
 
-EVERYTHING = StepFeatures(True, True, True, zoneout="sampled", trace=True)
+EVERYTHING = frozenset({"mask", "resets", "initial", "recurrent_mask", "zoneout", "trace"})
 
 
 @needs_compiler
-@pytest.mark.parametrize("form", [EVERYTHING, EVERYTHING._replace(zoneout="mean")])
+@pytest.mark.parametrize("form", [EVERYTHING, EVERYTHING - {"zoneout"} | {"zoneout_rates"}])
 @pytest.mark.parametrize("name", ["gru", "lstm", "lstm_layer_norm"])
 def test_kernels_of_particular_steps_compile(name, form):
     cell = cells.get(name)

@@ -6,7 +6,7 @@ source computes to the bit what the graph says.
 
 import linecache
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
@@ -26,7 +26,7 @@ from .graph import (
 
 WIDTH = 96
 Members = Sequence[Node | None]
-Argument = tuple[str, Members | Node]
+Argument = tuple[str, Members | Node | Mapping[Node, str]]
 _SIGNS = {SUM: 1, DIFFERENCE: 1, PRODUCT: 2, QUOTIENT: 2}  # and how tightly they bind
 _COMPARED, _UNARY, _ATOM = 0, 3, 4
 
@@ -65,20 +65,21 @@ def base_name(node: Node, names: NodeNames) -> str:
     """A name for a node that has none: tanh_c; t where nothing better is at hand."""
     if node in names.hints:
         return names.hints[node]
-    first = names.of.get(node.operands[0]) if node.operands else None
-    return f"{node.label}_{first}" if node.kind == CALL and first else "t"
+    first = names.of.get(node.operands[0], "") if node.operands else ""
+    return f"{node.label}_{first}" if node.kind == CALL and first.isidentifier() else "t"
 
 
 def function_source(
     name: str,
     arguments: Iterable[Argument],
-    results: Node | tuple[Members, Members],
+    results: Node | tuple[Members, ...],
     names: NodeNames,
 ) -> str:
     """A function's source.
 
-    arguments  the name of each and its members, or the one node that it is
-    results    one node, or two tuples
+    arguments  the name of each and its members, or the one node that it is, or the nodes that are
+               found in it and the text of each
+    results    one node, or tuples
     names      of the arguments' members, and of what shall be a statement of its own
     """
     names = names.copy()
@@ -87,8 +88,10 @@ def function_source(
     for argument, members in arguments:
         if isinstance(members, Node):
             names.of[members] = argument
+        if isinstance(members, Mapping):
+            names.of |= members
         given |= set([members] if isinstance(members, Node) else filter(None, members))
-    flat = [results] if isinstance(results, Node) else [*results[0], *results[1]]
+    flat = [results] if isinstance(results, Node) else [n for members in results for n in members]
     roots = [node for node in flat if node is not None]
     body = [node for node in reachable(roots, stop=given) if node not in given]
     used, statements = _statements(body, roots, given, names)
@@ -98,7 +101,9 @@ def function_source(
     known = given | set(statements)
     lines = [f"def {name}({', '.join(argument for argument, _ in arguments)}):"]
     for argument, members in arguments:
-        if not isinstance(members, Node) and any(used[m] for m in members if m is not None):
+        if not isinstance(members, Node | Mapping) and any(
+            used[m] for m in members if m is not None
+        ):
             shown = [names.of[m] if m is not None and used[m] else "_" for m in members]
             target = f"({shown[0]},)" if len(shown) == 1 else ", ".join(shown)
             lines.append(f"    {target} = {argument}")
@@ -172,18 +177,19 @@ class _Printer:
         return [self.print(member) for member in members]
 
 
-def _return(printer: _Printer, results: Node | tuple[Members, Members]) -> list[str]:
+def _return(printer: _Printer, results: Node | tuple[Members, ...]) -> list[str]:
     """The lines that return the results."""
     if isinstance(results, Node):
         return [f"    return {printer.print(results)}"]
-    first, second = (printer.tuple(members) for members in results)
-    line = f"    return {_tuple(first)}, {_tuple(second)}"
-    if len(line) <= WIDTH and (len(first) < 4 or all(text.isidentifier() for text in first)):
+    first, *others = (printer.tuple(members) for members in results)
+    line = f"    return {', '.join(map(_tuple, (first, *others)))}"
+    short = len(line) <= WIDTH and (len(first) < 4 or all(text.isidentifier() for text in first))
+    if short or len(others) != 1:
         return [line]
     lines = [f"    dgates = {', '.join(first) if len(first) > 1 else _tuple(first)}"]
     if len(lines[0]) > WIDTH:
         lines = ["    dgates = (", *(f"        {text}," for text in first), "    )"]
-    return ["", *lines, f"    return dgates, {_tuple(second)}"]
+    return ["", *lines, f"    return dgates, {_tuple(others[0])}"]
 
 
 def _tuple(texts: list[str]) -> str:
@@ -197,7 +203,8 @@ def make_function(source: str, title: str) -> Callable[..., Any]:
     """
     code = compile(source, "<cell>", "exec")
     used = {name for inner in code.co_consts for name in getattr(inner, "co_names", ())}
-    space: dict[str, Any] = {name: getattr(functions, name) for name in sorted(used)}
+    ours = [name for name in sorted(used) if hasattr(functions, name)]
+    space: dict[str, Any] = {name: getattr(functions, name) for name in ours}
     # compiled code that is found in the cache imports the module of its functions: not the user's,
     # which may be a program (nor functions.py, which is for those that engines know)
     space["__name__"] = __name__

@@ -94,8 +94,8 @@ class Tracer:
         if isinstance(value, Node):
             condition = value.kind == INPUT and value.label[0] == "condition"
             return (Comparison if condition else Number)(self, value)
-        if type(value) is tuple:
-            return tuple(map(self._argument, value))
+        if isinstance(value, tuple):
+            return getattr(type(value), "_make", tuple)(map(self._argument, value))
         return value
 
     # ---- errors

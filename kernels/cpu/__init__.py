@@ -10,7 +10,7 @@ forward.py, backward.py
    +-> gemm.py        matrix products: one tile, for any shape
    +-> gates.py       a step's arithmetic: the cell's own functions (tuple_io.py), on
    |                  vectors (simd.py, vector_functions.py); and the options of steps
-   |                  (../step.py, step_arguments.py, option_memory.py)
+   |                  (../step.py, option_io.py, option_memory.py)
    +-> layer_norm.py  between the two, for gates that are normalised over a row's units
 
 threads.py     a team that shares a pass

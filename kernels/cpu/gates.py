@@ -5,22 +5,19 @@ numbers are in panels (``schedule.py`` says where). Every piece takes (plan, chu
 u1): the rows n0..n1 of the batch and the units u0..u1 of step k of a chunk.
 """
 
+from .plan import read_options
 from .schedule import from_number, lanes_at, place_of, read_step
 from .simd import VECTOR_BYTES, load, load_part, store, store_part
-from .step_arguments import (
-    add_bypass,
-    add_dreset,
+from .option_io import (
+    add_dinitial,
     add_output_gradient,
+    add_states,
     apply_options,
     apply_reset,
-    load_initial,
-    load_is_reset,
-    load_live,
-    load_zoneout,
+    load_options,
     options_backward,
     reset_backward,
     scaled,
-    scaled_operand,
     select_live,
     store_scaled,
     store_trace,
@@ -35,6 +32,7 @@ from .tuple_io import (
     insert_normalised_early,
     load_bias,
     load_gradients,
+    load_kept,
     load_saved,
     load_states,
     operand,
@@ -42,6 +40,7 @@ from .tuple_io import (
     prefetch_saved,
     store_gradients,
     store_gradients_but_late,
+    store_kept,
     store_saved,
     store_states,
     zeros_for_none,
@@ -53,7 +52,8 @@ from .tuple_io import (
 def forward_gates(frame):
     """A piece: from the products of a step to the state after it."""
     plan, step = read_step(frame)
-    t, keep, b_row = step.t, plan.keep, plan.b_row
+    t, keep, b_row, options = step.t, plan.keep, plan.b_row, read_options(plan.options)
+    T, row_bytes = plan.T, plan.H * plan.size
     hs, hs_row = plan.hs + t * plan.hs_time + step.n0 * plan.hs_row, plan.hs_row
     narrower = plan.H - plan.P
     for u in range(step.u0, step.u1):
@@ -69,22 +69,21 @@ def forward_gates(frame):
             new, saved = forward(frame, gates, before)
             if keep:
                 store_saved(frame, saved, place_of(step.saved, u, row))
-            live = load_live(frame, plan, n, t)
-            zoneout = load_zoneout(frame, plan, n, t, u)
-            new, out = apply_options(frame, new, before, live, zoneout)
-            is_reset = load_is_reset(frame, plan, n, t + 1)
-            initial = load_initial(frame, plan, u, lanes, is_reset)
-            new, _ = apply_reset(frame, new, is_reset, initial)
+            now = load_options(frame, options, n, t, u, lanes, T, row_bytes)
+            new, out, kept = apply_options(frame, new, before, now)
+            if keep:
+                store_kept(frame, kept, place_of(step.saved, u, row))
+            new = apply_reset(frame, new, now)
             store_states(frame, new, place_of(step.after, u, row))
             store_part(frame, out[0], hs + k * hs_row + u * VECTOR_BYTES, lanes - narrower)
             behind, _ = place_of(step.after, u, row + len(new) * step.after.number)
-            store_scaled(frame, plan, n, u, lanes, new[0], behind)
+            store_scaled(frame, plan, options, n, u, lanes, new[0], behind)
 
 
 def operand_gates(frame):
     """A piece: the operand of a step's second product."""
     plan, step = read_step(frame)
-    t, b_row = step.t, plan.b_row
+    t, b_row, options = step.t, plan.b_row, read_options(plan.options)
     for u in range(step.u0, step.u1):
         lanes = lanes_at(frame, plan, u)
         bias = load_bias(frame, place_of(step.b, u, 0), b_row, lanes)
@@ -94,16 +93,19 @@ def operand_gates(frame):
             gates = add_h_proj(frame, gates, place_of(step.h_proj, u, row))
             gates = insert_normalised_early(frame, gates, place_of(step.normalised, u, row))
             before = load_states(frame, place_of(step.state, u, row))
-            number, none = (operand(frame, gates, before),), zeros_state(frame)[:1]
-            number, _ = select_live(frame, number, none, load_live(frame, plan, n, t))
-            number = scaled_operand(frame, plan, n, u, lanes, number[0])
+            now = load_options(frame, options, n, t, u, lanes, plan.T, plan.H * plan.size)
+            number = (operand(frame, gates, before),)
+            number = select_live(frame, number, zeros_state(frame)[:1], now)[0]
+            if not plan.operand_gate:
+                number = scaled(frame, plan, options, n, u, lanes, number)
             store(frame, number, place_of(step.operand, u, row)[0])
 
 
 def backward_gates(frame):
     """A piece: from the gradient of the state after a step to its gates' and the state's before."""
     plan, step = read_step(frame)
-    t, before_step, dhs_time = step.t, plan.N * VECTOR_BYTES, plan.hs_time
+    t, options, T, row_bytes = step.t, read_options(plan.options), plan.T, plan.H * plan.size
+    before_step, dhs_time = plan.N * VECTOR_BYTES, plan.hs_time
     dhs, dhs_row = plan.hs + t * dhs_time + step.n0 * plan.hs_row, plan.hs_row
     through_h, narrower = from_number(step.dstate, plan.states), plan.H - plan.P
     for u in range(step.u0, step.u1):
@@ -115,24 +117,21 @@ def backward_gates(frame):
             prefetch_saved(frame, saved, state, normalised, before_step, dhs_place - dhs_time)
             dh = load_part(frame, dhs_place, lanes - narrower)
             h_grad = load(frame, place_of(through_h, u, row)[0])
-            h_grad = (scaled(frame, plan, n, u, lanes, h_grad),)
+            h_grad = (scaled(frame, plan, options, n, u, lanes, h_grad),)
+            now = load_options(frame, options, n, t, u, lanes, T, row_bytes)
             dnew = load_states(frame, dstate)
-            is_reset = load_is_reset(frame, plan, n, t + 1)
-            dnew, dreset = reset_backward(frame, dnew, is_reset)
-            passed, more = reset_backward(frame, h_grad, is_reset)
-            add_dreset(frame, plan, n, u, is_reset, dreset, more)
-            live = load_live(frame, plan, n, t)
-            dnew, _ = add_output_gradient(frame, dh, passed[0], dnew, live)
-            store_trace(frame, plan, t, n, u, lanes, dnew)
-            zoneout = load_zoneout(frame, plan, n, t, u)
-            dnew, bypass = options_backward(frame, dnew, live, zoneout)
+            dnew, h_grad, dinitial = reset_backward(frame, dnew, h_grad, now)
+            add_dinitial(frame, plan, options, n, u, now.resets, dinitial)
+            dnew = add_output_gradient(frame, dnew, (dh,), h_grad, now)
+            store_trace(frame, plan, options, t, n, u, lanes, dnew)
+            dnew, dskip = options_backward(frame, dnew, load_kept(frame, saved), now)
             after, weights = place_of(step.after, u, row), place_of(step.weights, u, 0)
             numbers = load_saved(frame, saved, after, weights, lanes, normalised)
             dgates, dold = backward(frame, dnew, numbers, load_states(frame, state))
             dgates, dold = zeros_for_none(frame, dgates), zeros_for_none(frame, dold)
-            dgates, _ = select_live(frame, dgates, zeros_gates(frame), live)
-            dold, _ = select_live(frame, dold, zeros_state(frame), live)
-            dold, _ = add_bypass(frame, dold, bypass)
+            dgates = select_live(frame, dgates, zeros_gates(frame), now)
+            dold = select_live(frame, dold, zeros_state(frame), now)
+            dold = add_states(frame, dold, dskip)
             store_gradients(frame, dgates, place_of(step.delta, u, row))
             store_states(frame, dold, dstate)
 
@@ -140,7 +139,7 @@ def backward_gates(frame):
 def operand_backward_gates(frame):
     """A piece: add what comes back through the second product to a step's gradients."""
     plan, step = read_step(frame)
-    t = step.t
+    t, options = step.t, read_options(plan.options)
     for u in range(step.u0, step.u1):
         lanes = lanes_at(frame, plan, u)
         for k in range(step.rows):
@@ -152,10 +151,10 @@ def operand_backward_gates(frame):
             numbers = load_saved(frame, saved, after, weights, lanes, normalised)
             before = load_states(frame, place_of(step.state, u, row))
             incoming = load(frame, place_of(step.doperand, u, row)[0])
-            incoming = scaled_operand(frame, plan, n, u, lanes, incoming)
+            if not plan.operand_gate:
+                incoming = scaled(frame, plan, options, n, u, lanes, incoming)
             more, old = operand_backward(frame, incoming, dgates, dold, numbers, before)
-            live = load_live(frame, plan, n, t)
-            dgates, _ = select_live(frame, more, dgates, live)
-            dold, _ = select_live(frame, old, dold, live)
+            now = load_options(frame, options, n, t, u, lanes, plan.T, plan.H * plan.size)
+            dgates, dold = select_live(frame, more, dgates, now), select_live(frame, old, dold, now)
             store_gradients_but_late(frame, dgates, delta)
             store_states(frame, dold, dstate)

@@ -34,7 +34,6 @@ from .. import fingerprint
 from ..cells import Cell
 from ..layout import Layout, layout
 from ..once import once
-from ..step_options import StepFeatures
 from .compilation import compiled_callback
 
 _I32 = ir.IntType(32)
@@ -44,7 +43,7 @@ jitted = register_jitable(error_model="numpy")  # no test for division by zero
 inlined = register_jitable(error_model="numpy", forceinline=True)
 
 
-NO_FEATURES = StepFeatures()
+NO_FEATURES: frozenset[str] = frozenset()
 
 
 class KernelType(types.Type):
@@ -55,13 +54,13 @@ class KernelType(types.Type):
         dtype: Any,
         cell_name: str | None,
         source: str,
-        features: StepFeatures = NO_FEATURES,
+        features: frozenset[str] = NO_FEATURES,
     ):
         self.dtype = dtype
         self.cell_name = cell_name
         self.source = source
         self.features = features
-        super().__init__(name=f"frame({dtype}, {cell_name}, {source}, {tuple(features)})")
+        super().__init__(name=f"frame({dtype}, {cell_name}, {source}, {sorted(features)})")
 
     @property
     def cell(self) -> Cell:
@@ -69,7 +68,7 @@ class KernelType(types.Type):
 
     @property
     def layout(self) -> Layout:
-        return layout(self.cell, self.features.changes_state)
+        return layout(self.cell, self.features)
 
 
 _CELLS: dict[str, Cell] = {}  # by KernelType.source
@@ -232,7 +231,7 @@ def compiled(
     piece: Callable[[Any], None],
     dtype: str = "float32",
     cell: Cell | None = None,
-    features: StepFeatures = NO_FEATURES,
+    features: frozenset[str] = NO_FEATURES,
 ) -> int:
     """The address of a piece, compiled for a dtype and a cell, now or by an earlier process."""
     source = ""

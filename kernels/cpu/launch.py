@@ -6,18 +6,18 @@ block (``schedule.py``), so that all sums are made in the same order and no bit 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from .. import step
 from ..cells import Cell
 from ..engine import Array, State
-from ..reference import reset_before
 from ..step_options import StepOptions
 from . import backward as _backward
 from . import forward as _forward
-from . import kernel_abi, threads
+from . import threads
 from .option_memory import OptionMemory, compiled_features
 from .plan import PLACES, write
 from .plans import (
@@ -84,7 +84,10 @@ class SequenceRun:
         N, T, _, H = self.sizes
         template = self._template(_forward.forward, False, keep=keep)
         saved = SavedBuffer(template.kept_bytes, self.xs.dtype)
-        state_in = np.array(reset_before(self.steps, 0, state))
+        state_in = np.array(state)
+        if self.steps.resets is not None:
+            first = replace(self.steps, zoneout=()).at(0, state)
+            state_in = np.array(step.apply_reset(state, first))
         if self.steps.recurrent_mask is not None:
             state_in = np.concatenate([state_in, state_in[:1] * self.steps.recurrent_mask])
         state_out = np.empty((len(state), N, H), self.xs.dtype)
@@ -136,10 +139,10 @@ class SequenceRun:
         self, template: PlanTemplate, plan: Array, back: bool, dreset: Array | None = None
     ) -> OptionMemory | None:
         options = None
-        if compiled_features(self.steps.features, back) is not kernel_abi.NO_FEATURES:
+        if compiled_features(self.steps.features, back):
             N, T, _ = self.xs.shape
             options = OptionMemory(self.steps, self.cell, N, T, self.H, self.xs.dtype, dreset)
-            write(plan, **options.fields)
+            write(plan, options=options.address)
         entry, self_address = int(plan[PLACES["entry"]]), int(plan[PLACES["self_address"]])
         threads.team.run(entry, self_address, template.shards, [plan])
         return options

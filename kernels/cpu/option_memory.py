@@ -1,4 +1,4 @@
-"""The options of a pass's steps in memory, as compiled code reads them (``step_arguments.py``)."""
+"""The options of a pass's steps in memory, as compiled code reads them (``option_io.py``)."""
 
 from functools import cache
 from typing import Any
@@ -7,32 +7,33 @@ import numpy as np
 
 from ..cells import Cell
 from ..engine import Array
-from ..step_options import StepFeatures, StepOptions
+from ..step_options import StepOptions
 from .kernel_abi import NO_FEATURES
 from .packing import zeros
+from .plan import OptionRecord
 from .plans import address_of
 from .simd import VECTOR_BYTES
 
-TRACED = StepFeatures(trace=True)
+CHECKED = frozenset({"mask", "resets", "initial", "recurrent_mask", "trace"})
 
 
 @cache
-def compiled_features(features: StepFeatures, backward: bool) -> StepFeatures:
-    """The features of the piece that runs these: none, a trace alone, or all of them.
+def compiled_features(features: frozenset[str], backward: bool) -> frozenset[str]:
+    """The features of the piece that runs these: none, a trace alone, or CHECKED and others.
 
-    A piece with all of them checks at run time which are used. Zoneout is the exception and is
-    compiled in: a run-time check would either draw masks that nobody uses, or branch at every
-    number.
+    A piece that has CHECKED is given arrays that change nothing for those of them that a pass does
+    not have. The others are compiled in: to draw masks that nobody uses would cost time.
     """
-    if not (features.changes_state or features.recurrent_mask):
-        return TRACED if backward and features.trace else NO_FEATURES
-    return StepFeatures(True, True, True, features.zoneout, trace=True)
+    if features <= {"trace"}:
+        return features if backward else NO_FEATURES
+    return features | CHECKED
 
 
 class OptionMemory:
-    """The fields of a plan for the options of its steps, and the memory that they point to.
+    """The options of a pass's steps, and the memory that they point to.
 
-    trace   (N, T, S, H), filled by backward, or None if the options do not ask for it
+    address  of the options, an ``OptionRecord``
+    trace    (N, T, S, H), filled by backward, or None if the options do not ask for it
     """
 
     def __init__(
@@ -46,9 +47,8 @@ class OptionMemory:
         dreset: Array | None = None,
     ) -> None:
         S, lanes = len(cell.states), VECTOR_BYTES // dtype.itemsize
-        self._kept: list[Array] = []
-        self._sizes = S, N, H
         units = -(-H // lanes)
+        self._sizes = S, N, H
         self._dinitial: Array = None
         if steps.resets is not None:
             self._dinitial = zeros((S, units, N | 1, lanes), dtype)
@@ -58,16 +58,20 @@ class OptionMemory:
             panels = wide.reshape(S, N, units, lanes).transpose(0, 2, 1, 3)
             self._dinitial[:, :, :N] = panels
         self.trace = np.empty((N, T, S, H), dtype) if steps.trace else None
-        arrays = steps.arrays(dtype) | {"dinitial": self._dinitial, "trace": self.trace}
-        self.fields = {name: self._at(array, dtype) for name, array in arrays.items()}
-        self.fields["origin"] = steps.origin
-
-    def _at(self, array: Array | None, dtype: Any) -> int:
-        """The address of an array's numbers in C order, fractions in a dtype; 0 for None."""
-        if array is None:
-            return 0
-        self._kept.append(np.ascontiguousarray(array, dtype if array.dtype.kind == "f" else None))
-        return address_of(self._kept[-1])
+        nothing = {
+            "mask": np.ones((N, T), np.uint8), "resets": np.zeros((N, T), np.uint8),
+            "initial": np.zeros((S, H), dtype),
+        }  # fmt: skip
+        own = {"dinitial": self._dinitial, "trace": self.trace}
+        arrays = {
+            name: np.ascontiguousarray(array, dtype if array.dtype.kind == "f" else None)
+            for name, array in (nothing | steps.arrays(dtype) | own).items()
+            if array is not None
+        }
+        places = {name: address_of(array) for name, array in arrays.items()}
+        words = dict.fromkeys(OptionRecord._fields, 0) | places | {"origin": steps.origin}
+        self._kept = arrays, np.array(OptionRecord(**words), np.int64)
+        self.address = address_of(self._kept[1])
 
     def dreset(self) -> Array | None:
         """The gradient (S, N, H) that resets have stopped; None without resets."""

@@ -3,9 +3,10 @@
 ``plans.py`` makes plans, ``schedule.py`` says how the arrays lie in memory.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..engine import Array
+from ..step_options import VALUE_KINDS
 from .kernel_abi import record
 
 
@@ -54,17 +55,7 @@ class Plan(NamedTuple):
     normalised_late: int
     rows_at_once: int  # whose numbers fill 16 KiB
     normalised_places: int  # the address of their places in the layout's order
-    # the arrays of the steps' options, 0 where there is none; zoneout has one word for each state
-    mask: int  # (N, T) bytes
-    resets: int  # (N, T) bytes
-    initial: int  # (S, H)
-    recurrent_mask: int  # (N, H)
-    rates: int
-    seeds: int
-    thresholds: int
-    origin: int  # no array: the place of the first row at the first step, for random masks
-    dinitial: int  # panels
-    trace: int  # (N, T, S, H)
+    options: int  # the address of the steps' options (OptionRecord), or 0
     x_blocks: int  # the addresses of the layout's tables
     h_blocks: int
     # pieces
@@ -121,9 +112,14 @@ class Plan(NamedTuple):
     normalised: int
 
 
-read_plan = record(Plan)
+# The steps' options (``kernels/step_options.py``): the address of each array, 0 if there is none.
+# ``origin`` is a number: the place of the first row at the first step, for random masks. Backward
+# fills dinitial (panels) and trace (N, T, S, H).
+_OPTIONS = *VALUE_KINDS, "recurrent_mask", "seeds", "thresholds", "origin", "dinitial", "trace"
+OptionRecord: Any = NamedTuple("OptionRecord", [(name, int) for name in _OPTIONS])  # type: ignore
+
+read_plan, read_options = record(Plan), record(OptionRecord)
 PLACES = {name: place for place, name in enumerate(Plan._fields)}
-OPTIONS = Plan._fields[PLACES["mask"] : PLACES["x_blocks"]]  # the fields of the steps' options
 
 
 def write(plan: Array, **fields: int) -> None:

@@ -21,12 +21,11 @@ from ..cells import Cell
 from ..engine import Array
 from ..layout import layout
 from ..once import once
-from ..step_options import StepFeatures
 from . import gates, gemm, layer_norm, threads
 from .compilation import compiled_function, warn_if_slow_compile
 from .forward import forward
 from .kernel_abi import NO_FEATURES, compiled
-from .plan import OPTIONS, PLACES, Plan
+from .plan import PLACES, Plan
 from .simd import VECTOR_BYTES
 
 
@@ -126,7 +125,7 @@ def plan_template(
     shards: int,
     split_batch: bool,
     keep: bool = True,
-    features: StepFeatures = NO_FEATURES,
+    features: frozenset[str] = NO_FEATURES,
     scaled: bool = False,
     chunk: int = 0,
     add: bool = False,
@@ -139,7 +138,7 @@ def plan_template(
     chunk       how many steps are a chunk; 0: as many as are best
     add         backward adds to what the weights' gradients are
     """
-    at = layout(cell, features.changes_state)
+    at = layout(cell, features)
     size = dtype.itemsize
     W = VECTOR_BYTES // size
     units, inputs = -(-H // W), -(-D // W)
@@ -191,7 +190,7 @@ def plan_template(
         states=states, kept_states=kept_states, h_slot=states * scaled, n_stored=at.n_stored,
         normalised_early=len(at.normalised_early), normalised_late=len(at.normalised_late),
         rows_at_once=max(1, 16384 // ((normalised or 1) * units * VECTOR_BYTES)),
-        normalised_places=_table(at.normalised), **dict.fromkeys(OPTIONS, 0),
+        normalised_places=_table(at.normalised), options=0,
         x_blocks=_table(at.x_blocks), h_blocks=_table(at.h_blocks),
         **_pieces(entry, cell, dtype.name, features),
         **dict.fromkeys(Plan._fields[_ARRAYS:_SCRATCH], 0), **_offsets(scratch), **_offsets(kept),
@@ -392,7 +391,7 @@ _NORMALISING = ("early_numbers", "late_numbers"), ("standardise", "denormalise")
 
 
 def _pieces(
-    entry: Callable[[Any], None], cell: Cell, dtype: str, features: StepFeatures
+    entry: Callable[[Any], None], cell: Cell, dtype: str, features: frozenset[str]
 ) -> dict[str, int]:
     """The addresses of a plan's pieces, compiled now or by an earlier process."""
     ahead = entry is forward

@@ -316,7 +316,7 @@ class _Call:
             write(plan, packed=1, pWx=weights.addresses[0], pWh=weights.addresses[1])
             if zoneout:
                 there = OptionMemory(options, cell, N, T, H, dtype)
-                write(plan, **there.fields)
+                write(plan, options=there.address)
                 self._kept.append(there)
             if N == 1 and T == 1:
                 now, after = map(address_of, state.arrays)

@@ -159,7 +159,12 @@ def _gate_places(at):
     return [at.order.index(g) for g in range(len(at.order))]
 
 
+def _kept_places(at):
+    return range(at.n_stored - at.kept, at.n_stored)
+
+
 load_states, load_gradients = _loading(_state_places), _loading(_gate_places)
+load_kept = _loading(_kept_places)
 
 
 @emits(_tuple_of(lambda at: len(at.saved_from)))
@@ -259,7 +264,7 @@ def _stored_places(at):
 
 
 store_states, store_saved = _storing(_state_places), _storing(_stored_places)
-store_gradients = _storing(_gate_places)
+store_gradients, store_kept = _storing(_gate_places), _storing(_kept_places)
 store_gradients_but_late = _storing(
     lambda at: [None if k in at.after_operand else k for k in _gate_places(at)]
 )

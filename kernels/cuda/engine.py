@@ -117,7 +117,7 @@ class CudaEngine(DeviceEngine):
     def _forward(
         self, cell: Cell, xs: Array, state: State, params: Sequence[Array], steps: StepOptions
     ) -> tuple[Array, State, Any]:
-        xp, at = self.xp, layout(cell, steps.features.changes_state)
+        xp, at = self.xp, layout(cell, steps.features)
         (N, T, _), K = xs.shape, len(at.normalised)
         Wx, Wh, b = self._in_order(cell, params)
         H, P = Wh.shape[0], cell.output_size(params)
@@ -201,7 +201,7 @@ class CudaEngine(DeviceEngine):
         self, cell: Cell, dhs: Array, dstate: State, saved: Any, inputs: bool
     ) -> Gradients:
         xs, (Wx, Wh, P), stored, steps = saved
-        xp, at = self.xp, layout(cell, steps.features.changes_state)
+        xp, at = self.xp, layout(cell, steps.features)
         N, T, D = xs.shape
         H, G = Wh.shape[0], len(cell.gates)
         early_columns, late_columns = _columns(at, H)

@@ -23,7 +23,6 @@ from functools import cache, partial
 
 from ..cells import Cell
 from ..layout import layout
-from ..step_options import NO_OPTIONS, StepFeatures
 from .kernel import Kernel
 from .step_codegen import StepCode
 
@@ -47,7 +46,7 @@ def kernel(
     name: str,
     count: int,
     threads: int,
-    features: StepFeatures = NO_OPTIONS.features,
+    features: frozenset[str] = frozenset(),
 ) -> Kernel:
     """A gate kernel for ``count`` units a thread."""
     step = StepCode(cell, features=features)
@@ -55,35 +54,35 @@ def kernel(
     if name in _STEPS:
         lines = [_STEPS[name], *("    " + line for line in lines)]
     head = [
-        "j = (cuda.blockIdx.y * cuda.blockDim.x + cuda.threadIdx.x) * COUNT",
-        "if j >= H:",
+        "j_0 = (cuda.blockIdx.y * cuda.blockDim.x + cuda.threadIdx.x) * COUNT",
+        "if j_0 >= H:",
         "    return",
-        "n = cuda.blockIdx.x",
+        "n_0 = cuda.blockIdx.x",
     ]
     return Kernel(f"{cell.name}_{name}_{count}", [*head, *lines], threads, step.functions, count)
 
 
-def _side(cell: Cell):  # type: ignore[no-untyped-def]
+def _product(cell: Cell) -> Callable[[int], str]:
     early, late = layout(cell).early, layout(cell).late + layout(cell).operand_gate
 
-    def side(k: int) -> str:
+    def product(k: int) -> str:
         if k < early:
-            return f"load(early, n * {early} * H + {k} * H + j)"
-        return f"load(late, n * {late} * H + {k - early} * H + j)"
+            return f"load(early, n_0 * {early} * H + {k} * H + j_0)"
+        return f"load(late, n_0 * {late} * H + {k - early} * H + j_0)"
 
-    return side
+    return product
 
 
 def _forward(step: StepCode) -> list[str]:
-    return [*step.load_inputs(), *step.forward(_side(step.cell)), *step.store_forward()]
+    return [*step.load_inputs(), *step.forward(_product(step.cell)), *step.store_forward()]
 
 
 def _operand(step: StepCode) -> list[str]:
-    place = "late, p" if step.cell.operand_gate else "operands, t * N * H + p"
-    return [*step.load_inputs(), *step.operand(_side(step.cell)), f"store(factor, {place})"]
+    place = "late, unit_0" if step.cell.operand_gate else "operands, t * N * H + unit_0"
+    return [*step.load_inputs(), *step.operand(_product(step.cell)), f"store(operand_0, {place})"]
 
 
-def _backward(step: StepCode, through_h: str = "load(through_h, p)") -> list[str]:
+def _backward(step: StepCode, through_h: str = "load(through_h, unit_0)") -> list[str]:
     return [
         *step.load_saved(),
         *step.load_grads(),
@@ -93,9 +92,9 @@ def _backward(step: StepCode, through_h: str = "load(through_h, p)") -> list[str
 
 
 def _operand_backward(step: StepCode) -> list[str]:
-    doperand = "load(doperand, p)"
+    doperand = "load(doperand, unit_0)"
     if step.cell.operand_gate:
-        doperand = f"load(dgates, d + {step.at.after_operand[0]} * H)"
+        doperand = f"load(dgates, dgates_at_0 + {step.at.after_operand[0]} * H)"
     return [*step.load_saved(), *step.operand_backward(doperand)]
 
 
@@ -105,7 +104,7 @@ _STEPS = {
 }
 _MAKERS: dict[str, Callable[[StepCode], list[str]]] = {
     "forward_scan": _forward,
-    "backward_scan": partial(_backward, through_h="0.0"),
+    "backward_scan": partial(_backward, through_h="zero_0"),
     "forward_gates": _forward,
     "operand_gates": _operand,
     "backward_gates": _backward,

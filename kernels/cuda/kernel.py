@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ..once import cached_property
+from ..step_options import StepValues
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +45,7 @@ class Kernel:
 
         return {
             **ptx.INSTRUCTIONS, **vector_type.instructions(self.count), **self.functions,
-            "cuda": cuda,
+            "cuda": cuda, "StepValues": StepValues,
         }  # fmt: skip
 
     @cached_property

@@ -72,17 +72,17 @@ def _forward(cell: Cell, places: tuple[int, ...], late: bool, threads: int) -> l
     products, count = ("late", at.late + at.operand_gate) if late else ("early", at.early)
     skip = at.early if late else 0
 
-    def side(k: int) -> str:
+    def product(k: int) -> str:
         return f"load({products}, n * {count} * H + {k - skip} * H + j)"
 
-    numbers = [step.pre_activation(at.order[place], side) for place in places]
+    numbers = [step.pre_activation(at.order[place], product) for place in places]
     return [
         "memory = shared_of(b)",
         "one = load(b, 0)",
         "zero = where(one < one, one, 0.0)",
         "mean = zero",
         *_units([
-            f"x = (t * N + n) * {at.x_gates} * H + j",
+            f"x_proj_at_0, j_0 = (t * N + n) * {at.x_gates} * H + j, j",
             *_choice("a", numbers),
             "store(a, normalised, start + j)",
             "mean = mean + a",

@@ -32,8 +32,6 @@ class PassArrays:
         options = steps.arrays(dtype).items()
         self.add(**{name: xp.ascontiguousarray(xp.asarray(array)) for name, array in options})
         S = len(cell.states)
-        if steps.resets is not None and "initial" not in self.by_name:
-            self.add(initial=xp.zeros((S, H), dtype))
         if steps.resets is not None and backward:
             self.add(dinitial=xp.zeros((S, N, H), dtype))
         if steps.trace and backward:
@@ -54,24 +52,29 @@ class PassArrays:
 
     def scaled(self, h: Array) -> Array:
         """h, or its gradient, times the scale with which h enters products."""
-        return h * self["recurrent_mask"] if self.features.recurrent_mask else h
+        return h * self["recurrent_mask"] if "recurrent_mask" in self.features else h
 
     def reset_at_first(self, state: State) -> State:
         """The state that the first step reads: after a reset, if any."""
-        if not self.features.resets:
+        if self._steps.resets is None:
             return state
-        again = self["resets"][:, 0, None] != 0
-        pairs = zip(self["initial"], state, strict=True)
-        return tuple(self._xp.where(again, start, s) for start, s in pairs)
+        initial = self.by_name.get("initial", self._xp.zeros((len(state), 1), self.dtype))
+        pairs = zip(initial, state, strict=True)
+        return tuple(self._xp.where(self._reset_at_first, start, s) for start, s in pairs)
 
     def dreset_at_first(self, dstate: Array) -> tuple[Array, Array | None]:
         """The gradient of the state before the first step, and ``initial``'s (None: no resets)."""
-        if not self.features.resets:
+        if self._steps.resets is None:
             return dstate, None
-        again, nothing = self["resets"][:, 0, None] != 0, self._xp.zeros_like(dstate)
+        again, nothing = self._reset_at_first, self._xp.zeros_like(dstate)
         dinitial = (self["dinitial"] + self._xp.where(again, dstate, nothing)).sum(axis=1)
         return self._xp.where(again, nothing, dstate), dinitial
 
+    @property
+    def _reset_at_first(self) -> Array:
+        """(N, 1): whether the state is reset before the first step."""
+        return self._xp.asarray(self._steps.resets[:, :1])
+
     def trace(self) -> Array | None:
         """The gradients (N, T, states, H) of the state after every step, or None."""
-        return self["trace"].transpose(2, 0, 1, 3) if self.features.trace else None
+        return self["trace"].transpose(2, 0, 1, 3) if "trace" in self.features else None

@@ -40,7 +40,6 @@ from functools import cache
 
 from ..cells import Cell
 from ..layout import layout
-from ..step_options import NO_OPTIONS, StepFeatures
 from .kernel import Kernel
 from .step_codegen import StepCode
 from .tiling import Tiling
@@ -51,7 +50,7 @@ def kernel(
     cell: Cell,
     tiling: Tiling,
     tiles: int,
-    features: StepFeatures = NO_OPTIONS.features,
+    features: frozenset[str] = frozenset(),
 ) -> Kernel:
     """The kernel for groups of tiles * rows rows."""
     name = f"{cell.name}_persistent_" + ("forward" if tiling.forward else "backward")
@@ -230,55 +229,55 @@ def _chunk_tf32(c: Tiling, k: int, places: list[str]) -> list[str]:
 class _ThreadItem:
     """The k-th row and unit of a thread."""
 
-    def __init__(self, cell: Cell, c: Tiling, tiles: int, k: int, features: StepFeatures) -> None:
+    def __init__(self, cell: Cell, c: Tiling, tiles: int, k: int, features: frozenset[str]) -> None:
         self.c, self.tiles, self.k = c, tiles, k
-        self.step, self.at = StepCode(cell, f"_{k}", features), layout(cell)
+        self.step, self.at = StepCode(cell, features, k), layout(cell)
 
     def loads(self) -> list[str]:
         """Before the product; rows and units beyond the last do as the last one does."""
-        c, m, step = self.c, self.step.mark, self.step
+        c, e, step = self.c, self.step.end, self.step
         return [
             f"pair = thread + {self.k * c.threads}",
-            f"row{m}, unit{m} = pair // {c.units}, pair % {c.units}",
-            f"n{m}, j{m} = first + row{m}, block * {c.units} + unit{m}",
-            f"live{m} = row{m} < {c.rows} and n{m} < N and j{m} < H",
-            f"n{m}, j{m} = n{m} if n{m} < N else N - 1, j{m} if j{m} < H else H - 1",
-            f"row{m} = row{m} if row{m} < {c.rows} else {c.rows - 1}",
+            f"row{e}, column{e} = pair // {c.units}, pair % {c.units}",
+            f"n{e}, j{e} = first + row{e}, block * {c.units} + column{e}",
+            f"inside{e} = row{e} < {c.rows} and n{e} < N and j{e} < H",
+            f"n{e}, j{e} = n{e} if n{e} < N else N - 1, j{e} if j{e} < H else H - 1",
+            f"row{e} = row{e} if row{e} < {c.rows} else {c.rows - 1}",
             *step.offsets(),
             *(step.load_inputs() if c.forward else [*step.load_saved(), *step.load_grads()]),
         ]
 
     def finish(self) -> list[str]:
         """After the product: add up, compute, hand over to the next step."""
-        c, m, step = self.c, self.step.mark, self.step
+        c, e, step = self.c, self.step.end, self.step
         width = c.columns + 1
-        lines = [f"part = {c.weights} + row{m} * {width} + unit{m}"]
+        lines = [f"part = {c.weights} + row{e} * {width} + column{e}"]
         for k in range(c.columns // c.units):
             terms = (
                 f"load(memory, part + {a * c.rows * width + k * c.units})" for a in range(c.split_k)
             )
-            lines.append(f"side{k} = {' + '.join(terms)}")
-        lines += step.forward(lambda k: f"side{k}") if c.forward else step.backward("side0")
-        return [*lines, f"if live{m}:", *_indented(self._hand_over())]
+            lines.append(f"product{k} = {' + '.join(terms)}")
+        lines += step.forward(lambda k: f"product{k}") if c.forward else step.backward("product0")
+        return [*lines, f"if inside{e}:", *_indented(self._hand_over())]
 
     def write(self) -> list[str]:
         """What is left to be written."""
         step = self.step
         store = step.store_forward() if self.c.forward else step.store_backward()
-        return [f"if live{step.mark}:", *_indented(store)]
+        return [f"if inside{step.end}:", *_indented(store)]
 
     def _hand_over(self) -> list[str]:
         """What the next step multiplies."""
-        c, m = self.c, self.step.mark
+        c, e = self.c, self.step.end
         if c.single_block:
-            memory, start = "memory", f"{c.weights + c.partials} + (tile * {c.rows} + row{m})"
+            memory, start = "memory", f"{c.weights + c.partials} + (tile * {c.rows} + row{e})"
         else:
             memory = "exchange"
-            start = f"(((step + 1) % 2) * cuda.gridDim.y * {self.tiles * c.rows} + n{m})"
+            start = f"(((step + 1) % 2) * cuda.gridDim.y * {self.tiles * c.rows} + n{e})"
         if c.forward:
-            number = self.step.scaled(f"new{m}[0]")
-            return [f"store({number}, {memory}, {start} * {c.stride} + j{m})"]
+            number = self.step.scaled(f"new{e}[0]")
+            return [f"store({number}, {memory}, {start} * {c.stride} + j{e})"]
         return [
-            f"store({self.step.dgate(g)}, {memory}, {start} * {c.stride} + {k} * H + j{m})"
+            f"store(dgates{e}[{g}], {memory}, {start} * {c.stride} + {k} * H + j{e})"
             for k, g in enumerate(self.at.h_order)
         ]

@@ -13,21 +13,21 @@ A thread has one row n of the batch and ``count`` units from j on; ``t`` is the 
     dstate (states, N, H)          the gradient of the state, updated in place at every step
     normalised (T, N, K, H)        the K normalised gates (``layer_norm.py``)
 
-and, if steps have options (``kernels/step_options.py``; ``StepFeatures`` says which):
+and, if steps have options (``StepOptions.arrays``):
 
     mask, resets (N, T); initial (states, H); recurrent_mask (N, H)
-    rates, seeds, thresholds       zoneout's, a number for each state
+    zoneout_rates, seeds, thresholds   zoneout's, a number for each state
     origin                         one number: where random masks begin
     dinitial (states, N, H)        the gradient that resets stopped, added up
     trace (T, states, N, H)        gradients of the state after every step
 
-The caller says where the results of products are: ``side(k)`` is the text for the number of the
+The caller says where the results of products are: ``product(k)`` is the text for the number of the
 k-th recurrent gate (the early ones, then the late ones), ``h_grad`` the text for the gradient that
-came back through h Wh. All names end in ``mark``, so that a thread may have several rows or units.
+came back through h Wh. The names of variables end in the number of the thread's row and unit: it
+may have several.
 """
 
 from collections.abc import Callable, Iterable
-from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -35,109 +35,103 @@ import numpy as np
 from .. import step
 from ..cells import Cell
 from ..layout import layout
-from ..step_options import NO_OPTIONS, StepFeatures
+from ..step_options import VALUE_KINDS
 
 
 class StepCode:
     """The lines of one step of a cell.
 
+    end        of the names of variables
     functions  what the lines call: the cell's functions, and those of ``kernels/step.py``
     """
 
-    def __init__(
-        self, cell: Cell, mark: str = "", features: StepFeatures = NO_OPTIONS.features
-    ) -> None:
-        self.cell, self.at, self.mark = cell, layout(cell, features.changes_state), mark
+    def __init__(self, cell: Cell, features: frozenset[str] = frozenset(), number: int = 0) -> None:
+        self.cell, self.at, self.end = cell, layout(cell, features), f"_{number}"
         self.features = features
         names = "forward", "backward", "operand", "operand_backward"
         own = {name: getattr(cell, name) for name in names}
         self.functions = {name: function for name, function in own.items() if function is not None}
 
-    def _call(self, function: Callable[..., Any], count: int = 0, **given: str) -> str:
+    def _call(self, function: Callable[..., Any], *arguments: str, sizes: Iterable[int]) -> str:
         """The text of a call of a function of ``kernels/step.py``.
 
-        count  of the members of its tuples; a member for each state, if it is not given
-        given  texts of arguments; the others are the lines' variables of the same names
+        arguments  texts of tuples; that of the options is added where the function takes them
+        sizes      of the tuples
         """
-        m, count = self.mark, count or len(self.cell.states)
-        names = [name for name in signature(function).parameters if name != "features"]
-        sizes = tuple(None if name in _NUMBERS else count for name in names)
-        texts = {"old": f"state{m}", "live": f"there{m}", **given}
-        title = f"{function.__name__}_{count}"
-        self.functions[title] = step.straight_line(function, self.features, sizes)
-        return f"{title}({', '.join(texts.get(name, f'{name}{m}') for name in names)})"
+        sizes, S = tuple(sizes), len(self.cell.states)
+        title = "_".join([function.__name__, *map(str, sizes)])
+        self.functions[title] = step.straight_line(function, self.features, S, sizes)
+        has_options = len(arguments) < function.__code__.co_argcount
+        options = f", options{self.end}" if has_options else ""
+        return f"{title}({', '.join(arguments)}{options})"
 
     def _each(self, member: str) -> str:
         """The text of a tuple, a member for each state with its number in the place of {k}."""
         return _tuple(member.format(k=k) for k in range(len(self.cell.states)))
 
     def _options(self) -> list[str]:
-        """Lines: the mask of the step, zoneout's units or rates, and the reset of the next step."""
-        m, features = self.mark, self.features
-        lot = f"drawn(state{m}[0], seeds[{{k}}], thresholds[{{k}}], place{m}, j{m})"
-        zoneout = {
-            "": f"state{m}",  # no function reads it
-            "sampled": self._each(lot),
-            "mean": self._each(f"rates[{{k}}] + (state{m}[0] - state{m}[0])"),
-        }
-        next_reset = f"t + 1 < T and resets[n{m} * T + t + 1] != 0"
-        drawn = [f"place{m} = origin[0] + (t << 32) + n{m}"]
-        return [
-            f"there{m} = {f'mask[n{m} * T + t] != 0' if features.mask else 'True'}",
-            *(drawn if features.zoneout == "sampled" else ()),
-            f"zoneout{m} = {zoneout[features.zoneout]}",
-            f"is_reset{m} = {next_reset if features.resets else 'False'}",
-        ]
+        """Lines: the options of the step, as ``StepValues``."""
+        e, found, seed = self.end, [], "seeds[{k}], thresholds[{k}]"
+        for name, kind in VALUE_KINDS.items():
+            of_kind = {
+                "flag": f"{name}[n{e} * T + t] != 0",
+                "units": self._each(f"load({name}, {{k}} * H + j{e})"),
+                "numbers": self._each(f"{name}[{{k}}] + zero{e}"),
+                "drawn": self._each(f"drawn(zero{e}, {seed}, place{e}, j{e})"),
+            }
+            found.append(of_kind[kind] if name in self.features else "None")
+        drawn = [f"place{e} = origin[0] + (t << 32) + n{e}"] if "zoneout" in self.features else []
+        return [*drawn, f"options{e} = StepValues({', '.join(found)})"]
 
     # ---- addresses
 
     def offsets(self) -> list[str]:
         """Lines: where the thread's numbers lie, from t, n and j."""
-        m, S, K = self.mark, len(self.cell.states), len(self.at.normalised)
+        e, S, K = self.end, len(self.cell.states), len(self.at.normalised)
         return [
-            f"p{m} = n{m} * H + j{m}",
-            f"x{m} = (t * N + n{m}) * {self.at.x_gates} * H + j{m}",
-            f"d{m} = (t * N + n{m}) * {len(self.at.order)} * H + j{m}",
-            f"out{m} = (n{m} * T + t) * H + j{m}",
-            f"before{m} = t * {S} * N * H + p{m}",
-            f"after{m} = before{m} + {S} * N * H",
-            f"kept{m} = t * {self.at.n_stored} * N * H + p{m}",
-            *([f"given{m} = (t * N + n{m}) * {K} * H + j{m}"] if K else []),
+            f"unit{e} = n{e} * H + j{e}",
+            f"x_proj_at{e} = (t * N + n{e}) * {self.at.x_gates} * H + j{e}",
+            f"dgates_at{e} = (t * N + n{e}) * {len(self.at.order)} * H + j{e}",
+            f"hs_at{e} = (n{e} * T + t) * H + j{e}",
+            f"old_at{e} = t * {S} * N * H + unit{e}",
+            f"new_at{e} = old_at{e} + {S} * N * H",
+            f"saved_at{e} = t * {self.at.n_stored} * N * H + unit{e}",
+            *([f"normalised_at{e} = (t * N + n{e}) * {K} * H + j{e}"] if K else []),
         ]
 
     def _members(self, array: str, start: str) -> str:
-        return self._each(f"load({array}, {start}{self.mark} + {{k}} * N * H)")
+        return self._each(f"load({array}, {start}{self.end} + {{k}} * N * H)")
 
     # ---- forward
 
     def load_inputs(self) -> list[str]:
         """Lines: what does not wait for the step's products: x Wx, the biases, the state."""
-        m, cell, lines = self.mark, self.cell, []
+        e, cell, lines = self.end, self.cell, []
         for g, name in enumerate(cell.gates):
-            terms = self._known(g)
+            terms = self._first_terms(g)
             if terms and name not in cell.normalised:
-                lines.append(f"known_{g}{m} = {' + '.join(terms)}  # {name}")
-        lines.append(f"state{m} = {self._members('states', 'before')}")
-        return [*lines, f"nothing{m} = where(state{m}[0] < state{m}[0], state{m}[0], 0.0)"]
+                lines.append(f"gate_{g}{e} = {' + '.join(terms)}  # {name}")
+        lines.append(f"old{e} = {self._members('states', 'old_at')}")
+        return [*lines, f"zero{e} = where(old{e}[0] < old{e}[0], old{e}[0], 0.0)"]
 
-    def _known(self, g: int) -> list[str]:
+    def _first_terms(self, g: int) -> list[str]:
         """The terms of a gate that do not wait for the step's products."""
-        m, cell, terms = self.mark, self.cell, []
+        e, cell, terms = self.end, self.cell, []
         if g in cell.input_gates:
-            terms.append(f"load(x_proj, x{m} + {self.at.order.index(g)} * H)")
-            terms.append(f"load(b, {cell.input_gates.index(g)} * H + j{m})")
+            terms.append(f"load(x_proj, x_proj_at{e} + {self.at.order.index(g)} * H)")
+            terms.append(f"load(b, {cell.input_gates.index(g)} * H + j{e})")
         if g in cell.recurrent_gates and cell.biases == 2:
             k = len(cell.input_gates) + cell.recurrent_gates.index(g)
-            terms.append(f"load(b, {k} * H + j{m})")
+            terms.append(f"load(b, {k} * H + j{e})")
         if cell.gates[g] in cell.weights:
             terms.append(self._weight(cell.weights.index(cell.gates[g])))
         return terms
 
-    def pre_activation(self, g: int, side: Callable[[int], str]) -> str:
-        """The text of a gate's whole pre-activation, not normalised; it needs ``x`` of
+    def pre_activation(self, g: int, product: Callable[[int], str]) -> str:
+        """The text of a gate's whole pre-activation, not normalised; it needs ``x_proj_at`` of
         ``offsets``."""
-        sides = [side(self._fed.index(g))] if g in self._fed else []
-        return " + ".join([*self._known(g), *sides])
+        products = [product(self._fed.index(g))] if g in self._fed else []
+        return " + ".join([*self._first_terms(g), *products])
 
     @property
     def _fed(self) -> tuple[int, ...]:
@@ -148,194 +142,159 @@ class StepCode:
 
     def _weight(self, k: int) -> str:
         biases = len(self.cell.input_gates) * self.cell.biases
-        return f"load(b, {biases + k} * H + j{self.mark})"
+        return f"load(b, {biases + k} * H + j{self.end})"
 
-    def _gates(self, side: Callable[[int], str], late: bool) -> str:
-        cell, gates = self.cell, []
+    def _gates(self, product: Callable[[int], str], late: bool) -> str:
+        e, cell, gates = self.end, self.cell, []
         fed = self._fed if late else self._fed[: self.at.early]
         for g, name in enumerate(cell.gates):
+            terms = [f"gate_{g}{e}"] if self._first_terms(g) else []
+            terms += [product(fed.index(g))] if g in fed else []
             if name in cell.normalised:
                 k = self.at.normalised.index(self.at.order.index(g))
-                there = late or k < len(self.at.normalised_early)
-                given = f"load(normalised, given{self.mark} + {k} * H)"
-                gates.append(given if there else f"nothing{self.mark}")
-                continue
-            terms = [f"known_{g}{self.mark}"] if self._known(g) else []
-            terms += [side(fed.index(g))] if g in fed else []
-            gates.append(" + ".join(terms) or f"nothing{self.mark}")
+                known = late or k < len(self.at.normalised_early)
+                terms = [f"load(normalised, normalised_at{e} + {k} * H)"] if known else []
+            gates.append(" + ".join(terms) or f"zero{e}")
         return _tuple(gates)
 
-    def forward(self, side: Callable[[int], str]) -> list[str]:
+    def forward(self, product: Callable[[int], str]) -> list[str]:
         """Lines: the state after the step, and the saved numbers."""
-        m = self.mark
-        lines = [f"new{m}, keep{m} = forward({self._gates(side, late=True)}, state{m})"]
-        if not self.features.changes_state:
-            return lines
-        lines += [*self._options(), f"new{m}, shown{m} = {self._call(step.apply_options)}"]
-        if self.features.resets:
-            initial = self._each(f"load(initial, {{k}} * H + j{m})")
-            begun = self._call(step.apply_reset, state=f"new{m}", initial=initial)
-            lines.append(f"new{m}, _ = {begun}")
-        return lines
+        e, S = self.end, len(self.cell.states)
+        changed = self._call(step.apply_options, f"new{e}", f"old{e}", sizes=(S, S))
+        return [
+            f"new{e}, saved{e} = forward({self._gates(product, late=True)}, old{e})",
+            *self._options(),
+            f"new{e}, out{e}, kept{e} = {changed}",
+            f"new{e} = {self._call(step.apply_reset, f'new{e}', sizes=(S,))}",
+        ]
 
     def scaled(self, number: str) -> str:
-        """The text of a number, times the scale with which h enters products."""
-        return (
-            f"{number} * load(recurrent_mask, p{self.mark})"
-            if self.features.recurrent_mask
-            else number
-        )
+        """The text of a number, times the factor with which h enters products."""
+        used = "recurrent_mask" in self.features
+        return f"{number} * load(recurrent_mask, unit{self.end})" if used else number
 
-    def operand(self, side: Callable[[int], str]) -> list[str]:
+    def operand(self, product: Callable[[int], str]) -> list[str]:
         """Lines: the operand of the second product."""
-        m = self.mark
-        number = f"operand({self._gates(side, False)}, state{m})"
-        if self.features.mask:  # it enters the gradient of Wh
-            zero, there = f"(state{m}[0] - state{m}[0],)", f"mask[n{m} * T + t] != 0"
-            chosen = self._call(step.select_live, 1, values=f"({number},)", others=zero, live=there)
-            number = f"{chosen}[0][0]"
-        return [f"factor{m} = {number if self.cell.operand_gate else self.scaled(number)}"]
+        e = self.end
+        number = f"(operand({self._gates(product, False)}, old{e}),)"
+        live = self._call(step.select_live, number, f"(zero{e},)", sizes=(1, 1))
+        number = f"{live}[0]"  # it enters the gradient of Wh
+        number = number if self.cell.operand_gate else self.scaled(number)
+        return [*self._options(), f"operand{e} = {number}"]
 
     def store_forward(self) -> list[str]:
         """Lines: store the results of ``forward``."""
-        m = self.mark
+        e = self.end
         lines = [
-            f"store(new{m}[{k}], states, after{m} + {k} * N * H)"
+            f"store(new{e}[{k}], states, new_at{e} + {k} * N * H)"
             for k in range(len(self.cell.states))
         ]
-        stored = (k for k, where in enumerate(self.at.saved_from) if where is None)
-        lines += [f"store(keep{m}[{k}], saved, kept{m} + {i} * N * H)"
-                  for i, k in enumerate(stored)]  # fmt: skip
-        output = f"shown{m}[0]" if self.features.changes_state else f"new{m}[0]"
-        return [*lines, f"store({output}, hs, out{m})"]
+        stored = [f"saved{e}[{k}]" for k, at in enumerate(self.at.saved_from) if at is None]
+        stored += [f"kept{e}[{k}]" for k in range(self.at.kept)]
+        lines += [
+            f"store({number}, saved, saved_at{e} + {k} * N * H)" for k, number in enumerate(stored)
+        ]
+        return [*lines, f"store(out{e}[0], hs, hs_at{e})"]
 
     # ---- backward
 
     def load_saved(self) -> list[str]:
         """Lines: load the saved numbers, and the state before the step."""
-        terms, stored = [], 0
+        e, terms = self.end, []
+        stored = (f"load(saved, saved_at{e} + {k} * N * H)" for k in range(self.at.n_stored))
         for where in self.at.saved_from:
             if where is None:
-                terms.append(f"load(saved, kept{self.mark} + {stored} * N * H)")
-                stored += 1
+                terms.append(next(stored))
             elif where[0] == "state":
-                terms.append(f"load(states, after{self.mark} + {where[1]} * N * H)")
+                terms.append(f"load(states, new_at{e} + {where[1]} * N * H)")
             elif where[0] == "normalised":
-                terms.append(f"load(normalised, given{self.mark} + {where[1]} * H)")
+                terms.append(f"load(normalised, normalised_at{e} + {where[1]} * H)")
             else:
                 terms.append(self._weight(where[1]))
         return [
-            f"keep{self.mark} = {_tuple(terms)}",
-            f"state{self.mark} = {self._members('states', 'before')}",
+            f"saved{e}, kept{e} = {_tuple(terms)}, {_tuple(stored)}",
+            f"old{e} = {self._members('states', 'old_at')}",
+            f"zero{e} = where(old{e}[0] < old{e}[0], old{e}[0], 0.0)",
         ]
 
     def load_grads(self) -> list[str]:
         """Lines: load the gradients of the state after the step, without the part through h Wh."""
-        m = self.mark
+        e = self.end
         return [
-            f"incoming{m} = {self._members('dstate', 'p')}",
-            f"dh{m} = incoming{m}[0] + load(dhs, out{m})",
+            f"dstate{e} = {self._members('dstate', 'unit')}",
+            f"dout{e} = load(dhs, hs_at{e})",
         ]
 
     def backward(self, h_grad: str) -> list[str]:
         """Lines: the gradients of the gates, and of the state before the step."""
-        m = self.mark
-        if self.features != NO_OPTIONS.features:
-            return self._backward_with_options(h_grad)
-        others = (f"incoming{m}[{k}]" for k in range(1, len(self.cell.states)))
-        arrived = _tuple([f"dh{m}", *others])
-        lines = [
-            f"dh{m} = dh{m} + {h_grad}",
-            f"dpre{m}, dold{m} = backward({arrived}, keep{m}, state{m})",
-        ]
-        zero_gates, zero_states = zero_gradients(self.cell)
-        if zero_gates or zero_states:
-            lines.append(f"zero{m} = where(dh{m} < dh{m}, dh{m}, 0.0)")
-        return lines
-
-    def _backward_with_options(self, h_grad: str) -> list[str]:
-        m, features, S = self.mark, self.features, len(self.cell.states)
-        lines = [
-            f"zero{m} = where(dh{m} < dh{m}, dh{m}, 0.0)",
-            *self._options(),
-            f"h_grad{m} = {self.scaled(f'(zero{m} + {h_grad})')}",
-        ]
-        if features.resets:
-            arriving = f"incoming{m} + (h_grad{m},)"
-            passed = self._call(step.reset_backward, S + 1, dstate=arriving)
-            lines += [
-                f"passed{m}, lost{m} = {passed}",
-                f"incoming{m}, h_grad{m} = passed{m}[:{S}], passed{m}[{S}]",
-            ]
-        reached = self._call(
-            step.add_output_gradient, dstate=f"incoming{m}", dout=f"load(dhs, out{m})"
+        e, S, gates = self.end, len(self.cell.states), len(self.cell.gates)
+        dstate, h_grad = f"dstate{e}", f"({self.scaled(h_grad)},)"
+        reset = self._call(step.reset_backward, dstate, h_grad, sizes=(S, 1))
+        grown = self._call(
+            step.add_output_gradient, dstate, f"(dout{e},)", f"h_grad{e}", sizes=(S, 1, 1)
         )
-        dnew = self._call(step.options_backward, dstate=f"reached{m}")
-        lines += [
-            f"reached{m}, _ = {reached}",
-            f"dnew{m}, bypass{m} = {dnew}",
-            f"dpre{m}, dold{m} = backward(dnew{m}, keep{m}, state{m})",
+        dnew = self._call(step.options_backward, dstate, f"kept{e}", sizes=(S, self.at.kept))
+        lines = [
+            *self._options(),
+            f"dstate{e}, h_grad{e}, dinitial{e} = {reset}",
+            f"dstate{e} = {grown}",
+            f"dnew{e}, dskip{e} = {dnew}",
+            f"dgates{e}, dold{e} = backward(dnew{e}, saved{e}, old{e})",
         ]
         no_gates, no_states = zero_gradients(self.cell)
-        for name, count, no in (("dpre", len(self.cell.gates), no_gates), ("dold", S, no_states)):
-            zeros = [f"zero{m}"] * count
-            values = [zeros[k] if k in no else f"{name}{m}[{k}]" for k in range(count)]
-            both = {"values": _tuple(values), "others": _tuple(zeros)}
-            lines.append(f"{name}{m}, _ = {self._call(step.select_live, count, **both)}")
-        if features.mask or features.zoneout:
-            lines.append(f"dold{m}, _ = {self._call(step.add_bypass)}")
-        return lines
+        for name, count, no in (("dgates", gates, no_gates), ("dold", S, no_states)):
+            values = _tuple(f"zero{e}" if k in no else f"{name}{e}[{k}]" for k in range(count))
+            zeros = _tuple([f"zero{e}"] * count)
+            live = self._call(step.select_live, values, zeros, sizes=(count, count))
+            lines.append(f"{name}{e} = {live}")
+        added = self._call(step.add_states, f"dold{e}", f"dskip{e}", sizes=(S, self._skips))
+        return [*lines, f"dold{e} = {added}"]
 
-    def dgate(self, g: int) -> str:
-        """The text of a gate's gradient, after ``backward``."""
-        return f"zero{self.mark}" if g in zero_gradients(self.cell)[0] else f"dpre{self.mark}[{g}]"
+    @property
+    def _skips(self) -> int:
+        """How many gradients of the old state skip the cell."""
+        S, one = len(self.cell.states), np.float32(1)
+        options = step.values_of(self.features, S, lambda name, kind: one)
+        return len(step.options_backward((one,) * S, (one,) * self.at.kept, options)[1])
 
     def store_backward(self) -> list[str]:
         """Lines: store the results of ``backward``."""
-        m, zero = self.mark, zero_gradients(self.cell)[1]
-        S, lines = len(self.cell.states), []
-        plain = self.features == NO_OPTIONS.features
-        for k in range(S):
-            dold = f"zero{m}" if plain and k in zero else f"dold{m}[{k}]"
-            lines.append(f"store({dold}, dstate, p{m} + {k} * N * H)")
-        if self.features.trace:
+        e, S = self.end, len(self.cell.states)
+        lines = [f"store(dold{e}[{k}], dstate, unit{e} + {k} * N * H)" for k in range(S)]
+        if "trace" in self.features:
             lines += [
-                f"store(reached{m}[{k}], trace, (t * {S} + {k}) * N * H + p{m})" for k in range(S)
+                f"store(dstate{e}[{k}], trace, (t * {S} + {k}) * N * H + unit{e})" for k in range(S)
             ]
-        if self.features.resets:
-            lines.append(f"if is_reset{m}:")
+        if "resets" in self.features:
+            lines.append(f"if options{e}.resets:")
             for k in range(S):
-                place, lost = f"dinitial, p{m} + {k} * N * H", f"lost{m}[{k}]"
-                lost = f"(lost{m}[0] + lost{m}[{S}])" if k == 0 else lost
-                lines.append(f"    store(load({place}) + {lost}, {place})")
+                place = f"dinitial, unit{e} + {k} * N * H"
+                lines.append(f"    store(load({place}) + dinitial{e}[{k}], {place})")
         return lines + [
-            f"store({self.dgate(g)}, dgates, d{m} + {self.at.order.index(g)} * H)"
+            f"store(dgates{e}[{g}], dgates, dgates_at{e} + {self.at.order.index(g)} * H)"
             for g in range(len(self.at.order))
         ]
 
     def operand_backward(self, doperand: str) -> list[str]:
         """Lines: add the gradients that come back through the operand, and store both."""
         doperand = doperand if self.cell.operand_gate else self.scaled(doperand)
-        m, order = self.mark, self.at.order
+        e, order = self.end, self.at.order
         S, gates = len(self.cell.states), range(len(order))
-        half = _tuple(f"load(dgates, d{m} + {order.index(g)} * H)" for g in gates)
+        half = _tuple(f"load(dgates, dgates_at{e} + {order.index(g)} * H)" for g in gates)
+        both = f"{doperand}, dgates{e}, dold{e}, saved{e}, old{e}"
         lines = [
-            f"half{m} = {half}",
-            f"old{m} = {self._members('dstate', 'p')}",
-            f"full{m}, old{m} = operand_backward({doperand}, half{m}, old{m}, keep{m}, state{m})",
+            f"dgates{e}, dold{e} = {half}, {self._members('dstate', 'unit')}",
+            f"dgates{e}, dold{e} = operand_backward({both})",
         ]
-        lines += [f"store(old{m}[{k}], dstate, p{m} + {k} * N * H)" for k in range(S)]
+        lines += [f"store(dold{e}[{k}], dstate, unit{e} + {k} * N * H)" for k in range(S)]
         lines += [
-            f"store(full{m}[{g}], dgates, d{m} + {order.index(g)} * H)"
+            f"store(dgates{e}[{g}], dgates, dgates_at{e} + {order.index(g)} * H)"
             for g in gates
             if g not in self._fed[self.at.early :]
         ]
-        if not self.features.mask:
+        if "mask" not in self.features:
             return lines
-        return [f"if mask[n{m} * T + t] != 0:", *("    " + line for line in lines)]
-
-
-_NUMBERS = {"live", "is_reset", "dout", "h_grad"}  # of the arguments of ``kernels/step.py``
+        return [f"if mask[n{e} * T + t] != 0:", *("    " + line for line in lines)]
 
 
 def _tuple(members: Iterable[str]) -> str:

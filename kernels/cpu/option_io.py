@@ -1,0 +1,183 @@
+"""The options of a step in compiled code: loaded, applied by ``kernels/step.py``, and what results.
+
+Each gate piece is compiled for a set of features (``option_memory.compiled_features``). Step t, row
+n of the batch, unit-panel u.
+
+Random masks are hashes, computed for 16 or 8 units at a time: ``kernels/counter_rng.py`` defines
+them.
+"""
+
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic, overload, register_jitable
+
+from .. import step
+from ..emitted_draws import emit_drawn
+from ..step_options import VALUE_KINDS, StepValues
+from .kernel_abi import emits, inlined
+from .plan import OptionRecord
+from .schedule import place_of, step_panels
+from .simd import (
+    VECTOR_BYTES,
+    MaskType,
+    VectorType,
+    emit_load_part,
+    emit_store_part,
+    load_part,
+    splat,
+    store,
+)
+from .tuple_io import load_states, member_address, store_states
+
+_I8, _I64 = ir.IntType(8), ir.IntType(64)
+
+
+def _step_function(function):
+    """A function of ``kernels/step.py``, compiled for the features of a piece; calls pass the frame
+    as an additional first argument.
+    """
+
+    def of_step(frame, *args):
+        raise NotImplementedError("this function exists only as compiled code")
+
+    @overload(of_step, strict=False)
+    def _(frame, *args):
+        sizes = tuple(len(a) for a in args if not isinstance(a, types.NamedTuple))
+        made = step.straight_line(function, frame.features, len(frame.cell.states), sizes)
+        made = register_jitable(made)
+        return lambda frame, *args: made(*args)
+
+    return of_step
+
+
+apply_options = _step_function(step.apply_options)
+apply_reset = _step_function(step.apply_reset)
+reset_backward = _step_function(step.reset_backward)
+add_output_gradient = _step_function(step.add_output_gradient)
+options_backward = _step_function(step.options_backward)
+select_live = _step_function(step.select_live)
+add_states = _step_function(step.add_states)
+
+
+def _with(feature):
+    """Compile a function in pieces that have a feature; in others it returns its last argument."""
+
+    def decorate(function):
+        def of_feature(frame, *args):
+            raise NotImplementedError("this function exists only as compiled code")
+
+        @overload(of_feature, strict=False)
+        def _(frame, *args):
+            if feature not in frame.features:
+                return lambda frame, *args: args[-1]
+            compiled = inlined(function)
+            return lambda frame, *args: compiled(frame, *args)
+
+        return of_feature
+
+    return decorate
+
+
+@intrinsic
+def load_options(typing, frame, options, n, t, u, lanes, T, row_bytes):
+    """The options of a step as ``StepValues``, from an ``OptionRecord``.
+
+    T, row_bytes  flags in a row, and bytes of a row of H numbers
+    """
+    vector, S = VectorType(frame.dtype), len(frame.cell.states)
+    of_kind = {
+        "flag": types.boolean, "drawn": types.UniTuple(MaskType(vector.lanes), S),
+        "units": types.UniTuple(vector, S), "numbers": types.UniTuple(vector, S),
+    }  # fmt: skip
+    kinds = [
+        of_kind[kind] if name in frame.features else types.none
+        for name, kind in VALUE_KINDS.items()
+    ]
+    result = types.NamedTuple(kinds, StepValues)
+
+    def codegen(context, builder, signature, args):
+        _, options, n, t, u, lanes, T, row_bytes = args
+
+        def field(name):
+            place = _I64(OptionRecord._fields.index(name))
+            return builder.load(builder.gep(options, [place]))
+
+        def number(name, k, kind):
+            start = builder.inttoptr(field(name), kind.as_pointer())
+            return builder.load(builder.gep(start, [_I64(k)]))
+
+        def flag(name):
+            address = builder.add(field(name), builder.add(builder.mul(n, T), t))
+            byte = builder.load(builder.inttoptr(address, _I8.as_pointer()))
+            return builder.icmp_unsigned("!=", byte, _I8(0))
+
+        def units(name):
+            start = builder.add(field(name), builder.mul(u, _I64(VECTOR_BYTES)))
+            rows = (builder.add(start, builder.mul(row_bytes, _I64(k))) for k in range(S))
+            return [emit_load_part(builder, vector, row, lanes) for row in rows]
+
+        def numbers(name):
+            kind = vector.llvm
+            return [splat(builder, number(name, k, kind.element), kind) for k in range(S)]
+
+        def drawn(name):
+            first = builder.mul(u, _I64(vector.lanes))
+            place = builder.add(field("origin"), builder.add(builder.shl(t, _I64(32)), n))
+            seeds = [(number("seeds", k, _I64), number("thresholds", k, _I64)) for k in range(S)]
+            words = ir.VectorType(ir.IntType(32), vector.lanes)
+            return [emit_drawn(builder, words, *seed, place, first) for seed in seeds]
+
+        loaders = {"flag": flag, "units": units, "numbers": numbers, "drawn": drawn}
+        members = []
+        for (name, kind), member in zip(VALUE_KINDS.items(), kinds, strict=True):
+            if member == types.none:
+                members.append(context.get_dummy_value())
+                continue
+            value = loaders[kind](name)
+            is_tuple = isinstance(value, list)
+            members.append(context.make_tuple(builder, member, value) if is_tuple else value)
+        return context.make_tuple(builder, result, members)
+
+    return result(frame, options, *[types.int64] * 6), codegen
+
+
+@_with("recurrent_mask")
+def scaled(frame, plan, options, n, u, lanes, value):
+    """h, or its gradient, times the factor with which h enters products."""
+    if options.recurrent_mask:
+        row = options.recurrent_mask + n * plan.H * plan.size
+        value = value * load_part(frame, row + u * VECTOR_BYTES, lanes)
+    return value
+
+
+# ---- results
+
+
+@_with("recurrent_mask")
+def store_scaled(frame, plan, options, n, u, lanes, h, address):
+    """Store the scaled h for the next products, if there is a factor."""
+    if options.recurrent_mask:
+        store(frame, scaled(frame, plan, options, n, u, lanes, h), address)
+
+
+@_with("resets")
+def add_dinitial(frame, plan, options, n, u, is_reset, dinitial):
+    """Add the gradient that a reset stops to that of ``initial``."""
+    if is_reset:
+        place = place_of(step_panels(plan, options.dinitial, n), u, 0)
+        store_states(frame, add_states(frame, load_states(frame, place), dinitial), place)
+
+
+@_with("trace")
+def store_trace(frame, plan, options, t, n, u, lanes, dstate):
+    if options.trace:
+        row, step = plan.H * plan.size, (n * plan.T + t) * len(dstate)
+        store_rows(frame, dstate, (options.trace + step * row + u * VECTOR_BYTES, row), lanes)
+
+
+@emits(types.void)
+def store_rows(builder, frame, values, place, lanes):
+    """Store states in rows of H numbers."""
+    for k in range(len(frame.cell.states)):
+        address, value = member_address(builder, place, k), builder.extract_value(values, k)
+        emit_store_part(builder, VectorType(frame.dtype), value, address, lanes)
