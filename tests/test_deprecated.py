@@ -128,3 +128,9 @@ def test_a_pickle_that_names_a_former_class_is_read():
     with warns("CellWeights"):
         former = pickle.loads(b"cnumba_rnn.torch.weights\nOfCell\n.")
     assert former.__name__ == "CellWeights"
+
+
+def test_a_pickle_that_names_the_former_module_of_a_class_is_read():
+    for name in ("RNN", "LSTM", "GRU"):
+        found = pickle.loads(f"cnumba_rnn.layers.recurrent\n{name}\n.".encode())
+        assert found is getattr(numba_rnn, name)

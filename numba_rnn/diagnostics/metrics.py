@@ -12,7 +12,7 @@ import numpy as np
 from ..backend import to_host
 from ..kernels import cells
 from ..kernels.cells import Cell
-from ..layers.recurrent import _CellLayer
+from ..layers.cell_layer import _CellLayer
 from ..layers.trace import Trace
 from ..typing import AnyArray, Array, BoolArray
 from ..validation import expect_choice, expect_finite

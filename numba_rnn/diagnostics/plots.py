@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..fonts import choose_fonts
-from ..layers.recurrent import _CellLayer
+from ..layers.cell_layer import _CellLayer
 from ..layers.trace import Trace
 from ..optional_deps import optional_import
 from ..typing import Array, BoolArray

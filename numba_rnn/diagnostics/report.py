@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ..layers.recurrent import _CellLayer
+from ..layers.cell_layer import _CellLayer
 from .metrics import gradient_growth, recurrent_blocks, rows_by_lag, saturation, spectrum
 
 STUCK = 0.95  # a unit that is at one end at more than this share of the steps

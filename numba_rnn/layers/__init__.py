@@ -5,8 +5,9 @@ from .base import Layer
 from .bidirectional import Bidirectional, TimeBiGRU, TimeBiLSTM, TimeBiRNN
 from .dense import TimeAffine, TimeDropout, TimeEmbedding
 from .losses import TimeMSE, TimeSigmoidWithLoss, TimeSoftmaxWithLoss
+from .one_step import GRU, LSTM, RNN
 from .projected import TimeProjectedLSTM
-from .recurrent import GRU, LSTM, RNN, TimeGRU, TimeLSTM, TimeRecurrent, TimeRNN
+from .recurrent import TimeGRU, TimeLSTM, TimeRecurrent, TimeRNN
 from .stacked import Stacked
 
 __all__ = [
