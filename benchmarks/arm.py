@@ -39,7 +39,7 @@ PLATFORMS = ("manylinux2014_aarch64", "manylinux_2_27_aarch64", "manylinux_2_28_
 
 def main(
     only: Annotated[
-        str, typer.Option(help="What pytest runs, in tests/.")
+        str, typer.Option(help="The arguments of pytest, in tests/.")
     ] = "test_conformance.py -k 'numba and (lstm or gru) and float32'",
     cpu: Annotated[str, typer.Option(help="Which processor qemu is.")] = "neoverse-n1",
     folder: Annotated[

@@ -19,9 +19,9 @@ of the arithmetic between them, at half that rate (what a vector unit multiplies
 counts as two in a product); and numbers moved, at the rate that explains what is left of the times
 of the plain cells (rnn, rnn_relu, gru_reset_after, lstm: one product, written by hand), by least
 squares of relative errors, for each size and number of threads. A plain cell is predicted from the
-three others: no cell has a say in its own prediction. What counting leaves out (packing, meetings
-of threads between products, sizes that fill no block) is in that rate as far as the plain cells
-have it too; the rest is what "off" shows.
+three others: no cell has a say in its own prediction. Some work is not counted (packing, meetings
+of threads between products, sizes that fill no block): that rate contains it as far as the plain
+cells have it too; "off" shows the rest.
 
 Is it faster than what one would write otherwise?
 
@@ -151,7 +151,7 @@ def seconds_of(work: dict[str, float], product: float, moved: float) -> float:
 
 
 def seconds_a_number(rows: list[dict[str, Any]], lstm: float, product: float) -> float:
-    """What moving a number takes, by rows of plain cells, where the LSTM takes so many seconds.
+    """The time to move a number, from rows of plain cells, where the LSTM takes ``lstm`` seconds.
 
     Least squares of relative errors in what products and arithmetic leave.
     """
@@ -289,14 +289,14 @@ def run(arguments: list[str], threads: int) -> list[dict[str, Any]]:
 
 
 def read(figures: Path) -> tuple[dict[int, dict[str, Any]], list[dict[str, Any]]]:
-    """What was written: machines by their number of threads, and rows."""
+    """The content of a file: machines by their number of threads, and rows."""
     found = json.loads(figures.read_text(encoding="utf-8"))
     rows = [{**row, "sizes": tuple(row["sizes"])} for row in found["rows"]]
     return {can["threads"]: can for can in found["machines"]}, rows
 
 
 def conclude(machines: dict[int, dict[str, Any]], rows: list[dict[str, Any]]) -> None:
-    """What stands below the tables."""
+    """Print the lines below the tables."""
     summary(rows)
     for can in machines.values():
         print(

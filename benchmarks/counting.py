@@ -6,7 +6,8 @@
     moved        numbers that are fetched or put away around the arithmetic
 
 The arithmetic is counted by running the cell's own functions on numbers that keep a book of what
-is done to them. What is computed twice from the same numbers counts once, as a compiler has it.
+is done to them. An operation done twice to the same numbers counts once, as a compiler
+has it.
 """
 
 from collections.abc import Callable
@@ -74,7 +75,7 @@ for _name, _method in {"<": "lt", "<=": "le", ">": "gt", ">=": "ge"}.items():
 
 
 class Book:
-    """What was done to numbers; ``operations`` weighs it."""
+    """A record of the operations on numbers; ``operations`` weighs them."""
 
     def __init__(self) -> None:
         self._entries: dict[Any, Counted] = {}
@@ -107,7 +108,7 @@ class Book:
 
 
 class Work(NamedTuple):
-    """What forward and backward of a layer take, at least."""
+    """The least work of forward and backward of a layer."""
 
     products: float  # floating-point operations
     arithmetic: int  # operations on single numbers, as many as fit a vector at once

@@ -53,7 +53,7 @@ Calls = dict[str, Callable[[], Any]]
 
 
 def calls(what: str, cell: str, sizes: tuple[int, ...], threads: int) -> Calls:
-    """What is to be timed, ours first."""
+    """The calls to be timed, ours first."""
     from benchmarks import peers
 
     task = peers.task(cell, *sizes)
@@ -130,7 +130,7 @@ def measure(calls: Calls, rounds: int, settle: float) -> dict[str, float]:
 
 
 def machine(threads: int) -> dict[str, Any]:
-    """What this machine is, and what it can do with that many threads."""
+    """This machine, and the best that it can do with that many threads."""
     import numpy as np
     import torch
 

@@ -1,4 +1,4 @@
-"""What the memory dial, ``layer.checkpoint_every = k``, saves and costs on the numba engine.
+"""The memory that ``layer.checkpoint_every = k`` saves on the numba engine, and its cost.
 
     python -m benchmarks.memory                       LSTM, GRU and RNN
     python -m benchmarks.memory --cell slstm --size 1000,8,32,32

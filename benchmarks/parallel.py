@@ -139,7 +139,7 @@ class Candidate:
 
 
 def measure(sizes: tuple[int, ...], rounds: int) -> None:
-    """What every rank runs."""
+    """The work of every rank."""
     from mpi4py import MPI
 
     from numba_rnn.training.distributed import MpiGroup, SingleProcess

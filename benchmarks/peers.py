@@ -339,7 +339,7 @@ def onnx_step(task: Task) -> Call:
 
 
 def _torch_functions() -> dict[Any, Any]:
-    """What takes the place of the functions of ``kernels/functions.py``."""
+    """torch's functions in place of those of ``kernels/functions.py``."""
     import torch
 
     from numba_rnn import functions

@@ -73,7 +73,7 @@ def draw(
 
 
 def main(
-    figures: Annotated[Path, typer.Argument(help="What benchmarks.cpu --out wrote.")],
+    figures: Annotated[Path, typer.Argument(help="The file that benchmarks.cpu --out wrote.")],
     to: Annotated[Path, typer.Argument(help="The picture, .png or .svg.")],
     short: Annotated[bool, typer.Option("--short", help="Only main kinds, on one thread.")] = False,
 ) -> None:

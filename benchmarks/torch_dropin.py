@@ -1,4 +1,4 @@
-"""What ``numba_rnn.torch.accelerate`` makes of PyTorch's recurrent modules on the CPU.
+"""PyTorch's recurrent modules on the CPU, before and after ``numba_rnn.torch.accelerate``.
 
     python -m benchmarks.torch_dropin                 1 and 2 threads
     python -m benchmarks.torch_dropin --quick

@@ -27,7 +27,7 @@ RATE = 48_000  # samples a second
 
 
 def effect(x: np.ndarray) -> np.ndarray:
-    """What is to be learnt: a one-pole low-pass at 4 kHz, then a clip that is soft."""
+    """The effect to be learnt: a one-pole low-pass at 4 kHz, then a clip that is soft."""
     share, y, out = 1 - math.exp(-2 * math.pi * 4000 / RATE), 0.0, np.empty_like(x)
     for n, value in enumerate(x):
         y += share * (value - y)
@@ -73,7 +73,7 @@ def train(hidden: int, epochs: int, seed: int = 0) -> tuple[TimeLSTM, TimeAffine
 
 
 def play(stream: Stream, x: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """What comes out, and the seconds that every block took."""
+    """The output of the stream, and the seconds that every block took."""
     frames = x[: len(x) // block * block].reshape(-1, block, 1)
     out, seconds = np.empty_like(frames), np.empty(len(frames))
     for k, frame in enumerate(frames):

@@ -1,4 +1,4 @@
-"""What the operating system says about the machine."""
+"""The machine as the operating system describes it."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""What engines have in common whose arrays are on a device, in a library made after CuPy.
+"""The base of engines whose arrays are on a device, in a library made after CuPy.
 
 Nothing here waits for the device but ``to_host``: a number that is computed there stays there.
 """

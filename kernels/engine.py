@@ -121,7 +121,7 @@ class Engine:
         state : tuple of (N, H) arrays
             The state after the last step.
         saved : object
-            What ``backward`` of the same engine needs. Its form is the engine's own.
+            The record that ``backward`` of the same engine needs. Its form is the engine's own.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""What decides what a cell computes, as a short text.
+"""The fingerprint of a cell: a short text of all that decides what it computes.
 
 Compiled code is kept on disk under this fingerprint, of the source of an engine and of everything
 that the cell's functions refer to; so code is found by every process that has the same source, and
@@ -110,7 +110,7 @@ def _lines(code: CodeType) -> Iterator[str]:
 
 
 def _outer_values(function: Any) -> dict[str, Any]:
-    """What a function takes from outside: globals, and names of the functions around it."""
+    """The values that a function takes from outside: globals, names of functions around it."""
     names = {name for code in _codes(function.__code__) for name in code.co_names}
     found = {name: value for name, value in function.__globals__.items() if name in names}
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):

@@ -177,7 +177,7 @@ def _wished_precision() -> str:
 
 @once
 def _process_choice() -> _Choice:
-    """What the environment asks for, read once, at the first use of an engine."""
+    """The choice that the environment makes, read once, at the first use of an engine."""
     name = _wish()
     source = VARIABLE if name else f"{VARIABLE} is not set"
     strict = os.environ.get(STRICT_VARIABLE, "").strip() not in ("", "0")
@@ -340,7 +340,7 @@ def engine_of_param(param: Any) -> Engine:
 def engine_for_input(value: Any) -> Engine:
     """An engine that has its arrays where something that is given goes.
 
-    What is on a device stays there; all else goes where the engine in force has its arrays.
+    An array on a device stays there; all else goes where the engine in force has its arrays.
     """
     if hasattr(value, "__cuda_array_interface__"):
         try:

@@ -367,7 +367,7 @@ def _blocks_of(corpora: Datasets, settings: TrainConfig) -> TruncatedBPTT:
 
 
 def _silent(line: str) -> None:
-    """What ranks tell that are not the first."""
+    """Drop the messages of all ranks but the first."""
 
 
 def _expect_run(resume: str | Path, settings: TrainConfig, corpora: Datasets) -> None:

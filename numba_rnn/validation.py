@@ -10,7 +10,7 @@ from .typing import AnyArray, Array, BoolArray, IntArray
 
 
 class ArrayBackend(Protocol):
-    """What a check needs of an engine: whose arrays are its own, and the way there."""
+    """The part of an engine that checks use: which arrays are its own, and the way there."""
 
     xp: Any
 
@@ -97,9 +97,9 @@ def as_array(name: str, value: Any) -> AnyArray:
 
 
 def from_dlpack(value: Any, engine: ArrayBackend) -> Any:
-    """For an engine on a device, what has DLPack as an array of it, without a copy.
+    """For an engine on a device, an object with DLPack as an array of it, without a copy.
 
-    What has it in host memory becomes a NumPy array; everything else comes back as it is.
+    An object in host memory becomes a NumPy array; everything else comes back as it is.
     """
     if engine.xp is np or isinstance(value, np.ndarray) or engine.is_native(value):
         return value

@@ -6,7 +6,7 @@ is drawn by lot. Errors, where a GPU would go wrong without a word: an access ou
 not aligned, a number that another block wrote and that is not read afresh, or before the arrival
 that says so is seen, two blocks writing one
 number, two warps at one number of shared memory without a barrier between, threads that wait for
-ever. What it cannot see: memory that other threads see late.
+ever. It cannot see memory that other threads see late.
 """
 
 import random
@@ -28,7 +28,7 @@ STRIDED = {"source"}  # arguments that may have gaps between their rows
 
 
 class EmulationError(RuntimeError):
-    """What a GPU would do wrong without a word."""
+    """A mistake that a GPU would make without a word."""
 
 
 class Pointer:
@@ -83,7 +83,7 @@ class _Group:
         return self.result
 
     def once(self, given: Any, make: Callable[[], Any]) -> Any:
-        """What ``make`` gives, made by the first member that comes."""
+        """The result of ``make``, which the first member that comes calls."""
         if self.made_from is not given:
             self.made_from, self.made = given, make()
         return self.made
@@ -136,12 +136,12 @@ def _floats(patterns: Any) -> np.ndarray:
 
 
 def _cut_off(patterns: Any) -> np.ndarray:
-    """What the tensor cores make of float32's bits where they want TF32."""
+    """Numbers as tensor cores read them: of float32's bits those that TF32 has."""
     return _floats([int(x) & 0xFFFFE000 for x in patterns])
 
 
 def _multiply(kind: str, given: list[tuple[Any, Any, Any]]) -> list[tuple[Any, ...]]:
-    """What each lane of a warp gets of c + a b."""
+    """The part of c + a b that each lane of a warp gets."""
     deep = 8 if kind == "mma_tf32" else 16
     a, b, c = np.zeros((16, deep)), np.zeros((deep, 8)), np.zeros((16, 8))
     for lane, (a_, b_, c_) in enumerate(given):
@@ -168,7 +168,7 @@ def _latest(known: list[dict[int, int]]) -> dict[int, int]:
 
 
 class _Instructions:
-    """What kernels call, for the thread whose turn it is."""
+    """The instructions that kernels call, for the thread whose turn it is."""
 
     def __init__(self, machine: _Machine, dtype: Any) -> None:
         self.machine, self.dtype = machine, dtype
@@ -201,8 +201,8 @@ class _Instructions:
         return pointer.numbers[at].copy()
 
     def _known(self, pointer: Pointer, at: slice) -> None:
-        """What is read was written before an arrival that the reader, or its block at a barrier
-        since, has seen; and before a barrier, where the block is the reader's own."""
+        """Check that all that is read was written before an arrival that the reader, or its block
+        at a barrier since, has seen; and before a barrier, where the block is the reader's own."""
         me = self.thread
         for place in range(at.start, at.stop):
             block, thread, passed = (
@@ -345,7 +345,7 @@ def emulate(
 
 
 class EmulatedGpu:
-    """What the engine runs on in place of a GPU: NumPy, with new memory full of NaN.
+    """Takes the place of a GPU for the engine: NumPy, with new memory full of NaN.
 
     change   from a kernel to the one that is run in its place: to plant faults
     launched the names of the kernels run so far

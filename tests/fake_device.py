@@ -45,7 +45,7 @@ def wrap(array: Any) -> "DeviceArray":
 
 
 def numbers(value: Any) -> Any:
-    """What the fake computes with: its own arrays and plain numbers, alone or in a sequence."""
+    """The value with NumPy's arrays for the fake's own. Raises TypeError for other objects."""
     if isinstance(value, DeviceArray):
         return value._numbers
     if isinstance(value, (tuple, list)):
@@ -214,7 +214,7 @@ def device_only(function: Any) -> Any:
 
 
 class _OnHost:
-    """What says that it is on a device, which is host memory here."""
+    """An array that is on a device, which is host memory here, shown as one of the host."""
 
     def __init__(self, foreign: Any) -> None:
         assert foreign.__dlpack_device__()[0] == 2, "CPU arrays cannot be directly imported"

@@ -1,4 +1,4 @@
-"""What several test files need."""
+"""Helpers of several test files."""
 
 import os
 import subprocess
@@ -21,8 +21,7 @@ ALL_ENGINES = ("numpy", *ENGINES)
 DTYPES = (np.float32, np.float64)
 # every form that a cell can have: one product or two, or the second alone, or none; gates of x or
 # of h alone; weights of its own; gates that are normalised, before the operand and after it, fed
-# by the second product or by the operand itself. What holds for these in all sizes is tried on the
-# others in a few
+# by the second product or by the operand itself. Tests try these in all sizes, the others in a few
 REPRESENTATIVES = (
     "gru", "gru2", "gru_reset_after", "indrnn", "jordan", "lstm", "lstm_layer_norm", "rnn",
 )  # fmt: skip
@@ -175,7 +174,7 @@ def cancels(cell: str | cells.Cell, H: int) -> bool:
 
 
 def start(cell: cells.Cell, state: str) -> Any:
-    """What random states lie around: sLSTM divides by n, a sum of positive numbers."""
+    """The centre of random states: sLSTM divides by n, a sum of positive numbers."""
     return np.float32(1.5 if (cell.name, state) == ("slstm", "n") else 0)
 
 

@@ -18,7 +18,7 @@ NO_GPU, NO_CUPY = "no NVIDIA GPU with a working driver was found", "CuPy cannot 
 
 
 def ask(env: dict[str, str], setup: str = "") -> dict[str, object]:
-    """What a fresh process with these variables says of its engine."""
+    """The engine of a fresh process with these variables, as the process describes it."""
     done = run_python(
         f"""
         import sys, warnings

@@ -55,7 +55,7 @@ def numbers(*shape, dtype="float32", seed=0):
 
 
 def steps(cell, xs):
-    """What a cell gives, step by step: JAX compiles a scan anew for every cell and size."""
+    """The outputs of a cell, step by step: JAX compiles a scan anew for every cell and size."""
     zeros = jnp.zeros((len(xs), cell.hidden_features), xs.dtype)
     carry, hs = (zeros, zeros) if "LSTM" in type(cell).__name__ else zeros, []
     for x in xs.swapaxes(0, 1):

@@ -62,7 +62,7 @@ def numbers(*shape, dtype="float32", seed=0):
 
 
 def outputs(layer, xs, **options):
-    """What a layer returns, as NumPy arrays."""
+    """The outputs of a layer, as NumPy arrays."""
     found = layer(xs, **options)
     found = found if isinstance(found, (tuple, list)) else [found]
     return [array.detach().numpy() for array in found]

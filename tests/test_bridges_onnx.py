@@ -257,7 +257,7 @@ def test_random_nodes(case):
 
 
 def there_and_back(net, want, inputs):
-    """What was read is written: the same numbers, batch first."""
+    """Write the layer that was read, and compare: the same numbers, batch first."""
     (layer,) = net.layers
     model = to_onnx(layer, states=True, lengths="sequence_lens" in inputs)
     feeds = {"xs": batch_first(inputs["X"])}

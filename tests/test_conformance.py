@@ -36,7 +36,7 @@ LIMITS = {np.float32: 1e-5, np.float64: 1e-12}
 
 
 def disagreements(got: dict[str, Array], want: dict[str, Array], limit: float) -> dict[str, Any]:
-    """What differs, and by how much."""
+    """The arrays that differ, and by how much."""
     assert got.keys() == want.keys()
     found: dict[str, Any] = {}
     for name, array in got.items():
@@ -238,7 +238,7 @@ def test_read_only_arrays_are_taken(backend):
 
 
 def test_a_saved_gate_is_not_taken_for_a_state():
-    """What a cell saves may be a state after the step; a gate that looks like one is none."""
+    """A cell may save a state after the step; a gate that looks like one is none."""
 
     def forward(gates, state):
         return (state[0] + gates[0], state[1]), (gates[0],)

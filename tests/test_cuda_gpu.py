@@ -1,4 +1,4 @@
-"""What the engine asks of CuPy: the real one needs a GPU to answer, this one writes it down."""
+"""The engine's calls of CuPy: the real one needs a GPU, the one here writes them down."""
 
 import importlib
 import sys

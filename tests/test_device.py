@@ -80,7 +80,7 @@ def close(got: Any, want: Any, rtol: float) -> None:
 
 
 def outcome(layer: Any, inputs: tuple[Any, ...], douts: tuple[Any, ...]) -> list[Any]:
-    """What a layer gives, forward and backward."""
+    """The results of a layer, forward and backward."""
     out = layer.forward(*inputs)
     back = layer.backward(*douts)
     flat = [out, back, *layer.grads]

@@ -1,4 +1,4 @@
-"""What needs a library that is not installed says how to install it."""
+"""Whoever needs a library that is not installed is told how to install it."""
 
 import sys
 

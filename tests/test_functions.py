@@ -1,4 +1,4 @@
-"""What cells may call: on NumPy arrays and on SIMD vectors, and in a cell on both engines."""
+"""Functions that cells call: on NumPy arrays, on SIMD vectors, in a cell on both engines."""
 
 import inspect
 from collections.abc import Callable

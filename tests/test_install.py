@@ -1,4 +1,4 @@
-"""What is installed works away from the checkout, and imports point one way."""
+"""The installed package works away from the checkout, and imports point one way."""
 
 import ast
 import os

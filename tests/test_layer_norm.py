@@ -237,7 +237,7 @@ def test_a_single_unit_is_its_own_mean(backend, name, dtype):
 @pytest.mark.parametrize("H", [2, 3])
 @pytest.mark.parametrize("backend", ENGINES)
 def test_few_units(backend, H, name):
-    """What is left of the gradient by the inputs is small beside what cancelled."""
+    """The gradient of the inputs is small beside the terms that cancelled in it."""
     p = random_problem(name, 4, 5, 3, H)
     with use_backend(backend, strict=True) as engine:
         assert disagreements(outcome(engine, p), outcome(NumpyEngine(), p), 1e-8) == {}

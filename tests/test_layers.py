@@ -1,4 +1,4 @@
-"""What the layers promise beyond their gradients: states, starting values, dropout, losses."""
+"""The layers beyond their gradients: states, starting values, dropout, losses."""
 
 from typing import Any
 
@@ -512,7 +512,7 @@ def test_steps_equal_the_unrolled_layer(name, backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", [*REPRESENTATIVES, "projected"])
 def test_the_result_of_a_step_is_the_caller_s(name, backend):
-    """Whatever is written to it, the next step goes on from the state."""
+    """A caller may overwrite it: the next step goes on from the state."""
     xs = np.random.default_rng(0).standard_normal((2, 6, 3)).astype(np.float32)
     if name == "projected":
         layer = rnn.TimeProjectedLSTM.create(3, 5, proj_size=2, rng=0, stateful=True)

@@ -73,7 +73,7 @@ class ThreadRanks(SingleProcess):
 
 
 def together(size, work):
-    """What work(ranks) returns on each of several ranks; the first error that one raises."""
+    """The results of work(ranks) on several ranks. Raises the first error that one raises."""
     meeting = threading.Barrier(size), [None] * size
 
     def one(rank):
@@ -361,7 +361,7 @@ def test_rows_may_be_declared_and_taken_back():
 
 
 class FakeNccl:
-    """What of cupy.cuda.nccl is used, between threads, for arrays that are in host memory."""
+    """The part of cupy.cuda.nccl that is used, between threads, for arrays in host memory."""
 
     NCCL_FLOAT32, NCCL_FLOAT64, NCCL_SUM = 7, 8, 0
     available = True

@@ -310,7 +310,7 @@ def test_no_direction_looks_across_a_reset(backend, masked):
 
 
 def by_hand(stack: Any, xs: Array, seed: int) -> Array:
-    """What the docstring says, with the layers and a dropout of one's own."""
+    """The outputs of a stack, as its docstring says, with a dropout written here."""
     random, ratio = np.random.default_rng(seed), stack.dropouts[0].ratio
     hs = xs
     for k, layer in enumerate(stack.layers):

@@ -53,7 +53,7 @@ CELLS = ["rnn", "lstm", "gru", "gru_reset_after", "forgetful"]
 
 @pytest.fixture(autouse=True)
 def readable_engine():
-    """What a run computes is tested elsewhere; here nothing needs to be compiled."""
+    """Run on NumPy, which compiles nothing: other tests check the numbers of a run."""
     with rnn.use_backend("numpy"):
         yield
 
@@ -475,7 +475,7 @@ def test_unrolled_values_are_those_of_a_run():
 @pytest.mark.parametrize("truncated", [None, 2])
 @pytest.mark.parametrize("name", ["rnn", "lstm"])
 def test_unrolled_gradients_are_those_that_come_back(name, truncated):
-    """What a step got from later ones is what a run from its state on gives as dstate."""
+    """The gradient that later steps give to a step is dstate of a run that starts there."""
     layer, xs, dhs = layer_of(name, 2, 3), inputs(2, 5, 2), inputs(2, 5, 3, seed=3)
     found = words(viz.unrolled(layer, xs=xs, dhs=dhs, truncated=truncated, row=1))
     block, seen = truncated or 5, 0

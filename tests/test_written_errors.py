@@ -1,4 +1,4 @@
-"""What a cell written once may not do, and how its author is told: errors name the line."""
+"""Things that a cell written once may not do, and the errors, which name the line."""
 
 import inspect
 import linecache

@@ -17,7 +17,7 @@ Sections, in this order; each is a list of items:
     peers        a loop written in torch, compiled or not; FlashRNN; a new cell in ours
     sanitizer    NVIDIA's compute-sanitizer over a few of the correctness items
 
-What goes wrong stays where it is: a section runs in a process of its own, an item that fails is
+A failure stays where it is: a section runs in a process of its own, an item that fails is
 recorded with the end of its traceback, one that crashes the process or does not answer is killed,
 and a new process goes on with the next. After every item ``gpu.json`` and ``gpu.md`` are written
 whole, so a run that is cut short leaves what it had.

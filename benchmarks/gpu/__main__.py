@@ -87,7 +87,7 @@ def attempt(section: Section, machine: Machine, item: str) -> dict[str, Any]:
 
 
 def clean(value: Any) -> Any:
-    """What JSON can hold."""
+    """The value in types that JSON has."""
     if isinstance(value, dict):
         return {str(name): clean(one) for name, one in value.items()}
     if isinstance(value, (list, tuple)):
@@ -104,7 +104,7 @@ def clean(value: Any) -> Any:
 
 
 class Results:
-    """What is known so far, in two files."""
+    """The results so far, in two files."""
 
     def __init__(self, folder: Path, emulated: bool) -> None:
         self.folder = folder

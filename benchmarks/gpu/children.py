@@ -99,7 +99,7 @@ class _Child:
             print(line, end="", flush=True)
 
     def status(self, patience: float) -> int | None:
-        """What it ended with; None where it has not."""
+        """The status it ended with; None if it has not."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=patience)
         return self.process.returncode

@@ -61,7 +61,7 @@ TINY = [
 
 
 def items(cell: str | None = None, precision: str | None = None) -> list[str]:
-    """What there is to check, the telling ones first."""
+    """The items to check, the telling ones first."""
     names = cells.names()
     one_product = [name for name in names if not cells.get(name).second_product]
     found = [f"steps/{p}/{name}" for p in LIMITS for name in names]

@@ -1,4 +1,4 @@
-"""What the items run on: a GPU, its emulator, or a list of the kernels that would have run."""
+"""The place where items run: a GPU, its emulator, or a list of the kernels that would run."""
 
 import functools
 import sys
@@ -46,7 +46,7 @@ class Machine:
 
     @property
     def gpu(self) -> Any:
-        """What the engine starts its kernels on."""
+        """The GPU on which the engine starts its kernels."""
         return self.base.gpu
 
     def engine(self, precision: str = "float32") -> CudaEngine:
@@ -90,7 +90,7 @@ class Machine:
         return 1e3 * cuda.get_elapsed_time(begin, end) / repeats, host
 
     def cost(self, call: Call, repeats: int = 200) -> dict[str, float]:
-        """What a call that is made again and again costs: medians of seven."""
+        """The cost of a call that is made again and again: medians of seven."""
         for _ in range(0 if self.emulated else 20):
             call()
         rounds = [self.elapsed(call, repeats) for _ in range(1 if self.emulated else 7)]

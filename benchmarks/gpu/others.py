@@ -90,7 +90,7 @@ def _device(machine: Machine) -> dict[str, Any]:
 
 
 def launch(machine: Machine, item: str) -> dict[str, Any]:
-    """What a gate kernel, a product, and both cost, one after the other; what compiling costs."""
+    """The cost of a gate kernel, a product, and both, one after the other; or of compiling."""
     if item.startswith("compile"):
         return _compiling(machine, item)
     engine, (N, H) = machine.engine(), (2, 8) if machine.tiny else (64, 512)

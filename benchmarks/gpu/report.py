@@ -167,7 +167,7 @@ def _what_is_missing(record: Record) -> str | None:
 
 
 def _not_there(records: Record) -> list[str]:
-    """What failed, is wrong, absent or skipped."""
+    """Lines on the items that failed, are wrong, absent or skipped."""
     lines, skipped = [], []
     for item, record in records.items():
         kind = _what_is_missing(record)

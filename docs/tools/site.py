@@ -1,4 +1,4 @@
-"""What the site takes from the checkout beside docs/: a hook of MkDocs.
+"""A hook of MkDocs: it adds pages from the checkout beside docs/ to the site.
 
 - README.md is the home page, CONTRIBUTING.md contributing.md, and so on (PAGES)
 - notebooks are pages, as they are stored; their formulas become MathML, so that nothing is loaded

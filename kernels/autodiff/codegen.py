@@ -37,7 +37,7 @@ class TracedCell:
 
     @property
     def inputs(self) -> list[Node]:
-        """What stands in the tuple ``gates``."""
+        """The nodes in the tuple ``gates``."""
         return [*self.gates.values(), *self.weights.values()]
 
     @property

@@ -2,7 +2,7 @@
 
 The graph is cut where functions are called, where the user has given a name and where a value is
 used more than once. Between the cuts it is a polynomial, which SymPy differentiates; from cut to
-cut the gradients are carried backwards, so that nothing grows. What SymPy returns becomes nodes
+cut the gradients are carried backwards, so that nothing grows. SymPy's results become nodes
 again, in an order that depends on nothing but the graph.
 """
 
@@ -180,7 +180,7 @@ class _Algebra:
         return symbol
 
     def expression(self, node: Node) -> Any:
-        """What the node is made of, down to the next cuts."""
+        """The node as an expression of the next cuts below it."""
         parts = [
             self.symbol(operand)
             if operand.is_leaf or operand in self._cuts

@@ -56,7 +56,7 @@ class Graph:
 
 
 def reachable(roots: Iterable[Node], stop: Iterable[Node] = ()) -> list[Node]:
-    """What the roots are made of and they themselves, in order; not what ``stop`` is made of."""
+    """The roots and all that they are made of, in order, but not the operands of ``stop``."""
     stop = set(stop)
     found: set[Node] = set()
     waiting = list(roots)

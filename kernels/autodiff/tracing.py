@@ -41,12 +41,12 @@ FUNCTIONS = "numba_rnn.functions"  # where users find them
 
 
 class CellError(ValueError):
-    """What the user's function does, a cell cannot."""
+    """The user's function does something that a cell cannot do."""
 
 
 @dataclass(frozen=True)
 class TraceResult:
-    """What a function returned, where, and its local variables then."""
+    """The result of a function, where it was returned, and the local variables then."""
 
     result: Any
     local: dict[str, Node]
@@ -154,7 +154,7 @@ class Tracer:
         return made
 
     def _replace(self, value: Any) -> Any:
-        """What the traced code finds instead of a value."""
+        """The object that the traced code finds instead of a value."""
         value = getattr(value, "py_func", value)  # of what Numba compiled, or another cell
         if isinstance(value, ModuleType):
             return _Members(value, self._replace)
@@ -217,7 +217,7 @@ class Tracer:
 
 
 class _Traced:
-    """What the user's function handles in place of arrays."""
+    """The stand-in for an array in the user's function."""
 
     __slots__ = ("_node", "_trace")
     __hash__ = None  # type: ignore[assignment]
@@ -390,7 +390,7 @@ class _Members:
 
 
 def _instead_of(call: str) -> str:
-    """What to use in place of a function that a cell cannot call."""
+    """Advice for a call of a function that a cell cannot call."""
     name = call.rpartition(".")[2]
     name = OTHER_NAMES.get(name, name)
     if hasattr(functions, name) and not name.startswith("_") and name != "np":
@@ -463,7 +463,7 @@ def _codes(code: CodeType) -> list[CodeType]:
 
 
 def _no_number(value: Any) -> str:
-    """What to write instead of something that is no number."""
+    """Advice for a value that is no number."""
     if callable(value):
         name = getattr(value, "__name__", repr(value))
         return f"expected a number, got the function {name}: call it, {name}(...)"

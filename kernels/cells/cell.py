@@ -320,7 +320,7 @@ class Cell:
         w : (number of weights, H) array
             The weights.
         Wr : (H, Gs P) array
-            What the operand multiplies: the last columns of Wh, unless the cell is ``projected``.
+            The operand's weights: the last columns of Wh, unless the cell is ``projected``.
         """
         Wx, *rest = params
         H = self.hidden_size(params)

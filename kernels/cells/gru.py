@@ -25,7 +25,7 @@ from .cell import Cell
 
 
 def reset(gates, state):
-    """What the candidate sees of h: r * h."""
+    """The part of h that the candidate sees: r * h."""
     _, r, _ = gates
     (h,) = state
     return sigmoid(r) * h

@@ -3,7 +3,7 @@
     f, g, i, o, c_t   as in ``lstm.py``
     h_t = (o * tanh(c_t)) Wr                          r, the projection
 
-What the four gates see, and what goes out, is the projection of what the units hold. It is the
+The four gates see h, a projection of what the units hold, and h goes out. The projection is the
 second product: its operand is o * tanh(c_t), its gate r is h itself. Wr is (H, P), Wh (P, 4H): h
 may have fewer numbers than there are units.
 """
@@ -15,7 +15,7 @@ from .cell import Cell
 
 
 def output(gates, state):
-    """What is projected: o * tanh(c)."""
+    """The numbers that are projected: o * tanh(c)."""
     f, g, i, o, _ = gates
     _, c = state
     return sigmoid(o) * tanh(sigmoid(f) * c + tanh(g) * sigmoid(i))

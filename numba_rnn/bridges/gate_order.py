@@ -14,7 +14,8 @@ An old share becomes a new one by the other sign of all that z sees: sigmoid(-a)
 Two biases of one gate are added up, but for the GRU's candidate whose reset gate comes after the
 product, where they are different things (``biases`` of a cell).
 
-What cannot be converted is refused with the reason (``ConversionError``), never approximated.
+A layer that cannot be converted is refused with the reason (``ConversionError``), never
+approximated.
 """
 
 from collections.abc import Mapping
@@ -107,7 +108,7 @@ def as_floats(name: str, value: Any) -> Array:
 
 
 def library_layer_of(layer: TimeRecurrent, library: str, kinds: Mapping[str, T]) -> T:
-    """What a library's layer for the cell is, of ``kinds``, which are by the names of cells here.
+    """A library's layer for the cell, from ``kinds``, which has them by the names of cells here.
 
     Raises ConversionError where there is none, and for a cell that has such a name and is another.
     """

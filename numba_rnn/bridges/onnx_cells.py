@@ -1,4 +1,4 @@
-"""What ONNX's nodes RNN, LSTM and GRU compute, and which cells compute it here.
+"""The arithmetic of ONNX's nodes RNN, LSTM and GRU, and the cells that do it here.
 
 A ``RnnNodeSpec`` is all that such a node's attributes say of one direction. Where a cell of the
 library computes that, it is taken; for everything else (``activations``, ``clip``, ``input_forget``
@@ -72,7 +72,7 @@ DEFAULTS = {"RNN": (TANH,), "LSTM": (SIGMOID, TANH, TANH), "GRU": (SIGMOID, TANH
 
 
 class RnnNodeSpec(NamedTuple):
-    """What a node computes in one direction.
+    """The computation of a node in one direction.
 
     op           RNN, LSTM or GRU
     activations  f; f, g and h; f and g

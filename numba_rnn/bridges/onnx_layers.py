@@ -1,6 +1,6 @@
 """The nodes of an ONNX graph that have weights, as steps around layers.
 
-What a step is says ``onnx_ops.py``.
+``onnx_ops.py`` says what a step is.
 """
 
 from collections.abc import Sequence

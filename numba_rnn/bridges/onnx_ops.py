@@ -59,7 +59,7 @@ class OnnxNode:
 
 
 class OnnxOp:
-    """What a node computes; a subclass says how."""
+    """The computation of a node; each subclass has its own."""
 
     layer: Layer | None = None
 

@@ -278,7 +278,7 @@ class _Graph:
         return str(self.node("Reshape", [ys, self.ints(0, 0, len(parts) * H)]))
 
     def _initial(self, parts: Sequence[TimeRecurrent], numbers: list[int], place: int) -> str:
-        """What the node starts from, (directions, N, H); "" for zeros."""
+        """The name of the state from which the node starts, (directions, N, H); "" for zeros."""
         if not self._states and all(part._initial is None for part in parts):
             return ""
         rows = []

@@ -178,7 +178,7 @@ def _read(path: Path) -> dict[str, Array | None]:
 
 
 def _the_prefix(source: Mapping[str, Any], prefix: str | None) -> str:
-    """What the names of a recurrent module's weights begin with."""
+    """The prefix of the names of a recurrent module's weights."""
     prefixes = {name[: -len("weight_hh_l0")] for name in source if name.endswith("weight_hh_l0")}
     if not prefixes:  # a cell's names have no number
         prefixes = {name[: -len("weight_hh")] for name in source if name.endswith("weight_hh")}
@@ -344,7 +344,7 @@ def to_torch(layer: TimeRecurrent | Bidirectional | Stacked, *, batch_first: boo
 
 
 def _described(layer: Any) -> tuple[tuple[str, dict[str, Any]], Named]:
-    """What module it is, its options, and its weights by name."""
+    """The kind of module, its options, and its weights by name."""
     stack, dropout = layers_of_stack(layer, "PyTorch")
     modules = set()
     arrays: Named = {}

@@ -1,4 +1,4 @@
-"""What can be measured of a layer: how far gradients reach, how gates saturate, what Wh does.
+"""Measures of a layer: how far gradients reach, how gates saturate, how Wh acts on a state.
 
 Shapes: N rows, T steps, H units. A table is a dict of columns of one length, one row an
 observation. All is computed in float64, in host memory.

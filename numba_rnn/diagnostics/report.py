@@ -107,7 +107,7 @@ def _gates(trace: Any) -> str:
 
 
 def _flow(trace: Any, state: str) -> str:
-    """What happens to the gradient through one state, in a sentence."""
+    """A sentence on how the gradient fades or grows through one state."""
     norms, there = rows_by_lag(trace, state)
     if not there.any():
         return "none: the loss looks at no step"

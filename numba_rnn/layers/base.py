@@ -1,4 +1,4 @@
-"""What every layer has."""
+"""The base class of all layers."""
 
 from typing import Any, Self
 
@@ -103,7 +103,7 @@ class Layer:
         return {**self.__dict__, **dict.fromkeys(self.__dict__.keys() & {"_tape", "trace"})}
 
     def _saved(self) -> Any:
-        """What forward kept. Raises ForwardFirst if it kept nothing."""
+        """The record that forward kept. Raises BackwardBeforeForward if there is none."""
         if self._tape is None:
             raise BackwardBeforeForward(self)
         return self._tape

@@ -164,7 +164,7 @@ class TimeRecurrent(_CellLayer):
         self._state_given = False
 
     def _state_before(self, name: str, N: int, engine: Engine) -> tuple[Array, ...]:
-        """What the next step starts from."""
+        """The state from which the next step starts."""
         state = self.state if self.stateful or self._state_given else None
         if state is None and self._initial is not None:
             sized = zip(self._initial, self._state_sizes, strict=True)

@@ -1,4 +1,4 @@
-"""What keeps a recurrent layer from learning its training data by heart.
+"""Regularisers, which keep a recurrent layer from learning its training data by heart.
 
 ``zoneout``            a unit keeps its old value at a step, by lot (Krueger et al. 2017)
 ``recurrent_dropout``  units of h are missing from h Wh, the same ones at every step of a sequence
@@ -7,9 +7,10 @@
 ``weight_drop``        entries of Wh are missing, the same ones for the whole block (DropConnect
                        on the hidden-to-hidden weights; Merity et al. 2018)
 
-What is left is scaled up by 1 / (1 - rate). All masks come from a counter-based generator
-(``kernels/counter_rng.py``): for one seed they are the same on every engine, and in every process
-that has some rows of a batch. Zoneout's are not stored: backward draws again what forward drew.
+All but zoneout scale the entries that stay by 1 / (1 - rate). All masks come from a counter-based
+generator (``kernels/counter_rng.py``): for one seed they are the same on every engine, and in every
+process that has some rows of a batch. Zoneout's are not stored: backward draws again what forward
+drew.
 """
 
 from collections.abc import Mapping, Sequence
@@ -66,23 +67,23 @@ class Regularisers:
         self.rng = generator(rng)
 
     def new_seed(self) -> int:
-        """What a block's masks are drawn from."""
+        """A seed for the masks of a block."""
         return new_seed(self.rng)
 
     def on_inputs(
         self, engine: Engine, seed: int, shape: tuple[int, int], dtype: Any
     ) -> Array | None:
-        """What xs is multiplied by, (N, D), or None."""
+        """The mask that multiplies xs, (N, D), or None."""
         return self._mask(engine, seed, _INPUT, shape, self.input_dropout, dtype)
 
     def on_h(self, engine: Engine, seed: int, shape: tuple[int, int], dtype: Any) -> Array | None:
-        """What h is multiplied by on its way into h Wh, (N, H), or None."""
+        """The mask that multiplies h on its way into h Wh, (N, H), or None."""
         return self._mask(engine, seed, _RECURRENT, shape, self.recurrent_dropout, dtype)
 
     def on_weights(
         self, engine: Engine, seed: int, name: str, shape: Sequence[int], dtype: Any
     ) -> Array:
-        """What Wh or Wr is multiplied by."""
+        """The mask that multiplies Wh or Wr."""
         (own,) = seeds_of(seed, WEIGHTS[name])
         return engine.dropout(own, tuple(shape), self.weight_drop, dtype)
 

@@ -382,7 +382,7 @@ class Rnnlm:
     def _aside(self) -> Iterator[None]:
         """Run on a fresh state, then take the old one up again.
 
-        What forward kept for backward is gone afterwards: backward then raises ForwardFirst.
+        The record of forward is gone afterwards: backward then raises BackwardBeforeForward.
         """
         before = [layer.state for layer in self.recurrent]
         self.reset_state()

@@ -1,4 +1,4 @@
-"""What the estimators have in common: their parameters, the training loop, how they are pickled."""
+"""The base of the estimators: their parameters, the training loop, how they are pickled."""
 
 import math
 from collections.abc import Callable
@@ -380,8 +380,8 @@ class RecurrentEstimator(BaseEstimator):
     # ---- use
 
     def _scores(self, xs: Sequences) -> Array:
-        """What the network says: (N, M), or where it does at every step (steps, M), those of one
-        sequence behind those of the other."""
+        """The outputs of the network: (N, M), or (steps, M) if it has some at every step, those of
+        one sequence behind those of the other."""
         size, network, found = expect_int("batch_size", self.batch_size), self.network_, []
         with network.lock:
             for start in range(0, len(xs), size):

@@ -381,7 +381,7 @@ class RNNForecaster(RecurrentEstimator):
         return self._scores(xs)[ends].reshape(len(xs), self.horizon, -1)
 
     def _inputs(self, values: Array, known: Array) -> Array:
-        """What the network reads at each step: the channels (T, C), and the exogenous inputs
+        """The inputs of the network at each step: the channels (T, C), and the exogenous inputs
         (T + horizon, E) of the steps to be foretold; (T, C + horizon * E)."""
         ahead = sliding_window_view(known[1:], self.horizon, axis=0)
         return np.concatenate([values, ahead.reshape(len(values), -1)], axis=1)

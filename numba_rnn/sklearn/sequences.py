@@ -182,7 +182,7 @@ def mask_of(lengths: AnyArray) -> AnyArray:
 
 @dataclass(frozen=True)
 class SequenceDataset:
-    """What a network is to learn.
+    """Sequences and the targets that a network is to learn.
 
     xs    sequences (T_i, D)
     ts    their targets: for every step, or one step of them where a sequence has one target

@@ -72,7 +72,7 @@ class _Supervised(RecurrentEstimator):
         return SequenceDataset(xs, split(targets, xs) if self.per_step else targets[:, None])
 
     def _shaped(self, flat: AnyArray, xs: Sequences) -> Sequences:
-        """What is said of all sequences or steps, cut up as the sequences are."""
+        """The values of all sequences or steps, cut up as the sequences are."""
         return split(flat, xs) if self.per_step else flat
 
     def _flat_score(

@@ -26,7 +26,7 @@ _STATE = "state/"  # names that start so, in ``arrays``, have a row for each row
 
 @runtime_checkable
 class DataParallelModel(Protocol):
-    """What sharing a batch needs of a model; Rnnlm is one."""
+    """A model whose batches can be shared among processes, such as Rnnlm."""
 
     rng: Any
 
@@ -139,7 +139,7 @@ class DataParallel:
         }
 
     def mine(self, arrays: dict[str, Array]) -> dict[str, Array]:
-        """What ``arrays`` returned, with the rows of this rank's states alone."""
+        """The result of ``arrays`` with only this rank's rows of the states."""
         return {
             name: array[self.rows] if name.startswith(_STATE) else array
             for name, array in arrays.items()

@@ -71,7 +71,7 @@ class SingleProcess:
         return array
 
     def broadcast(self, value: Any) -> Any:
-        """What rank 0 calls this with, on every rank."""
+        """Return rank 0's value on every rank."""
         return value
 
     def __enter__(self) -> Self:

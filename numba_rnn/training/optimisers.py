@@ -1,8 +1,8 @@
 """Optimisers: how a step is made of a gradient.
 
 All share ``update(params, grads)``, which changes the parameters in place, and ``lr``, which may
-be changed between updates. What an optimiser remembers of the past (its slots: a momentum, a mean
-of squares) is one array per parameter, kept by position: call it with the same list each time.
+be changed between updates. An optimiser keeps its slots (a momentum, a mean of squares) by
+position, one array per parameter: call it with the same list each time.
 
 Each is a rule, a plain function of numbers: (W, slots, dW, numbers) -> new W, new slots. The
 engine applies it to whole arrays, where the parameters are. It multiplies what is remembered by its
@@ -163,7 +163,7 @@ class Optimiser:
         return {"lr": self.lr, "updates": self.updates, **self._options()}, arrays
 
     def _options(self) -> dict[str, float]:
-        """What the constructor was given besides lr."""
+        """The constructor's arguments besides lr."""
         return {k: v for k, v in vars(self).items() if k != "updates" and not k.startswith("_")}
 
     def restore(self, numbers: dict[str, Any], arrays: dict[str, Array]) -> None:

@@ -32,7 +32,7 @@ class TrainingDiverged(RuntimeError):  # noqa: N818 (reads as what happened)
 
 
 class Model(Protocol):
-    """What the trainer needs of a model; Rnnlm is one."""
+    """A model that the trainer can train, such as Rnnlm."""
 
     rng: Any
 

@@ -345,7 +345,7 @@ def _beside(use: Use) -> list[Edge]:
 
 
 def _over_rows(node: StepNode, k: int, text: str) -> str:
-    """What is the same for all rows adds up over them."""
+    """The term of a gradient: a sum over rows where its source is the same for all of them."""
     return f"Σ {text}" if node.uses[k].source.is_of_weights and not node.is_of_weights else text
 
 

@@ -32,7 +32,7 @@ MARGIN = 0.25
 
 @dataclass(frozen=True)
 class Labels:
-    """What is written on a graph: values above the edges, gradients below them.
+    """The texts on a graph: values above the edges, gradients below them.
 
     values, gradients  by edge
     inside             by node: lines below its label, each with the edges that must have been

@@ -115,7 +115,7 @@ def _nothing(layer: Any) -> StepRecord:
 
 
 def _note(show: str | None, words: Labels) -> str:
-    """What the numbers are."""
+    """A note on the numbers that are shown."""
     texts = [*words.values.values(), *words.gradients.values()]
     texts += [text for lines in words.inside.values() for text, _ in lines]
     parts = {

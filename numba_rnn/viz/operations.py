@@ -85,7 +85,7 @@ class Operation:
 
     @property
     def label(self) -> str:
-        """What stands in the node: a sign or a function, with the constants."""
+        """The text in the node: a sign or a function, with the constants."""
         if self._of == traced.NEGATIVE:
             return "−"
         sign = SIGNS.get(self._of, LABELS.get(self._of, self._of))
@@ -96,11 +96,11 @@ class Operation:
 
     @property
     def words(self) -> str:
-        """What the step back through it is called."""
+        """The name of the step back through it."""
         return WORDS.get(self._of, f"d{self._of}")
 
     def expression(self, names: Sequence[str]) -> str:
-        """What it computes, in terms of its operands' names."""
+        """Its formula, in terms of its operands' names."""
         terms = self._with_fixed(names, lambda number: f"{number:g}")
         if self._of == traced.NEGATIVE:
             return f"−{terms[0]}"

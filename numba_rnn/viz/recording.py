@@ -16,7 +16,7 @@ from .step_graph import StepGraph, StepValues
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What one step of a run saw.
+    """The numbers that went into one step of a run, forward and backward.
 
     inputs  x (N, D) and the states before the step, (N, H), by the names of a graph's inputs
     params  the cell's parameters

@@ -1,4 +1,4 @@
-"""What forward keeps for backward, in bytes."""
+"""The memory that forward keeps for backward, in bytes."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any

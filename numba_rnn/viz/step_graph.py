@@ -28,7 +28,7 @@ PASSING = SUM, OUTPUT
 
 @dataclass(frozen=True, eq=False)
 class Use:
-    """What one node sees of another: an edge.
+    """An edge: a value of one node as another one uses it.
 
     name    of what travels along it
     blocks  which blocks of H columns it is; None: all
@@ -250,7 +250,7 @@ class StepGraph:
         return self._add(SUM, "+", "t", [*map(self._use, products), *biases])
 
     def _terms(self, group: tuple[int, ...]) -> tuple[list[tuple[Use, Use]], list[Use]]:
-        """What a group's gates are the sum of: pairs to be multiplied, and biases."""
+        """The terms of the sum in a group's gates: pairs to be multiplied, and biases."""
         cell, g = self.cell, group[0]
         two = cell.biases == 2
         pairs, biases = [], []
@@ -290,7 +290,7 @@ def _blocks(gates: Sequence[int], group: Sequence[int]) -> tuple[int, ...]:
 def _traced(
     trace: Tracer, function: Callable[..., Any], gates: Sequence[Any], states: Sequence[Any]
 ) -> Any:
-    """What a cell's function makes of its gates and state, as nodes."""
+    """The results of a cell's function of gates and state, as nodes."""
 
     def call(**numbers: Any) -> Any:
         given = list(numbers.values())

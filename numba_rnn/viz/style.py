@@ -1,4 +1,4 @@
-"""What all pictures of this room share: figures measured in inches, colours, short numbers."""
+"""Shared by all pictures of this room: figures measured in inches, colours, short numbers."""
 
 from types import ModuleType
 from typing import Any

@@ -210,7 +210,7 @@ class _Picture:
         self._say(middle, self.top + 0.65, f"{said_text}\n{said}".strip(), va="bottom")
 
     def _between(self, x: float, t: int) -> None:
-        """What goes on to the next step, or out of the last one."""
+        """Draw the states on their way to the next step, or out of the last one."""
         last = t == self.T - 1
         end = x + (0.7 if last else GAP)
         levels = self._levels()
