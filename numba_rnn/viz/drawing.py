@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -118,16 +119,12 @@ class GraphPicture:
             self._node(axes, scale, node, view)
         y = self.height - 0.12
         for k, line in enumerate(heading):
-            words = {"color": style.BLACK if k == 0 else style.GRADIENT, "parse_math": False}
-            axes.text(
-                self.width / 2, y, line, ha="center", va="top", fontsize=_points(k) * scale, **words
-            )
+            colour = style.BLACK if k == 0 else style.GRADIENT
+            style.write(axes, scale, self.width / 2, y, line, _points(k), va="top", color=colour)
             y -= style.text_size(line, _points(k))[1]
         if self._note:
-            axes.text(
-                self.width / 2, 0.1, self._note, ha="center", va="bottom", color=style.GREY,
-                fontsize=NOTE * scale, parse_math=False,
-            )  # fmt: skip
+            x, colour = self.width / 2, style.GREY
+            style.write(axes, scale, x, 0.1, self._note, NOTE, va="bottom", color=colour)
 
     def _ports(self) -> tuple[dict[Edge, Any], dict[Edge, Any]]:
         """Where edges enter and leave nodes: side by side, in the order they come in."""
@@ -169,15 +166,13 @@ class GraphPicture:
         )  # fmt: skip
 
     def _text(self, axes: Any, scale: float, edge: Edge, item: Box, view: Highlight) -> None:
-        words = {"ha": "center", "fontsize": style.FONT * scale, "parse_math": False, "zorder": 5}
+        write = partial(style.write, axes, scale, item.x, zorder=5)
         above, below = self.words.values.get(edge), self.words.gradients.get(edge)
         if above:
-            axes.text(item.x, item.y + 0.04, above, va="bottom", color=style.BLACK, **words)
+            write(item.y + 0.04, above, va="bottom", color=style.BLACK)
         if below and (view.known is None or edge in view.known):
             weight = "bold" if edge in view.live else "normal"
-            axes.text(
-                item.x, item.y - 0.05, below, va="top", color=style.GRADIENT, weight=weight, **words
-            )
+            write(item.y - 0.05, below, va="top", color=style.GRADIENT, weight=weight)
 
     def _node(self, axes: Any, scale: float, node: StepNode, view: Highlight) -> None:
         from matplotlib.patches import Circle, FancyBboxPatch
@@ -201,15 +196,12 @@ class GraphPicture:
         for text, needs in self.words.inside.get(node, ()):
             known = needs is None or view.known is None or needs <= set(view.known)
             lines.append((text, style.BLACK if needs is None else style.GRADIENT, known))
+        write = partial(style.write, axes, scale, item.x, zorder=7)
         y = item.y + sum(style.text_size(text)[1] for text, _, _ in lines) / 2
         for k, (text, colour, known) in enumerate(lines):
             height = style.text_size(text)[1]
             if known:
-                axes.text(
-                    item.x, y - height / 2, text, ha="center", va="center", color=colour,
-                    fontsize=(style.FONT + (1 if k == 0 else 0)) * scale, zorder=7,
-                    parse_math=False,
-                )  # fmt: skip
+                write(y - height / 2, text, style.FONT + (k == 0), color=colour)
             y -= height
 
 

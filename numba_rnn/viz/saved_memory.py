@@ -100,11 +100,7 @@ def memory(
             raise ValueError(f"{name}: expected some numbers, got none")
     steps, dials = sorted(T), list(checkpoint_every)
     sizes = {k: [saved_bytes(layer, N, t, k) for t in steps] for k in dials}
-    twin, library = copy_layer(layer), style.matplotlib()
-    if figure is None:
-        figure = library.figure.Figure(figsize=(8, 5), layout="constrained")
-    elif not isinstance(figure, library.figure.FigureBase):
-        raise TypeError(f"figure: expected a matplotlib Figure, got {type(figure).__name__}")
+    figure = style.figure_of(figure, 8, 5, "constrained")
     axes = figure.subplots()
     most = max(max(line) for line in sizes.values())
     unit, name = next((u, n) for u, n in UNITS if most >= u or u == 1)
@@ -119,7 +115,8 @@ def memory(
             style.number(values[-1]), (steps[-1], values[-1]), (8, 0), fontsize=12,
             textcoords="offset points", va="center", color=COLOURS[k % len(COLOURS)],
         )  # fmt: skip
-    figure.suptitle(f"Kept by forward for backward, measured: N {N}, H {twin.hidden_size}", size=15)
+    title = f"Kept by forward for backward, measured: N {N}, H {layer.hidden_size}"
+    figure.suptitle(title, size=15)
     axes.set_xlabel("T, steps", fontsize=13)
     axes.set_ylabel(f"{name}, all steps", fontsize=13)
     axes.set_xscale("log", base=2)

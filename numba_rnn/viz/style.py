@@ -1,32 +1,33 @@
 """Shared by all pictures of this room: figures measured in inches, colours, short numbers."""
 
-from types import ModuleType
 from typing import Any
 from unicodedata import east_asian_width
 
 import numpy as np
 
+from ..diagnostics.plots import COLOURS
 from ..typing import Array
 
-# Okabe & Ito (2008), which stay apart for the colour-blind
-BLUE, ORANGE, GREEN, PINK, YELLOW, SKY = (
-    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9",
-)  # fmt: skip
-BLACK, GREY = "#000000", "0.35"
-GRADIENT = "#B34700"  # their vermilion, darker: it is read on white
+BLUE, ORANGE, *_, BLACK = COLOURS
+GREY = "0.35"
+GRADIENT = "#B34700"  # Okabe & Ito's vermilion, darker: it is read on white
 FONT = 14.0  # points at a figure's own size
 LETTER = 0.62 / 72  # the width of a letter in inches, for each point; DejaVu Sans on average
 LINE = 1.35 / 72  # the height of a line
 LARGEST = 2, 3  # rows and columns of an array whose numbers are written
 
 
-def matplotlib() -> ModuleType:
-    """The library. Raises ImportError, naming the extra, where it is missing."""
+def figure_of(figure: Any, width: float, height: float, layout: str) -> Any:
+    """The figure given, or a new one (inches). Without matplotlib the error names the extra."""
     try:
-        import matplotlib.figure
+        from matplotlib.figure import Figure, FigureBase
     except ImportError as error:
         raise ImportError('pictures need matplotlib: pip install "numba-rnn[viz]"') from error
-    return matplotlib
+    if figure is None:
+        return Figure(figsize=(width, height), layout=layout)  # type: ignore[arg-type]  # "none"
+    if not isinstance(figure, FigureBase):
+        raise TypeError(f"figure: expected a matplotlib Figure, got {type(figure).__name__}")
+    return figure
 
 
 def new_figure(figure: Any, width: float, height: float) -> tuple[Any, Any, float]:
@@ -34,11 +35,7 @@ def new_figure(figure: Any, width: float, height: float) -> tuple[Any, Any, floa
 
     Drawn on a figure that is given it all shrinks or grows to fit.
     """
-    library = matplotlib()
-    if figure is None:
-        figure = library.figure.Figure(figsize=(width, height), layout="none")
-    elif not isinstance(figure, library.figure.FigureBase):
-        raise TypeError(f"figure: expected a matplotlib Figure, got {type(figure).__name__}")
+    figure = figure_of(figure, width, height, "none")
     axes = figure.add_axes((0, 0, 1, 1))
     clear_axes(axes, width, height)
     box = figure.bbox
@@ -53,6 +50,14 @@ def clear_axes(axes: Any, width: float, height: float) -> None:
     axes.set_ylim(0, height)
     axes.set_aspect("equal")
     axes.axis("off")
+
+
+def write(
+    axes: Any, scale: float, x: float, y: float, text: str, size: float = FONT, **more: Any
+) -> None:
+    """Text around a point, in the size that it has at a figure's own size."""
+    words = {"ha": "center", "va": "center", "parse_math": False, **more}
+    axes.text(x, y, text, fontsize=size * scale, **words)
 
 
 def text_size(text: str, size: float = FONT) -> tuple[float, float]:

@@ -107,9 +107,7 @@ def unrolled(
     style.clear_axes(axes, width, height + 0.5 * len(lines))
     picture.draw(axes, scale)
     for line in lines:
-        axes.text(
-            width / 2, height + 0.15, line, ha="center", fontsize=17 * scale, parse_math=False
-        )
+        style.write(axes, scale, width / 2, height + 0.15, line, 17, va="baseline")
     return choose_fonts(figure)
 
 
@@ -275,5 +273,5 @@ class _Picture:
         )  # fmt: skip
 
     def _say(self, x: float, y: float, text: str, size: float = style.FONT, **more: Any) -> None:
-        words = {"ha": "center", "va": "center", "zorder": 4, "parse_math": False, **more}
-        self.axes.text(x, y, text, fontsize=size * self.scale, linespacing=1.15, **words)
+        more |= {"zorder": 4, "linespacing": 1.15}
+        style.write(self.axes, self.scale, x, y, text, size, **more)

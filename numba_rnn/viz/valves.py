@@ -122,10 +122,7 @@ def _draw(axes: Any, scale: float, opening: float, title: str) -> None:
         style: dict[str, Any] = {"facecolor": colour, "edgecolor": "none", "zorder": order}
         axes.add_patch(Rectangle((x, y), width, height, **style))
 
-    def say(x: float, y: float, text: str, size: float, **more: Any) -> None:
-        words = {"ha": "center", "va": "center", "parse_math": False, **more}
-        axes.text(x, y, text, fontsize=size * scale, zorder=9, **words)
-
+    write = partial(style.write, axes, scale, zorder=9)
     level = opening * TALL
     box(LEFT, FLOOR, GATE - LEFT, TALL, WATER, 1)
     box(GATE, FLOOR, RIGHT - GATE, level, WATER, 1)
@@ -147,6 +144,6 @@ def _draw(axes: Any, scale: float, opening: float, title: str) -> None:
             )  # fmt: skip
     little = 0 < opening < 0.01
     shown = "< 0.01 (< 1%)" if little else f"{opening:.2g} ({opening:.0%})"
-    say(RIGHT - 1.5, FLOOR + TALL + 0.75, shown, 26, color=style.BLUE)
-    say(WIDTH / 2, HEIGHT - 0.3, title, 17)
-    say(WIDTH / 2, 0.4, "0.0: closed          1.0: wide open", style.FONT, color=style.GREY)
+    write(RIGHT - 1.5, FLOOR + TALL + 0.75, shown, 26, color=style.BLUE)
+    write(WIDTH / 2, HEIGHT - 0.3, title, 17)
+    write(WIDTH / 2, 0.4, "0.0: closed          1.0: wide open", style.FONT, color=style.GREY)
