@@ -5,9 +5,6 @@ numbers are in panels (``schedule.py`` says where). Every piece takes (plan, chu
 u1): the rows n0..n1 of the batch and the units u0..u1 of step k of a chunk.
 """
 
-from .plan import read_options
-from .schedule import from_number, lanes_at, place_of, read_step
-from .simd import VECTOR_BYTES, load, load_part, store, store_part
 from .option_io import (
     add_dinitial,
     add_output_gradient,
@@ -22,6 +19,9 @@ from .option_io import (
     store_scaled,
     store_trace,
 )
+from .plan import read_options
+from .schedule import from_number, lanes_at, place_of, read_step
+from .simd import VECTOR_BYTES, load, load_part, store, store_part
 from .tuple_io import (
     add_h_proj,
     add_op_proj,
