@@ -211,13 +211,13 @@ class StepOptions:
                 found["origin"] = np.array([self.origin], np.int64)
             elif kind == "numbers":
                 found[name] = np.array(given, dtype)
+            elif name == "resets":
+                found[name] = np.zeros(given.shape, np.uint8)
+                found[name][:, :-1] = given[:, 1:]
             elif kind == "flag":
                 found[name] = np.array(given, np.uint8)
             else:
                 found[name] = given
-        if "resets" in found:
-            ends = np.zeros_like(found["resets"][:, :1])
-            found["resets"] = np.concatenate([found["resets"][:, 1:], ends], axis=1)
         return found
 
     @property

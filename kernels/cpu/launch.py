@@ -6,7 +6,7 @@ block (``schedule.py``), so that all sums are made in the same order and no bit 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from .. import step
 from ..cells import Cell
 from ..engine import Array, State
+from ..once import cached_property
 from ..step_options import StepOptions
 from . import backward as _backward
 from . import forward as _forward
@@ -86,7 +87,7 @@ class SequenceRun:
         saved = SavedBuffer(template.kept_bytes, self.xs.dtype)
         state_in = np.array(state)
         if self.steps.resets is not None:
-            first = replace(self.steps, zoneout=()).at(0, state)
+            first = StepOptions(resets=self.steps.resets, initial=self.steps.initial).at(0, state)
             state_in = np.array(step.apply_reset(state, first))
         if self.steps.recurrent_mask is not None:
             state_in = np.concatenate([state_in, state_in[:1] * self.steps.recurrent_mask])
@@ -140,12 +141,16 @@ class SequenceRun:
     ) -> OptionMemory | None:
         options = None
         if compiled_features(self.steps.features, back):
-            N, T, _ = self.xs.shape
-            options = OptionMemory(self.steps, self.cell, N, T, self.H, self.xs.dtype, dreset)
+            options = self._options.for_backward(dreset) if back else self._options
             write(plan, options=options.address)
         entry, self_address = int(plan[PLACES["entry"]]), int(plan[PLACES["self_address"]])
         threads.team.run(entry, self_address, template.shards, [plan])
         return options
+
+    @cached_property
+    def _options(self) -> OptionMemory:
+        N, T, _, H = self.sizes
+        return OptionMemory(self.steps, self.cell, N, T, H, self.xs.dtype)
 
     def states_before(self, saved: SavedBuffer) -> tuple[Array, ...]:
         """The state that every step saw, (N, T, H) each."""

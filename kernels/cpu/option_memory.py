@@ -1,6 +1,7 @@
 """The options of a pass's steps in memory, as compiled code reads them (``option_io.py``)."""
 
-from functools import cache
+from copy import copy
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -36,48 +37,61 @@ class OptionMemory:
     trace    (N, T, S, H), filled by backward, or None if the options do not ask for it
     """
 
-    def __init__(
-        self,
-        steps: StepOptions,
-        cell: Cell,
-        N: int,
-        T: int,
-        H: int,
-        dtype: Any,
-        dreset: Array | None = None,
-    ) -> None:
-        S, lanes = len(cell.states), VECTOR_BYTES // dtype.itemsize
-        units = -(-H // lanes)
-        self._sizes = S, N, H
-        self._dinitial: Array = None
-        if steps.resets is not None:
-            self._dinitial = zeros((S, units, N | 1, lanes), dtype)
-        if dreset is not None:
-            wide = np.zeros((S, N, units * lanes), dtype)
-            wide[:, :, :H] = dreset
-            panels = wide.reshape(S, N, units, lanes).transpose(0, 2, 1, 3)
-            self._dinitial[:, :, :N] = panels
-        self.trace = np.empty((N, T, S, H), dtype) if steps.trace else None
-        nothing = {
-            "mask": np.ones((N, T), np.uint8), "resets": np.zeros((N, T), np.uint8),
-            "initial": np.zeros((S, H), dtype),
-        }  # fmt: skip
-        own = {"dinitial": self._dinitial, "trace": self.trace}
-        arrays = {
-            name: np.ascontiguousarray(array, dtype if array.dtype.kind == "f" else None)
-            for name, array in (nothing | steps.arrays(dtype) | own).items()
-            if array is not None
-        }
-        places = {name: address_of(array) for name, array in arrays.items()}
-        words = dict.fromkeys(OptionRecord._fields, 0) | places | {"origin": steps.origin}
-        self._kept = arrays, np.array(OptionRecord(**words), np.int64)
-        self.address = address_of(self._kept[1])
+    trace: Array | None = None
+    _dinitial: Array = None
+
+    def __init__(self, steps: StepOptions, cell: Cell, N: int, T: int, H: int, dtype: Any) -> None:
+        self._steps, self._sizes = steps, (N, T, len(cell.states), H, dtype)
+        neutral, words = _neutral(*self._sizes)
+        self._arrays, words = dict(neutral), dict(words)
+        for name, array in steps.arrays(dtype).items():
+            array = np.ascontiguousarray(array, dtype if array.dtype.kind == "f" else None)
+            self._arrays[name], words[name] = array, address_of(array)
+        words["origin"] = steps.origin
+        self._set(words)
+
+    def _set(self, words: dict[str, int]) -> None:
+        self._record = np.array(list(map(words.get, OptionRecord._fields)), np.int64)
+        self._words, self.address = words, address_of(self._record)
+
+    def for_backward(self, dreset: Array | None) -> "OptionMemory":
+        """The same with memory for what backward fills.
+
+        dreset  (S, N, H), the gradient that resets in later parts have stopped
+        """
+        found, (N, T, S, H, dtype) = copy(self), self._sizes
+        words, lanes = dict(self._words), VECTOR_BYTES // dtype.itemsize
+        if self._steps.trace:
+            found.trace = np.empty((N, T, S, H), dtype)
+            words["trace"] = address_of(found.trace)
+        if self._steps.resets is not None:
+            units = -(-H // lanes)
+            found._dinitial = zeros((S, units, N | 1, lanes), dtype)
+            if dreset is not None:
+                wide = np.zeros((S, N, units * lanes), dtype)
+                wide[:, :, :H] = dreset
+                panels = wide.reshape(S, N, units, lanes).transpose(0, 2, 1, 3)
+                found._dinitial[:, :, :N] = panels
+            words["dinitial"] = address_of(found._dinitial)
+        found._set(words)
+        return found
 
     def dreset(self) -> Array | None:
         """The gradient (S, N, H) that resets have stopped; None without resets."""
         if self._dinitial is None:
             return None
-        S, N, H = self._sizes
+        N, _, S, H, _ = self._sizes
         _, units, _, lanes = self._dinitial.shape
         numbers = self._dinitial[:, :, :N].transpose(0, 2, 1, 3)
         return numbers.reshape(S, N, units * lanes)[:, :, :H]
+
+
+@lru_cache(maxsize=8)
+def _neutral(N: int, T: int, S: int, H: int, dtype: Any) -> tuple[Any, dict[str, int]]:
+    """Arrays for options that a pass does not have, and the fields of a record without options."""
+    arrays = {
+        "mask": np.ones((N, T), np.uint8), "resets": np.zeros((N, T), np.uint8),
+        "initial": np.zeros((S, H), dtype),
+    }  # fmt: skip
+    addresses = {name: address_of(array) for name, array in arrays.items()}
+    return arrays, dict.fromkeys(OptionRecord._fields, 0) | addresses
