@@ -24,6 +24,7 @@ accept others and move them there and back; every other method expects the engin
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -805,11 +806,18 @@ def expect_consistent(cell: Cell, xs: Array, state: State, params: Sequence[Arra
         raise ValueError(f"params: expected {names}, got {len(params)} arrays")
     H = cell.hidden_size(params)
     P = cell.output_size(params) if cell.projected else H
-    wanted = cell.shapes(D, H, P)
-    for name, size in zip(cell.states, cell.state_sizes(H, P), strict=True):
-        wanted[name] = N, size
-    for (name, shape), array in zip(wanted.items(), (*params, *state), strict=True):
+    wanted = _expected_shapes(cell, N, D, H, P)
+    for (name, shape), array in zip(wanted, (*params, *state), strict=True):
         if array.shape != shape:
             raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
         if array.dtype != xs.dtype:
             raise TypeError(f"{name}: expected {xs.dtype}, as xs is, got {array.dtype}")
+
+
+@lru_cache(maxsize=1024)
+def _expected_shapes(
+    cell: Cell, N: int, D: int, H: int, P: int
+) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """The name and shape of every parameter and state."""
+    states = zip(cell.states, cell.state_sizes(H, P), strict=True)
+    return *cell.shapes(D, H, P).items(), *((name, (N, size)) for name, size in states)

@@ -73,7 +73,9 @@ class NumbaEngine(NumpyEngine):
             into = tuple(np.empty(p.shape, p.dtype) for p in run.params)
         if run.P < run.H:
             dstate = cell.widened(np, dstate, run.H)
-        d = np.array((*dstate, np.zeros_like(dstate[0])))  # the last: through h Wh of the next step
+        # the last: through h Wh of the next step
+        d = np.zeros((len(dstate) + 1, *dstate[0].shape), dstate[0].dtype)
+        d[:-1] = dstate
         if not run.steps.checkpoint_every:
             dxs, d, dreset, dstates = run.backward(dhs, d, kept, into, inputs)
         else:

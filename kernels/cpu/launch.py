@@ -32,7 +32,7 @@ from .plans import (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class SequenceRun:
     """The arrays of a pass.
 
@@ -53,7 +53,7 @@ class SequenceRun:
     chunk: int = 0
     partition: tuple[int, bool] | None = None
 
-    @property
+    @cached_property
     def sizes(self) -> tuple[int, int, int, int]:
         """N, T, D, H."""
         return (*self.xs.shape, self.H)
