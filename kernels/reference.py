@@ -21,8 +21,8 @@ Normalised = dict[int, tuple[Array, Array]]  # by gate: the normalised numbers, 
 
 
 class _Saved(NamedTuple):
-    """What backward needs of a step: the state before it, the operand of a second product, what the
-    cell and the options keep, and the gates' normalisation.
+    """The numbers of a step that backward needs: the state before it, the operand of a second
+    product, those that the cell and the options keep, and the gates' normalisation.
     """
 
     state: State

@@ -40,8 +40,8 @@ from .. import cpu_info
 from .kernel_abi import arguments, call_at, compiled, emits, jitted
 from .plan import PLACES, read_plan
 
-# What the threads write for each other, in bytes from the start of the team's memory. Words that
-# different threads write lie on lines of their own.
+# Places of the words that threads write for each other, in bytes from the start of the team's
+# memory. Words that different threads write lie on cache lines of their own.
 JOB = 0  # the number of the pass that is under way, or 0
 LAST_JOB = 64  # the number of the last pass that has begun
 DONE = 128  # how many shards have been finished in it

@@ -30,8 +30,8 @@ from .simd import (
     with_sign_of,
 )
 
-# What is added to n so that its low bits are those of the exponent of 2^n: where the mantissa ends
-# with the ones, and the exponent's bias.
+# Added to n, these make its low bits those of the exponent of 2^n: where the mantissa ends with the
+# ones, and the exponent's bias.
 ROUND32 = 12582912.0 + 127.0  # 1.5 * 2^23
 ROUND64 = 6755399441055744.0 + 1023.0  # 1.5 * 2^52
 

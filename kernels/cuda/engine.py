@@ -13,7 +13,8 @@ the cell has a second product, and more where gates are normalised (``layer_norm
       [normalise_late]                                 [denormalise_early]
       forward_gates -> states[t+1], saved[t], hs[:, t] through_h = dgates[t] WhT
 
-What is kept for backward lies time first, so that a step's rows lie together: ``step_codegen.py``.
+Arrays that are kept for backward have time first, so that a step's rows lie together:
+``step_codegen.py``.
 
 A ``Gpu`` has the library of the arrays (CuPy) and starts kernels on them; tests put NumPy and an
 emulator there.
@@ -173,7 +174,7 @@ class CudaEngine(DeviceEngine):
             gates_step(t)
 
     def _all(self, cell: Cell, saved: Any) -> Any:
-        """What a pass keeps for backward; where it did not, the pass is run again, all of it."""
+        """The arrays that a pass keeps for backward; a pass that kept none is run again."""
         xs, *_, steps = saved
         if not steps.checkpoint_every:
             return saved

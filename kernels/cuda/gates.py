@@ -8,7 +8,7 @@ A thread has one row of the batch and ``count`` units side by side:
     blockIdx.x = n           |<- blockDim.x threads ->|   blockIdx.y of them side by side
                              j = 0, count, 2 count ... < H
 
-What the step's products give, beside the arrays of ``step_codegen.py``:
+The results of the step's products, beside the arrays of ``step_codegen.py``:
 
     early (N, early H), late (N, late H)    h Wh, and the second product
     through_h (N, H)                        what came back through h Wh from the step after

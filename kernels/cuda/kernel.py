@@ -85,7 +85,7 @@ class Kernel:
 
 @dataclass(frozen=True)
 class DeviceLimits:
-    """What a GPU has room for.
+    """The limits of a GPU.
 
     multiprocessors  how many blocks can surely run at once
     shared           bytes of shared memory that a block may have
@@ -106,7 +106,7 @@ FLAGS = "mask", "resets"  # uint8
 
 
 class Gpu(Protocol):
-    """What the engine needs: CuPy's is in ``cupy_gpu.py``; tests have an emulator.
+    """The interface that the engine needs: CuPy's is in ``cupy_gpu.py``; tests have an emulator.
 
     xp      the library of the arrays
     device  what there is room for

@@ -261,13 +261,13 @@ class _ThreadItem:
         return [*lines, f"if inside{e}:", *_indented(self._hand_over())]
 
     def write(self) -> list[str]:
-        """What is left to be written."""
+        """Lines: store the results that no other block waits for."""
         step = self.step
         store = step.store_forward() if self.c.forward else step.store_backward()
         return [f"if inside{step.end}:", *_indented(store)]
 
     def _hand_over(self) -> list[str]:
-        """What the next step multiplies."""
+        """Lines: store the numbers that the next step multiplies."""
         c, e = self.c, self.step.end
         if c.single_block:
             memory, start = "memory", f"{c.weights + c.partials} + (tile * {c.rows} + row{e})"

@@ -117,8 +117,8 @@ class LaunchPlan:
         return _PACKING + T * self.microseconds < T * self.step_by_step
 
 
-# What a step costs, in microseconds on an H200: guessed from its data sheet, not measured. They
-# only have to order the choices.
+# The times of a step's parts, in microseconds on an H200: guessed from its data sheet, not
+# measured. They only have to order the choices.
 _MEETING, _FIRST_BYTE, _FIRST_BYTE_SHARED = 0.9, 0.7, 0.1
 _L2_BYTES, _PORT_BYTES = 4.5e6, 0.11e6  # a microsecond: of the device, of a multiprocessor
 _PRODUCTS, _AFTER_EACH_OTHER = 1000.0, 0.012  # mma a microsecond; from one to one that needs it

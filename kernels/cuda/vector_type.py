@@ -1,4 +1,4 @@
-"""What a thread computes with: some numbers side by side, as a Numba type.
+"""The numbers of a thread: some side by side, as a Numba type.
 
 A thread works on 16 bytes at a time, 4 float32 or 2 float64, or on one number where H is no
 multiple of that. Cell functions compile to either unchanged, as they do to the CPU's vectors:
