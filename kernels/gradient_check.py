@@ -183,9 +183,9 @@ def _other_dtypes(cell: Cell, sizes: tuple[int, ...], seed: int) -> list[str]:
     with np.errstate(all="ignore"):
         problem = _Problem(cell, sizes, seed, np.float32)
         _, _, (_, steps, *_) = problem.forward()
-        before, _, saved, _ = steps[0]
-        dgates, dprev = cell.backward(tuple(problem.dstate.values()), saved, before)
-        after = steps[1][0] if len(steps) > 1 else problem.forward()[1]
+        saved = steps[0].saved
+        dgates, dprev = cell.backward(tuple(problem.dstate.values()), saved, steps[0].state)
+        after = steps[1].state if len(steps) > 1 else problem.forward()[1]
     arrays = {
         **{f"state {name}": array for name, array in zip(cell.states, after, strict=True)},
         **{f"saved {name}": array for name, array in zip(cell.saved, saved, strict=True)},
