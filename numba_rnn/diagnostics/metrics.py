@@ -12,7 +12,7 @@ import numpy as np
 from ..backend import to_host
 from ..kernels import cells
 from ..kernels.cells import Cell
-from ..layers.cell_layer import _CellLayer
+from ..layers.cell_layer import CellLayer
 from ..layers.trace import Trace
 from ..typing import AnyArray, Array, BoolArray
 from ..validation import expect_choice, expect_finite
@@ -294,9 +294,9 @@ def saturation(trace: Trace, by: str = "gate") -> Table:
 # ---- recurrent weights
 
 
-def recurrent_blocks(layer: _CellLayer) -> dict[str, Array]:
+def recurrent_blocks(layer: CellLayer) -> dict[str, Array]:
     """The block (H, H) of Wh of each gate that has one, float64 in host memory."""
-    if not isinstance(layer, _CellLayer):
+    if not isinstance(layer, CellLayer):
         also = "; pass its forward_layer or its backward_layer" * hasattr(layer, "forward_layer")
         raise TypeError(
             f"layer: expected a recurrent layer, such as TimeLSTM, got {type(layer).__name__}{also}"
@@ -316,7 +316,7 @@ def recurrent_blocks(layer: _CellLayer) -> dict[str, Array]:
     return {cell.gates[g]: Wh[:, k * H : (k + 1) * H] for k, g in enumerate(cell.recurrent_gates)}
 
 
-def spectrum(layer: _CellLayer) -> Table:
+def spectrum(layer: CellLayer) -> Table:
     """Measure the effect of repeated multiplication by each gate's block (H, H) of Wh.
 
     Parameters
@@ -360,7 +360,7 @@ def spectrum(layer: _CellLayer) -> Table:
     }
 
 
-def singular_values(layer: _CellLayer) -> Table:
+def singular_values(layer: CellLayer) -> Table:
     """Compute all singular values of each gate's block of Wh.
 
     Parameters

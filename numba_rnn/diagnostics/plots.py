@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..fonts import choose_fonts
-from ..layers.cell_layer import _CellLayer
+from ..layers.cell_layer import CellLayer
 from ..layers.trace import Trace
 from ..optional_deps import optional_import
 from ..typing import Array, BoolArray
@@ -339,7 +339,7 @@ def plot_saturation(trace: Trace, figure: Any = None) -> Any:
 # ---- recurrent weights
 
 
-def plot_spectrum(layer: _CellLayer, figure: Any = None) -> Any:
+def plot_spectrum(layer: CellLayer, figure: Any = None) -> Any:
     """Draw the eigenvalues of Wh in the complex plane, and its singular values.
 
     There is a column for each gate's block (H, H). Components along eigenvalues outside the unit

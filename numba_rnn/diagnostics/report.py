@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from ..layers.cell_layer import _CellLayer
+from ..layers.cell_layer import CellLayer
 from .metrics import gradient_growth, recurrent_blocks, rows_by_lag, saturation, spectrum
 
 STUCK = 0.95  # a unit that is at one end at more than this share of the steps
 
 
-def summary(layer: _CellLayer) -> str:
+def summary(layer: CellLayer) -> str:
     """Report on a recurrent layer: its weights and, from its trace, gates and gradients.
 
     Units that are stuck are at one end of their range at over 95 % of the steps. If the trace or

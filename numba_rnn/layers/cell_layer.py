@@ -17,7 +17,7 @@ from .initialisers import Seed
 from .param_checks import validate_params
 
 
-class _CellLayer(Layer):
+class CellLayer(Layer):
     """The parameters of a cell."""
 
     def __init__(self, params: Sequence[Array], cell: Cell) -> None:

@@ -7,10 +7,10 @@ TypeError.
 from ..kernels.cells import Cell
 from ..typing import Array
 from ..validation import validate_array
-from .cell_layer import _CellLayer, _IsGRU, _IsLSTM, _IsRNN
+from .cell_layer import CellLayer, _IsGRU, _IsLSTM, _IsRNN
 
 
-class _SingleStep(_CellLayer):
+class _SingleStep(CellLayer):
     """One step of a cell; the caller carries the state."""
 
     def __init__(self, Wx: Array, Wh: Array, b: Array, cell: Cell) -> None:

@@ -20,7 +20,7 @@ from ..kernels.step_options import NO_OPTIONS, StepOptions
 from ..streaming import Stream
 from ..typing import Array, Flags, Integers, MaybeNone
 from ..validation import expect_int, validate_array, validate_flags, validate_mask
-from .cell_layer import _CellLayer, _IsGRU, _IsLSTM, _IsRNN
+from .cell_layer import CellLayer, _IsGRU, _IsLSTM, _IsRNN
 from .initialisers import Seed
 
 # they were in this file in 0.1, and pickles name it
@@ -31,7 +31,7 @@ from .regularisers import WEIGHTS, Regularisers
 from .trace import Trace
 
 
-class TimeRecurrent(_CellLayer):
+class TimeRecurrent(CellLayer):
     """Any cell, unrolled over a block of time.
 
     Parameters
