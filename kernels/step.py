@@ -1,4 +1,4 @@
-"""The step around a cell: zoneout, mask and reset, forward and backward, once for all engines.
+"""The step around a cell, forward and backward, once for all engines: zoneout, clip, mask, reset.
 
     forward                                      backward
       new, saved = cell.forward(gates, old)        dstate, h_grad, dinitial = reset_backward(dstate)
@@ -29,15 +29,18 @@ Numbers = tuple[Any, ...]
 
 
 def apply_options(new: Numbers, old: Numbers, options: StepValues) -> tuple[Numbers, ...]:
-    """Apply zoneout and the mask: the state after a step, a tuple of its output, and the numbers
-    that ``options_backward`` needs of forward, which every engine keeps.
+    """Apply zoneout, clipping and the mask: the state after a step, a tuple of its output, and the
+    numbers that ``options_backward`` needs of forward, which every engine keeps.
     """
-    kept = ()
+    kept: Numbers = ()
     if options.zoneout is not None:
         new = tuple(where(z, o, n) for z, o, n in zip(options.zoneout, old, new, strict=True))
     if options.zoneout_rates is not None:
         rates = zip(options.zoneout_rates, old, new, strict=True)
         new = tuple(rate * o + (1 - rate) * n for rate, o, n in rates)
+    if options.clip is not None:
+        kept, limit = new, options.clip
+        new = tuple(where(n > limit, limit, where(n < -limit, -limit, n)) for n in new)
     out = new[:1]
     if options.mask is not None:
         new, out = select_live(new, old, options), select_live(out, (0.0,), options)
@@ -83,6 +86,9 @@ def options_backward(
     if options.mask is not None:
         dskip = tuple(where(options.mask, 0.0, d) for d in dstate)
         dstate = tuple(where(options.mask, d, 0.0) for d in dstate)
+    if options.clip is not None:
+        limit, pairs = options.clip, tuple(zip(kept, dstate, strict=True))
+        dstate = tuple(where(n > limit, 0.0, where(n < -limit, 0.0, d)) for n, d in pairs)
     if options.zoneout is not None:
         pairs = tuple(zip(options.zoneout, dstate, strict=True))
         dskip = add_states(tuple(where(z, d, 0.0) for z, d in pairs), dskip)
@@ -115,7 +121,7 @@ def values_of(features: frozenset[str], states: int, make: Callable[[str, str], 
     """
 
     def value(name: str, kind: str) -> Any:
-        if kind == "flag":
+        if kind in ("flag", "number"):
             return make(name, kind)
         return tuple(make(f"{name}[{k}]", kind) for k in range(states))
 

@@ -6,6 +6,7 @@ A step t of row n, in this order:
     products   h enters every h Wh as h * recurrent_mask[n]       (variational dropout)
     the cell   new = forward(gates, state)
     zoneout    a unit of ``new`` keeps its old value              at random, each state at its rate
+    clip       every state is cut off at -clip and clip
     mask       the state stays as it was, the output is 0         where not mask[n, t]
 """
 
@@ -23,6 +24,7 @@ Array = Any
 # Kinds of values at a step of a row. Engines load a value as its kind says.
 Flag = Annotated[Any, "flag"]  # one for all units
 Units = Annotated[Any, "units"]  # for each state a number for each unit, the same for all rows
+Number = Annotated[Any, "number"]  # one for all states and units
 Numbers = Annotated[Any, "numbers"]  # for each state a number
 Drawn = Annotated[Any, "drawn"]  # for each state a random flag for each unit
 
@@ -42,6 +44,8 @@ class StepValues(NamedTuple):
         For each state, whether the unit keeps its old value.
     zoneout_rates : numbers
         For each state, the share of its old value that a unit keeps.
+    clip : number
+        The largest absolute value of a state after the step.
     """
 
     mask: Flag = None
@@ -49,6 +53,7 @@ class StepValues(NamedTuple):
     initial: Units = None
     zoneout: Drawn = None
     zoneout_rates: Numbers = None
+    clip: Number = None
 
 
 VALUE_KINDS: dict[str, str] = {
@@ -93,6 +98,10 @@ class StepOptions:
         recomputes the steps between them. 0: forward keeps everything that backward needs.
     trace : bool, default False
         Whether backward records the gradient of the state after every step.
+    clip : float or None, default None
+        Every state, and so the output, is clipped to [-clip, clip] after zoneout; where it was
+        clipped its gradient is 0. None: nothing is clipped. The state before the first step and
+        ``initial`` are not clipped.
 
     Examples
     --------
@@ -114,6 +123,7 @@ class StepOptions:
     row_offset: int = 0
     checkpoint_every: int = 0
     trace: bool = False
+    clip: float | None = None
 
     def segment(self, start: int, end: int) -> "StepOptions":
         """Return the options of some of the steps, without checkpointing.
@@ -169,7 +179,8 @@ class StepOptions:
         Returns
         -------
         StepValues
-            Flags (N, 1) bool; rows (H,), numbers () and masks (N, H) bool for each state.
+            Flags (N, 1) bool; a number (); rows (H,), numbers () and masks (N, H) bool for each
+            state.
         """
         dtype, rows, widths = state[0].dtype, len(state[0]), [s.shape[1] for s in state]
 
@@ -179,6 +190,8 @@ class StepOptions:
                 return given[:, t, None]
             if kind == "units":
                 return tuple(np.asarray(a[:n], dtype) for a, n in zip(given, widths, strict=True))
+            if kind == "number":
+                return np.asarray(given, dtype)
             if kind == "numbers":
                 return tuple(np.asarray(number, dtype) for number in given)
             at = self.t_offset + t, self.row_offset
@@ -199,8 +212,8 @@ class StepOptions:
         -------
         dict of str to array
             Flags (N, T) uint8, those of resets a step ahead: whether the state is reset after the
-            step. Units and the recurrent mask as they are, of the engine's library. Numbers (S,).
-            With random masks seeds and thresholds (S,) int64 and origin (1,) int64.
+            step. Units and the recurrent mask as they are, of the engine's library. A number (1,),
+            numbers (S,). With random masks seeds and thresholds (S,) int64 and origin (1,) int64.
         """
         found = {}
         for name in self.features - {"trace"}:
@@ -209,6 +222,8 @@ class StepOptions:
                 found["seeds"] = np.array(self.seeds, np.uint64).view(np.int64)
                 found["thresholds"] = np.array(list(map(counter_rng.threshold, given)), np.int64)
                 found["origin"] = np.array([self.origin], np.int64)
+            elif kind == "number":
+                found[name] = np.array([given], dtype)
             elif kind == "numbers":
                 found[name] = np.array(given, dtype)
             elif name == "resets":

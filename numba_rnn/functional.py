@@ -356,6 +356,7 @@ def _accept_options(
         row_offset=expect_int("row_offset", options.row_offset, 0),
         checkpoint_every=expect_int("checkpoint_every", options.checkpoint_every, 0),
         trace=bool(options.trace),
+        clip=None if options.clip is None else expect_float("clip", options.clip, 0, low_open=True),
     )
 
 

@@ -511,7 +511,7 @@ def test_the_barriers_of_a_sum_are_needed():
     assert any(finds_a_fault(engine(100 * n, without), problem) for n in range(4))
 
 
-EVERYTHING = frozenset({"mask", "resets", "initial", "recurrent_mask", "zoneout", "trace"})
+EVERYTHING = frozenset({"mask", "resets", "initial", "recurrent_mask", "zoneout", "trace", "clip"})
 
 
 @needs_compiler

@@ -62,6 +62,7 @@ def all_options(p: Problem, seed: int = 1) -> StepOptions:
         zoneout=rates,
         seed=7,
         trace=True,
+        clip=0.6,
     )
 
 
@@ -329,6 +330,8 @@ H0, C0 = P.state
         ({"options": StepOptions(zoneout=0.5)}, TypeError, "^zoneout: expected a tuple or list"),
         ({"options": StepOptions(zoneout=(0.5,))}, ValueError, "^zoneout: expected a rate for"),
         ({"options": StepOptions(zoneout=(0.5, 1))}, ValueError, "^zoneout of c: expected"),
+        ({"options": StepOptions(clip=0)}, ValueError, "^clip: expected a finite number above 0"),
+        ({"options": StepOptions(clip=(1, 1))}, TypeError, r"^clip: expected a number, got \(1, 1"),
         ({"options": StepOptions(seed=0.5)}, TypeError, "^seed: expected a whole number"),
         (
             {"options": StepOptions(checkpoint_every=-1)},

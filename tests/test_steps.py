@@ -35,7 +35,7 @@ from numba_rnn.kernels.reference import NumpyEngine
 from numba_rnn.kernels.step_options import NO_OPTIONS, StepOptions
 
 LIMITS = {np.float32: 1e-4, np.float64: 1e-12}
-FEATURES = ("mask", "resets", "initial", "recurrent_mask", "zoneout", "expected", "trace")
+FEATURES = ("mask", "resets", "initial", "recurrent_mask", "zoneout", "expected", "trace", "clip")
 
 
 def random_options(p: Problem, features: set[str], seed: int = 0) -> StepOptions:
@@ -57,6 +57,8 @@ def random_options(p: Problem, features: set[str], seed: int = 0) -> StepOptions
         made["zoneout"] = tuple(rng.uniform(0.1, 0.6, S))
         made["seed"] = None if "expected" in features else int(rng.integers(2**63))
         made |= {"t_offset": int(rng.integers(2**31)), "row_offset": int(rng.integers(2**31))}
+    if "clip" in features:
+        made["clip"] = 0.4  # every other state or so
     return StepOptions(**made, trace="trace" in features)
 
 
@@ -175,6 +177,47 @@ def test_masks_and_resets_are_what_shorter_sequences_give(backend, name):
         np.testing.assert_allclose(got["hs"][n], hs, atol=1e-12)
         for k, name_ in enumerate(p.cell.states):
             np.testing.assert_allclose(got[f"{name_} at the end"][n], state[k][0], atol=1e-12)
+
+
+@pytest.mark.parametrize("every", [0, 2])
+@pytest.mark.parametrize("backend", ALL_ENGINES)
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+def test_clipped_states_are_those_of_plain_steps_cut_off(name, backend, every):
+    """After zoneout and before the mask; gradients are those of this loop."""
+    limit, rates = 0.4, (0.2, 0.3)
+    p, plain = random_problem(name, 3, 5, 3, 5, rng=7), NumpyEngine()
+    p.state[0][:] *= 3  # what is given may be larger, and a masked step keeps it
+    steps = replace(
+        random_options(p, {"mask", "resets", "initial"}, seed=2),
+        zoneout=rates[: len(p.state)], clip=limit, trace=True, checkpoint_every=every,
+    )  # fmt: skip
+
+    def by_hand():
+        state, hs, count = p.state, np.zeros((3, 5, 5)), 0
+        for t in range(5):
+            reset, live = steps.resets[:, t, None], steps.mask[:, t, None]
+            state = [np.where(reset, i, s) for i, s in zip(steps.initial, state, strict=True)]
+            new = plain.step(p.cell, p.xs[:, t], tuple(state), p.params, steps.zoneout)
+            count += sum((live & (np.abs(n) > limit)).sum() for n in new)
+            new = [np.clip(n, -limit, limit) for n in new]
+            hs[:, t] = np.where(live, new[0], 0)
+            state = [np.where(live, n, s) for n, s in zip(new, state, strict=True)]
+        return hs, state, count
+
+    def loss() -> float:
+        hs, state, _ = by_hand()
+        ends = zip(state, p.dstate, strict=True)
+        return float((hs * p.dhs).sum()) + sum(float((s * d).sum()) for s, d in ends)
+
+    with use_backend(backend, strict=True) as engine:
+        got = outcome(engine, p, steps)
+    hs, state, count = by_hand()
+    assert 5 < count < 0.7 * len(state) * steps.mask.sum() * 5
+    want = {"hs": hs} | {f"{n} at the end": s for n, s in zip(p.cell.states, state, strict=True)}
+    names = ["dxs", *(f"d{n}" for n in (*p.cell.states, *p.cell.shapes(1, 1))), "dinitial"]
+    for key, array in zip(names, (p.xs, *p.state, *p.params, steps.initial), strict=True):
+        want[key] = central_differences(loss, array)
+    assert disagreements({key: got[key] for key in want}, want, 1e-7) == {}
 
 
 @pytest.mark.parametrize("backend", ["numpy", "numba"])

@@ -87,7 +87,8 @@ def load_options(typing, frame, options, n, t, u, lanes, T, row_bytes):
     vector, S = VectorType(frame.dtype), len(frame.cell.states)
     of_kind = {
         "flag": types.boolean, "drawn": types.UniTuple(MaskType(vector.lanes), S),
-        "units": types.UniTuple(vector, S), "numbers": types.UniTuple(vector, S),
+        "units": types.UniTuple(vector, S), "number": vector,
+        "numbers": types.UniTuple(vector, S),
     }  # fmt: skip
     kinds = [
         of_kind[kind] if name in frame.features else types.none
@@ -116,9 +117,12 @@ def load_options(typing, frame, options, n, t, u, lanes, T, row_bytes):
             rows = (builder.add(start, builder.mul(row_bytes, _I64(k))) for k in range(S))
             return [emit_load_part(builder, vector, row, lanes) for row in rows]
 
-        def numbers(name):
+        def one_number(name, k=0):
             kind = vector.llvm
-            return [splat(builder, number(name, k, kind.element), kind) for k in range(S)]
+            return splat(builder, number(name, k, kind.element), kind)
+
+        def numbers(name):
+            return [one_number(name, k) for k in range(S)]
 
         def drawn(name):
             first = builder.mul(u, _I64(vector.lanes))
@@ -127,7 +131,9 @@ def load_options(typing, frame, options, n, t, u, lanes, T, row_bytes):
             words = ir.VectorType(ir.IntType(32), vector.lanes)
             return [emit_drawn(builder, words, *seed, place, first) for seed in seeds]
 
-        loaders = {"flag": flag, "units": units, "numbers": numbers, "drawn": drawn}
+        loaders = {
+            "flag": flag, "units": units, "number": one_number, "numbers": numbers, "drawn": drawn,
+        }  # fmt: skip
         members = []
         for (name, kind), member in zip(VALUE_KINDS.items(), kinds, strict=True):
             if member == types.none:

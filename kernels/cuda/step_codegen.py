@@ -17,6 +17,7 @@ and, if steps have options (``StepOptions.arrays``):
 
     mask, resets (N, T); initial (states, H); recurrent_mask (N, H)
     zoneout_rates, seeds, thresholds   zoneout's, a number for each state
+    clip                           one number
     origin                         one number: where random masks begin
     dinitial (states, N, H)        the gradient that resets stopped, added up
     trace (T, states, N, H)        gradients of the state after every step
@@ -76,6 +77,7 @@ class StepCode:
             of_kind = {
                 "flag": f"{name}[n{e} * T + t] != 0",
                 "units": self._each(f"load({name}, {{k}} * H + j{e})"),
+                "number": f"{name}[0] + zero{e}",
                 "numbers": self._each(f"{name}[{{k}}] + zero{e}"),
                 "drawn": self._each(f"drawn(zero{e}, {seed}, place{e}, j{e})"),
             }
