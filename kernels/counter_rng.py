@@ -4,9 +4,9 @@ Whether a unit is drawn depends on (seed, t, n, unit) alone: a hash of them, not
 a sequence. So every engine draws the same, whatever it shares out to whom, backward draws again
 what forward drew, and a process with some rows of a batch draws what one with all rows draws there.
 
-    place                64 bits: t and n side by side
-    key(seed, place)     64 bits: SplitMix64's finaliser (Steele, Lea & Flood 2014) of the seed and
-                         of the finalised place
+    counter              64 bits: t and n side by side
+    key(seed, counter)   64 bits: SplitMix64's finaliser (Steele, Lea & Flood 2014) of the seed and
+                         of the finalised counter
     bits(key, unit)      32 bits: two rounds of a 32-bit finaliser (Wellons' hash-prospector), the
                          first of the unit and one half of the key, the second of that and the other
     drawn                bits < rate * 2^32
@@ -37,9 +37,9 @@ def _mix32(x: Any) -> Any:
     return x ^ (x >> 15)
 
 
-def key(seed: Any, place: Any) -> Any:
+def key(seed: Any, counter: Any) -> Any:
     """The key of a row at a step: 64 bits of integers of 64 bits."""
-    return _mix64(_mix64(place) ^ seed)
+    return _mix64(_mix64(counter) ^ seed)
 
 
 def bits(low: Any, high: Any, multiple: Any) -> Any:
@@ -49,8 +49,8 @@ def bits(low: Any, high: Any, multiple: Any) -> Any:
 
 def seeds_of(seed: int, *things: int) -> tuple[int, ...]:
     """A seed for each of some things, by their numbers, that are drawn from the same seed."""
-    places = np.array([seed + (thing + 1) * GOLDEN64 & _WORD for thing in things], np.uint64)
-    return tuple(_mix64(places).tolist())
+    counters = np.array([seed + (thing + 1) * GOLDEN64 & _WORD for thing in things], np.uint64)
+    return tuple(_mix64(counters).tolist())
 
 
 def threshold(rate: float) -> int:
@@ -58,8 +58,8 @@ def threshold(rate: float) -> int:
     return int(rate * 2.0**32)
 
 
-def place(t: int, n: int) -> int:
-    """The place of row n at step t; places of later steps and rows follow by addition."""
+def counter(t: int, n: int) -> int:
+    """The counter of row n at step t; counters of later steps and rows follow by addition."""
     return (t << 32) + n
 
 
@@ -69,7 +69,7 @@ def drawn(seed: int, shape: Sequence[int], rate: float, t: int = 0, row_offset: 
     shape   (N, H), or with steps (N, ..., H); the result is a bool array of that shape
     """
     steps = np.arange(math.prod(shape[1:-1]), dtype=np.uint64) << np.uint64(32)
-    rows = np.arange(shape[0], dtype=np.uint64)[:, None] + np.uint64(place(t, row_offset))
+    rows = np.arange(shape[0], dtype=np.uint64)[:, None] + np.uint64(counter(t, row_offset))
     keys = key(np.uint64(seed & _WORD), rows + steps)[:, :, None]
     low, high = keys.astype(np.uint32), (keys >> np.uint64(32)).astype(np.uint32)
     multiples = np.arange(shape[-1], dtype=np.uint32) * np.uint32(GOLDEN32)

@@ -34,7 +34,7 @@ class DeviceEngine(NumpyEngine):
         squares = [xp.square(array / scale, dtype=np.float64).sum() for array in arrays]
         return scale * xp.sqrt(xp.stack(squares).sum())
 
-    def clip(self, arrays: Sequence[Array], limit: float) -> Any:
+    def clip_norm(self, arrays: Sequence[Array], limit: float) -> Any:
         norm = self.norm(arrays)
         too_long = self.xp.isfinite(norm) & (norm > limit)
         factor = self.xp.where(too_long, limit / norm, 1.0)

@@ -26,8 +26,8 @@ class Emitted:
     __add__, __mul__, __xor__, __rshift__ = map(_operator, ("add", "mul", "xor", "lshr"))
 
 
-def emit_drawn(builder: Any, kind: Any, seed: Any, threshold: Any, place: Any, first: Any) -> Any:
-    """Whether the units from ``first`` on are drawn, in the row at a place.
+def emit_drawn(builder: Any, kind: Any, seed: Any, threshold: Any, counter: Any, first: Any) -> Any:
+    """Whether the units from ``first`` on are drawn, in the row at a counter.
 
     kind    i32 for one unit, a vector of them for several; the result is an i1, or a vector of them
 
@@ -42,8 +42,10 @@ def emit_drawn(builder: Any, kind: Any, seed: Any, threshold: Any, place: Any, f
             value = builder.shuffle_vector(value, value, kind(None))
         return Emitted(builder, value)
 
-    seed, threshold, place, first = (Emitted(builder, x) for x in (seed, threshold, place, first))
-    key, multiples = counter_rng.key(seed, place), narrow(first * counter_rng.GOLDEN32)
+    seed, threshold, counter, first = (
+        Emitted(builder, value) for value in (seed, threshold, counter, first)
+    )
+    key, multiples = counter_rng.key(seed, counter), narrow(first * counter_rng.GOLDEN32)
     if count:
         each = [k * counter_rng.GOLDEN32 & 0xFFFFFFFF for k in range(count)]
         multiples += Emitted(builder, kind(each))

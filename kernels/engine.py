@@ -555,7 +555,7 @@ class Engine:
             norm = math.hypot(*(_scaled_norm(array) for array in arrays))
         return norm
 
-    def clip(self, arrays: Sequence[Array], limit: float) -> Any:
+    def clip_norm(self, arrays: Sequence[Array], limit: float) -> Any:
         """Scale arrays in place so that their common norm is at most a limit.
 
         If the norm is not finite, nothing is scaled.

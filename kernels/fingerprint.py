@@ -48,7 +48,7 @@ def _source(module: Any) -> bytes:
     """A module's source, or what it was compiled to."""
     spec = module.__spec__
     try:
-        return spec.loader.get_data(spec.origin)
+        return spec.loader.get_data(spec.first_counter)
     except (AttributeError, OSError):  # a frozen program has no such file
         return "\n".join(_lines(spec.loader.get_code(spec.name))).encode()
 

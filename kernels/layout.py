@@ -55,12 +55,12 @@ class Layout:
 
     @cached_property
     def first_early(self) -> int:
-        """The place of the first gate that h Wh feeds; 0 where there is none."""
+        """The position of the first gate that h Wh feeds; 0 where there is none."""
         return self._first_of(self.cell.recurrent_gates[: self.early])
 
     @cached_property
     def first_late(self) -> int:
-        """The place of the first gate that the second product feeds; 0 where there is none."""
+        """The position of the first gate that the second product feeds; 0 where there is none."""
         return self._first_of(self.cell.recurrent_gates[self.early :])
 
     def _first_of(self, gates: tuple[int, ...]) -> int:
@@ -83,19 +83,19 @@ class Layout:
 
     @cached_property
     def after_operand(self) -> tuple[int, ...]:
-        """The places of the gates that wait for the operand: of the late ones, or the fed one."""
+        """The positions of gates that wait for the operand: of the late ones, or the fed one."""
         if self.operand_gate:
             return (len(self.order) - self.weights - 1,)
         return tuple(range(self.first_late, self.first_late + self.late))
 
     @cached_property
     def normalised_early(self) -> tuple[int, ...]:
-        """The places of the normalised gates that do not wait for the operand."""
+        """The positions of the normalised gates that do not wait for the operand."""
         return tuple(p for p in self._normalised if p not in self.after_operand)
 
     @cached_property
     def normalised_late(self) -> tuple[int, ...]:
-        """The places of those that do."""
+        """The positions of those that do."""
         return tuple(p for p in self._normalised if p in self.after_operand)
 
     @property
@@ -105,7 +105,7 @@ class Layout:
 
     @property
     def normalised(self) -> tuple[int, ...]:
-        """The places of all, in the order in which the numbers are kept for backward."""
+        """The positions of all, in the order in which the numbers are kept for backward."""
         return self.normalised_early + self.normalised_late
 
     @property
@@ -138,14 +138,14 @@ class Layout:
         return self._saved[0]
 
     @property
-    def kept(self) -> int:
+    def extra(self) -> int:
         """How many numbers the step's options keep; they are stored behind the saved ones."""
         return self._saved[1]
 
     @property
     def n_stored(self) -> int:
         """How many numbers are stored at a step."""
-        return self.saved_from.count(None) + self.kept
+        return self.saved_from.count(None) + self.extra
 
     @cached_property
     def _saved(self) -> tuple[tuple[tuple[str, int] | None, ...], int]:
@@ -155,8 +155,8 @@ class Layout:
         with np.errstate(all="ignore"):
             gates, states = ones(len(self.cell.gates)), ones(len(self.cell.states))
             new, saved = self.cell.forward(gates, states)
-            options = step.values_of(self.features, len(states), lambda name, kind: ones(1)[0])
-            new, _, kept = step.apply_options(new, states, options)
+            options = step.step_values(self.features, len(states), lambda name, kind: ones(1)[0])
+            new, _, extra = step.apply_options(new, states, options)
             new = step.apply_reset(new, options)
         known = [("state", k, number) for k, number in enumerate(new)]
         weights = gates[len(gates) - self.weights :]
@@ -166,7 +166,7 @@ class Layout:
             next(((kind, k) for kind, k, number in known if number is value), None)
             for value in saved
         )
-        return found, len(kept)
+        return found, len(extra)
 
 
 @cache

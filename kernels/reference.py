@@ -28,7 +28,7 @@ class _Saved(NamedTuple):
     state: State
     operand: Array | None
     saved: tuple[Array, ...]
-    kept: tuple[Array, ...]
+    extra: tuple[Array, ...]
     normalised: Normalised
 
 
@@ -82,8 +82,8 @@ class NumpyEngine(Engine):
                 cell, x_proj[:, t], state, Wh, Wr, bh, w, steps.recurrent_mask, options
             )
             new, saved = cell.forward(gates, state)
-            after, (output,), kept = step.apply_options(new, state, options)
-            yield _Saved(state, operand, saved, kept, normalised), after, output
+            after, (output,), extra = step.apply_options(new, state, options)
+            yield _Saved(state, operand, saved, extra, normalised), after, output
             state = after
 
     def _rerun_reversed(
@@ -94,9 +94,9 @@ class NumpyEngine(Engine):
         params: Sequence[Array],
         steps: StepOptions,
     ) -> Iterator["_Saved"]:
-        """Yield what forward kept of every step, from the last to the first.
+        """Yield what forward extra of every step, from the last to the first.
 
-        With checkpointing the steps are run again, from the states that forward kept.
+        With checkpointing the steps are run again, from the states that forward extra.
         """
         if not steps.checkpoint_every:
             yield from reversed(saved_steps)
@@ -138,7 +138,7 @@ class NumpyEngine(Engine):
             [g for g, name in enumerate(cell.gates) if (name in waiting) == late]
             for late in (False, True)
         )
-        for t, (state, operand, step_saved, kept, normalised) in zip(
+        for t, (state, operand, step_saved, extra, normalised) in zip(
             reversed(range(T)), walked, strict=True
         ):
             options = steps.at(t, state)
@@ -147,7 +147,7 @@ class NumpyEngine(Engine):
             dstate = step.add_output_gradient(dstate, (dhs[:, t],), (), options)
             if dstates is not None:
                 dstates[:, t] = np.stack(cell.widened(np, dstate, H), axis=1)
-            dnew, dskip = step.options_backward(dstate, kept, options)
+            dnew, dskip = step.options_backward(dstate, extra, options)
             dgates, dprev = cell.backward(dnew, step_saved, state)
             dgates, dprev = _filled(dgates, no_gates), _filled(dprev, no_state)
             # normalised gates: still of the normalised value

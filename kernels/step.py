@@ -2,14 +2,20 @@
 
     forward                                      backward
       new, saved = cell.forward(gates, old)        dstate, h_grad, dinitial = reset_backward(dstate)
-      new, out, kept = apply_options(new, old)     dstate = add_output_gradient(dstate, dout)
-      state = apply_reset(new)                     dnew, dskip = options_backward(dstate, kept)
+      new, out, extra = apply_options(new, old)    dstate = add_output_gradient(dstate, dout)
+      state = apply_reset(new)                     dnew, dskip = options_backward(dstate, extra)
                                                    dgates, dold = cell.backward(dnew, saved, old)
-                                                   dold = add_states(dold, dskip)
+                                                   dgates = select_live(dgates, zeros)
+                                                   dold = select_live(dold, zeros) + dskip
 
-They are plain functions on tuples of numbers, as a cell's are: ``new``, ``old`` and the like have a
-member for each state. A last argument has the step's options, ``StepValues``. The NumPy engine
-calls them with arrays; compiled engines compile what ``straight_line`` makes of them.
+A masked step leaves the state (``apply_options``), and its gates and the operand of a second
+product have no gradient (``select_live``): so it adds nothing to those of the weights. The reset
+before step t + 1 is applied at the end of step t, and the host applies the one before step 0; the
+NumPy engine applies each at the beginning of its own step, which is the same.
+
+The functions take tuples of numbers, as a cell's do: ``new``, ``old`` and the like have a member
+for each state. A last argument has the step's options, ``StepValues``. The NumPy engine calls them
+with arrays; compiled engines compile what ``specialised`` makes of them.
 
 A condition may only be used in ``where``. It selects a gradient and is never multiplied with it:
 the derivative of a masked step may be infinite, and 0 times infinity is NaN.
@@ -25,29 +31,29 @@ from .autodiff.tracing import Tracer
 from .functions import where
 from .step_options import VALUE_KINDS, StepValues
 
-Numbers = tuple[Any, ...]
+Members = tuple[Any, ...]
 
 
-def apply_options(new: Numbers, old: Numbers, options: StepValues) -> tuple[Numbers, ...]:
+def apply_options(new: Members, old: Members, options: StepValues) -> tuple[Members, ...]:
     """Apply zoneout, clipping and the mask: the state after a step, a tuple of its output, and the
     numbers that ``options_backward`` needs of forward, which every engine keeps.
     """
-    kept: Numbers = ()
+    extra: Members = ()
     if options.zoneout is not None:
         new = tuple(where(z, o, n) for z, o, n in zip(options.zoneout, old, new, strict=True))
     if options.zoneout_rates is not None:
         rates = zip(options.zoneout_rates, old, new, strict=True)
         new = tuple(rate * o + (1 - rate) * n for rate, o, n in rates)
     if options.clip is not None:
-        kept, limit = new, options.clip
+        extra, limit = new, options.clip
         new = tuple(where(n > limit, limit, where(n < -limit, -limit, n)) for n in new)
     out = new[:1]
     if options.mask is not None:
         new, out = select_live(new, old, options), select_live(out, (0.0,), options)
-    return new, out, kept
+    return new, out, extra
 
 
-def apply_reset(state: Numbers, options: StepValues) -> Numbers:
+def apply_reset(state: Members, options: StepValues) -> Members:
     """Apply a reset: the state that the next step reads."""
     if options.resets is None:
         return state
@@ -55,7 +61,7 @@ def apply_reset(state: Numbers, options: StepValues) -> Numbers:
     return tuple(where(options.resets, i, s) for i, s in zip(initial, state, strict=True))
 
 
-def reset_backward(dstate: Numbers, h_grad: Numbers, options: StepValues) -> tuple[Numbers, ...]:
+def reset_backward(dstate: Members, h_grad: Members, options: StepValues) -> tuple[Members, ...]:
     """Backward of ``apply_reset``: the gradients of its state, and that of ``initial`` if any.
 
     h_grad  a tuple of what came back to h through products, where dstate lacks it; else empty
@@ -70,24 +76,24 @@ def reset_backward(dstate: Numbers, h_grad: Numbers, options: StepValues) -> tup
 
 
 def add_output_gradient(
-    dstate: Numbers, dout: Numbers, h_grad: Numbers, options: StepValues
-) -> Numbers:
+    dstate: Members, dout: Members, h_grad: Members, options: StepValues
+) -> Members:
     """The gradient of the state after a step, with that of its output and h_grad."""
     return add_states(dstate, add_states(select_live(dout, (0.0,), options), h_grad))
 
 
 def options_backward(
-    dstate: Numbers, kept: Numbers, options: StepValues
-) -> tuple[Numbers, Numbers]:
+    dstate: Members, extra: Members, options: StepValues
+) -> tuple[Members, Members]:
     """Backward of ``apply_options``: the gradients of the new state, and of the old state as far
     as they skip the cell.
     """
-    dskip: Numbers = ()
+    dskip: Members = ()
     if options.mask is not None:
         dskip = tuple(where(options.mask, 0.0, d) for d in dstate)
         dstate = tuple(where(options.mask, d, 0.0) for d in dstate)
     if options.clip is not None:
-        limit, pairs = options.clip, tuple(zip(kept, dstate, strict=True))
+        limit, pairs = options.clip, tuple(zip(extra, dstate, strict=True))
         dstate = tuple(where(n > limit, 0.0, where(n < -limit, 0.0, d)) for n, d in pairs)
     if options.zoneout is not None:
         pairs = tuple(zip(options.zoneout, dstate, strict=True))
@@ -100,14 +106,14 @@ def options_backward(
     return dstate, dskip
 
 
-def select_live(values: Numbers, others: Numbers, options: StepValues) -> Numbers:
+def select_live(values: Members, others: Members, options: StepValues) -> Members:
     """The values where the step takes place, else the others."""
     if options.mask is None:
         return values
     return tuple(where(options.mask, v, o) for v, o in zip(values, others, strict=True))
 
 
-def add_states(a: Numbers, b: Numbers) -> Numbers:
+def add_states(a: Members, b: Members) -> Members:
     """The sum of two tuples, of which the second may be shorter."""
     return tuple(x + y for x, y in zip(a, b, strict=False)) + a[len(b) :]
 
@@ -115,13 +121,13 @@ def add_states(a: Numbers, b: Numbers) -> Numbers:
 # ---- for compiled engines
 
 
-def values_of(features: frozenset[str], states: int, make: Callable[[str, str], Any]) -> Any:
+def step_values(features: frozenset[str], states: int, make: Callable[[str, str], Any]) -> Any:
     """The ``StepValues`` of some features: what ``make`` makes of the name and kind of each, which
     for a cell of so many states.
     """
 
     def value(name: str, kind: str) -> Any:
-        if kind in ("flag", "number"):
+        if kind in ("flag", "scalar"):
             return make(name, kind)
         return tuple(make(f"{name}[{k}]", kind) for k in range(states))
 
@@ -130,7 +136,7 @@ def values_of(features: frozenset[str], states: int, make: Callable[[str, str], 
 
 
 @cache
-def straight_line(
+def specialised(
     function: Callable[..., Any], features: frozenset[str], states: int, sizes: tuple[int, ...]
 ) -> Callable[..., Any]:
     """One of these functions for certain features, without options that are not used.
@@ -146,13 +152,14 @@ def straight_line(
             names.give(node, f"{name}_{k}")
 
     def make(name: str, kind: str) -> Node:
-        node = trace.graph.input("condition" if kind in ("flag", "drawn") else "number", name)
+        condition = kind in ("flag", "mask per state")
+        node = trace.graph.input("condition" if condition else "number", name)
         of_options[node] = f"options.{name}"
         return node
 
     printed: list[Argument] = list(arguments.items())
     if len(sizes) < code.co_argcount:
-        arguments["options"] = values_of(features, states, make)
+        arguments["options"] = step_values(features, states, make)
         printed.append(("options", of_options))
     result = trace.run(function, arguments).result
     tuples = result if isinstance(result[0], tuple) else (result,)

@@ -23,10 +23,10 @@ Array = Any
 
 # Kinds of values at a step of a row. Engines load a value as its kind says.
 Flag = Annotated[Any, "flag"]  # one for all units
-Units = Annotated[Any, "units"]  # for each state a number for each unit, the same for all rows
-Number = Annotated[Any, "number"]  # one for all states and units
-Numbers = Annotated[Any, "numbers"]  # for each state a number
-Drawn = Annotated[Any, "drawn"]  # for each state a random flag for each unit
+RowPerState = Annotated[Any, "row per state"]  # for each state (H,), the same for all rows
+Scalar = Annotated[Any, "scalar"]  # one for all states and units
+ScalarPerState = Annotated[Any, "scalar per state"]  # for each state a number
+MaskPerState = Annotated[Any, "mask per state"]  # for each state a random flag of each unit
 
 
 class StepValues(NamedTuple):
@@ -38,22 +38,22 @@ class StepValues(NamedTuple):
         Whether the step takes place.
     resets : flag
         Whether the state is reset before the step.
-    initial : numbers of units
+    initial : row per state
         The state that a reset returns to; zeros if it is None.
-    zoneout : random flags
-        For each state, whether the unit keeps its old value.
-    zoneout_rates : numbers
-        For each state, the share of its old value that a unit keeps.
-    clip : number
+    zoneout : mask per state
+        Whether the unit keeps its old value, drawn at random.
+    zoneout_rates : scalar per state
+        The share of its old value that a unit keeps.
+    clip : scalar
         The largest absolute value of a state after the step.
     """
 
     mask: Flag = None
     resets: Flag = None
-    initial: Units = None
-    zoneout: Drawn = None
-    zoneout_rates: Numbers = None
-    clip: Number = None
+    initial: RowPerState = None
+    zoneout: MaskPerState = None
+    zoneout_rates: ScalarPerState = None
+    clip: Scalar = None
 
 
 VALUE_KINDS: dict[str, str] = {
@@ -95,7 +95,9 @@ class StepOptions:
         may have the rows before it.
     checkpoint_every : int, default 0
         Gradient checkpointing: forward keeps the state of one step in so many, and backward
-        recomputes the steps between them. 0: forward keeps everything that backward needs.
+        recomputes the steps between them. 0: forward keeps everything that backward needs. The
+        Numba engine rounds it up to whole chunks; the CUDA engine keeps the first state alone and
+        recomputes all steps.
     trace : bool, default False
         Whether backward records the gradient of the state after every step.
     clip : float or None, default None
@@ -150,8 +152,9 @@ class StepOptions:
 
     @cached_property
     def features(self) -> frozenset[str]:
-        """The names of the options that are used: ``StepValues`` has those that act on a state;
-        the others are "recurrent_mask" and "trace".
+        """The names of the options that are used, which are those that are not None:
+        ``StepValues`` has those that act on a state, the others are "recurrent_mask" and "trace".
+        Zoneout is used where a rate is not 0; without a seed its name is "zoneout_rates".
         """
         found = {"recurrent_mask", *VALUE_KINDS} - {"zoneout", "zoneout_rates"}
         found = {name for name in found if getattr(self, name) is not None}
@@ -188,11 +191,11 @@ class StepOptions:
             kind, given = VALUE_KINDS[name], getattr(self, name)
             if kind == "flag":
                 return given[:, t, None]
-            if kind == "units":
+            if kind == "row per state":
                 return tuple(np.asarray(a[:n], dtype) for a, n in zip(given, widths, strict=True))
-            if kind == "number":
+            if kind == "scalar":
                 return np.asarray(given, dtype)
-            if kind == "numbers":
+            if kind == "scalar per state":
                 return tuple(np.asarray(number, dtype) for number in given)
             at = self.t_offset + t, self.row_offset
             shares = zip(self.seeds, widths, given, strict=True)
@@ -212,19 +215,19 @@ class StepOptions:
         -------
         dict of str to array
             Flags (N, T) uint8, those of resets a step ahead: whether the state is reset after the
-            step. Units and the recurrent mask as they are, of the engine's library. A number (1,),
-            numbers (S,). With random masks seeds and thresholds (S,) int64 and origin (1,) int64.
+            step. Rows and the recurrent mask as they are, of the engine's library. A scalar (1,),
+            scalars (S,). With random masks seeds and thresholds (S,) and first_counter (1,), int64.
         """
         found = {}
         for name in self.features - {"trace"}:
-            kind, given = VALUE_KINDS.get(name, "units"), getattr(self, name)
-            if kind == "drawn":
+            kind, given = VALUE_KINDS.get(name, "row per state"), getattr(self, name)
+            if kind == "mask per state":
                 found["seeds"] = np.array(self.seeds, np.uint64).view(np.int64)
                 found["thresholds"] = np.array(list(map(counter_rng.threshold, given)), np.int64)
-                found["origin"] = np.array([self.origin], np.int64)
-            elif kind == "number":
+                found["first_counter"] = np.array([self.first_counter], np.int64)
+            elif kind == "scalar":
                 found[name] = np.array([given], dtype)
-            elif kind == "numbers":
+            elif kind == "scalar per state":
                 found[name] = np.array(given, dtype)
             elif name == "resets":
                 found[name] = np.zeros(given.shape, np.uint8)
@@ -236,9 +239,9 @@ class StepOptions:
         return found
 
     @property
-    def origin(self) -> int:
+    def first_counter(self) -> int:
         """The place of the first row at the first step, for zoneout's random masks."""
-        return counter_rng.place(self.t_offset, self.row_offset)
+        return counter_rng.counter(self.t_offset, self.row_offset)
 
     @cached_property
     def seeds(self) -> tuple[int, ...]:

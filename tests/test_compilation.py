@@ -33,20 +33,21 @@ from numba_rnn.kernels.reference import NumpyEngine
 TRAIN = """
 import numpy as np
 from numba_rnn import TimeRNN, use_backend
-from numba_rnn.kernels.cpu.kernel_abi import PIECES
+from numba_rnn.kernels.cpu.kernel_abi import KERNELS
 
 use_backend("numba", strict=True)
 layer = TimeRNN.create(3, 5, rng=0)
 hs = layer.forward(np.ones((2, 4, 3), np.float32))
 layer.backward(hs)
 
-print(sum(piece.cache_hits for piece in PIECES), sum(not piece.cache_hits for piece in PIECES))
+hits = [bool(kernel.cache_hits) for kernel in KERNELS]
+print(sum(kernel.cache_hits for kernel in KERNELS), hits.count(False))
 print(hs.tobytes().hex(), layer.grads[1].tobytes().hex())
 """
 
 
 def train(folder: Path) -> tuple[int, int, str]:
-    """How many pieces a process finds in a cache, how many it compiles, and its numbers."""
+    """How many kernels a process finds in a cache, how many it compiles, and its numbers."""
     counts, numbers = run_python(TRAIN, {"NUMBA_CACHE_DIR": str(folder)}).stdout.splitlines()
     hits, misses = map(int, counts.split())
     return hits, misses, numbers
@@ -75,8 +76,8 @@ def test_a_second_process_compiles_nothing_but_what_is_damaged(tmp_path):
     assert train(tmp_path) == (misses, 0, numbers)
 
     entries = sorted(tmp_path.rglob("*.*"), key=lambda file: file.stat().st_size)
-    pieces = [entry for entry in entries if not entry.name.startswith("fill")]
-    empty, cut, bit, one, other = pieces[:5]  # the smallest: they are compiled again
+    kernels = [entry for entry in entries if not entry.name.startswith("fill")]
+    empty, cut, bit, one, other = kernels[:5]  # the smallest: they are compiled again
     empty.write_bytes(b"")
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
     bit.write_bytes(flipped(bit.read_bytes(), 8 * (bit.stat().st_size // 2)))
@@ -239,7 +240,7 @@ import numpy as np
 from linear import LINEAR
 from numba_rnn import TimeRecurrent, use_backend
 from numba_rnn.kernels import fingerprint
-from numba_rnn.kernels.cpu.kernel_abi import PIECES
+from numba_rnn.kernels.cpu.kernel_abi import KERNELS
 from numba_rnn.kernels.functions import sigmoid, tanh
 from numba_rnn.kernels.reference import NumpyEngine
 
@@ -248,7 +249,7 @@ one = np.ones((1, 1))
 layer = TimeRecurrent(one, 0 * one, np.zeros(1), cell=LINEAR)
 h = layer.forward(np.ones((1, 1, 1))).item()
 dx = layer.backward(np.ones((1, 1, 1))).item()
-hits = sum(piece.cache_hits for piece in PIECES if piece.__name__ == "forward_gates")
+hits = sum(kernel.cache_hits for kernel in KERNELS if kernel.__name__ == "forward_gates")
 print(fingerprint.of_cell(LINEAR), h, dx, hits)
 """
 
@@ -417,7 +418,7 @@ def test_the_message_names_the_pass_and_the_cell(no_patience, capfd, monkeypatch
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(plans, "compiled", lambda *_: compile_small())
     for driver in (plans.forward, backward):
-        plans._pieces(driver, cells.get("rnn"), "float64", plans.NO_FEATURES)
+        plans._compiled_kernels(driver, cells.get("rnn"), "float64", plans.NO_FEATURES)
         assert f"the {driver.__name__} pass of rnn (float64)" in capfd.readouterr().err
         next(tmp_path.rglob("*.bin")).unlink()
 
@@ -515,9 +516,9 @@ def test_processes_that_start_together_compile_once(tmp_path):
     """Numba's own cache, shared without a lock, may give one process another's code."""
     with ThreadPoolExecutor() as pool:
         counts = list(pool.map(train, [tmp_path] * 3))
-    pieces = sum(counts[0][:2])
-    assert sum(misses for _, misses, _ in counts) == pieces
-    assert sum(hits for hits, _, _ in counts) == 2 * pieces
+    kernels = sum(counts[0][:2])
+    assert sum(misses for _, misses, _ in counts) == kernels
+    assert sum(hits for hits, _, _ in counts) == 2 * kernels
     assert len({numbers for _, _, numbers in counts}) == 1
 
 
@@ -572,7 +573,7 @@ def test_it_is_locked_on_windows_too(tmp_path, monkeypatch):
 ELSEWHERE = """
 import numpy as np
 from numba_rnn import TimeRecurrent, cell, functions, use_backend
-from numba_rnn.kernels.cpu.kernel_abi import PIECES
+from numba_rnn.kernels.cpu.kernel_abi import KERNELS
 
 print("imported" if __name__ != "__main__" else "run")
 
@@ -584,7 +585,7 @@ layer = TimeRecurrent.create(2, 3, cell=somewhere, rng=0)
 with use_backend("numba", strict=True):
     hs = layer.forward(np.ones((1, 2, 2), np.float32))
     layer.backward(hs)
-print(sum(piece.cache_hits for piece in PIECES if "gates" in piece.__name__))
+print(sum(kernel.cache_hits for kernel in KERNELS if "gates" in kernel.__name__))
 """
 
 

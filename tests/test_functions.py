@@ -18,7 +18,7 @@ from numba_rnn.kernels.cells import Cell
 from numba_rnn.kernels.cpu import kernel_abi, vector_functions  # noqa: F401
 from numba_rnn.kernels.cpu.engine import NumbaEngine
 from numba_rnn.kernels.cpu.simd import VECTOR_BYTES, lanes_of, load_part, store_part
-from numba_rnn.kernels.cpu.threads import call_piece
+from numba_rnn.kernels.cpu.threads import call_kernel
 from numba_rnn.kernels.reference import NumpyEngine
 
 Function = Callable[..., Array]
@@ -41,33 +41,33 @@ class TwoVectors(NamedTuple):
 def on_vectors(function: Function) -> Callable[..., None]:
     """out[...] = function(x), or function(x, y), compiled."""
 
-    def of_one(frame):
-        x, out, length = kernel_abi.arguments(frame, OneVector)
-        W = lanes_of(frame)
+    def of_one(ctx):
+        x, out, length = kernel_abi.arguments(ctx, OneVector)
+        W = lanes_of(ctx)
         for k in range(0, length, W):
             here = k * (VECTOR_BYTES // W)
-            value = function(load_part(frame, x + here, length - k))
-            store_part(frame, value, out + here, length - k)
+            value = function(load_part(ctx, x + here, length - k))
+            store_part(ctx, value, out + here, length - k)
 
-    def of_two(frame):
-        x, y, out, length = kernel_abi.arguments(frame, TwoVectors)
-        W = lanes_of(frame)
+    def of_two(ctx):
+        x, y, out, length = kernel_abi.arguments(ctx, TwoVectors)
+        W = lanes_of(ctx)
         for k in range(0, length, W):
             here = k * (VECTOR_BYTES // W)
-            a = load_part(frame, x + here, length - k)
-            value = function(a, load_part(frame, y + here, length - k))
-            store_part(frame, value, out + here, length - k)
+            a = load_part(ctx, x + here, length - k)
+            value = function(a, load_part(ctx, y + here, length - k))
+            store_part(ctx, value, out + here, length - k)
 
     def apply(*arrays: Array) -> None:
         dtype = arrays[0].dtype
-        if dtype not in pieces:
-            frame = kernel_abi.KernelType(kernel_abi.from_dtype(dtype), None, "test")
-            piece = of_one if len(arrays) == 2 else of_two
-            pieces[dtype] = cfunc(types.void(frame), error_model="numpy")(piece)
+        if dtype not in kernels:
+            ctx = kernel_abi.KernelContext(kernel_abi.from_dtype(dtype), None, "test")
+            kernel = of_one if len(arrays) == 2 else of_two
+            kernels[dtype] = cfunc(types.void(ctx), error_model="numpy")(kernel)
         words = np.array([*(array.ctypes.data for array in arrays), arrays[0].size])
-        call_piece(pieces[dtype].address, words.ctypes.data)
+        call_kernel(kernels[dtype].address, words.ctypes.data)
 
-    pieces: dict[Any, Any] = {}
+    kernels: dict[Any, Any] = {}
     return apply
 
 

@@ -115,7 +115,7 @@ def test_the_wheel_works_from_another_folder_and_leaves_nothing_in_it(wheel, cac
 USE = """
 import numba_rnn
 import numpy as np
-from numba_rnn.kernels.cpu.kernel_abi import PIECES
+from numba_rnn.kernels.cpu.kernel_abi import KERNELS
 
 assert len(numba_rnn.cells.names()) > 20
 layer = numba_rnn.TimeLSTM.create(3, 5, rng=0, dtype=np.float64)
@@ -134,7 +134,7 @@ def test_a_zip_file_on_the_path_is_enough(wheel, cache, tmp_path):
         assert numba_rnn.__file__.startswith({str(wheel)!r})
         with numba_rnn.use_backend("numba", strict=True):
             np.testing.assert_allclose(layer.forward(np.ones((2, 4, 3))), hs, rtol=1e-10)
-        assert PIECES and all(piece.cache_hits for piece in PIECES)
+        assert KERNELS and all(kernel.cache_hits for kernel in KERNELS)
         """,
         cache,
         cwd=tmp_path,
@@ -248,9 +248,9 @@ def test_a_frozen_program_needs_no_files(get_code, tmp_path):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             assert numba_rnn.get_backend() == "numba"
-            for piece in (gemm.pack, gemm.unpack):
-                compiled(piece)
-        print(len(caught), sum(piece.cache_hits for piece in PIECES))
+            for kernel in (gemm.pack, gemm.unpack):
+                compiled(kernel)
+        print(len(caught), sum(kernel.cache_hits for kernel in KERNELS))
         """
     )
     runs = [run_python(code, {"NUMBA_CACHE_DIR": str(tmp_path)}, cwd=tmp_path) for _ in range(2)]

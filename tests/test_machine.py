@@ -79,13 +79,13 @@ class Waiting(NamedTuple):
     job: int
     shards: int
 
-def wait(frame):
-    team, job, shards = kernel_abi.arguments(frame, Waiting)
+def wait(ctx):
+    team, job, shards = kernel_abi.arguments(ctx, Waiting)
     threads.wait_for_all(team, job, shards)
 
-frame = np.array([words.ctypes.data, 0, 1], np.int64)
+ctx = np.array([words.ctypes.data, 0, 1], np.int64)
 assert threads.DONE == 128 and threads.JOB == 0
-threads.call_piece(kernel_abi.compiled(wait), frame.ctypes.data)
+threads.call_kernel(kernel_abi.compiled(wait), ctx.ctypes.data)
 print(len(naps), sum(naps))
 """
 

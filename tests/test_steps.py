@@ -292,7 +292,7 @@ def test_less_is_kept_where_less_is_asked_for(backend):
     p = random_problem("lstm", 16, 320, 3, 32, np.float32)
     with use_backend(backend, strict=True) as engine:
 
-        def kept(steps):
+        def extra(steps):
             gc.collect()
             plans.free_buffers()
             tracemalloc.start()
@@ -304,11 +304,11 @@ def test_less_is_kept_where_less_is_asked_for(backend):
             assert saved
             return size
 
-        kept(NO_OPTIONS)
+        extra(NO_OPTIONS)
         all_, some, few = (
-            kept(NO_OPTIONS),
-            kept(StepOptions(checkpoint_every=32)),
-            kept(StepOptions(checkpoint_every=160)),
+            extra(NO_OPTIONS),
+            extra(StepOptions(checkpoint_every=32)),
+            extra(StepOptions(checkpoint_every=160)),
         )
     states = 2 * p.state[0].nbytes
     assert all_ > 320 * 6 * p.state[0].nbytes
@@ -358,7 +358,7 @@ def test_zoneout_is_the_same_on_every_engine_and_in_parts_of_the_batch(backend, 
     params = [np.ones((1, H), dtype), np.zeros((H, H), dtype), np.zeros(H, dtype)]
     whole = StepOptions(zoneout=(0.3,), seed=2**64 - 9, t_offset=6, row_offset=4)
 
-    def kept(rows, times):
+    def extra(rows, times):
         options = replace(whole, row_offset=4 + rows.start).segment(times.start, times.stop)
         with use_backend(backend, strict=True) as engine:
             there = [engine.to_device(a) for a in (xs[rows, times].copy(), *params)]
@@ -370,7 +370,7 @@ def test_zoneout_is_the_same_on_every_engine_and_in_parts_of_the_batch(backend, 
     want = counter_rng.drawn(whole.seeds[0], (N, T, H), 0.3, 6, 4)
     for rows in (slice(0, N), slice(0, 2), slice(2, N)):
         for times in (slice(0, T), slice(0, 3), slice(3, T)):
-            np.testing.assert_array_equal(kept(rows, times), want[rows, times])
+            np.testing.assert_array_equal(extra(rows, times), want[rows, times])
 
 
 def test_draws_stay_what_they_are():

@@ -27,7 +27,7 @@ disk_cache.folder = lambda: None  # code from there cannot be looked into
 simd.vector_registers = lambda: ({registers}, {bits})
 from numba_rnn.kernels.cpu import kernel_abi, gemm
 kernel_abi.compiled(gemm.{product}, "float32")
-print(kernel_abi.PIECES[-1].inspect_llvm())
+print(kernel_abi.KERNELS[-1].inspect_llvm())
 """
 
 

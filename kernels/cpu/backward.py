@@ -1,7 +1,7 @@
 """The backward pass, for any cell: a shard's work, phase by phase. Its picture: ``schedule.py``."""
 
 from .gemm import ColumnSums, Packing, Product
-from .kernel_abi import call, frame_address, jitted, load_i64
+from .kernel_abi import arguments_address, call, jitted, load_i64
 from .layer_norm import Denormalising
 from .plan import read_plan
 from .schedule import (
@@ -127,7 +127,7 @@ def _gates_back(plan, chunk, k, n0, n1, u0, u1):
     if chunk * plan.steps + k < plan.T - 1:
         # after the chunk's last step: row 0 still holds delta of the later chunk's first
         _through_h(plan, k + 1 if k + 1 < plan.steps else 0, n0, n1, u0, u1)
-    call(plan.gates_piece, StepArguments(plan, chunk, k, n0, n1, u0, u1))
+    call(plan.gates_kernel, StepArguments(plan, chunk, k, n0, n1, u0, u1))
 
 
 @jitted
@@ -137,7 +137,7 @@ def _operand_back(plan, chunk, k, n0, n1, u0, u1):
         step = step_at(plan, chunk, k, n0, n1, u0, u1)
         delta, weights = from_number(step.delta, plan.first_late), late_weights(plan)
         gates_gemm_t(plan, delta, plan.late, plan.P, weights, u0, u1, step.doperand, step.rows)
-    call(plan.operand_piece, StepArguments(plan, chunk, k, n0, n1, u0, u1))
+    call(plan.operand_kernel, StepArguments(plan, chunk, k, n0, n1, u0, u1))
 
 
 @jitted
@@ -321,10 +321,10 @@ def _work(plan, what, chunk, k, shard):
         _step_back(plan, chunk, k, n0, n1, u0, u1)
 
 
-def backward(frame):
-    """A piece: all steps back, and the gradients of inputs, weights and the state before."""
-    plan = read_plan(frame_address(frame))
-    denormals = begin(plan, frame)
+def backward(ctx):
+    """A kernel: all steps back, and the gradients of inputs, weights and the state before."""
+    plan = read_plan(arguments_address(ctx))
+    denormals = begin(plan, ctx)
     phase = run_phase(plan, _work, 0, START, 0, 0)
     for chunk in range(plan.chunks - 1, -1, -1):
         if plan.no_barrier:

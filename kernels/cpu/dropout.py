@@ -22,7 +22,7 @@ def dropout(seed: int, shape: Sequence[int], rate: float, dtype: Any, row_offset
     out = np.empty(shape, dtype)
     rows = out.reshape(shape[0], math.prod(shape[1:-1]), shape[-1])
     seed = int(np.array(seed, np.uint64).view(np.int64))
-    place, left = counter_rng.place(0, row_offset), out.dtype.type(1 / (1 - rate))
+    place, left = counter_rng.counter(0, row_offset), out.dtype.type(1 / (1 - rate))
     _filler(out.dtype.name)(rows, seed, counter_rng.threshold(rate), place, left)
     return out
 

@@ -1,6 +1,6 @@
 """The Numba engine: every cell, compiled for this CPU.
 
-Here the arrays of a call are handed to a pass (``launch.py``), cut into parts where not all is to
+Here the arrays of a call are handed to a pass (``launch.py``), cut into segments where not all is to
 be kept, and by it to a plan (``plans.py``); what is done with them is compiled:
 the pass over time in ``forward.py`` and ``backward.py``, the cell's arithmetic in ``gates.py``,
 products in ``gemm.py``, all of them on vectors (``simd.py``), shared by threads
@@ -51,9 +51,9 @@ class NumbaEngine(NumpyEngine):
             return hs, cell.narrowed(last, run.P), (run, kept)
         starts, hs = [], np.empty((*xs.shape[:2], run.P), xs.dtype)
         state = tuple(s.copy() for s in state)  # backward needs them as they are now
-        for part in run.segments():
+        for segment in run.segments():
             starts.append(state)
-            hs[:, part.times], state, _ = part.forward(state, keep=False)
+            hs[:, segment.times], state, _ = segment.forward(state, keep=False)
         return hs, cell.narrowed(state, run.P), (run, starts)
 
     def backward(
@@ -83,14 +83,14 @@ class NumbaEngine(NumpyEngine):
             if run.steps.trace:
                 dstates = np.empty((*dhs.shape[:2], len(cell.states), run.H), dhs.dtype)
             pairs = zip(run.segments(), kept, strict=True)
-            for k, (part, start) in enumerate(reversed(list(pairs))):
-                _, _, kept_again = part.forward(start)
-                arrays = dhs[:, part.times], d, kept_again, into, inputs
-                dxs_there, d, dreset, seen = part.backward(*arrays, k > 0, dreset)
+            for k, (segment, start) in enumerate(reversed(list(pairs))):
+                _, _, kept_again = segment.forward(start)
+                arrays = dhs[:, segment.times], d, kept_again, into, inputs
+                dxs_there, d, dreset, seen = segment.backward(*arrays, k > 0, dreset)
                 if inputs:
-                    dxs[:, part.times] = dxs_there
+                    dxs[:, segment.times] = dxs_there
                 if dstates is not None:
-                    dstates[:, part.times] = seen
+                    dstates[:, segment.times] = seen
         first, h_grad = d[:-1], d[-1]
         first[0] += (
             h_grad if run.steps.recurrent_mask is None else h_grad * run.steps.recurrent_mask
@@ -104,8 +104,8 @@ class NumbaEngine(NumpyEngine):
         run, kept = saved
         if not run.steps.checkpoint_every:
             return cell.narrowed(run.states_before(kept), run.P)
-        parts = zip(run.segments(), kept, strict=True)
-        seen = [part.states_before(part.forward(start)[2]) for part, start in parts]
+        segments = zip(run.segments(), kept, strict=True)
+        seen = [segment.states_before(segment.forward(start)[2]) for segment, start in segments]
         states = tuple(np.concatenate(states, axis=1) for states in zip(*seen, strict=True))
         return cell.narrowed(states, run.P)
 

@@ -1,7 +1,7 @@
 """The forward pass, for any cell: a shard's work, phase by phase. Its picture: ``schedule.py``."""
 
 from .gemm import Packing, Product
-from .kernel_abi import call, frame_address, jitted, load_i64
+from .kernel_abi import arguments_address, call, jitted, load_i64
 from .plan import read_plan
 from .schedule import (
     END,
@@ -127,7 +127,7 @@ def _early_step(plan, chunk, k, n0, n1, u0, u1):
     if plan.normalised_early:
         call(plan.early_numbers, StepArguments(plan, chunk, k, n0, n1, 0, plan.units))
     if plan.late or plan.operand_gate:
-        call(plan.operand_piece, StepArguments(plan, chunk, k, n0, n1, u0, u1))
+        call(plan.operand_kernel, StepArguments(plan, chunk, k, n0, n1, u0, u1))
 
 
 @jitted
@@ -142,7 +142,7 @@ def _late_step(plan, chunk, k, n0, n1, u0, u1):
         )  # fmt: skip
     if plan.normalised_late:
         call(plan.late_numbers, StepArguments(plan, chunk, k, n0, n1, 0, plan.units))
-    call(plan.gates_piece, StepArguments(plan, chunk, k, n0, n1, u0, u1))
+    call(plan.gates_kernel, StepArguments(plan, chunk, k, n0, n1, u0, u1))
 
 
 @jitted
@@ -182,10 +182,10 @@ def _work(plan, what, chunk, k, shard):
             _step(plan, chunk, k, n0, n1, u0, u1)
 
 
-def forward(frame):
-    """A piece: all steps, and the state after the last."""
-    plan = read_plan(frame_address(frame))
-    denormals = begin(plan, frame)
+def forward(ctx):
+    """A kernel: all steps, and the state after the last."""
+    plan = read_plan(arguments_address(ctx))
+    denormals = begin(plan, ctx)
     if plan.packed_state and plan.shards == 1:  # a step of half a microsecond: the shortest way
         _project(plan, 0, 0, 1, 0, plan.units)
         _step(plan, 0, 0, 0, 1, 0, plan.units)

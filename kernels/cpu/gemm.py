@@ -233,9 +233,9 @@ def _emit_tile(builder, vector, rows, vectors, kind, p):
 
 
 @intrinsic(prefer_literal=True)
-def _multiply_tile(typing, frame, kind, rows, vectors, p):
+def _multiply_tile(typing, ctx, kind, rows, vectors, p):
     """The tile of that shape, one of TILES."""
-    vector = VectorType(frame.dtype)
+    vector = VectorType(ctx.dtype)
 
     def codegen(context, builder, signature, args):
         _, _, rows_, vectors_, p_ = args
@@ -252,32 +252,32 @@ def _multiply_tile(typing, frame, kind, rows, vectors, p):
         builder.position_at_end(done)
         return context.get_dummy_value()
 
-    return types.void(frame, kind, types.int64, types.int64, p), codegen
+    return types.void(ctx, kind, types.int64, types.int64, p), codegen
 
 
 # ---- products
 
 
-def multiply(frame):
-    """A piece: a ``Product``."""
-    _multiply(frame, PLAIN)
+def multiply(ctx):
+    """A kernel: a ``Product``."""
+    _multiply(ctx, PLAIN)
 
 
-def multiply_transposed(frame):
-    """A piece: the same for A^T, of which one panel is given: its W numbers are A's rows."""
-    _multiply(frame, TRANSPOSED)
+def multiply_transposed(ctx):
+    """A kernel: the same for A^T, of which one panel is given: its W numbers are A's rows."""
+    _multiply(ctx, TRANSPOSED)
 
 
-def multiply_bfloat16(frame):
-    """A piece: the same as ``multiply`` for B in bfloat16, its panels half as wide (32 bytes)."""
-    _multiply(frame, BFLOAT16)
+def multiply_bfloat16(ctx):
+    """A kernel: the same as ``multiply`` for B in bfloat16, its panels half as wide (32 bytes)."""
+    _multiply(ctx, BFLOAT16)
 
 
 @jitted
-def _multiply(frame, kind):
+def _multiply(ctx, kind):
     literally(kind)
-    p = arguments(frame, Product)
-    rows, columns, b, c, W = p.rows, p.columns, p.b, p.c, lanes_of(frame)
+    p = arguments(ctx, Product)
+    rows, columns, b, c, W = p.rows, p.columns, p.b, p.c, lanes_of(ctx)
     next_row = VECTOR_BYTES // W if kind == TRANSPOSED else p.a_row
     blocks = (rows + DEEPEST_TILE - 1) // DEEPEST_TILE
     # one group after the other where its part of B serves several blocks of rows from the cache
@@ -302,7 +302,7 @@ def _multiply(frame, kind):
                     c=c_block, c_row=p.c_row, c_vector=p.c_vector,
                     rows=deep, columns=min(columns, wide * W), add=add, then=ahead,
                 )  # fmt: skip
-                _multiply_tile(frame, kind, deep, wide, tile)
+                _multiply_tile(ctx, kind, deep, wide, tile)
                 a_block += deep * next_row
                 c_block += deep * p.c_row
         columns -= wide * W
@@ -356,63 +356,63 @@ class ColumnSums(NamedTuple):
     add: int  # whether it is added to what is there
 
 
-def pack(frame):
-    """A piece: panels of a matrix; padding is zero."""
-    p = arguments(frame, Packing)
-    W = lanes_of(frame)
+def pack(ctx):
+    """A kernel: panels of a matrix; padding is zero."""
+    p = arguments(ctx, Packing)
+    W = lanes_of(ctx)
     for start in range(0, p.rows, 8):  # few rows at a time: their lines stay in the cache
         for panel in range((p.columns + W - 1) // W):
             source, to = p.source + panel * VECTOR_BYTES, p.to + panel * p.to_panel
             for r in range(start, min(start + 8, p.rows)):
-                numbers = load_part(frame, source + r * p.source_row, p.columns - panel * W)
-                store(frame, numbers, to + r * p.to_row)
+                numbers = load_part(ctx, source + r * p.source_row, p.columns - panel * W)
+                store(ctx, numbers, to + r * p.to_row)
 
 
-def unpack(frame):
-    """A piece: a matrix from its panels."""
-    p = arguments(frame, Unpacking)
-    W = lanes_of(frame)
+def unpack(ctx):
+    """A kernel: a matrix from its panels."""
+    p = arguments(ctx, Unpacking)
+    W = lanes_of(ctx)
     for panel in range((p.columns + W - 1) // W):
         source, to = p.source + panel * p.source_panel, p.to + panel * VECTOR_BYTES
         for r in range(p.rows):
-            numbers = load(frame, source + r * p.source_row)
-            store_part(frame, numbers, to + r * p.to_row, p.columns - panel * W)
+            numbers = load(ctx, source + r * p.source_row)
+            store_part(ctx, numbers, to + r * p.to_row, p.columns - panel * W)
 
 
-def pack_transposed(frame):
-    """A piece: panels of the transpose of a matrix, without gaps in them; padding is zero."""
-    p = arguments(frame, Packing)
-    W = lanes_of(frame)
+def pack_transposed(ctx):
+    """A kernel: panels of the transpose of a matrix, without gaps in them; padding is zero."""
+    p = arguments(ctx, Packing)
+    W = lanes_of(ctx)
     for panel in range((p.rows + W - 1) // W):
         for start in range(0, p.columns, W):
             square = p.source + panel * W * p.source_row + start * (VECTOR_BYTES // W)
             place = p.to + panel * p.to_panel + start * VECTOR_BYTES
             rows, columns = p.rows - panel * W, p.columns - start
-            _transpose(frame, square, p.source_row, rows, place, columns)
+            _transpose(ctx, square, p.source_row, rows, place, columns)
 
 
-def column_sums(frame):
-    """A piece: ``ColumnSums``."""
-    p = arguments(frame, ColumnSums)
-    W = lanes_of(frame)
+def column_sums(ctx):
+    """A kernel: ``ColumnSums``."""
+    p = arguments(ctx, ColumnSums)
+    W = lanes_of(ctx)
     for k in range((p.columns + W - 1) // W):
         panel, out, lanes = p.panels + k * p.panel, p.out + k * VECTOR_BYTES, p.columns - k * W
-        total = load_part(frame, out, lanes * p.add)
+        total = load_part(ctx, out, lanes * p.add)
         for start in range(0, p.rows, 32):  # the sum of a few rows is added to that of the others
-            part = load_part(frame, out, 0)
+            part = load_part(ctx, out, 0)
             for r in range(start, min(start + 32, p.rows)):
-                part = part + load(frame, panel + r * VECTOR_BYTES)
+                part = part + load(ctx, panel + r * VECTOR_BYTES)
             total = total + part
-        store_part(frame, total, out, lanes)
+        store_part(ctx, total, out, lanes)
 
 
 @emits(types.void)
-def _transpose(builder, frame, source, source_row, rows, to, columns):
+def _transpose(builder, ctx, source, source_row, rows, to, columns):
     """A square of W rows (as far as there are that many) and W columns, transposed.
 
     Log2(W) rounds, each of which swaps halves, quarters ... between pairs of rows.
     """
-    vector = VectorType(frame.dtype)
+    vector = VectorType(ctx.dtype)
     W = vector.lanes
     lines = []
     for r in range(W):

@@ -1,21 +1,21 @@
-"""Compiled pieces, and how they call one another.
+"""Compiled kernels, and how they call one another.
 
 Numba compiles a function anew into everything that calls it. So that products are compiled once
-for all cells, and a cell in a second, the engine is made of pieces that call one another by
-address. A piece takes one argument, its *frame*: the address of 64-bit integers side by side,
-which are sizes, strides in bytes and addresses of numbers.
+for all cells, and a cell in a second, the engine is made of kernels that call one another by
+address. A kernel takes one argument, its context ``ctx``: the address of its arguments, 64-bit
+integers side by side, which are sizes, strides in bytes and addresses of numbers.
 
     class ColumnSums(NamedTuple): ...                      the arguments' names
 
-    def add_up(frame):                                     a piece
-        p = arguments(frame, ColumnSums)
+    def add_up(ctx):                                     a kernel
+        p = arguments(ctx, ColumnSums)
     address = compiled(add_up, dtype)                      in Python
-    call(address, ColumnSums(panels=..., ...))             in another piece
+    call(address, ColumnSums(panels=..., ...))             in another kernel
 
-A frame of many words that stays is a record: ``plan = record(Plan)(address)``. The pieces of a step
+Many words that stay in memory are a record: ``plan = record(Plan)(address)``. The kernels of a step
 take the plan, and which rows and units of which step (``schedule.StepArguments``).
 
-The frame's Numba *type* says for which dtype and cell the piece is compiled.
+The Numba *type* of ctx says for which dtype, cell and features the kernel is compiled.
 """
 
 import inspect
@@ -46,8 +46,8 @@ inlined = register_jitable(error_model="numpy", forceinline=True)
 NO_FEATURES: frozenset[str] = frozenset()
 
 
-class KernelType(types.Type):
-    """The address of a piece's arguments; the dtype, cell and features it is compiled for."""
+class KernelContext(types.Type):
+    """The address of a kernel's arguments; the dtype, cell and features it is compiled for."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class KernelType(types.Type):
         self.cell_name = cell_name
         self.source = source
         self.features = features
-        super().__init__(name=f"frame({dtype}, {cell_name}, {source}, {sorted(features)})")
+        super().__init__(name=f"ctx({dtype}, {cell_name}, {source}, {sorted(features)})")
 
     @property
     def cell(self) -> Cell:
@@ -71,13 +71,13 @@ class KernelType(types.Type):
         return layout(self.cell, self.features)
 
 
-_CELLS: dict[str, Cell] = {}  # by KernelType.source
+_CELLS: dict[str, Cell] = {}  # by KernelContext.source
 
 
-@register_model(KernelType)
-class _FrameModel(models.PrimitiveModel):
-    def __init__(self, manager, frame):
-        super().__init__(manager, frame, _I64.as_pointer())
+@register_model(KernelContext)
+class _AddressModel(models.PrimitiveModel):
+    def __init__(self, manager, ctx):
+        super().__init__(manager, ctx, _I64.as_pointer())
 
 
 # ---- in compiled code
@@ -89,7 +89,7 @@ def emits(result: Any) -> Callable[[Callable[..., Any]], Any]:
     result  the Numba type of what it returns, or a function that finds it from the arguments' types
             (None: it does not take these)
 
-    The argument ``frame`` comes as its Numba type. A tuple is returned as a list.
+    The argument ``ctx`` comes as its Numba type. A tuple is returned as a list.
     """
 
     def decorate(emit: Callable[..., Any]) -> Any:
@@ -103,7 +103,7 @@ def emits(result: Any) -> Callable[[Callable[..., Any]], Any]:
 
             def codegen(context, builder, signature, args):
                 named = zip(names, given, args, strict=True)
-                values = (kind if name == "frame" else value for name, kind, value in named)
+                values = (kind if name == "ctx" else value for name, kind, value in named)
                 value = emit(builder, *values)
                 if isinstance(value, list):
                     return context.make_tuple(builder, returns, value)
@@ -120,8 +120,8 @@ def emits(result: Any) -> Callable[[Callable[..., Any]], Any]:
 
 
 @intrinsic
-def arguments(typing, frame, fields):
-    """The integers of a frame as a NamedTuple, whose class is ``fields``."""
+def arguments(typing, ctx, fields):
+    """The arguments of a kernel as a NamedTuple, whose class is ``fields``."""
     made = fields.instance_class
     kind = types.NamedUniTuple(types.int64, len(made._fields), made)
 
@@ -129,7 +129,7 @@ def arguments(typing, frame, fields):
         words = (builder.gep(args[0], [_I32(k)]) for k in range(kind.count))
         return context.make_tuple(builder, kind, list(map(builder.load, words)))
 
-    return kind(frame, fields), codegen
+    return kind(ctx, fields), codegen
 
 
 class RecordType(types.Type):
@@ -140,7 +140,7 @@ class RecordType(types.Type):
         super().__init__(name=f"record({name}: {', '.join(fields)})")
 
 
-register_model(RecordType)(_FrameModel)
+register_model(RecordType)(_AddressModel)
 
 
 def record(fields: Any) -> Any:
@@ -173,14 +173,14 @@ def _store_field(context, builder, signature, args, name):
     builder.store(args[1], place)
 
 
-def _call(builder, address, frame):
+def _call(builder, address, ctx):
     kind = ir.FunctionType(ir.VoidType(), [_I64.as_pointer()])
-    builder.call(builder.inttoptr(address, kind.as_pointer()), [frame])
+    builder.call(builder.inttoptr(address, kind.as_pointer()), [ctx])
 
 
 @intrinsic
 def call(typing, address, values):
-    """Call the piece at an address with a tuple of integers, or of records, for arguments."""
+    """Call the kernel at an address with a tuple of integers, or of records, for arguments."""
 
     def codegen(context, builder, signature, args):
         block = cgutils.alloca_once(builder, ir.ArrayType(_I64, len(values)))
@@ -198,19 +198,19 @@ def call(typing, address, values):
 
 
 @emits(types.void)
-def call_at(builder, piece, address):
-    """Call a piece with a frame that lies in memory, by their addresses."""
-    _call(builder, piece, builder.inttoptr(address, _I64.as_pointer()))
+def call_at(builder, kernel, address):
+    """Call a kernel with arguments that lie in memory, by their addresses."""
+    _call(builder, kernel, builder.inttoptr(address, _I64.as_pointer()))
 
 
 @intrinsic
-def frame_address(typing, frame):
-    """A frame's address."""
+def arguments_address(typing, ctx):
+    """The address of a kernel's arguments."""
 
     def codegen(context, builder, signature, args):
         return builder.ptrtoint(args[0], _I64)
 
-    return types.int64(frame), codegen
+    return types.int64(ctx), codegen
 
 
 @emits(types.int64)
@@ -223,23 +223,23 @@ def load_i64(builder, address, index):
 # ---- compiling
 
 
-PIECES: list[Any] = []  # all that this process has compiled or found in the cache
+KERNELS: list[Any] = []  # all that this process has compiled or found in the cache
 
 
 @once
 def compiled(
-    piece: Callable[[Any], None],
+    kernel: Callable[[Any], None],
     dtype: str = "float32",
     cell: Cell | None = None,
     features: frozenset[str] = NO_FEATURES,
 ) -> int:
-    """The address of a piece, compiled for a dtype and a cell, now or by an earlier process."""
+    """The address of a kernel, compiled for a dtype and a cell, now or by an earlier process."""
     source = ""
     if cell is not None:
         source = fingerprint.of_cell(cell)
         _CELLS[source] = cell
     name = cell.name if cell else None
-    frame = KernelType(from_dtype(np.dtype(dtype)), name, source, features)
-    made = compiled_callback(piece, types.void(frame), error_model="numpy")
-    PIECES.append(made)
+    ctx = KernelContext(from_dtype(np.dtype(dtype)), name, source, features)
+    made = compiled_callback(kernel, types.void(ctx), error_model="numpy")
+    KERNELS.append(made)
     return int(made.address)

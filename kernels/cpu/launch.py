@@ -1,7 +1,7 @@
-"""A pass over a block of time, or over a part of it.
+"""A pass over a block of time, or over a segment of it.
 
-Forward keeps what backward needs, or only the states at the beginning of some parts: then backward
-runs forward over a part again, just before it needs it. Parts are made of whole chunks of the
+Forward keeps what backward needs, or only the states at the beginning of some segments: then backward
+runs forward over a segment again, just before it needs it. Segments are made of whole chunks of the
 block (``schedule.py``), so that all sums are made in the same order and no bit depends on them.
 """
 
@@ -59,7 +59,7 @@ class SequenceRun:
         return (*self.xs.shape, self.H)
 
     def segments(self) -> Iterator["SequenceRun"]:
-        """The parts of ``steps.checkpoint_every`` steps, or a little more, that make up the
+        """The segments of ``steps.checkpoint_every`` steps, or a little more, that make up the
         pass."""
         N, T, D, H = self.sizes
         chunk = chunk_steps(self.cell, N, T, D, H, self.xs.itemsize)
@@ -76,8 +76,8 @@ class SequenceRun:
         features = compiled_features(self.steps.features, back)
         return plan_template(
             entry, self.cell, self.xs.dtype, *self.sizes, self.P, *partition,
-            features=features, scaled=self.steps.recurrent_mask is not None, chunk=self.chunk,
-            **options,
+            features=features, recurrent_mask=self.steps.recurrent_mask is not None,
+            chunk=self.chunk, **options,
         )  # fmt: skip
 
     def forward(self, state: State, keep: bool = True) -> tuple[Array, State, SavedBuffer]:
@@ -114,7 +114,7 @@ class SequenceRun:
         d        (S + 1, N, H), the gradient of the state; the last: what came through h Wh
         into     the gradients of Wx, Wh and b: written, or added to
         inputs   whether dxs is asked for; it is not filled if not
-        dreset   (S, N, H), what resets in later parts have stopped
+        dreset   (S, N, H), what resets in later segments have stopped
         """
         if dhs.dtype != self.xs.dtype:
             raise TypeError(f"dhs: expected {self.xs.dtype}, as xs is, got {dhs.dtype}")
@@ -128,10 +128,11 @@ class SequenceRun:
         options = self._run(template, plan, back=True, dreset=dreset)
         if options is None:
             return dxs, d_out, None, None
-        dreset, scale = options.dreset(), self.steps.recurrent_mask
+        dreset, mask = options.dreset(), self.steps.recurrent_mask
         if dreset is not None and self.steps.resets is not None:
             again = self.steps.resets[:, 0]
-            dreset[0, again] += d_out[-1, again] if scale is None else (d_out[-1] * scale)[again]
+            # in the order of ``step.reset_backward``
+            d_out[0, again] += d_out[-1, again] if mask is None else (d_out[-1] * mask)[again]
             dreset[:, again] += d_out[:-1, again]
             d_out[:, again] = 0
         return dxs, d_out, dreset, options.trace

@@ -22,7 +22,7 @@ from numba.core import types
 
 from ..layout import EPSILON
 from .kernel_abi import arguments, call, emits, jitted
-from .schedule import from_number, lanes_at, place_of, read_step
+from .schedule import from_number, place_of, read_step, units_from
 from .simd import (
     VECTOR_BYTES,
     MaskType,
@@ -49,41 +49,41 @@ from .tuple_io import (
 
 ROWS = 4  # that are normalised together
 
-# ---- pieces for a cell
+# ---- kernels for a cell
 
 
-def early_numbers(frame):
-    """A piece: normalises a step's gates that do not wait for the operand."""
-    plan, step = read_step(frame)
+def early_numbers(ctx):
+    """A kernel: normalises a step's gates that do not wait for the operand."""
+    plan, step = read_step(ctx)
     count, out = plan.normalised_early, step.normalised
-    _normalise(frame, plan, step, step.h_proj, add_h_proj, store_early_numbers, out, count)
+    _normalise(ctx, plan, step, step.h_proj, add_h_proj, store_early_numbers, out, count)
 
 
-def late_numbers(frame):
-    """A piece: normalises a step's gates that do."""
-    plan, step = read_step(frame)
+def late_numbers(ctx):
+    """A kernel: normalises a step's gates that do."""
+    plan, step = read_step(ctx)
     count, out = plan.normalised_late, from_number(step.normalised, plan.normalised_early)
-    _normalise(frame, plan, step, step.op_proj, add_op_proj, store_late_numbers, out, count)
+    _normalise(ctx, plan, step, step.op_proj, add_op_proj, store_late_numbers, out, count)
 
 
 @jitted
-def _normalise(frame, plan, step, side, add_side, store_numbers, out, count):
+def _normalise(ctx, plan, step, side, add_side, store_numbers, out, count):
     """Normalise ``count`` gates, from ``out`` on, some rows at a time."""
     for n in range(0, step.rows, plan.rows_at_once):
         rows = min(plan.rows_at_once, step.rows - n)
         for u in range(step.u0, step.u1):
-            bias = load_bias(frame, place_of(step.b, u, 0), plan.b_row, lanes_at(frame, plan, u))
+            bias = load_bias(ctx, place_of(step.b, u, 0), plan.b_row, units_from(ctx, plan, u))
             for row in range(n * VECTOR_BYTES, (n + rows) * VECTOR_BYTES, VECTOR_BYTES):
-                gates = add_x_proj(frame, bias, place_of(step.x_proj, u, row))
-                gates = add_side(frame, gates, place_of(side, u, row))
-                store_numbers(frame, gates, place_of(step.normalised, u, row))
+                gates = add_x_proj(ctx, bias, place_of(step.x_proj, u, row))
+                gates = add_side(ctx, gates, place_of(side, u, row))
+                store_numbers(ctx, gates, place_of(step.normalised, u, row))
         call(plan.standardise, Standardising(
             numbers=out.start + n * VECTOR_BYTES, panel=out.panel, gates=count, units=plan.units,
             H=plan.H, rows=rows, ahead=plan.N * VECTOR_BYTES,
         ))  # fmt: skip
 
 
-# ---- pieces for a dtype: four rows at a time, so that none waits for its own sums
+# ---- kernels for a dtype: four rows at a time, so that none waits for its own sums
 
 
 class Standardising(NamedTuple):
@@ -111,59 +111,59 @@ class Denormalising(NamedTuple):
     ahead: int
 
 
-def standardise(frame):
-    """A piece: normalises the rows of some gates, in place."""
-    start, panel, gates, units, H, rows, ahead = arguments(frame, Standardising)
+def standardise(ctx):
+    """A kernel: normalises the rows of some gates, in place."""
+    start, panel, gates, units, H, rows, ahead = arguments(ctx, Standardising)
     last, end = (units - 1) * panel, units * panel
-    in_use, share = lanes_in_use(frame, H - (units - 1) * lanes_of(frame)), 1.0 / H
+    in_use, share = lanes_in_use(ctx, H - (units - 1) * lanes_of(ctx)), 1.0 / H
     for gate in range(gates):
         first = start + gate * (end + panel)
         for row in range(0, rows * VECTOR_BYTES, ROWS * VECTOR_BYTES):
             places = four_rows(first, row, rows)
-            total = select(in_use, load_four(frame, places, last))
+            total = select(in_use, load_four(ctx, places, last))
             for p in range(0, last, panel):
-                total = add(total, load_four(frame, places, p))
+                total = add(total, load_four(ctx, places, p))
             mean = rows_of(sums(*total) * share)
             # a mean was rounded as roughly as the numbers are: what it is off is taken off as well
-            total = select(in_use, subtract(load_four(frame, places, last), mean))
+            total = select(in_use, subtract(load_four(ctx, places, last), mean))
             squares = multiply(total, total)
             for p in range(0, last, panel):
-                x = subtract(load_four(frame, places, p), mean)
+                x = subtract(load_four(ctx, places, p), mean)
                 total, squares = add(total, x), multiply_add(x, x, squares)
             off = sums(*total) * share
             variance = sums(*squares) * share - off * off
             deviations = 1.0 / square_root(maximum(variance, 0.0) + EPSILON)
             off, factor = rows_of(off * deviations), rows_of(deviations)
             for p in range(0, end, panel):
-                x = subtract(load_four(frame, places, p), mean)
+                x = subtract(load_four(ctx, places, p), mean)
                 x = subtract(multiply(x, factor), off)
                 if p == last:
                     x = select(in_use, x)
-                put_four(frame, x, places, p, ahead)
-            put_four(frame, factor, places, end, ahead)
+                put_four(ctx, x, places, p, ahead)
+            put_four(ctx, factor, places, end, ahead)
 
 
-def denormalise(frame):
-    """A piece: the gradients of a gate's rows, in place."""
-    delta, delta_panel, numbers, panel, units, H, rows, ahead = arguments(frame, Denormalising)
+def denormalise(ctx):
+    """A kernel: the gradients of a gate's rows, in place."""
+    delta, delta_panel, numbers, panel, units, H, rows, ahead = arguments(ctx, Denormalising)
     last = units - 1
-    in_use, share = lanes_in_use(frame, H - last * lanes_of(frame)), 1.0 / H
+    in_use, share = lanes_in_use(ctx, H - last * lanes_of(ctx)), 1.0 / H
     for row in range(0, rows * VECTOR_BYTES, ROWS * VECTOR_BYTES):
         grads, norms = four_rows(delta, row, rows), four_rows(numbers, row, rows)
-        total = select(in_use, load_four(frame, grads, last * delta_panel))
-        along = multiply(total, load_four(frame, norms, last * panel))
+        total = select(in_use, load_four(ctx, grads, last * delta_panel))
+        along = multiply(total, load_four(ctx, norms, last * panel))
         for u in range(last):
-            x = load_four(frame, grads, u * delta_panel)
-            along = multiply_add(x, load_four(frame, norms, u * panel), along)
+            x = load_four(ctx, grads, u * delta_panel)
+            along = multiply_add(x, load_four(ctx, norms, u * panel), along)
             total = add(total, x)
         mean, slope = rows_of(sums(*total) * share), rows_of(sums(*along) * share)
-        factor = load_four(frame, norms, units * panel)
+        factor = load_four(ctx, norms, units * panel)
         for place in norms:
             prefetch(place + units * panel - ahead)
         for u in range(units):
-            x = subtract(load_four(frame, grads, u * delta_panel), mean)
-            x = subtract(x, multiply(load_four(frame, norms, u * panel), slope))
-            put_four(frame, multiply(factor, x), grads, u * delta_panel, 0)
+            x = subtract(load_four(ctx, grads, u * delta_panel), mean)
+            x = subtract(x, multiply(load_four(ctx, norms, u * panel), slope))
+            put_four(ctx, multiply(factor, x), grads, u * delta_panel, 0)
 
 
 # ---- numbers of four rows
@@ -204,16 +204,16 @@ def select(mask, x):
 
 
 @jitted
-def load_four(frame, places, skip):
+def load_four(ctx, places, skip):
     a, b, c, d = places[0] + skip, places[1] + skip, places[2] + skip, places[3] + skip
-    return load(frame, a), load(frame, b), load(frame, c), load(frame, d)
+    return load(ctx, a), load(ctx, b), load(ctx, c), load(ctx, d)
 
 
 @jitted
-def put_four(frame, numbers, places, skip, ahead):
+def put_four(ctx, numbers, places, skip, ahead):
     """Store numbers, and ask for where the next step's will be: their memory is new every step."""
     for k in range(ROWS):
-        store(frame, numbers[k], places[k] + skip)
+        store(ctx, numbers[k], places[k] + skip)
         if ahead:
             prefetch_to_write(places[k] + skip + ahead)
 
@@ -221,14 +221,14 @@ def put_four(frame, numbers, places, skip, ahead):
 # ---- across lanes
 
 
-def _mask_of(frame, *rest):
-    return MaskType(VectorType(frame.dtype).lanes)
+def _mask_of(ctx, *rest):
+    return MaskType(VectorType(ctx.dtype).lanes)
 
 
 @emits(_mask_of)
-def lanes_in_use(builder, frame, lanes):
+def lanes_in_use(builder, ctx, lanes):
     """The first ``lanes`` lanes."""
-    return emit_lanes_in_use(builder, VectorType(frame.dtype), lanes)
+    return emit_lanes_in_use(builder, VectorType(ctx.dtype), lanes)
 
 
 def _shuffle(builder, a, b, lanes):

@@ -1,7 +1,7 @@
-"""The options of a step in compiled code: loaded, applied by ``kernels/step.py``, and what results.
+"""The options of a step in compiled code: their values, loaded, and ``kernels/step.py``, compiled.
 
-Each gate piece is compiled for a set of features (``option_memory.compiled_features``). Step t, row
-n of the batch, unit-panel u.
+Each gate kernel is compiled for a set of features (``option_memory.compiled_features``). Arguments:
+step t, row n of the batch, unit-panel u, how many units are left from there.
 
 Random masks are hashes, computed for 16 or 8 units at a time: ``kernels/counter_rng.py`` defines
 them.
@@ -33,19 +33,19 @@ _I8, _I64 = ir.IntType(8), ir.IntType(64)
 
 
 def _step_function(function):
-    """A function of ``kernels/step.py``, compiled for the features of a piece; calls pass the frame
+    """A function of ``kernels/step.py``, compiled for the features of a kernel; calls pass the ctx
     as an additional first argument.
     """
 
-    def of_step(frame, *args):
+    def of_step(ctx, *args):
         raise NotImplementedError("this function exists only as compiled code")
 
     @overload(of_step, strict=False)
-    def _(frame, *args):
+    def _(ctx, *args):
         sizes = tuple(len(a) for a in args if not isinstance(a, types.NamedTuple))
-        made = step.straight_line(function, frame.features, len(frame.cell.states), sizes)
+        made = step.specialised(function, ctx.features, len(ctx.cell.states), sizes)
         made = register_jitable(made)
-        return lambda frame, *args: made(*args)
+        return lambda ctx, *args: made(*args)
 
     return of_step
 
@@ -59,19 +59,21 @@ select_live = _step_function(step.select_live)
 add_states = _step_function(step.add_states)
 
 
-def _with(feature):
-    """Compile a function in pieces that have a feature; in others it returns its last argument."""
+def _only_with(feature):
+    """Compile a function in kernels that have a feature; in others it does nothing and returns its
+    last argument, unchanged.
+    """
 
     def decorate(function):
-        def of_feature(frame, *args):
+        def of_feature(ctx, *args):
             raise NotImplementedError("this function exists only as compiled code")
 
         @overload(of_feature, strict=False)
-        def _(frame, *args):
-            if feature not in frame.features:
-                return lambda frame, *args: args[-1]
+        def _(ctx, *args):
+            if feature not in ctx.features:
+                return lambda ctx, *args: args[-1]
             compiled = inlined(function)
-            return lambda frame, *args: compiled(frame, *args)
+            return lambda ctx, *args: compiled(ctx, *args)
 
         return of_feature
 
@@ -79,25 +81,24 @@ def _with(feature):
 
 
 @intrinsic
-def load_options(typing, frame, options, n, t, u, lanes, T, row_bytes):
+def load_options(typing, ctx, options, n, t, u, left, T, row_bytes):
     """The options of a step as ``StepValues``, from an ``OptionRecord``.
 
     T, row_bytes  flags in a row, and bytes of a row of H numbers
     """
-    vector, S = VectorType(frame.dtype), len(frame.cell.states)
+    vector, S = VectorType(ctx.dtype), len(ctx.cell.states)
     of_kind = {
-        "flag": types.boolean, "drawn": types.UniTuple(MaskType(vector.lanes), S),
-        "units": types.UniTuple(vector, S), "number": vector,
-        "numbers": types.UniTuple(vector, S),
+        "flag": types.boolean, "mask per state": types.UniTuple(MaskType(vector.lanes), S),
+        "row per state": types.UniTuple(vector, S), "scalar": vector,
+        "scalar per state": types.UniTuple(vector, S),
     }  # fmt: skip
     kinds = [
-        of_kind[kind] if name in frame.features else types.none
-        for name, kind in VALUE_KINDS.items()
+        of_kind[kind] if name in ctx.features else types.none for name, kind in VALUE_KINDS.items()
     ]
     result = types.NamedTuple(kinds, StepValues)
 
     def codegen(context, builder, signature, args):
-        _, options, n, t, u, lanes, T, row_bytes = args
+        _, options, n, t, u, left, T, row_bytes = args
 
         def field(name):
             place = _I64(OptionRecord._fields.index(name))
@@ -112,27 +113,28 @@ def load_options(typing, frame, options, n, t, u, lanes, T, row_bytes):
             byte = builder.load(builder.inttoptr(address, _I8.as_pointer()))
             return builder.icmp_unsigned("!=", byte, _I8(0))
 
-        def units(name):
+        def rows(name):
             start = builder.add(field(name), builder.mul(u, _I64(VECTOR_BYTES)))
             rows = (builder.add(start, builder.mul(row_bytes, _I64(k))) for k in range(S))
-            return [emit_load_part(builder, vector, row, lanes) for row in rows]
+            return [emit_load_part(builder, vector, row, left) for row in rows]
 
-        def one_number(name, k=0):
+        def scalar(name, k=0):
             kind = vector.llvm
             return splat(builder, number(name, k, kind.element), kind)
 
-        def numbers(name):
-            return [one_number(name, k) for k in range(S)]
+        def scalars(name):
+            return [scalar(name, k) for k in range(S)]
 
-        def drawn(name):
+        def masks(name):
             first = builder.mul(u, _I64(vector.lanes))
-            place = builder.add(field("origin"), builder.add(builder.shl(t, _I64(32)), n))
+            counter = builder.add(field("first_counter"), builder.add(builder.shl(t, _I64(32)), n))
             seeds = [(number("seeds", k, _I64), number("thresholds", k, _I64)) for k in range(S)]
             words = ir.VectorType(ir.IntType(32), vector.lanes)
-            return [emit_drawn(builder, words, *seed, place, first) for seed in seeds]
+            return [emit_drawn(builder, words, *seed, counter, first) for seed in seeds]
 
         loaders = {
-            "flag": flag, "units": units, "number": one_number, "numbers": numbers, "drawn": drawn,
+            "flag": flag, "scalar": scalar, "scalar per state": scalars, "row per state": rows,
+            "mask per state": masks,
         }  # fmt: skip
         members = []
         for (name, kind), member in zip(VALUE_KINDS.items(), kinds, strict=True):
@@ -144,46 +146,46 @@ def load_options(typing, frame, options, n, t, u, lanes, T, row_bytes):
             members.append(context.make_tuple(builder, member, value) if is_tuple else value)
         return context.make_tuple(builder, result, members)
 
-    return result(frame, options, *[types.int64] * 6), codegen
+    return result(ctx, options, *[types.int64] * 6), codegen
 
 
-@_with("recurrent_mask")
-def scaled(frame, plan, options, n, u, lanes, value):
+@_only_with("recurrent_mask")
+def times_recurrent_mask(ctx, plan, options, n, u, left, value):
     """h, or its gradient, times the factor with which h enters products."""
     if options.recurrent_mask:
         row = options.recurrent_mask + n * plan.H * plan.size
-        value = value * load_part(frame, row + u * VECTOR_BYTES, lanes)
+        value = value * load_part(ctx, row + u * VECTOR_BYTES, left)
     return value
 
 
 # ---- results
 
 
-@_with("recurrent_mask")
-def store_scaled(frame, plan, options, n, u, lanes, h, address):
+@_only_with("recurrent_mask")
+def store_masked_h(ctx, plan, options, n, u, left, h, address):
     """Store the scaled h for the next products, if there is a factor."""
     if options.recurrent_mask:
-        store(frame, scaled(frame, plan, options, n, u, lanes, h), address)
+        store(ctx, times_recurrent_mask(ctx, plan, options, n, u, left, h), address)
 
 
-@_with("resets")
-def add_dinitial(frame, plan, options, n, u, is_reset, dinitial):
+@_only_with("resets")
+def add_dinitial(ctx, plan, options, n, u, is_reset, dinitial):
     """Add the gradient that a reset stops to that of ``initial``."""
     if is_reset:
         place = place_of(step_panels(plan, options.dinitial, n), u, 0)
-        store_states(frame, add_states(frame, load_states(frame, place), dinitial), place)
+        store_states(ctx, add_states(ctx, load_states(ctx, place), dinitial), place)
 
 
-@_with("trace")
-def store_trace(frame, plan, options, t, n, u, lanes, dstate):
+@_only_with("trace")
+def store_trace(ctx, plan, options, t, n, u, left, dstate):
     if options.trace:
         row, step = plan.H * plan.size, (n * plan.T + t) * len(dstate)
-        store_rows(frame, dstate, (options.trace + step * row + u * VECTOR_BYTES, row), lanes)
+        store_rows(ctx, dstate, (options.trace + step * row + u * VECTOR_BYTES, row), left)
 
 
 @emits(types.void)
-def store_rows(builder, frame, values, place, lanes):
+def store_rows(builder, ctx, values, place, left):
     """Store states in rows of H numbers."""
-    for k in range(len(frame.cell.states)):
+    for k in range(len(ctx.cell.states)):
         address, value = member_address(builder, place, k), builder.extract_value(values, k)
-        emit_store_part(builder, VectorType(frame.dtype), value, address, lanes)
+        emit_store_part(builder, VectorType(ctx.dtype), value, address, left)

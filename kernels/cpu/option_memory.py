@@ -15,19 +15,19 @@ from .plan import OptionRecord
 from .plans import address_of
 from .simd import VECTOR_BYTES
 
-CHECKED = frozenset({"mask", "resets", "initial", "recurrent_mask", "trace"})
+AT_RUN_TIME = frozenset({"mask", "resets", "initial", "recurrent_mask", "trace"})
 
 
 @cache
 def compiled_features(features: frozenset[str], backward: bool) -> frozenset[str]:
-    """The features of the piece that runs these: none, a trace alone, or CHECKED and others.
+    """The features of the kernel that runs these: none, a trace alone, or AT_RUN_TIME and others.
 
-    A piece that has CHECKED is given arrays that change nothing for those of them that a pass does
-    not have. The others are compiled in: to draw masks that nobody uses would cost time.
+    A kernel that has AT_RUN_TIME is given arrays that change nothing for those of them that a pass
+    does not have. The others are compiled in: to draw masks that nobody uses would cost time.
     """
     if features <= {"trace"}:
         return features if backward else NO_FEATURES
-    return features | CHECKED
+    return features | AT_RUN_TIME
 
 
 class OptionMemory:
@@ -42,12 +42,12 @@ class OptionMemory:
 
     def __init__(self, steps: StepOptions, cell: Cell, N: int, T: int, H: int, dtype: Any) -> None:
         self._steps, self._sizes = steps, (N, T, len(cell.states), H, dtype)
-        neutral, words = _neutral(*self._sizes)
-        self._arrays, words = dict(neutral), dict(words)
+        defaults, words = _defaults(*self._sizes)
+        self._arrays, words = dict(defaults), dict(words)
         for name, array in steps.arrays(dtype).items():
             array = np.ascontiguousarray(array, dtype if array.dtype.kind == "f" else None)
             self._arrays[name], words[name] = array, address_of(array)
-        words["origin"] = steps.origin
+        words["first_counter"] = steps.first_counter
         self._set(words)
 
     def _set(self, words: dict[str, int]) -> None:
@@ -57,7 +57,7 @@ class OptionMemory:
     def for_backward(self, dreset: Array | None) -> "OptionMemory":
         """The same with memory for what backward fills.
 
-        dreset  (S, N, H), the gradient that resets in later parts have stopped
+        dreset  (S, N, H), the gradient that resets in later segments have stopped
         """
         found, (N, T, S, H, dtype) = copy(self), self._sizes
         words, lanes = dict(self._words), VECTOR_BYTES // dtype.itemsize
@@ -87,7 +87,7 @@ class OptionMemory:
 
 
 @lru_cache(maxsize=8)
-def _neutral(N: int, T: int, S: int, H: int, dtype: Any) -> tuple[Any, dict[str, int]]:
+def _defaults(N: int, T: int, S: int, H: int, dtype: Any) -> tuple[Any, dict[str, int]]:
     """Arrays for options that a pass does not have, and the fields of a record without options."""
     arrays = {
         "mask": np.ones((N, T), np.uint8), "resets": np.zeros((N, T), np.uint8),

@@ -13,7 +13,7 @@ from .kernel_abi import record
 class Plan(NamedTuple):
     """A pass works on these: addresses, sizes in numbers, strides in bytes."""
 
-    entry: int  # the address of this pass's piece
+    entry: int  # the address of this pass's kernel
     self_address: int  # the plan's own address
     thread: int
     job: int
@@ -58,15 +58,15 @@ class Plan(NamedTuple):
     options: int  # the address of the steps' options (OptionRecord), or 0
     x_blocks: int  # the addresses of the layout's tables
     h_blocks: int
-    # pieces
+    # kernels
     multiply: int
     multiply_transposed: int
     pack: int
     pack_transposed: int
     unpack: int
     column_sums: int
-    gates_piece: int
-    operand_piece: int
+    gates_kernel: int
+    operand_kernel: int
     early_numbers: int
     late_numbers: int
     standardise: int
@@ -113,9 +113,11 @@ class Plan(NamedTuple):
 
 
 # The steps' options (``kernels/step_options.py``): the address of each array, 0 if there is none.
-# ``origin`` is a number: the place of the first row at the first step, for random masks. Backward
-# fills dinitial (panels) and trace (N, T, S, H).
-_OPTIONS = *VALUE_KINDS, "recurrent_mask", "seeds", "thresholds", "origin", "dinitial", "trace"
+# ``first_counter`` is a number: that of the first row at the first step (``counter_rng.py``).
+# Backward fills dinitial (panels) and trace (N, T, S, H).
+_OPTIONS = (
+    *VALUE_KINDS, "recurrent_mask", "seeds", "thresholds", "first_counter", "dinitial", "trace",
+)  # fmt: skip
 OptionRecord: Any = NamedTuple("OptionRecord", [(name, int) for name in _OPTIONS])  # type: ignore
 
 read_plan, read_options = record(Plan), record(OptionRecord)

@@ -1,7 +1,7 @@
 """From arrays to plans: what compiled code is to work on, and in which memory.
 
 A *template* is a plan (``plan.py``) for arrays of certain sizes: how time is cut, who shares
-the work, how much memory is needed, which pieces are called. A call fills in the addresses.
+the work, how much memory is needed, which kernels are called. A call fills in the addresses.
 """
 
 import ctypes
@@ -126,15 +126,15 @@ def plan_template(
     split_batch: bool,
     keep: bool = True,
     features: frozenset[str] = NO_FEATURES,
-    scaled: bool = False,
+    recurrent_mask: bool = False,
     chunk: int = 0,
     add: bool = False,
 ) -> PlanTemplate:
     """How to run a pass over arrays of these sizes.
 
     keep        what backward needs is kept
-    features    of the pieces, as ``compiled_features`` says
-    scaled      h enters products scaled
+    features    of the kernels, as ``compiled_features`` says
+    recurrent_mask  whether h enters products times a mask
     chunk       how many steps are a chunk; 0: as many as are best
     add         backward adds to what the weights' gradients are
     """
@@ -145,7 +145,7 @@ def plan_template(
     steps = chunk or chunk_steps(cell, N, T, D, H, size)
     chunks = -(-T // steps)
     states, recurrent = len(cell.states), at.early + at.late
-    kept_states = states + scaled
+    kept_states = states + recurrent_mask
     normalised = len(at.normalised)
     split_batch = split_batch or normalised > 0  # a row is normalised over all of its units
     no_barrier = split_batch or not recurrent
@@ -187,12 +187,13 @@ def plan_template(
         size=size, gates=len(cell.gates), x_gates=at.x_gates, early=at.early, late=at.late,
         operand_gate=at.operand_gate, weights=at.weights, first_early=at.first_early,
         first_late=at.first_late,
-        states=states, kept_states=kept_states, h_slot=states * scaled, n_stored=at.n_stored,
+        states=states, kept_states=kept_states, h_slot=states * recurrent_mask,
+        n_stored=at.n_stored,
         normalised_early=len(at.normalised_early), normalised_late=len(at.normalised_late),
         rows_at_once=max(1, 16384 // ((normalised or 1) * units * VECTOR_BYTES)),
         normalised_places=_table(at.normalised), options=0,
         x_blocks=_table(at.x_blocks), h_blocks=_table(at.h_blocks),
-        **_pieces(entry, cell, dtype.name, features),
+        **_compiled_kernels(entry, cell, dtype.name, features),
         **dict.fromkeys(Plan._fields[_ARRAYS:_SCRATCH], 0), **_offsets(scratch), **_offsets(kept),
     )  # fmt: skip
     return PlanTemplate(
@@ -390,13 +391,13 @@ _PRODUCTS = ("multiply", "multiply_transposed", "pack", "pack_transposed", "unpa
 _NORMALISING = ("early_numbers", "late_numbers"), ("standardise", "denormalise")  # of a cell, all
 
 
-def _pieces(
+def _compiled_kernels(
     entry: Callable[[Any], None], cell: Cell, dtype: str, features: frozenset[str]
 ) -> dict[str, int]:
-    """The addresses of a plan's pieces, compiled now or by an earlier process."""
+    """The addresses of a plan's kernels, compiled now or by an earlier process."""
     ahead = entry is forward
-    gates_piece = gates.forward_gates if ahead else gates.backward_gates
-    operand_piece = gates.operand_gates if ahead else gates.operand_backward_gates
+    gates_kernel = gates.forward_gates if ahead else gates.backward_gates
+    operand_kernel = gates.operand_gates if ahead else gates.operand_backward_gates
     part = entry.__name__
     of_cell, of_all = _NORMALISING
     if cell.normalised:
@@ -408,8 +409,8 @@ def _pieces(
             return {
                 "entry": compiled(entry),
                 **{name: compiled(getattr(gemm, name), dtype) for name in _PRODUCTS},
-                "gates_piece": compiled(gates_piece, dtype, cell, features),
-                "operand_piece": compiled(operand_piece, dtype, cell, features)
+                "gates_kernel": compiled(gates_kernel, dtype, cell, features),
+                "operand_kernel": compiled(operand_kernel, dtype, cell, features)
                 if cell.operand is not None
                 else 0,
                 **{

@@ -26,6 +26,17 @@ The pass is cut into phases and shards (``threads.py``). In the phases of time a
     otherwise   all rows, some units: all meet after every step, since h Wh needs every unit's h
                 (twice where there is a second product; not where there is none at all)
 
+Words:
+
+    panel       W numbers wide (64 bytes), so many rows deep; unit-panel u: units u W .. u W + W - 1
+    chunk       some steps of a pass, whose numbers are in panels together
+    shard       the share of a thread: rows or units
+    segment     some chunks between two states that forward keeps, with gradient checkpointing
+    plan        the addresses and sizes of a pass, in memory (``plan.py``)
+    kernel      a compiled function that is called by address (``kernel_abi.py``)
+    place       the address of a tuple's first number, and the bytes from one number to the next
+    early, late gates that h Wh feeds, and those that the second product feeds (``layout.py``)
+
 Normalised gates (``layer_norm.py``) take all units of a row: such a cell is shared by rows only.
 
 Either way START and the packing of a chunk's xs are shared out by columns, GRADIENTS by rows of
@@ -35,7 +46,7 @@ dxs and by items of dWx and dWh (a panel of rows by four unit-panels of a gate e
 from typing import Any, NamedTuple
 
 from .gemm import Unpacking
-from .kernel_abi import arguments, call, frame_address, inlined, jitted
+from .kernel_abi import arguments, arguments_address, call, inlined, jitted
 from .plan import read_plan
 from .simd import VECTOR_BYTES, lanes_of
 from .threads import (
@@ -207,9 +218,9 @@ def step_at(plan, chunk, k, n0, n1, u0, u1):
 
 
 class StepArguments(NamedTuple):
-    """The arguments of a step's pieces: rows n0..n1 and units u0..u1 of step k of a chunk."""
+    """The arguments of a step's kernels: rows n0..n1 and units u0..u1 of step k of a chunk."""
 
-    plan: Any  # where it is called the record, in the piece its address
+    plan: Any  # where it is called the record, in the kernel its address
     chunk: int
     k: int
     n0: int
@@ -219,17 +230,17 @@ class StepArguments(NamedTuple):
 
 
 @inlined
-def read_step(frame):
-    """The plan and the step that a piece is called with."""
-    p = arguments(frame, StepArguments)
+def read_step(ctx):
+    """The plan and the step that a kernel is called with."""
+    p = arguments(ctx, StepArguments)
     plan = read_plan(p.plan)
     return plan, step_at(plan, p.chunk, p.k, p.n0, p.n1, p.u0, p.u1)
 
 
 @inlined
-def lanes_at(frame, plan, u):
+def units_from(ctx, plan, u):
     """How many units there are from a unit-panel on."""
-    return plan.H - u * lanes_of(frame)
+    return plan.H - u * lanes_of(ctx)
 
 
 @jitted
@@ -270,11 +281,11 @@ START, STEPS, HALF_STEP, GRADIENTS, END = range(5)
 
 
 @jitted
-def begin(plan, frame):
+def begin(plan, ctx):
     """Set this thread up for a pass; returns what ``end`` wants."""
     denormals = flush_denormals()
     if plan.shards > 1 and plan.thread == 0:
-        open_job(plan.team, frame_address(frame), plan.shards)
+        open_job(plan.team, arguments_address(ctx), plan.shards)
     return denormals
 
 

@@ -4,9 +4,9 @@ A vector holds 64 bytes: 16 float32 or 8 float64 lanes. LLVM turns that into one
 register, two AVX registers or four NEON or SSE registers, whatever the machine has; nothing here
 depends on the instruction set.
 
-    v = load(frame, address)            64 bytes; the frame says of which dtype
-    v = load_part(frame, address, 3)    three numbers, the other lanes 0
-    store(frame, v, address), store_part(frame, v, address, 3)
+    v = load(ctx, address)            64 bytes; the ctx says of which dtype
+    v = load_part(ctx, address, 3)    three numbers, the other lanes 0
+    store(ctx, v, address), store_part(ctx, v, address, 3)
     v + w, 1 - v, -v, fma(a, b, c), maximum(v, 0), where(x < y, a, b)
 
 Addresses are integers; nothing checks them.
@@ -119,7 +119,7 @@ def _emit_exponent(builder, vector, shifted):
 exponent_from_low_bits = _operators.unary(_emit_exponent)
 
 
-# ---- memory, by address; ``frame`` says of which dtype (kernel_abi.py)
+# ---- memory, by address; ``ctx`` says of which dtype (kernel_abi.py)
 
 
 def _pointer(builder, vector, address):
@@ -201,39 +201,39 @@ def prefetch_to_write(builder, address):
 
 
 @emits(types.int64)
-def lanes_of(builder, frame):
+def lanes_of(builder, ctx):
     """How many numbers a vector holds."""
-    return _I64(VectorType(frame.dtype).lanes)
+    return _I64(VectorType(ctx.dtype).lanes)
 
 
-def of_frame(frame, *rest):
-    """The type of a frame's vectors: what a function that ``emits`` one returns."""
-    return VectorType(frame.dtype)
+def of_frame(ctx, *rest):
+    """The type of a kernel's vectors: what a function that ``emits`` one returns."""
+    return VectorType(ctx.dtype)
 
 
-def _if_vector(frame, value, *rest):
-    return types.void if value == VectorType(frame.dtype) else None
+def _if_vector(ctx, value, *rest):
+    return types.void if value == VectorType(ctx.dtype) else None
 
 
 @emits(of_frame)
-def load(builder, frame, address):
+def load(builder, ctx, address):
     """A whole vector; the address is a multiple of 64."""
-    return emit_load(builder, VectorType(frame.dtype), address)
+    return emit_load(builder, VectorType(ctx.dtype), address)
 
 
 @emits(of_frame)
-def load_part(builder, frame, address, lanes):
+def load_part(builder, ctx, address, lanes):
     """A vector from any address: its first ``lanes`` lanes, the others zero and never read."""
-    return emit_load_part(builder, VectorType(frame.dtype), address, lanes)
+    return emit_load_part(builder, VectorType(ctx.dtype), address, lanes)
 
 
 @emits(_if_vector)
-def store(builder, frame, value, address):
+def store(builder, ctx, value, address):
     """Write a whole vector; the address is a multiple of 64."""
-    emit_store(builder, VectorType(frame.dtype), value, address)
+    emit_store(builder, VectorType(ctx.dtype), value, address)
 
 
 @emits(_if_vector)
-def store_part(builder, frame, value, address, lanes):
+def store_part(builder, ctx, value, address, lanes):
     """Write a vector's first ``lanes`` lanes to any address."""
-    emit_store_part(builder, VectorType(frame.dtype), value, address, lanes)
+    emit_store_part(builder, VectorType(ctx.dtype), value, address, lanes)

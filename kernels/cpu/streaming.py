@@ -26,7 +26,7 @@ from ..step_options import StepOptions
 from . import gemm, threads
 from .compilation import compiled_function, warn_if_slow_compile
 from .forward import forward
-from .kernel_abi import call, call_at, compiled, frame_address, jitted, load_i64, record
+from .kernel_abi import arguments_address, call, call_at, compiled, jitted, load_i64, record
 from .option_memory import OptionMemory, compiled_features
 from .packing import Packed, pack_affine, pack_weights, zeros
 from .plan import PLACES, read_plan, write
@@ -37,10 +37,10 @@ from .simd import VECTOR_BYTES, all_lanes, lanes_of, load_part
 class StreamPlan(NamedTuple):
     """A call works on these: addresses, sizes in numbers, strides in bytes."""
 
-    piece: int
+    kernel: int
     N: int
     inputs: int
-    alone: int  # whether ``_enter`` may call the piece itself
+    alone: int  # whether ``_enter`` may call the kernel itself
     x: int  # (N, T, inputs)
     x_row: int
     x_time: int
@@ -76,9 +76,9 @@ def _adjust(me, plan, k, count, x_time, out):
         plan.hs, plan.hs_row, plan.hs_time = out, me.out_row, me.out_time
 
 
-def stream(frame):
-    """A piece: some steps of a stack of layers."""
-    me = _read_stream(frame_address(frame))
+def stream(ctx):
+    """A kernel: some steps of a stack of layers."""
+    me = _read_stream(arguments_address(ctx))
     for start in range(0, me.T, me.block):
         count = min(me.block, me.T - start)
         x, x_row, x_time = me.x + start * me.x_time, me.x_row, me.x_time
@@ -148,7 +148,7 @@ def _entrance(many: bool, dtype: str, ndim: int, nogil: bool) -> Any:
                 return False
         me.x, me.x_row = start, x.strides[0]
         if me.alone:
-            call_at(me.piece, address)
+            call_at(me.kernel, address)
         return True
 
     def enter_many(x, out, address):  # x (N, T, inputs), out (N, T, outputs)
@@ -167,7 +167,7 @@ def _entrance(many: bool, dtype: str, ndim: int, nogil: bool) -> Any:
         me.x, me.x_row, me.x_time, me.T = start, row, time, T
         me.out, me.out_row, me.out_time = out.ctypes.data, out.strides[0], out.strides[1]
         if me.alone:
-            call_at(me.piece, address)
+            call_at(me.kernel, address)
         return True
 
     kind = from_dtype(np.dtype(dtype))
@@ -336,7 +336,7 @@ class _Call:
         self._kept += [addresses, owned_by]
         self._piece = compiled(stream, dtype.name)
         words = StreamPlan(
-            piece=self._piece, N=N, inputs=first.shape[2], alone=not self.shared,
+            kernel=self._piece, N=N, inputs=first.shape[2], alone=not self.shared,
             x=address_of(first), x_row=first.strides[0], x_time=first.strides[1], T=T,
             out=address_of(self.out), out_row=self.out.strides[0], out_time=self.out.strides[1],
             block=T, layers=len(layers), plans=address_of(addresses),

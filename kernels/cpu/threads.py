@@ -267,17 +267,17 @@ class Serving(NamedTuple):
 
 
 class ServingOnce(NamedTuple):
-    """The arguments of ``openmp_worker``: a piece, and its frame."""
+    """The arguments of ``openmp_worker``: a kernel, and the address of its own."""
 
     team: int
     shards: int
-    piece: int
-    frame: int
+    kernel: int
+    arguments: int
 
 
-def worker_loop(frame):
-    """A piece: what a thread of the team does until nothing has happened for a while."""
-    team, thread, patience = arguments(frame, Serving)
+def worker_loop(ctx):
+    """A kernel: what a thread of the team does until nothing has happened for a while."""
+    team, thread, patience = arguments(ctx, Serving)
     mine = team + COPIES + thread * _COPY
     idle, last = 0, 0
     while idle < patience:
@@ -292,12 +292,12 @@ def worker_loop(frame):
     _write(mine + _ASLEEP, 1)
 
 
-def openmp_worker(frame):
-    """A piece: what borrowed threads do. The first to come is thread 0; the others help it."""
-    team, shards, piece, plan = arguments(frame, ServingOnce)
+def openmp_worker(ctx):
+    """A kernel: what borrowed threads do. The first to come is thread 0; the others help it."""
+    team, shards, kernel, plan = arguments(ctx, ServingOnce)
     thread = _add(team + BORROWED, 1)
     if thread == 0:
-        call_at(piece, plan)
+        call_at(kernel, plan)
         _write(team + SENT_BACK, 1)
         return
     mine = team + COPIES + (MOST_THREADS + thread) * _COPY
@@ -339,8 +339,8 @@ class ThreadPool:
         """The ``count`` and ``parallel`` of the ``borrow`` that this thread is in."""
         return getattr(self._lender, "now", (MOST_THREADS, 0))
 
-    def run(self, piece: int, frame: int, shards: int, plans: Sequence[np.ndarray]) -> None:
-        """Call a piece that runs plans with the team's help, or alone where the team is busy."""
+    def run(self, kernel: int, arguments: int, shards: int, plans: Sequence[np.ndarray]) -> None:
+        """Call a kernel that runs plans with the team's help, or alone where the team is busy."""
         shards = min(shards, MOST_THREADS)
         helped = shards > 1 and self._busy.acquire(blocking=False)
         try:
@@ -348,11 +348,11 @@ class ThreadPool:
                 plan[_SHARDS], plan[_TEAM] = (shards, self.address) if helped else (1, 0)
             lent, parallel = self.lent
             if helped and parallel:
-                self._call_borrowed(parallel, lent, shards, piece, frame)
+                self._call_borrowed(parallel, lent, shards, kernel, arguments)
                 return
             for thread in range(1, shards if helped else 0):
                 self._call(thread)
-            call_piece(piece, frame)
+            call_kernel(kernel, arguments)
         finally:
             if helped:
                 self._busy.release()
@@ -372,20 +372,20 @@ class ThreadPool:
             self._lender.now = before
 
     def _call_borrowed(
-        self, parallel: int, count: int, shards: int, piece: int, frame: int
+        self, parallel: int, count: int, shards: int, kernel: int, arguments: int
     ) -> None:
-        """Call a piece on all threads that a runtime has; it keeps those that it always calls."""
+        """Call a kernel on all threads that a runtime has; it keeps those that it always calls."""
         self._memory[[BORROWED // 8, SENT_BACK // 8]] = 0
-        words = np.array(ServingOnce(self.address, shards, piece, frame), np.int64)
+        words = np.array(ServingOnce(self.address, shards, kernel, arguments), np.int64)
         _as_parallel(parallel)(compiled(openmp_worker), words.ctypes.data, count, 0)
 
     def _call(self, thread: int) -> None:
         """Start a thread, or wake it up if it sleeps."""
         if thread > len(self._wake):
-            piece = compiled(worker_loop)  # here, for a daemon may not compile while Python ends
+            kernel = compiled(worker_loop)  # here, for a daemon may not compile while Python ends
             self._wake.append(threading.Lock())
             name = f"numba_rnn-{thread}"
-            arguments = thread, piece
+            arguments = thread, kernel
             threading.Thread(target=self._run, args=arguments, name=name, daemon=True).start()
             return
         asleep = (COPIES + thread * _COPY + _ASLEEP) // 8
@@ -393,12 +393,12 @@ class ThreadPool:
             self._memory[asleep] = 0
             self._wake[thread - 1].release()
 
-    def _run(self, thread: int, piece: int) -> None:
+    def _run(self, thread: int, kernel: int) -> None:
         wake = self._wake[thread - 1]
         wake.acquire()  # it is asleep when it is locked
         words = np.array(Serving(self.address, thread, patience=20_000), np.int64)
         while True:
-            call_piece(piece, words.ctypes.data)
+            call_kernel(kernel, words.ctypes.data)
             wake.acquire()
 
 
@@ -408,9 +408,9 @@ _as_parallel = cache(
 )
 
 
-def call_piece(piece: int, frame: int) -> None:
-    """Call the piece at an address with a frame at another, without the GIL."""
-    _as_function(piece)(frame)
+def call_kernel(kernel: int, arguments: int) -> None:
+    """Call the kernel at an address with arguments at another, without the GIL."""
+    _as_function(kernel)(arguments)
 
 
 def available() -> int:

@@ -31,15 +31,15 @@ def _compilable(function: Any) -> Any:
 
 
 def _cell_function(name):
-    """A function of the cell that a piece is compiled for; it is called with the frame first."""
+    """A function of the cell that a kernel is compiled for; it is called with the ctx first."""
 
-    def of_cell(frame, *args):
+    def of_cell(ctx, *args):
         raise NotImplementedError("this function exists only as compiled code")
 
     @overload(of_cell, strict=False)
-    def _(frame, *args):
-        function = _compilable(getattr(frame.cell, name))
-        return lambda frame, *args: function(*args)
+    def _(ctx, *args):
+        function = _compilable(getattr(ctx.cell, name))
+        return lambda ctx, *args: function(*args)
 
     return of_cell
 
@@ -69,17 +69,17 @@ def _sum(builder, terms):
 
 
 def _tuple_of(count):
-    """The type of a tuple of vectors; ``count`` finds how many from a piece's layout."""
-    return lambda frame, *rest: types.UniTuple(VectorType(frame.dtype), count(frame.layout))
+    """The type of a tuple of vectors; ``count`` finds how many from a kernel's layout."""
+    return lambda ctx, *rest: types.UniTuple(VectorType(ctx.dtype), count(ctx.layout))
 
 
 @emits(_tuple_of(lambda at: len(at.cell.gates)))
-def load_bias(builder, frame, place, b_row, lanes):
+def load_bias(builder, ctx, place, b_row, left):
     """The bias of every gate, of b or of its two rows, ``b_row`` bytes apart.
 
     A cell's weights lie behind the biases, and are loaded likewise.
     """
-    cell, vector, count = frame.cell, VectorType(frame.dtype), len(frame.cell.gates)
+    cell, vector, count = ctx.cell, VectorType(ctx.dtype), len(ctx.cell.gates)
     input_side = cell.input_gates + tuple(range(count - len(cell.weights), count))
     members = []
     for g in range(count):
@@ -90,12 +90,12 @@ def load_bias(builder, frame, place, b_row, lanes):
         for row, gates in blocks:
             if g in gates:
                 address = builder.add(member_address(builder, place, gates.index(g)), row)
-                terms.append(emit_load_part(builder, vector, address, lanes))
+                terms.append(emit_load_part(builder, vector, address, left))
         members.append(_sum(builder, terms[1:] or terms))
     return members
 
 
-def _same_gates(frame, gates, *rest):
+def _same_gates(ctx, gates, *rest):
     return gates
 
 
@@ -103,12 +103,12 @@ def _add_to_gates(part):
     """An intrinsic that adds a product's columns to the gates that it feeds."""
 
     @emits(_same_gates)
-    def add(builder, frame, gates, side):
-        order = frame.layout.order
+    def add(builder, ctx, gates, side):
+        order = ctx.layout.order
         new = [builder.extract_value(gates, g) for g in range(len(order))]
-        for k, place in enumerate(part(frame.layout)):
+        for k, place in enumerate(part(ctx.layout)):
             address = member_address(builder, side, k)
-            numbers = emit_load(builder, VectorType(frame.dtype), address)
+            numbers = emit_load(builder, VectorType(ctx.dtype), address)
             new[order[place]] = builder.fadd(new[order[place]], numbers)
         return new
 
@@ -124,12 +124,12 @@ def _replacing(part):
     """An intrinsic that puts normalised gates in their places (``layer_norm.py``)."""
 
     @emits(_same_gates)
-    def replace(builder, frame, gates, normalised):
-        at = frame.layout
+    def replace(builder, ctx, gates, normalised):
+        at = ctx.layout
         for k, place in enumerate(at.normalised):
             if place in part(at):
                 address = member_address(builder, normalised, k)
-                number = emit_load(builder, VectorType(frame.dtype), address)
+                number = emit_load(builder, VectorType(ctx.dtype), address)
                 gates = builder.insert_value(gates, number, at.order[place])
         return gates
 
@@ -144,9 +144,9 @@ def _loading(choose):
     """An intrinsic that loads a tuple of vectors; ``choose`` says where each of them is."""
 
     @emits(_tuple_of(lambda at: len(choose(at))))
-    def load_members(builder, frame, place):
-        addresses = (member_address(builder, place, k) for k in choose(frame.layout))
-        return [emit_load(builder, VectorType(frame.dtype), address) for address in addresses]
+    def load_members(builder, ctx, place):
+        addresses = (member_address(builder, place, k) for k in choose(ctx.layout))
+        return [emit_load(builder, VectorType(ctx.dtype), address) for address in addresses]
 
     return load_members
 
@@ -159,42 +159,42 @@ def _gate_places(at):
     return [at.order.index(g) for g in range(len(at.order))]
 
 
-def _kept_places(at):
-    return range(at.n_stored - at.kept, at.n_stored)
+def _extra_places(at):
+    return range(at.n_stored - at.extra, at.n_stored)
 
 
 load_states, load_gradients = _loading(_state_places), _loading(_gate_places)
-load_kept = _loading(_kept_places)
+load_extra = _loading(_extra_places)
 
 
 @emits(_tuple_of(lambda at: len(at.saved_from)))
-def load_saved(builder, frame, saved, after, weights, lanes, normalised):
+def load_saved(builder, ctx, saved, after, weights, left, normalised):
     """The numbers that the cell saved: stored, or found in the state after the step, in its
     weights, or among its normalised gates."""
-    stored, members, vector = 0, [], VectorType(frame.dtype)
+    stored, members, vector = 0, [], VectorType(ctx.dtype)
     places = {"state": after, "normalised": normalised, "weight": weights}
-    for where in frame.layout.saved_from:
+    for where in ctx.layout.saved_from:
         if where is None:
             address = member_address(builder, saved, stored)
             stored += 1
         else:
             address = member_address(builder, places[where[0]], where[1])
         if where is not None and where[0] == "weight":
-            members.append(emit_load_part(builder, vector, address, lanes))
+            members.append(emit_load_part(builder, vector, address, left))
         else:
             members.append(emit_load(builder, vector, address))
     return members
 
 
 @emits(types.void)
-def prefetch_saved(builder, frame, saved, state, normalised, back, dhs):
+def prefetch_saved(builder, ctx, saved, state, normalised, back, dhs):
     """Ask for what ``load_saved`` and ``load_states`` will read, ``back`` bytes before these
     places, and for dhs."""
     emit_prefetch(builder, dhs)
     for place, count in (
-        (saved, frame.layout.n_stored),
-        (normalised, len(frame.layout.normalised)),
-        (state, len(frame.cell.states)),
+        (saved, ctx.layout.n_stored),
+        (normalised, len(ctx.layout.normalised)),
+        (state, len(ctx.cell.states)),
     ):
         for k in range(count):
             emit_prefetch(builder, builder.sub(member_address(builder, place, k), back))
@@ -216,9 +216,9 @@ def _zeros(count):
     """An intrinsic that makes a tuple of zeros."""
 
     @emits(_tuple_of(count))
-    def zeros(builder, frame):
-        vector = VectorType(frame.dtype)
-        return [ir.Constant(vector.llvm, None)] * count(frame.layout)
+    def zeros(builder, ctx):
+        vector = VectorType(ctx.dtype)
+        return [ir.Constant(vector.llvm, None)] * count(ctx.layout)
 
     return zeros
 
@@ -228,32 +228,32 @@ zeros_gates = _zeros(lambda at: len(at.cell.gates))
 
 
 @intrinsic
-def zeros_for_none(typing, frame, values):
+def zeros_for_none(typing, ctx, values):
     """A tuple as the cell returned it, with zeros for None."""
-    kind = types.UniTuple(VectorType(frame.dtype), len(values))
+    kind = types.UniTuple(VectorType(ctx.dtype), len(values))
 
     def codegen(context, builder, signature, args):
         members = emit_members(builder, kind.dtype, values, args[1])
         return context.make_tuple(builder, kind, members)
 
-    return kind(frame, values), codegen
+    return kind(ctx, values), codegen
 
 
 def _storing(choose):
     """An intrinsic that stores members of a tuple; ``choose`` says of each where, or None."""
 
     @intrinsic
-    def store_members(typing, frame, values, place):
-        vector = VectorType(frame.dtype)
+    def store_members(typing, ctx, values, place):
+        vector = VectorType(ctx.dtype)
 
         def codegen(context, builder, signature, args):
             members = emit_members(builder, vector, values, args[1])
-            for member, number in zip(members, choose(frame.layout), strict=True):
+            for member, number in zip(members, choose(ctx.layout), strict=True):
                 if number is not None:
                     emit_store(builder, vector, member, member_address(builder, args[2], number))
             return context.get_dummy_value()
 
-        return types.void(frame, values, place), codegen
+        return types.void(ctx, values, place), codegen
 
     return store_members
 
@@ -264,7 +264,7 @@ def _stored_places(at):
 
 
 store_states, store_saved = _storing(_state_places), _storing(_stored_places)
-store_gradients, store_kept = _storing(_gate_places), _storing(_kept_places)
+store_gradients, store_extra = _storing(_gate_places), _storing(_extra_places)
 store_gradients_but_late = _storing(
     lambda at: [None if k in at.after_operand else k for k in _gate_places(at)]
 )

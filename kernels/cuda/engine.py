@@ -138,7 +138,7 @@ class CudaEngine(DeviceEngine):
         )
         plan, _ = self.plan(cell, N, T, H, xs.dtype)
         if plan is not None:
-            self._run_persistent(plan, Wh, arrays, arrays.scaled(states[0, 0]))
+            self._run_persistent(plan, Wh, arrays, arrays.times_recurrent_mask(states[0, 0]))
         elif gates.scans(cell):
             self._gates("forward_scan", arrays)()
         else:
@@ -165,7 +165,7 @@ class CudaEngine(DeviceEngine):
         Wh_late = xp.ascontiguousarray(Wh[:, at.early * H :])
         for t in range(T):
             if at.early:
-                xp.matmul(arrays.scaled(states[t, 0]), Wh_early, out=early)
+                xp.matmul(arrays.times_recurrent_mask(states[t, 0]), Wh_early, out=early)
             normalise_early(t)
             operand_step(t)
             if at.late:
@@ -213,11 +213,11 @@ class CudaEngine(DeviceEngine):
         plan, _ = self.plan(cell, N, T, H, xs.dtype, forward=False)
         if plan is not None:
             self._run_persistent(plan, Wh, arrays)
-            dstate_[0] += arrays.scaled(xp.matmul(dgates[0, :, early_columns], Wh.T))
+            dstate_[0] += arrays.times_recurrent_mask(xp.matmul(dgates[0, :, early_columns], Wh.T))
         elif gates.scans(cell):
             self._gates("backward_scan", arrays)()
         else:
-            dstate_[0] += arrays.scaled(self._backward_steps(Wh, arrays))
+            dstate_[0] += arrays.times_recurrent_mask(self._backward_steps(Wh, arrays))
         dstate_, dinitial = arrays.dreset_at_first(dstate_)
 
         rows = dgates.reshape(T * N, G * H)
@@ -225,7 +225,7 @@ class CudaEngine(DeviceEngine):
         dWx = self._product(_time_first(xp, xs).T, x_rows)
         dWh = [Wh[:, :0]]
         if at.early:
-            h_before = arrays.scaled(arrays["states"][:T, 0]).reshape(T * N, H)
+            h_before = arrays.times_recurrent_mask(arrays["states"][:T, 0]).reshape(T * N, H)
             dWh.append(self._product(h_before.T, early_rows))
         if at.late:
             operands = arrays["operands"].reshape(T * N, H)
@@ -308,7 +308,7 @@ class CudaEngine(DeviceEngine):
         xp, kernel = self.xp, training_kernels.dropout_kernel()
         out, left = xp.empty(shape, dtype), xp.asarray(np.array([1 / (1 - rate)], dtype))
         words = np.array(
-            [seed, counter_rng.threshold(rate), counter_rng.place(0, row_offset)], np.uint64
+            [seed, counter_rng.threshold(rate), counter_rng.counter(0, row_offset)], np.uint64
         )
         sizes = {"T": math.prod(shape[1:-1]), "H": shape[-1], "size": out.size}
         grid, words = (-(-out.size // kernel.threads), 1), xp.asarray(words.view(np.int64))

@@ -94,7 +94,7 @@ def _backward(step: StepCode, through_h: str = "load(through_h, unit_0)") -> lis
 def _operand_backward(step: StepCode) -> list[str]:
     doperand = "load(doperand, unit_0)"
     if step.cell.operand_gate:
-        doperand = f"load(dgates, dgates_at_0 + {step.at.after_operand[0]} * H)"
+        doperand = f"load(dgates, dgates_at_0 + {step.layout.after_operand[0]} * H)"
     return [*step.load_saved(), *step.operand_backward(doperand)]
 
 

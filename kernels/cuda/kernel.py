@@ -101,7 +101,7 @@ class DeviceLimits:
 INTEGERS = "t", "T", "N", "H", "stride", "row", "block", "size"
 NUMBERS = tuple(f"number{k}" for k in range(8))  # of that dtype
 COUNTERS = ("counters",)  # uint32
-INDICES = "rows", "order", "seeds", "thresholds", "origin", "words"  # int64
+INDICES = "rows", "order", "seeds", "thresholds", "first_counter", "words"  # int64
 FLAGS = "mask", "resets"  # uint8
 
 

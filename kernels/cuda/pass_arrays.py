@@ -50,7 +50,7 @@ class PassArrays:
 
     # ---- operations outside of kernels
 
-    def scaled(self, h: Array) -> Array:
+    def times_recurrent_mask(self, h: Array) -> Array:
         """h, or its gradient, times the scale with which h enters products."""
         return h * self["recurrent_mask"] if "recurrent_mask" in self.features else h
 

@@ -231,11 +231,11 @@ class _ThreadItem:
 
     def __init__(self, cell: Cell, c: Tiling, tiles: int, k: int, features: frozenset[str]) -> None:
         self.c, self.tiles, self.k = c, tiles, k
-        self.step, self.at = StepCode(cell, features, k), layout(cell)
+        self.step, self.layout = StepCode(cell, features, k), layout(cell)
 
     def loads(self) -> list[str]:
         """Before the product; rows and units beyond the last do as the last one does."""
-        c, e, step = self.c, self.step.end, self.step
+        c, e, step = self.c, self.step.suffix, self.step
         return [
             f"pair = thread + {self.k * c.threads}",
             f"row{e}, column{e} = pair // {c.units}, pair % {c.units}",
@@ -249,7 +249,7 @@ class _ThreadItem:
 
     def finish(self) -> list[str]:
         """After the product: add up, compute, hand over to the next step."""
-        c, e, step = self.c, self.step.end, self.step
+        c, e, step = self.c, self.step.suffix, self.step
         width = c.columns + 1
         lines = [f"part = {c.weights} + row{e} * {width} + column{e}"]
         for k in range(c.columns // c.units):
@@ -264,20 +264,20 @@ class _ThreadItem:
         """Lines: store the results that no other block waits for."""
         step = self.step
         store = step.store_forward() if self.c.forward else step.store_backward()
-        return [f"if inside{step.end}:", *_indented(store)]
+        return [f"if inside{step.suffix}:", *_indented(store)]
 
     def _hand_over(self) -> list[str]:
         """Lines: store the numbers that the next step multiplies."""
-        c, e = self.c, self.step.end
+        c, e = self.c, self.step.suffix
         if c.single_block:
             memory, start = "memory", f"{c.weights + c.partials} + (tile * {c.rows} + row{e})"
         else:
             memory = "exchange"
             start = f"(((step + 1) % 2) * cuda.gridDim.y * {self.tiles * c.rows} + n{e})"
         if c.forward:
-            number = self.step.scaled(f"new{e}[0]")
+            number = self.step.times_recurrent_mask(f"new{e}[0]")
             return [f"store({number}, {memory}, {start} * {c.stride} + j{e})"]
         return [
             f"store(dgates{e}[{g}], {memory}, {start} * {c.stride} + {k} * H + j{e})"
-            for k, g in enumerate(self.at.h_order)
+            for k, g in enumerate(self.layout.h_order)
         ]

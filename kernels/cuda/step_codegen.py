@@ -18,7 +18,7 @@ and, if steps have options (``StepOptions.arrays``):
     mask, resets (N, T); initial (states, H); recurrent_mask (N, H)
     zoneout_rates, seeds, thresholds   zoneout's, a number for each state
     clip                           one number
-    origin                         one number: where random masks begin
+    first_counter                         one number: where random masks begin
     dinitial (states, N, H)        the gradient that resets stopped, added up
     trace (T, states, N, H)        gradients of the state after every step
 
@@ -47,7 +47,7 @@ class StepCode:
     """
 
     def __init__(self, cell: Cell, features: frozenset[str] = frozenset(), number: int = 0) -> None:
-        self.cell, self.at, self.end = cell, layout(cell, features), f"_{number}"
+        self.cell, self.layout, self.suffix = cell, layout(cell, features), f"_{number}"
         self.features = features
         names = "forward", "backward", "operand", "operand_backward"
         own = {name: getattr(cell, name) for name in names}
@@ -61,9 +61,9 @@ class StepCode:
         """
         sizes, S = tuple(sizes), len(self.cell.states)
         title = "_".join([function.__name__, *map(str, sizes)])
-        self.functions[title] = step.straight_line(function, self.features, S, sizes)
+        self.functions[title] = step.specialised(function, self.features, S, sizes)
         has_options = len(arguments) < function.__code__.co_argcount
-        options = f", options{self.end}" if has_options else ""
+        options = f", options{self.suffix}" if has_options else ""
         return f"{title}({', '.join(arguments)}{options})"
 
     def _each(self, member: str) -> str:
@@ -72,59 +72,60 @@ class StepCode:
 
     def _options(self) -> list[str]:
         """Lines: the options of the step, as ``StepValues``."""
-        e, found, seed = self.end, [], "seeds[{k}], thresholds[{k}]"
+        i, found, seed = self.suffix, [], "seeds[{k}], thresholds[{k}]"
         for name, kind in VALUE_KINDS.items():
             of_kind = {
-                "flag": f"{name}[n{e} * T + t] != 0",
-                "units": self._each(f"load({name}, {{k}} * H + j{e})"),
-                "number": f"{name}[0] + zero{e}",
-                "numbers": self._each(f"{name}[{{k}}] + zero{e}"),
-                "drawn": self._each(f"drawn(zero{e}, {seed}, place{e}, j{e})"),
+                "flag": f"{name}[n{i} * T + t] != 0",
+                "row per state": self._each(f"load({name}, {{k}} * H + j{i})"),
+                "scalar": f"{name}[0] + zero{i}",
+                "scalar per state": self._each(f"{name}[{{k}}] + zero{i}"),
+                "mask per state": self._each(f"drawn(zero{i}, {seed}, counter{i}, j{i})"),
             }
             found.append(of_kind[kind] if name in self.features else "None")
-        drawn = [f"place{e} = origin[0] + (t << 32) + n{e}"] if "zoneout" in self.features else []
-        return [*drawn, f"options{e} = StepValues({', '.join(found)})"]
+        counter = [f"counter{i} = first_counter[0] + (t << 32) + n{i}"]
+        counter = counter if "zoneout" in self.features else []
+        return [*counter, f"options{i} = StepValues({', '.join(found)})"]
 
     # ---- addresses
 
     def offsets(self) -> list[str]:
         """Lines: where the thread's numbers lie, from t, n and j."""
-        e, S, K = self.end, len(self.cell.states), len(self.at.normalised)
+        i, S, K = self.suffix, len(self.cell.states), len(self.layout.normalised)
         return [
-            f"unit{e} = n{e} * H + j{e}",
-            f"x_proj_at{e} = (t * N + n{e}) * {self.at.x_gates} * H + j{e}",
-            f"dgates_at{e} = (t * N + n{e}) * {len(self.at.order)} * H + j{e}",
-            f"hs_at{e} = (n{e} * T + t) * H + j{e}",
-            f"old_at{e} = t * {S} * N * H + unit{e}",
-            f"new_at{e} = old_at{e} + {S} * N * H",
-            f"saved_at{e} = t * {self.at.n_stored} * N * H + unit{e}",
-            *([f"normalised_at{e} = (t * N + n{e}) * {K} * H + j{e}"] if K else []),
+            f"unit{i} = n{i} * H + j{i}",
+            f"x_proj_at{i} = (t * N + n{i}) * {self.layout.x_gates} * H + j{i}",
+            f"dgates_at{i} = (t * N + n{i}) * {len(self.layout.order)} * H + j{i}",
+            f"hs_at{i} = (n{i} * T + t) * H + j{i}",
+            f"old_at{i} = t * {S} * N * H + unit{i}",
+            f"new_at{i} = old_at{i} + {S} * N * H",
+            f"saved_at{i} = t * {self.layout.n_stored} * N * H + unit{i}",
+            *([f"normalised_at{i} = (t * N + n{i}) * {K} * H + j{i}"] if K else []),
         ]
 
     def _members(self, array: str, start: str) -> str:
-        return self._each(f"load({array}, {start}{self.end} + {{k}} * N * H)")
+        return self._each(f"load({array}, {start}{self.suffix} + {{k}} * N * H)")
 
     # ---- forward
 
     def load_inputs(self) -> list[str]:
         """Lines: what does not wait for the step's products: x Wx, the biases, the state."""
-        e, cell, lines = self.end, self.cell, []
+        i, cell, lines = self.suffix, self.cell, []
         for g, name in enumerate(cell.gates):
             terms = self._first_terms(g)
             if terms and name not in cell.normalised:
-                lines.append(f"gate_{g}{e} = {' + '.join(terms)}  # {name}")
-        lines.append(f"old{e} = {self._members('states', 'old_at')}")
-        return [*lines, f"zero{e} = where(old{e}[0] < old{e}[0], old{e}[0], 0.0)"]
+                lines.append(f"gate_{g}{i} = {' + '.join(terms)}  # {name}")
+        lines.append(f"old{i} = {self._members('states', 'old_at')}")
+        return [*lines, f"zero{i} = where(old{i}[0] < old{i}[0], old{i}[0], 0.0)"]  # of its type
 
     def _first_terms(self, g: int) -> list[str]:
         """The terms of a gate that do not wait for the step's products."""
-        e, cell, terms = self.end, self.cell, []
+        i, cell, terms = self.suffix, self.cell, []
         if g in cell.input_gates:
-            terms.append(f"load(x_proj, x_proj_at{e} + {self.at.order.index(g)} * H)")
-            terms.append(f"load(b, {cell.input_gates.index(g)} * H + j{e})")
+            terms.append(f"load(x_proj, x_proj_at{i} + {self.layout.order.index(g)} * H)")
+            terms.append(f"load(b, {cell.input_gates.index(g)} * H + j{i})")
         if g in cell.recurrent_gates and cell.biases == 2:
             k = len(cell.input_gates) + cell.recurrent_gates.index(g)
-            terms.append(f"load(b, {k} * H + j{e})")
+            terms.append(f"load(b, {k} * H + j{i})")
         if cell.gates[g] in cell.weights:
             terms.append(self._weight(cell.weights.index(cell.gates[g])))
         return terms
@@ -138,165 +139,165 @@ class StepCode:
     @property
     def _fed(self) -> tuple[int, ...]:
         """The gates that the step's products or the operand feed; the late ones are the last."""
-        return self.at.h_order + tuple(
+        return self.layout.h_order + tuple(
             self.cell.gates.index(name) for name in self.cell.operand_gate
         )
 
     def _weight(self, k: int) -> str:
         biases = len(self.cell.input_gates) * self.cell.biases
-        return f"load(b, {biases + k} * H + j{self.end})"
+        return f"load(b, {biases + k} * H + j{self.suffix})"
 
     def _gates(self, product: Callable[[int], str], late: bool) -> str:
-        e, cell, gates = self.end, self.cell, []
-        fed = self._fed if late else self._fed[: self.at.early]
+        i, cell, gates = self.suffix, self.cell, []
+        fed = self._fed if late else self._fed[: self.layout.early]
         for g, name in enumerate(cell.gates):
-            terms = [f"gate_{g}{e}"] if self._first_terms(g) else []
+            terms = [f"gate_{g}{i}"] if self._first_terms(g) else []
             terms += [product(fed.index(g))] if g in fed else []
             if name in cell.normalised:
-                k = self.at.normalised.index(self.at.order.index(g))
-                known = late or k < len(self.at.normalised_early)
-                terms = [f"load(normalised, normalised_at{e} + {k} * H)"] if known else []
-            gates.append(" + ".join(terms) or f"zero{e}")
+                k = self.layout.normalised.index(self.layout.order.index(g))
+                known = late or k < len(self.layout.normalised_early)
+                terms = [f"load(normalised, normalised_at{i} + {k} * H)"] if known else []
+            gates.append(" + ".join(terms) or f"zero{i}")
         return _tuple(gates)
 
     def forward(self, product: Callable[[int], str]) -> list[str]:
         """Lines: the state after the step, and the saved numbers."""
-        e, S = self.end, len(self.cell.states)
-        changed = self._call(step.apply_options, f"new{e}", f"old{e}", sizes=(S, S))
+        i, S = self.suffix, len(self.cell.states)
+        changed = self._call(step.apply_options, f"new{i}", f"old{i}", sizes=(S, S))
         return [
-            f"new{e}, saved{e} = forward({self._gates(product, late=True)}, old{e})",
+            f"new{i}, saved{i} = forward({self._gates(product, late=True)}, old{i})",
             *self._options(),
-            f"new{e}, out{e}, kept{e} = {changed}",
-            f"new{e} = {self._call(step.apply_reset, f'new{e}', sizes=(S,))}",
+            f"new{i}, out{i}, extra{i} = {changed}",
+            f"new{i} = {self._call(step.apply_reset, f'new{i}', sizes=(S,))}",
         ]
 
-    def scaled(self, number: str) -> str:
+    def times_recurrent_mask(self, number: str) -> str:
         """The text of a number, times the factor with which h enters products."""
         used = "recurrent_mask" in self.features
-        return f"{number} * load(recurrent_mask, unit{self.end})" if used else number
+        return f"{number} * load(recurrent_mask, unit{self.suffix})" if used else number
 
     def operand(self, product: Callable[[int], str]) -> list[str]:
         """Lines: the operand of the second product."""
-        e = self.end
-        number = f"(operand({self._gates(product, False)}, old{e}),)"
-        live = self._call(step.select_live, number, f"(zero{e},)", sizes=(1, 1))
+        i = self.suffix
+        number = f"(operand({self._gates(product, False)}, old{i}),)"
+        live = self._call(step.select_live, number, f"(zero{i},)", sizes=(1, 1))
         number = f"{live}[0]"  # it enters the gradient of Wh
-        number = number if self.cell.operand_gate else self.scaled(number)
-        return [*self._options(), f"operand{e} = {number}"]
+        number = number if self.cell.operand_gate else self.times_recurrent_mask(number)
+        return [*self._options(), f"operand{i} = {number}"]
 
     def store_forward(self) -> list[str]:
         """Lines: store the results of ``forward``."""
-        e = self.end
+        i = self.suffix
         lines = [
-            f"store(new{e}[{k}], states, new_at{e} + {k} * N * H)"
+            f"store(new{i}[{k}], states, new_at{i} + {k} * N * H)"
             for k in range(len(self.cell.states))
         ]
-        stored = [f"saved{e}[{k}]" for k, at in enumerate(self.at.saved_from) if at is None]
-        stored += [f"kept{e}[{k}]" for k in range(self.at.kept)]
+        stored = [f"saved{i}[{k}]" for k, at in enumerate(self.layout.saved_from) if at is None]
+        stored += [f"extra{i}[{k}]" for k in range(self.layout.extra)]
         lines += [
-            f"store({number}, saved, saved_at{e} + {k} * N * H)" for k, number in enumerate(stored)
+            f"store({number}, saved, saved_at{i} + {k} * N * H)" for k, number in enumerate(stored)
         ]
-        return [*lines, f"store(out{e}[0], hs, hs_at{e})"]
+        return [*lines, f"store(out{i}[0], hs, hs_at{i})"]
 
     # ---- backward
 
     def load_saved(self) -> list[str]:
         """Lines: load the saved numbers, and the state before the step."""
-        e, terms = self.end, []
-        stored = (f"load(saved, saved_at{e} + {k} * N * H)" for k in range(self.at.n_stored))
-        for where in self.at.saved_from:
+        i, terms = self.suffix, []
+        stored = (f"load(saved, saved_at{i} + {k} * N * H)" for k in range(self.layout.n_stored))
+        for where in self.layout.saved_from:
             if where is None:
                 terms.append(next(stored))
             elif where[0] == "state":
-                terms.append(f"load(states, new_at{e} + {where[1]} * N * H)")
+                terms.append(f"load(states, new_at{i} + {where[1]} * N * H)")
             elif where[0] == "normalised":
-                terms.append(f"load(normalised, normalised_at{e} + {where[1]} * H)")
+                terms.append(f"load(normalised, normalised_at{i} + {where[1]} * H)")
             else:
                 terms.append(self._weight(where[1]))
         return [
-            f"saved{e}, kept{e} = {_tuple(terms)}, {_tuple(stored)}",
-            f"old{e} = {self._members('states', 'old_at')}",
-            f"zero{e} = where(old{e}[0] < old{e}[0], old{e}[0], 0.0)",
+            f"saved{i}, extra{i} = {_tuple(terms)}, {_tuple(stored)}",
+            f"old{i} = {self._members('states', 'old_at')}",
+            f"zero{i} = where(old{i}[0] < old{i}[0], old{i}[0], 0.0)",
         ]
 
     def load_grads(self) -> list[str]:
         """Lines: load the gradients of the state after the step, without the part through h Wh."""
-        e = self.end
+        i = self.suffix
         return [
-            f"dstate{e} = {self._members('dstate', 'unit')}",
-            f"dout{e} = load(dhs, hs_at{e})",
+            f"dstate{i} = {self._members('dstate', 'unit')}",
+            f"dout{i} = load(dhs, hs_at{i})",
         ]
 
     def backward(self, h_grad: str) -> list[str]:
         """Lines: the gradients of the gates, and of the state before the step."""
-        e, S, gates = self.end, len(self.cell.states), len(self.cell.gates)
-        dstate, h_grad = f"dstate{e}", f"({self.scaled(h_grad)},)"
+        i, S, gates = self.suffix, len(self.cell.states), len(self.cell.gates)
+        dstate, h_grad = f"dstate{i}", f"({self.times_recurrent_mask(h_grad)},)"
         reset = self._call(step.reset_backward, dstate, h_grad, sizes=(S, 1))
         grown = self._call(
-            step.add_output_gradient, dstate, f"(dout{e},)", f"h_grad{e}", sizes=(S, 1, 1)
+            step.add_output_gradient, dstate, f"(dout{i},)", f"h_grad{i}", sizes=(S, 1, 1)
         )
-        dnew = self._call(step.options_backward, dstate, f"kept{e}", sizes=(S, self.at.kept))
+        dnew = self._call(step.options_backward, dstate, f"extra{i}", sizes=(S, self.layout.extra))
         lines = [
             *self._options(),
-            f"dstate{e}, h_grad{e}, dinitial{e} = {reset}",
-            f"dstate{e} = {grown}",
-            f"dnew{e}, dskip{e} = {dnew}",
-            f"dgates{e}, dold{e} = backward(dnew{e}, saved{e}, old{e})",
+            f"dstate{i}, h_grad{i}, dinitial{i} = {reset}",
+            f"dstate{i} = {grown}",
+            f"dnew{i}, dskip{i} = {dnew}",
+            f"dgates{i}, dold{i} = backward(dnew{i}, saved{i}, old{i})",
         ]
         no_gates, no_states = zero_gradients(self.cell)
         for name, count, no in (("dgates", gates, no_gates), ("dold", S, no_states)):
-            values = _tuple(f"zero{e}" if k in no else f"{name}{e}[{k}]" for k in range(count))
-            zeros = _tuple([f"zero{e}"] * count)
+            values = _tuple(f"zero{i}" if k in no else f"{name}{i}[{k}]" for k in range(count))
+            zeros = _tuple([f"zero{i}"] * count)
             live = self._call(step.select_live, values, zeros, sizes=(count, count))
-            lines.append(f"{name}{e} = {live}")
-        added = self._call(step.add_states, f"dold{e}", f"dskip{e}", sizes=(S, self._skips))
-        return [*lines, f"dold{e} = {added}"]
+            lines.append(f"{name}{i} = {live}")
+        added = self._call(step.add_states, f"dold{i}", f"dskip{i}", sizes=(S, self._skips))
+        return [*lines, f"dold{i} = {added}"]
 
     @property
     def _skips(self) -> int:
         """How many gradients of the old state skip the cell."""
         S, one = len(self.cell.states), np.float32(1)
-        options = step.values_of(self.features, S, lambda name, kind: one)
-        return len(step.options_backward((one,) * S, (one,) * self.at.kept, options)[1])
+        options = step.step_values(self.features, S, lambda name, kind: one)
+        return len(step.options_backward((one,) * S, (one,) * self.layout.extra, options)[1])
 
     def store_backward(self) -> list[str]:
         """Lines: store the results of ``backward``."""
-        e, S = self.end, len(self.cell.states)
-        lines = [f"store(dold{e}[{k}], dstate, unit{e} + {k} * N * H)" for k in range(S)]
+        i, S = self.suffix, len(self.cell.states)
+        lines = [f"store(dold{i}[{k}], dstate, unit{i} + {k} * N * H)" for k in range(S)]
         if "trace" in self.features:
             lines += [
-                f"store(dstate{e}[{k}], trace, (t * {S} + {k}) * N * H + unit{e})" for k in range(S)
+                f"store(dstate{i}[{k}], trace, (t * {S} + {k}) * N * H + unit{i})" for k in range(S)
             ]
         if "resets" in self.features:
-            lines.append(f"if options{e}.resets:")
+            lines.append(f"if options{i}.resets:")
             for k in range(S):
-                place = f"dinitial, unit{e} + {k} * N * H"
-                lines.append(f"    store(load({place}) + dinitial{e}[{k}], {place})")
+                place = f"dinitial, unit{i} + {k} * N * H"
+                lines.append(f"    store(load({place}) + dinitial{i}[{k}], {place})")
         return lines + [
-            f"store(dgates{e}[{g}], dgates, dgates_at{e} + {self.at.order.index(g)} * H)"
-            for g in range(len(self.at.order))
+            f"store(dgates{i}[{g}], dgates, dgates_at{i} + {self.layout.order.index(g)} * H)"
+            for g in range(len(self.layout.order))
         ]
 
     def operand_backward(self, doperand: str) -> list[str]:
         """Lines: add the gradients that come back through the operand, and store both."""
-        doperand = doperand if self.cell.operand_gate else self.scaled(doperand)
-        e, order = self.end, self.at.order
+        doperand = doperand if self.cell.operand_gate else self.times_recurrent_mask(doperand)
+        i, order = self.suffix, self.layout.order
         S, gates = len(self.cell.states), range(len(order))
-        half = _tuple(f"load(dgates, dgates_at{e} + {order.index(g)} * H)" for g in gates)
-        both = f"{doperand}, dgates{e}, dold{e}, saved{e}, old{e}"
+        half = _tuple(f"load(dgates, dgates_at{i} + {order.index(g)} * H)" for g in gates)
+        both = f"{doperand}, dgates{i}, dold{i}, saved{i}, old{i}"
         lines = [
-            f"dgates{e}, dold{e} = {half}, {self._members('dstate', 'unit')}",
-            f"dgates{e}, dold{e} = operand_backward({both})",
+            f"dgates{i}, dold{i} = {half}, {self._members('dstate', 'unit')}",
+            f"dgates{i}, dold{i} = operand_backward({both})",
         ]
-        lines += [f"store(dold{e}[{k}], dstate, unit{e} + {k} * N * H)" for k in range(S)]
+        lines += [f"store(dold{i}[{k}], dstate, unit{i} + {k} * N * H)" for k in range(S)]
         lines += [
-            f"store(dgates{e}[{g}], dgates, dgates_at{e} + {order.index(g)} * H)"
+            f"store(dgates{i}[{g}], dgates, dgates_at{i} + {order.index(g)} * H)"
             for g in gates
-            if g not in self._fed[self.at.early :]
+            if g not in self._fed[self.layout.early :]
         ]
         if "mask" not in self.features:
             return lines
-        return [f"if mask[n{e} * T + t] != 0:", *("    " + line for line in lines)]
+        return [f"if mask[n{i} * T + t] != 0:", *("    " + line for line in lines)]
 
 
 def _tuple(members: Iterable[str]) -> str:

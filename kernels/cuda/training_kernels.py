@@ -68,7 +68,7 @@ def dropout_kernel() -> Kernel:
     """out (N, T, H) = 0 where a unit is drawn (``counter_rng.py``), else the one number of
     ``left``.
 
-    words   the seed, the threshold and the origin of the mask
+    words   the seed, the threshold and the first_counter of the mask
     """
     lines = [
         "i = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x",

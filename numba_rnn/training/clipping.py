@@ -45,7 +45,7 @@ def clip_grads(grads: Sequence[Array], max_norm: float) -> Scalar:
     for k, grad in enumerate(grads):
         expect_array(f"grads[{k}]", grad, np.shape(grad), None, engine)
         expect_writable(f"grads[{k}]", grad)
-    return engine.clip(grads, limit)
+    return engine.clip_norm(grads, limit)
 
 
 def global_norm(grads: Sequence[Array]) -> Scalar:
