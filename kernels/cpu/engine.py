@@ -1,10 +1,9 @@
 """The Numba engine: every cell, compiled for this CPU.
 
-Here the arrays of a call are handed to a pass (``launch.py``), cut into segments where not all is to
-be kept, and by it to a plan (``plans.py``); what is done with them is compiled:
-the pass over time in ``forward.py`` and ``backward.py``, the cell's arithmetic in ``gates.py``,
-products in ``gemm.py``, all of them on vectors (``simd.py``), shared by threads
-(``threads.py``).
+Here the arrays of a call are handed to a pass (``launch.py``), cut into segments where not all is
+to be kept, and by it to a plan (``plans.py``). The rest is compiled: the pass over time in
+``forward.py`` and ``backward.py``, the cell's arithmetic in ``gates.py``, products in ``gemm.py``,
+all of them on vectors (``simd.py``), shared by threads (``threads.py``).
 """
 
 from collections.abc import Sequence
