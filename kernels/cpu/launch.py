@@ -2,8 +2,8 @@
 
 Forward keeps what backward needs, or only the states at the beginning of some segments: then
 backward runs forward over a segment again, just before it needs it. Segments are made of whole
-chunks of the block (``schedule.py``), so that all sums are made in the same order and no bit depends
-on them.
+chunks of the block (``schedule.py``): sums are made in the same order, and no bit depends on
+them.
 """
 
 from collections.abc import Iterator, Sequence
