@@ -94,9 +94,9 @@ class NumpyEngine(Engine):
         params: Sequence[Array],
         steps: StepOptions,
     ) -> Iterator["_Saved"]:
-        """Yield what forward extra of every step, from the last to the first.
+        """Yield what forward kept of every step, from the last to the first.
 
-        With checkpointing the steps are run again, from the states that forward extra.
+        With checkpointing the steps are run again, from the states that forward kept.
         """
         if not steps.checkpoint_every:
             yield from reversed(saved_steps)
@@ -121,7 +121,9 @@ class NumpyEngine(Engine):
         (N, T, D), H, P = xs.shape, cell.hidden_size(params), cell.output_size(params)
         early = len(cell.recurrent_gates) - len(cell.second_product)  # gates fed by h itself
         Wh_h = Wh[:, : early * H]
-        scale = np.ones((1, H), xs.dtype) if steps.recurrent_mask is None else steps.recurrent_mask
+        recurrent_mask = steps.recurrent_mask
+        if recurrent_mask is None:
+            recurrent_mask = np.ones((1, H), xs.dtype)
 
         def zeros(size: int) -> Array:
             return np.zeros((N, size), xs.dtype)
@@ -142,7 +144,7 @@ class NumpyEngine(Engine):
             reversed(range(T)), walked, strict=True
         ):
             options = steps.at(t, state)
-            h_before[:, t] = state[0] * scale[:, :P]
+            h_before[:, t] = state[0] * recurrent_mask[:, :P]
             operands[:, t] = 0 if operand is None else operand
             dstate = step.add_output_gradient(dstate, (dhs[:, t],), (), options)
             if dstates is not None:
@@ -158,14 +160,16 @@ class NumpyEngine(Engine):
                 if cell.operand_gate:
                     doperand = dgates[late_gates[0]]
                 else:
-                    doperand = _fuse(dgates, cell.recurrent_gates[early:]) @ Wr.T * scale
+                    doperand = _fuse(dgates, cell.recurrent_gates[early:]) @ Wr.T * recurrent_mask
                 dgates, dprev = cell.operand_backward(doperand, dgates, dprev, step_saved, state)
                 dgates = step.select_live(dgates, no_gates, options)
             dgates = _denormalised(dgates, normalised, early_gates)
 
             if early:
-                through_gates = _fuse(dgates, cell.recurrent_gates[:early]) @ Wh_h.T * scale[:, :P]
-                dprev = dprev[0] + through_gates, *dprev[1:]
+                h_grad = (
+                    _fuse(dgates, cell.recurrent_gates[:early]) @ Wh_h.T * recurrent_mask[:, :P]
+                )
+                dprev = dprev[0] + h_grad, *dprev[1:]
             dstate = step.add_states(step.select_live(dprev, no_state, options), dskip)
             for all_steps, d in zip(dgates_all, dgates, strict=True):
                 all_steps[:, t] = d
@@ -209,12 +213,12 @@ class NumpyEngine(Engine):
         before = tuple(self.to_host(state) for state in before)
         rows = tuple(state.reshape(N * T, state.shape[2]) for state in before)
         x_proj = self.to_host(xs).reshape(N * T, Wx.shape[0]) @ Wx + bx
-        scale = (
+        recurrent_mask = (
             None
             if steps.recurrent_mask is None
             else np.repeat(self.to_host(steps.recurrent_mask), T, axis=0)
         )
-        gates, *_ = _pre_activations(cell, x_proj, rows, Wh, Wr, bh, w, scale)
+        gates, *_ = _pre_activations(cell, x_proj, rows, Wh, Wr, bh, w, recurrent_mask)
         new, _ = cell.forward(gates, rows)
 
         def every_row(array: Array) -> Array:
@@ -261,7 +265,7 @@ def _pre_activations(
     Wr: Array,
     bh: Array | None,
     w: Array,
-    scale: Array | None,
+    recurrent_mask: Array | None,
     options: StepValues = NO_VALUES,
 ) -> tuple[tuple[Array, ...], Array | None, Normalised]:
     """The pre-activation (N, H) of every gate, the operand of the second product if any, and the
@@ -270,7 +274,7 @@ def _pre_activations(
     The operand of masked rows, which may be anything, is set to 0, since it enters the gradient of
     Wh.
     """
-    h = state[0] if scale is None else state[0] * scale[:, : Wh.shape[0]]
+    h = state[0] if recurrent_mask is None else state[0] * recurrent_mask[:, : Wh.shape[0]]
     H = x_proj.shape[-1] // len(cell.input_gates)
     early = len(cell.recurrent_gates) - len(cell.second_product)
     gates: list[Array] = [h.dtype.type(0)] * (len(cell.gates) - len(w))
@@ -300,7 +304,7 @@ def _pre_activations(
     if cell.operand_gate:
         gates[cell.gates.index(cell.operand_gate[0])], operand = operand, None
     else:
-        operand = operand if scale is None else operand * scale
+        operand = operand if recurrent_mask is None else operand * recurrent_mask
         add(operand @ Wr, cell.recurrent_gates[early:])
     normalise(waiting)
     return tuple(gates), operand, normalised

@@ -28,6 +28,7 @@ from numba_rnn.kernels.cuda.engine import CudaEngine
 from numba_rnn.kernels.cuda.kernel import DeviceLimits
 from numba_rnn.kernels.layout import layout
 from numba_rnn.kernels.reference import NumpyEngine
+from numba_rnn.kernels.step_options import VALUE_KINDS
 from numba_rnn.training import SGD, AdaGrad, Adam, AdamW, Momentum, RMSProp
 
 CELLS = pytest.mark.parametrize("name", REPRESENTATIVES)
@@ -511,7 +512,7 @@ def test_the_barriers_of_a_sum_are_needed():
     assert any(finds_a_fault(engine(100 * n, without), problem) for n in range(4))
 
 
-EVERYTHING = frozenset({"mask", "resets", "initial", "recurrent_mask", "zoneout", "trace", "clip"})
+EVERYTHING = frozenset({*VALUE_KINDS, "recurrent_mask", "trace"}) - {"zoneout_rates"}
 
 
 @needs_compiler

@@ -31,11 +31,11 @@ SUMMED_AT_ONCE = 768  # rows, the most of a chunk but where a step has more
 
 
 @jitted
-def gates_gemm_t(plan, delta, gates, inner, weights, p0, p1, out, M):
-    """out (M rows, panels p0..p1) = delta's gates (``inner`` wide) @ transposed weights."""
+def gates_gemm_t(plan, dgates, gates, inner, weights, p0, p1, out, M):
+    """out (M rows, panels p0..p1) = dgates (gates ``inner`` wide) @ transposed weights."""
     weight = panel_of(gates * inner)
     call(plan.multiply, Product(
-        a=delta.start, a_row=VECTOR_BYTES, a_segment=delta.panel, a_group=delta.number,
+        a=dgates.start, a_row=VECTOR_BYTES, a_segment=dgates.panel, a_group=dgates.number,
         groups=gates, inner=inner, b=weights + p0 * weight, b_vector=weight,
         c=out.start + p0 * out.panel, c_row=VECTOR_BYTES, c_vector=out.panel, rows=M,
         columns=(p1 - p0) * (VECTOR_BYTES // plan.size), add=0, then=0,
@@ -117,15 +117,15 @@ def _through_h(plan, k, n0, n1, u0, u1):
     if plan.early == 0 or u0 >= end:
         return
     step = step_at(plan, 0, k, n0, n1, u0, u1)
-    delta, out = from_number(step.delta, plan.first_early), from_number(step.dstate, plan.states)
-    gates_gemm_t(plan, delta, plan.early, plan.H, plan.pWh, u0, end, out, step.rows)
+    dgates, out = from_number(step.dgates, plan.first_early), from_number(step.dstate, plan.states)
+    gates_gemm_t(plan, dgates, plan.early, plan.H, plan.pWh, u0, end, out, step.rows)
 
 
 @jitted
 def _gates_back(plan, chunk, k, n0, n1, u0, u1):
     """The gradient of a step's gates, and of the state before it but for what h Wh adds."""
     if chunk * plan.steps + k < plan.T - 1:
-        # after the chunk's last step: row 0 still holds delta of the later chunk's first
+        # after the chunk's last step: row 0 still holds dgates of the later chunk's first
         _through_h(plan, k + 1 if k + 1 < plan.steps else 0, n0, n1, u0, u1)
     call(plan.gates_kernel, StepArguments(plan, chunk, k, n0, n1, u0, u1))
 
@@ -135,8 +135,8 @@ def _operand_back(plan, chunk, k, n0, n1, u0, u1):
     """The same through the operand: what comes from the second product, or the fed gate's own."""
     if plan.late:
         step = step_at(plan, chunk, k, n0, n1, u0, u1)
-        delta, weights = from_number(step.delta, plan.first_late), late_weights(plan)
-        gates_gemm_t(plan, delta, plan.late, plan.P, weights, u0, u1, step.doperand, step.rows)
+        dgates, weights = from_number(step.dgates, plan.first_late), late_weights(plan)
+        gates_gemm_t(plan, dgates, plan.late, plan.P, weights, u0, u1, step.doperand, step.rows)
     call(plan.operand_kernel, StepArguments(plan, chunk, k, n0, n1, u0, u1))
 
 
@@ -145,10 +145,10 @@ def _denormalise(plan, chunk, k, n0, n1, first, count):
     """The gradients of some normalised gates, from those by what the cell was given."""
     step = step_at(plan, chunk, k, n0, n1, 0, plan.units)
     for gate in range(first, first + count):
-        delta = from_number(step.delta, load_i64(plan.normalised_places, gate))
+        dgates = from_number(step.dgates, load_i64(plan.normalised_places, gate))
         given = from_number(step.normalised, gate)
         call(plan.denormalise, Denormalising(
-            delta=delta.start, delta_panel=delta.panel, numbers=given.start, panel=given.panel,
+            dgates=dgates.start, dgates_panel=dgates.panel, numbers=given.start, panel=given.panel,
             units=plan.units, H=plan.H, rows=step.rows, ahead=plan.N * VECTOR_BYTES,
         ))  # fmt: skip
 
@@ -184,7 +184,7 @@ def _input_gradients(plan, chunk, shard):
         D_bytes,
         plan.N,  # dxs has no gaps, whatever xs has
     )
-    start = plan.delta + (t0 * plan.N + n0) * VECTOR_BYTES
+    start = plan.dgates + (t0 * plan.N + n0) * VECTOR_BYTES
     for k in range(outer):
         weight = panel_of(plan.x_gates * plan.H)
         call(plan.multiply, Product(
@@ -223,53 +223,53 @@ def _weight_gradients(plan, chunk, shard):
     for item in range(first, end):  # of the last gates; their gradients lie behind db
         k, block = item // blocks, item % blocks
         bias = plan.db + (plan.x_gates + k) * plan.H * plan.size + block * 4 * VECTOR_BYTES
-        delta = _block_of(plan, plan.gates - plan.weights + k, block, plan.H)
-        _add_up(plan, delta, bias, rows, add)
+        dgates = _block_of(plan, plan.gates - plan.weights + k, block, plan.H)
+        _add_up(plan, dgates, bias, rows, add)
 
 
 @jitted
 def _x_item(plan, g, block, row, rows, add):
     """A panel of the rows of dWx, and with the first db, of a gate's four unit-panels."""
     column = load_i64(plan.x_blocks, g) * plan.H * plan.size + block * 4 * VECTOR_BYTES
-    delta, a = _block_of(plan, g, block, plan.H), plan.x_panels
-    _outer(plan, a, plan.D, delta, row, plan.dWx + column, plan.Wx_row, rows, add)
+    dgates, a = _block_of(plan, g, block, plan.H), plan.x_panels
+    _outer(plan, a, plan.D, dgates, row, plan.dWx + column, plan.Wx_row, rows, add)
     if row == 0:
-        _add_up(plan, delta, plan.db + column, rows, add)
+        _add_up(plan, dgates, plan.db + column, rows, add)
 
 
 @jitted
 def _h_item(plan, chunk, g, block, row, rows, add):
     """A panel of the rows of dWh, and with the first db's second row, of four unit-panels."""
     column = load_i64(plan.h_blocks, g) * plan.H * plan.size + block * 4 * VECTOR_BYTES
-    delta = _block_of(plan, plan.first_early + g, block, plan.H)
+    dgates = _block_of(plan, plan.first_early + g, block, plan.H)
     a = from_number(chunk_panels(plan, plan.state, plan.kept_states, chunk, 0, 0), plan.h_slot)
-    _outer(plan, a.start, plan.P, delta, row, plan.dWh + column, plan.Wh_row, rows, add)
+    _outer(plan, a.start, plan.P, dgates, row, plan.dWh + column, plan.Wh_row, rows, add)
     if row == 0 and plan.b_row:
-        _add_up(plan, delta, plan.db + plan.b_row + column, rows, add)
+        _add_up(plan, dgates, plan.db + plan.b_row + column, rows, add)
 
 
 @jitted
 def _operand_item(plan, chunk, g, block, row, rows, add):
     """A panel of the rows of dWr, of four unit-panels."""
     column = (load_i64(plan.h_blocks, plan.early + g) - plan.early) * plan.P * plan.size
-    delta = _block_of(plan, plan.first_late + g, block, plan.P)
+    dgates = _block_of(plan, plan.first_late + g, block, plan.P)
     a = chunk_panels(plan, plan.operand, 1, chunk, 0, 0)
     out = plan.dWr + column + block * 4 * VECTOR_BYTES
-    _outer(plan, a.start, plan.H, delta, row, out, plan.Wr_row, rows, add)
+    _outer(plan, a.start, plan.H, dgates, row, out, plan.Wr_row, rows, add)
 
 
 @jitted
 def _block_of(plan, gate, block, columns):
-    """Four unit-panels of a gate's delta, which has so many columns: where, and its columns."""
+    """Four unit-panels of a gate's dgates, which has so many columns: where, and its columns."""
     panel, W = panel_of(plan.steps * plan.N), VECTOR_BYTES // plan.size
-    start = plan.delta + (gate * plan.units + block * 4) * panel
+    start = plan.dgates + (gate * plan.units + block * 4) * panel
     return start, panel, min(4 * W, columns - block * 4 * W)
 
 
 @jitted
-def _outer(plan, a, a_columns, delta, p, out, out_row, rows, add):
-    """out = A^T delta of a gate's four unit-panels, A being panel p of several, or out += it."""
-    W, (b, panel, columns) = VECTOR_BYTES // plan.size, delta
+def _outer(plan, a, a_columns, dgates, p, out, out_row, rows, add):
+    """out = A^T dgates of a gate's four unit-panels, A being panel p of several, or out += it."""
+    W, (b, panel, columns) = VECTOR_BYTES // plan.size, dgates
     for start in range(0, max(rows, 1), SUMMED_AT_ONCE):
         skip = start * VECTOR_BYTES
         call(plan.multiply_transposed, Product(
@@ -281,9 +281,9 @@ def _outer(plan, a, a_columns, delta, p, out, out_row, rows, add):
 
 
 @jitted
-def _add_up(plan, delta, out, rows, add):
+def _add_up(plan, dgates, out, rows, add):
     """out = the sum of the rows of a gate's four unit-panels, or out += it."""
-    panels, panel, columns = delta
+    panels, panel, columns = dgates
     for start in range(0, max(rows, 1), SUMMED_AT_ONCE):
         call(plan.column_sums, ColumnSums(
             panels=panels + start * VECTOR_BYTES, panel=panel, columns=columns, out=out,

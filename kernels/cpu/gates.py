@@ -2,7 +2,10 @@
 
 It runs between the products of two steps: a cell's own functions, on vectors of W units. All
 numbers are in panels (``schedule.py`` says where). Every kernel takes (plan, chunk, k, n0, n1, u0,
-u1): the rows n0..n1 of the batch and the units u0..u1 of step k of a chunk.
+u1): the rows n0..n1 of the batch and the unit-panels u0..u1 of step k of a chunk.
+
+The gradient dstate has one member more than there are states: what came back through h Wh. With a
+recurrent mask the state has one more, too: h times the mask, which is what h Wh multiplies.
 """
 
 from .option_io import (
@@ -19,7 +22,7 @@ from .option_io import (
     store_trace,
     times_recurrent_mask,
 )
-from .plan import read_options
+from .plan import read_record
 from .schedule import from_number, place_of, read_step, units_from
 from .simd import VECTOR_BYTES, load, load_part, store, store_part
 from .tuple_io import (
@@ -52,7 +55,7 @@ from .tuple_io import (
 def forward_gates(ctx):
     """A kernel: from the products of a step to the state after it."""
     plan, step = read_step(ctx)
-    t, keep, b_row, options = step.t, plan.keep, plan.b_row, read_options(plan.options)
+    t, keep, b_row, record = step.t, plan.keep, plan.b_row, read_record(plan.options)
     T, row_bytes = plan.T, plan.H * plan.size
     hs, hs_row = plan.hs + t * plan.hs_time + step.n0 * plan.hs_row, plan.hs_row
     h_lacks = plan.H - plan.P
@@ -69,21 +72,21 @@ def forward_gates(ctx):
             new, saved = forward(ctx, gates, before)
             if keep:
                 store_saved(ctx, saved, place_of(step.saved, u, row))
-            now = load_options(ctx, options, n, t, u, left, T, row_bytes)
-            new, out, extra = apply_options(ctx, new, before, now)
+            options = load_options(ctx, record, n, t, u, left, T, row_bytes)
+            new, out, extra = apply_options(ctx, new, before, options)
             if keep:
                 store_extra(ctx, extra, place_of(step.saved, u, row))
-            new = apply_reset(ctx, new, now)
+            new = apply_reset(ctx, new, options)
             store_states(ctx, new, place_of(step.after, u, row))
             store_part(ctx, out[0], hs + k * hs_row + u * VECTOR_BYTES, left - h_lacks)
-            behind, _ = place_of(step.after, u, row + len(new) * step.after.number)
-            store_masked_h(ctx, plan, options, n, u, left, new[0], behind)
+            masked_h_address, _ = place_of(step.after, u, row + len(new) * step.after.number)
+            store_masked_h(ctx, plan, record, n, u, left, new[0], masked_h_address)
 
 
 def operand_gates(ctx):
     """A kernel: the operand of a step's second product."""
     plan, step = read_step(ctx)
-    t, b_row, options = step.t, plan.b_row, read_options(plan.options)
+    t, b_row, record = step.t, plan.b_row, read_record(plan.options)
     for u in range(step.u0, step.u1):
         left = units_from(ctx, plan, u)
         bias = load_bias(ctx, place_of(step.b, u, 0), b_row, left)
@@ -93,18 +96,18 @@ def operand_gates(ctx):
             gates = add_h_proj(ctx, gates, place_of(step.h_proj, u, row))
             gates = insert_normalised_early(ctx, gates, place_of(step.normalised, u, row))
             before = load_states(ctx, place_of(step.state, u, row))
-            now = load_options(ctx, options, n, t, u, left, plan.T, plan.H * plan.size)
+            options = load_options(ctx, record, n, t, u, left, plan.T, plan.H * plan.size)
             number = (operand(ctx, gates, before),)
-            number = select_live(ctx, number, zeros_state(ctx)[:1], now)[0]
+            number = select_live(ctx, number, zeros_state(ctx)[:1], options)[0]
             if not plan.operand_gate:
-                number = times_recurrent_mask(ctx, plan, options, n, u, left, number)
+                number = times_recurrent_mask(ctx, plan, record, n, u, left, number)
             store(ctx, number, place_of(step.operand, u, row)[0])
 
 
 def backward_gates(ctx):
     """A kernel: from the gradient of the state after a step to those of its gates and old state."""
     plan, step = read_step(ctx)
-    t, options, T, row_bytes = step.t, read_options(plan.options), plan.T, plan.H * plan.size
+    t, record, T, row_bytes = step.t, read_record(plan.options), plan.T, plan.H * plan.size
     before_step, dhs_time = plan.N * VECTOR_BYTES, plan.hs_time
     dhs, dhs_row = plan.hs + t * dhs_time + step.n0 * plan.hs_row, plan.hs_row
     through_h, h_lacks = from_number(step.dstate, plan.states), plan.H - plan.P
@@ -117,44 +120,50 @@ def backward_gates(ctx):
             prefetch_saved(ctx, saved, state, normalised, before_step, dhs_place - dhs_time)
             dh = load_part(ctx, dhs_place, left - h_lacks)
             h_grad = load(ctx, place_of(through_h, u, row)[0])
-            h_grad = (times_recurrent_mask(ctx, plan, options, n, u, left, h_grad),)
-            now = load_options(ctx, options, n, t, u, left, T, row_bytes)
+            h_grad = (times_recurrent_mask(ctx, plan, record, n, u, left, h_grad),)
+            options = load_options(ctx, record, n, t, u, left, T, row_bytes)
             dstate = load_states(ctx, dstate_place)
-            dstate, h_grad, dinitial = reset_backward(ctx, dstate, h_grad, now)
-            add_dinitial(ctx, plan, options, n, u, now.resets, dinitial)
-            dstate = add_output_gradient(ctx, dstate, (dh,), h_grad, now)
-            store_trace(ctx, plan, options, t, n, u, left, dstate)
-            dnew, dskip = options_backward(ctx, dstate, load_extra(ctx, saved), now)
+            dstate, h_grad, dinitial = reset_backward(ctx, dstate, h_grad, options)
+            add_dinitial(ctx, plan, record, n, u, options.resets, dinitial)
+            dstate = add_output_gradient(ctx, dstate, (dh,), h_grad, options)
+            store_trace(ctx, plan, record, t, n, u, left, dstate)
+            dnew, dskip = options_backward(ctx, dstate, load_extra(ctx, saved), options)
             after, weights = place_of(step.after, u, row), place_of(step.weights, u, 0)
             numbers = load_saved(ctx, saved, after, weights, left, normalised)
             dgates, dold = backward(ctx, dnew, numbers, load_states(ctx, state))
             dgates, dold = zeros_for_none(ctx, dgates), zeros_for_none(ctx, dold)
-            dgates = select_live(ctx, dgates, zeros_gates(ctx), now)
-            dold = select_live(ctx, dold, zeros_state(ctx), now)
+            dgates = select_live(ctx, dgates, zeros_gates(ctx), options)
+            dold = select_live(ctx, dold, zeros_state(ctx), options)
             dold = add_states(ctx, dold, dskip)
-            store_gradients(ctx, dgates, place_of(step.delta, u, row))
+            store_gradients(ctx, dgates, place_of(step.dgates, u, row))
             store_states(ctx, dold, dstate_place)
 
 
 def operand_backward_gates(ctx):
     """A kernel: add what comes back through the second product to a step's gradients."""
     plan, step = read_step(ctx)
-    t, options = step.t, read_options(plan.options)
+    t, record = step.t, read_record(plan.options)
     for u in range(step.u0, step.u1):
         left = units_from(ctx, plan, u)
         for k in range(step.rows):
             n, row = step.n0 + k, k * VECTOR_BYTES
-            delta, dstate = place_of(step.delta, u, row), place_of(step.dstate, u, row)
-            dgates, dold = load_gradients(ctx, delta), load_states(ctx, dstate)
+            dgates_place, dstate_place = (
+                place_of(step.dgates, u, row),
+                place_of(step.dstate, u, row),
+            )
+            dgates, dold = load_gradients(ctx, dgates_place), load_states(ctx, dstate_place)
             saved, after = place_of(step.saved, u, row), place_of(step.after, u, row)
             weights, normalised = place_of(step.weights, u, 0), place_of(step.normalised, u, row)
             numbers = load_saved(ctx, saved, after, weights, left, normalised)
             before = load_states(ctx, place_of(step.state, u, row))
             incoming = load(ctx, place_of(step.doperand, u, row)[0])
             if not plan.operand_gate:
-                incoming = times_recurrent_mask(ctx, plan, options, n, u, left, incoming)
+                incoming = times_recurrent_mask(ctx, plan, record, n, u, left, incoming)
             more, old = operand_backward(ctx, incoming, dgates, dold, numbers, before)
-            now = load_options(ctx, options, n, t, u, left, plan.T, plan.H * plan.size)
-            dgates, dold = select_live(ctx, more, dgates, now), select_live(ctx, old, dold, now)
-            store_gradients_but_late(ctx, dgates, delta)
-            store_states(ctx, dold, dstate)
+            options = load_options(ctx, record, n, t, u, left, plan.T, plan.H * plan.size)
+            dgates, dold = (
+                select_live(ctx, more, dgates, options),
+                select_live(ctx, old, dold, options),
+            )
+            store_gradients_but_late(ctx, dgates, dgates_place)
+            store_states(ctx, dold, dstate_place)

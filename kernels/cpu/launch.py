@@ -129,11 +129,12 @@ class SequenceRun:
         options = self._run(template, plan, back=True, dreset=dreset)
         if options is None:
             return dxs, d_out, None, None
-        dreset, mask = options.dreset(), self.steps.recurrent_mask
+        dreset, recurrent_mask = options.dreset(), self.steps.recurrent_mask
         if dreset is not None and self.steps.resets is not None:
             again = self.steps.resets[:, 0]
             # in the order of ``step.reset_backward``
-            d_out[0, again] += d_out[-1, again] if mask is None else (d_out[-1] * mask)[again]
+            h_grad = d_out[-1] if recurrent_mask is None else d_out[-1] * recurrent_mask
+            d_out[0, again] += h_grad[again]
             dreset[:, again] += d_out[:-1, again]
             d_out[:, again] = 0
         return dxs, d_out, dreset, options.trace

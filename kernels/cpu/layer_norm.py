@@ -101,8 +101,8 @@ class Standardising(NamedTuple):
 class Denormalising(NamedTuple):
     """A gate's gradients to be changed in place, and the numbers that were normalised."""
 
-    delta: int
-    delta_panel: int
+    dgates: int
+    dgates_panel: int
     numbers: int
     panel: int
     units: int
@@ -145,15 +145,15 @@ def standardise(ctx):
 
 def denormalise(ctx):
     """A kernel: the gradients of a gate's rows, in place."""
-    delta, delta_panel, numbers, panel, units, H, rows, ahead = arguments(ctx, Denormalising)
+    dgates, dgates_panel, numbers, panel, units, H, rows, ahead = arguments(ctx, Denormalising)
     last = units - 1
     in_use, share = lanes_in_use(ctx, H - last * lanes_of(ctx)), 1.0 / H
     for row in range(0, rows * VECTOR_BYTES, ROWS * VECTOR_BYTES):
-        grads, norms = four_rows(delta, row, rows), four_rows(numbers, row, rows)
-        total = select(in_use, load_four(ctx, grads, last * delta_panel))
+        grads, norms = four_rows(dgates, row, rows), four_rows(numbers, row, rows)
+        total = select(in_use, load_four(ctx, grads, last * dgates_panel))
         along = multiply(total, load_four(ctx, norms, last * panel))
         for u in range(last):
-            x = load_four(ctx, grads, u * delta_panel)
+            x = load_four(ctx, grads, u * dgates_panel)
             along = multiply_add(x, load_four(ctx, norms, u * panel), along)
             total = add(total, x)
         mean, slope = rows_of(sums(*total) * share), rows_of(sums(*along) * share)
@@ -161,9 +161,9 @@ def denormalise(ctx):
         for place in norms:
             prefetch(place + units * panel - ahead)
         for u in range(units):
-            x = subtract(load_four(ctx, grads, u * delta_panel), mean)
+            x = subtract(load_four(ctx, grads, u * dgates_panel), mean)
             x = subtract(x, multiply(load_four(ctx, norms, u * panel), slope))
-            put_four(ctx, multiply(factor, x), grads, u * delta_panel, 0)
+            put_four(ctx, multiply(factor, x), grads, u * dgates_panel, 0)
 
 
 # ---- numbers of four rows

@@ -81,7 +81,7 @@ def _only_with(feature):
 
 
 @intrinsic
-def load_options(typing, ctx, options, n, t, u, left, T, row_bytes):
+def load_options(typing, ctx, record, n, t, u, left, T, row_bytes):
     """The options of a step as ``StepValues``, from an ``OptionRecord``.
 
     T, row_bytes  flags in a row, and bytes of a row of H numbers
@@ -98,11 +98,11 @@ def load_options(typing, ctx, options, n, t, u, left, T, row_bytes):
     result = types.NamedTuple(kinds, StepValues)
 
     def codegen(context, builder, signature, args):
-        _, options, n, t, u, left, T, row_bytes = args
+        _, record, n, t, u, left, T, row_bytes = args
 
         def field(name):
             place = _I64(OptionRecord._fields.index(name))
-            return builder.load(builder.gep(options, [place]))
+            return builder.load(builder.gep(record, [place]))
 
         def number(name, k, kind):
             start = builder.inttoptr(field(name), kind.as_pointer())
@@ -146,14 +146,14 @@ def load_options(typing, ctx, options, n, t, u, left, T, row_bytes):
             members.append(context.make_tuple(builder, member, value) if is_tuple else value)
         return context.make_tuple(builder, result, members)
 
-    return result(ctx, options, *[types.int64] * 6), codegen
+    return result(ctx, record, *[types.int64] * 6), codegen
 
 
 @_only_with("recurrent_mask")
-def times_recurrent_mask(ctx, plan, options, n, u, left, value):
+def times_recurrent_mask(ctx, plan, record, n, u, left, value):
     """h, or its gradient, times the factor with which h enters products."""
-    if options.recurrent_mask:
-        row = options.recurrent_mask + n * plan.H * plan.size
+    if record.recurrent_mask:
+        row = record.recurrent_mask + n * plan.H * plan.size
         value = value * load_part(ctx, row + u * VECTOR_BYTES, left)
     return value
 
@@ -162,25 +162,25 @@ def times_recurrent_mask(ctx, plan, options, n, u, left, value):
 
 
 @_only_with("recurrent_mask")
-def store_masked_h(ctx, plan, options, n, u, left, h, address):
+def store_masked_h(ctx, plan, record, n, u, left, h, address):
     """Store the scaled h for the next products, if there is a factor."""
-    if options.recurrent_mask:
-        store(ctx, times_recurrent_mask(ctx, plan, options, n, u, left, h), address)
+    if record.recurrent_mask:
+        store(ctx, times_recurrent_mask(ctx, plan, record, n, u, left, h), address)
 
 
 @_only_with("resets")
-def add_dinitial(ctx, plan, options, n, u, is_reset, dinitial):
+def add_dinitial(ctx, plan, record, n, u, is_reset, dinitial):
     """Add the gradient that a reset stops to that of ``initial``."""
     if is_reset:
-        place = place_of(step_panels(plan, options.dinitial, n), u, 0)
+        place = place_of(step_panels(plan, record.dinitial, n), u, 0)
         store_states(ctx, add_states(ctx, load_states(ctx, place), dinitial), place)
 
 
 @_only_with("trace")
-def store_trace(ctx, plan, options, t, n, u, left, dstate):
-    if options.trace:
+def store_trace(ctx, plan, record, t, n, u, left, dstate):
+    if record.trace:
         row, step = plan.H * plan.size, (n * plan.T + t) * len(dstate)
-        store_rows(ctx, dstate, (options.trace + step * row + u * VECTOR_BYTES, row), left)
+        store_rows(ctx, dstate, (record.trace + step * row + u * VECTOR_BYTES, row), left)
 
 
 @emits(types.void)

@@ -48,7 +48,7 @@ class Plan(NamedTuple):
     first_late: int
     states: int
     kept_states: int  # what is kept of them: one more where what enters h Wh is no state itself
-    h_slot: int  # which of those enters h Wh
+    h_slot: int  # which of those enters h Wh: 0, or with a recurrent mask the last
     n_stored: int
     # gates that are normalised: those that do not wait for the operand, and those that do
     normalised_early: int
@@ -100,7 +100,7 @@ class Plan(NamedTuple):
     x_proj: int
     h_proj: int
     op_proj: int
-    delta: int
+    dgates: int
     dstate: int
     doperand: int
     x_panels: int
@@ -120,7 +120,7 @@ _OPTIONS = (
 )  # fmt: skip
 OptionRecord: Any = NamedTuple("OptionRecord", [(name, int) for name in _OPTIONS])  # type: ignore
 
-read_plan, read_options = record(Plan), record(OptionRecord)
+read_plan, read_record = record(Plan), record(OptionRecord)
 PLACES = {name: place for place, name in enumerate(Plan._fields)}
 
 

@@ -164,7 +164,7 @@ def plan_template(
         "x_proj": panels(at.x_gates * units, of_chunk + N) if ahead else 0,
         "h_proj": panels(at.early * units, 2 * of_step) if ahead else 0,
         "op_proj": panels((at.late + at.operand_gate) * units, 2 * of_step) if ahead else 0,
-        "delta": 0 if ahead else panels(len(cell.gates) * units, of_chunk),
+        "dgates": 0 if ahead else panels(len(cell.gates) * units, of_chunk),
         "dstate": 0 if ahead else panels((states + 1) * units, of_step),
         "doperand": panels(units, of_step) if at.late and not ahead else 0,
         "x_panels": 0 if ahead else panels(inputs, of_chunk),

@@ -5,10 +5,10 @@ is needed again:
 
     forward.py, chunk by chunk                        backward.py, chunk by chunk from the end
       x_proj = x Wx             for all its rows        for each step, from the last:
-      for each step:                                      delta = cell.backward(...)
-        h_proj = h Wh    for a few units                  through_h = delta WhT
-        gates, state     for these units                dxs = delta WxT        for all its rows
-        (h for the next step, and hs for the caller)    dWx += xT delta,  dWh += hT delta
+      for each step:                                      dgates = cell.backward(...)
+        h_proj = h Wh    for a few units                  through_h = dgates WhT
+        gates, state     for these units                dxs = dgates WxT       for all its rows
+        (h for the next step, and hs for the caller)    dWx += xT dgates,  dWh += hT dgates
 
 A *row* is a time and a member of the batch: row t * N + n within a chunk. The numbers of a chunk
 are panels with that many rows (``gemm.py``), so the h of a step, W units wide and N rows deep,
@@ -177,7 +177,7 @@ class Step(NamedTuple):
     state: Panels  # before the step
     after: Panels  # the state after it
     saved: Panels
-    delta: Panels  # the gradients of the gates
+    dgates: Panels  # the gradients of the gates
     dstate: Panels
     doperand: Panels
 
@@ -188,10 +188,10 @@ def step_at(plan, chunk, k, n0, n1, u0, u1):
     gate = plan.H * plan.size
     op_proj = shard_panels(plan, plan.op_proj, plan.late + plan.operand_gate, 1, 0, n0, n1)
     operand = chunk_panels(plan, plan.operand, 1, chunk, k, n0)
-    delta = chunk_panels(plan, plan.delta, 0, 0, k, n0)
+    dgates = chunk_panels(plan, plan.dgates, 0, 0, k, n0)
     doperand = step_panels(plan, plan.doperand, n0)
     if plan.operand_gate:
-        operand, doperand = op_proj, from_number(delta, plan.gates - plan.weights - 1)
+        operand, doperand = op_proj, from_number(dgates, plan.gates - plan.weights - 1)
     count, panel = plan.units + 1, panel_of(plan.steps * plan.N)  # one more: 1 / deviation
     normalised = (plan.normalised_early + plan.normalised_late) * count
     normalised = chunk_at(plan, plan.normalised, normalised, chunk)
@@ -211,7 +211,7 @@ def step_at(plan, chunk, k, n0, n1, u0, u1):
         state_at(plan, chunk, k, n0),
         state_at(plan, chunk, k + 1, n0),
         chunk_panels(plan, plan.saved, plan.n_stored, chunk, k, n0),
-        delta,
+        dgates,
         step_panels(plan, plan.dstate, n0),
         doperand,
     )

@@ -5,6 +5,8 @@ gradients of the weights and dxs. The steps themselves are one launch of a persi
 that is faster (``tiling.plan`` says), else a product and a launch each, or two of both where
 the cell has a second product, and more where gates are normalised (``layer_norm.py``):
 
+(``early`` are the results of h Wh, ``late`` those of the second product: ``layout.py``.)
+
     forward, step t                                  backward, step t, from the last
       early = h[t] Wh                                  backward_gates -> dgates[t], dstate
       [normalise_early]                                [denormalise_late]
@@ -372,11 +374,11 @@ class CudaEngine(DeviceEngine):
         self, kernel: Kernel, grid: tuple[int, int], arrays: Mapping[str, Any]
     ) -> Callable[..., None]:
         """A function of the step that starts a kernel on the arrays that it takes."""
-        options = kernel.arguments(**arrays, t=None)
+        arguments = kernel.arguments(**arrays, t=None)
 
         def start(t: int = 0) -> None:
             if 0 not in grid:  # CUDA refuses a grid without blocks, which no rows make
-                self.gpu.launch(kernel, grid, [t if x is None else x for x in options])
+                self.gpu.launch(kernel, grid, [t if x is None else x for x in arguments])
 
         return start
 

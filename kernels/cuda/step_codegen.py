@@ -18,7 +18,7 @@ and, if steps have options (``StepOptions.arrays``):
     mask, resets (N, T); initial (states, H); recurrent_mask (N, H)
     zoneout_rates, seeds, thresholds   zoneout's, a number for each state
     clip                           one number
-    first_counter                         one number: where random masks begin
+    first_counter                  one number: where random masks begin
     dinitial (states, N, H)        the gradient that resets stopped, added up
     trace (T, states, N, H)        gradients of the state after every step
 
