@@ -1,17 +1,14 @@
 """The step around a cell, forward and backward, once for all engines: zoneout, clip, mask, reset.
 
     forward                                      backward
-      new, saved = cell.forward(gates, old)        dstate, h_grad, dinitial = reset_backward(dstate)
-      new, out, extra = apply_options(new, old)    dstate = add_output_gradient(dstate, dout)
-      state = apply_reset(new)                     dnew, dskip = options_backward(dstate, extra)
-                                                   dgates, dold = cell.backward(dnew, saved, old)
-                                                   dgates = select_live(dgates, zeros)
-                                                   dold = select_live(dold, zeros) + dskip
+      new, saved = cell.forward(gates, old)        dnew, dskip, ... = begin_backward(dstate, dout)
+      state, out, extra = end_step(new, old)       dgates, dold = cell.backward(dnew, saved, old)
+                                                   dgates, dold = end_backward(dgates, dold, dskip)
 
 A masked step leaves the state (``apply_options``), and its gates and the operand of a second
 product have no gradient (``select_live``): so it adds nothing to those of the weights. The reset
-before step t + 1 is applied at the end of step t, and the host applies the one before step 0; the
-NumPy engine applies each at the beginning of its own step, which is the same.
+before step t + 1 is applied at the end of step t, and the host applies the one before step 0. The
+NumPy engine applies each at the beginning of its own step, which is the same: it calls the parts.
 
 The functions take tuples of numbers, as a cell's do: ``new``, ``old`` and the like have a member
 for each state. A last argument has the step's options, ``StepValues``. The NumPy engine calls them
@@ -118,7 +115,34 @@ def add_states(a: Members, b: Members) -> Members:
     return tuple(x + y for x, y in zip(a, b, strict=False)) + a[len(b) :]
 
 
-# ---- for compiled engines
+# ---- whole steps, for compiled engines
+
+
+def end_step(new: Members, old: Members, options: StepValues) -> tuple[Members, ...]:
+    """``apply_options`` and ``apply_reset``: the state that the next step reads, a tuple of the
+    output, and the numbers that backward needs besides those that the cell saved.
+    """
+    new, out, extra = apply_options(new, old, options)
+    return apply_reset(new, options), out, extra
+
+
+def begin_backward(
+    dstate: Members, h_grad: Members, dout: Members, extra: Members, options: StepValues
+) -> tuple[Members, ...]:
+    """Backward of ``end_step``, and of the output: the gradients of the cell's new state, of the
+    old state as far as they skip the cell, of ``initial``, and of the state after the step.
+    """
+    dstate, h_grad, dinitial = reset_backward(dstate, h_grad, options)
+    dstate = add_output_gradient(dstate, dout, h_grad, options)
+    return *options_backward(dstate, extra, options), dinitial, dstate
+
+
+def end_backward(
+    dgates: Members, dold: Members, dskip: Members, options: StepValues
+) -> tuple[Members, ...]:
+    """The gradients of the gates and of the old state, from the cell's."""
+    dgates, dold = (select_live(d, (0.0,) * len(d), options) for d in (dgates, dold))
+    return dgates, add_states(dold, dskip)
 
 
 def step_values(features: frozenset[str], states: int, make: Callable[[str, str], Any]) -> Any:

@@ -10,13 +10,10 @@ recurrent mask the state has one more, too: h times the mask, which is what h Wh
 
 from .option_io import (
     add_dinitial,
-    add_output_gradient,
-    add_states,
-    apply_options,
-    apply_reset,
+    begin_backward,
+    end_backward,
+    end_step,
     load_options,
-    options_backward,
-    reset_backward,
     select_live,
     store_masked_h,
     store_trace,
@@ -47,7 +44,6 @@ from .tuple_io import (
     store_saved,
     store_states,
     zeros_for_none,
-    zeros_gates,
     zeros_state,
 )
 
@@ -73,10 +69,9 @@ def forward_gates(ctx):
             if keep:
                 store_saved(ctx, saved, place_of(step.saved, u, row))
             options = load_options(ctx, record, n, t, u, left, T, row_bytes)
-            new, out, extra = apply_options(ctx, new, before, options)
+            new, out, extra = end_step(ctx, new, before, options)
             if keep:
                 store_extra(ctx, extra, place_of(step.saved, u, row))
-            new = apply_reset(ctx, new, options)
             store_states(ctx, new, place_of(step.after, u, row))
             store_part(ctx, out[0], hs + k * hs_row + u * VECTOR_BYTES, left - h_lacks)
             masked_h_address, _ = place_of(step.after, u, row + len(new) * step.after.number)
@@ -122,19 +117,17 @@ def backward_gates(ctx):
             h_grad = load(ctx, place_of(through_h, u, row)[0])
             h_grad = (times_recurrent_mask(ctx, plan, record, n, u, left, h_grad),)
             options = load_options(ctx, record, n, t, u, left, T, row_bytes)
-            dstate = load_states(ctx, dstate_place)
-            dstate, h_grad, dinitial = reset_backward(ctx, dstate, h_grad, options)
+            dstate, extra = load_states(ctx, dstate_place), load_extra(ctx, saved)
+            dnew, dskip, dinitial, dstate = begin_backward(
+                ctx, dstate, h_grad, (dh,), extra, options
+            )
             add_dinitial(ctx, plan, record, n, u, options.resets, dinitial)
-            dstate = add_output_gradient(ctx, dstate, (dh,), h_grad, options)
             store_trace(ctx, plan, record, t, n, u, left, dstate)
-            dnew, dskip = options_backward(ctx, dstate, load_extra(ctx, saved), options)
             after, weights = place_of(step.after, u, row), place_of(step.weights, u, 0)
             numbers = load_saved(ctx, saved, after, weights, left, normalised)
             dgates, dold = backward(ctx, dnew, numbers, load_states(ctx, state))
             dgates, dold = zeros_for_none(ctx, dgates), zeros_for_none(ctx, dold)
-            dgates = select_live(ctx, dgates, zeros_gates(ctx), options)
-            dold = select_live(ctx, dold, zeros_state(ctx), options)
-            dold = add_states(ctx, dold, dskip)
+            dgates, dold = end_backward(ctx, dgates, dold, dskip, options)
             store_gradients(ctx, dgates, place_of(step.dgates, u, row))
             store_states(ctx, dold, dstate_place)
 

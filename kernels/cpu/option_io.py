@@ -50,11 +50,9 @@ def _step_function(function):
     return of_step
 
 
-apply_options = _step_function(step.apply_options)
-apply_reset = _step_function(step.apply_reset)
-reset_backward = _step_function(step.reset_backward)
-add_output_gradient = _step_function(step.add_output_gradient)
-options_backward = _step_function(step.options_backward)
+end_step = _step_function(step.end_step)
+begin_backward = _step_function(step.begin_backward)
+end_backward = _step_function(step.end_backward)
 select_live = _step_function(step.select_live)
 add_states = _step_function(step.add_states)
 

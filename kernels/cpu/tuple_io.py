@@ -212,19 +212,10 @@ def emit_members(builder, vector, kinds, members):
     ]
 
 
-def _zeros(count):
-    """An intrinsic that makes a tuple of zeros."""
-
-    @emits(_tuple_of(count))
-    def zeros(builder, ctx):
-        vector = VectorType(ctx.dtype)
-        return [ir.Constant(vector.llvm, None)] * count(ctx.layout)
-
-    return zeros
-
-
-zeros_state = _zeros(lambda at: len(at.cell.states))
-zeros_gates = _zeros(lambda at: len(at.cell.gates))
+@emits(_tuple_of(lambda at: len(at.cell.states)))
+def zeros_state(builder, ctx):
+    """A state of zeros."""
+    return [ir.Constant(VectorType(ctx.dtype).llvm, None)] * len(ctx.cell.states)
 
 
 @intrinsic

@@ -56,15 +56,13 @@ class StepCode:
     def _call(self, function: Callable[..., Any], *arguments: str, sizes: Iterable[int]) -> str:
         """The text of a call of a function of ``kernels/step.py``.
 
-        arguments  texts of tuples; that of the options is added where the function takes them
+        arguments  texts of tuples; that of the options is added
         sizes      of the tuples
         """
         sizes, S = tuple(sizes), len(self.cell.states)
         title = "_".join([function.__name__, *map(str, sizes)])
         self.functions[title] = step.specialised(function, self.features, S, sizes)
-        has_options = len(arguments) < function.__code__.co_argcount
-        options = f", options{self.suffix}" if has_options else ""
-        return f"{title}({', '.join(arguments)}{options})"
+        return f"{title}({', '.join(arguments)}, options{self.suffix})"
 
     def _each(self, member: str) -> str:
         """The text of a tuple, a member for each state with its number in the place of {k}."""
@@ -163,12 +161,11 @@ class StepCode:
     def forward(self, product: Callable[[int], str]) -> list[str]:
         """Lines: the state after the step, and the saved numbers."""
         i, S = self.suffix, len(self.cell.states)
-        changed = self._call(step.apply_options, f"new{i}", f"old{i}", sizes=(S, S))
+        ended = self._call(step.end_step, f"new{i}", f"old{i}", sizes=(S, S))
         return [
             f"new{i}, saved{i} = forward({self._gates(product, late=True)}, old{i})",
             *self._options(),
-            f"new{i}, out{i}, extra{i} = {changed}",
-            f"new{i} = {self._call(step.apply_reset, f'new{i}', sizes=(S,))}",
+            f"new{i}, out{i}, extra{i} = {ended}",
         ]
 
     def times_recurrent_mask(self, number: str) -> str:
@@ -231,27 +228,21 @@ class StepCode:
     def backward(self, h_grad: str) -> list[str]:
         """Lines: the gradients of the gates, and of the state before the step."""
         i, S, gates = self.suffix, len(self.cell.states), len(self.cell.gates)
-        dstate, h_grad = f"dstate{i}", f"({self.times_recurrent_mask(h_grad)},)"
-        reset = self._call(step.reset_backward, dstate, h_grad, sizes=(S, 1))
-        grown = self._call(
-            step.add_output_gradient, dstate, f"(dout{i},)", f"h_grad{i}", sizes=(S, 1, 1)
-        )
-        dnew = self._call(step.options_backward, dstate, f"extra{i}", sizes=(S, self.layout.extra))
-        lines = [
-            *self._options(),
-            f"dstate{i}, h_grad{i}, dinitial{i} = {reset}",
-            f"dstate{i} = {grown}",
-            f"dnew{i}, dskip{i} = {dnew}",
-            f"dgates{i}, dold{i} = backward(dnew{i}, saved{i}, old{i})",
-        ]
+        begun = self._call(
+            step.begin_backward, f"dstate{i}", f"({self.times_recurrent_mask(h_grad)},)",
+            f"(dout{i},)", f"extra{i}", sizes=(S, 1, 1, self.layout.extra),
+        )  # fmt: skip
         no_gates, no_states = zero_gradients(self.cell)
-        for name, count, no in (("dgates", gates, no_gates), ("dold", S, no_states)):
-            values = _tuple(f"zero{i}" if k in no else f"{name}{i}[{k}]" for k in range(count))
-            zeros = _tuple([f"zero{i}"] * count)
-            live = self._call(step.select_live, values, zeros, sizes=(count, count))
-            lines.append(f"{name}{i} = {live}")
-        added = self._call(step.add_states, f"dold{i}", f"dskip{i}", sizes=(S, self._skips))
-        return [*lines, f"dold{i} = {added}"]
+        dgates = _tuple(f"zero{i}" if g in no_gates else f"dgates{i}[{g}]" for g in range(gates))
+        dold = _tuple(f"zero{i}" if k in no_states else f"dold{i}[{k}]" for k in range(S))
+        sizes = gates, S, self._skips
+        ended = self._call(step.end_backward, dgates, dold, f"dskip{i}", sizes=sizes)
+        return [
+            *self._options(),
+            f"dnew{i}, dskip{i}, dinitial{i}, dstate{i} = {begun}",
+            f"dgates{i}, dold{i} = backward(dnew{i}, saved{i}, old{i})",
+            f"dgates{i}, dold{i} = {ended}",
+        ]
 
     @property
     def _skips(self) -> int:
