@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from helpers import relative_error, run_python
 from numba_rnn import (
     Bidirectional,
+    Reversed,
     Stacked,
     TimeGRU,
     TimeLSTM,
@@ -234,6 +235,56 @@ def squash(x):
     return x
 
 
+@pytest.mark.parametrize("merge_mode", ["sum", "mul", "ave", "concat"])
+@pytest.mark.parametrize("kind", ["lstm", "relu"])
+def test_outputs_are_merged(kind, merge_mode):
+    peer = filled(layers.Bidirectional(made(kind, 5), merge_mode=merge_mode), 3)
+    layer, xs = from_keras(peer), numbers(2, 6, 3)
+    want = outputs(peer, xs)[0]
+    assert relative_error(layer.forward(xs), want) < LIMIT
+    back = to_keras(layer)
+    assert back.merge_mode == merge_mode
+    assert relative_error(outputs(back, xs)[0], want) < LIMIT
+
+
+@pytest.mark.parametrize("stateful", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_that_go_backwards(kind, stateful):
+    peer = filled(
+        made(kind, 5, go_backwards=True, stateful=stateful), 3, batch=2 if stateful else None
+    )
+    layer = from_keras(peer)
+    assert isinstance(layer, Reversed)
+    back = to_keras(layer, batch_size=2)
+    for seed in range(2):
+        xs = numbers(2, 6, 3, seed=seed)
+        want = outputs(peer, xs)[0]
+        assert relative_error(layer.forward(xs), want) < LIMIT
+        assert relative_error(outputs(back, xs)[0], want) < LIMIT
+    mask = np.array([[1, 1, 0, 1, 1, 0], [1, 0, 1, 1, 1, 1]], bool)
+    if not stateful:
+        (want,) = outputs(back, xs, mask=mask)
+        assert relative_error(layer.forward(xs, mask=mask), want) < LIMIT
+    pile = from_keras(keras.Sequential([keras.Input((None, 3)), peer, filled(made("gru", 4), 5)]))
+    assert [type(part) for part in pile.layers] == [Reversed, TimeGRU]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_directions_are_stateful(kind):
+    peer = filled(layers.Bidirectional(made(kind, 5, stateful=True)), 3, batch=2)
+    first, second, third = (numbers(2, 6, 3, seed=seed) for seed in range(3))
+    outputs(peer, first)
+    layer = from_keras(peer)
+    want = outputs(peer, second)[0]
+    assert relative_error(layer.forward(second), want) < LIMIT
+    back = to_keras(layer)
+    want = outputs(peer, third)[0]
+    assert relative_error(outputs(back, third)[0], want) < LIMIT
+    assert relative_error(layer.forward(third), want) < LIMIT
+    layer.reset_state()
+    assert relative_error(layer.forward(third), want) > 1e-3
+
+
 class Mine(layers.LSTM):
     """One that may compute anything."""
 
@@ -262,16 +313,13 @@ NOT_HERE = {
         lambda: made("gru", 5, recurrent_activation="hard_sigmoid"),
         "recurrent_activation 'hard_sigmoid', here it is sigmoid",
     ),
-    "backwards": (lambda: made("lstm", 5, go_backwards=True), "go_backwards=True; here a layer"),
     "the other way": (
         lambda: layers.Bidirectional(
             made("lstm", 5, go_backwards=True), backward_layer=made("lstm", 5)
         ),
-        "go_backwards=True; here a layer",
+        "go_backwards=True in .*the first layer reads forwards",
     ),
-    "sum": (lambda: both_of(merge_mode="sum"), "merge_mode 'sum'; a Bidirectional here"),
-    "both": (lambda: both_of(merge_mode=None), "merge_mode None"),
-    "stateful": (lambda: both_of(stateful=True), "stateful in both directions"),
+    "both": (lambda: both_of(merge_mode=None), "merge_mode None, two outputs; .* np.split"),
     "subclass": (lambda: Mine(5), "Mine, which may compute something else"),
     "cell": (a_cell, "RNN, which may compute something else"),
     "convolution": (
@@ -390,6 +438,7 @@ NO_KERAS = {
     "stateful": (
         lambda: Bidirectional.create(3, 5, stateful=True), "stateful Bidirectional of Keras",
     ),
+    "turned": (lambda: Reversed(TimeLSTM.create(3, 5)), "in_reading_order=True, got False"),
 }  # fmt: skip
 
 
@@ -487,7 +536,7 @@ def theirs_and_ours(monkeypatch):
         outputs = keras.ops.convert_to_numpy(outputs)
         if not getattr(layer, "forward_layer", layer).return_sequences:
             parts = getattr(ours, "recurrent", (ours,))
-            hs = np.concatenate([part.state[0] for part in parts], axis=1)
+            hs = MERGED[getattr(ours, "merge", "concat")]([part.state[0] for part in parts])
         elif mask is not None:  # else where Keras repeats what was before
             hs, outputs = hs[mask], outputs[mask]
         np.testing.assert_allclose(hs, outputs, rtol=1e-5, atol=1e-6)
@@ -497,6 +546,12 @@ def theirs_and_ours(monkeypatch):
     return found
 
 
+MERGED = {
+    "concat": lambda states: np.concatenate(states, axis=1),
+    "sum": sum,
+    "mul": lambda states: states[0] * states[1],
+    "mean": lambda states: sum(states) / 2,
+}
 NUMBERS = [
     (module, case, name)
     for module in (simple_rnn_test, lstm_test, gru_test, bidirectional_test)
@@ -505,8 +560,6 @@ NUMBERS = [
     if name.startswith(
         ("test_correctness", "test_statefulness", "test_pass_initial_state", "test_masking")
     )
-    # stateful in both directions is refused here
-    if (module, name) != (bidirectional_test, "test_statefulness")
 ]
 
 

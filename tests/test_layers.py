@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 import numba_rnn as rnn
-from helpers import BACKENDS, DTYPES, REPRESENTATIVES, Array
+from helpers import (
+    BACKENDS,
+    DTYPES,
+    REPRESENTATIVES,
+    Array,
+    central_differences,
+    relative_error,
+)
 from numba_rnn import cells, use_backend
 
 N, T, D, H = 2, 5, 3, 4
@@ -269,6 +276,58 @@ def test_only_the_forward_direction_may_be_stateful():
     close(second[:, :, H:], first[:, :, H:])
     layer.reset_state()
     close(layer.forward(xs), first)
+
+
+@pytest.mark.parametrize(
+    ("merge", "of"),
+    {
+        "sum": np.add, "mul": np.multiply, "mean": lambda a, b: (a + b) / 2,
+    }.items(),
+)  # fmt: skip
+def test_outputs_of_both_directions_are_merged(merge, of):
+    ahead, back, xs = unrolled("lstm"), unrolled("gru"), numbers(N, T, D)
+    layer = rnn.Bidirectional(ahead, back, merge=merge)
+    hs, dhs = layer.forward(xs), numbers(N, T, H, seed=1)
+    assert layer.output_size == H
+    close(hs, of(*np.split(rnn.Bidirectional(ahead, back).forward(xs), 2, axis=2)))
+    layer.forward(xs)
+    dxs = layer.backward(dhs)
+    want = central_differences(lambda: float((layer.forward(xs) * dhs).sum()), xs)
+    assert relative_error(dxs, want) < 1e-6
+    stack = rnn.Stacked(
+        [rnn.Bidirectional.create(D, H, merge=merge, rng=0), rnn.TimeGRU.create(H, 2)]
+    )
+    assert stack.forward(numbers(N, T, D).astype("f")).shape == (N, T, 2)
+
+
+def test_what_cannot_be_merged():
+    with pytest.raises(
+        ValueError, match="merge: expected one of concat, sum, mean, mul, got 'ave'"
+    ):
+        rnn.Bidirectional(unrolled("rnn"), unrolled("gru"), merge="ave")
+    other = rnn.TimeLSTM.create(D, H + 1, dtype=np.float64)
+    with pytest.raises(ValueError, match=f'merge: expected "concat" .* {H} and {H + 1} outputs'):
+        rnn.Bidirectional(unrolled("rnn"), other, merge="sum")
+
+
+@pytest.mark.parametrize("in_reading_order", [False, True])
+def test_a_layer_that_reads_backwards(in_reading_order):
+    one, xs, dhs = unrolled("lstm"), numbers(N, T, D), numbers(N, T, H, seed=1)
+    layer = rnn.Reversed(one, in_reading_order=in_reading_order)
+    resets = np.random.default_rng(0).random((N, T)) < 0.3
+    both = rnn.Bidirectional(unrolled("gru"), unrolled("lstm"))
+    for options in ({}, {"lengths": [T - 2] * N}, {"resets": resets}):
+        want = both.forward(xs, **options)[:, :, H:]
+        got = layer.forward(xs, **options)
+        close(got[:, ::-1] if in_reading_order else got, want)
+    want = both.backward(np.concatenate([0 * dhs, dhs], axis=2))
+    close(layer.backward(dhs[:, ::-1] if in_reading_order else dhs), want)
+    layer.forward(xs)
+    assert layer.backward(dhs, inputs=False) is None
+    stack = rnn.Stacked([layer, rnn.TimeGRU.create(H, H, dtype=np.float64)])
+    assert stack.backward(stack.forward(xs)).shape == xs.shape
+    with pytest.raises(TypeError, match="layer: expected a TimeRecurrent"):
+        rnn.Reversed(both)
 
 
 def test_bidirectional_parameters_are_those_of_its_layers():

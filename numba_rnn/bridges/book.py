@@ -38,6 +38,7 @@ from ..models import Rnnlm
 from ..typing import Array
 from ..validation import FLOATS, any_shape, as_array, expect_array, expect_float_dtype
 from .gate_order import ConversionError, library_layer_of, params_of
+from .stacks import expect_plain_outputs
 
 _CELLS: dict[int, tuple[str, Any, Any]] = {
     1: ("rnn", TimeRNN, TimeBiRNN),
@@ -360,6 +361,7 @@ def _parts(model: Any) -> tuple[list[Layer], list[str]]:
         layers = [*model.encoder, *model.decoder]
         return layers, [f"arr_{k}" for k in range(len(_SEQ2SEQ))]
     if isinstance(model, Bidirectional):
+        expect_plain_outputs("model", model, "the book")
         ahead, back = model.recurrent
         if (ahead.cell.name, ahead.hidden_size) != (back.cell.name, back.hidden_size):
             raise ConversionError(

@@ -28,7 +28,7 @@ from .gate_order import (
     params_of,
     to_theirs,
 )
-from .stacks import Part, build_stack, directions_of, layers_of_stack
+from .stacks import build_stack, directions_of, layers_of_stack
 
 _FAMILIES = {
     "OptimizedLSTMCell": "lstm",
@@ -94,7 +94,7 @@ def from_flax(source: Any) -> TimeRecurrent | Bidirectional | Stacked:
     return made
 
 
-def _part(module: Any) -> Part | float:
+def _part(module: Any) -> TimeRecurrent | Bidirectional | float:
     """A layer, or the rate of a dropout."""
     from flax import nnx
 

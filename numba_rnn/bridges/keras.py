@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import to_host
-from ..layers import Bidirectional, Stacked, TimeGRU, TimeLSTM, TimeRecurrent, TimeRNN
+from ..layers import Bidirectional, Reversed, Stacked, TimeGRU, TimeLSTM, TimeRecurrent, TimeRNN
 from ..optional_deps import optional_import
 from ..typing import Array
 from ..validation import expect_int
@@ -28,6 +28,7 @@ from .gate_order import (
 from .stacks import Part, build_stack, directions_of, layers_of_stack
 
 _FAMILIES = {"SimpleRNN": "rnn", "LSTM": "lstm", "GRU": "gru"}
+_MERGES = {"concat": "concat", "sum": "sum", "mean": "ave", "mul": "mul"}  # ours, theirs
 _KNOWN = (*_FAMILIES, "Bidirectional", "Sequential", "Dropout")
 _SAID = "activation", "go_backwards", "stateful", "dropout", "recurrent_dropout"
 _ELSEWHERE = {  # what is a layer here, but no recurrent one
@@ -46,27 +47,27 @@ _KINDS: dict[str, tuple[str, dict[str, Any]]] = {  # of a cell here, the class a
 # ---- from Keras
 
 
-def from_keras(source: Any) -> TimeRecurrent | Bidirectional | Stacked:
+def from_keras(source: Any) -> TimeRecurrent | Bidirectional | Reversed | Stacked:
     """Convert Keras' SimpleRNN (tanh or relu), LSTM or GRU to layers with the same weights.
 
     Parameters
     ----------
     source : Keras layer, or list of them
-        A built layer; a Bidirectional of such (merge_mode "concat"); a Sequential or a list of
+        A built layer; a Bidirectional of such (any merge_mode but None); a Sequential or a list of
         these, with Dropout of one rate between them.
 
     Returns
     -------
-    TimeRNN, TimeLSTM, TimeGRU, Bidirectional or Stacked
-        The layer in the dtype of source; several layers become a Stacked. ``stateful`` is converted
-        with the states, ``dropout`` becomes ``regularise(input_dropout=...)``.
+    TimeRNN, TimeLSTM, TimeGRU, Bidirectional, Reversed or Stacked
+        The layer in the dtype of source; several layers become a Stacked, ``go_backwards`` a
+        Reversed with its outputs in_reading_order. ``stateful`` is converted with the states, in
+        both directions, ``dropout`` becomes ``regularise(input_dropout=...)``.
 
     Raises
     ------
     ConversionError
-        For layers that compute something else: other activations, go_backwards outside a
-        Bidirectional, another merge_mode, subclasses, RNN around a cell, mixed precision,
-        recurrent_dropout of a cell with gates.
+        For layers that compute something else: other activations, a merge_mode of None,
+        subclasses, RNN around a cell, mixed precision, recurrent_dropout of a cell with gates.
     TypeError
         For other layers, and for dtypes other than float32 and float64.
     ValueError
@@ -139,22 +140,31 @@ def _part(layer: Any) -> Part | float:
             )
         return float(layer.rate)
     if kind != "Bidirectional":
-        return _layer(layer)
-    if layer.merge_mode != "concat":
+        result = _layer(layer)
+        if layer.go_backwards:
+            return Reversed(result, in_reading_order=True)
+        return result
+    if layer.merge_mode not in _MERGES.values():
         raise ConversionError(
-            f"source: {layer.name} has merge_mode {layer.merge_mode!r}; a Bidirectional here "
-            'concatenates its two outputs ("concat")'
+            f"source: {layer.name} has merge_mode {layer.merge_mode!r}, two outputs; here there is "
+            'one: set merge_mode to "concat" and take its halves, np.split(hs, 2, axis=2)'
         )
-    if layer.stateful:
-        raise ConversionError(
-            f"source: {layer.name} is stateful in both directions; here only the forward one can be"
-        )
-    ahead, back = _layer(layer.forward_layer), _layer(layer.backward_layer, backwards=True)
+    for inner, backwards in ((layer.forward_layer, False), (layer.backward_layer, True)):
+        if getattr(inner, "go_backwards", backwards) != backwards:
+            raise ConversionError(
+                f"source: {layer.name} has go_backwards={not backwards} in {inner.name}; in a "
+                "Bidirectional here the first layer reads forwards and the second backwards"
+            )
+    ahead, back = _layer(layer.forward_layer), _layer(layer.backward_layer)
     _expect_dtype(layer, ahead.dtype)
-    return Bidirectional(ahead, back)
+    carries, back.stateful = back.stateful, False
+    merge = next(ours for ours, theirs in _MERGES.items() if theirs == layer.merge_mode)
+    both = Bidirectional(ahead, back, merge=merge)
+    back.stateful = carries  # as in Keras and the book, though its state comes from the future
+    return both
 
 
-def _layer(layer: Any, backwards: bool = False) -> TimeRecurrent:
+def _layer(layer: Any) -> TimeRecurrent:
     """One layer in one direction."""
     name, family = layer.name, _FAMILIES.get(_class_of(layer))
     if family is None:
@@ -168,7 +178,7 @@ def _layer(layer: Any, backwards: bool = False) -> TimeRecurrent:
     for key in (*_SAID, *(("reset_after",) if family == "gru" else ())):
         if key not in config:
             raise ValueError(f"source: expected {key} in the config of {name}, got none")
-    _expect_computed_here(name, family, config, backwards)
+    _expect_computed_here(name, family, config)
     Wx, Wh, *biases = (
         from_theirs(as_floats(weight.path, weight.value), family, KERAS) for weight in layer.weights
     )
@@ -190,7 +200,7 @@ def _layer(layer: Any, backwards: bool = False) -> TimeRecurrent:
     return result
 
 
-def _expect_computed_here(name: str, family: str, config: dict[str, Any], backwards: bool) -> None:
+def _expect_computed_here(name: str, family: str, config: dict[str, Any]) -> None:
     allowed = ("tanh", "relu") if family == "rnn" else ("tanh",)
     if config["activation"] not in allowed:
         raise ConversionError(
@@ -201,12 +211,6 @@ def _expect_computed_here(name: str, family: str, config: dict[str, Any], backwa
         raise ConversionError(
             f"source: {name} has the recurrent_activation {config['recurrent_activation']!r}, "
             "here it is sigmoid"
-        )
-    if config["go_backwards"] != backwards:
-        raise ConversionError(
-            f"source: {name} has go_backwards={not backwards}; here a layer reads forwards, and in "
-            "a Bidirectional the second one backwards (leave out go_backwards and pass "
-            "xs[:, ::-1] instead)"
         )
 
 
@@ -238,13 +242,13 @@ def _drop_as(layer: Any, config: dict[str, Any], result: TimeRecurrent) -> None:
 
 
 def to_keras(
-    layer: TimeRecurrent | Bidirectional | Stacked, *, batch_size: int | None = None
+    layer: TimeRecurrent | Bidirectional | Reversed | Stacked, *, batch_size: int | None = None
 ) -> Any:
     """Convert a layer to a built Keras layer with the same weights.
 
     Parameters
     ----------
-    layer : TimeRecurrent, Bidirectional or Stacked
+    layer : TimeRecurrent, Bidirectional, Reversed or Stacked
         The layer.
     batch_size : int, optional
         The batch size to which a stateful layer of Keras is fixed. A layer that has a state
@@ -260,8 +264,9 @@ def to_keras(
     ------
     ConversionError
         For layers that Keras lacks: residual connections, other cells, a learnt initial state, a
-        Bidirectional that is stateful or of two sizes, settings of ``regularise`` except
-        input_dropout and, for TimeRNN, recurrent_dropout.
+        Bidirectional that is stateful forwards alone or of two sizes, a Reversed without
+        in_reading_order, settings of ``regularise`` except input_dropout and, for TimeRNN,
+        recurrent_dropout.
     ValueError
         For float64 if JAX under Keras has it switched off.
     ImportError
@@ -298,8 +303,9 @@ def to_keras(
             model.add(part)
     for theirs, ours, arrays in zip(result, parts, weights, strict=True):
         theirs.set_weights(arrays)
-        if isinstance(ours, TimeRecurrent) and ours.stateful and ours.state is not None:
-            for variable, state in zip(theirs.states, ours.state, strict=True):
+        peers = getattr(theirs, "forward_layer", theirs), getattr(theirs, "backward_layer", None)
+        for peer, one in zip(peers, directions_of(ours), strict=False):
+            for variable, state in zip(peer.states or (), one.state or (), strict=False):
                 variable.assign(to_host(state))
     return model
 
@@ -341,22 +347,29 @@ def _keras_layer(layers: Any, part: Part, dtype: str) -> Any:
                 dropout=getattr(one.regularisers, "input_dropout", 0.0),
                 recurrent_dropout=getattr(one.regularisers, "recurrent_dropout", 0.0),
                 stateful=one.stateful,
-                go_backwards=k == 1,
+                go_backwards=k == 1 or isinstance(part, Reversed),
                 return_sequences=True,
                 zero_output_for_mask=True,
                 dtype=dtype,
             )
         )
-    if len(result) == 1:
+    if not isinstance(part, Bidirectional):
+        if isinstance(part, Reversed) and not part.in_reading_order:
+            raise ConversionError(
+                "layer: Keras' go_backwards has its outputs in the order of reading; expected "
+                "in_reading_order=True, got False"
+            )
         return result[0]
-    if result[0].stateful:
+    if result[0].stateful != result[1].stateful:
         raise ConversionError(
             "layer: a stateful Bidirectional of Keras carries the state in both directions, here "
-            "only forwards"
+            "only in one"
         )
     if len({one.hidden_size for one in directions}) > 1:
         raise ConversionError(
             "layer: expected both directions of one size, as Keras has them, got "
             + " and ".join(str(one.hidden_size) for one in directions)
         )
-    return layers.Bidirectional(result[0], backward_layer=result[1], dtype=dtype)
+    return layers.Bidirectional(
+        result[0], merge_mode=_MERGES[part.merge], backward_layer=result[1], dtype=dtype
+    )

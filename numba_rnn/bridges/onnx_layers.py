@@ -12,6 +12,7 @@ import numpy as np
 from ..backend import to_host
 from ..layers import (
     Bidirectional,
+    Reversed,
     TimeAffine,
     TimeEmbedding,
     TimeGRU,
@@ -19,16 +20,17 @@ from ..layers import (
     TimeRecurrent,
     TimeRNN,
 )
-from ..layers.composite import Composite
 from ..typing import AnyArray
 from .onnx_cells import LIBRARY, RnnNodeSpec, cell_of, params_of, weights_of
 from .onnx_ops import Arrays, OnnxNode, OnnxOp
+from .stacks import Part, directions_of
 
 
 class Embedding(OnnxOp):
     """A Gather of rows of a weight, by integers of any shape."""
 
     layer: TimeEmbedding
+    takes = None
 
     def __init__(self, node: OnnxNode, W: AnyArray) -> None:
         super().__init__(node)
@@ -52,6 +54,7 @@ class Affine(OnnxOp):
     """A MatMul or Gemm with a weight, and the Add of a bias behind it."""
 
     layer: TimeAffine
+    takes = None
 
     def __init__(self, node: OnnxNode, x: str, W: AnyArray, b: AnyArray, output: str) -> None:
         super().__init__(node)
@@ -82,45 +85,6 @@ class Affine(OnnxOp):
         return to_host(self.layer.backward(rows)).reshape(self._tape)
 
 
-class Reversed(Composite):
-    """A recurrent layer that reads its sequence from the end: ONNX's direction "reverse".
-
-    forward, backward, ``state`` and ``set_state`` are those of Bidirectional with one layer in it.
-
-    >>> layer = Reversed(TimeLSTM.create(3, 5, rng=0))
-    >>> layer.forward(np.ones((2, 7, 3), np.float32), lengths=[7, 4]).shape
-    (2, 7, 5)
-    """
-
-    def __init__(self, layer: TimeRecurrent) -> None:
-        self.backward_layer = layer
-        super().__init__({"backward": layer})
-
-    @property
-    def output_size(self) -> int:
-        """The number of outputs a step."""
-        return self.backward_layer.output_size
-
-    def forward(self, xs: AnyArray, *, lengths: Any = None, mask: Any = None) -> AnyArray:
-        """xs (N, T, D) -> hs (N, T, H); a row starts at its own last step."""
-        _, xs, mask, _ = self._accept_block(xs, lengths, mask, None)
-        mask = None if mask is None else mask[:, ::-1]
-        return self.backward_layer.forward(xs[:, ::-1], mask=mask)[:, ::-1]
-
-    def backward(self, dhs: AnyArray, *dstate: Sequence[AnyArray | None] | None) -> AnyArray:
-        """dhs (N, T, H) -> dxs (N, T, D); fills ``grads``."""
-        (own,) = self._one_each("backward", dstate)
-        return self.backward_layer.backward(dhs[:, ::-1], *(own or ()))[:, ::-1]
-
-
-AnyRecurrent = TimeRecurrent | Bidirectional | Reversed
-
-
-def recurrent_parts(layer: AnyRecurrent) -> tuple[TimeRecurrent, ...]:
-    """The layers in it, one a direction."""
-    return layer.recurrent if isinstance(layer, Composite) else (layer,)
-
-
 def layer_of(kind: RnnNodeSpec, params: Sequence[AnyArray]) -> TimeRecurrent:
     """The layer of a kind of node, TimeLSTM and its like where it is one of them."""
     name, (Wx, Wh, b, *_) = LIBRARY.get(kind), params
@@ -142,7 +106,8 @@ class Recurrent(OnnxOp):
     layout     0: time first; 1: the batch first
     """
 
-    layer: AnyRecurrent
+    layer: Part
+    takes = None
 
     def __init__(
         self,
@@ -167,7 +132,7 @@ class Recurrent(OnnxOp):
         self._kinds, self._layout = kinds, layout
 
     def written(self) -> tuple[list[OnnxNode], dict[str, AnyArray]]:
-        parts = recurrent_parts(self.layer)
+        parts = directions_of(self.layer)
         arrays = [
             weights_of(kind, *map(to_host, part.cell_params))
             for kind, part in zip(self._kinds, parts, strict=True)
@@ -184,7 +149,7 @@ class Recurrent(OnnxOp):
         return [replace(self.node, inputs=(x, W, R, B, lengths, *initial, *P))], weights
 
     def forward(self, X: AnyArray, lengths: Any, *initial: AnyArray | None) -> Arrays:
-        parts = recurrent_parts(self.layer)
+        parts = directions_of(self.layer)
         xs = np.ascontiguousarray(X if self._layout else X.transpose(1, 0, 2))
         self._set(parts, [None if s is None else self._directions_first(s) for s in initial])
         hs = to_host(self.layer.forward(xs, lengths=lengths))
@@ -205,7 +170,7 @@ class Recurrent(OnnxOp):
                 part.set_state(*own)
 
     def backward(self, *gradients: AnyArray | None) -> Arrays:
-        (shape, initial), parts = self._tape, recurrent_parts(self.layer)
+        (shape, initial), parts = self._tape, directions_of(self.layer)
         dY, *dlast = gradients
         if dY is None:
             dhs = np.zeros(shape, self.layer.dtype)
@@ -214,10 +179,8 @@ class Recurrent(OnnxOp):
         dlast = [None if d is None else self._directions_first(d) for d in dlast]
         own = [tuple(None if d is None else d[k] for d in dlast) for k in range(len(parts))]
         dhs = np.ascontiguousarray(dhs.reshape(*shape[:2], -1))
-        if isinstance(self.layer, Composite):
-            dxs = self.layer.backward(dhs, *own)
-        else:
-            dxs = self.layer.backward(dhs, *own[0])
+        alone: Any = own[0] if isinstance(self.layer, TimeRecurrent) else own
+        dxs = self.layer.backward(dhs, *alone)
         found = [
             self._directions_last(np.stack([to_host(s) for s in one]))
             for one in zip(*(part.dstate or () for part in parts), strict=True)

@@ -16,6 +16,7 @@ from ..backend import to_host
 from ..files import written_atomically
 from ..layers import (
     Bidirectional,
+    Reversed,
     Stacked,
     TimeAffine,
     TimeDropout,
@@ -27,9 +28,9 @@ from ..optional_deps import optional_import
 from ..typing import AnyArray
 from .gate_order import ConversionError
 from .onnx_cells import RnnNodeSpec, attributes_of, kind_of, weights_of
-from .onnx_layers import AnyRecurrent, Reversed, recurrent_parts
 from .onnx_load import expect_valid
 from .onnx_reader import OnnxNet
+from .stacks import Part, directions_of, expect_plain_outputs
 
 OPSET, IR_VERSION = 17, 8  # what ONNX Runtime 1.12 and all later ones read
 
@@ -136,6 +137,9 @@ def _flat(model: Any) -> list[Any]:
             "model: expected recurrent layers, TimeAffine, TimeEmbedding, a list of them or an "
             f"Rnnlm, got {', '.join(wrong) or 'none'}"
         )
+    for layer in layers:
+        for part in getattr(layer, "layers", (layer,)):
+            expect_plain_outputs("model", part, "ONNX")
     sizes = [_sizes(layer) for layer in layers]
     for k, (below, above) in enumerate(pairwise(sizes)):
         if above[0] != below[1] or layers[k + 1].dtype != layers[0].dtype:
@@ -238,8 +242,8 @@ class _Graph:
         else:
             self._recurrent(layer)
 
-    def _recurrent(self, layer: AnyRecurrent) -> None:
-        parts = recurrent_parts(layer)
+    def _recurrent(self, layer: Part) -> None:
+        parts = directions_of(layer)
         kinds = [_kind(part) for part in parts]
         reverse = isinstance(layer, Reversed)
         X = self.node("Transpose", [self.current], perm=[1, 0, 2])

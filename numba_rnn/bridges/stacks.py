@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ..layers import Bidirectional, Stacked, TimeRecurrent
+from ..layers import Bidirectional, Reversed, Stacked, TimeRecurrent
 from .gate_order import ConversionError
 
-Part = TimeRecurrent | Bidirectional
+Part = TimeRecurrent | Bidirectional | Reversed
 
 
-def build_stack(parts: Sequence[Part | float]) -> Part | Stacked:
+def build_stack(parts: Sequence[Any]) -> Any:
     """The one layer, or a Stacked, of layers and of the rates of the dropout between them."""
-    layers: list[Part] = []
+    layers: list[Any] = []
     rates: list[float] = []
     for part in parts:
         if not isinstance(part, float):
@@ -38,7 +38,8 @@ def build_stack(parts: Sequence[Part | float]) -> Part | Stacked:
 def layers_of_stack(layer: Any, library: str) -> tuple[tuple[Part, ...], float]:
     """The layers from the bottom, and the rate of the dropout between them."""
     parts = layer.layers if isinstance(layer, Stacked) else (layer,)
-    if not all(isinstance(part, (TimeRecurrent, Bidirectional)) for part in parts):
+    kinds = (TimeRecurrent, Bidirectional, *((Reversed,) if library == "Keras" else ()))
+    if not all(isinstance(part, kinds) for part in parts):
         raise TypeError(
             f"layer: expected a TimeRecurrent, Bidirectional or Stacked, got {type(layer).__name__}"
         )
@@ -46,9 +47,24 @@ def layers_of_stack(layer: Any, library: str) -> tuple[tuple[Part, ...], float]:
         raise ConversionError(
             f"layer: {library} has no residual connections between recurrent layers"
         )
+    for part in parts if library != "Keras" else ():
+        expect_plain_outputs("layer", part, library)
     return parts, layer.dropouts[0].ratio if len(parts) > 1 else 0.0
+
+
+def expect_plain_outputs(name: str, part: Any, library: str) -> None:
+    """Refuse a Bidirectional whose two outputs become one, and a Reversed that turns them round."""
+    if getattr(part, "merge", "concat") != "concat":
+        raise ConversionError(
+            f"{name}: {library} has the outputs of both directions side by side, here they are "
+            f"merged ({part.merge!r})"
+        )
+    if getattr(part, "in_reading_order", False):
+        raise ConversionError(
+            f"{name}: {library} has each output at its own step, here they are in_reading_order"
+        )
 
 
 def directions_of(part: Part) -> tuple[TimeRecurrent, ...]:
     """The layer, or the two of a Bidirectional, forwards first."""
-    return part.recurrent if isinstance(part, Bidirectional) else (part,)
+    return (part,) if isinstance(part, TimeRecurrent) else part.recurrent

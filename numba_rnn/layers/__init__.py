@@ -2,7 +2,7 @@
 
 from .attention import TimeAttention
 from .base import Layer
-from .bidirectional import Bidirectional, TimeBiGRU, TimeBiLSTM, TimeBiRNN
+from .bidirectional import Bidirectional, Reversed, TimeBiGRU, TimeBiLSTM, TimeBiRNN
 from .dense import TimeAffine, TimeDropout, TimeEmbedding
 from .losses import TimeMSE, TimeSigmoidWithLoss, TimeSoftmaxWithLoss
 from .one_step import GRU, LSTM, RNN
@@ -16,6 +16,7 @@ __all__ = [
     "RNN",
     "Bidirectional",
     "Layer",
+    "Reversed",
     "Stacked",
     "TimeAffine",
     "TimeAttention",

@@ -12,9 +12,11 @@ from .composite import Composite, DStates
 from .initialisers import Seed, generator
 from .recurrent import TimeGRU, TimeLSTM, TimeRecurrent, TimeRNN
 
+MERGES = "concat", "sum", "mean", "mul"
+
 
 class Bidirectional(Composite):
-    """Two layers over the same sequence, one of them backwards; the outputs are concatenated.
+    """Two layers over the same sequence, one of them backwards, and their outputs as one.
 
     Parameters
     ----------
@@ -23,11 +25,16 @@ class Bidirectional(Composite):
     backward_layer : TimeRecurrent
         The layer that reads from the last step to the first. It has the input size and the dtype
         of forward_layer and cannot be stateful.
+    merge : {"concat", "sum", "mean", "mul"}
+        How the two outputs of a step become one: side by side, or added, averaged or multiplied,
+        which takes layers with the same number of outputs.
 
     Attributes
     ----------
     forward_layer, backward_layer : TimeRecurrent
         The two layers. Each has its own states and gradients, as ``layer.forward_layer.h``.
+    merge : str
+        The argument.
     state, dstate : tuple
         The states of both layers after the last step, and their gradients.
 
@@ -36,7 +43,8 @@ class Bidirectional(Composite):
     TypeError
         If a layer is not a TimeRecurrent, or the dtypes differ.
     ValueError
-        If both are the same layer, backward_layer is stateful, or the input sizes differ.
+        If both are the same layer, backward_layer is stateful, the input sizes differ, or the two
+        outputs cannot be merged.
 
     Notes
     -----
@@ -45,7 +53,9 @@ class Bidirectional(Composite):
     ``numba_rnn.book.TimeBiLSTM``.)
     """
 
-    def __init__(self, forward_layer: TimeRecurrent, backward_layer: TimeRecurrent) -> None:
+    def __init__(
+        self, forward_layer: TimeRecurrent, backward_layer: TimeRecurrent, *, merge: str = "concat"
+    ) -> None:
         for name, layer in (("forward_layer", forward_layer), ("backward_layer", backward_layer)):
             if not isinstance(layer, TimeRecurrent):
                 raise TypeError(f"{name}: expected a TimeRecurrent, got {layer!r}")
@@ -62,13 +72,22 @@ class Bidirectional(Composite):
             raise TypeError(
                 f"backward_layer: expected {forward_layer.dtype}, got {backward_layer.dtype}"
             )
-        self.forward_layer, self.backward_layer = forward_layer, backward_layer
+        if merge not in MERGES:
+            raise ValueError(f"merge: expected one of {', '.join(MERGES)}, got {merge!r}")
+        sizes = forward_layer.output_size, backward_layer.output_size
+        if merge != "concat" and sizes[0] != sizes[1]:
+            raise ValueError(
+                f'merge: expected "concat" of layers with {sizes[0]} and {sizes[1]} outputs, got '
+                f"{merge!r}, which takes as many from both"
+            )
+        self.forward_layer, self.backward_layer, self.merge = forward_layer, backward_layer, merge
         super().__init__({"forward": forward_layer, "backward": backward_layer})
 
     @property
     def output_size(self) -> int:
-        """The number of outputs, H_forward + H_backward."""
-        return self.forward_layer.output_size + self.backward_layer.output_size
+        """The number of outputs: H_forward + H_backward, or H if they are merged."""
+        ahead, back = self.forward_layer.output_size, self.backward_layer.output_size
+        return ahead + back if self.merge == "concat" else ahead
 
     @classmethod
     def create(
@@ -79,6 +98,7 @@ class Bidirectional(Composite):
         layer: type[TimeRecurrent] | Cell | WrittenCell | str = "lstm",
         rng: Seed = None,
         stateful: bool = False,
+        merge: str = "concat",
         **options: Any,
     ) -> Self:
         """Create two layers of one kind from their sizes, H units in each direction.
@@ -95,6 +115,8 @@ class Bidirectional(Composite):
             A random generator or a seed for the parameters.
         stateful : bool, default False
             Whether the forward layer is stateful.
+        merge : str, default "concat"
+            How their outputs become one.
         **options
             The options of both layers: dtype, init, reset_after and so on; see ``TimeLSTM.create``.
 
@@ -116,7 +138,7 @@ class Bidirectional(Composite):
             kind, options = TimeRecurrent, {"cell": layer, **options}
         sizes = input_size, hidden_size
         ahead = kind.create(*sizes, rng=random, stateful=stateful, **options)
-        return cls(ahead, kind.create(*sizes, rng=random, **options))
+        return cls(ahead, kind.create(*sizes, rng=random, **options), merge=merge)
 
     def forward(
         self,
@@ -148,8 +170,9 @@ class Bidirectional(Composite):
 
         Returns
         -------
-        hs : (N, T, H_forward + H_backward) array
-            The hidden states of both layers at every step.
+        hs : (N, T, O) array
+            The hidden states of both layers at every step, merged: O is H_forward + H_backward, or
+            H.
         """
         engine, xs, mask, resets = self._accept_block(xs, lengths, mask, resets)
         ahead = self.forward_layer.forward(xs, mask=mask, resets=resets, trace=trace)
@@ -159,8 +182,15 @@ class Bidirectional(Composite):
             resets=None if resets is None else _seen_from_the_end(resets),
             trace=trace,
         )
-        hs = engine.xp.concatenate([ahead, back[:, ::-1]], axis=2)
-        self._tape = engine, hs.shape
+        back = back[:, ::-1]
+        factors = None
+        if self.merge == "concat":
+            hs = engine.xp.concatenate([ahead, back], axis=2)
+        elif self.merge == "mul":
+            hs, factors = ahead * back, (ahead, back)
+        else:
+            hs = (ahead + back) * self.dtype.type(0.5) if self.merge == "mean" else ahead + back
+        self._tape = engine, hs.shape, factors
         return hs
 
     @overload
@@ -172,7 +202,7 @@ class Bidirectional(Composite):
 
         Parameters
         ----------
-        dhs : (N, T, H_forward + H_backward) array
+        dhs : (N, T, O) array
             The gradient of the outputs.
         *dstate : tuple of arrays or None
             The gradient of the last states of the forward layer, then of the backward layer (after
@@ -190,13 +220,122 @@ class Bidirectional(Composite):
         RuntimeError
             If forward has not run.
         """
-        engine, shape = self._saved()
+        engine, shape, factors = self._saved()
         dhs = validate_array("dhs", dhs, shape, self.dtype, engine)
         dahead, dback = (own or () for own in self._one_each("backward", dstate))
         H = self.forward_layer.output_size
-        dxs = self.forward_layer.backward(dhs[:, :, :H], *dahead, inputs=inputs)
-        back = self.backward_layer.backward(dhs[:, ::-1, H:], *dback, inputs=inputs)
-        return None if dxs is None or back is None else dxs + back[:, ::-1]
+        if self.merge == "concat":
+            ahead, back = dhs[:, :, :H], dhs[:, :, H:]
+        elif factors is not None:
+            ahead, back = dhs * factors[1], dhs * factors[0]
+        else:
+            ahead = back = dhs * self.dtype.type(0.5) if self.merge == "mean" else dhs
+        dxs = self.forward_layer.backward(ahead, *dahead, inputs=inputs)
+        dxs_back = self.backward_layer.backward(back[:, ::-1], *dback, inputs=inputs)
+        return None if dxs is None or dxs_back is None else dxs + dxs_back[:, ::-1]
+
+
+class Reversed(Composite):
+    """A recurrent layer that reads its sequence from the end.
+
+    Parameters
+    ----------
+    layer : TimeRecurrent
+        The layer.
+    in_reading_order : bool, default False
+        Whether outputs come in the order in which they are made, the one of the last step first, as
+        with Keras' go_backwards. Otherwise each output is at the step that it belongs to, as in
+        ONNX's direction "reverse".
+
+    Attributes
+    ----------
+    backward_layer : TimeRecurrent
+        The layer, with states and gradients.
+    in_reading_order : bool
+        The argument.
+
+    Examples
+    --------
+    >>> layer = Reversed(TimeLSTM.create(3, 5, rng=0))
+    >>> layer.forward(np.ones((2, 7, 3), np.float32), lengths=[7, 4]).shape
+    (2, 7, 5)
+    """
+
+    def __init__(self, layer: TimeRecurrent, *, in_reading_order: bool = False) -> None:
+        if not isinstance(layer, TimeRecurrent):
+            raise TypeError(f"layer: expected a TimeRecurrent, got {layer!r}")
+        self.backward_layer, self.in_reading_order = layer, bool(in_reading_order)
+        super().__init__({"backward": layer})
+
+    @property
+    def output_size(self) -> int:
+        """The number of outputs of a step."""
+        return self.backward_layer.output_size
+
+    def _turned(self, array: Array) -> Array:
+        return array if self.in_reading_order else array[:, ::-1]
+
+    def forward(
+        self,
+        xs: Array,
+        *,
+        lengths: Integers | None = None,
+        mask: Flags | None = None,
+        resets: Flags | None = None,
+        trace: bool = False,
+    ) -> Array:
+        """Run the layer over a block of time, from its end.
+
+        Parameters
+        ----------
+        xs : (N, T, D) array
+            The inputs, in the dtype of the layer.
+        lengths, mask, resets, trace : optional
+            As for the backward layer in ``Bidirectional.forward``.
+
+        Returns
+        -------
+        hs : (N, T, H) array
+            The hidden states.
+        """
+        _, xs, mask, resets = self._accept_block(xs, lengths, mask, resets)
+        hs = self.backward_layer.forward(
+            xs[:, ::-1],
+            mask=None if mask is None else mask[:, ::-1],
+            resets=None if resets is None else _seen_from_the_end(resets),
+            trace=trace,
+        )
+        return self._turned(hs)
+
+    @overload
+    def backward(self, dhs: Array, *dstate: DStates, inputs: Literal[True] = True) -> Array: ...
+    @overload
+    def backward(self, dhs: Array, *dstate: DStates, inputs: bool) -> Array | None: ...
+    def backward(self, dhs: Array, *dstate: DStates, inputs: bool = True) -> Array | None:
+        """Compute the gradients and fill ``grads``.
+
+        Parameters
+        ----------
+        dhs : (N, T, H) array
+            The gradient of the outputs.
+        *dstate : tuple of arrays or None
+            The gradient of the last states, after the layer has read step 0.
+        inputs : bool, default True
+            False skips the gradient of xs.
+
+        Returns
+        -------
+        dxs : (N, T, D) array or None
+            The gradient of xs; None with inputs=False.
+
+        Raises
+        ------
+        RuntimeError
+            If forward has not run.
+        """
+        (own,) = self._one_each("backward", dstate)
+        dxs = self.backward_layer.backward(self._turned(dhs), *(own or ()), inputs=inputs)
+        return None if dxs is None else dxs[:, ::-1]
 
 
 def _seen_from_the_end(resets: BoolArray) -> BoolArray:

@@ -8,7 +8,7 @@ from ..kernels.cells import Cell, WrittenCell
 from ..streaming import Stream
 from ..typing import Array, BoolArray, Flags, Integers
 from ..validation import expect_float, expect_int, validate_array
-from .bidirectional import Bidirectional
+from .bidirectional import Bidirectional, Reversed
 from .composite import Composite, DStates
 from .dense import TimeDropout
 from .initialisers import Seed, generator
@@ -22,7 +22,7 @@ class Stacked(Composite):
 
     Parameters
     ----------
-    layers : sequence of TimeRecurrent and Bidirectional
+    layers : sequence of TimeRecurrent, Bidirectional and Reversed
         The layers, the lowest first.
     dropout : float, default 0.0
         The share of numbers dropped between two layers while ``train_flg`` is True. Nothing is
@@ -64,12 +64,12 @@ class Stacked(Composite):
 
     def __init__(
         self,
-        layers: Sequence[TimeRecurrent | Bidirectional],
+        layers: Sequence[TimeRecurrent | Bidirectional | Reversed],
         dropout: float = 0.0,
         residual: bool = False,
         rng: Seed = None,
     ) -> None:
-        self.layers: tuple[TimeRecurrent | Bidirectional, ...] = _expect_stack(layers)
+        self.layers: tuple[TimeRecurrent | Bidirectional | Reversed, ...] = _expect_stack(layers)
         super().__init__({str(k): layer for k, layer in enumerate(self.layers)})
         random, ratio = generator(rng), expect_float("dropout", dropout, 0, 1)
         self.dropouts = tuple(TimeDropout(ratio, rng=random) for _ in self.layers[1:])
@@ -247,12 +247,12 @@ class Stacked(Composite):
             above = _kept(engine.xp, present, above)
         for k in reversed(range(len(self.layers))):
             layer = self.layers[k]
-            own = dstates.pop()  # of the layer, or of its backward direction
             below = inputs or k > 0
-            if isinstance(layer, Bidirectional):
-                dxs: Any = layer.backward(above, dstates.pop(), own, inputs=below)
+            if isinstance(layer, TimeRecurrent):
+                dxs: Any = layer.backward(above, *(dstates.pop() or ()), inputs=below)
             else:
-                dxs = layer.backward(above, *(own or ()), inputs=below)
+                own = [dstates.pop() for _ in layer.recurrent]
+                dxs = layer.backward(above, *own[::-1], inputs=below)
             dxs = self.dropouts[k - 1].backward(dxs) if k else dxs
             above = dxs + above if self.residuals[k] and below else dxs
         return above
@@ -269,7 +269,8 @@ def _expect_stack(layers: Any) -> tuple[Any, ...]:
         stack = tuple(layers)
     except TypeError:
         stack = (layers,)
-    if not stack or not all(isinstance(layer, (TimeRecurrent, Bidirectional)) for layer in stack):
+    kinds = TimeRecurrent, Bidirectional, Reversed
+    if not stack or not all(isinstance(layer, kinds) for layer in stack):
         names = ", ".join(type(layer).__name__ for layer in stack) or "none"
         raise TypeError(
             f"layers: expected recurrent layers (TimeRecurrent or Bidirectional), got {names}"
@@ -277,7 +278,7 @@ def _expect_stack(layers: Any) -> tuple[Any, ...]:
     parts = [
         part
         for layer in stack
-        for part in (layer.recurrent if isinstance(layer, Bidirectional) else (layer,))
+        for part in ((layer,) if isinstance(layer, TimeRecurrent) else layer.recurrent)
     ]
     if len({id(part) for part in parts}) < len(parts):
         raise ValueError("layers: expected each layer once, got one of them again")
