@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import wave
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,18 @@ def test_a_live_series_comes_in_by_lines():
     assert "line 3: expected a number, got 'three" in " ".join(done.stderr.split())
     done = run("live_forecast.py", "-", text="1\n2\n")
     assert "expected at least 300 numbers to learn from, got 2" in " ".join(done.stderr.split())
+
+
+def test_a_voice_detector_is_that_of_onnx_runtime():
+    done = run("voice_detector.py")
+    if find_spec("silero_vad") is None:
+        assert done.returncode == 2
+        assert "silero-vad" in done.stderr
+        return
+    assert done.returncode == 0, done.stderr
+    assert float(re.search(r"from the whole graph ([\d.e+-]+)", done.stdout)[1]) < 1e-5
+    assert len(re.findall(r"^speech from", done.stdout, re.M)) >= 3
+    assert "speech in 50% of the steps" in done.stdout
 
 
 @pytest.mark.parametrize("program", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)

@@ -7,7 +7,7 @@ the steps, an ``OnnxNet`` runs them. Here are those without weights, the layers 
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..backend import to_host
 from ..layers import Layer
 from ..typing import AnyArray
 from .gate_order import ConversionError
+from .onnx_load import TYPES
 
 Arrays = tuple[AnyArray | None, ...]
 LARGEST = 2**26  # numbers that may be made of nothing, so that no file takes all memory
@@ -62,9 +63,12 @@ class OnnxOp:
     """The computation of a node; each subclass has its own."""
 
     layer: Layer | None = None
+    takes: tuple[str, ...] | None = ()  # attributes; None: the reader has checked them
 
     def __init__(self, node: OnnxNode) -> None:
-        self.node = node
+        self.node, self._own = node, node.attributes
+        if self.takes is not None:
+            node.only(*self.takes)
         self.inputs, self.outputs = node.inputs, node.outputs
         self._tape: Any = None
 
@@ -72,8 +76,8 @@ class OnnxOp:
         raise NotImplementedError
 
     def size(self, *values: Any) -> int:
-        """How many numbers forward would make, where that may be far more than it is given."""
-        return 0
+        """How many numbers forward would make at most."""
+        return sum(np.size(value) for value in values)
 
     def backward(self, *gradients: AnyArray | None) -> Arrays:
         """Of what has one output and gives a gradient to its first input."""
@@ -99,112 +103,78 @@ class OnnxOp:
 
 
 class Transpose(OnnxOp):
-    def __init__(self, node: OnnxNode) -> None:
-        super().__init__(node)
-        self._perm = node.only("perm").get("perm")
+    takes = ("perm",)
 
     def forward(self, x: AnyArray, /) -> Arrays:
-        self._tape = list(range(x.ndim))[::-1] if self._perm is None else list(self._perm)
+        self._tape = list(self._own.get("perm", range(x.ndim)[::-1]))
         return (x.transpose(self._tape),)
 
     def _back(self, gradient: AnyArray) -> AnyArray:
         return gradient.transpose(np.argsort(self._tape))
 
 
-class _Shaped(OnnxOp):
-    """The same numbers in another shape."""
+class Identity(OnnxOp):
+    """The same numbers, in another shape where a subclass says so."""
 
-    def forward(self, x: AnyArray, /, *others: AnyArray) -> Arrays:
+    def forward(self, x: AnyArray, /, *others: Any) -> Arrays:
         self._tape = x.shape
-        return (x.reshape(self._shape(x.shape, *others)),)
+        return (self._shaped(x, *others),)
 
     def _back(self, gradient: AnyArray) -> AnyArray:
         return gradient.reshape(self._tape)
 
-    def _shape(self, shape: tuple[int, ...], *others: AnyArray) -> tuple[int, ...]:
-        raise NotImplementedError
+    def _shaped(self, x: AnyArray, *others: Any) -> AnyArray:
+        return x
+
+    def _axes(self, others: tuple[Any, ...]) -> Any:
+        """An attribute before opset 13, an input since."""
+        axes = next((o for o in others if o is not None), self._own.get("axes"))
+        return None if axes is None else tuple(map(int, axes))
 
 
-class Reshape(_Shaped):
-    def __init__(self, node: OnnxNode) -> None:
-        super().__init__(node)
-        self._zero = node.only("allowzero").get("allowzero", 0)  # 0: a size 0 is that of the input
+class Reshape(Identity):
+    takes = ("allowzero",)  # without it a size 0 is that of the input
 
-    def _shape(self, shape: tuple[int, ...], *others: AnyArray) -> tuple[int, ...]:
-        return tuple(int(n) if n or self._zero else shape[k] for k, n in enumerate(others[0]))
-
-
-class _OfAxes(_Shaped):
-    """Axes are an attribute before opset 13, an input since."""
-
-    def __init__(self, node: OnnxNode) -> None:
-        super().__init__(node)
-        axes = node.only("axes").get("axes")
-        self._axes = None if axes is None else tuple(axes)
-
-    def _chosen(self, ndim: int, others: tuple[AnyArray | None, ...]) -> set[int] | None:
-        given = next((o for o in others if o is not None), None)
-        axes = self._axes if given is None else tuple(map(int, given))
-        if axes is None:
-            return None
-        if any(not -ndim <= axis < ndim for axis in axes):
-            raise ValueError(f"{self.node}: expected axes of {ndim}, got {axes}")
-        return {axis % ndim for axis in axes}
+    def _shaped(self, x: AnyArray, *others: Any) -> AnyArray:
+        zero = self._own.get("allowzero", 0)
+        return x.reshape([int(n) if n or zero else x.shape[k] for k, n in enumerate(others[0])])
 
 
-class Squeeze(_OfAxes):
-    def _shape(self, shape: tuple[int, ...], *others: AnyArray) -> tuple[int, ...]:
-        chosen = self._chosen(len(shape), others)
-        if chosen is None:
-            chosen = {axis for axis, n in enumerate(shape) if n == 1}
-        if any(shape[axis] != 1 for axis in chosen):
-            raise ValueError(f"{self.node}: expected size 1 in axes {sorted(chosen)}, got {shape}")
-        return tuple(n for axis, n in enumerate(shape) if axis not in chosen)
+class Squeeze(Identity):
+    takes = ("axes",)
+
+    def _shaped(self, x: AnyArray, *others: Any) -> AnyArray:
+        return np.squeeze(x, self._axes(others))
 
 
-class Unsqueeze(_OfAxes):
-    def _shape(self, shape: tuple[int, ...], *others: AnyArray) -> tuple[int, ...]:
-        count = self._axes if self._axes is not None else tuple(others[0])
-        chosen = self._chosen(len(shape) + len(count), others) or set()
-        rest = iter(shape)
-        return tuple(1 if k in chosen else next(rest) for k in range(len(shape) + len(chosen)))
+class Unsqueeze(Identity):
+    takes = ("axes",)
 
-
-class Identity(_Shaped):
-    def __init__(self, node: OnnxNode) -> None:
-        super().__init__(node)
-        node.only()
-
-    def _shape(self, shape: tuple[int, ...], *others: AnyArray) -> tuple[int, ...]:
-        return shape
+    def _shaped(self, x: AnyArray, *others: Any) -> AnyArray:
+        return np.expand_dims(x, self._axes(others))
 
 
 class Dropout(Identity):
     """Nothing, since it is for training; ``training_mode`` is looked at where the graph is read."""
 
+    takes = "ratio", "seed"
+
     def __init__(self, node: OnnxNode) -> None:
-        OnnxOp.__init__(self, node)
-        node.only("ratio", "seed")
+        super().__init__(node)
         if len(node.outputs) > 1 and node.outputs[1]:
             raise node.refuse("output mask is not supported")
 
 
 class Concat(OnnxOp):
-    def __init__(self, node: OnnxNode) -> None:
-        super().__init__(node)
-        self._axis = int(node.only("axis")["axis"])
+    takes = ("axis",)
 
     def forward(self, *values: Any) -> Arrays:
-        self._tape = np.cumsum([value.shape[self._axis] for value in values])[:-1]
-        return (np.concatenate(values, axis=self._axis),)
+        axis = self._own["axis"]
+        self._tape = np.cumsum([value.shape[axis] for value in values])[:-1]
+        return (np.concatenate(values, axis=axis),)
 
-    def size(self, *values: Any) -> int:
-        return sum(value.size for value in values)
-
-    def backward(self, *gradients: AnyArray | None) -> Arrays:
-        (gradient,) = gradients
-        assert gradient is not None
-        return tuple(np.split(gradient, self._tape, axis=self._axis))
+    def backward(self, *gradients: Any) -> Arrays:
+        return tuple(np.split(gradients[0], self._tape, axis=self._own["axis"]))
 
 
 class _Cut(OnnxOp):
@@ -222,26 +192,22 @@ class _Cut(OnnxOp):
 
 
 class Gather(_Cut):
-    def __init__(self, node: OnnxNode) -> None:
-        super().__init__(node)
-        self._axis = int(node.only("axis").get("axis", 0))
+    takes = ("axis",)
 
     def forward(self, x: AnyArray, indices: AnyArray, /) -> Arrays:
-        return self._cut(x, (slice(None),) * (self._axis % x.ndim) + (indices,))
+        return self._cut(x, (slice(None),) * (self._own.get("axis", 0) % x.ndim) + (indices,))
 
     def size(self, *values: Any) -> int:
         x, indices = values
-        return int(indices.size) * (x.size // max(x.shape[self._axis], 1))
+        return int(indices.size) * (x.size // max(x.shape[self._own.get("axis", 0)], 1))
 
 
 class Slice(_Cut):
-    def __init__(self, node: OnnxNode) -> None:
-        super().__init__(node)
-        attributes = node.only("starts", "ends", "axes")  # before opset 10
-        self._given = tuple(attributes[n] for n in ("starts", "ends", "axes") if n in attributes)
+    takes = "starts", "ends", "axes"  # before opset 10
 
     def forward(self, x: AnyArray, /, *others: AnyArray) -> Arrays:
-        values: list[Any] = [*self._given, *others, None, None, None, None]
+        given = [self._own[name] for name in self.takes or () if name in self._own]
+        values: list[Any] = [*given, *others, None, None, None, None]
         starts, ends, axes, steps = values[:4]
         index = [slice(None)] * x.ndim
         places = range(len(starts)) if axes is None else axes
@@ -255,10 +221,6 @@ class Slice(_Cut):
 
 
 class Expand(OnnxOp):
-    def __init__(self, node: OnnxNode) -> None:
-        super().__init__(node)
-        node.only()
-
     def forward(self, x: AnyArray, shape: AnyArray, /) -> Arrays:
         wanted = np.broadcast_shapes(x.shape, tuple(int(n) for n in shape))
         _expect_small(self.node, wanted)
@@ -269,21 +231,16 @@ class Expand(OnnxOp):
         return _summed(gradient, self._tape)
 
 
-def _broadcast_size(values: Sequence[Any]) -> int:
+def _broadcast_size(*values: Any) -> int:
     return math.prod(np.broadcast_shapes(*(value.shape for value in values)))
 
 
 class Add(OnnxOp):
-    def __init__(self, node: OnnxNode) -> None:
-        super().__init__(node)
-        node.only()
-
     def forward(self, a: AnyArray, b: AnyArray, /) -> Arrays:
         self._tape = a.shape, b.shape
         return (a + b,)
 
-    def size(self, *values: Any) -> int:
-        return _broadcast_size(values)
+    size = staticmethod(_broadcast_size)
 
     def backward(self, *gradients: AnyArray | None) -> Arrays:
         return tuple(_summed(gradients[0], shape) for shape in self._tape)
@@ -292,14 +249,12 @@ class Add(OnnxOp):
 class Softmax(OnnxOp):
     """Over one axis; before opset 13 over all from it on."""
 
-    def __init__(self, node: OnnxNode) -> None:
-        super().__init__(node)
-        self._old = node.opset < 13
-        self._axis = int(node.only("axis").get("axis", 1 if self._old else -1))
+    takes = ("axis",)
 
     def forward(self, x: AnyArray, /) -> Arrays:
-        axis = self._axis % x.ndim
-        axes = tuple(range(axis, x.ndim)) if self._old else axis
+        old = self.node.opset < 13
+        axis = self._own.get("axis", 1 if old else -1) % x.ndim
+        axes = tuple(range(axis, x.ndim)) if old else axis
         y = np.exp(x - x.max(axis=axes, keepdims=True))
         y /= y.sum(axis=axes, keepdims=True)
         self._tape = y, axes
@@ -311,20 +266,19 @@ class Softmax(OnnxOp):
 
 
 class Cast(OnnxOp):
-    _TO = {1: np.float32, 6: np.int32, 7: np.int64, 11: np.float64}  # noqa: RUF012
+    takes = "to", "saturate", "round_mode"
 
     def __init__(self, node: OnnxNode) -> None:
         super().__init__(node)
-        to = node.only("to", "saturate", "round_mode")["to"]
-        if to not in self._TO:
+        if self._own["to"] not in (1, 6, 7, 11):
             raise node.refuse(
-                f"to: expected float32, float64, int32 or int64 (1, 11, 6, 7), got {to}"
+                "to: expected float32, float64, int32 or int64 (1, 11, 6, 7), got "
+                f"{self._own['to']}"
             )
-        self._dtype = self._TO[to]
 
     def forward(self, x: AnyArray, /) -> Arrays:
         self._tape = x.dtype
-        return (x.astype(self._dtype),)
+        return (x.astype(TYPES[self._own["to"]]),)
 
     def _back(self, gradient: AnyArray) -> AnyArray | None:
         return gradient.astype(self._tape) if self._tape.kind == "f" else None
@@ -334,49 +288,33 @@ class Cast(OnnxOp):
 
 
 class Shape(OnnxOp):
-    def __init__(self, node: OnnxNode) -> None:
-        super().__init__(node)
-        attributes = node.only("start", "end")
-        self._part = slice(attributes.get("start"), attributes.get("end"))
+    takes = "start", "end"
 
     def forward(self, x: AnyArray, /) -> Arrays:
-        return (np.array(x.shape[self._part], np.int64),)
+        return (np.array(x.shape[slice(*map(self._own.get, ("start", "end")))], np.int64),)
 
     def backward(self, *gradients: AnyArray | None) -> Arrays:
         return (None,)
 
 
-class _OfSizes(OnnxOp):
-    """Arithmetic on the sizes of shapes, which are integers: the reader lets no others through."""
+class Mul(OnnxOp):
+    """Of the sizes of shapes, which are integers: the reader lets no others through."""
 
-    def __init__(self, node: OnnxNode) -> None:
-        super().__init__(node)
-        node.only()
+    def forward(self, a: AnyArray, b: AnyArray, /) -> Arrays:
+        return (a * b,)
 
-    def size(self, *values: Any) -> int:
-        return _broadcast_size(values)
+    size = staticmethod(_broadcast_size)
 
     def backward(self, *gradients: AnyArray | None) -> Arrays:
         return None, None
 
 
-class Mul(_OfSizes):
-    def forward(self, a: AnyArray, b: AnyArray, /) -> Arrays:
-        return (a * b,)
-
-
-class Div(_OfSizes):
-    def forward(self, a: AnyArray, b: AnyArray, /) -> Arrays:
-        if (b == 0).any():
-            raise ValueError("expected no division by 0")
-        whole = np.abs(a) // np.abs(b)  # towards 0
-        return (np.where((a < 0) != (b < 0), -whole, whole),)
-
-
 class ConstantOfShape(OnnxOp):
+    takes = ("value",)
+
     def __init__(self, node: OnnxNode) -> None:
         super().__init__(node)
-        self._value = node.only("value").get("value", np.zeros(1, np.float32))
+        self._value = self._own.get("value", np.zeros(1, np.float32))
         if self._value.size != 1:
             raise node.refuse(f"value: expected one number, got {self._value.size}")
 
@@ -390,15 +328,12 @@ class ConstantOfShape(OnnxOp):
 
 
 class Constant(OnnxOp):
-    def __init__(self, node: OnnxNode) -> None:
-        super().__init__(node)
-        attributes = node.only("value", "value_int", "value_ints", "value_float", "value_floats")
-        ((name, value),) = attributes.items()
-        dtype = np.int64 if "int" in name else np.float32
-        self._value = value if name == "value" else np.array(value, dtype)
+    takes = "value", "value_int", "value_ints", "value_float", "value_floats"
 
     def forward(self, *values: Any) -> Arrays:
-        return (self._value,)
+        ((name, value),) = self._own.items()
+        dtype = np.int64 if "int" in name else np.float32
+        return (value if name == "value" else np.array(value, dtype),)
 
 
 def _expect_small(node: OnnxNode, shape: tuple[int, ...]) -> None:
@@ -419,7 +354,7 @@ def _summed(gradient: Any, shape: tuple[int, ...]) -> AnyArray:
 GLUE: dict[str, Callable[[OnnxNode], OnnxOp]] = {
     step.__name__: step
     for step in (
-        Add, Cast, Concat, Constant, ConstantOfShape, Div, Dropout, Expand, Gather, Identity, Mul,
+        Add, Cast, Concat, Constant, ConstantOfShape, Dropout, Expand, Gather, Identity, Mul,
         Reshape, Shape, Slice, Softmax, Squeeze, Transpose, Unsqueeze,
     )
 }  # fmt: skip

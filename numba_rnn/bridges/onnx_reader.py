@@ -2,13 +2,14 @@
 
 ``from_onnx`` checks a file and makes an ``OnnxNet`` of it: the layers of its RNN, LSTM and GRU
 nodes, of its embedding and its matrix products (``onnx_layers.py``), and what is between them
-(``onnx_ops.py``).
-Nothing is half-read: what is not known is refused, naming the node and what is wrong with it.
+(``onnx_ops.py``). With ``only="recurrent"`` it makes such a net of each recurrent node and what its
+weights are made of, and gives the layer.
+Nothing is half-read: what is not known is refused, naming the nodes and what is wrong with them.
 """
 
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, overload
 
 import numpy as np
 
@@ -19,8 +20,21 @@ from ..validation import FLOATS, expect_plain_array, format_shape
 from .gate_order import ConversionError
 from .onnx_cells import ACTIVATIONS, DEFAULTS, GATES, PEEPHOLES, Activation, RnnNodeSpec
 from .onnx_layers import Affine, Embedding, Recurrent
-from .onnx_load import MISFITS, TYPES, array_of, expect_plain, expect_valid, loaded
+from .onnx_load import (
+    MISFITS,
+    RECURRENT,
+    TYPES,
+    array_of,
+    counted,
+    expect_plain,
+    expect_valid,
+    label_of,
+    loaded,
+    nodes_of,
+    part_of,
+)  # fmt: skip
 from .onnx_ops import GLUE, LARGEST, OnnxNode, OnnxOp
+from .stacks import Part
 
 _WITH_OPTIONAL = 4  # IR version since which not all weights are inputs too
 _ATTRIBUTES = (
@@ -29,13 +43,27 @@ _ATTRIBUTES = (
 )  # fmt: skip
 _OWN = {"RNN": (), "LSTM": ("input_forget",), "GRU": ("linear_before_reset",)}
 _NEEDED = {"Dropout": 1, "Slice": 3, "Squeeze": 1}  # inputs, where others may be left out
-_LAYERS = ("RNN", "LSTM", "GRU", "MatMul", "Gemm")
+_KNOWN = {*GLUE, *RECURRENT, "MatMul", "Gemm"}
 _NO_LIMIT = float(np.finfo(np.float32).max)  # ONNX Runtime's clip where there is none
 _Shape = tuple[int | str, ...] | None
+_Weights = Mapping[str, AnyArray] | None
+_Names = Sequence[str] | None
 
 
-def from_onnx(source: Any, weights: Mapping[str, AnyArray] | None = None) -> "OnnxNet":
-    """Read the layers of an ONNX file, connected as in the file.
+@overload
+def from_onnx(
+    source: Any, weights: _Weights = None, *, only: None = None, inputs: _Names = None,
+    outputs: _Names = None,
+) -> "OnnxNet": ...  # fmt: skip
+@overload
+def from_onnx(
+    source: Any, weights: _Weights = None, *, only: Literal["recurrent"]
+) -> dict[str, Part]: ...
+def from_onnx(
+    source: Any, weights: _Weights = None, *, only: Literal["recurrent"] | None = None,
+    inputs: _Names = None, outputs: _Names = None,
+) -> "OnnxNet | dict[str, Part]":  # fmt: skip
+    """Read the layers of an ONNX file, connected as in the file, or its recurrent layers alone.
 
     Nothing of the file is run, and no other file is read. If the weights are in another file,
     ``onnx.load(path)`` gives a model that holds them. The onnx package must be installed
@@ -47,11 +75,18 @@ def from_onnx(source: Any, weights: Mapping[str, AnyArray] | None = None) -> "On
         The model.
     weights : dict of str to array, optional
         Arrays for those inputs of the graph that are weights, by name, ``{"W": ...}``.
+    only : "recurrent", optional
+        Read the RNN, LSTM and GRU nodes, in graphs inside nodes and in functions too; the other
+        nodes may be of any kind. Lengths and initial states stay the business of the graph.
+    inputs, outputs : sequence of str, optional
+        Names of values inside the graph at which the net begins and ends. Nodes before and behind
+        are left out.
 
     Returns
     -------
-    OnnxNet
-        The graph.
+    OnnxNet or dict of str to layer
+        The graph. With only="recurrent" the layers by the names of their nodes (a node without a
+        name has that of its first output), as in ``OnnxNet.layers``.
 
     Raises
     ------
@@ -62,7 +97,8 @@ def from_onnx(source: Any, weights: Mapping[str, AnyArray] | None = None) -> "On
     ValueError
         If the model is damaged or invalid.
     ConversionError
-        If a node cannot be expressed here; the message names node and attribute.
+        If nodes cannot be expressed here; the message counts those of unknown kinds, or names the
+        node and its attribute.
 
     Examples
     --------
@@ -73,13 +109,58 @@ def from_onnx(source: Any, weights: Mapping[str, AnyArray] | None = None) -> "On
     OnnxNet(xs -> TimeLSTM -> ys)
     >>> net.forward(np.ones((2, 7, 3), np.float32)).shape
     (2, 7, 5)
+    >>> from_onnx(net.model(), only="recurrent")
+    {'LSTM_1': TimeLSTM(cell lstm, D 3, H 5, float32)}
     """
-    model = loaded(source)
-    expect_plain(model)
+    if only not in (None, "recurrent") or (only and not (inputs is outputs is None)):
+        raise ValueError(
+            f'only: expected "recurrent", without inputs and outputs, or None, got {only!r}'
+        )
+    model, given = loaded(source), dict(weights or {})
+    if only:
+        return _recurrent_layers(model, given)
+    if inputs is not None or outputs is not None:
+        makers = ([makers for _, makers in nodes_of(model)] or [{}])[-1]  # those of the last: all
+        ends = [value.name for value in model.graph.output] if outputs is None else outputs
+        model = part_of(model, makers, ends, inputs or ())
+    expect_plain(model, _KNOWN)
     expect_valid(model, "source")
-    net = _Reader(model, dict(weights or {})).net()
+    net = _Reader(model, given).net()
     expect_valid(model, "source", full_check=True)
     return net
+
+
+def _recurrent_layers(model: Any, weights: dict[str, AnyArray]) -> dict[str, Part]:
+    from onnx.inliner import inline_local_functions
+
+    if model.functions:
+        model = inline_local_functions(model)
+    found: dict[str, Part] = {}
+    unread, others = set(weights), Counter[str]()
+    for node, makers in nodes_of(model):
+        if node.op_type not in RECURRENT or node.domain not in ("", "ai.onnx"):
+            others[node.op_type] += 1
+            continue
+        fed = [name for k, name in enumerate(node.input) if name and k in (0, 4, 5, 6)]
+        part = part_of(model, makers, node.output, fed)
+        expect_plain(part, _KNOWN)
+        expect_valid(part, label_of(node))
+        known = {value.name for value in part.graph.input}
+        unread -= known
+        own = {name: array for name, array in weights.items() if name in known}
+        name = str(node.name or next(filter(None, node.output)))
+        while name in found:  # in another graph inside a node
+            name += "'"
+        (found[name],) = _Reader(part, own).net().layers  # type: ignore[assignment]
+    if not found:
+        raise ConversionError(
+            f"source: expected RNN, LSTM or GRU nodes, got {counted(others) or 'no nodes'}"
+        )
+    if unread:
+        raise ValueError(
+            f"weights: expected values that recurrent nodes read, got {', '.join(sorted(unread))}"
+        )
+    return found
 
 
 class OnnxNet(Layer):
@@ -319,10 +400,10 @@ class _Reader:
     def __init__(self, model: Any, weights: dict[str, Any]) -> None:
         graph = model.graph
         self._frame = _without_contents(model)
-        self._sizes, self._kinds = _inferred(model)
+        self._types = _inferred(model)
         self._opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
         self._nodes = [self._node(proto) for proto in graph.node]
-        self._specs = {value.name: _declared(value, weights) for value in graph.input}
+        self._specs = {value.name: _declared(value) for value in graph.input}
         self._outputs = tuple(value.name for value in graph.output)
         self._reads = Counter(name for node in self._nodes for name in node.inputs)
         self._reads.update(self._outputs)
@@ -343,7 +424,7 @@ class _Reader:
         import onnx
 
         attributes: dict[str, Any] = {}
-        label = f"{proto.op_type} node {proto.name or next(iter(proto.output), '')!r}"
+        label = label_of(proto)
         for one in proto.attribute:
             value = onnx.helper.get_attribute_value(one)
             if isinstance(value, onnx.TensorProto):
@@ -393,19 +474,14 @@ class _Reader:
 
     def _fold(self, step: OnnxOp) -> None:
         values = [self._constants[name] if name else None for name in step.inputs]
-        self._expect_few(step, _run(step, values, "size"))
-        results = _run(step, values)
-        for name, value in zip(step.outputs, results, strict=False):
-            self._expect_few(step, np.size(value))
-            self._made += np.size(value)
-            self._constants[name] = np.asarray(value)
-        step.forget()
-
-    def _expect_few(self, step: OnnxOp, more: int) -> None:
-        if self._made + more > LARGEST:
+        if self._made + _run(step, values, "size") > LARGEST:
             raise ValueError(
                 f"{step.node}: expected constant folding to create at most {LARGEST} numbers in all"
             )
+        results = [np.asarray(value) for value in _run(step, values)]
+        self._made += sum(value.size for value in results)
+        self._constants.update(zip(step.outputs, results, strict=False))
+        step.forget()
 
     def _known(self, name: str) -> AnyArray | None:
         return self._constants.get(name, self._optional.get(name))
@@ -417,9 +493,6 @@ class _Reader:
             return self._matmul(node, skipped)
         if node.op == "Gemm":
             return self._gemm(node)
-        if node.op not in GLUE:
-            known = ", ".join(sorted({*GLUE, *_LAYERS}))
-            raise node.refuse(f"this kind of node is not supported; supported: {known}")
         if node.op == "Gather" and node.input(1) not in self._constants:
             data = self._known(node.input(0))
             if data is not None and data.dtype in FLOATS:
@@ -436,8 +509,8 @@ class _Reader:
                 "expected a MatMul right before it whose output nothing else reads, or two inputs "
                 "that are both computed"
             )
-        kind = self._kinds.get(node.outputs[0], "an unknown type")
-        if node.op in ("Mul", "Div") and kind not in ("int32", "int64"):
+        kind, _ = self._types.get(node.outputs[0], ("an unknown type", None))
+        if node.op == "Mul" and kind not in ("int32", "int64"):
             raise node.refuse(f"expected sizes of shapes, int32 or int64, got {kind}")
         mode = self._known(node.input(2)) if node.op == "Dropout" else None
         if node.op == "Dropout" and node.input(2) and (mode is None or mode.any()):
@@ -531,7 +604,8 @@ class _Reader:
                 f"{node}: input R: expected shape {format_shape((dirs, G * H, H))}, got "
                 f"{format_shape(R.shape)}"
             )
-        D = self._sizes.get(node.input(0), "D")
+        D = (self._types.get(node.input(0), ("", None))[1] or ("D",))[-1]
+        D = D if isinstance(D, int) else "D"
         W = self._weight(node, 1, "W", (dirs, G * H, D))
         B, P = np.zeros((dirs, 2 * G * H), W.dtype), None
         if node.input(3):
@@ -566,38 +640,29 @@ def _without_contents(model: Any) -> Any:
     return frame
 
 
-def _inferred(model: Any) -> tuple[dict[str, int], dict[str, str]]:
-    """The size of the last axis, and the type, of every array where the file says it."""
+def _inferred(model: Any) -> dict[str, tuple[str, _Shape]]:
+    """What can be known of the type and the shape of every array."""
     import onnx
 
     try:
         graph = onnx.shape_inference.infer_shapes(model).graph
     except Exception as error:  # whatever it raises: the model is refused
         raise ValueError(f"source: expected a valid ONNX model ({error})") from error
-    sizes, types = {}, {}
-    for value in (*graph.input, *graph.value_info, *graph.output):
-        tensor = value.type.tensor_type
-        if tensor.elem_type in TYPES:
-            types[value.name] = TYPES[tensor.elem_type]
-        dims = tensor.shape.dim
-        if dims and dims[-1].HasField("dim_value"):
-            sizes[value.name] = int(dims[-1].dim_value)
-    return sizes, types
+    values = (*graph.input, *graph.value_info, *graph.output)
+    return {v.name: _declared(v) for v in values if v.type.tensor_type.elem_type in TYPES}
 
 
-def _declared(value: Any, weights: Mapping[str, Any]) -> tuple[str, _Shape]:
-    """The dtype and the shape of an input; the sizes that may be any are names."""
+def _declared(value: Any) -> tuple[str, _Shape]:
+    """The dtype and the shape of an array; the sizes that may be any are names."""
     tensor = value.type.tensor_type
     if not value.type.HasField("tensor_type") or tensor.elem_type not in TYPES:
         kinds = ", ".join(TYPES.values())
         raise ConversionError(f"input {value.name!r}: expected an array, one of {kinds}")
-    if not tensor.HasField("shape"):
-        return TYPES[tensor.elem_type], None
-    dims = [
+    dims = tuple(
         dim.dim_value if dim.HasField("dim_value") else dim.dim_param or f"n{k}"
         for k, dim in enumerate(tensor.shape.dim)
-    ]
-    return TYPES[tensor.elem_type], tuple(dims)
+    )
+    return TYPES[tensor.elem_type], dims if tensor.HasField("shape") else None
 
 
 def _clip(node: OnnxNode) -> float | None:
