@@ -2,6 +2,7 @@
 
     python examples/audio_filter.py                          learn an effect, play made-up audio
     python examples/audio_filter.py --wav in.wav --out out.wav
+    python examples/audio_filter.py --model amp.nam          a file for Neural Amp Modeler
 
 A small LSTM learns what a valve amplifier does to a signal (here: a low-pass filter and a soft
 clip; with recordings of a real device in their place this is how such devices are modelled, Wright
@@ -21,6 +22,7 @@ import typer
 from tqdm import trange
 
 from numba_rnn import Stream, TimeAffine, TimeLSTM, TimeMSE
+from numba_rnn.bridges import AmpModel, to_amp
 from numba_rnn.training import Adam, TruncatedBPTT, clip_grads
 
 RATE = 48_000  # samples a second
@@ -110,6 +112,7 @@ def main(
     block: Annotated[int, typer.Option(help="Samples that the sound card hands out at once.")] = 64,
     wav: Annotated[Path | None, typer.Option(help="Audio to play; made up if left out.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where the result goes, a WAV file.")] = None,
+    model: Annotated[Path | None, typer.Option(help="Where the network goes, a .nam file.")] = None,
 ) -> None:
     """Learn an audio effect with a small LSTM, then run it block by block."""
     x = made_up(10, seed=2) if wav is None else read(wav)
@@ -124,6 +127,8 @@ def main(
         f"{(seconds > due).sum()} of {len(seconds)} were late; "
         f"{len(y) / RATE / seconds.sum():.0f} times as fast as it plays"
     )
+    if model is not None:
+        to_amp(AmpModel([lstm, affine], RATE), model, format="nam")
     if out is not None:
         write(out, y)
         print(f"written {str(out)!a}")  # in letters that every terminal has

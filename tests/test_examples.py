@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from numba_rnn.bridges import from_amp
+
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
@@ -23,8 +25,10 @@ def run(name, *arguments, text=None, **variables):
 
 
 def test_an_audio_effect_is_learnt_and_played(tmp_path):
-    done = run("audio_filter.py", "--epochs", 4, "--out", tmp_path / "out.wav")
+    files = "--out", tmp_path / "out.wav", "--model", tmp_path / "amp.nam"
+    done = run("audio_filter.py", "--epochs", 4, *files)
     assert done.returncode == 0, done.stderr
+    assert from_amp(tmp_path / "amp.nam").player(96_000).factor == 2
     wrong = float(re.search(r"learnt: ([\d.]+)%", done.stdout)[1])
     assert wrong < 1
     assert "10.0 s of audio in blocks of 64, one every 1333 us" in done.stdout

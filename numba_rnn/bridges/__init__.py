@@ -8,6 +8,7 @@ something has no equivalent.
 """
 
 from ..kernels import deprecated
+from .amp import AmpModel, AmpPlayer, from_amp, to_amp
 from .book import Seq2seq, from_book, to_book
 from .flax import from_flax, to_flax
 from .gate_order import ConversionError
@@ -17,15 +18,19 @@ from .onnx_writer import to_onnx
 from .pytorch import from_torch, save_torch, to_torch, torch_state_dict
 
 __all__ = [
+    "AmpModel",
+    "AmpPlayer",
     "ConversionError",
     "OnnxNet",
     "Seq2seq",
+    "from_amp",
     "from_book",
     "from_flax",
     "from_keras",
     "from_onnx",
     "from_torch",
     "save_torch",
+    "to_amp",
     "to_book",
     "to_flax",
     "to_keras",

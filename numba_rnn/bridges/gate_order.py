@@ -118,15 +118,18 @@ def library_layer_of(layer: TimeRecurrent, library: str, kinds: Mapping[str, T])
     return kinds[name]
 
 
-def params_of(layer: TimeRecurrent, library: str, rates: tuple[str, ...] = ()) -> dict[str, Array]:
+def params_of(
+    layer: TimeRecurrent, library: str, rates: tuple[str, ...] = (), *, initial: bool = False
+) -> dict[str, Array]:
     """The parameters by name, as NumPy arrays.
 
-    rates   what the library has of ``regularise``
+    rates     what the library has of ``regularise``
+    initial   whether it has learnt initial states
 
     Raises ConversionError for a layer that computes more than its cell.
     """
     params = dict(zip(layer.param_names, map(to_host, layer.params), strict=True))
-    if "initial" in params:
+    if "initial" in params and not initial:
         raise ConversionError(
             f"layer: {library} has no learnt initial state; pass it as the first state there"
         )
