@@ -4,7 +4,6 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -42,9 +41,9 @@ class Embedding(OnnxOp):
         rows = to_host(self.layer.forward(ids.reshape(1, -1)))
         return (rows.reshape(*ids.shape, rows.shape[-1]),)
 
-    def written(self) -> tuple[list[OnnxNode], dict[str, AnyArray]]:
+    def written(self) -> tuple[list[Any], dict[str, AnyArray]]:
         weights = self._named(W=self.layer.params[0])
-        return [replace(self.node, inputs=(*weights, *self.inputs))], weights
+        return [self.node.reading(*weights, *self.inputs)], weights
 
     def _back(self, gradient: AnyArray) -> None:
         self.layer.backward(np.ascontiguousarray(gradient.reshape(1, -1, gradient.shape[-1])))
@@ -61,17 +60,15 @@ class Affine(OnnxOp):
         self.inputs, self.outputs = (x,), (output,)
         self.layer = TimeAffine(W, b)
 
-    def written(self) -> tuple[list[OnnxNode], dict[str, AnyArray]]:
+    def written(self) -> tuple[list[Any], dict[str, AnyArray]]:
+        from onnx.helper import make_node
+
         weights = self._named(W=self.layer.params[0], b=self.layer.params[1])
-        (W, b), product = weights, f"{self.outputs[0]}.product"
-        nodes = [
-            replace(self.node, op=op, name=f"{self.outputs[0]}.{op}", inputs=inputs,
-                    outputs=outputs, attributes={})
-            for op, inputs, outputs in (
-                ("MatMul", (*self.inputs, W), (product,)), ("Add", (product, b), self.outputs)
-            )
-        ]  # fmt: skip
-        return nodes, weights
+        (W, b), (y,) = weights, self.outputs
+        return [
+            make_node("MatMul", [*self.inputs, W], [f"{y}.product"], f"{y}.MatMul"),
+            make_node("Add", [f"{y}.product", b], [y], f"{y}.Add"),
+        ], weights
 
     def forward(self, x: AnyArray, /) -> Arrays:
         if x.ndim < 2:
@@ -131,7 +128,7 @@ class Recurrent(OnnxOp):
         )  # fmt: skip
         self._kinds, self._layout = kinds, layout
 
-    def written(self) -> tuple[list[OnnxNode], dict[str, AnyArray]]:
+    def written(self) -> tuple[list[Any], dict[str, AnyArray]]:
         parts = directions_of(self.layer)
         arrays = [
             weights_of(kind, *map(to_host, part.cell_params))
@@ -146,7 +143,7 @@ class Recurrent(OnnxOp):
         W, R, B, *P = weights
         x, lengths, *initial = self.inputs
         initial = initial[: len(parts[0].cell.states)]
-        return [replace(self.node, inputs=(x, W, R, B, lengths, *initial, *P))], weights
+        return [self.node.reading(x, W, R, B, lengths, *initial, *P)], weights
 
     def forward(self, X: AnyArray, lengths: Any, *initial: AnyArray | None) -> Arrays:
         parts = directions_of(self.layer)

@@ -17,7 +17,7 @@ from ..backend import to_host
 from ..layers import Layer
 from ..typing import AnyArray
 from .gate_order import ConversionError
-from .onnx_load import TYPES
+from .onnx_load import TYPES, label_of
 
 Arrays = tuple[AnyArray | None, ...]
 LARGEST = 2**26  # numbers that may be made of nothing, so that no file takes all memory
@@ -27,15 +27,25 @@ LARGEST = 2**26  # numbers that may be made of nothing, so that no file takes al
 class OnnxNode:
     """A node as the file has it: inputs left out are "", attributes plain Python or arrays."""
 
-    op: str
-    name: str
+    proto: Any
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     attributes: Mapping[str, Any]
     opset: int
 
+    @property
+    def op(self) -> str:
+        return str(self.proto.op_type)
+
     def __str__(self) -> str:
-        return f"{self.op} node {self.name or next(filter(None, self.outputs), '')!r}"
+        return label_of(self.proto)
+
+    def reading(self, *inputs: str) -> Any:
+        """The onnx.NodeProto with other inputs."""
+        proto = type(self.proto)()
+        proto.CopyFrom(self.proto)
+        proto.input[:] = inputs
+        return proto
 
     def refuse(self, why: str) -> ConversionError:
         return ConversionError(f"{self}: {why}")
@@ -89,9 +99,9 @@ class OnnxOp:
     def forget(self) -> None:
         self._tape = None
 
-    def written(self) -> tuple[list[OnnxNode], dict[str, AnyArray]]:
+    def written(self) -> tuple[list[Any], dict[str, AnyArray]]:
         """Nodes that compute the same, and the weights that they read, as they are now."""
-        return [self.node], {}
+        return [self.node.proto], {}
 
     def _named(self, **weights: AnyArray) -> dict[str, AnyArray]:
         """The weights by names that nothing else has."""

@@ -13,8 +13,7 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
-from ..backend import Engine
-from ..layers import Layer
+from ..layers.composite import Container
 from ..typing import AnyArray
 from ..validation import FLOATS, expect_plain_array, format_shape
 from .gate_order import ConversionError
@@ -163,7 +162,7 @@ def _recurrent_layers(model: Any, weights: dict[str, AnyArray]) -> dict[str, Par
     return found
 
 
-class OnnxNet(Layer):
+class OnnxNet(Container):
     """The graph of an ONNX file: layers, and the operations between them. ``from_onnx`` makes it.
 
     Parameters
@@ -210,28 +209,12 @@ class OnnxNet(Layer):
     ) -> None:
         self._steps, self._specs, self._constants = steps, dict(inputs), dict(constants)
         self.layers = [step.layer for step in steps if step.layer is not None]
+        super().__init__({str(k): layer for k, layer in enumerate(self.layers)})
         self.optional = dict(optional)
         self.outputs = tuple(value.name for value in frame.graph.output)
         self._frame = frame  # the model without its nodes and weights
         self.inputs = tuple(name for name in inputs if name not in optional)
         self.dinputs: dict[str, AnyArray | None] = {}
-        self._tape: Any = None
-
-    @property
-    def params(self) -> list[AnyArray]:  # type: ignore[override]
-        """The parameters of all layers: the same arrays, in a new list."""
-        return [param for layer in self.layers for param in layer.params]
-
-    @property
-    def grads(self) -> list[AnyArray]:  # type: ignore[override]
-        """The gradients of all layers: the same arrays, in a new list."""
-        return [grad for layer in self.layers for grad in layer.grads]
-
-    @property
-    def param_names(self) -> tuple[str, ...]:  # type: ignore[override]
-        """One name for each parameter, such as ``0.Wx``."""
-        return tuple(f"{k}.{name}" for k, layer in enumerate(self.layers)
-                     for name in layer.param_names)  # fmt: skip
 
     def __repr__(self) -> str:
         layers = ", ".join(type(layer).__name__ for layer in self.layers)
@@ -256,18 +239,13 @@ class OnnxNet(Layer):
         weights = {**self._constants, **self.optional}
         for step in self._steps:
             nodes, own = step.written()
-            proto.graph.node.extend(_proto(node) for node in nodes)
+            proto.graph.node.extend(nodes)
             weights |= own
         proto.graph.initializer.extend(
             onnx.numpy_helper.from_array(np.asarray(array, order="C"), name)
             for name, array in weights.items()
         )
         return proto
-
-    def _move(self, engine: Engine) -> None:
-        for layer in self.layers:
-            layer._move(engine)
-        self.forget()
 
     def forget(self) -> None:
         """Free the memory that forward keeps for backward, in every layer."""
@@ -350,16 +328,6 @@ class OnnxNet(Layer):
         return found if len(found) > 1 else found[0]
 
 
-def _proto(node: OnnxNode) -> Any:
-    import onnx
-
-    attributes = {
-        name: onnx.numpy_helper.from_array(value) if isinstance(value, np.ndarray) else value
-        for name, value in node.attributes.items()
-    }
-    return onnx.helper.make_node(node.op, node.inputs, node.outputs, node.name, **attributes)
-
-
 def _accumulate(gradients: dict[str, Any], name: str, gradient: AnyArray) -> None:
     gradients[name] = gradients[name] + gradient if name in gradients else gradient
 
@@ -424,18 +392,14 @@ class _Reader:
         import onnx
 
         attributes: dict[str, Any] = {}
-        label = label_of(proto)
         for one in proto.attribute:
             value = onnx.helper.get_attribute_value(one)
             if isinstance(value, onnx.TensorProto):
-                value = array_of(value, f"{label}: attribute {one.name!r}")
+                value = array_of(value, f"{label_of(proto)}: attribute {one.name!r}")
             if isinstance(value, bytes):
                 value = value.decode("utf-8", "replace")
             attributes[one.name] = value
-        return OnnxNode(
-            proto.op_type, proto.name, tuple(proto.input), tuple(proto.output), attributes,
-            self._opset,
-        )  # fmt: skip
+        return OnnxNode(proto, tuple(proto.input), tuple(proto.output), attributes, self._opset)
 
     def net(self) -> OnnxNet:
         steps: list[OnnxOp] = []

@@ -14,21 +14,17 @@ States = tuple[Array, ...] | MaybeNone
 DStates = Sequence[Array | None] | None
 
 
-class Composite(Layer):
-    """Recurrent layers that act as one layer, with the parameters of all.
+class Container(Layer):
+    """Layers that act as one layer, with the parameters of all.
 
     Parameters
     ----------
-    parts : mapping of str to TimeRecurrent or Composite
+    parts : mapping of str to Layer
         The layers by name. The name of a parameter is the name of the part, a dot, and its name in
         the part.
-
-    Notes
-    -----
-    Methods with one entry for each recurrent layer take them in the order of ``recurrent``.
     """
 
-    def __init__(self, parts: Mapping[str, "TimeRecurrent | Composite"]) -> None:
+    def __init__(self, parts: Mapping[str, Any]) -> None:
         self._parts = dict(parts)
         self._tape: Any = None
 
@@ -53,6 +49,31 @@ class Composite(Layer):
             for name in part.param_names
         )
 
+    def _move(self, engine: Engine) -> None:
+        for part in self._parts.values():
+            part._move(engine)
+        self.forget()
+
+    def forget(self) -> None:
+        """Free the memory that forward keeps for backward, in every layer."""
+        super().forget()
+        for part in self._parts.values():
+            part.forget()
+
+
+class Composite(Container):
+    """Recurrent layers that act as one layer, with the parameters of all.
+
+    Parameters
+    ----------
+    parts : mapping of str to TimeRecurrent or Composite
+        The layers by name.
+
+    Notes
+    -----
+    Methods with one entry for each recurrent layer take them in the order of ``recurrent``.
+    """
+
     @property
     def recurrent(self) -> tuple[TimeRecurrent, ...]:
         """The recurrent layers from the first to the last, forward before backward."""
@@ -65,7 +86,7 @@ class Composite(Layer):
     @property
     def input_size(self) -> int:
         """D, the number of features of an input."""
-        return next(iter(self._parts.values())).input_size
+        return int(next(iter(self._parts.values())).input_size)
 
     @property
     def train_flg(self) -> bool:
@@ -86,17 +107,6 @@ class Composite(Layer):
     def checkpoint_every(self, value: int) -> None:
         for layer in self.recurrent:
             layer.checkpoint_every = value
-
-    def _move(self, engine: Engine) -> None:
-        for part in self._parts.values():
-            part._move(engine)
-        self.forget()
-
-    def forget(self) -> None:
-        """Free the memory that forward keeps for backward, in every layer."""
-        super().forget()
-        for part in self._parts.values():
-            part.forget()
 
     # ---- states
 
