@@ -420,20 +420,12 @@ class _Reader:
             raise ConversionError(f"source: expected weights of one dtype, got {sorted(dtypes)}")
         if not self._outputs:
             raise ConversionError("source: expected outputs of the graph, got none")
-        computed = {name for step in steps for name in step.outputs}
-        for name in self._outputs:
-            if name not in computed:
-                raise ConversionError(
-                    f"output {name!r}: expected it to depend on inputs of the graph"
-                )
+        for name in set(self._outputs).difference(*(step.outputs for step in steps)):
+            raise ConversionError(f"output {name!r}: expected it to depend on inputs of the graph")
         read = {name for step in steps for name in step.inputs}
         optional = {name: a for name, a in self._optional.items() if name in read}
         constants = {name: a for name, a in self._constants.items() if name in read}
-        specs = {
-            name: spec
-            for name, spec in self._specs.items()
-            if name in optional or (name not in self._constants and name not in self._optional)
-        }
+        specs = {n: s for n, s in self._specs.items() if n in optional or self._known(n) is None}
         return OnnxNet(steps, specs, optional, constants, self._frame)
 
     def _fold(self, step: OnnxOp) -> None:
@@ -563,11 +555,7 @@ class _Reader:
         R = self._weight(node, 2, "R", (dirs, "G H", "H"))
         H = R.shape[2]
         node.expect("hidden_size", attributes.get("hidden_size", H), H)
-        if R.shape[1] != G * H:
-            raise ValueError(
-                f"{node}: input R: expected shape {format_shape((dirs, G * H, H))}, got "
-                f"{format_shape(R.shape)}"
-            )
+        R = self._weight(node, 2, "R", (dirs, G * H, H))
         D = (self._types.get(node.input(0), ("", None))[1] or ("D",))[-1]
         D = D if isinstance(D, int) else "D"
         W = self._weight(node, 1, "W", (dirs, G * H, D))
@@ -580,18 +568,12 @@ class _Reader:
             if array is not None:
                 self._expect_dtype(node, array, W)
         activations = _activations(node, dirs)
-        count = len(DEFAULTS[node.op])
-        kinds = [
-            RnnNodeSpec(
-                node.op,
-                activations[k * count : (k + 1) * count],
-                _clip(node),
-                bool(attributes.get("linear_before_reset", 0)),
-                bool(attributes.get("input_forget", 0)),
-                P is not None,
-            )
-            for k in range(dirs)
-        ]
+        each = len(activations) // dirs
+        after, coupled = (
+            bool(attributes.get(n, 0)) for n in ("linear_before_reset", "input_forget")
+        )
+        kind = RnnNodeSpec(node.op, (), _clip(node), after, coupled, P is not None)
+        kinds = [kind._replace(activations=activations[k * each :][:each]) for k in range(dirs)]
         return Recurrent(node, kinds, (W, R, B, P), direction, layout)
 
 
@@ -647,9 +629,7 @@ def _activations(node: OnnxNode, dirs: int) -> tuple[Activation, ...]:
         names = names[:1]  # the default has two for any direction
     if len(names) != len(defaults) * dirs:
         raise ValueError(f"{node}: activations: expected {len(defaults) * dirs}, got {names}")
-    rows = {
-        letter: list(attributes.get(f"activation_{letter}", ())) for letter in ("alpha", "beta")
-    }
+    rows = {n: list(attributes.get(f"activation_{n}", ())) for n in ("alpha", "beta")}
     if node.op != "RNN":  # whose other spellings ONNX Runtime takes for Tanh, "relu" too
         known = {name.lower(): name for name in ACTIVATIONS}
         names = [known.get(name.lower(), name) for name in names]
