@@ -6,8 +6,8 @@ import onnxruntime as ort
 import pytest
 from onnx import helper, numpy_helper
 
-from numba_rnn import Reversed, Stream, TimeBiGRU, TimeGRU, TimeLSTM
-from numba_rnn.bridges import ConversionError, from_onnx, to_onnx
+from numba_rnn import Bidirectional, Reversed, Stacked, Stream, TimeBiGRU, TimeGRU, TimeLSTM
+from numba_rnn.bridges import ConversionError, from_onnx, to_book, to_flax, to_onnx, to_torch
 
 node, H, D = helper.make_node, 5, 3
 F = onnx.TensorProto.FLOAT
@@ -187,6 +187,19 @@ def test_a_graph_is_cut():
     assert net.backward(np.ones_like(want[0])).shape == XS.shape
     again = from_onnx(to_onnx(net))
     np.testing.assert_array_equal(again.forward(x)[0], net.forward(x)[0])
+
+
+@pytest.mark.parametrize("convert", [to_onnx, to_torch, to_flax, to_book])
+def test_outputs_that_other_libraries_lack_are_refused(convert):
+    both = Bidirectional.create(D, H, merge="sum", rng=0)
+    with pytest.raises(ConversionError, match=r"side by side, here they are merged \('sum'\)"):
+        convert(both)
+    if convert is to_onnx:
+        stack = Stacked([both, TimeGRU.create(H, 2, rng=0)])
+        with pytest.raises(ConversionError, match=r"model: ONNX has the outputs .* \('sum'\)"):
+            convert(stack)
+        with pytest.raises(ConversionError, match="its own step, here they are in_reading_order"):
+            convert(Reversed(TimeLSTM.create(D, H), in_reading_order=True))
 
 
 def test_cuts_that_cannot_be():

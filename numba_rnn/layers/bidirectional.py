@@ -53,6 +53,8 @@ class Bidirectional(Composite):
     ``numba_rnn.book.TimeBiLSTM``.)
     """
 
+    merge = "concat"  # of layers that an earlier version has pickled, too
+
     def __init__(
         self, forward_layer: TimeRecurrent, backward_layer: TimeRecurrent, *, merge: str = "concat"
     ) -> None:
