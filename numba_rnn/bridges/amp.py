@@ -290,7 +290,7 @@ def _loaded(source: Any) -> Mapping[str, Any]:
 
 
 def _item(data: Any, key: str, where: str = "") -> Any:
-    """What is under a key that must be there."""
+    """The value under a key that must be there."""
     if not isinstance(data, Mapping) or key not in data:
         have = ", ".join(map(repr, data)) if isinstance(data, Mapping) else type(data).__name__
         raise ValueError(

@@ -587,7 +587,7 @@ def _without_contents(model: Any) -> Any:
 
 
 def _inferred(model: Any) -> dict[str, tuple[str, _Shape]]:
-    """What can be known of the type and the shape of every array."""
+    """The type and the shape of every array of which they can be known."""
     import onnx
 
     try:
