@@ -59,7 +59,7 @@ def prepare(folder: Path) -> None:
 
 
 class Models:
-    """What a worker computes with: the layers, and streams for threads to borrow."""
+    """The models of a worker, and streams that threads borrow."""
 
     def __init__(self, folder: Path, streams: int = 4) -> None:
         arrays, _ = load_checkpoint(folder / "forecaster.safetensors")

@@ -64,7 +64,7 @@ class AmpModel:
     in_gain, out_gain : float, default 0.0
         Gains in dB before and behind.
     metadata : dict, optional
-        What else the file says: name, author, loudness and so on.
+        The rest of the file: name, author, loudness and so on.
 
     Attributes
     ----------
