@@ -21,6 +21,7 @@ from .simd import (
     VECTOR_BYTES,
     MaskType,
     VectorType,
+    all_lanes,
     emit_load_part,
     emit_store_part,
     load_part,
@@ -86,7 +87,7 @@ def load_options(typing, ctx, record, n, t, u, left, T, row_bytes):
     """
     vector, S = VectorType(ctx.dtype), len(ctx.cell.states)
     of_kind = {
-        "flag": types.boolean, "mask per state": types.UniTuple(MaskType(vector.lanes), S),
+        "flag": MaskType(vector.lanes), "mask per state": types.UniTuple(MaskType(vector.lanes), S),
         "row per state": types.UniTuple(vector, S), "scalar": vector,
         "scalar per state": types.UniTuple(vector, S),
     }  # fmt: skip
@@ -109,7 +110,10 @@ def load_options(typing, ctx, record, n, t, u, left, T, row_bytes):
         def flag(name):
             address = builder.add(field(name), builder.add(builder.mul(n, T), t))
             byte = builder.load(builder.inttoptr(address, _I8.as_pointer()))
-            return builder.icmp_unsigned("!=", byte, _I8(0))
+            # in every lane: LLVM may make a branch of a single flag, and then rounds differently
+            lanes = ir.VectorType(ir.IntType(32), vector.lanes)
+            byte = splat(builder, builder.zext(byte, lanes.element), lanes)
+            return builder.icmp_unsigned("!=", byte, lanes(None))
 
         def rows(name):
             start = builder.add(field(name), builder.mul(u, _I64(VECTOR_BYTES)))
@@ -169,7 +173,7 @@ def store_masked_h(ctx, plan, record, n, u, left, h, address):
 @_only_with("resets")
 def add_dinitial(ctx, plan, record, n, u, is_reset, dinitial):
     """Add the gradient that a reset stops to that of ``initial``."""
-    if is_reset:
+    if all_lanes(is_reset):
         place = place_of(step_panels(plan, record.dinitial, n), u, 0)
         store_states(ctx, add_states(ctx, load_states(ctx, place), dinitial), place)
 
