@@ -36,10 +36,14 @@ from numba_rnn.kernels.cpu import launch, threads
 from numba_rnn.sklearn import RNNClassifier, RNNForecaster, RNNRegressor
 from numba_rnn.sklearn.network import Network
 from numba_rnn.sklearn.sequences import pad, warn_of_scale
+from numba_rnn.sklearn.transform import Transform
 from numba_rnn.training import AdamW, TrainingDiverged
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "digits.py"
 SMALL = {"cell": "rnn", "hidden_size": 5, "max_epochs": 3, "random_state": 0}
+# a forecaster that takes numbers as they are
+RAW = {"scaling": None, "differencing": None, "log": False, "lags": 1, "early_stopping": False}
+EARLY = {**RAW, "early_stopping": True}
 
 
 def ragged(count, longest, features, seed=0):
@@ -153,7 +157,7 @@ def test_a_forecaster_is_better_than_the_last_value():
 
 def test_one_long_series_in_windows():
     series = waves(1, 500)[0]
-    model = RNNForecaster("gru", window=30, stride=3, max_epochs=10, random_state=0)
+    model = RNNForecaster("gru", window=30, stride=3, max_epochs=10, random_state=0, **RAW)
     model.fit([series[:400]])
     for end in (400, 450, 499):
         said = model.predict([series[:end]])
@@ -195,8 +199,10 @@ def test_windows_hold_what_they_should(steps, horizon, window, stride, channels,
     series = [np.arange(T * channels).reshape(T, channels) + 1000.0 * k
               for k, T in enumerate(steps)]  # fmt: skip
     more = [np.arange(T * known).reshape(T, known) - 1e6 * (k + 1) for k, T in enumerate(steps)]
-    model = RNNForecaster(horizon=horizon, window=window, stride=stride)
-    made = model._examples(list(zip(series, more, strict=True)))
+    model = RNNForecaster(horizon=horizon, window=window, stride=stride, **RAW)
+    data = list(zip(series, more, strict=True))
+    model._take(data, Transform())
+    made = model._examples(data)
     place = 0
     for values, future in zip(series, more, strict=True):
         last = len(values) - horizon  # steps with all of their future
@@ -471,8 +477,8 @@ def test_partial_fit_is_an_epoch():
     for want, same in zip(parameters(whole), parameters(parts), strict=True):
         np.testing.assert_array_equal(same, want)
     assert parts.loss_curve_ == whole.loss_curve_
-    series = RNNForecaster(**SMALL).fit(xs := XS)
-    same = RNNForecaster(**SMALL).partial_fit(xs).partial_fit(xs).partial_fit(xs)
+    series = RNNForecaster(**SMALL, **RAW).fit(xs := XS)
+    same = RNNForecaster(**SMALL, **RAW).partial_fit(xs).partial_fit(xs).partial_fit(xs)
     np.testing.assert_array_equal(series.predict(xs), same.predict(xs))
 
 
@@ -505,7 +511,8 @@ def test_warm_start_goes_on():
 # ---- early stopping
 
 
-@pytest.mark.parametrize("model", [RNNClassifier(), RNNRegressor(), RNNForecaster(window=4)],
+@pytest.mark.parametrize("model", [RNNClassifier(), RNNRegressor(),
+                                   RNNForecaster(window=4, **RAW)],
                          ids=lambda m: type(m).__name__)  # fmt: skip
 def test_early_stopping_ends_with_the_best_parameters(model):
     rng = np.random.default_rng(0)  # noise, of which nothing can be learned
@@ -546,7 +553,7 @@ def test_what_is_held_out_is_not_trained_on():
         mock.patch.object(RNNForecaster, "_train", lambda self, e, *_: seen.append(e) or 1.0),
         mock.patch.object(RNNForecaster, "_evaluate", lambda self, e: seen.append(e) or 1.0),
     ):
-        RNNForecaster(window=3, early_stopping=True).fit([series, series])
+        RNNForecaster(window=3, **EARLY).fit([series, series])
     train, valid = seen[:2]
     assert 8 * np.concatenate([*train.xs, *train.ts]).max() == 35
     ts, mask = valid.targets()
@@ -560,8 +567,8 @@ def test_what_is_held_out_is_foretold_as_predict_does(window, horizon):
     rng = np.random.default_rng(0)
     series = [rng.standard_normal((T, 2)) for T in (30, 41)]
     known = [rng.standard_normal((len(values), 1)) for values in series]
-    model = RNNForecaster("gru", horizon=horizon, window=window, early_stopping=True,
-                          validation_fraction=0.2, max_epochs=3, random_state=0)  # fmt: skip
+    model = RNNForecaster("gru", horizon=horizon, window=window, validation_fraction=0.2,
+                          max_epochs=3, random_state=0, **EARLY)  # fmt: skip
     model.fit(series, exogenous=known)
     wrong = [
         model.predict([values[:end]], exogenous=[more[: end + horizon]])[0]
@@ -575,7 +582,8 @@ def test_what_is_held_out_is_foretold_as_predict_does(window, horizon):
 def test_a_long_horizon_is_judged_by_what_came_before():
     """One forecast at least is judged, and it has read all but what is held out."""
     series = np.sin(np.arange(60) / 3)[:, None]
-    model = RNNForecaster(horizon=20, early_stopping=True, max_epochs=1, random_state=0)
+    model = RNNForecaster(horizon=20, max_epochs=1, random_state=0, **EARLY)
+    model._take([(series, np.zeros((60, 0)))], Transform())
     _, valid = model._split_ends([(series, np.zeros((60, 0)))])
     ts, mask = valid.targets()
     assert mask.sum() == 2  # 21 steps are held out
@@ -755,10 +763,10 @@ REFUSED = {
     "steps last": (
         fits(RNNRegressor(), [np.ones((3, 5)), np.ones((3, 7))], [1, 2]), r"\(3, 7\) at 1; x\.T"),
     "words": (fits(RNNRegressor(), [[["a"]], [["b"]]], [1, 2]), "X: expected numbers; .*'a'"),
-    "one series": (fits(RNNForecaster(), np.ones(9), None), r"X: .* fit\(\[X\]\).*\(9,\)\. Resh"),
-    "one Series": (
-        fits(RNNForecaster(), pd.Series(np.ones(9)), None), r"X: .* fit\(\[X\]\).*shape \(9,\)"),
-    "a list of numbers": (fits(RNNForecaster(), [1.0] * 9, None), r"X: .* fit\(\[X\]\).*\(9,\)"),
+    "one series with a y": (
+        fits(RNNForecaster(), np.ones(9), Y[:9]), r"X: .* fit\(\[X\]\).*\(9,\)\. Resh"),
+    "one series after a table": (
+        lambda: RNNForecaster(**SMALL).fit(XS[:, :, 0]).predict(np.ones(9)), r"\(9,\)\. Resh"),
     "one sequence": (fits(RNNRegressor(), np.ones(200), Y), r"^X: expected a table.*\(200,\)\. Re"),
     "a number": (fits(RNNRegressor(), np.float64(3), Y), r"^X: expected a table.*got shape \(\)\."),
     "a short table": (
@@ -799,7 +807,7 @@ REFUSED = {
     "a series too short": (
         fits(RNNForecaster(horizon=6), XS, None), "X: expected series of at least 7 steps"),
     "a series too short to hold out": (
-        fits(RNNForecaster(horizon=3, early_stopping=True), XS, None), "series of at least 8"),
+        fits(RNNForecaster(horizon=3, **EARLY), XS, None), "series of at least 8"),
     "cell": (fits(RNNRegressor("lst"), XS, Y), "cell: expected one of"),
     "optimiser": (fits(RNNRegressor(optimiser="adams"), XS, Y), "optimiser: expected one of"),
     "no optimiser": (fits(RNNRegressor(optimiser=dict), XS, Y), "optimiser: expected it to return"),
@@ -877,11 +885,16 @@ def frames(columns="ab", times=60, index=None):
 
 def test_a_table_of_times_is_one_series_and_no_table():
     days = pd.date_range("2026-01-01", periods=60)
-    with pytest.raises(ValueError, match=r"X: .* a table of times \(DatetimeIndex\).*fit\(\[X\]\)"):
-        RNNForecaster(max_epochs=1).fit(frames(index=days))
     one = frames(index=days)
+    model = RNNForecaster(max_epochs=1, random_state=0).fit(one)
+    same = RNNForecaster(max_epochs=1, random_state=0).fit([one])
+    np.testing.assert_array_equal(model.predict(one).to_numpy(), same.predict([one])[0])
     with pytest.raises(ValueError, match=r"exogenous: .* each time: exogenous=\[exogenous\]"):
         RNNForecaster(max_epochs=1).fit([one], exogenous=one)
+    with pytest.warns(UserWarning, match="taken as 60 series"):
+        model.fit(frames())  # a table, now
+    with pytest.raises(ValueError, match=r"X: .* a table of times \(DatetimeIndex\).*fit\(\[X\]\)"):
+        model.predict(one)
 
 
 def test_a_narrow_table_is_told_from_one_series():
@@ -920,7 +933,7 @@ def test_a_table_that_may_be_one_series_is_named(shape, options, says):
 @pytest.mark.parametrize("layers", [1, 2])
 def test_a_fitted_network_is_streamed(layers):
     wave = np.sin(np.arange(60) / 4)[:, None]
-    model = RNNForecaster(**SMALL, layers=layers, dropout=0.3, horizon=2).fit([wave])
+    model = RNNForecaster(**SMALL, **RAW, layers=layers, dropout=0.3, horizon=2).fit([wave])
     stream = Stream(model.network_)
     ahead = stream.step_many(wave)
     np.testing.assert_allclose(ahead[-1], model.predict([wave])[0, :, 0], rtol=1e-6)
@@ -1159,9 +1172,8 @@ def test_dates_in_text_are_rows_of_one_series():
     model = RNNForecaster(max_epochs=1, random_state=0, cell="rnn", hidden_size=3)
     for form in ("%Y-%m-%d", "%d.%m.%Y"):
         one = frames("abcde", index=DAYS.strftime(form))
-        with pytest.raises(ValueError, match=r"X: .* a table of times .*X\.reset_index"):
-            model.fit(one)
-        model.fit([one])
+        same = model.fit([one]).predict([one])[0]
+        np.testing.assert_array_equal(model.fit(one).predict(one), same)
         with pytest.warns(UserWarning, match="taken as 60 series"):
             model.fit(one.reset_index(drop=True))
     with pytest.warns(UserWarning, match="taken as 60 series"):  # of which these are names
@@ -1280,14 +1292,14 @@ WAVE = np.sin(np.arange(60.0) / 3)[:, None]
 
 @pytest.mark.parametrize("values", [WAVE, 3 + 2 * WAVE, 0.1 * WAVE, 0 * WAVE, 0 * WAVE + 1])
 def test_numbers_of_about_unit_scale_are_taken_without_a_word(values):
-    RNNForecaster(max_epochs=1).fit([values], exogenous=[values])
+    RNNForecaster(max_epochs=1, **RAW).fit([values], exogenous=[values])
 
 
 @pytest.mark.parametrize(
     ("values", "mean"), [(300 + 50 * WAVE, "3e"), (1e-4 * WAVE, ""), (5 + 0.1 * WAVE, "5")]
 )
 def test_series_that_are_far_from_unit_scale_are_named(values, mean):
-    model = RNNForecaster(max_epochs=1)
+    model = RNNForecaster(max_epochs=1, **RAW)
     with pytest.warns(UserWarning, match=f"X: expected numbers of about unit scale, .* {mean}"):
         model.fit([values])
     frame = pd.DataFrame({"wave": WAVE[:, 0], "raw": values[:, 0]})

@@ -107,6 +107,7 @@ class RecurrentEstimator(BaseEstimator):
 
     network_: Network
     _table: bool  # whether fit was given a table
+    _gaps = False  # whether steps may be missing, as NaN
     _even = False  # whether the steps of a sequence are evenly spaced in time
     _columns: list[Any] | None = None  # those of fit's DataFrames
     _step: tuple[Any, ...] | None = None  # the time from one to the next, where fit was told
@@ -185,7 +186,10 @@ class RecurrentEstimator(BaseEstimator):
             raise ValueError(f"X: expected {kinds[self._table]}, as in fit, got {kinds[table]}")
         if table:
             least = least_steps * D if reset else 1
-            array = validate_data(self, X, reset=reset, dtype=dtype, ensure_min_features=least)
+            array = validate_data(
+                self, X, reset=reset, dtype=dtype, ensure_min_features=least,
+                ensure_all_finite="allow-nan" if self._gaps else True,
+            )  # fmt: skip
             if array.shape[1] % D:
                 raise ValueError(
                     f"step_features: expected a divisor of the {array.shape[1]} features that X "
@@ -193,7 +197,8 @@ class RecurrentEstimator(BaseEstimator):
                 )
             array = array.reshape(len(array), -1, D)
         else:
-            array, names = read_sequences("X", X, dtype), columns_of("X", X)
+            array = read_sequences("X", X, dtype, gaps=self._gaps)
+            names = columns_of("X", X)
             features = array[0].shape[1]
             if reset:
                 self.n_features_in_ = features
@@ -275,22 +280,24 @@ class RecurrentEstimator(BaseEstimator):
         outputs: int,
         valid: SequenceDataset | None = None,
         strata: Any = None,
+        epochs: int | None = None,
     ) -> Self:
         """Train on examples.
 
         valid    what is held out; None: ``early_stopping`` takes it from the examples
         strata   (N,) classes, of which each is to have its share in what is held out
+        epochs   how many; nothing is held out then. None: ``max_epochs``
         """
-        epochs = expect_int("max_epochs", self.max_epochs)
+        most = expect_int("max_epochs", self.max_epochs)
         self._begin(examples, outputs, not (self.warm_start and hasattr(self, "network_")))
         self._optimiser = None
-        if self.early_stopping and valid is None:
+        if self.early_stopping and valid is None and epochs is None:
             examples, valid = self._held_out(examples, strata)
         self.loss_curve_: list[float] = []
         self.validation_curve_: list[float] = []
         patience, best = expect_int("patience", self.patience), self.network_.arrays()
         optimiser = self._new_optimiser()
-        with self._bar(epochs) as bar:
+        with self._bar(epochs or most) as bar:
             for _ in bar:
                 self.loss_curve_.append(self._train(examples, optimiser, bar))
                 bar.set_postfix(loss=f"{self.loss_curve_[-1]:.4g}", refresh=False)

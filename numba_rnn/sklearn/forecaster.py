@@ -9,12 +9,15 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import DTypeLike
 from sklearn.metrics import r2_score
 from sklearn.utils import check_array
+from sklearn.utils.validation import check_is_fitted
 
+from ..backend import to_host
 from ..kernels.cells import Cell, WrittenCell
 from ..training import Optimiser
-from ..typing import Array
-from ..validation import expect_float, expect_int
+from ..typing import Array, BoolArray
+from ..validation import expect_choice, expect_float, expect_int
 from .base import RecurrentEstimator, all_or_nothing
+from .choosing import Data, choose, season_of
 from .frames import (
     are_names,
     are_times,
@@ -26,6 +29,7 @@ from .frames import (
     expect_same_index,
     index_of,
 )
+from .heads import COUNTS, HEADS, Quantiles, expect_quantiles
 from .sequences import (
     SequenceDataset,
     Sequences,
@@ -35,9 +39,12 @@ from .sequences import (
     read_sequences,
     warn_of_scale,
 )
+from .series import Shape, column_of, in_shape, is_one, named, shape_of
+from .transform import DIFFERENCES, SCALINGS, Transform, filled
 
 ROWS_ARE_SERIES = "Each row of a table is a series; for a table with a row for each time: "
 ONE_SERIES = f"{ROWS_ARE_SERIES}fit([X])"
+QUANTILES = 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.975
 FEW_STEPS = 20  # of a table with ten times as many rows, which might be one series
 
 
@@ -57,6 +64,17 @@ def expect_no_times(name: str, X: Any) -> None:
             f"{name}: expected series, got a table of times ({kind}). {ROWS_ARE_SERIES}{remedy}; "
             f"{name}.reset_index(drop=True) takes every row as a series"
         )
+
+
+def expect_counts(name: str, data: Data, loss: str) -> None:
+    """Raises ValueError for values that are no counts."""
+    for k, (values, _) in enumerate(data):
+        wrong = (values < 0) | (values % 1 > 0)
+        if wrong.any():
+            raise ValueError(
+                f"{name}: expected whole numbers from 0 for loss={loss!r}, got {values[wrong][0]} "
+                f"in series {k}"
+            )
 
 
 def expect_no_sequences(name: str, y: Any) -> None:
@@ -83,6 +101,25 @@ class RNNForecaster(RecurrentEstimator):
         the last ``window`` steps. None: series are read whole.
     stride : int, default 1
         The number of steps from one window to the next. The last window ends with the series.
+    scaling : {"standard", "mean_abs"} or None, default "standard"
+        The scale of each series: the standard deviation of its differences, or their mean size;
+        None: 1. With a window it is that of the window.
+    differencing : {"auto", "first", "seasonal", "both"} or None, default "auto"
+        The naive forecast that the network corrects, and the differences that it reads: "first"
+        from the last value, "seasonal" from the value a season before, "both" from the latter with
+        what was gained in a season; None: from the mean. "auto": what is best in trials.
+    season : int, "auto" or None, default "auto"
+        The number of steps of a season; "auto" looks for the largest autocorrelation.
+    log : bool or "auto", default "auto"
+        Whether logarithms are forecast, for positive series whose swings grow with their level.
+    lags : int or "auto", default "auto"
+        How many of the last differences are read at each step: one, or with "auto" those of a
+        season, if trials say so.
+    loss : str, default "mse"
+        What training minimises: "mse", the mean squared error, or for forecasts of quantiles
+        "quantile", "normal", "student_t" or, for counts, "negative_binomial".
+    quantiles : tuple of float
+        The quantiles that loss="quantile" learns; others lie between them.
     hidden_size : int, default 32
         H, the number of units of each recurrent layer (in each direction).
     layers : int, default 1
@@ -100,11 +137,13 @@ class RNNForecaster(RecurrentEstimator):
         The number of times that all sequences are read.
     clip : float or None, default 1.0
         The largest global norm of the gradient; None: no clipping.
-    early_stopping : bool, default False
-        If True, a share of the data is held out. Training ends when the loss on it has not fallen
-        for ``patience`` epochs, and the parameters with the lowest such loss are kept.
+    early_stopping : bool or "refit", default "refit"
+        If True, the ends of the series are held out. Training ends when the loss on them has not
+        fallen for ``patience`` epochs, and the parameters with the lowest such loss are kept.
+        "refit": that says how many epochs are best; then all the data are learnt for so many.
+        False: ``max_epochs``.
     validation_fraction : float, default 0.1
-        The share that early_stopping holds out.
+        The share that early_stopping holds out, and trials: these at least a horizon, or two.
     patience : int, default 10
         The number of epochs without improvement that early_stopping allows.
     warm_start : bool, default False
@@ -126,9 +165,14 @@ class RNNForecaster(RecurrentEstimator):
     network_ : Network
         The layers: ``network_.recurrent``, a Stacked, and ``network_.affine``.
     loss_curve_ : list of float
-        The mean squared error of training of each epoch.
+        The loss of each epoch in training.
     validation_curve_ : list of float
-        The same for the data that ``early_stopping`` holds out.
+        The same for the data that ``early_stopping=True`` holds out.
+    differencing_, season_, log_, lags_ : str or None, int, bool, int
+        What was chosen.
+    trials_ : list of dict
+        What was tried: the choice, the best number of epochs, and the mean absolute error of
+        forecasts of the held-out ends, in units of the mean step of the series.
 
     Raises
     ------
@@ -139,15 +183,21 @@ class RNNForecaster(RecurrentEstimator):
 
     Notes
     -----
-    X is always a set of series: a list of (T_i, C) arrays of C channels, an (N, T, C) array, or a
-    table with one series in each row (a UserWarning names a table that may be one series). ONE
-    series is a list of one, ``fit([series])``, or a table of one row. A DataFrame with a row for
-    each time and a column for each channel goes into a list, too.
-    ``numba_rnn.Stream(model.network_)`` forecasts step by step.
+    X is one series or several. One is a 1-d array, a Series, or a DataFrame with a row for each
+    time and a column for each channel; forecasts have its kind, and an index that goes on. Several
+    are a dict of those, a list of (T_i, C) arrays or DataFrames, an (N, T, C) array, or a table
+    with one series in each row (a UserWarning names a table that may be one series).
+    ``numba_rnn.Stream(model.network_)`` runs the network step by step.
 
-    Training minimises the mean squared error. ``early_stopping`` holds out the end of every series
-    and judges forecasts of it that have read the steps before. Scale series to a size of about 1 (a
-    UserWarning names those that are not) and remove trends.
+    At each step the network reads differences, scaled, and says by how much each of the next steps
+    differs from a naive forecast of it. Values that are missing (NaN) are filled for reading with
+    what was a season or a step before, an input says so, and no loss counts them.
+
+    What is "auto" is decided by trials, which see nothing but the data of ``fit``: each is trained
+    on the beginnings of the series and judged by forecasts of their ends that have read the steps
+    before. Less simple choices must be better by a tenth. Of many series some are tried. Series
+    that are too short for trials are taken without differences for ``max_epochs``. The choice does
+    not depend on ``random_state``.
 
     The index of a DataFrame or a Series in a list must have its times in order, each once and
     evenly spaced, and so must the columns of a table. All series have one frequency, in ``predict``
@@ -156,20 +206,29 @@ class RNNForecaster(RecurrentEstimator):
 
     ``exogenous`` inputs are known for the future as well, such as the calendar. Give one sequence
     (T_i, E) for each series, for ``predict`` with the ``horizon`` steps to come: (T_i + horizon,
-    E). A table has one such input at each step.
+    E). A table has one such input at each step. They are not scaled.
 
     Examples
     --------
-    >>> wave = np.sin(np.arange(200) / 4)[:, None]  # (steps, channels)
-    >>> model = RNNForecaster("gru", horizon=3, window=25, max_epochs=10, random_state=0)
-    >>> model.fit([wave[:150]]).predict([wave[:150]]).shape
-    (1, 3, 1)
-    >>> bool(abs(model.predict([wave[:150]])[0] - wave[150:153]).max() < 0.1)
+    >>> wave = 100 + 5 * np.sin(np.arange(200) / 4)
+    >>> model = RNNForecaster("gru", horizon=3, window=25, random_state=0).fit(wave[:150])
+    >>> model.predict(wave[:150]).shape
+    (3,)
+    >>> bool(abs(model.predict(wave[:150]) - wave[150:153]).max() < 0.2)
     True
     """
 
     _even = True
+    _gaps = True
     _known_features: int
+    early_stopping: Any
+    differencing_: str | None
+    season_: int
+    log_: bool
+    lags_: int
+    _missing: bool  # whether steps of fit were missing
+    _typical: list[float]  # the scale of each channel, for series without one
+    _steps: list[list[float]] | None  # (horizon, C) the sizes of the targets; None: 1
 
     def __init__(
         self,
@@ -178,6 +237,13 @@ class RNNForecaster(RecurrentEstimator):
         horizon: int = 1,
         window: int | None = None,
         stride: int = 1,
+        scaling: str | None = "standard",
+        differencing: str | None = "auto",
+        season: int | str | None = "auto",
+        log: bool | str = "auto",
+        lags: int | str = "auto",
+        loss: str = "mse",
+        quantiles: tuple[float, ...] = QUANTILES,
         hidden_size: int = 32,
         layers: int = 1,
         dropout: float = 0.0,
@@ -186,7 +252,7 @@ class RNNForecaster(RecurrentEstimator):
         batch_size: int = 32,
         max_epochs: int = 100,
         clip: float | None = 1.0,
-        early_stopping: bool = False,
+        early_stopping: bool | str = "refit",
         validation_fraction: float = 0.1,
         patience: int = 10,
         warm_start: bool = False,
@@ -198,7 +264,7 @@ class RNNForecaster(RecurrentEstimator):
         super().__init__(
             cell, hidden_size=hidden_size, layers=layers, bidirectional=False,
             dropout=dropout, optimiser=optimiser, lr=lr, batch_size=batch_size,
-            max_epochs=max_epochs, clip=clip, early_stopping=early_stopping,
+            max_epochs=max_epochs, clip=clip, early_stopping=early_stopping,  # type: ignore[arg-type]
             validation_fraction=validation_fraction, patience=patience, warm_start=warm_start,
             per_step=True, step_features=step_features, dtype=dtype, verbose=verbose,
             random_state=random_state,
@@ -206,10 +272,18 @@ class RNNForecaster(RecurrentEstimator):
         self.horizon = horizon
         self.window = window
         self.stride = stride
+        self.scaling = scaling
+        self.differencing = differencing
+        self.season = season
+        self.log = log
+        self.lags = lags
+        self.loss = loss
+        self.quantiles = quantiles
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.target_tags.required = False
+        tags.input_tags.allow_nan = True
         return tags
 
     # ---- training
@@ -220,8 +294,8 @@ class RNNForecaster(RecurrentEstimator):
 
         Parameters
         ----------
-        X : list of (T_i, C) arrays, (N, T, C) array or (N, T) table
-            The series.
+        X : (T,) array, Series, DataFrame, dict or list of those, (N, T, C) array or (N, T) table
+            One series or several.
         y : ignored
             scikit-learn passes it.
         exogenous : list of (T_i, E) arrays, (N, T, E) array or (N, T) table, optional
@@ -233,12 +307,19 @@ class RNNForecaster(RecurrentEstimator):
             The estimator.
         """
         expect_no_sequences("y", y)
+        self._expect_options()
+        X, exogenous, _ = self._as_lists(X, exogenous, y, table=False)
         series = self._read_series(X, reset=True)
         known = self._read_exogenous(exogenous, X, series, 0, reset=True)
-        train, valid = list(zip(series, known, strict=True)), None
-        if self.early_stopping:
-            train, valid = self._split_ends(train)
-        return self._fit(self._examples(train), self._outputs, valid)
+        data = list(zip(series, known, strict=True))
+        if self.warm_start and hasattr(self, "network_"):
+            return self._learn(data, self._transform, epochs=self.max_epochs)
+        transform, epochs, self.trials_ = self._chosen(data)
+        if self.early_stopping is True or epochs is None:
+            return self._learn(data, transform)
+        return self._learn(
+            data, transform, epochs=epochs if self.early_stopping else self.max_epochs
+        )
 
     @all_or_nothing
     def partial_fit(self, X: Any, y: Any = None, *, exogenous: Any = None) -> Self:
@@ -246,8 +327,8 @@ class RNNForecaster(RecurrentEstimator):
 
         Parameters
         ----------
-        X : list of (T_i, C) arrays, (N, T, C) array or (N, T) table
-            The series.
+        X : series
+            As ``fit`` takes them.
         y : ignored
             scikit-learn passes it.
         exogenous : list of (T_i, E) arrays, (N, T, E) array or (N, T) table, optional
@@ -260,24 +341,164 @@ class RNNForecaster(RecurrentEstimator):
         """
         expect_no_sequences("y", y)
         anew = not hasattr(self, "network_")
+        self._expect_options()
+        X, exogenous, _ = self._as_lists(X, exogenous, y, table=not anew and self._table)
         series = self._read_series(X, reset=anew)
         known = self._read_exogenous(exogenous, X, series, 0, reset=anew)
-        return self._partial_fit(
-            self._examples(list(zip(series, known, strict=True))), self._outputs
-        )
+        data = list(zip(series, known, strict=True))
+        if anew:
+            transform, _, self.trials_ = self._chosen(data)
+            self._take(data, transform)
+            self._measure(data)
+        return self._partial_fit(self._examples(data), self._outputs)
 
-    def _split_ends(self, series: list[Any]) -> tuple[list[Any], SequenceDataset]:
+    def _expect_options(self) -> None:
+        """Raises an error for a choice that is none."""
+        expect_choice("loss", self.loss, ("mse", *HEADS))
+        expect_quantiles("quantiles", self.quantiles)
+        if self.loss in COUNTS and (self.differencing not in (None, "auto") or self.log is True):
+            raise ValueError(
+                f"loss: {self.loss!r} takes counts as they are; expected differencing=None and "
+                f"log=False, or 'auto', got {self.differencing!r} and {self.log!r}"
+            )
+        if self.scaling is not None:
+            expect_choice("scaling", self.scaling, SCALINGS)
+        if self.differencing is not None:
+            expect_choice("differencing", self.differencing, ("auto", *DIFFERENCES))
+        if self.season is not None and self.season != "auto":
+            expect_int("season", self.season, 2)
+        if self.lags != "auto":
+            expect_int("lags", self.lags)
+        for name, word in (("log", "auto"), ("early_stopping", "refit")):
+            value = getattr(self, name)
+            if isinstance(value, str) and value != word:
+                raise ValueError(f"{name}: expected True, False or {word!r}, got {value!r}")
+
+    def _chosen(self, data: Data) -> tuple[Transform, int | None, list[dict[str, Any]]]:
+        """What is fixed, and what the data say of the rest."""
+        counts = self.loss in COUNTS
+        if counts:
+            expect_counts("X", data, self.loss)
+        transform = Transform(
+            None if self.differencing == "auto" else self.differencing,
+            self._season(data),
+            self.log is True,
+            "mean_abs" if counts and self.scaling else self.scaling,
+            1 if self.lags == "auto" else int(self.lags),
+        )
+        for k, (values, _) in enumerate(data):
+            if len(values) <= transform.lost + self.horizon:
+                raise ValueError(
+                    f"X: expected series of at least {transform.lost + self.horizon + 1} steps "
+                    f"with differencing={self.differencing!r}, got {len(values)} in series {k}"
+                )
+        open_ = "auto" in (self.differencing, self.log, self.lags)
+        if not open_ and self.early_stopping != "refit":
+            return transform, None, []
+        return choose(self, data, transform)
+
+    def _season(self, data: Data) -> int:
+        seasonal = self.differencing in ("seasonal", "both")
+        if self.season is None or not (seasonal or "auto" in (self.differencing, self.lags)):
+            season = 0
+        else:
+            season = season_of(data) if self.season == "auto" else int(self.season)
+        if seasonal and not season:
+            raise ValueError(
+                f"season: expected the number of steps of a season for differencing="
+                f"{self.differencing!r}, got {self.season!r}, and none is found in X"
+            )
+        return season
+
+    @property
+    def _head(self) -> Any:
+        """How scores say a distribution; None: they are the forecast."""
+        if self.loss == "mse":
+            return None
+        return Quantiles(self.quantiles) if self.loss == "quantile" else HEADS[self.loss]()
+
+    def _learn(
+        self,
+        data: Data,
+        transform: Transform,
+        held: list[int] | None = None,
+        epochs: int | None = None,
+    ) -> Self:
+        """Train on series.
+
+        held    how many steps of each are held out; None: as ``early_stopping`` says
+        epochs  how many, of all the data; None: ``max_epochs``
+        """
+        valid, train = None, data
+        self._take(data, transform)
+        if epochs is None and self.early_stopping is True:
+            train, valid = self._split_ends(data, held)
+        if not (self.warm_start and hasattr(self, "network_")):
+            self._measure(train)
+        if valid is None and epochs is None:
+            epochs = self.max_epochs
+        return self._fit(self._examples(train), self._outputs, valid, epochs=epochs)
+
+    def _as_read(self, other: "RNNForecaster") -> None:
+        """Take up what reading X said to another."""
+        for name in (
+            "_table",
+            "_horizon",
+            "_outputs",
+            "_channels",
+            "_known_features",
+            "n_features_in_",
+        ):
+            setattr(self, name, getattr(other, name))
+
+    def _take(self, data: Data, transform: Transform) -> None:
+        """Take up a transform, and what it needs to know of the data."""
+        self.differencing_, self.season_ = transform.differencing, transform.season
+        self.log_, self.lags_ = transform.log, transform.lags
+        self._missing = any(bool(np.isnan(values).any()) for values, _ in data)
+        self._steps = None
+        scales = np.stack(
+            [
+                transform.measured(filled(transform.levels(values), transform.season), np.nan)[1]
+                for values, _ in data
+            ]
+        )
+        known = np.isfinite(scales).any(axis=0)
+        self._typical = np.where(
+            known, np.nanmedian(np.where(known, scales, 1), axis=0), 1
+        ).tolist()
+
+    def _measure(self, data: Data) -> None:
+        """The sizes of the targets, so that each of the next steps counts alike."""
+        if self.differencing_ is None or self.scaling is None:
+            return
+        squares, count = 0.0, 0
+        for ts in self._examples(data).ts:
+            found = np.asarray(ts, np.float64)
+            squares = squares + np.nansum(found**2, axis=0)
+            count = count + np.isfinite(found).sum(axis=0)
+        size = np.sqrt(squares / np.maximum(count, 1))
+        self._steps = np.where(size > 0, size, 1).reshape(self._horizon, -1).tolist()
+
+    @property
+    def _transform(self) -> Transform:
+        scaling = "mean_abs" if self.loss in COUNTS and self.scaling else self.scaling
+        return Transform(self.differencing_, self.season_, self.log_, scaling, self.lags_)
+
+    def _split_ends(
+        self, series: Data, held_steps: list[int] | None = None
+    ) -> tuple[Data, SequenceDataset]:
         """The beginnings of the series; and forecasts of their ends, which are held out.
 
         Those are made as ``predict`` makes them: from all steps before, or from a window of them.
         """
         share = expect_float("validation_fraction", self.validation_fraction, 0, 1, low_open=True)
         least = self.horizon + 1
-        early: list[Any] = []
+        early: Data = []
         judged: list[SequenceDataset] = []
-        for values, known in series:
-            held = max(round(share * len(values)), least)
-            if len(values) - held < least:
+        for k, (values, known) in enumerate(series):
+            held = held_steps[k] if held_steps else max(round(share * len(values)), least)
+            if len(values) - held < least + self._transform.lost:
                 raise ValueError(
                     f"early_stopping: expected series of at least {2 * least} steps, to hold out "
                     f"their ends, got one of {len(values)}"
@@ -291,55 +512,131 @@ class RNNForecaster(RecurrentEstimator):
         )
 
     def _judged(self, values: Array, known: Array, count: int) -> SequenceDataset:
-        """The last ``count`` forecasts whose targets are known."""
-        inputs, targets = self._inputs_and_targets(values, known)
-        if not self._window:
-            return SequenceDataset([inputs], [targets], np.array([count]))
-        ends = range(len(inputs) - count + 1, len(inputs) + 1)
-        windows = [slice(max(end - self._window, 0), end) for end in ends]
-        return SequenceDataset(
-            [inputs[w] for w in windows], [targets[w] for w in windows], np.ones(count, int)
-        )
+        """The last ``count`` forecasts whose targets are known.
 
-    def _examples(self, series: list[Any]) -> SequenceDataset:
-        """The windows of all series, and the targets of each of their steps."""
-        xs: list[Array] = []
-        ts: list[Array] = []
+        Those of a whole series are measured by what comes before the first of them.
+        """
+        lost = self._transform.lost
+        origins = range(len(values) - self.horizon - count, len(values) - self.horizon)
+        if not self._window:
+            inputs, targets = self._example(values, known, origins[0] + 1)
+            return SequenceDataset([inputs], [targets], np.array([count]))
+        pairs = []
+        for origin in origins:
+            start = max(origin + 1 - self._window - lost, 0)
+            window = slice(start, origin + 1 + self.horizon)
+            pairs.append(self._example(values[window], known[window]))
+        xs, ts = zip(*pairs, strict=True)
+        return SequenceDataset(list(xs), list(ts), np.ones(count, int))
+
+    def _examples(self, series: Data) -> SequenceDataset:
+        """Windows of inputs and of the targets at each of their steps."""
+        xs, ts, stride = [], [], expect_int("stride", self.stride)
+        lost = self._transform.lost
         for values, known in series:
-            inputs, targets = self._inputs_and_targets(values, known)
-            width = min(self._window or len(inputs), len(inputs))
-            last, stride = len(inputs) - width, expect_int("stride", self.stride)
+            steps = len(values) - self.horizon - lost  # those whose future is known
+            width = min(self._window or steps, steps)
+            last = steps - width
             for start in range(last % stride, last + 1, stride):
-                xs.append(inputs[start : start + width])
-                ts.append(targets[start : start + width])
+                window = slice(start, start + width + lost + self.horizon)
+                inputs, targets = self._example(values[window], known[window])
+                xs.append(inputs)
+                ts.append(targets)
         return SequenceDataset(xs, ts)
 
-    def _inputs_and_targets(self, values: Array, known: Array) -> tuple[Array, Array]:
-        """The inputs at the steps whose future is known, and that future: the targets."""
-        inputs = self._inputs(values[: -self.horizon], known)
-        ahead = sliding_window_view(values[1:], self.horizon, axis=0)  # (steps, C, horizon)
-        return inputs, ahead.transpose(0, 2, 1).reshape(len(inputs), -1)
+    def _example(
+        self, values: Array, known: Array, measured: int | None = None
+    ) -> tuple[Array, Array]:
+        """The inputs at the steps whose future is known, and that future: the targets.
+
+        measured  how many steps scales are measured by; None: all whose future is known
+        """
+        transform, horizon = self._transform, self.horizon
+        past = values[:-horizon]
+        inputs, naive, unit = self._prepared(past, known, measured)
+        levels = transform.levels(values)[transform.lost + 1 :]
+        ahead = sliding_window_view(levels, horizon, axis=0).transpose(0, 2, 1)
+        if self.loss in COUNTS:
+            targets = np.stack([ahead, np.broadcast_to(unit, ahead.shape)], axis=-1)
+        else:
+            targets = (ahead - naive) / unit
+        return inputs, targets.reshape(len(inputs), -1).astype(values.dtype)
+
+    def _prepared(
+        self, values: Array, known: Array, measured: int | None = None, last: bool = False
+    ) -> tuple[Array, Array, Array]:
+        """What the network reads of values (T, C) and known inputs (T + horizon, E).
+
+        last  True: naive forecasts of the last step only
+
+        Returns the inputs at each step, the naive forecasts (T, horizon, C) and the units
+        (horizon, C) in which the network says how much the values differ from them.
+        """
+        transform = self._transform
+        raw = transform.levels(values)
+        levels = filled(raw, transform.season)
+        centre, scale = transform.measured(levels[:measured], self._typical)
+        parts = [transform.inputs(levels, centre, scale)]
+        steps = len(parts[0])
+        if self._missing:
+            parts.append(np.isfinite(raw[-steps:]) * 1.0)
+        ahead = sliding_window_view(known[transform.lost + 1 :], self.horizon, axis=0)[:steps]
+        parts.append(ahead.reshape(steps, -1))
+        unit = np.broadcast_to(scale, (self.horizon, len(scale)))
+        if self._steps is not None:
+            unit = unit * np.array(self._steps)
+        naive = transform.naive(levels[-transform.lost - 1 :] if last else levels, self.horizon,
+                                centre)  # fmt: skip
+        return np.concatenate(parts, axis=1).astype(values.dtype), naive, unit
+
+    def _loss(self, scores: Array, ts: Array, mask: BoolArray | None) -> tuple[float, Array]:
+        """Targets that are missing (NaN) count nothing."""
+        if (head := self._head) is not None:
+            return head.forward(scores, ts, mask), head.backward()
+        there = np.isfinite(ts)
+        if there.all():
+            return super()._loss(scores, ts, mask)
+        if not there.any():
+            return 0.0, scores * 0
+        loss, gradient = super()._loss(scores, np.where(there, ts, to_host(scores)), mask)
+        counted = there if mask is None else there & mask[:, :, None]
+        share = (there.size if mask is None else mask.sum() * ts.shape[2]) / max(counted.sum(), 1)
+        return loss * share, gradient * gradient.dtype.type(share)
 
     # ---- use
 
-    def predict(self, X: Any, *, exogenous: Any = None) -> Array:
-        """Predict the ``horizon`` steps after the end of each series.
+    def predict(self, X: Any, *, exogenous: Any = None, horizon: int | None = None) -> Any:
+        """Predict the steps after the end of each series.
 
         Parameters
         ----------
-        X : list of (T_i, C) arrays, (N, T, C) array or (N, T) table
-            The series.
+        X : series
+            As ``fit`` takes them.
         exogenous : list of (T_i + horizon, E) arrays or similar, optional
             Exogenous inputs, if fit had them: for all steps of the series and those to come.
+        horizon : int, optional
+            The number of steps; None: that of fit. Forecasts of more steps read those of the first.
 
         Returns
         -------
         forecasts : (N, horizon, C) array
-            For a table a table (N, horizon * C).
+            For a table a table (N, horizon * C). For one series (horizon,), a Series or a
+            DataFrame, whose index goes on where that of X ends; for a dict a dict of those.
         """
+        check_is_fitted(self)
+        ahead = self._horizon if horizon is None else expect_int("horizon", horizon)
+        X, exogenous, shapes = self._as_lists(X, exogenous, None, table=self._table)
         series = self._read_series(X, reset=False)
-        known = self._read_exogenous(exogenous, X, series, self.horizon, reset=False)
-        forecast = self._forecast(series, known)
+        known = self._read_exogenous(exogenous, X, series, ahead, reset=False)
+        return self._in_shape(self._forecast_on(series, known, ahead), shapes)
+
+    def _in_shape(self, forecast: Array, shapes: Any) -> Any:
+        """Forecasts (N, horizon, C) as X was given."""
+        if isinstance(shapes, dict):
+            pairs = zip(shapes.items(), forecast, strict=True)
+            return {name: in_shape(one, shape) for (name, shape), one in pairs}
+        if shapes is not None:
+            return in_shape(forecast[0], shapes[0])
         return forecast.reshape(len(forecast), -1) if self._table else forecast
 
     def score(self, X: Any, y: Any = None, *, exogenous: Any = None) -> float:
@@ -347,8 +644,8 @@ class RNNForecaster(RecurrentEstimator):
 
         Parameters
         ----------
-        X : list of (T_i, C) arrays, (N, T, C) array or (N, T) table
-            The series.
+        X : series
+            As ``fit`` takes them.
         y : ignored
             scikit-learn passes it.
         exogenous : list of (T_i, E) arrays, (N, T, E) array or (N, T) table, optional
@@ -357,34 +654,73 @@ class RNNForecaster(RecurrentEstimator):
         Returns
         -------
         float
-            R², the mean over channels.
+            R², the mean over channels. Values that are missing do not count.
         """
+        check_is_fitted(self)
+        X, exogenous, _ = self._as_lists(X, exogenous, None, table=self._table)
         series = self._read_series(X, reset=False)
         known = self._read_exogenous(exogenous, X, series, 0, reset=False)
         self._expect_steps(series)
         forecast = self._forecast([values[: -self.horizon] for values in series], known)
         came = np.stack([values[-self.horizon :] for values in series])
         channels = came.shape[2]
-        return float(r2_score(came.reshape(-1, channels), forecast.reshape(-1, channels)))
+        came, forecast = came.reshape(-1, channels), forecast.reshape(-1, channels)
+        there = np.isfinite(came).all(axis=1)
+        return float(r2_score(came[there], forecast[there]))
+
+    def _forecast_on(self, series: Sequences, known: Sequences, ahead: int) -> Array:
+        """(N, ahead, C): beyond the horizon each forecast reads the one before."""
+        found: list[Array] = []
+        series = list(series)
+        for start in range(0, ahead, self._horizon):
+            used = [more[: len(values) + self._horizon] for values, more in
+                    zip(series, known, strict=True)]  # fmt: skip
+            used = [
+                np.pad(more, ((0, len(values) + self._horizon - len(more)), (0, 0)), mode="edge")
+                for values, more in zip(series, used, strict=True)
+            ]  # a horizon that ends before the last: what is not known counts nothing
+            found.append(self._forecast(series, used))
+            if start + self._horizon < ahead:
+                series = [np.concatenate([a, b]) for a, b in zip(series, found[-1], strict=True)]
+        return np.concatenate(found, axis=1)[:, :ahead]
 
     def _forecast(self, series: Sequences, known: Sequences) -> Array:
         """(N, horizon, C), from series (T_i, C) and exogenous inputs (T_i + horizon, E)."""
-        width = self._window
-        xs = [
-            self._inputs(
-                values[-width:] if width else values,
-                more[-width - self.horizon :] if width else more,
+        return self._quantile(0.5, *self._said(series, known))
+
+    def _quantile(self, q: Any, scores: Array, naive: Array, unit: Array) -> Array:
+        """The quantile (N, horizon, C) of what the network says; of one number, that number."""
+        head = self._head
+        if head is None:
+            found = scores[..., 0]
+        elif head.counts:
+            return head.quantile(scores, q, unit).astype(self.network_.dtype)
+        else:
+            found = head.quantile(scores, q)
+        return self._transform.values(naive + found * unit).astype(self.network_.dtype)
+
+    def _said(self, series: Sequences, known: Sequences) -> tuple[Array, Array, Array]:
+        """The network's scores (N, horizon, C, P), the naive forecasts and the units."""
+        lost, horizon, width = self._transform.lost, self.horizon, self._window
+        for k, values in enumerate(series):
+            if len(values) <= lost:
+                raise ValueError(
+                    f"X: expected series of at least {lost + 1} steps, of which differences are "
+                    f"taken (differencing_ {self.differencing_!r}, season_ {self.season_}), got "
+                    f"{len(values)} in series {k}"
+                )
+        found = [
+            self._prepared(
+                values[-width - lost :] if width else values,
+                more[-width - lost - horizon :] if width else more,
+                last=True,
             )
             for values, more in zip(series, known, strict=True)
         ]
+        xs, naive, unit = zip(*found, strict=True)
         ends = np.cumsum(lengths_of(xs)) - 1
-        return self._scores(xs)[ends].reshape(len(xs), self.horizon, -1)
-
-    def _inputs(self, values: Array, known: Array) -> Array:
-        """The inputs of the network at each step: the channels (T, C), and the exogenous inputs
-        (T + horizon, E) of the steps to be foretold; (T, C + horizon * E)."""
-        ahead = sliding_window_view(known[1:], self.horizon, axis=0)
-        return np.concatenate([values, ahead.reshape(len(values), -1)], axis=1)
+        scores = self._scores(list(xs))[ends].reshape(len(xs), horizon, self._channels, -1)
+        return scores, np.stack([one[-1] for one in naive]), np.stack(unit)
 
     # ---- reading
 
@@ -392,6 +728,30 @@ class RNNForecaster(RecurrentEstimator):
     def _window(self) -> int:
         """The window, 0 where series are read whole."""
         return 0 if self.window is None else expect_int("window", self.window)
+
+    def _as_lists(
+        self, X: Any, exogenous: Any, y: Any, *, table: bool
+    ) -> tuple[Any, Any, dict[Any, Shape] | list[Shape] | None]:
+        """One series, or several by name, as a list; with them how forecasts are given back.
+
+        y      numbers with them: scikit-learn's, which are those of a table
+        table  whether a table is expected, of which one row is no series
+        """
+        if table or y is not None:
+            return X, exogenous, None
+        if named(X):
+            if exogenous is not None and not (named(exogenous) and set(exogenous) == set(X)):
+                raise ValueError(
+                    f"exogenous: expected a dict with the names in X, {', '.join(map(str, X))}"
+                )
+            known = None if exogenous is None else [column_of(exogenous[name]) for name in X]
+            shapes = {name: shape_of(x) for name, x in X.items()}
+            return [column_of(x) for x in X.values()], known, shapes
+        if is_one(X):
+            several = exogenous is None or isinstance(exogenous, list)
+            known = exogenous if several else [column_of(exogenous)]
+            return [column_of(X)], known, [shape_of(X)]
+        return X, exogenous, None
 
     def _read_series(self, X: Any, *, reset: bool) -> Sequences:
         horizon = expect_int("horizon", self.horizon)
@@ -409,8 +769,10 @@ class RNNForecaster(RecurrentEstimator):
             self._expect_steps(series)
             self._warn_of_table(series)
             names = None if self._table else getattr(self, "feature_names_in_", None)
-            warn_of_scale("X", series, names, targets=True)
-            self._horizon, self._outputs = horizon, horizon * series[0].shape[1]
+            if self.scaling is None:
+                warn_of_scale("X", series, names, targets=True)
+            self._horizon, self._channels = horizon, series[0].shape[1]
+            self._outputs = horizon * self._channels * getattr(self._head, "parameters", 1)
         elif horizon != self._horizon:
             raise ValueError(f"horizon: expected {self._horizon}, as in fit, got {horizon}")
         return series

@@ -56,13 +56,15 @@ def is_table(name: str, X: Any) -> bool:
     return not X or np.ndim(X[0]) != 2
 
 
-def read_sequences(name: str, X: Any, dtype: Any) -> Sequences:
-    """An array (N, T, D), or a list of (T_i, D), as floats that are finite.
+def read_sequences(name: str, X: Any, dtype: Any, *, gaps: bool = False) -> Sequences:
+    """An array (N, T, D), or a list of (T_i, D), as floats that are finite, or with gaps NaN.
 
     Raises ValueError, naming the sequence, where one has no steps or other features.
     """
+    finite: Any = "allow-nan" if gaps else True
+    options = {"dtype": dtype, "ensure_all_finite": finite, "input_name": name}
     if getattr(X, "ndim", 1) == 3:
-        found = check_array(X, dtype=dtype, allow_nd=True, input_name=name)
+        found = check_array(X, allow_nd=True, **options)
         if 0 in found.shape:
             raise ValueError(
                 f"{name}: expected steps and features, got {format_shape(found.shape)}"
@@ -79,7 +81,7 @@ def read_sequences(name: str, X: Any, dtype: Any) -> Sequences:
                 + ("; x.T swaps steps and features" if turned and len(row) else "")
             )
     try:
-        flat = check_array(np.concatenate(rows), dtype=dtype, input_name=name)
+        flat = check_array(np.concatenate(rows), **options)
     except ValueError as error:
         if "could not convert" in str(error):
             raise ValueError(f"{name}: expected numbers; {error}") from error

@@ -1,0 +1,135 @@
+"""What a forecaster's data decide: the season, differences, logarithms, lags, the number of epochs.
+
+Each possibility is trained on the beginnings of the series and judged by its forecasts of their
+ends, as ``predict`` makes them; nothing is known of what comes after the data.
+"""
+
+import warnings
+from typing import Any
+
+import numpy as np
+from sklearn.base import clone
+
+from .heads import COUNTS
+from .transform import DIFFERENCES, Transform, filled, find_season
+
+MOST_SERIES, MOST_STEPS = 32, 2000  # that trials look at
+ORIGINS = 12  # forecasts of a series that a trial is judged by
+HELD = 2  # horizons that a trial is judged by, if there are as many
+MARGIN = 0.9  # the share of the error that something less simple is to have
+LEAST = 3  # examples of steps that a trial learns from
+LAGS = 6, 24  # lags that are tried where there is no season, and at most
+
+Data = list[Any]  # values (T, C) and known inputs (T, E) of each series
+
+
+def season_of(data: Data) -> int:
+    """The season that most of the series have, weighted by their lengths."""
+    votes: dict[int, int] = {}
+    for values, _ in data[: 4 * MOST_SERIES]:
+        for channel in filled(np.asarray(values[-4 * MOST_STEPS :], np.float64)).T:
+            found = find_season(channel)
+            votes[found] = votes.get(found, 0) + len(channel)
+    return max(votes, key=lambda season: votes[season])
+
+
+def held_steps(steps: int, horizon: int, share: float) -> int:
+    """How many steps at the end of a series a trial is judged by."""
+    return max(round(share * steps), min(HELD * horizon, steps // 3), horizon + 1)
+
+
+def judgeable(data: Data, transform: Transform, horizon: int, share: float) -> Data:
+    """The series that are long enough for a trial."""
+    least = transform.lost + horizon + LEAST
+    return [one for one in data if len(one[0]) - held_steps(len(one[0]), horizon, share) >= least]
+
+
+def sample_of(data: Data) -> Data:
+    """Some of the series, and of each the end."""
+    rows = np.unique(np.linspace(0, len(data) - 1, MOST_SERIES).astype(int))
+    return [(data[k][0][-MOST_STEPS:], data[k][1][-MOST_STEPS:]) for k in rows]
+
+
+def choose(model: Any, data: Data, transform: Transform) -> tuple[Transform, int | None, Data]:
+    """What the data say of all that is "auto": a transform, how many epochs, and what was tried.
+
+    model      the forecaster; what it has fixed is not tried
+    transform  what is fixed, and the first to be tried
+
+    The number is None where no series is long enough to hold out its end.
+    """
+    share, horizon = model.validation_fraction, model.horizon
+    few, tried = sample_of(data), []
+    whole = len(few) == len(data) and max(len(values) for values, _ in data) <= MOST_STEPS
+    epochs: dict[Transform, int] = {}
+
+    def trial(candidate: Transform, some: Data) -> float:
+        usable = judgeable(some, candidate, horizon, share)
+        if not usable or candidate in epochs:
+            return np.inf
+        error, epochs[candidate] = _trial(model, usable, candidate)
+        tried.append({**_settings(candidate), "epochs": epochs[candidate], "error": error})
+        return error
+
+    if not judgeable(few, transform, horizon, share):
+        return transform, None, tried
+    stages = _stages(model, transform, few)
+    best, least = transform, trial(transform, few)
+    for stage in stages:
+        for name, value in stage:
+            candidate = Transform(**{**vars(best), name: value})
+            if all(candidate.lost + horizon < len(values) for values, _ in data):
+                error = trial(candidate, few)
+                if error < MARGIN * least:
+                    best, least = candidate, error
+    if model.early_stopping == "refit" and not whole:
+        del epochs[best]
+        trial(best, data)
+    return best, epochs[best], tried
+
+
+def _settings(transform: Transform) -> dict[str, Any]:
+    return {name: getattr(transform, name) for name in ("differencing", "log", "lags")}
+
+
+def _stages(model: Any, transform: Transform, data: Data) -> list[list[tuple[str, Any]]]:
+    """What is tried in turn, each on top of the best so far."""
+    stages: list[list[tuple[str, Any]]] = []
+    counts = model.loss in COUNTS
+    if not counts and model.differencing == "auto":
+        names = DIFFERENCES if transform.season else ("first",)
+        stages.append([("differencing", name) for name in names])
+    if (
+        not counts
+        and model.log == "auto"
+        and all(np.nanmin(values, initial=np.inf) > 0 for values, _ in data)
+    ):
+        stages.append([("log", True)])
+    if model.lags == "auto":
+        stages.append([("lags", min(transform.season or LAGS[0], LAGS[1]))])
+    return stages
+
+
+def _trial(model: Any, data: Data, transform: Transform) -> tuple[float, int]:
+    """The error of forecasts of the ends of series after training on the rest; how many epochs."""
+    trial = clone(model).set_params(
+        early_stopping=True, warm_start=False, verbose=False, random_state=0
+    )
+    trial._as_read(model)
+    horizon = model.horizon
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        held = [held_steps(len(values), horizon, model.validation_fraction) for values, _ in data]
+        trial._learn(data, transform, held)
+    errors, count = 0.0, 0
+    for (values, known), steps in zip(data, held, strict=True):
+        first = len(values) - steps
+        ends = np.unique(np.linspace(first, len(values) - horizon, ORIGINS).astype(int))
+        said = trial._forecast(
+            [values[:end] for end in ends], [known[: end + horizon] for end in ends]
+        )
+        came = np.stack([values[end : end + horizon] for end in ends])
+        size = np.nanmean(np.abs(np.diff(filled(values), axis=0)), axis=0)
+        wrong = np.abs(came - said) / np.where(size > 0, size, 1)
+        errors, count = errors + np.nansum(wrong), count + int(np.isfinite(wrong).sum())
+    return float(errors / max(count, 1)), int(np.argmin(trial.validation_curve_)) + 1

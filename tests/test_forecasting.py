@@ -1,0 +1,403 @@
+"""What RNNForecaster makes of series: differences, scales, seasons, kinds, probabilities."""
+
+import pickle
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from scipy.special import expit
+from sklearn.base import clone
+
+from helpers import central_differences, relative_error
+from numba_rnn.sklearn import RNNForecaster
+from numba_rnn.sklearn.heads import NegativeBinomial, Normal, Quantiles, StudentT, softplus
+from numba_rnn.sklearn.transform import Transform, filled, find_season
+
+FAST = {"cell": "rnn", "hidden_size": 5, "max_epochs": 5, "random_state": 0}
+RNG = np.random.default_rng(0)
+SWING = np.tile([0.0, 3.0, 5.0, 1.0], 15)  # a season of four
+SALES = 100 + 2.0 * np.arange(60) + 4 * SWING + RNG.standard_normal(60)
+
+
+def mean_error(said, came):
+    return abs(np.asarray(said) - came).mean()
+
+
+# ---- differences
+
+
+@pytest.mark.parametrize("differencing", [None, "first", "seasonal", "both"])
+def test_naive_forecasts_are_those_of_random_walks(differencing):
+    """Step by step: the next difference is 0, and what came of it is read as if it had happened."""
+    levels, m, horizon = RNG.standard_normal((30, 2)), 4, 10
+    transform = Transform(differencing, season=m, scaling="standard")
+    centre, _ = transform.measured(levels)
+    made = transform.naive(levels, horizon, centre)
+    assert made.shape == (30 - transform.lost, horizon, 2)
+    for row, now in enumerate(range(transform.lost, 30)):
+        walk = list(levels[: now + 1])
+        for _ in range(horizon):
+            walk.append({
+                None: lambda y: centre,
+                "first": lambda y: y[-1],
+                "seasonal": lambda y: y[-m],
+                "both": lambda y: y[-m] + y[-1] - y[-m - 1],
+            }[differencing](walk))  # fmt: skip
+        np.testing.assert_allclose(made[row], walk[now + 1 :], rtol=1e-9)
+
+
+def test_what_is_read_are_scaled_differences_and_those_before():
+    levels = RNG.standard_normal((20, 2)).cumsum(axis=0)
+    for scaling, of in (("standard", np.std), ("mean_abs", lambda x, axis: abs(x).mean(axis))):
+        transform = Transform("first", scaling=scaling, lags=3)
+        centre, scale = transform.measured(levels)
+        moves = np.diff(levels, axis=0)
+        np.testing.assert_allclose(scale, of(moves, axis=0))
+        np.testing.assert_allclose(centre, moves.mean(axis=0) * (scaling == "standard"), atol=1e-12)
+        inputs = transform.inputs(levels, centre, scale)
+        assert inputs.shape == (19, 6)
+        want = (moves - centre) / scale
+        np.testing.assert_allclose(inputs[5], want[[5, 4, 3]].ravel())
+        assert not inputs[0, 2:].any()
+    flat, huge = np.ones((9, 1)), 1e300 * RNG.standard_normal((9, 1))
+    assert Transform(scaling="standard").measured(flat, otherwise=7.0)[1] == 7
+    assert np.isfinite(Transform(scaling="standard").measured(huge)[1])
+
+
+def test_missing_levels_are_filled_from_before():
+    levels = np.array([np.nan, 1, 2, 3, np.nan, 5, np.nan, np.nan])[:, None]
+    assert filled(levels).ravel().tolist() == [1, 1, 2, 3, 3, 5, 5, 5]
+    assert filled(levels, 3).ravel().tolist() == [1, 1, 2, 3, 1, 5, 3, 1]
+    assert not filled(np.full((3, 1), np.nan)).any()
+
+
+def test_seasons_are_found_where_there_are_some():
+    t, noise = np.arange(240), RNG.standard_normal(240)
+    assert find_season(np.sin(2 * np.pi * t / 12) + 0.3 * noise + 0.05 * t) == 12
+    assert find_season((t % 7 > 4) + 0.2 * noise) == 7
+    assert find_season(SALES) == 4
+    for plain in (noise, noise.cumsum(), 3.0 * t, np.ones(240), noise[:5]):
+        assert find_season(plain) == 0
+
+
+# ---- with the defaults
+
+
+def test_the_defaults_beat_the_seasonal_naive_forecast():
+    model = RNNForecaster(horizon=4, random_state=0).fit(SALES[:56])
+    naive = mean_error(SALES[52:56], SALES[56:])
+    assert mean_error(model.predict(SALES[:56]), SALES[56:]) < 0.7 * naive
+    assert model.season_ == 4
+    assert {trial["differencing"] for trial in model.trials_} == {None, "first", "seasonal", "both"}
+    best = min(model.trials_, key=lambda trial: trial["error"])
+    assert best["error"] >= 0.9 * min(trial["error"] for trial in model.trials_)
+
+
+def test_the_unit_of_a_series_changes_nothing():
+    model = RNNForecaster(horizon=3, log=False, **FAST)
+    want = clone(model).fit(SALES).predict(SALES)
+    for scale, shift in ((1000, 0), (1e-6, 5), (1, -1e4)):
+        series = scale * SALES + shift
+        said = (clone(model).fit(series).predict(series) - shift) / scale
+        np.testing.assert_allclose(said, want, rtol=1e-4)
+
+
+def test_the_choice_is_made_of_what_comes_before_and_of_no_seed():
+    first = RNNForecaster(horizon=2, random_state=0).fit(SALES[:40])
+    other = RNNForecaster(horizon=2, random_state=1).fit(SALES[:40].copy())
+    assert first.trials_ == other.trials_
+    assert first.predict(SALES[:40]).tolist() != other.predict(SALES[:40]).tolist()
+
+
+def test_refit_learns_all_the_data_for_the_best_number_of_epochs():
+    fixed = {"differencing": "first", "log": False, "lags": 1, "random_state": 0, "horizon": 2}
+    model = RNNForecaster(**fixed).fit(SALES)
+    (trial,) = model.trials_
+    assert len(model.loss_curve_) == trial["epochs"] < 100
+    same = RNNForecaster(**fixed, early_stopping=False, max_epochs=trial["epochs"]).fit(SALES)
+    np.testing.assert_array_equal(model.predict(SALES), same.predict(SALES))
+    assert same.trials_ == model.validation_curve_ == []
+
+
+def test_series_too_short_for_trials_are_taken_as_they_are():
+    model = RNNForecaster(**FAST).fit(SALES[:4])
+    assert (model.differencing_, model.log_, model.trials_) == (None, False, [])
+    assert len(model.loss_curve_) == 5
+
+
+def test_logarithms_are_taken_where_they_are_better_and_of_positive_numbers_only():
+    grown = np.exp(0.05 * np.arange(80) + 0.3 * np.tile([0, 1, 2, 1], 20))
+    model = RNNForecaster(horizon=4, random_state=0, differencing="both").fit(grown)
+    assert model.log_
+    with pytest.raises(ValueError, match="log: expected numbers above 0, got -1 in X"):
+        model.predict(np.r_[grown, -1])
+    assert not RNNForecaster(**FAST).fit(grown - 5).log_
+
+
+def test_a_pickle_of_everything_found_says_the_same():
+    model = RNNForecaster(horizon=3, **FAST).fit(SALES)
+    again = pickle.loads(pickle.dumps(model))
+    np.testing.assert_array_equal(again.predict(SALES), model.predict(SALES))
+
+
+def test_partial_fit_and_warm_start_keep_what_was_chosen():
+    model = RNNForecaster(horizon=2, warm_start=True, **FAST).fit(SALES)
+    chosen = model.differencing_, model.trials_
+    before = model.loss_curve_[-1]
+    model.fit(SALES)
+    assert (model.differencing_, model.trials_) == chosen
+    assert model.loss_curve_[-1] < before
+    parts = RNNForecaster(horizon=2, **FAST).partial_fit(SALES).partial_fit(SALES)
+    assert parts.predict(SALES).shape == (2,)
+    assert len(parts.loss_curve_) == 2
+
+
+# ---- horizons
+
+
+def test_the_horizon_may_be_another_at_predict_time():
+    model = RNNForecaster(horizon=4, **FAST).fit(SALES)
+    four = model.predict(SALES)
+    np.testing.assert_array_equal(model.predict(SALES, horizon=2), four[:2])
+    ten = model.predict(SALES, horizon=10)
+    np.testing.assert_array_equal(ten[:4], four)
+    np.testing.assert_array_equal(ten[4:8], model.predict(np.r_[SALES, four]))
+    with pytest.raises(ValueError, match="horizon: expected at least 1, got 0"):
+        model.predict(SALES, horizon=0)
+
+
+def test_a_longer_horizon_reads_what_is_known_of_it():
+    known = RNG.standard_normal((70, 1))
+    model = RNNForecaster(horizon=4, **FAST).fit([SALES[:, None]], exogenous=[known[:60]])
+    ten = model.predict([SALES[:, None]], exogenous=[known], horizon=10)
+    first = model.predict([SALES[:, None]], exogenous=[known[:64]])
+    np.testing.assert_array_equal(ten[:, :4], first)
+    longer = np.concatenate([SALES[:, None], first[0]])
+    then = model.predict([longer], exogenous=[known[:68]])
+    np.testing.assert_array_equal(ten[:, 4:8], then)
+    with pytest.raises(ValueError, match=r"exogenous\[0\]: expected 70 steps"):
+        model.predict([SALES[:, None]], exogenous=[known[:64]], horizon=10)
+
+
+# ---- kinds of series
+
+INDICES = {
+    "days": pd.date_range("2026-01-01", periods=63),
+    "months": pd.date_range("2020-01-31", periods=63, freq="ME"),
+    "working days": pd.bdate_range("2026-01-01", periods=63),
+    "hours": pd.date_range("2026-01-01", periods=63, freq="h", tz="Europe/Berlin"),
+    "quarters": pd.period_range("2001Q1", periods=63, freq="Q"),
+    "durations": pd.timedelta_range("0s", periods=63, freq="10s"),
+    "years": pd.Index(range(1900, 1963), name="year"),
+    "numbers": pd.RangeIndex(63),
+}
+
+
+@pytest.mark.parametrize("name", INDICES)
+def test_the_index_of_a_forecast_goes_on(name):
+    index = INDICES[name]
+    series = pd.Series(SALES, index[:60], name="sales")
+    model = RNNForecaster(horizon=3, **FAST).fit(series)
+    said = model.predict(series)
+    assert isinstance(said, pd.Series)
+    assert said.name == "sales"
+    assert said.index.equals(index[60:])
+    assert said.index.name == index.name
+    plain = RNNForecaster(horizon=3, **FAST).fit(SALES).predict(SALES)
+    np.testing.assert_array_equal(said.to_numpy(), plain)
+    loose = pd.Series(SALES, index[:60].copy(), name="sales")
+    if hasattr(loose.index, "freq") and name != "quarters":
+        loose.index.freq = None
+    assert model.predict(loose).index.equals(index[60:])
+
+
+def test_dates_in_text_go_on_as_dates():
+    index = INDICES["months"].strftime("%Y-%m-%d")
+    series = pd.Series(SALES, index[:60])
+    said = RNNForecaster(horizon=3, **FAST).fit(series).predict(series)
+    assert said.index.strftime("%Y-%m-%d").tolist() == index[60:].tolist()
+
+
+def test_a_frame_of_times_is_one_series_of_several_channels():
+    index = INDICES["days"]
+    frame = pd.DataFrame({"a": SALES, "b": SWING}, index[:60])
+    model = RNNForecaster(horizon=3, **FAST).fit(frame)
+    said = model.predict(frame)
+    assert said.columns.tolist() == ["a", "b"]
+    assert said.index.equals(index[60:])
+    np.testing.assert_array_equal(said.to_numpy(), model.predict([frame])[0])
+    known = pd.Series(SWING, index[:60])
+    later = pd.Series(np.tile(SWING[:3], 21), index)
+    model.fit(frame, exogenous=known)
+    assert model.predict(frame, exogenous=later).shape == (3, 2)
+
+
+def test_series_by_name_come_back_by_name():
+    index = INDICES["days"]
+    shop = {"north": pd.Series(SALES, index[:60]), "south": pd.Series(SALES[:40] + 9, index[:40])}
+    model = RNNForecaster(horizon=2, **FAST).fit(shop)
+    said = model.predict(shop)
+    assert list(said) == ["north", "south"]
+    assert said["south"].index.equals(index[40:42])
+    alone = model.predict(shop["south"])
+    pd.testing.assert_series_equal(said["south"], alone, rtol=1e-6)
+    arrays = {"a": SALES, "b": np.stack([SALES], axis=1)}
+    said = RNNForecaster(horizon=2, **FAST).fit(arrays).predict(arrays)
+    assert said["a"].shape == (2,)
+    assert said["b"].shape == (2, 1)
+    with pytest.raises(ValueError, match="exogenous: expected a dict with the names in X, a, b"):
+        RNNForecaster(**FAST).fit(arrays, exogenous={"a": SALES})
+
+
+def test_numbers_in_a_list_and_an_array_are_one_series():
+    model = RNNForecaster(horizon=2, **FAST).fit(SALES)
+    np.testing.assert_array_equal(model.predict(SALES.tolist()), model.predict(SALES))
+    np.testing.assert_array_equal(model.predict([SALES[:, None]])[0, :, 0], model.predict(SALES))
+
+
+# ---- missing values
+
+
+def test_a_target_that_is_missing_counts_nothing():
+    model = RNNForecaster(**FAST)
+    scores = RNG.standard_normal((3, 4, 2))
+    ts = RNG.standard_normal((3, 4, 2))
+    there = RNG.random((3, 4, 2)) < 0.6
+    mask = RNG.random((3, 4)) < 0.7
+    for counts, given in ((there, None), (there & mask[:, :, None], mask)):
+        loss, gradient = model._loss(scores, np.where(there, ts, np.nan), given)
+        assert loss == pytest.approx(((scores - ts)[counts] ** 2).mean())
+        want = np.where(counts, 2 * (scores - ts) / counts.sum(), 0)
+        np.testing.assert_allclose(gradient, want, atol=1e-15)
+    loss, gradient = model._loss(scores, ts * np.nan, None)
+    assert loss == 0 == abs(gradient).max()
+
+
+def test_series_with_gaps_are_forecast():
+    gaps = SALES.copy()
+    gaps[[3, 17, 18, 19, 40, 55]] = np.nan
+    model = RNNForecaster(horizon=4, random_state=0).fit(gaps[:56])
+    assert mean_error(model.predict(gaps[:56]), SALES[56:]) < 1.5 * mean_error(
+        SALES[52:56], SALES[56:]
+    )
+    assert np.isfinite(model.score(gaps[:56]))
+    assert np.isfinite(RNNForecaster(**FAST).fit(SALES).predict(gaps)).all()
+    with pytest.raises(ValueError, match="infinity"):
+        model.predict(np.where(np.isnan(gaps), np.inf, gaps))
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"scaling": "minmax"}, "scaling: expected one of standard, mean_abs, got 'minmax'"),
+        ({"differencing": "second"}, "differencing: expected one of auto, first"),
+        ({"differencing": "both", "season": None}, "season: expected the number of steps"),
+        ({"season": 1}, "season: expected at least 2, got 1"),
+        ({"log": "yes"}, "log: expected True, False or 'auto', got 'yes'"),
+        ({"early_stopping": "no"}, "early_stopping: expected True, False or 'refit', got 'no'"),
+        ({"lags": 0}, "lags: expected at least 1, got 0"),
+        ({"loss": "mae"}, "loss: expected one of mse, quantile, normal"),
+        ({"loss": "quantile", "quantiles": (0.1, 1.0)}, "quantiles: expected numbers between"),
+        ({"quantiles": (0.5, 0.1)}, "quantiles: expected numbers in order"),
+        ({"loss": "negative_binomial"}, "X: expected whole numbers from 0 for loss="),
+        ({"loss": "negative_binomial", "log": True}, "loss: 'negative_binomial' takes counts as"),
+        ({"differencing": "seasonal", "season": 59}, "X: expected series of at least 61 steps"),
+    ],
+)
+def test_choices_that_are_none_are_refused_by_name(options, says):
+    with pytest.raises(ValueError, match=says):
+        RNNForecaster(**FAST, **options).fit(SALES)
+
+
+def test_a_series_shorter_than_its_differences_is_refused_by_name():
+    model = RNNForecaster(**FAST, differencing="both", season=4).fit(SALES)
+    with pytest.raises(ValueError, match=r"at least 6 steps, of which differences .* got 5"):
+        model.predict(SALES[:5])
+
+
+# ---- losses
+
+HEADS = [Quantiles([0.1, 0.5, 0.9]), Normal(), StudentT(), NegativeBinomial()]
+
+
+def scored(head):
+    rng = np.random.default_rng(1)
+    scores = rng.standard_normal((2, 5, 3 * head.parameters))
+    ts = rng.poisson(2.0, (2, 5, 3)) + (0.0 if head.counts else 0.37)
+    return scores, ts, np.array([0.5, 2.0, 4.0])
+
+
+@pytest.mark.parametrize("head", HEADS, ids=lambda head: head.name)
+def test_gradients_of_losses_are_central_differences(head):
+    scores, ts, scale = scored(head)
+    ts[0, 1, 2] = np.nan
+    mask = np.arange(5) > np.array([[0], [2]])
+    if head.counts:
+        ts = np.stack([ts, np.broadcast_to(scale, ts.shape)], axis=-1).reshape(2, 5, 6)
+    head.forward(scores, ts, mask)
+    gradient = head.backward()
+    assert not gradient[0, 0].any()
+    assert not gradient[0, 1, 2 * head.parameters :].any()
+    numeric = central_differences(lambda: head.forward(scores, ts, mask), scores)
+    assert relative_error(gradient, numeric) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("head", "distribution"),
+    [
+        (Normal(), lambda s, _: stats.norm(s[..., 0], softplus(s[..., 1]) + 1e-4)),
+        (StudentT(), lambda s, _: stats.t(
+            softplus(s[..., 2]) + 2.0001, s[..., 0], softplus(s[..., 1]) + 1e-4)),
+        (NegativeBinomial(), lambda s, scale: stats.nbinom(
+            1 / (softplus(s[..., 1]) + 1e-4),
+            1 / (1 + (softplus(s[..., 1]) + 1e-4) * scale * (softplus(s[..., 0]) + 1e-4)))),
+    ],
+    ids=lambda x: getattr(x, "name", ""),
+)  # fmt: skip
+def test_losses_and_quantiles_are_those_of_scipys_distributions(head, distribution):
+    scores, ts, scale = scored(head)
+    scores = scores.reshape(*ts.shape, head.parameters)
+    known = distribution(scores, scale)
+    logs = known.logpmf(ts) if head.counts else known.logpdf(ts)
+    np.testing.assert_allclose(head.losses(scores, ts, scale)[0], -logs, rtol=1e-9)
+    for q in (0.05, 0.5, 0.9):
+        np.testing.assert_allclose(head.quantile(scores, q, scale), known.ppf(q), rtol=1e-9)
+
+
+def test_quantiles_between_and_beyond_those_that_were_learnt():
+    q = np.array([0.1, 0.3, 0.5, 0.8])
+    scores = stats.norm.ppf(q, 3, 2)  # of a normal distribution: all others are its, too
+    head = Quantiles(q)
+    for other in (0.01, 0.1, 0.2, 0.65, 0.8, 0.99):
+        assert head.quantile(scores[::-1], other) == pytest.approx(stats.norm.ppf(other, 3, 2))
+    assert Quantiles([0.5]).quantile(np.array([2.0]), 0.9) == 2
+    wrong = np.array([1.0]) - scores
+    loss, _ = head.losses(scores, np.array(1.0))
+    assert loss == pytest.approx(np.maximum(q * wrong, (q - 1) * wrong).mean())
+
+
+def test_a_softplus_does_not_overflow():
+    x = np.array([-1e4, 0.0, 1e4])
+    np.testing.assert_allclose(softplus(x), [0, np.log(2), 1e4])
+    np.testing.assert_allclose(expit(x), [0, 0.5, 1])
+
+
+@pytest.mark.parametrize("loss", ["quantile", "normal", "student_t"])
+def test_probabilistic_losses_forecast_as_well(loss):
+    model = RNNForecaster(horizon=4, loss=loss, random_state=0).fit(SALES[:56])
+    naive = mean_error(SALES[52:56], SALES[56:])
+    assert mean_error(model.predict(SALES[:56]), SALES[56:]) < naive
+
+
+def test_counts_are_forecast_as_counts():
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(np.tile([2.0, 40.0], 100))
+    model = RNNForecaster("gru", horizon=2, loss="negative_binomial", random_state=0).fit(counts)
+    low, high = model.predict(counts)
+    assert (model.differencing_, model.log_) == (None, False)
+    assert low == int(low) < 6
+    assert 30 < high == int(high) < 50
