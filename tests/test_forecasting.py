@@ -401,3 +401,174 @@ def test_counts_are_forecast_as_counts():
     assert (model.differencing_, model.log_) == (None, False)
     assert low == int(low) < 6
     assert 30 < high == int(high) < 50
+
+
+# ---- quantiles, intervals, samples
+
+AHEAD = {"horizon": 4, "random_state": 0}
+
+
+def walks(steps, rng):
+    """A process whose next steps are known in distribution: y' = 0.8 y + noise."""
+    values = np.zeros(steps)
+    for t in range(1, steps):
+        values[t] = 0.8 * values[t - 1] + rng.standard_normal()
+    return values
+
+
+@pytest.mark.parametrize("loss", ["quantile", "normal", "student_t"])
+def test_intervals_hold_what_they_say(loss):
+    rng = np.random.default_rng(1)
+    series = 50 + 3 * walks(1500, rng)
+    model = RNNForecaster("gru", loss=loss, hidden_size=16, window=50, stride=10, **AHEAD)
+    model.fit(series[:900])
+    ends = range(900, 1490, 3)
+    pasts = [series[:end, None] for end in ends]
+    came = np.stack([series[end : end + 4] for end in ends])
+    for share in (0.5, 0.9):
+        bands = model.predict_interval(pasts, share)[:, :, 0]
+        assert bands.shape == (len(came), 4, 2)
+        inside = (came >= bands[..., 0]) & (came <= bands[..., 1])
+        assert abs(inside.mean() - share) < 0.08
+    widths = (bands[..., 1] - bands[..., 0]).mean(axis=0)
+    want = 2 * 1.645 * 3 * np.sqrt(np.cumsum(0.8 ** (2 * np.arange(4))))
+    assert widths.mean() == pytest.approx(want.mean(), rel=0.3)
+    assert widths[0] < widths[-1]
+
+
+def test_counts_have_intervals_of_counts():
+    rng = np.random.default_rng(0)
+    counts = [rng.negative_binomial(2, 0.25, 300) * scale for scale in (1, 1, 1)]
+    model = RNNForecaster("gru", loss="negative_binomial", hidden_size=8, **AHEAD)
+    model.fit({"a": counts[0], "b": counts[1], "c": counts[2]})
+    bands = model.predict_interval(coverage=0.8)
+    found = np.stack(list(bands.values()))
+    assert (found == found.round()).all()
+    low, high = stats.nbinom.ppf([0.1, 0.9], 2, 0.25)
+    assert abs(found[..., 0] - low).mean() <= 1.5
+    assert abs(found[..., 1] - high).mean() <= 0.25 * high
+
+
+@pytest.mark.parametrize("loss", ["quantile", "normal", "student_t"])
+def test_samples_have_the_quantiles_and_hang_together(loss):
+    rng = np.random.default_rng(1)
+    series = walks(900, rng).cumsum()
+    model = RNNForecaster("gru", loss=loss, hidden_size=8, window=40, stride=10, **AHEAD)
+    model.fit(series)
+    futures = model.sample(count=3000, random_state=0)
+    assert futures.shape == (4, 3000)
+    np.testing.assert_array_equal(futures, model.sample(count=3000, random_state=0))
+    said = model.predict_quantiles(quantiles=(0.1, 0.5, 0.9))
+    assert said.shape == (4, 3)
+    width = said[:, 2] - said[:, 0]
+    found = np.quantile(futures, [0.1, 0.5, 0.9], axis=1).T
+    assert (abs(found - said) < 0.1 * width[:, None]).all()
+    assert stats.spearmanr(*futures[:2]).statistic > 0.6  # of sums
+
+
+def test_quantiles_come_in_kind():
+    index = INDICES["days"]
+    series = pd.Series(SALES, index[:60], name="sales")
+    model = RNNForecaster(loss="normal", **FAST, horizon=3).fit(series)
+    said = model.predict_quantiles(quantiles=(0.2, 0.5))
+    assert said.columns.tolist() == [0.2, 0.5]
+    assert said.index.equals(index[60:])
+    np.testing.assert_array_equal(said[0.5], model.predict())
+    assert model.predict_interval().columns.tolist() == ["lower", "upper"]
+    assert model.sample(count=5).shape == (3, 5)
+    frame = pd.DataFrame({"a": SALES, "b": SWING}, index[:60])
+    said = clone(model).fit(frame).predict_interval()
+    assert said.columns.tolist() == [("a", "lower"), ("a", "upper"), ("b", "lower"), ("b", "upper")]
+    table = SALES.reshape(4, 15)
+    assert clone(model).fit(table).predict_quantiles(table).shape == (4, 3, 3)
+    wide = clone(model).set_params(step_features=3).fit(table)
+    assert wide.predict_quantiles(table).shape == (4, 9, 3)
+    several = clone(model).fit({"x": SALES, "y": SALES[:30]}).predict_interval(coverage=0.5)
+    assert several["y"].shape == (3, 2)
+
+
+def test_quantiles_need_a_loss_that_says_them_and_are_named_where_they_are_none():
+    model = RNNForecaster(**FAST).fit(SALES)
+    for call in (model.predict_quantiles, model.predict_interval, model.sample):
+        with pytest.raises(ValueError, match=r"loss: expected 'quantile', .* got 'mse'"):
+            call(SALES)
+    with pytest.raises(ValueError, match="coverage: expected"):
+        model.predict_interval(SALES, 1.0)
+    with pytest.raises(ValueError, match="quantiles: expected numbers between 0 and 1, got 2"):
+        model.predict_quantiles(SALES, 2)
+
+
+@pytest.mark.parametrize("head", HEADS, ids=lambda head: head.name)
+def test_normal_scores_are_those_of_quantiles(head):
+    scores, ts, scale = scored(head)
+    scores = np.sort(scores.reshape(*ts.shape, head.parameters), axis=-1)
+    for q in (0.2, 0.5, 0.8):
+        there = head.quantile(scores, q, scale)
+        found = head.normal_scores(scores, there, scale)
+        if head.counts:
+            below = head.normal_scores(scores, there - 1, scale)
+            assert (below < stats.norm.ppf(q)).all()
+            assert (found > below).all()
+        else:
+            np.testing.assert_allclose(found, stats.norm.ppf(q), atol=1e-6)
+
+
+# ---- update
+
+
+def test_after_an_update_forecasts_are_those_of_the_longer_series():
+    index = INDICES["days"]
+    series = pd.Series(SALES, index[:60])
+    for options in ({}, {"window": 20}):
+        model = RNNForecaster(horizon=3, **FAST, **options).fit(series[:50])
+        pd.testing.assert_series_equal(model.predict(), model.predict(series[:50]))
+        network = model.network_.arrays()
+        assert model.update(series[50:57]) is model
+        model.update(series[57:])
+        said = model.predict()
+        assert said.index.equals(index[60:])
+        pd.testing.assert_series_equal(said, model.predict(series))
+        for name, array in model.network_.arrays().items():
+            np.testing.assert_array_equal(array, network[name])
+        again = pickle.loads(pickle.dumps(model))
+        pd.testing.assert_series_equal(again.predict(), said)
+    with pytest.raises(ValueError, match=r"X: expected the times from 2026-03-02.*got 2026-02-20"):
+        model.update(series[50:])
+
+
+def test_series_of_every_kind_are_updated():
+    model = RNNForecaster(horizon=2, **FAST).fit(SALES[:50]).update(SALES[50:].tolist())
+    np.testing.assert_array_equal(model.predict(), model.predict(SALES))
+    names = {"a": SALES[:50], "b": SALES[:30]}
+    model.fit(names).update({"b": SALES[30:40], "a": SALES[50:]})
+    want = model.predict({"a": SALES, "b": SALES[:40]})
+    for name, said in model.predict().items():
+        np.testing.assert_array_equal(said, want[name])
+    with pytest.raises(ValueError, match="X: expected a dict with the names in fit, a, b"):
+        model.update({"a": SALES})
+    table = SALES.reshape(4, 15)
+    said = model.fit(table[:, :12]).update(table[:, 12:]).predict()
+    assert said.shape == (4, 2)
+    whole = [row[:, None] for row in table]
+    same = RNNForecaster(horizon=2, **FAST).fit([row[:12] for row in whole])
+    np.testing.assert_array_equal(said, same.predict(whole)[:, :, 0])
+    model.fit([SALES[:50, None], SALES[:40, None]])
+    with pytest.raises(ValueError, match="X: expected 2 series, as in fit, got 1"):
+        model.update([SALES[50:, None]])
+    with pytest.raises(ValueError, match="X: expected 1 channels, as in fit, got 2"):
+        model.update([np.ones((2, 2)), np.ones((2, 2))])
+
+
+def test_what_is_known_of_new_steps_is_given_with_them():
+    known = RNG.standard_normal((64, 1))
+    series = SALES[:, None]
+    model = RNNForecaster(horizon=4, **FAST).fit([series[:50]], exogenous=[known[:50]])
+    first = model.predict(exogenous=[known[50:54]])
+    want = model.predict([series[:50]], exogenous=[known[:54]])
+    np.testing.assert_array_equal(first, want)
+    model.update([series[50:]], exogenous=[known[50:60]])
+    want = model.predict([series], exogenous=[known])
+    np.testing.assert_array_equal(model.predict(exogenous=known[60:]), want)
+    for wrong in (None, known[:3], known[:4, [0, 0]]):
+        with pytest.raises(ValueError, match=r"exogenous\[0\]: expected the 4 steps to come of 1"):
+            model.predict(exogenous=wrong)

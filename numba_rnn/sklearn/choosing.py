@@ -50,8 +50,13 @@ def sample_of(data: Data) -> Data:
     return [(data[k][0][-MOST_STEPS:], data[k][1][-MOST_STEPS:]) for k in rows]
 
 
-def choose(model: Any, data: Data, transform: Transform) -> tuple[Transform, int | None, Data]:
-    """What the data say of all that is "auto": a transform, how many epochs, and what was tried.
+def choose(
+    model: Any, data: Data, transform: Transform
+) -> tuple[Transform, int | None, float, list[dict[str, Any]]]:
+    """What the data say of all that is "auto": a transform, and how many epochs.
+
+    By how much what was held out is spread wider than the distribution said, and what was tried,
+    are returned, too.
 
     model      the forecaster; what it has fixed is not tried
     transform  what is fixed, and the first to be tried
@@ -59,20 +64,21 @@ def choose(model: Any, data: Data, transform: Transform) -> tuple[Transform, int
     The number is None where no series is long enough to hold out its end.
     """
     share, horizon = model.validation_fraction, model.horizon
-    few, tried = sample_of(data), []
+    few, tried = sample_of(data), list[dict[str, Any]]()
     whole = len(few) == len(data) and max(len(values) for values, _ in data) <= MOST_STEPS
     epochs: dict[Transform, int] = {}
+    spreads: dict[Transform, float] = {}
 
     def trial(candidate: Transform, some: Data) -> float:
         usable = judgeable(some, candidate, horizon, share)
         if not usable or candidate in epochs:
             return np.inf
-        error, epochs[candidate] = _trial(model, usable, candidate)
+        error, epochs[candidate], spreads[candidate] = _trial(model, usable, candidate)
         tried.append({**_settings(candidate), "epochs": epochs[candidate], "error": error})
         return error
 
     if not judgeable(few, transform, horizon, share):
-        return transform, None, tried
+        return transform, None, 1.0, tried
     stages = _stages(model, transform, few)
     best, least = transform, trial(transform, few)
     for stage in stages:
@@ -85,7 +91,7 @@ def choose(model: Any, data: Data, transform: Transform) -> tuple[Transform, int
     if model.early_stopping == "refit" and not whole:
         del epochs[best]
         trial(best, data)
-    return best, epochs[best], tried
+    return best, epochs[best], spreads[best], tried
 
 
 def _settings(transform: Transform) -> dict[str, Any]:
@@ -110,8 +116,8 @@ def _stages(model: Any, transform: Transform, data: Data) -> list[list[tuple[str
     return stages
 
 
-def _trial(model: Any, data: Data, transform: Transform) -> tuple[float, int]:
-    """The error of forecasts of the ends of series after training on the rest; how many epochs."""
+def _trial(model: Any, data: Data, transform: Transform) -> tuple[float, int, float]:
+    """The error of forecasts of the ends of series after training on the rest; epochs; spread."""
     trial = clone(model).set_params(
         early_stopping=True, warm_start=False, verbose=False, random_state=0
     )
@@ -132,4 +138,5 @@ def _trial(model: Any, data: Data, transform: Transform) -> tuple[float, int]:
         size = np.nanmean(np.abs(np.diff(filled(values), axis=0)), axis=0)
         wrong = np.abs(came - said) / np.where(size > 0, size, 1)
         errors, count = errors + np.nansum(wrong), count + int(np.isfinite(wrong).sum())
-    return float(errors / max(count, 1)), int(np.argmin(trial.validation_curve_)) + 1
+    best = int(np.argmin(trial.validation_curve_)) + 1
+    return float(errors / max(count, 1)), best, trial._spread

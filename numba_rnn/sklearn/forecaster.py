@@ -15,7 +15,7 @@ from ..backend import to_host
 from ..kernels.cells import Cell, WrittenCell
 from ..training import Optimiser
 from ..typing import Array, BoolArray
-from ..validation import expect_choice, expect_float, expect_int
+from ..validation import expect_choice, expect_float, expect_int, format_shape
 from .base import RecurrentEstimator, all_or_nothing
 from .choosing import Data, choose, season_of
 from .frames import (
@@ -30,6 +30,8 @@ from .frames import (
     index_of,
 )
 from .heads import COUNTS, HEADS, Quantiles, expect_quantiles
+from .history import Past, followed, longer, packed, unpacked
+from .probabilistic import ROWS, ProbabilisticForecasts, correlation_of, spread_of
 from .sequences import (
     SequenceDataset,
     Sequences,
@@ -85,7 +87,7 @@ def expect_no_sequences(name: str, y: Any) -> None:
         )
 
 
-class RNNForecaster(RecurrentEstimator):
+class RNNForecaster(ProbabilisticForecasts, RecurrentEstimator):
     """Recurrent forecaster of time series.
 
     Parameters
@@ -228,6 +230,8 @@ class RNNForecaster(RecurrentEstimator):
     lags_: int
     _missing: bool  # whether steps of fit were missing
     _typical: list[float]  # the scale of each channel, for series without one
+    _past: Past  # what forecasts without X read
+    _shapes: Any  # how they are given back
     _steps: list[list[float]] | None  # (horizon, C) the sizes of the targets; None: 1
 
     def __init__(
@@ -308,18 +312,20 @@ class RNNForecaster(RecurrentEstimator):
         """
         expect_no_sequences("y", y)
         self._expect_options()
-        X, exogenous, _ = self._as_lists(X, exogenous, y, table=False)
+        X, exogenous, shapes = self._as_lists(X, exogenous, y, table=False)
         series = self._read_series(X, reset=True)
         known = self._read_exogenous(exogenous, X, series, 0, reset=True)
         data = list(zip(series, known, strict=True))
         if self.warm_start and hasattr(self, "network_"):
-            return self._learn(data, self._transform, epochs=self.max_epochs)
-        transform, epochs, self.trials_ = self._chosen(data)
-        if self.early_stopping is True or epochs is None:
-            return self._learn(data, transform)
-        return self._learn(
-            data, transform, epochs=epochs if self.early_stopping else self.max_epochs
-        )
+            self._learn(data, self._transform, epochs=self.max_epochs, spread=self._spread)
+        else:
+            transform, epochs, spread, self.trials_ = self._chosen(data)
+            if not self.early_stopping:
+                epochs = self.max_epochs
+            if self.early_stopping is True:
+                epochs = None
+            self._learn(data, transform, epochs=epochs, spread=spread)
+        return self._remember(data, shapes)
 
     @all_or_nothing
     def partial_fit(self, X: Any, y: Any = None, *, exogenous: Any = None) -> Self:
@@ -342,15 +348,84 @@ class RNNForecaster(RecurrentEstimator):
         expect_no_sequences("y", y)
         anew = not hasattr(self, "network_")
         self._expect_options()
-        X, exogenous, _ = self._as_lists(X, exogenous, y, table=not anew and self._table)
+        X, exogenous, shapes = self._as_lists(X, exogenous, y, table=not anew and self._table)
         series = self._read_series(X, reset=anew)
         known = self._read_exogenous(exogenous, X, series, 0, reset=anew)
         data = list(zip(series, known, strict=True))
         if anew:
-            transform, _, self.trials_ = self._chosen(data)
+            transform, _, self._spread, self.trials_ = self._chosen(data)
             self._take(data, transform)
             self._measure(data)
-        return self._partial_fit(self._examples(data), self._outputs)
+        examples = self._examples(data)
+        self._partial_fit(examples, self._outputs)
+        self._relate(examples)
+        return self._remember(data, shapes)
+
+    @all_or_nothing
+    def update(self, X: Any, *, exogenous: Any = None) -> Self:
+        """Append new values to the series of ``fit``, without training.
+
+        ``predict()`` then forecasts what follows them.
+
+        Parameters
+        ----------
+        X : series
+            The values after those of ``fit`` or the last update, of each series and in its kind.
+        exogenous : list of (T_i, E) arrays or similar, optional
+            Exogenous inputs of these steps, if fit had them.
+
+        Returns
+        -------
+        Self
+            The estimator.
+
+        Raises
+        ------
+        ValueError
+            If times are not the next, or series are missing.
+        """
+        check_is_fitted(self)
+        given = X
+        if self._table:  # of as many columns as there are new steps
+            X = np.asarray(X)
+            X = list(X.reshape(len(X), -1, expect_int("step_features", self.step_features)))
+        X, exogenous, shapes = self._as_lists(X, exogenous, None, table=False)
+        if isinstance(self._shapes, dict) and not (
+            isinstance(shapes, dict) and set(shapes) == set(self._shapes)
+        ):
+            names = ", ".join(map(str, self._shapes))
+            raise ValueError(f"X: expected a dict with the names in fit, {names}")
+        if isinstance(self._shapes, dict):
+            order = [list(given).index(name) for name in self._shapes]
+            X = [X[k] for k in order]
+            exogenous = None if exogenous is None else [exogenous[k] for k in order]
+        if len(X) != len(self._past):
+            raise ValueError(f"X: expected {len(self._past)} series, as in fit, got {len(X)}")
+        series = read_sequences("X", X, self.network_.dtype, gaps=True)
+        if series[0].shape[1] != self._channels:
+            raise ValueError(
+                f"X: expected {self._channels} channels, as in fit, got {series[0].shape[1]}"
+            )
+        known = self._read_exogenous(exogenous, X, series, 0, reset=False)
+        news = list(zip(series, known, strict=True))
+        if isinstance(self._shapes, dict):
+            pairs = zip(self._shapes.items(), X, strict=True)
+            self._shapes = {name: followed(f"X[{name!r}]", one, x) for (name, one), x in pairs}
+        elif self._shapes is not None:
+            self._shapes = [followed("X", self._shapes[0], X[0])]
+        self._past = longer(self._past, news, self._kept)
+        return self
+
+    @property
+    def _kept(self) -> int | None:
+        """How many of the last steps forecasts read; None: all."""
+        return self._window + self._transform.lost if self._window else None
+
+    def _remember(self, data: Data, shapes: Any) -> Self:
+        """Keep what forecasts without X read."""
+        empty = [(values[:0], known[:0]) for values, known in data]
+        self._past, self._shapes = longer(data, empty, self._kept), shapes
+        return self
 
     def _expect_options(self) -> None:
         """Raises an error for a choice that is none."""
@@ -374,8 +449,8 @@ class RNNForecaster(RecurrentEstimator):
             if isinstance(value, str) and value != word:
                 raise ValueError(f"{name}: expected True, False or {word!r}, got {value!r}")
 
-    def _chosen(self, data: Data) -> tuple[Transform, int | None, list[dict[str, Any]]]:
-        """What is fixed, and what the data say of the rest."""
+    def _chosen(self, data: Data) -> tuple[Transform, int | None, float, list[dict[str, Any]]]:
+        """What is fixed, and what the data say of the rest; as ``choose`` has it."""
         counts = self.loss in COUNTS
         if counts:
             expect_counts("X", data, self.loss)
@@ -394,7 +469,7 @@ class RNNForecaster(RecurrentEstimator):
                 )
         open_ = "auto" in (self.differencing, self.log, self.lags)
         if not open_ and self.early_stopping != "refit":
-            return transform, None, []
+            return transform, None, 1.0, []
         return choose(self, data, transform)
 
     def _season(self, data: Data) -> int:
@@ -423,11 +498,13 @@ class RNNForecaster(RecurrentEstimator):
         transform: Transform,
         held: list[int] | None = None,
         epochs: int | None = None,
+        spread: float = 1.0,
     ) -> Self:
         """Train on series.
 
         held    how many steps of each are held out; None: as ``early_stopping`` says
         epochs  how many, of all the data; None: ``max_epochs``
+        spread  of what was held out before, where nothing is
         """
         valid, train = None, data
         self._take(data, transform)
@@ -437,7 +514,36 @@ class RNNForecaster(RecurrentEstimator):
             self._measure(train)
         if valid is None and epochs is None:
             epochs = self.max_epochs
-        return self._fit(self._examples(train), self._outputs, valid, epochs=epochs)
+        examples = self._examples(train)
+        self._fit(examples, self._outputs, valid, epochs=epochs)
+        self._spread = spread
+        if valid is not None and self._head is not None:
+            self._spread = spread_of(self._normal_scores(valid))
+        if held is None:
+            self._relate(examples)
+        return self
+
+    def _relate(self, examples: SequenceDataset) -> None:
+        """See how the errors of the next steps go together."""
+        if self._head is None:
+            return
+        count = max(1, ROWS * len(examples) // max(examples.count, 1))
+        rows = np.unique(np.linspace(0, len(examples) - 1, min(count, len(examples))).astype(int))
+        self._correlation = correlation_of(self._normal_scores(examples.picked(rows)))
+
+    def _normal_scores(self, examples: SequenceDataset) -> Array:
+        """Where targets (steps, horizon * C) that count are in what the network says of them."""
+        head: Any = self._head
+        scale: Any = 1.0
+        scores = np.asarray(self._scores(examples.xs), np.float64)
+        ts = np.concatenate(list(examples.ts)).astype(np.float64)
+        if examples.last is not None:
+            lengths = lengths_of(examples.ts)
+            counted = [np.arange(T) >= T - n for T, n in zip(lengths, examples.last, strict=True)]
+            ts, scores = ts[np.concatenate(counted)], scores[np.concatenate(counted)]
+        if head.counts:
+            ts, scale = ts[:, ::2], ts[:, 1::2]
+        return head.normal_scores(scores.reshape(*ts.shape, -1), ts, scale)
 
     def _as_read(self, other: "RNNForecaster") -> None:
         """Take up what reading X said to another."""
@@ -605,15 +711,16 @@ class RNNForecaster(RecurrentEstimator):
 
     # ---- use
 
-    def predict(self, X: Any, *, exogenous: Any = None, horizon: int | None = None) -> Any:
+    def predict(self, X: Any = None, *, exogenous: Any = None, horizon: int | None = None) -> Any:
         """Predict the steps after the end of each series.
 
         Parameters
         ----------
-        X : series
-            As ``fit`` takes them.
+        X : series, optional
+            As ``fit`` takes them. Default: those of ``fit``, and what ``update`` appended.
         exogenous : list of (T_i + horizon, E) arrays or similar, optional
-            Exogenous inputs, if fit had them: for all steps of the series and those to come.
+            Exogenous inputs, if fit had them: for all steps of the series and those to come;
+            without X those to come, (horizon, E).
         horizon : int, optional
             The number of steps; None: that of fit. Forecasts of more steps read those of the first.
 
@@ -623,21 +730,55 @@ class RNNForecaster(RecurrentEstimator):
             For a table a table (N, horizon * C). For one series (horizon,), a Series or a
             DataFrame, whose index goes on where that of X ends; for a dict a dict of those.
         """
-        check_is_fitted(self)
-        ahead = self._horizon if horizon is None else expect_int("horizon", horizon)
-        X, exogenous, shapes = self._as_lists(X, exogenous, None, table=self._table)
-        series = self._read_series(X, reset=False)
-        known = self._read_exogenous(exogenous, X, series, ahead, reset=False)
+        series, known, shapes = self._asked(X, exogenous, horizon)
+        ahead = self._horizon if horizon is None else horizon
         return self._in_shape(self._forecast_on(series, known, ahead), shapes)
 
-    def _in_shape(self, forecast: Array, shapes: Any) -> Any:
-        """Forecasts (N, horizon, C) as X was given."""
+    def _asked(self, X: Any, exogenous: Any, horizon: int | None) -> tuple[Any, Any, Any]:
+        """Series, the inputs that are known of them and of the horizon, and how they were given."""
+        check_is_fitted(self)
+        ahead = self._horizon if horizon is None else expect_int("horizon", horizon)
+        if X is None:
+            series = [values for values, _ in self._past]
+            return series, self._future(exogenous, ahead), self._shapes
+        X, exogenous, shapes = self._as_lists(X, exogenous, None, table=self._table)
+        series = self._read_series(X, reset=False)
+        return series, self._read_exogenous(exogenous, X, series, ahead, reset=False), shapes
+
+    def _future(self, exogenous: Any, ahead: int) -> Sequences:
+        """The known inputs of the past, and those of the steps to come."""
+        names = list(self._shapes) if isinstance(self._shapes, dict) else range(len(self._past))
+        if exogenous is None:
+            more = [np.zeros((ahead, 0))] * len(names)
+        elif named(exogenous):
+            more = [column_of(exogenous[name]) for name in names]
+        elif is_one(exogenous) or (len(names) == 1 and np.ndim(exogenous) == 2):
+            more = [column_of(exogenous)]
+        else:
+            more = [column_of(one) for one in listed(exogenous)]
+        found = [np.asarray(one, values.dtype) for one, (values, _) in
+                 zip(more, self._past, strict=False)]  # fmt: skip
+        for k, one in enumerate(found):
+            if len(more) != len(names) or one.shape != (ahead, self._known_features):
+                raise ValueError(
+                    f"exogenous[{k}]: expected the {ahead} steps to come of "
+                    f"{self._known_features} features for {len(names)} series, got shape "
+                    f"{format_shape(one.shape)} for {len(more)}"
+                )
+        return [
+            np.concatenate([known, one]) for (_, known), one in zip(self._past, found, strict=True)
+        ]
+
+    def _in_shape(self, forecast: Array, shapes: Any, labels: Any = None) -> Any:
+        """Forecasts (N, horizon, C), or with labels (N, horizon, C, L), as X was given."""
         if isinstance(shapes, dict):
             pairs = zip(shapes.items(), forecast, strict=True)
-            return {name: in_shape(one, shape) for (name, shape), one in pairs}
+            return {name: in_shape(one, shape, labels) for (name, shape), one in pairs}
         if shapes is not None:
-            return in_shape(forecast[0], shapes[0])
-        return forecast.reshape(len(forecast), -1) if self._table else forecast
+            return in_shape(forecast[0], shapes[0], labels)
+        if not self._table:
+            return forecast
+        return forecast.reshape(len(forecast), -1, *forecast.shape[3:])
 
     def score(self, X: Any, y: Any = None, *, exogenous: Any = None) -> float:
         """Return R² of forecasts of the last ``horizon`` steps of each series from those before.
@@ -854,3 +995,22 @@ class RNNForecaster(RecurrentEstimator):
             expect_order(f"exogenous[{k}]", index_of(more), even=True)
             if isinstance(X, (list, tuple)):
                 expect_same_index(f"exogenous[{k}]", more, f"X[{k}]", X[k])
+
+    # ---- pickle
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        if "_past" in state:
+            state["_past"] = packed(state["_past"])
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if hasattr(self, "_past"):
+            try:
+                self._past = unpacked(self._past)  # type: ignore[arg-type]
+            except Exception as error:
+                raise ValueError(
+                    f"{type(self).__name__}: expected the pickle of a fitted one, got one that is "
+                    f"damaged ({error!r})"
+                ) from error

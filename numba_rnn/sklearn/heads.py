@@ -15,6 +15,7 @@ from ..backend import engine_for_input, to_host
 from ..typing import Array, BoolArray
 
 LEAST = 1e-4  # of a scale
+FAR = 5.0  # a normal score beyond it says no more
 FREEDOM = 2.0  # the least degrees of freedom: a variance is wanted
 
 
@@ -53,6 +54,10 @@ class Head:
 
     def quantile(self, scores: Array, q: Any, scale: Any = 1.0) -> Array:
         """The quantile q, a number or an array that fits (...), of the target (...)."""
+        raise NotImplementedError
+
+    def normal_scores(self, scores: Array, ts: Array, scale: Any = 1.0) -> Array:
+        """Where targets (...) are in the distribution: the numbers of as likely normal ones."""
         raise NotImplementedError
 
     def forward(self, xs: Array, ts: Array, mask: BoolArray | None = None) -> float:
@@ -109,6 +114,15 @@ class Quantiles(Head):
         share = (want - at[k]) / (at[k + 1] - at[k])
         return low + np.clip(share, -9, 9) * (high - low)
 
+    def normal_scores(self, scores: Array, ts: Array, scale: Any = 1.0) -> Array:
+        found, at = np.sort(scores, axis=-1), stats.norm.ppf(self.quantiles)
+        if self.parameters == 1:
+            return np.zeros(ts.shape)
+        k = np.clip((found <= ts[..., None]).sum(axis=-1) - 1, 0, self.parameters - 2)
+        low, high = (np.take_along_axis(found, (k + i)[..., None], -1)[..., 0] for i in (0, 1))
+        share = (ts - low) / np.maximum(high - low, LEAST)
+        return np.clip(at[k] + share * (at[k + 1] - at[k]), -FAR, FAR)
+
 
 class Normal(Head):
     """The normal distribution: its mean, and its deviation through a softplus."""
@@ -129,6 +143,10 @@ class Normal(Head):
     def quantile(self, scores: Array, q: Any, scale: Any = 1.0) -> Array:
         mean, deviation = self._read(scores)
         return stats.norm.ppf(q, mean, deviation)
+
+    def normal_scores(self, scores: Array, ts: Array, scale: Any = 1.0) -> Array:
+        mean, deviation = self._read(scores)
+        return np.clip((ts - mean) / deviation, -FAR, FAR)
 
 
 class StudentT(Head):
@@ -175,6 +193,10 @@ class StudentT(Head):
         centre, scale, freedom = self._read(scores)
         return stats.t.ppf(q, freedom, centre, scale)
 
+    def normal_scores(self, scores: Array, ts: Array, scale: Any = 1.0) -> Array:
+        centre, scale, freedom = self._read(scores)
+        return np.clip(stats.norm.ppf(stats.t.cdf(ts, freedom, centre, scale)), -FAR, FAR)
+
 
 class NegativeBinomial(Head):
     """The negative binomial distribution of counts: its mean, and its dispersion.
@@ -211,6 +233,11 @@ class NegativeBinomial(Head):
         mean, dispersion = self._read(scores, scale)
         number = 1 / dispersion
         return stats.nbinom.ppf(q, number, number / (number + mean))
+
+    def normal_scores(self, scores: Array, ts: Array, scale: Any = 1.0) -> Array:
+        mean, dispersion = self._read(scores, scale)
+        known = stats.nbinom(1 / dispersion, 1 / (1 + dispersion * mean))
+        return np.clip(stats.norm.ppf(known.cdf(ts) - known.pmf(ts) / 2), -FAR, FAR)
 
 
 HEADS: dict[str, Any] = {one.name: one for one in (Quantiles, Normal, StudentT, NegativeBinomial)}

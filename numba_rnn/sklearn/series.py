@@ -49,8 +49,11 @@ def shape_of(x: Any) -> Shape:
     return {"kind": "frame", "columns": x.columns, **tail}
 
 
-def in_shape(forecast: Array, shape: Shape) -> Any:
-    """A forecast (horizon, C) as the series was given, with the index that follows on its own."""
+def in_shape(forecast: Array, shape: Shape, labels: Any = None) -> Any:
+    """A forecast (horizon, C) as the series was given, with the index that follows on its own.
+
+    labels  of several for each step and channel, (horizon, C, L): they are columns
+    """
     if shape["kind"] == "matrix":
         return forecast
     if shape["kind"] == "array":
@@ -59,8 +62,13 @@ def in_shape(forecast: Array, shape: Shape) -> Any:
 
     index = index_after(shape, len(forecast))
     if shape["kind"] == "series":
-        return pd.Series(forecast[:, 0], index, name=shape["name"])
-    return pd.DataFrame(forecast, index, shape["columns"])
+        if labels is None:
+            return pd.Series(forecast[:, 0], index, name=shape["name"])
+        return pd.DataFrame(forecast[:, 0], index, labels)
+    columns = shape["columns"]
+    if labels is not None:
+        columns = pd.MultiIndex.from_product([columns, labels])
+    return pd.DataFrame(forecast.reshape(len(forecast), -1), index, columns)
 
 
 def index_after(shape: Shape, count: int) -> Any:

@@ -1,0 +1,61 @@
+"""The past that a forecaster keeps, so that it can go on from new values without training."""
+
+from typing import Any
+
+import numpy as np
+
+from ..typing import Array
+from .frames import are_times, index_of
+from .series import TAIL, Shape, index_after
+
+Past = list[tuple[Array, Array]]  # values (T, C) and known inputs (T, E) of each series
+
+
+def packed(past: Past) -> bytes:
+    """As bytes, for a pickle."""
+    from safetensors.numpy import save
+
+    return save(
+        {
+            f"{part}.{k}": np.ascontiguousarray(array)
+            for k, pair in enumerate(past)
+            for part, array in zip(("values", "known"), pair, strict=True)
+        }
+    )
+
+
+def unpacked(data: bytes) -> Past:
+    """What ``packed`` made bytes of."""
+    from safetensors.numpy import load
+
+    arrays = load(data)
+    return [(arrays[f"values.{k}"], arrays[f"known.{k}"]) for k in range(len(arrays) // 2)]
+
+
+def longer(past: Past, more: Past, keep: int | None) -> Past:
+    """A past with what came after it, of which the last ``keep`` steps are kept; None: all."""
+    start = -keep if keep else 0
+    return [
+        (np.concatenate([values, new])[start:], np.concatenate([known, later])[start:])
+        for (values, known), (new, later) in zip(past, more, strict=True)
+    ]
+
+
+def followed(name: str, shape: Shape, new: Any) -> Shape:
+    """The shape of a series with new values behind it.
+
+    Raises ValueError where their times are not the next.
+    """
+    index = index_of(new)
+    if "index" not in shape:
+        return shape
+    if index is not None:
+        expected = index_after(shape, len(new))
+        if are_times(index) and list(index) != list(expected) and str(index[0]) != str(expected[0]):
+            raise ValueError(f"{name}: expected the times from {expected[0]}, got {index[0]}")
+    else:
+        index = index_after(shape, len(new))
+    if type(index) is not type(shape["index"]):
+        index = index_after(shape, len(new))
+    tail = shape["index"].append(index)[-TAIL:]
+    return {**shape, "index": tail, "steps": shape["steps"] + len(new)}
