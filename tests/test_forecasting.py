@@ -11,6 +11,7 @@ from sklearn.base import clone
 
 from helpers import central_differences, relative_error
 from numba_rnn.sklearn import RNNForecaster
+from numba_rnn.sklearn.backtest import crps, mase, smape
 from numba_rnn.sklearn.heads import NegativeBinomial, Normal, Quantiles, StudentT, softplus
 from numba_rnn.sklearn.transform import Transform, filled, find_season
 
@@ -572,3 +573,76 @@ def test_what_is_known_of_new_steps_is_given_with_them():
     for wrong in (None, known[:3], known[:4, [0, 0]]):
         with pytest.raises(ValueError, match=r"exogenous\[0\]: expected the 4 steps to come of 1"):
             model.predict(exogenous=wrong)
+
+
+# ---- backtests
+
+
+def test_measures_are_those_of_the_books():
+    past, came, said = (
+        np.arange(8.0)[:, None] ** 2,
+        np.array([[70.0], [80]]),
+        np.array([[60.0], [90]]),
+    )
+    assert mase(came, said, past, 1) == pytest.approx(10 / np.diff(past[:, 0]).mean())
+    assert mase(came, said, past, 3) == pytest.approx(10 / (past[3:] - past[:-3]).mean())
+    assert smape(came, said) == pytest.approx((20 / 130 + 20 / 170) / 2)
+    assert smape(came * 0, said * 0) == 0
+    assert crps(came, said[..., None], np.array([0.5])) == pytest.approx(10)
+    levels = np.arange(1, 1000) / 1000
+    spread = stats.norm.ppf(levels, 3, 2)[None, None]
+    z = (4.5 - 3) / 2  # the closed form of a normal distribution (Gneiting et al. 2005)
+    want = 2 * (z * (2 * stats.norm.cdf(z) - 1) + 2 * stats.norm.pdf(z) - 1 / np.sqrt(np.pi))
+    assert crps(np.array([[4.5]]), spread, levels) == pytest.approx(want, rel=0.01)
+
+
+def test_a_backtest_forecasts_windows_from_what_came_before():
+    model = RNNForecaster(horizon=4, loss="normal", **FAST)
+    series = pd.Series(SALES, INDICES["days"][:60])
+    found = model.backtest(series, windows=3, stride=5)
+    assert not hasattr(model, "network_")
+    assert [one.end for one in found.windows] == [46, 51, 56]
+    for one in found.windows:
+        past = clone(model).fit(SALES[: one.end])
+        np.testing.assert_array_equal(one.said[:, 0], past.predict())
+        np.testing.assert_array_equal(one.came[:, 0], SALES[one.end : one.end + 4])
+        np.testing.assert_array_equal(one.naive[:, 0], SALES[one.end - 4 : one.end])
+        bands = past.predict_interval(coverage=0.8)
+        np.testing.assert_allclose(np.c_[one.lower, one.upper], bands)
+        assert one.scores["seasonal naive"]["MASE"] == mase(
+            one.came, one.naive, SALES[: one.end, None], 4
+        )
+    scores = found.scores
+    assert list(scores) == ["RNNForecaster", "seasonal naive"]
+    mean = np.mean([one.scores["RNNForecaster"]["CRPS"] for one in found.windows])
+    assert scores["RNNForecaster"]["CRPS"] == pytest.approx(mean)
+    assert f"{mean:9.3g}" in str(found)
+    assert "mean of 3 forecasts" in str(found)
+    figure = found.plot()
+    assert [text.get_text() for text in figure.axes[0].get_legend().texts] == [
+        "series", "seasonal naive", "RNNForecaster"
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="series: expected one of 0, got 'x'"):
+        found.plot("x")
+
+
+def test_a_backtest_without_refitting_reads_what_came_since():
+    model = RNNForecaster(horizon=3, **FAST)
+    known = RNG.standard_normal((60, 1))
+    shop = {"a": SALES, "b": SALES[:50]}
+    more = {"a": known, "b": known[:50]}
+    found = model.backtest(shop, exogenous=more, windows=2, refit=False)
+    first = clone(model).fit({"a": SALES[:54], "b": SALES[:44]},
+                             exogenous={"a": known[:54], "b": known[:44]})  # fmt: skip
+    assert [(one.series, one.end) for one in found.windows] == [
+        ("a", 54), ("b", 44), ("a", 57), ("b", 47)
+    ]  # fmt: skip
+    want = first.predict({"a": SALES[:57], "b": SALES[:47]}, exogenous=more)
+    np.testing.assert_array_equal(found.windows[2].said[:, 0], want["a"])
+    assert found.windows[0].lower is None
+    assert len(found.plot("b").axes[0].lines) == 5
+    table = SALES.reshape(3, 20)
+    assert len(model.backtest(table, windows=2).windows) == 6
+    assert model.set_params(step_features=2).backtest(table, windows=2).windows[0].end == 4
+    with pytest.raises(ValueError, match="windows: expected so few that 4 steps at least come"):
+        model.backtest(SALES, windows=20)

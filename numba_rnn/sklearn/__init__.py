@@ -2,7 +2,8 @@
 
     from numba_rnn.sklearn import RNNClassifier, RNNForecaster, RNNRegressor
 
-They need scikit-learn (``pip install "numba-rnn[sklearn]"``). All three take the same X:
+They need scikit-learn (``pip install "numba-rnn[sklearn]"``). All three take the same X, and
+`RNNForecaster` one series as it comes, too:
 
 - (N, T, D) array: N sequences of T steps of D features
 - list of (T_i, D): sequences of different lengths, arrays or DataFrames
@@ -21,8 +22,9 @@ from ..optional_deps import optional_import
 with optional_import("sklearn", "numba_rnn.sklearn"):
     import sklearn as _scikit_learn  # noqa: F401
 
+from .backtest import Backtest
 from .base import RecurrentEstimator
 from .forecaster import RNNForecaster
 from .supervised import RNNClassifier, RNNRegressor
 
-__all__ = ["RNNClassifier", "RNNForecaster", "RNNRegressor", "RecurrentEstimator"]
+__all__ = ["Backtest", "RNNClassifier", "RNNForecaster", "RNNRegressor", "RecurrentEstimator"]

@@ -16,6 +16,7 @@ from ..kernels.cells import Cell, WrittenCell
 from ..training import Optimiser
 from ..typing import Array, BoolArray
 from ..validation import expect_choice, expect_float, expect_int, format_shape
+from .backtest import Backtesting
 from .base import RecurrentEstimator, all_or_nothing
 from .choosing import Data, choose, season_of
 from .frames import (
@@ -87,7 +88,7 @@ def expect_no_sequences(name: str, y: Any) -> None:
         )
 
 
-class RNNForecaster(ProbabilisticForecasts, RecurrentEstimator):
+class RNNForecaster(ProbabilisticForecasts, Backtesting, RecurrentEstimator):
     """Recurrent forecaster of time series.
 
     Parameters
