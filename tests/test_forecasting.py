@@ -12,7 +12,9 @@ from sklearn.base import clone
 from helpers import central_differences, relative_error
 from numba_rnn.sklearn import RNNForecaster
 from numba_rnn.sklearn.backtest import crps, mase, smape
+from numba_rnn.sklearn.calendar_features import calendar_features
 from numba_rnn.sklearn.heads import NegativeBinomial, Normal, Quantiles, StudentT, softplus
+from numba_rnn.sklearn.network import Network
 from numba_rnn.sklearn.transform import Transform, filled, find_season
 
 FAST = {"cell": "rnn", "hidden_size": 5, "max_epochs": 5, "random_state": 0}
@@ -646,3 +648,134 @@ def test_a_backtest_without_refitting_reads_what_came_since():
     assert model.set_params(step_features=2).backtest(table, windows=2).windows[0].end == 4
     with pytest.raises(ValueError, match="windows: expected so few that 4 steps at least come"):
         model.backtest(SALES, windows=20)
+
+
+# ---- calendar, static features, embeddings
+
+
+def test_the_calendar_has_the_cycles_that_steps_can_show():
+    hours = calendar_features("X", pd.date_range("2026-01-01", periods=400, freq="h"), 3600)
+    assert hours.shape == (400, 6)  # year, week, day
+    np.testing.assert_allclose(hours[24:, 4:], hours[:-24, 4:], atol=1e-9)
+    np.testing.assert_allclose(hours[168:, 2:4], hours[:-168, 2:4], atol=1e-9)
+    monday = calendar_features("X", pd.DatetimeIndex(["2026-01-05"]), 86400)  # at midnight
+    np.testing.assert_allclose(monday[0, 2:], [0, 1], atol=1e-9)
+    months = calendar_features("X", pd.period_range("2020-01", periods=36, freq="M"), 30.4 * 86400)
+    assert months.shape == (36, 2)
+    np.testing.assert_allclose(months[12:], months[:-12], atol=0.03)
+    here = calendar_features("X", pd.date_range("2026-01-01", periods=9, tz="Asia/Tokyo"), 86400)
+    there = calendar_features("X", pd.date_range("2026-01-01", periods=9), 86400)
+    np.testing.assert_array_equal(here, there)
+
+
+def test_the_calendar_tells_what_the_past_does_not():
+    """Tuesdays are high, of which a window of one step knows nothing."""
+    days = pd.date_range("2024-01-01", periods=300)
+    rng = np.random.default_rng(0)
+    values = pd.Series(10.0 * (days.day_of_week == 1) + rng.standard_normal(300), days)
+    options = {"horizon": 1, "differencing": None, "season": None, "lags": 1, "random_state": 0}
+    model = RNNForecaster("rnn", calendar=True, window=1, **options).fit(values[:297])
+    blind = RNNForecaster("rnn", window=1, **options).fit(values[:297])
+    ends = range(279, 300)
+    errors = [
+        np.mean([abs(one.predict(values[:end]).iloc[0] - values.iloc[end]) for end in ends])
+        for one in (model, blind)
+    ]
+    assert errors[0] < 1.2 < 2 < errors[1]
+
+
+def test_the_calendar_goes_on_with_the_series():
+    index = INDICES["days"]
+    series = pd.Series(SALES, index[:60])
+    model = RNNForecaster(calendar=True, horizon=3, **FAST).fit(series[:50])
+    pd.testing.assert_series_equal(model.predict(), model.predict(series[:50]))
+    later = model.predict(series[:50], horizon=7)
+    pd.testing.assert_series_equal(model.predict(horizon=7), later)
+    model.update(series[50:])
+    pd.testing.assert_series_equal(model.predict(), model.predict(series))
+    pd.testing.assert_series_equal(pickle.loads(pickle.dumps(model)).predict(), model.predict())
+    plain = RNNForecaster(calendar=True, horizon=3, **FAST).fit(series[:50])
+    plain.update(SALES[50:])
+    pd.testing.assert_series_equal(plain.predict(), model.predict(), check_freq=False)
+    assert len(model.backtest(series, windows=2).windows) == 2
+    with pytest.raises(ValueError, match="calendar: expected X with an index of dates, got none"):
+        model.fit(SALES)
+    with pytest.raises(ValueError, match=r"calendar: expected X\[0\] with an index of dates"):
+        RNNForecaster(calendar=True, **FAST).fit(series).predict(SALES)
+
+
+def test_a_static_feature_tells_series_apart():
+    rng = np.random.default_rng(0)
+    signs = np.repeat([1.0, -1.0], 20)
+    noise = rng.standard_normal((40, 30))
+    series = signs[:, None] * np.abs(noise)  # the size is chance, the sign is not
+    names = [f"s{k}" for k in range(40)]
+    options = {"window": 1, "differencing": None, "lags": 1, "random_state": 0, "scaling": None}
+    model = RNNForecaster("rnn", **options).fit(series[:, :29], static=signs)
+    said = model.predict(np.zeros((40, 29)), static=signs)
+    assert (np.sign(said[:, 0]) == signs).all()
+    shop = dict(zip(names, series, strict=True))
+    frame = pd.DataFrame({"sign": signs}, index=names)
+    by_name = RNNForecaster("rnn", **options).fit(shop, static=frame.iloc[::-1])
+    some = {name: shop[name] for name in ("s39", "s0")}
+    want = by_name.predict(shop, static=dict(zip(names, signs, strict=True)))
+    got = by_name.predict(some, static=frame)
+    np.testing.assert_allclose(got["s39"], want["s39"], rtol=1e-6)
+    np.testing.assert_array_equal(by_name.predict()["s0"], want["s0"])
+    by_name.update({name: values[:2] for name, values in shop.items()})
+    assert len(by_name.backtest(some, static=frame, windows=2).windows) == 4
+    for wrong, says in (
+        (None, "static: expected the features of each series, as in fit, got None"),
+        (frame.iloc[:1], "static: expected a row for each series, got none for s39"),
+        ({"s0": 1}, "static: expected a dict with the names in X"),
+        (np.ones((2, 3)), r"static: expected 2 rows of 1, one for each series, got shape \(2, 3\)"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            by_name.predict(some, static=wrong)
+
+
+def test_an_embedding_learns_what_series_are():
+    rng = np.random.default_rng(0)
+    names = "abcdef"
+    levels = dict(zip(names, [1, -1, 1, -1, 1, -1], strict=True))
+    shop = {
+        name: levels[name] * abs(rng.standard_normal(60 + 5 * k)) for k, name in enumerate(names)
+    }
+    options = {"window": 1, "differencing": None, "lags": 1, "random_state": 0, "scaling": None}
+    model = RNNForecaster("rnn", embedding=2, log=False, **options).fit(shop)
+    nothing = {name: np.zeros(5) for name in reversed(names)}
+    said = model.predict(nothing)
+    assert {name: int(np.sign(one[0])) for name, one in said.items()} == levels
+    assert model.network_.embedding.W.shape == (6, 2)
+    again = pickle.loads(pickle.dumps(model))
+    assert again.predict(nothing)["c"] == said["c"]
+    assert model.predict({"d": np.zeros(5)})["d"] == pytest.approx(said["d"])
+    model.update({name: np.zeros(3) for name in names})
+    assert model.predict()["d"] == pytest.approx(said["d"])
+    with pytest.raises(ValueError, match=r"embedding: .* in fit, a, b.*got x"):
+        model.predict({"x": np.zeros(5)})
+    listed = RNNForecaster("rnn", embedding=2, **options).fit([x[:, None] for x in shop.values()])
+    with pytest.raises(ValueError, match="embedding: expected the 6 series of fit, got 1; give"):
+        listed.predict([np.zeros((5, 1))])
+    assert len(model.backtest(shop, windows=2).windows) == 12
+
+
+def test_gradients_of_an_embedding_are_central_differences():
+    rng = np.random.default_rng(0)
+    network = Network(
+        5, 2, cell="gru", hidden_size=3, layers=2, bidirectional=False, dropout=0.0, per_step=True,
+        dtype="float64", rng=rng, embedding=(4, 2),
+    )  # fmt: skip
+    xs = rng.standard_normal((3, 4, 4))
+    xs[:, :, -1] = [[0], [3], [0]]
+    lengths = np.array([4, 2, 3])
+    weights = rng.standard_normal((3, 4, 2)) * (np.arange(4)[:, None] < lengths[:, None, None])
+
+    def loss():
+        return float((network.forward(xs, lengths) * weights).sum())
+
+    loss()
+    network.backward(weights)
+    for param, grad in zip(network.params, network.grads, strict=True):
+        assert relative_error(grad, central_differences(loss, param)) < 1e-6
+    assert not network.grads[-1][1:3].any()

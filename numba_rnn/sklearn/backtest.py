@@ -10,6 +10,7 @@ from ..optional_deps import optional_import
 from ..typing import AnyArray, Array
 from ..validation import expect_int
 from .choosing import season_of
+from .known import static_features
 from .sequences import is_table
 
 MEASURES = "MASE", "sMAPE", "CRPS"
@@ -169,6 +170,7 @@ class Backtesting:
         X: Any,
         *,
         exogenous: Any = None,
+        static: Any = None,
         windows: int = 4,
         stride: int | None = None,
         refit: bool = True,
@@ -183,6 +185,8 @@ class Backtesting:
             As ``fit`` takes them.
         exogenous : list of (T_i, E) arrays or similar, optional
             Exogenous inputs of all steps.
+        static : (N, S) array, DataFrame or dict, optional
+            Features of each series.
         windows : int, default 4
             The number of windows of ``horizon`` steps; the last ends with the series.
         stride : int, optional
@@ -206,7 +210,10 @@ class Backtesting:
         count = expect_int("windows", windows)
         step = horizon if stride is None else expect_int("stride", stride)
         X, known, shapes = self._as_lists(X, exogenous, None, table=False)
-        names = list(map(str, shapes if isinstance(shapes, dict) else range(len(X))))
+        named = list(shapes) if isinstance(shapes, dict) else None
+        names = list(map(str, named or range(len(X))))
+        if static is not None:
+            static = static_features(static, named, len(X), None)
         if is_table("X", X):
             X = np.asarray(X).reshape(len(X), -1, expect_int("step_features", self.step_features))
         series = [np.asarray(x, np.float64) for x in X]
@@ -225,11 +232,11 @@ class Backtesting:
                 before = [cut(x, end) for x, end in zip(known, ends, strict=True)]
                 after = [cut(x, end + horizon) for x, end in zip(known, ends, strict=True)]
             if model is None or refit:
-                model = clone(self).fit(pasts, exogenous=before)
-            said = model.predict(pasts, exogenous=after)
+                model = clone(self).fit(pasts, exogenous=before, static=static)
+            said = model.predict(pasts, exogenous=after, static=static)
             spread = None
             if self._head is not None:
-                spread = model.predict_quantiles(pasts, LEVELS, exogenous=after)
+                spread = model.predict_quantiles(pasts, LEVELS, exogenous=after, static=static)
             data = [(x[:end], None) for x, end in zip(series, ends, strict=True)]
             season = model.season_ or season_of(data) or 1
             for row, (name, x, end) in enumerate(zip(names, series, ends, strict=True)):

@@ -252,6 +252,7 @@ class RecurrentEstimator(BaseEstimator):
         first = examples.xs[0]
         config = {"input_size": first.shape[1], "output_size": outputs, "dtype": first.dtype.name}
         config |= {name: getattr(self, name) for name in _NETWORK}
+        config |= self._network_options(first.shape[1])
         if self.clip is not None:
             expect_float("clip", self.clip, 0, low_open=True)
         if anew:
@@ -260,11 +261,15 @@ class RecurrentEstimator(BaseEstimator):
             self._optimiser: Optimiser | None = None  # partial_fit's
             return
         for name, value in self.network_.config.items():
-            if config[name] != value:
+            if config.get(name) != value:
                 raise ValueError(
                     f"{name}: expected {value!r}, as in the network that is trained "
-                    f"further, got {config[name]!r}"
+                    f"further, got {config.get(name)!r}"
                 )
+
+    def _network_options(self, features: int) -> dict[str, Any]:
+        """What else a network of so many features of a step is given."""
+        return {}
 
     def _new_optimiser(self) -> Optimiser:
         if not callable(self.optimiser):

@@ -18,6 +18,7 @@ from ..typing import Array, BoolArray
 from ..validation import expect_choice, expect_float, expect_int, format_shape
 from .backtest import Backtesting
 from .base import RecurrentEstimator, all_or_nothing
+from .calendar_features import calendar_features, step_of
 from .choosing import Data, choose, season_of
 from .frames import (
     are_names,
@@ -32,6 +33,7 @@ from .frames import (
 )
 from .heads import COUNTS, HEADS, Quantiles, expect_quantiles
 from .history import Past, followed, longer, packed, unpacked
+from .known import calendar_after, calendars, numbers_of, static_features
 from .probabilistic import ROWS, ProbabilisticForecasts, correlation_of, spread_of
 from .sequences import (
     SequenceDataset,
@@ -123,6 +125,12 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, RecurrentEstimator):
         "quantile", "normal", "student_t" or, for counts, "negative_binomial".
     quantiles : tuple of float
         The quantiles that loss="quantile" learns; others lie between them.
+    calendar : bool, default False
+        Whether each step reads where in the year, the week and the day it is, from the dates of the
+        series: sine and cosine of the cycles that are longer than two steps.
+    embedding : int, default 0
+        The size of a vector that is learnt for each series of ``fit``, and read at each step; 0:
+        none. Only those series can be forecast then, by their names or all in their order.
     hidden_size : int, default 32
         H, the number of units of each recurrent layer (in each direction).
     layers : int, default 1
@@ -231,6 +239,12 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, RecurrentEstimator):
     lags_: int
     _missing: bool  # whether steps of fit were missing
     _typical: list[float]  # the scale of each channel, for series without one
+    _embedded: tuple[int, int] | None = None  # vectors, numbers
+    _ends: list[Shape]  # where the dates of each series end
+    _now = 0  # how many of the known inputs are read at their own step
+    _static: int  # features
+    _seconds: float  # from a step to the next, for the calendar
+    _series: list[Any] | int  # names in fit, or how many
     _past: Past  # what forecasts without X read
     _shapes: Any  # how they are given back
     _steps: list[list[float]] | None  # (horizon, C) the sizes of the targets; None: 1
@@ -249,6 +263,8 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, RecurrentEstimator):
         lags: int | str = "auto",
         loss: str = "mse",
         quantiles: tuple[float, ...] = QUANTILES,
+        calendar: bool = False,
+        embedding: int = 0,
         hidden_size: int = 32,
         layers: int = 1,
         dropout: float = 0.0,
@@ -284,6 +300,8 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, RecurrentEstimator):
         self.lags = lags
         self.loss = loss
         self.quantiles = quantiles
+        self.calendar = calendar
+        self.embedding = embedding
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -294,7 +312,7 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, RecurrentEstimator):
     # ---- training
 
     @all_or_nothing
-    def fit(self, X: Any, y: Any = None, *, exogenous: Any = None) -> Self:
+    def fit(self, X: Any, y: Any = None, *, exogenous: Any = None, static: Any = None) -> Self:
         """Train on series.
 
         Parameters
@@ -305,6 +323,8 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, RecurrentEstimator):
             scikit-learn passes it.
         exogenous : list of (T_i, E) arrays, (N, T, E) array or (N, T) table, optional
             Exogenous inputs, as long as the series.
+        static : (N, S) array, DataFrame or dict, optional
+            Features of each series that do not change; by name where X is a dict.
 
         Returns
         -------
@@ -315,7 +335,7 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, RecurrentEstimator):
         self._expect_options()
         X, exogenous, shapes = self._as_lists(X, exogenous, y, table=False)
         series = self._read_series(X, reset=True)
-        known = self._read_exogenous(exogenous, X, series, 0, reset=True)
+        known = self._read_known(exogenous, static, X, series, shapes, 0, reset=True)
         data = list(zip(series, known, strict=True))
         if self.warm_start and hasattr(self, "network_"):
             self._learn(data, self._transform, epochs=self.max_epochs, spread=self._spread)
@@ -326,10 +346,12 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, RecurrentEstimator):
             if self.early_stopping is True:
                 epochs = None
             self._learn(data, transform, epochs=epochs, spread=spread)
-        return self._remember(data, shapes)
+        return self._remember(data, X, shapes)
 
     @all_or_nothing
-    def partial_fit(self, X: Any, y: Any = None, *, exogenous: Any = None) -> Self:
+    def partial_fit(
+        self, X: Any, y: Any = None, *, exogenous: Any = None, static: Any = None
+    ) -> Self:
         """Train on series for one epoch.
 
         Parameters
@@ -340,6 +362,8 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, RecurrentEstimator):
             scikit-learn passes it.
         exogenous : list of (T_i, E) arrays, (N, T, E) array or (N, T) table, optional
             Exogenous inputs, as long as the series.
+        static : (N, S) array, DataFrame or dict, optional
+            Features of each series that do not change; by name where X is a dict.
 
         Returns
         -------
@@ -351,7 +375,7 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, RecurrentEstimator):
         self._expect_options()
         X, exogenous, shapes = self._as_lists(X, exogenous, y, table=not anew and self._table)
         series = self._read_series(X, reset=anew)
-        known = self._read_exogenous(exogenous, X, series, 0, reset=anew)
+        known = self._read_known(exogenous, static, X, series, shapes, 0, reset=anew)
         data = list(zip(series, known, strict=True))
         if anew:
             transform, _, self._spread, self.trials_ = self._chosen(data)
@@ -360,7 +384,7 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, RecurrentEstimator):
         examples = self._examples(data)
         self._partial_fit(examples, self._outputs)
         self._relate(examples)
-        return self._remember(data, shapes)
+        return self._remember(data, X, shapes)
 
     @all_or_nothing
     def update(self, X: Any, *, exogenous: Any = None) -> Self:
@@ -408,12 +432,22 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, RecurrentEstimator):
                 f"X: expected {self._channels} channels, as in fit, got {series[0].shape[1]}"
             )
         known = self._read_exogenous(exogenous, X, series, 0, reset=False)
+        known = [
+            np.concatenate([one, np.repeat(past[-1:, one.shape[1] :], len(one), axis=0)], axis=1)
+            for one, (_, past) in zip(known, self._past, strict=True)
+        ]
+        if self.calendar:
+            for k, (one, x) in enumerate(zip(known, X, strict=True)):
+                found = self._calendar_after(k, x, len(one))
+                one[:, self._known_features :][:, : found.shape[1]] = found
         news = list(zip(series, known, strict=True))
         if isinstance(self._shapes, dict):
             pairs = zip(self._shapes.items(), X, strict=True)
             self._shapes = {name: followed(f"X[{name!r}]", one, x) for (name, one), x in pairs}
         elif self._shapes is not None:
             self._shapes = [followed("X", self._shapes[0], X[0])]
+        self._ends = [followed(f"X[{k}]", one, x) for k, (one, x) in
+                      enumerate(zip(self._ends, X, strict=True))]  # fmt: skip
         self._past = longer(self._past, news, self._kept)
         return self
 
@@ -422,8 +456,16 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, RecurrentEstimator):
         """How many of the last steps forecasts read; None: all."""
         return self._window + self._transform.lost if self._window else None
 
-    def _remember(self, data: Data, shapes: Any) -> Self:
+    def _calendar_after(self, k: int, x: Any, count: int) -> Array:
+        """The calendar of the next steps of a series, in x if it has dates."""
+        index = index_of(x)
+        if index is not None and are_times(index):
+            return calendar_features("X", index, self._seconds)
+        return calendar_after(self._ends[k], count, self._seconds)
+
+    def _remember(self, data: Data, X: Any, shapes: Any) -> Self:
         """Keep what forecasts without X read."""
+        self._ends = [shape_of(x) for x in X] if self.calendar else [{}] * len(data)
         empty = [(values[:0], known[:0]) for values, known in data]
         self._past, self._shapes = longer(data, empty, self._kept), shapes
         return self
@@ -549,6 +591,8 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, RecurrentEstimator):
     def _as_read(self, other: "RNNForecaster") -> None:
         """Take up what reading X said to another."""
         for name in (
+            "_now",
+            "_embedded",
             "_table",
             "_horizon",
             "_outputs",
@@ -687,8 +731,9 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, RecurrentEstimator):
         steps = len(parts[0])
         if self._missing:
             parts.append(np.isfinite(raw[-steps:]) * 1.0)
-        ahead = sliding_window_view(known[transform.lost + 1 :], self.horizon, axis=0)[:steps]
-        parts.append(ahead.reshape(steps, -1))
+        future = known[transform.lost + 1 :, : known.shape[1] - self._now]
+        ahead = sliding_window_view(future, self.horizon, axis=0)[:steps]
+        parts += [ahead.reshape(steps, -1), known[transform.lost :][:steps, future.shape[1] :]]
         unit = np.broadcast_to(scale, (self.horizon, len(scale)))
         if self._steps is not None:
             unit = unit * np.array(self._steps)
@@ -712,7 +757,14 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, RecurrentEstimator):
 
     # ---- use
 
-    def predict(self, X: Any = None, *, exogenous: Any = None, horizon: int | None = None) -> Any:
+    def predict(
+        self,
+        X: Any = None,
+        *,
+        exogenous: Any = None,
+        static: Any = None,
+        horizon: int | None = None,
+    ) -> Any:
         """Predict the steps after the end of each series.
 
         Parameters
@@ -722,6 +774,8 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, RecurrentEstimator):
         exogenous : list of (T_i + horizon, E) arrays or similar, optional
             Exogenous inputs, if fit had them: for all steps of the series and those to come;
             without X those to come, (horizon, E).
+        static : (N, S) array, DataFrame or dict, optional
+            Features of each series, if fit had them; not without X.
         horizon : int, optional
             The number of steps; None: that of fit. Forecasts of more steps read those of the first.
 
@@ -731,11 +785,13 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, RecurrentEstimator):
             For a table a table (N, horizon * C). For one series (horizon,), a Series or a
             DataFrame, whose index goes on where that of X ends; for a dict a dict of those.
         """
-        series, known, shapes = self._asked(X, exogenous, horizon)
+        series, known, shapes = self._asked(X, exogenous, static, horizon)
         ahead = self._horizon if horizon is None else horizon
         return self._in_shape(self._forecast_on(series, known, ahead), shapes)
 
-    def _asked(self, X: Any, exogenous: Any, horizon: int | None) -> tuple[Any, Any, Any]:
+    def _asked(
+        self, X: Any, exogenous: Any, static: Any, horizon: int | None
+    ) -> tuple[Any, Any, Any]:
         """Series, the inputs that are known of them and of the horizon, and how they were given."""
         check_is_fitted(self)
         ahead = self._horizon if horizon is None else expect_int("horizon", horizon)
@@ -744,7 +800,8 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, RecurrentEstimator):
             return series, self._future(exogenous, ahead), self._shapes
         X, exogenous, shapes = self._as_lists(X, exogenous, None, table=self._table)
         series = self._read_series(X, reset=False)
-        return series, self._read_exogenous(exogenous, X, series, ahead, reset=False), shapes
+        known = self._read_known(exogenous, static, X, series, shapes, ahead, reset=False)
+        return series, known, shapes
 
     def _future(self, exogenous: Any, ahead: int) -> Sequences:
         """The known inputs of the past, and those of the steps to come."""
@@ -766,9 +823,14 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, RecurrentEstimator):
                     f"{self._known_features} features for {len(names)} series, got shape "
                     f"{format_shape(one.shape)} for {len(more)}"
                 )
-        return [
-            np.concatenate([known, one]) for (_, known), one in zip(self._past, found, strict=True)
-        ]
+        longer = []
+        for k, ((_, known), one) in enumerate(zip(self._past, found, strict=True)):
+            now = np.repeat(known[-1:, self._known_features :], ahead, axis=0)
+            if self.calendar:
+                dates = calendar_after(self._ends[k], ahead, self._seconds)
+                now[:, : dates.shape[1]] = dates
+            longer.append(np.concatenate([known, np.concatenate([one, now], axis=1)]))
+        return longer
 
     def _in_shape(self, forecast: Array, shapes: Any, labels: Any = None) -> Any:
         """Forecasts (N, horizon, C), or with labels (N, horizon, C, L), as X was given."""
@@ -781,7 +843,7 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, RecurrentEstimator):
             return forecast
         return forecast.reshape(len(forecast), -1, *forecast.shape[3:])
 
-    def score(self, X: Any, y: Any = None, *, exogenous: Any = None) -> float:
+    def score(self, X: Any, y: Any = None, *, exogenous: Any = None, static: Any = None) -> float:
         """Return R² of forecasts of the last ``horizon`` steps of each series from those before.
 
         Parameters
@@ -792,6 +854,8 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, RecurrentEstimator):
             scikit-learn passes it.
         exogenous : list of (T_i, E) arrays, (N, T, E) array or (N, T) table, optional
             Exogenous inputs, if fit had them.
+        static : (N, S) array, DataFrame or dict, optional
+            Features of each series, if fit had them.
 
         Returns
         -------
@@ -799,9 +863,9 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, RecurrentEstimator):
             R², the mean over channels. Values that are missing do not count.
         """
         check_is_fitted(self)
-        X, exogenous, _ = self._as_lists(X, exogenous, None, table=self._table)
+        X, exogenous, shapes = self._as_lists(X, exogenous, None, table=self._table)
         series = self._read_series(X, reset=False)
-        known = self._read_exogenous(exogenous, X, series, 0, reset=False)
+        known = self._read_known(exogenous, static, X, series, shapes, 0, reset=False)
         self._expect_steps(series)
         forecast = self._forecast([values[: -self.horizon] for values in series], known)
         came = np.stack([values[-self.horizon :] for values in series])
@@ -938,6 +1002,43 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, RecurrentEstimator):
                 f"use fit([X]); if not, fit(np.reshape(X, ({N}, {T}, {D}))) avoids this warning",
                 stacklevel=5,
             )
+
+    def _read_known(
+        self, exogenous: Any, static: Any, X: Any, series: Sequences, shapes: Any, ahead: int, *,
+        reset: bool,
+    ) -> Sequences:  # fmt: skip
+        """All that is known of the steps of series, and of those to come (T_i + ahead, E + K)."""
+        blocks = self._read_exogenous(exogenous, X, series, ahead, reset=reset)
+        names = list(shapes) if isinstance(shapes, dict) else None
+        count = len(blocks)
+        features = static_features(static, names, count, None if reset else self._static)
+        if reset:
+            self._static, self._series = features.shape[1], names or count
+            size = expect_int("embedding", self.embedding, 0)
+            self._embedded = (count, size) if size else None
+            self._seconds = max(step_of("X", x) for x in X) if self.calendar else 0.0
+        now = [np.repeat(one[None], len(block), axis=0) for one, block in
+               zip(features, blocks, strict=True)]  # fmt: skip
+        if self.calendar:
+            dates = calendars(X, ahead, self._seconds)
+            now = [np.concatenate(pair, axis=1) for pair in zip(dates, now, strict=True)]
+        if self._embedded:
+            numbers = numbers_of(names, count, self._series)
+            now = [np.pad(one, ((0, 0), (0, 1)), constant_values=k) for one, k in
+                   zip(now, numbers, strict=True)]  # fmt: skip
+        if reset:
+            self._now = now[0].shape[1]
+        if not self._now:
+            return blocks
+        return [
+            np.concatenate(pair, axis=1, dtype=pair[0].dtype)
+            for pair in zip(blocks, now, strict=True)
+        ]
+
+    def _network_options(self, features: int) -> dict[str, Any]:
+        if not self._embedded:
+            return {}
+        return {"input_size": features - 1 + self._embedded[1], "embedding": self._embedded}
 
     def _read_exogenous(
         self, exogenous: Any, X: Any, series: Sequences, ahead: int, *, reset: bool

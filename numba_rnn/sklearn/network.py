@@ -7,7 +7,14 @@ from typing import Any
 import numpy as np
 
 from ..backend import engine_of_param, to_host
-from ..layers import Bidirectional, Stacked, TimeAffine, TimeDropout, TimeRecurrent
+from ..layers import (
+    Bidirectional,
+    Stacked,
+    TimeAffine,
+    TimeDropout,
+    TimeEmbedding,
+    TimeRecurrent,
+)
 from ..typing import Array, IntArray
 from ..validation import expect_array, expect_int
 
@@ -21,6 +28,8 @@ class Network:
     cell, hidden_size, layers, bidirectional, dropout, dtype   as the estimators have them
     per_step                  True: scores of every step, (N, T, M); False: (N, 1, M), made of the
                               states at the end of each sequence, in its last layer
+    embedding                 None; or how many vectors of how many numbers are learnt: the last
+                              feature of xs is the number of one, which stands for it in input_size
     rng                       for the parameters and for dropout
 
     config              all this but the rng
@@ -42,11 +51,12 @@ class Network:
         per_step: bool,
         dtype: Any,
         rng: np.random.Generator,
+        embedding: tuple[int, int] | None = None,
     ) -> None:
         self.config = {
             "input_size": input_size, "output_size": output_size, "cell": cell,
             "hidden_size": hidden_size, "layers": layers, "bidirectional": bidirectional,
-            "dropout": dropout, "per_step": per_step, "dtype": dtype,
+            "dropout": dropout, "per_step": per_step, "dtype": dtype, "embedding": embedding,
         }  # fmt: skip
         made: list[TimeRecurrent | Bidirectional] = []
         below, options = input_size, {"rng": rng, "dtype": dtype}
@@ -63,6 +73,10 @@ class Network:
         self.affine = TimeAffine.create(below, output_size, **options)
         self.params = [*self.recurrent.params, *self.affine.params]
         self.grads = [*self.recurrent.grads, *self.affine.grads]
+        self.embedding = None if embedding is None else TimeEmbedding.create(*embedding, **options)
+        if self.embedding is not None:
+            self.params += self.embedding.params
+            self.grads += self.embedding.grads
         self._directions = 2 if bidirectional else 1
 
     def __repr__(self) -> str:
@@ -81,6 +95,10 @@ class Network:
     def forward(self, xs: Array, lengths: IntArray | None = None, train_flg: bool = False) -> Array:
         """xs (N, T, D) -> scores (N, T, M) or (N, 1, M)."""
         self.recurrent.train_flg = self.dropout.train_flg = train_flg
+        if self.embedding is not None:
+            vectors = self.embedding.forward(xs[:, :, -1].astype(np.int64))
+            xp = engine_of_param(self.params[0]).xp
+            xs = xp.concatenate([xp.asarray(xs[:, :, :-1]), vectors], axis=2)
         hs = self.recurrent.forward(xs, lengths=lengths)
         self._shape = hs.shape
         if not self.per_step:
@@ -92,7 +110,9 @@ class Network:
         """Fill ``grads``."""
         dhs = self.dropout.backward(self.affine.backward(dscores))
         if self.per_step:
-            self.recurrent.backward(dhs, inputs=False)
+            dxs = self.recurrent.backward(dhs, inputs=self.embedding is not None)
+            if self.embedding is not None and dxs is not None:
+                self.embedding.backward(dxs[:, :, -self.embedding.W.shape[1] :])
             return
         layers = self.recurrent.recurrent
         H, below = layers[-1].output_size, len(layers) - self._directions
@@ -106,8 +126,9 @@ class Network:
 
     def forget(self) -> None:
         """Drop what forward kept for backward, and with it the memory."""
-        for part in (self.recurrent, self.dropout, self.affine):
-            part.forget()
+        for part in (self.recurrent, self.dropout, self.affine, self.embedding):
+            if part is not None:
+                part.forget()
         self.recurrent.reset_state()
 
     # ---- parameters
@@ -115,6 +136,7 @@ class Network:
     def arrays(self) -> dict[str, Array]:
         """Copies of the parameters by name, as NumPy arrays wherever they are."""
         names = [*self.recurrent.param_names, *(f"affine.{n}" for n in self.affine.param_names)]
+        names += [] if self.embedding is None else ["embedding.W"]
         return {
             name: np.array(to_host(param), order="C")
             for name, param in zip(names, self.params, strict=True)

@@ -44,7 +44,12 @@ class ProbabilisticForecasts:
     """The methods of a forecaster whose loss is one of a distribution."""
 
     def predict_quantiles(
-        self, X: Any = None, quantiles: Sequence[float] = (0.1, 0.5, 0.9), *, exogenous: Any = None
+        self,
+        X: Any = None,
+        quantiles: Sequence[float] = (0.1, 0.5, 0.9),
+        *,
+        exogenous: Any = None,
+        static: Any = None,
     ) -> Any:
         """Predict quantiles of the next ``horizon`` steps.
 
@@ -55,6 +60,8 @@ class ProbabilisticForecasts:
         quantiles : sequence of float
             Numbers between 0 and 1, in order.
         exogenous : list of (T_i + horizon, E) arrays or similar, optional
+            As for ``predict``.
+        static : (N, S) array, DataFrame or dict, optional
             As for ``predict``.
 
         Returns
@@ -69,10 +76,10 @@ class ProbabilisticForecasts:
             If ``loss`` says nothing of quantiles.
         """
         found = expect_quantiles("quantiles", quantiles)
-        return self._quantiles_in_shape(X, found, found.tolist(), exogenous)
+        return self._quantiles_in_shape(X, found, found.tolist(), exogenous, static)
 
     def predict_interval(
-        self, X: Any = None, coverage: float = 0.9, *, exogenous: Any = None
+        self, X: Any = None, coverage: float = 0.9, *, exogenous: Any = None, static: Any = None
     ) -> Any:
         """Predict intervals that hold so large a share of what comes at each step.
 
@@ -83,6 +90,8 @@ class ProbabilisticForecasts:
         coverage : float, default 0.9
             The share, between 0 and 1.
         exogenous : list of (T_i + horizon, E) arrays or similar, optional
+            As for ``predict``.
+        static : (N, S) array, DataFrame or dict, optional
             As for ``predict``.
 
         Returns
@@ -97,7 +106,7 @@ class ProbabilisticForecasts:
         """
         share = expect_float("coverage", coverage, 0, 1, low_open=True)
         ends = np.array([(1 - share) / 2, (1 + share) / 2])
-        return self._quantiles_in_shape(X, ends, ["lower", "upper"], exogenous)
+        return self._quantiles_in_shape(X, ends, ["lower", "upper"], exogenous, static)
 
     def sample(
         self,
@@ -105,6 +114,7 @@ class ProbabilisticForecasts:
         count: int = 100,
         *,
         exogenous: Any = None,
+        static: Any = None,
         random_state: Any = None,
     ) -> Any:
         """Draw possible futures.
@@ -120,6 +130,8 @@ class ProbabilisticForecasts:
             The number of futures of each series.
         exogenous : list of (T_i + horizon, E) arrays or similar, optional
             As for ``predict``.
+        static : (N, S) array, DataFrame or dict, optional
+            As for ``predict``.
         random_state : int, RandomState or None, default None
             The same seed draws the same futures.
 
@@ -134,7 +146,7 @@ class ProbabilisticForecasts:
             If ``loss`` says nothing of quantiles.
         """
         number = expect_int("count", count)
-        said, shapes = self._distribution(X, exogenous)
+        said, shapes = self._distribution(X, exogenous, static)
         N, horizon, C = said[1].shape
         root = np.linalg.cholesky(np.array(self._correlation) + 1e-9 * np.eye(horizon * C))
         drawn = check_random_state(random_state).standard_normal((number, N, horizon * C))
@@ -157,17 +169,19 @@ class ProbabilisticForecasts:
         """The quantiles of the distribution that are those of what comes."""
         return norm.cdf(np.clip(self._spread * norm.ppf(q), -FAR, FAR))
 
-    def _quantiles_in_shape(self, X: Any, found: Array, labels: list[Any], exogenous: Any) -> Any:
-        said, shapes = self._distribution(X, exogenous)
+    def _quantiles_in_shape(
+        self, X: Any, found: Array, labels: list[Any], exogenous: Any, static: Any
+    ) -> Any:
+        said, shapes = self._distribution(X, exogenous, static)
         parts = [self._quantile(self._widened(q), *said) for q in found]
         return self._in_shape(np.stack(parts, axis=-1), shapes, labels)
 
-    def _distribution(self, X: Any, exogenous: Any) -> tuple[Any, Any]:
+    def _distribution(self, X: Any, exogenous: Any, static: Any) -> tuple[Any, Any]:
         """What the network says of X, and how it is given back."""
         if self._head is None:
             raise ValueError(
                 f"loss: expected 'quantile', 'normal', 'student_t' or 'negative_binomial' in fit "
                 f"for quantiles, got {self.loss!r}"
             )
-        series, known, shapes = self._asked(X, exogenous, None)
+        series, known, shapes = self._asked(X, exogenous, static, None)
         return self._said(series, known), shapes
