@@ -13,6 +13,7 @@ from helpers import central_differences, relative_error
 from numba_rnn.sklearn import RNNForecaster
 from numba_rnn.sklearn.backtest import crps, mase, smape
 from numba_rnn.sklearn.calendar_features import calendar_features
+from numba_rnn.sklearn.choosing import wanders
 from numba_rnn.sklearn.heads import NegativeBinomial, Normal, Quantiles, StudentT, softplus
 from numba_rnn.sklearn.network import Network
 from numba_rnn.sklearn.transform import Transform, filled, find_season
@@ -111,6 +112,34 @@ def test_the_choice_is_made_of_what_comes_before_and_of_no_seed():
     other = RNNForecaster(horizon=2, random_state=1).fit(SALES[:40].copy())
     assert first.trials_ == other.trials_
     assert first.predict(SALES[:40]).tolist() != other.predict(SALES[:40]).tolist()
+
+
+def test_forecasts_are_the_mean_of_the_choices_that_are_nearly_the_best():
+    model = RNNForecaster(horizon=4, random_state=0).fit(SALES)
+    least = min(trial["error"] for trial in model.trials_)
+    near = [trial for trial in model.trials_ if trial["error"] < 1.5 * least]
+    chosen = model.differencing_, model.log_, model.lags_
+    assert len(model.members_) == len(near) - (chosen in [
+        (trial["differencing"], trial["log"], trial["lags"]) for trial in near]) > 0  # fmt: skip
+    alone = RNNForecaster(horizon=4, random_state=0, combine=False).fit(SALES)
+    assert alone.members_ == []
+    want = np.mean([one._forecast([SALES[:, None]], [np.zeros((64, 0))])[0, :, 0]
+                    for one in (alone, *model.members_)], axis=0)  # fmt: skip
+    np.testing.assert_allclose(model.predict(SALES), want)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(model)).predict(), model.predict())
+    same = RNNForecaster(horizon=4, random_state=np.random.RandomState(0)).fit(SALES)
+    np.testing.assert_array_equal(same.predict(), model.predict())
+    model.update(SALES[:4])
+    np.testing.assert_array_equal(model.predict(), model.predict(np.r_[SALES, SALES[:4]]))
+    assert model.partial_fit(SALES).members_ == []
+
+
+def test_a_series_that_goes_far_in_small_steps_is_not_forecast_from_its_mean():
+    far = np.cumsum(1 + 0.3 * RNG.standard_normal(80))
+    model = RNNForecaster(horizon=4, **FAST).fit(far)
+    assert None not in {trial["differencing"] for trial in model.trials_}
+    assert not wanders([(SALES[:, None] % 5, None)])
+    assert wanders([(far[:, None], None)])
 
 
 def test_refit_learns_all_the_data_for_the_best_number_of_epochs():

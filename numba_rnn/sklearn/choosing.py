@@ -5,6 +5,7 @@ ends, as ``predict`` makes them; nothing is known of what comes after the data.
 """
 
 import warnings
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from .transform import DIFFERENCES, Transform, filled, find_season
 MOST_SERIES, MOST_STEPS = 32, 2000  # that trials look at
 ORIGINS = 12  # forecasts of a series that a trial is judged by
 HELD = 2  # horizons that a trial is judged by, if there are as many
+SMALL = 0.1  # of the deviation of a series, a step
+NEAR = 1.5  # times the least error: what is below it takes part in forecasts
 MARGIN = 0.9  # the share of the error that something less simple is to have
 LEAST = 3  # examples of steps that a trial learns from
 LAGS = 6, 24  # lags that are tried where there is no season, and at most
@@ -50,48 +53,75 @@ def sample_of(data: Data) -> Data:
     return [(data[k][0][-MOST_STEPS:], data[k][1][-MOST_STEPS:]) for k in rows]
 
 
-def choose(
-    model: Any, data: Data, transform: Transform
-) -> tuple[Transform, int | None, float, list[dict[str, Any]]]:
-    """What the data say of all that is "auto": a transform, and how many epochs.
+@dataclass(frozen=True)
+class Choice:
+    """What data say of all that is "auto".
 
-    By how much what was held out is spread wider than the distribution said, and what was tried,
-    are returned, too.
+    epochs   how many are best; None where no series is long enough to hold out its end
+    spread   by how much what was held out is spread wider than the distribution said
+    trials   what was tried
+    others   what is nearly as good
+    """
+
+    transform: Transform
+    epochs: int | None = None
+    spread: float = 1.0
+    trials: list[dict[str, Any]] = field(default_factory=list)
+    others: "list[Choice]" = field(default_factory=list)
+
+
+def choose(model: Any, data: Data, transform: Transform) -> Choice:
+    """Try what is "auto".
 
     model      the forecaster; what it has fixed is not tried
     transform  what is fixed, and the first to be tried
-
-    The number is None where no series is long enough to hold out its end.
     """
     share, horizon = model.validation_fraction, model.horizon
-    few, tried = sample_of(data), list[dict[str, Any]]()
+    few = sample_of(data)
     whole = len(few) == len(data) and max(len(values) for values, _ in data) <= MOST_STEPS
-    epochs: dict[Transform, int] = {}
-    spreads: dict[Transform, float] = {}
+    found: dict[Transform, tuple[float, int, float]] = {}
+    tried: list[dict[str, Any]] = []
 
     def trial(candidate: Transform, some: Data) -> float:
         usable = judgeable(some, candidate, horizon, share)
-        if not usable or candidate in epochs:
+        if not usable:
             return np.inf
-        error, epochs[candidate], spreads[candidate] = _trial(model, usable, candidate)
-        tried.append({**_settings(candidate), "epochs": epochs[candidate], "error": error})
+        error, epochs, _ = found[candidate] = _trial(model, usable, candidate)
+        tried.append({**_settings(candidate), "epochs": epochs, "error": error})
         return error
 
+    if model.differencing == "auto" and model.loss not in COUNTS and wanders(few):
+        moving = replace(transform, differencing="first")
+        transform = moving if judgeable(few, moving, horizon, share) else transform
     if not judgeable(few, transform, horizon, share):
-        return transform, None, 1.0, tried
-    stages = _stages(model, transform, few)
+        return Choice(transform)
     best, least = transform, trial(transform, few)
-    for stage in stages:
+    for stage in _stages(model, transform, few):
         for name, value in stage:
-            candidate = Transform(**{**vars(best), name: value})
-            if all(candidate.lost + horizon < len(values) for values, _ in data):
+            candidate = replace(best, **{name: value})
+            fits = all(candidate.lost + horizon < len(values) for values, _ in data)
+            if fits and candidate not in found:
                 error = trial(candidate, few)
                 if error < MARGIN * least:
                     best, least = candidate, error
     if model.early_stopping == "refit" and not whole:
-        del epochs[best]
         trial(best, data)
-    return best, epochs[best], spreads[best], tried
+    near = NEAR * min(error for error, _, _ in found.values())
+    others = [
+        Choice(other, epochs, spread)
+        for other, (error, epochs, spread) in found.items()
+        if whole and other != best and error < near
+    ]
+    return Choice(best, *found[best][1:], tried, others)
+
+
+def wanders(data: Data) -> bool:
+    """Whether most series go far in small steps: what comes is not at levels that were seen."""
+    found = []
+    for values, _ in data:
+        levels = filled(np.asarray(values, np.float64))
+        found.append(np.diff(levels, axis=0).std(axis=0) < SMALL * levels.std(axis=0))
+    return bool(np.mean(found) > 0.5)
 
 
 def _settings(transform: Transform) -> dict[str, Any]:
@@ -119,7 +149,7 @@ def _stages(model: Any, transform: Transform, data: Data) -> list[list[tuple[str
 def _trial(model: Any, data: Data, transform: Transform) -> tuple[float, int, float]:
     """The error of forecasts of the ends of series after training on the rest; epochs; spread."""
     trial = clone(model).set_params(
-        early_stopping=True, warm_start=False, verbose=False, random_state=0
+        early_stopping=True, combine=False, warm_start=False, verbose=False, random_state=0
     )
     trial._as_read(model)
     horizon = model.horizon

@@ -7,6 +7,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import DTypeLike
+from sklearn.base import clone
 from sklearn.metrics import r2_score
 from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted
@@ -19,7 +20,7 @@ from ..validation import expect_choice, expect_float, expect_int, format_shape
 from .backtest import Backtesting
 from .base import RecurrentEstimator, all_or_nothing
 from .calendar_features import calendar_features, step_of
-from .choosing import Data, choose, season_of
+from .choosing import Choice, Data, choose, season_of
 from .frames import (
     are_names,
     are_times,
@@ -131,6 +132,9 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, RecurrentEstimator):
     embedding : int, default 0
         The size of a vector that is learnt for each series of ``fit``, and read at each step; 0:
         none. Only those series can be forecast then, by their names or all in their order.
+    combine : bool, default True
+        Whether forecasts with loss="mse" are the mean of those of all choices that are nearly the
+        best in trials, each of which has a network of its own.
     hidden_size : int, default 32
         H, the number of units of each recurrent layer (in each direction).
     layers : int, default 1
@@ -181,6 +185,8 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, RecurrentEstimator):
         The same for the data that ``early_stopping=True`` holds out.
     differencing_, season_, log_, lags_ : str or None, int, bool, int
         What was chosen.
+    members_ : list of RNNForecaster
+        The forecasters of the other choices, of which forecasts are the mean with this one's.
     trials_ : list of dict
         What was tried: the choice, the best number of epochs, and the mean absolute error of
         forecasts of the held-out ends, in units of the mean step of the series.
@@ -206,9 +212,10 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, RecurrentEstimator):
 
     What is "auto" is decided by trials, which see nothing but the data of ``fit``: each is trained
     on the beginnings of the series and judged by forecasts of their ends that have read the steps
-    before. Less simple choices must be better by a tenth. Of many series some are tried. Series
-    that are too short for trials are taken without differences for ``max_epochs``. The choice does
-    not depend on ``random_state``.
+    before. Less simple choices must be better by a tenth. With ``combine`` those whose error is
+    less than half above the least take part in forecasts. Of more than 32 series, or 2000 steps,
+    some are tried, and the best alone forecasts. Series that are too short for trials are taken
+    without differences for ``max_epochs``. The choice does not depend on ``random_state``.
 
     The index of a DataFrame or a Series in a list must have its times in order, each once and
     evenly spaced, and so must the columns of a table. All series have one frequency, in ``predict``
@@ -265,6 +272,7 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, RecurrentEstimator):
         quantiles: tuple[float, ...] = QUANTILES,
         calendar: bool = False,
         embedding: int = 0,
+        combine: bool = True,
         hidden_size: int = 32,
         layers: int = 1,
         dropout: float = 0.0,
@@ -302,6 +310,7 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, RecurrentEstimator):
         self.quantiles = quantiles
         self.calendar = calendar
         self.embedding = embedding
+        self.combine = combine
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -339,13 +348,18 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, RecurrentEstimator):
         data = list(zip(series, known, strict=True))
         if self.warm_start and hasattr(self, "network_"):
             self._learn(data, self._transform, epochs=self.max_epochs, spread=self._spread)
+            self.members_ = []
         else:
-            transform, epochs, spread, self.trials_ = self._chosen(data)
+            choice = self._chosen(data)
+            self.trials_, epochs = choice.trials, choice.epochs
             if not self.early_stopping:
                 epochs = self.max_epochs
             if self.early_stopping is True:
                 epochs = None
-            self._learn(data, transform, epochs=epochs, spread=spread)
+            self._learn(data, choice.transform, epochs=epochs, spread=choice.spread)
+            together = self.combine and self.early_stopping == "refit" and self.loss == "mse"
+            others = choice.others if together else []
+            self.members_ = [self._member(data, other) for other in others]
         return self._remember(data, X, shapes)
 
     @all_or_nothing
@@ -378,9 +392,11 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, RecurrentEstimator):
         known = self._read_known(exogenous, static, X, series, shapes, 0, reset=anew)
         data = list(zip(series, known, strict=True))
         if anew:
-            transform, _, self._spread, self.trials_ = self._chosen(data)
-            self._take(data, transform)
+            choice = self._chosen(data)
+            self.trials_, self._spread = choice.trials, choice.spread
+            self._take(data, choice.transform)
             self._measure(data)
+        self.members_ = []
         examples = self._examples(data)
         self._partial_fit(examples, self._outputs)
         self._relate(examples)
@@ -454,7 +470,8 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, RecurrentEstimator):
     @property
     def _kept(self) -> int | None:
         """How many of the last steps forecasts read; None: all."""
-        return self._window + self._transform.lost if self._window else None
+        lost = max(one._transform.lost for one in (self, *self.members_))
+        return self._window + lost if self._window else None
 
     def _calendar_after(self, k: int, x: Any, count: int) -> Array:
         """The calendar of the next steps of a series, in x if it has dates."""
@@ -492,8 +509,8 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, RecurrentEstimator):
             if isinstance(value, str) and value != word:
                 raise ValueError(f"{name}: expected True, False or {word!r}, got {value!r}")
 
-    def _chosen(self, data: Data) -> tuple[Transform, int | None, float, list[dict[str, Any]]]:
-        """What is fixed, and what the data say of the rest; as ``choose`` has it."""
+    def _chosen(self, data: Data) -> Choice:
+        """What is fixed, and what the data say of the rest."""
         counts = self.loss in COUNTS
         if counts:
             expect_counts("X", data, self.loss)
@@ -512,7 +529,7 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, RecurrentEstimator):
                 )
         open_ = "auto" in (self.differencing, self.log, self.lags)
         if not open_ and self.early_stopping != "refit":
-            return transform, None, 1.0, []
+            return Choice(transform)
         return choose(self, data, transform)
 
     def _season(self, data: Data) -> int:
@@ -565,6 +582,15 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, RecurrentEstimator):
         if held is None:
             self._relate(examples)
         return self
+
+    def _member(self, data: Data, choice: Choice) -> "RNNForecaster":
+        """A forecaster that has learnt the same data by another choice."""
+        member = clone(self).set_params(
+            early_stopping=False, combine=False, warm_start=False, verbose=False,
+            random_state=int(self._rng.integers(2**31)),
+        )  # fmt: skip
+        member._as_read(self)
+        return member._learn(data, choice.transform, epochs=choice.epochs, spread=choice.spread)
 
     def _relate(self, examples: SequenceDataset) -> None:
         """See how the errors of the next steps go together."""
@@ -892,7 +918,10 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, RecurrentEstimator):
 
     def _forecast(self, series: Sequences, known: Sequences) -> Array:
         """(N, horizon, C), from series (T_i, C) and exogenous inputs (T_i + horizon, E)."""
-        return self._quantile(0.5, *self._said(series, known))
+        members = (self, *getattr(self, "members_", ()))
+        return np.mean(
+            [one._quantile(0.5, *one._said(series, known)) for one in members], axis=0
+        ).astype(self.network_.dtype)
 
     def _quantile(self, q: Any, scores: Array, naive: Array, unit: Array) -> Array:
         """The quantile (N, horizon, C) of what the network says; of one number, that number."""

@@ -147,17 +147,18 @@ class ProbabilisticForecasts:
         """
         number = expect_int("count", count)
         said, shapes = self._distribution(X, exogenous, static)
-        N, horizon, C = said[1].shape
+        N, horizon, C = said[0][2].shape
         root = np.linalg.cholesky(np.array(self._correlation) + 1e-9 * np.eye(horizon * C))
         drawn = check_random_state(random_state).standard_normal((number, N, horizon * C))
         drawn = (drawn @ root.T).reshape(number, N, horizon, C)
-        futures = [self._quantile(self._widened(norm.cdf(one)), *said) for one in drawn]
+        futures = [self._mean_quantile(norm.cdf(one), said) for one in drawn]
         return self._in_shape(np.stack(futures, axis=-1), shapes, list(range(number)))
 
     # ---- what the forecaster has
 
     _correlation: list[list[float]]
     _spread: float
+    members_: list[Any]
     _quantile: Any
     _in_shape: Any
     _head: Any
@@ -173,15 +174,19 @@ class ProbabilisticForecasts:
         self, X: Any, found: Array, labels: list[Any], exogenous: Any, static: Any
     ) -> Any:
         said, shapes = self._distribution(X, exogenous, static)
-        parts = [self._quantile(self._widened(q), *said) for q in found]
+        parts = [self._mean_quantile(q, said) for q in found]
         return self._in_shape(np.stack(parts, axis=-1), shapes, labels)
 
     def _distribution(self, X: Any, exogenous: Any, static: Any) -> tuple[Any, Any]:
-        """What the network says of X, and how it is given back."""
+        """What each member says of X, and how it is given back."""
         if self._head is None:
             raise ValueError(
                 f"loss: expected 'quantile', 'normal', 'student_t' or 'negative_binomial' in fit "
                 f"for quantiles, got {self.loss!r}"
             )
         series, known, shapes = self._asked(X, exogenous, static, None)
-        return self._said(series, known), shapes
+        return [(one, *one._said(series, known)) for one in (self, *self.members_)], shapes
+
+    def _mean_quantile(self, q: Any, said: list[Any]) -> Array:
+        """The mean of what all members say."""
+        return np.mean([one._quantile(one._widened(q), *rest) for one, *rest in said], axis=0)
