@@ -1,6 +1,6 @@
 """Forecasts with the defaults of ``RNNForecaster``, beside the seasonal naive one and Holt-Winters.
 
-    pip install -e ".[sklearn]" statsmodels
+    pip install -e ".[forecasting]"
     python -m benchmarks.forecasting
 
 Six series of statsmodels, of each the last season held out, or 24 steps where it has no season. The

@@ -1,6 +1,7 @@
 """What RNNForecaster makes of series: differences, scales, seasons, kinds, probabilities."""
 
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,13 +12,14 @@ from sklearn.base import clone
 
 from helpers import central_differences, relative_error
 from numba_rnn.sklearn import RNNForecaster
-from numba_rnn.sklearn.backtest import crps, mase, smape
+from numba_rnn.sklearn.backtest import crps, mase, seasonal_naive, smape
 from numba_rnn.sklearn.calendar_features import calendar_features
 from numba_rnn.sklearn.choosing import wanders
 from numba_rnn.sklearn.heads import NegativeBinomial, Normal, Quantiles, StudentT, softplus
 from numba_rnn.sklearn.network import Network
 from numba_rnn.sklearn.transform import Transform, filled, find_season
 
+ROOT = Path(__file__).parents[1]
 FAST = {"cell": "rnn", "hidden_size": 5, "max_epochs": 5, "random_state": 0}
 RNG = np.random.default_rng(0)
 SWING = np.tile([0.0, 3.0, 5.0, 1.0], 15)  # a season of four
@@ -808,3 +810,19 @@ def test_gradients_of_an_embedding_are_central_differences():
     for param, grad in zip(network.params, network.grads, strict=True):
         assert relative_error(grad, central_differences(loss, param)) < 1e-6
     assert not network.grads[-1][1:3].any()
+
+
+# ---- the benchmark
+
+
+def test_the_benchmarks_numbers_are_those_of_the_example_and_its_naive_forecast_is_ours():
+    forecasting = pytest.importorskip("benchmarks.forecasting")
+    numbers = np.array(forecasting.AIRLINE.split(), float)
+    assert numbers.shape == (144,)
+    table = pd.read_csv(ROOT / "examples" / "airline.csv", index_col=0, parse_dates=True)
+    assert table["passengers"].tolist() == numbers.tolist()
+    assert pd.DatetimeIndex(table.index, freq="infer").freqstr == "MS"
+    past = numbers[:50]
+    want = seasonal_naive(past[:, None], 12, 30)[:, 0]
+    np.testing.assert_array_equal(forecasting.seasonal_naive(past, 12, 30), want)
+    assert want[12] == past[38]
