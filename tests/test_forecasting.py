@@ -10,7 +10,9 @@ from scipy import stats
 from scipy.special import expit
 from sklearn.base import clone
 
+from fake_device import use_fake_device
 from helpers import central_differences, relative_error
+from numba_rnn import use_backend
 from numba_rnn.sklearn import RNNForecaster
 from numba_rnn.sklearn.backtest import crps, mase, seasonal_naive, smape
 from numba_rnn.sklearn.calendar_features import calendar_features
@@ -251,6 +253,11 @@ def test_dates_in_text_go_on_as_dates():
     series = pd.Series(SALES, index[:60])
     said = RNNForecaster(horizon=3, **FAST).fit(series).predict(series)
     assert said.index.strftime("%Y-%m-%d").tolist() == index[60:].tolist()
+    assert said.index.tz is None
+    table = series.rename_axis("month").reset_index(name="sales")
+    for dates in (table, table.assign(month=pd.to_datetime(table["month"]))):
+        with pytest.raises(ValueError, match=r"X: .* in the column 'month'; X.set_index\('mo"):
+            RNNForecaster(**FAST).fit(dates)
 
 
 def test_a_frame_of_times_is_one_series_of_several_channels():
@@ -290,6 +297,14 @@ def test_numbers_in_a_list_and_an_array_are_one_series():
     np.testing.assert_array_equal(model.predict([SALES[:, None]])[0, :, 0], model.predict(SALES))
 
 
+def test_a_list_of_series_of_different_lengths_is_taken():
+    several = [SALES, SALES[:40]]
+    model = RNNForecaster(horizon=2, **FAST).fit(several)
+    want = model.predict([x[:, None] for x in several])
+    np.testing.assert_array_equal(model.predict(several), want)
+    np.testing.assert_array_equal(model.predict([pd.Series(x) for x in several]), want)
+
+
 # ---- missing values
 
 
@@ -317,6 +332,8 @@ def test_series_with_gaps_are_forecast():
     )
     assert np.isfinite(model.score(gaps[:56]))
     assert np.isfinite(RNNForecaster(**FAST).fit(SALES).predict(gaps)).all()
+    with pytest.raises(ValueError, match="X: expected values in each channel, got none in"):
+        RNNForecaster(**FAST).fit(SALES * np.nan)
     with pytest.raises(ValueError, match="infinity"):
         model.predict(np.where(np.isnan(gaps), np.inf, gaps))
 
@@ -810,6 +827,19 @@ def test_gradients_of_an_embedding_are_central_differences():
     for param, grad in zip(network.params, network.grads, strict=True):
         assert relative_error(grad, central_differences(loss, param)) < 1e-6
     assert not network.grads[-1][1:3].any()
+
+
+@pytest.mark.parametrize("loss", ["mse", "normal"])
+def test_gaps_distributions_and_embeddings_on_a_device(loss):
+    gaps = np.where(np.arange(60) % 9 == 4, np.nan, SALES)
+    shop = {"a": gaps, "b": SALES[:40]}
+    model = RNNForecaster(horizon=2, loss=loss, embedding=2, **FAST)
+    with use_backend("numpy"):
+        want = clone(model).fit(shop).predict()
+    with use_fake_device():
+        said = model.fit(shop).predict()
+    for name in shop:
+        np.testing.assert_allclose(said[name], want[name], rtol=1e-7)
 
 
 # ---- the benchmark

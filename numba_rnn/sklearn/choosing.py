@@ -120,6 +120,7 @@ def wanders(data: Data) -> bool:
     found = []
     for values, _ in data:
         levels = filled(np.asarray(values, np.float64))
+        levels = levels / np.maximum(np.abs(levels).max(axis=0), np.finfo(float).tiny)
         found.append(np.diff(levels, axis=0).std(axis=0) < SMALL * levels.std(axis=0))
     return bool(np.mean(found) > 0.5)
 

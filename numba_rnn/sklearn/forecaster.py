@@ -45,7 +45,16 @@ from .sequences import (
     read_sequences,
     warn_of_scale,
 )
-from .series import Shape, column_of, in_shape, is_one, named, shape_of
+from .series import (
+    Shape,
+    are_columns,
+    column_of,
+    expect_no_dates,
+    in_shape,
+    is_one,
+    named,
+    shape_of,
+)
 from .transform import DIFFERENCES, SCALINGS, Transform, filled
 
 ROWS_ARE_SERIES = "Each row of a table is a series; for a table with a row for each time: "
@@ -511,6 +520,9 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, RecurrentEstimator):
 
     def _chosen(self, data: Data) -> Choice:
         """What is fixed, and what the data say of the rest."""
+        for k, (values, _) in enumerate(data):
+            if np.isnan(values).all(axis=0).any():
+                raise ValueError(f"X: expected values in each channel, got none in series {k}")
         counts = self.loss in COUNTS
         if counts:
             expect_counts("X", data, self.loss)
@@ -986,6 +998,9 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, RecurrentEstimator):
             several = exogenous is None or isinstance(exogenous, list)
             known = exogenous if several else [column_of(exogenous)]
             return [column_of(X)], known, [shape_of(X)]
+        expect_no_dates("X", X)
+        if are_columns(X):
+            return [column_of(x) for x in X], exogenous, None
         return X, exogenous, None
 
     def _read_series(self, X: Any, *, reset: bool) -> Sequences:

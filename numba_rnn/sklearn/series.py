@@ -31,6 +31,29 @@ def named(X: Any) -> bool:
     return isinstance(X, Mapping) and bool(X)
 
 
+def are_columns(X: Any) -> bool:
+    """Whether X is a list of series (T_i,) of different lengths."""
+    if not isinstance(X, (list, tuple)):
+        return False
+    shapes = {np.shape(x) for x in X}
+    return len(shapes) > 1 and all(len(shape) == 1 for shape in shapes)
+
+
+def expect_no_dates(name: str, X: Any) -> None:
+    """Raises ValueError for a DataFrame with a column of dates."""
+    if not hasattr(X, "columns") or not hasattr(X, "index"):
+        return
+    import pandas as pd
+
+    for k, column in enumerate(X.columns):
+        values = X.iloc[:, k]
+        if getattr(values.dtype, "kind", "O") not in "fiub" and are_times(pd.Index(values)):
+            raise ValueError(
+                f"{name}: expected numbers, got times in the column {column!r}; "
+                f"{name}.set_index({column!r}) makes them the index of one series"
+            )
+
+
 def column_of(x: Any) -> Any:
     """A series as a frame or an array (T, C)."""
     if hasattr(x, "to_frame") and getattr(x, "ndim", 0) == 1:
@@ -76,11 +99,13 @@ def index_after(shape: Shape, count: int) -> Any:
     import pandas as pd
 
     tail, name = shape["index"], shape["index"].name
+    text = tail.inferred_type == "string"
     if tail.inferred_type == "period":
         return pd.period_range(tail[-1] + 1, periods=count, name=name)
     readings = readings_of(tail)
     if readings:
         tail = next((one.labels for one in readings if one.labels.is_monotonic_increasing), tail)
+        tail = tail.tz_localize(None) if text and getattr(tail, "tz", None) else tail
     kind = tail.inferred_type
     if kind in ("date", "datetime"):
         tail, kind = pd.to_datetime(tail), "datetime64"
