@@ -1,6 +1,5 @@
 """Series in, their next steps out."""
 
-import warnings
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -9,7 +8,6 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import DTypeLike
 from sklearn.base import clone
 from sklearn.metrics import r2_score
-from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted
 
 from ..backend import to_host
@@ -18,89 +16,39 @@ from ..training import Optimiser
 from ..typing import Array, BoolArray
 from ..validation import expect_choice, expect_float, expect_int, format_shape
 from .backtest import Backtesting
-from .base import RecurrentEstimator, all_or_nothing
-from .calendar_features import calendar_features, step_of
+from .base import all_or_nothing
+from .calendar_features import calendar_features
 from .choosing import Choice, Data, choose, season_of
 from .frames import (
-    are_names,
     are_times,
-    columns_of,
-    expect_column_order,
-    expect_columns,
-    expect_order,
-    expect_same_columns,
-    expect_same_index,
     index_of,
 )
 from .heads import COUNTS, HEADS, Quantiles, expect_quantiles
 from .history import Past, followed, longer, packed, unpacked
-from .known import calendar_after, calendars, numbers_of, static_features
+from .known import calendar_after
 from .probabilistic import ROWS, ProbabilisticForecasts, correlation_of, spread_of
 from .sequences import (
     SequenceDataset,
     Sequences,
-    is_table,
     lengths_of,
     listed,
     read_sequences,
-    warn_of_scale,
 )
 from .series import (
     Shape,
-    are_columns,
     column_of,
-    expect_no_dates,
     in_shape,
     is_one,
     named,
     shape_of,
 )
+from .series_reader import SeriesReader, expect_counts, expect_no_sequences
 from .transform import DIFFERENCES, SCALINGS, Transform, filled
 
-ROWS_ARE_SERIES = "Each row of a table is a series; for a table with a row for each time: "
-ONE_SERIES = f"{ROWS_ARE_SERIES}fit([X])"
 QUANTILES = 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.975
-FEW_STEPS = 20  # of a table with ten times as many rows, which might be one series
 
 
-def expect_no_times(name: str, X: Any) -> None:
-    """Raises ValueError for a DataFrame whose rows are times, which is one series and no table."""
-    index = index_of(X)
-    if getattr(index, "nlevels", 1) > 1:
-        raise ValueError(
-            f"{name}: expected series, got a table whose rows have a MultiIndex; a list of them is "
-            f"[series for _, series in {name}.groupby(level=0)]"
-        )
-    if are_times(index):
-        if getattr(index, "inferred_type", "") == "string" and all(map(str.isdecimal, index)):
-            return  # "1980" may be a year, and the name of a series
-        kind, remedy = type(index).__name__, "fit([X])" if name == "X" else f"{name}=[{name}]"
-        raise ValueError(
-            f"{name}: expected series, got a table of times ({kind}). {ROWS_ARE_SERIES}{remedy}; "
-            f"{name}.reset_index(drop=True) takes every row as a series"
-        )
-
-
-def expect_counts(name: str, data: Data, loss: str) -> None:
-    """Raises ValueError for values that are no counts."""
-    for k, (values, _) in enumerate(data):
-        wrong = (values < 0) | (values % 1 > 0)
-        if wrong.any():
-            raise ValueError(
-                f"{name}: expected whole numbers from 0 for loss={loss!r}, got {values[wrong][0]} "
-                f"in series {k}"
-            )
-
-
-def expect_no_sequences(name: str, y: Any) -> None:
-    """Raises TypeError for targets that are series themselves: a forecaster has its own."""
-    if isinstance(y, (list, tuple)) and y and np.ndim(y[0]) == 2:
-        raise TypeError(
-            f"{name}: a forecaster takes no targets; pass known inputs as exogenous=..."
-        )
-
-
-class RNNForecaster(ProbabilisticForecasts, Backtesting, RecurrentEstimator):
+class RNNForecaster(ProbabilisticForecasts, Backtesting, SeriesReader):
     """Recurrent forecaster of time series.
 
     Parameters
@@ -247,7 +195,6 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, RecurrentEstimator):
 
     _even = True
     _gaps = True
-    _known_features: int
     early_stopping: Any
     differencing_: str | None
     season_: int
@@ -255,12 +202,7 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, RecurrentEstimator):
     lags_: int
     _missing: bool  # whether steps of fit were missing
     _typical: list[float]  # the scale of each channel, for series without one
-    _embedded: tuple[int, int] | None = None  # vectors, numbers
     _ends: list[Shape]  # where the dates of each series end
-    _now = 0  # how many of the known inputs are read at their own step
-    _static: int  # features
-    _seconds: float  # from a step to the next, for the calendar
-    _series: list[Any] | int  # names in fit, or how many
     _past: Past  # what forecasts without X read
     _shapes: Any  # how they are given back
     _steps: list[list[float]] | None  # (horizon, C) the sizes of the targets; None: 1
@@ -968,179 +910,6 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, RecurrentEstimator):
         ends = np.cumsum(lengths_of(xs)) - 1
         scores = self._scores(list(xs))[ends].reshape(len(xs), horizon, self._channels, -1)
         return scores, np.stack([one[-1] for one in naive]), np.stack(unit)
-
-    # ---- reading
-
-    @property
-    def _window(self) -> int:
-        """The window, 0 where series are read whole."""
-        return 0 if self.window is None else expect_int("window", self.window)
-
-    def _as_lists(
-        self, X: Any, exogenous: Any, y: Any, *, table: bool
-    ) -> tuple[Any, Any, dict[Any, Shape] | list[Shape] | None]:
-        """One series, or several by name, as a list; with them how forecasts are given back.
-
-        y      numbers with them: scikit-learn's, which are those of a table
-        table  whether a table is expected, of which one row is no series
-        """
-        if table or y is not None:
-            return X, exogenous, None
-        if named(X):
-            if exogenous is not None and not (named(exogenous) and set(exogenous) == set(X)):
-                raise ValueError(
-                    f"exogenous: expected a dict with the names in X, {', '.join(map(str, X))}"
-                )
-            known = None if exogenous is None else [column_of(exogenous[name]) for name in X]
-            shapes = {name: shape_of(x) for name, x in X.items()}
-            return [column_of(x) for x in X.values()], known, shapes
-        if is_one(X):
-            several = exogenous is None or isinstance(exogenous, list)
-            known = exogenous if several else [column_of(exogenous)]
-            return [column_of(X)], known, [shape_of(X)]
-        expect_no_dates("X", X)
-        if are_columns(X):
-            return [column_of(x) for x in X], exogenous, None
-        return X, exogenous, None
-
-    def _read_series(self, X: Any, *, reset: bool) -> Sequences:
-        horizon = expect_int("horizon", self.horizon)
-        expect_no_times("X", X)
-        try:
-            series = self._read(X, reset=reset, least_steps=horizon + 1)
-        except ValueError as error:
-            if "feature(s)" in str(error):
-                least = str(error).rstrip(".")
-                raise ValueError(f"{least}: horizon + 1 steps. {ONE_SERIES}") from error
-            if "Reshape" in str(error):
-                raise ValueError(f"X: expected series, got one. {ONE_SERIES}. {error}") from error
-            raise
-        if reset:
-            self._expect_steps(series)
-            self._warn_of_table(series)
-            names = None if self._table else getattr(self, "feature_names_in_", None)
-            if self.scaling is None:
-                warn_of_scale("X", series, names, targets=True)
-            self._horizon, self._channels = horizon, series[0].shape[1]
-            self._outputs = horizon * self._channels * getattr(self._head, "parameters", 1)
-        elif horizon != self._horizon:
-            raise ValueError(f"horizon: expected {self._horizon}, as in fit, got {horizon}")
-        return series
-
-    def _expect_steps(self, series: Sequences) -> None:
-        for k, values in enumerate(series):
-            if len(values) <= self.horizon:
-                raise ValueError(
-                    f"X: expected series of at least {self.horizon + 1} steps for a horizon of "
-                    f"{self.horizon}, got {len(values)} in series {k}"
-                )
-
-    def _warn_of_table(self, series: Sequences) -> None:
-        """Warn of a table that may be one series: many short rows, or shorter than the window."""
-        if not self._table:
-            return
-        N, T, D = series.shape
-        if (T < FEW_STEPS and N >= 10 * T) or min(N, self._window) > T:
-            warnings.warn(
-                f"X: taken as {N} series of {T} steps. If it is one series of {T * D} channels, "
-                f"use fit([X]); if not, fit(np.reshape(X, ({N}, {T}, {D}))) avoids this warning",
-                stacklevel=5,
-            )
-
-    def _read_known(
-        self, exogenous: Any, static: Any, X: Any, series: Sequences, shapes: Any, ahead: int, *,
-        reset: bool,
-    ) -> Sequences:  # fmt: skip
-        """All that is known of the steps of series, and of those to come (T_i + ahead, E + K)."""
-        blocks = self._read_exogenous(exogenous, X, series, ahead, reset=reset)
-        names = list(shapes) if isinstance(shapes, dict) else None
-        count = len(blocks)
-        features = static_features(static, names, count, None if reset else self._static)
-        if reset:
-            self._static, self._series = features.shape[1], names or count
-            size = expect_int("embedding", self.embedding, 0)
-            self._embedded = (count, size) if size else None
-            self._seconds = max(step_of("X", x) for x in X) if self.calendar else 0.0
-        now = [np.repeat(one[None], len(block), axis=0) for one, block in
-               zip(features, blocks, strict=True)]  # fmt: skip
-        if self.calendar:
-            dates = calendars(X, ahead, self._seconds)
-            now = [np.concatenate(pair, axis=1) for pair in zip(dates, now, strict=True)]
-        if self._embedded:
-            numbers = numbers_of(names, count, self._series)
-            now = [np.pad(one, ((0, 0), (0, 1)), constant_values=k) for one, k in
-                   zip(now, numbers, strict=True)]  # fmt: skip
-        if reset:
-            self._now = now[0].shape[1]
-        if not self._now:
-            return blocks
-        return [
-            np.concatenate(pair, axis=1, dtype=pair[0].dtype)
-            for pair in zip(blocks, now, strict=True)
-        ]
-
-    def _network_options(self, features: int) -> dict[str, Any]:
-        if not self._embedded:
-            return {}
-        return {"input_size": features - 1 + self._embedded[1], "embedding": self._embedded}
-
-    def _read_exogenous(
-        self, exogenous: Any, X: Any, series: Sequences, ahead: int, *, reset: bool
-    ) -> Sequences:
-        """Exogenous inputs (T_i + ahead, E) of series X (T_i, C); E is 0 where there are none."""
-        expect_no_times("exogenous", exogenous)
-        expect_column_order("exogenous", exogenous, even=True)
-        exogenous = listed(exogenous)
-        dtype, lengths = series[0].dtype, lengths_of(series) + ahead
-        if exogenous is None:
-            if not reset and self._known_features:
-                raise ValueError(
-                    "exogenous: expected inputs for all steps of the series and those to come, as "
-                    "in fit, got None"
-                )
-            blocks = [np.zeros((length, 0), dtype) for length in lengths]
-        elif is_table("exogenous", exogenous):
-            blocks = check_array(exogenous, dtype=dtype, input_name="exogenous")[:, :, None]
-        else:
-            blocks = read_sequences("exogenous", exogenous, dtype)
-        names = columns_of("exogenous", exogenous)
-        if reset:
-            self._known_names = names
-        else:
-            expect_columns("exogenous", names, self._known_names)
-        if len(blocks) != len(lengths):
-            raise ValueError(
-                f"exogenous: expected inputs for {len(lengths)} series, got {len(blocks)}"
-            )
-        for k, (more, length) in enumerate(zip(blocks, lengths, strict=True)):
-            if len(more) != length:
-                later = f" and the {ahead} to come" if ahead else ""
-                raise ValueError(
-                    f"exogenous[{k}]: expected {length} steps, the {length - ahead} of X[{k}]"
-                    f"{later}, got {len(more)}"
-                )
-        self._expect_indices(exogenous, listed(X))
-        features = blocks[0].shape[1]
-        if reset and features:
-            warn_of_scale("exogenous", blocks, names if are_names(names) else None)
-        if reset:
-            self._known_features = features
-        elif features != self._known_features:
-            raise ValueError(
-                f"exogenous: expected {self._known_features} features, as in fit, got {features}"
-            )
-        return blocks
-
-    def _expect_indices(self, exogenous: Any, X: Any) -> None:
-        """Raises ValueError for inputs whose labels are out of order, or not those of X."""
-        if not isinstance(exogenous, (list, tuple)):
-            expect_same_index("exogenous", exogenous, "X", X)
-            expect_same_columns("exogenous", exogenous, "X", X)
-            return
-        for k, more in enumerate(exogenous):
-            expect_order(f"exogenous[{k}]", index_of(more), even=True)
-            if isinstance(X, (list, tuple)):
-                expect_same_index(f"exogenous[{k}]", more, f"X[{k}]", X[k])
 
     # ---- pickle
 
