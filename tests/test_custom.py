@@ -320,6 +320,32 @@ def test_losses_leave_out_what_a_mask_leaves_out(make):
         part.forward(xs[0, 0], ts[0, 0], mask=mask)
 
 
+WEIGHTS = np.array([[2, 0, 1, 3], [0, 0, 0, 0], [1, 4, 0, 1]])
+
+
+@pytest.mark.parametrize("kind", [int, float])
+@pytest.mark.parametrize("make", [rnn.TimeMSE, rnn.TimeSigmoidWithLoss, rnn.TimeSoftmaxWithLoss])
+def test_weights_of_steps_count_as_if_they_were_repeated(make, kind):
+    rng, labels = np.random.default_rng(0), make is rnn.TimeSoftmaxWithLoss
+    xs = rng.standard_normal((3, 4, 5))
+    ts = rng.integers(-1, 5, (3, 4)) if labels else rng.random((3, 4, 5))
+    again = [
+        np.repeat(a.reshape(12, *a.shape[2:]), WEIGHTS.ravel(), axis=0)[None] for a in (xs, ts)
+    ]
+    loss, weights = make(), WEIGHTS.astype(kind)
+    assert loss.forward(xs, ts, weights=weights) == pytest.approx(make().forward(*again), rel=1e-12)
+    numeric = central_differences(lambda: make().forward(xs, ts, weights=weights), xs)
+    assert relative_error(loss.backward(), numeric) < 1e-7
+    assert make().forward(xs, ts, weights=0 * weights) == 0
+    if not labels:
+        mask = np.arange(4) < np.array([[3], [4], [2]])
+        masked = make().forward(xs, ts, mask, weights=weights)
+        assert masked == pytest.approx(make().forward(xs, ts, weights=weights * mask), rel=1e-12)
+    for wrong in (weights[:2], -WEIGHTS, WEIGHTS * np.nan, WEIGHTS > 0):
+        with pytest.raises(ValueError, match="weights: expected"):
+            loss.forward(xs, ts, weights=wrong)
+
+
 def test_what_a_cell_lacks_is_not_dropped():
     for name in ("weight_drop", "recurrent_dropout"):
         with pytest.raises(ValueError, match=f"{name}: the cell indrnn has no h Wh, got 0.5"):

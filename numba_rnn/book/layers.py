@@ -221,7 +221,7 @@ class SoftmaxWithLoss(ours.TimeSoftmaxWithLoss):
     The gradient is dx = (softmax(x) - one-hot t) / N.
     """
 
-    def forward(self, x: Array, t: AnyArray) -> Scalar:
+    def forward(self, x: Array, t: AnyArray, *, weights: AnyArray | None = None) -> Scalar:
         """Compute the loss.
 
         Parameters
@@ -230,13 +230,16 @@ class SoftmaxWithLoss(ours.TimeSoftmaxWithLoss):
             Scores.
         t : (N,) integers or (N, V) one-hot array
             Labels.
+        weights : (N,) array, optional
+            How much each row counts.
 
         Returns
         -------
         loss : float
             The mean loss in nats.
         """
-        return super().forward(x[:, None], labels_of(t, 1)[:, None])
+        each = None if weights is None else weights[:, None]
+        return super().forward(x[:, None], labels_of(t, 1)[:, None], weights=each)
 
     def backward(self, dout: float = 1) -> Array:
         """Compute the gradient of dout * loss.

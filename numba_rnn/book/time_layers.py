@@ -58,7 +58,7 @@ class TimeSoftmaxWithLoss(ours.TimeSoftmaxWithLoss):
     ``ignore_label``, -1.
     """
 
-    def forward(self, xs: Array, ts: AnyArray) -> Scalar:
+    def forward(self, xs: Array, ts: AnyArray, *, weights: AnyArray | None = None) -> Scalar:
         """Compute the loss.
 
         Parameters
@@ -67,13 +67,15 @@ class TimeSoftmaxWithLoss(ours.TimeSoftmaxWithLoss):
             Scores.
         ts : (N, T) integers or (N, T, V) one-hot array
             Labels.
+        weights : (N, T) array, optional
+            How much each step counts.
 
         Returns
         -------
         loss : float
             The mean loss in nats.
         """
-        return super().forward(xs, labels_of(ts, 2))
+        return super().forward(xs, labels_of(ts, 2), weights=weights)
 
 
 class TimeDropout(Layer):

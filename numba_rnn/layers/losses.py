@@ -4,9 +4,9 @@ A loss runs where its scores xs are. In host memory it returns a float; on a dev
 without axes, of which ``float(loss)`` makes one, waiting for the device. Targets in host memory are
 checked there and then copied; to check targets on a device is to wait for it.
 
-A loss is a mean. Over a batch of no rows it is NaN, as NumPy's and PyTorch's is, and the gradient
-is as empty as xs. Where there are rows, and a mask or labels say that none counts, the loss and the
-gradient are 0.
+A loss is a mean, weighted where there are weights. Over a batch of no rows it is NaN, as NumPy's
+and PyTorch's is, and the gradient is as empty as xs. Where there are rows, and a mask, weights or
+labels say that none counts, the loss and the gradient are 0.
 """
 
 import math
@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Engine, engine_for_input
+from ..backend import Engine, engine_for_input, to_host
 from ..kernels.functions import sigmoid
 from ..typing import AnyArray, Array, Flags, IntArray, Scalar
 from ..validation import (
     any_shape,
+    as_array,
     expect_array,
     expect_finite,
     expect_float,
@@ -78,7 +79,7 @@ class TimeSoftmaxWithLoss(_Loss):
 
     ignore_label = -1
 
-    def forward(self, xs: Array, ts: IntArray) -> Scalar:
+    def forward(self, xs: Array, ts: IntArray, *, weights: AnyArray | None = None) -> Scalar:
         """Compute the loss.
 
         Parameters
@@ -87,6 +88,8 @@ class TimeSoftmaxWithLoss(_Loss):
             Scores before the softmax.
         ts : (N, T) integers
             Labels from 0 to V - 1, or -1 for a step that does not count.
+        weights : (N, T) array, optional
+            How much each step counts, 0 or more; the loss is the weighted mean.
 
         Returns
         -------
@@ -96,7 +99,8 @@ class TimeSoftmaxWithLoss(_Loss):
         Raises
         ------
         ValueError
-            If ts is not (N, T), as one-hot labels are not, or holds another label.
+            If ts is not (N, T), as one-hot labels are not, or holds another label; if a weight is
+            negative or not finite.
         """
         engine = engine_for_input(xs)
         xs = validate_array("xs", xs, ("N", "T", "V"), None, engine)
@@ -109,8 +113,14 @@ class TimeSoftmaxWithLoss(_Loss):
             )
         on_device = validate_ids("ts", ts, (N, T), V, engine, ignore=self.ignore_label)
         counted = ts != self.ignore_label
-        count = _divisor(int(counted.sum()), xs)  # of ts as given: nothing to wait for
         scores, labels, xp = xs.reshape(N * T, V), on_device.reshape(-1), engine.xp
+        if weights is None:
+            count = _divisor(int(counted.sum()), xs)  # of ts as given: nothing to wait for
+            factor: Any = xs.dtype.type(1)
+        else:
+            each = np.where(to_host(counted), _weights(weights, (N, T)), 0)
+            count = _divisor(float(each.sum()), xs)
+            factor = engine.to_device(each.reshape(-1, 1).astype(xs.dtype))
         rows, counts = xp.arange(N * T), engine.to_device(counted).reshape(-1)
         labels = xp.where(counts, labels, 0)  # some place in a row, for it does not count
 
@@ -120,42 +130,74 @@ class TimeSoftmaxWithLoss(_Loss):
         xp.exp(shifted, out=shifted)
         total = shifted.sum(axis=1, keepdims=True)
         losses = xp.log(total[:, 0].astype(np.float64)) - of_label
+        if weights is not None:
+            losses = losses * factor[:, 0]
 
-        self._tape = xp, shifted, total, rows, labels, counts, count, xs.shape
+        self._tape = xp, shifted, total, rows, labels, counts, count, xs.shape, factor
         return engine.to_scalar(xp.where(counts, losses, 0.0).sum() / count)
 
     def _gradient(self, dout: float, *tape: Any) -> Array:
-        xp, exps, total, rows, labels, counts, count, shape = tape
-        scale = exps.dtype.type(dout / count)
+        xp, exps, total, rows, labels, counts, count, shape, factor = tape
+        scale = factor * exps.dtype.type(dout / count)
         gradient = exps * (scale / total)  # softmax
-        gradient[rows, labels] -= scale
+        gradient[rows, labels] -= scale.reshape(-1) if scale.ndim else scale
         xp.copyto(gradient, 0, where=~counts[:, None])
         return gradient.reshape(shape)
 
 
-def _divisor(count: int, xs: Array) -> float:
+def _weights(weights: Any, shape: tuple[int, int]) -> AnyArray:
+    """Weights (N, T) in float64, in host memory."""
+    found = as_array("weights", weights)
+    if found.shape != shape or found.dtype.kind not in "iuf":
+        raise ValueError(
+            f"weights: expected numbers of shape {shape}, got {found.dtype} of {found.shape}"
+        )
+    found = found.astype(np.float64)
+    if not (np.isfinite(found).all() and (found >= 0).all()):
+        raise ValueError("weights: expected finite numbers, none below 0")
+    return found
+
+
+def _divisor(count: float, xs: Array) -> float:
     """The divisor that makes a sum over xs, of which so many numbers count, their mean."""
     return count or (1 if xs.size else math.nan)
 
 
-def _counted(mask: Any, xs: Array, ts: Any, engine: Engine) -> tuple[Any, Any, float]:
-    """ts with 0 at steps that do not count, a mask for xs or None, and what makes a sum a mean."""
-    if mask is None:
-        return ts, None, _divisor(xs.size, xs)
+def _counted(
+    mask: Any, weights: Any, xs: Array, ts: Any, engine: Engine
+) -> tuple[Any, Any, Any, float]:
+    """ts with 0 at steps that do not count, a mask for xs or None, the weights of its numbers or
+    None, and what makes a weighted sum a mean."""
+    if mask is None and weights is None:
+        return ts, None, None, _divisor(xs.size, xs)
     if xs.ndim < 2:
-        raise ValueError(f"mask: expected xs of shape (N, T, ...) with a mask, got {xs.shape}")
-    flags = validate_flags("mask", mask, xs.shape[:2], engine)
-    count = int(flags.sum()) * math.prod(xs.shape[2:])
+        name, given = ("weights", "weights") if mask is None else ("mask", "a mask")
+        raise ValueError(f"{name}: expected xs of shape (N, T, ...) with {given}, got {xs.shape}")
+    each = None if weights is None else _weights(weights, xs.shape[:2])
+    flags: Any = each
+    if mask is not None:
+        flags = validate_flags("mask", mask, xs.shape[:2], engine)
+    elif each is not None:
+        flags = each > 0
     wide = flags.reshape(*flags.shape, *(1,) * (xs.ndim - 2))
+    total = int(flags.sum()) if each is None else float(each[to_host(flags)].sum())
     at_home = np if isinstance(ts, np.ndarray) else engine.xp
     ts = at_home.where(wide if at_home is np else engine.to_device(wide), ts, ts.dtype.type(0))
-    return ts, engine.to_device(wide), _divisor(count, xs)
+    factor = None if each is None else engine.to_device(each.reshape(wide.shape).astype(xs.dtype))
+    return ts, engine.to_device(wide), factor, _divisor(total * math.prod(xs.shape[2:]), xs)
 
 
 class TimeSigmoidWithLoss(_Loss):
     """Sigmoid and binary cross-entropy, the mean over all numbers that count."""
 
-    def forward(self, xs: Array, ts: AnyArray, mask: Flags | None = None) -> Scalar:
+    def forward(
+        self,
+        xs: Array,
+        ts: AnyArray,
+        mask: Flags | None = None,
+        *,
+        weights: AnyArray | None = None,
+    ) -> Scalar:
         """Compute the loss.
 
         Parameters
@@ -167,6 +209,8 @@ class TimeSigmoidWithLoss(_Loss):
         mask : (N, T) bool array, optional
             For xs of shape (N, T, ...): steps where it is False count neither in the loss nor in
             the gradient. If no step counts, the loss is 0.
+        weights : (N, T) array, optional
+            How much each step counts, 0 or more; the loss is the weighted mean.
 
         Returns
         -------
@@ -183,27 +227,36 @@ class TimeSigmoidWithLoss(_Loss):
         ts = from_dlpack(ts, engine)
         kind = getattr(getattr(ts, "dtype", None), "kind", "f")
         expect_array("ts", ts, xs.shape, ts.dtype if kind in "iub" else xs.dtype, engine)
-        ts, counted, count = _counted(mask, xs, ts, engine)
+        ts, counted, factor, count = _counted(mask, weights, xs, ts, engine)
         expect_finite("ts", ts)
         if ts.size and (ts.min() < 0 or ts.max() > 1):
             raise ValueError(f"ts: expected numbers from 0 to 1, got {ts.min()} to {ts.max()}")
         targets = validate_array("ts", ts, xs.shape, ts.dtype, engine).astype(xs.dtype)
-        self._tape = xs.copy(), targets, counted, count, xp
+        self._tape = xs.copy(), targets, counted, factor, count, xp
         # -t log y - (1 - t) log(1 - y), with y = sigmoid(x), in a form without overflow
         losses = xp.maximum(xs, 0) - xs * targets + xp.log1p(xp.exp(-xp.abs(xs)))
         losses = losses if counted is None else xp.where(counted, losses, losses.dtype.type(0))
+        losses = losses if factor is None else losses * factor
         return engine.to_scalar(losses.sum(dtype=np.float64) / count)
 
     def _gradient(self, dout: float, *tape: Any) -> Array:
-        xs, targets, counted, count, xp = tape
+        xs, targets, counted, factor, count, xp = tape
         gradient = (sigmoid(xs) - targets) * xs.dtype.type(dout / count)
+        gradient = gradient if factor is None else gradient * factor
         return gradient if counted is None else xp.where(counted, gradient, xs.dtype.type(0))
 
 
 class TimeMSE(_Loss):
     """Mean squared error, the mean over all numbers that count."""
 
-    def forward(self, xs: Array, ts: Array, mask: Flags | None = None) -> Scalar:
+    def forward(
+        self,
+        xs: Array,
+        ts: Array,
+        mask: Flags | None = None,
+        *,
+        weights: AnyArray | None = None,
+    ) -> Scalar:
         """Compute the loss.
 
         Parameters
@@ -215,6 +268,8 @@ class TimeMSE(_Loss):
         mask : (N, T) bool array, optional
             For xs of shape (N, T, ...): steps where it is False count neither in the loss nor in
             the gradient. If no step counts, the loss is 0.
+        weights : (N, T) array, optional
+            How much each step counts, 0 or more; the loss is the weighted mean.
 
         Returns
         -------
@@ -225,14 +280,17 @@ class TimeMSE(_Loss):
         xs = validate_array("xs", xs, any_shape(xs), None, engine)
         ts = from_dlpack(ts, engine)
         expect_array("ts", ts, xs.shape, xs.dtype, engine)
-        ts, counted, count = _counted(mask, xs, ts, engine)
+        ts, counted, factor, count = _counted(mask, weights, xs, ts, engine)
         expect_finite("ts", ts)
         difference = xs - validate_array("ts", ts, xs.shape, xs.dtype, engine)
         if counted is not None:
             difference = engine.xp.where(counted, difference, xs.dtype.type(0))
-        self._tape = difference, count
-        return engine.to_scalar(engine.xp.square(difference, dtype=np.float64).sum() / count)
+        self._tape = difference, factor, count
+        squares = engine.xp.square(difference, dtype=np.float64)
+        squares = squares if factor is None else squares * factor
+        return engine.to_scalar(squares.sum() / count)
 
     def _gradient(self, dout: float, *tape: Any) -> Array:
-        difference, count = tape
-        return difference * difference.dtype.type(2 * dout / count)
+        difference, factor, count = tape
+        gradient = difference * difference.dtype.type(2 * dout / count)
+        return gradient if factor is None else gradient * factor
