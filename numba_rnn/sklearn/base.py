@@ -1,7 +1,7 @@
 """The base of the estimators: their parameters, the training loop, how they are pickled."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any, ParamSpec, Self, TypeVar
 
@@ -31,7 +31,17 @@ from .frames import (
     index_of,
 )
 from .network import Network, expect_sizes
-from .sequences import SequenceDataset, Sequences, is_table, listed, mask_of, pad, read_sequences
+from .range_test import range_test
+from .sequences import (
+    SequenceDataset,
+    Sequences,
+    is_table,
+    listed,
+    mask_of,
+    moments,
+    pad,
+    read_sequences,
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -75,10 +85,12 @@ class RecurrentEstimator(BaseEstimator):
     optimiser : str or callable, default "adam"
         "adam", "adamw", "rmsprop", "adagrad", "momentum" or "sgd", or a callable that takes lr and
         returns an optimiser, such as ``functools.partial(AdamW, weight_decay=0.1)``.
-    lr : float, default 0.01
-        The learning rate.
-    batch_size : int, default 32
-        The number of sequences in a batch.
+    lr : float or "auto", default 0.01
+        The learning rate. "auto": ``fit`` looks for one by a range test, of 120 batches at most;
+        it is in ``lr_``.
+    batch_size : int or "auto", default 32
+        The number of sequences in a batch. "auto": a sixteenth of the sequences, at least 8 and at
+        most 32.
     max_epochs : int, default 100
         The number of times that all sequences are read.
     clip : float or None, default 1.0
@@ -106,8 +118,9 @@ class RecurrentEstimator(BaseEstimator):
     """
 
     network_: Network
+    _network_options: tuple[str, ...] = _NETWORK  # parameters of the estimator and the network
     _table: bool  # whether fit was given a table
-    _gaps = False  # whether steps may be missing, as NaN
+    _may_miss = False  # whether X may hold NaN, for values that are missing
     _even = False  # whether the steps of a sequence are evenly spaced in time
     _columns: list[Any] | None = None  # those of fit's DataFrames
     _step: tuple[Any, ...] | None = None  # the time from one to the next, where fit was told
@@ -121,8 +134,8 @@ class RecurrentEstimator(BaseEstimator):
         bidirectional: bool = False,
         dropout: float = 0.0,
         optimiser: str | Callable[..., Optimiser] = "adam",
-        lr: float = 0.01,
-        batch_size: int = 32,
+        lr: float | str = 0.01,
+        batch_size: int | str = 32,
         max_epochs: int = 100,
         clip: float | None = 1.0,
         early_stopping: bool = False,
@@ -188,16 +201,16 @@ class RecurrentEstimator(BaseEstimator):
             least = least_steps * D if reset else 1
             array = validate_data(
                 self, X, reset=reset, dtype=dtype, ensure_min_features=least,
-                ensure_all_finite="allow-nan" if self._gaps else True,
+                ensure_all_finite="allow-nan" if self._may_miss else True,
             )  # fmt: skip
             if array.shape[1] % D:
                 raise ValueError(
                     f"step_features: expected a divisor of the {array.shape[1]} features that X "
                     f"has, got {D}"
                 )
-            array = array.reshape(len(array), -1, D)
+            array = self._steps_of_table(array, D)
         else:
-            array = read_sequences("X", X, dtype, gaps=self._gaps)
+            array = read_sequences("X", X, dtype, missing=self._may_miss)
             names = columns_of("X", X)
             features = array[0].shape[1]
             if reset:
@@ -216,6 +229,10 @@ class RecurrentEstimator(BaseEstimator):
             self._table, self._step = table, None if step is None else tuple(step)
             self._columns = None if table else names
         return array
+
+    def _steps_of_table(self, table: AnyArray, features: int) -> AnyArray:
+        """(N, F) -> (N, T, D)."""
+        return table.reshape(len(table), -1, features)
 
     def _expect_times(self, X: Any, features: int, reset: bool) -> TimeStep | None:
         """Refuse steps that are not in order, or not as far from each other as those of fit.
@@ -251,30 +268,33 @@ class RecurrentEstimator(BaseEstimator):
         """Make the network, or see that the one that is there fits."""
         first = examples.xs[0]
         config = {"input_size": first.shape[1], "output_size": outputs, "dtype": first.dtype.name}
-        config |= {name: getattr(self, name) for name in _NETWORK}
-        config |= self._network_options(first.shape[1])
+        config |= {name: getattr(self, name) for name in self._network_options}
+        config |= self._more_options(first.shape[1])
         if self.clip is not None:
             expect_float("clip", self.clip, 0, low_open=True)
         if anew:
             self._rng = np.random.default_rng(check_random_state(self.random_state).randint(2**31))
             self.network_ = Network(**config, rng=self._rng)
+            if self.network_.scale is not None:
+                self.network_.mean[:], self.network_.scale[:] = moments(examples)
             self._optimiser: Optimiser | None = None  # partial_fit's
             return
-        for name, value in self.network_.config.items():
-            if config.get(name) != value:
+        for name, trained in self.network_.config.items():
+            if (value := config.get(name, trained)) != trained:
                 raise ValueError(
-                    f"{name}: expected {value!r}, as in the network that is trained "
-                    f"further, got {config.get(name)!r}"
+                    f"{name}: expected {trained!r}, as in the network that is trained "
+                    f"further, got {value!r}"
                 )
 
-    def _network_options(self, features: int) -> dict[str, Any]:
+    def _more_options(self, features: int) -> dict[str, Any]:
         """What else a network of so many features of a step is given."""
         return {}
 
     def _new_optimiser(self) -> Optimiser:
+        lr = getattr(self, "lr_", 0.01) if self.lr == "auto" else self.lr
         if not callable(self.optimiser):
-            return optimisers.create(self.optimiser, lr=self.lr)
-        optimiser = self.optimiser(lr=self.lr)
+            return optimisers.create(self.optimiser, lr=lr)
+        optimiser = self.optimiser(lr=lr)
         if not isinstance(optimiser, Optimiser):
             raise TypeError(f"optimiser: expected it to return an Optimiser, got {optimiser!r}")
         return optimiser
@@ -301,9 +321,13 @@ class RecurrentEstimator(BaseEstimator):
         self.loss_curve_: list[float] = []
         self.validation_curve_: list[float] = []
         patience, best = expect_int("patience", self.patience), self.network_.arrays()
+        if self.lr == "auto":
+            self.lr_ = self._find_lr(examples)
         optimiser = self._new_optimiser()
-        with self._bar(epochs or most) as bar:
-            for _ in bar:
+        lr, total = optimiser.lr, epochs or most
+        with self._bar(total) as bar:
+            for epoch in bar:
+                optimiser.lr = lr * self._schedule(epoch / total)
                 self.loss_curve_.append(self._train(examples, optimiser, bar))
                 bar.set_postfix(loss=f"{self.loss_curve_[-1]:.4g}", refresh=False)
                 if valid is None:
@@ -332,18 +356,57 @@ class RecurrentEstimator(BaseEstimator):
     def _held_out(
         self, examples: SequenceDataset, strata: Any
     ) -> tuple[SequenceDataset, SequenceDataset]:
-        """Some examples for training, the others for validation."""
+        """Some examples for training, the others for validation.
+
+        Classes are held out in proportion, where what is held out has room for all of them; the one
+        member of a class is trained on.
+        """
         share = expect_float("validation_fraction", self.validation_fraction, 0, 1, low_open=True)
-        seed = int(self._rng.integers(2**31))
+        seed, rows = int(self._rng.integers(2**31)), np.arange(len(examples))
+        alone: Any = rows[:0]
+        if strata is not None:
+            _, at, counts = np.unique(strata, return_inverse=True, return_counts=True)
+            held, several = math.ceil(share * len(rows)), counts > 1
+            alone, rows = rows[~several[at]], rows[several[at]]
+            room = several.sum() <= min(held, len(rows) - held)
+            strata = strata[rows] if room else None
+            share = held if len(alone) else share
         try:
             train, valid = train_test_split(
-                np.arange(len(examples)), test_size=share, stratify=strata, random_state=seed
+                rows, test_size=share, stratify=strata, random_state=seed
             )
         except ValueError as error:
             raise ValueError(
                 f"early_stopping: expected enough sequences to hold out {share:g} of them; {error}"
             ) from error
-        return examples.picked(train), examples.picked(valid)
+        return examples.picked(np.concatenate([train, alone])), examples.picked(valid)
+
+    def _find_lr(self, examples: SequenceDataset) -> float:
+        """A learning rate by a range test, after which the network is as it was."""
+        before, optimiser, rng = self.network_.arrays(), self._new_optimiser(), self._rng
+        size = self._batch_size(len(examples))
+
+        def batches() -> Iterator[SequenceDataset]:
+            while True:
+                yield from examples.batches(size, rng.permutation(len(examples)))
+
+        def step(batch: SequenceDataset, lr: float) -> float:
+            optimiser.lr = lr
+            loss, norm = self._backward(batch)
+            if math.isfinite(loss) and math.isfinite(norm):
+                optimiser.update(self.network_.params, self.network_.grads)
+                return loss
+            return math.inf
+
+        with self.network_.lock:
+            lr, _ = range_test(step, batches())
+            self.network_.forget()
+        self.network_.load_arrays(before)
+        return lr
+
+    def _schedule(self, progress: float) -> float:
+        """The share of the learning rate after a share of all epochs."""
+        return 1.0
 
     def _bar(self, epochs: int) -> Any:
         name = type(self).__name__
@@ -354,14 +417,11 @@ class RecurrentEstimator(BaseEstimator):
 
         bar  its clock starts after the first batch of all, which takes compilation, too
         """
-        size, network = expect_int("batch_size", self.batch_size), self.network_
+        size, network = self._batch_size(len(examples)), self.network_
         total, started = 0.0, False
         with network.lock:
             for batch in examples.batches(size, self._rng.permutation(len(examples))):
-                scores = network.forward(*pad(batch.xs), train_flg=True)
-                loss, dscores = self._loss(scores, *batch.targets())
-                network.backward(dscores)
-                norm = float(self._clipped(network.grads))
+                loss, norm = self._backward(batch)
                 if not (math.isfinite(loss) and math.isfinite(norm)):
                     raise TrainingDiverged(
                         f"loss {loss}, gradient norm {norm}, lr {optimiser.lr:g}; a lower lr or "
@@ -375,6 +435,19 @@ class RecurrentEstimator(BaseEstimator):
             network.forget()
         return total / examples.count
 
+    def _backward(self, batch: SequenceDataset) -> tuple[float, float]:
+        """Fill the gradients of the network, clipped; the loss and their norm before."""
+        scores = self.network_.forward(*pad(batch.xs), train_flg=True)
+        loss, dscores = self._loss(scores, *batch.targets())
+        self.network_.backward(dscores)
+        return loss, float(self._clipped(self.network_.grads))
+
+    def _batch_size(self, count: int) -> int:
+        """The number of sequences in a batch, of so many."""
+        if self.batch_size == "auto":
+            return min(32, max(8, count // 16))
+        return expect_int("batch_size", self.batch_size)
+
     def _clipped(self, grads: list[Array]) -> Any:
         """Clip the gradients, where that is wanted; their norm before."""
         return global_norm(grads) if self.clip is None else clip_grads(grads, self.clip)
@@ -383,7 +456,9 @@ class RecurrentEstimator(BaseEstimator):
         """The mean loss, without dropout."""
         total = 0.0
         with self.network_.lock:
-            for batch in examples.batches(self.batch_size, np.arange(len(examples))):
+            for batch in examples.batches(
+                self._batch_size(len(examples)), np.arange(len(examples))
+            ):
                 scores = self.network_.forward(*pad(batch.xs))
                 total += self._loss(scores, *batch.targets())[0] * batch.count
             self.network_.forget()
@@ -394,7 +469,7 @@ class RecurrentEstimator(BaseEstimator):
     def _scores(self, xs: Sequences) -> Array:
         """The outputs of the network: (N, M), or (steps, M) if it has some at every step, those of
         one sequence behind those of the other."""
-        size, network, found = expect_int("batch_size", self.batch_size), self.network_, []
+        size, network, found = self._batch_size(len(xs)), self.network_, []
         with network.lock:
             for start in range(0, len(xs), size):
                 batch, lengths = pad(xs[start : start + size])

@@ -194,7 +194,7 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, SeriesReader):
     """
 
     _even = True
-    _gaps = True
+    _may_miss = True
     early_stopping: Any
     differencing_: str | None
     season_: int
@@ -393,7 +393,7 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, SeriesReader):
             exogenous = None if exogenous is None else [exogenous[k] for k in order]
         if len(X) != len(self._past):
             raise ValueError(f"X: expected {len(self._past)} series, as in fit, got {len(X)}")
-        series = read_sequences("X", X, self.network_.dtype, gaps=True)
+        series = read_sequences("X", X, self.network_.dtype, missing=True)
         if series[0].shape[1] != self._channels:
             raise ValueError(
                 f"X: expected {self._channels} channels, as in fit, got {series[0].shape[1]}"

@@ -16,24 +16,28 @@ from ..layers import (
     TimeRecurrent,
 )
 from ..typing import Array, IntArray
-from ..validation import expect_array, expect_int
+from ..validation import expect_array, expect_choice, expect_int
+from .pooling import POOLINGS, AttentionPooling, MaxPooling, create
 
 
 class Network:
     """Recurrent layers, an affine layer: scores for every step, or for the whole sequence.
 
-        xs -> recurrent -> dropout -> affine -> scores
+        xs -> standardised -> recurrent -> pooled -> dropout -> affine -> scores
 
     input_size, output_size   D and M
     cell, hidden_size, layers, bidirectional, dropout, dtype   as the estimators have them
-    per_step                  True: scores of every step, (N, T, M); False: (N, 1, M), made of the
-                              states at the end of each sequence, in its last layer
+    per_step                  True: scores of every step, (N, T, M); False: (N, 1, M)
+    pooling                   what they are made of, unless per_step: "last", the states at the end
+                              of each sequence, in its last layer, or another one of POOLINGS
+    standardise               True: (xs - mean) / scale is what the layers read; NaN is 0 there
     embedding                 None; or how many vectors of how many numbers are learnt: the last
                               feature of xs is the number of one, which stands for it in input_size
     rng                       for the parameters and for dropout
 
     config              all this but the rng
     recurrent, affine   the layers, a Stacked and a TimeAffine
+    mean, scale         (D,) arrays, not trained; None without standardise
     lock                to be held from forward to where its scores are no longer needed: layers
                         are for one thread at a time
     """
@@ -51,12 +55,15 @@ class Network:
         per_step: bool,
         dtype: Any,
         rng: np.random.Generator,
+        pooling: str = "last",
+        standardise: bool = False,
         embedding: tuple[int, int] | None = None,
     ) -> None:
         self.config = {
             "input_size": input_size, "output_size": output_size, "cell": cell,
             "hidden_size": hidden_size, "layers": layers, "bidirectional": bidirectional,
-            "dropout": dropout, "per_step": per_step, "dtype": dtype, "embedding": embedding,
+            "dropout": dropout, "per_step": per_step, "dtype": dtype,
+            "pooling": pooling, "standardise": standardise, "embedding": embedding,
         }  # fmt: skip
         made: list[TimeRecurrent | Bidirectional] = []
         below, options = input_size, {"rng": rng, "dtype": dtype}
@@ -71,12 +78,20 @@ class Network:
         self.recurrent = Stacked(made, dropout, rng=rng)
         self.dropout = TimeDropout(dropout, rng=rng)
         self.affine = TimeAffine.create(below, output_size, **options)
-        self.params = [*self.recurrent.params, *self.affine.params]
-        self.grads = [*self.recurrent.grads, *self.affine.grads]
+        pooling = expect_choice("pooling", pooling, POOLINGS)
+        self.pooling: Any = None if per_step else create(pooling, below, self.affine.dtype)
         self.embedding = None if embedding is None else TimeEmbedding.create(*embedding, **options)
-        if self.embedding is not None:
-            self.params += self.embedding.params
-            self.grads += self.embedding.grads
+        self.mean: Any = None
+        self.scale: Any = None
+        if standardise:
+            self.mean, self.scale = np.zeros(input_size, dtype), np.ones(input_size, dtype)
+        self._named = {
+            "": self.recurrent, "pooling.": self.pooling, "affine.": self.affine,
+            "embedding.": self.embedding,
+        }  # fmt: skip
+        parts = [part for part in self._named.values() if part is not None]
+        self.params = [param for part in parts for param in part.params]
+        self.grads = [grad for part in parts for grad in part.grads]
         self._directions = 2 if bidirectional else 1
 
     def __repr__(self) -> str:
@@ -95,13 +110,20 @@ class Network:
     def forward(self, xs: Array, lengths: IntArray | None = None, train_flg: bool = False) -> Array:
         """xs (N, T, D) -> scores (N, T, M) or (N, 1, M)."""
         self.recurrent.train_flg = self.dropout.train_flg = train_flg
+        if self.mean is not None:
+            xs = (xs - self.mean) / self.scale
+        missing = np.isnan(xs)
+        if missing.any():
+            xs = np.where(missing, xs.dtype.type(0), xs)
         if self.embedding is not None:
             vectors = self.embedding.forward(xs[:, :, -1].astype(np.int64))
             xp = engine_of_param(self.params[0]).xp
             xs = xp.concatenate([xp.asarray(xs[:, :, :-1]), vectors], axis=2)
         hs = self.recurrent.forward(xs, lengths=lengths)
         self._shape = hs.shape
-        if not self.per_step:
+        if self.pooling is not None:
+            hs = self.pooling.forward(hs, lengths)
+        elif not self.per_step:
             ends = [state[0] for state in self.recurrent.state[-self._directions :] if state]
             hs = engine_of_param(self.params[0]).xp.concatenate(ends, axis=1)[:, None]
         return self.affine.forward(self.dropout.forward(hs))
@@ -109,7 +131,9 @@ class Network:
     def backward(self, dscores: Array) -> None:
         """Fill ``grads``."""
         dhs = self.dropout.backward(self.affine.backward(dscores))
-        if self.per_step:
+        if self.pooling is not None:
+            dhs = self.pooling.backward(dhs)
+        if self.per_step or self.pooling is not None:
             dxs = self.recurrent.backward(dhs, inputs=self.embedding is not None)
             if self.embedding is not None and dxs is not None:
                 self.embedding.backward(dxs[:, :, -self.embedding.W.shape[1] :])
@@ -122,11 +146,38 @@ class Network:
 
     def in_stream(self) -> list[Any]:
         """The layers that a ``numba_rnn.Stream`` of this runs; they read forwards."""
-        return [*self.recurrent.in_stream(), self.affine]
+        if isinstance(self.pooling, MaxPooling | AttentionPooling):
+            name = self.config["pooling"]
+            raise TypeError(
+                f"pooling: expected 'last' or 'mean' for a stream, or per_step=True, got {name!r}, "
+                "which has no scores of single steps"
+            )
+        layers = self.recurrent.in_stream()
+        return [*([] if self.mean is None else [self._reads_raw(layers.pop(0))]), *layers,
+                self.affine]  # fmt: skip
+
+    def _reads_raw(self, layer: Any) -> Any:
+        """A copy of the first layer that reads what is not standardised:
+
+        Wx / scale, b - (mean / scale) Wx
+        """
+        if layer.role_in_stream != "recurrent":
+            return layer  # which a stream refuses
+        params = dict(zip(layer.param_names, map(to_host, layer.params), strict=True))
+        Wx, b = params["Wx"], params.get("b")
+        if b is None or b.shape != Wx.shape[1:]:
+            raise TypeError(
+                f"standardise: expected False for a stream of {layer.cell.name}, whose inputs have "
+                "no bias of their own"
+            )
+        params["Wx"] = Wx / self.scale[:, None]
+        params["b"] = b - self.mean @ params["Wx"]
+        engine = engine_of_param(layer.params[0])
+        return TimeRecurrent(*map(engine.to_device, params.values()), cell=layer.cell)
 
     def forget(self) -> None:
         """Drop what forward kept for backward, and with it the memory."""
-        for part in (self.recurrent, self.dropout, self.affine, self.embedding):
+        for part in (self.recurrent, self.dropout, self.pooling, self.affine, self.embedding):
             if part is not None:
                 part.forget()
         self.recurrent.reset_state()
@@ -135,20 +186,27 @@ class Network:
 
     def arrays(self) -> dict[str, Array]:
         """Copies of the parameters by name, as NumPy arrays wherever they are."""
-        names = [*self.recurrent.param_names, *(f"affine.{n}" for n in self.affine.param_names)]
-        names += [] if self.embedding is None else ["embedding.W"]
-        return {
-            name: np.array(to_host(param), order="C")
-            for name, param in zip(names, self.params, strict=True)
-        }
+        return {name: np.array(to_host(param), order="C") for name, param in self._arrays().items()}
+
+    def _arrays(self) -> dict[str, Array]:
+        """The parameters, and behind them what is not trained, by name."""
+        names = [
+            f"{place}{name}"
+            for place, part in self._named.items()
+            for name in (() if part is None else part.param_names)
+        ]
+        found = dict(zip(names, self.params, strict=True))
+        return found if self.mean is None else found | {"mean": self.mean, "scale": self.scale}
 
     def load_arrays(self, arrays: dict[str, Array]) -> None:
         """Take up what ``arrays`` returned."""
         own = self.arrays()
         for name, array in own.items():  # all are looked at before any is taken
             expect_array(name, arrays.get(name), array.shape, array.dtype)
-        for name, param in zip(own, self.params, strict=True):
+        for name, param in zip(own, self.params, strict=False):
             param[...] = engine_of_param(param).to_device(arrays[name])
+        if self.mean is not None:
+            self.mean, self.scale = arrays["mean"].copy(), arrays["scale"].copy()
 
 
 def expect_sizes(config: dict[str, Any], arrays: dict[str, Array]) -> None:

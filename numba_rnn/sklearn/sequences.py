@@ -56,15 +56,17 @@ def is_table(name: str, X: Any) -> bool:
     return not X or np.ndim(X[0]) != 2
 
 
-def read_sequences(name: str, X: Any, dtype: Any, *, gaps: bool = False) -> Sequences:
-    """An array (N, T, D), or a list of (T_i, D), as floats that are finite, or with gaps NaN.
+def read_sequences(name: str, X: Any, dtype: Any, *, missing: bool = False) -> Sequences:
+    """An array (N, T, D), or a list of (T_i, D), floats that are finite, or NaN where ``missing``.
 
     Raises ValueError, naming the sequence, where one has no steps or other features.
     """
-    finite: Any = "allow-nan" if gaps else True
-    options = {"dtype": dtype, "ensure_all_finite": finite, "input_name": name}
+    remedy = ', and so does layout="ndt"' if missing else ""
+    finite: Any = "allow-nan" if missing else True
     if getattr(X, "ndim", 1) == 3:
-        found = check_array(X, allow_nd=True, **options)
+        found = check_array(
+            X, dtype=dtype, allow_nd=True, input_name=name, ensure_all_finite=finite
+        )
         if 0 in found.shape:
             raise ValueError(
                 f"{name}: expected steps and features, got {format_shape(found.shape)}"
@@ -78,15 +80,127 @@ def read_sequences(name: str, X: Any, dtype: Any, *, gaps: bool = False) -> Sequ
             raise ValueError(
                 f"{name}: expected sequences (steps, {features}) of at least one step, got shape "
                 f"{format_shape(row.shape)} at {k}"
-                + ("; x.T swaps steps and features" if turned and len(row) else "")
+                + ("; x.T swaps steps and features" + remedy if turned and len(row) else "")
             )
     try:
-        flat = check_array(np.concatenate(rows), **options)
+        flat = check_array(
+            np.concatenate(rows), dtype=dtype, input_name=name, ensure_all_finite=finite
+        )
     except ValueError as error:
         if "could not convert" in str(error):
             raise ValueError(f"{name}: expected numbers; {error}") from error
         raise
     return split(flat, rows)
+
+
+def steps_first(name: str, X: Any, layout: str | None) -> Any:
+    """X (N, T, D), or a list of (T_i, D), whatever its layout is.
+
+    layout  "ndt": features come before steps, X is (N, D, T) or a list of (D, T_i); "ntd": they do
+            not; None: they do not, and X is refused where they seem to
+
+    Raises ValueError.
+    """
+    if layout not in (None, "ntd", "ndt"):
+        raise ValueError(f"layout: expected 'ntd', 'ndt' or None, got {layout!r}")
+    ndim = getattr(X, "ndim", None)
+    if isinstance(X, (list, tuple)):
+        ndim = 1 + np.ndim(X[0]) if len(X) else None
+    if ndim != 3 or (layout == "ntd"):
+        return X
+    if layout == "ndt":
+        return np.swapaxes(X, 1, 2) if hasattr(X, "ndim") else [_turned(x) for x in X]
+    if hasattr(X, "ndim") and seems_turned(X):
+        shape = format_shape(X.shape)
+        raise ValueError(
+            f"{name}: expected sequences (N, steps, features), got {shape}, whose values run on "
+            f'along the last axis as steps do: layout="ndt" takes it as {X.shape[2]} steps of '
+            f'{X.shape[1]} features, layout="ntd" as {X.shape[1]} steps of {X.shape[2]}'
+        )
+    return X
+
+
+def _turned(x: Any) -> Any:
+    return x.T if hasattr(x, "T") else np.asarray(x).T
+
+
+def seems_turned(X: AnyArray) -> bool:
+    """Whether an array (N, A, B) looks as if B were its steps.
+
+    That is where B is at least 8 and more than four times A, and neighbours along B are more alike
+    than those along A: by the mean square of their differences, over that of any two values along
+    the axis.
+    """
+    N, A, B = X.shape
+    if min(N, A) == 0 or max(7, 4 * A) >= B or getattr(X.dtype, "kind", "O") not in "iuf":
+        return False
+    some = np.asarray(X[:: max(1, N // 100)], np.float64)
+    some = some[np.isfinite(some).all(axis=(1, 2))]
+
+    def roughness(axis: int) -> float:
+        """1 for values in no order, near 0 for a smooth curve."""
+        centred = some - some.mean(axis=axis, keepdims=True)
+        differences, spread = np.diff(some, axis=axis), (centred**2).mean()
+        return float((differences**2).mean() / (2 * spread)) if spread > 0 else 1.0
+
+    with np.errstate(all="ignore"):
+        return len(some) > 0 and roughness(2) < 0.6 * (roughness(1) if A > 1 else 1)
+
+
+def complete(name: str, sequences: Sequences, *, every_step: bool) -> Sequences:
+    """Sequences (T_i, D) whose NaN is the last value before it of the same feature, if any.
+
+    every_step  False: steps that are NaN alone are left out, wherever they are
+
+    Raises ValueError for a sequence that is NaN alone.
+    """
+    whole = isinstance(sequences, np.ndarray)
+    flat = sequences if whole else np.concatenate(sequences)
+    if not np.isnan(flat).any():
+        return sequences
+    found = []
+    for k, x in enumerate(sequences):
+        missing = np.isnan(x)
+        if missing.all():
+            raise ValueError(f"{name}: expected a value in each sequence, got NaN alone at {k}")
+        if not every_step:
+            there = ~missing.all(axis=1)
+            x, missing = x[there], missing[there]
+        last = np.maximum.accumulate(np.where(missing, 0, np.arange(len(x))[:, None]), axis=0)
+        found.append(np.take_along_axis(x, last, axis=0))
+    lengths = {len(x) for x in found}
+    return np.stack(found) if whole and len(lengths) == 1 else found
+
+
+def moments(examples: "SequenceDataset") -> tuple[AnyArray, AnyArray]:
+    """Mean and standard deviation of each feature of the inputs, over all steps; (D,) float64.
+
+    A feature that is always the same has a deviation of 1. NaN does not count; weights do.
+    """
+    xs, each = examples.xs, None
+    if examples.weights is not None:
+        each = np.concatenate(list(examples.weights))
+        if len(each) != lengths_of(xs).sum():  # one for each sequence
+            each = np.repeat(each, lengths_of(xs))
+    whole = isinstance(xs, np.ndarray)
+    steps = xs.reshape(-1, xs.shape[2]) if whole else np.concatenate(xs)
+    steps = np.ascontiguousarray(steps)  # the order of a sum decides its last bits
+    largest = np.nanmax(np.abs(steps), axis=0, initial=0).astype(np.float64)
+    size = np.where(largest > 0, largest, 1)  # squares of shares of it do not overflow
+    mean = _mean(steps / size, each)
+    deviation = np.sqrt(_mean((steps / size - mean) ** 2, each))
+    deviation[deviation < 10 * np.finfo(steps.dtype).eps * np.abs(mean)] = 0  # rounding
+    mean *= size
+    return mean, np.where(deviation > 0, deviation * size, 1)
+
+
+def _mean(values: AnyArray, weights: AnyArray | None) -> AnyArray:
+    """The mean of each column's numbers that are not NaN; 0 where there are none."""
+    there = ~np.isnan(values)
+    counts = there.sum(axis=0) if weights is None else weights @ there
+    values = np.where(there, values, 0)
+    sums = values.sum(axis=0) if weights is None else weights @ values
+    return sums / np.where(counts > 0, counts, 1)
 
 
 def warn_of_scale(
@@ -102,7 +216,7 @@ def warn_of_scale(
     steps = sequences.reshape(-1, sequences.shape[2]) if whole else np.concatenate(sequences)
     if len(steps) > LOOKED_AT:  # more would take time, and memory for a copy in float64
         steps = steps[np.random.default_rng(0).integers(len(steps), size=LOOKED_AT)]
-    values = steps.astype(np.float64)
+    values = np.nan_to_num(steps.astype(np.float64), posinf=np.inf, neginf=-np.inf)
     largest = np.abs(values).max(axis=0)
     shares = values / np.where(largest > 0, largest, 1)
     size, mean, deviation = (
@@ -189,11 +303,13 @@ class SequenceDataset:
     xs    sequences (T_i, D)
     ts    their targets: for every step, or one step of them where a sequence has one target
     last  (N,) how many targets count, those at the end; None: all
+    weights  how much each target counts, sequences (T_i,) as ts are; None: all the same
     """
 
     xs: Sequences
     ts: Sequences
     last: AnyArray | None = None
+    weights: Sequences | None = None
 
     def __len__(self) -> int:
         return len(self.xs)
@@ -201,11 +317,14 @@ class SequenceDataset:
     def picked(self, rows: AnyArray) -> "SequenceDataset":
         """Some of them, in that order."""
         last = None if self.last is None else self.last[rows]
-        return SequenceDataset(picked(self.xs, rows), picked(self.ts, rows), last)
+        weights = None if self.weights is None else picked(self.weights, rows)
+        return SequenceDataset(picked(self.xs, rows), picked(self.ts, rows), last, weights)
 
     @property
-    def count(self) -> int:
-        """How many targets count."""
+    def count(self) -> float:
+        """How many targets count; their weights, where they have some."""
+        if self.weights is not None:
+            return float(sum(weights.sum() for weights in self.weights))
         return int((lengths_of(self.ts) if self.last is None else self.last).sum())
 
     def batches(self, size: int, order: AnyArray) -> Iterator["SequenceDataset"]:
@@ -214,8 +333,11 @@ class SequenceDataset:
             yield self.picked(order[start : start + size])
 
     def targets(self) -> tuple[AnyArray, AnyArray | None]:
-        """An array (N, T, ...), and a mask (N, T) of those that count; None if all do."""
+        """An array (N, T, ...), and a mask (N, T) of those that count, or their weights; None if
+        all do."""
         ts, lengths = pad(self.ts)
+        if self.weights is not None:
+            return ts, pad(self.weights)[0]
         if self.last is None:
             return ts, None if lengths is None else mask_of(lengths)
         lengths = lengths_of(self.ts)

@@ -209,7 +209,7 @@ class SeriesReader(RecurrentEstimator):
             for pair in zip(blocks, now, strict=True)
         ]
 
-    def _network_options(self, features: int) -> dict[str, Any]:
+    def _more_options(self, features: int) -> dict[str, Any]:
         if not self._embedded:
             return {}
         return {"input_size": features - 1 + self._embedded[1], "embedding": self._embedded}

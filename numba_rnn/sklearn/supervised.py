@@ -1,43 +1,142 @@
 """Sequences in, labels or numbers out."""
 
+import math
+import warnings
 from collections.abc import Callable
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import DTypeLike
-from scipy.special import softmax
+from scipy.special import expit, softmax
 from sklearn.base import ClassifierMixin, RegressorMixin
-from sklearn.metrics import accuracy_score, r2_score
+from sklearn.metrics import r2_score
 from sklearn.preprocessing import LabelEncoder
 from sklearn.utils import check_array, check_consistent_length, column_or_1d, compute_class_weight
-from sklearn.utils.multiclass import check_classification_targets, unique_labels
-from sklearn.utils.validation import assert_all_finite
+from sklearn.utils.multiclass import (
+    check_classification_targets,
+    type_of_target,
+    unique_labels,
+)
+from sklearn.utils.validation import _check_sample_weight, assert_all_finite
 
+from ..backend import engine_for_input
 from ..kernels.cells import Cell, WrittenCell
-from ..layers import TimeSoftmaxWithLoss
+from ..layers import TimeMSE, TimeSigmoidWithLoss, TimeSoftmaxWithLoss
 from ..training import Optimiser
 from ..typing import AnyArray
-from ..validation import as_array, expect_plain_array
+from ..validation import as_array, expect_choice, expect_plain_array
 from .base import RecurrentEstimator, all_or_nothing
 from .frames import expect_column_order, expect_same_columns, expect_same_index, index_of
 from .sequences import (
     SequenceDataset,
     Sequences,
+    complete,
     concatenate,
     lengths_of,
     listed,
     split,
+    steps_first,
     warn_of_scale,
 )
+
+AS_IN_0_2 = {
+    "pooling": "last",
+    "standardise": False,
+    "layout": None,
+    "schedule": "constant",
+}  # attributes it had not
+LABELS, FLAGS, OUTPUTS = "labels", "flags", "outputs"  # a y with one label, K flags, K labels
 
 
 class _Supervised(RecurrentEstimator):
     """An estimator that takes a y."""
 
+    _network_options = (*RecurrentEstimator._network_options, "pooling", "standardise")
+    _may_miss = True
+
+    def __init__(
+        self,
+        cell: str | Cell | WrittenCell = "gru",
+        *,
+        hidden_size: int = 64,
+        layers: int = 1,
+        bidirectional: bool = False,
+        dropout: float = 0.0,
+        pooling: str = "max",
+        standardise: bool = True,
+        optimiser: str | Callable[..., Optimiser] = "adam",
+        lr: float | str = 0.01,
+        schedule: str = "cosine",
+        batch_size: int | str = "auto",
+        max_epochs: int = 100,
+        clip: float | None = 1.0,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        patience: int = 10,
+        warm_start: bool = False,
+        per_step: bool = False,
+        step_features: int = 1,
+        layout: str | None = None,
+        dtype: DTypeLike | None = None,
+        verbose: bool = False,
+        random_state: Any = None,
+    ) -> None:
+        super().__init__(
+            cell, hidden_size=hidden_size, layers=layers, bidirectional=bidirectional,
+            dropout=dropout, optimiser=optimiser, lr=lr, batch_size=batch_size,
+            max_epochs=max_epochs, clip=clip, early_stopping=early_stopping,
+            validation_fraction=validation_fraction, patience=patience, warm_start=warm_start,
+            per_step=per_step, step_features=step_features, dtype=dtype, verbose=verbose,
+            random_state=random_state,
+        )  # fmt: skip
+        self.pooling = pooling
+        self.standardise = standardise
+        self.layout = layout
+        self.schedule = schedule
+
+    def _schedule(self, progress: float) -> float:
+        cosine = expect_choice("schedule", self.schedule, ("cosine", "constant")) == "cosine"
+        return 0.5 + 0.5 * math.cos(math.pi * progress) if cosine else 1.0
+
+    @property
+    def mean_(self) -> AnyArray:
+        """The mean of each feature in ``fit``, (D,); only with ``standardise``."""
+        return self._standard("mean_", lambda network: network.mean)
+
+    @property
+    def scale_(self) -> AnyArray:
+        """The standard deviation of each feature in ``fit``, 1 where it is 0, (D,)."""
+        return self._standard("scale_", lambda network: network.scale)
+
+    def _standard(self, name: str, of: Callable[[Any], AnyArray | None]) -> AnyArray:
+        found = of(self.network_) if hasattr(self, "network_") else None
+        if found is None:
+            raise AttributeError(f"{name}: expected a fitted estimator with standardise=True")
+        return found
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(AS_IN_0_2 | state)
+
+    def _read(self, X: Any, *, reset: bool, least_steps: int = 1) -> Sequences:
+        X = steps_first("X", listed(X), self.layout)
+        xs = super()._read(X, reset=reset, least_steps=least_steps)
+        return complete("X", xs, every_step=self.per_step)
+
+    def _steps_of_table(self, table: AnyArray, features: int) -> AnyArray:
+        if self.layout == "ndt":
+            return table.reshape(len(table), features, -1).swapaxes(1, 2)
+        return super()._steps_of_table(table, features)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        return tags
+
     def _read_both(self, X: Any, y: Any, *, reset: bool) -> Sequences:
         """X as sequences, whose steps' labels are those of y's, where both have some."""
-        xs, X, y = self._read(X, reset=reset), listed(X), listed(y)
-        if reset:
+        xs, y = self._read(X, reset=reset), listed(y)
+        X = steps_first("X", listed(X), self.layout)
+        if reset and not self.standardise:
             names = None if self._table else getattr(self, "feature_names_in_", None)
             warn_of_scale("X", xs, names)
         if getattr(index_of(X), "nlevels", 1) > 1 and np.ndim(y) and len(X) != len(y):
@@ -67,9 +166,48 @@ class _Supervised(RecurrentEstimator):
         check_consistent_length(xs, y)
         return y
 
-    def _examples(self, xs: Sequences, targets: AnyArray) -> SequenceDataset:
-        """Sequences and checked targets, as ``_flat`` has them."""
-        return SequenceDataset(xs, split(targets, xs) if self.per_step else targets[:, None])
+    def _examples(
+        self, xs: Sequences, targets: AnyArray, weights: AnyArray | None = None
+    ) -> SequenceDataset:
+        """Sequences, checked targets and their weights, as ``_flat`` has them."""
+        ts, each = (
+            values if values is None else split(values, xs) if self.per_step else values[:, None]
+            for values in (targets, weights)
+        )
+        return SequenceDataset(xs, ts, weights=each)
+
+    def _spread(self, sample_weight: Any, xs: Sequences) -> AnyArray | None:
+        """The weights of sequences, for all of them or, with ``per_step``, all of their steps."""
+        if sample_weight is None:
+            return None
+        weights = _check_sample_weight(
+            as_array("sample_weight", sample_weight), lengths_of(xs)[:, None], dtype=np.float64
+        )
+        if not (weights.min() >= 0 < weights.max()):
+            raise ValueError(
+                "sample_weight: expected numbers, none below 0 and not all 0, got "
+                f"{weights.min():g} to {weights.max():g}"
+            )
+        return np.repeat(weights, lengths_of(xs)) if self.per_step else weights
+
+    def _counting(self, examples: SequenceDataset) -> AnyArray:
+        """The rows of the examples whose weight is not 0."""
+        weights = examples.weights
+        count = range(len(examples))
+        return np.array([k for k in count if weights is None or weights[k].any()], int)
+
+    def _loss(
+        self, scores: AnyArray, ts: AnyArray, mask: AnyArray | None
+    ) -> tuple[float, AnyArray]:
+        if mask is None or mask.dtype == bool:
+            return self._weighted_loss(scores, ts, mask, None)
+        return self._weighted_loss(scores, ts, None, mask)
+
+    def _weighted_loss(
+        self, scores: AnyArray, ts: AnyArray, mask: AnyArray | None, weights: AnyArray | None
+    ) -> tuple[float, AnyArray]:
+        loss = TimeMSE()
+        return float(loss.forward(scores, ts, mask, weights=weights)), loss.backward()
 
     def _shaped(self, flat: AnyArray, xs: Sequences) -> Sequences:
         """The values of all sequences or steps, cut up as the sequences are."""
@@ -78,13 +216,13 @@ class _Supervised(RecurrentEstimator):
     def _flat_score(
         self, metric: Callable[..., float], X: Any, y: Any, sample_weight: Any
     ) -> float:
-        """A metric of all steps of all sequences."""
+        """A metric of all sequences, or all of their steps."""
         xs = self._read_both(X, y, reset=False)
-        predictions = concatenate("predictions", self.predict(X), xs)
-        if sample_weight is not None:
-            check_consistent_length(xs, sample_weight)
-            sample_weight = np.repeat(as_array("sample_weight", sample_weight), lengths_of(xs))
-        return metric(self._flat(y, xs), predictions, sample_weight=sample_weight)
+        predictions = self.predict(X)
+        if self.per_step:
+            predictions = concatenate("predictions", predictions, xs)
+        weights = self._spread(sample_weight, xs)
+        return metric(self._flat(y, xs), predictions, sample_weight=weights)
 
 
 class RNNClassifier(ClassifierMixin, _Supervised):
@@ -94,10 +232,10 @@ class RNNClassifier(ClassifierMixin, _Supervised):
 
     Parameters
     ----------
-    cell : str or cell, default "lstm"
+    cell : str or cell, default "gru"
         A name in ``numba_rnn.cells.names()``, or a cell of your own. For n_jobs and for pickle your
         cell must be in a module that other processes can import.
-    hidden_size : int, default 32
+    hidden_size : int, default 64
         H, the number of units of each recurrent layer (in each direction).
     layers : int, default 1
         The number of recurrent layers.
@@ -105,13 +243,25 @@ class RNNClassifier(ClassifierMixin, _Supervised):
         Whether every layer reads in both directions.
     dropout : float, default 0.0
         The share of numbers dropped between layers and before the output.
+    pooling : {"max", "mean", "attention", "last"}, default "max"
+        How the outputs of the steps of a sequence become one row of H numbers for the whole
+        sequence: the largest of each unit, the mean, a mean with learned weights, or the states at
+        the end. It has no effect with ``per_step``.
+    standardise : bool, default True
+        Whether the network subtracts from each feature its mean in ``fit`` and divides by its
+        standard deviation, over all steps. ``partial_fit`` takes those of its first call.
     optimiser : str or callable, default "adam"
         "adam", "adamw", "rmsprop", "adagrad", "momentum" or "sgd", or a callable that takes lr and
         returns an optimiser, such as ``functools.partial(AdamW, weight_decay=0.1)``.
-    lr : float, default 0.01
-        The learning rate.
-    batch_size : int, default 32
-        The number of sequences in a batch.
+    lr : float or "auto", default 0.01
+        The learning rate at the start. "auto": ``fit`` looks for one by a range test, of 120
+        batches at most; it is in ``lr_``.
+    schedule : {"cosine", "constant"}, default "cosine"
+        How the learning rate goes on in ``fit``: it falls to 0 along half a cosine over
+        ``max_epochs``, or stays. In ``partial_fit`` it stays.
+    batch_size : int or "auto", default "auto"
+        The number of sequences in a batch. "auto": a sixteenth of the sequences, at least 8 and at
+        most 32.
     max_epochs : int, default 100
         The number of times that all sequences are read.
     clip : float or None, default 1.0
@@ -131,6 +281,10 @@ class RNNClassifier(ClassifierMixin, _Supervised):
         and ``score`` is the accuracy over all steps.
     step_features : int, default 1
         The number of features of a step in a table (N, F); see ``numba_rnn.sklearn``.
+    layout : {"ntd", "ndt"} or None, default None
+        The axes of X. "ntd": (N, T, D) or a list of (T_i, D), steps before features. "ndt":
+        (N, D, T) or a list of (D, T_i), as aeon and sktime have them; of a table all steps of the
+        first feature come first. None: "ntd", and an array that seems to be the other is refused.
     dtype : {"float32", "float64"} or None, default None
         The dtype of parameters, arithmetic and results; float32 is faster. None: the dtype of X in
         fit, or float64 if X has another dtype.
@@ -143,12 +297,16 @@ class RNNClassifier(ClassifierMixin, _Supervised):
 
     Attributes
     ----------
-    classes_ : (K,) array
-        The labels, sorted.
+    classes_ : (K,) array, or list of arrays
+        The labels, sorted; of K flags 0 to K - 1, of several outputs a list of their labels.
     n_features_in_ : int
         The number of features of a table, or of a step.
+    mean_, scale_ : (D,) arrays
+        The mean and the standard deviation of each feature, where they are standardised.
     network_ : Network
         The layers: ``network_.recurrent``, a Stacked, and ``network_.affine``.
+    lr_ : float
+        The learning rate that the range test found, with ``lr="auto"``.
     loss_curve_ : list of float
         The mean training loss in nats of each epoch.
     validation_curve_ : list of float
@@ -163,8 +321,9 @@ class RNNClassifier(ClassifierMixin, _Supervised):
 
     Notes
     -----
-    Labels are anything that scikit-learn takes. Scale features to a size of about 1
-    (StandardScaler).
+    Labels are anything that scikit-learn takes: one for each sequence, several flags (an indicator
+    matrix) or the labels of several outputs. Where all sequences are in one batch a weight counts
+    as that many copies do; in smaller batches these differ, as copies are in several of them.
 
     Examples
     --------
@@ -176,19 +335,23 @@ class RNNClassifier(ClassifierMixin, _Supervised):
     ((200, 10), True)
     """
 
-    classes_: AnyArray
+    classes_: Any
+    _kind = LABELS
 
     def __init__(
         self,
-        cell: str | Cell | WrittenCell = "lstm",
+        cell: str | Cell | WrittenCell = "gru",
         *,
-        hidden_size: int = 32,
+        hidden_size: int = 64,
         layers: int = 1,
         bidirectional: bool = False,
         dropout: float = 0.0,
+        pooling: str = "max",
+        standardise: bool = True,
         optimiser: str | Callable[..., Optimiser] = "adam",
-        lr: float = 0.01,
-        batch_size: int = 32,
+        lr: float | str = 0.01,
+        schedule: str = "cosine",
+        batch_size: int | str = "auto",
         max_epochs: int = 100,
         clip: float | None = 1.0,
         early_stopping: bool = False,
@@ -197,6 +360,7 @@ class RNNClassifier(ClassifierMixin, _Supervised):
         warm_start: bool = False,
         per_step: bool = False,
         step_features: int = 1,
+        layout: str | None = None,
         dtype: DTypeLike | None = None,
         class_weight: Any = None,
         verbose: bool = False,
@@ -204,16 +368,23 @@ class RNNClassifier(ClassifierMixin, _Supervised):
     ) -> None:
         super().__init__(
             cell, hidden_size=hidden_size, layers=layers, bidirectional=bidirectional,
-            dropout=dropout, optimiser=optimiser, lr=lr, batch_size=batch_size,
-            max_epochs=max_epochs, clip=clip, early_stopping=early_stopping,
+            dropout=dropout, pooling=pooling, standardise=standardise, optimiser=optimiser,
+            lr=lr, schedule=schedule, batch_size=batch_size, max_epochs=max_epochs, clip=clip,
+            early_stopping=early_stopping,
             validation_fraction=validation_fraction, patience=patience, warm_start=warm_start,
-            per_step=per_step, step_features=step_features, dtype=dtype, verbose=verbose,
-            random_state=random_state,
+            per_step=per_step, step_features=step_features, layout=layout, dtype=dtype,
+            verbose=verbose, random_state=random_state,
         )  # fmt: skip
         self.class_weight = class_weight
 
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        tags.target_tags.multi_output = True
+        return tags
+
     @all_or_nothing
-    def fit(self, X: Any, y: Any) -> Self:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train on labelled sequences.
 
         Parameters
@@ -221,7 +392,11 @@ class RNNClassifier(ClassifierMixin, _Supervised):
         X : (N, T, D) array, list of (T_i, D) arrays or (N, F) table
             The sequences.
         y : (N,) array-like
-            The labels, or with ``per_step`` one for each step: (N, T), or a list of (T_i,).
+            The labels, or with ``per_step`` one for each step: (N, T), or a list of (T_i,). (N, K)
+            are K labels of each sequence: flags of K classes where all are 0 or 1, else one of the
+            classes of each of K outputs. With ``per_step`` that is (N, T, K), or a list.
+        sample_weight : (N,) array-like, optional
+            How much each sequence counts; one with weight 0 is left out.
 
         Returns
         -------
@@ -229,14 +404,14 @@ class RNNClassifier(ClassifierMixin, _Supervised):
             The estimator.
         """
         xs = self._read_both(X, y, reset=True)
-        labels = self._labels(y, xs)
         anew = not (self.warm_start and hasattr(self, "network_"))
-        codes = self._codes(labels, unique_labels(labels), anew)
-        strata = codes if self.early_stopping and not self.per_step else None
-        return self._fit(self._examples(xs, codes), len(self.classes_), strata=strata)
+        codes = self._codes(self._labels(y, xs), None, anew)
+        examples, rows = self._labelled(xs, codes, sample_weight)
+        whole = codes.ndim == 1 and not self.per_step
+        return self._fit(examples, self._outputs, strata=codes[rows] if whole else None)
 
     @all_or_nothing
-    def partial_fit(self, X: Any, y: Any, classes: Any = None) -> Self:
+    def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
         """Train on labelled sequences for one epoch.
 
         Parameters
@@ -244,9 +419,12 @@ class RNNClassifier(ClassifierMixin, _Supervised):
         X : (N, T, D) array, list of (T_i, D) arrays or (N, F) table
             The sequences.
         y : (N,) array-like
-            The labels, or with ``per_step`` one for each step.
+            The labels, as in ``fit``.
         classes : array-like, optional
-            All labels that will ever occur. The first call needs it.
+            All labels that will ever occur; of several outputs a list of them. The first call needs
+            it.
+        sample_weight : (N,) array-like, optional
+            How much each sequence counts; one with weight 0 is left out.
 
         Returns
         -------
@@ -267,12 +445,11 @@ class RNNClassifier(ClassifierMixin, _Supervised):
                 "which needs all labels at once"
             )
         xs = self._read_both(X, y, reset=anew)
-        labels = self._labels(y, xs)
-        found = self.classes_ if classes is None else unique_labels(classes)
-        codes = self._codes(labels, found, anew)
-        return self._partial_fit(self._examples(xs, codes), len(self.classes_))
+        classes = self.classes_ if classes is None else classes
+        codes = self._codes(self._labels(y, xs), classes, anew)
+        return self._partial_fit(self._labelled(xs, codes, sample_weight)[0], self._outputs)
 
-    def predict_proba(self, X: Any) -> Sequences:
+    def predict_proba(self, X: Any) -> Any:
         """Predict the probability of each class.
 
         Parameters
@@ -283,10 +460,14 @@ class RNNClassifier(ClassifierMixin, _Supervised):
         Returns
         -------
         probabilities : (N, classes) array
-            With ``per_step`` (N, T, classes), or a list of (T_i, classes) arrays.
+            With ``per_step`` (N, T, classes), or a list of (T_i, classes) arrays. Of flags the
+            probability that each is 1; of several outputs a list with one such result for each.
         """
         xs = self._read(X, reset=False)
-        return self._shaped(softmax(self._scores(xs), axis=1), xs)
+        found = self._probabilities(self._scores(xs))
+        if self._kind == OUTPUTS:
+            return [self._shaped(one, xs) for one in found]
+        return self._shaped(found[0], xs)
 
     def predict(self, X: Any) -> Sequences:
         """Predict the most probable class.
@@ -299,10 +480,16 @@ class RNNClassifier(ClassifierMixin, _Supervised):
         Returns
         -------
         labels : (N,) array
-            With ``per_step`` (N, T), or a list of (T_i,) arrays.
+            With ``per_step`` (N, T), or a list of (T_i,) arrays; (N, K) where y had K labels.
         """
         xs = self._read(X, reset=False)
-        return self._shaped(self.classes_[self._scores(xs).argmax(axis=1)], xs)
+        found = self._probabilities(self._scores(xs))
+        if self._kind == FLAGS:
+            return self._shaped((found[0] > 0.5).astype(int), xs)
+        if self._kind == LABELS:
+            return self._shaped(self.classes_[found[0].argmax(axis=1)], xs)
+        labels = [c[p.argmax(axis=1)] for c, p in zip(self.classes_, found, strict=True)]
+        return self._shaped(np.stack(labels, axis=1), xs)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Return the accuracy over all sequences, or over all steps with ``per_step``.
@@ -319,50 +506,122 @@ class RNNClassifier(ClassifierMixin, _Supervised):
         Returns
         -------
         float
-            The accuracy, from 0 to 1.
+            The accuracy, from 0 to 1. Of several labels all have to be right.
         """
-        if self.per_step:
-            return self._flat_score(accuracy_score, X, y, sample_weight)
-        return super().score(X, y, sample_weight)
+        return self._flat_score(_accuracy, X, y, sample_weight)
 
     def _labels(self, y: Any, xs: Sequences) -> AnyArray:
-        labels = column_or_1d(self._flat(y, xs), warn=True)
+        """Labels (N,) or (N, K), or those of all steps."""
+        labels = np.asarray(self._flat(y, xs))
+        if labels.ndim != 2 or labels.shape[1] == 1:
+            labels = column_or_1d(labels, warn=True)
         assert_all_finite(labels, input_name="y")
         check_classification_targets(labels)
+        steps = getattr(xs, "shape", (0, 0))[:2]
+        if not self.per_step and labels.shape == steps and steps[1] > 2:
+            warnings.warn(
+                f"y: taken as {labels.shape[1]} labels of each sequence; for labels of each step "
+                "use per_step=True",
+                stacklevel=4,
+            )
         return labels
 
-    def _codes(self, labels: AnyArray, classes: AnyArray, anew: bool) -> AnyArray:
-        """The labels' places among the classes; and what each class counts, for ``_loss``."""
-        if not anew and not np.array_equal(classes, self.classes_):
-            raise ValueError(f"classes: expected {self.classes_}, as before, got {classes}")
-        self.classes_ = classes
-        codes = LabelEncoder().fit(self.classes_).transform(labels)
-        self._weights: list[float] | None = None
-        if self.class_weight is not None:
-            weights = compute_class_weight(self.class_weight, classes=self.classes_, y=labels)
-            if not (np.isfinite(weights).all() and weights.min() >= 0 < weights.max()):
-                raise ValueError(
-                    "class_weight: expected finite numbers, none below 0 and not all 0, got "
-                    f"{self.class_weight}"
-                )
-            self._weights = weights.tolist()
-        return codes
+    def _codes(self, labels: AnyArray, classes: Any, anew: bool) -> AnyArray:
+        """The labels' places among the classes; classes None: those of the labels."""
+        kind = LABELS
+        if labels.ndim == 2:
+            kind = FLAGS if type_of_target(labels) == "multilabel-indicator" else OUTPUTS
+        if not anew and self._kind == OUTPUTS and kind == FLAGS:
+            kind = OUTPUTS  # those with two classes, 0 and 1, by chance
+        K = labels.shape[1] if labels.ndim == 2 else 1
+        if classes is not None and kind == FLAGS and np.ndim(classes[0]):
+            kind = OUTPUTS
+        found: Any = np.arange(K)
+        if kind == LABELS:
+            found = unique_labels(labels if classes is None else classes)
+        elif kind == OUTPUTS:
+            found = [np.unique(some) for some in (labels.T if classes is None else classes)]
+        same = anew or (kind == self._kind and _equal(found, self.classes_))
+        if not same or (kind == OUTPUTS and len(found) != K):
+            expected = f"those of {K} outputs" if anew else f"{self.classes_}, as before"
+            raise ValueError(f"classes: expected {expected}, got {found}")
+        self._kind, self.classes_ = kind, found
+        self._sizes = list(map(len, found if kind == OUTPUTS else [found]))
+        self._outputs = sum(self._sizes)
+        if kind == FLAGS:
+            return labels.astype(np.int64)
+        if kind == LABELS:
+            return LabelEncoder().fit(found).transform(labels)
+        columns = [LabelEncoder().fit(c).transform(y) for c, y in zip(found, labels.T, strict=True)]
+        return np.stack(columns, axis=1)
 
-    def _loss(
-        self, scores: AnyArray, ts: AnyArray, mask: AnyArray | None
+    def _labelled(
+        self, xs: Sequences, codes: AnyArray, sample_weight: Any
+    ) -> tuple[SequenceDataset, AnyArray]:
+        """The examples that count, and which these are of all."""
+        weights = self._spread(sample_weight, xs)
+        if self.class_weight is not None:
+            of_classes = self._class_weights(codes)
+            weights = of_classes if weights is None else weights * of_classes
+        examples = self._examples(xs, codes, weights)
+        rows = np.arange(len(xs)) if sample_weight is None else self._counting(examples)
+        return examples.picked(rows), rows
+
+    def _class_weights(self, codes: AnyArray) -> AnyArray:
+        """The weight of each row of codes."""
+        if self._kind != LABELS:
+            raise ValueError(
+                f"class_weight: expected None where y has several labels, got {self.class_weight}; "
+                "sample_weight takes any weights"
+            )
+        weights = compute_class_weight(
+            self.class_weight, classes=self.classes_, y=self.classes_[codes]
+        )
+        if not (np.isfinite(weights).all() and weights.min() >= 0 < weights.max()):
+            raise ValueError(
+                "class_weight: expected finite numbers, none below 0 and not all 0, got "
+                f"{self.class_weight}"
+            )
+        return np.asarray(weights[codes])
+
+    def _probabilities(self, scores: AnyArray) -> list[AnyArray]:
+        """Those of each output, or of all flags."""
+        if self._kind == FLAGS:
+            return [expit(scores)]
+        if self._kind == LABELS:
+            return [softmax(scores, axis=1)]
+        ends = np.cumsum(self._sizes)[:-1]
+        return [softmax(part, axis=1) for part in np.split(scores, ends, axis=1)]
+
+    def _weighted_loss(
+        self, scores: AnyArray, ts: AnyArray, mask: AnyArray | None, weights: AnyArray | None
     ) -> tuple[float, AnyArray]:
+        if self._kind == FLAGS:
+            flags = TimeSigmoidWithLoss()
+            return float(flags.forward(scores, ts, mask, weights=weights)), flags.backward()
         loss = TimeSoftmaxWithLoss()
-        if mask is not None:
-            ts = np.where(mask, ts, loss.ignore_label)
-        if self._weights is None:
-            return float(loss.forward(scores, ts)), loss.backward()
-        counts = {c: self._weights[c] * int((ts == c).sum()) for c in np.unique(ts) if c >= 0}
-        total = sum(counts.values()) or 1.0
-        value, gradient = 0.0, 0.0 * scores
-        for c, count in counts.items():  # a weighted mean of the classes' mean losses
-            value += count / total * float(loss.forward(scores, np.where(ts == c, c, -1)))
-            gradient += loss.backward(count / total)
-        return value, gradient
+        columns = [ts] if self._kind == LABELS else [ts[:, :, k] for k in range(ts.shape[2])]
+        value, gradients, ends = 0.0, [], np.cumsum(self._sizes)
+        for labels, size, end in zip(columns, self._sizes, ends, strict=True):
+            known = labels if mask is None else np.where(mask, labels, loss.ignore_label)
+            value += float(loss.forward(scores[:, :, end - size : end], known, weights=weights))
+            gradients.append(loss.backward())
+        return value, engine_for_input(scores).xp.concatenate(gradients, axis=2)
+
+
+def _equal(classes: Any, others: Any) -> bool:
+    """Whether two arrays, or two lists of arrays, hold the same classes."""
+    if isinstance(classes, list) != isinstance(others, list):
+        return False
+    if not isinstance(classes, list):
+        return np.array_equal(classes, others)
+    return len(classes) == len(others) and all(map(np.array_equal, classes, others))
+
+
+def _accuracy(y: Any, predictions: AnyArray, sample_weight: AnyArray | None) -> float:
+    """The share of rows that are right as a whole."""
+    right = np.asarray(y).reshape(predictions.shape) == predictions
+    return float(np.average(right.reshape(len(right), -1).all(axis=1), weights=sample_weight))
 
 
 class RNNRegressor(RegressorMixin, _Supervised):
@@ -372,10 +631,10 @@ class RNNRegressor(RegressorMixin, _Supervised):
 
     Parameters
     ----------
-    cell : str or cell, default "lstm"
+    cell : str or cell, default "gru"
         A name in ``numba_rnn.cells.names()``, or a cell of your own. For n_jobs and for pickle your
         cell must be in a module that other processes can import.
-    hidden_size : int, default 32
+    hidden_size : int, default 64
         H, the number of units of each recurrent layer (in each direction).
     layers : int, default 1
         The number of recurrent layers.
@@ -383,13 +642,25 @@ class RNNRegressor(RegressorMixin, _Supervised):
         Whether every layer reads in both directions.
     dropout : float, default 0.0
         The share of numbers dropped between layers and before the output.
+    pooling : {"max", "mean", "attention", "last"}, default "max"
+        How the outputs of the steps of a sequence become one row of H numbers for the whole
+        sequence: the largest of each unit, the mean, a mean with learned weights, or the states at
+        the end. It has no effect with ``per_step``.
+    standardise : bool, default True
+        Whether the network subtracts from each feature its mean in ``fit`` and divides by its
+        standard deviation, over all steps. ``partial_fit`` takes those of its first call.
     optimiser : str or callable, default "adam"
         "adam", "adamw", "rmsprop", "adagrad", "momentum" or "sgd", or a callable that takes lr and
         returns an optimiser, such as ``functools.partial(AdamW, weight_decay=0.1)``.
-    lr : float, default 0.01
-        The learning rate.
-    batch_size : int, default 32
-        The number of sequences in a batch.
+    lr : float or "auto", default 0.01
+        The learning rate at the start. "auto": ``fit`` looks for one by a range test, of 120
+        batches at most; it is in ``lr_``.
+    schedule : {"cosine", "constant"}, default "cosine"
+        How the learning rate goes on in ``fit``: it falls to 0 along half a cosine over
+        ``max_epochs``, or stays. In ``partial_fit`` it stays.
+    batch_size : int or "auto", default "auto"
+        The number of sequences in a batch. "auto": a sixteenth of the sequences, at least 8 and at
+        most 32.
     max_epochs : int, default 100
         The number of times that all sequences are read.
     clip : float or None, default 1.0
@@ -409,6 +680,10 @@ class RNNRegressor(RegressorMixin, _Supervised):
         over all steps. False: y is (N,) or (N, K).
     step_features : int, default 1
         The number of features of a step in a table (N, F); see ``numba_rnn.sklearn``.
+    layout : {"ntd", "ndt"} or None, default None
+        The axes of X. "ntd": (N, T, D) or a list of (T_i, D), steps before features. "ndt":
+        (N, D, T) or a list of (D, T_i), as aeon and sktime have them; of a table all steps of the
+        first feature come first. None: "ntd", and an array that seems to be the other is refused.
     dtype : {"float32", "float64"} or None, default None
         The dtype of parameters, arithmetic and results; float32 is faster. None: the dtype of X in
         fit, or float64 if X has another dtype.
@@ -421,8 +696,12 @@ class RNNRegressor(RegressorMixin, _Supervised):
     ----------
     n_features_in_ : int
         The number of features of a table, or of a step.
+    mean_, scale_ : (D,) arrays
+        The mean and the standard deviation of each feature, where they are standardised.
     network_ : Network
         The layers: ``network_.recurrent``, a Stacked, and ``network_.affine``.
+    lr_ : float
+        The learning rate that the range test found, with ``lr="auto"``.
     loss_curve_ : list of float
         The mean squared error of training of each epoch.
     validation_curve_ : list of float
@@ -437,8 +716,8 @@ class RNNRegressor(RegressorMixin, _Supervised):
 
     Notes
     -----
-    Training minimises the mean squared error. Scale features and targets to a size of about 1
-    (StandardScaler, TransformedTargetRegressor).
+    Training minimises the mean squared error. Scale targets to a size of about 1
+    (TransformedTargetRegressor).
 
     Examples
     --------
@@ -454,7 +733,7 @@ class RNNRegressor(RegressorMixin, _Supervised):
         return tags
 
     @all_or_nothing
-    def fit(self, X: Any, y: Any) -> Self:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train on sequences and their targets.
 
         Parameters
@@ -463,6 +742,8 @@ class RNNRegressor(RegressorMixin, _Supervised):
             The sequences.
         y : (N,) or (N, K) array-like
             The targets, or with ``per_step`` those of each step.
+        sample_weight : (N,) array-like, optional
+            How much each sequence counts; one with weight 0 is left out.
 
         Returns
         -------
@@ -471,10 +752,11 @@ class RNNRegressor(RegressorMixin, _Supervised):
         """
         xs = self._read_both(X, y, reset=True)
         targets = self._numbers(y, xs, True)
-        return self._fit(self._examples(xs, targets), targets.shape[1])
+        examples = self._examples(xs, targets, self._spread(sample_weight, xs))
+        return self._fit(examples.picked(self._counting(examples)), targets.shape[1])
 
     @all_or_nothing
-    def partial_fit(self, X: Any, y: Any) -> Self:
+    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train on sequences for one epoch.
 
         Parameters
@@ -483,6 +765,8 @@ class RNNRegressor(RegressorMixin, _Supervised):
             The sequences.
         y : (N,) or (N, K) array-like
             The targets, or with ``per_step`` those of each step.
+        sample_weight : (N,) array-like, optional
+            How much each sequence counts; one with weight 0 is left out.
 
         Returns
         -------
@@ -492,7 +776,8 @@ class RNNRegressor(RegressorMixin, _Supervised):
         anew = not hasattr(self, "network_")
         xs = self._read_both(X, y, reset=anew)
         targets = self._numbers(y, xs, anew)
-        return self._partial_fit(self._examples(xs, targets), targets.shape[1])
+        examples = self._examples(xs, targets, self._spread(sample_weight, xs))
+        return self._partial_fit(examples.picked(self._counting(examples)), targets.shape[1])
 
     def predict(self, X: Any) -> Sequences:
         """Predict the targets.
