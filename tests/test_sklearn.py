@@ -33,7 +33,7 @@ from helpers import central_differences, relative_error, run_python
 from numba_rnn import Stream, cell, cells, use_backend
 from numba_rnn.functions import tanh
 from numba_rnn.kernels.cpu import launch, threads
-from numba_rnn.sklearn import RNNClassifier, RNNForecaster, RNNRegressor
+from numba_rnn.sklearn import RNNClassifier, RNNForecaster, RNNRegressor, SequenceScaler
 from numba_rnn.sklearn.network import Network
 from numba_rnn.sklearn.sequences import pad, warn_of_scale
 from numba_rnn.sklearn.transform import Transform
@@ -69,7 +69,7 @@ def _array_api(monkeypatch):
 @pytest.mark.filterwarnings("ignore:.*unit scale")  # as 100 and more is not, which they take
 @pytest.mark.filterwarnings("ignore:X. taken as")  # their tables are long and narrow
 @parametrize_with_checks(  # in one batch weights count as copies do: else these are in others
-    [RNNClassifier(batch_size=64), RNNRegressor(batch_size=64), RNNForecaster()]
+    [RNNClassifier(batch_size=64), RNNRegressor(batch_size=64), RNNForecaster(), SequenceScaler()]
 )
 def test_scikit_learns_checks(estimator, check):
     check(estimator)

@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
+from sklearn.pipeline import make_pipeline
 
 from fake_device import use_fake_device
 from helpers import central_differences, relative_error
 from numba_rnn import Stream, cells, use_backend
-from numba_rnn.sklearn import RNNClassifier, RNNRegressor
+from numba_rnn.sklearn import RNNClassifier, RNNRegressor, SequenceScaler
 from numba_rnn.sklearn.network import Network
 from numba_rnn.sklearn.pooling import POOLINGS
 from numba_rnn.sklearn.sequences import SequenceDataset, moments, pad
@@ -403,3 +404,42 @@ def test_a_learning_rate_is_found():
     np.testing.assert_array_equal(same.predict(XS), model.predict(XS))
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(model)).predict(XS), model.predict(XS))
     RNNClassifier(lr="auto", **SMALL).partial_fit(XS, y > 0, classes=[False, True])
+
+
+# ---- a scaler of sequences
+
+
+@pytest.mark.parametrize("layout", ["ntd", "ndt"])
+def test_sequences_are_scaled_and_scaled_back(layout):
+    xs = [5 + 3 * x for x in ragged([4, 6, 1, 3], features=3)]
+    xs[0][1, 2] = np.nan
+    flat = np.concatenate(xs)
+    given = xs if layout == "ntd" else [x.T for x in xs]
+    scaler = SequenceScaler(layout=layout).fit(given)
+    np.testing.assert_allclose(scaler.mean_, np.nanmean(flat, axis=0))
+    np.testing.assert_allclose(scaler.scale_, np.nanstd(flat, axis=0))
+    made = scaler.transform(given)
+    for row, x in zip(made, given, strict=True):
+        assert row.shape == x.shape
+    axis = 0 if layout == "ntd" else 1
+    np.testing.assert_allclose(np.nanmean(np.concatenate(made, axis=axis), axis=axis), 0, atol=1e-9)
+    for row, x in zip(scaler.inverse_transform(made), given, strict=True):
+        np.testing.assert_allclose(row, x)
+    with pytest.raises(ValueError, match="X has 2 features, but SequenceScaler is expecting 3"):
+        scaler.set_params(layout="ntd").transform(ragged([2]))
+
+
+def test_a_table_and_an_array_are_scaled_alike():
+    want = SequenceScaler().fit_transform(XS)
+    table = SequenceScaler(step_features=2).fit_transform(XS.reshape(40, 12))
+    np.testing.assert_array_equal(table, want.reshape(40, 12))
+    turned = SequenceScaler(step_features=2, layout="ndt")
+    columns = XS.swapaxes(1, 2).reshape(40, 12)
+    np.testing.assert_allclose(turned.fit_transform(columns), want.swapaxes(1, 2).reshape(40, 12))
+    single = SequenceScaler().fit_transform(XS.astype(np.float32))
+    assert single.dtype == np.float32
+    plain = SequenceScaler(with_mean=False, with_std=False).fit_transform(XS)
+    np.testing.assert_array_equal(plain, XS)
+    y = XS[:, 0, 0]
+    pipeline = make_pipeline(SequenceScaler(), RNNRegressor(standardise=False, **SMALL)).fit(XS, y)
+    np.testing.assert_allclose(pipeline.predict(XS), RNNRegressor(**SMALL).fit(XS, y).predict(XS))

@@ -1,9 +1,9 @@
 """Estimators for scikit-learn: its pipelines, grid searches and metrics with our layers.
 
-    from numba_rnn.sklearn import RNNClassifier, RNNForecaster, RNNRegressor
+    from numba_rnn.sklearn import RNNClassifier, RNNForecaster, RNNRegressor, SequenceScaler
 
-They need scikit-learn (``pip install "numba-rnn[sklearn]"``). All three take the same X, and
-`RNNForecaster` one series as it comes, too:
+They need scikit-learn (``pip install "numba-rnn[sklearn]"``). All take the same X, and `RNNForecaster`
+one series as it comes, too:
 
 - (N, T, D) array: N sequences of T steps of D features
 - list of (T_i, D): sequences of different lengths, arrays or DataFrames
@@ -31,6 +31,10 @@ with optional_import("sklearn", "numba_rnn.sklearn"):
 from .backtest import Backtest
 from .base import RecurrentEstimator
 from .forecaster import RNNForecaster
+from .scaler import SequenceScaler
 from .supervised import RNNClassifier, RNNRegressor
 
-__all__ = ["Backtest", "RNNClassifier", "RNNForecaster", "RNNRegressor", "RecurrentEstimator"]
+__all__ = [
+    "Backtest", "RNNClassifier", "RNNForecaster", "RNNRegressor", "RecurrentEstimator",
+    "SequenceScaler",
+]  # fmt: skip
