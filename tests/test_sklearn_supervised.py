@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import make_pipeline
 
 from fake_device import use_fake_device
@@ -404,6 +405,29 @@ def test_a_learning_rate_is_found():
     np.testing.assert_array_equal(same.predict(XS), model.predict(XS))
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(model)).predict(XS), model.predict(XS))
     RNNClassifier(lr="auto", **SMALL).partial_fit(XS, y > 0, classes=[False, True])
+
+
+# ---- the learning curve
+
+
+@pytest.mark.parametrize("early_stopping", [False, True])
+def test_the_learning_curve_is_drawn(early_stopping):
+    from matplotlib.figure import Figure
+
+    model = RNNRegressor(early_stopping=early_stopping, **SMALL)
+    with pytest.raises(NotFittedError):
+        model.plot_learning_curve()
+    model.fit(XS, XS[:, 0, 0])
+    ax = Figure().subplots()
+    assert model.plot_learning_curve(ax) is ax
+    drawn = {line.get_label(): list(line.get_ydata()) for line in ax.lines}
+    assert drawn["training"] == model.loss_curve_
+    assert list(ax.lines[0].get_xdata()) == [1, 2, 3]
+    if early_stopping:
+        assert drawn["held out"] == model.validation_curve_
+        assert drawn.keys() - {"training", "held out"} == {"kept"}
+    else:
+        assert drawn.keys() == {"training"}
 
 
 # ---- a scaler of sequences

@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from ..backend import to_host
 from ..kernels.cells import Cell, WrittenCell
 from ..layers import TimeMSE
+from ..optional_deps import optional_import
 from ..terminal import progress_bar
 from ..training import Optimiser, TrainingDiverged, clip_grads, optimisers
 from ..training.clipping import global_norm
@@ -480,6 +481,39 @@ class RecurrentEstimator(BaseEstimator):
                     found.append(scores.reshape(-1, scores.shape[2]))
             network.forget()
         return np.concatenate(found)
+
+    def plot_learning_curve(self, ax: Any = None) -> Any:
+        """Draw the losses of ``fit`` over its epochs, with matplotlib (extra ``plot``).
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Where to draw; by default in a new figure of ``pyplot``.
+
+        Returns
+        -------
+        ax : matplotlib Axes
+            ``ax.figure.savefig(path)`` writes the picture.
+        """
+        check_is_fitted(self)
+        if ax is None:
+            with optional_import("matplotlib", "plot_learning_curve"):
+                import matplotlib.pyplot as plt
+            _, ax = plt.subplots(layout="constrained")
+        curves = (
+            ("training", self.loss_curve_),
+            ("held out", getattr(self, "validation_curve_", [])),
+        )
+        for label, curve in curves:
+            if curve:
+                ax.plot(range(1, len(curve) + 1), curve, label=label)
+        if curves[1][1]:
+            best = int(np.argmin(curves[1][1]))
+            ax.axvline(best + 1, color="grey", linewidth=1, linestyle=":", label="kept")
+        ax.set_xlabel("epoch")
+        ax.set_ylabel("loss")
+        ax.legend()
+        return ax
 
     # ---- pickle
 
