@@ -72,6 +72,9 @@ def _array_api(monkeypatch):
     [RNNClassifier(batch_size=64), RNNRegressor(batch_size=64), RNNForecaster(), SequenceScaler()]
 )
 def test_scikit_learns_checks(estimator, check):
+    if check.func.__name__.endswith("multilabel_output_format_decision_function"):
+        assert not hasattr(estimator, "decision_function")  # else it is skipped
+        return
     check(estimator)
 
 
