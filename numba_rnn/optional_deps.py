@@ -4,11 +4,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _PACKAGES = {  # quoted: some shells take brackets for a pattern
+    "aeon": '"numba-rnn[aeon]"',
     "flax": '"numba-rnn[flax]"',
     "keras": '"numba-rnn[keras]"',
     "matplotlib": '"numba-rnn[plot]"',
     "onnx": '"numba-rnn[onnx]"',
     "sklearn": '"numba-rnn[sklearn]"',
+    "sktime": '"numba-rnn[sktime]"',
     "torch": "torch",
 }
 

@@ -7,6 +7,7 @@ import os
 import pkgutil
 import re
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -26,12 +27,13 @@ EXAMPLES = {
 }
 # kernels/ is not in the folder of numba_rnn in a checkout
 KERNELS = ("engine", "step_options", "cells", "cells.cell", "cells.decorator")
+ABSENT = {f"numba_rnn.{name}" for name in ("aeon", "sktime") if find_spec(name) is None}
 MODULES = sorted(
     {
         *(m.name for m in pkgutil.walk_packages(numba_rnn.__path__, "numba_rnn.")),
         *(f"numba_rnn.kernels.{name}" for name in KERNELS),
     }
-    - {"numba_rnn.__main__"}
+    - {"numba_rnn.__main__", *ABSENT}
 )
 
 
