@@ -149,7 +149,7 @@ def test_statistics_belong_to_the_network():
     np.testing.assert_array_equal(again.fit(XS + 1, y).mean_, mean)
     np.testing.assert_array_equal(again.partial_fit(XS + 2, y).mean_, mean)
     assert not np.array_equal(model.set_params(warm_start=False).fit(XS + 1, y).mean_, mean)
-    with pytest.raises(ValueError, match="pooling: expected 'max', as in the network"):
+    with pytest.raises(ValueError, match="pooling: expected 'last', as in the network"):
         again.set_params(pooling="mean").fit(XS, y)
 
 

@@ -62,7 +62,7 @@ class _Supervised(RecurrentEstimator):
         layers: int = 1,
         bidirectional: bool = False,
         dropout: float = 0.0,
-        pooling: str = "max",
+        pooling: str = "last",
         standardise: bool = True,
         optimiser: str | Callable[..., Optimiser] = "adam",
         lr: float | str = 0.01,
@@ -642,10 +642,10 @@ class RNNRegressor(RegressorMixin, _Supervised):
         Whether every layer reads in both directions.
     dropout : float, default 0.0
         The share of numbers dropped between layers and before the output.
-    pooling : {"max", "mean", "attention", "last"}, default "max"
+    pooling : {"last", "max", "mean", "attention"}, default "last"
         How the outputs of the steps of a sequence become one row of H numbers for the whole
-        sequence: the largest of each unit, the mean, a mean with learned weights, or the states at
-        the end. It has no effect with ``per_step``.
+        sequence: the states at the end, the largest of each unit, the mean, or a mean with learned
+        weights. It has no effect with ``per_step``.
     standardise : bool, default True
         Whether the network subtracts from each feature its mean in ``fit`` and divides by its
         standard deviation, over all steps. ``partial_fit`` takes those of its first call.
