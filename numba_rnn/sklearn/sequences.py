@@ -103,14 +103,14 @@ def steps_first(name: str, X: Any, layout: str | None) -> Any:
     """
     if layout not in (None, "ntd", "ndt"):
         raise ValueError(f"layout: expected 'ntd', 'ndt' or None, got {layout!r}")
-    ndim = getattr(X, "ndim", None)
-    if isinstance(X, (list, tuple)):
-        ndim = 1 + np.ndim(X[0]) if len(X) else None
-    if ndim != 3 or (layout == "ntd"):
+    several = isinstance(X, (list, tuple))
+    if layout == "ndt" and several and len(X) and np.ndim(X[0]) == 2:
+        return [_turned(x) for x in X]
+    if layout == "ntd" or getattr(X, "ndim", None) != 3:
         return X
     if layout == "ndt":
-        return np.swapaxes(X, 1, 2) if hasattr(X, "ndim") else [_turned(x) for x in X]
-    if hasattr(X, "ndim") and seems_turned(X):
+        return np.swapaxes(X, 1, 2)
+    if seems_turned(X):
         shape = format_shape(X.shape)
         raise ValueError(
             f"{name}: expected sequences (N, steps, features), got {shape}, whose values run on "
