@@ -2,8 +2,8 @@
 
     from numba_rnn.sklearn import RNNClassifier, RNNForecaster, RNNRegressor, SequenceScaler
 
-They need scikit-learn (``pip install "numba-rnn[sklearn]"``). All take the same X, and `RNNForecaster`
-one series as it comes, too:
+They need scikit-learn (``pip install "numba-rnn[sklearn]"``). All take the same X, and
+`RNNForecaster` one series as it comes, too:
 
 - (N, T, D) array: N sequences of T steps of D features
 - list of (T_i, D): sequences of different lengths, arrays or DataFrames

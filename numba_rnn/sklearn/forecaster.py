@@ -550,7 +550,7 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, SeriesReader):
         """See how the errors of the next steps go together."""
         if self._head is None:
             return
-        count = max(1, ROWS * len(examples) // max(examples.count, 1))
+        count = max(1, int(ROWS * len(examples) // max(examples.count, 1)))
         rows = np.unique(np.linspace(0, len(examples) - 1, min(count, len(examples))).astype(int))
         self._correlation = correlation_of(self._normal_scores(examples.picked(rows)))
 
