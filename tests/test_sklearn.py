@@ -793,7 +793,10 @@ REFUSED = {
     "no steps": (
         fits(RNNRegressor(), [np.ones((3, 2)), np.ones((0, 2))], [1, 2]), r"\(0, 2\) at 1"),
     "no steps at all": (fits(RNNRegressor(), np.ones((2, 0, 2)), [1, 2]), r"X: .*\(2, 0, 2\)"),
-    "NaN": (fits(RNNForecaster(), [[[np.nan]] * 9], None), "expected values in each channel, got none in series 0"),
+    "NaN": (
+        fits(RNNForecaster(), [[[np.nan]] * 9], None),
+        "expected values in each channel, got none in series 0",
+    ),
     "NaN alone": (
         fits(RNNRegressor(), [[[np.nan]], [[1.0]]], [1, 2]), "X: expected a value .* alone at 0"),
     "infinity": (fits(RNNRegressor(), [[[np.inf]], [[1.0]]], [1, 2]), "X contains infinity"),
