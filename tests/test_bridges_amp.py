@@ -430,3 +430,13 @@ def test_players_and_models_check_what_they_are_given():
         to_amp(LSTM, format="nam")
     with pytest.raises(ValueError, match="format: expected one of nam, rtneural, proteus"):
         to_amp(model, format="wav")
+
+
+def test_blocks_that_are_no_samples_are_refused_with_the_remedy():
+    player = AmpModel([TimeLSTM.create(1, 4, rng=0), TimeAffine.create(4, 1, rng=0)]).player()
+    samples = np.array([0, 16384, -32768], np.int16)
+    with pytest.raises(TypeError, match=r"block: .*got int16; block\.astype.* / 32768 converts"):
+        player.play(samples)
+    with pytest.raises(TypeError, match="block: expected an array, got list"):
+        player.play([0.1, 0.2])
+    assert player.play(samples.astype(np.float32) / 32768).shape == (3,)

@@ -583,7 +583,7 @@ def test_after_an_update_forecasts_are_those_of_the_longer_series():
             np.testing.assert_array_equal(array, network[name])
         again = pickle.loads(pickle.dumps(model))
         pd.testing.assert_series_equal(again.predict(), said)
-    with pytest.raises(ValueError, match=r"X: expected the times from 2026-03-02.*got 2026-02-20"):
+    with pytest.raises(ValueError, match=r"X: .* go on from 2026-03-02.*got 2026-02-20"):
         model.update(series[50:])
 
 
@@ -856,3 +856,38 @@ def test_the_benchmarks_numbers_are_those_of_the_example_and_its_naive_forecast_
     want = seasonal_naive(past[:, None], 12, 30)[:, 0]
     np.testing.assert_array_equal(forecasting.seasonal_naive(past, 12, 30), want)
     assert want[12] == past[38]
+
+
+def test_labels_of_what_is_appended_or_to_come_are_not_dropped():
+    days, rng = pd.date_range("2026-01-01", periods=63), np.random.default_rng(0)
+    frame = pd.DataFrame(rng.normal([10, 1000], 1, (63, 2)), days, ["a", "b"])
+    model = RNNForecaster(horizon=2, max_epochs=1, random_state=0).fit(frame[:60])
+    with pytest.raises(ValueError, match="X: expected the columns a, b, in this order, got b, a"):
+        model.update(frame[60:][["b", "a"]])
+    model.fit(frame["a"][:60])
+    with pytest.raises(ValueError, match=r"X: .*go on from 2026-03-02.*got RangeIndex from 0"):
+        model.update(frame["a"][60:].reset_index(drop=True))
+
+    known = pd.DataFrame(rng.integers(0, 2, (62, 2)) * 1.0, days[:62], ["promo", "rain"])
+    series = 100 + known["promo"][:60] * 50 - known["rain"][:60] * 20
+    model = RNNForecaster(horizon=2, max_epochs=1, random_state=0)
+    model.fit(series, exogenous=known[:60])
+    future = known[60:]
+    want = model.predict(exogenous=future)
+    np.testing.assert_array_equal(model.predict(exogenous=future.to_numpy()), want)
+    for wrong, got in ((future[::-1], "2026-03-03"), (known[:2], "2026-01-01")):
+        with pytest.raises(ValueError, match=f"exogenous.* go on from 2026-03-02.*got {got}"):
+            model.predict(exogenous=wrong)
+    with pytest.raises(ValueError, match="exogenous: expected the columns promo, rain"):
+        model.predict(exogenous=future[["rain", "promo"]])
+
+
+def test_the_name_of_a_series_is_that_of_no_column():
+    days = pd.date_range("2026-01-01", periods=60)
+    frame = pd.DataFrame(np.random.default_rng(0).normal(size=(60, 2)), days, ["a", "b"])
+    model = RNNForecaster(horizon=2, max_epochs=1, random_state=0)
+    named = model.fit({name: frame[name] for name in frame}).predict()
+    assert [series.name for series in named.values()] == ["a", "b"]
+    assert model.fit(frame["a"]).predict(frame["b"]).name == "b"
+    with pytest.raises(ValueError, match="X: expected numbers, got times"):
+        model.fit(pd.Series(days, days))

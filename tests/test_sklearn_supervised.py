@@ -359,6 +359,8 @@ def test_arrays_that_seem_to_have_features_first_are_refused_by_name(features):
     X = np.random.default_rng(0).standard_normal((9, features, 30)).cumsum(axis=2)
     with pytest.raises(ValueError, match=rf'X: .*layout="ndt" takes it as 30 steps of {features}'):
         RNNRegressor(**SMALL).fit(X, X[:, 0, -1])
+    with pytest.raises(ValueError, match=rf'X: .*layout="ndt" takes it as 30 steps of {features}'):
+        RNNRegressor(**SMALL).fit(list(X), X[:, 0, -1])
     for layout in ("ntd", "ndt"):
         RNNRegressor(layout=layout, **SMALL).fit(X, X[:, 0, -1])
     RNNRegressor(**SMALL).fit(X.swapaxes(1, 2), X[:, 0, -1])

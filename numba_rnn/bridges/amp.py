@@ -188,6 +188,14 @@ class AmpPlayer:
             If the block does not fit, or has a number that is not finite; nothing is played then.
         """
         first = self._streams[0]
+        if not isinstance(block, np.ndarray):
+            raise TypeError(f"block: expected an array, got {type(block).__name__}")
+        if block.dtype.kind in "iu":
+            raise TypeError(
+                f"block: expected samples of {first.dtype} between -1 and 1, got {block.dtype}; "
+                f"block.astype(np.{first.dtype}) / {1 << (8 * block.dtype.itemsize - 1)} converts "
+                "audio of whole numbers"
+            )
         xs = block[:, None] if np.ndim(block) == 1 and first.input_size == 1 else block
         expect_array("block", xs, ("N", first.input_size), first.dtype)
         expect_finite("block", xs)

@@ -21,10 +21,12 @@ from .calendar_features import calendar_features
 from .choosing import Choice, Data, choose, season_of
 from .frames import (
     are_times,
+    columns_of,
+    expect_columns,
     index_of,
 )
 from .heads import COUNTS, HEADS, Quantiles, expect_quantiles
-from .history import Past, followed, longer, packed, unpacked
+from .history import Past, expect_next, followed, longer, packed, unpacked
 from .known import calendar_after
 from .probabilistic import ROWS, ProbabilisticForecasts, correlation_of, spread_of
 from .sequences import (
@@ -394,6 +396,7 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, SeriesReader):
         if len(X) != len(self._past):
             raise ValueError(f"X: expected {len(self._past)} series, as in fit, got {len(X)}")
         series = read_sequences("X", X, self.network_.dtype, missing=True)
+        expect_columns("X", columns_of("X", X), self._columns)
         if series[0].shape[1] != self._channels:
             raise ValueError(
                 f"X: expected {self._channels} channels, as in fit, got {series[0].shape[1]}"
@@ -794,6 +797,10 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, SeriesReader):
             more = [column_of(exogenous)]
         else:
             more = [column_of(one) for one in listed(exogenous)]
+        expect_columns("exogenous", columns_of("exogenous", more), self._known_names)
+        shapes = list(self._shapes.values()) if isinstance(self._shapes, dict) else self._shapes
+        for k, (inputs, shape) in enumerate(zip(more, shapes or (), strict=False)):
+            expect_next(f"exogenous[{k}]", shape, inputs)
         found = [np.asarray(one, values.dtype) for one, (values, _) in
                  zip(more, self._past, strict=False)]  # fmt: skip
         for k, one in enumerate(found):

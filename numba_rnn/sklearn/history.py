@@ -41,19 +41,34 @@ def longer(past: Past, more: Past, keep: int | None) -> Past:
     ]
 
 
+def expect_next(name: str, shape: Shape, new: Any) -> None:
+    """Raises ValueError where the index of new values does not go on from that of a series."""
+    index = index_of(new)
+    if index is None or "index" not in shape or not len(index):
+        return
+    expected = index_after(shape, len(index))
+    if are_times(shape["index"]) and not are_times(index):
+        got = f"{type(index).__name__} from {index[0]}"
+    else:
+        pairs = zip(index, expected, strict=True)
+        got = next((str(one) for one, other in pairs if str(one) != str(other)), "")
+    if got and list(index) != list(expected):
+        raise ValueError(
+            f"{name}: expected the index to go on from {expected[0]}, got {got}; "
+            f"to_numpy() drops the index"
+        )
+
+
 def followed(name: str, shape: Shape, new: Any) -> Shape:
     """The shape of a series with new values behind it.
 
-    Raises ValueError where their times are not the next.
+    Raises ValueError where their index does not go on.
     """
+    expect_next(name, shape, new)
     index = index_of(new)
     if "index" not in shape:
         return shape
-    if index is not None:
-        expected = index_after(shape, len(new))
-        if are_times(index) and list(index) != list(expected) and str(index[0]) != str(expected[0]):
-            raise ValueError(f"{name}: expected the times from {expected[0]}, got {index[0]}")
-    else:
+    if index is None:
         index = index_after(shape, len(new))
     if type(index) is not type(shape["index"]):
         index = index_after(shape, len(new))

@@ -106,16 +106,20 @@ def steps_first(name: str, X: Any, layout: str | None) -> Any:
     several = isinstance(X, (list, tuple))
     if layout == "ndt" and several and len(X) and np.ndim(X[0]) == 2:
         return [_turned(x) for x in X]
-    if layout == "ntd" or getattr(X, "ndim", None) != 3:
+    block = X
+    if several and len(X) and not hasattr(X[0], "columns"):
+        alike = {np.shape(x) for x in X}
+        block = np.asarray(X) if len(alike) == 1 and len(*alike) == 2 else X
+    if layout == "ntd" or getattr(block, "ndim", None) != 3:
         return X
     if layout == "ndt":
         return np.swapaxes(X, 1, 2)
-    if seems_turned(X):
-        shape = format_shape(X.shape)
+    if seems_turned(block):
+        _, D, T = block.shape
         raise ValueError(
-            f"{name}: expected sequences (N, steps, features), got {shape}, whose values run on "
-            f'along the last axis as steps do: layout="ndt" takes it as {X.shape[2]} steps of '
-            f'{X.shape[1]} features, layout="ntd" as {X.shape[1]} steps of {X.shape[2]}'
+            f"{name}: expected sequences (N, steps, features), got {format_shape(block.shape)}, "
+            f'whose values run on along the last axis as steps do: layout="ndt" takes it as {T} '
+            f'steps of {D} features, layout="ntd" as {D} steps of {T}'
         )
     return X
 

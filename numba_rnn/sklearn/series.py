@@ -40,7 +40,9 @@ def are_columns(X: Any) -> bool:
 
 
 def expect_no_dates(name: str, X: Any) -> None:
-    """Raises ValueError for a DataFrame with a column of dates."""
+    """Raises ValueError for a DataFrame with a column of dates, or a Series of them."""
+    if index_of(X) is not None and getattr(X, "ndim", 0) == 1 and X.dtype.kind in "mM":
+        raise ValueError(f"{name}: expected numbers, got times ({X.dtype}); they may be the index")
     if not hasattr(X, "columns") or not hasattr(X, "index"):
         return
     import pandas as pd
@@ -55,9 +57,11 @@ def expect_no_dates(name: str, X: Any) -> None:
 
 
 def column_of(x: Any) -> Any:
-    """A series as a frame or an array (T, C)."""
+    """A series as a frame or an array (T, C). The name of a Series is that of no column: those of
+    several differ.
+    """
     if hasattr(x, "to_frame") and getattr(x, "ndim", 0) == 1:
-        return x.to_frame()
+        return x.to_frame(0)
     return x if np.ndim(x) == 2 else np.asarray(x)[:, None]
 
 

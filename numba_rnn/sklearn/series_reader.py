@@ -116,6 +116,8 @@ class SeriesReader(RecurrentEstimator):
         """
         if table or y is not None:
             return X, exogenous, None
+        for name, x in X.items() if named(X) else ():
+            expect_no_dates(f"X[{name!r}]", x)
         if named(X):
             if exogenous is not None and not (named(exogenous) and set(exogenous) == set(X)):
                 raise ValueError(
@@ -124,11 +126,11 @@ class SeriesReader(RecurrentEstimator):
             known = None if exogenous is None else [column_of(exogenous[name]) for name in X]
             shapes = {name: shape_of(x) for name, x in X.items()}
             return [column_of(x) for x in X.values()], known, shapes
+        expect_no_dates("X", X)
         if is_one(X):
             several = exogenous is None or isinstance(exogenous, list)
             known = exogenous if several else [column_of(exogenous)]
             return [column_of(X)], known, [shape_of(X)]
-        expect_no_dates("X", X)
         if are_columns(X):
             return [column_of(x) for x in X], exogenous, None
         return X, exogenous, None
