@@ -107,9 +107,8 @@ def steps_first(name: str, X: Any, layout: str | None) -> Any:
     if layout == "ndt" and several and len(X) and np.ndim(X[0]) == 2:
         return [_turned(x) for x in X]
     block = X
-    if several and len(X) and not hasattr(X[0], "columns"):
-        alike = {np.shape(x) for x in X}
-        block = np.asarray(X) if len(alike) == 1 and len(*alike) == 2 else X
+    if several and len(X) and all(type(x) is np.ndarray and x.shape == X[0].shape for x in X):
+        block = np.asarray(X)
     if layout == "ntd" or getattr(block, "ndim", None) != 3:
         return X
     if layout == "ndt":
