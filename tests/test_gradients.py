@@ -99,7 +99,7 @@ def composed(layer: Any, resets: bool = True, **steps: Any) -> Case:
     xs = rng.uniform(-1, 1, (N, T, D))
     dhs = rng.uniform(-1, 1, (N, T, layer.output_size))
     parts = getattr(layer, "recurrent", (layer,))
-    alone = len(parts) == 1
+    alone = not hasattr(layer, "recurrent")
 
     def states() -> list[tuple[Array, ...]]:
         sizes = [(part.output_size, part.hidden_size)[: len(part.cell.states)] for part in parts]
@@ -187,6 +187,11 @@ RATES = {"zoneout": 0.3, "recurrent_dropout": 0.3, "input_dropout": 0.3, "weight
 def both_ways(**steps: Any) -> Case:
     made = rnn.TimeBiGRU.create(D, H, rng=1, dtype=np.float64)
     return composed(made, **steps)
+
+
+def from_the_end(**options: Any) -> Case:
+    made = rnn.Reversed(rnn.TimeLSTM.create(D, H, rng=1, dtype=np.float64), **options)
+    return composed(made, lengths=LENGTHS)
 
 
 def regularised_both_ways() -> Case:
@@ -305,6 +310,8 @@ CASES: dict[str, tuple[type[layers.Layer], Callable[[], Case]]] = {
         partial(time_case, rnn.TimeGRU, "gru_reset_after", reset_after=True),
     ),
     "Bidirectional": (rnn.Bidirectional, mixed_bidirectional),
+    "Reversed": (rnn.Reversed, from_the_end),
+    "Reversed, in reading order": (rnn.Reversed, partial(from_the_end, in_reading_order=True)),
     "TimeBiRNN": (rnn.TimeBiRNN, partial(bi_case, rnn.TimeBiRNN, "rnn")),
     "TimeBiLSTM": (rnn.TimeBiLSTM, partial(bi_case, rnn.TimeBiLSTM, "lstm")),
     "TimeBiGRU": (
