@@ -1,4 +1,4 @@
-"""What RNNForecaster makes of series: differences, scales, seasons, kinds, probabilities."""
+"""RNNForecaster on series: differences, scales, seasons, kinds, probabilities."""
 
 import pickle
 from pathlib import Path

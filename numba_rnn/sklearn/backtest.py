@@ -78,7 +78,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Backtest:
-    """What ``RNNForecaster.backtest`` found; print it for a table.
+    """The result of ``RNNForecaster.backtest``; print it for a table.
 
     Attributes
     ----------

@@ -42,6 +42,7 @@ from .sequences import (
     moments,
     pad,
     read_sequences,
+    steps_of_table,
 )
 
 P = ParamSpec("P")
@@ -121,6 +122,7 @@ class RecurrentEstimator(BaseEstimator):
     network_: Network
     _network_options: tuple[str, ...] = _NETWORK  # parameters of the estimator and the network
     _table: bool  # whether fit was given a table
+    layout: str | None = None  # "ndt": features come before steps
     _may_miss = False  # whether X may hold NaN, for values that are missing
     _even = False  # whether the steps of a sequence are evenly spaced in time
     _columns: list[Any] | None = None  # those of fit's DataFrames
@@ -204,12 +206,7 @@ class RecurrentEstimator(BaseEstimator):
                 self, X, reset=reset, dtype=dtype, ensure_min_features=least,
                 ensure_all_finite="allow-nan" if self._may_miss else True,
             )  # fmt: skip
-            if array.shape[1] % D:
-                raise ValueError(
-                    f"step_features: expected a divisor of the {array.shape[1]} features that X "
-                    f"has, got {D}"
-                )
-            array = self._steps_of_table(array, D)
+            array = steps_of_table(array, D, self.layout)
         else:
             array = read_sequences("X", X, dtype, missing=self._may_miss)
             names = columns_of("X", X)
@@ -230,10 +227,6 @@ class RecurrentEstimator(BaseEstimator):
             self._table, self._step = table, None if step is None else tuple(step)
             self._columns = None if table else names
         return array
-
-    def _steps_of_table(self, table: AnyArray, features: int) -> AnyArray:
-        """(N, F) -> (N, T, D)."""
-        return table.reshape(len(table), -1, features)
 
     def _expect_times(self, X: Any, features: int, reset: bool) -> TimeStep | None:
         """Refuse steps that are not in order, or not as far from each other as those of fit.
@@ -288,7 +281,7 @@ class RecurrentEstimator(BaseEstimator):
                 )
 
     def _more_options(self, features: int) -> dict[str, Any]:
-        """What else a network of so many features of a step is given."""
+        """Further arguments of the network, for so many features of a step."""
         return {}
 
     def _new_optimiser(self) -> Optimiser:

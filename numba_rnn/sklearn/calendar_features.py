@@ -1,4 +1,4 @@
-"""What the calendar says of times: where in the year, the week, the day they are."""
+"""Features of the calendar: the place of a time in the year, the week and the day."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What a forecaster's data decide: the season, differences, logarithms, lags, the number of epochs.
+"""Choices that the data decide: the season, differences, logarithms, lags, the number of epochs.
 
 Each possibility is trained on the beginnings of the series and judged by its forecasts of their
 ends, as ``predict`` makes them; nothing is known of what comes after the data.
@@ -55,7 +55,7 @@ def sample_of(data: Data) -> Data:
 
 @dataclass(frozen=True)
 class Choice:
-    """What data say of all that is "auto".
+    """The best values of all options that are "auto".
 
     epochs   how many are best; None where no series is long enough to hold out its end
     spread   by how much what was held out is spread wider than the distribution said
@@ -130,7 +130,7 @@ def _settings(transform: Transform) -> dict[str, Any]:
 
 
 def _stages(model: Any, transform: Transform, data: Data) -> list[list[tuple[str, Any]]]:
-    """What is tried in turn, each on top of the best so far."""
+    """The possibilities that are tried in turn, each on top of the best so far."""
     stages: list[list[tuple[str, Any]]] = []
     counts = model.loss in COUNTS
     if not counts and model.differencing == "auto":

@@ -464,7 +464,7 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, SeriesReader):
                 raise ValueError(f"{name}: expected True, False or {word!r}, got {value!r}")
 
     def _chosen(self, data: Data) -> Choice:
-        """What is fixed, and what the data say of the rest."""
+        """The choice: options that are given, and the best of those that are "auto"."""
         for k, (values, _) in enumerate(data):
             if np.isnan(values).all(axis=0).any():
                 raise ValueError(f"X: expected values in each channel, got none in series {k}")
@@ -558,7 +558,7 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, SeriesReader):
         self._correlation = correlation_of(self._normal_scores(examples.picked(rows)))
 
     def _normal_scores(self, examples: SequenceDataset) -> Array:
-        """Where targets (steps, horizon * C) that count are in what the network says of them."""
+        """Normal scores of the targets that count (steps, horizon * C), in their forecasts."""
         head: Any = self._head
         scale: Any = 1.0
         scores = np.asarray(self._scores(examples.xs), np.float64)
@@ -572,7 +572,7 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, SeriesReader):
         return head.normal_scores(scores.reshape(*ts.shape, -1), ts, scale)
 
     def _as_read(self, other: "RNNForecaster") -> None:
-        """Take up what reading X said to another."""
+        """Take the sizes that another forecaster has read from the same X."""
         for name in (
             "_now",
             "_embedded",
@@ -699,7 +699,7 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, SeriesReader):
     def _prepared(
         self, values: Array, known: Array, measured: int | None = None, last: bool = False
     ) -> tuple[Array, Array, Array]:
-        """What the network reads of values (T, C) and known inputs (T + horizon, E).
+        """Inputs of the network, from values (T, C) and known inputs (T + horizon, E).
 
         last  True: naive forecasts of the last step only
 

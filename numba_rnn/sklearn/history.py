@@ -25,7 +25,7 @@ def packed(past: Past) -> bytes:
 
 
 def unpacked(data: bytes) -> Past:
-    """What ``packed`` made bytes of."""
+    """The past that ``packed`` made bytes of."""
     from safetensors.numpy import load
 
     arrays = load(data)
@@ -55,7 +55,7 @@ def expect_next(name: str, shape: Shape, new: Any) -> None:
     if got and list(index) != list(expected):
         raise ValueError(
             f"{name}: expected the index to go on from {expected[0]}, got {got}; "
-            f"to_numpy() drops the index"
+            "to_numpy() drops the index"
         )
 
 

@@ -1,4 +1,4 @@
-"""What is known of every step, those to come too: inputs from outside, the calendar, the series.
+"""Inputs that are known of every step, also of those to come: exogenous, calendar, series.
 
 Known inputs of a series are one array (T + horizon, E + K). The first E are the exogenous ones, of
 which a step reads those of the steps that it foretells. The last K are read at their own step: the

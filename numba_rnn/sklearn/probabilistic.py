@@ -178,7 +178,7 @@ class ProbabilisticForecasts:
         return self._in_shape(np.stack(parts, axis=-1), shapes, labels)
 
     def _distribution(self, X: Any, exogenous: Any, static: Any) -> tuple[Any, Any]:
-        """What each member says of X, and how it is given back."""
+        """The forecasts of each member for X, and the shape in which they are returned."""
         if self._head is None:
             raise ValueError(
                 f"loss: expected 'quantile', 'normal', 'student_t' or 'negative_binomial' in fit "

@@ -16,6 +16,7 @@ from .sequences import (
     moments,
     read_sequences,
     steps_first,
+    steps_of_table,
 )
 
 
@@ -155,14 +156,7 @@ class SequenceScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             raise ValueError("X: Found array with 0 sample(s), a minimum of 1 is required.")
         if is_table("X", X):
             array = validate_data(self, X, reset=reset, dtype=dtype, ensure_all_finite="allow-nan")
-            if array.shape[1] % D:
-                raise ValueError(
-                    f"step_features: expected a divisor of the {array.shape[1]} features that X "
-                    f"has, got {D}"
-                )
-            if self.layout == "ndt":
-                return array.reshape(len(array), D, -1).swapaxes(1, 2), True
-            return array.reshape(len(array), -1, D), True
+            return steps_of_table(array, D, self.layout), True
         xs = read_sequences("X", X, dtype, missing=True)
         features = xs[0].shape[1]
         if reset:

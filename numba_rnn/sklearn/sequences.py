@@ -93,6 +93,21 @@ def read_sequences(name: str, X: Any, dtype: Any, *, missing: bool = False) -> S
     return split(flat, rows)
 
 
+def steps_of_table(table: AnyArray, features: int, layout: str | None) -> AnyArray:
+    """(N, F) -> (N, T, D), for so many features of a step.
+
+    Raises ValueError where F is no multiple of D.
+    """
+    if table.shape[1] % features:
+        raise ValueError(
+            f"step_features: expected a divisor of the {table.shape[1]} features that X has, got "
+            f"{features}"
+        )
+    if layout == "ndt":
+        return table.reshape(len(table), features, -1).swapaxes(1, 2)
+    return table.reshape(len(table), -1, features)
+
+
 def steps_first(name: str, X: Any, layout: str | None) -> Any:
     """X (N, T, D), or a list of (T_i, D), whatever its layout is.
 

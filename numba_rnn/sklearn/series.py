@@ -66,7 +66,7 @@ def column_of(x: Any) -> Any:
 
 
 def shape_of(x: Any) -> Shape:
-    """What ``in_shape`` needs to know of a series."""
+    """The shape of a series, for ``in_shape``."""
     index = index_of(x)
     if index is None:
         return {"kind": "matrix" if np.ndim(x) == 2 else "array"}

@@ -83,7 +83,7 @@ def expect_no_sequences(name: str, y: Any) -> None:
 
 
 class SeriesReader(RecurrentEstimator):
-    """What a forecaster knows of reading."""
+    """The part of a forecaster that reads series and known inputs."""
 
     horizon: int
     window: int | None
@@ -116,9 +116,9 @@ class SeriesReader(RecurrentEstimator):
         """
         if table or y is not None:
             return X, exogenous, None
-        for name, x in X.items() if named(X) else ():
-            expect_no_dates(f"X[{name!r}]", x)
         if named(X):
+            for name, x in X.items():
+                expect_no_dates(f"X[{name!r}]", x)
             if exogenous is not None and not (named(exogenous) and set(exogenous) == set(X)):
                 raise ValueError(
                     f"exogenous: expected a dict with the names in X, {', '.join(map(str, X))}"

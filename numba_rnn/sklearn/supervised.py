@@ -122,11 +122,6 @@ class _Supervised(RecurrentEstimator):
         xs = super()._read(X, reset=reset, least_steps=least_steps)
         return complete("X", xs, every_step=self.per_step)
 
-    def _steps_of_table(self, table: AnyArray, features: int) -> AnyArray:
-        if self.layout == "ndt":
-            return table.reshape(len(table), features, -1).swapaxes(1, 2)
-        return super()._steps_of_table(table, features)
-
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = True

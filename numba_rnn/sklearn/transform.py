@@ -1,4 +1,4 @@
-"""What a forecaster's network reads and says of a series: logarithms, differences, scales.
+"""Inputs and targets of a forecaster's network: logarithms, differences, scales.
 
 The network says by how much each of the next steps differs from a naive forecast of it, in units of
 the series' scale. Differences decide which naive forecast that is, so that one that says 0 is as
