@@ -15,7 +15,7 @@ from functools import cache
 from types import CodeType
 from typing import Any
 
-from . import counter_rng, emitted_draws, functions, layout, step
+from . import counter_rng, emitted_draws, functions, layout, step, step_options
 from .cells import Cell
 
 
@@ -30,7 +30,7 @@ def of_engine(package: str) -> str | None:
     loaded = list(sys.modules)  # at once: another thread may be importing something
     names = sorted(name for name in loaded if name.startswith(f"{package}."))
     vectors = sys.modules[f"{__package__}.vectors"]
-    shared = vectors, functions, layout, counter_rng, emitted_draws, step
+    shared = vectors, functions, layout, counter_rng, emitted_draws, step, step_options
     modules = [*map(sys.modules.get, names), *shared]
     try:
         return hashlib.sha256(b"".join(map(_source, modules))).hexdigest()[:16]
@@ -48,7 +48,7 @@ def _source(module: Any) -> bytes:
     """A module's source, or what it was compiled to."""
     spec = module.__spec__
     try:
-        return spec.loader.get_data(spec.first_counter)
+        return spec.loader.get_data(spec.origin)
     except (AttributeError, OSError):  # a frozen program has no such file
         return "\n".join(_lines(spec.loader.get_code(spec.name))).encode()
 

@@ -53,6 +53,11 @@ def train(folder: Path) -> tuple[int, int, str]:
     return hits, misses, numbers
 
 
+def test_the_source_of_a_module_is_its_file():
+    for module in (fingerprint, cpu):
+        assert fingerprint._source(module) == Path(module.__file__).read_bytes()
+
+
 def test_source_is_read_while_other_threads_import(monkeypatch):
     """Each name of a module that is asked whether it is the engine's lets another one come."""
     modules = dict(sys.modules)

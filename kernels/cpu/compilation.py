@@ -83,9 +83,9 @@ def _exceptions_of_signals_deferred() -> Iterator[None]:
     handlers: dict[int, Any] = {n: signal.getsignal(n) for n in signal.valid_signals()}
     before = {n: handler for n, handler in handlers.items() if callable(handler)}
 
-    def run(number: int, ctx: Any) -> None:
+    def run(number: int, frame: Any) -> None:
         try:
-            before[number](number, ctx)
+            before[number](number, frame)
         except BaseException as error:
             raised.append(error)
 

@@ -27,7 +27,6 @@ order of k whatever the tile's shape, so results do not depend on how a product 
 from typing import NamedTuple
 
 from llvmlite import ir
-from numba import literally
 from numba.core import types
 from numba.extending import intrinsic
 
@@ -127,17 +126,28 @@ def _emit_multiply_add(builder, vector, depth, kind, sums, a_rows, b_vectors, ah
     """sums[r][v] += A[r, k] * B[k, v] for ``depth`` numbers k.
 
     Meanwhile lines of B are asked for that lie ``ahead``: for one row, whose vectors serve but
-    once, those that come soon (or the same, where all is in the first cache anyway); for many
-    rows, a line of the next tile at a time.
+    once, those that come soon (or the same, where all is in the first cache anyway), in the widest
+    tile all at once (LLVM orders them anyhow else); for many rows, a line of the next tile at a
+    time.
     """
-    size, new = vector.dtype.bitwidth // 8, list(sums)
+    size, new, rows = vector.dtype.bitwidth // 8, list(sums), len(a_rows)
     load_b = _emit_load_bfloat16 if kind == BFLOAT16 else emit_load
-    wanted, cache = {1: (b_vectors, 1), 2: ((), 0), 3: ((), 0)}.get(len(a_rows), (b_vectors[:1], 2))
-    wanted = [builder.add(b, ahead) for b in wanted]
-    for k in range(depth):
-        at_k = _I64(k * _b_row(kind))
-        for b in wanted:
-            emit_prefetch(builder, builder.add(b, at_k), cache)
+    places = [_I64(k * _b_row(kind)) for k in range(depth)]
+
+    def ask_for(b, place, cache):
+        emit_prefetch(builder, builder.add(builder.add(b, ahead), place), cache)
+
+    all_at_once = rows == 1 and len(b_vectors) == WIDEST_FOR_ONE_ROW
+    if all_at_once:
+        for b in b_vectors:
+            for place in places:
+                ask_for(b, place, cache=1)
+    for k, at_k in enumerate(places):
+        if rows == 1 and not all_at_once:
+            for b in b_vectors:
+                ask_for(b, at_k, cache=1)
+        if rows > 3:
+            ask_for(b_vectors[0], at_k, cache=2)
         row = [load_b(builder, vector, builder.add(b, at_k)) for b in b_vectors]
         for r, a in enumerate(a_rows):
             place = builder.add(a, _I64(k * (VECTOR_BYTES if kind == TRANSPOSED else size)))
@@ -258,56 +268,55 @@ def _multiply_tile(typing, ctx, kind, rows, vectors, p):
 # ---- products
 
 
-def multiply(ctx):
-    """A kernel: a ``Product``."""
-    _multiply(ctx, PLAIN)
+def _product(name, kind):
+    """A kernel that multiplies, made for a kind of products.
+
+    No other function calls its tiles: LLVM would optimise all of them once more in that one.
+    """
+
+    def kernel(ctx):
+        p = arguments(ctx, Product)
+        rows, columns, b, c, W = p.rows, p.columns, p.b, p.c, lanes_of(ctx)
+        next_row = VECTOR_BYTES // W if kind == TRANSPOSED else p.a_row
+        blocks = (rows + DEEPEST_TILE - 1) // DEEPEST_TILE
+        # one group after the other where its part of B serves several blocks of rows from the cache
+        turns, groups = (p.groups, 1) if blocks > 1 else (1, p.groups)
+        b_group = p.inner * (VECTOR_BYTES // 2 if kind == BFLOAT16 else VECTOR_BYTES)
+        in_second_cache = b_group * groups * ((columns + W - 1) // W) > 32768
+        while columns > 0:
+            wide = _tile_width(rows == 1 and kind != TRANSPOSED, (columns + W - 1) // W)
+            next_tile = wide * p.b_vector if columns > wide * W else p.then
+            for turn in range(turns):
+                a_block, b_block, c_block = p.a + turn * p.a_group, b + turn * b_group, c
+                next_b = b_group if turn < turns - 1 else next_tile - turn * b_group
+                add = p.add if turn == 0 else 1
+                for block in range(blocks):  # of nearly the same number of rows
+                    deep = rows if blocks == 1 else (rows + blocks - 1 - block) // blocks
+                    ahead = next_b + block * p.b_vector if block < wide else 0
+                    if rows == 1:
+                        ahead = AHEAD if in_second_cache else 0
+                    tile = Product(
+                        a=a_block, a_row=p.a_row, a_segment=p.a_segment, a_group=p.a_group,
+                        groups=groups, inner=p.inner, b=b_block, b_vector=p.b_vector,
+                        c=c_block, c_row=p.c_row, c_vector=p.c_vector,
+                        rows=deep, columns=min(columns, wide * W), add=add, then=ahead,
+                    )  # fmt: skip
+                    _multiply_tile(ctx, kind, deep, wide, tile)
+                    a_block += deep * next_row
+                    c_block += deep * p.c_row
+            columns -= wide * W
+            b += wide * p.b_vector
+            c += wide * p.c_vector
+
+    kernel.__name__ = kernel.__qualname__ = name
+    return kernel
 
 
-def multiply_transposed(ctx):
-    """A kernel: the same for A^T, of which one panel is given: its W numbers are A's rows."""
-    _multiply(ctx, TRANSPOSED)
-
-
-def multiply_bfloat16(ctx):
-    """A kernel: the same as ``multiply`` for B in bfloat16, its panels half as wide (32 bytes)."""
-    _multiply(ctx, BFLOAT16)
-
-
-@jitted
-def _multiply(ctx, kind):
-    literally(kind)
-    p = arguments(ctx, Product)
-    rows, columns, b, c, W = p.rows, p.columns, p.b, p.c, lanes_of(ctx)
-    next_row = VECTOR_BYTES // W if kind == TRANSPOSED else p.a_row
-    blocks = (rows + DEEPEST_TILE - 1) // DEEPEST_TILE
-    # one group after the other where its part of B serves several blocks of rows from the cache
-    turns, groups = (p.groups, 1) if blocks > 1 else (1, p.groups)
-    b_group = p.inner * (VECTOR_BYTES // 2 if kind == BFLOAT16 else VECTOR_BYTES)
-    in_second_cache = b_group * groups * ((columns + W - 1) // W) > 32768
-    while columns > 0:
-        wide = _tile_width(rows == 1 and kind != TRANSPOSED, (columns + W - 1) // W)
-        next_tile = wide * p.b_vector if columns > wide * W else p.then
-        for turn in range(turns):
-            a_block, b_block, c_block = p.a + turn * p.a_group, b + turn * b_group, c
-            next_b = b_group if turn < turns - 1 else next_tile - turn * b_group
-            add = p.add if turn == 0 else 1
-            for block in range(blocks):  # of nearly the same number of rows
-                deep = rows if blocks == 1 else (rows + blocks - 1 - block) // blocks
-                ahead = next_b + block * p.b_vector if block < wide else 0
-                if rows == 1:
-                    ahead = AHEAD if in_second_cache else 0
-                tile = Product(
-                    a=a_block, a_row=p.a_row, a_segment=p.a_segment, a_group=p.a_group,
-                    groups=groups, inner=p.inner, b=b_block, b_vector=p.b_vector,
-                    c=c_block, c_row=p.c_row, c_vector=p.c_vector,
-                    rows=deep, columns=min(columns, wide * W), add=add, then=ahead,
-                )  # fmt: skip
-                _multiply_tile(ctx, kind, deep, wide, tile)
-                a_block += deep * next_row
-                c_block += deep * p.c_row
-        columns -= wide * W
-        b += wide * p.b_vector
-        c += wide * p.c_vector
+# Each takes a ``Product``. A^T is given as one panel, whose W numbers are A's rows; the panels of a
+# B in bfloat16 are half as wide (32 bytes).
+multiply = _product("multiply", PLAIN)
+multiply_transposed = _product("multiply_transposed", TRANSPOSED)
+multiply_bfloat16 = _product("multiply_bfloat16", BFLOAT16)
 
 
 @jitted

@@ -7,9 +7,9 @@ integers side by side, which are sizes, strides in bytes and addresses of number
 
     class ColumnSums(NamedTuple): ...                      the arguments' names
 
-    def add_up(ctx):                                     a kernel
+    def column_sums(ctx):                                  a kernel
         p = arguments(ctx, ColumnSums)
-    address = compiled(add_up, dtype)                      in Python
+    address = compiled(column_sums, dtype)                 in Python
     call(address, ColumnSums(panels=..., ...))             in another kernel
 
 Many words that stay in memory are a record: ``plan = record(Plan)(address)``. The kernels of a step

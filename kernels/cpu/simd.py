@@ -206,7 +206,7 @@ def lanes_of(builder, ctx):
     return _I64(VectorType(ctx.dtype).lanes)
 
 
-def of_frame(ctx, *rest):
+def of_ctx(ctx, *rest):
     """The type of a kernel's vectors: what a function that ``emits`` one returns."""
     return VectorType(ctx.dtype)
 
@@ -215,13 +215,13 @@ def _if_vector(ctx, value, *rest):
     return types.void if value == VectorType(ctx.dtype) else None
 
 
-@emits(of_frame)
+@emits(of_ctx)
 def load(builder, ctx, address):
     """A whole vector; the address is a multiple of 64."""
     return emit_load(builder, VectorType(ctx.dtype), address)
 
 
-@emits(of_frame)
+@emits(of_ctx)
 def load_part(builder, ctx, address, lanes):
     """A vector from any address: its first ``lanes`` lanes, the others zero and never read."""
     return emit_load_part(builder, VectorType(ctx.dtype), address, lanes)
