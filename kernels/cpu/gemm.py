@@ -126,9 +126,9 @@ def _emit_multiply_add(builder, vector, depth, kind, sums, a_rows, b_vectors, ah
     """sums[r][v] += A[r, k] * B[k, v] for ``depth`` numbers k.
 
     Meanwhile lines of B are asked for that lie ``ahead``: for one row, whose vectors serve but
-    once, those that come soon (or the same, where all is in the first cache anyway), in the widest
-    tile all at once (LLVM orders them anyhow else); for many rows, a line of the next tile at a
-    time.
+    once, those that come soon (or the same, where all is in the first cache anyway), and in the
+    widest tile all at once, lest LLVM orders them by chance; for many rows, a line of the next
+    tile at a time.
     """
     size, new, rows = vector.dtype.bitwidth // 8, list(sums), len(a_rows)
     load_b = _emit_load_bfloat16 if kind == BFLOAT16 else emit_load
