@@ -469,3 +469,11 @@ def test_a_table_and_an_array_are_scaled_alike():
     y = XS[:, 0, 0]
     pipeline = make_pipeline(SequenceScaler(), RNNRegressor(standardise=False, **SMALL)).fit(XS, y)
     np.testing.assert_allclose(pipeline.predict(XS), RNNRegressor(**SMALL).fit(XS, y).predict(XS))
+
+
+def test_pickles_find_the_classes_where_they_were():
+    from numba_rnn.sklearn import supervised
+
+    assert (supervised.RNNClassifier, supervised.RNNRegressor) == (RNNClassifier, RNNRegressor)
+    with pytest.raises(AttributeError, match="'RNNForecaster'"):
+        supervised.RNNForecaster  # noqa: B018

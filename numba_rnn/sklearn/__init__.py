@@ -30,9 +30,10 @@ with optional_import("sklearn", "numba_rnn.sklearn"):
 
 from .backtest import Backtest
 from .base import RecurrentEstimator
+from .classifier import RNNClassifier
 from .forecaster import RNNForecaster
+from .regressor import RNNRegressor
 from .scaler import SequenceScaler
-from .supervised import RNNClassifier, RNNRegressor
 
 __all__ = [
     "Backtest", "RNNClassifier", "RNNForecaster", "RNNRegressor", "RecurrentEstimator",

@@ -1,0 +1,330 @@
+"""How a forecaster learns: its options, its choice of a transform, its examples and its loss."""
+
+from typing import Any, Self
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from sklearn.base import clone
+
+from ..backend import to_host
+from ..typing import Array, BoolArray
+from ..validation import expect_choice, expect_float, expect_int
+from .choosing import Choice, Data, choose, season_of
+from .heads import COUNTS, HEADS, Quantiles, expect_quantiles
+from .probabilistic import ROWS, correlation_of, spread_of
+from .sequences import (
+    SequenceDataset,
+    lengths_of,
+)
+from .series_reader import SeriesReader, expect_counts
+from .transform import DIFFERENCES, SCALINGS, Transform, filled
+
+
+class SeriesLearning(SeriesReader):
+    """A forecaster's training, on series that are read."""
+
+    early_stopping: Any
+    differencing_: str | None
+    season_: int
+    log_: bool
+    lags_: int
+    _missing: bool  # whether steps of fit were missing
+    _typical: list[float]  # the scale of each channel, for series without one
+    _steps: list[list[float]] | None  # (horizon, C) the sizes of the targets; None: 1
+
+    def _expect_options(self) -> None:
+        """Raises an error for a choice that is none."""
+        expect_choice("loss", self.loss, ("mse", *HEADS))
+        expect_quantiles("quantiles", self.quantiles)
+        if self.loss in COUNTS and (self.differencing not in (None, "auto") or self.log is True):
+            raise ValueError(
+                f"loss: {self.loss!r} takes counts as they are; expected differencing=None and "
+                f"log=False, or 'auto', got {self.differencing!r} and {self.log!r}"
+            )
+        if self.scaling is not None:
+            expect_choice("scaling", self.scaling, SCALINGS)
+        if self.differencing is not None:
+            expect_choice("differencing", self.differencing, ("auto", *DIFFERENCES))
+        if self.season is not None and self.season != "auto":
+            expect_int("season", self.season, 2)
+        if self.lags != "auto":
+            expect_int("lags", self.lags)
+        for name, word in (("log", "auto"), ("early_stopping", "refit")):
+            value = getattr(self, name)
+            if isinstance(value, str) and value != word:
+                raise ValueError(f"{name}: expected True, False or {word!r}, got {value!r}")
+
+    def _chosen(self, data: Data) -> Choice:
+        """The choice: options that are given, and the best of those that are "auto"."""
+        for k, (values, _) in enumerate(data):
+            if np.isnan(values).all(axis=0).any():
+                raise ValueError(f"X: expected values in each channel, got none in series {k}")
+        counts = self.loss in COUNTS
+        if counts:
+            expect_counts("X", data, self.loss)
+        transform = Transform(
+            None if self.differencing == "auto" else self.differencing,
+            self._season(data),
+            self.log is True,
+            "mean_abs" if counts and self.scaling else self.scaling,
+            1 if self.lags == "auto" else int(self.lags),
+        )
+        for k, (values, _) in enumerate(data):
+            if len(values) <= transform.lost + self.horizon:
+                raise ValueError(
+                    f"X: expected series of at least {transform.lost + self.horizon + 1} steps "
+                    f"with differencing={self.differencing!r}, got {len(values)} in series {k}"
+                )
+        open_ = "auto" in (self.differencing, self.log, self.lags)
+        if not open_ and self.early_stopping != "refit":
+            return Choice(transform)
+        return choose(self, data, transform)
+
+    def _season(self, data: Data) -> int:
+        seasonal = self.differencing in ("seasonal", "both")
+        if self.season is None or not (seasonal or "auto" in (self.differencing, self.lags)):
+            season = 0
+        else:
+            season = season_of(data) if self.season == "auto" else int(self.season)
+        if seasonal and not season:
+            raise ValueError(
+                f"season: expected the number of steps of a season for differencing="
+                f"{self.differencing!r}, got {self.season!r}, and none is found in X"
+            )
+        return season
+
+    @property
+    def _head(self) -> Any:
+        """How scores say a distribution; None: they are the forecast."""
+        if self.loss == "mse":
+            return None
+        return Quantiles(self.quantiles) if self.loss == "quantile" else HEADS[self.loss]()
+
+    def _learn(
+        self,
+        data: Data,
+        transform: Transform,
+        held: list[int] | None = None,
+        epochs: int | None = None,
+        spread: float = 1.0,
+    ) -> Self:
+        """Train on series.
+
+        held    how many steps of each are held out; None: as ``early_stopping`` says
+        epochs  how many, of all the data; None: ``max_epochs``
+        spread  of what was held out before, where nothing is
+        """
+        valid, train = None, data
+        self._take(data, transform)
+        if epochs is None and self.early_stopping is True:
+            train, valid = self._split_ends(data, held)
+        if not (self.warm_start and hasattr(self, "network_")):
+            self._measure(train)
+        if valid is None and epochs is None:
+            epochs = self.max_epochs
+        examples = self._examples(train)
+        self._fit(examples, self._outputs, valid, epochs=epochs)
+        self._spread = spread
+        if valid is not None and self._head is not None:
+            self._spread = spread_of(self._normal_scores(valid))
+        if held is None:
+            self._relate(examples)
+        return self
+
+    def _member(self, data: Data, choice: Choice) -> Self:
+        """A forecaster that has learnt the same data by another choice."""
+        member = clone(self).set_params(
+            early_stopping=False, combine=False, warm_start=False, verbose=False,
+            random_state=int(self._rng.integers(2**31)),
+        )  # fmt: skip
+        member._as_read(self)
+        return member._learn(data, choice.transform, epochs=choice.epochs, spread=choice.spread)
+
+    def _relate(self, examples: SequenceDataset) -> None:
+        """See how the errors of the next steps go together."""
+        if self._head is None:
+            return
+        count = max(1, int(ROWS * len(examples) // max(examples.count, 1)))
+        rows = np.unique(np.linspace(0, len(examples) - 1, min(count, len(examples))).astype(int))
+        self._correlation = correlation_of(self._normal_scores(examples.picked(rows)))
+
+    def _normal_scores(self, examples: SequenceDataset) -> Array:
+        """Normal scores of the targets that count (steps, horizon * C), in their forecasts."""
+        head: Any = self._head
+        scale: Any = 1.0
+        scores = np.asarray(self._scores(examples.xs), np.float64)
+        ts = np.concatenate(list(examples.ts)).astype(np.float64)
+        if examples.last is not None:
+            lengths = lengths_of(examples.ts)
+            counted = [np.arange(T) >= T - n for T, n in zip(lengths, examples.last, strict=True)]
+            ts, scores = ts[np.concatenate(counted)], scores[np.concatenate(counted)]
+        if head.counts:
+            ts, scale = ts[:, ::2], ts[:, 1::2]
+        return head.normal_scores(scores.reshape(*ts.shape, -1), ts, scale)
+
+    def _as_read(self, other: "SeriesLearning") -> None:
+        """Take the sizes that another forecaster has read from the same X."""
+        for name in (
+            "_now",
+            "_embedded",
+            "_table",
+            "_horizon",
+            "_outputs",
+            "_channels",
+            "_known_features",
+            "n_features_in_",
+        ):
+            setattr(self, name, getattr(other, name))
+
+    def _take(self, data: Data, transform: Transform) -> None:
+        """Take up a transform, and what it needs to know of the data."""
+        self.differencing_, self.season_ = transform.differencing, transform.season
+        self.log_, self.lags_ = transform.log, transform.lags
+        self._missing = any(bool(np.isnan(values).any()) for values, _ in data)
+        self._steps = None
+        scales = np.stack(
+            [
+                transform.measured(filled(transform.levels(values), transform.season), np.nan)[1]
+                for values, _ in data
+            ]
+        )
+        known = np.isfinite(scales).any(axis=0)
+        self._typical = np.where(
+            known, np.nanmedian(np.where(known, scales, 1), axis=0), 1
+        ).tolist()
+
+    def _measure(self, data: Data) -> None:
+        """The sizes of the targets, so that each of the next steps counts alike."""
+        if self.differencing_ is None or self.scaling is None:
+            return
+        squares, count = 0.0, 0
+        for ts in self._examples(data).ts:
+            found = np.asarray(ts, np.float64)
+            squares = squares + np.nansum(found**2, axis=0)
+            count = count + np.isfinite(found).sum(axis=0)
+        size = np.sqrt(squares / np.maximum(count, 1))
+        self._steps = np.where(size > 0, size, 1).reshape(self._horizon, -1).tolist()
+
+    @property
+    def _transform(self) -> Transform:
+        scaling = "mean_abs" if self.loss in COUNTS and self.scaling else self.scaling
+        return Transform(self.differencing_, self.season_, self.log_, scaling, self.lags_)
+
+    def _split_ends(
+        self, series: Data, held_steps: list[int] | None = None
+    ) -> tuple[Data, SequenceDataset]:
+        """The beginnings of the series; and forecasts of their ends, which are held out.
+
+        Those are made as ``predict`` makes them: from all steps before, or from a window of them.
+        """
+        share = expect_float("validation_fraction", self.validation_fraction, 0, 1, low_open=True)
+        least = self.horizon + 1
+        early: Data = []
+        judged: list[SequenceDataset] = []
+        for k, (values, known) in enumerate(series):
+            held = held_steps[k] if held_steps else max(round(share * len(values)), least)
+            if len(values) - held < least + self._transform.lost:
+                raise ValueError(
+                    f"early_stopping: expected series of at least {2 * least} steps, to hold out "
+                    f"their ends, got one of {len(values)}"
+                )
+            early.append((values[:-held], known[:-held]))
+            judged.append(self._judged(values, known, held - self.horizon + 1))
+        return early, SequenceDataset(
+            [xs for part in judged for xs in part.xs],
+            [ts for part in judged for ts in part.ts],
+            np.concatenate([part.last for part in judged]),
+        )
+
+    def _judged(self, values: Array, known: Array, count: int) -> SequenceDataset:
+        """The last ``count`` forecasts whose targets are known.
+
+        Those of a whole series are measured by what comes before the first of them.
+        """
+        lost = self._transform.lost
+        origins = range(len(values) - self.horizon - count, len(values) - self.horizon)
+        if not self._window:
+            inputs, targets = self._example(values, known, origins[0] + 1)
+            return SequenceDataset([inputs], [targets], np.array([count]))
+        pairs = []
+        for origin in origins:
+            start = max(origin + 1 - self._window - lost, 0)
+            window = slice(start, origin + 1 + self.horizon)
+            pairs.append(self._example(values[window], known[window]))
+        xs, ts = zip(*pairs, strict=True)
+        return SequenceDataset(list(xs), list(ts), np.ones(count, int))
+
+    def _examples(self, series: Data) -> SequenceDataset:
+        """Windows of inputs and of the targets at each of their steps."""
+        xs, ts, stride = [], [], expect_int("stride", self.stride)
+        lost = self._transform.lost
+        for values, known in series:
+            steps = len(values) - self.horizon - lost  # those whose future is known
+            width = min(self._window or steps, steps)
+            last = steps - width
+            for start in range(last % stride, last + 1, stride):
+                window = slice(start, start + width + lost + self.horizon)
+                inputs, targets = self._example(values[window], known[window])
+                xs.append(inputs)
+                ts.append(targets)
+        return SequenceDataset(xs, ts)
+
+    def _example(
+        self, values: Array, known: Array, measured: int | None = None
+    ) -> tuple[Array, Array]:
+        """The inputs at the steps whose future is known, and that future: the targets.
+
+        measured  how many steps scales are measured by; None: all whose future is known
+        """
+        transform, horizon = self._transform, self.horizon
+        past = values[:-horizon]
+        inputs, naive, unit = self._prepared(past, known, measured)
+        levels = transform.levels(values)[transform.lost + 1 :]
+        ahead = sliding_window_view(levels, horizon, axis=0).transpose(0, 2, 1)
+        if self.loss in COUNTS:
+            targets = np.stack([ahead, np.broadcast_to(unit, ahead.shape)], axis=-1)
+        else:
+            targets = (ahead - naive) / unit
+        return inputs, targets.reshape(len(inputs), -1).astype(values.dtype)
+
+    def _prepared(
+        self, values: Array, known: Array, measured: int | None = None, last: bool = False
+    ) -> tuple[Array, Array, Array]:
+        """Inputs of the network, from values (T, C) and known inputs (T + horizon, E).
+
+        last  True: naive forecasts of the last step only
+
+        Returns the inputs at each step, the naive forecasts (T, horizon, C) and the units
+        (horizon, C) in which the network says how much the values differ from them.
+        """
+        transform = self._transform
+        raw = transform.levels(values)
+        levels = filled(raw, transform.season)
+        centre, scale = transform.measured(levels[:measured], self._typical)
+        parts = [transform.inputs(levels, centre, scale)]
+        steps = len(parts[0])
+        if self._missing:
+            parts.append(np.isfinite(raw[-steps:]) * 1.0)
+        future = known[transform.lost + 1 :, : known.shape[1] - self._now]
+        ahead = sliding_window_view(future, self.horizon, axis=0)[:steps]
+        parts += [ahead.reshape(steps, -1), known[transform.lost :][:steps, future.shape[1] :]]
+        unit = np.broadcast_to(scale, (self.horizon, len(scale)))
+        if self._steps is not None:
+            unit = unit * np.array(self._steps)
+        naive = transform.naive(levels[-transform.lost - 1 :] if last else levels, self.horizon,
+                                centre)  # fmt: skip
+        return np.concatenate(parts, axis=1).astype(values.dtype), naive, unit
+
+    def _loss(self, scores: Array, ts: Array, mask: BoolArray | None) -> tuple[float, Array]:
+        """Targets that are missing (NaN) count nothing."""
+        if (head := self._head) is not None:
+            return head.forward(scores, ts, mask), head.backward()
+        there = np.isfinite(ts)
+        if there.all():
+            return super()._loss(scores, ts, mask)
+        if not there.any():
+            return 0.0, scores * 0
+        loss, gradient = super()._loss(scores, np.where(there, ts, to_host(scores)), mask)
+        counted = there if mask is None else there & mask[:, :, None]
+        share = (there.size if mask is None else mask.sum() * ts.shape[2]) / max(counted.sum(), 1)
+        return loss * share, gradient * gradient.dtype.type(share)
