@@ -12,14 +12,13 @@ from .optional_deps import optional_import
 with optional_import("aeon", "numba_rnn.aeon"):
     from aeon.classification.base import BaseClassifier
 
-from sklearn.base import clone
-
 from .sklearn import RNNClassifier
+from .wrapped import SMALL, WrappedClassifier
 
 __all__ = ["AeonRNNClassifier"]
 
 
-class AeonRNNClassifier(BaseClassifier):
+class AeonRNNClassifier(WrappedClassifier, BaseClassifier):
     """``numba_rnn.sklearn.RNNClassifier`` for aeon's collections of time series.
 
     Parameters
@@ -55,22 +54,6 @@ class AeonRNNClassifier(BaseClassifier):
         "non_deterministic": False,
     }
 
-    def __init__(self, classifier: RNNClassifier | None = None) -> None:
-        self.classifier = classifier
-        super().__init__()
-
-    def _fit(self, X: Any, y: Any) -> "AeonRNNClassifier":
-        model = RNNClassifier() if self.classifier is None else clone(self.classifier)
-        self.classifier_ = model.set_params(layout="ndt").fit(X, y)
-        return self
-
-    def _predict(self, X: Any) -> Any:
-        return self.classifier_.predict(X)
-
-    def _predict_proba(self, X: Any) -> Any:
-        return self.classifier_.predict_proba(X)
-
     @classmethod
     def _get_test_params(cls, parameter_set: str = "default") -> dict[str, Any]:
-        small = RNNClassifier(hidden_size=4, max_epochs=2, random_state=0)
-        return {"classifier": small}
+        return {"classifier": RNNClassifier(**SMALL)}

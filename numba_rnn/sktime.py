@@ -12,14 +12,13 @@ from .optional_deps import optional_import
 with optional_import("sktime", "numba_rnn.sktime"):
     from sktime.classification.base import BaseClassifier
 
-from sklearn.base import clone
-
 from .sklearn import RNNClassifier
+from .wrapped import SMALL, WrappedClassifier
 
 __all__ = ["SktimeRNNClassifier"]
 
 
-class SktimeRNNClassifier(BaseClassifier):
+class SktimeRNNClassifier(WrappedClassifier, BaseClassifier):
     """``numba_rnn.sklearn.RNNClassifier`` for sktime's panels of time series.
 
     Parameters
@@ -55,20 +54,8 @@ class SktimeRNNClassifier(BaseClassifier):
         "capability:unequal_length": True,
     }
 
-    def __init__(self, classifier: RNNClassifier | None = None) -> None:
-        self.classifier = classifier
-        super().__init__()
-
-    def _fit(self, X: Any, y: Any) -> "SktimeRNNClassifier":
-        model = RNNClassifier() if self.classifier is None else clone(self.classifier)
-        self.classifier_ = model.set_params(layout="ntd").fit(_arrays(X), y)
-        return self
-
-    def _predict(self, X: Any) -> Any:
-        return self.classifier_.predict(_arrays(X))
-
-    def _predict_proba(self, X: Any) -> Any:
-        return self.classifier_.predict_proba(_arrays(X))
+    def _arrays(self, X: Any) -> list[Any]:
+        return [x.to_numpy().T for x in X]  # DataFrames with a row for each step
 
     @classmethod
     def get_test_params(cls, parameter_set: str = "default") -> list[dict[str, Any]]:
@@ -84,10 +71,4 @@ class SktimeRNNClassifier(BaseClassifier):
         list of dict
             The parameters.
         """
-        small: dict[str, Any] = {"hidden_size": 4, "max_epochs": 2, "random_state": 0}
-        return [{"classifier": RNNClassifier(cell, **small)} for cell in ("gru", "rnn")]
-
-
-def _arrays(X: Any) -> list[Any]:
-    """DataFrames with a row for each step as (T_i, D) arrays."""
-    return [x.to_numpy() for x in X]
+        return [{"classifier": RNNClassifier(cell, **SMALL)} for cell in ("gru", "rnn")]
