@@ -7,7 +7,7 @@ import pytest
 
 from numba_rnn import backend
 
-# they take older versions of other packages than the rest: their tests run where they are
+# they take older versions of other packages than the rest: .ci/run has environments for their tests
 collect_ignore = [f"test_{name}.py" for name in ("aeon", "sktime") if find_spec(name) is None]
 
 
