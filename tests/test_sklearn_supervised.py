@@ -214,6 +214,16 @@ def test_a_weight_counts_as_copies_do(make, per_step):
     assert first.score(xs, y, weights) == pytest.approx(again)
 
 
+@pytest.mark.parametrize("make", [RNNClassifier, RNNRegressor])
+def test_a_weight_of_0_is_removal_in_any_number_of_batches(make):
+    y, keep = np.arange(40) % 2, np.arange(40) % 5 > 0
+    options = {**SMALL, "batch_size": "auto"}
+    first = make(**options).fit(XS, y, sample_weight=keep * 1.0)
+    second = make(**options).fit(XS[keep], y[keep])
+    np.testing.assert_allclose(first.loss_curve_, second.loss_curve_, rtol=1e-9)
+    np.testing.assert_allclose(first.predict(XS), second.predict(XS), rtol=1e-9)
+
+
 def test_weights_of_classes_and_of_sequences_are_multiplied():
     y = np.arange(40) % 2
     both = RNNClassifier(class_weight={0: 2.0}, **SMALL).fit(XS, y, np.arange(1, 41))
