@@ -34,13 +34,28 @@ class DeviceEngine(NumpyEngine):
         squares = [xp.square(array / scale, dtype=np.float64).sum() for array in arrays]
         return scale * xp.sqrt(xp.stack(squares).sum())
 
-    def clip_norm(self, arrays: Sequence[Array], limit: float) -> Any:
+    def clip_factor(self, arrays: Sequence[Array], limit: float) -> tuple[Any, Any]:
         norm = self.norm(arrays)
         too_long = self.xp.isfinite(norm) & (norm > limit)
-        factor = self.xp.where(too_long, limit / norm, 1.0)
+        return norm, self.xp.where(too_long, limit / norm, 1.0)
+
+    def clip_norm(self, arrays: Sequence[Array], limit: float) -> Any:
+        norm, factor = self.clip_factor(arrays, limit)
         for array in arrays:
             array *= factor.astype(array.dtype)
         return norm
+
+    def update_all(
+        self,
+        rule: Callable[..., tuple[Array, ...]],
+        groups: Sequence[Sequence[Array]],
+        numbers: Sequence[float],
+        factor: Any = 1.0,
+    ) -> None:
+        for *arrays, gradient in groups:
+            if not isinstance(factor, float):  # to look at it would be to wait for the device
+                gradient = gradient * factor.astype(gradient.dtype)
+            self.update(rule, arrays, gradient, numbers)
 
     def update(
         self,

@@ -394,6 +394,48 @@ class Engine:
         """
         return product_in_parts(self.xp.matmul, a, b)
 
+    def affine(self, xs: Array, W: Array, b: Array) -> Array:
+        """Compute xs W + b.
+
+        Parameters
+        ----------
+        xs : (R, D) array
+            The inputs.
+        W : (D, M) array
+            The weights.
+        b : (M,) array
+            The bias.
+
+        Returns
+        -------
+        (R, M) array
+            The outputs.
+        """
+        out = self.product(xs, W)
+        out += b
+        return out
+
+    def affine_backward(self, xs: Array, W: Array, dout: Array, dW: Array, db: Array) -> Array:
+        """Compute the gradients of ``affine``.
+
+        Parameters
+        ----------
+        xs, W : arrays
+            As ``affine`` took them.
+        dout : (R, M) array
+            The gradient of the outputs.
+        dW, db : arrays
+            The arrays for the gradients of W and b, which are overwritten.
+
+        Returns
+        -------
+        (R, D) array
+            The gradient of xs.
+        """
+        dW[...] = self.product(xs.T, dout)
+        db[...] = self.sum_rows(dout)
+        return self.product(dout, W.T)
+
     def sum_rows(self, rows: Array) -> Array:
         """Sum the rows of a matrix.
 
@@ -533,6 +575,55 @@ class Engine:
         left = ~counter_rng.drawn(seed, shape, rate, row_offset=row_offset)
         return self.to_device(left * np.dtype(dtype).type(1 / (1 - rate)))
 
+    def softmax_loss(self, scores: Array, labels: Array) -> tuple[Array, Any]:
+        """Compute the cross-entropy of the softmax of each row of scores.
+
+        Parameters
+        ----------
+        scores : (R, V) array
+            The scores. They must not change before ``softmax_gradient``.
+        labels : (R,) array, int64
+            The columns of the labels.
+
+        Returns
+        -------
+        losses : (R,) array, float64
+            log(sum(exp(scores))) - scores[label] of each row.
+        saved : object
+            The record that ``softmax_gradient`` needs. Its form is the engine's own.
+        """
+        xp = self.xp
+        with np.errstate(over="ignore"):  # towards -inf, whose share is 0
+            shifted = scores - scores.max(axis=1, keepdims=True)  # the largest is 0
+        of_label = shifted[xp.arange(len(labels)), labels]
+        xp.exp(shifted, out=shifted)
+        total = shifted.sum(axis=1, keepdims=True)
+        return xp.log(total[:, 0].astype(np.float64)) - of_label, (shifted, total)
+
+    def softmax_gradient(self, scores: Array, labels: Array, weights: Array, saved: Any) -> Array:
+        """Compute the gradient of the weighted sum of the losses with respect to the scores.
+
+        Parameters
+        ----------
+        scores, labels : arrays
+            As ``softmax_loss`` took them.
+        weights : (R,) array, float64
+            The factor of each row's loss. Where it is 0, so is the gradient.
+        saved : object
+            The last result of ``softmax_loss``.
+
+        Returns
+        -------
+        (R, V) array
+            weights[r] (softmax(scores[r]) - 1 at the label).
+        """
+        xp, (exps, total) = self.xp, saved
+        scale = weights[:, None].astype(exps.dtype)
+        gradient = exps * (scale / total)
+        gradient[xp.arange(len(labels)), labels] -= scale[:, 0]
+        xp.copyto(gradient, 0, where=weights[:, None] == 0)
+        return gradient
+
     def norm(self, arrays: Sequence[Array]) -> Any:
         """Compute the Euclidean norm of the numbers of all arrays together.
 
@@ -550,10 +641,50 @@ class Engine:
             The norm, in the form of ``to_scalar``.
         """
         with np.errstate(over="ignore"):
-            norm = math.hypot(*(_norm(array) for array in arrays))
+            norm = math.sqrt(self.sum_of_squares(arrays))
         if not _least_norm(arrays) <= norm < math.inf:
             norm = math.hypot(*(_scaled_norm(array) for array in arrays))
         return norm
+
+    def sum_of_squares(self, arrays: Sequence[Array]) -> float:
+        """Sum the squares of all numbers of all arrays; one that overflows makes it infinite.
+
+        Parameters
+        ----------
+        arrays : sequence of arrays
+            The arrays.
+
+        Returns
+        -------
+        float
+            The sum.
+        """
+        return sum(map(_sum_of_squares, arrays))
+
+    def clip_factor(self, arrays: Sequence[Array], limit: float) -> tuple[Any, Any]:
+        """Find the factor that brings the common norm of arrays down to a limit.
+
+        Parameters
+        ----------
+        arrays : sequence of arrays
+            The arrays. They are scaled here, as by ``clip_norm``, if the factor is too small a
+            number for their dtype.
+        limit : float
+            The largest norm.
+
+        Returns
+        -------
+        norm : float or () array
+            The norm, as ``norm`` returns it.
+        factor : float or () array
+            What the arrays are to be multiplied by; 1 if their norm is not finite.
+        """
+        norm = self.norm(arrays)
+        if not (math.isfinite(norm) and norm > limit):
+            return norm, 1.0
+        if limit / norm < max(np.finfo(array.dtype).tiny for array in arrays):
+            return self.clip_norm(arrays, limit), 1.0
+        return norm, limit / norm
 
     def clip_norm(self, arrays: Sequence[Array], limit: float) -> Any:
         """Scale arrays in place so that their common norm is at most a limit.
@@ -580,6 +711,31 @@ class Engine:
             for array in [*arrays, *arrays] if twice else arrays:
                 array *= factor
         return norm
+
+    def update_all(
+        self,
+        rule: Callable[..., tuple[Array, ...]],
+        groups: Sequence[Sequence[Array]],
+        numbers: Sequence[float],
+        factor: Any = 1.0,
+    ) -> None:
+        """Update the arrays of several parameters in place: an optimiser's step.
+
+        Parameters
+        ----------
+        rule : callable
+            As ``update`` takes it.
+        groups : sequence of sequences of arrays
+            For each parameter its arrays, as ``update`` takes them, and its gradient.
+        numbers : sequence of float
+            Further arguments of the rule.
+        factor : float or () array, default 1.0
+            What the gradients are multiplied by on the way.
+        """
+        for *arrays, gradient in groups:
+            if factor != 1.0:
+                gradient = gradient * gradient.dtype.type(factor)
+            self.update(rule, arrays, gradient, numbers)
 
     def update(
         self,
@@ -765,12 +921,12 @@ def product_in_parts(matmul: Callable[[Array, Array], Array], a: Array, b: Array
     return out
 
 
-def _norm(array: Array) -> float:
-    """The Euclidean norm of an array's numbers; their squares are summed in parts."""
+def _sum_of_squares(array: Array) -> float:
+    """The sum of the squares of an array's numbers, made in parts."""
     numbers = array.ravel(order="K")
     starts = range(0, numbers.size, UPDATED_AT_ONCE)
     parts = (numbers[start : start + UPDATED_AT_ONCE] for start in starts)
-    return math.sqrt(sum(float(part @ part) for part in parts))
+    return sum(float(part @ part) for part in parts)
 
 
 def _least_norm(arrays: Sequence[Array]) -> float:
@@ -785,7 +941,7 @@ def _scaled_norm(array: Array) -> float:
     largest = float(max(array.max(), -array.min())) if array.size else 0.0
     if not 0 < largest < math.inf:  # 0, infinite or NaN
         return largest
-    return largest * _norm(array.astype(np.float64) / largest)
+    return largest * math.sqrt(_sum_of_squares(array.astype(np.float64) / largest))
 
 
 def expect_consistent(cell: Cell, xs: Array, state: State, params: Sequence[Array]) -> None:

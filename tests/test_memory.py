@@ -8,7 +8,7 @@ import pytest
 
 from helpers import REPRESENTATIVES, run_python
 
-PROGRAM = """
+GUARDED = """
 import ctypes, faulthandler, mmap
 import numpy as np
 from unittest import mock
@@ -53,6 +53,11 @@ class Guarded:
     def empty_like(*args, **options):
         return guarded(np.empty_like(*args, **options))
 
+"""
+
+PROGRAM = (
+    GUARDED
+    + """
 if NAME == "one number further":
     array = guarded(np.zeros(5, np.float32))
     ctypes.c_float.from_address(array.ctypes.data + array.nbytes).value
@@ -90,6 +95,7 @@ for dtype in (np.float32, np.float64):
                     assert stream.run(p.xs, guarded(np.empty((N, T, outputs), dtype)))
 print("nothing was touched")
 """
+)
 
 
 @pytest.mark.parametrize("name", [*REPRESENTATIVES, "lstm_projected"])

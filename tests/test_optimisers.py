@@ -221,7 +221,7 @@ def test_a_refused_state_changes_nothing(name):
 def test_what_an_optimiser_s_state_may_be():
     """Also that of one whose squares have overflowed, and of SGD, which has no arrays."""
     first, second = Adam(), Adam()
-    with pytest.warns(RuntimeWarning, match="overflow"):
+    with np.errstate(over="ignore"):
         first.update([np.ones(2)], [np.array([1e200, 1])])
     second.restore(*first.state())
     assert second.state()[1]["v/0"][0] == np.inf

@@ -13,6 +13,8 @@ forward.py, backward.py
    |                  (../step.py, option_io.py, option_memory.py)
    +-> layer_norm.py  between the two, for gates that are normalised over a row's units
 
+product.py     products of large matrices     } items, shared out by parallel_for.py
+training_kernels.py  optimisers, norms, losses }
 threads.py     a team that shares a pass
 dropout.py     masks for weights and inputs
 compilation.py from Python to machine code: now, or by an earlier process

@@ -6,18 +6,20 @@ to be kept, and by it to a plan (``plans.py``). The rest is compiled: the pass o
 all of them on vectors (``simd.py``), shared by threads (``threads.py``).
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
+from numba.core.errors import NumbaError
 
 from .. import disk_cache
 from ..cells import Cell
 from ..engine import Array, Engine, Gradients, State, expect_consistent, written
 from ..reference import NumpyEngine
 from ..step_options import NO_OPTIONS, StepOptions
-from . import threads
+from . import product, threads, training_kernels
 from .dropout import dropout
 from .launch import SequenceRun
 from .plans import contiguous_rows, merge_bias, split_bias, takes
@@ -108,6 +110,57 @@ class NumbaEngine(NumpyEngine):
         states = tuple(np.concatenate(states, axis=1) for states in zip(*seen, strict=True))
         return cell.narrowed(states, run.P)
 
+    def update_all(
+        self,
+        rule: Callable[..., tuple[Array, ...]],
+        groups: Sequence[Sequence[Array]],
+        numbers: Sequence[float],
+        factor: Any = 1.0,
+    ) -> None:
+        compilable, rest = _by_dtype([] if rule in _INTERPRETED else groups)
+        rest += groups if rule in _INTERPRETED else []
+        for together in compilable:
+            try:
+                training_kernels.update(rule, together, (factor, *numbers))
+            except NumbaError:  # a rule that says more than a cell may
+                _INTERPRETED.add(rule)
+                rest += together
+        super().update_all(rule, rest, numbers, factor)
+
+    def product(self, a: Array, b: Array) -> Array:
+        return product.product(a, b) if product.takes(a, b) else super().product(a, b)
+
+    def affine(self, xs: Array, W: Array, b: Array) -> Array:
+        if product.takes(xs, W) and b.flags.c_contiguous:
+            return product.product(xs, W, bias=b)
+        return super().affine(xs, W, b)
+
+    def affine_backward(self, xs: Array, W: Array, dout: Array, dW: Array, db: Array) -> Array:
+        if not (product.takes(xs.T, dout) and dW.flags.c_contiguous and db.flags.c_contiguous):
+            return super().affine_backward(xs, W, dout, dW, db)
+        product.product(xs.T, dout, out=dW, sums=db)
+        return self.product(dout, W.T)
+
+    def sum_of_squares(self, arrays: Sequence[Array]) -> float:
+        groups, rest = _by_dtype([[array] for array in arrays])
+        squares = [training_kernels.sum_of_squares([a for (a,) in group]) for group in groups]
+        return math.fsum(squares) + super().sum_of_squares([a for (a,) in rest])
+
+    def add_rows(self, out: Array, rows: Array, values: Array) -> None:
+        if out.flags.c_contiguous and values.flags.c_contiguous and len(rows):
+            training_kernels.add_rows(out, rows, values)
+        else:
+            super().add_rows(out, rows, values)
+
+    def softmax_loss(self, scores: Array, labels: Array) -> tuple[Array, Any]:
+        scores = np.ascontiguousarray(scores)
+        losses, kept = training_kernels.softmax_loss(scores, labels)
+        return losses, (scores, kept)
+
+    def softmax_gradient(self, scores: Array, labels: Array, weights: Array, saved: Any) -> Array:
+        scores, kept = saved
+        return training_kernels.softmax_gradient(scores, labels, weights, kept)
+
     def dropout(
         self, seed: int, shape: Sequence[int], rate: float, dtype: Any, row_offset: int = 0
     ) -> Array:
@@ -131,3 +184,22 @@ class NumbaEngine(NumpyEngine):
             **super().describe(), "threads": threads.available(),
             "simd_bits": vector_registers()[1], "cache": disk_cache.describe(),
         }  # fmt: skip
+
+
+_INTERPRETED: set[Any] = set()  # rules of optimisers that cannot be compiled
+
+
+def _by_dtype(groups: Sequence[Sequence[Array]]) -> tuple[list[list[Any]], list[Any]]:
+    """Groups of arrays whose numbers lie side by side, in one order for all, by dtype; the rest.
+
+    Groups without numbers are left out.
+    """
+    found: dict[Any, list[Any]] = {}
+    rest = []
+    for group in groups:
+        flags = [array.flags for array in group]
+        if all(f.c_contiguous for f in flags) or all(f.f_contiguous for f in flags):
+            found.setdefault(group[0].dtype, []).append(group)
+        else:
+            rest.append(group)
+    return list(found.values()), rest

@@ -20,7 +20,7 @@ The Numba *type* of ctx says for which dtype, cell and features the kernel is co
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
@@ -46,8 +46,18 @@ inlined = register_jitable(error_model="numpy", forceinline=True)
 NO_FEATURES: frozenset[str] = frozenset()
 
 
+class Rule(NamedTuple):
+    """The rule of an optimiser, which changes so many arrays, of so many numbers."""
+
+    function: Callable[..., Any]
+    arrays: int
+    numbers: int
+
+
 class KernelContext(types.Type):
-    """The address of a kernel's arguments; the dtype, cell and features it is compiled for."""
+    """The address of a kernel's arguments; the dtype, cell and features it is compiled for, or the
+    rule.
+    """
 
     def __init__(
         self,
@@ -67,11 +77,16 @@ class KernelContext(types.Type):
         return _CELLS[self.source]
 
     @property
+    def rule(self) -> Rule:
+        return _RULES[self.source]
+
+    @property
     def layout(self) -> Layout:
         return layout(self.cell, self.features)
 
 
 _CELLS: dict[str, Cell] = {}  # by KernelContext.source
+_RULES: dict[str, Rule] = {}
 
 
 @register_model(KernelContext)
@@ -232,13 +247,19 @@ def compiled(
     dtype: str = "float32",
     cell: Cell | None = None,
     features: frozenset[str] = NO_FEATURES,
+    rule: Rule | None = None,
 ) -> int:
-    """The address of a kernel, compiled for a dtype and a cell, now or by an earlier process."""
-    source = ""
+    """The address of a kernel, compiled for a dtype and a cell or a rule, now or by an earlier
+    process.
+    """
+    source, name = "", None
     if cell is not None:
-        source = fingerprint.of_cell(cell)
+        source, name = fingerprint.of_cell(cell), cell.name
         _CELLS[source] = cell
-    name = cell.name if cell else None
+    if rule is not None:
+        source, name = fingerprint.of_functions(rule.function), rule.function.__name__
+        source = f"{source} {rule.arrays} {rule.numbers}"
+        _RULES[source] = rule
     ctx = KernelContext(from_dtype(np.dtype(dtype)), name, source, features)
     made = compiled_callback(kernel, types.void(ctx), error_model="numpy")
     KERNELS.append(made)

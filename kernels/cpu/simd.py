@@ -157,8 +157,11 @@ def emit_prefetch(builder, address, cache=2, for_writing=False):
     builder.call(prefetch, [line, _I32(int(for_writing)), _I32(4 - cache), _I32(1)])
 
 
-def emit_load_part(builder, vector, address, lanes):
-    """Load the first ``lanes`` lanes, at any address; the others are zero, and never read."""
+def emit_load_part(builder, vector, address, lanes, rest=None):
+    """Load the first ``lanes`` lanes, at any address; the others are never read.
+
+    rest  a vector with the others; None: they are zero
+    """
     pointer, size = _pointer(builder, vector, address), vector.dtype.bitwidth // 8
     all_lanes = builder.icmp_signed(">=", lanes, _I64(vector.lanes))
     with builder.if_else(all_lanes, likely=True) as (then, otherwise):
@@ -166,8 +169,8 @@ def emit_load_part(builder, vector, address, lanes):
             whole = builder.load(pointer, align=size)
             then_block = builder.block
         with otherwise:
-            zeros = ir.Constant(vector.llvm, [0.0] * vector.lanes)
-            given = [pointer, _I32(size), emit_lanes_in_use(builder, vector, lanes), zeros]
+            rest = ir.Constant(vector.llvm, [0.0] * vector.lanes) if rest is None else rest
+            given = [pointer, _I32(size), emit_lanes_in_use(builder, vector, lanes), rest]
             part = _masked(builder, vector, "load", vector.llvm, given)
             otherwise_block = builder.block
     value = builder.phi(vector.llvm)

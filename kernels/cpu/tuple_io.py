@@ -23,7 +23,7 @@ _I64 = ir.IntType(64)
 
 
 @cache
-def _compilable(function: Any) -> Any:
+def compilable(function: Any) -> Any:
     """The function, known to Numba together with the functions that it calls."""
     for callee in with_callees(function):
         register_jitable(callee)
@@ -38,7 +38,7 @@ def _cell_function(name):
 
     @overload(of_cell, strict=False)
     def _(ctx, *args):
-        function = _compilable(getattr(ctx.cell, name))
+        function = compilable(getattr(ctx.cell, name))
         return lambda ctx, *args: function(*args)
 
     return of_cell

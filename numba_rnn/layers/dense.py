@@ -178,9 +178,7 @@ class TimeAffine(Layer):
         xs = validate_array("xs", xs, ("N", "T", W.shape[0]), self.dtype, engine)
         N, T, D = xs.shape
         self._tape = engine, xs
-        out = engine.product(xs.reshape(N * T, D), W)
-        out += b
-        return out.reshape(N, T, W.shape[1])
+        return engine.affine(xs.reshape(N * T, D), W, b).reshape(N, T, W.shape[1])
 
     def backward(self, dout: Array) -> Array:
         """Compute the gradients and fill ``grads``.
@@ -201,9 +199,7 @@ class TimeAffine(Layer):
         N, T, D = xs.shape
         dout = validate_array("dout", dout, (N, T, W.shape[1]), self.dtype, engine)
         rows = dout.reshape(N * T, W.shape[1])
-        dW[...] = engine.product(xs.reshape(N * T, D).T, rows)
-        db[...] = engine.sum_rows(rows)
-        return engine.product(rows, W.T).reshape(N, T, D)
+        return engine.affine_backward(xs.reshape(N * T, D), W, rows, dW, db).reshape(N, T, D)
 
 
 class TimeDropout(Layer):

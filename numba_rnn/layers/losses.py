@@ -112,37 +112,22 @@ class TimeSoftmaxWithLoss(_Loss):
                 "ts.argmax(axis=2) converts one-hot labels"
             )
         on_device = validate_ids("ts", ts, (N, T), V, engine, ignore=self.ignore_label)
-        counted = ts != self.ignore_label
-        scores, labels, xp = xs.reshape(N * T, V), on_device.reshape(-1), engine.xp
-        if weights is None:
-            count = _divisor(int(counted.sum()), xs)  # of ts as given: nothing to wait for
-            factor: Any = xs.dtype.type(1)
-        else:
-            each = np.where(to_host(counted), _weights(weights, (N, T)), 0)
-            count = _divisor(float(each.sum()), xs)
-            factor = engine.to_device(each.reshape(-1, 1).astype(xs.dtype))
-        rows, counts = xp.arange(N * T), engine.to_device(counted).reshape(-1)
-        labels = xp.where(counts, labels, 0)  # some place in a row, for it does not count
-
-        with np.errstate(over="ignore"):  # towards -inf, whose share is 0
-            shifted = scores - scores.max(axis=1, keepdims=True)  # the largest is 0
-        of_label = shifted[rows, labels]
-        xp.exp(shifted, out=shifted)
-        total = shifted.sum(axis=1, keepdims=True)
-        losses = xp.log(total[:, 0].astype(np.float64)) - of_label
+        counts = to_host(ts != self.ignore_label).reshape(-1)  # of ts as given
+        each = counts.astype(np.float64)
         if weights is not None:
-            losses = losses * factor[:, 0]
-
-        self._tape = xp, shifted, total, rows, labels, counts, count, xs.shape, factor
-        return engine.to_scalar(xp.where(counts, losses, 0.0).sum() / count)
+            each = np.where(counts, _weights(weights, (N, T)).reshape(-1), 0)
+        count = _divisor(float(each.sum()), xs)
+        scores, labels, xp = xs.reshape(N * T, V), on_device.reshape(-1), engine.xp
+        each = engine.to_device(each)
+        labels = xp.where(each != 0, labels, 0).astype(np.int64)  # 0 where it does not count
+        losses, saved = engine.softmax_loss(scores, labels)
+        self._tape = engine, scores, labels, each, count, saved, xs.shape
+        return engine.to_scalar(xp.where(each != 0, losses * each, 0.0).sum() / count)
 
     def _gradient(self, dout: float, *tape: Any) -> Array:
-        xp, exps, total, rows, labels, counts, count, shape, factor = tape
-        scale = factor * exps.dtype.type(dout / count)
-        gradient = exps * (scale / total)  # softmax
-        gradient[rows, labels] -= scale.reshape(-1) if scale.ndim else scale
-        xp.copyto(gradient, 0, where=~counts[:, None])
-        return gradient.reshape(shape)
+        engine, scores, labels, each, count, saved, shape = tape
+        weights = each * (dout / count)
+        return engine.softmax_gradient(scores, labels, weights, saved).reshape(shape)
 
 
 def _weights(weights: Any, shape: tuple[int, int]) -> AnyArray:

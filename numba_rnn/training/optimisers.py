@@ -18,7 +18,7 @@ import numpy as np
 
 from ..backend import Engine, engine_of_param, move, to_host
 from ..kernels.functions import sqrt
-from ..typing import Array
+from ..typing import Array, Scalar
 from ..validation import (
     expect_array,
     expect_choice,
@@ -76,7 +76,9 @@ class Optimiser:
     def lr(self, value: float) -> None:
         self._lr = expect_float("lr", value, 0, low_open=True)
 
-    def update(self, params: Sequence[Array], grads: Sequence[Array]) -> None:
+    def update(
+        self, params: Sequence[Array], grads: Sequence[Array], *, max_norm: float | None = None
+    ) -> Scalar | None:
         """Change every parameter in place, where the parameters are.
 
         If an error is raised, no parameter has changed.
@@ -87,6 +89,15 @@ class Optimiser:
             The parameters.
         grads : list of arrays
             One gradient for each parameter, in its shape and dtype.
+        max_norm : float, optional
+            The largest norm of all gradients together: the step is that of gradients after
+            ``clip_grads``, which here stay as they are.
+
+        Returns
+        -------
+        norm : float, 0-d array or None
+            The norm of all gradients together, before clipping; on a GPU a 0-d array, and None
+            without ``max_norm``.
 
         Raises
         ------
@@ -102,16 +113,28 @@ class Optimiser:
             expect_array(f"params[{k}]", param, param.shape, None, engine)
             expect_writable(f"params[{k}]", param)
         memory = self._memory_for(params, engines)
-        accepted = []
-        for k, (engine, param, grad) in enumerate(zip(engines, params, grads, strict=True)):
-            accepted.append(validate_array(f"grads[{k}]", grad, param.shape, param.dtype, engine))
-            if isinstance(grad, np.ndarray):
-                _expect_finite(f"grads[{k}]", grad)
+        accepted = [
+            validate_array(f"grads[{k}]", grad, param.shape, param.dtype, engine)
+            for k, (engine, param, grad) in enumerate(zip(engines, params, grads, strict=True))
+        ]
+        on_host = all(isinstance(grad, np.ndarray) for grad in accepted)
+        norm, factor = _norm_and_factor(engines, accepted, max_norm, on_host)
+        if not on_host or not math.isfinite(norm):
+            for k, grad in enumerate(grads):
+                if isinstance(grad, np.ndarray):
+                    expect_finite(f"grads[{k}]", grad)
         self._memory = memory
         self.updates += 1
         numbers = self._numbers()
-        for engine, param, slots, grad in zip(engines, params, memory, accepted, strict=True):
-            engine.update(self.rule, (param, *slots), grad, numbers)
+        groups = [
+            (engine, (param, *slots, grad))
+            for engine, param, slots, grad in zip(engines, params, memory, accepted, strict=True)
+        ]
+        for engine in dict.fromkeys(engines):
+            engine.update_all(
+                self.rule, [group for other, group in groups if other is engine], numbers, factor
+            )
+        return norm
 
     def _memory_for(
         self, params: Sequence[Array], engines: list[Engine]
@@ -217,13 +240,16 @@ def _expect_possible(name: str, array: Array, squares: bool) -> None:
         )
 
 
-def _expect_finite(name: str, grad: Array) -> None:
-    """Refuse NaN and infinity, in half the time that it takes to look at every number."""
-    flat = grad.ravel("K")
-    with np.errstate(over="ignore", invalid="ignore"):
-        square = flat.dot(flat)
-    if not math.isfinite(square):  # or the squares have overflowed
-        expect_finite(name, grad)
+def _norm_and_factor(
+    engines: Sequence[Engine], grads: Sequence[Array], max_norm: float | None, on_host: bool
+) -> tuple[Any, Any]:
+    """The norm of all gradients, None on a device where nobody asks for it, and what clips them."""
+    if max_norm is not None:
+        limit = expect_float("max_norm", max_norm, 0, low_open=True)
+        if len(set(engines)) > 1:
+            raise ValueError("max_norm: expected parameters in one memory, got some on a device")
+        return engines[0].clip_factor(grads, limit) if grads else (0.0, 1.0)
+    return engines[0].norm(grads) if on_host and grads else None, 1.0
 
 
 def _sgd(W: Any, dW: Any, lr: float) -> tuple[Any, ...]:

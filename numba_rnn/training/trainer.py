@@ -147,9 +147,9 @@ class Trainer:
     every twentieth of an epoch, and before a checkpoint is written.
 
     A checkpoint holds parameters, optimiser, states of the layers, position in the corpus, random
-    state and history. A run that is resumed from it continues bit for bit, if engine, machine,
-    number of BLAS threads and number of ranks are the same. It may also be resumed on another
-    engine, and by more or fewer ranks.
+    state and history. A run that is resumed from it continues bit for bit, if engine, machine and
+    number of ranks are the same, on the NumPy engine also the number of BLAS threads. It may also
+    be resumed on another engine, and by more or fewer ranks.
     """
 
     tell = deprecated.attribute("log")
@@ -298,12 +298,7 @@ class Trainer:
             self.model.backward()
         else:
             loss = self._shared.gradient(xs, ts, bool(self._stop))
-        grads = self.model.grads
-        norm = global_norm(grads) if self.max_norm is None else clip_grads(grads, self.max_norm)
-        on_host = isinstance(loss, float)  # else to look at it is to wait for the device
-        if on_host and not (math.isfinite(loss) and math.isfinite(norm)):
-            raise self._diverged(f"loss {loss}, gradient norm {norm}")
-        self.optimiser.update(self.model.params, grads)
+        norm = self._step(loss)
         self.iteration += 1
         self._epoch_loss += loss
         self._recent_loss += loss
@@ -315,6 +310,28 @@ class Trainer:
                 [self.iteration, self._recent_loss / n, self._recent_norm / n]
             )
             self._recent_loss = self._recent_norm = 0.0
+
+    def _step(self, loss: Scalar) -> Scalar:
+        """Update the parameters; the norm of the gradient before it was clipped."""
+        params, grads = self.model.params, self.model.grads
+        on_host = isinstance(loss, float)  # else to look at it is to wait for the device
+        if on_host and not math.isfinite(loss):
+            raise self._diverged(f"loss {loss}, gradient norm {global_norm(grads)}")
+        norm: Scalar | None = None
+        update = getattr(self.optimiser.update, "__func__", None)
+        if update is not Optimiser.update:  # a user's own, which need not know max_norm
+            norm = global_norm(grads) if self.max_norm is None else clip_grads(grads, self.max_norm)
+            if on_host and not math.isfinite(norm):
+                raise self._diverged(f"loss {loss}, gradient norm {norm}")
+            self.optimiser.update(params, grads)
+            return norm
+        try:
+            norm = self.optimiser.update(params, grads, max_norm=self.max_norm)
+        except ValueError as error:
+            if on_host and not math.isfinite(norm_now := global_norm(grads)):
+                raise self._diverged(f"loss {loss}, gradient norm {norm_now}") from error
+            raise
+        return global_norm(grads) if norm is None else norm
 
     def _sync_losses(self) -> None:
         """Bring the sums to the host, where they were on a device, and see that all is well."""

@@ -1,0 +1,193 @@
+"""Products of large matrices, shared out to threads: C = A B, as BLAS has them.
+
+C is cut into strips of columns, as wide as a tile, and these into blocks of rows: the items. The
+part of B that a strip needs is packed, some rows of B at a time, into the second cache, and serves
+all rows of A (``gemm.py``). Where A is a transposed view its panels are packed once, before.
+
+    B (K, P)   | strip 0 | strip 1 | ...      K in parts of PART rows, which C adds up in order
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ..engine import Array
+from .gemm import (
+    WIDEST_TILE,
+    ColumnSums,
+    Packing,
+    Product,
+    column_sums,
+    multiply,
+    multiply_transposed,
+    pack,
+    pack_transposed,
+)
+from .kernel_abi import arguments_address, call, compiled, record
+from .parallel_for import parallel_for, read_items, shards_for
+from .plans import address_of, aligned
+from .simd import VECTOR_BYTES, lanes_of, load_part, store_part
+
+PART = 1024  # rows of B that are packed at a time
+ROWS = 96  # of a block: a multiple of the depth of all tiles
+SMALL = 1 << 16  # multiplications that NumPy has done sooner
+
+
+class Matrices(NamedTuple):
+    """A product: addresses, sizes, bytes from row to row; and the kernels."""
+
+    a: int  # of a transposed one: its panels
+    a_row: int
+    b: int
+    b_row: int
+    c: int
+    c_row: int
+    bias: int  # the address of a row that C's rows begin with, or 0
+    sums: int  # where the sums of B's columns go, or 0
+    M: int
+    K: int
+    P: int
+    a_transposed: int
+    b_transposed: int
+    blocks: int  # of rows
+    memory: int  # where B is packed
+    share: int  # bytes of it for each thread
+    pack: int
+    pack_transposed: int
+    multiply: int
+    multiply_transposed: int
+    column_sums: int
+
+
+_read = record(Matrices)
+_KERNELS = pack, pack_transposed, multiply, multiply_transposed, column_sums
+
+
+def pack_columns(ctx):
+    """A kernel: the panels of A^T; an item is a panel."""
+    items = read_items(arguments_address(ctx))
+    given, W = _read(items.given), lanes_of(ctx)
+    panel = (given.K | 1) * VECTOR_BYTES
+    for k in range(items.begin, items.end):
+        call(given.pack, Packing(
+            source=given.a + k * VECTOR_BYTES, source_row=given.a_row, rows=given.K,
+            columns=min(given.M - k * W, W), to=given.memory + k * panel, to_row=VECTOR_BYTES,
+            to_panel=panel,
+        ))  # fmt: skip
+
+
+def multiply_strips(ctx):
+    """A kernel: some rows of some columns of C; an item is a block of rows of a strip."""
+    items = read_items(arguments_address(ctx))
+    given, W = _read(items.given), lanes_of(ctx)
+    size, width, memory = (
+        VECTOR_BYTES // W,
+        WIDEST_TILE * W,
+        given.memory + items.shard * given.share,
+    )
+    begin = items.begin
+    while begin < items.end:
+        strip = begin // given.blocks
+        end = min(items.end, (strip + 1) * given.blocks)
+        first, last = (begin - strip * given.blocks) * ROWS, (end - strip * given.blocks) * ROWS
+        rows, column = min(last, given.M) - first, strip * width
+        columns = min(width, given.P - column)
+        c = given.c + first * given.c_row + column * size
+        for start in range(0, given.K, PART):
+            inner = min(PART, given.K - start)
+            panel = ((inner + W - 1) // W * W | 1) * VECTOR_BYTES
+            if given.b_transposed:
+                call(given.pack_transposed, Packing(
+                    source=given.b + column * given.b_row + start * size, source_row=given.b_row,
+                    rows=columns, columns=inner, to=memory, to_row=VECTOR_BYTES, to_panel=panel,
+                ))  # fmt: skip
+            else:
+                call(given.pack, Packing(
+                    source=given.b + start * given.b_row + column * size, source_row=given.b_row,
+                    rows=inner, columns=columns, to=memory, to_row=VECTOR_BYTES, to_panel=panel,
+                ))  # fmt: skip
+            add = 1 if start or given.bias else 0
+            if given.sums and first == 0:
+                call(given.column_sums, ColumnSums(
+                    panels=memory, panel=panel, rows=inner, columns=columns,
+                    out=given.sums + column * size, add=1 if start else 0,
+                ))  # fmt: skip
+            if given.bias and start == 0:
+                for r in range(rows):
+                    for k in range(0, columns, W):
+                        numbers = load_part(ctx, given.bias + (column + k) * size, columns - k)
+                        store_part(ctx, numbers, c + r * given.c_row + k * size, columns - k)
+            if given.a_transposed:
+                a_panel = (given.K | 1) * VECTOR_BYTES
+                for k in range(first // W, (first + rows + W - 1) // W):
+                    call(given.multiply_transposed, Product(
+                        a=given.a + k * a_panel + start * VECTOR_BYTES, a_row=0,
+                        a_segment=W * VECTOR_BYTES, a_group=0, groups=1, inner=inner, b=memory,
+                        b_vector=panel, c=c + (k * W - first) * given.c_row, c_row=given.c_row,
+                        c_vector=VECTOR_BYTES, rows=min(W, first + rows - k * W), columns=columns,
+                        add=add, then=0,
+                    ))  # fmt: skip
+            else:
+                call(given.multiply, Product(
+                    a=given.a + first * given.a_row + start * size, a_row=given.a_row,
+                    a_segment=VECTOR_BYTES, a_group=0, groups=1, inner=inner, b=memory,
+                    b_vector=panel, c=c, c_row=given.c_row, c_vector=VECTOR_BYTES, rows=rows,
+                    columns=columns, add=add, then=0,
+                ))  # fmt: skip
+        begin = end
+
+
+def product(
+    a: Array,
+    b: Array,
+    bias: Array | None = None,
+    sums: Array | None = None,
+    out: Array | None = None,
+) -> Array:
+    """A (M, K) B (K, P); each has rows or columns whose numbers lie side by side.
+
+    bias  (P,), added to each row
+    sums  (P,), gets the sums of B's columns
+    out   (M, P), gets the result
+    """
+    (M, K), P, size = a.shape, b.shape[1], a.itemsize
+    a_transposed, b_transposed = _is_transposed(a), _is_transposed(b)
+    lanes, dtype = VECTOR_BYTES // size, a.dtype.name
+    blocks, strips = -(-M // ROWS), -(-P // (WIDEST_TILE * lanes))
+    share = (WIDEST_TILE + 1) * (min(PART, K) + lanes + 1) * VECTOR_BYTES
+    scratch = aligned(shards_for(strips * blocks, M * P) * share, a.dtype)
+    out = np.empty((M, P), a.dtype) if out is None else out
+    given = Matrices(
+        address_of(a), a.strides[1 if a_transposed else 0], address_of(b),
+        b.strides[1 if b_transposed else 0], address_of(out), P * size,
+        0 if bias is None else address_of(bias), 0 if sums is None else address_of(sums),
+        M, K, P, a_transposed, b_transposed, blocks, scratch[1], share,
+        *(compiled(kernel, dtype) for kernel in _KERNELS),
+    )  # fmt: skip
+    panels = aligned(-(-M // lanes) * (K | 1) * VECTOR_BYTES if a_transposed else 0, a.dtype)
+    if a_transposed:
+        packing = given._replace(memory=panels[1])
+        parallel_for(compiled(pack_columns, dtype), packing, -(-M // lanes), M * K)
+        given = given._replace(a=panels[1])
+    parallel_for(compiled(multiply_strips, dtype), given, strips * blocks, M * P)
+    return out
+
+
+def _is_transposed(matrix: Array) -> bool:
+    """Whether the numbers of a column lie side by side, and not those of a row."""
+    return matrix.strides[1] != matrix.itemsize
+
+
+def takes(a: Array, b: Array) -> bool:
+    """Whether ``product`` takes these matrices, and is worth its call."""
+    return (
+        a.ndim == b.ndim == 2
+        and a.shape[0] * a.shape[1] * b.shape[1] > SMALL
+        and a.dtype == b.dtype
+        and all(_is_dense(matrix) for matrix in (a, b))
+    )
+
+
+def _is_dense(matrix: Array) -> bool:
+    rows, columns = sorted(matrix.strides)
+    return bool(rows == matrix.itemsize and columns >= rows and matrix.flags.aligned)

@@ -1,0 +1,444 @@
+"""The kernels of training around the cells: an optimiser's rule, norms, softmax, an embedding's
+gradient.
+
+Each works on a range of items (``parallel_for.py``): blocks of numbers, rows, groups of columns. A
+sum is made within an item, and of items in their order afterwards, so that no bit depends on how
+many threads there are.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from llvmlite import ir
+from numba.core import types
+from numba.extending import overload
+
+from ..engine import Array
+from ..functions import exp
+from .kernel_abi import Rule, arguments_address, compiled, emits, jitted, load_i64, record
+from .parallel_for import parallel_for, read_items
+from .plans import address_of
+from .simd import (
+    VECTOR_BYTES,
+    VectorType,
+    emit_load_part,
+    emit_store_part,
+    lanes_of,
+    load_part,
+    maximum,
+    of_ctx,
+    splat,
+    store_part,
+)
+from .tuple_io import compilable
+
+BLOCK = 4096  # numbers of an item
+GROUP = 4 * VECTOR_BYTES  # bytes of a row of an item that is some columns
+
+_I64 = ir.IntType(64)
+
+
+# ---- blocks of arrays
+
+
+class Blocks(NamedTuple):
+    """Arrays that lie without gaps, as blocks.
+
+    table    for each parameter the number of its first block, how many numbers it has, and the
+             addresses of its arrays
+    numbers  the address of the kernel's numbers, in the arrays' dtype
+    out      the address of a float64 for each block
+    """
+
+    table: int
+    numbers: int
+    out: int
+
+
+_read_blocks = record(Blocks)
+
+
+def blocks_of(groups: Sequence[Sequence[Array]]) -> tuple[Array, int, int]:
+    """The table of ``Blocks``, how many blocks there are, and how many numbers."""
+    rows, blocks, numbers = [], 0, 0
+    for group in groups:
+        size = group[0].size
+        rows.append((blocks, size, *map(address_of, group)))
+        blocks, numbers = blocks - (-size // BLOCK), numbers + size
+    rows.append((1 << 62, 0, *[0] * len(groups[0])))  # no block is in it
+    return np.array(rows, np.int64), blocks, numbers
+
+
+@jitted
+def _block(ctx, table, width, parameter, block):
+    """The parameter that a block is of, where it begins in its arrays, in bytes, and its numbers.
+
+    parameter  one that does not come after it
+    """
+    while block >= load_i64(table, (parameter + 1) * width):
+        parameter += 1
+    start = (block - load_i64(table, parameter * width)) * BLOCK
+    count = min(load_i64(table, parameter * width + 1) - start, BLOCK)
+    return parameter, start * (VECTOR_BYTES // lanes_of(ctx)), count
+
+
+# ---- an optimiser's rule
+
+
+def _apply_rule(ctx, values, numbers):
+    raise NotImplementedError("this function exists only as compiled code")
+
+
+@overload(_apply_rule, strict=False)
+def _(ctx, values, numbers):
+    rule = compilable(ctx.rule.function)
+    if len(numbers):
+        return lambda ctx, values, numbers: rule(*(values + numbers))
+    return lambda ctx, values, numbers: rule(*values)
+
+
+def _vectors(count):
+    """The type of a tuple of vectors; ``count`` finds how many from a rule."""
+    return lambda ctx, *rest: types.UniTuple(VectorType(ctx.dtype), count(ctx.rule))
+
+
+@emits(_vectors(lambda rule: rule.numbers + 1))
+def _load_numbers(builder, ctx, address):
+    """The numbers of a rule, and the factor of the gradient, in all lanes."""
+    vector = VectorType(ctx.dtype)
+    start = builder.inttoptr(address, vector.llvm.element.as_pointer())
+    count = range(ctx.rule.numbers + 1)
+    return [splat(builder, builder.load(builder.gep(start, [_I64(k)])), vector.llvm) for k in count]
+
+
+def _addresses(builder, table, at, count):
+    """The addresses in a row of a table, ``at`` bytes on (LLVM level)."""
+    row = builder.inttoptr(table, _I64.as_pointer())
+    return [builder.add(builder.load(builder.gep(row, [_I64(2 + k)])), at) for k in range(count)]
+
+
+@emits(_vectors(lambda rule: rule.arrays + 1))
+def _load_values(builder, ctx, row, at, left, factor):
+    """The numbers of the arrays and of the gradient, that one times its factor."""
+    vector = VectorType(ctx.dtype)
+    places = _addresses(builder, row, at, ctx.rule.arrays + 1)
+    *values, gradient = (emit_load_part(builder, vector, place, left) for place in places)
+    return [*values, builder.fmul(gradient, factor)]
+
+
+@emits(types.void)
+def _store_values(builder, ctx, values, row, at, left):
+    for k, place in enumerate(_addresses(builder, row, at, ctx.rule.arrays)):
+        value = builder.extract_value(values, k)
+        emit_store_part(builder, VectorType(ctx.dtype), value, place, left)
+
+
+@emits(types.int64)
+def _row_width(builder, ctx):
+    return _I64(2 + ctx.rule.arrays + 1)
+
+
+def update_blocks(ctx):
+    """A kernel: new arrays = rule(*arrays, gradient, *numbers), for ``Blocks``."""
+    items = read_items(arguments_address(ctx))
+    given, width, parameter, W = _read_blocks(items.given), _row_width(ctx), 0, lanes_of(ctx)
+    numbers = _load_numbers(ctx, given.numbers)
+    for block in range(items.begin, items.end):
+        parameter, start, count = _block(ctx, given.table, width, parameter, block)
+        row = given.table + parameter * width * 8
+        for k in range(0, count, W):
+            at = start + k * (VECTOR_BYTES // W)
+            values = _load_values(ctx, row, at, count - k, numbers[0])
+            _store_values(ctx, _apply_rule(ctx, values, numbers[1:]), row, at, count - k)
+
+
+def update(
+    rule: Callable[..., Any], groups: Sequence[Sequence[Array]], numbers: Sequence[float]
+) -> None:
+    """Apply a rule to arrays and their gradient, group by group.
+
+    numbers  what the gradients are multiplied by, and the rule's numbers
+    """
+    dtype = groups[0][0].dtype
+    table, blocks, count = blocks_of(groups)
+    kernel = compiled(
+        update_blocks, dtype.name, rule=Rule(rule, len(groups[0]) - 1, len(numbers) - 1)
+    )
+    given = np.array(numbers, dtype)
+    parallel_for(
+        kernel, Blocks(address_of(table), address_of(given), 0), blocks, count * len(groups[0])
+    )
+
+
+# ---- norms
+
+
+def _folding(combine):
+    """An intrinsic that combines a vector's lanes in pairs, to a number in float64."""
+
+    @emits(types.float64)
+    def fold(builder, ctx, value):
+        vector = VectorType(ctx.dtype)
+        index = ir.VectorType(ir.IntType(32), vector.lanes)
+        distance = vector.lanes // 2
+        while distance:
+            order = ir.Constant(index, [(k + distance) % vector.lanes for k in range(vector.lanes)])
+            value = combine(builder, value, builder.shuffle_vector(value, value, order))
+            distance //= 2
+        number = builder.extract_element(value, ir.IntType(32)(0))
+        return number if ctx.dtype == types.float64 else builder.fpext(number, ir.DoubleType())
+
+    return fold
+
+
+def _larger(builder, a, b):
+    return builder.select(builder.fcmp_unordered(">", a, b), a, b)  # a, where either is NaN
+
+
+_sum_of, _largest_of = _folding(ir.IRBuilder.fadd), _folding(_larger)
+
+
+@emits(types.void)
+def _store_f64(builder, address, index, value):
+    start = builder.inttoptr(address, ir.DoubleType().as_pointer())
+    builder.store(value, builder.gep(start, [index]))
+
+
+@emits(types.float64)
+def _load_f64(builder, address, index):
+    return builder.load(
+        builder.gep(builder.inttoptr(address, ir.DoubleType().as_pointer()), [index])
+    )
+
+
+def squares_of_blocks(ctx):
+    """A kernel: the sum of the squares of each block, for ``Blocks``."""
+    items = read_items(arguments_address(ctx))
+    given, parameter, W = _read_blocks(items.given), 0, lanes_of(ctx)
+    for block in range(items.begin, items.end):
+        parameter, start, count = _block(ctx, given.table, 3, parameter, block)
+        address = load_i64(given.table, parameter * 3 + 2) + start
+        a = b = load_part(ctx, address, 0)
+        for k in range(0, count, 2 * W):
+            place = address + k * (VECTOR_BYTES // W)
+            x, y = (
+                load_part(ctx, place, count - k),
+                load_part(ctx, place + VECTOR_BYTES, count - k - W),
+            )
+            a, b = a + x * x, b + y * y
+        _store_f64(given.out, block, _sum_of(ctx, a + b))
+
+
+def sum_of_squares(arrays: Sequence[Array]) -> float:
+    """The sum of the squares of all numbers of arrays."""
+    table, blocks, count = blocks_of([[array] for array in arrays])
+    out = np.empty(blocks)
+    kernel = compiled(squares_of_blocks, arrays[0].dtype.name)
+    parallel_for(kernel, Blocks(address_of(table), 0, address_of(out)), blocks, count)
+    return float(out.sum())
+
+
+# ---- softmax and its loss
+
+
+class Rows(NamedTuple):
+    """Rows of scores (V,), their labels (int64) and their loss.
+
+    Of each row in float64: largest, the largest score; total, the sum of exp(score - largest);
+    weights, what its gradient is multiplied by.
+    """
+
+    V: int
+    scores: int
+    labels: int
+    largest: int
+    total: int
+    losses: int
+    weights: int
+    gradient: int
+
+
+_read_rows = record(Rows)
+
+
+@emits(of_ctx)
+def _load_scores(builder, ctx, address, lanes, rest):
+    """The first ``lanes`` lanes, at any address; the others are ``rest``."""
+    vector = VectorType(ctx.dtype)
+    return emit_load_part(builder, vector, address, lanes, _narrowed(builder, vector, rest))
+
+
+def _narrowed(builder, vector, number):
+    """A float64 in all lanes of a vector (LLVM level)."""
+    kind = vector.llvm.element
+    number = number if kind == ir.DoubleType() else builder.fptrunc(number, kind)
+    return splat(builder, number, vector.llvm)
+
+
+@emits(of_ctx)
+def _in_all_lanes(builder, ctx, number):
+    return _narrowed(builder, VectorType(ctx.dtype), number)
+
+
+@emits(types.float64)
+def _load_number(builder, ctx, address, index):
+    """A number of the ctx's dtype."""
+    kind = VectorType(ctx.dtype).llvm.element
+    number = builder.load(builder.gep(builder.inttoptr(address, kind.as_pointer()), [index]))
+    return number if kind == ir.DoubleType() else builder.fpext(number, ir.DoubleType())
+
+
+@emits(types.void)
+def _store_number(builder, ctx, address, index, number):
+    kind = VectorType(ctx.dtype).llvm.element
+    number = number if kind == ir.DoubleType() else builder.fptrunc(number, kind)
+    builder.store(number, builder.gep(builder.inttoptr(address, kind.as_pointer()), [index]))
+
+
+def softmax_losses(ctx):
+    """A kernel: largest, total and losses of ``Rows``."""
+    items = read_items(arguments_address(ctx))
+    given, W = _read_rows(items.given), lanes_of(ctx)
+    size, V = VECTOR_BYTES // W, given.V
+    for row in range(items.begin, items.end):
+        scores = given.scores + row * V * size
+        first = _load_number(ctx, scores, 0)
+        peak = _in_all_lanes(ctx, first)
+        for k in range(0, V, W):
+            peak = maximum(peak, _load_scores(ctx, scores + k * size, V - k, first))
+        largest = _largest_of(ctx, peak)
+        peak = _in_all_lanes(ctx, largest)
+        total = 0.0
+        for block in range(0, V, BLOCK):
+            part = load_part(ctx, scores, 0)
+            for k in range(block, min(block + BLOCK, V), W):
+                numbers = _load_scores(ctx, scores + k * size, V - k, -np.inf)
+                part = part + exp(numbers - peak)
+            total += _sum_of(ctx, part)
+        _store_f64(given.largest, row, largest)
+        _store_f64(given.total, row, total)
+        label = load_i64(given.labels, row)
+        of_label = _load_number(ctx, scores, label) - largest
+        _store_f64(given.losses, row, np.log(total) - of_label)
+
+
+def softmax_gradients(ctx):
+    """A kernel: the gradient of the weighted losses of ``Rows``; 0 where the weight is 0."""
+    items = read_items(arguments_address(ctx))
+    given, W = _read_rows(items.given), lanes_of(ctx)
+    size, V = VECTOR_BYTES // W, given.V
+    for row in range(items.begin, items.end):
+        scores, out = given.scores + row * V * size, given.gradient + row * V * size
+        weight, label = _load_f64(given.weights, row), load_i64(given.labels, row)
+        if weight == 0.0:
+            for k in range(0, V, W):
+                store_part(ctx, load_part(ctx, scores, 0), out + k * size, V - k)
+            continue
+        peak = _in_all_lanes(ctx, _load_f64(given.largest, row))
+        scale = _in_all_lanes(ctx, weight / _load_f64(given.total, row))
+        for k in range(0, V, W):
+            numbers = load_part(ctx, scores + k * size, V - k)
+            store_part(ctx, exp(numbers - peak) * scale, out + k * size, V - k)
+        _store_number(ctx, out, label, _load_number(ctx, out, label) - weight)
+
+
+def softmax_loss(scores: Array, labels: Array) -> tuple[Array, Array]:
+    """The loss of each row, and what ``softmax_gradient`` needs: largest and total."""
+    rows = np.empty((3, len(scores)))
+    largest, total, losses = map(address_of, rows)
+    given = Rows(
+        scores.shape[1], address_of(scores), address_of(labels), largest, total, losses, 0, 0
+    )
+    parallel_for(compiled(softmax_losses, scores.dtype.name), given, len(scores), scores.size)
+    return rows[2], rows[:2]
+
+
+def softmax_gradient(scores: Array, labels: Array, weights: Array, kept: Array) -> Array:
+    """weights[r] times the gradient of the loss of row r with respect to its scores."""
+    out = np.empty_like(scores)
+    given = Rows(
+        scores.shape[1], address_of(scores), address_of(labels), address_of(kept[0]),
+        address_of(kept[1]), 0, address_of(weights), address_of(out),
+    )  # fmt: skip
+    parallel_for(compiled(softmax_gradients, scores.dtype.name), given, len(scores), scores.size)
+    return out
+
+
+# ---- the gradient of an embedding
+
+
+class Segments(NamedTuple):
+    """out (V, D) [rows[k]] += values[order[k]], rows sorted; an item is some columns."""
+
+    out: int
+    values: int
+    rows: int
+    order: int
+    length: int
+    D: int
+
+
+_read_segments = record(Segments)
+
+
+def add_segments(ctx):
+    """A kernel: ``Segments``. Equal rows are added up in their order, some before the rest."""
+    items = read_items(arguments_address(ctx))
+    given, W = _read_segments(items.given), lanes_of(ctx)
+    row_bytes, columns = given.D * (VECTOR_BYTES // W), GROUP // VECTOR_BYTES * W
+    for item in range(items.begin, items.end):
+        left, start, k = given.D - item * columns, item * GROUP, 0
+        while k < given.length:
+            row = load_i64(given.rows, k)
+            out = given.out + row * row_bytes + start
+            totals = _load_group(ctx, out, left)
+            while k < given.length and load_i64(given.rows, k) == row:
+                end, parts = min(k + 32, given.length), _load_group(ctx, out, 0)
+                while k < end and load_i64(given.rows, k) == row:
+                    place = given.values + load_i64(given.order, k) * row_bytes + start
+                    parts = _add_groups(ctx, parts, _load_group(ctx, place, left))
+                    k += 1
+                totals = _add_groups(ctx, totals, parts)
+            _store_group(ctx, totals, out, left)
+
+
+def _group(ctx, *rest):
+    return types.UniTuple(VectorType(ctx.dtype), GROUP // VECTOR_BYTES)
+
+
+def _places(builder, ctx, address, left):
+    """The address of each vector of a group, and how many lanes it has (LLVM level)."""
+    for k in range(GROUP // VECTOR_BYTES):
+        lanes = builder.sub(left, _I64(k * VectorType(ctx.dtype).lanes))
+        yield builder.add(address, _I64(k * VECTOR_BYTES)), lanes
+
+
+@emits(_group)
+def _load_group(builder, ctx, address, left):
+    vector = VectorType(ctx.dtype)
+    return [emit_load_part(builder, vector, *at) for at in _places(builder, ctx, address, left)]
+
+
+@emits(types.void)
+def _store_group(builder, ctx, values, address, left):
+    for k, at in enumerate(_places(builder, ctx, address, left)):
+        emit_store_part(builder, VectorType(ctx.dtype), builder.extract_value(values, k), *at)
+
+
+@emits(_group)
+def _add_groups(builder, ctx, a, b):
+    pairs = (
+        [builder.extract_value(group, k) for group in (a, b)] for k in range(GROUP // VECTOR_BYTES)
+    )
+    return [builder.fadd(*pair) for pair in pairs]
+
+
+def add_rows(out: Array, rows: Array, values: Array) -> None:
+    """out[rows[k]] += values[k] for every k."""
+    order = np.argsort(rows, kind="stable")
+    rows, D = np.asarray(rows[order], np.int64), out.shape[1]
+    places = address_of(out), address_of(values), address_of(rows), address_of(order)
+    given = Segments(*places, length=len(rows), D=D)
+    items = -(-D * out.itemsize // GROUP)
+    parallel_for(compiled(add_segments, out.dtype.name), given, items, values.size)

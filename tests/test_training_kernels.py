@@ -1,0 +1,303 @@
+"""The compiled kernels of training against float64; and no bit depends on the number of threads."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+from scipy.special import log_softmax, softmax
+from test_memory import GUARDED
+
+from helpers import Array, relative_error, run_python
+from numba_rnn import TimeSoftmaxWithLoss, training, use_backend
+from numba_rnn.kernels.cpu import engine as cpu
+from numba_rnn.kernels.cpu import parallel_for, product, threads, training_kernels
+from numba_rnn.kernels.reference import NumpyEngine
+from numba_rnn.training import optimisers
+
+DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64])
+SIZES = [(), (1,), (0, 3), (15,), (16, 1), (3, 17), (4095,), (4097,), (70, 130)]
+# rows, classes; rows of A, inner axis, columns of B
+SCORES = [(0, 5), (1, 1), (3, 7), (5, 16), (7, 17), (33, 4097)]
+SEGMENTS = [(5, 3, 4), (1, 1, 1), (4, 7, 0), (30, 65, 900), (9, 130, 5)]  # words, size, steps
+MATRICES = [(1, 300, 300), (7, 33, 400), (97, 1025, 65), (96, 1024, 64), (100, 2500, 17)]
+
+
+def tolerance(dtype: Any) -> float:
+    return 2e-6 if dtype == np.float32 else 4e-15
+
+
+@pytest.fixture
+def engine() -> Iterator[Any]:
+    with use_backend("numba", strict=True) as engine:
+        yield engine
+
+
+class Poisoned:
+    """NumPy, but what it makes for others to fill is full of NaN."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(np, name)
+
+    @staticmethod
+    def empty(shape: Any, dtype: Any = float) -> Array:
+        return np.full(shape, np.nan, dtype)
+
+    @staticmethod
+    def empty_like(array: Array) -> Array:
+        return np.full_like(array, np.nan)
+
+
+@pytest.fixture(autouse=True)
+def poisoned() -> Iterator[None]:
+    with (
+        mock.patch.object(training_kernels, "np", Poisoned()),
+        mock.patch.object(product, "np", Poisoned()),
+    ):
+        yield
+
+
+def groups(name: str, dtype: Any, order: str = "C") -> tuple[Any, list[list[Array]]]:
+    """An optimiser after two updates, and for each size its arrays and its gradient."""
+    rng, optimiser = np.random.default_rng(7), optimisers.create(name)
+    optimiser.updates = 2
+    made = [
+        [np.asarray(np.abs(rng.standard_normal(size)), dtype, order=order) for _ in range(count)]
+        for size in SIZES
+        for count in [2 + len(optimiser.slots)]
+    ]
+    return optimiser, made
+
+
+@DTYPES
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("name", optimisers.NAMES)
+def test_rules(engine, name, order, dtype):
+    optimiser, got = groups(name, dtype, order)
+    want = [[array.astype(np.float64) for array in group] for group in got]
+    gradients = [group[-1].copy() for group in got]
+    engine.update_all(optimiser.rule, got, optimiser._numbers(), 0.37)
+    NumpyEngine().update_all(optimiser.rule, want, optimiser._numbers(), 0.37)
+    assert optimiser.rule not in cpu._INTERPRETED
+    for group, expected, gradient in zip(got, want, gradients, strict=True):
+        np.testing.assert_array_equal(group[-1], gradient)  # only read
+        for array, one in zip(group[:-1], expected[:-1], strict=True):
+            np.testing.assert_allclose(array, one, rtol=tolerance(dtype), atol=tolerance(dtype))
+
+
+def test_arrays_with_gaps_and_of_different_orders(engine):
+    optimiser, wide = training.Adam(), np.ones((6, 8))
+    optimiser.updates = 1
+    for arrays in (
+        [wide[:, ::2].copy()[:, :3] for _ in range(4)],
+        [np.asarray(np.ones((3, 5)), order=order) for order in "CFCF"],
+    ):
+        want = [array.copy() for array in arrays]
+        engine.update_all(optimiser.rule, [arrays], optimiser._numbers())
+        NumpyEngine().update_all(optimiser.rule, [want], optimiser._numbers())
+        for got, expected in zip(arrays, want, strict=True):
+            np.testing.assert_allclose(got, expected, rtol=1e-14)
+
+
+def test_a_rule_that_cannot_be_compiled_runs_in_numpy(engine):
+    def rule(W, dW, lr):
+        return (W - lr * np.fft.fft(dW).real,)
+
+    W = np.arange(5.0)
+    engine.update_all(rule, [[W, np.ones(5)]], (2.0,))
+    np.testing.assert_allclose(W, [-10, 1, 2, 3, 4], atol=1e-12)
+
+
+def test_a_rule_without_numbers(engine):
+    W = np.arange(40.0)
+    engine.update_all(lambda W, dW: (W - dW,), [[W, np.ones(40)]], (), 3.0)
+    np.testing.assert_array_equal(W, np.arange(40.0) - 3)
+
+
+@DTYPES
+def test_norms(engine, dtype):
+    rng = np.random.default_rng(3)
+    arrays = [rng.standard_normal(size).astype(dtype) for size in SIZES]
+    arrays.append(rng.standard_normal((9, 9)).astype(dtype)[::2, ::3])
+    want = math.sqrt(math.fsum(float(x) ** 2 for array in arrays for x in array.ravel()))
+    assert math.isclose(engine.norm(arrays), want, rel_tol=tolerance(dtype))
+    for factor in (1e-36, 1e36) if dtype == np.float32 else (1e-306, 1e304):
+        norm = engine.norm([array * dtype(factor) for array in arrays])
+        assert math.isclose(norm, want * factor, rel_tol=10 * tolerance(dtype))
+    assert math.isnan(engine.norm([*arrays, np.array([np.nan], dtype)]))
+    assert engine.norm([np.array([1, -np.inf], dtype), arrays[3]]) == np.inf
+
+
+@DTYPES
+@pytest.mark.parametrize("name", optimisers.NAMES)
+def test_clipping_on_the_way_is_clipping_before(name, dtype):
+    for limit in (0.5, 1e9):
+        (first, made), (second, other) = groups(name, dtype), groups(name, dtype)
+        W, V = ([group[0] for group in found] for found in (made, other))
+        dW, dV = ([group[-1] for group in found] for found in (made, other))
+        norm = training.clip_grads(dV, limit)
+        second.update(V, dV)
+        before = [d.copy() for d in dW]
+        assert first.update(W, dW, max_norm=limit) == norm
+        for a, b, d, kept in zip(W, V, dW, before, strict=True):
+            np.testing.assert_allclose(a, b, rtol=tolerance(dtype), atol=tolerance(dtype))
+            np.testing.assert_array_equal(d, kept)
+    with pytest.raises(ValueError, match=r"grads\[1\]: expected finite"):
+        training.SGD().update([np.ones(2)] * 2, [np.ones(2), np.array([1, np.nan])], max_norm=1)
+    with pytest.raises(ValueError, match="max_norm: expected"):
+        training.SGD().update([np.ones(2)], [np.ones(2)], max_norm=0)
+
+
+@DTYPES
+@pytest.mark.parametrize(("rows", "V"), SCORES)
+def test_softmax(engine, rows, V, dtype):
+    rng = np.random.default_rng(rows)
+    scores = (5 * rng.standard_normal((rows, V))).astype(dtype)
+    labels, weights = rng.integers(0, V, rows), rng.random(rows)
+    weights[::3] = 0
+    exact, each = scores.astype(np.float64), np.arange(rows)
+    losses, saved = engine.softmax_loss(scores, labels)
+    assert losses.dtype == np.float64
+    want = -log_softmax(exact, axis=1)[each, labels] if rows else np.empty(0)
+    np.testing.assert_allclose(losses, want, rtol=0, atol=10 * tolerance(dtype))
+    gradient = weights[:, None] * softmax(exact, axis=1) if rows else exact
+    gradient[each, labels] -= weights
+    got = engine.softmax_gradient(scores, labels, weights, saved)
+    np.testing.assert_allclose(got, gradient, rtol=4 * tolerance(dtype), atol=2 * tolerance(dtype))
+    assert not got[::3].any()
+
+
+@DTYPES
+def test_scores_at_the_ends(engine, dtype):
+    top = np.finfo(dtype).max
+    scores = np.array([[top, -top, 0.0], [-np.inf, 1.0, 1.0], [np.nan, 1.0, 2.0]], dtype)
+    with np.errstate(invalid="ignore"):
+        losses, _ = engine.softmax_loss(scores, np.array([0, 1, 2]))
+    np.testing.assert_allclose(losses, [0, math.log(2), np.nan], atol=tolerance(dtype))
+    assert engine.softmax_loss(scores[1:2], np.array([0]))[0] == np.inf
+
+
+def test_the_gradient_of_a_loss_may_be_asked_for_twice(engine):
+    xs, ts = np.random.default_rng(0).standard_normal((3, 4, 5)), np.arange(12).reshape(3, 4) % 5
+    loss = TimeSoftmaxWithLoss()
+    loss.forward(xs, ts)
+    first = loss.backward()
+    kept = first.copy()
+    first[...] = np.nan
+    np.testing.assert_array_equal(loss.backward(2.0), 2 * kept)
+
+
+@DTYPES
+@pytest.mark.parametrize(("V", "D", "K"), SEGMENTS)
+@pytest.mark.parametrize("kind", [np.int64, np.uint8])
+def test_embedding_gradients(engine, V, D, K, kind, dtype):
+    rng = np.random.default_rng(K)
+    out, values = (rng.standard_normal((n, D)).astype(dtype) for n in (V, K))
+    rows, want = rng.integers(0, V, K).astype(kind), out.astype(np.float64)
+    np.add.at(want, rows, values.astype(np.float64))
+    engine.add_rows(out, rows, values)
+    np.testing.assert_allclose(out, want, rtol=0, atol=40 * tolerance(dtype))
+
+
+def matrices(M: int, K: int, P: int, dtype: Any, turned: tuple[bool, bool]) -> list[Array]:
+    rng = np.random.default_rng(M)
+    shapes = ((K, M) if turned[0] else (M, K)), ((P, K) if turned[1] else (K, P))
+    made = [rng.standard_normal(shape).astype(dtype) for shape in shapes]
+    return [matrix.T if turn else matrix for matrix, turn in zip(made, turned, strict=True)]
+
+
+@DTYPES
+@pytest.mark.parametrize("turned", [(False, False), (True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("sizes", MATRICES)
+def test_products(engine, sizes, turned, dtype):
+    a, b = matrices(*sizes, dtype, turned)
+    M, _, P = sizes
+    want = a.astype(np.float64) @ b.astype(np.float64)
+    assert product.takes(a, b)
+    assert relative_error(engine.product(a, b), want) < tolerance(dtype)
+    bias, sums, out = (np.full(shape, np.nan, dtype) for shape in ((P,), (P,), (M, P)))
+    bias[:] = np.arange(P)
+    assert product.product(a, b, bias, sums, out) is out
+    assert relative_error(out, want + bias) < tolerance(dtype)
+    assert relative_error(sums, b.astype(np.float64).sum(axis=0)) < 4 * tolerance(dtype)
+
+
+def test_products_that_are_left_to_numpy(engine):
+    a, b = np.ones((2, 40, 50)), np.ones((2, 50, 60))
+    np.testing.assert_array_equal(engine.product(a, b), np.full((2, 40, 60), 50.0))
+    gaps = np.ones((300, 600))[:, ::2]
+    np.testing.assert_array_equal(engine.product(gaps, gaps), np.full((300, 300), 300.0))
+    assert engine.product(np.ones((300, 0)), np.ones((0, 300))).shape == (300, 300)
+
+
+def everything(dtype: Any) -> list[Array]:
+    """The results of all kernels."""
+    engine, rng = cpu.NumbaEngine(), np.random.default_rng(5)
+    optimiser, arrays = groups("adam", dtype)
+    engine.update_all(optimiser.rule, arrays, optimiser._numbers(), 0.3)
+    found = [array for group in arrays for array in group]
+    found.append(np.array(engine.norm(found)))
+    scores, labels = rng.standard_normal((33, 4097)).astype(dtype), rng.integers(0, 4097, 33)
+    losses, saved = engine.softmax_loss(scores, labels)
+    found += [losses, engine.softmax_gradient(scores, labels, losses, saved)]
+    out, rows = np.zeros((9, 300), dtype), rng.integers(0, 9, 500)
+    engine.add_rows(out, rows, rng.standard_normal((500, 300)).astype(dtype))
+    sums, bias = np.empty((2, 400), dtype)
+    bias[...] = 1
+    for turned in ((False, False), (True, True)):
+        a, b = matrices(250, 1300, 400, dtype, turned)
+        found += [product.product(a, b, bias, sums), sums.copy()]
+    return [*found, out]
+
+
+@DTYPES
+def test_no_bit_depends_on_the_number_of_threads(dtype):
+    with mock.patch.object(parallel_for, "ALONE", 0):
+        found = []
+        for count in (1, 2, 3, 5):
+            with mock.patch.object(threads, "available", return_value=count):
+                found.append(everything(dtype))
+    for other in found[1:]:
+        for array, want in zip(other, found[0], strict=True):
+            np.testing.assert_array_equal(array, want)
+
+
+GUARDED_TRAINING = (
+    GUARDED
+    + """
+from numba_rnn.kernels.cpu import product, training_kernels
+from numba_rnn.training import Adam
+
+optimiser, rng = Adam(), np.random.default_rng(0)
+optimiser.updates = 1
+with (use_backend("numba", strict=True) as engine,
+      mock.patch.object(product, "aligned", aligned),
+      mock.patch.object(product, "np", Guarded()),
+      mock.patch.object(training_kernels, "np", Guarded())):
+    for dtype in (np.float32, np.float64):
+        def made(*shape):
+            return guarded(rng.standard_normal(shape).astype(dtype))
+        for size in (1, 15, 16, 17, 4095, 4097):
+            arrays = [made(size) for _ in range(4)]
+            engine.update_all(optimiser.rule, [arrays], optimiser._numbers())
+            engine.norm(arrays)
+        for rows, V in ((1, 1), (3, 7), (2, 16), (2, 33), (3, 4097)):
+            scores, labels = made(rows, V), guarded(rng.integers(0, V, rows))
+            losses, saved = engine.softmax_loss(scores, labels)
+            engine.softmax_gradient(scores, labels, guarded(losses), saved)
+        for V, D, K in ((3, 1, 5), (2, 17, 40), (4, 64, 3), (4, 67, 70)):
+            engine.add_rows(made(V, D), guarded(rng.integers(0, V, K)), made(K, D))
+        for M, K, P in ((1, 300, 300), (7, 33, 400), (97, 1025, 65), (100, 2500, 17)):
+            for a in (made(M, K), made(K, M).T):
+                for b in (made(K, P), made(P, K).T):
+                    assert product.takes(a, b)
+                    product.product(a, b, made(P), made(P), made(M, P))
+print("nothing was touched")
+"""
+)
+
+
+def test_nothing_outside_an_array_is_touched():
+    assert run_python(GUARDED_TRAINING).stdout == "nothing was touched\n"
