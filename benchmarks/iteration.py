@@ -1,0 +1,217 @@
+"""A whole training iteration of a language model: where its time goes, and PyTorch's beside it.
+
+    python -m benchmarks.iteration              1 and 2 threads
+    python -m benchmarks.iteration --quick
+
+    share    of our iteration, in percent, by layer: forward and backward together
+    times    the time of PyTorch's iteration over that of ours; above 1 ours is faster
+
+The model is an embedding, LSTM layers, an affine layer and the softmax loss; then all gradients are
+clipped to a norm of 5 and the optimiser makes its step. PyTorch has the same numbers in
+torch.nn.Embedding, LSTM and Linear, and its fused optimisers. Both take turns in one process, on as
+many threads; medians over rounds. Losses and gradients are compared first (1e-3 of the largest
+number). Below, parts alone: the optimiser's step, clipping with it, and the gradient of the
+embedding.
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks.cpu import in_turn, machine
+
+# words, units, layers, T, N
+SIZES = [(10_000, 650, 2, 35, 20), (8_000, 300, 1, 30, 24), (50_000, 200, 1, 35, 20)]
+QUICK = [(1_000, 64, 2, 20, 8)]
+LIMIT = 5.0
+
+
+class Ours:
+    """The model in this package."""
+
+    def __init__(self, V: int, H: int, layers: int, optimiser: str) -> None:
+        from numba_rnn import TimeAffine, TimeEmbedding, TimeLSTM, TimeSoftmaxWithLoss
+        from numba_rnn.training import optimisers
+
+        self.layers: list[Any] = [TimeEmbedding.create(V, H, std=0.1, rng=0)]
+        self.layers += [TimeLSTM.create(H, H, stateful=True, rng=k) for k in range(layers)]
+        self.layers.append(TimeAffine.create(H, V, rng=9))
+        self.loss = TimeSoftmaxWithLoss()
+        self.optimiser = optimisers.create(optimiser, lr=1e-4)
+        self.params = [p for layer in self.layers for p in layer.params]
+        self.grads = [g for layer in self.layers for g in layer.grads]
+
+    def gradient(self, ids: Any, ts: Any, call: Callable[..., Any] = lambda f, *a: f(*a)) -> float:
+        xs = ids
+        for layer in self.layers:
+            xs = call(layer.forward, xs)
+        loss = call(self.loss.forward, xs, ts)
+        dout = call(self.loss.backward)
+        for layer in reversed(self.layers):
+            dout = call(layer.backward, dout)
+        return float(loss)
+
+    def iterate(self, ids: Any, ts: Any) -> None:
+        self.gradient(ids, ts)
+        self.optimiser.update(self.params, self.grads, max_norm=LIMIT)
+
+    def shares(self, ids: Any, ts: Any, rounds: int) -> dict[str, float]:
+        """The time of each layer and of the optimiser, as a share of all."""
+        found: dict[str, list[float]] = {}
+        for _ in range(rounds):
+            now: dict[str, float] = {}
+
+            def call(
+                method: Callable[..., Any],
+                *arguments: Any,
+                now: dict[str, float] = now,
+                **named: Any,
+            ) -> Any:
+                start = time.perf_counter()
+                result = method(*arguments, **named)
+                name = type(method.__self__).__name__.removeprefix("Time")  # type: ignore[attr-defined]
+                now[name] = now.get(name, 0.0) + time.perf_counter() - start
+                return result
+
+            self.gradient(ids, ts, call)
+            call(self.optimiser.update, self.params, self.grads, max_norm=LIMIT)
+            for name, seconds in now.items():
+                found.setdefault(name, []).append(seconds)
+        medians = {name: statistics.median(seconds) for name, seconds in found.items()}
+        return {name: seconds / sum(medians.values()) for name, seconds in medians.items()}
+
+
+class Theirs:
+    """The same in PyTorch."""
+
+    def __init__(self, ours: Ours, optimiser: str) -> None:
+        import torch
+
+        from numba_rnn.bridges import to_torch
+
+        embedding, *middle, affine = ours.layers
+        V, H = embedding.W.shape
+        self.torch = torch
+        self.embedding = torch.nn.Embedding.from_pretrained(
+            torch.from_numpy(embedding.W.copy()), False
+        )
+        self.lstms = [to_torch(layer, batch_first=True) for layer in middle]
+        self.affine = torch.nn.Linear(H, V)
+        with torch.no_grad():
+            self.affine.weight.copy_(torch.from_numpy(affine.params[0].T))
+            self.affine.bias.copy_(torch.from_numpy(affine.params[1]))
+        modules = self.embedding, *self.lstms, self.affine
+        self.params = [p for module in modules for p in module.parameters()]
+        kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[optimiser]
+        self.optimiser = kind(self.params, lr=1e-4, fused=True)
+        self.states: list[Any] = [None] * len(self.lstms)
+
+    def gradient(self, ids: Any, ts: Any) -> float:
+        self.optimiser.zero_grad()
+        xs = self.embedding(ids)
+        for k, lstm in enumerate(self.lstms):
+            xs, state = lstm(xs, self.states[k])
+            self.states[k] = tuple(part.detach() for part in state)
+        loss = self.torch.nn.functional.cross_entropy(self.affine(xs).flatten(0, 1), ts.flatten())
+        loss.backward()
+        return float(loss.detach())
+
+    def iterate(self, ids: Any, ts: Any) -> None:
+        self.gradient(ids, ts)
+        self.torch.nn.utils.clip_grad_norm_(self.params, LIMIT)
+        self.optimiser.step()
+
+
+def measured(size: tuple[int, ...], optimiser: str, rounds: int) -> None:
+    """A line of the table, and the shares."""
+    import numpy as np
+    import torch
+
+    V, H, layers, T, N = size
+    rng = np.random.default_rng(0)
+    ids, ts = rng.integers(0, V, (2, N, T))
+    there = torch.from_numpy(ids), torch.from_numpy(ts)
+    ours = Ours(V, H, layers, optimiser)
+    theirs = Theirs(ours, optimiser)
+    np.testing.assert_allclose(ours.gradient(ids, ts), theirs.gradient(*there), rtol=1e-4)
+    for mine, other in ((ours.grads[0], theirs.params[0]), (ours.grads[-2].T, theirs.params[-2])):
+        want = other.grad.numpy()
+        assert abs(mine - want).max() <= 1e-3 * abs(want).max()
+
+    def line(what: str, mine: Callable[[], Any], other: Callable[[], Any]) -> None:
+        seconds = in_turn({"ours": mine, "torch": other}, rounds, 0.003)
+        a, b = (1e3 * statistics.median(seconds[name]) for name in ("ours", "torch"))
+        print(f"  {what:44}{b:>10.1f}{a:>10.1f}{b / a:>8.2f}", flush=True)
+
+    name = f"V {V}, H {H}, {layers} layers, T {T}, N {N}, {optimiser}"
+    line(name, lambda: ours.iterate(ids, ts), lambda: theirs.iterate(*there))
+    shares = ours.shares(ids, ts, rounds)
+    print("   ", ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items()))
+
+    def clipped() -> None:
+        torch.nn.utils.clip_grad_norm_(theirs.params, LIMIT)
+        theirs.optimiser.step()
+
+    line(
+        "  optimiser", lambda: ours.optimiser.update(ours.params, ours.grads), theirs.optimiser.step
+    )
+    update = ours.optimiser.update
+    line("  clip, optimiser", lambda: update(ours.params, ours.grads, max_norm=LIMIT), clipped)
+    embedding, dout = ours.layers[0], np.ones((N, T, H), np.float32)
+    embedding.forward(ids)
+    gradient = torch.from_numpy(dout)
+
+    def embedded() -> None:
+        theirs.embedding.weight.grad = None
+        theirs.embedding(there[0]).backward(gradient)
+
+    def ours_embedded() -> None:
+        embedding.forward(ids)
+        embedding.backward(dout)
+
+    line("  embedding", ours_embedded, embedded)
+
+
+def run_child(threads: int, rounds: int, sizes: list[tuple[int, ...]]) -> None:
+    """The table of one number of threads."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    import torch
+
+    torch.set_num_threads(threads)
+    print(f"\n{threads} thread{'s' if threads > 1 else ''}; milliseconds")
+    print(f"  {'':44}{'torch':>10}{'ours':>10}{'times':>8}")
+    for size in sizes:
+        for optimiser in ("sgd", "adam"):
+            measured(size, optimiser, rounds)
+    if threads > 1:
+        found = machine(threads)
+        versions = ", ".join(f"{name} {text}" for name, text in found["versions"].items())
+        print(f"\n{found['device']}; {versions}")
+
+
+def main(
+    threads: Annotated[list[int] | None, typer.Option(help="Numbers of threads; 1 and 2.")] = None,
+    rounds: Annotated[int, typer.Option(help="Measurements of each.", min=1)] = 9,
+    quick: Annotated[bool, typer.Option(help="One small size, few rounds.")] = False,
+    child: Annotated[bool, typer.Option(hidden=True)] = False,
+) -> None:
+    """Time a whole training iteration and its parts beside PyTorch's."""
+    if child:
+        run_child((threads or [1])[0], rounds, QUICK if quick else SIZES)
+        return
+    limits = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    for count in threads or [1, 2]:  # libraries count threads when they are imported
+        command = [sys.executable, "-m", "benchmarks.iteration", "--child", f"--threads={count}"]
+        command += [f"--rounds={3 if quick else rounds}", *["--quick"] * quick]
+        subprocess.run(command, env={**os.environ, **dict.fromkeys(limits, str(count))}, check=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)
