@@ -440,3 +440,25 @@ def test_blocks_that_are_no_samples_are_refused_with_the_remedy():
     with pytest.raises(TypeError, match="block: expected an array, got list"):
         player.play([0.1, 0.2])
     assert player.play(samples.astype(np.float32) / 32768).shape == (3,)
+
+
+def test_numbers_that_are_not_finite_are_refused_by_name_and_those_of_numpy_are_written(tmp_path):
+    layers = [TimeLSTM.create(1, 4, rng=0), TimeAffine.create(4, 1, rng=1)]
+    told = {"loss": np.float32(0.5), "gains": np.arange(2), "steps": (np.int64(3), True, None)}
+    model = AmpModel(layers, np.float32(48000), metadata=told)
+    for name in ("nam", "rtneural", "proteus"):
+        made = to_amp(model, tmp_path / "x.json", format=name)
+        assert json.loads((tmp_path / "x.json").read_text()) == made
+        assert {key: made["metadata"][key] for key in told} == {
+            "loss": 0.5, "gains": [0, 1], "steps": [3, True, None]
+        }  # fmt: skip
+        for value, error, says in (
+            (np.nan, ValueError, r"metadata\['a'\]\['b'\]: JSON has finite numbers, got nan"),
+            (object(), TypeError, r"metadata\['a'\]\['b'\]: expected text, numbers, lists"),
+        ):
+            wrong = AmpModel(layers, metadata={"a": {"b": value}})
+            with pytest.raises(error, match=says):
+                to_amp(wrong, format=name)
+    layers[0].params[1][2, 3] = np.nan
+    with pytest.raises(ValueError, match=r"layers\[0\].params\[1\]: .* got nan at \(2, 3\)"):
+        to_amp(model, format="nam")

@@ -10,6 +10,7 @@ made. Formats as their projects document them and as their published models have
 """
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -501,6 +502,8 @@ def to_amp(model: AmpModel, path: str | Path | None = None, *, format: str) -> d
 
     Raises
     ------
+    ValueError, TypeError
+        For weights that are not finite, and metadata that JSON cannot hold.
     ConversionError
         For what the format lacks: other cells, layers of several sizes (nam, proteus), a GRU or the
         dry signal (nam), gains (nam, proteus), a learnt initial state (rtneural, proteus).
@@ -516,13 +519,33 @@ def to_amp(model: AmpModel, path: str | Path | None = None, *, format: str) -> d
         raise TypeError(f"model: expected an AmpModel, got {type(model).__name__}")
     writers = {"nam": _to_nam, "rtneural": _to_rtneural, "proteus": _to_proteus}
     recurrent: Any = model.layers[:-1]
+    for k, layer in enumerate(model.layers):
+        for j, array in enumerate(layer.params):
+            expect_finite(f"layers[{k}].params[{j}]", to_host(array))
     W, b = map(to_host, model.layers[-1].params)
-    made = writers[expect_choice("format", format, FORMATS)](model, recurrent, W, b)
+    made = _json("", writers[expect_choice("format", format, FORMATS)](model, recurrent, W, b))
     if path is not None:
         text = json.dumps(made, allow_nan=False)
         with written_atomically(Path(path)) as part:
             part.write_text(text, encoding="utf-8")
     return made
+
+
+def _json(where: str, value: Any) -> Any:
+    """A value as JSON has it, NumPy's numbers and arrays as Python's."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        inside = f"{where}[{{!r}}]" if where else "{}"
+        items = ((k.item() if isinstance(k, np.generic) else k, one) for k, one in value.items())
+        return {key: _json(inside.format(key), one) for key, one in items}
+    if isinstance(value, (list, tuple)):
+        return [_json(f"{where}[{k}]", one) for k, one in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where}: JSON has finite numbers, got {value}; None says there is none")
+    if value is not None and not isinstance(value, (str, int, float)):
+        raise TypeError(f"{where}: expected text, numbers, lists or dicts, got {value!r}")
+    return value
 
 
 def _expect_one_size(recurrent: Sequence[Any], library: str) -> int:
