@@ -248,6 +248,97 @@ def test_the_index_of_a_forecast_goes_on(name):
     assert model.predict(loose).index.equals(index[60:])
 
 
+def every(months, day):
+    """Dates so many months apart, on a day that not every month has."""
+    start = pd.Timestamp(2001, 1, day)
+    return pd.DatetimeIndex([start + pd.DateOffset(months=months * k) for k in range(63)])
+
+
+PLAIN = {"differencing": None, "log": False, "lags": 1, "early_stopping": False}
+REGULAR = {
+    **{freq: pd.date_range("2001-01-01", periods=63, freq=freq)
+       for freq in ("MS", "ME", "QS", "QE", "YS", "YE", "BME", "W-WED", "B", "D", "h")},
+    "the 15th": every(1, 15), "the 30th": every(1, 30), "quarters": every(3, 15),
+    "years": every(12, 15), "pandas' own": pd.date_range("2001-01-15", periods=63,
+                                                         freq=pd.DateOffset(months=1)),
+    "summer time": pd.date_range("2026-03-01", periods=63, tz="Europe/Berlin"),
+    "tens": pd.RangeIndex(0, 630, 10), "shares": pd.Index(np.arange(63) / 4),
+    "durations": pd.timedelta_range("0s", periods=63, freq="10s"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REGULAR)
+def test_a_short_series_goes_on_by_the_frequency_of_fit(name):
+    index = REGULAR[name]
+    model = RNNForecaster(horizon=3, loss="normal", **FAST, **PLAIN)
+    model.fit(pd.Series(SALES, index[:60]))
+    assert list(model.predict().index) == list(index[60:])
+    for steps in (1, 2, 3):
+        short = pd.Series(SALES[:steps], index[60 - steps : 60])
+        loose = pd.Series(SALES[:steps], pd.Index(list(short.index)))
+        for one in (short, loose):
+            for said in (model.predict(one), model.predict_interval(one), model.sample(one)):
+                assert list(said.index) == list(index[60:])
+            (named,) = model.predict({"a": one.to_frame("b")}).values()
+            assert list(named.index) == list(index[60:])
+    model.update(pd.Series(SALES[:1], index[60:61]))
+    assert list(model.predict(horizon=2).index) == list(index[61:])
+
+
+def test_a_short_series_among_longer_ones_goes_on_as_they_do():
+    index = REGULAR["MS"]
+    shop = {"long": pd.Series(SALES, index[:60]), "short": pd.Series(SALES[:2], index[58:60])}
+    model = RNNForecaster(horizon=1, **FAST, **PLAIN).fit(shop)
+    assert model.predict()["short"].index == index[60:61]
+    model = RNNForecaster(horizon=1, calendar=True, window=5, **FAST, **PLAIN).fit(shop)
+    model.update({name: [1.0] for name in shop})
+    assert model.predict()["short"].index == index[61:62]
+
+
+def test_labels_beside_the_frequency_of_fit_keep_their_day():
+    series = pd.Series(SALES, REGULAR["the 15th"][:60])
+    model = RNNForecaster(horizon=2, **FAST, **PLAIN).fit(series)
+    for day, then in (
+        ("2009-01-31", ["2009-02-28", "2009-03-31"]), ("2009-01-20", ["2009-02-20", "2009-03-20"])
+    ):  # fmt: skip
+        said = model.predict(pd.Series([100.0], pd.DatetimeIndex([day])))
+        assert said.index.strftime("%Y-%m-%d").tolist() == then
+    later = pd.Series([1.0, 2.0], pd.date_range("2009-02-27", periods=2, freq="ME"))
+    assert model.predict(later).index[0] == pd.Timestamp("2009-04-30")
+
+
+@pytest.mark.parametrize(
+    ("fitted", "given", "says"),
+    [
+        ("MS", pd.date_range("2026-01-01", periods=2), "steps of 1 month, as in fit, got 1 d"),
+        ("MS", pd.date_range("2026-01-01", periods=5, freq="30D"), "steps of 1 month, .* got 30 d"),
+        ("MS", pd.date_range("2026-01-01", periods=2, freq="2MS"), "steps of 1 month.* got 2 months"),
+        ("quarters", REGULAR["the 15th"][:9], "steps of 3 months, as in fit, got 1 month;"),
+        ("D", pd.bdate_range("2026-01-01", periods=5), "steps of 1 d, as in fit, got 1.5 d"),
+    ],
+)
+def test_another_frequency_than_that_of_fit_is_refused_by_name(fitted, given, says):
+    model = RNNForecaster(**FAST, **PLAIN).fit(pd.Series(SALES, REGULAR[fitted][:60]))
+    short = pd.Series(SALES[: len(given)], given)
+    for call in (model.predict, model.score):
+        with pytest.raises(ValueError, match=f"^X: expected {says}"):
+            call(short)
+    with pytest.raises(ValueError, match=rf"^X\['a'\]: .*{says}"):
+        model.predict({"a": short})
+
+
+def test_a_label_that_is_missing_is_named_with_its_place():
+    dates = pd.DatetimeIndex(["2026-01-01", None, "2026-01-03", "2026-01-04"])
+    series = pd.Series(SALES[:4], dates)
+    model = RNNForecaster(**FAST, **PLAIN)
+    with pytest.raises(ValueError, match=r"X: .*NaT at step 1; X\[X.index.notna\(\)\] drops it"):
+        model.fit(series)
+    model.fit(series[series.index.notna()].asfreq("D"))
+    table = pd.DataFrame(SALES.reshape(15, 4), columns=dates)
+    with pytest.raises(ValueError, match=r"NaT at step 1; X.loc\[:, X.columns.notna\(\)\] drops"):
+        model.fit(table)
+
+
 def test_dates_in_text_go_on_as_dates():
     index = INDICES["months"].strftime("%Y-%m-%d")
     series = pd.Series(SALES, index[:60])
@@ -334,8 +425,28 @@ def test_series_with_gaps_are_forecast():
     assert np.isfinite(RNNForecaster(**FAST).fit(SALES).predict(gaps)).all()
     with pytest.raises(ValueError, match="X: expected values in each channel, got none in"):
         RNNForecaster(**FAST).fit(SALES * np.nan)
-    with pytest.raises(ValueError, match="infinity"):
+    with pytest.raises(
+        ValueError, match=r"X: expected finite numbers, got inf at step 3; .*infinity"
+    ):
         model.predict(np.where(np.isnan(gaps), np.inf, gaps))
+
+
+def test_whatever_pandas_says_is_missing_is():
+    series = pd.Series(SALES, INDICES["days"][:60])
+    gaps = series.mask(series.index.isin(series.index[[3, 40]]))
+    model = RNNForecaster(horizon=2, **FAST, **PLAIN)
+    want = model.fit(gaps).predict().to_numpy()
+    words = gaps.astype(object)
+    words.iloc[3], words.iloc[40] = None, pd.NA
+    kinds = words, words.to_numpy(), list(words), gaps.astype("Float64"), words.to_frame("a")
+    for kind in kinds:
+        said = clone(model).fit(kind).predict()
+        np.testing.assert_array_equal(np.asarray(said).ravel(), want)
+    assert np.isfinite(model.backtest(words, windows=2).scores["RNNForecaster"]["MASE"])
+    np.testing.assert_array_equal(model.fit(series[:30]).update(words[30:]).predict(words),
+                                  model.predict(gaps))  # fmt: skip
+    with pytest.raises(TypeError, match="X: expected numbers, NaN where one is missing"):
+        model.fit(pd.DataFrame(words.to_numpy().reshape(3, 20)))
 
 
 # ---- what is refused
@@ -356,7 +467,7 @@ def test_series_with_gaps_are_forecast():
         ({"quantiles": (0.5, 0.1)}, "quantiles: expected numbers in order"),
         ({"loss": "negative_binomial"}, "X: expected whole numbers from 0 for loss="),
         ({"loss": "negative_binomial", "log": True}, "loss: 'negative_binomial' takes counts as"),
-        ({"differencing": "seasonal", "season": 59}, "X: expected series of at least 61 steps"),
+        ({"differencing": "seasonal", "season": 59}, "X: expected at least 61 steps with diff"),
     ],
 )
 def test_choices_that_are_none_are_refused_by_name(options, says):
@@ -368,6 +479,85 @@ def test_a_series_shorter_than_its_differences_is_refused_by_name():
     model = RNNForecaster(**FAST, differencing="both", season=4).fit(SALES)
     with pytest.raises(ValueError, match=r"at least 6 steps, of which differences .* got 5"):
         model.predict(SALES[:5])
+
+
+THREE = {"north": SALES, "south": SALES, "west": SALES}
+FITTED = {}
+
+
+def fitted(X):
+    """A forecaster that has learnt X; the same for all cases."""
+    key = "three" if X is THREE else "one"
+    if key not in FITTED:
+        FITTED[key] = RNNForecaster(horizon=2, **FAST, **PLAIN).fit(X)
+    return FITTED[key]
+
+
+def changed(step, value):
+    return np.where(np.arange(60) == step, value, SALES)
+
+
+EARLY = {"early_stopping": True, "horizon": 3}
+NAMED = {
+    "infinity": (lambda: RNNForecaster(**FAST).fit({**THREE, "west": changed(7, np.inf)}),
+                 r"^X\['west'\]: expected finite numbers, got inf at step 7"),
+    "infinity in a table": (lambda: RNNForecaster(**FAST).fit(changed(21, -np.inf).reshape(3, 20)),
+                            r"^X\[1\]: expected finite numbers, got -inf at step 1"),
+    "infinity in an array": (
+        lambda: RNNForecaster(**FAST).fit(changed(21, -np.inf).reshape(3, 20, 1)),
+        r"^X\[1\]: expected finite numbers, got -inf at step 1"),
+    "infinity in an update": (lambda: fitted(THREE).update({**THREE, "south": [np.inf]}),
+                              r"^X\['south'\]: expected finite numbers, got inf at step 0"),
+    "infinity in what is known": (
+        lambda: RNNForecaster(**FAST).fit(THREE, exogenous={**THREE, "west": changed(7, np.inf)}),
+        r"^exogenous\['west'\]: expected finite numbers, got inf at step 7"),
+    "names": (lambda: fitted(THREE).update({"south": [1.0]}),
+              "X: .* names in fit, north, south, west; missing: north, west$"),
+    "more names": (lambda: fitted(THREE).update({**THREE, "east": SALES}), "; unknown: east$"),
+    "no names": (lambda: fitted(THREE).update(SALES), "X: expected a dict .* got ndarray$"),
+    "names of what is known": (lambda: RNNForecaster(**FAST).fit(THREE, exogenous={"west": SALES}),
+                               "exogenous: .* names in X, .*; missing: north, south$"),
+    "a long horizon": (lambda: RNNForecaster(horizon=60, **FAST).fit(SALES),
+                       r"^X: expected at least 61 .* got 60; .*predict\(horizon=\.\.\.\)"),
+    "a long horizon of one": (
+        lambda: RNNForecaster(horizon=40, **FAST).fit({**THREE, "west": SALES[:30]}),
+        r"^X\['west'\]: expected at least 41 steps"),
+    "no series": (lambda: RNNForecaster().fit({}), "X: .* at least one series, got an empty dict"),
+    "an empty frame": (lambda: RNNForecaster().fit(pd.DataFrame()), "got an empty DataFrame"),
+    "no columns": (lambda: RNNForecaster().fit(pd.DataFrame(index=[1, 2])), "an empty DataFrame"),
+    "an empty Series": (lambda: fitted(SALES).predict(pd.Series(dtype=float)), "an empty Series"),
+    "no backtest": (lambda: RNNForecaster().backtest([]), "at least one series, got an empty list"),
+    "a number": (lambda: fitted(SALES).update(300.0), r"^X: expected series, got 300.0; a list"),
+    "a number by name": (lambda: RNNForecaster().fit({"a": 3.0}), r"^X\['a'\]: .* got 3.0$"),
+    "too many axes": (lambda: RNNForecaster().fit({"a": np.ones((2, 3, 4))}),
+                      r"^X\['a'\]: .* got shape \(2, 3, 4\)"),
+    "a column of gaps": (
+        lambda: RNNForecaster(**FAST).fit(
+            {"a": pd.DataFrame({"x": SALES, "y": np.nan}, INDICES["days"][:60])}),
+        r"^X\['a'\]: expected values in each channel, got none in the column 'y'"),
+    "no counts": (lambda: RNNForecaster(loss="negative_binomial", **FAST).fit({"a": SALES}),
+                  r"^X\['a'\]: expected whole numbers from 0 for loss=.*at step 0"),
+    "short ends": (lambda: RNNForecaster(**EARLY, **FAST).fit({"a": SALES[:7], "b": SALES[:6]}),
+                   r"early_stopping: .* got 7 in X\['a'\]; early_stopping='refit' or False"),
+    "order": (
+        lambda: RNNForecaster(**FAST).fit({"a": pd.Series(SALES, INDICES["days"][:60])[::-1]}),
+        r"^X\['a'\]: expected steps in the order .*; X\['a'\]\.sort_index\(\) puts"),
+    "order of one": (lambda: fitted(SALES).predict(pd.Series(SALES, INDICES["days"][:60])[::-1]),
+                     r"^X: expected steps in the order .*; X\.sort_index\(\) puts"),
+    "steps of what is known": (lambda: RNNForecaster(**FAST).fit(SALES, exogenous=SALES[:50]),
+                               "^exogenous: expected 60 steps, the 60 of X, got 50"),
+    "a tail of gaps": (
+        lambda: RNNForecaster(**FAST).backtest({"a": np.r_[SALES, [np.nan] * 4]}, windows=2),
+        r"^X\['a'\]: expected values to judge forecasts by, got NaN alone at the steps 62 to 62"),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("case", NAMED)
+def test_errors_call_series_as_the_user_does(case):
+    call, says = NAMED[case]
+    with pytest.raises((TypeError, ValueError), match=says):
+        call()
 
 
 # ---- losses
@@ -543,10 +733,20 @@ def test_quantiles_need_a_loss_that_says_them_and_are_named_where_they_are_none(
     for call in (model.predict_quantiles, model.predict_interval, model.sample):
         with pytest.raises(ValueError, match=r"loss: expected 'quantile', .* got 'mse'"):
             call(SALES)
+    with pytest.raises(
+        ValueError, match=r"intervals, .* 'mse'; RNNForecaster\(loss='normal'\) has"
+    ):
+        model.predict_interval()
     with pytest.raises(ValueError, match="coverage: expected"):
         model.predict_interval(SALES, 1.0)
-    with pytest.raises(ValueError, match="quantiles: expected numbers between 0 and 1, got 2"):
-        model.predict_quantiles(SALES, 2)
+    with pytest.raises(
+        ValueError, match=r"quantiles: expected a sequence .* \(0.1, 0.5, 0.9\), got"
+    ):
+        model.predict_quantiles(SALES, 0.5)
+    with pytest.raises(ValueError, match=r"quantiles: expected a sequence of numbers .* got 0.5"):
+        RNNForecaster(loss="quantile", quantiles=0.5).fit(SALES)
+    with pytest.raises(ValueError, match=r"quantiles: expected numbers between 0 and 1, got \(2"):
+        model.predict_quantiles(SALES, (2,))
 
 
 @pytest.mark.parametrize("head", HEADS, ids=lambda head: head.name)
@@ -621,7 +821,7 @@ def test_what_is_known_of_new_steps_is_given_with_them():
     want = model.predict([series], exogenous=[known])
     np.testing.assert_array_equal(model.predict(exogenous=known[60:]), want)
     for wrong in (None, known[:3], known[:4, [0, 0]]):
-        with pytest.raises(ValueError, match=r"exogenous\[0\]: expected the 4 steps to come of 1"):
+        with pytest.raises(ValueError, match=r"exogenous.*: expected the 4 steps to come of 1"):
             model.predict(exogenous=wrong)
 
 
@@ -698,6 +898,16 @@ def test_a_backtest_without_refitting_reads_what_came_since():
         model.backtest(SALES, windows=20)
 
 
+@pytest.mark.filterwarnings("error")
+def test_gaps_do_not_make_scores_nan_and_a_backtest_shows_as_its_table():
+    gaps = SALES.copy()
+    gaps[[40, 44, 45, 46, 47, 57, 59]] = np.nan
+    found = RNNForecaster(horizon=4, **FAST, **PLAIN).backtest(gaps, windows=3)
+    assert np.isfinite([list(scores.values()) for scores in found.scores.values()]).all()
+    assert repr(found) == str(found)
+    assert len(repr(found)) < 300
+
+
 # ---- calendar, static features, embeddings
 
 
@@ -748,7 +958,7 @@ def test_the_calendar_goes_on_with_the_series():
     assert len(model.backtest(series, windows=2).windows) == 2
     with pytest.raises(ValueError, match="calendar: expected X with an index of dates, got none"):
         model.fit(SALES)
-    with pytest.raises(ValueError, match=r"calendar: expected X\[0\] with an index of dates"):
+    with pytest.raises(ValueError, match="calendar: expected X with an index of dates"):
         RNNForecaster(calendar=True, **FAST).fit(series).predict(SALES)
 
 

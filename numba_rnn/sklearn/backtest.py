@@ -10,8 +10,11 @@ from ..optional_deps import optional_import
 from ..typing import AnyArray, Array
 from ..validation import expect_int
 from .choosing import season_of
+from .frames import called, like
 from .known import static_features
-from .sequences import is_table
+from .sequences import as_array, is_table
+from .series import expect_some
+from .transform import filled
 
 MEASURES = "MASE", "sMAPE", "CRPS"
 LEVELS = np.arange(1, 20) / 20  # the quantiles of which CRPS is made
@@ -24,7 +27,8 @@ def mase(came: Array, said: Array, past: Array, season: int) -> float:
     Hyndman and Koehler (2006), *Another look at measures of forecast accuracy*. All are (T, C);
     what is missing (NaN) does not count.
     """
-    size = np.nanmean(np.abs(past[season:] - past[:-season]), axis=0)
+    moves = np.abs(past[season:] - past[:-season])
+    size = np.nansum(moves, axis=0) / np.maximum(np.isfinite(moves).sum(axis=0), 1)
     return float(np.nanmean(np.abs(came - said) / np.where(size > 0, size, 1)))
 
 
@@ -76,7 +80,7 @@ class Window:
     scores: dict[str, dict[str, float]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Backtest:
     """The result of ``RNNForecaster.backtest``; print it for a table.
 
@@ -111,6 +115,8 @@ class Backtest:
         for who, scores in self.scores.items():
             lines.append(f"{who:{wide}}" + "".join(f"{scores[m]:>9.3g}" for m in MEASURES))
         return "\n".join([*lines, f"mean of {len(self.windows)} forecasts"])
+
+    __repr__ = __str__  # of thousands of numbers
 
     def plot(self, series: str | None = None, channel: int = 0, ax: Any = None) -> Any:
         """Draw a series, and the forecasts of it with the intervals that were to hold 0.8.
@@ -211,26 +217,37 @@ class Backtesting:
         step = horizon if stride is None else expect_int("stride", stride)
         X, known, shapes = self._as_lists(X, exogenous, None, table=False)
         named = list(shapes) if isinstance(shapes, dict) else None
+        if not hasattr(X, "__len__"):
+            raise TypeError(f"X: expected series, got {X!r}")
+        expect_some("X", X)
         names = list(map(str, named or range(len(X))))
         if static is not None:
             static = static_features(static, named, len(X), None)
         if is_table("X", X):
-            X = np.asarray(X).reshape(len(X), -1, expect_int("step_features", self.step_features))
-        series = [np.asarray(x, np.float64) for x in X]
+            X = as_array(X).reshape(len(X), -1, expect_int("step_features", self.step_features))
+        series = [as_array(x).astype(np.float64) for x in X]
         known = None if known is None else list(known)
         found, model, title = [], None, type(self).__name__
-        for k in range(count):
-            ends = [len(x) - horizon - step * (count - 1 - k) for x in series]
-            if min(ends) < horizon + 1:
-                raise ValueError(
-                    f"windows: expected so few that {horizon + 1} steps at least come before the "
-                    f"first, got {windows} for a series of {min(map(len, series))} steps"
-                )
-            pasts = [cut(x, end) for x, end in zip(X, ends, strict=True)]
+        origins = [[len(x) - horizon - step * k for x in series] for k in reversed(range(count))]
+        if min(origins[0]) < horizon + 1:
+            raise ValueError(
+                f"windows: expected so few that {horizon + 1} steps at least come before the "
+                f"first, got {windows} for a series of {min(map(len, series))} steps"
+            )
+        for ends in origins:
+            for row, (x, end) in enumerate(zip(series, ends, strict=True)):
+                if np.isnan(x[end : end + horizon]).all():
+                    raise ValueError(
+                        f"{called('X', X, row)}: expected values to judge forecasts by, got NaN "
+                        f"alone at the steps {end} to {end + horizon - 1}; cut the series after "
+                        "its last value, or take fewer windows or another stride"
+                    )
+        for ends in origins:
+            pasts = like(X, (cut(x, end) for x, end in zip(X, ends, strict=True)))
             before = after = None
             if known is not None:
-                before = [cut(x, end) for x, end in zip(known, ends, strict=True)]
-                after = [cut(x, end + horizon) for x, end in zip(known, ends, strict=True)]
+                before = like(X, (cut(x, end) for x, end in zip(known, ends, strict=True)))
+                after = like(X, (cut(x, end + horizon) for x, end in zip(known, ends, strict=True)))
             if model is None or refit:
                 model = clone(self).fit(pasts, exogenous=before, static=static)
             said = model.predict(pasts, exogenous=after, static=static)
@@ -257,7 +274,7 @@ def judged(
     """One forecast (horizon, C) of values (T, C), of which ``end`` were known."""
     past, came = values[:end], values[end : end + len(said)]
     season = season if season < end else 1
-    naive = seasonal_naive(past, season, len(said))
+    naive = seasonal_naive(filled(past, season), season, len(said))
     scores = {}
     for whose, one, spread in ((who, said, quantiles), (NAIVE, naive, None)):
         of = LEVELS if spread is not None else np.array([0.5])

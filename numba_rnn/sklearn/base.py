@@ -24,6 +24,7 @@ from ..validation import expect_float, expect_float_dtype, expect_int
 from .frames import (
     TimeStep,
     are_names,
+    called,
     columns_of,
     expect_column_order,
     expect_columns,
@@ -36,6 +37,7 @@ from .range_test import range_test
 from .sequences import (
     SequenceDataset,
     Sequences,
+    expect_finite,
     is_table,
     listed,
     mask_of,
@@ -202,10 +204,18 @@ class RecurrentEstimator(BaseEstimator):
             raise ValueError(f"X: expected {kinds[self._table]}, as in fit, got {kinds[table]}")
         if table:
             least = least_steps * D if reset else 1
-            array = validate_data(
-                self, X, reset=reset, dtype=dtype, ensure_min_features=least,
-                ensure_all_finite="allow-nan" if self._may_miss else True,
-            )  # fmt: skip
+            try:
+                array = validate_data(
+                    self, X, reset=reset, dtype=dtype, ensure_min_features=least,
+                    ensure_all_finite="allow-nan" if self._may_miss else True,
+                )  # fmt: skip
+            except ValueError as error:
+                expect_finite("X", X, np.asarray(X), dtype, error)
+                raise
+            except TypeError as error:
+                if "NAType" in str(error):
+                    error = TypeError(f"X: expected numbers, NaN where one is missing; {error}")
+                raise error
             array = steps_of_table(array, D, self.layout)
         else:
             array = read_sequences("X", X, dtype, missing=self._may_miss)
@@ -235,17 +245,20 @@ class RecurrentEstimator(BaseEstimator):
         """
         even = self._even
         if isinstance(X, (list, tuple)):
-            names = [f"X[{k}]" for k in range(len(X))]
+            names = [called("X", X, k) for k in range(len(X))]
             steps = [
                 expect_order(name, index_of(x), even=even) for name, x in zip(names, X, strict=True)
             ]
         else:
             names = ["X"]
             steps = [expect_column_order("X", X, even=even, features=features)]
-        known = [(step.number, -k, step) for k, step in enumerate(steps) if step is not None]
+        known = [
+            (not step.of_numbers, step.number, -k, step)
+            for k, step in enumerate(steps) if step is not None
+        ]  # fmt: skip
         expected, of = None if self._step is None else TimeStep(*self._step), "in fit"
         if reset:
-            _, k, expected = max(known, default=(0, 0, None))
+            *_, k, expected = max(known, default=(0, 0, None), key=lambda one: one[:3])
             of = f"in {names[-k]}"
         for name, step in zip(names, steps, strict=True):
             expect_step(name, step, expected, of)
@@ -371,7 +384,8 @@ class RecurrentEstimator(BaseEstimator):
             )
         except ValueError as error:
             raise ValueError(
-                f"early_stopping: expected enough sequences to hold out {share:g} of them; {error}"
+                f"early_stopping: expected enough sequences to hold out {share:g} of them, got "
+                f"{len(examples)}; early_stopping=False trains on all of them ({error})"
             ) from error
         return examples.picked(np.concatenate([train, alone])), examples.picked(valid)
 

@@ -1,6 +1,6 @@
 """Series in, their next steps out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -17,10 +17,13 @@ from .base import all_or_nothing
 from .calendar_features import calendar_features
 from .choosing import Data
 from .frames import (
+    Named,
     are_times,
+    called,
     columns_of,
     expect_columns,
     index_of,
+    like,
 )
 from .history import Past, expect_next, followed, longer, packed, unpacked
 from .known import calendar_after
@@ -34,10 +37,12 @@ from .sequences import (
 from .series import (
     Shape,
     column_of,
+    columns_by_name,
+    expect_names,
     in_shape,
     is_one,
-    named,
     shape_of,
+    shapes_of,
 )
 from .series_learning import SeriesLearning
 from .series_reader import expect_no_sequences
@@ -171,9 +176,9 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, SeriesLearning):
     some are tried, and the best alone forecasts. Series that are too short for trials are taken
     without differences for ``max_epochs``. The choice does not depend on ``random_state``.
 
-    The index of a DataFrame or a Series in a list must have its times in order, each once and
-    evenly spaced, and so must the columns of a table. All series have one frequency, in ``predict``
-    that of ``fit``, and exogenous inputs have the same labels; otherwise a ValueError names the
+    The index of a DataFrame or a Series must have its times or numbers in order, each once and
+    evenly spaced, as months are, and so must the columns of a table. All series have one frequency,
+    in ``predict`` that of ``fit``, by which short ones go on; exogenous inputs have the same labels; otherwise a ValueError names the
     place. To ignore times, drop the index: ``frame.reset_index(drop=True)``.
 
     ``exogenous`` inputs are known for the future as well, such as the calendar. Give one sequence
@@ -285,7 +290,7 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, SeriesLearning):
         X, exogenous, shapes = self._as_lists(X, exogenous, y, table=False)
         series = self._read_series(X, reset=True)
         known = self._read_known(exogenous, static, X, series, shapes, 0, reset=True)
-        data = list(zip(series, known, strict=True))
+        data = like(X, zip(series, known, strict=True))
         if self.warm_start and hasattr(self, "network_"):
             self._learn(data, self._transform, epochs=self.max_epochs, spread=self._spread)
             self.members_ = []
@@ -330,7 +335,7 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, SeriesLearning):
         X, exogenous, shapes = self._as_lists(X, exogenous, y, table=not anew and self._table)
         series = self._read_series(X, reset=anew)
         known = self._read_known(exogenous, static, X, series, shapes, 0, reset=anew)
-        data = list(zip(series, known, strict=True))
+        data = like(X, zip(series, known, strict=True))
         if anew:
             choice = self._chosen(data)
             self.trials_, self._spread = choice.trials, choice.spread
@@ -366,20 +371,18 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, SeriesLearning):
             If times are not the next, or series are missing.
         """
         check_is_fitted(self)
-        given = X
+        if np.ndim(X) == 0 and not isinstance(X, Mapping):
+            raise TypeError(
+                f"X: expected series, got {X}; a list [{X}] has one value of one series"
+            )
         if self._table:  # of as many columns as there are new steps
             X = np.asarray(X)
             X = list(X.reshape(len(X), -1, expect_int("step_features", self.step_features)))
-        X, exogenous, shapes = self._as_lists(X, exogenous, None, table=False)
-        if isinstance(self._shapes, dict) and not (
-            isinstance(shapes, dict) and set(shapes) == set(self._shapes)
-        ):
-            names = ", ".join(map(str, self._shapes))
-            raise ValueError(f"X: expected a dict with the names in fit, {names}")
+        given = X
         if isinstance(self._shapes, dict):
-            order = [list(given).index(name) for name in self._shapes]
-            X = [X[k] for k in order]
-            exogenous = None if exogenous is None else [exogenous[k] for k in order]
+            expect_names("X", given, self._shapes, "fit")
+            given = {name: given[name] for name in self._shapes}
+        X, exogenous, _ = self._as_lists(given, exogenous, None, table=False)
         if len(X) != len(self._past):
             raise ValueError(f"X: expected {len(self._past)} series, as in fit, got {len(X)}")
         series = read_sequences("X", X, self.network_.dtype, missing=True)
@@ -395,18 +398,23 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, SeriesLearning):
         ]
         if self.calendar:
             for k, (one, x) in enumerate(zip(known, X, strict=True)):
-                found = self._calendar_after(k, x, len(one))
+                found = self._calendar_after(k, called("X", X, k), x, len(one))
                 one[:, self._known_features :][:, : found.shape[1]] = found
         news = list(zip(series, known, strict=True))
-        if isinstance(self._shapes, dict):
-            pairs = zip(self._shapes.items(), X, strict=True)
-            self._shapes = {name: followed(f"X[{name!r}]", one, x) for (name, one), x in pairs}
-        elif self._shapes is not None:
-            self._shapes = [followed("X", self._shapes[0], X[0])]
-        self._ends = [followed(f"X[{k}]", one, x) for k, (one, x) in
-                      enumerate(zip(self._ends, X, strict=True))]  # fmt: skip
+        if self._shapes is not None:
+            ends = self._followed(shapes_of(self._shapes), X)
+            names = isinstance(self._shapes, dict)
+            self._shapes = dict(zip(self._shapes, ends, strict=True)) if names else ends
+        self._ends = self._followed(self._ends, X)
         self._past = longer(self._past, news, self._kept)
         return self
+
+    def _followed(self, ends: list[Shape], X: Any) -> list[Shape]:
+        """The ends of series with new values behind them."""
+        return [
+            followed(called("X", X, k), end, x, self._fit_step)
+            for k, (end, x) in enumerate(zip(ends, X, strict=True))
+        ]
 
     @property
     def _kept(self) -> int | None:
@@ -414,12 +422,12 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, SeriesLearning):
         lost = max(one._transform.lost for one in (self, *self.members_))
         return self._window + lost if self._window else None
 
-    def _calendar_after(self, k: int, x: Any, count: int) -> Array:
+    def _calendar_after(self, k: int, name: str, x: Any, count: int) -> Array:
         """The calendar of the next steps of a series, in x if it has dates."""
         index = index_of(x)
         if index is not None and are_times(index):
-            return calendar_features("X", index, self._seconds)
-        return calendar_after(self._ends[k], count, self._seconds)
+            return calendar_features(name, index, self._seconds)
+        return calendar_after(self._ends[k], count, self._seconds, self._fit_step)
 
     def _remember(self, data: Data, X: Any, shapes: Any) -> Self:
         """Keep what forecasts without X read."""
@@ -474,48 +482,64 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, SeriesLearning):
         X, exogenous, shapes = self._as_lists(X, exogenous, None, table=self._table)
         series = self._read_series(X, reset=False)
         known = self._read_known(exogenous, static, X, series, shapes, ahead, reset=False)
+        self._expect_past(X, series)
         return series, known, shapes
+
+    def _expect_past(self, X: Any, series: Sequences) -> None:
+        """Raises ValueError for series that are too short to be read."""
+        for model in (self, *getattr(self, "members_", ())):
+            least = model._transform.lost + 1
+            for k, values in enumerate(series):
+                if len(values) < least:
+                    raise ValueError(
+                        f"{called('X', X, k)}: expected at least {least} steps, of which "
+                        f"differences are taken (differencing_ {model.differencing_!r}, season_ "
+                        f"{model.season_}), got {len(values)}"
+                    )
 
     def _future(self, exogenous: Any, ahead: int) -> Sequences:
         """The known inputs of the past, and those of the steps to come."""
-        names = list(self._shapes) if isinstance(self._shapes, dict) else range(len(self._past))
+        count = len(self._past)
         if exogenous is None:
-            more = [np.zeros((ahead, 0))] * len(names)
-        elif named(exogenous):
-            more = [column_of(exogenous[name]) for name in names]
-        elif is_one(exogenous) or (len(names) == 1 and np.ndim(exogenous) == 2):
-            more = [column_of(exogenous)]
+            more: Any = [np.zeros((ahead, 0))] * count
+        elif isinstance(exogenous, Mapping):
+            names = self._shapes if isinstance(self._shapes, dict) else range(count)
+            exogenous = {name: exogenous[name] for name in names if name in exogenous}
+            expect_names("exogenous", exogenous, names, "fit")
+            more = columns_by_name("exogenous", exogenous, names)
+        elif is_one(exogenous) or (count == 1 and np.ndim(exogenous) == 2):
+            more = Named([column_of("exogenous", exogenous)], None)
         else:
-            more = [column_of(one) for one in listed(exogenous)]
+            more = [column_of(f"exogenous[{k}]", one) for k, one in enumerate(listed(exogenous))]
         expect_columns("exogenous", columns_of("exogenous", more), self._known_names)
-        shapes = list(self._shapes.values()) if isinstance(self._shapes, dict) else self._shapes
-        for k, (inputs, shape) in enumerate(zip(more, shapes or (), strict=False)):
-            expect_next(f"exogenous[{k}]", shape, inputs)
+        for k, (inputs, shape) in enumerate(zip(more, shapes_of(self._shapes), strict=False)):
+            expect_next(called("exogenous", more, k), shape, inputs, self._fit_step)
         found = [np.asarray(one, values.dtype) for one, (values, _) in
                  zip(more, self._past, strict=False)]  # fmt: skip
         for k, one in enumerate(found):
-            if len(more) != len(names) or one.shape != (ahead, self._known_features):
+            if len(more) != count or one.shape != (ahead, self._known_features):
                 raise ValueError(
-                    f"exogenous[{k}]: expected the {ahead} steps to come of "
-                    f"{self._known_features} features for {len(names)} series, got shape "
+                    f"{called('exogenous', more, k)}: expected the {ahead} steps to come of "
+                    f"{self._known_features} features for {count} series, got shape "
                     f"{format_shape(one.shape)} for {len(more)}"
                 )
         longer = []
         for k, ((_, known), one) in enumerate(zip(self._past, found, strict=True)):
             now = np.repeat(known[-1:, self._known_features :], ahead, axis=0)
             if self.calendar:
-                dates = calendar_after(self._ends[k], ahead, self._seconds)
+                dates = calendar_after(self._ends[k], ahead, self._seconds, self._fit_step)
                 now[:, : dates.shape[1]] = dates
             longer.append(np.concatenate([known, np.concatenate([one, now], axis=1)]))
         return longer
 
     def _in_shape(self, forecast: Array, shapes: Any, labels: Any = None) -> Any:
         """Forecasts (N, horizon, C), or with labels (N, horizon, C, L), as X was given."""
+        step = self._fit_step
         if isinstance(shapes, dict):
             pairs = zip(shapes.items(), forecast, strict=True)
-            return {name: in_shape(one, shape, labels) for (name, shape), one in pairs}
+            return {name: in_shape(one, shape, labels, step) for (name, shape), one in pairs}
         if shapes is not None:
-            return in_shape(forecast[0], shapes[0], labels)
+            return in_shape(forecast[0], shapes[0], labels, step)
         if not self._table:
             return forecast
         return forecast.reshape(len(forecast), -1, *forecast.shape[3:])
@@ -543,7 +567,8 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, SeriesLearning):
         X, exogenous, shapes = self._as_lists(X, exogenous, None, table=self._table)
         series = self._read_series(X, reset=False)
         known = self._read_known(exogenous, static, X, series, shapes, 0, reset=False)
-        self._expect_steps(series)
+        self._expect_steps(X, series)
+        self._expect_past(X, [values[: -self.horizon] for values in series])
         forecast = self._forecast([values[: -self.horizon] for values in series], known)
         came = np.stack([values[-self.horizon :] for values in series])
         channels = came.shape[2]
@@ -588,13 +613,6 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, SeriesLearning):
     def _said(self, series: Sequences, known: Sequences) -> tuple[Array, Array, Array]:
         """The network's scores (N, horizon, C, P), the naive forecasts and the units."""
         lost, horizon, width = self._transform.lost, self.horizon, self._window
-        for k, values in enumerate(series):
-            if len(values) <= lost:
-                raise ValueError(
-                    f"X: expected series of at least {lost + 1} steps, of which differences are "
-                    f"taken (differencing_ {self.differencing_!r}, season_ {self.season_}), got "
-                    f"{len(values)} in series {k}"
-                )
         found = [
             self._prepared(
                 values[-width - lost :] if width else values,

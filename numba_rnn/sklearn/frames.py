@@ -4,6 +4,7 @@ DataFrames are known by their attributes; pandas is imported only where one need
 """
 
 import re
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,30 @@ WITHOUT_LABELS = "reset_index(drop=True)", "to_numpy()"  # by axis
 _DAYS = ["%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%d.%m.%y", "%d/%m/%y", "%m/%d/%y"]
 DATES = "ISO8601", *(day + clock for day in _DAYS for clock in ("", " %H:%M", " %H:%M:%S"))
 DAY = 24 * 3600
+GAP = 1.5  # times the shortest step: between numbers, such as years, a longer one is a gap
+
+
+class Named(list[Any]):
+    """Series, or what belongs to them, with the names that they have for the user.
+
+    keys  those of a dict; None: there is one series, on its own
+    """
+
+    def __init__(self, items: Iterable[Any], keys: list[Any] | None) -> None:
+        super().__init__(items)
+        self.keys = keys
+
+
+def like(X: Any, items: Iterable[Any]) -> Any:
+    """A list of items with the names that X has, if it has some."""
+    return Named(items, X.keys) if isinstance(X, Named) else list(items)
+
+
+def called(name: str, X: Any, k: int) -> str:
+    """The series k of an argument, as the user would write it: X["north"], X, or X[0]."""
+    if not isinstance(X, Named):
+        return f"{name}[{k}]"
+    return name if X.keys is None else f"{name}[{X.keys[k]!r}]"
 
 
 def columns_of(name: str, X: Any) -> list[Any] | None:
@@ -30,7 +55,7 @@ def columns_of(name: str, X: Any) -> list[Any] | None:
     )
     for k, columns in enumerate(found):
         if columns != found[0]:
-            raise ValueError(_other_columns(f"{name}[{k}]", columns, found[0]))
+            raise ValueError(_other_columns(called(name, X, k), columns, found[0]))
     return found[0] if found else None
 
 
@@ -66,14 +91,21 @@ def index_of(frame: Any) -> Any:
 
 
 class TimeStep(NamedTuple):
-    """The time from a step to the next in seconds: the shortest, the longest; how many, in all."""
+    """The time from a step to the next in seconds: the shortest, the longest; how many, in all.
+
+    freq  the offset of pandas from one to the next, if there is one; of numbers, their mean step:
+          it is all that is known of them
+    """
 
     shortest: float
     longest: float
     number: int
     span: float
+    freq: Any = None
 
     def __str__(self) -> str:
+        if months := months_of(self.freq):
+            return f"{months} month{'s' * (months > 1)}"
         mean = self.span / self.number
         units = ("d", DAY), ("h", 3600), ("min", 60), ("s", 0)
         unit, size = next((unit, size) for unit, size in units if mean > 0.9 * size)
@@ -83,13 +115,59 @@ class TimeStep(NamedTuple):
         """Whether both may be of one frequency.
 
         Months, and days where clocks are changed, are of different lengths. Working days are told
-        from days by their mean where there are ten of each.
+        from days by their mean where there are ten of each; of fewer none is longer, or shorter,
+        than all of ten or more. Numbers have no unit.
         """
+        if self.of_numbers or other.of_numbers:
+            return True
+        if None not in (self.freq, other.freq) and months_of(self.freq) != months_of(other.freq):
+            return False
         slack = 1.12 if min(self.longest, other.longest) > 0.9 * DAY else 1.01
         if self.shortest > slack * other.longest or other.shortest > slack * self.longest:
             return False
+        fewer, more = sorted((self, other), key=lambda step: step.number)
+        if more.number >= 10 and (
+            fewer.longest > slack * more.longest or slack * fewer.shortest < more.shortest
+        ):
+            return False
         ratio = self.span / self.number / (other.span / other.number)
         return min(self.number, other.number) < 10 or 0.8 < ratio < 1.25
+
+    @property
+    def of_numbers(self) -> bool:
+        """Whether it is the step of numbers, not of times."""
+        return isinstance(self.freq, (int, float))
+
+
+def months_of(freq: Any) -> int:
+    """The months of an offset of pandas; 0 where it is none of whole months."""
+    parts = getattr(freq, "kwds", {})
+    if "months" in parts or "years" in parts:
+        return int(freq.n * (parts.get("months", 0) + 12 * parts.get("years", 0)))
+    found = re.match(r"\d*B?([MQY])[SE]\b", getattr(freq, "freqstr", ""))
+    return int(freq.n * {"M": 1, "Q": 3, "Y": 12}[found[1]]) if found else 0
+
+
+def frequency_of(times: Any) -> Any:
+    """The offset of pandas from each date to the next, of two at least; None where there is none.
+
+    It is also one of so many months, whatever the day: the last days of months where all are that.
+    """
+    import pandas as pd
+
+    if times.freq is not None or len(times) < 2:
+        return times.freq
+    freq = type(times)(times, freq="infer").freq if len(times) > 2 else None
+    month = times[1] - times[0] > pd.Timedelta(days=27)  # three years may be 365 days apart
+    if months_of(freq) or not month or not isinstance(times, pd.DatetimeIndex):
+        return freq
+    months, day = np.diff(12 * times.year + times.month), times.day.max()
+    clocks = times - times.normalize()
+    same = np.ptp(months) == 0 < months[0] and (clocks == clocks[0]).all()
+    if not same or not (times.day == np.minimum(day, times.days_in_month)).all():
+        return freq
+    last = bool(times.is_month_end.all())
+    return pd.DateOffset(months=int(months[0]), day=31 if last else int(day))
 
 
 def expect_order(name: str, index: Any, *, even: bool, axis: int = 0) -> TimeStep | None:
@@ -99,10 +177,10 @@ def expect_order(name: str, index: Any, *, even: bool, axis: int = 0) -> TimeSte
     axis  1: they are those of columns
 
     Returns the time from a step to the next, None where it is not known. Dates may be text, as a
-    file has them (``DATES``). Numbers, such as years, are to be in order as well; they may have
-    gaps. Intervals are where they begin. Other labels, and what is no index of pandas, say nothing
-    of time. Of a MultiIndex the last level counts; with ``even`` the others are to be of one
-    series.
+    file has them (``DATES``). Numbers, such as years, are to be in order as well, with ``even``
+    without gaps. Intervals are where they begin. Other labels, and what is no index of pandas, say
+    nothing of time. Of a MultiIndex the last level counts; with ``even`` the others are to be of
+    one series.
     """
     if getattr(index, "nlevels", 1) > 1:
         if even and index.droplevel(-1).nunique() > 1:
@@ -184,6 +262,10 @@ def are_times(labels: Any) -> bool:
 def _fault(name: str, labels: Any, reading: Reading, even: bool, axis: int) -> str:
     """How labels, as they are read, are out of order, and a remedy; "" where they are not."""
     index, made = reading
+    if index.hasnans:
+        at = int(np.flatnonzero(index.isna())[0])
+        rest = f".loc[:, {name}.columns.notna()]" if axis else f"[{name}.index.notna()]"
+        return f"expected a time at each step, got {labels[at]} at step {at}; {name}{rest} drops it"
     if not index.is_monotonic_increasing:
         at = next((k for k in range(1, len(index)) if not index[k - 1] <= index[k]), 0)
         options = ["axis=1"] if axis else []
@@ -197,26 +279,55 @@ def _fault(name: str, labels: Any, reading: Reading, even: bool, axis: int) -> s
     if not index.is_unique:
         twice = labels[index.duplicated()][0]
         return f"expected every time once, got {twice} twice; drop one of them or take their mean"
-    if index.inferred_type in TIMES and (gap := _gap(index)) is not None:
-        dated = f"{name}.T" if axis else name
-        if made != "{}":
-            dated = f"{dated}.set_axis({made.format(f'{dated}.index')})"
-        return (
-            f"expected evenly spaced times, got {labels[gap]} after {labels[gap - 1]}; "
-            f"{dated}.asfreq(...).interpolate(){'.T' if axis else ''} fills in what is missing"
-        )
-    return ""
+    times = index.inferred_type in TIMES
+    if (gap := _gap(index) if times else _gap_of_numbers(index)) is None:
+        return ""
+    kinds = "times" if times else "numbers"
+    said = f"expected evenly spaced {kinds}, got {labels[gap]} after {labels[gap - 1]}"
+    if index.inferred_type in NUMBERS and index.inferred_type != "integer":
+        return said
+    dated = f"{name}.T" if axis else name
+    if made != "{}":
+        dated = f"{dated}.set_axis({made.format(f'{dated}.index')})"
+    filled = f"{dated}.{_even_again(index)}.interpolate(){'.T' if axis else ''}"
+    return f"{said}; {filled} fills in what is missing"
+
+
+def _even_again(index: Any) -> str:
+    """The method of pandas, with its arguments, that gives an index evenly spaced labels."""
+    times = _of_pandas(index)
+    first, last, kind = times[0], times[-1], times.inferred_type
+    if kind == "period":
+        return f"reindex(pd.period_range({str(first)!r}, {str(last)!r}, freq={times.freqstr!r}))"
+    if kind == "integer":
+        return f"reindex(range({first}, {last + 1}, {np.gcd.reduce(np.diff(times))}))"
+    import pandas as pd
+
+    step = pd.Timedelta(np.median(np.diff(times.asi8)), unit=times.unit)
+    days = step.total_seconds() / DAY
+    calendar = ((360, "YS"), (85, "QS"), (27, "MS"))
+    rule = next((rule for least, rule in calendar if days > least), "")
+    if kind == "timedelta64" or not rule:
+        rule = f"{days:.0f}D" if days > 0.9 else pd.tseries.frequencies.to_offset(step).freqstr
+    if rule == "1D":
+        rule = "B" if kind == "datetime64" and times.day_of_week.max() < 5 else "D"
+    return f"resample({rule!r}).mean()"
 
 
 def _step_of(index: Any) -> TimeStep | None:
-    """The step of an index of times."""
-    if index is None or index.inferred_type not in TIMES or len(index) < 2:
+    """The step of an index of times, or of numbers."""
+    if index is None or index.inferred_type not in TIMES + NUMBERS or len(index) < 2:
         return None
+    if index.inferred_type in NUMBERS:
+        step = (index[-1] - index[0]) / (len(index) - 1)
+        whole = index.inferred_type == "integer" and step == int(step)
+        return TimeStep(0, 0, len(index) - 1, 0, int(step) if whole else float(step))
     times = _of_pandas(index)
     if hasattr(times, "to_timestamp"):
         times = times.to_timestamp()
     steps = (times[1:] - times[:-1]).total_seconds().to_numpy()
-    return TimeStep(float(steps.min()), float(steps.max()), len(steps), float(steps.sum()))
+    freq = times.freq if len(times) < 3 else frequency_of(times)
+    return TimeStep(float(steps.min()), float(steps.max()), len(steps), float(steps.sum()), freq)
 
 
 def _of_pandas(times: Any) -> Any:
@@ -240,11 +351,15 @@ def _gap(times: Any) -> int | None:
         even = bool((steps == 1).all())
     else:
         even = (
-            len(times) < 3
-            or np.ptp(steps) * 100 < steps.min()
-            or type(times)(times, freq="infer").freq is not None
+            len(times) < 3 or np.ptp(steps) * 100 < steps.min() or frequency_of(times) is not None
         )
     return None if even else int(steps.argmax()) + 1
+
+
+def _gap_of_numbers(numbers: Any) -> int | None:
+    """Where the longest step of numbers ends, if that is a gap."""
+    steps = np.diff(numbers)
+    return int(steps.argmax()) + 1 if len(steps) and steps.max() > GAP * steps.min() else None
 
 
 def expect_same_index(name: str, more: Any, of: str, frame: Any) -> None:

@@ -30,6 +30,11 @@ def expect_quantiles(name: str, quantiles: Any) -> Array:
         found = np.asarray(quantiles, np.float64)
     except (TypeError, ValueError):
         found = np.array(np.nan)
+    if found.ndim == 0 and np.isfinite(found):
+        raise ValueError(
+            f"{name}: expected a sequence of numbers between 0 and 1, such as (0.1, 0.5, 0.9), got "
+            f"{quantiles!r}"
+        )
     if found.ndim != 1 or not len(found) or not ((found > 0) & (found < 1)).all():
         raise ValueError(f"{name}: expected numbers between 0 and 1, got {quantiles!r}")
     if (np.diff(found) <= 0).any():

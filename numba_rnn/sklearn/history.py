@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from ..typing import Array
-from .frames import are_times, index_of
+from .frames import TimeStep, are_times, index_of
 from .series import TAIL, Shape, index_after
 
 Past = list[tuple[Array, Array]]  # values (T, C) and known inputs (T, E) of each series
@@ -41,12 +41,15 @@ def longer(past: Past, more: Past, keep: int | None) -> Past:
     ]
 
 
-def expect_next(name: str, shape: Shape, new: Any) -> None:
-    """Raises ValueError where the index of new values does not go on from that of a series."""
+def expect_next(name: str, shape: Shape, new: Any, step: TimeStep | None) -> None:
+    """Raises ValueError where the index of new values does not go on from that of a series.
+
+    step  of the series of fit
+    """
     index = index_of(new)
     if index is None or "index" not in shape or not len(index):
         return
-    expected = index_after(shape, len(index))
+    expected = index_after(shape, len(index), step)
     if are_times(shape["index"]) and not are_times(index):
         got = f"{type(index).__name__} from {index[0]}"
     else:
@@ -59,18 +62,16 @@ def expect_next(name: str, shape: Shape, new: Any) -> None:
         )
 
 
-def followed(name: str, shape: Shape, new: Any) -> Shape:
+def followed(name: str, shape: Shape, new: Any, step: TimeStep | None) -> Shape:
     """The shape of a series with new values behind it.
 
     Raises ValueError where their index does not go on.
     """
-    expect_next(name, shape, new)
+    expect_next(name, shape, new, step)
     index = index_of(new)
     if "index" not in shape:
         return shape
-    if index is None:
-        index = index_after(shape, len(new))
-    if type(index) is not type(shape["index"]):
-        index = index_after(shape, len(new))
+    if type(index) is not type(shape["index"]):  # also where there is none
+        index = index_after(shape, len(new), step)
     tail = shape["index"].append(index)[-TAIL:]
     return {**shape, "index": tail, "steps": shape["steps"] + len(new)}

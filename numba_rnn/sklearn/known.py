@@ -12,26 +12,32 @@ from sklearn.utils import check_array
 
 from ..typing import Array, IntArray
 from .calendar_features import calendar_features
-from .frames import index_of
+from .frames import TimeStep, called, index_of
 from .series import Shape, index_after, shape_of
 
 
-def calendars(X: Any, ahead: int, step: float) -> list[Array]:
-    """The features of the calendar (T + ahead, 2 K) of DataFrames."""
-    return [calendar_of(f"X[{k}]", x, ahead, step) for k, x in enumerate(X)]
+def calendars(X: Any, ahead: int, seconds: float, step: TimeStep | None) -> list[Array]:
+    """The features of the calendar (T + ahead, 2 K) of DataFrames.
+
+    seconds  from a step to the next
+    step     that of fit
+    """
+    return [
+        np.concatenate(
+            [
+                calendar_features(called("X", X, k), index_of(x), seconds),
+                calendar_after(shape_of(x), ahead, seconds, step),
+            ]
+        )
+        for k, x in enumerate(X)
+    ]
 
 
-def calendar_of(name: str, x: Any, ahead: int, step: float) -> Array:
-    """Those of one DataFrame, and of the steps after it."""
-    found = calendar_features(name, index_of(x), step)
-    return np.concatenate([found, calendar_after(shape_of(x), ahead, step)])
-
-
-def calendar_after(shape: Shape, ahead: int, step: float) -> Array:
+def calendar_after(shape: Shape, ahead: int, seconds: float, step: TimeStep | None) -> Array:
     """Those of the steps after a series."""
     if not ahead:
-        return calendar_features("X", shape["index"], step)[:0]
-    return calendar_features("X", index_after(shape, ahead), step)
+        return calendar_features("X", shape["index"], seconds)[:0]
+    return calendar_features("X", index_after(shape, ahead, step), seconds)
 
 
 def static_features(static: Any, names: Any, count: int, features: int | None) -> Array:

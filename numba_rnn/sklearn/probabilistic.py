@@ -182,7 +182,8 @@ class ProbabilisticForecasts:
         if self._head is None:
             raise ValueError(
                 f"loss: expected 'quantile', 'normal', 'student_t' or 'negative_binomial' in fit "
-                f"for quantiles, got {self.loss!r}"
+                f"for intervals, quantiles and samples, got {self.loss!r}; "
+                f"{type(self).__name__}(loss='normal') has them"
             )
         series, known, shapes = self._asked(X, exogenous, static, None)
         return [(one, *one._said(series, known)) for one in (self, *self.members_)], shapes

@@ -4,6 +4,7 @@ Here sequences are one array (N, T, ...) where all are of one length, else a lis
 (T_i, ...).
 """
 
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from sklearn.utils import check_array
 
 from ..typing import AnyArray
 from ..validation import expect_plain_array, format_shape
+from .frames import called
 
 Sequences = Any  # an array (N, T, ...), or a list of arrays (T_i, ...)
 LOOKED_AT = 100_000  # steps, of which ``warn_of_scale`` judges
@@ -64,22 +66,26 @@ def read_sequences(name: str, X: Any, dtype: Any, *, missing: bool = False) -> S
     remedy = ', and so does layout="ndt"' if missing else ""
     finite: Any = "allow-nan" if missing else True
     if getattr(X, "ndim", 1) == 3:
-        found = check_array(
-            X, dtype=dtype, allow_nd=True, input_name=name, ensure_all_finite=finite
-        )
+        try:
+            found = check_array(
+                X, dtype=dtype, allow_nd=True, input_name=name, ensure_all_finite=finite
+            )
+        except ValueError as error:
+            expect_finite(name, X, X, dtype, error)
+            raise
         if 0 in found.shape:
             raise ValueError(
                 f"{name}: expected steps and features, got {format_shape(found.shape)}"
             )
         return found
-    rows = [np.asarray(x) for x in X]
+    rows = [as_array(x) for x in X]
     features = rows[0].shape[1]
     for k, row in enumerate(rows):
         if row.ndim != 2 or row.shape[1] != features or not len(row):
             turned = {len(row) for row in rows if row.ndim == 2} == {len(rows[0])}
             raise ValueError(
                 f"{name}: expected sequences (steps, {features}) of at least one step, got shape "
-                f"{format_shape(row.shape)} at {k}"
+                f"{format_shape(row.shape)} in {called(name, X, k)}"
                 + ("; x.T swaps steps and features" + remedy if turned and len(row) else "")
             )
     try:
@@ -89,8 +95,36 @@ def read_sequences(name: str, X: Any, dtype: Any, *, missing: bool = False) -> S
     except ValueError as error:
         if "could not convert" in str(error):
             raise ValueError(f"{name}: expected numbers; {error}") from error
+        expect_finite(name, X, rows, dtype, error)
         raise
     return split(flat, rows)
+
+
+def as_array(x: Any) -> AnyArray:
+    """np.asarray, with NaN for what else says that a value is missing: pandas.NA, None."""
+    found = np.asarray(x)
+    if found.dtype == object and (pandas := sys.modules.get("pandas")):
+        found = np.where(pandas.isna(found), np.nan, found)
+    return found
+
+
+def expect_finite(name: str, X: Any, rows: Any, dtype: Any, error: ValueError) -> None:
+    """Raises ValueError where a number of sequences (T_i, D) is infinite, with its place.
+
+    error  scikit-learn's, which does not say where
+    """
+    if "infinity" not in str(error):
+        return
+    kind = dtype[0] if isinstance(dtype, list) else dtype
+    for k, row in enumerate(rows):
+        with np.errstate(over="ignore"):
+            wrong = np.argwhere(np.isinf(np.asarray(row, kind)))
+        if len(wrong):
+            at = tuple(wrong[0])
+            raise ValueError(
+                f"{called(name, X, k)}: expected finite numbers, got {np.asarray(row)[at]} at step "
+                f"{at[0]}; {error}"
+            ) from error
 
 
 def steps_of_table(table: AnyArray, features: int, layout: str | None) -> AnyArray:

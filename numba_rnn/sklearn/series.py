@@ -1,12 +1,22 @@
 """One series, or several with names: how a forecaster is given them, and how it gives them back."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from ..typing import Array
-from .frames import are_times, index_of, readings_of
+from ..validation import format_shape
+from .frames import (
+    NUMBERS,
+    Named,
+    TimeStep,
+    are_times,
+    frequency_of,
+    index_of,
+    months_of,
+    readings_of,
+)
 
 Shape = dict[str, Any]  # of one series: its kind, the name, the columns, the end of its index
 TAIL = 20  # labels that tell the frequency
@@ -23,12 +33,9 @@ def is_one(X: Any) -> bool:
     if isinstance(X, (list, tuple)):
         return bool(X) and {np.shape(x) for x in X} == {()}
     plain = isinstance(X, np.ndarray) or (hasattr(X, "__array__") and hasattr(X, "shape"))
-    return plain and len(X.shape) == 1 and X.dtype.kind != "O"
-
-
-def named(X: Any) -> bool:
-    """Whether X is series by name."""
-    return isinstance(X, Mapping) and bool(X)
+    if not plain or len(X.shape) != 1:
+        return False
+    return X.dtype.kind != "O" or (len(X) > 0 and {np.shape(x) for x in X} == {()})
 
 
 def are_columns(X: Any) -> bool:
@@ -56,12 +63,44 @@ def expect_no_dates(name: str, X: Any) -> None:
             )
 
 
-def column_of(x: Any) -> Any:
+def expect_some(name: str, X: Any) -> None:
+    """Raises ValueError for a dict, a DataFrame or the like that is empty."""
+    if not len(X) or 0 in getattr(X, "shape", ()):
+        raise ValueError(f"{name}: expected at least one series, got an empty {type(X).__name__}")
+
+
+def expect_names(name: str, X: Any, names: Collection[Any], of: str) -> None:
+    """Raises ValueError for what is no dict with just these names."""
+    wanted = f"{name}: expected a dict with the names in {of}, {', '.join(map(str, names))}"
+    if not isinstance(X, Mapping):
+        raise ValueError(f"{wanted}, got {type(X).__name__}")
+    for says, these in (
+        ("missing", [one for one in names if one not in X]),
+        ("unknown", [one for one in X if one not in names]),
+    ):
+        if these:
+            raise ValueError(f"{wanted}; {says}: {', '.join(map(str, these))}")
+
+
+def columns_by_name(name: str, X: Any, names: Iterable[Any]) -> Named:
+    """Series of a dict as frames or arrays (T, C), in the order of names."""
+    keys = list(names)
+    return Named([column_of(f"{name}[{key!r}]", X[key]) for key in keys], keys)
+
+
+def column_of(name: str, x: Any) -> Any:
     """A series as a frame or an array (T, C). The name of a Series is that of no column: those of
     several differ.
+
+    Raises ValueError for what has no steps, or more axes.
     """
     if hasattr(x, "to_frame") and getattr(x, "ndim", 0) == 1:
         return x.to_frame(0)
+    if np.ndim(x) not in (1, 2):
+        raise ValueError(
+            f"{name}: expected a series (T,) or (T, C), got "
+            + (f"shape {format_shape(np.shape(x))}" if np.ndim(x) else f"{x!r}")
+        )
     return x if np.ndim(x) == 2 else np.asarray(x)[:, None]
 
 
@@ -76,9 +115,17 @@ def shape_of(x: Any) -> Shape:
     return {"kind": "frame", "columns": x.columns, **tail}
 
 
-def in_shape(forecast: Array, shape: Shape, labels: Any = None) -> Any:
+def shapes_of(shapes: Any) -> list[Shape]:
+    """The shapes of series as a list; empty where there are none."""
+    return list(shapes.values()) if isinstance(shapes, dict) else list(shapes or ())
+
+
+def in_shape(
+    forecast: Array, shape: Shape, labels: Any = None, step: TimeStep | None = None
+) -> Any:
     """A forecast (horizon, C) as the series was given, with the index that follows on its own.
 
+    step    of the series of fit, for an index that is too short to have one
     labels  of several for each step and channel, (horizon, C, L): they are columns
     """
     if shape["kind"] == "matrix":
@@ -87,7 +134,7 @@ def in_shape(forecast: Array, shape: Shape, labels: Any = None) -> Any:
         return forecast[:, 0]
     import pandas as pd
 
-    index = index_after(shape, len(forecast))
+    index = index_after(shape, len(forecast), step)
     if shape["kind"] == "series":
         if labels is None:
             return pd.Series(forecast[:, 0], index, name=shape["name"])
@@ -98,8 +145,11 @@ def in_shape(forecast: Array, shape: Shape, labels: Any = None) -> Any:
     return pd.DataFrame(forecast.reshape(len(forecast), -1), index, columns)
 
 
-def index_after(shape: Shape, count: int) -> Any:
-    """The next labels of an index of times or numbers; others are numbered on."""
+def index_after(shape: Shape, count: int, step: TimeStep | None = None) -> Any:
+    """The next labels of an index of times or numbers; others are numbered on.
+
+    step  of other series, whose frequency is that of labels that go on by it
+    """
     import pandas as pd
 
     tail, name = shape["index"], shape["index"].name
@@ -113,13 +163,42 @@ def index_after(shape: Shape, count: int) -> Any:
     kind = tail.inferred_type
     if kind in ("date", "datetime"):
         tail, kind = pd.to_datetime(tail), "datetime64"
-    freq = shape["freq"]
-    if kind == "datetime64" and freq is None and len(tail) > 2:
-        freq = pd.DatetimeIndex(tail, freq="infer").freq
-    if kind == "datetime64" and freq is not None:
-        return pd.date_range(tail[-1], periods=count + 1, freq=freq, name=name)[1:]
-    if len(tail) > 1 and kind in ("datetime64", "timedelta64", "timedelta", "integer", "floating"):
-        step = (tail[-1] - tail[0]) / (len(tail) - 1)
-        step = int(step) if kind == "integer" and step == int(step) else step
-        return pd.Index([tail[-1] + k * step for k in range(1, count + 1)], name=name)
+    if kind == "datetime64" and (freq := _freq_after(tail, shape["freq"], step)) is not None:
+        found = pd.date_range(tail[-1], periods=count + 1, freq=freq, name=name)
+        return found[found > tail[-1]][:count]
+    if kind in ("datetime64", "timedelta64", "timedelta", "integer", "floating"):
+        by = _mean_step(tail, step)
+        if by is not None:
+            return pd.Index([tail[-1] + k * by for k in range(1, count + 1)], name=name)
     return pd.RangeIndex(shape["steps"], shape["steps"] + count, name=name)
+
+
+def _freq_after(tail: Any, own: Any, step: TimeStep | None) -> Any:
+    """The offset by which dates go on: their own, or that of others that fits them."""
+    import pandas as pd
+
+    freq = None if step is None or step.of_numbers else step.freq
+    if own is not None or freq is None:
+        return frequency_of(tail) if own is None else own
+    if len(tail) > 1:
+        fits = list(pd.date_range(tail[0], periods=len(tail), freq=freq)) == list(tail)
+        return freq if fits else frequency_of(tail)
+    if not (months := months_of(freq)):
+        return freq
+    (day,) = tail
+    if freq.is_on_offset(day) and day.day == min(freq.kwds.get("day", day.day), day.days_in_month):
+        return freq
+    return pd.DateOffset(months=months, day=31 if day.is_month_end else day.day)
+
+
+def _mean_step(tail: Any, step: TimeStep | None) -> Any:
+    """The mean step of labels; that of others where there is one label alone."""
+    if len(tail) > 1:
+        by = (tail[-1] - tail[0]) / (len(tail) - 1)
+        return int(by) if tail.inferred_type == "integer" and by == int(by) else by
+    numbers = tail.inferred_type in NUMBERS
+    if step is None or step.of_numbers != numbers:
+        return 1 if tail.inferred_type == "integer" else None
+    import pandas as pd
+
+    return step.freq if numbers else pd.Timedelta(seconds=step.span / step.number)

@@ -10,6 +10,7 @@ from ..backend import to_host
 from ..typing import Array, BoolArray
 from ..validation import expect_choice, expect_float, expect_int
 from .choosing import Choice, Data, choose, season_of
+from .frames import called
 from .heads import COUNTS, HEADS, Quantiles, expect_quantiles
 from .probabilistic import ROWS, correlation_of, spread_of
 from .sequences import (
@@ -58,7 +59,11 @@ class SeriesLearning(SeriesReader):
         """The choice: options that are given, and the best of those that are "auto"."""
         for k, (values, _) in enumerate(data):
             if np.isnan(values).all(axis=0).any():
-                raise ValueError(f"X: expected values in each channel, got none in series {k}")
+                channel = int(np.isnan(values).all(axis=0).argmax())
+                raise ValueError(
+                    f"{called('X', data, k)}: expected values in each channel, got none in "
+                    f"{self._column(channel)}"
+                )
         counts = self.loss in COUNTS
         if counts:
             expect_counts("X", data, self.loss)
@@ -72,13 +77,18 @@ class SeriesLearning(SeriesReader):
         for k, (values, _) in enumerate(data):
             if len(values) <= transform.lost + self.horizon:
                 raise ValueError(
-                    f"X: expected series of at least {transform.lost + self.horizon + 1} steps "
-                    f"with differencing={self.differencing!r}, got {len(values)} in series {k}"
+                    f"{called('X', data, k)}: expected at least "
+                    f"{transform.lost + self.horizon + 1} steps with "
+                    f"differencing={self.differencing!r}, got {len(values)}"
                 )
         open_ = "auto" in (self.differencing, self.log, self.lags)
         if not open_ and self.early_stopping != "refit":
             return Choice(transform)
         return choose(self, data, transform)
+
+    def _column(self, channel: int) -> str:
+        """How an error calls a channel."""
+        return f"the column {self._columns[channel]!r}" if self._columns else f"channel {channel}"
 
     def _season(self, data: Data) -> int:
         seasonal = self.differencing in ("seasonal", "both")
@@ -226,7 +236,8 @@ class SeriesLearning(SeriesReader):
             if len(values) - held < least + self._transform.lost:
                 raise ValueError(
                     f"early_stopping: expected series of at least {2 * least} steps, to hold out "
-                    f"their ends, got one of {len(values)}"
+                    f"their ends, got {len(values)} in {called('X', series, k)}; "
+                    "early_stopping='refit' or False takes shorter ones"
                 )
             early.append((values[:-held], known[:-held]))
             judged.append(self._judged(values, known, held - self.horizon + 1))

@@ -1,6 +1,7 @@
 """The series of a forecaster: what it is given becomes arrays (T, C), and what is known of them."""
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,11 @@ from .base import RecurrentEstimator
 from .calendar_features import step_of
 from .choosing import Data
 from .frames import (
+    Named,
+    TimeStep,
     are_names,
     are_times,
+    called,
     columns_of,
     expect_column_order,
     expect_columns,
@@ -34,14 +38,17 @@ from .series import (
     Shape,
     are_columns,
     column_of,
+    columns_by_name,
+    expect_names,
     expect_no_dates,
+    expect_some,
     is_one,
-    named,
     shape_of,
 )
 
 ROWS_ARE_SERIES = "Each row of a table is a series; for a table with a row for each time: "
 ONE_SERIES = f"{ROWS_ARE_SERIES}fit([X])"
+LATER = "with a shorter horizon in fit, predict(horizon=...) says as many steps"
 FEW_STEPS = 20  # of a table with ten times as many rows, which might be one series
 
 
@@ -69,8 +76,8 @@ def expect_counts(name: str, data: Data, loss: str) -> None:
         wrong = (values < 0) | (values % 1 > 0)
         if wrong.any():
             raise ValueError(
-                f"{name}: expected whole numbers from 0 for loss={loss!r}, got {values[wrong][0]} "
-                f"in series {k}"
+                f"{called(name, data, k)}: expected whole numbers from 0 for loss={loss!r}, got "
+                f"{values[wrong][0]:g} at step {np.argwhere(wrong)[0][0]}"
             )
 
 
@@ -116,24 +123,29 @@ class SeriesReader(RecurrentEstimator):
         """
         if table or y is not None:
             return X, exogenous, None
-        if named(X):
+        if isinstance(X, Mapping):
+            expect_some("X", X)
             for name, x in X.items():
                 expect_no_dates(f"X[{name!r}]", x)
-            if exogenous is not None and not (named(exogenous) and set(exogenous) == set(X)):
-                raise ValueError(
-                    f"exogenous: expected a dict with the names in X, {', '.join(map(str, X))}"
-                )
-            known = None if exogenous is None else [column_of(exogenous[name]) for name in X]
-            shapes = {name: shape_of(x) for name, x in X.items()}
-            return [column_of(x) for x in X.values()], known, shapes
+            if exogenous is not None:
+                expect_names("exogenous", exogenous, X, "X")
+                exogenous = columns_by_name("exogenous", exogenous, X)
+            return columns_by_name("X", X, X), exogenous, {n: shape_of(x) for n, x in X.items()}
+        if index_of(X) is not None:
+            expect_some("X", X)
         expect_no_dates("X", X)
         if is_one(X):
             several = exogenous is None or isinstance(exogenous, list)
-            known = exogenous if several else [column_of(exogenous)]
-            return [column_of(X)], known, [shape_of(X)]
+            known = exogenous if several else Named([column_of("exogenous", exogenous)], None)
+            return Named([column_of("X", X)], None), known, [shape_of(X)]
         if are_columns(X):
-            return [column_of(x) for x in X], exogenous, None
+            return [column_of(f"X[{k}]", x) for k, x in enumerate(X)], exogenous, None
         return X, exogenous, None
+
+    @property
+    def _fit_step(self) -> TimeStep | None:
+        """The time from a step to the next in fit, where it was told."""
+        return None if self._step is None else TimeStep(*self._step)
 
     def _read_series(self, X: Any, *, reset: bool) -> Sequences:
         horizon = expect_int("horizon", self.horizon)
@@ -143,12 +155,12 @@ class SeriesReader(RecurrentEstimator):
         except ValueError as error:
             if "feature(s)" in str(error):
                 least = str(error).rstrip(".")
-                raise ValueError(f"{least}: horizon + 1 steps. {ONE_SERIES}") from error
+                raise ValueError(f"{least}: horizon + 1 steps. {ONE_SERIES}; {LATER}") from error
             if "Reshape" in str(error):
                 raise ValueError(f"X: expected series, got one. {ONE_SERIES}. {error}") from error
             raise
         if reset:
-            self._expect_steps(series)
+            self._expect_steps(X, series)
             self._warn_of_table(series)
             names = None if self._table else getattr(self, "feature_names_in_", None)
             if self.scaling is None:
@@ -159,12 +171,12 @@ class SeriesReader(RecurrentEstimator):
             raise ValueError(f"horizon: expected {self._horizon}, as in fit, got {horizon}")
         return series
 
-    def _expect_steps(self, series: Sequences) -> None:
+    def _expect_steps(self, X: Any, series: Sequences) -> None:
         for k, values in enumerate(series):
             if len(values) <= self.horizon:
                 raise ValueError(
-                    f"X: expected series of at least {self.horizon + 1} steps for a horizon of "
-                    f"{self.horizon}, got {len(values)} in series {k}"
+                    f"{called('X', X, k)}: expected at least {self.horizon + 1} steps for a "
+                    f"horizon of {self.horizon}, got {len(values)}; {LATER}"
                 )
 
     def _warn_of_table(self, series: Sequences) -> None:
@@ -192,11 +204,12 @@ class SeriesReader(RecurrentEstimator):
             self._static, self._series = features.shape[1], names or count
             size = expect_int("embedding", self.embedding, 0)
             self._embedded = (count, size) if size else None
-            self._seconds = max(step_of("X", x) for x in X) if self.calendar else 0.0
+            steps = (step_of(called("X", X, k), x) for k, x in enumerate(X))
+            self._seconds = max(steps) if self.calendar else 0.0
         now = [np.repeat(one[None], len(block), axis=0) for one, block in
                zip(features, blocks, strict=True)]  # fmt: skip
         if self.calendar:
-            dates = calendars(X, ahead, self._seconds)
+            dates = calendars(X, ahead, self._seconds, self._fit_step)
             now = [np.concatenate(pair, axis=1) for pair in zip(dates, now, strict=True)]
         if self._embedded:
             numbers = numbers_of(names, count, self._series)
@@ -248,8 +261,8 @@ class SeriesReader(RecurrentEstimator):
             if len(more) != length:
                 later = f" and the {ahead} to come" if ahead else ""
                 raise ValueError(
-                    f"exogenous[{k}]: expected {length} steps, the {length - ahead} of X[{k}]"
-                    f"{later}, got {len(more)}"
+                    f"{called('exogenous', exogenous, k)}: expected {length} steps, the "
+                    f"{length - ahead} of {called('X', X, k)}{later}, got {len(more)}"
                 )
         self._expect_indices(exogenous, listed(X))
         features = blocks[0].shape[1]
@@ -270,6 +283,7 @@ class SeriesReader(RecurrentEstimator):
             expect_same_columns("exogenous", exogenous, "X", X)
             return
         for k, more in enumerate(exogenous):
-            expect_order(f"exogenous[{k}]", index_of(more), even=True)
+            name = called("exogenous", exogenous, k)
+            expect_order(name, index_of(more), even=True)
             if isinstance(X, (list, tuple)):
-                expect_same_index(f"exogenous[{k}]", more, f"X[{k}]", X[k])
+                expect_same_index(name, more, called("X", X, k), X[k])
