@@ -312,7 +312,7 @@ def test_labels_beside_the_frequency_of_fit_keep_their_day():
     [
         ("MS", pd.date_range("2026-01-01", periods=2), "steps of 1 month, as in fit, got 1 d"),
         ("MS", pd.date_range("2026-01-01", periods=5, freq="30D"), "steps of 1 month, .* got 30 d"),
-        ("MS", pd.date_range("2026-01-01", periods=2, freq="2MS"), "steps of 1 month.* got 2 months"),
+        ("MS", pd.date_range("2026-01-01", periods=2, freq="2MS"), "of 1 month.* got 2 months"),
         ("quarters", REGULAR["the 15th"][:9], "steps of 3 months, as in fit, got 1 month;"),
         ("D", pd.bdate_range("2026-01-01", periods=5), "steps of 1 d, as in fit, got 1.5 d"),
     ],
@@ -321,7 +321,7 @@ def test_another_frequency_than_that_of_fit_is_refused_by_name(fitted, given, sa
     model = RNNForecaster(**FAST, **PLAIN).fit(pd.Series(SALES, REGULAR[fitted][:60]))
     short = pd.Series(SALES[: len(given)], given)
     for call in (model.predict, model.score):
-        with pytest.raises(ValueError, match=f"^X: expected {says}"):
+        with pytest.raises(ValueError, match=f"^X: expected.* {says}"):
             call(short)
     with pytest.raises(ValueError, match=rf"^X\['a'\]: .*{says}"):
         model.predict({"a": short})

@@ -178,8 +178,9 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, SeriesLearning):
 
     The index of a DataFrame or a Series must have its times or numbers in order, each once and
     evenly spaced, as months are, and so must the columns of a table. All series have one frequency,
-    in ``predict`` that of ``fit``, by which short ones go on; exogenous inputs have the same labels; otherwise a ValueError names the
-    place. To ignore times, drop the index: ``frame.reset_index(drop=True)``.
+    in ``predict`` that of ``fit``, by which short ones go on. Exogenous inputs have the same
+    labels. Otherwise a ValueError names the place. To ignore times, drop the index:
+    ``frame.reset_index(drop=True)``.
 
     ``exogenous`` inputs are known for the future as well, such as the calendar. Give one sequence
     (T_i, E) for each series, for ``predict`` with the ``horizon`` steps to come: (T_i + horizon,
