@@ -575,52 +575,54 @@ class Engine:
         left = ~counter_rng.drawn(seed, shape, rate, row_offset=row_offset)
         return self.to_device(left * np.dtype(dtype).type(1 / (1 - rate)))
 
-    def softmax_loss(self, scores: Array, labels: Array) -> tuple[Array, Any]:
-        """Compute the cross-entropy of the softmax of each row of scores.
+    def log_sum_exp(self, scores: Array) -> Array:
+        """Compute log(sum(exp(scores))) of each row, in two parts.
 
         Parameters
         ----------
         scores : (R, V) array
-            The scores. They must not change before ``softmax_gradient``.
-        labels : (R,) array, int64
-            The columns of the labels.
+            The scores.
 
         Returns
         -------
-        losses : (R,) array, float64
-            log(sum(exp(scores))) - scores[label] of each row.
-        saved : object
-            The record that ``softmax_gradient`` needs. Its form is the engine's own.
+        (2, R) array, float64
+            The largest score, and log(sum(exp(scores - largest))).
         """
         xp = self.xp
+        largest = scores.max(axis=1, keepdims=True)
         with np.errstate(over="ignore"):  # towards -inf, whose share is 0
-            shifted = scores - scores.max(axis=1, keepdims=True)  # the largest is 0
-        of_label = shifted[xp.arange(len(labels)), labels]
-        xp.exp(shifted, out=shifted)
-        total = shifted.sum(axis=1, keepdims=True)
-        return xp.log(total[:, 0].astype(np.float64)) - of_label, (shifted, total)
+            shifted = scores - largest
+        total = xp.exp(shifted, out=shifted).sum(axis=1)
+        return xp.stack([largest[:, 0].astype(np.float64), xp.log(total.astype(np.float64))])
 
-    def softmax_gradient(self, scores: Array, labels: Array, weights: Array, saved: Any) -> Array:
-        """Compute the gradient of the weighted sum of the losses with respect to the scores.
+    def softmax_gradient(
+        self, scores: Array, log_sums: Array, labels: Array, weights: Array
+    ) -> Array:
+        """Compute the gradient of weighted cross-entropies with respect to the scores.
 
         Parameters
         ----------
-        scores, labels : arrays
-            As ``softmax_loss`` took them.
+        scores : (R, V) array
+            The scores, or some columns of them.
+        log_sums : (2, R) array, float64
+            ``log_sum_exp`` of each row, of all its columns.
+        labels : (R,) array, int64
+            The columns of the labels; -1 where it is not among these.
         weights : (R,) array, float64
             The factor of each row's loss. Where it is 0, so is the gradient.
-        saved : object
-            The last result of ``softmax_loss``.
 
         Returns
         -------
         (R, V) array
             weights[r] (softmax(scores[r]) - 1 at the label).
         """
-        xp, (exps, total) = self.xp, saved
-        scale = weights[:, None].astype(exps.dtype)
-        gradient = exps * (scale / total)
-        gradient[xp.arange(len(labels)), labels] -= scale[:, 0]
+        xp, largest = self.xp, log_sums[0].astype(scores.dtype)
+        with np.errstate(over="ignore"):
+            shifted = scores - largest[:, None]
+        gradient = xp.exp(shifted, out=shifted)
+        gradient *= (weights * xp.exp(-log_sums[1]))[:, None].astype(scores.dtype)
+        here = xp.where(labels >= 0, weights, 0.0).astype(scores.dtype)
+        gradient[xp.arange(len(labels)), xp.maximum(labels, 0)] -= here
         xp.copyto(gradient, 0, where=weights[:, None] == 0)
         return gradient
 

@@ -141,6 +141,11 @@ LAYERS: dict[str, tuple[Any, tuple[Any, ...], tuple[Any, ...]]] = {
     "softmax": (rnn.TimeSoftmaxWithLoss, (numbers(N, T, V), IDS), (1.5,)),
     "softmax, some ignored": (rnn.TimeSoftmaxWithLoss, (numbers(N, T, V), LABELS), ()),
     "softmax, all ignored": (rnn.TimeSoftmaxWithLoss, (numbers(N, T, V), IDS * 0 - 1), ()),
+    "affine and softmax": (
+        lambda: rnn.TimeAffineSoftmaxWithLoss.create(D, V, rng=1, dtype=np.float64),
+        (XS, LABELS),
+        (1.5,),
+    ),
     "sigmoid": (rnn.TimeSigmoidWithLoss, (XS, (XS + 1) / 2), (0.5,)),
     "sigmoid, bool": (rnn.TimeSigmoidWithLoss, (XS, XS > 0), ()),
     "squares": (rnn.TimeMSE, (XS, XS * 0.5), ()),

@@ -147,7 +147,7 @@ def loss_layer(layer: Any, xs: Array, ts: Array) -> Case:
         return 1.7 * layer.forward(xs, ts)
 
     loss()
-    return layer, loss, {"xs": (xs, layer.backward(1.7))}
+    return layer, loss, {"xs": (xs, layer.backward(1.7)), **param_pairs(layer)}
 
 
 # ---- the cases
@@ -273,6 +273,12 @@ def softmax() -> Case:
     )
 
 
+def affine_softmax() -> Case:
+    layer = rnn.TimeAffineSoftmaxWithLoss.create(D, 6, rng=1, dtype=np.float64)
+    layer.block = 4  # not the same number of columns in each
+    return loss_layer(layer, numbers(N, T, D), np.array([[5, 0, -1, 2], [-1, 3, 3, 1]]))
+
+
 def sigmoid() -> Case:
     targets = np.random.default_rng(1).uniform(0, 1, (N, T))
     return loss_layer(rnn.TimeSigmoidWithLoss(), 4 * numbers(N, T), targets)
@@ -342,6 +348,7 @@ CASES: dict[str, tuple[type[layers.Layer], Callable[[], Case]]] = {
     "TimeAttention": (rnn.TimeAttention, attention),
     "TimeAttention, lengths": (rnn.TimeAttention, partial(attention, [2, T])),
     "TimeSoftmaxWithLoss": (rnn.TimeSoftmaxWithLoss, softmax),
+    "TimeAffineSoftmaxWithLoss": (rnn.TimeAffineSoftmaxWithLoss, affine_softmax),
     "TimeSigmoidWithLoss": (rnn.TimeSigmoidWithLoss, sigmoid),
     "TimeMSE": (rnn.TimeMSE, mse),
 }

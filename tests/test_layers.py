@@ -639,3 +639,30 @@ def test_a_layer_that_forgets_cannot_go_back():
     layer.forget()
     with pytest.raises(RuntimeError, match="call forward first"):
         layer.backward(hs)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("block", [1, 3, 11, 50])
+def test_an_affine_layer_and_its_loss_in_one_are_the_two(backend, block):
+    rng = np.random.default_rng(block)
+    W, b, xs = (rng.standard_normal(shape) for shape in ((5, 11), (11,), (3, 4, 5)))
+    ts, weights = rng.integers(-1, 11, (3, 4)), rng.random((3, 4))
+    with use_backend(backend, strict=True):
+        affine, loss = rnn.TimeAffine(W, b), rnn.TimeSoftmaxWithLoss()
+        both = rnn.TimeAffineSoftmaxWithLoss(W.copy(), b.copy())
+        both.block = block
+        for given in ({}, {"weights": weights}):
+            scores = affine.forward(xs)
+            np.testing.assert_allclose(both.scores(xs), scores, rtol=1e-13)
+            want = loss.forward(scores, ts, **given)
+            assert both.forward(xs, ts, **given) == pytest.approx(want, rel=1e-13)
+            dxs = affine.backward(loss.backward(0.7))
+            np.testing.assert_allclose(both.backward(0.7), dxs, rtol=1e-10, atol=1e-15)
+            for got, expected in zip(both.grads, affine.grads, strict=True):
+                np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-15)
+        assert both.forward(xs, np.full((3, 4), -1)) == 0
+        assert not both.backward().any()
+        with pytest.raises(ValueError, match="ts: expected labels"):
+            both.forward(xs, np.zeros((3, 4, 11), int))
+        with pytest.raises(ValueError, match="xs: expected"):
+            both.forward(xs[:, :, :4], ts)

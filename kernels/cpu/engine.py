@@ -136,7 +136,8 @@ class NumbaEngine(NumpyEngine):
         return super().affine(xs, W, b)
 
     def affine_backward(self, xs: Array, W: Array, dout: Array, dW: Array, db: Array) -> Array:
-        if not (product.takes(xs.T, dout) and dW.flags.c_contiguous and db.flags.c_contiguous):
+        in_rows = dW.strides[1] == db.strides[0] == dW.itemsize
+        if not (product.takes(xs.T, dout) and in_rows):
             return super().affine_backward(xs, W, dout, dW, db)
         product.product(xs.T, dout, out=dW, sums=db)
         return self.product(dout, W.T)
@@ -152,14 +153,14 @@ class NumbaEngine(NumpyEngine):
         else:
             super().add_rows(out, rows, values)
 
-    def softmax_loss(self, scores: Array, labels: Array) -> tuple[Array, Any]:
-        scores = np.ascontiguousarray(scores)
-        losses, kept = training_kernels.softmax_loss(scores, labels)
-        return losses, (scores, kept)
+    def log_sum_exp(self, scores: Array) -> Array:
+        return training_kernels.log_sum_exp(np.ascontiguousarray(scores))
 
-    def softmax_gradient(self, scores: Array, labels: Array, weights: Array, saved: Any) -> Array:
-        scores, kept = saved
-        return training_kernels.softmax_gradient(scores, labels, weights, kept)
+    def softmax_gradient(
+        self, scores: Array, log_sums: Array, labels: Array, weights: Array
+    ) -> Array:
+        scores = np.ascontiguousarray(scores)
+        return training_kernels.softmax_gradient(scores, log_sums, labels, weights)
 
     def dropout(
         self, seed: int, shape: Sequence[int], rate: float, dtype: Any, row_offset: int = 0

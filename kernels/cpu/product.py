@@ -148,7 +148,7 @@ def product(
 
     bias  (P,), added to each row
     sums  (P,), gets the sums of B's columns
-    out   (M, P), gets the result
+    out   (M, P), gets the result; the numbers of a row lie side by side
     """
     (M, K), P, size = a.shape, b.shape[1], a.itemsize
     a_transposed, b_transposed = _is_transposed(a), _is_transposed(b)
@@ -159,7 +159,7 @@ def product(
     out = np.empty((M, P), a.dtype) if out is None else out
     given = Matrices(
         address_of(a), a.strides[1 if a_transposed else 0], address_of(b),
-        b.strides[1 if b_transposed else 0], address_of(out), P * size,
+        b.strides[1 if b_transposed else 0], address_of(out), out.strides[0],
         0 if bias is None else address_of(bias), 0 if sums is None else address_of(sums),
         M, K, P, a_transposed, b_transposed, blocks, scratch[1], share,
         *(compiled(kernel, dtype) for kernel in _KERNELS),

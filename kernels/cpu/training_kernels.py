@@ -6,6 +6,7 @@ sum is made within an item, and of items in their order afterwards, so that no b
 many threads there are.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -243,18 +244,14 @@ def sum_of_squares(arrays: Sequence[Array]) -> float:
 
 
 class Rows(NamedTuple):
-    """Rows of scores (V,), their labels (int64) and their loss.
-
-    Of each row in float64: largest, the largest score; total, the sum of exp(score - largest);
-    weights, what its gradient is multiplied by.
-    """
+    """Rows of scores (V,), and of each its label (int64); its largest score, the logarithm of
+    sum(exp(score - largest)) and what its gradient is multiplied by (float64); the gradient."""
 
     V: int
     scores: int
     labels: int
     largest: int
-    total: int
-    losses: int
+    log_sums: int
     weights: int
     gradient: int
 
@@ -296,8 +293,8 @@ def _store_number(builder, ctx, address, index, number):
     builder.store(number, builder.gep(builder.inttoptr(address, kind.as_pointer()), [index]))
 
 
-def softmax_losses(ctx):
-    """A kernel: largest, total and losses of ``Rows``."""
+def log_sums(ctx):
+    """A kernel: largest and log_sums of ``Rows``."""
     items = read_items(arguments_address(ctx))
     given, W = _read_rows(items.given), lanes_of(ctx)
     size, V = VECTOR_BYTES // W, given.V
@@ -307,24 +304,19 @@ def softmax_losses(ctx):
         peak = _in_all_lanes(ctx, first)
         for k in range(0, V, W):
             peak = maximum(peak, _load_scores(ctx, scores + k * size, V - k, first))
-        largest = _largest_of(ctx, peak)
+        largest, total = _largest_of(ctx, peak), 0.0
         peak = _in_all_lanes(ctx, largest)
-        total = 0.0
         for block in range(0, V, BLOCK):
             part = load_part(ctx, scores, 0)
             for k in range(block, min(block + BLOCK, V), W):
-                numbers = _load_scores(ctx, scores + k * size, V - k, -np.inf)
-                part = part + exp(numbers - peak)
+                part = part + exp(_load_scores(ctx, scores + k * size, V - k, -math.inf) - peak)
             total += _sum_of(ctx, part)
         _store_f64(given.largest, row, largest)
-        _store_f64(given.total, row, total)
-        label = load_i64(given.labels, row)
-        of_label = _load_number(ctx, scores, label) - largest
-        _store_f64(given.losses, row, np.log(total) - of_label)
+        _store_f64(given.log_sums, row, math.log(total))
 
 
 def softmax_gradients(ctx):
-    """A kernel: the gradient of the weighted losses of ``Rows``; 0 where the weight is 0."""
+    """A kernel: the gradient of ``Rows``; 0 where the weight is 0."""
     items = read_items(arguments_address(ctx))
     given, W = _read_rows(items.given), lanes_of(ctx)
     size, V = VECTOR_BYTES // W, given.V
@@ -335,32 +327,29 @@ def softmax_gradients(ctx):
             for k in range(0, V, W):
                 store_part(ctx, load_part(ctx, scores, 0), out + k * size, V - k)
             continue
-        peak = _in_all_lanes(ctx, _load_f64(given.largest, row))
-        scale = _in_all_lanes(ctx, weight / _load_f64(given.total, row))
+        largest = _in_all_lanes(ctx, _load_f64(given.largest, row))
+        factor = _in_all_lanes(ctx, weight * math.exp(-_load_f64(given.log_sums, row)))
         for k in range(0, V, W):
             numbers = load_part(ctx, scores + k * size, V - k)
-            store_part(ctx, exp(numbers - peak) * scale, out + k * size, V - k)
-        _store_number(ctx, out, label, _load_number(ctx, out, label) - weight)
+            store_part(ctx, exp(numbers - largest) * factor, out + k * size, V - k)
+        if label >= 0:
+            _store_number(ctx, out, label, _load_number(ctx, out, label) - weight)
 
 
-def softmax_loss(scores: Array, labels: Array) -> tuple[Array, Array]:
-    """The loss of each row, and what ``softmax_gradient`` needs: largest and total."""
-    rows = np.empty((3, len(scores)))
-    largest, total, losses = map(address_of, rows)
-    given = Rows(
-        scores.shape[1], address_of(scores), address_of(labels), largest, total, losses, 0, 0
-    )
-    parallel_for(compiled(softmax_losses, scores.dtype.name), given, len(scores), scores.size)
-    return rows[2], rows[:2]
+def log_sum_exp(scores: Array) -> Array:
+    """The largest score of each row, and log(sum(exp(score - largest))), in float64."""
+    out = np.empty((2, len(scores)))
+    largest, sums = map(address_of, out)
+    given = Rows(scores.shape[1], address_of(scores), 0, largest, sums, 0, 0)
+    parallel_for(compiled(log_sums, scores.dtype.name), given, len(scores), scores.size)
+    return out
 
 
-def softmax_gradient(scores: Array, labels: Array, weights: Array, kept: Array) -> Array:
+def softmax_gradient(scores: Array, sums: Array, labels: Array, weights: Array) -> Array:
     """weights[r] times the gradient of the loss of row r with respect to its scores."""
     out = np.empty_like(scores)
-    given = Rows(
-        scores.shape[1], address_of(scores), address_of(labels), address_of(kept[0]),
-        address_of(kept[1]), 0, address_of(weights), address_of(out),
-    )  # fmt: skip
+    places = (address_of(array) for array in (scores, labels, *sums, weights, out))
+    given = Rows(scores.shape[1], *places)
     parallel_for(compiled(softmax_gradients, scores.dtype.name), given, len(scores), scores.size)
     return out
 

@@ -1,5 +1,6 @@
 """Layers with the names of *Deep Learning from Scratch 2*."""
 
+from .affine_softmax import TimeAffineSoftmaxWithLoss
 from .attention import TimeAttention
 from .base import Layer
 from .bidirectional import Bidirectional, Reversed, TimeBiGRU, TimeBiLSTM, TimeBiRNN
@@ -19,6 +20,7 @@ __all__ = [
     "Reversed",
     "Stacked",
     "TimeAffine",
+    "TimeAffineSoftmaxWithLoss",
     "TimeAttention",
     "TimeBiGRU",
     "TimeBiLSTM",

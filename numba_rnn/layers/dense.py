@@ -126,7 +126,7 @@ class TimeAffine(Layer):
     """
 
     param_names = ("W", "b")
-    role_in_stream = "affine"
+    role_in_stream: str | None = "affine"
 
     def __init__(self, W: Array, b: Array) -> None:
         engine = engine_for_input(W)

@@ -105,29 +105,41 @@ class TimeSoftmaxWithLoss(_Loss):
         engine = engine_for_input(xs)
         xs = validate_array("xs", xs, ("N", "T", "V"), None, engine)
         N, T, V = xs.shape
-        ts = from_dlpack(ts, engine)
-        if np.shape(ts) == xs.shape:
-            raise ValueError(
-                f"ts: expected labels (N, T), got shape {np.shape(ts)}; "
-                "ts.argmax(axis=2) converts one-hot labels"
-            )
-        on_device = validate_ids("ts", ts, (N, T), V, engine, ignore=self.ignore_label)
-        counts = to_host(ts != self.ignore_label).reshape(-1)  # of ts as given
-        each = counts.astype(np.float64)
-        if weights is not None:
-            each = np.where(counts, _weights(weights, (N, T)).reshape(-1), 0)
-        count = _divisor(float(each.sum()), xs)
-        scores, labels, xp = xs.reshape(N * T, V), on_device.reshape(-1), engine.xp
-        each = engine.to_device(each)
-        labels = xp.where(each != 0, labels, 0).astype(np.int64)  # 0 where it does not count
-        losses, saved = engine.softmax_loss(scores, labels)
-        self._tape = engine, scores, labels, each, count, saved, xs.shape
+        labels, each, count = counted_labels(ts, weights, xs, V, self.ignore_label, engine)
+        scores, xp = xs.reshape(N * T, V), engine.xp
+        log_sums = engine.log_sum_exp(scores)
+        of_label = scores[xp.arange(N * T), xp.maximum(labels, 0)] - log_sums[0]
+        losses = log_sums[1] - of_label
+        self._tape = engine, scores, log_sums, labels, each, count, xs.shape
         return engine.to_scalar(xp.where(each != 0, losses * each, 0.0).sum() / count)
 
     def _gradient(self, dout: float, *tape: Any) -> Array:
-        engine, scores, labels, each, count, saved, shape = tape
+        engine, scores, log_sums, labels, each, count, shape = tape
         weights = each * (dout / count)
-        return engine.softmax_gradient(scores, labels, weights, saved).reshape(shape)
+        return engine.softmax_gradient(scores, log_sums, labels, weights).reshape(shape)
+
+
+def counted_labels(
+    ts: Any, weights: Any, xs: Array, V: int, ignore_label: int, engine: Engine
+) -> tuple[Any, Any, float]:
+    """Labels (N T,) in int64, -1 where they do not count; how much each counts, in float64; what
+    makes a weighted sum a mean."""
+    N, T = xs.shape[:2]
+    ts = from_dlpack(ts, engine)
+    if np.shape(ts) == (N, T, V):
+        raise ValueError(
+            f"ts: expected labels (N, T), got shape {np.shape(ts)}; "
+            "ts.argmax(axis=2) converts one-hot labels"
+        )
+    on_device = validate_ids("ts", ts, (N, T), V, engine, ignore=ignore_label)
+    counts = to_host(ts != ignore_label).reshape(-1)  # of ts as given: nothing to wait for
+    each = counts.astype(np.float64)
+    if weights is not None:
+        each = np.where(counts, _weights(weights, (N, T)).reshape(-1), 0)
+    count = _divisor(float(each.sum()), xs)
+    each = engine.to_device(each)
+    labels = engine.xp.where(each != 0, on_device.reshape(-1), -1).astype(np.int64)
+    return labels, each, count
 
 
 def _weights(weights: Any, shape: tuple[int, int]) -> AnyArray:
