@@ -146,6 +146,11 @@ LAYERS: dict[str, tuple[Any, tuple[Any, ...], tuple[Any, ...]]] = {
         (XS, LABELS),
         (1.5,),
     ),
+    "adaptive softmax": (
+        lambda: rnn.TimeAdaptiveSoftmaxWithLoss.create(D, V, (1, 3), rng=1, dtype=np.float64),
+        (XS, LABELS),
+        (1.5,),
+    ),
     "sigmoid": (rnn.TimeSigmoidWithLoss, (XS, (XS + 1) / 2), (0.5,)),
     "sigmoid, bool": (rnn.TimeSigmoidWithLoss, (XS, XS > 0), ()),
     "squares": (rnn.TimeMSE, (XS, XS * 0.5), ()),

@@ -279,6 +279,13 @@ def affine_softmax() -> Case:
     return loss_layer(layer, numbers(N, T, D), np.array([[5, 0, -1, 2], [-1, 3, 3, 1]]))
 
 
+def adaptive_softmax() -> Case:
+    layer = rnn.TimeAdaptiveSoftmaxWithLoss.create(
+        D, 9, (2, 5), divisor=1.5, rng=1, dtype=np.float64
+    )
+    return loss_layer(layer, numbers(N, T, D), np.array([[5, 0, -1, 2], [-1, 3, 8, 1]]))
+
+
 def sigmoid() -> Case:
     targets = np.random.default_rng(1).uniform(0, 1, (N, T))
     return loss_layer(rnn.TimeSigmoidWithLoss(), 4 * numbers(N, T), targets)
@@ -349,6 +356,7 @@ CASES: dict[str, tuple[type[layers.Layer], Callable[[], Case]]] = {
     "TimeAttention, lengths": (rnn.TimeAttention, partial(attention, [2, T])),
     "TimeSoftmaxWithLoss": (rnn.TimeSoftmaxWithLoss, softmax),
     "TimeAffineSoftmaxWithLoss": (rnn.TimeAffineSoftmaxWithLoss, affine_softmax),
+    "TimeAdaptiveSoftmaxWithLoss": (rnn.TimeAdaptiveSoftmaxWithLoss, adaptive_softmax),
     "TimeSigmoidWithLoss": (rnn.TimeSigmoidWithLoss, sigmoid),
     "TimeMSE": (rnn.TimeMSE, mse),
 }

@@ -1,5 +1,6 @@
 """Layers with the names of *Deep Learning from Scratch 2*."""
 
+from .adaptive_softmax import TimeAdaptiveSoftmaxWithLoss
 from .affine_softmax import TimeAffineSoftmaxWithLoss
 from .attention import TimeAttention
 from .base import Layer
@@ -19,6 +20,7 @@ __all__ = [
     "Layer",
     "Reversed",
     "Stacked",
+    "TimeAdaptiveSoftmaxWithLoss",
     "TimeAffine",
     "TimeAffineSoftmaxWithLoss",
     "TimeAttention",
