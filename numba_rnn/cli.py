@@ -180,6 +180,15 @@ def train(
     weight_drop: Annotated[
         float, typer.Option(help="Dropout rate of the weights Wh; one mask for a whole block.")
     ] = DEFAULT.weight_drop,
+    embedding_dropout: Annotated[
+        float, typer.Option(help="Dropout rate of whole words; one mask for a whole block.")
+    ] = DEFAULT.embedding_dropout,
+    activation_penalty: Annotated[
+        float, typer.Option(help="Factor of the penalty on large outputs (AR).")
+    ] = DEFAULT.activation_penalty,
+    temporal_penalty: Annotated[
+        float, typer.Option(help="Factor of the penalty on changes of h (TAR).")
+    ] = DEFAULT.temporal_penalty,
     tie: Annotated[
         bool, typer.Option("--tie", help="Embedding and output share weights (D = H).")
     ] = DEFAULT.tie,

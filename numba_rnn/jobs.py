@@ -50,6 +50,7 @@ class TrainConfig:
     min_count : int, default 1
         Tokens that occur less often in the training text count as unknown.
     cell, embed, hidden, layers, dropout, zoneout, recurrent_dropout, weight_drop, tie, init, dtype
+    embedding_dropout, activation_penalty, temporal_penalty
         The model; see ``Rnnlm``.
     optimiser : str, default "adam"
         The name of an optimiser; see ``numba_rnn/training/optimisers.py``.
@@ -82,6 +83,9 @@ class TrainConfig:
     zoneout: float = 0.0
     recurrent_dropout: float = 0.0
     weight_drop: float = 0.0
+    embedding_dropout: float = 0.0
+    activation_penalty: float = 0.0
+    temporal_penalty: float = 0.0
     tie: bool = False
     init: str = "orthogonal"
     optimiser: str = "adam"
@@ -300,7 +304,10 @@ def train(
             len(vocabulary), settings.embed, settings.hidden, cell=settings.cell,
             layers=settings.layers, dropout=settings.dropout, zoneout=settings.zoneout,
             recurrent_dropout=settings.recurrent_dropout, weight_drop=settings.weight_drop,
-            tie=settings.tie, init=settings.init, rng=settings.seed, dtype=settings.dtype,
+            embedding_dropout=settings.embedding_dropout,
+            activation_penalty=settings.activation_penalty,
+            temporal_penalty=settings.temporal_penalty, tie=settings.tie, init=settings.init,
+            rng=settings.seed, dtype=settings.dtype,
         )  # fmt: skip
     except MemoryError as error:
         raise MemoryError(

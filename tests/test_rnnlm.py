@@ -1,5 +1,6 @@
 """The language model."""
 
+import copy
 import math
 from concurrent.futures import ThreadPoolExecutor
 
@@ -269,3 +270,45 @@ def test_a_token_stream_takes_all_of_a_model_or_nothing():
         stream.refresh()
     model.embedding.params[0] = right[1]
     np.testing.assert_array_equal(stream.step(2), other.step(2))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_gradient_has_those_of_the_penalties(backend):
+    """Against central differences of the loss and the penalties, written out."""
+    rng = np.random.default_rng(0)
+    xs, ts = rng.integers(0, 7, (2, 3, 5))
+    with use_backend(backend, strict=True):
+        model = Rnnlm(
+            7, 4, 5, dropout=0.3, embedding_dropout=0.4, activation_penalty=2.0,
+            temporal_penalty=1.5, rng=3, dtype=np.float64,
+        )  # fmt: skip
+        start = copy.deepcopy(model.rng.bit_generator.state)
+
+        def whole() -> float:
+            model.rng.bit_generator.state = copy.deepcopy(start)
+            model.reset_state()
+            loss = model.forward(xs, ts)
+            hs, read = model._penalised
+            return loss + 2.0 * (read**2).mean() + 1.5 * (np.diff(hs, axis=1) ** 2).mean()
+
+        whole()
+        assert (model.embedding._tape[2] == 0).any()  # words are dropped, everywhere alike
+        model.backward()
+        found = [grad.copy() for grad in model.grads]
+        for param, grad in zip(model.params, found, strict=True):
+            np.testing.assert_allclose(grad, central_differences(whole, param), atol=1e-7)
+
+
+def test_words_are_dropped_in_training_alone():
+    model = Rnnlm(50, 4, 5, embedding_dropout=0.5, rng=3)
+    ids = np.arange(50).reshape(5, 10)
+    out = model.embedding.forward(np.concatenate([ids, ids]))
+    gone = (out == 0).all(axis=2)
+    assert 10 < gone.sum() < 90
+    np.testing.assert_array_equal(gone[:5], gone[5:])  # a word everywhere or nowhere
+    model.predict(ids)
+    np.testing.assert_array_equal(model.embedding.forward(ids), model.embedding.W[ids])
+    assert Rnnlm(**{**model.config, "dtype": np.float32}).config == model.config
+    for wrong in ({"embedding_dropout": 1.0}, {"activation_penalty": -1.0}):
+        with pytest.raises(ValueError, match=next(iter(wrong)).split("_")[0]):
+            Rnnlm(5, 4, 5, **wrong)

@@ -32,9 +32,39 @@ class TimeEmbedding(Layer):
     """
 
     param_names = ("W",)
+    train_flg = True
+    _dropped = 0.0
+    _rng: np.random.Generator
 
     def __init__(self, W: Array) -> None:
         super().__init__(validate_array("W", W, ("V", "D"), None, engine_for_input(W)))
+
+    def drop_words(self, ratio: float, rng: Seed = None) -> Self:
+        """Drop a random share of the words during training: embedding dropout.
+
+        The vectors of these words are 0 wherever they occur in a block, the others are multiplied
+        by 1 / (1 - ratio). With ``train_flg`` False none is dropped.
+
+        Parameters
+        ----------
+        ratio : float
+            The share of the vocabulary, 0 <= ratio < 1; 0: none.
+        rng : numpy.random.Generator, int or None, default None
+            A random generator, which layers may share, or a seed. Each forward takes a number from
+            it.
+
+        Returns
+        -------
+        Self
+            The layer itself.
+
+        References
+        ----------
+        - Gal & Ghahramani 2016, *A theoretically grounded application of dropout in recurrent
+          neural networks*.
+        """
+        self._dropped, self._rng = expect_float("ratio", ratio, 0, 1), generator(rng)
+        return self
 
     @property
     def W(self) -> Array:  # noqa: N802 (the name on the page)
@@ -96,8 +126,12 @@ class TimeEmbedding(Layer):
         (W,) = self.params
         engine = self._engine()
         ids = validate_ids("ids", ids, ("N", "T"), W.shape[0], engine)
-        self._tape = engine, ids.copy()
-        return W[ids]
+        factors = None
+        if self._dropped and self.train_flg:
+            words = engine.dropout(new_seed(self._rng), (len(W), 1), self._dropped, W.dtype)
+            factors = words[ids]
+        self._tape = engine, ids.copy(), factors
+        return W[ids] if factors is None else W[ids] * factors
 
     def backward(self, dout: Array) -> None:
         """Compute the gradient of W and fill ``grads``.
@@ -107,9 +141,10 @@ class TimeEmbedding(Layer):
         dout : (N, T, D) array
             The gradient of the vectors.
         """
-        engine, ids = self._saved()
+        engine, ids, factors = self._saved()
         (dW,) = self.grads
         dout = validate_array("dout", dout, (*ids.shape, dW.shape[1]), self.dtype, engine)
+        dout = dout if factors is None else dout * factors
         dW[...] = 0
         engine.add_rows(dW, ids.reshape(-1), dout.reshape(-1, dW.shape[1]))
 

@@ -62,6 +62,14 @@ class Rnnlm:
     weight_drop : float, default 0.0
         The weight drop of every recurrent layer. Checkpoints hold these three rates, but not later
         settings of a single layer.
+    embedding_dropout : float, default 0.0
+        The share of words whose vectors are 0 for a block; see ``TimeEmbedding.drop_words``.
+    activation_penalty : float, default 0.0
+        alpha: the gradient is that of the loss and of alpha times the mean square of what the
+        affine layer reads (AR).
+    temporal_penalty : float, default 0.0
+        beta: the same for the mean square of the change of the last layer's h from step to step
+        (TAR).
     tie : bool, default False
         If True, W of the affine layer is that of the embedding, transposed; needs D = H.
     init : {"orthogonal", "book"}
@@ -81,6 +89,7 @@ class Rnnlm:
     ----------
     - Dropout between layers: Zaremba et al. 2014.
     - Tied weights: Press & Wolf 2017.
+    - Weight drop, AR, TAR: Merity et al. 2018, *Regularizing and optimizing LSTM language models*.
 
     Examples
     --------
@@ -104,6 +113,9 @@ class Rnnlm:
         zoneout: float | Mapping[str, float] = 0.0,
         recurrent_dropout: float = 0.0,
         weight_drop: float = 0.0,
+        embedding_dropout: float = 0.0,
+        activation_penalty: float = 0.0,
+        temporal_penalty: float = 0.0,
         tie: bool = False,
         init: str = "orthogonal",
         rng: Seed = None,
@@ -132,6 +144,13 @@ class Rnnlm:
         if any(rates.values()):
             for layer in recurrent:
                 layer.regularise(**rates, rng=random)
+        rates["embedding_dropout"] = expect_float("embedding_dropout", embedding_dropout, 0, 1)
+        if embedding_dropout:
+            embedding.drop_words(embedding_dropout, random)
+        self.activation_penalty = expect_float("activation_penalty", activation_penalty, 0)
+        self.temporal_penalty = expect_float("temporal_penalty", temporal_penalty, 0)
+        rates["activation_penalty"] = self.activation_penalty
+        rates["temporal_penalty"] = self.temporal_penalty
         affine = TimeAffine.create(H, V, rng=random, dtype=dtype)
         if tie:
             affine = TimeAffine(embedding.params[0].T, affine.params[1])
@@ -156,6 +175,10 @@ class Rnnlm:
             "init": init,
             "dtype": str(embedding.dtype),
         }
+
+    # pickles of 0.1 have none of these
+    activation_penalty = temporal_penalty = 0.0
+    _penalised: tuple[Array, Array] | None = None  # the last h, and what the affine layer read
 
     # always those of the layers, which may get parameters later (learn_initial_state)
 
@@ -268,6 +291,7 @@ class Rnnlm:
         """Free the memory that forward keeps for backward."""
         for part in self._parts:
             part.forget()
+        self._penalised = None
 
     def __repr__(self) -> str:
         return f"Rnnlm({', '.join(f'{name} {value}' for name, value in self.config.items())})"
@@ -291,12 +315,16 @@ class Rnnlm:
         scores : (N, T, V) array
             Scores before the softmax.
         """
+        self.embedding.train_flg = train_flg
         out = self.embedding.forward(xs)
         for dropout, layer in zip(self.dropouts, self.recurrent, strict=False):
             dropout.train_flg = layer.train_flg = train_flg
             out = layer.forward(dropout.forward(out), trace=trace)
         self.dropouts[-1].train_flg = train_flg
-        return self.affine.forward(self.dropouts[-1].forward(out))
+        read = self.dropouts[-1].forward(out)
+        penalised = train_flg and (self.activation_penalty or self.temporal_penalty)
+        self._penalised = (out, read) if penalised else None
+        return self.affine.forward(read)
 
     def forward(
         self, xs: IntArray, ts: IntArray, train_flg: bool = True, *, trace: bool = False
@@ -322,15 +350,32 @@ class Rnnlm:
         return self.loss_layer.forward(self.predict(xs, train_flg, trace=trace), ts)
 
     def backward(self) -> None:
-        """Fill ``grads`` with the gradient of the last loss, cut at the start of its block."""
+        """Fill ``grads`` with the gradient of the last loss, cut at the start of its block.
+
+        It includes that of the penalties (``activation_penalty``, ``temporal_penalty``).
+        """
         dout = self.affine.backward(self.loss_layer.backward())
+        if self._penalised is not None and self.activation_penalty:
+            read = self._penalised[1]
+            dout = dout + read * read.dtype.type(2 * self.activation_penalty / max(1, read.size))
         dout = self.dropouts[-1].backward(dout)
+        if self._penalised is not None and self.temporal_penalty:
+            dout = dout + self._temporal_gradient(self._penalised[0])
         pairs = list(zip(self.dropouts, self.recurrent, strict=False))
         for dropout, layer in reversed(pairs):
             dout = dropout.backward(layer.backward(dout))
         self.embedding.backward(dout)
         if self.tie:
             self.embedding.grads[0] += self.affine.grads[0].T
+
+    def _temporal_gradient(self, hs: Array) -> Array:
+        """The gradient of the penalty on changes of h with respect to hs."""
+        gradient = hs * 0
+        change = hs[:, 1:] - hs[:, :-1]
+        change = change * hs.dtype.type(2 * self.temporal_penalty / max(1, change.size))
+        gradient[:, 1:] += change
+        gradient[:, :-1] -= change
+        return gradient
 
     def take_rows(self, rows: slice | None) -> None:
         """Declare that forward gets only some rows of each batch; other processes have the rest.
