@@ -707,6 +707,53 @@ def test_samples_have_the_quantiles_and_hang_together(loss):
     assert stats.spearmanr(*futures[:2]).statistic > 0.6  # of sums
 
 
+@pytest.mark.parametrize("loss", ["quantile", "normal", "student_t"])
+def test_intervals_of_short_series_are_honest(loss):
+    options = {"differencing": None, "log": False, "lags": 1, "hidden_size": 8, "max_epochs": 30}
+    inside = []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        steps = (12, 20)[seed % 2]
+        series = 50 + 3 * rng.standard_normal(steps + 2)
+        model = RNNForecaster("rnn", loss=loss, horizon=2, random_state=0, **options)
+        bands = model.fit(series[:steps]).predict_interval(coverage=0.8)
+        inside.append((series[steps:] >= bands[:, 0]) & (series[steps:] <= bands[:, 1]))
+    assert 0.72 < np.mean(inside) < 0.95
+
+
+def test_an_interval_that_held_out_values_do_not_tell_is_named():
+    model = RNNForecaster(loss="normal", **FAST).fit(SALES[:12])
+    with pytest.warns(UserWarning, match=r"interval of 0.95 is .* 6 held-out .* longer series"):
+        far = np.diff(model.predict_interval(coverage=0.95))
+    near = np.diff(model.predict_interval(coverage=0.5))
+    assert far / near == pytest.approx(stats.t.ppf(0.975, 6) / stats.t.ppf(0.75, 6))
+    model.fit(SALES[:4])
+    for call in (model.predict_interval, model.predict_quantiles, model.sample):
+        with pytest.warns(UserWarning, match="no values were held out"):
+            call()
+    RNNForecaster(loss="normal", **FAST).fit(SALES).predict_interval()
+
+
+@pytest.mark.parametrize("loss", ["quantile", "normal", "student_t"])
+@pytest.mark.parametrize("series", [np.full(40, 7.0), 50 + SWING, 1e6 + 0 * SWING])
+def test_a_series_that_always_came_back_is_in_its_interval(loss, series):
+    model = RNNForecaster(loss=loss, horizon=2, **FAST).fit(series)
+    bands = model.predict_interval(coverage=0.5)
+    assert (bands[:, 0] < series[:2]).all()
+    assert (bands[:, 1] > series[:2]).all()
+    np.testing.assert_array_equal(model.predict(), series[:2])
+    np.testing.assert_array_equal(clone(model).set_params(loss="mse").fit(series).predict(),
+                                  series[:2])  # fmt: skip
+    model.partial_fit(SALES)  # moves: the network has its say again
+    assert np.ptp(model.predict_interval(SALES, coverage=0.5)) > 0.01
+
+
+def test_a_warm_start_keeps_units():
+    model = RNNForecaster(differencing="first", horizon=2, warm_start=True, **FAST)
+    assert model.fit(SALES)._steps is not None
+    assert model._steps == model.fit(SALES)._steps
+
+
 def test_quantiles_come_in_kind():
     index = INDICES["days"]
     series = pd.Series(SALES, index[:60], name="sales")
@@ -723,7 +770,8 @@ def test_quantiles_come_in_kind():
     table = SALES.reshape(4, 15)
     assert clone(model).fit(table).predict_quantiles(table).shape == (4, 3, 3)
     wide = clone(model).set_params(step_features=3).fit(table)
-    assert wide.predict_quantiles(table).shape == (4, 9, 3)
+    with pytest.warns(UserWarning, match="no values were held out"):  # of series of five steps
+        assert wide.predict_quantiles(table).shape == (4, 9, 3)
     several = clone(model).fit({"x": SALES, "y": SALES[:30]}).predict_interval(coverage=0.5)
     assert several["y"].shape == (3, 2)
 

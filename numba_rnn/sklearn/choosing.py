@@ -12,6 +12,7 @@ import numpy as np
 from sklearn.base import clone
 
 from .heads import COUNTS
+from .probabilistic import ENOUGH, NOTHING_HELD, Spread, spread_of
 from .transform import DIFFERENCES, Transform, filled, find_season
 
 MOST_SERIES, MOST_STEPS = 32, 2000  # that trials look at
@@ -58,14 +59,14 @@ class Choice:
     """The best values of all options that are "auto".
 
     epochs   how many are best; None where no series is long enough to hold out its end
-    spread   by how much what was held out is spread wider than the distribution said
+    spread   how far what was held out is from its forecasts
     trials   what was tried
     others   what is nearly as good
     """
 
     transform: Transform
     epochs: int | None = None
-    spread: float = 1.0
+    spread: Spread = NOTHING_HELD
     trials: list[dict[str, Any]] = field(default_factory=list)
     others: "list[Choice]" = field(default_factory=list)
 
@@ -79,7 +80,7 @@ def choose(model: Any, data: Data, transform: Transform) -> Choice:
     share, horizon = model.validation_fraction, model.horizon
     few = sample_of(data)
     whole = len(few) == len(data) and max(len(values) for values, _ in data) <= MOST_STEPS
-    found: dict[Transform, tuple[float, int, float]] = {}
+    found: dict[Transform, tuple[float, int, Spread]] = {}
     tried: list[dict[str, Any]] = []
 
     def trial(candidate: Transform, some: Data) -> float:
@@ -112,7 +113,10 @@ def choose(model: Any, data: Data, transform: Transform) -> Choice:
         for other, (error, epochs, spread) in found.items()
         if whole and other != best and error < near
     ]
-    return Choice(best, *found[best][1:], tried, others)
+    _, epochs, spread = found[best]
+    if model._head is not None and (spread.plain or spread.held < ENOUGH):
+        spread = _held_out(model, judgeable(few, best, horizon, share), best, epochs)
+    return Choice(best, epochs, spread, tried, others)
 
 
 def wanders(data: Data) -> bool:
@@ -147,12 +151,44 @@ def _stages(model: Any, transform: Transform, data: Data) -> list[list[tuple[str
     return stages
 
 
-def _trial(model: Any, data: Data, transform: Transform) -> tuple[float, int, float]:
-    """The error of forecasts of the ends of series after training on the rest; epochs; spread."""
-    trial = clone(model).set_params(
+def _blank(model: Any) -> Any:
+    """A forecaster of the same data that has learnt nothing."""
+    blank = clone(model).set_params(
         early_stopping=True, combine=False, warm_start=False, verbose=False, random_state=0
     )
-    trial._as_read(model)
+    blank._as_read(model)
+    return blank
+
+
+def _held_out(model: Any, data: Data, transform: Transform, epochs: int) -> Spread:
+    """The spread of the ends of short series, of which a trial holds out too few: up to half.
+
+    They chose nothing, neither the transform nor the number of epochs. Their errors are in the
+    units of whole series, of which the beginnings may say little.
+    """
+    whole, trial, horizon = _blank(model), _blank(model), model.horizon
+    for one in (whole, trial):
+        one._take(data, transform)
+    whole._measure(data)
+    held = []
+    for values, _ in data:
+        room = min(len(values) // 2, len(values) - transform.lost - horizon - LEAST)
+        least = held_steps(len(values), horizon, model.validation_fraction)
+        held.append(max(least, min(ENOUGH - 2 + horizon, room)))
+    early, late = trial._split_ends(data, held)
+    trial._learn(early, transform, epochs=epochs)
+    scores, errors = trial._misses(late)
+    if errors is not None and not model.window:
+        errors = errors * np.concatenate([
+            [(trial._unit(values[:-steps]) / whole._unit(values)).ravel()] * (steps - horizon + 1)
+            for (values, _), steps in zip(data, held, strict=True)
+        ])  # fmt: skip
+    return spread_of(scores, errors)
+
+
+def _trial(model: Any, data: Data, transform: Transform) -> tuple[float, int, Spread]:
+    """The error of forecasts of the ends of series after training on the rest; epochs; spread."""
+    trial = _blank(model)
     horizon = model.horizon
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

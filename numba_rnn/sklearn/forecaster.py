@@ -5,6 +5,7 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import DTypeLike
+from scipy.stats import norm
 from sklearn.metrics import r2_score
 from sklearn.utils.validation import check_is_fitted
 
@@ -342,6 +343,7 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, SeriesLearning):
             self.trials_, self._spread = choice.trials, choice.spread
             self._take(data, choice.transform)
             self._measure(data)
+        self._still = None  # what comes may move
         self.members_ = []
         examples = self._examples(data)
         self._partial_fit(examples, self._outputs)
@@ -609,6 +611,12 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, SeriesLearning):
             return head.quantile(scores, q, unit).astype(self.network_.dtype)
         else:
             found = head.quantile(scores, q)
+        return self._value(found, q, naive, unit)
+
+    def _value(self, found: Array, q: Any, naive: Array, unit: Array) -> Array:
+        """Values, of quantiles q in units; where nothing moved, the naive forecast and rounding."""
+        if self._still is not None:
+            found = np.where(self._still, norm.ppf(q), found)
         return self._transform.values(naive + found * unit).astype(self.network_.dtype)
 
     def _said(self, series: Sequences, known: Sequences) -> tuple[Array, Array, Array]:

@@ -1,29 +1,65 @@
 """Quantiles, intervals and samples of forecasts."""
 
+import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import norm
+from scipy.stats import norm, t
 from sklearn.utils import check_random_state
 
 from ..typing import Array
 from ..validation import expect_float, expect_int
 from .heads import FAR, expect_quantiles
 
-LEAST_SPREAD, MOST_SPREAD = 0.7, 3.0
+ENOUGH = 30  # held-out values, to judge a distribution by
+LEAST_SPREAD, MOST_SPREAD = 0.7, 3.0  # of a distribution that is used
 ROWS = 20_000  # that say how the errors of the next steps go together
 
 
-def spread_of(scores: Array) -> float:
-    """By how much normal scores of held-out values are wider than the distribution said.
+class Spread(NamedTuple):
+    """How far held-out values are from their forecasts.
 
-    Of the ninth in ten, so that a few that are far off do not decide.
+    size   by how much wider they are spread than the distribution said
+    held   how many there are; a value that is forecast at several horizons is one
+    plain  whether the distribution is not used: ``size`` is the deviation from the median, in units
+           of the series
+    """
+
+    size: float = 1.0
+    held: int = 0
+    plain: bool = False
+
+    def quantile(self, q: Any) -> Any:
+        """The quantile q: of a deviation that few values tell, that of Student's t."""
+        few = self.plain or 0 < self.held < ENOUGH
+        return self.size * (t.ppf(q, self.held) if few else norm.ppf(q))
+
+
+NOTHING_HELD = Spread()
+
+
+def spread_of(scores: Array, errors: Array | None) -> Spread:
+    """The spread of held-out values.
+
+    Of ``ENOUGH`` the ninth in ten decides, so that a few that are far off do not: of m values the
+    quantile of m + 1, as in split conformal prediction (Lei et al. 2018, *Distribution-free
+    predictive inference for regression*). Fewer do not tell a distribution's shape, and a network
+    that learnt from as few does not know it: their errors are taken as normal ones.
+
+    scores  (rows, horizon * C) normal scores
+    errors  the same, from medians; None: of counts, whose scores stand for them
     """
     found = np.abs(scores[np.isfinite(scores)])
-    if not len(found):
-        return 1.0
-    return float(np.clip(np.quantile(found, 0.9) / norm.ppf(0.95), LEAST_SPREAD, MOST_SPREAD))
+    count = int(len(found) * len(scores) // max(scores.size, 1))
+    if not count:
+        return NOTHING_HELD
+    if count >= ENOUGH:
+        size = float(np.quantile(found, 0.9 * (1 + 1 / len(found))) / norm.ppf(0.95))
+        if errors is None or size < MOST_SPREAD:
+            return Spread(max(size, LEAST_SPREAD), count)
+    size = float(np.sqrt(np.nanmean((scores if errors is None else errors) ** 2)))
+    return Spread(size, count, errors is not None)
 
 
 def correlation_of(scores: Array) -> list[list[float]]:
@@ -82,6 +118,10 @@ class ProbabilisticForecasts:
         self, X: Any = None, coverage: float = 0.9, *, exogenous: Any = None, static: Any = None
     ) -> Any:
         """Predict intervals that hold so large a share of what comes at each step.
+
+        Held-out values say how wide they are. Fewer than 30 are taken as normal ones, whose
+        intervals are those of Student's t; a UserWarning names so few that none of them is likely
+        to be outside.
 
         Parameters
         ----------
@@ -147,6 +187,7 @@ class ProbabilisticForecasts:
         """
         number = expect_int("count", count)
         said, shapes = self._distribution(X, exogenous, static)
+        self._warn_of_few(0.9)
         N, horizon, C = said[0][2].shape
         root = np.linalg.cholesky(np.array(self._correlation) + 1e-9 * np.eye(horizon * C))
         drawn = check_random_state(random_state).standard_normal((number, N, horizon * C))
@@ -157,25 +198,51 @@ class ProbabilisticForecasts:
     # ---- what the forecaster has
 
     _correlation: list[list[float]]
-    _spread: float
+    _spread: Spread
     members_: list[Any]
     _quantile: Any
+    _value: Any
     _in_shape: Any
     _head: Any
     loss: str
     _asked: Any
     _said: Any
 
-    def _widened(self, q: Any) -> Any:
-        """The quantiles of the distribution that are those of what comes."""
-        return norm.cdf(np.clip(self._spread * norm.ppf(q), -FAR, FAR))
+    def _calibrated(self, q: Any, scores: Array, naive: Array, unit: Array) -> Array:
+        """The quantile q (N, horizon, C) of what comes, as far as held-out values tell."""
+        far = self._spread.quantile(q)
+        if self._spread.plain:
+            return self._value(self._head.quantile(scores, 0.5) + far, q, naive, unit)
+        return self._quantile(norm.cdf(np.clip(far, -FAR, FAR)), scores, naive, unit)
 
     def _quantiles_in_shape(
         self, X: Any, found: Array, labels: list[Any], exogenous: Any, static: Any
     ) -> Any:
         said, shapes = self._distribution(X, exogenous, static)
+        self._warn_of_few(np.abs(2 * found - 1).max())
         parts = [self._mean_quantile(q, said) for q in found]
         return self._in_shape(np.stack(parts, axis=-1), shapes, labels)
+
+    def _warn_of_few(self, level: float) -> None:
+        """Warns of an interval that is wider than held-out values can say.
+
+        The next value is beyond all of m with a probability of 1 / (m + 1).
+        """
+        count = self._spread.held
+        if count + 1e-9 >= level / (1 - level):
+            return
+        if count:
+            text = (
+                f"{count} held-out values tell one of {count / (count + 1):.2g} at most, beyond "
+                "which it is Student's t"
+            )
+        else:
+            text = "no values were held out, so that intervals are those of training, too narrow"
+        warnings.warn(
+            f"an interval of {level:.2g} is wider than the data of fit tell: {text}; fit a longer "
+            "series, or more of them, with early_stopping='refit'",
+            stacklevel=4,
+        )
 
     def _distribution(self, X: Any, exogenous: Any, static: Any) -> tuple[Any, Any]:
         """The forecasts of each member for X, and the shape in which they are returned."""
@@ -190,4 +257,4 @@ class ProbabilisticForecasts:
 
     def _mean_quantile(self, q: Any, said: list[Any]) -> Array:
         """The mean of what all members say."""
-        return np.mean([one._quantile(one._widened(q), *rest) for one, *rest in said], axis=0)
+        return np.mean([one._calibrated(q, *rest) for one, *rest in said], axis=0)

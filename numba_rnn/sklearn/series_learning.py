@@ -12,13 +12,13 @@ from ..validation import expect_choice, expect_float, expect_int
 from .choosing import Choice, Data, choose, season_of
 from .frames import called
 from .heads import COUNTS, HEADS, Quantiles, expect_quantiles
-from .probabilistic import ROWS, correlation_of, spread_of
+from .probabilistic import NOTHING_HELD, ROWS, Spread, correlation_of, spread_of
 from .sequences import (
     SequenceDataset,
     lengths_of,
 )
 from .series_reader import SeriesReader, expect_counts
-from .transform import DIFFERENCES, SCALINGS, Transform, filled
+from .transform import DIFFERENCES, FLAT, SCALINGS, Transform, filled
 
 
 class SeriesLearning(SeriesReader):
@@ -30,8 +30,10 @@ class SeriesLearning(SeriesReader):
     log_: bool
     lags_: int
     _missing: bool  # whether steps of fit were missing
-    _typical: list[float]  # the scale of each channel, for series without one
+    _flat: list[bool]  # channels in which no series has a scale
+    _typical: list[float]  # the scale of each channel, for series without one; of these rounding
     _steps: list[list[float]] | None  # (horizon, C) the sizes of the targets; None: 1
+    _still: list[list[bool]] | None  # (horizon, C) where no naive forecast was wrong; None: nowhere
 
     def _expect_options(self) -> None:
         """Raises an error for a choice that is none."""
@@ -116,19 +118,22 @@ class SeriesLearning(SeriesReader):
         transform: Transform,
         held: list[int] | None = None,
         epochs: int | None = None,
-        spread: float = 1.0,
+        spread: Spread = NOTHING_HELD,
     ) -> Self:
         """Train on series.
 
         held    how many steps of each are held out; None: as ``early_stopping`` says
         epochs  how many, of all the data; None: ``max_epochs``
-        spread  of what was held out before, where nothing is
+        spread  of what was held out before, where less is
         """
         valid, train = None, data
-        self._take(data, transform)
+        again = self.warm_start and hasattr(self, "network_")
+        if not again:
+            self._take(data, transform)
+        self._still = None
         if epochs is None and self.early_stopping is True:
             train, valid = self._split_ends(data, held)
-        if not (self.warm_start and hasattr(self, "network_")):
+        if not again:
             self._measure(train)
         if valid is None and epochs is None:
             epochs = self.max_epochs
@@ -136,7 +141,8 @@ class SeriesLearning(SeriesReader):
         self._fit(examples, self._outputs, valid, epochs=epochs)
         self._spread = spread
         if valid is not None and self._head is not None:
-            self._spread = spread_of(self._normal_scores(valid))
+            held_out = spread_of(*self._misses(valid))
+            self._spread = max(held_out, spread, key=lambda one: one.held)
         if held is None:
             self._relate(examples)
         return self
@@ -156,10 +162,18 @@ class SeriesLearning(SeriesReader):
             return
         count = max(1, int(ROWS * len(examples) // max(examples.count, 1)))
         rows = np.unique(np.linspace(0, len(examples) - 1, min(count, len(examples))).astype(int))
-        self._correlation = correlation_of(self._normal_scores(examples.picked(rows)))
+        scores = self._head.normal_scores(*self._compared(examples.picked(rows)))
+        self._correlation = correlation_of(scores)
 
-    def _normal_scores(self, examples: SequenceDataset) -> Array:
-        """Normal scores of the targets that count (steps, horizon * C), in their forecasts."""
+    def _misses(self, examples: SequenceDataset) -> tuple[Array, Array | None]:
+        """Normal scores and errors (steps, horizon * C) of the targets that count, for a spread."""
+        head: Any = self._head
+        scores, ts, scale = self._compared(examples)
+        errors = None if head.counts else ts - head.quantile(scores, 0.5)
+        return head.normal_scores(scores, ts, scale), errors
+
+    def _compared(self, examples: SequenceDataset) -> tuple[Array, Array, Any]:
+        """Scores (steps, horizon * C, P) and the targets that count, and their scales."""
         head: Any = self._head
         scale: Any = 1.0
         scores = np.asarray(self._scores(examples.xs), np.float64)
@@ -170,7 +184,7 @@ class SeriesLearning(SeriesReader):
             ts, scores = ts[np.concatenate(counted)], scores[np.concatenate(counted)]
         if head.counts:
             ts, scale = ts[:, ::2], ts[:, 1::2]
-        return head.normal_scores(scores.reshape(*ts.shape, -1), ts, scale)
+        return scores.reshape(*ts.shape, -1), ts, scale
 
     def _as_read(self, other: "SeriesLearning") -> None:
         """Take the sizes that another forecaster has read from the same X."""
@@ -192,28 +206,31 @@ class SeriesLearning(SeriesReader):
         self.log_, self.lags_ = transform.log, transform.lags
         self._missing = any(bool(np.isnan(values).any()) for values, _ in data)
         self._steps = None
-        scales = np.stack(
-            [
-                transform.measured(filled(transform.levels(values), transform.season), np.nan)[1]
-                for values, _ in data
-            ]
-        )
-        known = np.isfinite(scales).any(axis=0)
+        levels = [filled(transform.levels(values), transform.season) for values, _ in data]
+        scales = np.stack([transform.measured(one, np.nan)[1] for one in levels])
+        flat: Any = ~np.isfinite(scales).any(axis=0)
+        size = np.max([np.abs(one).max(axis=0) for one in levels], axis=0)
+        rounding = 1.0 if self.loss in COUNTS else FLAT * np.where(size > 0, size, 1)
         self._typical = np.where(
-            known, np.nanmedian(np.where(known, scales, 1), axis=0), 1
+            flat, rounding, np.nanmedian(np.where(flat, 1, scales), axis=0)
         ).tolist()
+        self._flat = flat.tolist()
 
     def _measure(self, data: Data) -> None:
-        """The sizes of the targets, so that each of the next steps counts alike."""
-        if self.differencing_ is None or self.scaling is None:
+        """The sizes of the targets, so that each of the next steps counts alike; which are 0."""
+        differences = self.differencing_ is not None and self.scaling is not None
+        if self.loss in COUNTS or not (differences or any(self._flat)):
             return
         squares, count = 0.0, 0
         for ts in self._examples(data).ts:
             found = np.asarray(ts, np.float64)
             squares = squares + np.nansum(found**2, axis=0)
             count = count + np.isfinite(found).sum(axis=0)
-        size = np.sqrt(squares / np.maximum(count, 1))
-        self._steps = np.where(size > 0, size, 1).reshape(self._horizon, -1).tolist()
+        size = np.sqrt(squares / np.maximum(count, 1)).reshape(self._horizon, -1)
+        if any(self._flat):
+            self._still = np.logical_and(self._flat, size <= 1).tolist()
+        if differences:
+            self._steps = np.where(size > 0, size, 1).tolist()
 
     @property
     def _transform(self) -> Transform:
@@ -319,12 +336,20 @@ class SeriesLearning(SeriesReader):
         future = known[transform.lost + 1 :, : known.shape[1] - self._now]
         ahead = sliding_window_view(future, self.horizon, axis=0)[:steps]
         parts += [ahead.reshape(steps, -1), known[transform.lost :][:steps, future.shape[1] :]]
-        unit = np.broadcast_to(scale, (self.horizon, len(scale)))
-        if self._steps is not None:
-            unit = unit * np.array(self._steps)
+        unit = self._sized(scale)
         naive = transform.naive(levels[-transform.lost - 1 :] if last else levels, self.horizon,
                                 centre)  # fmt: skip
         return np.concatenate(parts, axis=1).astype(values.dtype), naive, unit
+
+    def _sized(self, scale: Array) -> Array:
+        """The units (horizon, C) of targets."""
+        unit = np.broadcast_to(scale, (self._horizon, len(scale)))
+        return unit if self._steps is None else unit * np.array(self._steps)
+
+    def _unit(self, values: Array) -> Array:
+        """The units (horizon, C) of the targets of a whole series."""
+        levels = filled(self._transform.levels(values), self._transform.season)
+        return self._sized(self._transform.measured(levels, self._typical)[1])
 
     def _loss(self, scores: Array, ts: Array, mask: BoolArray | None) -> tuple[float, Array]:
         """Targets that are missing (NaN) count nothing."""
