@@ -744,8 +744,13 @@ def test_a_series_that_always_came_back_is_in_its_interval(loss, series):
     np.testing.assert_array_equal(model.predict(), series[:2])
     np.testing.assert_array_equal(clone(model).set_params(loss="mse").fit(series).predict(),
                                   series[:2])  # fmt: skip
+    beside = RNG.standard_normal(len(series))  # has its errors alone
+    alone = clone(model).fit(beside)._spread
+    held = clone(model).fit([np.c_[series, beside]])._spread[1]
+    assert held == alone[1]
     model.partial_fit(SALES)  # moves: the network has its say again
-    assert np.ptp(model.predict_interval(SALES, coverage=0.5)) > 0.01
+    with pytest.warns(UserWarning, match="no values were held out"):  # that moved
+        assert np.ptp(model.predict_interval(SALES, coverage=0.5)) > 0.01
 
 
 def test_a_warm_start_keeps_units():

@@ -169,6 +169,7 @@ def _held_out(model: Any, data: Data, transform: Transform, epochs: int) -> Spre
     whole, trial, horizon = _blank(model), _blank(model), model.horizon
     for one in (whole, trial):
         one._take(data, transform)
+    whole._still = None
     whole._measure(data)
     held = []
     for values, _ in data:
@@ -177,7 +178,7 @@ def _held_out(model: Any, data: Data, transform: Transform, epochs: int) -> Spre
         held.append(max(least, min(ENOUGH - 2 + horizon, room)))
     early, late = trial._split_ends(data, held)
     trial._learn(early, transform, epochs=epochs)
-    scores, errors = trial._misses(late)
+    scores, errors = trial._misses(late, whole._still)
     if errors is not None and not model.window:
         errors = errors * np.concatenate([
             [(trial._unit(values[:-steps]) / whole._unit(values)).ravel()] * (steps - horizon + 1)
@@ -206,4 +207,4 @@ def _trial(model: Any, data: Data, transform: Transform) -> tuple[float, int, Sp
         wrong = np.abs(came - said) / np.where(size > 0, size, 1)
         errors, count = errors + np.nansum(wrong), count + int(np.isfinite(wrong).sum())
     best = int(np.argmin(trial.validation_curve_)) + 1
-    return float(errors / max(count, 1)), best, trial._spread
+    return float(errors / max(count, 1)), best, Spread(*trial._spread)

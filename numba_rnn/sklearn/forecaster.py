@@ -28,7 +28,7 @@ from .frames import (
 )
 from .history import Past, expect_next, followed, longer, packed, unpacked
 from .known import calendar_after
-from .probabilistic import ProbabilisticForecasts
+from .probabilistic import ProbabilisticForecasts, Spread
 from .sequences import (
     Sequences,
     lengths_of,
@@ -294,7 +294,7 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, SeriesLearning):
         known = self._read_known(exogenous, static, X, series, shapes, 0, reset=True)
         data = like(X, zip(series, known, strict=True))
         if self.warm_start and hasattr(self, "network_"):
-            self._learn(data, self._transform, epochs=self.max_epochs, spread=self._spread)
+            self._learn(data, self._transform, epochs=self.max_epochs, spread=Spread(*self._spread))
             self.members_ = []
         else:
             choice = self._chosen(data)
@@ -340,7 +340,7 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, SeriesLearning):
         data = like(X, zip(series, known, strict=True))
         if anew:
             choice = self._chosen(data)
-            self.trials_, self._spread = choice.trials, choice.spread
+            self.trials_, self._spread = choice.trials, tuple(choice.spread)
             self._take(data, choice.transform)
             self._measure(data)
         self._still = None  # what comes may move

@@ -51,7 +51,7 @@ def spread_of(scores: Array, errors: Array | None) -> Spread:
     errors  the same, from medians; None: of counts, whose scores stand for them
     """
     found = np.abs(scores[np.isfinite(scores)])
-    count = int(len(found) * len(scores) // max(scores.size, 1))
+    count = int(np.isfinite(scores).sum(axis=0).max(initial=0))
     if not count:
         return NOTHING_HELD
     if count >= ENOUGH:
@@ -198,7 +198,8 @@ class ProbabilisticForecasts:
     # ---- what the forecaster has
 
     _correlation: list[list[float]]
-    _spread: Spread
+    _spread: Any
+    _still: Any
     members_: list[Any]
     _quantile: Any
     _value: Any
@@ -210,8 +211,9 @@ class ProbabilisticForecasts:
 
     def _calibrated(self, q: Any, scores: Array, naive: Array, unit: Array) -> Array:
         """The quantile q (N, horizon, C) of what comes, as far as held-out values tell."""
-        far = self._spread.quantile(q)
-        if self._spread.plain:
+        spread = Spread(*self._spread)
+        far = spread.quantile(q)
+        if spread.plain:
             return self._value(self._head.quantile(scores, 0.5) + far, q, naive, unit)
         return self._quantile(norm.cdf(np.clip(far, -FAR, FAR)), scores, naive, unit)
 
@@ -228,8 +230,8 @@ class ProbabilisticForecasts:
 
         The next value is beyond all of m with a probability of 1 / (m + 1).
         """
-        count = self._spread.held
-        if count + 1e-9 >= level / (1 - level):
+        count = Spread(*self._spread).held
+        if count + 1e-9 >= level / (1 - level) or (self._still is not None and np.all(self._still)):
             return
         if count:
             text = (

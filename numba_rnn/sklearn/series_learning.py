@@ -31,6 +31,7 @@ class SeriesLearning(SeriesReader):
     lags_: int
     _missing: bool  # whether steps of fit were missing
     _flat: list[bool]  # channels in which no series has a scale
+    _spread: Any  # a Spread as a tuple: a pickle names no class but the forecaster's
     _typical: list[float]  # the scale of each channel, for series without one; of these rounding
     _steps: list[list[float]] | None  # (horizon, C) the sizes of the targets; None: 1
     _still: list[list[bool]] | None  # (horizon, C) where no naive forecast was wrong; None: nowhere
@@ -139,10 +140,10 @@ class SeriesLearning(SeriesReader):
             epochs = self.max_epochs
         examples = self._examples(train)
         self._fit(examples, self._outputs, valid, epochs=epochs)
-        self._spread = spread
         if valid is not None and self._head is not None:
-            held_out = spread_of(*self._misses(valid))
-            self._spread = max(held_out, spread, key=lambda one: one.held)
+            held_out = spread_of(*self._misses(valid, self._still))
+            spread = max(held_out, spread, key=lambda one: one.held)
+        self._spread = tuple(spread)
         if held is None:
             self._relate(examples)
         return self
@@ -165,10 +166,15 @@ class SeriesLearning(SeriesReader):
         scores = self._head.normal_scores(*self._compared(examples.picked(rows)))
         self._correlation = correlation_of(scores)
 
-    def _misses(self, examples: SequenceDataset) -> tuple[Array, Array | None]:
-        """Normal scores and errors (steps, horizon * C) of the targets that count, for a spread."""
+    def _misses(self, examples: SequenceDataset, still: Any) -> tuple[Array, Array | None]:
+        """Normal scores and errors (steps, horizon * C) of the targets that count, for a spread.
+
+        still  (horizon, C) where there is none, as nothing moves there; None: nowhere
+        """
         head: Any = self._head
         scores, ts, scale = self._compared(examples)
+        if still is not None:
+            ts = np.where(np.ravel(still), np.nan, ts)
         errors = None if head.counts else ts - head.quantile(scores, 0.5)
         return head.normal_scores(scores, ts, scale), errors
 
