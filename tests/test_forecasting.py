@@ -267,6 +267,7 @@ REGULAR = {
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:an interval of 0.9 is wider")  # nothing is held out
 @pytest.mark.parametrize("name", REGULAR)
 def test_a_short_series_goes_on_by_the_frequency_of_fit(name):
     index = REGULAR[name]
