@@ -26,21 +26,27 @@ import typer
 
 from benchmarks.cpu import in_turn, machine
 
-# words, units, layers, T, N
-SIZES = [(10_000, 650, 2, 35, 20), (8_000, 300, 1, 30, 24), (50_000, 200, 1, 35, 20)]
-QUICK = [(1_000, 64, 2, 20, 8)]
+# words, embedding, units, layers, T, N; the last: the character model of ``numba-rnn train``
+SIZES = [
+    (10_000, 650, 650, 2, 35, 20),
+    (8_000, 300, 300, 1, 30, 24),
+    (50_000, 200, 200, 1, 35, 20),
+    (65, 64, 192, 1, 64, 32),
+]
+QUICK = [(1_000, 32, 64, 2, 20, 8)]
 LIMIT = 5.0
 
 
 class Ours:
     """The model in this package."""
 
-    def __init__(self, V: int, H: int, layers: int, optimiser: str) -> None:
+    def __init__(self, V: int, D: int, H: int, layers: int, optimiser: str) -> None:
         from numba_rnn import TimeAffine, TimeEmbedding, TimeLSTM, TimeSoftmaxWithLoss
         from numba_rnn.training import optimisers
 
-        self.layers: list[Any] = [TimeEmbedding.create(V, H, std=0.1, rng=0)]
-        self.layers += [TimeLSTM.create(H, H, stateful=True, rng=k) for k in range(layers)]
+        self.layers: list[Any] = [TimeEmbedding.create(V, D, std=0.1, rng=0)]
+        for k in range(layers):
+            self.layers.append(TimeLSTM.create(D if k == 0 else H, H, stateful=True, rng=k))
         self.layers.append(TimeAffine.create(H, V, rng=9))
         self.loss = TimeSoftmaxWithLoss()
         self.optimiser = optimisers.create(optimiser, lr=1e-4)
@@ -96,7 +102,7 @@ class Theirs:
         from numba_rnn.bridges import to_torch
 
         embedding, *middle, affine = ours.layers
-        V, H = embedding.W.shape
+        H, V = affine.params[0].shape
         self.torch = torch
         self.embedding = torch.nn.Embedding.from_pretrained(
             torch.from_numpy(embedding.W.copy()), False
@@ -133,11 +139,11 @@ def measured(size: tuple[int, ...], optimiser: str, rounds: int) -> None:
     import numpy as np
     import torch
 
-    V, H, layers, T, N = size
+    V, D, H, layers, T, N = size
     rng = np.random.default_rng(0)
     ids, ts = rng.integers(0, V, (2, N, T))
     there = torch.from_numpy(ids), torch.from_numpy(ts)
-    ours = Ours(V, H, layers, optimiser)
+    ours = Ours(V, D, H, layers, optimiser)
     theirs = Theirs(ours, optimiser)
     np.testing.assert_allclose(ours.gradient(ids, ts), theirs.gradient(*there), rtol=1e-4)
     for mine, other in ((ours.grads[0], theirs.params[0]), (ours.grads[-2].T, theirs.params[-2])):
@@ -163,7 +169,7 @@ def measured(size: tuple[int, ...], optimiser: str, rounds: int) -> None:
     )
     update = ours.optimiser.update
     line("  clip, optimiser", lambda: update(ours.params, ours.grads, max_norm=LIMIT), clipped)
-    embedding, dout = ours.layers[0], np.ones((N, T, H), np.float32)
+    embedding, dout = ours.layers[0], np.ones((N, T, D), np.float32)
     embedding.forward(ids)
     gradient = torch.from_numpy(dout)
 
