@@ -351,6 +351,15 @@ def engine_for_input(value: Any) -> Engine:
     return chosen.engine if chosen else _process_home()
 
 
+def engine_for_work(value: Any) -> Engine:
+    """The engine that computes on something that is given: of two in one memory the one in force.
+
+    ``engine_for_input`` finds the memory alone, and never imports Numba for it.
+    """
+    home = engine_for_input(value)
+    return home if home.xp is not np else engine()
+
+
 def engine_by_name(name: str) -> Engine:
     """An engine that has its arrays where ``name`` says: "cuda", or "cpu", "numba", "numpy".
 

@@ -7,7 +7,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ..backend import engine_for_input
+from ..backend import engine_for_input, engine_for_work
 from ..typing import Array, IntArray
 from ..validation import (
     any_shape,
@@ -295,7 +295,7 @@ class TimeDropout(Layer):
         if not self.train_flg or self.ratio == 0:
             self._tape = ()
             return xs
-        engine = engine_for_input(xs)
+        engine = engine_for_work(xs)
         xs = validate_array("xs", xs, any_shape(xs), None, engine)
         shape = xs.shape if xs.ndim > 1 else (xs.size, 1)
         mask = engine.dropout(new_seed(self.rng), shape, self.ratio, xs.dtype, self.row_offset)

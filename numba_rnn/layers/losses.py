@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Engine, engine_for_input, to_host
+from ..backend import Engine, engine_for_work, to_host
 from ..kernels.functions import sigmoid
 from ..typing import AnyArray, Array, Flags, IntArray, Scalar
 from ..validation import (
@@ -102,7 +102,7 @@ class TimeSoftmaxWithLoss(_Loss):
             If ts is not (N, T), as one-hot labels are not, or holds another label; if a weight is
             negative or not finite.
         """
-        engine = engine_for_input(xs)
+        engine = engine_for_work(xs)
         xs = validate_array("xs", xs, ("N", "T", "V"), None, engine)
         N, T, V = xs.shape
         labels, each, count = counted_labels(ts, weights, xs, V, self.ignore_label, engine)
@@ -219,7 +219,7 @@ class TimeSigmoidWithLoss(_Loss):
         ValueError
             If a target is not between 0 and 1.
         """
-        engine = engine_for_input(xs)
+        engine = engine_for_work(xs)
         xp, xs = engine.xp, validate_array("xs", xs, any_shape(xs), None, engine)
         ts = from_dlpack(ts, engine)
         kind = getattr(getattr(ts, "dtype", None), "kind", "f")
@@ -273,7 +273,7 @@ class TimeMSE(_Loss):
         loss : float or 0-d array
             The mean of (xs - ts)²; a float in host memory, a 0-d array on a GPU.
         """
-        engine = engine_for_input(xs)
+        engine = engine_for_work(xs)
         xs = validate_array("xs", xs, any_shape(xs), None, engine)
         ts = from_dlpack(ts, engine)
         expect_array("ts", ts, xs.shape, xs.dtype, engine)
