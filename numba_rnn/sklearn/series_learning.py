@@ -133,8 +133,8 @@ class SeriesLearning(SeriesReader):
             self._take(data, transform)
         self._still = None
         if epochs is None and self.early_stopping is True:
-            train, valid = self._split_ends(data, held)
-        if not again:
+            train, valid = self._split_ends(data, held, measure=not again)
+        elif not again:
             self._measure(train)
         if valid is None and epochs is None:
             epochs = self.max_epochs
@@ -244,16 +244,19 @@ class SeriesLearning(SeriesReader):
         return Transform(self.differencing_, self.season_, self.log_, scaling, self.lags_)
 
     def _split_ends(
-        self, series: Data, held_steps: list[int] | None = None
+        self, series: Data, held_steps: list[int] | None = None, measure: bool = True
     ) -> tuple[Data, SequenceDataset]:
         """The beginnings of the series; and forecasts of their ends, which are held out.
 
-        Those are made as ``predict`` makes them: from all steps before, or from a window of them.
+        Those are made as ``predict`` makes them: from all steps before, or from a window of them,
+        and in the units in which the beginnings are learnt.
+
+        measure  whether these units are to be found
         """
         share = expect_float("validation_fraction", self.validation_fraction, 0, 1, low_open=True)
         least = self.horizon + 1
         early: Data = []
-        judged: list[SequenceDataset] = []
+        all_held: list[int] = []
         for k, (values, known) in enumerate(series):
             held = held_steps[k] if held_steps else max(round(share * len(values)), least)
             if len(values) - held < least + self._transform.lost:
@@ -263,7 +266,13 @@ class SeriesLearning(SeriesReader):
                     "early_stopping='refit' or False takes shorter ones"
                 )
             early.append((values[:-held], known[:-held]))
-            judged.append(self._judged(values, known, held - self.horizon + 1))
+            all_held.append(held)
+        if measure:
+            self._measure(early)
+        judged = [
+            self._judged(values, known, held - self.horizon + 1)
+            for (values, known), held in zip(series, all_held, strict=True)
+        ]
         return early, SequenceDataset(
             [xs for part in judged for xs in part.xs],
             [ts for part in judged for ts in part.ts],
