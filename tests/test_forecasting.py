@@ -1155,3 +1155,28 @@ def test_the_name_of_a_series_is_that_of_no_column():
     assert model.fit(frame["a"]).predict(frame["b"]).name == "b"
     with pytest.raises(ValueError, match="X: expected numbers, got times"):
         model.fit(pd.Series(days, days))
+
+
+def test_held_out_ends_are_judged_in_the_units_of_the_beginnings():
+    """Where differences are taken, too: the naive forecast of a line is far off at all horizons."""
+    line = 1.5 * np.arange(150) + 6 * np.random.default_rng(0).standard_normal(150)
+    model = RNNForecaster(
+        horizon=12, differencing="first", season=None, log=False, lags=1, early_stopping=True,
+        random_state=0,
+    ).fit(line)  # fmt: skip
+    best = int(np.argmin(model.validation_curve_))
+    assert model.validation_curve_[best] < 2 * model.loss_curve_[best]
+
+
+@pytest.mark.parametrize("loss", ["normal", "quantile"])
+def test_intervals_of_a_trend_are_those_of_its_noise(loss):
+    """Those of 90 % are 3.3 deviations wide, and less than twice as wide as they need be."""
+    widths, right = [], []
+    for seed in range(6):
+        values = 1.5 * np.arange(312) + 6 * np.random.default_rng(seed).standard_normal(312)
+        model = RNNForecaster(horizon=12, loss=loss, random_state=0).fit(values[:300])
+        ends = np.asarray(model.predict_interval(coverage=0.9))
+        widths.append(ends[:, 1] - ends[:, 0])
+        right.append((values[300:] >= ends[:, 0]) & (values[300:] <= ends[:, 1]))
+    assert 0.8 < np.mean(right) < 1
+    assert 0.8 * 3.3 * 6 < np.mean(widths) < 2 * 3.3 * 6

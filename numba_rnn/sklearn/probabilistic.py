@@ -14,26 +14,29 @@ from .heads import FAR, expect_quantiles
 
 ENOUGH = 30  # held-out values, to judge a distribution by
 LEAST_SPREAD, MOST_SPREAD = 0.7, 3.0  # of a distribution that is used
+TOGETHER = 10  # errors of all next steps that weigh as much as those of one
 ROWS = 20_000  # that say how the errors of the next steps go together
 
 
 class Spread(NamedTuple):
     """How far held-out values are from their forecasts.
 
-    size   by how much wider they are spread than the distribution said
+    size   by how much wider they are spread than the distribution said; a list for each of the
+           next steps and each channel, where these differ
     held   how many there are; a value that is forecast at several horizons is one
     plain  whether the distribution is not used: ``size`` is the deviation from the median, in units
            of the series
     """
 
-    size: float = 1.0
+    size: Any = 1.0
     held: int = 0
     plain: bool = False
 
-    def quantile(self, q: Any) -> Any:
+    def quantile(self, q: Any, horizon: int) -> Any:
         """The quantile q: of a deviation that few values tell, that of Student's t."""
         few = self.plain or 0 < self.held < ENOUGH
-        return self.size * (t.ppf(q, self.held) if few else norm.ppf(q))
+        size = np.reshape(self.size, (horizon, -1)) if np.ndim(self.size) else self.size
+        return size * (t.ppf(q, self.held) if few else norm.ppf(q))
 
 
 NOTHING_HELD = Spread()
@@ -58,8 +61,14 @@ def spread_of(scores: Array, errors: Array | None) -> Spread:
         size = float(np.quantile(found, 0.9 * (1 + 1 / len(found))) / norm.ppf(0.95))
         if errors is None or size < MOST_SPREAD:
             return Spread(max(size, LEAST_SPREAD), count)
-    size = float(np.sqrt(np.nanmean((scores if errors is None else errors) ** 2)))
-    return Spread(size, count, errors is not None)
+    if errors is None:
+        return Spread(float(np.sqrt(np.nanmean(scores**2))), count)
+    with warnings.catch_warnings():  # a channel without values has the mean of the others
+        warnings.simplefilter("ignore", RuntimeWarning)
+        each, whole = np.nanmean(errors**2, axis=0), np.nanmean(errors**2)
+    share = count / (count + TOGETHER)
+    each = share * np.where(np.isfinite(each), each, whole) + (1 - share) * whole
+    return Spread(np.sqrt(each).tolist(), count, True)
 
 
 def correlation_of(scores: Array) -> list[list[float]]:
@@ -198,6 +207,7 @@ class ProbabilisticForecasts:
     # ---- what the forecaster has
 
     _correlation: list[list[float]]
+    _horizon: int
     _spread: Any
     _still: Any
     members_: list[Any]
@@ -212,7 +222,7 @@ class ProbabilisticForecasts:
     def _calibrated(self, q: Any, scores: Array, naive: Array, unit: Array) -> Array:
         """The quantile q (N, horizon, C) of what comes, as far as held-out values tell."""
         spread = Spread(*self._spread)
-        far = spread.quantile(q)
+        far = spread.quantile(q, self._horizon)
         if spread.plain:
             return self._value(self._head.quantile(scores, 0.5) + far, q, naive, unit)
         return self._quantile(norm.cdf(np.clip(far, -FAR, FAR)), scores, naive, unit)
