@@ -1180,3 +1180,19 @@ def test_intervals_of_a_trend_are_those_of_its_noise(loss):
         right.append((values[300:] >= ends[:, 0]) & (values[300:] <= ends[:, 1]))
     assert 0.8 < np.mean(right) < 1
     assert 0.8 * 3.3 * 6 < np.mean(widths) < 2 * 3.3 * 6
+
+
+def test_an_update_that_repeats_what_was_read_is_told_what_is_new():
+    months = pd.date_range("2001-01-01", periods=60, freq="MS")
+    series = pd.Series(SALES, months)
+    model = RNNForecaster(horizon=2, **FAST).fit(series[:50])
+    with pytest.raises(ValueError, match=r"X\.loc\['2005-03-01 00:00:00':\] is what is new"):
+        model.update(series[40:])
+    model.update(series.loc["2005-03-01 00:00:00":])
+    assert model.predict().index[0] == pd.Timestamp("2006-01-01")
+
+
+def test_exogenous_inputs_that_are_left_out_are_asked_for():
+    model = RNNForecaster(horizon=2, **FAST).fit(SALES, exogenous=[SWING[:, None]])
+    with pytest.raises(ValueError, match="exogenous: expected the 2 steps to come of 1 features, which"):
+        model.predict()

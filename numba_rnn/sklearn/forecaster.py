@@ -503,6 +503,11 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, SeriesLearning):
     def _future(self, exogenous: Any, ahead: int) -> Sequences:
         """The known inputs of the past, and those of the steps to come."""
         count = len(self._past)
+        if exogenous is None and self._known_features:
+            raise ValueError(
+                f"exogenous: expected the {ahead} steps to come of {self._known_features} features, "
+                "which fit had, got None"
+            )
         if exogenous is None:
             more: Any = [np.zeros((ahead, 0))] * count
         elif isinstance(exogenous, Mapping):

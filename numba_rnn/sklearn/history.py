@@ -56,9 +56,11 @@ def expect_next(name: str, shape: Shape, new: Any, step: TimeStep | None) -> Non
         pairs = zip(index, expected, strict=True)
         got = next((str(one) for one, other in pairs if str(one) != str(other)), "")
     if got and list(index) != list(expected):
+        remedy = "to_numpy() drops the index"
+        if expected[0] in index:  # some of it has been read before
+            remedy = f"{name}.loc[{str(expected[0])!r}:] is what is new"
         raise ValueError(
-            f"{name}: expected the index to go on from {expected[0]}, got {got}; "
-            "to_numpy() drops the index"
+            f"{name}: expected the index to go on from {expected[0]}, got {got}; {remedy}"
         )
 
 

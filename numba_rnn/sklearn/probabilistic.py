@@ -215,6 +215,7 @@ class ProbabilisticForecasts:
     _value: Any
     _in_shape: Any
     _head: Any
+    early_stopping: Any
     loss: str
     _asked: Any
     _said: Any
@@ -252,7 +253,7 @@ class ProbabilisticForecasts:
             text = "no values were held out, so that intervals are those of training, too narrow"
         warnings.warn(
             f"an interval of {level:.2g} is wider than the data of fit tell: {text}; fit a longer "
-            "series, or more of them, with early_stopping='refit'",
+            f"series, or more of them{'' if self.early_stopping else ', with early_stopping=True'}",
             stacklevel=4,
         )
 
