@@ -505,8 +505,8 @@ class RNNForecaster(ProbabilisticForecasts, Backtesting, SeriesLearning):
         count = len(self._past)
         if exogenous is None and self._known_features:
             raise ValueError(
-                f"exogenous: expected the {ahead} steps to come of {self._known_features} features, "
-                "which fit had, got None"
+                f"exogenous: expected the {ahead} steps to come of {self._known_features} "
+                "features, which fit had, got None"
             )
         if exogenous is None:
             more: Any = [np.zeros((ahead, 0))] * count
