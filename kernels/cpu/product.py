@@ -23,7 +23,7 @@ from .gemm import (
     pack,
     pack_transposed,
 )
-from .kernel_abi import arguments_address, call, compiled, record
+from .kernel_abi import arguments_address, call, compiled, jitted, record
 from .parallel_for import parallel_for, read_items, shards_for
 from .plans import address_of, aligned
 from .simd import VECTOR_BYTES, lanes_of, load_part, store_part
@@ -44,6 +44,7 @@ class Matrices(NamedTuple):
     c_row: int
     bias: int  # the address of a row that C's rows begin with, or 0
     sums: int  # where the sums of B's columns go, or 0
+    size: int  # bytes of a number
     M: int
     K: int
     P: int
@@ -74,6 +75,16 @@ def pack_columns(ctx):
             columns=min(given.M - k * W, W), to=given.memory + k * panel, to_row=VECTOR_BYTES,
             to_panel=panel,
         ))  # fmt: skip
+
+
+@jitted
+def _multiply(given, memory, panel, first, start, inner, rows, columns, c, c_row, add):
+    """Some rows of A times what is packed of B."""
+    call(given.multiply, Product(
+        a=given.a + first * given.a_row + start * given.size, a_row=given.a_row,
+        a_segment=VECTOR_BYTES, a_group=0, groups=1, inner=inner, b=memory, b_vector=panel, c=c,
+        c_row=c_row, c_vector=VECTOR_BYTES, rows=rows, columns=columns, add=add, then=0,
+    ))  # fmt: skip
 
 
 def multiply_strips(ctx):
@@ -127,13 +138,24 @@ def multiply_strips(ctx):
                         c_vector=VECTOR_BYTES, rows=min(W, first + rows - k * W), columns=columns,
                         add=add, then=0,
                     ))  # fmt: skip
-            else:
-                call(given.multiply, Product(
-                    a=given.a + first * given.a_row + start * size, a_row=given.a_row,
-                    a_segment=VECTOR_BYTES, a_group=0, groups=1, inner=inner, b=memory,
-                    b_vector=panel, c=c, c_row=given.c_row, c_vector=VECTOR_BYTES, rows=rows,
-                    columns=columns, add=add, then=0,
-                ))  # fmt: skip
+            elif start == 0:
+                _multiply(
+                    given, memory, panel, first, start, inner, rows, columns, c, given.c_row, add
+                )
+            else:  # apart from the sum so far, lest every number is rounded to its size
+                part = memory + given.share - ROWS * width * size
+                for r in range(0, rows, ROWS):
+                    some = min(ROWS, rows - r)
+                    _multiply(
+                        given, memory, panel, first + r, start, inner, some, columns, part,
+                        width * size, 0,
+                    )  # fmt: skip
+                    for n in range(some):
+                        for k in range(0, columns, W):
+                            place = c + (r + n) * given.c_row + k * size
+                            more = load_part(ctx, part + (n * width + k) * size, columns - k)
+                            whole = load_part(ctx, place, columns - k) + more
+                            store_part(ctx, whole, place, columns - k)
         begin = end
 
 
@@ -154,14 +176,15 @@ def product(
     a_transposed, b_transposed = _is_transposed(a), _is_transposed(b)
     lanes, dtype = VECTOR_BYTES // size, a.dtype.name
     blocks, strips = -(-M // ROWS), -(-P // (WIDEST_TILE * lanes))
-    share = (WIDEST_TILE + 1) * (min(PART, K) + lanes + 1) * VECTOR_BYTES
+    packed = (WIDEST_TILE + 1) * (min(PART, K) + lanes + 1) * VECTOR_BYTES
+    share = packed + ROWS * WIDEST_TILE * VECTOR_BYTES
     scratch = aligned(shards_for(strips * blocks, M * P) * share, a.dtype)
     out = np.empty((M, P), a.dtype) if out is None else out
     given = Matrices(
         address_of(a), a.strides[1 if a_transposed else 0], address_of(b),
         b.strides[1 if b_transposed else 0], address_of(out), out.strides[0],
         0 if bias is None else address_of(bias), 0 if sums is None else address_of(sums),
-        M, K, P, a_transposed, b_transposed, blocks, scratch[1], share,
+        size, M, K, P, a_transposed, b_transposed, blocks, scratch[1], share,
         *(compiled(kernel, dtype) for kernel in _KERNELS),
     )  # fmt: skip
     panels = aligned(-(-M // lanes) * (K | 1) * VECTOR_BYTES if a_transposed else 0, a.dtype)
