@@ -139,6 +139,10 @@ FLOATS: dict[tuple[str, str], tuple[Array, Make]] = {
         numbers(N, T, H), lambda a: rnn.TimeAttention().forward(a, numbers(N, T, H))),
     ("hs_dec", "TimeAttention"): (
         numbers(N, T, H), lambda a: rnn.TimeAttention().forward(numbers(N, T, H), a)),
+    ("hs", "TimePooling"): (numbers(N, T, H), lambda a: rnn.TimePooling("mean").forward(a)),
+    ("dout", "TimePooling"): (
+        numbers(N, 1, H),
+        lambda a: after(rnn.TimePooling("max"), numbers(N, T, H)).backward(a)),
     ("xs", "TimeSoftmaxWithLoss"): (
         numbers(N, T, V), lambda a: loss(rnn.TimeSoftmaxWithLoss, a, IDS)),
     ("xs", "TimeSigmoidWithLoss"): (

@@ -111,6 +111,16 @@ def projected(D: int = D, H: int = 6, P: int = H) -> Any:
     return rnn.TimeProjectedLSTM.create(D, H, proj_size=P, rng=1, dtype=np.float64)
 
 
+class SizedPooling(rnn.TimePooling):
+    """The maximum of sequences, one of which has no steps."""
+
+    def __init__(self) -> None:
+        super().__init__("max")
+
+    def forward(self, hs: Any) -> Any:  # type: ignore[override]
+        return super().forward(hs, lengths=[T - 1, 0])
+
+
 XS, IDS = numbers(N, T, D), np.random.default_rng(0).integers(0, V, (N, T))
 LABELS = np.where(IDS % 3 == 0, -1, IDS)
 LAYERS: dict[str, tuple[Any, tuple[Any, ...], tuple[Any, ...]]] = {
@@ -133,6 +143,11 @@ LAYERS: dict[str, tuple[Any, tuple[Any, ...], tuple[Any, ...]]] = {
         (XS,),
         (numbers(N, T, H, seed=1),),
     ),
+    **{
+        f"pooling {name}": (lambda name=name: rnn.TimePooling(name), (XS,), (numbers(N, 1, D),))
+        for name in ("last", "mean", "max")
+    },
+    "pooling, lengths": (SizedPooling, (XS,), (numbers(N, 1, D),)),
     "attention": (
         rnn.TimeAttention,
         (XS, numbers(N, 2, D, seed=1)),

@@ -170,6 +170,10 @@ def test_layers_without_a_state(running):
 
         dropout, attention = rnn.TimeDropout(0.5, rng=0), rnn.TimeAttention()
         assert dropout.backward(dropout.forward(nothing(T, D))).shape == (0, T, D)
+        for name in ("last", "mean", "max"):
+            pooling = rnn.TimePooling(name)
+            assert pooling.forward(nothing(T, H), lengths=[]).shape == (0, 1, H)
+            assert pooling.backward(nothing(1, H)).shape == (0, T, H)
         contexts = attention.forward(nothing(6, H), nothing(T, H), lengths=[])
         dhs_enc, dhs_dec = attention.backward(contexts)
     assert contexts.shape == dhs_dec.shape == (0, T, H)

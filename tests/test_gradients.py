@@ -255,6 +255,16 @@ def dropout() -> Case:
     return feed_forward(layer, numbers(N, T, D), numbers(N, T, D, seed=1), same_mask)
 
 
+def pooling(name: str, lengths: Any = None) -> Case:
+    layer, hs, dout = rnn.TimePooling(name), numbers(N, T, H), numbers(N, 1, H, seed=1)
+
+    def loss() -> float:
+        return total((layer.forward(hs, lengths=lengths),), (dout,))
+
+    loss()
+    return layer, loss, {"hs": (hs, layer.backward(dout))}
+
+
 def attention(lengths: Any = None) -> Case:
     layer, dout = rnn.TimeAttention(), numbers(N, 3, H, seed=2)
     hs_enc, hs_dec = 2 * numbers(N, T, H), 2 * numbers(N, 3, H, seed=1)
@@ -352,6 +362,11 @@ CASES: dict[str, tuple[type[layers.Layer], Callable[[], Case]]] = {
     "TimeEmbedding": (rnn.TimeEmbedding, embedding),
     "TimeAffine": (rnn.TimeAffine, affine),
     "TimeDropout": (rnn.TimeDropout, dropout),
+    **{
+        f"TimePooling {name}{says}": (rnn.TimePooling, partial(pooling, name, lengths))
+        for name in ("last", "mean", "max")
+        for says, lengths in (("", None), (", lengths", [2, 0]))
+    },
     "TimeAttention": (rnn.TimeAttention, attention),
     "TimeAttention, lengths": (rnn.TimeAttention, partial(attention, [2, T])),
     "TimeSoftmaxWithLoss": (rnn.TimeSoftmaxWithLoss, softmax),

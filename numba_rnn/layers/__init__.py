@@ -8,6 +8,7 @@ from .bidirectional import Bidirectional, Reversed, TimeBiGRU, TimeBiLSTM, TimeB
 from .dense import TimeAffine, TimeDropout, TimeEmbedding
 from .losses import TimeMSE, TimeSigmoidWithLoss, TimeSoftmaxWithLoss
 from .one_step import GRU, LSTM, RNN
+from .pooling import TimePooling
 from .projected import TimeProjectedLSTM
 from .recurrent import TimeGRU, TimeLSTM, TimeRecurrent, TimeRNN
 from .stacked import Stacked
@@ -32,6 +33,7 @@ __all__ = [
     "TimeGRU",
     "TimeLSTM",
     "TimeMSE",
+    "TimePooling",
     "TimeProjectedLSTM",
     "TimeRNN",
     "TimeRecurrent",

@@ -17,7 +17,7 @@ from ..layers import (
 )
 from ..typing import Array, IntArray
 from ..validation import expect_array, expect_choice, expect_int
-from .pooling import POOLINGS, AttentionPooling, MaxPooling, create
+from .pooling import POOLINGS, create
 
 
 class Network:
@@ -122,7 +122,7 @@ class Network:
         hs = self.recurrent.forward(xs, lengths=lengths)
         self._shape = hs.shape
         if self.pooling is not None:
-            hs = self.pooling.forward(hs, lengths)
+            hs = self.pooling.forward(hs, lengths=lengths)
         elif not self.per_step:
             ends = [state[0] for state in self.recurrent.state[-self._directions :] if state]
             hs = engine_of_param(self.params[0]).xp.concatenate(ends, axis=1)[:, None]
@@ -146,8 +146,8 @@ class Network:
 
     def in_stream(self) -> list[Any]:
         """The layers that a ``numba_rnn.Stream`` of this runs; they read forwards."""
-        if isinstance(self.pooling, MaxPooling | AttentionPooling):
-            name = self.config["pooling"]
+        name = self.config["pooling"]
+        if self.pooling is not None and name in ("max", "attention"):
             raise TypeError(
                 f"pooling: expected 'last' or 'mean' for a stream, or per_step=True, got {name!r}, "
                 "which has no scores of single steps"
