@@ -1,5 +1,6 @@
 """Models made of layers."""
 
 from .rnnlm import Rnnlm
+from .sequential import Sequential
 
-__all__ = ["Rnnlm"]
+__all__ = ["Rnnlm", "Sequential"]

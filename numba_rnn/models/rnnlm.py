@@ -614,16 +614,7 @@ class Rnnlm:
         ValueError, TypeError
             If an array is missing or does not fit, or if the cell now computes something else.
         """
-        cell, there = self.recurrent[0].cell, arrays.get("cell")
-        engine = engine_by_name("numpy").probe(cell)
-        if there is not None and not (
-            np.shape(there) == engine.shape
-            and np.allclose(there, engine, 1e-6, 1e-6, equal_nan=True)
-        ):
-            raise ValueError(
-                f"cell: expected parameters of {cell.name!r} as it is registered, got those of "
-                "another cell of that name"
-            )
+        expect_cell("cell", self.recurrent[0].cell, arrays.get("cell"))
         for name, layer, k in self._slots:  # all are looked at before any is taken
             param = layer.params[k]
             expect_array(f"param/{name}", arrays.get(f"param/{name}"), param.shape, param.dtype)
@@ -647,6 +638,18 @@ class Rnnlm:
             layer.reset_state()
             if state:
                 layer.set_state(*state)
+
+
+def expect_cell(name: str, cell: Cell, probed: Any) -> None:
+    """Refuse what the engine's ``probe`` once returned for another cell; None is not looked at."""
+    here = engine_by_name("numpy").probe(cell)
+    if probed is not None and not (
+        np.shape(probed) == here.shape and np.allclose(probed, here, 1e-6, 1e-6, equal_nan=True)
+    ):
+        raise ValueError(
+            f"{name}: expected parameters of {cell.name!r} as it is registered, got those of "
+            "another cell of that name"
+        )
 
 
 class TokenStream(Stream):
