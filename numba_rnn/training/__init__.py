@@ -1,11 +1,13 @@
 """Training: optimisers, clipping, truncated BPTT, the loop and its checkpoints."""
 
 from ..kernels import deprecated
+from .batches import Batches
 from .bptt import TruncatedBPTT
 from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from .clipping import clip_grads
 from .distributed import RanksError, init_distributed
 from .optimisers import SGD, AdaGrad, Adam, AdamW, Momentum, Optimiser, RMSProp
+from .schedules import cosine, warm_up
 from .trainer import History, Trainer, TrainingDiverged
 
 __all__ = [
@@ -13,6 +15,7 @@ __all__ = [
     "AdaGrad",
     "Adam",
     "AdamW",
+    "Batches",
     "CheckpointError",
     "History",
     "Momentum",
@@ -23,9 +26,11 @@ __all__ = [
     "TrainingDiverged",
     "TruncatedBPTT",
     "clip_grads",
+    "cosine",
     "init_distributed",
     "load_checkpoint",
     "save_checkpoint",
+    "warm_up",
 ]
 
 

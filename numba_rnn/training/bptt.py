@@ -21,12 +21,13 @@ from ..typing import AnyArray
 from ..validation import expect_int, expect_plain_array
 
 
-def _expect_places(name: str, whole: Any) -> None:
+def expect_steps(name: str, whole: Any, axes: str) -> None:
+    """Refuse what is no array with axes."""
     if not isinstance(whole, np.ndarray):
         remedy = f"; np.asarray({name}) converts it" if isinstance(whole, (list, tuple)) else ""
-        raise TypeError(f"{name}: expected an array (L, ...), got {type(whole).__name__}{remedy}")
+        raise TypeError(f"{name}: expected an array {axes}, got {type(whole).__name__}{remedy}")
     if whole.ndim < 1:
-        raise ValueError(f"{name}: expected an array (L, ...), got one without axes")
+        raise ValueError(f"{name}: expected an array {axes}, got one without axes")
 
 
 class TruncatedBPTT:
@@ -74,7 +75,7 @@ class TruncatedBPTT:
         for name, whole in ("corpus", corpus), ("targets", targets):
             expect_plain_array(name, whole)
             if whole is not None or name == "corpus":
-                _expect_places(name, whole)
+                expect_steps(name, whole, "(L, ...)")
         self.batch_size = expect_int("batch_size", batch_size)
         self.time_size = expect_int("time_size", time_size)
         places, needed = len(corpus), self.batch_size * self.time_size

@@ -1,0 +1,72 @@
+"""Schedules of the learning rate: functions from the number of an iteration, from 0, to a factor.
+
+``Trainer(schedule=...)`` takes these, and any function of the kind. Factors are larger than 0.
+"""
+
+import math
+from collections.abc import Callable
+
+from ..validation import expect_float, expect_int
+
+Schedule = Callable[[int], float]
+
+
+def warm_up(iterations: int) -> Schedule:
+    """Let the learning rate rise in equal steps, then stay.
+
+    Parameters
+    ----------
+    iterations : int
+        The number of iterations until it has its full size.
+
+    Returns
+    -------
+    callable
+        The schedule.
+
+    Examples
+    --------
+    >>> [warm_up(4)(iteration) for iteration in range(6)]
+    [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    """
+    whole = expect_int("iterations", iterations)
+    return lambda iteration: min(1.0, (iteration + 1) / whole)
+
+
+def cosine(iterations: int, *, warm_up: int = 0, lowest: float = 0.01) -> Schedule:
+    """Let the learning rate fall along half a wave of the cosine, possibly after a warm-up.
+
+    Parameters
+    ----------
+    iterations : int
+        The number of iterations until it is at its lowest, where it stays.
+    warm_up : int, default 0
+        The number of iterations at the start, of these, in which it rises in equal steps.
+    lowest : float, default 0.01
+        The last factor.
+
+    Returns
+    -------
+    callable
+        The schedule.
+
+    References
+    ----------
+    - Loshchilov & Hutter 2017, *SGDR: stochastic gradient descent with warm restarts*.
+
+    Examples
+    --------
+    >>> schedule = cosine(8, warm_up=2, lowest=0.1)
+    >>> [round(schedule(iteration), 2) for iteration in range(9)]
+    [0.5, 1.0, 1.0, 0.94, 0.78, 0.55, 0.33, 0.16, 0.1]
+    """
+    rise, last = expect_int("warm_up", warm_up, 0), expect_float("lowest", lowest, 0, low_open=True)
+    whole = expect_int("iterations", iterations, rise + 1)
+
+    def factor(iteration: int) -> float:
+        if iteration < rise:
+            return (iteration + 1) / rise
+        share = min(1.0, (iteration - rise) / (whole - rise))
+        return last + (1 - last) * (1 + math.cos(math.pi * share)) / 2
+
+    return factor
