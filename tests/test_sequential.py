@@ -1,7 +1,11 @@
 """Layers in a row: gradients, files, and training of any such model."""
 
 import copy
+import io
+import json
 import pickle
+import signal
+import sys
 
 import numpy as np
 import pytest
@@ -10,8 +14,21 @@ import numba_rnn as rnn
 from fake_device import use_fake_device
 from helpers import BACKENDS, central_differences, relative_error
 from numba_rnn import use_backend
-from numba_rnn.models import Sequential
-from numba_rnn.training import CheckpointError, load_checkpoint, save_checkpoint
+from numba_rnn.models import Rnnlm, Sequential
+from numba_rnn.training import (
+    SGD,
+    Adam,
+    Batches,
+    CheckpointError,
+    Trainer,
+    TrainingDiverged,
+    TruncatedBPTT,
+    cosine,
+    load_checkpoint,
+    save_checkpoint,
+)
+from numba_rnn.training.distributed import SingleProcess
+from numba_rnn.training.plot_loss import plot_loss
 
 N, T, D, H, M, V = 3, 5, 2, 4, 3, 7
 LENGTHS = [4, 5, 1]
@@ -280,3 +297,232 @@ def test_pooling_is_that_of_each_sequence_alone(name):
             dhs[row, :length], alone.backward(numbers(N, 1, D, seed=1)[row, None])[0]
         )
     assert not dhs[~MASK].any()
+
+
+# ---- training
+
+ROWS, STEPS = 22, 6
+DATA = numbers(ROWS, STEPS, D, seed=3)
+SIZES = np.random.default_rng(4).integers(1, STEPS + 1, ROWS)
+KINDS = (DATA.sum(axis=(1, 2)) > 0).astype(int)[:, None] + (SIZES > 3)[:, None]
+HELD = Batches(DATA[16:], KINDS[16:], 4, lengths=SIZES[16:])
+
+
+def accuracy(outputs, ts):
+    return (outputs.argmax(axis=2) == ts).mean()
+
+
+def make(folder=None, **changes):
+    batches = Batches(DATA[:16], KINDS[:16], 6, rng=0, lengths=SIZES[:16])  # of 6, 6 and 4 rows
+    chosen = {"valid": HELD, "metrics": {"accuracy": accuracy}, "progress": False, **changes}
+    return Trainer(
+        chosen.pop("model", None) or classifier(), Adam(0.05), chosen.pop("blocks", batches),
+        schedule=cosine(9, warm_up=2), folder=folder, max_norm=0.5, **chosen,
+    )  # fmt: skip
+
+
+def streams():
+    """Frames of a long sequence, with the state carried from block to block."""
+    layer = rnn.TimeLSTM.create(D, H, stateful=True, **options(1))
+    layers = rnn.TimeDropout(0.2, rng=3), layer, rnn.TimeAffine.create(H, D, **options(2))
+    model, frames = Sequential(*layers, loss=rnn.TimeMSE()), numbers(61, D)
+    valid = numbers(5, T, D, seed=5), numbers(5, T, D, seed=6)
+    return {"model": model, "blocks": TruncatedBPTT(frames, 3, 6), "valid": valid, "metrics": None}
+
+
+class StopAt:
+    """A model that asks the trainer to stop at an iteration, as Ctrl-C would."""
+
+    def __init__(self, model, iteration):
+        self.model, self.left = model, iteration
+
+    def __getattr__(self, name):
+        return getattr(self.model, name)
+
+    def backward(self):
+        self.model.backward()
+        self.left -= 1
+        if self.left == 0:
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("changes", [dict, streams], ids=["batches", "streams"])
+def test_a_stopped_run_resumes_bit_for_bit(tmp_path, changes, backend):
+    with use_backend(backend):
+        whole = make(tmp_path / "whole", **changes())
+        whole.fit(3)
+        assert whole.iteration == 9
+        for stop_at in (1, 3, 5):
+            folder = tmp_path / str(stop_at)
+            first = make(folder, **changes())
+            first.model = StopAt(first.model, stop_at)
+            first.fit(3)
+            assert first.stopped
+            second = make(folder, **changes())
+            second.restore(folder / "last.safetensors")
+            assert second.iteration == stop_at
+            second.fit(3)
+            for file in ("last.safetensors", "best.safetensors"):
+                assert (folder / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+            assert second.history == whole.history
+        best = (changes().get("model") or classifier()).load(folder / "best.safetensors")
+    assert best.params[0].shape == whole.model.params[0].shape
+
+
+@pytest.mark.parametrize("changes", [dict, streams], ids=["batches", "streams"])
+def test_training_on_a_device_is_that_on_the_host(tmp_path, changes):
+    with use_backend("numpy"):
+        want = make(**changes()).fit(2)
+        with use_fake_device():
+            trainer = make(tmp_path, **changes())
+            trainer.model.to("cuda")
+            got = trainer.fit(2)
+    for one, other in zip(got.epochs, want.epochs, strict=True):
+        assert one.pop("metrics") == pytest.approx(other.pop("metrics"))
+        assert one == pytest.approx(other)
+
+
+def test_it_learns_and_says_so():
+    told, xs = [], numbers(64, 8, 1, dtype=np.float32)
+    ts = (xs[:, -1:, 0] > 0).astype(int)
+    layers = rnn.TimeGRU.create(1, 8, rng=0), rnn.TimePooling(), rnn.TimeAffine.create(8, 2, rng=1)
+    model = Sequential(*layers, loss=rnn.TimeSoftmaxWithLoss())
+    trainer = Trainer(
+        model, Adam(0.05), Batches(xs, ts, 16, rng=0), valid=(xs[:20], ts[:20]),
+        metrics={"accuracy": accuracy}, log=told.append, progress=False,
+    )  # fmt: skip
+    history = trainer.fit(8)
+    last = history.epochs[-1]
+    assert last["metrics"]["accuracy"] > 0.9
+    assert history.best == min(entry["valid_loss"] for entry in history.epochs) < 0.4
+    assert (
+        history.scores[-1]
+        == last["valid_loss"]
+        == pytest.approx(model.evaluate(xs[:20], ts[:20])[0])
+    )
+    assert told[-1] == (
+        f"epoch   8  train loss {last['train_loss']:>9.4g}  valid {last['valid_loss']:>9.4g}"
+        f"  accuracy {last['metrics']['accuracy']:.4g}  lr {last['lr']:g}"
+    )
+    assert json.loads(json.dumps(history.epochs)) == history.epochs
+
+
+def test_without_validation_the_training_loss_is_the_score(tmp_path):
+    trainer = make(tmp_path, valid=None, metrics=None)
+    history = trainer.fit(2)
+    assert history.scores == [entry["train_loss"] for entry in history.epochs]
+    assert [entry["valid_loss"] for entry in history.epochs] == [None, None]
+    assert (tmp_path / "best.safetensors").exists()
+
+
+def test_states_do_not_live_on_from_batch_to_batch():
+    """One with zeros as learning rate, nearly: its losses are those of fresh states."""
+    model, same = tagger(), np.repeat(IDS[:1], 4, axis=0)
+    trainer = Trainer(
+        model, SGD(1e-300), Batches(same, np.repeat(TAGS[:1], 4, axis=0), 2), progress=False
+    )
+    losses = {loss for _, loss, _ in trainer.fit(2).train}
+    assert losses == {model.evaluate(same[:2], TAGS[[0, 0]])[0]}
+
+
+def test_the_schedule_is_a_factor_of_the_learning_rate():
+    seen = []
+
+    class Spy(SGD):
+        def update(self, params, grads, **options):
+            seen.append(self.lr)
+            return super().update(params, grads, **options)
+
+    batches = Batches(DATA, KINDS, 11)
+    trainer = Trainer(
+        classifier(), Spy(0.5), batches, progress=False, schedule=lambda k: 1 / (k + 1)
+    )
+    trainer.fit(2)
+    assert seen == [0.5, 0.25, pytest.approx(0.5 / 3), 0.125]
+    assert trainer.optimiser.lr == 0.5
+    assert [entry["lr"] for entry in trainer.history.epochs] == [0.5, 0.5]
+    trainer.schedule = lambda k: 0
+    with pytest.raises(ValueError, match=r"schedule\(4\): expected a finite number above 0, got 0"):
+        trainer.fit(3)
+    assert trainer.optimiser.lr == 0.5
+
+
+def test_the_bar_counts_steps_and_says_the_loss(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    make(progress=True).fit(1)
+    shown = sys.stderr.getvalue()
+    assert "96.0/96.0" in shown
+    assert "step" in shown
+    assert "loss" in shown
+
+
+def test_a_language_model_trains_on_rows_that_are_independent():
+    ids = np.random.default_rng(0).integers(0, V, (10, 6))
+    blocks = Batches(ids[:, :-1], ids[:, 1:], 4, rng=0)
+    trainer = Trainer(
+        Rnnlm(V, 4, 4, rng=0), Adam(), blocks, valid=ids.ravel(), eval_batch=2, eval_time=5,
+        progress=False,
+    )  # fmt: skip
+    assert trainer.fit(2).epochs[-1]["valid_perplexity"] == trainer.history.scores[-1]
+
+
+def test_a_loss_that_is_not_finite_is_divergence(tmp_path):
+    trainer = make(tmp_path)
+    trainer.model.evaluate = lambda *_, **__: (np.nan, np.zeros((4, 1, M)))
+    with pytest.raises(TrainingDiverged, match="validation loss nan"):
+        trainer.fit(1)
+    trainer = make()
+    trainer.model.params[-1][...] = np.nan
+    with pytest.raises(TrainingDiverged, match=r"iteration 1: loss nan.*\(lr\).*\(max_norm\)"):
+        trainer.fit(1)
+
+
+def test_what_the_trainer_refuses(tmp_path):
+    tokens = np.arange(9)
+    for changes, says in [
+        ({"valid": tokens, "metrics": None}, r"valid: expected \(xs, ts\) or Batches"),
+        ({"valid": tokens}, r"metrics: expected valid=\(xs, ts\)"),
+        ({"valid": (DATA,)}, r"valid: expected tokens or \(xs, ts\), got 1 arrays"),
+        ({"valid": (DATA, KINDS[1:])}, "ts: expected 22 rows, as in xs, got 21"),
+        ({"metrics": [accuracy]}, "metrics: expected a dict of functions, got list"),
+        ({"metrics": {"accuracy": 0.5}}, r"metrics\['accuracy'\]: expected a function"),
+        ({"model": Rnnlm(V, 4, 4)}, r"valid: expected a model with evaluate.*got Rnnlm"),
+    ]:
+        with pytest.raises((TypeError, ValueError), match=says):
+            make(**changes)
+    with pytest.raises(TypeError, match="schedule: expected a function, got float"):
+        Trainer(classifier(), Adam(), HELD, schedule=0.5)
+    two = SingleProcess()
+    two.size = 2
+    with pytest.raises(TypeError, match="blocks: expected TruncatedBPTT, whose batches several"):
+        make(ranks=two)
+    with pytest.raises(TypeError, match=r"model: expected one that ranks can share .* Sequential"):
+        make(**{**streams(), "ranks": two})
+    make(tmp_path).fit(1)
+    with pytest.raises(FileExistsError, match=r"resume it \(restore\(path\)\)"):
+        make(tmp_path).fit(1)
+    other = make(blocks=Batches(DATA, KINDS, 6, lengths=SIZES))
+    with pytest.raises(ValueError, match="state: expected rows 22, got 16"):
+        other.restore(tmp_path / "last.safetensors")
+    arrays, content = load_checkpoint(tmp_path / "last.safetensors")
+    content["trainer"]["history"]["epochs"][0]["metrics"] = {"accuracy": "1"}
+    save_checkpoint(tmp_path / "spoilt.safetensors", arrays, content)
+    with pytest.raises(ValueError, match="history: metrics: expected numbers"):
+        make().restore(tmp_path / "spoilt.safetensors")
+
+
+def test_memory_that_runs_out_names_what_helps():
+    def forward(xs, ts, **more):
+        raise MemoryError("no room")
+
+    trainer = make()
+    trainer.model.forward = forward
+    with pytest.raises(MemoryError, match=r"batch 6, time 6, .*; lower batch_size or .*\(no room"):
+        trainer.fit(1)
+
+
+def test_losses_are_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    history = make().fit(2)
+    assert plot_loss(history, tmp_path / "loss.png").stat().st_size > 1000

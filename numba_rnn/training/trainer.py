@@ -1,10 +1,10 @@
-"""The training loop of a language model: progress, validation, checkpoints, a clean stop."""
+"""The training loop: progress, validation, checkpoints, a clean stop."""
 
 import copy
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..backend import to_host
 from ..files import locked, remove_parts
 from ..kernels import deprecated
 from ..layers.initialisers import set_state, state_of
@@ -19,6 +20,7 @@ from ..layers.losses import perplexity_of, spell_perplexity
 from ..terminal import progress_bar, start_clock
 from ..typing import AnyArray, Array, Scalar
 from ..validation import expect_float, expect_int
+from .batches import Batches
 from .bptt import TruncatedBPTT
 from .checkpoint import expect_content, load_checkpoint, save_checkpoint
 from .clipping import clip_grads, global_norm
@@ -32,7 +34,11 @@ class TrainingDiverged(RuntimeError):  # noqa: N818 (reads as what happened)
 
 
 class Model(Protocol):
-    """A model that the trainer can train, such as Rnnlm."""
+    """A model that the trainer can train, such as Sequential.
+
+    To be validated on pairs (xs, ts) it has a method ``evaluate(xs, ts) -> (loss, outputs)``. A
+    language model, such as Rnnlm, has ``perplexity(corpus, batch_size, time_size) -> float``.
+    """
 
     rng: Any
 
@@ -44,9 +50,6 @@ class Model(Protocol):
     def backward(self) -> None: ...
     def forget(self) -> None: ...
     def reset_state(self) -> None: ...
-    def perplexity(
-        self, corpus: AnyArray, batch_size: int = ..., time_size: int = ...
-    ) -> float: ...
     def arrays(self) -> dict[str, Array]: ...
     def load_arrays(self, arrays: dict[str, Array]) -> None: ...
 
@@ -65,7 +68,8 @@ class History:
         clipping].
     epochs : list of dict
         One entry for each epoch: {"epoch", "iteration", "train_loss", "valid_perplexity", "lr"}.
-        Without a validation corpus valid_perplexity is None.
+        Without a validation corpus valid_perplexity is None. If the model is no language model,
+        there are also "valid_loss", None without validation, and "metrics", a dict.
     """
 
     train: list[list[float]] = field(default_factory=list)
@@ -78,28 +82,44 @@ class History:
 
     @property
     def scores(self) -> list[float]:
-        """The perplexity after each epoch, on the validation corpus or else the training one."""
-        return [
-            perplexity_of(e["train_loss"])
-            if e["valid_perplexity"] is None
-            else e["valid_perplexity"]
-            for e in self.epochs
-        ]
+        """The perplexity after each epoch, on the validation data or else the training data.
+
+        If the model is no language model, it is the loss.
+        """
+        return [_score(entry) for entry in self.epochs]
+
+
+def _score(entry: dict[str, Any]) -> float:
+    if "valid_loss" in entry:
+        name = "train_loss" if entry["valid_loss"] is None else "valid_loss"
+        return float(entry[name])
+    if entry["valid_perplexity"] is None:
+        return perplexity_of(entry["train_loss"])
+    return float(entry["valid_perplexity"])
 
 
 class Trainer:
-    """The training loop of a language model over the blocks of a corpus.
+    """The training loop of a model, over the blocks of a corpus or over batches of sequences.
 
     Parameters
     ----------
     model : Model
-        The model, such as an Rnnlm.
+        The model, such as an Rnnlm or a Sequential.
     optimiser : Optimiser
         The optimiser, such as Adam.
-    blocks : TruncatedBPTT
-        The training corpus. The state is reset each time it starts over.
-    valid : (L,) integers, optional
-        Tokens for validation after every epoch.
+    blocks : TruncatedBPTT or Batches
+        The training data. The state is reset each time a corpus starts over, and before each of
+        Batches, whose sequences do not follow on from each other.
+    valid : (L,) integers, (xs, ts) or Batches, optional
+        What the model is validated on after every epoch: tokens for a language model, for another
+        model pairs, whose loss is the mean over batches, weighted by their rows.
+    metrics : dict of str to callable, optional
+        Functions (outputs, ts) -> float of all validation data, in NumPy arrays, by name. They are
+        reported and kept; the loss decides what is best.
+    schedule : callable, optional
+        A function from the number of the iteration, from 0, to a factor of the learning rate, such
+        as ``cosine(10_000, warm_up=500)``. ``optimiser.lr`` stays what is multiplied, and falls
+        by ``decay`` as without one (1: it does not). A resumed run needs the same schedule.
     max_norm : float, optional
         The largest global norm of the gradient; a larger one is clipped.
     decay : float, default 4.0
@@ -140,6 +160,8 @@ class Trainer:
     ------
     ValueError
         If an option does not fit, such as a validation corpus that is too short.
+    TypeError
+        If the model cannot be validated on such data.
 
     Notes
     -----
@@ -159,9 +181,11 @@ class Trainer:
         self,
         model: Model,
         optimiser: Optimiser,
-        blocks: TruncatedBPTT,
+        blocks: TruncatedBPTT | Batches,
         *,
-        valid: AnyArray | None = None,
+        valid: AnyArray | tuple[AnyArray, AnyArray] | Batches | None = None,
+        metrics: Mapping[str, Callable[[AnyArray, AnyArray], float]] | None = None,
+        schedule: Callable[[int], float] | None = None,
         max_norm: float | None = None,
         decay: float = 4.0,
         patience: int = 3,
@@ -193,15 +217,20 @@ class Trainer:
         self._first = self.ranks.rank == 0
         self.progress = progress and self._first
         self.log = log if self._first else lambda line: None
-        if valid is not None:
-            try:
-                TruncatedBPTT(valid, eval_batch, eval_time)
-            except ValueError as error:
-                raise ValueError(f"valid: too short to evaluate on; {error}") from error
+        self.metrics, self.schedule = _expect_functions(metrics), schedule
+        if schedule is not None and not callable(schedule):
+            raise TypeError(f"schedule: expected a function, got {type(schedule).__name__}")
 
         self._shared: DataParallel | None = None
         if self.ranks.size > 1:
+            if isinstance(blocks, Batches):
+                raise TypeError(
+                    "blocks: expected TruncatedBPTT, whose batches several ranks can share, got "
+                    "Batches"
+                )
             self._shared = DataParallel(model, self.ranks, blocks)
+        self._valid = self._expect_valid()  # whose loss is computed; None for tokens
+        self._is_language_model = self._reads_tokens and self._valid is None
 
         self.history = History()
         self.epoch = 0  # epochs completed
@@ -214,6 +243,40 @@ class Trainer:
         self._last_known: FileIdentity = None  # the folder's last checkpoint, as we know it
         self._record_every = max(1, len(blocks) // 20)
         self._looked_at = 0  # the iteration up to which all numbers are known to be finite
+
+    @property
+    def _reads_tokens(self) -> bool:
+        """Whether there is a perplexity of tokens; where ranks share a model, they compute it."""
+        return self._shared is not None or hasattr(self.model, "perplexity")
+
+    def _expect_valid(self) -> Batches | None:
+        """The validation data as batches, None for tokens or nothing; all of it is checked."""
+        valid: Any = self.valid
+        if isinstance(valid, tuple):
+            if len(valid) != 2:
+                raise ValueError(f"valid: expected tokens or (xs, ts), got {len(valid)} arrays")
+            valid = Batches(*valid, batch_size=self.blocks.batch_size)
+        if isinstance(valid, Batches):
+            if not hasattr(self.model, "evaluate"):
+                raise TypeError(
+                    "valid: expected a model with evaluate(xs, ts) -> (loss, outputs) for pairs, "
+                    f"got {type(self.model).__name__}; a language model takes tokens (L,)"
+                )
+            return valid
+        if self.metrics:
+            raise ValueError("metrics: expected valid=(xs, ts), on which to compute them, as well")
+        if valid is None:
+            return None
+        if not self._reads_tokens:
+            raise TypeError(
+                "valid: expected (xs, ts) or Batches, as the model has no perplexity of tokens, "
+                f"got {type(valid).__name__}"
+            )
+        try:
+            TruncatedBPTT(valid, self.eval_batch, self.eval_time)
+        except ValueError as error:
+            raise ValueError(f"valid: too short to evaluate on; {error}") from error
+        return None
 
     # ---- the loop
 
@@ -271,13 +334,14 @@ class Trainer:
         while not self._done(max_epochs):
             if self.blocks.cursor == 0:
                 self.model.reset_state()
-            for xs, ts in self.blocks:
-                self._with_oom_hint(self._iterate, xs, ts)
+            for xs, ts, *more in self.blocks:
+                self._with_oom_hint(self._iterate, xs, ts, *more)
+                steps = xs.shape[0] * xs.shape[1]
                 if first:
-                    start_clock(self._shown, xs.size)
+                    start_clock(self._shown, steps)
                     first = False
                 else:
-                    self._shown.update(xs.size)
+                    self._shown.update(steps)
                 if self.iteration % self._record_every == 0:
                     self._shown.set_postfix_str(self._status(), refresh=False)
                 if self._shall_stop():
@@ -292,13 +356,17 @@ class Trainer:
             self.log(f"stopped early: no improvement for {self.patience} epochs (best: {best})")
         return self.history
 
-    def _iterate(self, xs: AnyArray, ts: AnyArray) -> None:
+    def _iterate(self, xs: AnyArray, ts: AnyArray, more: dict[str, Any] | None = None) -> None:
+        if isinstance(self.blocks, Batches):
+            self.model.reset_state()
         if self._shared is None:
-            loss = self.model.forward(xs, ts)
+            forward: Any = self.model.forward
+            loss = forward(xs, ts, **(more or {}))
             self.model.backward()
         else:
             loss = self._shared.gradient(xs, ts, bool(self._stop))
-        norm = self._step(loss)
+        with self._scheduled():
+            norm = self._step(loss)
         self.iteration += 1
         self._epoch_loss += loss
         self._recent_loss += loss
@@ -310,6 +378,20 @@ class Trainer:
                 [self.iteration, self._recent_loss / n, self._recent_norm / n]
             )
             self._recent_loss = self._recent_norm = 0.0
+
+    @contextmanager
+    def _scheduled(self) -> Iterator[None]:
+        """The learning rate of this iteration."""
+        if self.schedule is None:
+            yield
+            return
+        name, lr = f"schedule({self.iteration})", self.optimiser.lr
+        factor = expect_float(name, self.schedule(self.iteration), 0, low_open=True)
+        self.optimiser.lr = lr * factor
+        try:
+            yield
+        finally:
+            self.optimiser.lr = lr
 
     def _step(self, loss: Scalar) -> Scalar:
         """Update the parameters; the norm of the gradient before it was clipped."""
@@ -354,38 +436,49 @@ class Trainer:
             self.model.forget()
             error.__traceback__ = None  # whose frames hold arrays
             parameters = sum(param.size for param in self.model.params)
+            remedy = self._named(
+                "--batch, --time, --hidden or --embed", "batch_size or the sizes of the layers"
+            )
             raise MemoryError(
                 f"out of memory at batch {self.blocks.batch_size}, time {self.blocks.time_size}, "
-                f"{parameters:,} parameters; lower --batch, --time, --hidden or "
-                f"--embed ({error})"
+                f"{parameters:,} parameters; lower {remedy} ({error})"
             ) from error
 
+    def _named(self, option: str, argument: str) -> str:
+        """What helps: an option of the command line, which trains language models; an argument."""
+        return option if self._is_language_model else argument
+
     def _diverged(self, what: str, when: str = "") -> TrainingDiverged:
+        lr, max_norm = self._named("--lr", "lr"), self._named("--clip", "max_norm")
         return TrainingDiverged(
             f"{when or f'iteration {self.iteration + 1}'}: {what}, "
-            f"learning rate {self.optimiser.lr:g}; "
-            "a lower learning rate (--lr) or a lower bound on the gradient's norm (--clip) helps"
+            f"learning rate {self.optimiser.lr:g}; a lower learning rate ({lr}) or a lower bound "
+            f"on the gradient's norm ({max_norm}) helps"
         )
 
     def _end_epoch(self) -> None:
         best_before = self.history.best
         self._sync_losses()
         self.epoch += 1
-        perplexity = None
-        if self.valid is not None:
-            perplexity = self.perplexity(self.valid, self.eval_batch, self.eval_time)
-            if not math.isfinite(perplexity):
-                raise self._diverged(f"validation perplexity {perplexity}")
-        entry = {
+        entry: dict[str, Any] = {
             "epoch": self.epoch,
             "iteration": self.iteration,
             "train_loss": self._epoch_loss / len(self.blocks),
-            "valid_perplexity": perplexity,
+            "valid_perplexity": None,
             "lr": self.optimiser.lr,
         }
+        if not self._is_language_model:
+            loss, metrics = self._evaluate()
+            entry |= {"valid_loss": loss, "metrics": metrics}
+        elif self.valid is not None:
+            corpus: Any = self.valid
+            perplexity = self.perplexity(corpus, self.eval_batch, self.eval_time)
+            if not math.isfinite(perplexity):
+                raise self._diverged(f"validation perplexity {perplexity}")
+            entry["valid_perplexity"] = perplexity
         self.history.epochs.append(entry)
         improved = self.history.best < best_before
-        if perplexity is not None and not improved:
+        if self.valid is not None and not improved:
             self.optimiser.lr /= self.decay
         self._epoch_loss = 0.0
         self.blocks.rewind()
@@ -411,7 +504,28 @@ class Trainer:
         float
             The perplexity.
         """
-        return (self._shared or self.model).perplexity(corpus, batch_size, time_size)
+        model: Any = self._shared or self.model
+        return float(model.perplexity(corpus, batch_size, time_size))
+
+    def _evaluate(self) -> tuple[float | None, dict[str, float]]:
+        """Loss and metrics on the validation pairs."""
+        if self._valid is None:
+            return None, {}
+        model: Any = self.model
+        losses, outputs, targets = [], [], []
+        for xs, ts, *more in self._valid.in_order():
+            loss, out = model.evaluate(xs, ts, **dict(*more))
+            losses.append(float(loss) * len(xs))
+            if self.metrics:  # else large outputs need not be held
+                outputs.append(to_host(out))
+                targets.append(to_host(ts))
+        mean = math.fsum(losses) / self._valid.rows
+        if not math.isfinite(mean):
+            raise self._diverged(f"validation loss {mean}")
+        if not self.metrics:
+            return mean, {}
+        out, ts = np.concatenate(outputs), np.concatenate(targets)
+        return mean, {name: float(metric(out, ts)) for name, metric in self.metrics.items()}
 
     def _done(self, max_epochs: int) -> bool:
         return self.epoch >= max_epochs or self._out_of_patience()
@@ -425,10 +539,13 @@ class Trainer:
 
     def _bar(self, max_epochs: int) -> Any:
         block = self.blocks.batch_size * self.blocks.time_size
+        each = len(self.blocks) * block
+        if isinstance(self.blocks, Batches):  # the last of which may be smaller
+            each = self.blocks.rows * self.blocks.time_size
         return progress_bar(
-            total=max_epochs * len(self.blocks) * block,
-            initial=self.iteration * block,
-            unit="tok",
+            total=max_epochs * each,
+            initial=self.epoch * each + self.blocks.cursor * block,
+            unit="tok" if self._is_language_model else "step",
             unit_scale=True,
             smoothing=0.05,
             shown=self.progress and not self._done(max_epochs),
@@ -440,9 +557,17 @@ class Trainer:
 
     def _status(self) -> str:
         loss = self.history.train[-1][1]
+        if not self._is_language_model:
+            return f"epoch {self.epoch + 1}, loss {loss:.4g}"
         return f"epoch {self.epoch + 1}, perplexity {spell_perplexity(perplexity_of(loss))}"
 
     def _epoch_line(self, entry: dict[str, Any]) -> str:
+        if not self._is_language_model:
+            text = f"epoch {entry['epoch']:3d}  train loss {entry['train_loss']:>9.4g}"
+            if entry["valid_loss"] is not None:
+                text += f"  valid {entry['valid_loss']:>9.4g}"
+            text += "".join(f"  {name} {x:.4g}" for name, x in entry["metrics"].items())
+            return f"{text}  lr {entry['lr']:g}"
         train = perplexity_of(entry["train_loss"])
         text = f"epoch {entry['epoch']:3d}  train perplexity {spell_perplexity(train):>9}"
         if entry["valid_perplexity"] is not None:
@@ -517,8 +642,9 @@ class Trainer:
         with locked(self.folder):
             if self._last() not in (None, self._last_known):
                 raise FileExistsError(
-                    f"{self.folder} holds a run already: resume it (--resume), or choose another "
-                    "folder (--out)"
+                    f"{self.folder} holds a run already: resume it "
+                    f"({self._named('--resume', 'restore(path)')}), or choose another folder "
+                    f"({self._named('--out', 'folder')})"
                 )
             remove_parts(self.folder, ".safetensors")
             yield
@@ -644,6 +770,16 @@ class Trainer:
         self._last_known = last
 
 
+def _expect_functions(metrics: Any) -> dict[str, Callable[[AnyArray, AnyArray], float]]:
+    """The metrics by name; refuses what is no function."""
+    if not isinstance(metrics, Mapping | None):
+        raise TypeError(f"metrics: expected a dict of functions, got {type(metrics).__name__}")
+    for name, metric in (metrics or {}).items():
+        if not callable(metric):
+            raise TypeError(f"metrics[{name!r}]: expected a function, got {type(metric).__name__}")
+    return dict(metrics or {})
+
+
 def _history(saved: Any) -> History:
     """The history of a checkpoint. Raises ValueError, TypeError or KeyError where it is none."""
     train = [
@@ -660,9 +796,13 @@ def _history(saved: Any) -> History:
     for entry in epochs:
         for name in ("epoch", "iteration"):
             expect_int(f"history: {name}", entry[name])
-        for name in ("train_loss", "valid_perplexity", "lr"):
-            if name != "valid_perplexity" or entry[name] is not None:
-                expect_float(f"history: {name}", entry[name], -math.inf)
+        for name in ("train_loss", "valid_perplexity", "valid_loss", "lr"):
+            none_is_fine = name.startswith("valid")
+            value = entry.get(name) if name == "valid_loss" else entry[name]
+            if value is not None or not none_is_fine:
+                expect_float(f"history: {name}", value, -math.inf)
+        if not all(isinstance(x, float) for x in entry.get("metrics", {}).values()):
+            raise TypeError(f"history: metrics: expected numbers, got {entry['metrics']}")
     return History(train, epochs)
 
 
