@@ -59,7 +59,7 @@ def classifier(dtype=np.float64, dropout=0.3, cell="lstm"):
 
 def tagger():
     return Sequential(
-        rnn.TimeEmbedding.create(V, D, **options(1)),
+        rnn.TimeEmbedding.create(V, D, **options(1)).drop_words(0.2, rng=6),
         rnn.TimeLSTM.create(D, H, stateful=True, **options(2)).learn_initial_state(),
         loss=rnn.TimeAffineSoftmaxWithLoss.create(H, M, **options(3)),
     )
@@ -419,6 +419,7 @@ def test_without_validation_the_training_loss_is_the_score(tmp_path):
 def test_states_do_not_live_on_from_batch_to_batch():
     """One with zeros as learning rate, nearly: its losses are those of fresh states."""
     model, same = tagger(), np.repeat(IDS[:1], 4, axis=0)
+    model.layers[0].drop_words(0)
     trainer = Trainer(
         model, SGD(1e-300), Batches(same, np.repeat(TAGS[:1], 4, axis=0), 2), progress=False
     )

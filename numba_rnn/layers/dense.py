@@ -34,7 +34,7 @@ class TimeEmbedding(Layer):
     param_names = ("W",)
     train_flg = True
     _dropped = 0.0
-    _rng: np.random.Generator
+    rng: np.random.Generator  # once words are dropped
 
     def __init__(self, W: Array) -> None:
         super().__init__(validate_array("W", W, ("V", "D"), None, engine_for_input(W)))
@@ -63,7 +63,7 @@ class TimeEmbedding(Layer):
         - Gal & Ghahramani 2016, *A theoretically grounded application of dropout in recurrent
           neural networks*.
         """
-        self._dropped, self._rng = expect_float("ratio", ratio, 0, 1), generator(rng)
+        self._dropped, self.rng = expect_float("ratio", ratio, 0, 1), generator(rng)
         return self
 
     @property
@@ -128,7 +128,7 @@ class TimeEmbedding(Layer):
         ids = validate_ids("ids", ids, ("N", "T"), W.shape[0], engine)
         factors = None
         if self._dropped and self.train_flg:
-            words = engine.dropout(new_seed(self._rng), (len(W), 1), self._dropped, W.dtype)
+            words = engine.dropout(new_seed(self.rng), (len(W), 1), self._dropped, W.dtype)
             factors = words[ids]
         self._tape = engine, ids.copy(), factors
         return W[ids] if factors is None else W[ids] * factors
