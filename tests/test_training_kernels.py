@@ -117,6 +117,12 @@ def test_a_rule_that_cannot_be_compiled_runs_in_numpy(engine):
     np.testing.assert_allclose(W, [-10, 1, 2, 3, 4], atol=1e-12)
 
 
+def test_a_parameter_that_comes_twice_is_updated_twice(engine):
+    W, dW = np.zeros(50_000), np.ones(50_000)
+    engine.update_all(lambda W, dW: (2 * W + dW,), [[W, dW], [W, dW]], ())
+    np.testing.assert_array_equal(W, 3)
+
+
 def test_a_rule_without_numbers(engine):
     W = np.arange(40.0)
     engine.update_all(lambda W, dW: (W - dW,), [[W, np.ones(40)]], (), 3.0)

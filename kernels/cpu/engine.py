@@ -22,7 +22,7 @@ from ..step_options import NO_OPTIONS, StepOptions
 from . import product, threads, training_kernels
 from .dropout import dropout
 from .launch import SequenceRun
-from .plans import contiguous_rows, merge_bias, split_bias, takes
+from .plans import address_of, contiguous_rows, merge_bias, split_bias, takes
 from .simd import vector_registers
 from .streaming import NumbaStream
 
@@ -193,13 +193,15 @@ _INTERPRETED: set[Any] = set()  # rules of optimisers that cannot be compiled
 def _by_dtype(groups: Sequence[Sequence[Array]]) -> tuple[list[list[Any]], list[Any]]:
     """Groups of arrays whose numbers lie side by side, in one order for all, by dtype; the rest.
 
-    Groups without numbers are left out.
+    A group whose first array has been met is among the rest: threads would change it at once.
     """
     found: dict[Any, list[Any]] = {}
-    rest = []
+    rest, met = [], set()
     for group in groups:
-        flags = [array.flags for array in group]
-        if all(f.c_contiguous for f in flags) or all(f.f_contiguous for f in flags):
+        flags, place = [array.flags for array in group], address_of(group[0])
+        in_order = all(f.c_contiguous for f in flags) or all(f.f_contiguous for f in flags)
+        if in_order and place not in met:
+            met.add(place)
             found.setdefault(group[0].dtype, []).append(group)
         else:
             rest.append(group)

@@ -1,6 +1,6 @@
 """Items that do not depend on each other, such as rows, shared out to threads.
 
-    parallel_for(kernel, given, items, numbers)
+    parallel_for(kernel, given, items, shards_for(items, numbers))
 
 A kernel does a range of items; its arguments are ``Items``. No number of threads changes what it
 computes for an item.
@@ -66,8 +66,8 @@ def shards_for(items: int, numbers: int) -> int:
     return 1 if numbers <= ALONE else max(1, min(threads.available(), items))
 
 
-def parallel_for(kernel: int, given: Any, items: int, numbers: int) -> None:
-    """Call a kernel for all items, by several threads where there are many numbers to compute.
+def parallel_for(kernel: int, given: Any, items: int, shards: int) -> None:
+    """Call a kernel for all items, in so many shares at most.
 
     given  the integers that the kernel works on, whose address it gets
     """
@@ -75,4 +75,4 @@ def parallel_for(kernel: int, given: Any, items: int, numbers: int) -> None:
     entry, plan = compiled(share_items), np.zeros(PLAN_WORDS, np.int64)
     work = Work(entry, address_of(plan), 0, 0, 1, 0, kernel, address_of(words), items)
     plan[: len(work)] = work
-    threads.team.run(entry, address_of(plan), shards_for(items, numbers), [plan])
+    threads.team.run(entry, address_of(plan), shards, [plan])

@@ -178,7 +178,8 @@ def product(
     blocks, strips = -(-M // ROWS), -(-P // (WIDEST_TILE * lanes))
     packed = (WIDEST_TILE + 1) * (min(PART, K) + lanes + 1) * VECTOR_BYTES
     share = packed + ROWS * WIDEST_TILE * VECTOR_BYTES
-    scratch = aligned(shards_for(strips * blocks, M * P) * share, a.dtype)
+    shards = shards_for(strips * blocks, M * P)
+    scratch = aligned(shards * share, a.dtype)
     out = np.empty((M, P), a.dtype) if out is None else out
     given = Matrices(
         address_of(a), a.strides[1 if a_transposed else 0], address_of(b),
@@ -190,9 +191,9 @@ def product(
     panels = aligned(-(-M // lanes) * (K | 1) * VECTOR_BYTES if a_transposed else 0, a.dtype)
     if a_transposed:
         packing = given._replace(memory=panels[1])
-        parallel_for(compiled(pack_columns, dtype), packing, -(-M // lanes), M * K)
+        parallel_for(compiled(pack_columns, dtype), packing, -(-M // lanes), shards)
         given = given._replace(a=panels[1])
-    parallel_for(compiled(multiply_strips, dtype), given, strips * blocks, M * P)
+    parallel_for(compiled(multiply_strips, dtype), given, strips * blocks, shards)
     return out
 
 

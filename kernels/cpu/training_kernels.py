@@ -18,7 +18,7 @@ from numba.extending import overload
 from ..engine import Array
 from ..functions import exp
 from .kernel_abi import Rule, arguments_address, compiled, emits, jitted, load_i64, record
-from .parallel_for import parallel_for, read_items
+from .parallel_for import parallel_for, read_items, shards_for
 from .plans import address_of
 from .simd import (
     VECTOR_BYTES,
@@ -167,9 +167,8 @@ def update(
         update_blocks, dtype.name, rule=Rule(rule, len(groups[0]) - 1, len(numbers) - 1)
     )
     given = np.array(numbers, dtype)
-    parallel_for(
-        kernel, Blocks(address_of(table), address_of(given), 0), blocks, count * len(groups[0])
-    )
+    arguments = Blocks(address_of(table), address_of(given), 0)
+    parallel_for(kernel, arguments, blocks, shards_for(blocks, count * len(groups[0])))
 
 
 # ---- norms
@@ -236,7 +235,8 @@ def sum_of_squares(arrays: Sequence[Array]) -> float:
     table, blocks, count = blocks_of([[array] for array in arrays])
     out = np.empty(blocks)
     kernel = compiled(squares_of_blocks, arrays[0].dtype.name)
-    parallel_for(kernel, Blocks(address_of(table), 0, address_of(out)), blocks, count)
+    arguments = Blocks(address_of(table), 0, address_of(out))
+    parallel_for(kernel, arguments, blocks, shards_for(blocks, count))
     return float(out.sum())
 
 
@@ -341,7 +341,8 @@ def log_sum_exp(scores: Array) -> Array:
     out = np.empty((2, len(scores)))
     largest, sums = map(address_of, out)
     given = Rows(scores.shape[1], address_of(scores), 0, largest, sums, 0, 0)
-    parallel_for(compiled(log_sums, scores.dtype.name), given, len(scores), scores.size)
+    shards = shards_for(len(scores), scores.size)
+    parallel_for(compiled(log_sums, scores.dtype.name), given, len(scores), shards)
     return out
 
 
@@ -350,7 +351,8 @@ def softmax_gradient(scores: Array, sums: Array, labels: Array, weights: Array) 
     out = np.empty_like(scores)
     places = (address_of(array) for array in (scores, labels, *sums, weights, out))
     given = Rows(scores.shape[1], *places)
-    parallel_for(compiled(softmax_gradients, scores.dtype.name), given, len(scores), scores.size)
+    shards = shards_for(len(scores), scores.size)
+    parallel_for(compiled(softmax_gradients, scores.dtype.name), given, len(scores), shards)
     return out
 
 
@@ -430,4 +432,5 @@ def add_rows(out: Array, rows: Array, values: Array) -> None:
     places = address_of(out), address_of(values), address_of(rows), address_of(order)
     given = Segments(*places, length=len(rows), D=D)
     items = -(-D * out.itemsize // GROUP)
-    parallel_for(compiled(add_segments, out.dtype.name), given, items, values.size)
+    shards = shards_for(items, values.size)
+    parallel_for(compiled(add_segments, out.dtype.name), given, items, shards)
