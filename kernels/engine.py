@@ -669,8 +669,7 @@ class Engine:
         Parameters
         ----------
         arrays : sequence of arrays
-            The arrays. They are scaled here, as by ``clip_norm``, if the factor is too small a
-            number for their dtype.
+            The arrays.
         limit : float
             The largest norm.
 
@@ -682,11 +681,7 @@ class Engine:
             What the arrays are to be multiplied by; 1 if their norm is not finite.
         """
         norm = self.norm(arrays)
-        if not (math.isfinite(norm) and norm > limit):
-            return norm, 1.0
-        if limit / norm < max(np.finfo(array.dtype).tiny for array in arrays):
-            return self.clip_norm(arrays, limit), 1.0
-        return norm, limit / norm
+        return norm, limit / norm if math.isfinite(norm) and norm > limit else 1.0
 
     def clip_norm(self, arrays: Sequence[Array], limit: float) -> Any:
         """Scale arrays in place so that their common norm is at most a limit.
@@ -726,7 +721,8 @@ class Engine:
         Parameters
         ----------
         rule : callable
-            As ``update`` takes it.
+            As ``update`` takes it. An engine may compile it: the values that it refers to are
+            those of its first use.
         groups : sequence of sequences of arrays
             For each parameter its arrays, as ``update`` takes them, and its gradient.
         numbers : sequence of float

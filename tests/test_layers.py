@@ -705,3 +705,29 @@ def test_what_an_adaptive_softmax_refuses():
         rnn.TimeAdaptiveSoftmaxWithLoss(np.ones((4, 5)), np.ones((4, 2)), np.ones((3, 2)))
     with pytest.raises(ValueError, match="ts: expected numbers from 0 to 9"):
         create(4, 10).forward(np.ones((1, 1, 4), np.float32), np.array([[10]]))
+
+
+def test_labels_of_any_integers_with_weights():
+    xs, weights = np.random.default_rng(0).standard_normal((2, 3, 5)), [[1, 0, 1], [1, 1, 1.0]]
+    for kind in (np.uint8, np.uint32, np.uint64, np.int8, np.int64):
+        ts = np.array([[0, 1, 2], [3, 4, 0]], kind)
+        loss = rnn.TimeSoftmaxWithLoss()
+        loss.forward(xs, ts, weights=np.array(weights))
+        assert not loss.backward()[0, 1].any()
+
+
+def test_words_that_cannot_be_are_as_in_two_layers():
+    W, b, xs = np.ones((3, 9)), np.zeros(9), np.ones((1, 2, 3))
+    b[8] = -np.inf
+    both, affine, loss = (
+        rnn.TimeAffineSoftmaxWithLoss(W, b), rnn.TimeAffine(W, b), rnn.TimeSoftmaxWithLoss(),
+    )  # fmt: skip
+    both.block, ts = 4, np.array([[0, 5]])
+    assert both.forward(xs, ts) == pytest.approx(loss.forward(affine.forward(xs), ts))
+
+
+def test_a_step_of_no_weight_does_not_count_beside_a_mask():
+    xs = np.array([[1.0, 2.0, np.nan]])
+    loss = rnn.TimeMSE()
+    given = np.ones((1, 3), bool)
+    assert loss.forward(xs, np.zeros((1, 3)), given, weights=np.array([[1, 1, 0.0]])) == 2.5

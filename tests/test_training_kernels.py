@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -121,6 +122,61 @@ def test_a_parameter_that_comes_twice_is_updated_twice(engine):
     W, dW = np.zeros(50_000), np.ones(50_000)
     engine.update_all(lambda W, dW: (2 * W + dW,), [[W, dW], [W, dW]], ())
     np.testing.assert_array_equal(W, 3)
+
+
+def test_parameters_that_share_memory_are_updated_in_turn(engine):
+    whole, dW = np.zeros(60_000, np.float32), np.ones(50_000, np.float32)
+    for _ in range(5):
+        training.SGD(1.0).update([whole[:50_000], whole[10_000:]], [dW, dW])
+    np.testing.assert_array_equal(whole[10_000:50_000], -10)
+
+
+def test_rules_that_are_no_plain_functions(engine):
+    class Rule:
+        def bound(self, W, dW, lr):
+            return (W - lr * dW,)
+
+    for rule in (Rule().bound, partial(lambda sign, W, dW, lr: (W + sign * lr * dW,), -1)):
+        W = np.ones(40)
+        engine.update_all(rule, [[W, np.ones(40)]], (0.5,))
+        np.testing.assert_array_equal(W, 0.5)
+    for wrong in (lambda W, dW, lr: (W - lr * dW, W), lambda W, dW, lr: ()):
+        with pytest.raises(ValueError, match="argument 2"):
+            engine.update_all(wrong, [[np.ones(40), np.ones(40)]], (0.5,))
+    W, v = np.ones(40), np.zeros(40)
+    engine.update_all(lambda W, v, dW, lr: (W - lr * dW, 1.0), [[W, v, np.ones(40)]], (0.5,))
+    assert (W == 0.5).all()
+    assert (v == 1).all()
+
+
+def test_a_refused_update_does_not_count(engine):
+    class Wrong(training.SGD):
+        rule = staticmethod(lambda W, dW, lr: (W, W))
+
+    optimiser = Wrong()
+    with pytest.raises(ValueError, match="zip"):
+        optimiser.update([np.ones(3)], [np.ones(3)])
+    assert optimiser.updates == 0
+
+
+def test_a_factor_that_is_too_small_for_the_dtype_leaves_gradients_as_they_are():
+    W, dW = np.zeros(3, np.float32), np.full(3, 1e30, np.float32)
+    training.SGD(1.0).update([W], [dW], max_norm=1e-12)
+    np.testing.assert_array_equal(dW, np.float32(1e30))
+    np.testing.assert_allclose(W, -1e-12 / math.sqrt(3), rtol=1e-5)
+    huge = np.full(3, 1.5e308)
+    with pytest.raises(ValueError, match="grads: expected a norm that can be clipped, got inf"):
+        training.SGD().update([np.zeros(3)], [huge], max_norm=1.0)
+
+
+def test_other_numbers_are_left_to_numpy(engine):
+    ones = np.ones((80, 80), np.int32)
+    np.testing.assert_array_equal(engine.product(ones, ones), np.full((80, 80), 80))
+    swapped = np.ones((80, 80), ">f4")
+    np.testing.assert_array_equal(engine.product(swapped, swapped), np.full((80, 80), 80.0))
+    out = np.zeros((2, 3), np.float32)
+    engine.add_rows(out, np.array([1, 1]), np.full((2, 3), 0.25))
+    np.testing.assert_array_equal(out, [[0, 0, 0], [0.5, 0.5, 0.5]])
 
 
 def test_a_rule_without_numbers(engine):

@@ -6,6 +6,7 @@ to be kept, and by it to a plan (``plans.py``). The rest is compiled: the pass o
 all of them on vectors (``simd.py``), shared by threads (``threads.py``).
 """
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -117,14 +118,16 @@ class NumbaEngine(NumpyEngine):
         numbers: Sequence[float],
         factor: Any = 1.0,
     ) -> None:
-        compilable, rest = _by_dtype([] if rule in _INTERPRETED else groups)
-        rest += groups if rule in _INTERPRETED else []
+        compilable, rest = _by_dtype(groups)
         for together in compilable:
-            try:
-                training_kernels.update(rule, together, (factor, *numbers))
-            except NumbaError:  # a rule that says more than a cell may
-                _INTERPRETED.add(rule)
-                rest += together
+            compiled = inspect.isfunction(rule) and rule not in _INTERPRETED
+            if compiled:
+                try:
+                    training_kernels.update(rule, together, (factor, *numbers))
+                except NumbaError:  # a rule that says more than a cell may
+                    compiled = False
+                    _INTERPRETED.add(rule)
+            rest += [] if compiled else together
         super().update_all(rule, rest, numbers, factor)
 
     def product(self, a: Array, b: Array) -> Array:
@@ -148,7 +151,8 @@ class NumbaEngine(NumpyEngine):
         return math.fsum(squares) + super().sum_of_squares([a for (a,) in rest])
 
     def add_rows(self, out: Array, rows: Array, values: Array) -> None:
-        if out.flags.c_contiguous and values.flags.c_contiguous and len(rows):
+        side_by_side = out.flags.c_contiguous and values.flags.c_contiguous
+        if side_by_side and out.dtype == values.dtype and out.dtype in _FLOATS and len(rows):
             training_kernels.add_rows(out, rows, values)
         else:
             super().add_rows(out, rows, values)
@@ -193,16 +197,26 @@ _INTERPRETED: set[Any] = set()  # rules of optimisers that cannot be compiled
 def _by_dtype(groups: Sequence[Sequence[Array]]) -> tuple[list[list[Any]], list[Any]]:
     """Groups of arrays whose numbers lie side by side, in one order for all, by dtype; the rest.
 
-    A group whose first array has been met is among the rest: threads would change it at once.
+    A group whose first array shares memory with that of another is among the rest: threads would
+    change it at once.
     """
+    places = [address_of(group[0]) for group in groups]
+    shared, end = set(), 0
+    for k in sorted(range(len(groups)), key=places.__getitem__):
+        if places[k] < end:
+            shared.add(k)
+        end = max(end, places[k] + groups[k][0].nbytes)
     found: dict[Any, list[Any]] = {}
-    rest, met = [], set()
-    for group in groups:
-        flags, place = [array.flags for array in group], address_of(group[0])
+    rest = []
+    for k, group in enumerate(groups):
+        flags, dtype = [array.flags for array in group], group[0].dtype
         in_order = all(f.c_contiguous for f in flags) or all(f.f_contiguous for f in flags)
-        if in_order and place not in met:
-            met.add(place)
-            found.setdefault(group[0].dtype, []).append(group)
+        plain = dtype in _FLOATS and all(array.dtype == dtype for array in group)
+        if in_order and plain and k not in shared:
+            found.setdefault(dtype, []).append(group)
         else:
             rest.append(group)
     return list(found.values()), rest
+
+
+_FLOATS = np.dtype(np.float32), np.dtype(np.float64)  # in the machine's byte order

@@ -208,6 +208,8 @@ def takes(a: Array, b: Array) -> bool:
         a.ndim == b.ndim == 2
         and a.shape[0] * a.shape[1] * b.shape[1] > SMALL
         and a.dtype == b.dtype
+        and a.dtype in (np.float32, np.float64)
+        and a.dtype.isnative
         and all(_is_dense(matrix) for matrix in (a, b))
     )
 

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from llvmlite import ir
 from numba.core import types
-from numba.extending import overload
+from numba.core.errors import TypingError
+from numba.extending import intrinsic, overload
 
 from ..engine import Array
 from ..functions import exp
@@ -128,11 +129,20 @@ def _load_values(builder, ctx, row, at, left, factor):
     return [*values, builder.fmul(gradient, factor)]
 
 
-@emits(types.void)
-def _store_values(builder, ctx, values, row, at, left):
-    for k, place in enumerate(_addresses(builder, row, at, ctx.rule.arrays)):
-        value = builder.extract_value(values, k)
-        emit_store_part(builder, VectorType(ctx.dtype), value, place, left)
+@intrinsic
+def _store_values(typing, ctx, values, row, at, left):
+    vector, arrays = VectorType(ctx.dtype), ctx.rule.arrays
+    if not isinstance(values, types.BaseTuple) or tuple(values) != (vector,) * arrays:
+        raise TypingError(f"a rule of {arrays} arrays returned {values}")
+
+    def codegen(context, builder, signature, args):
+        _, values, row, at, left = args
+        for k, place in enumerate(_addresses(builder, row, at, arrays)):
+            value = builder.extract_value(values, k)
+            emit_store_part(builder, vector, value, place, left)
+        return context.get_dummy_value()
+
+    return types.void(ctx, values, row, at, left), codegen
 
 
 @emits(types.int64)

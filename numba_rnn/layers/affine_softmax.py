@@ -145,5 +145,7 @@ def _within(xp: Any, labels: Array, columns: slice) -> Array:
 def _together(xp: Any, sums: Array) -> Array:
     """``log_sum_exp`` of all columns (2, R), from that of some each (blocks, 2, R)."""
     largest = sums[:, 0].max(axis=0)
-    total = xp.exp(sums[:, 0] - largest + sums[:, 1]).sum(axis=0)
+    nothing = sums[:, 0] == -np.inf  # a block of words that none can be
+    parts = xp.where(nothing, -np.inf, sums[:, 0] - largest + sums[:, 1])
+    total = xp.exp(parts).sum(axis=0)
     return xp.stack([largest, xp.log(total)])

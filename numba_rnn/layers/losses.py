@@ -85,7 +85,7 @@ class TimeSoftmaxWithLoss(_Loss):
         Parameters
         ----------
         xs : (N, T, V) array, float32 or float64
-            Scores before the softmax.
+            Scores before the softmax. They must not change before ``backward``.
         ts : (N, T) integers
             Labels from 0 to V - 1, or -1 for a step that does not count.
         weights : (N, T) array, optional
@@ -138,7 +138,7 @@ def counted_labels(
         each = np.where(counts, _weights(weights, (N, T)).reshape(-1), 0)
     count = _divisor(float(each.sum()), xs)
     each = engine.to_device(each)
-    labels = engine.xp.where(each != 0, on_device.reshape(-1), -1).astype(np.int64)
+    labels = engine.xp.where(each != 0, on_device.reshape(-1).astype(np.int64), -1)
     return labels, each, count
 
 
@@ -174,6 +174,8 @@ def _counted(
     flags: Any = each
     if mask is not None:
         flags = validate_flags("mask", mask, xs.shape[:2], engine)
+        if each is not None:
+            flags = to_host(flags) & (each > 0)
     elif each is not None:
         flags = each > 0
     wide = flags.reshape(*flags.shape, *(1,) * (xs.ndim - 2))

@@ -123,17 +123,26 @@ class Optimiser:
             for k, grad in enumerate(grads):
                 if isinstance(grad, np.ndarray):
                     expect_finite(f"grads[{k}]", grad)
-        self._memory = memory
+            if max_norm is not None and on_host:
+                raise ValueError(f"grads: expected a norm that can be clipped, got {norm}")
+        if isinstance(factor, float) and any(factor < np.finfo(g.dtype).tiny for g in accepted):
+            accepted = [grad.copy() for grad in accepted]
+            engines[0].clip_norm(accepted, max_norm or 1.0)
+            factor = 1.0
+        self._memory, before = memory, self._memory
         self.updates += 1
         numbers = self._numbers()
         groups = [
             (engine, (param, *slots, grad))
             for engine, param, slots, grad in zip(engines, params, memory, accepted, strict=True)
         ]
-        for engine in dict.fromkeys(engines):
-            engine.update_all(
-                self.rule, [group for other, group in groups if other is engine], numbers, factor
-            )
+        try:
+            for engine in dict.fromkeys(engines):
+                mine = [group for other, group in groups if other is engine]
+                engine.update_all(self.rule, mine, numbers, factor)
+        except Exception:  # of a rule
+            self._memory, self.updates = before, self.updates - 1
+            raise
         return norm
 
     def _memory_for(

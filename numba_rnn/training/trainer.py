@@ -3,6 +3,7 @@
 import copy
 import math
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -407,8 +408,11 @@ class Trainer:
                 raise self._diverged(f"loss {loss}, gradient norm {norm}")
             self.optimiser.update(params, grads)
             return norm
+        limit = self.max_norm
+        if limit is None and on_host:
+            limit = sys.float_info.max  # clips nothing, but is refused for a norm that overflows
         try:
-            norm = self.optimiser.update(params, grads, max_norm=self.max_norm)
+            norm = self.optimiser.update(params, grads, max_norm=limit)
         except ValueError as error:
             if on_host and not math.isfinite(norm_now := global_norm(grads)):
                 raise self._diverged(f"loss {loss}, gradient norm {norm_now}") from error
