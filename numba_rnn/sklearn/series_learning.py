@@ -232,7 +232,7 @@ class SeriesLearning(SeriesReader):
             found = np.asarray(ts, np.float64)
             squares = squares + np.nansum(found**2, axis=0)
             count = count + np.isfinite(found).sum(axis=0)
-        size = np.sqrt(squares / np.maximum(count, 1)).reshape(self._horizon, -1)
+        size = np.sqrt(squares / np.maximum(count, 1)).reshape(self.horizon, -1)
         if any(self._flat):
             self._still = np.logical_and(self._flat, size <= 1).tolist()
         if differences:
