@@ -358,7 +358,7 @@ class SeriesLearning(SeriesReader):
 
     def _sized(self, scale: Array) -> Array:
         """The units (horizon, C) of targets."""
-        unit = np.broadcast_to(scale, (self._horizon, len(scale)))
+        unit = np.broadcast_to(scale, (self.horizon, len(scale)))
         return unit if self._steps is None else unit * np.array(self._steps)
 
     def _unit(self, values: Array) -> Array:
