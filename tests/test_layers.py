@@ -668,32 +668,6 @@ def test_an_affine_layer_and_its_loss_in_one_are_the_two(backend, block):
             both.forward(xs[:, :, :4], ts)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_an_adaptive_softmax_is_that_of_pytorch(backend):
-    torch = pytest.importorskip("torch")
-    rng = np.random.default_rng(0)
-    xs, ts = rng.standard_normal((3, 40, 12)), rng.integers(0, 100, (3, 40))
-    theirs = torch.nn.AdaptiveLogSoftmaxWithLoss(12, 100, [7, 30], div_value=2.0).double()
-    weights = [p.detach().numpy().T.copy() for p in theirs.parameters()]
-    there = torch.tensor(xs.reshape(-1, 12), requires_grad=True)
-    _, want = theirs(there, torch.tensor(ts.reshape(-1)))
-    want.backward()
-    with use_backend(backend, strict=True):
-        ours = rnn.TimeAdaptiveSoftmaxWithLoss(*weights)
-        assert ours.cutoffs == (7, 30, 100)
-        assert ours.forward(xs, ts) == pytest.approx(want.item(), rel=1e-12)
-        dxs = ours.backward()
-        probabilities = ours.log_probabilities(xs)
-        np.testing.assert_allclose(np.exp(probabilities).sum(axis=2), 1, rtol=1e-12)
-        picked = np.take_along_axis(probabilities, ts[:, :, None], axis=2)
-        assert -picked.mean() == pytest.approx(want.item(), rel=1e-12)
-        assert ours.forward(xs, np.where(ts < 7, ts, -1)) > 0  # no cluster has a label
-        assert not any(grad.any() for grad in (ours.backward(), ours.grads)[1][1:])
-    np.testing.assert_allclose(dxs.reshape(-1, 12), there.grad.numpy(), rtol=1e-9, atol=1e-14)
-    expected = theirs.log_prob(there).detach().numpy()
-    np.testing.assert_allclose(probabilities.reshape(-1, 100), expected, rtol=1e-11)
-
-
 def test_what_an_adaptive_softmax_refuses():
     create = rnn.TimeAdaptiveSoftmaxWithLoss.create
     for wrong in ((5, 5), (10,), (3, 2)):

@@ -8,11 +8,12 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 from scipy.special import logsumexp, softmax
 from test_memory import GUARDED
 
-from helpers import Array, relative_error, run_python
-from numba_rnn import TimeSoftmaxWithLoss, training, use_backend
+from helpers import BACKENDS, Array, relative_error, run_python
+from numba_rnn import TimeAdaptiveSoftmaxWithLoss, TimeSoftmaxWithLoss, training, use_backend
 from numba_rnn.kernels.cpu import engine as cpu
 from numba_rnn.kernels.cpu import parallel_for, product, threads, training_kernels
 from numba_rnn.kernels.reference import NumpyEngine
@@ -304,6 +305,31 @@ def test_products_that_are_left_to_numpy(engine):
     gaps = np.ones((300, 600))[:, ::2]
     np.testing.assert_array_equal(engine.product(gaps, gaps), np.full((300, 300), 300.0))
     assert engine.product(np.ones((300, 0)), np.ones((0, 300))).shape == (300, 300)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_adaptive_softmax_is_that_of_pytorch(backend):
+    rng = np.random.default_rng(0)
+    xs, ts = rng.standard_normal((3, 40, 12)), rng.integers(0, 100, (3, 40))
+    theirs = torch.nn.AdaptiveLogSoftmaxWithLoss(12, 100, [7, 30], div_value=2.0).double()
+    weights = [p.detach().numpy().T.copy() for p in theirs.parameters()]
+    there = torch.tensor(xs.reshape(-1, 12), requires_grad=True)
+    _, want = theirs(there, torch.tensor(ts.reshape(-1)))
+    want.backward()
+    with use_backend(backend, strict=True):
+        ours = TimeAdaptiveSoftmaxWithLoss(*weights)
+        assert ours.cutoffs == (7, 30, 100)
+        assert ours.forward(xs, ts) == pytest.approx(want.item(), rel=1e-12)
+        dxs = ours.backward()
+        probabilities = ours.log_probabilities(xs)
+        np.testing.assert_allclose(np.exp(probabilities).sum(axis=2), 1, rtol=1e-12)
+        picked = np.take_along_axis(probabilities, ts[:, :, None], axis=2)
+        assert -picked.mean() == pytest.approx(want.item(), rel=1e-12)
+        assert ours.forward(xs, np.where(ts < 7, ts, -1)) > 0  # no cluster has a label
+        assert not any(grad.any() for grad in (ours.backward(), ours.grads)[1][1:])
+    np.testing.assert_allclose(dxs.reshape(-1, 12), there.grad.numpy(), rtol=1e-9, atol=1e-14)
+    expected = theirs.log_prob(there).detach().numpy()
+    np.testing.assert_allclose(probabilities.reshape(-1, 100), expected, rtol=1e-11)
 
 
 def everything(dtype: Any) -> list[Array]:
