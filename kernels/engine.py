@@ -678,7 +678,7 @@ class Engine:
         norm : float or () array
             The norm, as ``norm`` returns it.
         factor : float or () array
-            What the arrays are to be multiplied by; 1 if their norm is not finite.
+            The factor for the arrays; 1 if their norm is not finite.
         """
         norm = self.norm(arrays)
         return norm, limit / norm if math.isfinite(norm) and norm > limit else 1.0
@@ -728,7 +728,7 @@ class Engine:
         numbers : sequence of float
             Further arguments of the rule.
         factor : float or () array, default 1.0
-            What the gradients are multiplied by on the way.
+            A factor for the gradients, applied on the way.
         """
         for *arrays, gradient in groups:
             if factor != 1.0:

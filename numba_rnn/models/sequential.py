@@ -98,7 +98,7 @@ class Sequential(Container):
         return params[0].dtype if params else np.dtype(np.float32)
 
     def _drawing(self) -> list[Any]:
-        """Whatever draws random numbers: dropout and regularisers."""
+        """The parts that draw random numbers: dropout and regularisers."""
         found: list[Any] = []
         for layer in self.layers:
             inner = [layer, *getattr(layer, "recurrent", ())]
@@ -119,7 +119,7 @@ class Sequential(Container):
     # ---- training
 
     def _run(self, xs: AnyArray, train_flg: bool, lengths: Integers | None) -> Any:
-        """What the loss reads."""
+        """The inputs of the loss."""
         if lengths is not None and not any(self._takes_lengths):
             raise TypeError("lengths: expected none, as no layer of this model takes any")
         if train_flg:  # also what a layer got after this model was made
@@ -138,7 +138,7 @@ class Sequential(Container):
             yield layer
 
     def _outputs(self, out: Array) -> Array:
-        """What a user gets of it: scores, where the weights that make them are the loss's."""
+        """The outputs for a user; of a loss with weights of its own, its scores."""
         for name in ("scores", "log_probabilities"):
             if hasattr(self.loss, name):
                 return getattr(self.loss, name)(out)
@@ -152,7 +152,7 @@ class Sequential(Container):
         Parameters
         ----------
         xs : (N, T, ...) array
-            What the first layer reads.
+            The inputs of the first layer.
         train_flg : bool, default False
             Whether dropout and regularisers act as in training.
         lengths : (N,) integers, optional
@@ -180,7 +180,7 @@ class Sequential(Container):
         Parameters
         ----------
         xs : (N, T, ...) array
-            What the first layer reads.
+            The inputs of the first layer.
         ts : array
             The targets, as the loss takes them.
         train_flg : bool, default True
@@ -188,7 +188,7 @@ class Sequential(Container):
         lengths : (N,) integers, optional
             The number of steps in each row, for all layers that take it.
         **options
-            What the loss takes besides: ``mask``, ``weights``.
+            Further arguments of the loss: ``mask``, ``weights``.
 
         Returns
         -------
@@ -235,25 +235,25 @@ class Sequential(Container):
     ) -> tuple[Scalar, Array]:
         """Compute loss and outputs without dropout, starting from a fresh state.
 
-        The states are afterwards what they were. What ``forward`` kept for ``backward`` is gone.
+        The states are afterwards what they were. The record that ``forward`` kept is gone.
 
         Parameters
         ----------
         xs : (N, T, ...) array
-            What the first layer reads.
+            The inputs of the first layer.
         ts : array
             The targets.
         lengths : (N,) integers, optional
             The number of steps in each row.
         **options
-            What the loss takes besides.
+            Further arguments of the loss.
 
         Returns
         -------
         loss : float or 0-d array
             The loss.
         outputs : (N, T, M) array
-            What ``predict`` returns.
+            The result of ``predict``.
         """
         with self._aside():
             out = self._run(xs, False, lengths)

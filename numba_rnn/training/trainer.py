@@ -112,7 +112,7 @@ class Trainer:
         The training data. The state is reset each time a corpus starts over, and before each of
         Batches, whose sequences do not follow on from each other.
     valid : (L,) integers, (xs, ts) or Batches, optional
-        What the model is validated on after every epoch: tokens for a language model, for another
+        The data for validation after every epoch: tokens for a language model, for another
         model pairs, whose loss is the mean over batches, weighted by their rows.
     metrics : dict of str to callable, optional
         Functions (outputs, ts) -> float of all validation data, in NumPy arrays, by name. They are
@@ -449,7 +449,7 @@ class Trainer:
             ) from error
 
     def _named(self, option: str, argument: str) -> str:
-        """What helps: an option of the command line, which trains language models; an argument."""
+        """The remedy: an option of the command line for a language model, else an argument."""
         return option if self._is_language_model else argument
 
     def _diverged(self, what: str, when: str = "") -> TrainingDiverged:
