@@ -32,7 +32,7 @@ class Batches:
     rng : numpy.random.Generator, int or None, default None
         A random generator or a seed. The order of an epoch depends on this and on its number.
     **more : (N, ...) array
-        Further arguments of the model's ``forward``, by name: ``lengths=``, ``mask=``, ``weights=``.
+        Further arguments of ``forward`` by name: ``lengths=``, ``mask=``, ``weights=``.
 
     Attributes
     ----------
