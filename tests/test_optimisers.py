@@ -150,6 +150,32 @@ def test_a_refused_update_changes_nothing(name, wrong, used):
     assert optimiser.updates == 1 + used
 
 
+@pytest.mark.parametrize("name", optimisers.NAMES)
+def test_gradients_may_go_unchecked_and_change_no_bit(name):
+    params: list[list] = [[], []]
+    for check, mine in zip((True, False), params, strict=True):
+        optimiser, rng = optimisers.create(name), np.random.default_rng(0)
+        mine += [rng.standard_normal(shape, np.float32) for shape in ((4, 5), (7,))]
+        for _ in range(3):
+            grads = [rng.standard_normal(param.shape, np.float32) for param in mine]
+            assert (optimiser.update(mine, grads, check_finite=check) is None) != check
+    for checked, unchecked in zip(*params, strict=True):
+        np.testing.assert_array_equal(unchecked, checked)
+    optimiser.update(mine, [np.full_like(param, np.nan) for param in mine], check_finite=False)
+    assert np.isnan(mine[0]).all()
+
+
+def test_a_norm_finds_nan_where_nothing_else_looks_for_it():
+    param = np.ones(3, np.float32)
+    with pytest.raises(ValueError, match=r"grads\[0\]: expected finite numbers, got nan at \(0,\)"):
+        SGD().update([param], [param * np.float32(np.nan)], max_norm=1.0, check_finite=False)
+    np.testing.assert_array_equal(param, 1)
+
+
+def test_no_parameters_have_the_norm_zero():
+    assert SGD().update([], []) == SGD().update([], [], max_norm=1.0) == 0.0
+
+
 @pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")  # in the rules that square
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("size", [1e17, 1e20, 3e38, 1e200])

@@ -77,7 +77,12 @@ class Optimiser:
         self._lr = expect_float("lr", value, 0, low_open=True)
 
     def update(
-        self, params: Sequence[Array], grads: Sequence[Array], *, max_norm: float | None = None
+        self,
+        params: Sequence[Array],
+        grads: Sequence[Array],
+        *,
+        max_norm: float | None = None,
+        check_finite: bool = True,
     ) -> Scalar | None:
         """Change every parameter in place, where the parameters are.
 
@@ -92,12 +97,15 @@ class Optimiser:
         max_norm : float, optional
             The largest norm of all gradients together: the step is that of gradients after
             ``clip_grads``, which here stay as they are.
+        check_finite : bool, default True
+            Whether to search the gradients for NaN and infinity first, which reads them once more
+            (a fifth to a third of the time). With ``max_norm`` the norm finds them in any case.
 
         Returns
         -------
         norm : float, 0-d array or None
             The norm of all gradients together, before clipping; on a GPU a 0-d array, and None
-            without ``max_norm``.
+            without ``max_norm``, if it is on a GPU or not ``check_finite``.
 
         Raises
         ------
@@ -118,8 +126,9 @@ class Optimiser:
             for k, (engine, param, grad) in enumerate(zip(engines, params, grads, strict=True))
         ]
         on_host = all(isinstance(grad, np.ndarray) for grad in accepted)
-        norm, factor = _norm_and_factor(engines, accepted, max_norm, on_host)
-        if not on_host or not math.isfinite(norm):
+        checked = check_finite or max_norm is not None
+        norm, factor = _norm_and_factor(engines, accepted, max_norm, on_host and checked)
+        if checked and not (on_host and math.isfinite(norm)):
             for k, grad in enumerate(grads):
                 if isinstance(grad, np.ndarray):
                     expect_finite(f"grads[{k}]", grad)
@@ -250,15 +259,17 @@ def _expect_possible(name: str, array: Array, squares: bool) -> None:
 
 
 def _norm_and_factor(
-    engines: Sequence[Engine], grads: Sequence[Array], max_norm: float | None, on_host: bool
+    engines: Sequence[Engine], grads: Sequence[Array], max_norm: float | None, checked: bool
 ) -> tuple[Any, Any]:
-    """The norm of all gradients, None on a device where nobody asks for it, and what clips them."""
+    """The norm of all gradients, None where nobody asks for it, and what clips them."""
     if max_norm is not None:
         limit = expect_float("max_norm", max_norm, 0, low_open=True)
         if len(set(engines)) > 1:
             raise ValueError("max_norm: expected parameters in one memory, got some on a device")
         return engines[0].clip_factor(grads, limit) if grads else (0.0, 1.0)
-    return engines[0].norm(grads) if on_host and grads else None, 1.0
+    if not checked:
+        return None, 1.0
+    return engines[0].norm(grads) if grads else 0.0, 1.0
 
 
 def _sgd(W: Any, dW: Any, lr: float) -> tuple[Any, ...]:
