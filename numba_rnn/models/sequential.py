@@ -1,25 +1,18 @@
 """A model of layers in a row, with the loss that it is trained for."""
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
-from ..backend import engine_by_name, engine_of_param, to_host
-from ..layers import Layer, TimeDropout, TimeEmbedding, TimeRecurrent
-from ..layers.composite import Composite, Container
-from ..layers.initialisers import Seed, generator
+from ..layers import Layer, TimeDropout, TimeEmbedding
+from ..layers.initialisers import Seed
 from ..streaming import Stream
-from ..training.checkpoint import load_checkpoint, save_checkpoint
 from ..typing import AnyArray, Array, Integers, Scalar
-from ..validation import expect_array
-from .rnnlm import expect_cell
+from .base import BaseModel
 
 
-class Sequential(Container):
+class Sequential(BaseModel):
     """Layers in a row, each of which reads the outputs of the one before, and a loss.
 
         xs -> layer 0 -> layer 1 -> ... -> outputs -> loss
@@ -79,42 +72,15 @@ class Sequential(Container):
         if len({*map(id, layers), id(loss)}) <= len(layers):
             raise ValueError("layers: expected each layer once, got one of them again")
         parts = {str(k): layer for k, layer in enumerate(layers)}
-        super().__init__(parts if loss is None else {**parts, "loss": loss})
+        super().__init__(parts if loss is None else {**parts, "loss": loss}, rng)
         self.layers: tuple[Any, ...] = layers
         self.loss: Any = loss
         self._takes_lengths = tuple("lengths" in _parameters(layer) for layer in layers)
         self._may_skip_inputs = "inputs" in _parameters(layers[0], "backward")
-        own = [part.rng for part in self._drawing()]
-        self.rng = own[0] if rng is None and own else generator(rng)
 
     def __repr__(self) -> str:
         ends = [] if self.loss is None else [f"loss={self.loss}"]
         return f"Sequential({', '.join([*map(str, self.layers), *ends])})"
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The dtype of the parameters, float32 where there are none."""
-        params = self.params
-        return params[0].dtype if params else np.dtype(np.float32)
-
-    def _drawing(self) -> list[Any]:
-        """The parts that draw random numbers: dropout and regularisers."""
-        found: list[Any] = []
-        for layer in self.layers:
-            inner = [layer, *getattr(layer, "recurrent", ())]
-            found += [layer, *getattr(layer, "dropouts", ())]
-            found += [getattr(part, "regularisers", None) for part in inner]
-        return [part for part in found if hasattr(part, "rng")]
-
-    def _recurrent(self) -> list[tuple[str, TimeRecurrent]]:
-        """The recurrent layers by place: "0", or "0.1" within layer 0."""
-        found: list[tuple[str, TimeRecurrent]] = []
-        for k, layer in enumerate(self.layers):
-            if isinstance(layer, TimeRecurrent):
-                found.append((f"{k}", layer))
-            elif isinstance(layer, Composite):
-                found += [(f"{k}.{j}", part) for j, part in enumerate(layer.recurrent)]
-        return found
 
     # ---- training
 
@@ -122,20 +88,11 @@ class Sequential(Container):
         """The inputs of the loss."""
         if lengths is not None and not any(self._takes_lengths):
             raise TypeError("lengths: expected none, as no layer of this model takes any")
-        if train_flg:  # also what a layer got after this model was made
-            for part in self._drawing():
-                part.rng = self.rng
+        self._set_training(train_flg)
         out: Any = xs
-        for layer, takes in zip(self._told(train_flg), self._takes_lengths, strict=True):
+        for layer, takes in zip(self.layers, self._takes_lengths, strict=True):
             out = layer.forward(out, **({"lengths": lengths} if takes else {}))
         return out
-
-    def _told(self, train_flg: bool) -> Iterator[Any]:
-        """The layers, told whether they train."""
-        for layer in self.layers:
-            if hasattr(layer, "train_flg"):
-                layer.train_flg = train_flg
-            yield layer
 
     def _outputs(self, out: Array) -> Array:
         """The outputs for a user; of a loss with weights of its own, its scores."""
@@ -259,24 +216,6 @@ class Sequential(Container):
             out = self._run(xs, False, lengths)
             return self._loss().forward(out, ts, **options), self._outputs(out)
 
-    def reset_state(self) -> None:
-        """Forget the states: the next forward starts from zeros."""
-        for _, layer in self._recurrent():
-            layer.reset_state()
-
-    @contextmanager
-    def _aside(self) -> Iterator[None]:
-        """Run on a fresh state, then take the old one up again."""
-        layers = [layer for _, layer in self._recurrent()]
-        before = [(layer.state, layer._state_given) for layer in layers]
-        self.reset_state()
-        try:
-            yield
-        finally:
-            self.forget()
-            for layer, (state, given) in zip(layers, before, strict=True):
-                layer.state, layer._state_given = state, given
-
     # ---- use
 
     def in_stream(self) -> list[Any]:
@@ -329,7 +268,8 @@ class Sequential(Container):
         rows: list[tuple[str, str, int, int]] = []
         with self._aside():
             out: Any = np.zeros(xs_shape, whole)
-            for k, layer in enumerate(self._told(train_flg=False)):
+            self._set_training(False)
+            for k, layer in enumerate(self.layers):
                 out = layer.forward(out)
                 rows.append(_row(f"{k} {type(layer).__name__}", layer, out))
         if self.loss is not None:
@@ -345,111 +285,6 @@ class Sequential(Container):
             )
             for line in table
         )
-
-    # ---- checkpoints
-
-    def arrays(self) -> dict[str, Array]:
-        """Return parameters by name, and the states from which the next forward starts.
-
-        Returns
-        -------
-        dict of str to array
-            NumPy arrays, wherever the model is. The entries "cell/0" and so on hold results of the
-            cells for fixed numbers, by which ``load_arrays`` recognises them.
-        """
-        probe = engine_by_name("numpy").probe
-        found = {f"cell/{place}": probe(layer.cell) for place, layer in self._recurrent()}
-        found |= dict(zip(self.param_names, map(to_host, self.params), strict=True))
-        for place, layer in self._recurrent():
-            next_state = layer.state if layer.stateful or layer._state_given else None
-            for name, value in zip(layer.cell.states, next_state or (), strict=False):
-                found[f"state/{place}.{name}"] = to_host(value)
-        return found
-
-    def load_arrays(self, arrays: dict[str, Array]) -> None:
-        """Set parameters and states to those that ``arrays`` returned: all or, on an error, none.
-
-        Parameters
-        ----------
-        arrays : dict of str to array
-            NumPy arrays, wherever the model is.
-
-        Raises
-        ------
-        ValueError, TypeError
-            If an array is missing, does not fit or has no place, or if a cell now computes
-            something else.
-        """
-        params = dict(zip(self.param_names, self.params, strict=True))
-        for place, layer in self._recurrent():
-            expect_cell(f"cell/{place}", layer.cell, arrays.get(f"cell/{place}"))
-        for name, param in params.items():
-            expect_array(name, arrays.get(name), param.shape, param.dtype)
-        unknown = [name for name in arrays if "/" not in name and name not in params]
-        if unknown:
-            remedy = ""
-            if any(name.endswith(".initial") for name in unknown):
-                remedy = "; layer.learn_initial_state() makes a parameter of the initial state"
-            raise ValueError(
-                f"arrays: expected {', '.join(params)}, got {', '.join(unknown)} as well{remedy}"
-            )
-        states: list[list[Array]] = []  # of each recurrent layer; none where the arrays have none
-        for place, layer in self._recurrent():
-            keys = [f"state/{place}.{name}" for name in layer.cell.states]
-            states.append([arrays[key] for key in keys] if set(keys) <= arrays.keys() else [])
-            for key, size, array in zip(keys, layer._state_sizes, states[-1], strict=False):
-                expect_array(key, array, (*np.shape(states[-1][0])[:1], size), layer.dtype)
-        for name, param in params.items():
-            param[...] = engine_of_param(param).to_device(arrays[name])
-        self.reset_state()
-        for (_, layer), state in zip(self._recurrent(), states, strict=True):
-            if state:
-                layer.set_state(*state)
-
-    def save(self, path: str | Path) -> None:
-        """Write parameters and states to a file, which is whole or not there.
-
-        Parameters
-        ----------
-        path : str or Path
-            The file, in safetensors' format.
-        """
-        save_checkpoint(path, self.arrays(), {"layers": [str(part) for part in self.layers]})
-
-    def load(self, path: str | Path) -> Self:
-        """Set parameters and states to those of a file. An error leaves all as it was.
-
-        No code from the file is run. A checkpoint that a ``Trainer`` of such a model wrote will do,
-        too.
-
-        Parameters
-        ----------
-        path : str or Path
-            The file.
-
-        Returns
-        -------
-        Self
-            The model itself.
-
-        Raises
-        ------
-        FileNotFoundError
-            If there is no such file.
-        CheckpointError
-            If the file is damaged.
-        ValueError
-            If it is of a model of other layers or sizes.
-        """
-        arrays, content = load_checkpoint(path)
-        try:
-            self.load_arrays(arrays)
-        except (TypeError, ValueError) as error:
-            layers = content.get("layers", "unknown layers")
-            raise ValueError(
-                f"{path}: expected a checkpoint of this model, got one of {layers} ({error})"
-            ) from error
-        return self
 
 
 def _parameters(layer: Any, method: str = "forward") -> dict[str, inspect.Parameter]:
