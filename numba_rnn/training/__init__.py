@@ -6,9 +6,10 @@ from .bptt import TruncatedBPTT
 from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from .clipping import clip_grads
 from .distributed import RanksError, init_distributed
+from .history import History
 from .optimisers import SGD, AdaGrad, Adam, AdamW, Momentum, Optimiser, RMSProp
 from .schedules import cosine, warm_up
-from .trainer import History, Trainer, TrainingDiverged
+from .trainer import Trainer, TrainingDiverged
 
 __all__ = [
     "SGD",

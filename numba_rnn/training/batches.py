@@ -1,20 +1,19 @@
 """Mini-batches of sequences that do not follow on from each other, shuffled anew in each epoch."""
 
-import hashlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from ..layers.initialisers import Seed, generator, new_seed
 from ..typing import AnyArray
 from ..validation import expect_int, expect_plain_array
-from .bptt import expect_steps
+from .resumable import ResumableData, expect_steps
 
 Batch = tuple[AnyArray, AnyArray] | tuple[AnyArray, AnyArray, dict[str, AnyArray]]
 
 
-class Batches:
+class Batches(ResumableData):
     """An iterator over shuffled mini-batches of rows, each of which is a sequence of its own.
 
     It yields pairs (xs, ts), or with more arrays triples (xs, ts, more), where ``more`` is a dict.
@@ -61,6 +60,9 @@ class Batches:
     >>> [xs.shape for xs, ts, more in Batches(*2 * [np.zeros((5, 7))], 2, lengths=np.ones(5, int))]
     [(2, 7), (2, 7), (1, 7)]
     """
+
+    _places: ClassVar = {"cursor": "cursor", "epoch": "epoch", "seed": "_seed"}
+    _sizes: ClassVar = {"batch_size": "batch_size", "time_size": "time_size", "rows": "rows"}
 
     def __init__(
         self, xs: AnyArray, ts: AnyArray, batch_size: int, rng: Seed = None, **more: AnyArray
@@ -110,56 +112,3 @@ class Batches:
         """Begin the next epoch, with an order of its own; if this one has not begun, that."""
         if self.cursor:
             self.epoch, self.cursor = self.epoch + 1, 0
-
-    def state(self) -> dict[str, int]:
-        """Return cursor, epoch and seed, and the sizes that give them their meaning.
-
-        Returns
-        -------
-        dict
-            Numbers by name, for a checkpoint.
-        """
-        return {
-            "cursor": self.cursor,
-            "epoch": self.epoch,
-            "seed": self._seed,
-            "batch_size": self.batch_size,
-            "time_size": self.time_size,
-            "rows": self.rows,
-        }
-
-    def digest(self) -> str:
-        """Return a short text that differs for other arrays, other sizes, another order or cursor.
-
-        Returns
-        -------
-        str
-            The digest.
-        """
-        found = hashlib.sha256(repr(self.state()).encode())
-        for name, whole in self._arrays.items():
-            found.update(f"{name} {whole.dtype.str} {whole.shape}".encode() + whole.tobytes())
-        return found.hexdigest()
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Continue where ``state`` was called, in the same order.
-
-        Parameters
-        ----------
-        state : dict
-            The result of ``state``.
-
-        Raises
-        ------
-        ValueError
-            If the sizes differ, or the cursor is below 0 or beyond the end.
-        TypeError
-            If a number is missing or no whole number.
-        """
-        for key in ("batch_size", "time_size", "rows"):
-            if state.get(key) != (mine := getattr(self, key)):
-                raise ValueError(f"state: expected {key} {mine}, got {state.get(key)}")
-        cursor, epoch, seed = (expect_int(k, state.get(k), 0) for k in ("cursor", "epoch", "seed"))
-        if cursor > len(self):
-            raise ValueError(f"cursor: expected at most {len(self)}, got {cursor}")
-        self.cursor, self.epoch, self._seed = cursor, epoch, seed

@@ -11,26 +11,15 @@ With one block it is full BPTT.
     row 1    a b c | d e f | ...                a = the middle of the corpus
 """
 
-import hashlib
 from collections.abc import Iterator
-from typing import Any
-
-import numpy as np
+from typing import ClassVar
 
 from ..typing import AnyArray
 from ..validation import expect_int, expect_plain_array
+from .resumable import ResumableData, expect_steps
 
 
-def expect_steps(name: str, whole: Any, axes: str) -> None:
-    """Refuse what is no array with axes."""
-    if not isinstance(whole, np.ndarray):
-        remedy = f"; np.asarray({name}) converts it" if isinstance(whole, (list, tuple)) else ""
-        raise TypeError(f"{name}: expected an array {axes}, got {type(whole).__name__}{remedy}")
-    if whole.ndim < 1:
-        raise ValueError(f"{name}: expected an array {axes}, got one without axes")
-
-
-class TruncatedBPTT:
+class TruncatedBPTT(ResumableData):
     """An iterator over the blocks of a corpus for truncated backpropagation through time.
 
     It yields pairs (xs, ts) of arrays (batch_size, time_size, ...). Row i of one block continues
@@ -62,12 +51,17 @@ class TruncatedBPTT:
 
     Examples
     --------
+    >>> import numpy as np
     >>> blocks = TruncatedBPTT(np.arange(21), batch_size=2, time_size=5)
     >>> for xs, ts in blocks:
     ...     print(xs.tolist(), ts[0].tolist())
     [[0, 1, 2, 3, 4], [10, 11, 12, 13, 14]] [1, 2, 3, 4, 5]
     [[5, 6, 7, 8, 9], [15, 16, 17, 18, 19]] [6, 7, 8, 9, 10]
     """
+
+    _sizes: ClassVar = {
+        "batch_size": "batch_size", "time_size": "time_size", "blocks": "_blocks",
+    }  # fmt: skip
 
     def __init__(
         self, corpus: AnyArray, batch_size: int, time_size: int, targets: AnyArray | None = None
@@ -90,10 +84,12 @@ class TruncatedBPTT:
                 f"streams by {self.time_size} steps, got {places}"
             )
         stream = len(corpus) // self.batch_size
-        self._xs, self._ts = (
-            whole[: self.batch_size * stream].reshape(self.batch_size, stream, *whole.shape[1:])
-            for whole in (corpus, targets)
-        )
+        self._arrays = {
+            name: whole[: self.batch_size * stream].reshape(
+                self.batch_size, stream, *whole.shape[1:]
+            )
+            for name, whole in (("xs", corpus), ("ts", targets))
+        }
         self.cursor = 0
 
     def __len__(self) -> int:
@@ -102,61 +98,10 @@ class TruncatedBPTT:
 
     def __iter__(self) -> Iterator[tuple[AnyArray, AnyArray]]:
         while self.cursor < self._blocks:
-            engine = slice(self.cursor * self.time_size, (self.cursor + 1) * self.time_size)
+            block = slice(self.cursor * self.time_size, (self.cursor + 1) * self.time_size)
             self.cursor += 1
-            yield self._xs[:, engine], self._ts[:, engine]
+            yield self._arrays["xs"][:, block], self._arrays["ts"][:, block]
 
     def rewind(self) -> None:
         """Start over at the first block."""
         self.cursor = 0
-
-    def state(self) -> dict[str, int]:
-        """Return the cursor and the sizes that give it its meaning.
-
-        Returns
-        -------
-        dict
-            Numbers by name, for a checkpoint.
-        """
-        return {
-            "cursor": self.cursor,
-            "batch_size": self.batch_size,
-            "time_size": self.time_size,
-            "blocks": self._blocks,
-        }
-
-    def digest(self) -> str:
-        """Return a short text that differs for another corpus, other sizes or another cursor.
-
-        Returns
-        -------
-        str
-            The digest.
-        """
-        found = hashlib.sha256(repr(self.state()).encode())
-        for whole in (self._xs, self._ts):
-            found.update(f"{whole.dtype.str} {whole.shape}".encode() + whole.tobytes())
-        return found.hexdigest()
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Continue where ``state`` was called.
-
-        Parameters
-        ----------
-        state : dict
-            The result of ``state``.
-
-        Raises
-        ------
-        ValueError
-            If the sizes differ, or the cursor is below 0 or beyond the end.
-        TypeError
-            If the cursor is missing or no whole number.
-        """
-        for key, mine in self.state().items():
-            if key != "cursor" and state.get(key) != mine:
-                raise ValueError(f"state: expected {key} {mine}, got {state.get(key)}")
-        cursor = expect_int("cursor", state.get("cursor"), 0)
-        if cursor > self._blocks:
-            raise ValueError(f"cursor: expected at most {self._blocks}, got {cursor}")
-        self.cursor = cursor

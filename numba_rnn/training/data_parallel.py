@@ -131,6 +131,12 @@ class DataParallel:
         self.ranks.allreduce(total)
         return perplexity_of(float(total[0]))
 
+    def evaluate(self, xs: AnyArray, ts: AnyArray, **more: AnyArray) -> tuple[Scalar, Array]:
+        """As the model's: each rank reads all rows."""
+        model: Any = self.model
+        loss, outputs = model.evaluate(xs, ts, **more)
+        return loss, outputs
+
     def arrays(self) -> dict[str, Any]:
         """As the model's, with all rows of its states, on rank 0."""
         return {

@@ -8,7 +8,7 @@ from ..fonts import choose_fonts
 from ..kernels import deprecated
 from ..layers.losses import perplexity_of
 from ..optional_deps import optional_import
-from .trainer import History
+from .history import History
 
 HIGHEST = 1e100  # no picture goes further: past 1e300 a logarithmic axis overflows
 

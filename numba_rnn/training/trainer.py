@@ -4,20 +4,15 @@ import copy
 import math
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from ..backend import to_host
-from ..files import locked, remove_parts
 from ..kernels import deprecated
 from ..layers.initialisers import set_state, state_of
-from ..layers.losses import perplexity_of, spell_perplexity
 from ..terminal import progress_bar, start_clock
 from ..typing import AnyArray, Array, Scalar
 from ..validation import expect_float, expect_int
@@ -27,7 +22,11 @@ from .checkpoint import expect_content, load_checkpoint, save_checkpoint
 from .clipping import clip_grads, global_norm
 from .data_parallel import DataParallel
 from .distributed import SingleProcess
+from .history import History, epochs_since_best, history_of
+from .measures import measures_of
 from .optimisers import Optimiser
+from .run_folder import Identity, is_in, last_identity, one_run_in
+from .signals import signals_to
 
 
 class TrainingDiverged(RuntimeError):  # noqa: N818 (reads as what happened)
@@ -53,50 +52,6 @@ class Model(Protocol):
     def reset_state(self) -> None: ...
     def arrays(self) -> dict[str, Array]: ...
     def load_arrays(self, arrays: dict[str, Array]) -> None: ...
-
-
-FileIdentity = tuple[int, int, int] | None
-
-
-@dataclass
-class History:
-    """The course of a training run.
-
-    Attributes
-    ----------
-    train : list
-        Entries [iteration, mean loss in nats since the entry before, gradient norm before
-        clipping].
-    epochs : list of dict
-        One entry for each epoch: {"epoch", "iteration", "train_loss", "valid_perplexity", "lr"}.
-        Without a validation corpus valid_perplexity is None. If the model is no language model,
-        there are also "valid_loss", None without validation, and "metrics", a dict.
-    """
-
-    train: list[list[float]] = field(default_factory=list)
-    epochs: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def best(self) -> float:
-        """The lowest of ``scores`` so far; infinite before the first epoch."""
-        return min(self.scores, default=math.inf)
-
-    @property
-    def scores(self) -> list[float]:
-        """The perplexity after each epoch, on the validation data or else the training data.
-
-        If the model is no language model, it is the loss.
-        """
-        return [_score(entry) for entry in self.epochs]
-
-
-def _score(entry: dict[str, Any]) -> float:
-    if "valid_loss" in entry:
-        name = "train_loss" if entry["valid_loss"] is None else "valid_loss"
-        return float(entry[name])
-    if entry["valid_perplexity"] is None:
-        return perplexity_of(entry["train_loss"])
-    return float(entry["valid_perplexity"])
 
 
 class Trainer:
@@ -218,7 +173,7 @@ class Trainer:
         self._first = self.ranks.rank == 0
         self.progress = progress and self._first
         self.log = log if self._first else lambda line: None
-        self.metrics, self.schedule = _expect_functions(metrics), schedule
+        self.schedule = schedule
         if schedule is not None and not callable(schedule):
             raise TypeError(f"schedule: expected a function, got {type(schedule).__name__}")
 
@@ -230,8 +185,10 @@ class Trainer:
                     "Batches"
                 )
             self._shared = DataParallel(model, self.ranks, blocks)
-        self._valid = self._expect_valid()  # whose loss is computed; None for tokens
-        self._is_language_model = self._reads_tokens and self._valid is None
+        self._measures = measures_of(
+            model, valid, metrics, tokens=self._shared is not None or hasattr(model, "perplexity"),
+            batch_size=blocks.batch_size, eval_batch=eval_batch, eval_time=eval_time,
+        )  # fmt: skip
 
         self.history = History()
         self.epoch = 0  # epochs completed
@@ -241,43 +198,9 @@ class Trainer:
         self._epoch_loss = self._recent_loss = self._recent_norm = 0.0
         self._stop = 0  # the number of a signal that asks to stop
         self._shown: Any = None  # the progress bar
-        self._last_known: FileIdentity = None  # the folder's last checkpoint, as we know it
+        self._last_known: Identity = None  # the folder's last checkpoint, as we know it
         self._record_every = max(1, len(blocks) // 20)
         self._looked_at = 0  # the iteration up to which all numbers are known to be finite
-
-    @property
-    def _reads_tokens(self) -> bool:
-        """Whether there is a perplexity of tokens; where ranks share a model, they compute it."""
-        return self._shared is not None or hasattr(self.model, "perplexity")
-
-    def _expect_valid(self) -> Batches | None:
-        """The validation data as batches, None for tokens or nothing; all of it is checked."""
-        valid: Any = self.valid
-        if isinstance(valid, tuple):
-            if len(valid) != 2:
-                raise ValueError(f"valid: expected tokens or (xs, ts), got {len(valid)} arrays")
-            valid = Batches(*valid, batch_size=self.blocks.batch_size)
-        if isinstance(valid, Batches):
-            if not hasattr(self.model, "evaluate"):
-                raise TypeError(
-                    "valid: expected a model with evaluate(xs, ts) -> (loss, outputs) for pairs, "
-                    f"got {type(self.model).__name__}; a language model takes tokens (L,)"
-                )
-            return valid
-        if self.metrics:
-            raise ValueError("metrics: expected valid=(xs, ts), on which to compute them, as well")
-        if valid is None:
-            return None
-        if not self._reads_tokens:
-            raise TypeError(
-                "valid: expected (xs, ts) or Batches, as the model has no perplexity of tokens, "
-                f"got {type(valid).__name__}"
-            )
-        try:
-            TruncatedBPTT(valid, self.eval_batch, self.eval_time)
-        except ValueError as error:
-            raise ValueError(f"valid: too short to evaluate on; {error}") from error
-        return None
 
     # ---- the loop
 
@@ -315,14 +238,14 @@ class Trainer:
         nohup), on Windows SIGBREAK.
         """
         expect_int("max_epochs", max_epochs)
-        with self._folder_to_ourselves():
-            self.stopped, self.stopped_by = False, 0
+        with self._sole_run():
+            self.stopped, self.stopped_by, self._stop = False, 0, 0
             if self.iteration == 0:
                 self.blocks.rewind()
             with (
                 self._sharing(max_epochs),
                 self._bar(max_epochs) as self._shown,
-                self._signals(),
+                signals_to(self._ask_to_stop),
             ):
                 return self._fit(max_epochs)
 
@@ -344,7 +267,7 @@ class Trainer:
                 else:
                     self._shown.update(steps)
                 if self.iteration % self._record_every == 0:
-                    self._shown.set_postfix_str(self._status(), refresh=False)
+                    self._show_loss()
                 if self._shall_stop():
                     self.stopped, self.stopped_by = True, self._stop or signal.SIGINT
                     self._save("last")
@@ -440,20 +363,14 @@ class Trainer:
             self.model.forget()
             error.__traceback__ = None  # whose frames hold arrays
             parameters = sum(param.size for param in self.model.params)
-            remedy = self._named(
-                "--batch, --time, --hidden or --embed", "batch_size or the sizes of the layers"
-            )
+            remedy = self._measures.option("batch_size or the sizes of the layers")
             raise MemoryError(
                 f"out of memory at batch {self.blocks.batch_size}, time {self.blocks.time_size}, "
                 f"{parameters:,} parameters; lower {remedy} ({error})"
             ) from error
 
-    def _named(self, option: str, argument: str) -> str:
-        """The remedy: an option of the command line for a language model, else an argument."""
-        return option if self._is_language_model else argument
-
     def _diverged(self, what: str, when: str = "") -> TrainingDiverged:
-        lr, max_norm = self._named("--lr", "lr"), self._named("--clip", "max_norm")
+        lr, max_norm = map(self._measures.option, ("lr", "max_norm"))
         return TrainingDiverged(
             f"{when or f'iteration {self.iteration + 1}'}: {what}, "
             f"learning rate {self.optimiser.lr:g}; a lower learning rate ({lr}) or a lower bound "
@@ -468,18 +385,12 @@ class Trainer:
             "epoch": self.epoch,
             "iteration": self.iteration,
             "train_loss": self._epoch_loss / len(self.blocks),
-            "valid_perplexity": None,
             "lr": self.optimiser.lr,
         }
-        if not self._is_language_model:
-            loss, metrics = self._evaluate()
-            entry |= {"valid_loss": loss, "metrics": metrics}
-        elif self.valid is not None:
-            corpus: Any = self.valid
-            perplexity = self.perplexity(corpus, self.eval_batch, self.eval_time)
-            if not math.isfinite(perplexity):
-                raise self._diverged(f"validation perplexity {perplexity}")
-            entry["valid_perplexity"] = perplexity
+        entry |= self._measures.validate(self._shared or self.model)
+        value = entry[f"valid_{self._measures.name}"]
+        if value is not None and not math.isfinite(value):
+            raise self._diverged(f"validation {self._measures.name} {value}")
         self.history.epochs.append(entry)
         improved = self.history.best < best_before
         if self.valid is not None and not improved:
@@ -489,7 +400,7 @@ class Trainer:
         if improved:
             self._save("best")
         self._save("last")
-        self._tell_above_bar(self._epoch_line(entry))
+        self._tell_above_bar(self._measures.line(entry))
 
     def perplexity(self, corpus: AnyArray, batch_size: int, time_size: int) -> float:
         """Compute the perplexity of the model on a corpus, whose rows the ranks share.
@@ -511,33 +422,11 @@ class Trainer:
         model: Any = self._shared or self.model
         return float(model.perplexity(corpus, batch_size, time_size))
 
-    def _evaluate(self) -> tuple[float | None, dict[str, float]]:
-        """Loss and metrics on the validation pairs."""
-        if self._valid is None:
-            return None, {}
-        model: Any = self.model
-        losses, outputs, targets = [], [], []
-        for xs, ts, *more in self._valid.in_order():
-            loss, out = model.evaluate(xs, ts, **dict(*more))
-            losses.append(float(loss) * len(xs))
-            if self.metrics:  # else large outputs need not be held
-                outputs.append(to_host(out))
-                targets.append(to_host(ts))
-        mean = math.fsum(losses) / self._valid.rows
-        if not math.isfinite(mean):
-            raise self._diverged(f"validation loss {mean}")
-        if not self.metrics:
-            return mean, {}
-        out, ts = np.concatenate(outputs), np.concatenate(targets)
-        return mean, {name: float(metric(out, ts)) for name, metric in self.metrics.items()}
-
     def _done(self, max_epochs: int) -> bool:
         return self.epoch >= max_epochs or self._out_of_patience()
 
     def _out_of_patience(self) -> bool:
-        scores = self.history.scores
-        since_best = len(scores) - 1 - scores.index(min(scores)) if scores else 0
-        return bool(self.patience) and since_best >= self.patience
+        return 0 < self.patience <= epochs_since_best(self.history.scores)
 
     # ---- what one sees
 
@@ -549,34 +438,19 @@ class Trainer:
         return progress_bar(
             total=max_epochs * each,
             initial=self.epoch * each + self.blocks.cursor * block,
-            unit="tok" if self._is_language_model else "step",
+            unit=self._measures.unit,
             unit_scale=True,
             smoothing=0.05,
             shown=self.progress and not self._done(max_epochs),
         )
 
+    def _show_loss(self) -> None:
+        status = self._measures.status(self.epoch + 1, self.history.train[-1][1])
+        self._shown.set_postfix_str(status, refresh=False)
+
     def _tell_above_bar(self, line: str) -> None:
         with self._shown.external_write_mode(file=getattr(self._shown, "fp", None)):
             self.log(line)
-
-    def _status(self) -> str:
-        loss = self.history.train[-1][1]
-        if not self._is_language_model:
-            return f"epoch {self.epoch + 1}, loss {loss:.4g}"
-        return f"epoch {self.epoch + 1}, perplexity {spell_perplexity(perplexity_of(loss))}"
-
-    def _epoch_line(self, entry: dict[str, Any]) -> str:
-        if not self._is_language_model:
-            text = f"epoch {entry['epoch']:3d}  train loss {entry['train_loss']:>9.4g}"
-            if entry["valid_loss"] is not None:
-                text += f"  valid {entry['valid_loss']:>9.4g}"
-            text += "".join(f"  {name} {x:.4g}" for name, x in entry["metrics"].items())
-            return f"{text}  lr {entry['lr']:g}"
-        train = perplexity_of(entry["train_loss"])
-        text = f"epoch {entry['epoch']:3d}  train perplexity {spell_perplexity(train):>9}"
-        if entry["valid_perplexity"] is not None:
-            text += f"  valid {spell_perplexity(entry['valid_perplexity']):>9}"
-        return f"{text}  lr {entry['lr']:g}"
 
     # ---- stopping
 
@@ -591,27 +465,13 @@ class Trainer:
             return False
         return self._shared.stop
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Ctrl-C and its like end the loop after the iteration under way."""
-        self._stop = 0
-        if threading.current_thread() is not threading.main_thread():
-            yield  # signals belong to the main thread
-            return
-
-        def ask_to_stop(number: int, frame: Any) -> None:
-            if self._stop:
-                raise KeyboardInterrupt
-            self._stop = number
-            with suppress(RuntimeError):  # the signal came amid a write to the same stream
-                self._tell_above_bar("stopping after this step; Ctrl-C again stops now")
-
-        before = {number: signal.signal(number, ask_to_stop) for number in _stopping_signals()}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    def _ask_to_stop(self, number: int) -> None:
+        """A signal ends the loop after the iteration under way; a second one interrupts it."""
+        if self._stop:
+            raise KeyboardInterrupt
+        self._stop = number
+        with suppress(RuntimeError):  # the signal came amid a write to the same stream
+            self._tell_above_bar("stopping after this step; Ctrl-C again stops now")
 
     # ---- several ranks
 
@@ -637,36 +497,16 @@ class Trainer:
 
     # ---- checkpoints
 
-    @contextmanager
-    def _folder_to_ourselves(self) -> Iterator[None]:
-        """See that no other run's checkpoints are in the folder, nor get there meanwhile."""
+    def _sole_run(self) -> AbstractContextManager[None]:
+        """The folder is this run's alone while the block runs."""
         if self.folder is None or not self._first:
-            yield
-            return
-        with locked(self.folder):
-            if self._last() not in (None, self._last_known):
-                raise FileExistsError(
-                    f"{self.folder} holds a run already: resume it "
-                    f"({self._named('--resume', 'restore(path)')}), or choose another folder "
-                    f"({self._named('--out', 'folder')})"
-                )
-            remove_parts(self.folder, ".safetensors")
-            yield
-
-    def _is_ours(self, path: Path) -> bool:
-        """Whether a file is in the folder, however the two are spelled."""
-        if self.folder is None or not self.folder.exists() or not path.parent.exists():
-            return False
-        return path.parent.samefile(self.folder)
-
-    def _last(self) -> FileIdentity:
-        """The identity of the folder's last checkpoint; every save changes it."""
-        assert self.folder is not None
-        try:
-            found = (self.folder / "last.safetensors").stat()
-        except FileNotFoundError:
-            return None
-        return found.st_ino, found.st_mtime_ns, found.st_size
+            return nullcontext()
+        option = self._measures.option
+        return one_run_in(
+            self.folder,
+            self._last_known,
+            f"resume it ({option('restore(path)')}), or choose another folder ({option('folder')})",
+        )
 
     def _save(self, name: str) -> None:
         if self.folder is None:
@@ -676,7 +516,7 @@ class Trainer:
             raise self._diverged("parameters that are not finite")
         self.save(self.folder / f"{name}.safetensors")
         if self._first:
-            self._last_known = self._last()
+            self._last_known = last_identity(self.folder)
 
     def save(self, path: str | Path) -> None:
         """Write everything that the rest of the run depends on.
@@ -730,7 +570,9 @@ class Trainer:
         ValueError
             If the checkpoint is of another model, optimiser or corpus.
         """
-        last = self._last() if self._is_ours(Path(path)) else None
+        last = None
+        if self.folder is not None and is_in(self.folder, Path(path)):
+            last = last_identity(self.folder)
         arrays, content = self.ranks.broadcast(load_checkpoint(path) if self._first else None)
         try:
             if self._shared is not None:
@@ -739,7 +581,7 @@ class Trainer:
             name = saved["optimiser"]["name"]
             if name != type(self.optimiser).__name__:
                 raise ValueError(f"optimiser: expected {type(self.optimiser).__name__}, got {name}")
-            history = _history(saved["history"])
+            history = history_of(saved["history"])
             epoch, iteration = (expect_int(n, saved[n], 0) for n in ("epoch", "iteration"))
             sums = [
                 expect_float(name, saved[name], -math.inf)
@@ -772,50 +614,3 @@ class Trainer:
         self._looked_at = iteration
         self._epoch_loss, self._recent_loss, self._recent_norm = sums
         self._last_known = last
-
-
-def _expect_functions(metrics: Any) -> dict[str, Callable[[AnyArray, AnyArray], float]]:
-    """The metrics by name; refuses what is no function."""
-    if not isinstance(metrics, Mapping | None):
-        raise TypeError(f"metrics: expected a dict of functions, got {type(metrics).__name__}")
-    for name, metric in (metrics or {}).items():
-        if not callable(metric):
-            raise TypeError(f"metrics[{name!r}]: expected a function, got {type(metric).__name__}")
-    return dict(metrics or {})
-
-
-def _history(saved: Any) -> History:
-    """The history of a checkpoint. Raises ValueError, TypeError or KeyError where it is none."""
-    train = [
-        [
-            expect_int("history: iteration", iteration),
-            *(
-                expect_float(f"history: {name}", x, -math.inf)
-                for name, x in (("loss", loss), ("norm", norm))
-            ),
-        ]
-        for iteration, loss, norm in saved["train"]
-    ]
-    epochs = saved["epochs"]
-    for entry in epochs:
-        for name in ("epoch", "iteration"):
-            expect_int(f"history: {name}", entry[name])
-        for name in ("train_loss", "valid_perplexity", "valid_loss", "lr"):
-            none_is_fine = name.startswith("valid")
-            value = entry.get(name) if name == "valid_loss" else entry[name]
-            if value is not None or not none_is_fine:
-                expect_float(f"history: {name}", value, -math.inf)
-        if not all(isinstance(x, float) for x in entry.get("metrics", {}).values()):
-            raise TypeError(f"history: metrics: expected numbers, got {entry['metrics']}")
-    return History(train, epochs)
-
-
-def _stopping_signals() -> list[signal.Signals]:
-    """The signals that ask a process to end, of those that the system has."""
-    names = "SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"
-    found = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    return [
-        number
-        for number in found
-        if number.name != "SIGHUP" or signal.getsignal(number) is not signal.SIG_IGN
-    ]
