@@ -12,6 +12,11 @@ torch.nn.Embedding, LSTM and Linear, and its fused optimisers. Both take turns i
 many threads; medians over rounds. Losses and gradients are compared first (1e-3 of the largest
 number). Below, parts alone: the optimiser's step without and with the search for NaN in gradients,
 which PyTorch does not make, clipping with it, and the gradient of the embedding.
+
+The last table is of a large vocabulary, whose words follow Zipf's law, as those of a text do. Our
+iteration with the adaptive softmax stands beside PyTorch's with the exact softmax, and beside
+PyTorch's with torch.nn.AdaptiveLogSoftmaxWithLoss of the same cutoffs. Where all words are equally
+frequent, which costs an adaptive softmax the most, the line says so.
 """
 
 import os
@@ -20,6 +25,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -34,24 +40,38 @@ SIZES = [
     (65, 64, 192, 1, 64, 32),
 ]
 QUICK = [(1_000, 32, 64, 2, 20, 8)]
+LARGE, CUTOFFS = (50_000, 200, 200, 1, 35, 20), (2_000, 10_000)
+QUICK_LARGE, QUICK_CUTOFFS = (1_000, 32, 64, 1, 20, 8), (50, 200)
 LIMIT = 5.0
 
 
 class Ours:
-    """The model in this package."""
+    """The model in this package; with cutoffs its softmax is the adaptive one."""
 
-    def __init__(self, V: int, D: int, H: int, layers: int, optimiser: str) -> None:
-        from numba_rnn import TimeAffine, TimeEmbedding, TimeLSTM, TimeSoftmaxWithLoss
+    def __init__(
+        self, V: int, D: int, H: int, layers: int, optimiser: str, cutoffs: tuple[int, ...] = ()
+    ) -> None:
+        from numba_rnn import (
+            TimeAdaptiveSoftmaxWithLoss,
+            TimeAffine,
+            TimeEmbedding,
+            TimeLSTM,
+            TimeSoftmaxWithLoss,
+        )
         from numba_rnn.training import optimisers
 
         self.layers: list[Any] = [TimeEmbedding.create(V, D, std=0.1, rng=0)]
         for k in range(layers):
             self.layers.append(TimeLSTM.create(D if k == 0 else H, H, stateful=True, rng=k))
-        self.layers.append(TimeAffine.create(H, V, rng=9))
-        self.loss = TimeSoftmaxWithLoss()
+        self.loss: Any = TimeSoftmaxWithLoss()
+        if cutoffs:
+            self.loss = TimeAdaptiveSoftmaxWithLoss.create(H, V, cutoffs, rng=9)
+        else:
+            self.layers.append(TimeAffine.create(H, V, rng=9))
         self.optimiser = optimisers.create(optimiser, lr=1e-4)
-        self.params = [p for layer in self.layers for p in layer.params]
-        self.grads = [g for layer in self.layers for g in layer.grads]
+        parts = *self.layers, self.loss
+        self.params = [p for layer in parts for p in layer.params]
+        self.grads = [g for layer in parts for g in layer.grads]
 
     def gradient(self, ids: Any, ts: Any, call: Callable[..., Any] = lambda f, *a: f(*a)) -> float:
         xs = ids
@@ -101,18 +121,27 @@ class Theirs:
 
         from numba_rnn.bridges import to_torch
 
-        embedding, *middle, affine = ours.layers
-        H, V = affine.params[0].shape
-        self.torch = torch
+        self.torch, functional = torch, torch.nn.functional
+        embedding, *middle = ours.layers
+        affine = middle.pop() if not ours.loss.params else None
         self.embedding = torch.nn.Embedding.from_pretrained(
             torch.from_numpy(embedding.W.copy()), False
         )
         self.lstms = [to_torch(layer, batch_first=True) for layer in middle]
-        self.affine = torch.nn.Linear(H, V)
+        if affine is None:  # the adaptive softmax
+            *cutoffs, V = ours.loss.cutoffs
+            H = len(ours.loss.params[0])
+            last: Any = torch.nn.AdaptiveLogSoftmaxWithLoss(H, V, cutoffs)
+            self.loss: Any = lambda xs, ts: last(xs.flatten(0, 1), ts.flatten()).loss
+        else:
+            last = torch.nn.Linear(*affine.params[0].shape)
+            self.loss = lambda xs, ts: functional.cross_entropy(
+                last(xs).flatten(0, 1), ts.flatten()
+            )
         with torch.no_grad():
-            self.affine.weight.copy_(torch.from_numpy(affine.params[0].T))
-            self.affine.bias.copy_(torch.from_numpy(affine.params[1]))
-        modules = self.embedding, *self.lstms, self.affine
+            for theirs, mine in zip(last.parameters(), (affine or ours.loss).params, strict=True):
+                theirs.copy_(torch.from_numpy(mine.T))
+        modules = self.embedding, *self.lstms, last
         self.params = [p for module in modules for p in module.parameters()]
         kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[optimiser]
         self.optimiser = kind(self.params, lr=1e-4, fused=True)
@@ -124,7 +153,7 @@ class Theirs:
         for k, lstm in enumerate(self.lstms):
             xs, state = lstm(xs, self.states[k])
             self.states[k] = tuple(part.detach() for part in state)
-        loss = self.torch.nn.functional.cross_entropy(self.affine(xs).flatten(0, 1), ts.flatten())
+        loss = self.loss(xs, ts)
         loss.backward()
         return float(loss.detach())
 
@@ -145,20 +174,11 @@ def measured(size: tuple[int, ...], optimiser: str, rounds: int) -> None:
     there = torch.from_numpy(ids), torch.from_numpy(ts)
     ours = Ours(V, D, H, layers, optimiser)
     theirs = Theirs(ours, optimiser)
-    np.testing.assert_allclose(ours.gradient(ids, ts), theirs.gradient(*there), rtol=1e-4)
-    for mine, other in ((ours.grads[0], theirs.params[0]), (ours.grads[-2].T, theirs.params[-2])):
-        want = other.grad.numpy()
-        assert abs(mine - want).max() <= 1e-3 * abs(want).max()
-
-    def line(what: str, mine: Callable[[], Any], other: Callable[[], Any]) -> None:
-        seconds = in_turn({"ours": mine, "torch": other}, rounds, 0.003)
-        a, b = (1e3 * statistics.median(seconds[name]) for name in ("ours", "torch"))
-        print(f"  {what:44}{b:>10.1f}{a:>10.1f}{b / a:>8.2f}", flush=True)
-
+    expect_equal(ours, theirs, ids, ts)
+    line = partial(print_line, rounds)
     name = f"V {V}, H {H}, {layers} layers, T {T}, N {N}, {optimiser}"
     line(name, lambda: ours.iterate(ids, ts), lambda: theirs.iterate(*there))
-    shares = ours.shares(ids, ts, rounds)
-    print("   ", ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items()))
+    print_shares(ours.shares(ids, ts, rounds))
 
     def clipped() -> None:
         torch.nn.utils.clip_grad_norm_(theirs.params, LIMIT)
@@ -183,7 +203,55 @@ def measured(size: tuple[int, ...], optimiser: str, rounds: int) -> None:
     line("  embedding", ours_embedded, embedded)
 
 
-def run_child(threads: int, rounds: int, sizes: list[tuple[int, ...]]) -> None:
+def print_line(rounds: int, what: str, mine: Callable[[], Any], other: Callable[[], Any]) -> None:
+    """Measure both in turn, and print the line."""
+    seconds = in_turn({"ours": mine, "torch": other}, rounds, 0.003)
+    a, b = (1e3 * statistics.median(seconds[name]) for name in ("ours", "torch"))
+    print(f"  {what:44}{b:>10.1f}{a:>10.1f}{b / a:>8.2f}", flush=True)
+
+
+def expect_equal(ours: Ours, theirs: Theirs, ids: Any, ts: Any) -> None:
+    """Compare losses and gradients."""
+    import numpy as np
+    import torch
+
+    want = theirs.gradient(torch.from_numpy(ids), torch.from_numpy(ts))
+    np.testing.assert_allclose(ours.gradient(ids, ts), want, rtol=1e-4)
+    for k in (0, -2):
+        mine, other = ours.grads[k], theirs.params[k].grad.numpy()
+        other = other if k == 0 else other.T
+        assert abs(mine - other).max() <= 1e-3 * abs(other).max()
+
+
+def large_vocabulary(size: tuple[int, ...], cutoffs: tuple[int, ...], rounds: int) -> None:
+    """The lines of the adaptive softmax."""
+    import numpy as np
+    import torch
+
+    V, D, H, layers, T, N = size
+    rng = np.random.default_rng(0)
+    print(f"\n  V {V}, H {H}, T {T}, N {N}, adam; adaptive softmax, cutoffs {cutoffs}")
+    exact = Theirs(Ours(V, D, H, layers, "adam"), "adam")
+    ours = Ours(V, D, H, layers, "adam", cutoffs)
+    theirs = Theirs(ours, "adam")
+    ranks = np.exp(rng.random((2, N, T)) * np.log(V)) - 1
+    words = {"": ranks.astype(int), ", words equally frequent": rng.integers(0, V, (2, N, T))}
+    for k, (name, (ids, ts)) in enumerate(words.items()):
+        there = torch.from_numpy(ids), torch.from_numpy(ts)
+        if k == 0:
+            expect_equal(ours, theirs, ids, ts)
+        mine = partial(ours.iterate, ids, ts)
+        print_line(rounds, f"  torch's exact{name}", mine, partial(exact.iterate, *there))
+        print_line(rounds, f"  torch's adaptive{name}", mine, partial(theirs.iterate, *there))
+    print_shares(ours.shares(*words[""], rounds))
+
+
+def print_shares(shares: dict[str, float]) -> None:
+    """Print where an iteration goes."""
+    print("   ", ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items()))
+
+
+def run_child(threads: int, rounds: int, quick: bool) -> None:
     """The table of one number of threads."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
@@ -192,9 +260,11 @@ def run_child(threads: int, rounds: int, sizes: list[tuple[int, ...]]) -> None:
     torch.set_num_threads(threads)
     print(f"\n{threads} thread{'s' if threads > 1 else ''}; milliseconds")
     print(f"  {'':44}{'torch':>10}{'ours':>10}{'times':>8}")
-    for size in sizes:
+    for size in QUICK if quick else SIZES:
         for optimiser in ("sgd", "adam"):
             measured(size, optimiser, rounds)
+    large = (QUICK_LARGE, QUICK_CUTOFFS) if quick else (LARGE, CUTOFFS)
+    large_vocabulary(*large, rounds)
     if threads > 1:
         found = machine(threads)
         versions = ", ".join(f"{name} {text}" for name, text in found["versions"].items())
@@ -209,7 +279,7 @@ def main(
 ) -> None:
     """Time a whole training iteration and its parts beside PyTorch's."""
     if child:
-        run_child((threads or [1])[0], rounds, QUICK if quick else SIZES)
+        run_child((threads or [1])[0], rounds, quick)
         return
     limits = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     for count in threads or [1, 2]:  # libraries count threads when they are imported
