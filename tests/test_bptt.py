@@ -111,3 +111,63 @@ def test_frames_and_targets_of_their_own():
     xs, ts = blocks[0]
     np.testing.assert_array_equal(xs.reshape(21, 3), frames)
     np.testing.assert_array_equal(ts.ravel(), targets)
+
+
+@given(st.integers(2, 400), st.integers(1, 4), st.integers(1, 30), st.integers(0, 3))
+def test_blocks_of_varying_length_have_every_step_once(length, batch_size, time_size, seed):
+    stream = (length - 1) // batch_size
+    if stream < time_size:
+        return
+    corpus = np.arange(length)
+    blocks = TruncatedBPTT(corpus, batch_size, time_size, varying=True, rng=seed)
+    lengths = []
+    for epoch in range(3):
+        found = list(blocks)
+        assert len(found) == len(blocks)
+        xs, ts = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
+        np.testing.assert_array_equal(xs, corpus[: batch_size * stream].reshape(batch_size, -1))
+        np.testing.assert_array_equal(ts, xs + 1)
+        lengths.append([x.shape[1] for x, _ in found])
+        assert min(lengths[-1][:-1], default=5) >= min(5, time_size)
+        blocks.rewind()
+        blocks.rewind()  # of an epoch that has not begun
+        assert blocks.epoch == epoch + 1
+    assert blocks.full_batches == stream / time_size
+    if stream > 10 * time_size:
+        assert lengths[0] != lengths[1] != lengths[2]
+
+
+def test_lengths_vary_about_the_time_size():
+    blocks = TruncatedBPTT(np.arange(700_001), 1, 70, varying=True, rng=0)
+    lengths = np.array([x.shape[1] for x, _ in blocks][:-1])
+    halves = lengths < 52
+    assert abs(halves.mean() - 0.05) < 0.01
+    assert abs(lengths[~halves].mean() - 70) < 0.5
+    assert abs(lengths[halves].mean() - 35) < 1
+    assert abs(lengths[~halves].std() - 5) < 0.3
+
+
+def test_varying_lengths_are_saved_and_restored():
+    def blocks(seed=0, **options):
+        return TruncatedBPTT(np.arange(400), 2, 9, rng=seed, **options)
+
+    first = blocks(varying=True)
+    list(first)
+    first.rewind()
+    seen = [next(iter(first))[0] for _ in range(4)]
+    second = blocks(seed=1, varying=True)
+    second.restore(first.state())
+    assert second.digest() == first.digest() != blocks(varying=True).digest()
+    whole = blocks(varying=True)
+    list(whole)
+    whole.rewind()
+    for a, b in zip([*seen, *(x for x, _ in second)], (x for x, _ in whole), strict=True):
+        np.testing.assert_array_equal(a, b)
+    before = second.state()
+    with pytest.raises(ValueError, match="cursor: expected at most"):
+        second.restore({**before, "cursor": 1000})
+    for other in blocks(), blocks(varying=True):
+        with pytest.raises((TypeError, ValueError)):
+            other.restore(blocks(varying=other._seed is None).state())
+        assert other.cursor == 0
+    assert second.state() == before

@@ -84,6 +84,10 @@ class Batches(ResumableData):
         """How many batches an epoch has."""
         return -(-self.rows // self.batch_size)
 
+    @property
+    def full_batches(self) -> float:
+        return self.rows / self.batch_size
+
     def __iter__(self) -> Iterator[Batch]:
         order = np.random.default_rng((self._seed, self.epoch)).permutation(self.rows)
         while self.cursor < len(self):

@@ -9,12 +9,18 @@ With one block it is full BPTT.
 
     row 0    0 1 2 | 3 4 5 | ...
     row 1    a b c | d e f | ...                a = the middle of the corpus
+
+Blocks of varying length have other edges in every epoch (Merity et al. 2017, section 5), so that it
+is not always the same steps that learn from few steps before them.
 """
 
 from collections.abc import Iterator
 from typing import ClassVar
 
-from ..typing import AnyArray
+import numpy as np
+
+from ..layers.initialisers import Seed, generator, new_seed
+from ..typing import AnyArray, IntArray
 from ..validation import expect_int, expect_plain_array
 from .resumable import ResumableData, expect_steps
 
@@ -23,7 +29,8 @@ class TruncatedBPTT(ResumableData):
     """An iterator over the blocks of a corpus for truncated backpropagation through time.
 
     It yields pairs (xs, ts) of arrays (batch_size, time_size, ...). Row i of one block continues
-    row i of the block before. Steps at the end that do not fill a block are left out.
+    row i of the block before. Steps at the end that do not fill a block are left out, but for
+    blocks of varying length.
 
     Parameters
     ----------
@@ -35,12 +42,20 @@ class TruncatedBPTT(ResumableData):
         The number of steps in a block.
     targets : (L, ...) array, optional
         The target of each step; by default the corpus itself, one step ahead.
+    varying : bool, default False
+        Whether blocks have different lengths, drawn anew in each epoch: those of a normal
+        distribution with mean ``time_size`` (one in twenty: half of it) and a standard deviation of
+        5, at least 5 steps. A ``Trainer`` multiplies the learning rate by length / ``time_size``.
+    rng : numpy.random.Generator, int or None, default None
+        A random generator or a seed for these lengths.
 
     Attributes
     ----------
     cursor : int
         The number of blocks yielded so far. Iteration continues from there to the end of the
         corpus; ``rewind()`` starts over.
+    epoch : int
+        The number of this epoch, from 0; it is counted for blocks of varying length alone.
 
     Raises
     ------
@@ -64,7 +79,14 @@ class TruncatedBPTT(ResumableData):
     }  # fmt: skip
 
     def __init__(
-        self, corpus: AnyArray, batch_size: int, time_size: int, targets: AnyArray | None = None
+        self,
+        corpus: AnyArray,
+        batch_size: int,
+        time_size: int,
+        targets: AnyArray | None = None,
+        *,
+        varying: bool = False,
+        rng: Seed = None,
     ) -> None:
         for name, whole in ("corpus", corpus), ("targets", targets):
             expect_plain_array(name, whole)
@@ -90,18 +112,42 @@ class TruncatedBPTT(ResumableData):
             )
             for name, whole in (("xs", corpus), ("ts", targets))
         }
-        self.cursor = 0
+        self.epoch = self.cursor = 0
+        self._steps, self._seed = stream, None if not varying else new_seed(generator(rng))
+        if varying:
+            self._places = {"cursor": "cursor", "epoch": "epoch", "seed": "_seed"}  # type: ignore[misc]
+            self._sizes = {  # type: ignore[misc]
+                "batch_size": "batch_size", "time_size": "time_size", "steps": "_steps",
+            }  # fmt: skip
+
+    def _edges(self) -> IntArray:
+        """Where the blocks of this epoch begin, and where the last one ends."""
+        if self._seed is None:
+            return np.arange(self._blocks + 1) * self.time_size
+        rng, shortest = np.random.default_rng((self._seed, self.epoch)), min(5, self.time_size)
+        edges = [0]
+        while edges[-1] < self._steps:
+            mean = self.time_size / (1 if rng.random() < 0.95 else 2)
+            edges.append(edges[-1] + max(shortest, round(rng.normal(mean, 5))))
+        return np.minimum(edges, self._steps)
 
     def __len__(self) -> int:
-        """How many blocks there are in all."""
-        return self._blocks
+        """How many blocks an epoch has; this one, if their length varies."""
+        return len(self._edges()) - 1
+
+    @property
+    def full_batches(self) -> float:
+        return self._blocks if self._seed is None else self._steps / self.time_size
 
     def __iter__(self) -> Iterator[tuple[AnyArray, AnyArray]]:
-        while self.cursor < self._blocks:
-            block = slice(self.cursor * self.time_size, (self.cursor + 1) * self.time_size)
+        edges = self._edges()
+        while self.cursor < len(edges) - 1:
+            start, end = edges[self.cursor : self.cursor + 2]
             self.cursor += 1
-            yield self._arrays["xs"][:, block], self._arrays["ts"][:, block]
+            yield self._arrays["xs"][:, start:end], self._arrays["ts"][:, start:end]
 
     def rewind(self) -> None:
-        """Start over at the first block."""
+        """Start over at the first block; blocks of varying length get other lengths."""
+        if self.cursor and self._seed is not None:
+            self.epoch += 1
         self.cursor = 0

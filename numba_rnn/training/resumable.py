@@ -1,5 +1,6 @@
 """Training data with a cursor, so that a run can be resumed amid an epoch."""
 
+import copy
 import hashlib
 from typing import Any, ClassVar
 
@@ -31,6 +32,11 @@ class ResumableData:
     cursor: int
 
     def __len__(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def full_batches(self) -> float:
+        """How many batches of full size have as many steps as an epoch."""
         raise NotImplementedError
 
     def state(self) -> dict[str, int]:
@@ -75,6 +81,8 @@ class ResumableData:
             if state.get(key) != (mine := getattr(self, name)):
                 raise ValueError(f"state: expected {key} {mine}, got {state.get(key)}")
         places = {name: expect_int(k, state.get(k), 0) for k, name in self._places.items()}
-        if places["cursor"] > len(self):
-            raise ValueError(f"cursor: expected at most {len(self)}, got {places['cursor']}")
+        there = copy.copy(self)  # how many batches there are may depend on the epoch
+        vars(there).update(places)
+        if there.cursor > len(there):
+            raise ValueError(f"cursor: expected at most {len(there)}, got {there.cursor}")
         vars(self).update(places)
