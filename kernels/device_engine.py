@@ -55,6 +55,8 @@ class DeviceEngine(NumpyEngine):
         for *arrays, gradient in groups:
             if not isinstance(factor, float):  # to look at it would be to wait for the device
                 gradient = gradient * factor.astype(gradient.dtype)
+            elif factor != 1.0:
+                gradient = gradient * gradient.dtype.type(factor)
             self.update(rule, arrays, gradient, numbers)
 
     def update(

@@ -136,6 +136,15 @@ def test_losses_are_those_of_one_process(dtype, backend):
                 np.testing.assert_array_equal(ours, theirs)
 
 
+def test_accumulated_gradients_are_those_of_one_process():
+    (alone,) = trained(1, accumulate=3)
+    first, second = trained(2, accumulate=3)
+    expect_like_one_process(first, alone, np.float64)
+    assert first.iteration == second.iteration == 12  # 17 blocks in six groups, twice
+    for ours, theirs in zip(first.model.params, second.model.params, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def test_the_single_process_is_not_shared():
     assert make(SingleProcess())._shared is None
 
@@ -215,6 +224,7 @@ def test_one_rank_that_is_asked_to_stop_stops_all_after_the_same_iteration(tmp_p
             "model, random numbers: .* on rank 1 than on",
         ),
         ({"batch": lambda r: 5 + r}, "corpus: expected the same"),
+        ({"accumulate": lambda r: 1 + r}, "settings: expected the same"),
         ({"max_norm": lambda r: 1.0 + r}, "settings: expected the same"),
     ],
 )

@@ -19,7 +19,7 @@ from ..validation import (
 )
 from .base import Layer
 from .initialisers import Seed, generator
-from .losses import TimeSoftmaxWithLoss, counted_labels
+from .losses import TimeSoftmaxWithLoss, counted_labels, divisor
 
 
 class TimeAdaptiveSoftmaxWithLoss(Layer):
@@ -43,6 +43,8 @@ class TimeAdaptiveSoftmaxWithLoss(Layer):
     ----------
     cutoffs : tuple of int
         Where the clusters begin, and V.
+    count : float
+        How much counted in the last mean: the number of labels, or the sum of their weights.
 
     Notes
     -----
@@ -168,7 +170,8 @@ class TimeAdaptiveSoftmaxWithLoss(Layer):
         engine, (D, _) = self._engine(), self.params[0].shape
         xs = validate_array("xs", xs, ("N", "T", D), self.dtype, engine)
         V, shortlist, ts = self.cutoffs[-1], self.cutoffs[0], from_dlpack(ts, engine)
-        _, each, count = counted_labels(ts, weights, xs, V, self.ignore_label, engine)
+        _, each, self.count = counted_labels(ts, weights, xs, V, self.ignore_label, engine)
+        count = divisor(self.count, xs)
         words = np.asarray(to_host(ts), np.int64).reshape(-1)
         rows, xp = xs.reshape(-1, D), engine.xp
         of_head = np.where(words < shortlist, words, shortlist)

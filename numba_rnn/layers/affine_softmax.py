@@ -7,7 +7,7 @@ import numpy as np
 from ..typing import AnyArray, Array, IntArray, Scalar
 from ..validation import expect_float, expect_int, validate_array
 from .dense import TimeAffine
-from .losses import TimeSoftmaxWithLoss, counted_labels
+from .losses import TimeSoftmaxWithLoss, counted_labels, divisor
 
 
 class TimeAffineSoftmaxWithLoss(TimeAffine):
@@ -90,7 +90,10 @@ class TimeAffineSoftmaxWithLoss(TimeAffine):
         W, _ = self.params
         engine = self._engine()
         xs = validate_array("xs", xs, ("N", "T", W.shape[0]), self.dtype, engine)
-        labels, each, count = counted_labels(ts, weights, xs, W.shape[1], self.ignore_label, engine)
+        labels, each, self.count = counted_labels(
+            ts, weights, xs, W.shape[1], self.ignore_label, engine
+        )
+        count = divisor(self.count, xs)
         rows, xp = xs.reshape(-1, W.shape[0]), engine.xp
         sums, of_label = [], xp.zeros(len(rows), np.float64)
         for columns in self._blocks():

@@ -44,6 +44,8 @@ def spell_perplexity(perplexity: float) -> str:
 class _Loss(Layer):
     """A loss without parameters."""
 
+    count = 0.0
+
     def backward(self, dout: float = 1.0) -> Array:
         """Compute the gradient of dout * loss with respect to xs.
 
@@ -71,6 +73,8 @@ class TimeSoftmaxWithLoss(_Loss):
     ignore_label : int
         -1. A step with this label counts neither in the loss nor in the gradient. If all labels are
         ignored, the loss is 0.
+    count : float
+        How much counted in the last mean: the number of labels, or the sum of their weights.
 
     Notes
     -----
@@ -105,7 +109,8 @@ class TimeSoftmaxWithLoss(_Loss):
         engine = engine_for_work(xs)
         xs = validate_array("xs", xs, ("N", "T", "V"), None, engine)
         N, T, V = xs.shape
-        labels, each, count = counted_labels(ts, weights, xs, V, self.ignore_label, engine)
+        labels, each, self.count = counted_labels(ts, weights, xs, V, self.ignore_label, engine)
+        count = divisor(self.count, xs)
         scores, xp = xs.reshape(N * T, V), engine.xp
         log_sums = engine.log_sum_exp(scores)
         of_label = scores[xp.arange(N * T), xp.maximum(labels, 0)] - log_sums[0]
@@ -122,8 +127,8 @@ class TimeSoftmaxWithLoss(_Loss):
 def counted_labels(
     ts: Any, weights: Any, xs: Array, V: int, ignore_label: int, engine: Engine
 ) -> tuple[Any, Any, float]:
-    """Labels (N T,) in int64, -1 where they do not count; how much each counts, in float64; what
-    makes a weighted sum a mean."""
+    """Labels (N T,) in int64, -1 where they do not count; how much each counts, in float64, and all
+    together."""
     N, T = xs.shape[:2]
     ts = from_dlpack(ts, engine)
     if np.shape(ts) == (N, T, V):
@@ -136,7 +141,7 @@ def counted_labels(
     each = counts.astype(np.float64)
     if weights is not None:
         each = np.where(counts, _weights(weights, (N, T)).reshape(-1), 0)
-    count = _divisor(float(each.sum()), xs)
+    count = float(each.sum())
     each = engine.to_device(each)
     labels = engine.xp.where(each != 0, on_device.reshape(-1).astype(np.int64), -1)
     return labels, each, count
@@ -155,7 +160,7 @@ def _weights(weights: Any, shape: tuple[int, int]) -> AnyArray:
     return found
 
 
-def _divisor(count: float, xs: Array) -> float:
+def divisor(count: float, xs: Array) -> float:
     """The divisor that makes a sum over xs, of which so many numbers count, their mean."""
     return count or (1 if xs.size else math.nan)
 
@@ -164,9 +169,9 @@ def _counted(
     mask: Any, weights: Any, xs: Array, ts: Any, engine: Engine
 ) -> tuple[Any, Any, Any, float]:
     """ts with 0 at steps that do not count, a mask for xs or None, the weights of its numbers or
-    None, and what makes a weighted sum a mean."""
+    None, and how much all of them count."""
     if mask is None and weights is None:
-        return ts, None, None, _divisor(xs.size, xs)
+        return ts, None, None, xs.size
     if xs.ndim < 2:
         name, given = ("weights", "weights") if mask is None else ("mask", "a mask")
         raise ValueError(f"{name}: expected xs of shape (N, T, ...) with {given}, got {xs.shape}")
@@ -183,11 +188,17 @@ def _counted(
     at_home = np if isinstance(ts, np.ndarray) else engine.xp
     ts = at_home.where(wide if at_home is np else engine.to_device(wide), ts, ts.dtype.type(0))
     factor = None if each is None else engine.to_device(each.reshape(wide.shape).astype(xs.dtype))
-    return ts, engine.to_device(wide), factor, _divisor(total * math.prod(xs.shape[2:]), xs)
+    return ts, engine.to_device(wide), factor, total * math.prod(xs.shape[2:])
 
 
 class TimeSigmoidWithLoss(_Loss):
-    """Sigmoid and binary cross-entropy, the mean over all numbers that count."""
+    """Sigmoid and binary cross-entropy, the mean over all numbers that count.
+
+    Attributes
+    ----------
+    count : float
+        How many numbers counted in the last mean, or the sum of their weights.
+    """
 
     def forward(
         self,
@@ -226,7 +237,8 @@ class TimeSigmoidWithLoss(_Loss):
         ts = from_dlpack(ts, engine)
         kind = getattr(getattr(ts, "dtype", None), "kind", "f")
         expect_array("ts", ts, xs.shape, ts.dtype if kind in "iub" else xs.dtype, engine)
-        ts, counted, factor, count = _counted(mask, weights, xs, ts, engine)
+        ts, counted, factor, self.count = _counted(mask, weights, xs, ts, engine)
+        count = divisor(self.count, xs)
         expect_finite("ts", ts)
         if ts.size and (ts.min() < 0 or ts.max() > 1):
             raise ValueError(f"ts: expected numbers from 0 to 1, got {ts.min()} to {ts.max()}")
@@ -246,7 +258,13 @@ class TimeSigmoidWithLoss(_Loss):
 
 
 class TimeMSE(_Loss):
-    """Mean squared error, the mean over all numbers that count."""
+    """Mean squared error, the mean over all numbers that count.
+
+    Attributes
+    ----------
+    count : float
+        How many numbers counted in the last mean, or the sum of their weights.
+    """
 
     def forward(
         self,
@@ -279,7 +297,8 @@ class TimeMSE(_Loss):
         xs = validate_array("xs", xs, any_shape(xs), None, engine)
         ts = from_dlpack(ts, engine)
         expect_array("ts", ts, xs.shape, xs.dtype, engine)
-        ts, counted, factor, count = _counted(mask, weights, xs, ts, engine)
+        ts, counted, factor, self.count = _counted(mask, weights, xs, ts, engine)
+        count = divisor(self.count, xs)
         expect_finite("ts", ts)
         difference = xs - validate_array("ts", ts, xs.shape, xs.dtype, engine)
         if counted is not None:

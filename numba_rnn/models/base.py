@@ -38,12 +38,18 @@ class BaseModel(Container):
         super().__init__(parts)
         own = [part.rng for part in self._drawing()]
         self.rng = own[0] if rng is None and own else generator(rng)
+        self.loss: Any = None
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """The dtype of the parameters, float32 where there are none."""
         params = self.params
         return params[0].dtype if params else np.dtype(np.float32)
+
+    @property
+    def batch_weight(self) -> float | None:
+        """How much the last batch counts in a mean over several; None: the loss does not say."""
+        return getattr(self.loss, "count", None)
 
     def _drawing(self) -> list[Any]:
         """The parts that draw random numbers: dropout and regularisers."""

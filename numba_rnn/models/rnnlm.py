@@ -256,6 +256,11 @@ class Rnnlm:
         """The gradients of all layers: the same arrays, in a new list."""
         return [layer.grads[k] for _, layer, k in self._slots]
 
+    @property
+    def batch_weight(self) -> float:
+        """How much the last batch counts in a mean over several: the number of its labels."""
+        return self.loss_layer.count
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy's tied weights are one array again."""
         self.__dict__.update(state)

@@ -60,6 +60,7 @@ class DataParallel:
             )
         self.model, self.ranks, self.blocks = model, ranks, blocks
         self.rows = ranks.rows(blocks.batch_size)
+        self.batch_weight = 0.0  # of the last batch, the rows of all ranks
         self._buffer: Any = None
 
     def begin(self, **what: Any) -> None:
@@ -103,7 +104,8 @@ class DataParallel:
         """
         loss = self.model.forward(xs[self.rows], ts[self.rows])
         self.model.backward()
-        share = _counted(ts[self.rows]) / max(_counted(ts), 1)
+        self.batch_weight = _counted(ts)
+        share = _counted(ts[self.rows]) / max(self.batch_weight, 1)
         buffer = self._buffer
         buffer *= share
         buffer[-2] = loss * share

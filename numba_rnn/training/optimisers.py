@@ -29,6 +29,7 @@ from ..validation import (
     format_shape,
     validate_array,
 )
+from .accumulation import apply_rule
 
 _ONE_EACH = "this optimiser has been used for other parameters, each model needs its own"
 
@@ -142,13 +143,11 @@ class Optimiser:
         self.updates += 1
         numbers = self._numbers()
         groups = [
-            (engine, (param, *slots, grad))
-            for engine, param, slots, grad in zip(engines, params, memory, accepted, strict=True)
+            (param, *slots, grad)
+            for param, slots, grad in zip(params, memory, accepted, strict=True)
         ]
         try:
-            for engine in dict.fromkeys(engines):
-                mine = [group for other, group in groups if other is engine]
-                engine.update_all(self.rule, mine, numbers, factor)
+            apply_rule(self.rule, groups, numbers, factor)
         except Exception:  # of a rule
             self._memory, self.updates = before, self.updates - 1
             raise

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from ..layers.initialisers import set_state, state_of
 from ..terminal import progress_bar, start_clock
 from ..typing import AnyArray, Array, Scalar
 from ..validation import expect_float, expect_int
+from .accumulation import GradientMean
 from .batches import Batches
 from .bptt import TruncatedBPTT
 from .checkpoint import expect_content, load_checkpoint, save_checkpoint
@@ -37,7 +39,9 @@ class Model(Protocol):
     """A model that the trainer can train, such as Sequential.
 
     To be validated on pairs (xs, ts) it has a method ``evaluate(xs, ts) -> (loss, outputs)``. A
-    language model, such as Rnnlm, has ``perplexity(corpus, batch_size, time_size) -> float``.
+    language model, such as Rnnlm, has ``perplexity(corpus, batch_size, time_size) -> float``. An
+    attribute ``batch_weight`` says how much its last batch counts in a mean over several, if it is
+    not the number of rows.
     """
 
     rng: Any
@@ -84,6 +88,10 @@ class Trainer:
         Training stops after so many epochs in a row without improvement; 0: never.
     folder : str or Path, optional
         The folder of ``last.safetensors`` and ``best.safetensors``. Without it no file is written.
+    accumulate : int, default 1
+        The number of batches in an iteration: the update takes their mean gradient, that of one
+        batch so many times as large, in the memory that one takes. The last iteration of an epoch
+        has the batches that are left.
     save_every : int, default 500
         The number of iterations between checkpoints. One is also written after every epoch.
     eval_batch : int, default 10
@@ -145,6 +153,7 @@ class Trainer:
         max_norm: float | None = None,
         decay: float = 4.0,
         patience: int = 3,
+        accumulate: int = 1,
         folder: str | Path | None = None,
         save_every: int = 500,
         eval_batch: int = 10,
@@ -161,6 +170,12 @@ class Trainer:
         self.decay = expect_float("decay", decay, 1)
         self.patience = expect_int("patience", patience, 0)
         self.folder = None if folder is None else Path(folder)
+        self.accumulate = expect_int("accumulate", accumulate)
+        if accumulate > len(blocks):
+            raise ValueError(
+                f"accumulate: expected at most the {len(blocks)} batches of an epoch, got "
+                f"{accumulate}; a smaller batch_size makes more of them"
+            )
         self.save_every = expect_int("save_every", save_every)
         self.eval_batch, self.eval_time = eval_batch, eval_time
         self.extra = {} if extra is None else extra
@@ -199,7 +214,9 @@ class Trainer:
         self._stop = 0  # the number of a signal that asks to stop
         self._shown: Any = None  # the progress bar
         self._last_known: Identity = None  # the folder's last checkpoint, as we know it
-        self._record_every = max(1, len(blocks) // 20)
+        self._mean = GradientMean()
+        self._iterations = -(-len(blocks) // self.accumulate)  # of an epoch
+        self._record_every = max(1, self._iterations // 20)
         self._looked_at = 0  # the iteration up to which all numbers are known to be finite
 
     # ---- the loop
@@ -258,9 +275,10 @@ class Trainer:
         while not self._done(max_epochs):
             if self.blocks.cursor == 0:
                 self.model.reset_state()
-            for xs, ts, *more in self.blocks:
-                self._with_oom_hint(self._iterate, xs, ts, *more)
-                steps = xs.shape[0] * xs.shape[1]
+            batches = iter(self.blocks)
+            while group := list(islice(batches, self.accumulate)):
+                self._with_oom_hint(self._iterate, group)
+                steps = sum(xs.shape[0] * xs.shape[1] for xs, *_ in group)
                 if first:
                     start_clock(self._shown, steps)
                     first = False
@@ -280,15 +298,28 @@ class Trainer:
             self.log(f"stopped early: no improvement for {self.patience} epochs (best: {best})")
         return self.history
 
-    def _iterate(self, xs: AnyArray, ts: AnyArray, more: dict[str, Any] | None = None) -> None:
+    def _gradient(self, xs: AnyArray, ts: AnyArray, more: dict[str, Any] | None = None) -> Scalar:
+        """Fill the model's gradients for a batch; its loss."""
         if isinstance(self.blocks, Batches):
             self.model.reset_state()
-        if self._shared is None:
-            forward: Any = self.model.forward
-            loss = forward(xs, ts, **(more or {}))
-            self.model.backward()
+        if self._shared is not None:
+            return self._shared.gradient(xs, ts, bool(self._stop))
+        forward: Any = self.model.forward
+        loss: Scalar = forward(xs, ts, **(more or {}))
+        self.model.backward()
+        return loss
+
+    def _iterate(self, group: list[Any]) -> None:
+        """One update, for some batches."""
+        if len(group) == 1:
+            loss = self._gradient(*group[0])
         else:
-            loss = self._shared.gradient(xs, ts, bool(self._stop))
+            self._mean.begin(self.model.grads)
+            for xs, *rest in group:
+                loss = self._gradient(xs, *rest)
+                weight = getattr(self._shared or self.model, "batch_weight", None)
+                self._mean.add(self.model.grads, loss, len(xs) if weight is None else weight)
+            loss = self._mean.take(self.model.grads)
         with self._scheduled():
             norm = self._step(loss)
         self.iteration += 1
@@ -384,7 +415,7 @@ class Trainer:
         entry: dict[str, Any] = {
             "epoch": self.epoch,
             "iteration": self.iteration,
-            "train_loss": self._epoch_loss / len(self.blocks),
+            "train_loss": self._epoch_loss / self._iterations,
             "lr": self.optimiser.lr,
         }
         entry |= self._measures.validate(self._shared or self.model)
@@ -484,8 +515,9 @@ class Trainer:
         self._shared.begin(
             optimiser=(type(self.optimiser).__name__, self.optimiser.state()[0]),
             settings=(
-                max_epochs, self.max_norm, self.decay, self.patience, self.save_every,
-                self.eval_batch, self.eval_time, self.folder is None, self.valid is None,
+                max_epochs, self.max_norm, self.decay, self.patience, self.accumulate,
+                self.save_every, self.eval_batch, self.eval_time, self.folder is None,
+                self.valid is None,
             ),
             progress=(self.epoch, self.iteration),
             extra=self.extra,
@@ -542,6 +574,7 @@ class Trainer:
             "trainer": {
                 "epoch": self.epoch,
                 "iteration": self.iteration,
+                "accumulate": self.accumulate,
                 "epoch_loss": self._epoch_loss,
                 "recent_loss": self._recent_loss,
                 "recent_norm": self._recent_norm,
@@ -581,6 +614,8 @@ class Trainer:
             name = saved["optimiser"]["name"]
             if name != type(self.optimiser).__name__:
                 raise ValueError(f"optimiser: expected {type(self.optimiser).__name__}, got {name}")
+            if (earlier := saved.get("accumulate", 1)) != self.accumulate:
+                raise ValueError(f"accumulate: expected {self.accumulate}, got {earlier}")
             history = history_of(saved["history"])
             epoch, iteration = (expect_int(n, saved[n], 0) for n in ("epoch", "iteration"))
             sums = [
