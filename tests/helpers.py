@@ -1,6 +1,7 @@
 """Helpers of several test files."""
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -241,6 +242,22 @@ CALLING_ALL = cells.Cell(
     forward=_forward_of_all,
     backward=_backward_of_all,
 )
+
+
+class StopAt:
+    """A model that asks the trainer to stop at a batch, as Ctrl-C would."""
+
+    def __init__(self, model: Any, batch: int, number: int = signal.SIGINT) -> None:
+        self.model, self.left, self.number = model, batch, number
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def backward(self) -> None:
+        self.model.backward()
+        self.left -= 1
+        if self.left == 0:
+            signal.raise_signal(self.number)
 
 
 def run_python(

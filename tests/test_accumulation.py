@@ -1,13 +1,11 @@
 """Gradients of several batches are those of one that is as large as all of them."""
 
-import signal
-
 import numpy as np
 import pytest
 
 import numba_rnn as rnn
 from fake_device import no_waiting, use_fake_device
-from helpers import BACKENDS
+from helpers import BACKENDS, StopAt
 from numba_rnn import use_backend
 from numba_rnn.models import Rnnlm, Sequential
 from numba_rnn.training import (
@@ -120,22 +118,6 @@ def language_model(folder=None, accumulate=4, **options):
         model, Adam(0.01), TruncatedBPTT(corpus, 4, 10), folder=folder, progress=False,
         valid=corpus[:101], eval_batch=2, eval_time=10, accumulate=accumulate, **options,
     )  # fmt: skip
-
-
-class StopAt:
-    """A model that asks the trainer to stop at a batch, as Ctrl-C would."""
-
-    def __init__(self, model, batch):
-        self.model, self.left = model, batch
-
-    def __getattr__(self, name):
-        return getattr(self.model, name)
-
-    def backward(self):
-        self.model.backward()
-        self.left -= 1
-        if self.left == 0:
-            signal.raise_signal(signal.SIGINT)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -26,7 +26,7 @@ from numba_rnn.jobs import TrainConfig
 from numba_rnn.layers import TimeDropout, TimeLSTM
 from numba_rnn.layers.regularisers import Regularisers
 from numba_rnn.models import Rnnlm
-from numba_rnn.training import Adam, Trainer, TruncatedBPTT, load_checkpoint
+from numba_rnn.training import Adam, ExponentialAverage, Trainer, TruncatedBPTT, load_checkpoint
 from numba_rnn.training import distributed as ranks_module
 from numba_rnn.training.data_parallel import DataParallel
 from numba_rnn.training.distributed import (
@@ -143,6 +143,29 @@ def test_accumulated_gradients_are_those_of_one_process():
     assert first.iteration == second.iteration == 12  # 17 blocks in six groups, twice
     for ours, theirs in zip(first.model.params, second.model.params, strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_ranks_average_the_same_weights(tmp_path):
+    def averaged(size, folder):
+        def work(ranks):
+            trainer = make(ranks, folder, average=ExponentialAverage(0.9))
+            if (folder / "last.safetensors").exists():
+                trainer.restore(folder / "last.safetensors")
+            trainer.fit(trainer.epoch + 1)
+            with trainer.averaged():
+                return trainer, [param.copy() for param in trainer.model.params]
+
+        return together(size, work)
+
+    ((alone, want),) = averaged(1, tmp_path / "alone")
+    (first, ours), (_, theirs) = averaged(2, tmp_path / "shared")
+    expect_like_one_process(first, alone, np.float64)
+    for one, other, mean in zip(ours, theirs, want, strict=True):
+        np.testing.assert_array_equal(one, other)
+        np.testing.assert_allclose(one, mean, rtol=1e-9)
+    ((alone, _),) = averaged(1, tmp_path / "alone")
+    (first, _), _ = averaged(2, tmp_path / "shared")
+    expect_like_one_process(first, alone, np.float64)
 
 
 def test_the_single_process_is_not_shared():

@@ -4,7 +4,6 @@ import copy
 import io
 import json
 import pickle
-import signal
 import sys
 
 import numpy as np
@@ -12,7 +11,7 @@ import pytest
 
 import numba_rnn as rnn
 from fake_device import use_fake_device
-from helpers import BACKENDS, central_differences, relative_error
+from helpers import BACKENDS, StopAt, central_differences, relative_error
 from numba_rnn import use_backend
 from numba_rnn.models import Rnnlm, Sequential
 from numba_rnn.training import (
@@ -328,22 +327,6 @@ def streams():
     model, frames = Sequential(*layers, loss=rnn.TimeMSE()), numbers(61, D)
     valid = numbers(5, T, D, seed=5), numbers(5, T, D, seed=6)
     return {"model": model, "blocks": TruncatedBPTT(frames, 3, 6), "valid": valid, "metrics": None}
-
-
-class StopAt:
-    """A model that asks the trainer to stop at an iteration, as Ctrl-C would."""
-
-    def __init__(self, model, iteration):
-        self.model, self.left = model, iteration
-
-    def __getattr__(self, name):
-        return getattr(self.model, name)
-
-    def backward(self):
-        self.model.backward()
-        self.left -= 1
-        if self.left == 0:
-            signal.raise_signal(signal.SIGINT)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -13,7 +13,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from helpers import BACKENDS
+from helpers import BACKENDS, StopAt
 from numba_rnn import jobs, use_backend
 from numba_rnn.jobs import TrainConfig
 from numba_rnn.models import Rnnlm
@@ -39,22 +39,6 @@ def make(folder=None, optimiser=None, rng=0, **options):
     blocks = TruncatedBPTT(CORPUS, 4, 10)  # 15 blocks
     options = {"valid": VALID, "eval_batch": 2, "eval_time": 10, "progress": False, **options}
     return Trainer(model, optimiser or Adam(0.01), blocks, folder=folder, max_norm=0.5, **options)
-
-
-class StopAt:
-    """A model that asks the trainer to stop at an iteration, as Ctrl-C would."""
-
-    def __init__(self, model, iteration, number=signal.SIGINT):
-        self.model, self.left, self.number = model, iteration, number
-
-    def __getattr__(self, name):
-        return getattr(self.model, name)
-
-    def backward(self):
-        self.model.backward()
-        self.left -= 1
-        if self.left == 0:
-            signal.raise_signal(self.number)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

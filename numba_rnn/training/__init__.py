@@ -1,6 +1,7 @@
 """Training: optimisers, clipping, truncated BPTT, the loop and its checkpoints."""
 
 from ..kernels import deprecated
+from .averages import ExponentialAverage, NonMonotoneAverage, WeightAverage
 from .batches import Batches
 from .bptt import TruncatedBPTT
 from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint
@@ -18,14 +19,17 @@ __all__ = [
     "AdamW",
     "Batches",
     "CheckpointError",
+    "ExponentialAverage",
     "History",
     "Momentum",
+    "NonMonotoneAverage",
     "Optimiser",
     "RMSProp",
     "RanksError",
     "Trainer",
     "TrainingDiverged",
     "TruncatedBPTT",
+    "WeightAverage",
     "clip_grads",
     "cosine",
     "init_distributed",

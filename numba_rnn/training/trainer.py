@@ -16,8 +16,9 @@ from ..kernels import deprecated
 from ..layers.initialisers import set_state, state_of
 from ..terminal import progress_bar, start_clock
 from ..typing import AnyArray, Array, Scalar
-from ..validation import expect_float, expect_int
+from ..validation import expect_array, expect_finite, expect_float, expect_int
 from .accumulation import GradientMean
+from .averages import WeightAverage
 from .batches import Batches
 from .bptt import TruncatedBPTT
 from .checkpoint import expect_content, load_checkpoint, save_checkpoint
@@ -29,6 +30,8 @@ from .measures import measures_of
 from .optimisers import Optimiser
 from .run_folder import Identity, is_in, last_identity, one_run_in
 from .signals import signals_to
+
+_AVERAGE, _RAW = "average/", "raw/"  # names in a file start so, of arrays beside the model's
 
 
 class TrainingDiverged(RuntimeError):  # noqa: N818 (reads as what happened)
@@ -92,6 +95,9 @@ class Trainer:
         The number of batches in an iteration: the update takes their mean gradient, that of one
         batch so many times as large, in the memory that one takes. The last iteration of an epoch
         has the batches that are left.
+    average : WeightAverage, optional
+        An average of the weights, ``ExponentialAverage()`` or ``NonMonotoneAverage()``. Validation
+        and ``best.safetensors`` use it, training goes on with the weights themselves.
     save_every : int, default 500
         The number of iterations between checkpoints. One is also written after every epoch.
     eval_batch : int, default 10
@@ -154,6 +160,7 @@ class Trainer:
         decay: float = 4.0,
         patience: int = 3,
         accumulate: int = 1,
+        average: WeightAverage | None = None,
         folder: str | Path | None = None,
         save_every: int = 500,
         eval_batch: int = 10,
@@ -176,6 +183,7 @@ class Trainer:
                 f"accumulate: expected at most the {len(blocks)} batches of an epoch, got "
                 f"{accumulate}; a smaller batch_size makes more of them"
             )
+        self.average = _expect_average(average, valid)
         self.save_every = expect_int("save_every", save_every)
         self.eval_batch, self.eval_time = eval_batch, eval_time
         self.extra = {} if extra is None else extra
@@ -322,6 +330,8 @@ class Trainer:
             loss = self._mean.take(self.model.grads)
         with self._scheduled():
             norm = self._step(loss)
+        if self.average is not None:
+            self.average.update(self.model.params)
         self.iteration += 1
         self._epoch_loss += loss
         self._recent_loss += loss
@@ -418,13 +428,19 @@ class Trainer:
             "train_loss": self._epoch_loss / self._iterations,
             "lr": self.optimiser.lr,
         }
-        entry |= self._measures.validate(self._shared or self.model)
+        if self.average is not None:
+            entry["averaged"] = self.average.updates > 0
+        with self.averaged():
+            entry |= self._measures.validate(self._shared or self.model)
         value = entry[f"valid_{self._measures.name}"]
         if value is not None and not math.isfinite(value):
             raise self._diverged(f"validation {self._measures.name} {value}")
         self.history.epochs.append(entry)
         improved = self.history.best < best_before
-        if self.valid is not None and not improved:
+        average, scores = self.average, self.history.scores
+        if average is not None and average.end_epoch(self.model.params, scores):
+            self._tell_above_bar(f"the average of the weights begins after epoch {self.epoch}")
+        if self.valid is not None and self._since_best():
             self.optimiser.lr /= self.decay
         self._epoch_loss = 0.0
         self.blocks.rewind()
@@ -432,6 +448,18 @@ class Trainer:
             self._save("best")
         self._save("last")
         self._tell_above_bar(self._measures.line(entry))
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """The model has the average of its weights while a ``with`` block runs.
+
+        Returns
+        -------
+        context manager
+            Without an average, or before it has begun, it does nothing.
+        """
+        if self.average is None:
+            return nullcontext()
+        return self.average.in_place_of(self.model.params)
 
     def perplexity(self, corpus: AnyArray, batch_size: int, time_size: int) -> float:
         """Compute the perplexity of the model on a corpus, whose rows the ranks share.
@@ -457,7 +485,14 @@ class Trainer:
         return self.epoch >= max_epochs or self._out_of_patience()
 
     def _out_of_patience(self) -> bool:
-        return 0 < self.patience <= epochs_since_best(self.history.scores)
+        return 0 < self.patience <= self._since_best()
+
+    def _since_best(self) -> int:
+        """The epochs in a row without improvement; those before an average begins do not count."""
+        found = epochs_since_best(self.history.scores)
+        if self.average is not None and self.average.waits:
+            found = min(found, sum(entry.get("averaged", False) for entry in self.history.epochs))
+        return found
 
     # ---- what one sees
 
@@ -515,6 +550,7 @@ class Trainer:
         self._shared.begin(
             optimiser=(type(self.optimiser).__name__, self.optimiser.state()[0]),
             settings=(
+                self.average and self.average.state(),
                 max_epochs, self.max_norm, self.decay, self.patience, self.accumulate,
                 self.save_every, self.eval_batch, self.eval_time, self.folder is None,
                 self.valid is None,
@@ -544,9 +580,14 @@ class Trainer:
         if self.folder is None:
             return
         self._sync_losses()
-        if not all(np.isfinite(param).all() for param in self.model.params):
-            raise self._diverged("parameters that are not finite")
-        self.save(self.folder / f"{name}.safetensors")
+        weights: list[AbstractContextManager[None]] = [nullcontext()]
+        if self.average is not None:
+            weights.append(self.averaged())
+        for these in weights:
+            with these:
+                if not all(np.isfinite(param).all() for param in self.model.params):
+                    raise self._diverged("parameters that are not finite")
+        self._write(self.folder / f"{name}.safetensors", averaged=name == "best")
         if self._first:
             self._last_known = last_identity(self.folder)
 
@@ -562,10 +603,23 @@ class Trainer:
         ------
         TrainingDiverged
             If a number on the device turns out not to be finite.
+
+        Notes
+        -----
+        The model's arrays in the file are the weights as they are; their average, if there is one,
+        is beside them. In ``best.safetensors`` it is the other way round: what loads a model from
+        it gets the average.
+        """
+        self._write(path, averaged=False)
+
+    def _write(self, path: str | Path, averaged: bool) -> None:
+        """Write a checkpoint.
+
+        averaged  whether the model's arrays are the average, and the weights beside them
         """
         self._sync_losses()
         numbers, memory = self.optimiser.state()
-        arrays = (self._shared or self.model).arrays()
+        arrays = self._arrays(averaged)
         if not self._first:
             return
         arrays |= {f"optimiser/{k}": v for k, v in memory.items()}
@@ -575,6 +629,7 @@ class Trainer:
                 "epoch": self.epoch,
                 "iteration": self.iteration,
                 "accumulate": self.accumulate,
+                "average": self.average and self.average.state(),
                 "epoch_loss": self._epoch_loss,
                 "recent_loss": self._recent_loss,
                 "recent_norm": self._recent_norm,
@@ -585,6 +640,24 @@ class Trainer:
             },
         }
         save_checkpoint(path, arrays, content)
+
+    def _arrays(self, averaged: bool) -> dict[str, Array]:
+        """The model's arrays, and with another name those that an average has, or they beside it.
+
+        On other ranks than the first the values mean nothing.
+        """
+        model = self._shared or self.model
+        arrays = model.arrays()
+        if self.average is None or not self.average.updates:
+            return arrays
+        with self.averaged():
+            means = {name: np.array(array) for name, array in model.arrays().items()}
+        first, second, prefix = (means, arrays, _RAW) if averaged else (arrays, means, _AVERAGE)
+        beside = {
+            prefix + name: array
+            for name, array in second.items() if not np.array_equal(array, first[name])
+        }  # fmt: skip
+        return first | beside
 
     def restore(self, path: str | Path) -> None:
         """Continue a run from a file that ``save`` wrote. An error leaves everything as it was.
@@ -616,6 +689,8 @@ class Trainer:
                 raise ValueError(f"optimiser: expected {type(self.optimiser).__name__}, got {name}")
             if (earlier := saved.get("accumulate", 1)) != self.accumulate:
                 raise ValueError(f"accumulate: expected {self.accumulate}, got {earlier}")
+            average_updates = _expect_same_average(self.average, saved.get("average"))
+            raw, means = _both_weights(arrays)
             history = history_of(saved["history"])
             epoch, iteration = (expect_int(n, saved[n], 0) for n in ("epoch", "iteration"))
             sums = [
@@ -628,7 +703,7 @@ class Trainer:
             copy.copy(self.blocks).restore(saved["blocks"])
             copy.copy(self.optimiser).restore(saved["optimiser"], memory)
             set_state(copy.deepcopy(self.model.rng), saved["random"])
-            self.model.load_arrays(arrays)
+            self.model.load_arrays(means)
         except (
             KeyError,
             TypeError,
@@ -642,6 +717,9 @@ class Trainer:
                 f"{path}: expected a training checkpoint of this model, got one that does not fit "
                 f"({why})"
             ) from error
+        if self.average is not None:
+            self.average.restore(average_updates, self.model.params)
+            self.model.load_arrays(raw)
         self.blocks.restore(saved["blocks"])
         self.optimiser.restore(saved["optimiser"], memory)
         set_state(self.model.rng, saved["random"])
@@ -649,3 +727,48 @@ class Trainer:
         self._looked_at = iteration
         self._epoch_loss, self._recent_loss, self._recent_norm = sums
         self._last_known = last
+
+
+def _expect_average(average: Any, valid: Any) -> WeightAverage | None:
+    """Refuse an average that is none, that another run has used, or that nothing can begin."""
+    if average is None:
+        return None
+    if not isinstance(average, WeightAverage):
+        raise TypeError(
+            f"average: expected ExponentialAverage() or NonMonotoneAverage(), got {average!r}"
+        )
+    if average.updates:
+        raise ValueError(
+            f"average: expected a new one, got one of {average.updates} updates; each run needs "
+            "its own"
+        )
+    if average.waits and valid is None:
+        raise ValueError(
+            f"valid: expected validation data, whose score decides when {type(average).__name__} "
+            "begins, got None"
+        )
+    return average
+
+
+def _expect_same_average(average: WeightAverage | None, saved: Any) -> int:
+    """The number of weights in a checkpoint's average, if it is of that kind."""
+    mine = None if average is None else average.state()
+    updates = 0 if saved is None else expect_int("average: updates", saved["updates"], 0)
+    if mine is not None:
+        mine["updates"] = updates
+    if mine != saved:
+        raise ValueError(f"average: expected {mine}, as before, got {saved}")
+    return updates
+
+
+def _both_weights(arrays: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
+    """A checkpoint's arrays with the weights themselves, and with their average."""
+    found = []
+    for prefix in (_RAW, _AVERAGE):
+        beside = {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
+        for name, array in beside.items():
+            like = arrays[name]
+            expect_array(f"{prefix}{name}", array, like.shape, like.dtype)
+            expect_finite(f"{prefix}{name}", array)
+        found.append({**arrays, **beside})
+    return found[0], found[1]
