@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from numba_rnn.training import Batches, cosine, warm_up
+from numba_rnn.training import Batches, cosine, step_decay, warm_up
 
 XS = np.random.default_rng(0).standard_normal((10, 3, 2))
 TS = np.arange(10)[:, None]
@@ -102,3 +102,19 @@ def test_schedules():
         cosine(5, warm_up=5)
     with pytest.raises(ValueError, match="lowest: expected"):
         cosine(5, lowest=0)
+
+
+def test_steps_of_the_learning_rate():
+    schedule = step_decay(10, 0.5, warm_up=4)
+    assert [schedule(k) for k in (0, 3, 4, 9, 10, 19, 20, 30)] == [
+        0.25, 1.0, 1.0, 1.0, 0.5, 0.5, 0.25, 0.125,
+    ]  # fmt: skip
+    for wrong in (0, 1, 1.5, -0.5):
+        with pytest.raises(
+            ValueError, match="factor: expected a finite number above 0 and below 1"
+        ):
+            step_decay(10, wrong)
+    with pytest.raises(ValueError, match="every: expected at least 1, got 0"):
+        step_decay(0)
+    with pytest.raises(ValueError, match="warm_up: expected at least 0, got -1"):
+        step_decay(5, warm_up=-1)

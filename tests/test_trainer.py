@@ -189,6 +189,20 @@ def test_the_learning_rate_decays_when_validation_stops_improving(tmp_path):
     assert content["trainer"]["epoch"] == 7
 
 
+def test_the_learning_rate_may_wait_some_epochs_before_it_decays():
+    """As PyTorch's ReduceLROnPlateau, which counts anew after an improvement and after a decay."""
+    trainer = make(optimiser=SGD(0.5), decay=4, decay_patience=1, patience=0)
+    scores = [9.0, 9.5, 8.0, 8.5, 8.6, 8.7, 8.8, 8.9, 7.0, 7.0, 7.0]
+    coming = iter(scores)
+    trainer.model.perplexity = lambda *_: next(coming)
+    history = trainer.fit(len(scores))
+    lrs = [0.5] * 5 + [0.125] * 2 + [0.03125] * 4
+    assert [entry["lr"] for entry in history.epochs] == lrs
+    assert trainer.optimiser.lr == 0.03125 / 4
+    with pytest.raises(ValueError, match="decay_patience: expected at least 0, got -1"):
+        make(decay_patience=-1)
+
+
 def test_patience_zero_never_stops():
     trainer = make(patience=0)
     trainer.model.perplexity = lambda *_: 5.0

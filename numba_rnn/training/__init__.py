@@ -9,7 +9,7 @@ from .clipping import clip_grads
 from .distributed import RanksError, init_distributed
 from .history import History
 from .optimisers import SGD, AdaGrad, Adam, AdamW, Momentum, Optimiser, RMSProp
-from .schedules import cosine, warm_up
+from .schedules import cosine, step_decay, warm_up
 from .trainer import Trainer, TrainingDiverged
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "init_distributed",
     "load_checkpoint",
     "save_checkpoint",
+    "step_decay",
     "warm_up",
 ]
 

@@ -70,3 +70,32 @@ def cosine(iterations: int, *, warm_up: int = 0, lowest: float = 0.01) -> Schedu
         return last + (1 - last) * (1 + math.cos(math.pi * share)) / 2
 
     return factor
+
+
+def step_decay(every: int, factor: float = 0.1, *, warm_up: int = 0) -> Schedule:
+    """Let the learning rate fall in steps, possibly after a warm-up.
+
+    Parameters
+    ----------
+    every : int
+        The number of iterations between steps.
+    factor : float, default 0.1
+        The factor of the learning rate at each step, between 0 and 1.
+    warm_up : int, default 0
+        The number of iterations at the start in which it rises in equal steps.
+
+    Returns
+    -------
+    callable
+        The schedule.
+
+    Examples
+    --------
+    >>> [step_decay(3, 0.5)(iteration) for iteration in range(8)]
+    [1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.25, 0.25]
+    >>> [step_decay(3, 0.5, warm_up=2)(iteration) for iteration in range(4)]
+    [0.5, 1.0, 1.0, 0.5]
+    """
+    steps, rise = expect_int("every", every), expect_int("warm_up", warm_up, 0)
+    fall = expect_float("factor", factor, 0, 1, low_open=True)
+    return lambda iteration: min(1.0, (iteration + 1) / max(rise, 1)) * fall ** (iteration // steps)

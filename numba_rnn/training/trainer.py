@@ -87,6 +87,9 @@ class Trainer:
         The largest global norm of the gradient; a larger one is clipped.
     decay : float, default 4.0
         The divisor of the learning rate after an epoch without improvement in validation.
+    decay_patience : int, default 0
+        The number of epochs in a row without improvement that leave the learning rate as it is; it
+        falls after the next one, and then they are counted anew.
     patience : int, default 3
         Training stops after so many epochs in a row without improvement; 0: never.
     folder : str or Path, optional
@@ -158,6 +161,7 @@ class Trainer:
         schedule: Callable[[int], float] | None = None,
         max_norm: float | None = None,
         decay: float = 4.0,
+        decay_patience: int = 0,
         patience: int = 3,
         accumulate: int = 1,
         average: WeightAverage | None = None,
@@ -175,6 +179,7 @@ class Trainer:
             expect_float("max_norm", max_norm, 0, low_open=True)
         self.max_norm = max_norm
         self.decay = expect_float("decay", decay, 1)
+        self.decay_patience = expect_int("decay_patience", decay_patience, 0)
         self.patience = expect_int("patience", patience, 0)
         self.folder = None if folder is None else Path(folder)
         self.accumulate = expect_int("accumulate", accumulate)
@@ -440,7 +445,8 @@ class Trainer:
         average, scores = self.average, self.history.scores
         if average is not None and average.end_epoch(self.model.params, scores):
             self._tell_above_bar(f"the average of the weights begins after epoch {self.epoch}")
-        if self.valid is not None and self._since_best():
+        since_best = self._since_best()
+        if self.valid is not None and since_best and since_best % (self.decay_patience + 1) == 0:
             self.optimiser.lr /= self.decay
         self._epoch_loss = 0.0
         self.blocks.rewind()
@@ -551,7 +557,8 @@ class Trainer:
             optimiser=(type(self.optimiser).__name__, self.optimiser.state()[0]),
             settings=(
                 self.average and self.average.state(),
-                max_epochs, self.max_norm, self.decay, self.patience, self.accumulate,
+                max_epochs, self.max_norm, self.decay, self.decay_patience, self.patience,
+                self.accumulate,
                 self.save_every, self.eval_batch, self.eval_time, self.folder is None,
                 self.valid is None,
             ),
