@@ -33,10 +33,10 @@ CORPUS = np.random.default_rng(0).integers(0, 11, 601)
 VALID = np.random.default_rng(1).integers(0, 11, 101)
 
 
-def make(folder=None, optimiser=None, rng=0, **options):
+def make(folder=None, optimiser=None, rng=0, varying=False, **options):
     rates = {"zoneout": 0.1, "recurrent_dropout": 0.2, "weight_drop": 0.2}
     model = Rnnlm(11, 6, 9, layers=2, dropout=0.3, **rates, rng=rng)
-    blocks = TruncatedBPTT(CORPUS, 4, 10)  # 15 blocks
+    blocks = TruncatedBPTT(CORPUS, 4, 10, varying=varying, rng=2)  # 15 blocks, if of 10 steps
     options = {"valid": VALID, "eval_batch": 2, "eval_time": 10, "progress": False, **options}
     return Trainer(model, optimiser or Adam(0.01), blocks, folder=folder, max_norm=0.5, **options)
 
@@ -61,6 +61,48 @@ def test_a_stopped_run_resumes_bit_for_bit(tmp_path, name, backend):
             for file in ("last.safetensors", "best.safetensors"):
                 assert (folder / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
             assert second.history == whole.history
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_stopped_run_with_blocks_of_varying_length_resumes_bit_for_bit(tmp_path, accumulate):
+    whole = make(tmp_path / "whole", varying=True, accumulate=accumulate)
+    whole.fit(3)
+    for stop_at in (3, 9, 11):
+        folder = tmp_path / str(stop_at)
+        first = make(folder, varying=True, accumulate=accumulate)
+        first.model = StopAt(first.model, stop_at * accumulate)
+        first.fit(3)
+        assert first.stopped
+        second = make(folder, varying=True, accumulate=accumulate)
+        second.blocks._seed += 1  # is that of the file
+        second.restore(folder / "last.safetensors")
+        second.fit(3)
+        for file in ("last.safetensors", "best.safetensors"):
+            assert (folder / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+def test_a_short_block_has_a_low_learning_rate_and_counts_by_its_steps():
+    trainer = make(varying=True, optimiser=SGD(0.5), schedule=lambda k: 0.25, valid=None)
+    lengths, rates, losses = [], [], []
+    forward, update = trainer.model.forward, trainer.optimiser._numbers
+
+    def forwarded(xs, ts):
+        lengths.append(xs.shape[1])
+        losses.append(forward(xs, ts))
+        return losses[-1]
+
+    def numbers():
+        rates.append(trainer.optimiser.lr)
+        return update()
+
+    trainer.model.forward, trainer.optimiser._numbers = forwarded, numbers
+    trainer.fit(1)
+    assert len(set(lengths)) > 3
+    assert sum(lengths) == 150
+    np.testing.assert_allclose(rates, 0.5 * 0.25 * np.array(lengths) / 10)
+    assert trainer.optimiser.lr == 0.5
+    mean = np.dot(losses, lengths) / 150
+    assert trainer.history.epochs[0]["train_loss"] == pytest.approx(mean, rel=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["MT19937", "PCG64DXSM", "Philox", "SFC64"])

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import operator
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -228,8 +229,7 @@ class Trainer:
         self._shown: Any = None  # the progress bar
         self._last_known: Identity = None  # the folder's last checkpoint, as we know it
         self._mean = GradientMean()
-        self._iterations = -(-len(blocks) // self.accumulate)  # of an epoch
-        self._record_every = max(1, self._iterations // 20)
+        self._record_every = max(1, -(-len(blocks) // self.accumulate) // 20)
         self._looked_at = 0  # the iteration up to which all numbers are known to be finite
 
     # ---- the loop
@@ -333,12 +333,14 @@ class Trainer:
                 weight = getattr(self._shared or self.model, "batch_weight", None)
                 self._mean.add(self.model.grads, loss, len(xs) if weight is None else weight)
             loss = self._mean.take(self.model.grads)
-        with self._scheduled():
+        steps = [xs.shape[1] / self.blocks.time_size for xs, *_ in group]
+        with self._scheduled(sum(steps) / len(steps)):
             norm = self._step(loss)
         if self.average is not None:
             self.average.update(self.model.params)
         self.iteration += 1
-        self._epoch_loss += loss
+        rows = [len(xs) / self.blocks.batch_size for xs, *_ in group]
+        self._epoch_loss += loss * sum(map(operator.mul, rows, steps))
         self._recent_loss += loss
         self._recent_norm += norm
         if self.iteration % self._record_every == 0:
@@ -350,14 +352,17 @@ class Trainer:
             self._recent_loss = self._recent_norm = 0.0
 
     @contextmanager
-    def _scheduled(self) -> Iterator[None]:
-        """The learning rate of this iteration."""
-        if self.schedule is None:
-            yield
-            return
-        name, lr = f"schedule({self.iteration})", self.optimiser.lr
-        factor = expect_float(name, self.schedule(self.iteration), 0, low_open=True)
-        self.optimiser.lr = lr * factor
+    def _scheduled(self, steps: float) -> Iterator[None]:
+        """The learning rate of this iteration, lower for a block of fewer steps.
+
+        steps  of a block, as a share of ``time_size``
+        """
+        lr = self.optimiser.lr
+        if self.schedule is not None:
+            name = f"schedule({self.iteration})"
+            steps *= expect_float(name, self.schedule(self.iteration), 0, low_open=True)
+        if steps != 1:
+            self.optimiser.lr = lr * steps
         try:
             yield
         finally:
@@ -430,7 +435,7 @@ class Trainer:
         entry: dict[str, Any] = {
             "epoch": self.epoch,
             "iteration": self.iteration,
-            "train_loss": self._epoch_loss / self._iterations,
+            "train_loss": self._epoch_loss / self.blocks.full_batches,
             "lr": self.optimiser.lr,
         }
         if self.average is not None:
@@ -504,9 +509,7 @@ class Trainer:
 
     def _bar(self, max_epochs: int) -> Any:
         block = self.blocks.batch_size * self.blocks.time_size
-        each = len(self.blocks) * block
-        if isinstance(self.blocks, Batches):  # the last of which may be smaller
-            each = self.blocks.rows * self.blocks.time_size
+        each = round(self.blocks.full_batches * block)
         return progress_bar(
             total=max_epochs * each,
             initial=self.epoch * each + self.blocks.cursor * block,
