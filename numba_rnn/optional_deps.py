@@ -11,6 +11,7 @@ _PACKAGES = {  # quoted: some shells take brackets for a pattern
     "onnx": '"numba-rnn[onnx]"',
     "sklearn": '"numba-rnn[sklearn]"',
     "sktime": '"numba-rnn[sktime]"',
+    "tensorboardX": '"numba-rnn[tensorboard]"',
     "torch": "torch",
 }
 

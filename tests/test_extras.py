@@ -7,6 +7,7 @@ import pytest
 from helpers import run_python
 from numba_rnn import TimeLSTM, bridges, diagnostics
 from numba_rnn.optional_deps import optional_import
+from numba_rnn.training import TensorBoardLog
 from numba_rnn.training.plot_loss import plot_loss
 
 LAYER = TimeLSTM.create(3, 5, rng=0)
@@ -18,8 +19,11 @@ NEEDS = {
     "to_onnx": (lambda: bridges.to_onnx(LAYER), "onnx", '"numba-rnn[onnx]"'),
     "from_onnx": (lambda: bridges.from_onnx(b""), "onnx", '"numba-rnn[onnx]"'),
     "a picture": (lambda: diagnostics.plot_spectrum(LAYER), "matplotlib", '"numba-rnn[plot]"'),
+    "TensorBoardLog": (
+        lambda: TensorBoardLog("x"), "tensorboardX", '"numba-rnn[tensorboard]"',
+    ),
     "the loss curve": (lambda: plot_loss(None, "x.png"), "matplotlib", '"numba-rnn[plot]"'),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("what", NEEDS)

@@ -4,6 +4,7 @@ from ..kernels import deprecated
 from .averages import ExponentialAverage, NonMonotoneAverage, WeightAverage
 from .batches import Batches
 from .bptt import TruncatedBPTT
+from .callbacks import CSVLog, TensorBoardLog
 from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from .clipping import clip_grads
 from .distributed import RanksError, init_distributed
@@ -18,6 +19,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Batches",
+    "CSVLog",
     "CheckpointError",
     "ExponentialAverage",
     "History",
@@ -26,6 +28,7 @@ __all__ = [
     "Optimiser",
     "RMSProp",
     "RanksError",
+    "TensorBoardLog",
     "Trainer",
     "TrainingDiverged",
     "TruncatedBPTT",

@@ -5,8 +5,8 @@ import math
 import operator
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -102,6 +102,9 @@ class Trainer:
     average : WeightAverage, optional
         An average of the weights, ``ExponentialAverage()`` or ``NonMonotoneAverage()``. Validation
         and ``best.safetensors`` use it, training goes on with the weights themselves.
+    callbacks : sequence of callable, default none
+        Functions of the trainer, called after every epoch, such as ``CSVLog(path)``; see
+        ``numba_rnn/training/callbacks.py``. The checkpoint of the epoch is written after them.
     save_every : int, default 500
         The number of iterations between checkpoints. One is also written after every epoch.
     eval_batch : int, default 10
@@ -126,7 +129,7 @@ class Trainer:
     epoch, iteration : int
         The number of complete epochs and of iterations.
     stopped : bool
-        Whether a signal ended the last ``fit``.
+        Whether a signal or ``stop`` ended the last ``fit``.
     stopped_by : int
         The number of that signal, or 0.
 
@@ -166,6 +169,7 @@ class Trainer:
         patience: int = 3,
         accumulate: int = 1,
         average: WeightAverage | None = None,
+        callbacks: Sequence[Callable[[Any], object]] = (),
         folder: str | Path | None = None,
         save_every: int = 500,
         eval_batch: int = 10,
@@ -190,6 +194,7 @@ class Trainer:
                 f"{accumulate}; a smaller batch_size makes more of them"
             )
         self.average = _expect_average(average, valid)
+        self.callbacks = _expect_callbacks(callbacks)
         self.save_every = expect_int("save_every", save_every)
         self.eval_batch, self.eval_time = eval_batch, eval_time
         self.extra = {} if extra is None else extra
@@ -222,7 +227,7 @@ class Trainer:
         self.history = History()
         self.epoch = 0  # epochs completed
         self.iteration = 0
-        self.stopped = False  # by Ctrl-C or another signal
+        self.stopped = False  # by Ctrl-C or another signal, or by stop()
         self.stopped_by = 0  # the number of that signal
         self._epoch_loss = self._recent_loss = self._recent_norm = 0.0
         self._stop = 0  # the number of a signal that asks to stop
@@ -269,10 +274,12 @@ class Trainer:
         """
         expect_int("max_epochs", max_epochs)
         with self._sole_run():
-            self.stopped, self.stopped_by, self._stop = False, 0, 0
+            self.stopped, self.stopped_by = False, 0
+            self._stop, self._asked = 0, False
             if self.iteration == 0:
                 self.blocks.rewind()
             with (
+                self._callbacks_told(),
                 self._sharing(max_epochs),
                 self._bar(max_epochs) as self._shown,
                 signals_to(self._ask_to_stop),
@@ -286,6 +293,9 @@ class Trainer:
             self.log(f"nothing left to train: {self.epoch} of {max_epochs} epochs are done")
         first = True
         while not self._done(max_epochs):
+            if self._shall_stop_between_epochs():
+                self.stopped = True
+                return self.history
             if self.blocks.cursor == 0:
                 self.model.reset_state()
             batches = iter(self.blocks)
@@ -300,7 +310,8 @@ class Trainer:
                 if self.iteration % self._record_every == 0:
                     self._show_loss()
                 if self._shall_stop():
-                    self.stopped, self.stopped_by = True, self._stop or signal.SIGINT
+                    self.stopped = True
+                    self.stopped_by = self._stop or (0 if self._asked else signal.SIGINT)
                     self._save("last")
                     return self.history
                 if self.iteration % self.save_every == 0:
@@ -316,7 +327,7 @@ class Trainer:
         if isinstance(self.blocks, Batches):
             self.model.reset_state()
         if self._shared is not None:
-            return self._shared.gradient(xs, ts, bool(self._stop))
+            return self._shared.gradient(xs, ts, self._asked or bool(self._stop))
         forward: Any = self.model.forward
         loss: Scalar = forward(xs, ts, **(more or {}))
         self.model.backward()
@@ -457,8 +468,12 @@ class Trainer:
         self.blocks.rewind()
         if improved:
             self._save("best")
-        self._save("last")
         self._tell_above_bar(self._measures.line(entry))
+        try:
+            for callback in self.callbacks:
+                callback(self)
+        finally:
+            self._save("last")
 
     def averaged(self) -> AbstractContextManager[None]:
         """The model has the average of its weights while a ``with`` block runs.
@@ -529,13 +544,38 @@ class Trainer:
 
     # ---- stopping
 
+    def stop(self) -> None:
+        """Let ``fit`` end after the iteration under way, with a checkpoint, as Ctrl-C does.
+
+        A callback may call it, which ends ``fit`` after the epoch, and so may another thread. Then
+        ``stopped`` is True, and ``stopped_by`` 0. The next ``fit`` goes on.
+        """
+        self._asked = True
+
+    def _shall_stop_between_epochs(self) -> bool:
+        """Whether a callback has called ``stop``; of several ranks, on any."""
+        if not self.callbacks:
+            return False
+        asked = np.array([float(self._asked)])
+        self.ranks.allreduce(asked)
+        return bool(asked[0])
+
+    @contextmanager
+    def _callbacks_told(self) -> Iterator[None]:
+        """Callbacks that want to know it are told where the block begins and ends."""
+        with ExitStack() as ends:
+            for callback in self.callbacks:
+                getattr(callback, "on_train_begin", _nothing)(self)
+                ends.callback(getattr(callback, "on_train_end", _nothing), self)
+            yield
+
     def _shall_stop(self) -> bool:
         """Whether this process has been asked to stop; of several, whether any has.
 
         That is on a device, where it is looked at as seldom as all other numbers.
         """
         if self._shared is None:
-            return bool(self._stop)
+            return self._asked or bool(self._stop)
         if not self._shared.on_host and self.iteration % self._record_every:
             return False
         return self._shared.stop
@@ -561,7 +601,7 @@ class Trainer:
             settings=(
                 self.average and self.average.state(),
                 max_epochs, self.max_norm, self.decay, self.decay_patience, self.patience,
-                self.accumulate,
+                self.accumulate, len(self.callbacks),
                 self.save_every, self.eval_batch, self.eval_time, self.folder is None,
                 self.valid is None,
             ),
@@ -737,6 +777,23 @@ class Trainer:
         self._looked_at = iteration
         self._epoch_loss, self._recent_loss, self._recent_norm = sums
         self._last_known = last
+
+
+def _expect_callbacks(callbacks: Any) -> list[Callable[[Any], object]]:
+    """Refuse what is no list of functions."""
+    if not isinstance(callbacks, Sequence) or isinstance(callbacks, str):
+        raise TypeError(
+            f"callbacks: expected a list of functions, got {type(callbacks).__name__}"
+            + ("; [callback] is one" if callable(callbacks) else "")
+        )
+    for k, callback in enumerate(callbacks):
+        if not callable(callback) or isinstance(callback, type):
+            raise TypeError(f"callbacks[{k}]: expected a function of the trainer, got {callback!r}")
+    return list(callbacks)
+
+
+def _nothing(trainer: Any) -> None:
+    """Told to callbacks that are mere functions."""
 
 
 def _expect_average(average: Any, valid: Any) -> WeightAverage | None:
