@@ -16,7 +16,8 @@ which PyTorch does not make, clipping with it, and the gradient of the embedding
 The last table is of a large vocabulary, whose words follow Zipf's law, as those of a text do. Our
 iteration with the adaptive softmax stands beside PyTorch's with the exact softmax, and beside
 PyTorch's with torch.nn.AdaptiveLogSoftmaxWithLoss of the same cutoffs. Where all words are equally
-frequent, which costs an adaptive softmax the most, the line says so.
+frequent, which costs an adaptive softmax the most, the line says so. With "sparse rows" our
+embedding has sparse=True and Adam is lazy.
 """
 
 import os
@@ -49,7 +50,14 @@ class Ours:
     """The model in this package; with cutoffs its softmax is the adaptive one."""
 
     def __init__(
-        self, V: int, D: int, H: int, layers: int, optimiser: str, cutoffs: tuple[int, ...] = ()
+        self,
+        V: int,
+        D: int,
+        H: int,
+        layers: int,
+        optimiser: str,
+        cutoffs: tuple[int, ...] = (),
+        sparse: bool = False,
     ) -> None:
         from numba_rnn import (
             TimeAdaptiveSoftmaxWithLoss,
@@ -60,7 +68,7 @@ class Ours:
         )
         from numba_rnn.training import optimisers
 
-        self.layers: list[Any] = [TimeEmbedding.create(V, D, std=0.1, rng=0)]
+        self.layers: list[Any] = [TimeEmbedding.create(V, D, std=0.1, rng=0, sparse=sparse)]
         for k in range(layers):
             self.layers.append(TimeLSTM.create(D if k == 0 else H, H, stateful=True, rng=k))
         self.loss: Any = TimeSoftmaxWithLoss()
@@ -68,7 +76,7 @@ class Ours:
             self.loss = TimeAdaptiveSoftmaxWithLoss.create(H, V, cutoffs, rng=9)
         else:
             self.layers.append(TimeAffine.create(H, V, rng=9))
-        self.optimiser = optimisers.create(optimiser, lr=1e-4)
+        self.optimiser = optimisers.create(optimiser, lr=1e-4, **({"lazy": True} if sparse else {}))
         parts = *self.layers, self.loss
         self.params = [p for layer in parts for p in layer.params]
         self.grads = [g for layer in parts for g in layer.grads]
@@ -243,7 +251,13 @@ def large_vocabulary(size: tuple[int, ...], cutoffs: tuple[int, ...], rounds: in
         mine = partial(ours.iterate, ids, ts)
         print_line(rounds, f"  torch's exact{name}", mine, partial(exact.iterate, *there))
         print_line(rounds, f"  torch's adaptive{name}", mine, partial(theirs.iterate, *there))
-    print_shares(ours.shares(*words[""], rounds))
+        sparse = Ours(V, D, H, layers, "adam", cutoffs, sparse=True)
+        mine = partial(sparse.iterate, ids, ts)
+        print_line(
+            rounds, f"  torch's exact, sparse rows{name}", mine, partial(exact.iterate, *there)
+        )
+    ids, ts = words[""]
+    print_shares(ours.shares(ids, ts, rounds))
 
 
 def print_shares(shares: dict[str, float]) -> None:

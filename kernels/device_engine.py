@@ -25,7 +25,9 @@ class DeviceEngine(NumpyEngine):
         return array
 
     def norm(self, arrays: Sequence[Array]) -> Any:
-        xp = self.xp
+        xp, arrays = self.xp, [array for array in arrays if array.size]
+        if not arrays:
+            return xp.zeros((), np.float64)
         if all(array.dtype == np.float32 for array in arrays):  # whose squares float64 can have
             squares = [xp.square(array, dtype=np.float64).sum() for array in arrays]
             return xp.sqrt(xp.stack(squares).sum())
@@ -45,19 +47,10 @@ class DeviceEngine(NumpyEngine):
             array *= factor.astype(array.dtype)
         return norm
 
-    def update_all(
-        self,
-        rule: Callable[..., tuple[Array, ...]],
-        groups: Sequence[Sequence[Array]],
-        numbers: Sequence[float],
-        factor: Any = 1.0,
-    ) -> None:
-        for *arrays, gradient in groups:
-            if not isinstance(factor, float):  # to look at it would be to wait for the device
-                gradient = gradient * factor.astype(gradient.dtype)
-            elif factor != 1.0:
-                gradient = gradient * gradient.dtype.type(factor)
-            self.update(rule, arrays, gradient, numbers)
+    def _scaled(self, gradient: Array, factor: Any) -> Array:
+        if isinstance(factor, float):
+            return super()._scaled(gradient, factor)
+        return gradient * factor.astype(gradient.dtype)  # to look at it would be to wait
 
     def update(
         self,

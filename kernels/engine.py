@@ -32,6 +32,7 @@ import numpy as np
 from . import counter_rng, deprecated
 from .cells import Cell
 from .cpu_info import blas_threads, cpu_name
+from .sparse_rows import SparseRows
 from .step_options import NO_OPTIONS, StepOptions
 
 Array = Any
@@ -724,16 +725,24 @@ class Engine:
             As ``update`` takes it. An engine may compile it: the values that it refers to are
             those of its first use.
         groups : sequence of sequences of arrays
-            For each parameter its arrays, as ``update`` takes them, and its gradient.
+            For each parameter its arrays, as ``update`` takes them, and its gradient. If that is a
+            ``SparseRows``, only its rows of the arrays are updated.
         numbers : sequence of float
             Further arguments of the rule.
         factor : float or () array, default 1.0
             A factor for the gradients, applied on the way.
         """
         for *arrays, gradient in groups:
-            if factor != 1.0:
-                gradient = gradient * gradient.dtype.type(factor)
-            self.update(rule, arrays, gradient, numbers)
+            if not isinstance(gradient, SparseRows):
+                self.update(rule, arrays, self._scaled(gradient, factor), numbers)
+                continue
+            some = [array[gradient.rows] for array in arrays]
+            self.update(rule, some, self._scaled(gradient.values, factor), numbers)
+            for array, new in zip(arrays, some, strict=True):
+                array[gradient.rows] = new
+
+    def _scaled(self, gradient: Array, factor: Any) -> Array:
+        return gradient if factor == 1.0 else gradient * gradient.dtype.type(factor)
 
     def update(
         self,

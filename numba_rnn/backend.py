@@ -37,6 +37,7 @@ from .kernels import cpu_info, deprecated
 from .kernels.engine import Engine
 from .kernels.once import once
 from .kernels.reference import NumpyEngine
+from .kernels.sparse_rows import SparseRows
 from .version import __version__
 
 __all__ = [
@@ -378,6 +379,8 @@ def engine_by_name(name: str) -> Engine:
 
 def move(array: Any, to: Engine) -> Any:
     """The array, NumPy's or an engine's, as an array of an engine; the same one if it is that."""
+    if isinstance(array, SparseRows):
+        return array.converted(lambda part: move(part, to))
     if not isinstance(array, np.ndarray) and not to.is_native(array):
         array = _device_engine(array).to_host(array)
     return to.to_device(array)

@@ -183,6 +183,14 @@ def train(
     embedding_dropout: Annotated[
         float, typer.Option(help="Dropout rate of whole words; one mask for a whole block.")
     ] = DEFAULT.embedding_dropout,
+    sparse_embedding: Annotated[
+        bool,
+        typer.Option(
+            "--sparse-embedding",
+            help="Update the embeddings of a block's tokens alone; for large vocabularies. Needs "
+            "sgd, adagrad, adam or adamw; Adam is then lazy.",
+        ),
+    ] = DEFAULT.sparse_embedding,
     activation_penalty: Annotated[
         float, typer.Option(help="Factor of the penalty on large outputs (AR).")
     ] = DEFAULT.activation_penalty,

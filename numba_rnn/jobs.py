@@ -50,7 +50,7 @@ class TrainConfig:
     min_count : int, default 1
         Tokens that occur less often in the training text count as unknown.
     cell, embed, hidden, layers, dropout, zoneout, recurrent_dropout, weight_drop, tie, init, dtype
-    embedding_dropout, activation_penalty, temporal_penalty
+    embedding_dropout, sparse_embedding, activation_penalty, temporal_penalty
         The model; see ``Rnnlm``.
     optimiser : str, default "adam"
         The name of an optimiser; see ``numba_rnn/training/optimisers.py``.
@@ -84,6 +84,7 @@ class TrainConfig:
     recurrent_dropout: float = 0.0
     weight_drop: float = 0.0
     embedding_dropout: float = 0.0
+    sparse_embedding: bool = False
     activation_penalty: float = 0.0
     temporal_penalty: float = 0.0
     tie: bool = False
@@ -111,6 +112,11 @@ class TrainConfig:
         if self.tie and self.embed != self.hidden:
             raise ValueError(
                 f"tie: expected --embed equal to --hidden, got {self.embed} and {self.hidden}"
+            )
+        if self.sparse_embedding and self.optimiser in ("momentum", "rmsprop"):
+            raise ValueError(
+                "sparse_embedding: expected --optimizer sgd, adagrad, adam or adamw, got "
+                f"{self.optimiser}, which changes all rows"
             )
 
 
@@ -305,6 +311,7 @@ def train(
             layers=settings.layers, dropout=settings.dropout, zoneout=settings.zoneout,
             recurrent_dropout=settings.recurrent_dropout, weight_drop=settings.weight_drop,
             embedding_dropout=settings.embedding_dropout,
+            sparse_embedding=settings.sparse_embedding,
             activation_penalty=settings.activation_penalty,
             temporal_penalty=settings.temporal_penalty, tie=settings.tie, init=settings.init,
             rng=settings.seed, dtype=settings.dtype,
@@ -316,9 +323,10 @@ def train(
             f"--layers ({error})"
         ) from error
     lr = DEFAULT_LR[settings.optimiser] if settings.lr is None else settings.lr
+    lazy = settings.sparse_embedding and settings.optimiser in ("adam", "adamw")
     trainer = Trainer(
         model,
-        optimisers.create(settings.optimiser, lr=lr),
+        optimisers.create(settings.optimiser, lr=lr, **({"lazy": True} if lazy else {})),
         _blocks_of(corpora, settings),
         valid=corpora.valid,
         max_norm=settings.clip or None,

@@ -28,6 +28,7 @@ from numba_rnn import jobs, use_backend
 from numba_rnn.models import Rnnlm
 from numba_rnn.training import (
     Adam,
+    SparseRows,
     Trainer,
     TrainingDiverged,
     TruncatedBPTT,
@@ -83,7 +84,9 @@ def outcome(layer: Any, inputs: tuple[Any, ...], douts: tuple[Any, ...]) -> list
     """The results of a layer, forward and backward."""
     out = layer.forward(*inputs)
     back = layer.backward(*douts)
-    flat = [out, back, *layer.grads]
+    flat = [out, back]
+    for grad in layer.grads:
+        flat += [grad.rows, grad.values] if isinstance(grad, SparseRows) else [grad]
     return [*flat, *(getattr(layer, "state", None) or ()), *(getattr(layer, "dstate", None) or ())]
 
 
@@ -135,6 +138,11 @@ LAYERS: dict[str, tuple[Any, tuple[Any, ...], tuple[Any, ...]]] = {
     ),
     "embedding": (
         lambda: rnn.TimeEmbedding.create(V, D, rng=1, dtype=np.float64),
+        (IDS,),
+        (numbers(N, T, D, seed=1),),
+    ),
+    "embedding, sparse": (
+        lambda: rnn.TimeEmbedding.create(V, D, rng=1, dtype=np.float64, sparse=True),
         (IDS,),
         (numbers(N, T, D, seed=1),),
     ),

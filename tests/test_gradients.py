@@ -45,7 +45,8 @@ def total(values: Any, weights: Any) -> float:
 
 def param_pairs(layer: layers.Layer) -> Pairs:
     return {
-        name: pair for name, *pair in zip(layer.param_names, layer.params, layer.grads, strict=True)
+        name: (param, np.asarray(grad))
+        for name, param, grad in zip(layer.param_names, layer.params, layer.grads, strict=True)
     }
 
 
@@ -236,9 +237,10 @@ def residual_from_the_start() -> Case:
     return composed(made, mask=MASK)
 
 
-def embedding() -> Case:
+def embedding(**options: Any) -> Case:
     ids = np.array([[3, 0, 3, 6], [3, 1, 1, 0]])  # repeated within a row and across rows
-    return feed_forward(rnn.TimeEmbedding(numbers(7, D)), ids, numbers(N, T, D, seed=1))
+    layer = rnn.TimeEmbedding(numbers(7, D), **options)
+    return feed_forward(layer, ids, numbers(N, T, D, seed=1))
 
 
 def affine() -> Case:
@@ -360,6 +362,7 @@ CASES: dict[str, tuple[type[layers.Layer], Callable[[], Case]]] = {
         partial(projected, lambda p: p.learn_initial_state().regularise(**RATES), mask=MASK),
     ),
     "TimeEmbedding": (rnn.TimeEmbedding, embedding),
+    "TimeEmbedding, sparse": (rnn.TimeEmbedding, partial(embedding, sparse=True)),
     "TimeAffine": (rnn.TimeAffine, affine),
     "TimeDropout": (rnn.TimeDropout, dropout),
     **{

@@ -19,6 +19,7 @@ from .. import disk_cache
 from ..cells import Cell
 from ..engine import Array, Engine, Gradients, State, expect_consistent, written
 from ..reference import NumpyEngine
+from ..sparse_rows import SparseRows, numbers_of
 from ..step_options import NO_OPTIONS, StepOptions
 from . import product, threads, training_kernels
 from .dropout import dropout
@@ -209,8 +210,10 @@ def _by_dtype(groups: Sequence[Sequence[Array]]) -> tuple[list[list[Any]], list[
     found: dict[Any, list[Any]] = {}
     rest = []
     for k, group in enumerate(groups):
-        flags, dtype = [array.flags for array in group], group[0].dtype
-        in_order = all(f.c_contiguous for f in flags) or all(f.f_contiguous for f in flags)
+        flags, dtype = [array.flags for array in numbers_of(group)], group[0].dtype
+        in_order = all(f.c_contiguous for f in flags) or (
+            all(f.f_contiguous for f in flags) and not isinstance(group[-1], SparseRows)
+        )
         plain = dtype in _FLOATS and all(array.dtype == dtype for array in group)
         if in_order and plain and k not in shared:
             found.setdefault(dtype, []).append(group)

@@ -18,6 +18,7 @@ from numba.extending import intrinsic, overload
 
 from ..engine import Array
 from ..functions import exp
+from ..sparse_rows import SparseRows, numbers_of
 from .kernel_abi import Rule, arguments_address, compiled, emits, jitted, load_i64, record
 from .parallel_for import parallel_for, read_items, shards_for
 from .plans import address_of
@@ -47,8 +48,8 @@ _I64 = ir.IntType(64)
 class Blocks(NamedTuple):
     """Arrays that lie without gaps, as blocks.
 
-    table    for each parameter the number of its first block, how many numbers it has, and the
-             addresses of its arrays
+    table    for each parameter, or row of one whose gradient is sparse, the number of its first
+             block, how many numbers it has, and the addresses of its arrays
     numbers  the address of the kernel's numbers, in the arrays' dtype
     out      the address of a float64 for each block
     """
@@ -63,13 +64,23 @@ _read_blocks = record(Blocks)
 
 def blocks_of(groups: Sequence[Sequence[Array]]) -> tuple[Array, int, int]:
     """The table of ``Blocks``, how many blocks there are, and how many numbers."""
-    rows, blocks, numbers = [], 0, 0
-    for group in groups:
-        size = group[0].size
-        rows.append((blocks, size, *map(address_of, group)))
-        blocks, numbers = blocks - (-size // BLOCK), numbers + size
-    rows.append((1 << 62, 0, *[0] * len(groups[0])))  # no block is in it
-    return np.array(rows, np.int64), blocks, numbers
+    parts: list[Any] = []
+    blocks = numbers = 0
+    for *arrays, last in groups:
+        (values,), count = numbers_of([last]), 1
+        if isinstance(last, SparseRows):
+            count = len(last.rows)
+            each, k = values.size // max(1, count), np.arange(count)
+            places = [address_of(a) + last.rows * (each * a.itemsize) for a in arrays]
+            places.append(address_of(values) + k * (each * values.itemsize))
+            first = blocks + k * -(-each // BLOCK)
+            parts.append(np.stack([first, np.full_like(k, each), *places], axis=1))
+        else:
+            each = values.size
+            parts.append([(blocks, each, *map(address_of, (*arrays, values)))])
+        blocks, numbers = blocks + count * -(-each // BLOCK), numbers + values.size
+    parts.append([(1 << 62, 0, *[0] * len(groups[0]))])  # no block is in it
+    return np.concatenate(parts, dtype=np.int64), blocks, numbers
 
 
 @jitted

@@ -2,12 +2,13 @@
 
 import math
 import warnings
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ..backend import engine_for_input, engine_for_work
+from ..backend import engine_for_input, engine_for_work, to_host
+from ..kernels.sparse_rows import SparseRows
 from ..typing import Array, IntArray
 from ..validation import (
     any_shape,
@@ -29,6 +30,18 @@ class TimeEmbedding(Layer):
     ----------
     W : (V, D) array, float32 or float64
         One vector of D numbers for each of V words.
+    sparse : bool, default False
+        Whether the gradient is a ``SparseRows``, which has the rows of the words of a block alone,
+        so that the time of an iteration does not grow with V. SGD and AdaGrad compute the same
+        from it, Adam with ``lazy=True`` nearly; other optimisers refuse it.
+
+    Examples
+    --------
+    >>> layer = TimeEmbedding.create(50_000, 4, rng=0, sparse=True)
+    >>> xs = layer.forward(np.array([[7, 7, 20]]))
+    >>> layer.backward(np.ones_like(xs))
+    >>> layer.grads
+    [SparseRows(2 of 50000 rows, float32)]
     """
 
     param_names = ("W",)
@@ -36,8 +49,10 @@ class TimeEmbedding(Layer):
     _dropped = 0.0
     rng: np.random.Generator  # once words are dropped
 
-    def __init__(self, W: Array) -> None:
+    def __init__(self, W: Array, *, sparse: bool = False) -> None:
         super().__init__(validate_array("W", W, ("V", "D"), None, engine_for_input(W)))
+        if sparse:
+            self.grads[0] = no_rows(self.params[0])
 
     def drop_words(self, ratio: float, rng: Seed = None) -> Self:
         """Drop a random share of the words during training: embedding dropout.
@@ -80,6 +95,7 @@ class TimeEmbedding(Layer):
         std: float = 1.0,
         rng: Seed = None,
         dtype: DTypeLike = np.float32,
+        sparse: bool = False,
     ) -> Self:
         """Create an embedding from its sizes, W ~ N(0, std²).
 
@@ -95,6 +111,8 @@ class TimeEmbedding(Layer):
             A random generator or a seed.
         dtype : dtype, default float32
             float32 or float64.
+        sparse : bool, default False
+            Whether the gradient is a ``SparseRows``.
 
         Returns
         -------
@@ -108,7 +126,8 @@ class TimeEmbedding(Layer):
         """
         shape = expect_int("vocab_size", vocab_size), expect_int("size", size)
         W = generator(rng).standard_normal(shape) * expect_float("std", std, 0)
-        return cls(W.astype(expect_float_dtype("dtype", dtype)))
+        options = {"sparse": True} if sparse else {}
+        return cls(W.astype(expect_float_dtype("dtype", dtype)), **options)
 
     def forward(self, ids: IntArray) -> Array:
         """Look up the vectors of words.
@@ -124,13 +143,16 @@ class TimeEmbedding(Layer):
             Their vectors.
         """
         (W,) = self.params
-        engine = self._engine()
+        engine, given = self._engine(), ids
         ids = validate_ids("ids", ids, ("N", "T"), W.shape[0], engine)
         factors = None
         if self._dropped and self.train_flg:
             words = engine.dropout(new_seed(self.rng), (len(W), 1), self._dropped, W.dtype)
             factors = words[ids]
-        self._tape = engine, ids.copy(), factors
+        found = None
+        if isinstance(self.grads[0], SparseRows):
+            found = distinct(given if isinstance(given, np.ndarray) else ids)
+        self._tape = engine, ids.copy(), factors, found
         return W[ids] if factors is None else W[ids] * factors
 
     def backward(self, dout: Array) -> None:
@@ -141,12 +163,33 @@ class TimeEmbedding(Layer):
         dout : (N, T, D) array
             The gradient of the vectors.
         """
-        engine, ids, factors = self._saved()
-        (dW,) = self.grads
-        dout = validate_array("dout", dout, (*ids.shape, dW.shape[1]), self.dtype, engine)
-        dout = dout if factors is None else dout * factors
-        dW[...] = 0
-        engine.add_rows(dW, ids.reshape(-1), dout.reshape(-1, dW.shape[1]))
+        engine, ids, factors, found = self._saved()
+        dW: Any = self.grads[0]
+        D = dW.shape[1]
+        dout = validate_array("dout", dout, (*ids.shape, D), self.dtype, engine)
+        dout = (dout if factors is None else dout * factors).reshape(-1, D)
+        if found is None:
+            dW[...] = 0
+            engine.add_rows(dW, ids.reshape(-1), dout)
+            return
+        rows, places = map(engine.to_device, found)
+        dW.rows, dW.values = rows, engine.xp.zeros((len(rows), D), self.dtype)
+        engine.add_rows(dW.values, places, dout)
+
+
+def distinct(ids: IntArray) -> tuple[IntArray, IntArray]:
+    """The different numbers, in their order, and the place among them of each: in host memory.
+
+    Of numbers on a device this waits for it.
+    """
+    numbers, places = np.unique(to_host(ids), return_inverse=True)
+    return numbers.astype(np.int64), places.reshape(-1)
+
+
+def no_rows(param: Array) -> Any:
+    """The gradient of a parameter before the first backward."""
+    xp = engine_for_input(param).xp
+    return SparseRows(xp.zeros(0, np.int64), param[:0].copy(), param.shape)
 
 
 class TimeAffine(Layer):

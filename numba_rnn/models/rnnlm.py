@@ -11,6 +11,7 @@ from numpy.typing import DTypeLike
 from ..backend import engine_by_name, engine_of_param, to_host
 from ..kernels import cells
 from ..kernels.cells import Cell, WrittenCell
+from ..kernels.sparse_rows import SparseRows
 from ..layers import (
     Layer,
     TimeAffine,
@@ -64,6 +65,10 @@ class Rnnlm:
         settings of a single layer.
     embedding_dropout : float, default 0.0
         The share of words whose vectors are 0 for a block; see ``TimeEmbedding.drop_words``.
+    sparse_embedding : bool, default False
+        Whether the gradient of the embedding has only the rows of words in a block, as a
+        ``SparseRows``: faster for large vocabularies. It needs SGD, AdaGrad or Adam(lazy=True), and
+        weights that are not tied.
     activation_penalty : float, default 0.0
         alpha: the gradient is that of the loss and of alpha times the mean square of what the
         affine layer reads (AR).
@@ -114,6 +119,7 @@ class Rnnlm:
         recurrent_dropout: float = 0.0,
         weight_drop: float = 0.0,
         embedding_dropout: float = 0.0,
+        sparse_embedding: bool = False,
         activation_penalty: float = 0.0,
         temporal_penalty: float = 0.0,
         tie: bool = False,
@@ -127,9 +133,16 @@ class Rnnlm:
         cell = cells.get(cell)
         if tie and D != H:
             raise ValueError(f"tie: expected embed_size equal to hidden_size, got {D} and {H}")
+        if tie and sparse_embedding:
+            raise ValueError(
+                "sparse_embedding: expected False with tie=True, because tied weights have a "
+                "gradient in every row, got True"
+            )
         self.rng = random = generator(rng)
         std = 0.01 if init == "book" else 1 / math.sqrt(D) if tie else 1.0
-        embedding = TimeEmbedding.create(V, D, std=std, rng=random, dtype=dtype)
+        embedding = TimeEmbedding.create(
+            V, D, std=std, rng=random, dtype=dtype, sparse=sparse_embedding
+        )
         recurrent = [
             TimeRecurrent.create(
                 D if k == 0 else H, H, cell=cell, rng=random, dtype=dtype, init=init, stateful=True
@@ -171,6 +184,7 @@ class Rnnlm:
                 for name, rate in rates.items()
                 if rate
             },
+            **({"sparse_embedding": True} if sparse_embedding else {}),
             "tie": self.tie,
             "init": init,
             "dtype": str(embedding.dtype),
@@ -409,7 +423,17 @@ class Rnnlm:
         -------
         buffer : (P + more,) array
             The array. There are zeros between some of the gradients, and at the end.
+
+        Raises
+        ------
+        ValueError
+            If a gradient is a ``SparseRows``.
         """
+        if any(isinstance(grad, SparseRows) for grad in self.grads):
+            raise ValueError(
+                "one_buffer: expected gradients with all rows, which several processes can add up, "
+                "got a SparseRows; use sparse_embedding=False"
+            )
         whole = 32  # numbers: each part starts where vectors like to
         sizes = [-(-param.size // whole) * whole for param in self.params]
         first = self.params[0]

@@ -1,6 +1,7 @@
 """Training: optimisers, clipping, truncated BPTT, the loop and its checkpoints."""
 
 from ..kernels import deprecated
+from ..kernels.sparse_rows import SparseRows
 from .averages import ExponentialAverage, NonMonotoneAverage, WeightAverage
 from .batches import Batches
 from .bptt import TruncatedBPTT
@@ -28,6 +29,7 @@ __all__ = [
     "Optimiser",
     "RMSProp",
     "RanksError",
+    "SparseRows",
     "TensorBoardLog",
     "Trainer",
     "TrainingDiverged",

@@ -5,18 +5,19 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..backend import engine_of_param
+from ..kernels.sparse_rows import SparseRows, numbers_of
 from ..typing import Array, Scalar
 from ..validation import expect_array, expect_float, expect_writable
 
 
-def clip_grads(grads: Sequence[Array], max_norm: float) -> Scalar:
+def clip_grads(grads: Sequence[Array | SparseRows], max_norm: float) -> Scalar:
     """Scale all gradients together so that their global norm is at most ``max_norm``.
 
     The global norm is the Euclidean norm of all numbers of all gradients in one vector.
 
     Parameters
     ----------
-    grads : list of arrays
+    grads : list of arrays or SparseRows
         The gradients, scaled in place. They stay as they are if the norm is infinite or NaN.
     max_norm : float
         The largest norm.
@@ -41,6 +42,7 @@ def clip_grads(grads: Sequence[Array], max_norm: float) -> Scalar:
     limit = expect_float("max_norm", max_norm, 0, low_open=True)
     if not grads:
         return 0.0
+    grads = numbers_of(grads)
     engine = engine_of_param(grads[0])
     for k, grad in enumerate(grads):
         expect_array(f"grads[{k}]", grad, np.shape(grad), None, engine)
@@ -48,6 +50,7 @@ def clip_grads(grads: Sequence[Array], max_norm: float) -> Scalar:
     return engine.clip_norm(grads, limit)
 
 
-def global_norm(grads: Sequence[Array]) -> Scalar:
+def global_norm(grads: Sequence[Array | SparseRows]) -> Scalar:
     """The Euclidean norm of all the gradients' numbers in one vector, as ``clip_grads`` has it."""
+    grads = numbers_of(grads)
     return engine_of_param(grads[0]).norm(grads) if grads else 0.0

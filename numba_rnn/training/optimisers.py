@@ -18,12 +18,14 @@ import numpy as np
 
 from ..backend import Engine, engine_of_param, move, to_host
 from ..kernels.functions import sqrt
+from ..kernels.sparse_rows import SparseRows, numbers_of
 from ..typing import Array, Scalar
 from ..validation import (
     expect_array,
     expect_choice,
     expect_finite,
     expect_float,
+    expect_ids,
     expect_int,
     expect_writable,
     format_shape,
@@ -52,10 +54,14 @@ class Optimiser:
     rule : callable
         ``(W, *slots, dW, *numbers) -> (W, *slots)``; see ``Engine.update``. The method
         ``_numbers`` returns the numbers of the current update.
+    lazy : bool
+        Whether a gradient may be a ``SparseRows``, whose other rows of the parameter and of the
+        slots then stay as they are.
     updates : int
         The number of updates so far.
     """
 
+    lazy = False
     slots: tuple[str, ...] = ()
     squares: tuple[str, ...] = ()
     rule: Callable[..., tuple[Any, ...]]
@@ -80,7 +86,7 @@ class Optimiser:
     def update(
         self,
         params: Sequence[Array],
-        grads: Sequence[Array],
+        grads: Sequence[Array | SparseRows],
         *,
         max_norm: float | None = None,
         check_finite: bool = True,
@@ -93,7 +99,7 @@ class Optimiser:
         ----------
         params : list of arrays
             The parameters.
-        grads : list of arrays
+        grads : list of arrays or SparseRows
             One gradient for each parameter, in its shape and dtype.
         max_norm : float, optional
             The largest norm of all gradients together: the step is that of gradients after
@@ -122,22 +128,23 @@ class Optimiser:
             expect_array(f"params[{k}]", param, param.shape, None, engine)
             expect_writable(f"params[{k}]", param)
         memory = self._memory_for(params, engines)
-        accepted = [
-            validate_array(f"grads[{k}]", grad, param.shape, param.dtype, engine)
+        accepted: list[Any] = [
+            self._accepted(f"grads[{k}]", grad, param, engine)
             for k, (engine, param, grad) in enumerate(zip(engines, params, grads, strict=True))
         ]
-        on_host = all(isinstance(grad, np.ndarray) for grad in accepted)
+        values = numbers_of(accepted)
+        on_host = all(isinstance(grad, np.ndarray) for grad in values)
         checked = check_finite or max_norm is not None
-        norm, factor = _norm_and_factor(engines, accepted, max_norm, on_host and checked)
+        norm, factor = _norm_and_factor(engines, values, max_norm, on_host and checked)
         if checked and not (on_host and math.isfinite(norm)):
-            for k, grad in enumerate(grads):
+            for k, grad in enumerate(numbers_of(grads)):
                 if isinstance(grad, np.ndarray):
                     expect_finite(f"grads[{k}]", grad)
             if max_norm is not None and on_host:
                 raise ValueError(f"grads: expected a norm that can be clipped, got {norm}")
         if isinstance(factor, float) and any(factor < np.finfo(g.dtype).tiny for g in accepted):
             accepted = [grad.copy() for grad in accepted]
-            engines[0].clip_norm(accepted, max_norm or 1.0)
+            engines[0].clip_norm(numbers_of(accepted), max_norm or 1.0)
             factor = 1.0
         self._memory, before = memory, self._memory
         self.updates += 1
@@ -152,6 +159,31 @@ class Optimiser:
             self._memory, self.updates = before, self.updates - 1
             raise
         return norm
+
+    def _accepted(self, name: str, grad: Any, param: Array, engine: Engine) -> Any:
+        """A gradient that fits, where the engine has its arrays."""
+        if not isinstance(grad, SparseRows):
+            return validate_array(name, grad, param.shape, param.dtype, engine)
+        if not self.lazy:
+            raise TypeError(
+                f"{name}: expected an array, because {type(self).__name__} changes rows without a "
+                "gradient too, got SparseRows; SGD, AdaGrad and Adam(lazy=True) take these, "
+                "TimeEmbedding(..., sparse=False) makes none"
+            )
+        if grad.shape != param.shape:
+            raise ValueError(
+                f"{name}: expected shape {format_shape(param.shape)}, got "
+                f"{format_shape(grad.shape)}"
+            )
+        shape = *np.shape(grad.rows), *param.shape[1:]
+        values = validate_array(f"{name}.values", grad.values, shape, param.dtype, engine)
+        rows = grad.rows
+        if isinstance(rows, np.ndarray):  # else to look at them is to wait for the device
+            expect_ids(f"{name}.rows", rows, ("N",), len(param))
+            if not (rows[1:] > rows[:-1]).all():
+                raise ValueError(f"{name}.rows: expected numbers that increase, got {rows}")
+            rows = engine.to_device(rows.astype(np.int64))
+        return SparseRows(rows, values, grad.shape)
 
     def _memory_for(
         self, params: Sequence[Array], engines: list[Engine]
@@ -223,8 +255,10 @@ class Optimiser:
             optimiser with other options.
         """
         for name, mine in self._options().items():
-            if numbers.get(name) != mine:
-                raise ValueError(f"{name}: expected {mine}, as before, got {numbers.get(name)}")
+            # a checkpoint that does not say has what the class says
+            theirs = numbers.get(name, getattr(type(self), name, None))
+            if theirs != mine:
+                raise ValueError(f"{name}: expected {mine}, as before, got {theirs}")
         lr = expect_float("lr", numbers.get("lr"), 0, low_open=True)
         updates = expect_int("updates", numbers.get("updates"), 0)
         for name in arrays:
@@ -284,6 +318,7 @@ class SGD(Optimiser):
         The learning rate.
     """
 
+    lazy = True
     rule = staticmethod(_sgd)
 
     def __init__(self, lr: float = 0.01) -> None:
@@ -344,6 +379,7 @@ class AdaGrad(Optimiser):
     - Duchi et al. 2011, *Adaptive subgradient methods*.
     """
 
+    lazy = True
     slots = squares = ("h",)
     rule = staticmethod(_adagrad)
 
@@ -413,9 +449,16 @@ class Adam(Optimiser):
         The decay of the mean of its square.
     eps : float, default 1e-8
         It is added to the root of the corrected second moment.
+    lazy : bool, default False
+        Whether gradients may be ``SparseRows``, as an embedding with ``sparse=True`` has. Rows
+        without a gradient then keep their moments and are not changed, which differs from Adam:
+        there the moments decay, and what is left of m changes the row.
 
     Notes
     -----
+    Lazy Adam is PyTorch's SparseAdam, but for the place of eps. The correction of the bias counts
+    all updates, not those of a row.
+
     The book's form adds 1e-7 to the root of the raw second moment: ``numba_rnn.book.Adam``.
 
     References
@@ -427,9 +470,16 @@ class Adam(Optimiser):
     rule: Callable[..., tuple[Any, ...]] = staticmethod(_adam)
 
     def __init__(
-        self, lr: float = 0.001, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8
+        self,
+        lr: float = 0.001,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        eps: float = 1e-8,
+        *,
+        lazy: bool = False,
     ) -> None:
         super().__init__(lr)
+        self.lazy = bool(lazy)
         self.beta1 = expect_float("beta1", beta1, 0, 1)
         self.beta2 = expect_float("beta2", beta2, 0, 1)
         self.eps = expect_float("eps", eps, 0, low_open=True)
@@ -466,6 +516,8 @@ class AdamW(Adam):
         It is added to the root of the corrected second moment.
     weight_decay : float, default 0.01
         The share of W that is subtracted at each update, times lr.
+    lazy : bool, default False
+        As that of Adam; rows without a gradient do not decay either.
 
     References
     ----------
@@ -481,8 +533,10 @@ class AdamW(Adam):
         beta2: float = 0.999,
         eps: float = 1e-8,
         weight_decay: float = 0.01,
+        *,
+        lazy: bool = False,
     ) -> None:
-        super().__init__(lr, beta1, beta2, eps)
+        super().__init__(lr, beta1, beta2, eps, lazy=lazy)
         self.weight_decay = expect_float("weight_decay", weight_decay, 0)
 
     def _numbers(self) -> tuple[float, ...]:
