@@ -9,6 +9,7 @@ from helpers import BACKENDS, StopAt
 from numba_rnn import use_backend
 from numba_rnn.models import Rnnlm, Sequential
 from numba_rnn.training import (
+    AdaGrad,
     Adam,
     Batches,
     Momentum,
@@ -139,6 +140,24 @@ def test_a_run_that_is_stopped_amid_a_group_resumes_bit_for_bit(tmp_path, backen
             assert second.history == whole.history
             for file in ("last.safetensors", "best.safetensors"):
                 assert (folder / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_sparse_gradients_are_those_of_dense_ones(backend):
+    corpus = np.random.default_rng(0).integers(0, 40, 241)
+
+    def run(sparse):
+        model = Rnnlm(40, 6, 9, rng=0, sparse_embedding=sparse, dtype=np.float64)
+        blocks = TruncatedBPTT(corpus, 2, 6)
+        trainer = Trainer(model, AdaGrad(0.1), blocks, accumulate=3, max_norm=0.2, progress=False)
+        trainer.fit(2)
+        return model
+
+    with use_backend(backend):
+        dense, sparse = run(False), run(True)
+    assert 0 < len(sparse.grads[0].rows) < 40
+    for a, b in zip(sparse.params, dense.params, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
 def test_what_is_refused(tmp_path):

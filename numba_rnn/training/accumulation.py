@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..backend import engine_of_param
+from ..kernels.sparse_rows import SparseRows
 from ..typing import Array, Scalar
 
 
@@ -35,26 +36,58 @@ class GradientMean:
     """
 
     def __init__(self) -> None:
-        self._sums: list[Array] = []
+        self._sums: list[Any] = []
         self._loss: Scalar = 0.0
         self._weight = 0.0
 
-    def begin(self, grads: Sequence[Array]) -> None:
+    def begin(self, grads: Sequence[Any]) -> None:
         """Forget all batches."""
         if [(g.shape, type(g)) for g in grads] != [(s.shape, type(s)) for s in self._sums]:
-            self._sums = [engine_of_param(grad).xp.zeros_like(grad) for grad in grads]
+            self._sums = [
+                grad.converted(lambda array: array[:0])
+                if isinstance(grad, SparseRows)
+                else engine_of_param(grad).xp.zeros_like(grad)
+                for grad in grads
+            ]
         for total in self._sums:
-            total[...] = 0
+            if isinstance(total, SparseRows):
+                total.rows, total.values = total.rows[:0], total.values[:0]
+            else:
+                total[...] = 0
         self._loss, self._weight = 0.0, 0.0
 
-    def add(self, grads: Sequence[Array], loss: Scalar, weight: float) -> None:
+    def add(self, grads: Sequence[Any], loss: Scalar, weight: float) -> None:
         """Add a batch."""
-        apply_rule(_add, list(zip(self._sums, grads, strict=True)), factor=float(weight))
+        pairs = list(zip(self._sums, grads, strict=True))
+        for total, grad in pairs:
+            if isinstance(total, SparseRows):
+                _add_rows(total, grad, weight)
+        dense = [pair for pair in pairs if not isinstance(pair[0], SparseRows)]
+        apply_rule(_add, dense, factor=float(weight))
         self._loss += loss * weight
         self._weight += weight
 
-    def take(self, grads: Sequence[Array]) -> Scalar:
+    def take(self, grads: Sequence[Any]) -> Scalar:
         """Put the mean gradient into ``grads``, and return the mean loss."""
-        share = 1 / self._weight if self._weight else 0.0
-        apply_rule(_take, list(zip(grads, self._sums, strict=True)), factor=share)
+        share, pairs = (
+            1 / self._weight if self._weight else 0.0,
+            zip(grads, self._sums, strict=True),
+        )
+        dense = []
+        for grad, total in pairs:
+            if isinstance(total, SparseRows):
+                grad.rows, grad.values = total.rows, total.values * total.dtype.type(share)
+            else:
+                dense.append((grad, total))
+        apply_rule(_take, dense, factor=share)
         return self._loss * share
+
+
+def _add_rows(total: SparseRows, grad: SparseRows, weight: float) -> None:
+    """total += weight * grad."""
+    xp = engine_of_param(grad.values).xp
+    rows = xp.unique(xp.concatenate([total.rows, grad.rows]))
+    values = xp.zeros((len(rows), *grad.shape[1:]), grad.dtype)
+    values[xp.searchsorted(rows, total.rows)] = total.values
+    values[xp.searchsorted(rows, grad.rows)] += grad.values * grad.dtype.type(weight)
+    total.rows, total.values = rows, values
