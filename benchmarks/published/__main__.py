@@ -9,6 +9,7 @@
                decoder that reads the question backwards; the share of sums that are right
     dates      chapter 8: 'september 27, 1994' to '1994-09-27', with attention
     chapter6   chapter 6: the perplexity of the weights that the book publishes on the Penn Treebank
+    zaremba    Zaremba et al. 2014, medium LSTM, on the Penn Treebank (hours: --out, --epochs)
     mnist1d    RNNClassifier with its defaults on MNIST-1D (needs the package mnist1d)
 
 Each prints its progress, and at the end a line: the published number, ours, seconds. With --out it
@@ -26,6 +27,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from benchmarks.published import Options, Row, ptb
 from numba_rnn import (
     TimeAffine,
     TimeAttention,
@@ -36,8 +38,6 @@ from numba_rnn import (
     TimeSoftmaxWithLoss,
 )
 from numba_rnn.training import Adam, load_checkpoint, save_checkpoint
-
-Row = tuple[str, str, str, float]
 
 
 class Seq2seq:
@@ -189,16 +189,16 @@ def adding(cell: str, T: int, iterations: int) -> float:
     return model.forward(*drawn(1000))
 
 
-def run_adding(data: Path, out: Path | None) -> Iterator[Row]:
+def run_adding(options: Options) -> Iterator[Row]:
     for cell, T in (("lstm", 100), ("gru", 100), ("indrnn", 100), ("lstm", 200)):
         begun, error = time.perf_counter(), adding(cell, T, 6000)
         name = f"adding problem, {cell}, T {T}"
         yield name, "below 0.01 (Li et al. 2018)", f"{error:.5f}", time.perf_counter() - begun
 
 
-def run_addition(data: Path, out: Path | None) -> Iterator[Row]:
+def run_addition(options: Options) -> Iterator[Row]:
     begun = time.perf_counter()
-    right = sequences("addition", 128, 25, False, data, out)
+    right = sequences("addition", 128, 25, False, options.data, options.out)
     yield (
         "addition, peeky",
         "about 98 % (book, chapter 7)",
@@ -207,9 +207,9 @@ def run_addition(data: Path, out: Path | None) -> Iterator[Row]:
     )
 
 
-def run_dates(data: Path, out: Path | None) -> Iterator[Row]:
+def run_dates(options: Options) -> Iterator[Row]:
     begun = time.perf_counter()
-    right = sequences("date", 256, 4, True, data, out)
+    right = sequences("date", 256, 4, True, options.data, options.out)
     yield (
         "dates, attention",
         "100 % (book, chapter 8)",
@@ -218,18 +218,7 @@ def run_dates(data: Path, out: Path | None) -> Iterator[Row]:
     )
 
 
-def run_chapter6(data: Path, out: Path | None) -> Iterator[Row]:
-    from numba_rnn.bridges import from_book
-    from numba_rnn.text import Vocabulary, read_text
-
-    begun, ptb = time.perf_counter(), data / "ptb"
-    vocabulary = Vocabulary.of(read_text(ptb / "ptb.train.txt.gz"), "word")
-    corpus = vocabulary.encode(read_text(ptb / "ptb.test.txt.gz"))
-    found = from_book(ptb / "book_rnnlm.npz", dtype="float32").perplexity(corpus)
-    yield "chapter 6, weights", "136.07 (book)", f"{found:.2f}", time.perf_counter() - begun
-
-
-def run_mnist1d(data: Path, out: Path | None) -> Iterator[Row]:
+def run_mnist1d(options: Options) -> Iterator[Row]:
     from mnist1d.data import get_dataset_args, make_dataset
 
     from numba_rnn.sklearn import RNNClassifier
@@ -240,10 +229,14 @@ def run_mnist1d(data: Path, out: Path | None) -> Iterator[Row]:
     yield "MNIST-1D", "91 % (GRU, Greydanus 2020)", f"{right:.1%}", time.perf_counter() - begun
 
 
-RUNS: dict[str, Callable[[Path, Path | None], Iterator[Row]]] = {
-    "chapter6": run_chapter6, "mnist1d": run_mnist1d, "adding": run_adding, "dates": run_dates,
+RUNS: dict[str, Callable[[Options], Iterator[Row]]] = {
+    "chapter6": ptb.chapter6,
+    "mnist1d": run_mnist1d,
+    "adding": run_adding,
+    "dates": run_dates,
     "addition": run_addition,
-}  # fmt: skip
+    "zaremba": ptb.zaremba,
+}
 
 
 def main(
@@ -252,12 +245,13 @@ def main(
         Path | None, typer.Option(help="The folder of the data; NUMBA_RNN_DATA.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The folder of checkpoints.")] = None,
+    epochs: Annotated[int, typer.Option(help="The epochs of zaremba.")] = 39,
 ) -> None:
     """Train again what others have published, and print both numbers."""
     folder = data or Path(os.environ.get("NUMBA_RNN_DATA", "."))
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-    rows = [row for name in what or RUNS for row in RUNS[name](folder, out)]
+    rows = [row for name in what or RUNS for row in RUNS[name](Options(folder, out, epochs))]
     print(f"\n{'':32}{'published':>32}{'ours':>12}{'seconds':>9}")
     for name, published, ours, seconds in rows:
         print(f"{name:32}{published:>32}{ours:>12}{math.ceil(seconds):>9}")
