@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.published import Options, Row
+from benchmarks.published import Options, Row, resume
 from numba_rnn.bridges import from_book
 from numba_rnn.models import Rnnlm
 from numba_rnn.text import Vocabulary, read_text
@@ -51,14 +51,11 @@ def zaremba(options: Options) -> Iterator[Row]:
         decay=1,
         patience=0,
         max_norm=5 / T,
-        folder=options.out and options.out / "zaremba",
+        folder=options.folder("zaremba"),
         save_every=200,
         progress=False,
     )
-    last = trainer.folder and trainer.folder / "last.safetensors"
-    if last is not None and last.exists():
-        trainer.restore(last)
-        print(f"  zaremba: on from iteration {trainer.iteration}", flush=True)
+    resume(trainer)
     found = math.nan
     while trainer.epoch < options.epochs and not trainer.stopped:
         start = time.perf_counter()
