@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.published import Options, Row
 from numba_rnn import TimeAffine, TimeMSE, TimePooling, TimeRecurrent, TimeSoftmaxWithLoss, cell
-from numba_rnn.functions import tanh
+from numba_rnn.functions import sigmoid, tanh
 from numba_rnn.models import Sequential
 from numba_rnn.training import Adam
 
@@ -17,10 +17,10 @@ H, BATCH = 128, 50
 Draw = Callable[[int], tuple[Any, Any]]
 
 
-@cell
-def antisymmetric(a, h):
-    """Antisymmetric RNN (Chang et al. 2019); ``stack`` and ``train`` keep Wh antisymmetric."""
-    return h + 0.1 * tanh(a)
+@cell(input_only="z a", recurrent_only="r")
+def antisymmetric(z, a, r, h):
+    """Antisymmetric RNN with a gate (Chang et al. 2019); ``train`` keeps Wh antisymmetric."""
+    return h + 0.1 * sigmoid(z + r) * tanh(a + r)
 
 
 def stack(name: str, D: int, T: int) -> list[TimeRecurrent]:
