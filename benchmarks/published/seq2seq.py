@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.published import Options, Row, resume
 from numba_rnn import TimeAffine, TimeAttention, TimeEmbedding, TimeLSTM, TimeSoftmaxWithLoss
 from numba_rnn.models import Sequential
-from numba_rnn.training import Adam, Batches, Trainer
+from numba_rnn.training import Adam, Batches, Trainer, cosine
 
 
 class Seq2seq(Sequential):
@@ -78,12 +78,14 @@ def sequences(what: str, H: int, epochs: int, attention: bool, options: Options)
     ids = np.array([[characters.index(c) for c in line] for line in lines])
     ids, place = np.random.default_rng(1984).permutation(ids), lines[0].index("_")
     questions, answers = ids[:, :place][:, ::-1], ids[:, place:]
+    batches = Batches(questions[:-5000], answers[:-5000], 128, rng=0)
     trainer = Trainer(
         Seq2seq(len(characters), 16, H, attention),
         Adam(),
-        Batches(questions[:-5000], answers[:-5000], 128, rng=0),
+        batches,
         valid=(questions[-5000:], answers[-5000:]),
         metrics={"right": lambda found, ts: (found == ts).all(axis=1).mean()},
+        schedule=cosine(epochs * len(batches)),
         max_norm=5.0,
         decay=1,
         patience=0,

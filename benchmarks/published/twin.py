@@ -58,13 +58,15 @@ class Twin:
         labels = torch.from_numpy(np.ascontiguousarray(ts)).flatten()
         return torch.nn.functional.cross_entropy(self.outputs(xs).flatten(0, 1), labels)
 
-    def iterate(self, xs: Any, ts: Any, stateful: bool) -> None:
-        """A step of training."""
+    def iterate(self, xs: Any, ts: Any, stateful: bool) -> float:
+        """A step of training; the loss before it."""
         self.state = tuple(map(torch.detach, self.state)) if stateful and self.state else None
         self.optimiser.zero_grad()
-        self.loss(xs, ts).backward()
+        loss = self.loss(xs, ts)
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
         self.optimiser.step()
+        return float(loss.detach())
 
 
 def race(
