@@ -28,7 +28,9 @@ from .terminal import say
 from .text import LEVELS
 from .training import (
     CheckpointError,
+    CSVLog,
     RanksError,
+    TensorBoardLog,
     TrainingDiverged,
     TruncatedBPTT,
     init_distributed,
@@ -216,13 +218,41 @@ def train(
         int, typer.Option(help="Batch size, N: the number of streams read side by side.")
     ] = DEFAULT.batch,
     time: Annotated[int, typer.Option(help="Steps of truncated BPTT, T.")] = DEFAULT.time,
+    accumulate: Annotated[
+        int,
+        typer.Option(help="Batches of one update: as a batch so many times as large."),
+    ] = DEFAULT.accumulate,
     epochs: Annotated[int, typer.Option(help="Passes over the text.")] = DEFAULT.epochs,
+    schedule: Annotated[
+        str,
+        typer.Option(
+            help=f"{_one_of('Course of the learning rate', jobs.SCHEDULES)} "
+            "cosine: down to a hundredth over all epochs."
+        ),
+    ] = DEFAULT.schedule,
+    warm_up: Annotated[
+        int, typer.Option(help="Updates in which the learning rate rises at the start.")
+    ] = DEFAULT.warm_up,
     decay: Annotated[
-        float, typer.Option(help="Divide lr by this when validation does not improve.")
+        float | None,
+        typer.Option(
+            help="Divide lr by this when validation does not improve. Default: 4; with a cosine or "
+            "nt-asgd 1, which leaves it."
+        ),
     ] = DEFAULT.decay,
+    decay_patience: Annotated[
+        int, typer.Option(help="Epochs without improvement that pass before lr is divided.")
+    ] = DEFAULT.decay_patience,
     patience: Annotated[
         int, typer.Option(help="Stop after this many epochs without improvement; 0: never.")
     ] = DEFAULT.patience,
+    average: Annotated[
+        str | None,
+        typer.Option(
+            help="Validate and keep an average of the weights. ema: recent ones count most; "
+            "nt-asgd: all since validation got worse than five epochs before (SGD)."
+        ),
+    ] = DEFAULT.average,
     save_every: Annotated[
         int, typer.Option(help="Iterations between checkpoints.")
     ] = DEFAULT.save_every,
@@ -233,6 +263,15 @@ def train(
     out: Annotated[
         Path | None,
         typer.Option(help="Folder for checkpoints and the loss curve. Default: a new one in runs/"),
+    ] = None,
+    log_csv: Annotated[
+        Path | None,
+        typer.Option(
+            help="Table of loss, gradient norm, learning rate and perplexity, renewed every epoch."
+        ),
+    ] = None,
+    tensorboard: Annotated[
+        Path | None, typer.Option(help="Folder for the same numbers as curves of TensorBoard.")
     ] = None,
     resume: Annotated[
         Path | None,
@@ -248,6 +287,7 @@ def train(
     with init_distributed(expected_errors=(*ERRORS, KeyboardInterrupt)) as ranks:
         first = ranks.rank == 0
         _choose_backend(backend, strict, say=first)
+        logs = _logs(log_csv, tensorboard)
         plan = _plan(context, out, resume) if first else None
         settings, start, folder = ranks.broadcast(plan)
         if first:
@@ -257,7 +297,9 @@ def train(
         last = folder / "last.safetensors"
         ours = not last.exists() or (start is not None and folder == start.parent)
         try:
-            result = jobs.train(settings, folder, resume=start, progress=not quiet, ranks=ranks)
+            result = jobs.train(
+                settings, folder, resume=start, progress=not quiet, callbacks=logs, ranks=ranks
+            )
         except BaseException as error:
             if first and out is None and start is None:
                 with suppress(OSError):
@@ -269,6 +311,16 @@ def train(
             _report(context, result, settings, folder)
     if result.stopped:
         raise typer.Exit(128 + result.stopped_by)  # as a shell has it
+
+
+def _logs(log_csv: Path | None, tensorboard: Path | None) -> list[Any]:
+    """The callbacks that keep logs."""
+    if log_csv is not None and log_csv.is_dir():
+        raise ValueError(f"--log-csv: expected a file, got the folder {log_csv}; name a file in it")
+    _expect_folder("--log-csv", None if log_csv is None else log_csv.parent)
+    _expect_folder("--tensorboard", tensorboard)
+    logs: list[Any] = [] if log_csv is None else [CSVLog(log_csv)]
+    return logs if tensorboard is None else [*logs, TensorBoardLog(tensorboard)]
 
 
 def _plan(
@@ -321,7 +373,12 @@ def _report(
 
 
 def _say_stopped(context: typer.Context, folder: Path) -> None:
-    say(f"stopped; go on with: {_command(context, 'train', '--resume', folder)}")
+    logs = [
+        word
+        for name in ("log_csv", "tensorboard") if context.params[name] is not None
+        for word in (_option(name), context.params[name])
+    ]  # fmt: skip
+    say(f"stopped; go on with: {_command(context, 'train', '--resume', folder, *logs)}")
 
 
 def _command(context: typer.Context, *words: str | Path) -> str:
@@ -339,7 +396,9 @@ def _resumed(context: typer.Context, start: Path, chosen: dict[str, Any]) -> Tra
         for name in context.params
         if _from_command_line(context, name)
     }
-    free = {"text", "valid", "test", "epochs", "save_every", "patience", "decay"}
+    free = {"text", "valid", "test", "save_every", "patience", "decay", "decay_patience"}
+    if settings.schedule != "cosine":  # which is as long as all epochs
+        free.add("epochs")
     fixed = sorted(
         name for name in by_user & set(chosen) - free if chosen[name] != getattr(settings, name)
     )

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from itertools import count
@@ -18,7 +18,17 @@ from .layers.initialisers import INITS
 from .models import Rnnlm
 from .terminal import say
 from .text import LEVELS, Vocabulary, builtin_text, read_text
-from .training import CheckpointError, Trainer, TruncatedBPTT, load_checkpoint, optimisers
+from .training import (
+    CheckpointError,
+    ExponentialAverage,
+    NonMonotoneAverage,
+    Trainer,
+    TruncatedBPTT,
+    cosine,
+    load_checkpoint,
+    optimisers,
+    warm_up,
+)
 from .training.distributed import SingleProcess
 from .typing import Array, IntArray
 from .validation import expect_array, expect_choice, expect_float, expect_int
@@ -31,6 +41,10 @@ DEFAULT_LR = {
     "adam": 0.004,
     "adamw": 0.004,
 }
+
+
+SCHEDULES = ("constant", "cosine")
+AVERAGES = {"ema": ExponentialAverage, "nt-asgd": NonMonotoneAverage}
 
 
 @dataclass(frozen=True)
@@ -64,8 +78,18 @@ class TrainConfig:
         The number of steps in a block.
     epochs : int, default 10
         The number of epochs.
-    decay, patience, save_every
+    accumulate, decay_patience, patience, save_every
         See ``Trainer``.
+    decay : float, optional
+        The divisor of the learning rate where validation does not improve; 4 if left out, but 1
+        with a cosine or NT-ASGD, which leave it alone.
+    schedule : {"constant", "cosine"}
+        The factor of the learning rate. "cosine": it falls along half a wave over all epochs.
+    warm_up : int, default 0
+        The number of iterations in which the learning rate rises at the start.
+    average : {None, "ema", "nt-asgd"}
+        The average of the weights that is validated and kept as the best: an exponential one
+        (``ExponentialAverage``), or that of ``NonMonotoneAverage``.
     seed : int, default 0
         The seed of everything random.
     """
@@ -95,8 +119,13 @@ class TrainConfig:
     batch: int = 32
     time: int = 64
     epochs: int = 10
-    decay: float = 4.0
+    accumulate: int = 1
+    decay: float | None = None
+    decay_patience: int = 0
     patience: int = 3
+    schedule: str = "constant"
+    warm_up: int = 0
+    average: str | None = None
     save_every: int = 200
     seed: int = 0
     dtype: str = "float32"
@@ -109,6 +138,10 @@ class TrainConfig:
         expect_choice("dtype", self.dtype, ("float32", "float64"))
         expect_float("clip", self.clip, 0)
         expect_float("dropout", self.dropout, 0, 1)
+        expect_choice("schedule", self.schedule, SCHEDULES)
+        expect_int("warm_up", self.warm_up, 0)
+        if self.average is not None:
+            expect_choice("average", self.average, tuple(AVERAGES))
         if self.tie and self.embed != self.hidden:
             raise ValueError(
                 f"tie: expected --embed equal to --hidden, got {self.embed} and {self.hidden}"
@@ -253,6 +286,7 @@ def train(
     resume: str | Path | None = None,
     progress: bool = True,
     log: Callable[[str], None] = say,
+    callbacks: Sequence[Callable[[Any], object]] = (),
     ranks: SingleProcess | None = None,
 ) -> TrainResult:
     """Train a language model and write checkpoints to a folder.
@@ -270,6 +304,8 @@ def train(
         Whether to show a progress bar on stderr.
     log : callable, optional
         It is called with lines worth showing; by default it prints them.
+    callbacks : sequence of callable, default none
+        See ``Trainer``.
     ranks : Alone, optional
         The processes that train the model together; see ``numba_rnn.training.init_distributed``.
         Rank 0 reads and writes checkpoints, and calls log.
@@ -324,14 +360,22 @@ def train(
         ) from error
     lr = DEFAULT_LR[settings.optimiser] if settings.lr is None else settings.lr
     lazy = settings.sparse_embedding and settings.optimiser in ("adam", "adamw")
+    optimiser = optimisers.create(settings.optimiser, lr=lr, **({"lazy": True} if lazy else {}))
+    blocks = _blocks_of(corpora, settings)
+    leave_lr = settings.schedule == "cosine" or settings.average == "nt-asgd"
     trainer = Trainer(
         model,
-        optimisers.create(settings.optimiser, lr=lr, **({"lazy": True} if lazy else {})),
-        _blocks_of(corpora, settings),
+        optimiser,
+        blocks,
         valid=corpora.valid,
+        schedule=_schedule_of(settings, len(blocks)),
         max_norm=settings.clip or None,
-        decay=settings.decay,
+        decay=(1.0 if leave_lr else 4.0) if settings.decay is None else settings.decay,
+        decay_patience=settings.decay_patience,
         patience=settings.patience,
+        accumulate=settings.accumulate,
+        average=None if settings.average is None else AVERAGES[settings.average](),
+        callbacks=callbacks,
         folder=folder,
         save_every=settings.save_every,
         **evaluation_sizes(corpora.valid, "eval_batch", "eval_time"),
@@ -360,6 +404,8 @@ def train(
         return TrainResult(
             last, True, None, None, trainer.history, model, vocabulary, trainer.stopped_by
         )
+    if trainer.average is not None and trainer.average.waiting:
+        log("no average of the weights: validation has not got worse for long enough to begin one")
     model.load_arrays(ranks.broadcast(load_checkpoint(best)[0] if first else None))
     model.reset_state()
     test_perplexity = None
@@ -379,6 +425,21 @@ def _blocks_of(corpora: Datasets, settings: TrainConfig) -> TruncatedBPTT:
             f"and one more, got {have}; use a longer text, or a smaller --batch or --time"
         )
     return TruncatedBPTT(corpora.train, batch, time)
+
+
+def _schedule_of(settings: TrainConfig, blocks: int) -> Callable[[int], float] | None:
+    """The factor of the learning rate, for so many blocks in an epoch."""
+    rise = settings.warm_up
+    if settings.schedule == "constant":
+        return warm_up(rise) if rise else None
+    accumulate, epochs = (expect_int(n, getattr(settings, n)) for n in ("accumulate", "epochs"))
+    iterations = -(-blocks // accumulate) * epochs
+    if rise >= iterations:
+        raise ValueError(
+            f"warm_up: expected fewer than the {iterations} iterations of {epochs} epochs, got "
+            f"{rise}; lower --warm-up"
+        )
+    return cosine(iterations, warm_up=rise)
 
 
 def _silent(line: str) -> None:

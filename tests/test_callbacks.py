@@ -1,7 +1,10 @@
 """Callbacks: when they are called, how they end a run, and the logs that they keep."""
 
 import csv
+import os
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -352,3 +355,17 @@ def test_another_runs_events_are_left_alone(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ValueError, match="folder: expected a folder, got the file"):
         make(callbacks=[TensorBoardLog(tmp_path / "file")]).fit(1)
+
+
+def test_the_command_line_keeps_both_logs(tmp_path):
+    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 40)
+    sizes = ["--embed", "8", "--hidden", "16", "--batch", "4", "--time", "8"]
+    logs = ["--log-csv", "log.csv", "--tensorboard", "events"]
+    first = ["--text", "text.txt", "--out", "run", *sizes, "--epochs", "1"]
+    for options in (first, ["--resume", "run", "--epochs", "2"]):
+        subprocess.run(
+            [sys.executable, "-m", "numba_rnn", "train", *options, *logs], cwd=tmp_path, check=True,
+            env={**os.environ, "NUMBA_RNN_BACKEND": "numpy"}, stdout=subprocess.PIPE, timeout=120,
+        )  # fmt: skip
+    assert [row["epoch"] for row in table(tmp_path / "log.csv") if row["epoch"]] == ["1", "2"]
+    expect_events(tmp_path / "events", tmp_path / "log.csv")

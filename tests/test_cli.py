@@ -216,6 +216,20 @@ def test_prompts_are_composed_as_texts_are(tmp_path):
     assert said.endswith(" 0 unknown\n")
 
 
+def test_a_run_with_averages_and_a_table_is_resumed_with_its_settings(folder):
+    chosen = ["--average", "ema", "--accumulate", "2", "--schedule", "cosine", "--warm-up", "3"]
+    command = ["train", "--text", "text.txt", "--out", "averaged", "--log-csv", "averaged.csv"]
+    said = run(*command, *chosen, *SMALL, cwd=folder)
+    table = (folder / "averaged.csv").read_text().splitlines()
+    assert table[0].startswith("iteration,train_loss,gradient_norm,lr,epoch,epoch_loss,valid_perp")
+    best = min(float(line.split(",")[-1]) for line in table if line.split(",")[-1][:1].isdigit())
+    assert f"held-out perplexity {best:.3f} per char" in said
+    said = run("train", "--resume", "averaged", "--average", "nt-asgd", cwd=folder, code=1)
+    assert "--resume keeps the run's own settings; --average cannot change" in said
+    said = run("train", "--resume", "averaged", "--epochs", "3", cwd=folder, code=1)
+    assert "--epochs cannot change" in said  # it is the length of the cosine
+
+
 def test_ctrl_c_saves_and_resume_goes_on(folder):
     command = [sys.executable, "-m", "numba_rnn", "train", "--text", "text.txt", "--out", "c"]
     process = subprocess.Popen(
@@ -296,9 +310,11 @@ def test_a_second_ctrl_c_also_says_how_to_go_on(folder, tmp_path, monkeypatch, r
     plain = Rnnlm.backward
     monkeypatch.setattr(Rnnlm, "backward", backward)
     command = "train", "--text", folder / "text.txt", "--out", tmp_path / "c", *SMALL
+    command = *command, "--log-csv", tmp_path / "log.csv"
     code, said = run_here(*command)
     assert code == 130
-    assert said.count(f"stopped; go on with: numba-rnn train --resume {tmp_path / 'c'}\n") == 1
+    resume = f"train --resume {tmp_path / 'c'} --log-csv {tmp_path / 'log.csv'}"
+    assert said.count(f"stopped; go on with: numba-rnn {resume}\n") == 1
     _, content = load_checkpoint(tmp_path / "c" / "last.safetensors")
     assert content["trainer"]["iteration"] == 2 - signals
     code, said = run_here(*command)  # this folder has a run
@@ -338,6 +354,18 @@ def test_a_second_ctrl_c_also_says_how_to_go_on(folder, tmp_path, monkeypatch, r
         (
             ["train", "--text", "text.txt", "--level", "word", "--min-count", "9999"],
             "min_count: expected a word that occurs at least 9999 times in the text, got at most",
+        ),
+        (["train", "--average", "swa"], "average: expected one of ema, nt-asgd, got 'swa'"),
+        (["train", "--schedule", "step"], "schedule: expected one of constant, cosine, got 'step'"),
+        (["train", "--log-csv", "run"], "--log-csv: expected a file, got the folder run; name a"),
+        (
+            ["train", "--log-csv", "text.txt/a"],
+            r"--log-csv: expected a folder, got the file text\.txt",
+        ),
+        (["train", "--tensorboard", "text.txt"], "--tensorboard: expected a folder, got the file"),
+        (
+            ["train", "--text", "text.txt", "--log-csv", "text.txt", "--out", "new", *SMALL],
+            "text.txt: expected no file, or the log of this run, got another one",
         ),
         (["train", "--text", "text.txt", "--lr", "-1"], "lr: expected a finite number above 0"),
         (["train", "--text", "text.txt", "--clip", "-1"], "clip: expected a finite number from 0"),

@@ -637,6 +637,62 @@ def test_a_checkpoint_serves_with_the_zoneout_it_was_trained_with(tmp_path, text
     assert abs(model.perplexity(corpus, **sizes) - served) > 1e-3
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"average": "ema", "accumulate": 3, "schedule": "cosine", "warm_up": 5},
+        {"average": "nt-asgd", "optimiser": "sgd", "warm_up": 5, "decay_patience": 1},
+    ],
+    ids=["ema", "nt-asgd"],
+)
+def test_a_job_with_averages_and_schedules_resumes_bit_for_bit(
+    tmp_path, text, changes, monkeypatch
+):
+    settings = small(text, epochs=3, **changes)
+    whole = jobs.train(settings, tmp_path / "whole", progress=False, log=lambda _: None)
+    backward, left = Rnnlm.backward, [40]
+
+    def stopping(model):
+        backward(model)
+        left[0] -= 1
+        if left[0] == 0:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Rnnlm, "backward", stopping)
+    half, told = tmp_path / "half", []
+    assert jobs.train(settings, half, progress=False, log=told.append).stopped
+    last = half / "last.safetensors"
+    assert jobs.settings_of(last) == settings
+    outcome = jobs.train(settings, half, resume=last, progress=False, log=told.append)
+    assert outcome.history == whole.history
+    for file in ("last.safetensors", "best.safetensors"):
+        assert (half / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    assert {entry["lr"] for entry in whole.history.epochs} == {jobs.DEFAULT_LR[settings.optimiser]}
+    model, _, _ = jobs.load_model(outcome.checkpoint)
+    corpora = jobs.read_corpora(settings)
+    sizes = jobs.evaluation_sizes(corpora.valid)
+    assert model.perplexity(corpora.valid, **sizes) == outcome.valid_perplexity
+    never = [line for line in told if line.startswith("no average of the weights: validation has")]
+    assert len(never) == (settings.average == "nt-asgd")
+
+
+def test_settings_that_do_not_fit_together_are_refused(tmp_path, text):
+    for changes, says in [
+        ({"average": "swa"}, "average: expected one of ema, nt-asgd, got 'swa'"),
+        ({"schedule": "step"}, "schedule: expected one of constant, cosine, got 'step'"),
+        ({"warm_up": -1}, "warm_up: expected at least 0, got -1"),
+    ]:
+        with pytest.raises(ValueError, match=says):
+            small(text, **changes)
+    for changes, says in [
+        ({"schedule": "cosine", "warm_up": 999}, "warm_up: expected fewer than the .* iterations"),
+        ({"accumulate": 999}, "accumulate: expected at most the .* batches of an epoch, got 999"),
+    ]:
+        with pytest.raises(ValueError, match=says):
+            jobs.train(small(text, **changes), tmp_path / "run", progress=False)
+        assert not (tmp_path / "run").exists()
+
+
 def test_settings_that_a_checkpoint_lacks_have_their_defaults(tmp_path, text):
     outcome = jobs.train(small(text), tmp_path / "run", progress=False, log=lambda _: None)
     arrays, content = load_checkpoint(outcome.checkpoint)
