@@ -10,6 +10,7 @@ what forward drew, and a process with some rows of a batch draws what one with a
     bits(key, unit)      32 bits: two rounds of a 32-bit finaliser (Wellons' hash-prospector), the
                          first of the unit and one half of the key, the second of that and the other
     drawn                bits < rate * 2^32
+    uniform              the upper 53 bits of a key, as a fraction
 
 These definitions are the specification. Their integers wrap around: they are NumPy's, or in the
 compiled engines those of ``emitted_draws.py``, which emits these very functions as instructions.
@@ -61,6 +62,12 @@ def threshold(rate: float) -> int:
 def counter(t: int, n: int) -> int:
     """The counter of row n at step t; counters of later steps and rows follow by addition."""
     return (t << 32) + n
+
+
+def uniform(seed: int, count: int) -> Any:
+    """Numbers from 0 up to but not including 1, float64, by their counters."""
+    keys = key(np.uint64(seed & _WORD), np.arange(count, dtype=np.uint64))
+    return (keys >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def drawn(seed: int, shape: Sequence[int], rate: float, t: int = 0, row_offset: int = 0) -> Any:

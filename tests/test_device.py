@@ -174,6 +174,16 @@ LAYERS: dict[str, tuple[Any, tuple[Any, ...], tuple[Any, ...]]] = {
         (XS, LABELS),
         (1.5,),
     ),
+    **{
+        f"sampled softmax, {name}": (
+            lambda name=name: rnn.TimeSampledSoftmaxWithLoss.create(
+                D, V, samples=5, objective=name, rng=1, dtype=np.float64
+            ),
+            (XS, LABELS),
+            (1.5,),
+        )
+        for name in ("softmax", "nce")
+    },
     "sigmoid": (rnn.TimeSigmoidWithLoss, (XS, (XS + 1) / 2), (0.5,)),
     "sigmoid, bool": (rnn.TimeSigmoidWithLoss, (XS, XS > 0), ()),
     "squares": (rnn.TimeMSE, (XS, XS * 0.5), ()),

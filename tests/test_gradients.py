@@ -143,8 +143,9 @@ def feed_forward(layer: Any, xs: Array, dout: Array, before: Callable[[], None] 
     return layer, loss, {**inputs, **param_pairs(layer)}
 
 
-def loss_layer(layer: Any, xs: Array, ts: Array) -> Case:
+def loss_layer(layer: Any, xs: Array, ts: Array, before: Callable[[], Any] = int) -> Case:
     def loss() -> float:
+        before()
         return 1.7 * layer.forward(xs, ts)
 
     loss()
@@ -298,6 +299,19 @@ def adaptive_softmax() -> Case:
     return loss_layer(layer, numbers(N, T, D), np.array([[5, 0, -1, 2], [-1, 3, 8, 1]]))
 
 
+def sampled_softmax(train_flg: bool = True, **options: Any) -> Case:
+    layer = rnn.TimeSampledSoftmaxWithLoss.create(
+        D, 9, samples=6, rng=1, dtype=np.float64, **options
+    )
+    layer.train_flg, layer.block = train_flg, 4
+
+    def same_words() -> None:
+        layer.rng = np.random.default_rng(3)
+
+    xs, ts = numbers(N, T, D), np.array([[5, 0, -1, 2], [-1, 3, 8, 1]])
+    return loss_layer(layer, xs, ts, same_words)
+
+
 def sigmoid() -> Case:
     targets = np.random.default_rng(1).uniform(0, 1, (N, T))
     return loss_layer(rnn.TimeSigmoidWithLoss(), 4 * numbers(N, T), targets)
@@ -375,6 +389,17 @@ CASES: dict[str, tuple[type[layers.Layer], Callable[[], Case]]] = {
     "TimeSoftmaxWithLoss": (rnn.TimeSoftmaxWithLoss, softmax),
     "TimeAffineSoftmaxWithLoss": (rnn.TimeAffineSoftmaxWithLoss, affine_softmax),
     "TimeAdaptiveSoftmaxWithLoss": (rnn.TimeAdaptiveSoftmaxWithLoss, adaptive_softmax),
+    **{
+        f"TimeSampledSoftmaxWithLoss {name}": (
+            rnn.TimeSampledSoftmaxWithLoss,
+            partial(sampled_softmax, objective=name, sparse=name == "nce"),
+        )
+        for name in ("softmax", "nce")
+    },
+    "TimeSampledSoftmaxWithLoss, all words": (
+        rnn.TimeSampledSoftmaxWithLoss,
+        partial(sampled_softmax, train_flg=False),
+    ),
     "TimeSigmoidWithLoss": (rnn.TimeSigmoidWithLoss, sigmoid),
     "TimeMSE": (rnn.TimeMSE, mse),
 }

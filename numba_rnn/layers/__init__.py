@@ -11,6 +11,7 @@ from .one_step import GRU, LSTM, RNN
 from .pooling import TimePooling
 from .projected import TimeProjectedLSTM
 from .recurrent import TimeGRU, TimeLSTM, TimeRecurrent, TimeRNN
+from .sampled_softmax import TimeSampledSoftmaxWithLoss
 from .stacked import Stacked
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "TimeProjectedLSTM",
     "TimeRNN",
     "TimeRecurrent",
+    "TimeSampledSoftmaxWithLoss",
     "TimeSigmoidWithLoss",
     "TimeSoftmaxWithLoss",
 ]

@@ -7,7 +7,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ..backend import engine_for_input, engine_for_work, to_host
+from ..backend import Engine, engine_for_input, engine_for_work, to_host
 from ..kernels.sparse_rows import SparseRows
 from ..typing import Array, IntArray
 from ..validation import (
@@ -251,12 +251,8 @@ class TimeAffine(Layer):
         out : (N, T, M) array
             The outputs.
         """
-        W, b = self.params
-        engine = self._engine()
-        xs = validate_array("xs", xs, ("N", "T", W.shape[0]), self.dtype, engine)
-        N, T, D = xs.shape
-        self._tape = engine, xs
-        return engine.affine(xs.reshape(N * T, D), W, b).reshape(N, T, W.shape[1])
+        *self._tape, out = affine_of(self, xs, *self.params)
+        return out
 
     def backward(self, dout: Array) -> Array:
         """Compute the gradients and fill ``grads``.
@@ -278,6 +274,14 @@ class TimeAffine(Layer):
         dout = validate_array("dout", dout, (N, T, W.shape[1]), self.dtype, engine)
         rows = dout.reshape(N * T, W.shape[1])
         return engine.affine_backward(xs.reshape(N * T, D), W, rows, dW, db).reshape(N, T, D)
+
+
+def affine_of(layer: Layer, xs: Array, W: Array, b: Array) -> tuple[Engine, Array, Array]:
+    """The engine of a layer, xs where its parameters are, and xs W + b."""
+    engine = layer._engine()
+    xs = validate_array("xs", xs, ("N", "T", W.shape[0]), layer.dtype, engine)
+    N, T, D = xs.shape
+    return engine, xs, engine.affine(xs.reshape(N * T, D), W, b).reshape(N, T, W.shape[1])
 
 
 class TimeDropout(Layer):

@@ -52,7 +52,7 @@ class BaseModel(Container):
         return getattr(self.loss, "count", None)
 
     def _drawing(self) -> list[Any]:
-        """The parts that draw random numbers: dropout and regularisers."""
+        """The parts that draw random numbers: dropout, regularisers, losses that sample."""
         found: list[Any] = []
         for layer in self._parts.values():
             inner = [layer, *getattr(layer, "recurrent", ())]
