@@ -218,6 +218,10 @@ def train(
         int, typer.Option(help="Batch size, N: the number of streams read side by side.")
     ] = DEFAULT.batch,
     time: Annotated[int, typer.Option(help="Steps of truncated BPTT, T.")] = DEFAULT.time,
+    varying_time: Annotated[
+        bool,
+        typer.Option("--varying-time", help="Blocks of about T steps, others in each epoch."),
+    ] = DEFAULT.varying_time,
     accumulate: Annotated[
         int,
         typer.Option(help="Batches of one update: as a batch so many times as large."),

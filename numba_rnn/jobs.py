@@ -76,6 +76,8 @@ class TrainConfig:
         The number of rows in a block: streams side by side.
     time : int, default 64
         The number of steps in a block.
+    varying_time : bool, default False
+        Whether blocks have different lengths; see ``TruncatedBPTT``.
     epochs : int, default 10
         The number of epochs.
     accumulate, decay_patience, patience, save_every
@@ -118,6 +120,7 @@ class TrainConfig:
     clip: float = 1.0
     batch: int = 32
     time: int = 64
+    varying_time: bool = False
     epochs: int = 10
     accumulate: int = 1
     decay: float | None = None
@@ -424,7 +427,8 @@ def _blocks_of(corpora: Datasets, settings: TrainConfig) -> TruncatedBPTT:
             f"text: expected at least {needed} tokens to train on, {batch} streams of {time} steps "
             f"and one more, got {have}; use a longer text, or a smaller --batch or --time"
         )
-    return TruncatedBPTT(corpora.train, batch, time)
+    varying = bool(settings.varying_time)
+    return TruncatedBPTT(corpora.train, batch, time, varying=varying, rng=settings.seed)
 
 
 def _schedule_of(settings: TrainConfig, blocks: int) -> Callable[[int], float] | None:

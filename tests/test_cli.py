@@ -218,6 +218,7 @@ def test_prompts_are_composed_as_texts_are(tmp_path):
 
 def test_a_run_with_averages_and_a_table_is_resumed_with_its_settings(folder):
     chosen = ["--average", "ema", "--accumulate", "2", "--schedule", "cosine", "--warm-up", "3"]
+    chosen += ["--varying-time"]
     command = ["train", "--text", "text.txt", "--out", "averaged", "--log-csv", "averaged.csv"]
     said = run(*command, *chosen, *SMALL, cwd=folder)
     table = (folder / "averaged.csv").read_text().splitlines()
