@@ -19,6 +19,7 @@ from ..optional_deps import optional_import
 from ..terminal import progress_bar
 from ..training import Optimiser, TrainingDiverged, clip_grads, optimisers
 from ..training.clipping import global_norm
+from ..training.history import epochs_since_best
 from ..typing import AnyArray, Array, BoolArray
 from ..validation import expect_float, expect_float_dtype, expect_int
 from .frames import (
@@ -341,10 +342,10 @@ class RecurrentEstimator(BaseEstimator):
                     continue
                 self.validation_curve_.append(self._evaluate(valid))
                 bar.set_postfix(valid=f"{self.validation_curve_[-1]:.4g}", refresh=False)
-                best_epoch = int(np.argmin(self.validation_curve_))
-                if best_epoch == len(self.validation_curve_) - 1:
+                since_best = epochs_since_best(self.validation_curve_)
+                if not since_best:
                     best = self.network_.arrays()
-                elif len(self.validation_curve_) - 1 - best_epoch >= patience:
+                elif since_best >= patience:
                     break
         if valid is not None:
             self.network_.load_arrays(best)

@@ -1,6 +1,5 @@
 """An estimator that takes a y: what the classifier and the regressor have in common."""
 
-import math
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -13,6 +12,7 @@ from sklearn.utils.validation import _check_sample_weight
 from ..kernels.cells import Cell, WrittenCell
 from ..layers import TimeMSE
 from ..training import Optimiser
+from ..training.schedules import half_wave
 from ..typing import AnyArray
 from ..validation import as_array, expect_choice, expect_plain_array
 from .base import RecurrentEstimator
@@ -86,7 +86,7 @@ class Supervised(RecurrentEstimator):
 
     def _schedule(self, progress: float) -> float:
         cosine = expect_choice("schedule", self.schedule, ("cosine", "constant")) == "cosine"
-        return 0.5 + 0.5 * math.cos(math.pi * progress) if cosine else 1.0
+        return half_wave(progress) if cosine else 1.0
 
     @property
     def mean_(self) -> AnyArray:

@@ -11,6 +11,11 @@ from ..validation import expect_float, expect_int
 Schedule = Callable[[int], float]
 
 
+def half_wave(share: float, lowest: float = 0.0) -> float:
+    """The cosine's way from 1 down to the lowest, after a share of it."""
+    return lowest + (1 - lowest) * (1 + math.cos(math.pi * share)) / 2
+
+
 def warm_up(iterations: int) -> Schedule:
     """Let the learning rate rise in equal steps, then stay.
 
@@ -66,8 +71,7 @@ def cosine(iterations: int, *, warm_up: int = 0, lowest: float = 0.01) -> Schedu
     def factor(iteration: int) -> float:
         if iteration < rise:
             return (iteration + 1) / rise
-        share = min(1.0, (iteration - rise) / (whole - rise))
-        return last + (1 - last) * (1 + math.cos(math.pi * share)) / 2
+        return half_wave(min(1.0, (iteration - rise) / (whole - rise)), last)
 
     return factor
 
