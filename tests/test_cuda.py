@@ -29,7 +29,7 @@ from numba_rnn.kernels.cuda.kernel import DeviceLimits
 from numba_rnn.kernels.layout import layout
 from numba_rnn.kernels.reference import NumpyEngine
 from numba_rnn.kernels.step_options import VALUE_KINDS
-from numba_rnn.training import SGD, AdaGrad, Adam, AdamW, Momentum, RMSProp
+from numba_rnn.training import SGD, AdaGrad, Adam, AdamW, Momentum, RMSProp, accumulation, averages
 
 CELLS = pytest.mark.parametrize("name", REPRESENTATIVES)
 ONE_PRODUCT = [name for name in REPRESENTATIVES if layout(cells.get(name)).early]
@@ -259,6 +259,8 @@ def test_three_rough_products_are_as_good_as_an_exact_one(m, k, n, turned, monke
 # ---- training
 
 RULES = [SGD, Momentum, AdaGrad, RMSProp, Adam, AdamW]
+# of averages and of accumulated gradients: each has an array, a gradient, and so many numbers
+MORE_RULES = {averages._towards: (0.3,), accumulation._add: (), accumulation._take: ()}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -277,6 +279,19 @@ def test_an_optimiser_s_rule_runs_in_one_kernel(kind, size, dtype):
     for got, expected in zip(arrays, want, strict=True):
         assert got.dtype == dtype
         assert relative_error(got, expected) < LIMITS[np.dtype(dtype).name]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rule", MORE_RULES, ids=lambda rule: rule.__name__)
+@pytest.mark.parametrize("factor", [1.0, 0.37])
+def test_averages_and_sums_run_in_one_kernel(rule, factor, dtype):
+    random, engine = np.random.default_rng(0), Emulated()
+    array, gradient = (random.standard_normal(7).astype(dtype) for _ in range(2))
+    want = array.copy()
+    NumpyEngine().update_all(rule, [[want, gradient]], MORE_RULES[rule], factor)
+    engine.update_all(rule, [[array, gradient]], MORE_RULES[rule], factor)
+    assert len(engine.gpu.launched) == 1
+    assert relative_error(array, want) < LIMITS[np.dtype(dtype).name]
 
 
 @pytest.mark.parametrize("width", [1, 6, 8])
@@ -584,6 +599,8 @@ def test_the_kernels_of_training_compile(count, dtype):
             dtype,
             (9, 0),
         )
+    for rule, given in MORE_RULES.items():
+        compiled(training_kernels.rule_kernel(rule, 1, len(given), count), dtype, (9, 0))
     compiled(training_kernels.add_rows_kernel(count), dtype, (9, 0))
     if count == 1:
         compiled(training_kernels.dropout_kernel(), dtype, (9, 0))

@@ -17,7 +17,7 @@ from numba_rnn import TimeAdaptiveSoftmaxWithLoss, TimeSoftmaxWithLoss, training
 from numba_rnn.kernels.cpu import engine as cpu
 from numba_rnn.kernels.cpu import parallel_for, product, threads, training_kernels
 from numba_rnn.kernels.reference import NumpyEngine
-from numba_rnn.training import optimisers
+from numba_rnn.training import accumulation, averages, optimisers
 
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 SIZES = [(), (1,), (0, 3), (15,), (16, 1), (3, 17), (4095,), (4097,), (70, 130)]
@@ -94,6 +94,23 @@ def test_rules(engine, name, order, dtype):
         np.testing.assert_array_equal(group[-1], gradient)  # only read
         for array, one in zip(group[:-1], expected[:-1], strict=True):
             np.testing.assert_allclose(array, one, rtol=tolerance(dtype), atol=tolerance(dtype))
+
+
+@DTYPES
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize(
+    ("rule", "numbers"),
+    [(averages._towards, (0.3,)), (accumulation._add, ()), (accumulation._take, ())],
+    ids=["average", "add", "take"],
+)
+def test_rules_of_averages_and_sums(engine, rule, numbers, order, dtype):
+    _, got = groups("sgd", dtype, order)
+    want = [[array.astype(np.float64) for array in group] for group in got]
+    engine.update_all(rule, got, numbers, 0.37)
+    NumpyEngine().update_all(rule, want, numbers, 0.37)
+    assert rule not in cpu._INTERPRETED
+    for (array, _), (one, _) in zip(got, want, strict=True):
+        np.testing.assert_allclose(array, one, rtol=tolerance(dtype), atol=tolerance(dtype))
 
 
 def test_arrays_with_gaps_and_of_different_orders(engine):

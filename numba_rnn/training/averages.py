@@ -4,10 +4,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
+import numpy as np
+
 from ..backend import engine_of_param, move
 from ..typing import Array
-from ..validation import expect_float, expect_int
+from ..validation import expect_array, expect_finite, expect_float, expect_int
 from .accumulation import apply_rule
+
+_AVERAGE, _RAW = "average/", "raw/"  # names in a file start so, of arrays beside the model's
 
 
 def _towards(mean: Any, W: Any, share: float) -> tuple[Any, ...]:
@@ -233,3 +237,74 @@ class NonMonotoneAverage(WeightAverage):
     def _shall_begin(self, scores: Sequence[float]) -> bool:
         earlier = scores[: -1 - self.interval]
         return bool(earlier) and scores[-1] > min(earlier)
+
+
+def expect_average(average: Any, valid: Any) -> WeightAverage | None:
+    """Refuse an average that is none, that another run has used, or that nothing can begin."""
+    if average is None:
+        return None
+    if not isinstance(average, WeightAverage):
+        raise TypeError(
+            f"average: expected ExponentialAverage() or NonMonotoneAverage(), got {average!r}"
+        )
+    if average.updates:
+        raise ValueError(
+            f"average: expected a new one, got one of {average.updates} updates; each run needs "
+            "its own"
+        )
+    if average.waits and valid is None:
+        raise ValueError(
+            f"valid: expected validation data, whose score decides when {type(average).__name__} "
+            "begins, got None"
+        )
+    return average
+
+
+# ---- checkpoints
+
+
+def expect_same_average(average: WeightAverage | None, saved: Any) -> int:
+    """The number of weights in a checkpoint's average, if it is of that kind."""
+    mine = None if average is None else average.state()
+    updates = 0 if saved is None else expect_int("average: updates", saved["updates"], 0)
+    if mine is not None:
+        mine["updates"] = updates
+    if mine != saved:
+        raise ValueError(
+            f"average: expected {_spell(mine)}, got {_spell(saved)}; a run keeps the one that it "
+            "began with"
+        )
+    return updates
+
+
+def _spell(state: Any) -> str:
+    if state is None:
+        return "none"
+    options = ", ".join(f"{k}={v}" for k, v in state.items() if k not in ("name", "updates"))
+    return f"{state['name']}({options})"
+
+
+def both_in_one(
+    weights: dict[str, Array], means: dict[str, Array], *, average_first: bool
+) -> dict[str, Array]:
+    """A model's arrays, with the weights or with their average, and the others beside them."""
+    first, second = (means, weights) if average_first else (weights, means)
+    prefix = _RAW if average_first else _AVERAGE
+    beside = {
+        prefix + name: array
+        for name, array in second.items() if not np.array_equal(array, first[name])
+    }  # fmt: skip
+    return first | beside
+
+
+def weights_and_average(arrays: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The two that ``both_in_one`` was given, each with all other arrays of a checkpoint."""
+    found = []
+    for prefix in (_RAW, _AVERAGE):
+        beside = {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
+        for name, array in beside.items():
+            like = arrays[name]
+            expect_array(f"{prefix}{name}", array, like.shape, like.dtype)
+            expect_finite(f"{prefix}{name}", array)
+        found.append({**arrays, **beside})
+    return found[0], found[1]

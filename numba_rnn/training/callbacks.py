@@ -8,6 +8,8 @@ anything is written, and when it ends, even by an error.
 import csv
 import io
 from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +19,33 @@ from .history import History
 
 Row = dict[str, float]
 _COLUMNS = ("train_loss", "gradient_norm", "lr", "epoch", "epoch_loss")
+
+
+def expect_callbacks(callbacks: Any) -> list[Callable[[Any], object]]:
+    """Refuse what is no list of functions."""
+    if not isinstance(callbacks, Sequence) or isinstance(callbacks, str):
+        raise TypeError(
+            f"callbacks: expected a list of functions, got {type(callbacks).__name__}"
+            + ("; [callback] is one" if callable(callbacks) else "")
+        )
+    for k, callback in enumerate(callbacks):
+        if not callable(callback) or isinstance(callback, type):
+            raise TypeError(f"callbacks[{k}]: expected a function of the trainer, got {callback!r}")
+    return list(callbacks)
+
+
+@contextmanager
+def told(callbacks: Sequence[Callable[[Any], object]], trainer: Any) -> Iterator[None]:
+    """Tell those callbacks that want to know it where the block begins and ends."""
+    with ExitStack() as ends:
+        for callback in callbacks:
+            getattr(callback, "on_train_begin", _nothing)(trainer)
+            ends.callback(getattr(callback, "on_train_end", _nothing), trainer)
+        yield
+
+
+def _nothing(trainer: Any) -> None:
+    """Told to callbacks that are mere functions."""
 
 
 class Run(Protocol):

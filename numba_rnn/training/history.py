@@ -20,7 +20,8 @@ class History:
     epochs : list of dict
         One entry for each epoch: {"epoch", "iteration", "train_loss", "valid_perplexity", "lr"}.
         Without a validation corpus valid_perplexity is None. If the model is no language model,
-        there are also "valid_loss", None without validation, and "metrics", a dict.
+        there are also "valid_loss", None without validation, and "metrics", a dict. With an average
+        of the weights "averaged" says whether validation has used it.
     """
 
     train: list[list[float]] = field(default_factory=list)

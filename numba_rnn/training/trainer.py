@@ -6,7 +6,7 @@ import operator
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,11 +17,18 @@ from ..kernels import deprecated
 from ..layers.initialisers import set_state, state_of
 from ..terminal import progress_bar, start_clock
 from ..typing import AnyArray, Array, Scalar
-from ..validation import expect_array, expect_finite, expect_float, expect_int
+from ..validation import expect_float, expect_int
 from .accumulation import GradientMean
-from .averages import WeightAverage
+from .averages import (
+    WeightAverage,
+    both_in_one,
+    expect_average,
+    expect_same_average,
+    weights_and_average,
+)
 from .batches import Batches
 from .bptt import TruncatedBPTT
+from .callbacks import expect_callbacks, told
 from .checkpoint import expect_content, load_checkpoint, save_checkpoint
 from .clipping import clip_grads, global_norm
 from .data_parallel import DataParallel
@@ -31,8 +38,6 @@ from .measures import measures_of
 from .optimisers import Optimiser
 from .run_folder import Identity, is_in, last_identity, one_run_in
 from .signals import signals_to
-
-_AVERAGE, _RAW = "average/", "raw/"  # names in a file start so, of arrays beside the model's
 
 
 class TrainingDiverged(RuntimeError):  # noqa: N818 (reads as what happened)
@@ -193,8 +198,8 @@ class Trainer:
                 f"accumulate: expected at most the {len(blocks)} batches of an epoch, got "
                 f"{accumulate}; a smaller batch_size makes more of them"
             )
-        self.average = _expect_average(average, valid)
-        self.callbacks = _expect_callbacks(callbacks)
+        self.average = expect_average(average, valid)
+        self.callbacks = expect_callbacks(callbacks)
         self.save_every = expect_int("save_every", save_every)
         self.eval_batch, self.eval_time = eval_batch, eval_time
         self.extra = {} if extra is None else extra
@@ -230,6 +235,7 @@ class Trainer:
         self.stopped = False  # by Ctrl-C or another signal, or by stop()
         self.stopped_by = 0  # the number of that signal
         self._epoch_loss = self._recent_loss = self._recent_norm = 0.0
+        self._asked = False  # to stop, by stop()
         self._stop = 0  # the number of a signal that asks to stop
         self._shown: Any = None  # the progress bar
         self._last_known: Identity = None  # the folder's last checkpoint, as we know it
@@ -279,7 +285,7 @@ class Trainer:
             if self.iteration == 0:
                 self.blocks.rewind()
             with (
-                self._callbacks_told(),
+                told(self.callbacks, self),
                 self._sharing(max_epochs),
                 self._bar(max_epochs) as self._shown,
                 signals_to(self._ask_to_stop),
@@ -560,15 +566,6 @@ class Trainer:
         self.ranks.allreduce(asked)
         return bool(asked[0])
 
-    @contextmanager
-    def _callbacks_told(self) -> Iterator[None]:
-        """Callbacks that want to know it are told where the block begins and ends."""
-        with ExitStack() as ends:
-            for callback in self.callbacks:
-                getattr(callback, "on_train_begin", _nothing)(self)
-                ends.callback(getattr(callback, "on_train_end", _nothing), self)
-            yield
-
     def _shall_stop(self) -> bool:
         """Whether this process has been asked to stop; of several, whether any has.
 
@@ -669,7 +666,12 @@ class Trainer:
         """
         self._sync_losses()
         numbers, memory = self.optimiser.state()
-        arrays = self._arrays(averaged)
+        model = self._shared or self.model
+        arrays = model.arrays()
+        if self.average is not None and self.average.updates:
+            with self.averaged():
+                means = {name: np.array(array) for name, array in model.arrays().items()}
+            arrays = both_in_one(arrays, means, average_first=averaged)
         if not self._first:
             return
         arrays |= {f"optimiser/{k}": v for k, v in memory.items()}
@@ -690,24 +692,6 @@ class Trainer:
             },
         }
         save_checkpoint(path, arrays, content)
-
-    def _arrays(self, averaged: bool) -> dict[str, Array]:
-        """The model's arrays, and with another name those that an average has, or they beside it.
-
-        On other ranks than the first the values mean nothing.
-        """
-        model = self._shared or self.model
-        arrays = model.arrays()
-        if self.average is None or not self.average.updates:
-            return arrays
-        with self.averaged():
-            means = {name: np.array(array) for name, array in model.arrays().items()}
-        first, second, prefix = (means, arrays, _RAW) if averaged else (arrays, means, _AVERAGE)
-        beside = {
-            prefix + name: array
-            for name, array in second.items() if not np.array_equal(array, first[name])
-        }  # fmt: skip
-        return first | beside
 
     def restore(self, path: str | Path) -> None:
         """Continue a run from a file that ``save`` wrote. An error leaves everything as it was.
@@ -739,8 +723,8 @@ class Trainer:
                 raise ValueError(f"optimiser: expected {type(self.optimiser).__name__}, got {name}")
             if (earlier := saved.get("accumulate", 1)) != self.accumulate:
                 raise ValueError(f"accumulate: expected {self.accumulate}, got {earlier}")
-            average_updates = _expect_same_average(self.average, saved.get("average"))
-            raw, means = _both_weights(arrays)
+            average_updates = expect_same_average(self.average, saved.get("average"))
+            raw, means = weights_and_average(arrays)
             history = history_of(saved["history"])
             epoch, iteration = (expect_int(n, saved[n], 0) for n in ("epoch", "iteration"))
             sums = [
@@ -777,65 +761,3 @@ class Trainer:
         self._looked_at = iteration
         self._epoch_loss, self._recent_loss, self._recent_norm = sums
         self._last_known = last
-
-
-def _expect_callbacks(callbacks: Any) -> list[Callable[[Any], object]]:
-    """Refuse what is no list of functions."""
-    if not isinstance(callbacks, Sequence) or isinstance(callbacks, str):
-        raise TypeError(
-            f"callbacks: expected a list of functions, got {type(callbacks).__name__}"
-            + ("; [callback] is one" if callable(callbacks) else "")
-        )
-    for k, callback in enumerate(callbacks):
-        if not callable(callback) or isinstance(callback, type):
-            raise TypeError(f"callbacks[{k}]: expected a function of the trainer, got {callback!r}")
-    return list(callbacks)
-
-
-def _nothing(trainer: Any) -> None:
-    """Told to callbacks that are mere functions."""
-
-
-def _expect_average(average: Any, valid: Any) -> WeightAverage | None:
-    """Refuse an average that is none, that another run has used, or that nothing can begin."""
-    if average is None:
-        return None
-    if not isinstance(average, WeightAverage):
-        raise TypeError(
-            f"average: expected ExponentialAverage() or NonMonotoneAverage(), got {average!r}"
-        )
-    if average.updates:
-        raise ValueError(
-            f"average: expected a new one, got one of {average.updates} updates; each run needs "
-            "its own"
-        )
-    if average.waits and valid is None:
-        raise ValueError(
-            f"valid: expected validation data, whose score decides when {type(average).__name__} "
-            "begins, got None"
-        )
-    return average
-
-
-def _expect_same_average(average: WeightAverage | None, saved: Any) -> int:
-    """The number of weights in a checkpoint's average, if it is of that kind."""
-    mine = None if average is None else average.state()
-    updates = 0 if saved is None else expect_int("average: updates", saved["updates"], 0)
-    if mine is not None:
-        mine["updates"] = updates
-    if mine != saved:
-        raise ValueError(f"average: expected {mine}, as before, got {saved}")
-    return updates
-
-
-def _both_weights(arrays: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
-    """A checkpoint's arrays with the weights themselves, and with their average."""
-    found = []
-    for prefix in (_RAW, _AVERAGE):
-        beside = {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
-        for name, array in beside.items():
-            like = arrays[name]
-            expect_array(f"{prefix}{name}", array, like.shape, like.dtype)
-            expect_finite(f"{prefix}{name}", array)
-        found.append({**arrays, **beside})
-    return found[0], found[1]
