@@ -66,11 +66,14 @@ def inside(trainer):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("decay", [0.0, 0.5, 0.9, 0.999])
 def test_an_exponential_average_is_a_weighted_mean(decay, backend):
+    """With weight (1 - keep) of its own update, and keep of each one later."""
     with use_backend(backend):
         trainer = make(average=ExponentialAverage(decay))
         seen = weights_after_updates(trainer)
         trainer.fit(2)
-        shares = decay ** np.arange(len(seen))[::-1].astype(float)
+        keep = np.minimum(decay, np.arange(20) / (np.arange(20) + 10))
+        shares = (1 - keep) * np.append(np.cumprod(keep[:0:-1])[::-1], 1)
+        assert shares.sum() == pytest.approx(1)
         assert trainer.average.updates == len(seen) == 20
         for k, mean in enumerate(inside(trainer)):
             want = np.average([weights[k] for weights in seen], axis=0, weights=shares)

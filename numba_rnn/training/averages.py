@@ -159,15 +159,16 @@ class WeightAverage:
 
 
 class ExponentialAverage(WeightAverage):
-    """The exponential moving average of the weights (EMA), without a bias to those at the start.
+    """The exponential moving average of the weights (EMA).
 
-    After n updates the mean has weight decay^(n - i) of the weights after update i, divided by the
-    sum of these numbers, as Adam corrects the bias of its moments.
+    Update n keeps min(decay, (n - 1) / (n + 9)) of the mean: it reaches back some 1 / (1 - decay)
+    updates, but at first only a tenth of those so far, so that a short run is not held back by the
+    weights that it began with.
 
     Parameters
     ----------
     decay : float, default 0.999
-        The share that is kept, below 1: the average reaches back some 1 / (1 - decay) updates.
+        The share that is kept in the long run, below 1.
 
     Attributes
     ----------
@@ -177,7 +178,8 @@ class ExponentialAverage(WeightAverage):
     References
     ----------
     - Polyak & Juditsky 1992, *Acceleration of stochastic approximation by averaging*.
-    - Kingma & Ba 2015, *Adam*, section 7.2.
+    - Abadi et al. 2016, *TensorFlow*: ``ExponentialMovingAverage(decay, num_updates)``, whose decay
+      begins so.
 
     Examples
     --------
@@ -187,7 +189,7 @@ class ExponentialAverage(WeightAverage):
     ...     average.update([W])
     >>> with average.in_place_of([W]):
     ...     print(W)
-    [5.]
+    [5.72727273]
     """
 
     def __init__(self, decay: float = 0.999) -> None:
@@ -195,7 +197,7 @@ class ExponentialAverage(WeightAverage):
         self.decay = expect_float("decay", decay, 0, 1)
 
     def _share(self) -> float:
-        return (1 - self.decay) / (1 - self.decay**self.updates)
+        return 1 - min(self.decay, (self.updates - 1) / (self.updates + 9))
 
 
 class NonMonotoneAverage(WeightAverage):
