@@ -202,6 +202,21 @@ def train(
     tie: Annotated[
         bool, typer.Option("--tie", help="Embedding and output share weights (D = H).")
     ] = DEFAULT.tie,
+    cutoffs: Annotated[
+        str,
+        typer.Option(
+            help="Adaptive softmax for large vocabularies: where clusters of rarer tokens begin, "
+            "such as 2000,10000.",
+            show_default=False,
+        ),
+    ] = "",
+    divisor: Annotated[
+        float,
+        typer.Option(help="With --cutoffs: each cluster has so many times fewer inputs."),
+    ] = DEFAULT.divisor,
+    samples: Annotated[
+        int, typer.Option(help="Sampled softmax: tokens drawn for a training step; 0: all.")
+    ] = DEFAULT.samples,
     init: Annotated[
         str, typer.Option(help=_one_of("Initialisation of the weights", INITS))
     ] = DEFAULT.init,
@@ -333,6 +348,7 @@ def _plan(
     """The settings, the checkpoint to go on from, and the folder."""
     given: dict[str, Any] = dict(context.params)
     given["optimiser"] = given.pop("optimizer")
+    given["cutoffs"] = _numbers("cutoffs", given["cutoffs"])
     for name in ("text", "valid", "test"):
         given[name] = None if given[name] is None else str(Path(given[name]).resolve())
     _expect_folder("--out", out)
@@ -342,6 +358,16 @@ def _plan(
         return settings, None, out or jobs.new_folder(settings)
     start = jobs.checkpoint_of(resume, prefer="last")
     return _resumed(context, start, chosen), start, out or start.parent
+
+
+def _numbers(name: str, text: str) -> tuple[int, ...]:
+    """The numbers of an option, which commas separate."""
+    try:
+        return tuple(int(part) for part in text.split(",") if text)
+    except ValueError:
+        raise ValueError(
+            f"{name}: expected whole numbers and commas, such as 2000,10000, got {text!r}"
+        ) from None
 
 
 def _report(

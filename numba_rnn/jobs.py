@@ -65,7 +65,8 @@ class TrainConfig:
         Tokens that occur less often in the training text count as unknown.
     cell, embed, hidden, layers, dropout, zoneout, recurrent_dropout, weight_drop, tie, init, dtype
     embedding_dropout, sparse_embedding, activation_penalty, temporal_penalty
-        The model; see ``Rnnlm``.
+    cutoffs, divisor, samples
+        The model; see ``Rnnlm``. With cutoffs or samples tokens are numbered by frequency.
     optimiser : str, default "adam"
         The name of an optimiser; see ``numba_rnn/training/optimisers.py``.
     lr : float, optional
@@ -114,6 +115,9 @@ class TrainConfig:
     activation_penalty: float = 0.0
     temporal_penalty: float = 0.0
     tie: bool = False
+    cutoffs: tuple[int, ...] = ()
+    divisor: float = 4.0
+    samples: int = 0
     init: str = "orthogonal"
     optimiser: str = "adam"
     lr: float | None = None
@@ -134,6 +138,7 @@ class TrainConfig:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "cutoffs", tuple(self.cutoffs))  # JSON has lists
         expect_choice("level", self.level, LEVELS)
         expect_choice("cell", self.cell, tuple(cells.names()))
         expect_choice("init", self.init, INITS)
@@ -200,7 +205,8 @@ def read_corpora(settings: TrainConfig) -> Datasets:
         cut = text.rfind("\n", len(text) * 8 // 10, cut) + 1 or cut  # between lines, if there are
         text, held_out = text[:cut], text[cut:]
     test = None if settings.test is None else read_named("test", settings.test)
-    vocabulary = Vocabulary.of(text, settings.level, settings.min_count)
+    by_frequency = bool(settings.cutoffs or settings.samples)
+    vocabulary = Vocabulary.of(text, settings.level, settings.min_count, by_frequency=by_frequency)
     digest = hashlib.sha256("\0".join([text, held_out, test or ""]).encode()).hexdigest()
     return Datasets(
         vocabulary,
@@ -352,8 +358,9 @@ def train(
             embedding_dropout=settings.embedding_dropout,
             sparse_embedding=settings.sparse_embedding,
             activation_penalty=settings.activation_penalty,
-            temporal_penalty=settings.temporal_penalty, tie=settings.tie, init=settings.init,
-            rng=settings.seed, dtype=settings.dtype,
+            temporal_penalty=settings.temporal_penalty, tie=settings.tie,
+            cutoffs=settings.cutoffs, divisor=settings.divisor, samples=settings.samples,
+            init=settings.init, rng=settings.seed, dtype=settings.dtype,
         )  # fmt: skip
     except MemoryError as error:
         raise MemoryError(
@@ -383,7 +390,7 @@ def train(
         save_every=settings.save_every,
         **evaluation_sizes(corpora.valid, "eval_batch", "eval_time"),
         extra={
-            "settings": asdict(settings),
+            "settings": {**asdict(settings), "cutoffs": list(settings.cutoffs)},
             "model": model.config,
             "vocabulary": {"level": vocabulary.level, "members": vocabulary.members},
             "corpora": corpora.digest,
@@ -460,7 +467,8 @@ def _expect_run(resume: str | Path, settings: TrainConfig, corpora: Datasets) ->
         )
     _expect_params(
         arrays, len(corpora.vocabulary), settings.embed, settings.hidden,
-        cell=settings.cell, layers=settings.layers, tie=settings.tie,
+        cell=settings.cell, layers=settings.layers, tie=settings.tie, cutoffs=settings.cutoffs,
+        divisor=settings.divisor, samples=settings.samples,
     )  # fmt: skip
 
 

@@ -185,7 +185,9 @@ class Vocabulary:
             raise ValueError(f"members: expected the unknown token {UNKNOWN[level]!r} among them")
 
     @classmethod
-    def of(cls, text: str, level: str, min_count: int = 1) -> "Vocabulary":
+    def of(
+        cls, text: str, level: str, min_count: int = 1, *, by_frequency: bool = False
+    ) -> "Vocabulary":
         """Create the vocabulary of a text.
 
         Parameters
@@ -196,6 +198,9 @@ class Vocabulary:
             The kind of token.
         min_count : int, default 1
             Tokens that occur less often count as unknown.
+        by_frequency : bool, default False
+            Whether the most frequent token gets the number 0, the next 1, and so on, as losses for
+            large vocabularies want it. By default the order is that of the first appearance.
 
         Returns
         -------
@@ -223,6 +228,10 @@ class Vocabulary:
             )
         if UNKNOWN[level] not in members:
             members.append(UNKNOWN[level])
+        if by_frequency:
+            known = set(members) - {UNKNOWN[level]}
+            counts[UNKNOWN[level]] = counts.total() - sum(counts[token] for token in known)
+            members.sort(key=lambda token: -counts[token])
         return cls(members, level)
 
     def __len__(self) -> int:

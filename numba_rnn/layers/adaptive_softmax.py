@@ -1,7 +1,7 @@
 """A softmax whose time hardly grows with the vocabulary: frequent words first."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Self
 
@@ -51,9 +51,13 @@ class TimeAdaptiveSoftmaxWithLoss(Layer):
     Words must be numbered by frequency, the most frequent one 0. In training only those clusters
     are computed that some label is in; ``log_probabilities`` computes all, exactly.
 
+    With divisor=1 the clusters have all inputs: that is the split cross-entropy of Merity et al.,
+    with a square matrix before each cluster.
+
     References
     ----------
     - Grave et al. 2017, *Efficient softmax approximation for GPUs*.
+    - Merity et al. 2018, *An analysis of neural language modeling at multiple scales*.
 
     Examples
     --------
@@ -130,19 +134,41 @@ class TimeAdaptiveSoftmaxWithLoss(Layer):
         """
         D, V = expect_int("input_size", input_size), expect_int("vocab_size", vocab_size, 2)
         given = tuple(cutoffs) or tuple(sorted({max(1, V // 20), max(1, V // 5)}))
-        ends = *(expect_int("cutoffs", end) for end in given), V
-        if not all(a < b for a, b in pairwise(ends)):
-            raise ValueError(
-                f"cutoffs: expected numbers that increase from 1 to {V - 1}, got {given}"
-            )
-        share = expect_float("divisor", divisor, 1)
-        shapes = [(D, ends[0] + len(ends) - 1)]
-        for k, (start, end) in enumerate(pairwise(ends)):
-            inner = max(1, int(D / share ** (k + 1)))
-            shapes += [(D, inner), (inner, end - start)]
+        shapes = dict(cls.param_shapes(D, V, given, divisor)).values()
         random, kind = generator(rng), expect_float_dtype("dtype", dtype)
         made = [random.standard_normal(shape) / math.sqrt(shape[0]) for shape in shapes]
         return cls(*(W.astype(kind) for W in made))
+
+    @staticmethod
+    def param_shapes(
+        input_size: int, vocab_size: int, cutoffs: Sequence[int], divisor: float = 4.0
+    ) -> Iterator[tuple[str, tuple[int, int]]]:
+        """List name and shape of each parameter, without creating it.
+
+        Parameters
+        ----------
+        input_size, vocab_size, cutoffs, divisor
+            As ``create`` takes them.
+
+        Yields
+        ------
+        name : str
+            The name of a parameter.
+        shape : (int, int)
+            Its shape.
+        """
+        D, ends = input_size, [*(expect_int("cutoffs", end) for end in cutoffs), vocab_size]
+        if not all(a < b for a, b in pairwise(ends)):
+            raise ValueError(
+                f"cutoffs: expected numbers that increase from 1 to {vocab_size - 1}, got "
+                f"{tuple(cutoffs)}"
+            )
+        share = expect_float("divisor", divisor, 1)
+        yield "head", (D, ends[0] + len(ends) - 1)
+        for k, (start, end) in enumerate(pairwise(ends)):
+            inner = max(1, int(D / share ** (k + 1)))
+            yield f"down{k}", (D, inner)
+            yield f"up{k}", (inner, end - start)
 
     @property
     def _clusters(self) -> list[tuple[int, int, int]]:

@@ -14,10 +14,12 @@ from ..kernels.cells import Cell, WrittenCell
 from ..kernels.sparse_rows import SparseRows
 from ..layers import (
     Layer,
+    TimeAdaptiveSoftmaxWithLoss,
     TimeAffine,
     TimeDropout,
     TimeEmbedding,
     TimeRecurrent,
+    TimeSampledSoftmaxWithLoss,
     TimeSoftmaxWithLoss,
 )
 from ..layers.initialisers import INITS, Seed, generator
@@ -68,7 +70,8 @@ class Rnnlm:
     sparse_embedding : bool, default False
         Whether the gradient of the embedding has only the rows of words in a block, as a
         ``SparseRows``: faster for large vocabularies. It needs SGD, AdaGrad or Adam(lazy=True), and
-        weights that are not tied.
+        weights that are not tied. With ``samples`` that of the output layer has only the rows of
+        labels and drawn words.
     activation_penalty : float, default 0.0
         alpha: the gradient is that of the loss and of alpha times the mean square of what the
         affine layer reads (AR).
@@ -77,6 +80,15 @@ class Rnnlm:
         (TAR).
     tie : bool, default False
         If True, W of the affine layer is that of the embedding, transposed; needs D = H.
+    cutoffs : sequence of int, default ()
+        If given, the output layer is a ``TimeAdaptiveSoftmaxWithLoss`` with these cutoffs, for
+        large vocabularies whose tokens are numbered by frequency. Its results are exact.
+    divisor : float, default 4.0
+        With cutoffs: each cluster has so many times fewer inputs than the one before; 1 is split
+        cross-entropy.
+    samples : int, default 0
+        If not 0, the output layer is a ``TimeSampledSoftmaxWithLoss``, which in training draws so
+        many tokens; they are numbered by frequency, too. Everything else is exact.
     init : {"orthogonal", "book"}
         How the recurrent layers start; see ``numba_rnn/layers/initialisers.py``. The embedding
         starts from N(0, 1), a tied one from N(0, 1/D), with "book" from N(0, 0.01²).
@@ -95,6 +107,8 @@ class Rnnlm:
     - Dropout between layers: Zaremba et al. 2014.
     - Tied weights: Press & Wolf 2017.
     - Weight drop, AR, TAR: Merity et al. 2018, *Regularizing and optimizing LSTM language models*.
+    - Cutoffs: Grave et al. 2017, *Efficient softmax approximation for GPUs*.
+    - Samples: Bengio & Senécal 2008; Jean et al. 2015.
 
     Examples
     --------
@@ -123,6 +137,9 @@ class Rnnlm:
         activation_penalty: float = 0.0,
         temporal_penalty: float = 0.0,
         tie: bool = False,
+        cutoffs: Sequence[int] = (),
+        divisor: float = 4.0,
+        samples: int = 0,
         init: str = "orthogonal",
         rng: Seed = None,
         dtype: DTypeLike = np.float32,
@@ -138,6 +155,7 @@ class Rnnlm:
                 "sparse_embedding: expected False with tie=True, because tied weights have a "
                 "gradient in every row, got True"
             )
+        output = _output_options(tie, cutoffs, divisor, samples)
         self.rng = random = generator(rng)
         std = 0.01 if init == "book" else 1 / math.sqrt(D) if tie else 1.0
         embedding = TimeEmbedding.create(
@@ -164,14 +182,24 @@ class Rnnlm:
         self.temporal_penalty = expect_float("temporal_penalty", temporal_penalty, 0)
         rates["activation_penalty"] = self.activation_penalty
         rates["temporal_penalty"] = self.temporal_penalty
-        affine = TimeAffine.create(H, V, rng=random, dtype=dtype)
-        if tie:
-            affine = TimeAffine(embedding.params[0].T, affine.params[1])
-
-        self.embedding, self.recurrent, self.affine = embedding, recurrent, affine
+        self.affine: Any
+        if cutoffs:
+            self.affine = TimeAdaptiveSoftmaxWithLoss.create(
+                H, V, cutoffs, divisor=divisor, rng=random, dtype=dtype
+            )
+        elif samples:
+            self.affine = TimeSampledSoftmaxWithLoss.create(
+                H, V, samples=samples, sparse=sparse_embedding, rng=random, dtype=dtype
+            )
+        else:
+            self.affine = TimeAffine.create(H, V, rng=random, dtype=dtype)
+            if tie:
+                self.affine = TimeAffine(embedding.params[0].T, self.affine.params[1])
+        self.embedding, self.recurrent = embedding, recurrent
         self.dropouts = [TimeDropout(dropout, rng=random) for _ in range(len(recurrent) + 1)]
-        self.loss_layer = TimeSoftmaxWithLoss()
+        self.loss_layer: Any = self.affine if output else TimeSoftmaxWithLoss()
         self.tie = bool(tie)
+        self._tie_weights()
         self.config: dict[str, Any] = {
             "vocab_size": V,
             "embed_size": D,
@@ -186,6 +214,7 @@ class Rnnlm:
             },
             **({"sparse_embedding": True} if sparse_embedding else {}),
             "tie": self.tie,
+            **output,
             "init": init,
             "dtype": str(embedding.dtype),
         }
@@ -218,6 +247,9 @@ class Rnnlm:
         cell: str | Cell | WrittenCell = "lstm",
         layers: int = 1,
         tie: bool = False,
+        cutoffs: Sequence[int] = (),
+        divisor: float = 4.0,
+        samples: int = 0,
         **options: Any,
     ) -> Iterator[tuple[str, tuple[int, ...]]]:
         """List name and shape of each parameter of a model, without creating it.
@@ -236,6 +268,12 @@ class Rnnlm:
             The number of recurrent layers.
         tie : bool, default False
             Whether embedding and affine layer share their weights.
+        cutoffs : sequence of int, default ()
+            The cutoffs of the adaptive softmax.
+        divisor : float, default 4.0
+            The divisor of the adaptive softmax.
+        samples : int, default 0
+            The number of tokens that are drawn in training.
         **options
             The other arguments of the constructor, on which shapes do not depend.
 
@@ -256,8 +294,12 @@ class Rnnlm:
         for k in range(layers):
             for name, shape in cells.get(cell).shapes(D if k == 0 else H, H).items():
                 yield f"recurrent{k}.{name}", shape
+        if cutoffs:
+            for name, inner in TimeAdaptiveSoftmaxWithLoss.param_shapes(H, V, cutoffs, divisor):
+                yield f"affine.{name}", inner
+            return
         if not tie:
-            yield "affine.W", (H, V)
+            yield "affine.W", (V, H) if samples else (H, V)
         yield "affine.b", (V,)
 
     @property
@@ -278,8 +320,21 @@ class Rnnlm:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy's tied weights are one array again."""
         self.__dict__.update(state)
+        self._tie_weights()
+
+    def _tie_weights(self) -> None:
+        """Let tied weights be one array."""
         if self.tie:
-            self.affine.params[0] = self.embedding.params[0].T
+            self.affine.params[0] = self._as_output(self.embedding.params[0])
+
+    def _as_output(self, W: Array) -> Array:
+        """W (V, H) as the output layer has it."""
+        return W if isinstance(self.affine, TimeSampledSoftmaxWithLoss) else W.T
+
+    @property
+    def _loss_is_output(self) -> bool:
+        """Whether output layer and loss are one layer."""
+        return self.affine is self.loss_layer
 
     @property
     def _parts(self) -> list[Layer]:
@@ -302,8 +357,7 @@ class Rnnlm:
         """
         for part in self._parts:
             part.to(name)
-        if self.tie:
-            self.affine.params[0] = self.embedding.params[0].T
+        self._tie_weights()
         return self
 
     def forget(self) -> None:
@@ -332,8 +386,19 @@ class Rnnlm:
         Returns
         -------
         scores : (N, T, V) array
-            Scores before the softmax.
+            Scores before the softmax; with cutoffs the logarithms of the probabilities.
         """
+        return self._scores(self._hidden(xs, train_flg, trace))
+
+    def _scores(self, read: Array) -> Array:
+        if not self._loss_is_output:
+            return self.affine.forward(read)
+        if isinstance(self.affine, TimeSampledSoftmaxWithLoss):
+            return self.affine.scores(read)
+        return self.affine.log_probabilities(read)
+
+    def _hidden(self, xs: IntArray, train_flg: bool, trace: bool) -> Array:
+        """What the output layer reads."""
         self.embedding.train_flg = train_flg
         out = self.embedding.forward(xs)
         for dropout, layer in zip(self.dropouts, self.recurrent, strict=False):
@@ -343,7 +408,7 @@ class Rnnlm:
         read = self.dropouts[-1].forward(out)
         penalised = train_flg and (self.activation_penalty or self.temporal_penalty)
         self._penalised = (out, read) if penalised else None
-        return self.affine.forward(read)
+        return read
 
     def forward(
         self, xs: IntArray, ts: IntArray, train_flg: bool = True, *, trace: bool = False
@@ -366,14 +431,18 @@ class Rnnlm:
         loss : float or 0-d array
             The mean loss in nats per token; a float in host memory, a 0-d array on a GPU.
         """
-        return self.loss_layer.forward(self.predict(xs, train_flg, trace=trace), ts)
+        if not self._loss_is_output:
+            return self.loss_layer.forward(self.predict(xs, train_flg, trace=trace), ts)
+        self.loss_layer.train_flg = train_flg
+        return self.loss_layer.forward(self._hidden(xs, train_flg, trace), ts)
 
     def backward(self) -> None:
         """Fill ``grads`` with the gradient of the last loss, cut at the start of its block.
 
         It includes that of the penalties (``activation_penalty``, ``temporal_penalty``).
         """
-        dout = self.affine.backward(self.loss_layer.backward())
+        dout = self.loss_layer.backward()
+        dout = dout if self._loss_is_output else self.affine.backward(dout)
         if self._penalised is not None and self.activation_penalty:
             read = self._penalised[1]
             dout = dout + read * read.dtype.type(2 * self.activation_penalty / max(1, read.size))
@@ -385,7 +454,7 @@ class Rnnlm:
             dout = dropout.backward(layer.backward(dout))
         self.embedding.backward(dout)
         if self.tie:
-            self.embedding.grads[0] += self.affine.grads[0].T
+            self.embedding.grads[0] += self._as_output(self.affine.grads[0])
 
     def _temporal_gradient(self, hs: Array) -> Array:
         """The gradient of the penalty on changes of h with respect to hs."""
@@ -586,6 +655,8 @@ class Rnnlm:
         x = self.embedding.params[0][int(token)][None]
         for layer in self.recurrent:
             x = layer.step(x)
+        if self._loss_is_output:
+            return to_host(self._scores(x[:, None])[0, 0])
         W, b = self.affine.params
         return to_host((x @ W + b)[0])
 
@@ -669,6 +740,21 @@ class Rnnlm:
                 layer.set_state(*state)
 
 
+def _output_options(tie: bool, cutoffs: Any, divisor: float, samples: int) -> dict[str, Any]:
+    """The options of the output layer that are not those of an affine layer, checked."""
+    if not cutoffs:
+        return {"samples": expect_int("samples", samples)} if samples else {}
+    if tie:
+        raise ValueError(
+            f"cutoffs: expected none with tie=True, because no layer has all words, got {cutoffs}"
+        )
+    if samples:
+        raise ValueError(f"samples: expected 0 with cutoffs, got {samples}; use one of both")
+    found: dict[str, Any] = {"cutoffs": [expect_int("cutoffs", end) for end in cutoffs]}
+    divisor = expect_float("divisor", divisor, 1)
+    return found if divisor == 4.0 else {**found, "divisor": divisor}
+
+
 def expect_cell(name: str, cell: Cell, probed: Any) -> None:
     """Refuse what the engine's ``probe`` once returned for another cell; None is not looked at."""
     here = engine_by_name("numpy").probe(cell)
@@ -698,8 +784,15 @@ class TokenStream(Stream):
     """
 
     def __init__(self, model: Rnnlm, batch: int = 1, **options: Any) -> None:
-        self._model = model
-        super().__init__([*model.recurrent, model.affine], batch, **options)
+        self._model, affine = model, model.affine
+        if isinstance(affine, TimeAdaptiveSoftmaxWithLoss):
+            raise TypeError(
+                "model: expected an output layer that a stream can run, got one with cutoffs; "
+                "generate and predict run it"
+            )
+        if isinstance(affine, TimeSampledSoftmaxWithLoss):
+            affine = TimeAffine(affine.params[0].T, affine.params[1])
+        super().__init__([*model.recurrent, affine], batch, **options)
 
     def _embedded(self, tokens: Any, shape: tuple[int | str, ...]) -> Array:
         tokens = as_array("tokens", tokens)
@@ -711,6 +804,9 @@ class TokenStream(Stream):
         embedding = self._model.embedding.params[0]
         V, D = self._model.config["vocab_size"], self.input_size
         expect_array("embedding", embedding, (V, D), self.dtype, engine_of_param(embedding))
+        if isinstance(self._model.affine, TimeSampledSoftmaxWithLoss):
+            W, b = self._model.affine.params
+            self.layers[-1].params[:] = [W.T, b]
         super().refresh()
         self._embedding = embedding.copy()
 
