@@ -1,4 +1,4 @@
-"""Training: optimisers, clipping, truncated BPTT, the loop and its checkpoints."""
+"""Training: optimisers, clipping, truncated BPTT, the loop, its logs and its checkpoints."""
 
 from ..kernels import deprecated
 from ..kernels.sparse_rows import SparseRows

@@ -150,8 +150,8 @@ class Trainer:
     On a GPU no iteration waits for the device. Whether loss and gradient are finite is checked
     every twentieth of an epoch, and before a checkpoint is written.
 
-    A checkpoint holds parameters, optimiser, states of the layers, position in the corpus, random
-    state and history. A run that is resumed from it continues bit for bit, if engine, machine and
+    A checkpoint holds parameters and their average, optimiser, states of the layers, position in
+    the corpus, random state and history. A run that is resumed from it continues bit for bit, if engine, machine and
     number of ranks are the same, on the NumPy engine also the number of BLAS threads. It may also
     be resumed on another engine, and by more or fewer ranks.
     """
