@@ -220,17 +220,26 @@ def _larger(builder, a, b):
 _sum_of, _largest_of = _folding(ir.IRBuilder.fadd), _folding(_larger)
 
 
-@emits(types.void)
-def _store_f64(builder, address, index, value):
-    start = builder.inttoptr(address, ir.DoubleType().as_pointer())
-    builder.store(value, builder.gep(start, [index]))
+def _accessors(kind_of):
+    """Intrinsics that load and store a number, as float64; in memory it is of a kind."""
+
+    @emits(types.float64)
+    def load(builder, ctx, address, index):
+        kind = kind_of(ctx)
+        number = builder.load(builder.gep(builder.inttoptr(address, kind.as_pointer()), [index]))
+        return number if kind == ir.DoubleType() else builder.fpext(number, ir.DoubleType())
+
+    @emits(types.void)
+    def store(builder, ctx, address, index, number):
+        kind = kind_of(ctx)
+        number = number if kind == ir.DoubleType() else builder.fptrunc(number, kind)
+        builder.store(number, builder.gep(builder.inttoptr(address, kind.as_pointer()), [index]))
+
+    return load, store
 
 
-@emits(types.float64)
-def _load_f64(builder, address, index):
-    return builder.load(
-        builder.gep(builder.inttoptr(address, ir.DoubleType().as_pointer()), [index])
-    )
+_load_number, _store_number = _accessors(lambda ctx: VectorType(ctx.dtype).llvm.element)
+_load_f64, _store_f64 = _accessors(lambda ctx: ir.DoubleType())
 
 
 def squares_of_blocks(ctx):
@@ -248,7 +257,7 @@ def squares_of_blocks(ctx):
                 load_part(ctx, place + VECTOR_BYTES, count - k - W),
             )
             a, b = a + x * x, b + y * y
-        _store_f64(given.out, block, _sum_of(ctx, a + b))
+        _store_f64(ctx, given.out, block, _sum_of(ctx, a + b))
 
 
 def sum_of_squares(arrays: Sequence[Array]) -> float:
@@ -299,21 +308,6 @@ def _in_all_lanes(builder, ctx, number):
     return _narrowed(builder, VectorType(ctx.dtype), number)
 
 
-@emits(types.float64)
-def _load_number(builder, ctx, address, index):
-    """A number of the ctx's dtype."""
-    kind = VectorType(ctx.dtype).llvm.element
-    number = builder.load(builder.gep(builder.inttoptr(address, kind.as_pointer()), [index]))
-    return number if kind == ir.DoubleType() else builder.fpext(number, ir.DoubleType())
-
-
-@emits(types.void)
-def _store_number(builder, ctx, address, index, number):
-    kind = VectorType(ctx.dtype).llvm.element
-    number = number if kind == ir.DoubleType() else builder.fptrunc(number, kind)
-    builder.store(number, builder.gep(builder.inttoptr(address, kind.as_pointer()), [index]))
-
-
 def log_sums(ctx):
     """A kernel: largest and log_sums of ``Rows``."""
     items = read_items(arguments_address(ctx))
@@ -332,8 +326,8 @@ def log_sums(ctx):
             for k in range(block, min(block + BLOCK, V), W):
                 part = part + exp(_load_scores(ctx, scores + k * size, V - k, -math.inf) - peak)
             total += _sum_of(ctx, part)
-        _store_f64(given.largest, row, largest)
-        _store_f64(given.log_sums, row, math.log(total))
+        _store_f64(ctx, given.largest, row, largest)
+        _store_f64(ctx, given.log_sums, row, math.log(total))
 
 
 def softmax_gradients(ctx):
@@ -343,13 +337,13 @@ def softmax_gradients(ctx):
     size, V = VECTOR_BYTES // W, given.V
     for row in range(items.begin, items.end):
         scores, out = given.scores + row * V * size, given.gradient + row * V * size
-        weight, label = _load_f64(given.weights, row), load_i64(given.labels, row)
+        weight, label = _load_f64(ctx, given.weights, row), load_i64(given.labels, row)
         if weight == 0.0:
             for k in range(0, V, W):
                 store_part(ctx, load_part(ctx, scores, 0), out + k * size, V - k)
             continue
-        largest = _in_all_lanes(ctx, _load_f64(given.largest, row))
-        factor = _in_all_lanes(ctx, weight * math.exp(-_load_f64(given.log_sums, row)))
+        largest = _in_all_lanes(ctx, _load_f64(ctx, given.largest, row))
+        factor = _in_all_lanes(ctx, weight * math.exp(-_load_f64(ctx, given.log_sums, row)))
         for k in range(0, V, W):
             numbers = load_part(ctx, scores + k * size, V - k)
             store_part(ctx, exp(numbers - largest) * factor, out + k * size, V - k)
