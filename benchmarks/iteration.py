@@ -13,11 +13,11 @@ many threads; medians over rounds. Losses and gradients are compared first (1e-3
 number). Below, parts alone: the optimiser's step without and with the search for NaN in gradients,
 which PyTorch does not make, clipping with it, and the gradient of the embedding.
 
-The last table is of a large vocabulary, whose words follow Zipf's law, as those of a text do. Our
-iteration with the adaptive softmax stands beside PyTorch's with the exact softmax, and beside
-PyTorch's with torch.nn.AdaptiveLogSoftmaxWithLoss of the same cutoffs. Where all words are equally
-frequent, which costs an adaptive softmax the most, the line says so. With "sparse rows" our
-embedding has sparse=True and Adam is lazy.
+The last table is of a large vocabulary, whose words follow Zipf's law, as those of a text do, or
+are equally frequent, which costs an adaptive softmax the most. Our iteration with the adaptive
+softmax stands beside PyTorch's with torch.nn.AdaptiveLogSoftmaxWithLoss of the same cutoffs, and
+beside PyTorch's with the exact softmax; ours with the sampled softmax stands beside the latter.
+With "sparse rows" our embedding and the sampled softmax have sparse=True, and Adam is lazy.
 """
 
 import os
@@ -43,11 +43,12 @@ SIZES = [
 QUICK = [(1_000, 32, 64, 2, 20, 8)]
 LARGE, CUTOFFS = (50_000, 200, 200, 1, 35, 20), (2_000, 10_000)
 QUICK_LARGE, QUICK_CUTOFFS = (1_000, 32, 64, 1, 20, 8), (50, 200)
+SAMPLES = 1024
 LIMIT = 5.0
 
 
 class Ours:
-    """The model in this package; with cutoffs its softmax is the adaptive one."""
+    """The model in this package; with cutoffs its softmax is adaptive, with samples sampled."""
 
     def __init__(
         self,
@@ -57,6 +58,7 @@ class Ours:
         layers: int,
         optimiser: str,
         cutoffs: tuple[int, ...] = (),
+        samples: int = 0,
         sparse: bool = False,
     ) -> None:
         from numba_rnn import (
@@ -64,6 +66,7 @@ class Ours:
             TimeAffine,
             TimeEmbedding,
             TimeLSTM,
+            TimeSampledSoftmaxWithLoss,
             TimeSoftmaxWithLoss,
         )
         from numba_rnn.training import optimisers
@@ -74,6 +77,10 @@ class Ours:
         self.loss: Any = TimeSoftmaxWithLoss()
         if cutoffs:
             self.loss = TimeAdaptiveSoftmaxWithLoss.create(H, V, cutoffs, rng=9)
+        elif samples:
+            self.loss = TimeSampledSoftmaxWithLoss.create(
+                H, V, samples=samples, sparse=sparse, rng=9
+            )
         else:
             self.layers.append(TimeAffine.create(H, V, rng=9))
         self.optimiser = optimisers.create(optimiser, lr=1e-4, **({"lazy": True} if sparse else {}))
@@ -232,32 +239,33 @@ def expect_equal(ours: Ours, theirs: Theirs, ids: Any, ts: Any) -> None:
 
 
 def large_vocabulary(size: tuple[int, ...], cutoffs: tuple[int, ...], rounds: int) -> None:
-    """The lines of the adaptive softmax."""
+    """The lines of the adaptive and of the sampled softmax."""
     import numpy as np
     import torch
 
     V, D, H, layers, T, N = size
     rng = np.random.default_rng(0)
-    print(f"\n  V {V}, H {H}, T {T}, N {N}, adam; adaptive softmax, cutoffs {cutoffs}")
+    print(f"\n  V {V}, H {H}, T {T}, N {N}, adam; cutoffs {cutoffs}, {SAMPLES} samples")
     exact = Theirs(Ours(V, D, H, layers, "adam"), "adam")
     ours = Ours(V, D, H, layers, "adam", cutoffs)
     theirs = Theirs(ours, "adam")
     ranks = np.exp(rng.random((2, N, T)) * np.log(V)) - 1
-    words = {"": ranks.astype(int), ", words equally frequent": rng.integers(0, V, (2, N, T))}
+    words = {"Zipf's law": ranks.astype(int), "equally frequent": rng.integers(0, V, (2, N, T))}
     for k, (name, (ids, ts)) in enumerate(words.items()):
+        print(f"    words: {name}")
         there = torch.from_numpy(ids), torch.from_numpy(ts)
         if k == 0:
             expect_equal(ours, theirs, ids, ts)
-        mine = partial(ours.iterate, ids, ts)
-        print_line(rounds, f"  torch's exact{name}", mine, partial(exact.iterate, *there))
-        print_line(rounds, f"  torch's adaptive{name}", mine, partial(theirs.iterate, *there))
-        sparse = Ours(V, D, H, layers, "adam", cutoffs, sparse=True)
-        mine = partial(sparse.iterate, ids, ts)
-        print_line(
-            rounds, f"  torch's exact, sparse rows{name}", mine, partial(exact.iterate, *there)
-        )
-    ids, ts = words[""]
-    print_shares(ours.shares(ids, ts, rounds))
+        adaptive, other = partial(ours.iterate, ids, ts), partial(exact.iterate, *there)
+        same = partial(theirs.iterate, *there)
+        print_line(rounds, "  adaptive, torch's adaptive", adaptive, same)
+        print_line(rounds, "  adaptive, torch's exact", adaptive, other)
+        print_shares(ours.shares(ids, ts, rounds))
+        kinds: dict[str, Any] = {"adaptive": {"cutoffs": cutoffs}, "sampled": {"samples": SAMPLES}}
+        for what, options in kinds.items():
+            sparse = Ours(V, D, H, layers, "adam", sparse=True, **options)
+            mine = partial(sparse.iterate, ids, ts)
+            print_line(rounds, f"  {what}, sparse rows, torch's exact", mine, other)
 
 
 def print_shares(shares: dict[str, float]) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import logsumexp, softmax
 
-from fake_device import use_fake_device
+from fake_device import EmulatedEngine, use_fake_device
 from helpers import BACKENDS, DTYPES, relative_error
 from numba_rnn import (
     TimeAffineSoftmaxWithLoss,
@@ -153,6 +153,36 @@ def test_engines_and_sparse_rows_agree(objective, dtype):
         for got, want in zip(other, found[0], strict=True):
             assert relative_error(got, want) < (1e-5 if dtype == np.float32 else 1e-12)
     assert not found[0][1][labels < 0].any()
+
+
+def test_the_cuda_engine_trains_with_sparse_rows():
+    def trained():
+        embedding = TimeEmbedding.create(20, 5, rng=0, sparse=True)
+        losses = [
+            TimeSampledSoftmaxWithLoss.create(
+                5, 20, samples=8, objective=name, sparse=name == "softmax", rng=1
+            )
+            for name in ("softmax", "nce")
+        ]
+        layers, adam = [embedding, *losses], Adam(0.1, lazy=True)
+        for ids in np.random.default_rng(0).integers(0, 20, (3, 2, 4)):
+            xs = embedding.forward(ids)
+            for loss in losses:
+                loss.forward(xs, ids)
+            embedding.backward(losses[0].backward() + losses[1].backward())
+            adam.update(
+                [param for layer in layers for param in layer.params],
+                [grad for layer in layers for grad in layer.grads],
+                max_norm=1.0,
+            )
+        return [param for layer in layers for param in layer.to("cpu").params]
+
+    with use_backend("numpy"):
+        want = trained()
+    with use_fake_device(EmulatedEngine):
+        got = trained()
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_what_is_refused():
