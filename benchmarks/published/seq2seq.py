@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.published import Options, Row, resume
 from numba_rnn.models import Seq2seq
-from numba_rnn.training import Adam, Batches, Trainer, cosine
+from numba_rnn.training import Adam, Batches, Trainer
 
 
 def sequences(what: str, H: int, epochs: int, connection: Any, options: Options) -> float:
@@ -21,12 +21,13 @@ def sequences(what: str, H: int, epochs: int, connection: Any, options: Options)
     questions, answers = ids[:, :place][:, ::-1], ids[:, place:]
     batches = Batches(questions[:-5000], answers[:-5000], 128, rng=0)
     model = Seq2seq.create(len(characters), 16, H, connection=connection, rng=0)
+    whole = epochs * len(batches)
     trainer = Trainer(
         model,
         Adam(),
         batches,
         valid=(questions[-5000:], answers[-5000:]),
-        schedule=cosine(epochs * len(batches)),
+        schedule=lambda iteration: min(1.0, 5 * (1 - iteration / whole)),  # falls in the last fifth
         max_norm=5.0,
         decay=1,
         patience=0,
@@ -49,6 +50,6 @@ def addition(options: Options) -> Iterator[Row]:
 
 def dates(options: Options) -> Iterator[Row]:
     """Chapter 8: dates, with attention."""
-    begun, right = time.perf_counter(), sequences("date", 256, 4, "attention", options)
+    begun, right = time.perf_counter(), sequences("date", 256, 5, "attention", options)
     published = "100 % (book, chapter 8)"
     yield "dates, attention", published, f"{right:.2%}", time.perf_counter() - begun
