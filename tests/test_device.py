@@ -28,6 +28,7 @@ from numba_rnn import jobs, use_backend
 from numba_rnn.models import Rnnlm
 from numba_rnn.training import (
     Adam,
+    ExponentialAverage,
     SparseRows,
     Trainer,
     TrainingDiverged,
@@ -605,14 +606,17 @@ def test_training_runs_the_same_curve(tie, max_norm):
 
 
 @pytest.mark.parametrize("max_norm", [None, 0.5])
-def test_an_iteration_does_not_wait_for_the_device(max_norm):
+@pytest.mark.parametrize("several", [1, 2])
+def test_an_iteration_does_not_wait_for_the_device(max_norm, several):
+    """Nor does it with an average of the weights, and with several batches."""
     with use_fake_device():
-        running = trainer(dropout=0.3, max_norm=max_norm)
-        for xs, ts in itertools.islice(running.blocks, 4):
+        average = ExponentialAverage() if several > 1 else None
+        running = trainer(dropout=0.3, max_norm=max_norm, average=average)
+        for block in itertools.islice(running.blocks, 4):
             with no_waiting():
-                running._iterate(xs, ts)
+                running._iterate([block] * several)
         with pytest.raises(AssertionError, match="waited"), no_waiting():
-            running._iterate(xs, ts)  # the fifth: looked at
+            running._iterate([block] * several)  # the fifth: looked at
 
 
 @pytest.mark.parametrize("tie", [False, True])
@@ -675,8 +679,8 @@ def test_a_stopped_run_resumes_bit_for_bit_on_a_device(tmp_path):
             first = trainer(tmp_path / str(stop_at), dropout=0.3, max_norm=0.5, save_every=7)
             iterate = first._iterate
 
-            def stopping(xs, ts, first=first, iterate=iterate, stop_at=stop_at):
-                iterate(xs, ts)
+            def stopping(batches, first=first, iterate=iterate, stop_at=stop_at):
+                iterate(batches)
                 first._stop = first.iteration == stop_at
 
             first._iterate = stopping

@@ -151,9 +151,9 @@ class Trainer:
     every twentieth of an epoch, and before a checkpoint is written.
 
     A checkpoint holds parameters and their average, optimiser, states of the layers, position in
-    the corpus, random state and history. A run that is resumed from it continues bit for bit, if engine, machine and
-    number of ranks are the same, on the NumPy engine also the number of BLAS threads. It may also
-    be resumed on another engine, and by more or fewer ranks.
+    the corpus, random state and history. A run that is resumed from it continues bit for bit, if
+    engine, machine and number of ranks are the same, on the NumPy engine also the number of BLAS
+    threads. It may also be resumed on another engine, and by more or fewer ranks.
     """
 
     tell = deprecated.attribute("log")
