@@ -484,6 +484,37 @@ class Engine:
 
     # ---- where the arrays are
 
+    def is_result(
+        self, array: Any, shape: tuple[int, ...], dtype: np.dtype[Any], apart_from: Any
+    ) -> bool:
+        """Return whether a result may be written to an array.
+
+        Parameters
+        ----------
+        array : object
+            The array.
+        shape : tuple of int
+            The shape of the result.
+        dtype : dtype
+            Its dtype.
+        apart_from : object
+            An array of this engine that must not share memory with it, or anything else.
+
+        Returns
+        -------
+        bool
+            Whether it is an array of this engine that fits, C-contiguous, aligned and writable.
+        """
+        return (
+            self.is_native(array)
+            and array.shape == shape
+            and array.dtype == dtype
+            and array.flags.c_contiguous
+            and getattr(array.flags, "writeable", True)
+            and getattr(array.flags, "aligned", True)
+            and not (self.is_native(apart_from) and self.xp.may_share_memory(array, apart_from))
+        )
+
     def is_native(self, array: Any) -> bool:
         """Return whether an object is an array of this engine's library.
 
@@ -849,48 +880,49 @@ class EngineStream:
     def stepping(self) -> tuple[Callable[[Array, int], bool], int]:
         """The shortest way to run a step: a function and its second argument.
 
-        The function is called with x and that argument. x (N, D), or (D,) for a batch of one, is an
-        array of the stream's dtype and of that many axes; on every engine it may be a NumPy array.
-        The result is in ``out``. The function does nothing and returns False if x has another shape
-        or holds a number that is not finite.
+        The function is called with x and that argument. x is an array (N, D), or (D,) for a batch
+        of one, in the stream's dtype; on every engine it may be a NumPy array. The result is in
+        ``out``. If x is anything else, or holds a number that is not finite, the function does
+        nothing and returns False.
         """
         return self._step, 0
 
-    def _step(self, x: Array, _: int) -> bool:
+    def _takes(self, x: Any, shape: tuple[int, ...]) -> bool:
+        """Whether an object is an array of this shape, in the stream's dtype, and finite."""
         inputs = self._layers[0].params[0].shape[0]
-        if x.shape != (*self.out.shape[:-1], inputs) or not np.isfinite(x).all():
+        return (
+            type(x) in (np.ndarray, self._engine.xp.ndarray)
+            and x.dtype == self.out.dtype
+            and x.shape == (*shape, inputs)
+            and bool(np.isfinite(x).all())
+        )
+
+    def _step(self, x: Any, _: int) -> bool:
+        if not self._takes(x, self.out.shape[:-1]):
             return False
-        x = self._engine.to_device(x)
+        inputs, x = x.shape[-1], self._engine.to_device(x)
         self._advance(x.reshape(self._N, inputs), self.out.reshape(self._N, self.out.shape[-1]))
         return True
 
-    def run(self, xs: Array, out: Array) -> bool:
-        """Run several steps.
+    @property
+    def running(self) -> tuple[Callable[[Array, Array, int], bool], int]:
+        """The shortest way to run several steps: a function and its third argument.
 
-        Parameters
-        ----------
-        xs : (N, T, D) array
-            The inputs; on every engine it may be a NumPy array.
-        out : (N, T, O) array
-            The array for the results, whose shape must fit.
-
-        Returns
-        -------
-        bool
-            Whether the steps were run: False if xs has another shape or holds a number that is not
-            finite.
-
-        Raises
-        ------
-        TypeError
-            If xs has another dtype.
+        The function is called with xs, out and that argument. xs is an array (N, T, D), or (T, D)
+        for a batch of one, as x above; out (N, T, O) or (T, O) is one that ``Engine.is_result``
+        accepts. If they are anything else the function does nothing and returns False.
         """
-        if xs.dtype != self.out.dtype:
-            raise TypeError(f"xs: expected an array of {self.out.dtype}")
-        inputs = self._layers[0].params[0].shape[0]
-        if xs.shape != (self._N, xs.shape[1], inputs) or not np.isfinite(xs).all():
+        return self._run, 0
+
+    def _run(self, xs: Any, out: Any, _: int) -> bool:
+        shape, dtype = (*np.shape(xs)[:-1], self.out.shape[-1]), self.out.dtype
+        fits = len(shape) == self.out.ndim + 1 and shape[-2] > 0
+        fits = fits and self._takes(xs, (*self.out.shape[:-1], shape[-2]))
+        if not fits or not self._engine.is_result(out, shape, dtype, xs):
             return False
         xs = self._engine.to_device(xs)
+        if self._N == 1:
+            xs, out = xs[None], out[None]
         for t in range(xs.shape[1]):
             self._advance(xs[:, t], out[:, t])
         return True

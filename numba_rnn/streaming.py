@@ -177,17 +177,13 @@ class Stream:
         TypeError
             If the dtype is wrong; the state is then as before.
         """
-        if (
-            type(x) in self._kinds
-            and (x.dtype is self._dtype or x.dtype == self._dtype)
-            and x.ndim == self._axes
-            and self._step(x, self._address)
-        ):
+        if self._step(x, self._address) or self._step(self._unpickled(x), self._address):
             return self._out
         shape = (self.input_size,) if self.batch == 1 else (self.batch, self.input_size)
         x = validate_array("x", x, shape, self.dtype, self._engine)
         expect_finite("x", x)
-        self._step(self._engine.xp.array(x, self._dtype, order="C"), self._address)
+        fits = self._step(self._engine.xp.array(x, self._dtype, order="C"), self._address)
+        assert fits, "x was checked, and copied"
         return self._out
 
     def step_many(self, frames: Array, out: Array | None = None) -> Array:
@@ -210,45 +206,33 @@ class Stream:
         ValueError, TypeError
             If an array does not fit, or an input is not finite.
         """
-        one = self.batch == 1
-        expect_plain_array("out", out)
         if out is None:
-            out = self._engine.xp.empty((*np.shape(frames)[:-1], self._outputs), self._dtype)
-        elif not self._is_result(out, frames):
-            raise ValueError(
-                f"out: expected a writable C-contiguous array of {self.dtype} and shape "
-                f"{(*np.shape(frames)[:-1], self._outputs)} that shares no memory with frames"
-            )
-        to = out[None] if one else out
-        if (
-            type(frames) in self._kinds
-            and frames.dtype == self._dtype
-            and frames.ndim == self._axes + 1
-            and out.size
-            and self._running.run(frames[None] if one else frames, to)
+            steps = frames.shape if type(frames) is np.ndarray else np.shape(frames)
+            out = self._empty((*steps[:-1], self._outputs), self._dtype)
+        if self._run(frames, out, self._block) or self._run(
+            self._unpickled(frames), self._unpickled(out), self._block
         ):
             return out
+        expect_plain_array("out", out)
+        steps = (*np.shape(frames)[:-1], self._outputs)
+        if not self._engine.is_result(out, steps, self._dtype, frames):
+            raise ValueError(
+                f"out: expected a writable C-contiguous array of {self.dtype} and shape {steps} "
+                "that shares no memory with frames"
+            )
         shape: tuple[int | str, ...] = ("T", self.input_size)
-        shape = shape if one else (self.batch, *shape)
+        shape = shape if self.batch == 1 else (self.batch, *shape)
         frames = validate_array("frames", frames, shape, self.dtype, self._engine)
         expect_finite("frames", frames)
-        frames = self._engine.xp.array(frames, self._dtype, order="C")
-        fits = self._running.run(frames[None] if one else frames, to)
+        fits = self._run(self._engine.xp.array(frames, self._dtype, order="C"), out, self._block)
         assert fits, "frames were checked, and copied"
         return out
 
-    def _is_result(self, out: Any, frames: Any) -> bool:
-        return (
-            self._engine.is_native(out)
-            and out.shape == (*np.shape(frames)[:-1], self._outputs)
-            and out.dtype == self._dtype
-            and out.flags.c_contiguous
-            and getattr(out.flags, "writeable", True)
-            and getattr(out.flags, "aligned", True)
-            and not (
-                self._engine.is_native(frames) and self._engine.xp.may_share_memory(out, frames)
-            )
-        )
+    def _unpickled(self, array: Any) -> Any:
+        """The same array, seen in the one dtype object that the engines compare."""
+        if type(array) is np.ndarray and array.dtype == self._dtype:
+            return array.view(self._dtype)
+        return array
 
     # ---- the state
 
@@ -333,8 +317,8 @@ class Stream:
         starts = [0 if start is None else start[:, None].copy() for start in initials]
         self._running, self._starts = running, starts
         self._step, self._address = self._running.stepping
-        self._out, self._axes = self._running.out, 1 if self.batch == 1 else 2
-        self._outputs, self._kinds = self.output_size, (np.ndarray, self._engine.xp.ndarray)
+        (self._run, self._block), self._empty = self._running.running, self._engine.xp.empty
+        self._out, self._outputs = self._running.out, self.output_size
         if state is None:
             self.reset()
         else:

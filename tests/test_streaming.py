@@ -9,7 +9,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from helpers import BACKENDS, DTYPES, REPRESENTATIVES, Array, relative_error
+from helpers import BACKENDS, DTYPES, OTHER_CELLS, REPRESENTATIVES, Array, relative_error
 from numba_rnn import (
     Stream,
     TimeAffine,
@@ -78,6 +78,23 @@ def test_a_stream_is_the_layer(backend, dtype, cell, sizes):
         for stream in (one, other, third):
             for state, after in zip(stream.state[0], layer.state, strict=True):
                 same(backend, state, after)
+
+
+@pytest.mark.parametrize("cell", OTHER_CELLS)
+def test_a_stream_of_every_other_cell_is_the_layer(cell):
+    """Strips of all widths; blocks, steps and snapshots mixed."""
+    with use_backend("numba", strict=True):
+        for H in (1, 7, 8, 16, 24, 33, 40, 70):
+            layer, xs = TimeRecurrent.create(3, H, cell=cell, rng=0), numbers(1, 23, 3, seed=H)
+            for param in layer.params:
+                param += 0.3 * numbers(*param.shape, seed=H)
+            want, stream = layer.forward(xs), layer.stream()
+            got = [many(stream, xs[:, :1]), many(stream, xs[:, 1:8]), steps(stream, xs[:, 8:11])]
+            before = stream.snapshot()
+            many(stream, xs[:, :5])
+            stream.restore(before)
+            got.append(many(stream, xs[:, 11:]))
+            np.testing.assert_array_equal(np.concatenate(got, axis=1), want)
 
 
 @backends

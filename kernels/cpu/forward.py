@@ -186,14 +186,7 @@ def forward(ctx):
     """A kernel: all steps, and the state after the last."""
     plan = read_plan(arguments_address(ctx))
     denormals = begin(plan, ctx)
-    if plan.packed_state and plan.shards == 1:  # a step of half a microsecond: the shortest way
-        _project(plan, 0, 0, 1, 0, plan.units)
-        _step(plan, 0, 0, 0, 1, 0, plan.units)
-        end(plan, denormals)
-        return
-    phase = 0
-    if not plan.packed_state:
-        phase = run_phase(plan, _work, phase, START, 0, 0)
+    phase = run_phase(plan, _work, 0, START, 0, 0)
     if plan.no_barrier:
         phase = run_phase(plan, _work, phase, STEPS, 0, 0)
     else:
@@ -202,6 +195,5 @@ def forward(ctx):
                 phase = run_phase(plan, _work, phase, STEPS, chunk, k)
                 if plan.late:
                     phase = run_phase(plan, _work, phase, HALF_STEP, chunk, k)
-    if not plan.packed_state:
-        run_phase(plan, _work, phase, END, 0, 0)
+    run_phase(plan, _work, phase, END, 0, 0)
     end(plan, denormals)

@@ -98,7 +98,7 @@ class Product(NamedTuple):
 # ---- a tile
 
 
-def _emit_loop(builder, count, carried, body):
+def emit_loop(builder, count, carried, body):
     """for _ in range(count): carried = body(*carried); returns carried (LLVM level)."""
     before = builder.block
     head, after = (builder.append_basic_block(name) for name in ("loop", "after"))
@@ -131,7 +131,7 @@ def _emit_multiply_add(builder, vector, depth, kind, sums, a_rows, b_vectors, ah
     tile at a time.
     """
     size, new, rows = vector.dtype.bitwidth // 8, list(sums), len(a_rows)
-    load_b = _emit_load_bfloat16 if kind == BFLOAT16 else emit_load
+    load_b = emit_load_bfloat16 if kind == BFLOAT16 else emit_load
     places = [_I64(k * _b_row(kind)) for k in range(depth)]
 
     def ask_for(b, place, cache):
@@ -159,10 +159,12 @@ def _emit_multiply_add(builder, vector, depth, kind, sums, a_rows, b_vectors, ah
     return new
 
 
-def _emit_load_bfloat16(builder, vector, address):
+def emit_load_bfloat16(builder, vector, address):
     """A vector from numbers of two bytes each: the upper halves of float32 (LLVM level)."""
     halves = ir.VectorType(ir.IntType(16), vector.lanes)
-    stored = builder.load(builder.inttoptr(address, halves.as_pointer()), align=VECTOR_BYTES // 2)
+    stored = builder.load(
+        builder.inttoptr(address, halves.as_pointer()), align=vector.alignment // 2
+    )
     bits = builder.zext(stored, vector.llvm_bits)
     places = ir.Constant(vector.llvm_bits, [16] * vector.lanes)
     return builder.bitcast(builder.shl(bits, places), vector.llvm)
@@ -202,15 +204,15 @@ def _emit_tile(builder, vector, rows, vectors, kind, p):
     depth = most if rows * vectors <= 8 else 4
 
     def segment(start, b, *sums):
-        _, b, *sums = _emit_loop(
+        _, b, *sums = emit_loop(
             builder, _I64(W // depth), [start, b, *sums], products(depth, _I64(depth * one))
         )
         return builder.add(start, p.a_segment), b, *sums
 
     def group(start, b, *sums):
         whole, rest = builder.sdiv(p.inner, _I64(W)), builder.srem(p.inner, _I64(W))
-        a_k, b, *sums = _emit_loop(builder, whole, [start, b, *sums], segment)
-        _, b, *sums = _emit_loop(builder, rest, [a_k, b, *sums], products(1, _I64(one)))
+        a_k, b, *sums = emit_loop(builder, whole, [start, b, *sums], segment)
+        _, b, *sums = emit_loop(builder, rest, [a_k, b, *sums], products(1, _I64(one)))
         return builder.add(start, p.a_group), b, *sums
 
     adding = builder.icmp_signed("!=", p.add, _I64(0))
@@ -237,7 +239,7 @@ def _emit_tile(builder, vector, rows, vectors, kind, p):
             emit_prefetch(builder, wanted, cache=1, for_writing=True)
     sums = [ir.Constant(vector.llvm, [0.0] * vector.lanes)] * len(places)
     sums = sums if late else added(sums)
-    _, _, *sums = _emit_loop(builder, p.groups, [p.a, p.b, *sums], group)
+    _, _, *sums = emit_loop(builder, p.groups, [p.a, p.b, *sums], group)
     for value, place in zip(added(sums) if late else sums, places, strict=True):
         emit_store_part(builder, vector, value, *place)
 

@@ -28,7 +28,14 @@ from numba import from_dtype
 from numba.core import cgutils, types
 from numba.core.imputils import lower_getattr_generic, lower_setattr_generic
 from numba.core.typing.templates import AttributeTemplate, infer_getattr
-from numba.extending import intrinsic, models, register_jitable, register_model
+from numba.extending import (
+    NativeValue,
+    intrinsic,
+    models,
+    register_jitable,
+    register_model,
+    unbox,
+)
 
 from .. import fingerprint
 from ..cells import Cell
@@ -56,7 +63,7 @@ class Rule(NamedTuple):
 
 class KernelContext(types.Type):
     """The address of a kernel's arguments; the dtype, cell and features it is compiled for, or the
-    rule.
+    rule; and the bytes of its vectors.
     """
 
     def __init__(
@@ -65,12 +72,19 @@ class KernelContext(types.Type):
         cell_name: str | None,
         source: str,
         features: frozenset[str] = NO_FEATURES,
+        vector_bytes: int = 64,  # simd.VECTOR_BYTES
     ):
         self.dtype = dtype
         self.cell_name = cell_name
         self.source = source
         self.features = features
-        super().__init__(name=f"ctx({dtype}, {cell_name}, {source}, {sorted(features)})")
+        self.vector_bytes = vector_bytes
+        name = f"ctx({dtype}, {cell_name}, {source}, {sorted(features)}, {vector_bytes})"
+        super().__init__(name=name)
+
+    def with_vectors(self, size: int) -> "KernelContext":
+        """The same for vectors of so many bytes."""
+        return KernelContext(self.dtype, self.cell_name, self.source, self.features, size)
 
     @property
     def cell(self) -> Cell:
@@ -156,6 +170,39 @@ class RecordType(types.Type):
 
 
 register_model(RecordType)(_AddressModel)
+
+
+class ArrayObject(NamedTuple):
+    """A NumPy array, as its C API lays it out (PyArrayObject), from its type on."""
+
+    type: int
+    data: int
+    ndim: int  # in the lower half
+    shape: int  # the addresses of integers
+    strides: int
+    base: int
+    dtype: int
+    flags: int  # in the lower half
+
+
+class ArrayObjectType(RecordType):
+    """An ``ArrayObject`` that is to have this dtype and so many axes, where Python passes any
+    object: nothing has been checked.
+    """
+
+    def __init__(self, dtype: Any, ndim: int):
+        self.dtype, self.ndim = from_dtype(np.dtype(dtype)), ndim
+        super().__init__(f"array of {dtype} with {ndim} axes", ArrayObject._fields)
+
+
+register_model(ArrayObjectType)(_AddressModel)
+
+
+@unbox(ArrayObjectType)
+def _read_object(kind, value, c):
+    words = c.builder.bitcast(value, _I64.as_pointer())
+    header = object.__basicsize__ // 8 - 1  # its type comes last there
+    return NativeValue(c.builder.gep(words, [_I32(header)]))
 
 
 def record(fields: Any) -> Any:

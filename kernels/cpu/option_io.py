@@ -20,11 +20,11 @@ from .schedule import place_of, step_panels
 from .simd import (
     VECTOR_BYTES,
     MaskType,
-    VectorType,
     all_lanes,
     emit_load_part,
     emit_store_part,
     load_part,
+    of_ctx,
     splat,
     store,
 )
@@ -85,7 +85,7 @@ def load_options(typing, ctx, record, n, t, u, left, T, row_bytes):
 
     T, row_bytes  flags in a row, and bytes of a row of H numbers
     """
-    vector, S = VectorType(ctx.dtype), len(ctx.cell.states)
+    vector, S = of_ctx(ctx), len(ctx.cell.states)
     of_kind = {
         "flag": MaskType(vector.lanes), "mask per state": types.UniTuple(MaskType(vector.lanes), S),
         "row per state": types.UniTuple(vector, S), "scalar": vector,
@@ -190,4 +190,4 @@ def store_rows(builder, ctx, values, place, left):
     """Store states in rows of H numbers."""
     for k in range(len(ctx.cell.states)):
         address, value = member_address(builder, place, k), builder.extract_value(values, k)
-        emit_store_part(builder, VectorType(ctx.dtype), value, address, left)
+        emit_store_part(builder, of_ctx(ctx), value, address, left)

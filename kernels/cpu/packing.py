@@ -38,16 +38,16 @@ def pack_weights(cell: Cell, params: Sequence[Array], bfloat16: bool) -> Packed:
     of_operand = _panels(wide, Wr.dtype)
     packed = [of_x, np.concatenate([of_h.reshape(-1), of_operand.reshape(-1)])]
     if bfloat16:
-        packed = [_upper_halves(panels) for panels in packed]
-    memory = [_placed(panels) for panels in packed]
+        packed = [upper_halves(panels) for panels in packed]
+    memory = [placed(panels) for panels in packed]
     return Packed([m for m, _ in memory], [a for _, a in memory], H, bfloat16)
 
 
 def pack_affine(affine: Sequence[Array]) -> Packed:
-    """W (H, outputs) and b (outputs,)."""
+    """W (H, outputs) and, for a last row, b (outputs,)."""
     W, b = affine
-    memory = [_placed(_panels([matrix], W.dtype)) for matrix in (W, b[None])]
-    return Packed([m for m, _ in memory], [a for _, a in memory], W.shape[1])
+    memory, address = placed(_panels([np.vstack([W, b])], W.dtype))
+    return Packed([memory], [address], W.shape[1])
 
 
 def _panels(matrices: Sequence[Array], dtype: Any) -> Array:
@@ -65,13 +65,13 @@ def _panels(matrices: Sequence[Array], dtype: Any) -> Array:
     return np.concatenate(panels)
 
 
-def _upper_halves(panels: Array) -> Array:
+def upper_halves(panels: Array) -> Array:
     """float32 as bfloat16: the upper 16 bits, rounded to the nearest (even)."""
     bits = panels.view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
-def _placed(panels: Array) -> tuple[Array, int]:
+def placed(panels: Array) -> tuple[Array, int]:
     """A copy whose address is a multiple of 64, and that address."""
     copy = zeros(panels.shape, panels.dtype)
     copy[...] = panels

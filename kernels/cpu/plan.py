@@ -23,7 +23,6 @@ class Plan(NamedTuple):
     no_barrier: int  # whether shards need not meet between steps
     packed: int  # whether the weights are packed already
     weight_row: int  # bytes of a row of a panel of packed weights
-    packed_state: int  # whether the state stays in ``state`` and ``last_state``
     keep: int  # whether every chunk is kept, for backward
     add: int  # whether backward adds to the weights' gradients
     # sizes: batch, time, inputs, units, outputs; steps in a chunk, chunks; bytes of a number

@@ -7,7 +7,8 @@ the work, how much memory is needed, which kernels are called. A call fills in t
 import ctypes
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -181,7 +182,7 @@ def plan_template(
     plan = Plan(
         self_address=0, thread=0, shards=shards, job=0, team=0, split_batch=split_batch,
         no_barrier=no_barrier,
-        packed=0, weight_row=VECTOR_BYTES, packed_state=0, keep=keep, add=add,
+        packed=0, weight_row=VECTOR_BYTES, keep=keep, add=add,
         N=N, T=T, D=D, H=H, P=P, units=units, steps=steps, chunks=chunks,
         units_at_once=units if normalised else few_units,
         size=size, gates=len(cell.gates), x_gates=at.x_gates, early=at.early, late=at.late,
@@ -404,27 +405,34 @@ def _compiled_kernels(
         more = {name: compiled(getattr(layer_norm, name), dtype) for name in of_all}
     else:
         more = dict.fromkeys((*of_cell, *of_all), 0)
+    with compiling(cell, f"{part} pass", dtype):
+        return {
+            "entry": compiled(entry),
+            **{name: compiled(getattr(gemm, name), dtype) for name in _PRODUCTS},
+            "gates_kernel": compiled(gates_kernel, dtype, cell, features),
+            "operand_kernel": compiled(operand_kernel, dtype, cell, features)
+            if cell.operand is not None
+            else 0,
+            **{
+                name: compiled(getattr(layer_norm, name), dtype, cell)
+                for name in of_cell
+                if cell.normalised
+            },
+            **more,
+        }
+
+
+@contextmanager
+def compiling(cell: Cell, what: str, dtype: str) -> Iterator[None]:
+    """Kernels of a cell are compiled inside; an error says what the cell's author needs of it."""
     try:
-        with warn_if_slow_compile(f"the {part} pass of {cell.name} ({dtype})"):
-            return {
-                "entry": compiled(entry),
-                **{name: compiled(getattr(gemm, name), dtype) for name in _PRODUCTS},
-                "gates_kernel": compiled(gates_kernel, dtype, cell, features),
-                "operand_kernel": compiled(operand_kernel, dtype, cell, features)
-                if cell.operand is not None
-                else 0,
-                **{
-                    name: compiled(getattr(layer_norm, name), dtype, cell)
-                    for name in of_cell
-                    if cell.normalised
-                },
-                **more,
-            }
+        with warn_if_slow_compile(f"the {what} of {cell.name} ({dtype})"):
+            yield
     except NumbaError as error:
-        raise TypeError(_compile_error(cell, part, str(error))) from error
+        raise TypeError(_compile_error(cell, what, str(error))) from error
 
 
-def _compile_error(cell: Cell, part: str, message: str) -> str:
+def _compile_error(cell: Cell, what: str, message: str) -> str:
     """Numba's message, led by what the cell's author needs of it."""
     file = Path(cell.forward.__code__.co_filename).name
     lines = [
@@ -434,7 +442,7 @@ def _compile_error(cell: Cell, part: str, message: str) -> str:
     ]
     where = f", {file} line {lines[-1]}" if lines else ""
     return (
-        f"cell {cell.name!r}, {part} pass{where}: does not compile; cell functions may use "
+        f"cell {cell.name!r}, {what}{where}: does not compile; cell functions may use "
         f"+ - * / and the functions of functions.py (see kernels/cells/cell.py). Numba says:\n"
         f"{message}"
     )

@@ -48,14 +48,18 @@ def vector_registers():
 
 
 class VectorType(vectors.VectorType):
-    """64 bytes of float32 or float64 lanes."""
+    """64 bytes, or another power of two, of float32 or float64 lanes."""
 
-    def __init__(self, dtype):
-        super().__init__(dtype, VECTOR_BYTES * 8 // dtype.bitwidth)
+    def __init__(self, dtype, size=VECTOR_BYTES):
+        super().__init__(dtype, size * 8 // dtype.bitwidth)
 
     @property
     def llvm_name(self):
         return f"v{self.lanes}f{self.dtype.bitwidth}"
+
+    @property
+    def alignment(self):
+        return min(self.lanes * self.dtype.bitwidth // 8, VECTOR_BYTES)
 
     @property
     def llvm_bits(self):
@@ -127,13 +131,13 @@ def _pointer(builder, vector, address):
 
 
 def emit_load(builder, vector, address):
-    """Load a vector; the address is a multiple of 64 (LLVM level)."""
-    return builder.load(_pointer(builder, vector, address), align=VECTOR_BYTES)
+    """Load a vector; the address is a multiple of its size, or of 64 (LLVM level)."""
+    return builder.load(_pointer(builder, vector, address), align=vector.alignment)
 
 
 def emit_store(builder, vector, value, address):
-    """Store a vector; the address is a multiple of 64 (LLVM level)."""
-    builder.store(value, _pointer(builder, vector, address), align=VECTOR_BYTES)
+    """Store a vector; the address is a multiple of its size, or of 64 (LLVM level)."""
+    builder.store(value, _pointer(builder, vector, address), align=vector.alignment)
 
 
 def _masked(builder, vector, name, result, arguments):
@@ -206,37 +210,37 @@ def prefetch_to_write(builder, address):
 @emits(types.int64)
 def lanes_of(builder, ctx):
     """How many numbers a vector holds."""
-    return _I64(VectorType(ctx.dtype).lanes)
+    return _I64(of_ctx(ctx).lanes)
 
 
 def of_ctx(ctx, *rest):
-    """The type of a kernel's vectors: what a function that ``emits`` one returns."""
-    return VectorType(ctx.dtype)
+    """The type of a kernel's vectors (or of vectors of an array's dtype)."""
+    return VectorType(ctx.dtype, getattr(ctx, "vector_bytes", VECTOR_BYTES))
 
 
 def _if_vector(ctx, value, *rest):
-    return types.void if value == VectorType(ctx.dtype) else None
+    return types.void if value == of_ctx(ctx) else None
 
 
 @emits(of_ctx)
 def load(builder, ctx, address):
     """A whole vector; the address is a multiple of 64."""
-    return emit_load(builder, VectorType(ctx.dtype), address)
+    return emit_load(builder, of_ctx(ctx), address)
 
 
 @emits(of_ctx)
 def load_part(builder, ctx, address, lanes):
     """A vector from any address: its first ``lanes`` lanes, the others zero and never read."""
-    return emit_load_part(builder, VectorType(ctx.dtype), address, lanes)
+    return emit_load_part(builder, of_ctx(ctx), address, lanes)
 
 
 @emits(_if_vector)
 def store(builder, ctx, value, address):
     """Write a whole vector; the address is a multiple of 64."""
-    emit_store(builder, VectorType(ctx.dtype), value, address)
+    emit_store(builder, of_ctx(ctx), value, address)
 
 
 @emits(_if_vector)
 def store_part(builder, ctx, value, address, lanes):
     """Write a vector's first ``lanes`` lanes to any address."""
-    emit_store_part(builder, VectorType(ctx.dtype), value, address, lanes)
+    emit_store_part(builder, of_ctx(ctx), value, address, lanes)

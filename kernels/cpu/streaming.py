@@ -16,21 +16,29 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import boolean, int64, types
-from numba.np.numpy_support import from_dtype
+from numba import boolean, int64
 
 from ..cells import Cell
 from ..engine import Array, StreamLayer
 from ..once import once
 from ..step_options import StepOptions
-from . import gemm, threads
+from . import fused_step, gemm, threads
 from .compilation import compiled_function, warn_if_slow_compile
 from .forward import forward
-from .kernel_abi import arguments_address, call, call_at, compiled, jitted, load_i64, record
+from .kernel_abi import (
+    ArrayObjectType,
+    arguments_address,
+    call,
+    call_at,
+    compiled,
+    jitted,
+    load_i64,
+    record,
+)
 from .option_memory import OptionMemory, compiled_features
 from .packing import Packed, pack_affine, pack_weights, zeros
 from .plan import PLACES, read_plan, write
-from .plans import address_of, aligned, choose_partition, merge_bias, plan_template
+from .plans import address_of, aligned, choose_partition, compiling, merge_bias, plan_template
 from .simd import VECTOR_BYTES, all_lanes, lanes_of, load_part
 
 
@@ -40,7 +48,9 @@ class StreamPlan(NamedTuple):
     kernel: int
     N: int
     inputs: int
-    alone: int  # whether ``_enter`` may call the kernel itself
+    alone: int  # whether ``_entrance`` may call the kernel itself
+    array_type: int  # the addresses of numpy.ndarray and of the dtype
+    dtype: int
     x: int  # (N, T, inputs)
     x_row: int
     x_time: int
@@ -51,29 +61,16 @@ class StreamPlan(NamedTuple):
     block: int  # how many steps the plans of the layers are made for
     layers: int
     plans: int  # the address of their addresses
-    owners: int  # those of the plans for single steps, whose state these go on from; or 0
-    # the affine layer, if outputs is not 0: weights and bias in panels
-    hidden: int
     outputs: int
-    weights: int
-    bias: int
+    # the affine layer: its kernel, if there is one, its weights with the bias for a last row, in
+    # panels, and how many rows these have
     multiply: int
-    column_sums: int
+    weights: int
+    inner: int
 
 
 _read_stream = record(StreamPlan)
-
-
-@jitted
-def _adjust(me, plan, k, count, x_time, out):
-    """Tell the plan of layer k what changes from block to block, and never for single steps."""
-    plan.T = count
-    plan.chunks = (count + plan.steps - 1) // plan.steps
-    plan.xs_time = x_time
-    if me.owners:
-        plan.state_in = plan.state_out = read_plan(load_i64(me.owners, k)).state
-    if k == me.layers - 1 and me.outputs == 0:
-        plan.hs, plan.hs_row, plan.hs_time = out, me.out_row, me.out_time
+CARRAY = 0x501  # flags of an array: C-contiguous, aligned, writable
 
 
 def stream(ctx):
@@ -87,110 +84,148 @@ def stream(ctx):
             address = load_i64(me.plans, k)
             plan = read_plan(address)
             plan.xs, plan.xs_row = x, x_row
-            if me.block > 1:
-                _adjust(me, plan, k, count, x_time, out)
+            if me.block > 1:  # for single steps never anything else
+                plan.xs_time, plan.T = x_time, count
+                plan.chunks = (count + plan.steps - 1) // plan.steps
+                if k == me.layers - 1 and not me.multiply:
+                    plan.hs, plan.hs_row, plan.hs_time = out, me.out_row, me.out_time
             call_at(plan.entry, address)
-            if plan.packed_state:  # what comes after this step comes before the next
-                plan.state, plan.last_state = plan.last_state, plan.state
             x, x_row, x_time = plan.hs, plan.hs_row, plan.hs_time
-        if me.outputs == 0:
-            continue
-        for n in range(me.N):
-            to = out + n * me.out_row
-            for t in range(count):
-                call(me.column_sums, gemm.ColumnSums(
-                    panels=me.bias, panel=VECTOR_BYTES, rows=1, columns=me.outputs,
-                    out=to + t * me.out_time, add=0,
-                ))  # fmt: skip
+        for n in range(me.N if me.multiply else 0):
             call(me.multiply, gemm.Product(
                 a=x + n * x_row, a_row=x_time, a_segment=VECTOR_BYTES, a_group=0, groups=1,
-                inner=me.hidden, b=me.weights, b_vector=(me.hidden | 1) * VECTOR_BYTES,
-                c=to, c_row=me.out_time, c_vector=VECTOR_BYTES, rows=count,
-                columns=me.outputs, add=1, then=0,
+                inner=me.inner, b=me.weights, b_vector=(me.inner | 1) * VECTOR_BYTES,
+                c=out + n * me.out_row, c_row=me.out_time, c_vector=VECTOR_BYTES, rows=count,
+                columns=me.outputs, add=0, then=0,
             ))  # fmt: skip
 
 
 @jitted
-def _finite(x, address, count):
-    """Whether some numbers of x's dtype that lie side by side are finite."""
-    W, line = lanes_of(x), VECTOR_BYTES
-    total = load_part(x, address, 0)  # 0 times a number is 0, or NaN
+def _finite(ctx, address, count):
+    """Whether some numbers that lie side by side are finite; the ctx says of which dtype."""
+    W, line = lanes_of(ctx), VECTOR_BYTES
+    total = load_part(ctx, address, 0)  # 0 times a number is 0, or NaN
     while count >= 4 * W:
-        a = load_part(x, address, W) * 0.0 + load_part(x, address + line, W) * 0.0
-        b = load_part(x, address + 2 * line, W) * 0.0 + load_part(x, address + 3 * line, W) * 0.0
-        total = total + (a + b)
+        a = load_part(ctx, address, W) * 0.0 + load_part(ctx, address + line, W) * 0.0
+        b = load_part(ctx, address + 2 * line, W) * 0.0
+        total = total + (a + (b + load_part(ctx, address + 3 * line, W) * 0.0))
         address += 4 * line
         count -= 4 * W
     while count > 0:
-        total = total + load_part(x, address, count) * 0.0
+        total = total + load_part(ctx, address, count) * 0.0
         address += line
         count -= W
     return all_lanes(total >= 0.0)
 
 
-@once
-def _entrance(many: bool, dtype: str, ndim: int, nogil: bool) -> Any:
-    """A function that puts a call's arrays, of this dtype and no other, into a ``StreamPlan``.
+@jitted
+def _fits(me, x, ndim, N, row, T, time):
+    """Whether N times T rows of an array are aligned, their numbers side by side and finite."""
+    last, inputs, size = ndim - 1, me.inputs, VECTOR_BYTES // lanes_of(x)
+    if N != me.N or load_i64(x.shape, last) != inputs or (x.data | row | time) % size:
+        return False
+    if N and load_i64(x.strides, last) != size:
+        return False
+    dense = time == inputs * size
+    for n in range(N):
+        for t in range(1 if dense else T):
+            address = x.data + n * row + t * time
+            if not _finite(x, address, T * inputs if dense else inputs):
+                return False
+    return True
 
-    It then runs the stream, if that is ``alone``. It returns False, and does nothing, where x
-    does not fit or is not finite.
+
+@jitted
+def _is_result(me, out, rows, N, T, outputs, x):
+    """Whether the result may be written to an array: one that shares no memory with x."""
+    if out.flags & CARRAY != CARRAY or load_i64(out.shape, 0) != (N if rows else T):
+        return False
+    if load_i64(out.shape, rows) != T or load_i64(out.shape, rows + 1) != outputs:
+        return False
+    size = VECTOR_BYTES // lanes_of(x)
+    first, end = x.data, x.data + size
+    for k in range(rows + 2):
+        way = (load_i64(x.shape, k) - 1) * load_i64(x.strides, k)
+        first, end = first + min(way, 0), end + max(way, 0)
+    return N == 0 or end <= out.data or out.data + N * T * outputs * size <= first
+
+
+@once
+def _entrance(many: bool, dtype: str, rows: int, nogil: bool) -> Any:
+    """A function that puts a call's arrays into a ``StreamPlan``, and runs the stream if ``alone``.
+
+    It returns False, and does nothing, where an object is no array that fits, where a number is
+    not finite, or out shares memory with x. It looks at the objects itself: Numba would believe
+    what it was told of them, and take a quarter of a small step for each.
+
+    rows  how many axes the arrays have for the batch: 0 or 1
     """
+
+    @jitted
+    def is_array(me, x, ndim):
+        return x.type == me.array_type and x.dtype == me.dtype and x.ndim & 0xFFFFFFFF == ndim
 
     def enter(x, address):  # x (inputs,) or (N, inputs)
         me = _read_stream(address)
-        N, inputs, start, last = me.N, me.inputs, x.ctypes.data, x.ndim - 1
-        if x.shape[last] != inputs or x.size != N * inputs or (N and x.strides[last] != x.itemsize):
+        if not is_array(me, x, rows + 1):
             return False
-        if (start | x.strides[0]) % x.itemsize:  # not aligned
+        N, row = (load_i64(x.shape, 0), load_i64(x.strides, 0)) if rows else (1, 0)
+        if not _fits(me, x, rows + 1, N, row, 1, row):
             return False
-        for n in range(N):
-            if not _finite(x, start + n * x.strides[0], inputs):
-                return False
-        me.x, me.x_row = start, x.strides[0]
+        me.x, me.x_row = x.data, row
         if me.alone:
             call_at(me.kernel, address)
         return True
 
-    def enter_many(x, out, address):  # x (N, T, inputs), out (N, T, outputs)
+    def enter_many(x, out, address):  # x (T, inputs) or (N, T, inputs); out likewise
         me = _read_stream(address)
-        N, inputs, T, start = me.N, me.inputs, x.shape[1], x.ctypes.data
-        row, time = x.strides[0], x.strides[1]
-        if x.shape[0] != N or x.shape[2] != inputs or (N and x.strides[2] != x.itemsize):
+        if not (is_array(me, x, rows + 2) and is_array(me, out, rows + 2)):
             return False
-        if (start | row | time) % x.itemsize:  # not aligned
+        N, row = (load_i64(x.shape, 0), load_i64(x.strides, 0)) if rows else (1, 0)
+        T, time, outputs = load_i64(x.shape, rows), load_i64(x.strides, rows), me.outputs
+        if T == 0 or not _is_result(me, out, rows, N, T, outputs, x):
             return False
-        dense = time == inputs * x.itemsize
-        for n in range(N):
-            for t in range(1 if dense else T):
-                if not _finite(x, start + n * row + t * time, T * inputs if dense else inputs):
-                    return False
-        me.x, me.x_row, me.x_time, me.T = start, row, time, T
-        me.out, me.out_row, me.out_time = out.ctypes.data, out.strides[0], out.strides[1]
+        if not _fits(me, x, rows + 2, N, row, T, time):
+            return False
+        me.x, me.x_row, me.x_time, me.T, me.out = x.data, row, time, T, out.data
+        me.out_time = outputs * VECTOR_BYTES // lanes_of(x)
+        me.out_row = T * me.out_time
         if me.alone:
             call_at(me.kernel, address)
         return True
 
-    kind = from_dtype(np.dtype(dtype))
-    x = types.Array(kind, ndim, "A", readonly=True)
-    takes = (x, types.Array(kind, 3, "C"), int64) if many else (x, int64)
+    array = ArrayObjectType(dtype, many + 1 + rows)
+    takes = (array, array, int64) if many else (array, int64)
     function = enter_many if many else enter
     made = compiled_function(function, boolean(*takes), nogil=nogil, error_model="numpy")
-    # without Numba's search for a signature: it takes 0.1 microseconds, a step half of one, and
-    # tells neither byte orders apart nor, once it has seen the other, aligned arrays
     return made.overloads[takes].entry_point
 
 
 # ---- from Python
 
 
+class _Layer(NamedTuple):
+    """A layer of a stream, with a copy of its parameters."""
+
+    cell: Cell
+    params: tuple[Array, ...]
+    zoneout: Sequence[float]
+    state: Array  # (S, N, H), for a batch of one padded to whole vectors
+    packed: dict[Any, Packed]  # its weights, by the function that has packed them
+
+
+def _layer(cell: Cell, params: Sequence[Array], zoneout: Sequence[float], N: int) -> _Layer:
+    params = tuple(param.copy() for param in merge_bias(cell, params))
+    H, lanes = cell.hidden_size(params), VECTOR_BYTES // params[0].itemsize if N == 1 else 1
+    state = zeros((len(cell.states), N, -(-H // lanes) * lanes), params[0].dtype)
+    return _Layer(cell, params, zoneout, state, {})
+
+
 class NumbaStream:
     """A stack of layers with packed weights and its memory at hand.
 
-    out   the result of the last step
-
-    The states of a batch of one stay in panels, which for one row are the row itself, padded:
-    a step reads one buffer, writes the other, and the two change places. Those of a larger batch
-    are packed before a call, and unpacked after it.
+    state  for each layer its states, (S, N, H), to be read and written
+    out    the result of the last step
     """
 
     def __init__(
@@ -201,153 +236,133 @@ class NumbaStream:
         shards: int,
         bfloat16: bool,
     ) -> None:
-        layers = [
-            layer._replace(params=merge_bias(layer.cell, layer.params)).copy()
-            for layer in (StreamLayer(*parts) for parts in given)
-        ]
-        dtype = layers[0].params[0].dtype
-        self._states = [
-            _StateMemory(layer.cell, layer.cell.hidden_size(layer.params), N, dtype)
-            for layer in layers
-        ]
+        layers = [_layer(*StreamLayer(*parts), N) for parts in given]
+        dtype, H = layers[0].params[0].dtype, [at.cell.hidden_size(at.params) for at in layers]
+        self.state = [layer.state[:, :, :size] for layer, size in zip(layers, H, strict=True)]
         with warn_if_slow_compile(f"a stream of {layers[0].cell.name} ({dtype})"):
-            packed = [pack_weights(layer.cell, layer.params, bfloat16) for layer in layers]
             top = pack_affine(affine) if affine is not None else None
-            self._one = _Call(self._states, layers, packed, top, N, 1, shards)
-            steps, owners = max(2, 4096 // max(N, 1)), self._one.plans if N == 1 else None
-            self._many = _Call(self._states, layers, packed, top, N, steps, shards, owners)
+            self._one = _Call(layers, top, N, 1, shards, bfloat16)
+            self._many = _Call(layers, top, N, max(2, 4096 // max(N, 1)), shards, bfloat16)
             # a step of a microsecond need not let other Python threads in
-            long = N * sum(matrix.size for p in packed for matrix in p.memory) > 1 << 16
-            self._enter = _entrance(False, dtype.name, 1 if N == 1 else 2, long)
-            self._enter_many = _entrance(True, dtype.name, 3, True)
+            long = N * sum(p.size for layer in layers for p in layer.params) > 1 << 16
+            self._enter = _entrance(False, dtype.name, int(N != 1), long)
+            self._enter_many = _entrance(True, dtype.name, int(N != 1), True)
         self.out = self._one.out[0, 0] if N == 1 else self._one.out[:, 0]
 
     @property
-    def state(self) -> list[Array]:
-        """For each layer its states, (S, N, H), to be read and written."""
-        return [
-            memory.now(plan) for memory, plan in zip(self._states, self._one.plans, strict=True)
-        ]
-
-    @property
-    def stepping(self) -> tuple[Callable[[Array, int], bool], int]:
+    def stepping(self) -> tuple[Callable[[Any, int], bool], int]:
         """A step is the first of these, called with x and the second: the shortest way.
 
-        x (N, inputs), or (inputs,) for a batch of one, must be an array of the stream's dtype and
-        of that many axes: this is not checked. The result is in ``out``. Returns False, and does
-        nothing, where x has another shape, a number in it is not finite, or the numbers of a row
-        are not aligned or do not lie side by side.
+        x (N, inputs), or (inputs,) for a batch of one. The result is in ``out``. Returns False, and
+        does nothing, where x is no such array of the stream's dtype (the very object), a number in
+        it is not finite, or the numbers of a row are not aligned or do not lie side by side.
         """
         return (self._step_together if self._one.shared else self._enter), self._one.address
 
-    def _step_together(self, x: Array, address: int) -> bool:
-        if np.may_share_memory(x, self.out):  # one thread would read what another has written
-            x = x.copy()
-        if not self._enter(x, address):
-            return False
-        self._one.run_shared()
-        return True
+    @property
+    def running(self) -> tuple[Callable[[Any, Any, int], bool], int]:
+        """The same for some steps: a function of xs (N, T, inputs), out (N, T, outputs) and that.
 
-    def run(self, xs: Array, out: Array) -> bool:
-        """xs (N, T, inputs) -> out (N, T, outputs), which must fit.
-
-        False, and nothing done, where xs has another shape, a number in it is not finite, or the
-        numbers of a row are not aligned or do not lie side by side. Raises TypeError where the
-        dtype is another, or the number of axes.
+        Returns False also where out is not C-contiguous, or shares memory with xs.
         """
-        if xs.dtype != self.out.dtype or xs.ndim != 3:
-            raise TypeError(f"xs: expected an array of {self.out.dtype} with three axes")
-        many = self._many
-        fits = self._enter_many(xs, out, many.address)
-        if fits and many.shared:
-            many.run_shared()
-        return bool(fits)
+        return (self._run_together if self._many.shared else self._enter_many), self._many.address
 
+    def _step_together(self, x: Any, address: int) -> bool:
+        if type(x) is np.ndarray and np.may_share_memory(x, self.out):
+            x = x.copy()  # one thread would read what another has written
+        return self._enter(x, address) and self._one.run_shared()
 
-class _StateMemory:
-    """Where a layer's states are: two buffers of panels for a batch of one, else an array."""
-
-    def __init__(self, cell: Cell, H: int, N: int, dtype: Any) -> None:
-        lanes = VECTOR_BYTES // dtype.itemsize
-        self.one_row, self.H = N == 1, H
-        self.shape = len(cell.states), N, -(-H // lanes) * lanes if N == 1 else H
-        self.arrays = [zeros(self.shape, dtype) for _ in range(2 if N == 1 else 1)]
-
-    def now(self, plan: Array) -> Array:
-        """The states before the next step."""
-        first = self.arrays[0]
-        if not self.one_row or plan[PLACES["state"]] == address_of(first):
-            return first[:, :, : self.H]
-        return self.arrays[1][:, :, : self.H]
+    def _run_together(self, xs: Any, out: Any, address: int) -> bool:
+        return self._enter_many(xs, out, address) and self._many.run_shared()
 
 
 class _Call:
     """A plan for calls, up to T steps of which are a block, and all that it has the address of."""
 
     def __init__(
-        self,
-        states: Sequence[_StateMemory],
-        layers: Sequence[StreamLayer],
-        packed: Sequence[Packed],
-        top: Packed | None,
-        N: int,
-        T: int,
-        shards: int,
-        owners: Sequence[Array] | None = None,
-    ) -> None:
-        self._shards, dtype = shards, states[0].arrays[0].dtype
-        first = xs = np.zeros((N, T, layers[0].params[0].shape[0]), dtype)
+        self, layers: Sequence[_Layer], top: Packed | None, N: int, T: int, shards: int,
+        bfloat16: bool,
+    ) -> None:  # fmt: skip
+        self._shards, dtype = shards, layers[0].params[0].dtype
+        xs = np.zeros((N, T, layers[0].params[0].shape[0]), dtype)
+        words = {"x": address_of(xs), "x_row": xs.strides[0], "x_time": xs.strides[1]}
+        self._kept: list[Any] = [layers, top, xs]
         self.plans = []
-        self._kept: list[Any] = [layers, packed, top, first]
-        for (cell, params, zoneout), weights, state in zip(layers, packed, states, strict=True):
+        for layer in layers:
+            cell, params, zoneout, _, packed = layer
             (D, _), (P, _), H = params[0].shape, params[1].shape, cell.hidden_size(params)
-            hs = np.zeros((N, T, P), dtype)
-            cut = choose_partition(cell, N, T, D, H, shards)
-            options = StepOptions(zoneout=zoneout)
-            features = compiled_features(options.features, False)
-            made = plan_template(
-                forward, cell, dtype, N, T, D, H, P, *cut, keep=False, features=features
-            )
-            memory = aligned(made.scratch_bytes, dtype), aligned(made.kept_bytes, dtype)
-            plan = made.with_arrays(
-                xs, params, state.arrays[0], state.arrays[0], hs,
-                scratch=memory[0][1], kept=memory[1][1],
-            )  # fmt: skip
-            write(plan, packed=1, pWx=weights.addresses[0], pWh=weights.addresses[1])
+            # below the affine layer with a 1 behind h, by which the bias is multiplied
+            wide = P + (top is not None and layer is layers[-1])
+            hs = np.ones((N, T, wide), dtype)[:, :, :P]
+            cut, options = choose_partition(cell, N, T, D, H, shards), StepOptions(zoneout=zoneout)
+            fused = N == 1 == cut[0] and not cell.normalised
+            make, pack = (_fused, fused_step.pack) if fused else (_in_panels, pack_weights)
+            if pack not in packed:
+                packed[pack] = pack(cell, params, bfloat16)
+            plan, memory = make(layer, xs, hs, cut, packed[pack], options.features)
             if zoneout:
                 there = OptionMemory(options, cell, N, T, H, dtype)
                 write(plan, options=there.address)
                 self._kept.append(there)
-            if N == 1 and T == 1:
-                now, after = map(address_of, state.arrays)
-                write(plan, packed_state=1, state=now, last_state=after)
-            if weights.bfloat16:
-                multiply = compiled(gemm.multiply_bfloat16, dtype.name)
-                write(plan, multiply=multiply, weight_row=VECTOR_BYTES // 2)
             self.plans.append(plan)
             self._kept += [memory, hs]
             xs = hs
         self.shared = [plan for plan in self.plans if plan[PLACES["shards"]] > 1]
-        outputs = top.columns if top is not None else 0
-        self.out = np.zeros((N, T, outputs), dtype) if outputs else hs
-        weights_, bias = top.addresses if top is not None else (0, 0)
+        self.out = hs if top is None else np.zeros((N, T, top.columns), dtype)
         addresses = np.array([address_of(plan) for plan in self.plans])
-        owned_by = np.array([address_of(plan) for plan in owners or ()])
-        self._kept += [addresses, owned_by]
-        self._piece = compiled(stream, dtype.name)
-        words = StreamPlan(
-            kernel=self._piece, N=N, inputs=first.shape[2], alone=not self.shared,
-            x=address_of(first), x_row=first.strides[0], x_time=first.strides[1], T=T,
+        self._kernel = compiled(stream, dtype.name)
+        self._words = np.array(StreamPlan(
+            kernel=self._kernel, N=N, inputs=layers[0].params[0].shape[0], alone=not self.shared,
+            array_type=id(np.ndarray), dtype=id(np.dtype(dtype.type)), **words, T=T,
             out=address_of(self.out), out_row=self.out.strides[0], out_time=self.out.strides[1],
-            block=T, layers=len(layers), plans=address_of(addresses),
-            owners=address_of(owned_by) if owners else 0,
-            hidden=hs.shape[2], outputs=outputs, weights=weights_, bias=bias,
-            multiply=compiled(gemm.multiply, dtype.name),
-            column_sums=compiled(gemm.column_sums, dtype.name),
-        )  # fmt: skip
-        self._words = np.array(words)
+            block=T, layers=len(layers), plans=address_of(addresses), outputs=self.out.shape[2],
+            multiply=0 if top is None else compiled(gemm.multiply, dtype.name),
+            weights=0 if top is None else top.addresses[0], inner=P + 1,
+        ))  # fmt: skip
+        self._kept.append(addresses)
         self.address = address_of(self._words)
 
-    def run_shared(self) -> None:
+    def run_shared(self) -> bool:
         """Run it with the team's help."""
-        threads.team.run(self._piece, self.address, self._shards, self.shared)
+        threads.team.run(self._kernel, self.address, self._shards, self.shared)
+        return True
+
+
+def _fused(
+    layer: _Layer, xs: Array, hs: Array, cut: Any, weights: Packed, features: frozenset[str]
+) -> tuple[Array, Any]:
+    """A plan for ``fused_step.py``, and its memory."""
+    cell, (states, _, numbers), dtype = layer.cell, layer.state.shape, layer.state.dtype
+    row, plan = numbers * dtype.itemsize, np.zeros(threads.PLAN_WORDS, np.int64)
+    memory = zeros((states + 1 + len(cell.gates), numbers), dtype)
+    if weights.bfloat16:
+        features |= {"bfloat16"}
+    with compiling(cell, "step", dtype.name):
+        entry = compiled(fused_step.fused_steps, dtype.name, cell, features)
+    write(
+        plan, entry=entry, shards=1, T=1, steps=1, states=states, state_step=row,
+        D=xs.shape[2], H=cell.hidden_size(layer.params), P=hs.shape[2],
+        xs=address_of(xs), xs_time=xs.strides[1], pWx=weights.addresses[0],
+        hs=address_of(hs), hs_row=hs.strides[0], hs_time=hs.strides[1],
+        state=address_of(layer.state), last_state=address_of(memory),
+        operand=address_of(memory[states]), x_proj=address_of(memory[states + 1 :]),
+    )  # fmt: skip
+    return plan, memory
+
+
+def _in_panels(
+    layer: _Layer, xs: Array, hs: Array, cut: Any, weights: Packed, features: frozenset[str]
+) -> tuple[Array, Any]:
+    """A plan for ``forward.py``, and its memory."""
+    cell, params, _, state, _ = layer
+    sizes, dtype = (*xs.shape, cell.hidden_size(params), hs.shape[2]), state.dtype
+    features = compiled_features(features, False)
+    made = plan_template(forward, cell, dtype, *sizes, *cut, keep=False, features=features)
+    memory = aligned(made.scratch_bytes, dtype), aligned(made.kept_bytes, dtype)
+    (_, scratch), (_, kept) = memory
+    plan = made.with_arrays(xs, params, state, state, hs, scratch=scratch, kept=kept)
+    write(plan, packed=1, pWx=weights.addresses[0], pWh=weights.addresses[1])
+    if weights.bfloat16:
+        multiply = compiled(gemm.multiply_bfloat16, dtype.name)
+        write(plan, multiply=multiply, weight_row=VECTOR_BYTES // 2)
+    return plan, memory

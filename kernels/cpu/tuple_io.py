@@ -15,7 +15,7 @@ from numba.extending import intrinsic, overload, register_jitable
 from ..fingerprint import with_callees
 from . import vector_functions  # noqa: F401 (it registers them)
 from .kernel_abi import emits
-from .simd import VectorType, emit_load, emit_load_part, emit_prefetch, emit_store
+from .simd import emit_load, emit_load_part, emit_prefetch, emit_store, of_ctx
 
 _I64 = ir.IntType(64)
 
@@ -70,7 +70,7 @@ def _sum(builder, terms):
 
 def _tuple_of(count):
     """The type of a tuple of vectors; ``count`` finds how many from a kernel's layout."""
-    return lambda ctx, *rest: types.UniTuple(VectorType(ctx.dtype), count(ctx.layout))
+    return lambda ctx, *rest: types.UniTuple(of_ctx(ctx), count(ctx.layout))
 
 
 @emits(_tuple_of(lambda at: len(at.cell.gates)))
@@ -79,7 +79,7 @@ def load_bias(builder, ctx, place, b_row, left):
 
     A cell's weights lie behind the biases, and are loaded likewise.
     """
-    cell, vector, count = ctx.cell, VectorType(ctx.dtype), len(ctx.cell.gates)
+    cell, vector, count = ctx.cell, of_ctx(ctx), len(ctx.cell.gates)
     input_side = cell.input_gates + tuple(range(count - len(cell.weights), count))
     members = []
     for g in range(count):
@@ -108,7 +108,7 @@ def _add_to_gates(part):
         new = [builder.extract_value(gates, g) for g in range(len(order))]
         for k, place in enumerate(part(ctx.layout)):
             address = member_address(builder, side, k)
-            numbers = emit_load(builder, VectorType(ctx.dtype), address)
+            numbers = emit_load(builder, of_ctx(ctx), address)
             new[order[place]] = builder.fadd(new[order[place]], numbers)
         return new
 
@@ -129,7 +129,7 @@ def _replacing(part):
         for k, place in enumerate(at.normalised):
             if place in part(at):
                 address = member_address(builder, normalised, k)
-                number = emit_load(builder, VectorType(ctx.dtype), address)
+                number = emit_load(builder, of_ctx(ctx), address)
                 gates = builder.insert_value(gates, number, at.order[place])
         return gates
 
@@ -146,7 +146,7 @@ def _loading(choose):
     @emits(_tuple_of(lambda at: len(choose(at))))
     def load_members(builder, ctx, place):
         addresses = (member_address(builder, place, k) for k in choose(ctx.layout))
-        return [emit_load(builder, VectorType(ctx.dtype), address) for address in addresses]
+        return [emit_load(builder, of_ctx(ctx), address) for address in addresses]
 
     return load_members
 
@@ -171,7 +171,7 @@ load_extra = _loading(_extra_places)
 def load_saved(builder, ctx, saved, after, weights, left, normalised):
     """The numbers that the cell saved: stored, or found in the state after the step, in its
     weights, or among its normalised gates."""
-    stored, members, vector = 0, [], VectorType(ctx.dtype)
+    stored, members, vector = 0, [], of_ctx(ctx)
     places = {"state": after, "normalised": normalised, "weight": weights}
     for where in ctx.layout.saved_from:
         if where is None:
@@ -215,13 +215,13 @@ def emit_members(builder, vector, kinds, members):
 @emits(_tuple_of(lambda at: len(at.cell.states)))
 def zeros_state(builder, ctx):
     """A state of zeros."""
-    return [ir.Constant(VectorType(ctx.dtype).llvm, None)] * len(ctx.cell.states)
+    return [ir.Constant(of_ctx(ctx).llvm, None)] * len(ctx.cell.states)
 
 
 @intrinsic
 def zeros_for_none(typing, ctx, values):
     """A tuple as the cell returned it, with zeros for None."""
-    kind = types.UniTuple(VectorType(ctx.dtype), len(values))
+    kind = types.UniTuple(of_ctx(ctx), len(values))
 
     def codegen(context, builder, signature, args):
         members = emit_members(builder, kind.dtype, values, args[1])
@@ -235,7 +235,7 @@ def _storing(choose):
 
     @intrinsic
     def store_members(typing, ctx, values, place):
-        vector = VectorType(ctx.dtype)
+        vector = of_ctx(ctx)
 
         def codegen(context, builder, signature, args):
             members = emit_members(builder, vector, values, args[1])
@@ -256,6 +256,7 @@ def _stored_places(at):
 
 store_states, store_saved = _storing(_state_places), _storing(_stored_places)
 store_gradients, store_extra = _storing(_gate_places), _storing(_extra_places)
+store_gates = _storing(lambda at: range(len(at.order)))
 store_gradients_but_late = _storing(
     lambda at: [None if k in at.after_operand else k for k in _gate_places(at)]
 )

@@ -1,0 +1,283 @@
+"""A step as one function: the steps of one sequence through one layer, for a stream.
+
+The loop over time, the products, the cell's own arithmetic and the state are one compiled function
+for each cell, whose sizes are arguments; only the state goes through memory. A step is cut into
+*strips* of units, whose gates stay in registers from the bias to the new state:
+
+    | wide | wide | ... | 64 bytes | ... | 32 bytes |       H units
+
+A wide strip keeps as many sums going as the processor can; the last takes a rest of H that fits.
+Sums are made in the order of the layer's, b + x Wx, then + h Wh, each along its inner axis: a
+stream has the bits of its layer. Weights are packed strip by strip in the order in which they are
+read; of a strip of W units:
+
+    biases (gates, W)    Wx (D, input gates, W)    Wh (P, early gates, W)    Wr (H, late gates, W)
+
+with the cell's weights among the biases. Every other step begins with the last wide strip, whose
+weights are still in the first cache. A cell with an operand takes two sweeps over the strips,
+between which its gates are in rows.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from llvmlite import ir
+from numba.core import types
+from numba.extending import overload
+
+from ..cells import Cell
+from ..engine import Array
+from ..layout import layout
+from . import simd, tuple_io
+from .gemm import emit_load_bfloat16, emit_loop
+from .kernel_abi import arguments_address, emits, inlined
+from .option_io import end_step, load_options
+from .packing import Packed, placed, upper_halves
+from .plan import read_plan, read_record
+from .simd import VECTOR_BYTES, lanes_of, load, of_ctx, splat, store, store_part
+from .threads import flush_denormals, restore_denormals
+
+_I64 = ir.IntType(64)
+
+
+def _wide_bytes(cell: Cell) -> int:
+    """How wide a strip is where units suffice: its sums take a quarter of the registers."""
+    registers, bits = simd.vector_registers()
+    most = registers // 4 * bits // 8 // max(1, layout(cell).early)
+    return max(VECTOR_BYTES, min(4 * VECTOR_BYTES, 1 << most.bit_length() - 1))
+
+
+def pack(cell: Cell, params: Sequence[Array], bfloat16: bool) -> Packed:
+    """The weights of a layer, strip by strip; params are those that ``plans.merge_bias`` makes."""
+    Wx, Wh, b, *own = params
+    H, P, inputs, early = (
+        cell.hidden_size(params),
+        Wh.shape[0],
+        cell.input_gates,
+        layout(cell).early,
+    )
+    added = (*inputs, *range(len(cell.gates) - len(cell.weights), len(cell.gates)))
+    rows = b.reshape(-1, len(added), H)
+    biases = np.zeros((1, len(cell.gates), H), b.dtype)
+    biases[0, added] = rows[0]
+    for row, g in zip(rows[-1] if cell.biases == 2 else (), cell.recurrent_gates, strict=False):
+        biases[0, g] = biases[0, g] + row if g in added else row
+    Wr = (own[0] if own else Wh[:, early * H :]).reshape(H, -1, P)
+    Wr = np.pad(Wr, ((0, 0), (0, 0), (0, H - P)))
+    parts = biases, Wx.reshape(-1, len(inputs), H), Wh[:, : early * H].reshape(P, early, H), Wr
+    half, wide = VECTOR_BYTES // b.itemsize // 2, _wide_bytes(cell) // b.itemsize
+    whole, rest = divmod(-(-H // half) * half, wide)
+    strips = [wide] * whole + [2 * half] * (rest // (2 * half)) + [half] * (rest // half % 2)
+    pieces, start = [], 0
+    for lanes in strips:
+        for part in parts:
+            strip = part[:, :, start : start + lanes]
+            strip = np.pad(strip, ((0, 0), (0, 0), (0, lanes - strip.shape[2])))
+            strip = upper_halves(strip) if bfloat16 and part is not biases else strip
+            pieces.append(strip.reshape(-1).view(np.uint8))
+        start += lanes
+    memory, address = placed(np.concatenate(pieces).view(b.dtype))
+    return Packed([memory], [address], H, bfloat16)
+
+
+# ---- in compiled code
+
+
+def _resized(size):
+    """An intrinsic for the ctx of vectors of another size, which ``size`` finds from the cell."""
+
+    @emits(lambda ctx: ctx.with_vectors(size(ctx.cell)))
+    def resized(builder, ctx):
+        return ir.Constant(_I64.as_pointer(), None)
+
+    return resized
+
+
+_wide, _half = _resized(_wide_bytes), _resized(lambda cell: VECTOR_BYTES // 2)
+
+
+def _weight_row(ctx):
+    return ctx.vector_bytes // 2 if "bfloat16" in ctx.features else ctx.vector_bytes
+
+
+@emits(types.UniTuple(types.int64, 6))
+def _constants(builder, ctx):
+    """Bytes of a vector and of a row of weights; gates in all, and of Wx, Wh and Wr."""
+    at = layout(ctx.cell)
+    counts = ctx.vector_bytes, _weight_row(ctx), len(at.order), at.x_gates, at.early, at.late
+    return [_I64(count) for count in counts]
+
+
+def _emit_products(builder, ctx, gates, weights, numbers, count, depth):
+    """Numbers (count,) times weights (count, gates, W), so many numbers in a turn of the loop."""
+    vector, row = of_ctx(ctx), _weight_row(ctx)
+    load_row = emit_load_bfloat16 if "bfloat16" in ctx.features else simd.emit_load
+    kind, size = vector.llvm.element.as_pointer(), vector.dtype.bitwidth // 8
+
+    def turns(several):
+        def turn(a, w, *now):
+            sums = list(now)
+            for k in range(several):
+                number = builder.load(builder.inttoptr(builder.add(a, _I64(k * size)), kind))
+                number = splat(builder, number, vector.llvm)
+                for j in range(gates):
+                    place = builder.add(w, _I64((k * gates + j) * row))
+                    line = load_row(builder, vector, place)
+                    sums[j] = simd.emit_fma(builder, vector, number, line, sums[j])
+            behind = builder.add(w, _I64(several * gates * row))
+            return builder.add(a, _I64(several * size)), behind, *sums
+
+        return turn
+
+    now = [numbers, weights, *[ir.Constant(vector.llvm, [0.0] * vector.lanes)] * gates]
+    if gates and depth > 1:
+        now = emit_loop(builder, builder.sdiv(count, _I64(depth)), now, turns(depth))
+        count = builder.srem(count, _I64(depth))
+    return emit_loop(builder, count, now, turns(1))[2:] if gates else []
+
+
+def _emit_gates(builder, ctx, load_gate, *products):
+    """Gates, and products (places of the gates, sums) added to them.
+
+    LLVM makes one rounding of a product and a sum; of which product in a * b + c * d depends on the
+    order of what they come from. So it is that of ``gates.py``: weights, then the layout's order.
+    """
+    at = layout(ctx.cell)
+    own = len(at.order) - at.weights
+    gates = {g: load_gate(builder, g) for g in (*at.order[own:], *at.order[:own])}
+    for places, sums in products:
+        for g, total in zip(places, sums, strict=True):
+            gates[g] = builder.fadd(gates[g], total)
+    return [gates[g] for g in range(len(gates))]
+
+
+def _gates(ctx, *rest):
+    return types.UniTuple(of_ctx(ctx), len(ctx.cell.gates))
+
+
+@emits(_gates)
+def _first_gates(builder, ctx, weights, x, D, x_weights, h, P, h_weights):
+    """b + x Wx, then + h Wh."""
+    x_gates, h_gates = ctx.cell.input_gates, ctx.cell.recurrent_gates[: layout(ctx.cell).early]
+    x_sums = _emit_products(builder, ctx, len(x_gates), x_weights, x, D, 1)
+    h_sums = _emit_products(builder, ctx, len(h_gates), h_weights, h, P, 8)
+    # rows of weights may be half as long, and an odd number of them before
+    kind, aligned = of_ctx(ctx).llvm.as_pointer(), min(_weight_row(ctx), VECTOR_BYTES)
+
+    def bias(builder, g):
+        place = builder.add(weights, _I64(g * ctx.vector_bytes))
+        return builder.load(builder.inttoptr(place, kind), align=aligned)
+
+    return _emit_gates(builder, ctx, bias, (x_gates, x_sums), (h_gates, h_sums))
+
+
+@emits(_gates)
+def _last_gates(builder, ctx, place, operand, H, weights):
+    """The gates from their rows, then + operand Wr."""
+    late = ctx.cell.recurrent_gates[layout(ctx.cell).early :]
+    sums = _emit_products(builder, ctx, len(late), weights, operand, H, 8)
+
+    def kept(builder, g):
+        address = tuple_io.member_address(builder, place, g)
+        return simd.emit_load(builder, of_ctx(ctx), address)
+
+    return _emit_gates(builder, ctx, kept, (late, sums))
+
+
+@emits(lambda ctx, gates, number: gates)
+def _add_operand(builder, ctx, gates, number):
+    """Add the operand to the gate that it feeds itself."""
+    fed = [name in ctx.cell.operand_gate for name in ctx.cell.gates]
+    values = [builder.extract_value(gates, g) for g in range(len(fed))]
+    return [builder.fadd(v, number) if f else v for v, f in zip(values, fed, strict=True)]
+
+
+def _sweep(begins, ends):
+    """A function that runs a step for all strips, or one of two parts of it.
+
+    begins  it adds up the gates of the first product; else it finds them in rows
+    ends    it runs the cell; else it computes the operand, and leaves the gates in rows
+    """
+
+    @inlined
+    def strip(ctx, plan, t, now, after, weights, u):  # u: bytes from a row's start
+        size, row, gates_in_all, x_gates, early, _ = _constants(ctx)
+        x_weights = weights + gates_in_all * size
+        h_weights = x_weights + plan.D * x_gates * row
+        left = plan.P - u * lanes_of(ctx) // size
+        if begins:
+            x = plan.xs + t * plan.xs_time
+            gates = _first_gates(ctx, weights, x, plan.D, x_weights, now, plan.P, h_weights)
+        else:
+            inner = plan.H if left > 0 else 0  # h may have fewer units
+            r_weights = h_weights + plan.P * early * row
+            kept = plan.x_proj + u, plan.state_step
+            gates = _last_gates(ctx, kept, plan.operand, inner, r_weights)
+        before = tuple_io.load_states(ctx, (now + u, plan.state_step))
+        if ends:
+            new, saved = tuple_io.forward(ctx, gates, before)
+            if plan.keep:  # never, but LLVM rounds a number that is kept as in ``forward_gates``
+                tuple_io.store_saved(ctx, saved, (plan.saved + u, plan.state_step))
+            options = load_options(ctx, read_record(plan.options), 0, 0, 0, 0, 0, 0)
+            new, _, _ = end_step(ctx, new, before, options)
+            tuple_io.store_states(ctx, new, (after + u, plan.state_step))
+        else:
+            number = tuple_io.operand(ctx, gates, before)
+            store(ctx, number, plan.operand + u)
+            gates = _add_operand(ctx, gates, number)
+            tuple_io.store_gates(ctx, gates, (plan.x_proj + u, plan.state_step))
+
+    @inlined
+    def sweep(ctx, plan, t, now, after):
+        wide, half, W = _wide(ctx), _half(ctx), lanes_of(ctx)
+        size, row, gates, x_gates, early, late = _constants(ctx)
+        line = size * gates + row * (plan.D * x_gates + plan.P * early + plan.H * late)
+        times, halves = lanes_of(wide) // W, (2 * plan.H + W - 1) // W
+        many, rest = halves // (2 * times), halves % (2 * times)
+        for j in range(many):
+            k = (many - 1 - j if t & 1 else j) * times
+            strip(wide, plan, t, now, after, plan.pWx + k * line, k * size)
+        k = many * times
+        for _ in range(rest // 2):
+            strip(ctx, plan, t, now, after, plan.pWx + k * line, k * size)
+            k += 1
+        if rest % 2:
+            strip(half, plan, t, now, after, plan.pWx + k * line, k * size)
+
+    return sweep
+
+
+_whole, _begin, _end = _sweep(True, True), _sweep(True, False), _sweep(False, True)
+
+
+def _step(ctx, plan, t, now, after):
+    raise NotImplementedError("this function exists only as compiled code")
+
+
+@overload(_step, strict=False)
+def _step_of_cell(ctx, plan, t, now, after):
+    if ctx.cell.operand is None:
+        return lambda ctx, plan, t, now, after: _whole(ctx, plan, t, now, after)
+
+    def in_two(ctx, plan, t, now, after):
+        _begin(ctx, plan, t, now, after)
+        _end(ctx, plan, t, now, after)
+
+    return in_two
+
+
+def fused_steps(ctx):
+    """A kernel: some steps of one sequence through one layer, from ``plan.state`` to there."""
+    plan = read_plan(arguments_address(ctx))
+    denormals = flush_denormals()
+    now, after = plan.state, plan.last_state
+    for t in range(plan.T):
+        _step(ctx, plan, t, now, after)
+        now, after = after, now
+        for u in range(0, plan.state_step, VECTOR_BYTES):  # only now: x may be what hs was
+            lanes = plan.P - u * lanes_of(ctx) // VECTOR_BYTES
+            store_part(ctx, load(ctx, now + u), plan.hs + t * plan.hs_time + u, lanes)
+    if plan.T % 2:
+        for u in range(0, plan.states * plan.state_step, VECTOR_BYTES):
+            store(ctx, load(ctx, now + u), after + u)
+    restore_denormals(denormals)
