@@ -85,7 +85,8 @@ def adding(options: Options) -> Iterator[Row]:
         ("antisymmetric", 100, 6000, "none"),
         ("lstm", 200, 6000, "solved (Arjovsky et al. 2016)"),
         ("gru", 600, 3000, "0.000053 (Bai et al. 2018)"),
-        ("indrnn", 1000, 3000, "solved (Li et al. 2018)"),
+        ("indrnn", 400, 6000, "solved (Li et al. 2018)"),
+        ("indrnn", 1000, 9000, "solved (Li et al. 2018)"),
     ):
         begun, layers = time.perf_counter(), stack(name, 2, T)
         model = Sequential(
