@@ -160,6 +160,24 @@ def test_sparse_gradients_are_those_of_dense_ones(backend):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
+def test_sparse_gradients_on_a_device():
+    def run():
+        model = Rnnlm(40, 6, 9, rng=0, sparse_embedding=True, samples=9, dtype=np.float64)
+        corpus = np.random.default_rng(0).integers(0, 40, 121)
+        options = {"accumulate": 3, "max_norm": 0.2, "progress": False}
+        return Trainer(model, AdaGrad(0.1), TruncatedBPTT(corpus, 2, 6), **options)
+
+    want = run()
+    want.fit(2)
+    with use_fake_device():
+        got = run()
+        got.model.to("cuda")
+        got.fit(2)
+        got.model.to("cpu")
+    for a, b in zip(got.model.params, want.model.params, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
 def test_what_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"accumulate: expected at most the 15 batches .*got 16"):
         language_model(accumulate=16)

@@ -3,8 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..backend import engine_of_param
+import numpy as np
+
+from ..backend import engine_of_param, to_host
 from ..kernels.sparse_rows import SparseRows
+from ..layers.dense import distinct
 from ..typing import Array, Scalar
 
 
@@ -84,10 +87,11 @@ class GradientMean:
 
 
 def _add_rows(total: SparseRows, grad: SparseRows, weight: float) -> None:
-    """total += weight * grad."""
-    xp = engine_of_param(grad.values).xp
-    rows = xp.unique(xp.concatenate([total.rows, grad.rows]))
-    values = xp.zeros((len(rows), *grad.shape[1:]), grad.dtype)
-    values[xp.searchsorted(rows, total.rows)] = total.values
-    values[xp.searchsorted(rows, grad.rows)] += grad.values * grad.dtype.type(weight)
+    """total += weight * grad. On a device this waits for it."""
+    engine, K = engine_of_param(grad.values), len(total.rows)
+    found = distinct(np.concatenate([to_host(total.rows), to_host(grad.rows)]))
+    rows, places = map(engine.to_device, found)
+    values = engine.xp.zeros((len(rows), *grad.shape[1:]), grad.dtype)
+    values[places[:K]] = total.values
+    values[places[K:]] += grad.values * grad.dtype.type(weight)
     total.rows, total.values = rows, values
