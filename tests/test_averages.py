@@ -22,6 +22,7 @@ from numba_rnn.training import (
     load_checkpoint,
     save_checkpoint,
 )
+from numba_rnn.training.averages import both_in_one, weights_and_average
 
 CORPUS = np.random.default_rng(0).integers(0, 11, 401)
 VALID = np.random.default_rng(1).integers(0, 11, 101)
@@ -269,6 +270,15 @@ def test_a_refused_restore_changes_nothing(tmp_path, change, says):
     after = [*inside(trainer), *trainer.model.params]
     for ours, theirs in zip(after, before, strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_what_is_no_number_on_both_sides_is_no_difference():
+    """As results of a cell may be, by which a file recognises it."""
+    weights = {"cell": np.array([np.nan, 1.0]), "param/W": np.ones(2)}
+    means = {**weights, "param/W": np.zeros(2)}
+    both = both_in_one(weights, means, average_first=False)
+    assert both.keys() == {"cell", "param/W", "average/param/W"}
+    assert [arrays["param/W"][0] for arrays in weights_and_average(both)] == [1, 0]
 
 
 def test_an_average_that_is_not_finite_is_not_saved(tmp_path):

@@ -190,7 +190,19 @@ def test_what_is_refused():
             SGD().update([W], [wrong])
     with pytest.raises(TypeError, match="float64"):
         SGD().update([W], [SparseRows(np.array([0]), np.ones((1, 3), np.float32), (4, 3))])
+    for rows in ([0, 2], [0, 99], [-1, 2]):  # of which nothing is known
+        with pytest.raises(TypeError, match=r"grads\[0\]\.rows: expected an integer array .* list"):
+            SGD().update([W], [SparseRows(rows, np.ones((2, 3)), (4, 3))])
     assert (W == 1).all()
+
+
+@pytest.mark.parametrize("optimiser", [Momentum, RMSProp, Adam, AdamW])
+def test_a_run_that_cannot_take_them_is_refused_before_it_has_a_folder(tmp_path, optimiser):
+    model = Rnnlm(30, 4, 6, sparse_embedding=True, rng=0)
+    tokens = np.random.default_rng(0).integers(0, 30, 400)
+    with pytest.raises(TypeError, match=r"model.grads\[0\]: expected an array, because"):
+        Trainer(model, optimiser(), TruncatedBPTT(tokens, 4, 10), folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -294,7 +294,8 @@ def both_in_one(
     prefix = _RAW if average_first else _AVERAGE
     beside = {
         prefix + name: array
-        for name, array in second.items() if not np.array_equal(array, first[name])
+        for name, array in second.items()
+        if not np.array_equal(array, first[name], equal_nan=True)  # a cell's probe may be NaN
     }  # fmt: skip
     return first | beside
 

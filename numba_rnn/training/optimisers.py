@@ -160,25 +160,42 @@ class Optimiser:
             raise
         return norm
 
-    def _accepted(self, name: str, grad: Any, param: Array, engine: Engine) -> Any:
-        """A gradient that fits, where the engine has its arrays."""
-        if not isinstance(grad, SparseRows):
-            return validate_array(name, grad, param.shape, param.dtype, engine)
-        if not self.lazy:
+    def expect_kind(self, name: str, grad: Any) -> None:
+        """Refuse a ``SparseRows`` where the rule changes other rows too.
+
+        Parameters
+        ----------
+        name : str
+            The name of the gradient in the message.
+        grad : array or SparseRows
+            A gradient.
+
+        Raises
+        ------
+        TypeError
+            If it is a ``SparseRows``, and ``lazy`` is False.
+        """
+        if isinstance(grad, SparseRows) and not self.lazy:
             raise TypeError(
                 f"{name}: expected an array, because {type(self).__name__} changes rows without a "
                 "gradient too, got SparseRows; SGD, AdaGrad and Adam(lazy=True) take these, "
                 "TimeEmbedding(..., sparse=False) makes none"
             )
+
+    def _accepted(self, name: str, grad: Any, param: Array, engine: Engine) -> Any:
+        """A gradient that fits, where the engine has its arrays."""
+        if not isinstance(grad, SparseRows):
+            return validate_array(name, grad, param.shape, param.dtype, engine)
+        self.expect_kind(name, grad)
         if grad.shape != param.shape:
             raise ValueError(
                 f"{name}: expected shape {format_shape(param.shape)}, got "
                 f"{format_shape(grad.shape)}"
             )
-        shape = *np.shape(grad.rows), *param.shape[1:]
+        shape, rows = (*np.shape(grad.rows), *param.shape[1:]), grad.rows
         values = validate_array(f"{name}.values", grad.values, shape, param.dtype, engine)
-        rows = grad.rows
-        if isinstance(rows, np.ndarray):  # else to look at them is to wait for the device
+        if isinstance(rows, np.ndarray) or not engine.is_native(rows):
+            # those on a device are not looked at, which would be to wait for it
             expect_ids(f"{name}.rows", rows, ("N",), len(param))
             if not (rows[1:] > rows[:-1]).all():
                 raise ValueError(f"{name}.rows: expected numbers that increase, got {rows}")

@@ -228,6 +228,9 @@ class Trainer:
             model, valid, metrics, tokens=self._shared is not None or hasattr(model, "perplexity"),
             batch_size=blocks.batch_size, eval_batch=eval_batch, eval_time=eval_time,
         )  # fmt: skip
+        if isinstance(optimiser, Optimiser):
+            for k, grad in enumerate(model.grads):
+                optimiser.expect_kind(f"model.grads[{k}]", grad)
 
         self.history = History()
         self.epoch = 0  # epochs completed
@@ -294,6 +297,7 @@ class Trainer:
 
     def _fit(self, max_epochs: int) -> History:
         if self.iteration == 0:
+            self._factor()  # a schedule that is refused leaves no file
             self._save("last")  # from here on a killed run leaves a checkpoint
         if self.epoch >= max_epochs:
             self.log(f"nothing left to train: {self.epoch} of {max_epochs} epochs are done")
@@ -375,15 +379,20 @@ class Trainer:
         steps  of a block, as a share of ``time_size``
         """
         lr = self.optimiser.lr
-        if self.schedule is not None:
-            name = f"schedule({self.iteration})"
-            steps *= expect_float(name, self.schedule(self.iteration), 0, low_open=True)
+        steps *= self._factor()
         if steps != 1:
             self.optimiser.lr = lr * steps
         try:
             yield
         finally:
             self.optimiser.lr = lr
+
+    def _factor(self) -> float:
+        """The schedule's factor of the learning rate of this iteration."""
+        if self.schedule is None:
+            return 1.0
+        name = f"schedule({self.iteration})"
+        return expect_float(name, self.schedule(self.iteration), 0, low_open=True)
 
     def _step(self, loss: Scalar) -> Scalar:
         """Update the parameters; the norm of the gradient before it was clipped."""
@@ -448,9 +457,8 @@ class Trainer:
     def _end_epoch(self) -> None:
         best_before = self.history.best
         self._sync_losses()
-        self.epoch += 1
         entry: dict[str, Any] = {
-            "epoch": self.epoch,
+            "epoch": self.epoch + 1,
             "iteration": self.iteration,
             "train_loss": self._epoch_loss / self.blocks.full_batches,
             "lr": self.optimiser.lr,
@@ -462,6 +470,7 @@ class Trainer:
         value = entry[f"valid_{self._measures.name}"]
         if value is not None and not math.isfinite(value):
             raise self._diverged(f"validation {self._measures.name} {value}")
+        self.epoch += 1  # not before: an error in validation leaves the epoch to be ended again
         self.history.epochs.append(entry)
         improved = self.history.best < best_before
         average, scores = self.average, self.history.scores
@@ -667,13 +676,14 @@ class Trainer:
         self._sync_losses()
         numbers, memory = self.optimiser.state()
         model = self._shared or self.model
-        arrays = model.arrays()
+        arrays, means = model.arrays(), None
         if self.average is not None and self.average.updates:
             with self.averaged():
                 means = {name: np.array(array) for name, array in model.arrays().items()}
-            arrays = both_in_one(arrays, means, average_first=averaged)
         if not self._first:
             return
+        if means is not None:
+            arrays = both_in_one(arrays, means, average_first=averaged)
         arrays |= {f"optimiser/{k}": v for k, v in memory.items()}
         content = {
             **self.extra,
