@@ -280,6 +280,59 @@ def test_another_runs_table_is_left_alone(tmp_path):
         make(callbacks=[CSVLog(tmp_path)]).fit(1)
 
 
+@pytest.mark.parametrize("mark", ["utf-16", "utf-8-sig", "latin-1"])
+def test_a_file_of_another_program_is_left_alone(tmp_path, mark):
+    log = tmp_path / "log.csv"
+    make(tmp_path / "run", [CSVLog(log)]).fit(1)
+    log.write_bytes(("Größe\n" + log.read_text("utf-8")).encode(mark))
+    before = log.read_bytes()
+    second = make(tmp_path / "run", [CSVLog(log)])
+    second.restore(tmp_path / "run" / "last.safetensors")
+    with pytest.raises(FileExistsError, match="or the log of this run, got another one"):
+        second.fit(2)
+    assert log.read_bytes() == before
+
+
+def test_of_two_runs_with_one_table_the_later_one_ends(tmp_path):
+    log = tmp_path / "log.csv"
+    other, before = make(callbacks=[CSVLog(log)]), []
+
+    def meanwhile(trainer):
+        other.fit(2)
+        before.append(log.read_bytes())
+
+    trainer = make(tmp_path / "run", [meanwhile, CSVLog(log)], SGD(0.1))
+    with pytest.raises(FileExistsError, match="or the log of this run, got another one"):
+        trainer.fit(2)
+    assert log.read_bytes() == before[0]
+    trainer.callbacks = [CSVLog(tmp_path / "own.csv")]
+    trainer.fit(2)
+    assert len(table(tmp_path / "own.csv")) == 4
+
+
+def test_a_table_is_known_before_the_first_epoch_and_with_other_columns(tmp_path):
+    """As where a process is killed after the first table and before the checkpoint."""
+    log, whole = tmp_path / "log.csv", tmp_path / "whole.csv"
+    first = make(tmp_path / "run", [CSVLog(log)])
+    first.model = StopAt(first.model, 1)
+    first.fit(3)
+    (tmp_path / "run" / "last.safetensors").rename(tmp_path / "amid.safetensors")
+    make(callbacks=[CSVLog(whole)]).fit(3)
+    log.write_bytes(b"".join(whole.read_bytes().splitlines(keepends=True)[:3]))
+    second = make(callbacks=[CSVLog(log)])
+    second.restore(tmp_path / "amid.safetensors")
+    second.fit(3)
+    assert log.read_bytes() == whole.read_bytes()
+    bare = make(valid=None, metrics=None)
+    bare.fit(1)
+    bare.save(tmp_path / "bare.safetensors")
+    for epochs in (3, 2):  # with validation since
+        late = make(callbacks=[CSVLog(tmp_path / "late.csv")])
+        late.restore(tmp_path / "bare.safetensors")
+        late.fit(epochs)
+    assert len(table(tmp_path / "late.csv")) == 4
+
+
 def events(folder):
     """What TensorBoard shows: {(name, step): value}. It drops what a new start purges."""
     from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -344,6 +397,16 @@ def test_a_log_that_comes_late_has_everything(tmp_path):
     trainer.restore(tmp_path / "run" / "last.safetensors")
     trainer.fit(3)
     assert len(table(tmp_path / "log.csv")) == 6
+    expect_events(tmp_path / "events", tmp_path / "log.csv")
+
+
+def test_what_was_trained_without_the_log_is_in_it_later(tmp_path):
+    logs = CSVLog(tmp_path / "log.csv"), TensorBoardLog(tmp_path / "events")
+    for epochs, callbacks in ((1, logs), (3, logs[:1]), (4, logs)):
+        trainer = make(tmp_path / "run", callbacks)
+        if epochs > 1:
+            trainer.restore(tmp_path / "run" / "last.safetensors")
+        trainer.fit(epochs)
     expect_events(tmp_path / "events", tmp_path / "log.csv")
 
 

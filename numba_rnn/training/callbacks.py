@@ -89,7 +89,8 @@ class CSVLog:
     Raises
     ------
     FileExistsError
-        When ``fit`` begins, if there is such a file that is not the log of this run.
+        When ``fit`` begins, if there is such a file that is not the log of this run; after the
+        first epoch, if another run that began meanwhile has written it.
 
     Notes
     -----
@@ -123,9 +124,10 @@ class CSVLog:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._new = False  # whether there was no such file when the run began
 
     def on_train_begin(self, trainer: Run) -> None:
-        """Refuse a file that is not the log of this run, and metrics with the names of columns.
+        """Refuse a file that is not the log of this run.
 
         Parameters
         ----------
@@ -137,15 +139,28 @@ class CSVLog:
         if self.path.is_dir():
             raise ValueError(f"path: expected a file, got the folder {self.path}")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if not self.path.exists():
-            return
-        there = self.path.read_text("utf-8").splitlines()
-        ours = _csv(log_rows(trainer)).splitlines() if trainer.history.epochs else []
-        if not ours or there[: len(ours)] != ours[: len(there)]:
-            raise FileExistsError(
-                f"{self.path}: expected no file, or the log of this run, got another one; choose "
-                "another file, or remove this one"
-            )
+        self._new = not self.path.exists()
+        if not self._new and not self._is_of(trainer):
+            raise self._another()
+
+    def _is_of(self, trainer: Run) -> bool:
+        """Whether the file has this run's numbers, as far as both go.
+
+        It may be ahead of the checkpoint, and have columns of what is validated since.
+        """
+        ours = list(csv.DictReader(io.StringIO(_csv(log_rows(trainer)))))
+        text = self.path.read_text("utf-8", errors="replace")
+        there = csv.DictReader(io.StringIO(text))
+        if not ours or (text and not {"iteration", *_COLUMNS} <= {*(there.fieldnames or ())}):
+            return False
+        pairs = zip(ours, there, strict=False)
+        return all(row[k] == value for mine, row in pairs for k, value in mine.items() if value)
+
+    def _another(self) -> FileExistsError:
+        return FileExistsError(
+            f"{self.path}: expected no file, or the log of this run, got another one; choose "
+            "another file, or remove this one"
+        )
 
     def __call__(self, trainer: Run) -> None:
         """Write the file.
@@ -155,9 +170,13 @@ class CSVLog:
         trainer : Trainer
             The trainer.
         """
-        if trainer.ranks.rank == 0:
-            with written_atomically(self.path) as part:
-                part.write_bytes(_csv(log_rows(trainer)).encode())
+        if trainer.ranks.rank:
+            return
+        if self._new and self.path.exists():  # since then
+            raise self._another()
+        with written_atomically(self.path) as part:
+            part.write_bytes(_csv(log_rows(trainer)).encode())
+        self._new = False
 
 
 def _csv(rows: dict[int, Row]) -> str:
@@ -190,9 +209,9 @@ class TensorBoardLog:
 
     Notes
     -----
-    The curves are the columns of ``CSVLog``, over iterations. Where a run is resumed TensorBoard
-    drops what comes after the checkpoint, so that no number is shown twice.
-
+    The curves are the columns of ``CSVLog``, over iterations. Where a run is resumed they are
+    written once more from its history, and TensorBoard drops those from before: no number is shown
+    twice, and none is missing, whether or not the run had this log all the time.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -201,10 +220,11 @@ class TensorBoardLog:
         self.folder = Path(folder)
         self._writer: Any
         self._new_writer, self._writer = SummaryWriter, None  # which is open during fit
+        self._history: History | None = None  # of the run that is logged
         self._logged = 0  # the iteration up to which rows have been written
 
     def on_train_begin(self, trainer: Run) -> None:
-        """Refuse a folder with another run, and see how far this one has been logged.
+        """Refuse a folder with event files for a new run.
 
         Parameters
         ----------
@@ -215,14 +235,14 @@ class TensorBoardLog:
             return
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"folder: expected a folder, got the file {self.folder}")
-        logged = bool(self._files())
-        epochs = trainer.history.epochs
-        if logged and not epochs:
+        history = trainer.history
+        if self._files() and not (history.epochs or history.train):
             raise FileExistsError(
                 f"{self.folder}: expected a folder without event files for a new run; choose "
                 "another folder, or remove them"
             )
-        self._logged = epochs[-1]["iteration"] if logged else 0
+        if history is not self._history:
+            self._history, self._logged = history, 0
 
     def _files(self) -> list[Path]:
         return list(self.folder.glob("events.out.tfevents.*"))
@@ -238,10 +258,11 @@ class TensorBoardLog:
         if trainer.ranks.rank:
             return
         if self._writer is None:
-            after = self._logged + 1 if self._logged else None
             count = len(self._files())  # in the name, which else is that of the second
             self._writer = self._new_writer(
-                str(self.folder), purge_step=after, filename_suffix=f".{count:04d}"
+                str(self.folder),
+                purge_step=self._logged + 1 if count else None,
+                filename_suffix=f".{count:04d}",
             )
         for iteration, row in log_rows(trainer).items():
             for name, value in row.items() if iteration > self._logged else ():
