@@ -1,5 +1,6 @@
 """The jobs of the command line as functions: train, load, evaluate a language model."""
 
+import copy
 import hashlib
 import math
 import warnings
@@ -378,7 +379,7 @@ def train(
         optimiser,
         blocks,
         valid=corpora.valid,
-        schedule=_schedule_of(settings, len(blocks)),
+        schedule=_schedule_of(settings, blocks),
         max_norm=settings.clip or None,
         decay=(1.0 if leave_lr else 4.0) if settings.decay is None else settings.decay,
         decay_patience=settings.decay_patience,
@@ -438,13 +439,15 @@ def _blocks_of(corpora: Datasets, settings: TrainConfig) -> TruncatedBPTT:
     return TruncatedBPTT(corpora.train, batch, time, varying=varying, rng=settings.seed)
 
 
-def _schedule_of(settings: TrainConfig, blocks: int) -> Callable[[int], float] | None:
-    """The factor of the learning rate, for so many blocks in an epoch."""
+def _schedule_of(settings: TrainConfig, blocks: TruncatedBPTT) -> Callable[[int], float] | None:
+    """The factor of the learning rate."""
     rise = settings.warm_up
     if settings.schedule == "constant":
         return warm_up(rise) if rise else None
     accumulate, epochs = (expect_int(n, getattr(settings, n)) for n in ("accumulate", "epochs"))
-    iterations = -(-blocks // accumulate) * epochs
+    here, iterations = copy.copy(blocks), 0
+    for here.epoch in range(epochs):  # blocks of varying length are not as many in each
+        iterations += -(-len(here) // accumulate)
     if rise >= iterations:
         raise ValueError(
             f"warm_up: expected fewer than the {iterations} iterations of {epochs} epochs, got "

@@ -333,6 +333,30 @@ def test_what_cannot_be_resumed_is_refused_at_the_start(tmp_path):
         make(optimiser=Adam(0.01, beta1=0.5)).restore(tmp_path / "last.safetensors")
 
 
+def test_a_schedule_that_is_refused_leaves_the_folder_free(tmp_path):
+    with pytest.raises(ValueError, match=r"schedule\(0\): expected a finite number above 0"):
+        make(tmp_path, schedule=lambda iteration: iteration / 10).fit(1)
+    make(tmp_path, schedule=lambda iteration: (iteration + 1) / 10).fit(1)
+
+
+def test_an_epoch_whose_validation_fails_is_ended_again():
+    whole, trainer, left = make(), make(), [1]
+    whole.fit(3)
+    perplexity = trainer.model.perplexity
+
+    def failing(*args):
+        left[0] -= 1
+        if left[0] == 0:
+            raise RuntimeError("no more")
+        return perplexity(*args)
+
+    trainer.model.perplexity = failing
+    with pytest.raises(RuntimeError, match="no more"):
+        trainer.fit(3)
+    assert (trainer.epoch, trainer.history.epochs) == (0, [])
+    assert trainer.fit(3) == whole.history
+
+
 def test_it_says_when_it_stops_early_and_when_nothing_is_left():
     told = []
     trainer = make(patience=2, log=told.append)
@@ -674,6 +698,17 @@ def test_a_job_with_averages_and_schedules_resumes_bit_for_bit(
     assert model.perplexity(corpora.valid, **sizes) == outcome.valid_perplexity
     never = [line for line in told if line.startswith("no average of the weights: validation has")]
     assert len(never) == (settings.average == "nt-asgd")
+
+
+def test_a_cosine_is_as_long_as_all_epochs_whatever_the_blocks_lengths(tmp_path, text):
+    settings = small(text, epochs=4, schedule="cosine", varying_time=True, accumulate=2, time=6)
+    outcome = jobs.train(settings, tmp_path / "run", progress=False, log=lambda _: None)
+    corpora = jobs.read_corpora(settings)
+    factor = jobs._schedule_of(settings, jobs._blocks_of(corpora, settings))
+    ends = [0, *(entry["iteration"] for entry in outcome.history.epochs)]
+    assert len(set(np.diff(ends))) > 1
+    assert factor(ends[-1]) == pytest.approx(0.01)
+    assert factor(ends[-1] - 1) > 0.01
 
 
 def test_settings_that_do_not_fit_together_are_refused(tmp_path, text):
