@@ -147,9 +147,15 @@ def test_what_is_refused():
         ({"cutoffs": (3, 20)}, "cutoffs: expected numbers that increase from 1 to 12"),
         ({"cutoffs": (3,), "divisor": 0.5}, "divisor: expected"),
         ({"samples": -1}, "samples: expected"),
+        ({"divisor": 2}, "divisor: expected cutoffs as well, .* got 2 without"),
+        ({"samples": 4, "divisor": 2}, "divisor: expected cutoffs as well"),
     ):
         with pytest.raises(ValueError, match=match):
             Rnnlm(V, 6, 6, **options)
+    for wrong in (5, 2.0, {3}, "35"):
+        with pytest.raises(TypeError, match="cutoffs: expected"):
+            Rnnlm(V, 6, 6, cutoffs=wrong)
+    assert Rnnlm(V, 6, 6, cutoffs=np.array([3, 7])).config["cutoffs"] == [3, 7]
 
 
 def test_tokens_are_numbered_by_frequency():

@@ -226,3 +226,17 @@ def test_wrong_arguments():
         made("none").backward()
     with pytest.raises(ValueError, match="length: expected"):
         model.generate(XS, 0, -1)
+    for name, options in (("start", {}), ("stop", {"start": 0})):
+        with pytest.raises(ValueError, match=f"{name}: expected a token from 0 to 6, got 7"):
+            model.generate(XS, length=2, **{name: W, **options})
+        with pytest.raises(TypeError, match=f"{name}: expected a whole number, got 1.5"):
+            model.generate(XS, length=2, **{name: 1.5, **options})
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_layer_on_both_sides_is_refused(place):
+    """Its gradient would be that of the encoder alone."""
+    parts = layers_of(made("none"))
+    parts[2 + place] = parts[place]
+    with pytest.raises(ValueError, match="decoder.*: expected a layer of its own, got encoder"):
+        Seq2seq(*parts, connection="none")

@@ -155,6 +155,7 @@ class Rnnlm:
                 "sparse_embedding: expected False with tie=True, because tied weights have a "
                 "gradient in every row, got True"
             )
+        cutoffs = _whole_numbers("cutoffs", cutoffs)
         output = _output_options(tie, cutoffs, divisor, samples)
         self.rng = random = generator(rng)
         std = 0.01 if init == "book" else 1 / math.sqrt(D) if tie else 1.0
@@ -740,9 +741,24 @@ class Rnnlm:
                 layer.set_state(*state)
 
 
+def _whole_numbers(name: str, given: Any) -> tuple[int, ...]:
+    """A sequence or an array of whole numbers, as Python's."""
+    if isinstance(given, np.ndarray):
+        given = given.tolist()
+    if not isinstance(given, Sequence):
+        raise TypeError(f"{name}: expected a sequence of whole numbers, got {given!r}")
+    return tuple(expect_int(name, number) for number in given)
+
+
 def _output_options(tie: bool, cutoffs: Any, divisor: float, samples: int) -> dict[str, Any]:
     """The options of the output layer that are not those of an affine layer, checked."""
+    divisor = expect_float("divisor", divisor, 1)
     if not cutoffs:
+        if divisor != 4.0:
+            raise ValueError(
+                f"divisor: expected cutoffs as well, whose clusters it shrinks, got {divisor:g} "
+                "without"
+            )
         return {"samples": expect_int("samples", samples)} if samples else {}
     if tie:
         raise ValueError(
@@ -750,8 +766,7 @@ def _output_options(tie: bool, cutoffs: Any, divisor: float, samples: int) -> di
         )
     if samples:
         raise ValueError(f"samples: expected 0 with cutoffs, got {samples}; use one of both")
-    found: dict[str, Any] = {"cutoffs": [expect_int("cutoffs", end) for end in cutoffs]}
-    divisor = expect_float("divisor", divisor, 1)
+    found: dict[str, Any] = {"cutoffs": list(cutoffs)}
     return found if divisor == 4.0 else {**found, "divisor": divisor}
 
 

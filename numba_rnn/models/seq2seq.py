@@ -105,6 +105,12 @@ class Seq2seq(BaseModel):
         for (name, part), kind in zip(parts.items(), kinds, strict=True):
             if not isinstance(part, kind):
                 raise TypeError(f"{name}: expected a {kind.__name__}, got {type(part).__name__}")
+        for first, second in ("encoder_embedding", "decoder_embedding"), ("encoder", "decoder"):
+            if parts[first] is parts[second]:
+                raise ValueError(
+                    f"{second}: expected a layer of its own, got {first} again, whose gradient "
+                    f"would be that of one of both; copy.deepcopy({first}) starts alike"
+                )
         self.connection = expect_choice("connection", connection, CONNECTIONS)
         super().__init__(parts, rng)
         self.encoder_embedding, self.encoder = encoder_embedding, encoder
@@ -381,10 +387,15 @@ class Seq2seq(BaseModel):
         ids : (N, T) integers
             The tokens, in a NumPy array.
         """
+        expect_int("length", length, 0)
+        for name, token in ("start", start), ("stop", stop):
+            V = self.decoder_embedding.W.shape[0]
+            if (token is not None or name == "start") and expect_int(name, token, 0) >= V:
+                raise ValueError(f"{name}: expected a token from 0 to {V - 1}, got {token}")
         self._set_training(False)
         hs = self._encode(xs, lengths)
         ids: IntArray = np.full((len(hs), 1), start)
-        written = np.full((len(hs), expect_int("length", length, 0)), -1 if stop is None else stop)
+        written = np.full((len(hs), length), -1 if stop is None else stop)
         ended = np.zeros(len(hs), bool)
         for t in range(length):
             ids = to_host(self._decode(hs, ids)).argmax(axis=2)
