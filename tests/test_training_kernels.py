@@ -342,6 +342,7 @@ def test_an_adaptive_softmax_is_that_of_pytorch(backend):
         np.testing.assert_allclose(np.exp(probabilities).sum(axis=2), 1, rtol=1e-12)
         picked = np.take_along_axis(probabilities, ts[:, :, None], axis=2)
         assert -picked.mean() == pytest.approx(want.item(), rel=1e-12)
+        assert ours.log_probabilities(xs[:0]).shape == (0, 40, 100)
         assert ours.forward(xs, np.where(ts < 7, ts, -1)) > 0  # no cluster has a label
         assert not any(grad.any() for grad in (ours.backward(), ours.grads)[1][1:])
     np.testing.assert_allclose(dxs.reshape(-1, 12), there.grad.numpy(), rtol=1e-9, atol=1e-14)

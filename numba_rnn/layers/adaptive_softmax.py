@@ -267,7 +267,7 @@ class TimeAdaptiveSoftmaxWithLoss(Layer):
                 engine.product(rows, self.params[1 + 2 * k]), self.params[2 + 2 * k]
             )
             found.append(_log_softmax(engine, scores) + head[:, shortlist + k, None])
-        return engine.xp.concatenate(found, axis=1).reshape(*xs.shape[:2], -1)
+        return engine.xp.concatenate(found, axis=1).reshape(*xs.shape[:2], self.cutoffs[-1])
 
 
 class _Part:
