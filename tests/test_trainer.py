@@ -245,6 +245,15 @@ def test_the_learning_rate_may_wait_some_epochs_before_it_decays():
         make(decay_patience=-1)
 
 
+def test_a_learning_rate_that_would_never_fall_is_refused():
+    for waits in (2, 5):
+        with pytest.raises(ValueError, match=rf"decay_patience: expected 0, .*, got {waits}; pat"):
+            make(decay_patience=waits)
+        make(decay_patience=waits, patience=waits + 2)
+        make(decay_patience=waits, patience=0)
+        make(decay_patience=waits, decay=1)
+
+
 def test_patience_zero_never_stops():
     trainer = make(patience=0)
     trainer.model.perplexity = lambda *_: 5.0

@@ -45,7 +45,8 @@ class TruncatedBPTT(ResumableData):
     varying : bool, default False
         Whether blocks have different lengths, drawn anew in each epoch: those of a normal
         distribution with mean ``time_size`` (one in twenty: half of it) and a standard deviation of
-        5, at least 5 steps. A ``Trainer`` multiplies the learning rate by length / ``time_size``.
+        5, at least 5 steps, or ``time_size`` if that is less. A ``Trainer`` multiplies the learning
+        rate by length / ``time_size``.
     rng : numpy.random.Generator, int or None, default None
         A random generator or a seed for these lengths.
 

@@ -100,7 +100,8 @@ class CSVLog:
     - iteration;
     - train_loss, gradient_norm: the means since the row before, of the norm before clipping; twenty
       times an epoch;
-    - lr: the learning rate of that iteration, with the factor of the schedule;
+    - lr: the learning rate of that iteration, with the factor of the schedule (for a block of
+      ``time_size`` steps, where their lengths vary);
     - epoch, epoch_loss: after an epoch, its number and its mean loss;
     - valid_loss or valid_perplexity, and metric_accuracy and so on, by the names of the metrics.
 

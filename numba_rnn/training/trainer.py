@@ -95,7 +95,8 @@ class Trainer:
         The divisor of the learning rate after an epoch without improvement in validation.
     decay_patience : int, default 0
         The number of epochs in a row without improvement that leave the learning rate as it is; it
-        falls after the next one, and then they are counted anew.
+        falls after the next one, and then they are counted anew. ``patience`` must be larger by
+        2 at least, or 0: else training stops first.
     patience : int, default 3
         Training stops after so many epochs in a row without improvement; 0: never.
     folder : str or Path, optional
@@ -191,6 +192,12 @@ class Trainer:
         self.decay = expect_float("decay", decay, 1)
         self.decay_patience = expect_int("decay_patience", decay_patience, 0)
         self.patience = expect_int("patience", patience, 0)
+        if decay_patience and decay > 1 and 0 < patience <= decay_patience + 1:
+            raise ValueError(
+                f"decay_patience: expected 0, or less than {max(1, patience - 1)} with patience="
+                f"{patience}, after which training stops before the learning rate has fallen, got "
+                f"{decay_patience}; patience={decay_patience + 2} or more, or 0, lets it fall"
+            )
         self.folder = None if folder is None else Path(folder)
         self.accumulate = expect_int("accumulate", accumulate)
         if accumulate > len(blocks):
@@ -228,7 +235,7 @@ class Trainer:
             model, valid, metrics, tokens=self._shared is not None or hasattr(model, "perplexity"),
             batch_size=blocks.batch_size, eval_batch=eval_batch, eval_time=eval_time,
         )  # fmt: skip
-        if isinstance(optimiser, Optimiser):
+        if getattr(type(optimiser), "update", None) is Optimiser.update:
             for k, grad in enumerate(model.grads):
                 optimiser.expect_kind(f"model.grads[{k}]", grad)
 
