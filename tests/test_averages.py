@@ -272,6 +272,15 @@ def test_a_refused_restore_changes_nothing(tmp_path, change, says):
         np.testing.assert_array_equal(ours, theirs)
 
 
+def test_an_average_that_another_run_has_used_meanwhile_is_refused():
+    average = ExponentialAverage()
+    first, second = make(average=average), make(average=average)
+    first.fit(1)
+    first.fit(2)
+    with pytest.raises(ValueError, match="average: expected a new one, got one of 20 updates"):
+        second.fit(1)
+
+
 def test_what_is_no_number_on_both_sides_is_no_difference():
     """As results of a cell may be, by which a file recognises it."""
     weights = {"cell": np.array([np.nan, 1.0]), "param/W": np.ones(2)}

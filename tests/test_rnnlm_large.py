@@ -4,12 +4,14 @@ import copy
 
 import numpy as np
 import pytest
+from onnxruntime import InferenceSession
 from scipy.special import log_softmax
 from typer.testing import CliRunner
 
 from fake_device import use_fake_device
 from helpers import BACKENDS, central_differences, relative_error
 from numba_rnn import TimeAdaptiveSoftmaxWithLoss, TimeSampledSoftmaxWithLoss, jobs, use_backend
+from numba_rnn.bridges import ConversionError, from_book, to_book, to_onnx
 from numba_rnn.cli import app
 from numba_rnn.models import Rnnlm
 from numba_rnn.text import Vocabulary
@@ -112,6 +114,23 @@ def test_streams(kind):
         net.affine.params[0] = net.affine.params[0] + 1
         stream.reset()
         stream.refresh()
+
+
+@kinds
+def test_other_libraries_get_an_affine_layer(kind, tmp_path):
+    net = model(kind)
+    if "cutoffs" in KINDS[kind]:
+        with pytest.raises(ConversionError, match="expected an Rnnlm with an affine output layer"):
+            to_book(net)
+        with pytest.raises(TypeError, match=r"model: expected .*, got TimeAdaptiveSoftmaxWithLoss"):
+            to_onnx(net)
+        return
+    want = net.predict(IDS[None, :7])
+    to_book(net, tmp_path / "book.npz")
+    np.testing.assert_array_equal(from_book(tmp_path / "book.npz").predict(IDS[None, :7]), want)
+    session = InferenceSession(to_onnx(net).SerializeToString())
+    (got, *_) = session.run(None, {session.get_inputs()[0].name: IDS[None, :7]})
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["cutoffs", "samples", "samples, tied"])

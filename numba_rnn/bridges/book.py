@@ -352,7 +352,13 @@ def to_book(
 def _parts(model: Any) -> tuple[list[Layer], list[str]]:
     """The layers in the order of the book's list, and the names of their parameters in a file."""
     if isinstance(model, Rnnlm):
-        layers = [model.embedding, *model.recurrent, model.affine]
+        affine = model._plain_affine()
+        if not isinstance(affine, TimeAffine):
+            raise ConversionError(
+                "model: expected an Rnnlm with an affine output layer, as the book has, got one "
+                f"with cutoffs, a {type(affine).__name__}"
+            )
+        layers = [model.embedding, *model.recurrent, affine]
         cell, names = _cell(model.recurrent[0]), _names(len(model.recurrent), tied=False)
         return layers, [name if "_" in name else f"{cell}_{name}" for name in names]
     if isinstance(model, TimeRecurrent):

@@ -124,7 +124,7 @@ def _flat(model: Any) -> list[Any]:
     """The layers in their order, without what does nothing after training."""
     given = [model]
     if isinstance(model, Rnnlm):
-        given = [model.embedding, *model.recurrent, model.affine]
+        given = [model.embedding, *model.recurrent, model._plain_affine()]
     elif isinstance(model, Sequence):
         given = list(model)
     layers = [layer for layer in given if not isinstance(layer, TimeDropout)]

@@ -332,6 +332,13 @@ class Rnnlm:
         """W (V, H) as the output layer has it."""
         return W if isinstance(self.affine, TimeSampledSoftmaxWithLoss) else W.T
 
+    def _plain_affine(self) -> Any:
+        """The output layer as a ``TimeAffine``; one with cutoffs is none, and stays what it is."""
+        if not isinstance(self.affine, TimeSampledSoftmaxWithLoss):
+            return self.affine
+        W, b = self.affine.params
+        return TimeAffine(W.T, b)
+
     @property
     def _loss_is_output(self) -> bool:
         """Whether output layer and loss are one layer."""
@@ -799,14 +806,12 @@ class TokenStream(Stream):
     """
 
     def __init__(self, model: Rnnlm, batch: int = 1, **options: Any) -> None:
-        self._model, affine = model, model.affine
-        if isinstance(affine, TimeAdaptiveSoftmaxWithLoss):
+        self._model, affine = model, model._plain_affine()
+        if not isinstance(affine, TimeAffine):
             raise TypeError(
                 "model: expected an output layer that a stream can run, got one with cutoffs; "
                 "generate and predict run it"
             )
-        if isinstance(affine, TimeSampledSoftmaxWithLoss):
-            affine = TimeAffine(affine.params[0].T, affine.params[1])
         super().__init__([*model.recurrent, affine], batch, **options)
 
     def _embedded(self, tokens: Any, shape: tuple[int | str, ...]) -> Array:

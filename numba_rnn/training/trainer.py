@@ -293,6 +293,7 @@ class Trainer:
             self.stopped, self.stopped_by = False, 0
             self._stop, self._asked = 0, False
             if self.iteration == 0:
+                expect_average(self.average, self.valid)  # no other run has used it since
                 self.blocks.rewind()
             with (
                 told(self.callbacks, self),
