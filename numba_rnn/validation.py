@@ -290,7 +290,10 @@ def expect_float(
 ) -> float:
     """A number in [low, high), or (low, high) where ``low_open``."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"{name}: expected a number, got {value!r}")
+        shown = repr(value)  # of a list of arrays, such as a model's parameters, pages
+        raise TypeError(
+            f"{name}: expected a number, got {shown if len(shown) < 60 else type(value).__name__}"
+        )
     try:
         number = float(value)
     except OverflowError:  # a whole number beyond all floats

@@ -119,7 +119,19 @@ class PairMeasures(Measures):
         if not (self.metrics and math.isfinite(mean)):
             return mean, {}
         out, ts = np.concatenate(outputs), np.concatenate(targets)
-        return mean, {name: float(metric(out, ts)) for name, metric in self.metrics.items()}
+        return mean, {name: _number(name, metric(out, ts)) for name, metric in self.metrics.items()}
+
+
+def _number(name: str, value: Any) -> float:
+    """What a metric has returned."""
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        shape = f" of shape {np.shape(value)}" if hasattr(value, "shape") else ""
+        raise TypeError(
+            f"metrics[{name!r}]: expected a function that returns a number, such as "
+            f"(outputs.argmax(axis=2) == ts).mean(), got {type(value).__name__}{shape}"
+        ) from error
 
 
 def measures_of(
@@ -128,25 +140,32 @@ def measures_of(
     metrics: Any,
     *,
     tokens: bool,
-    batch_size: int,
+    blocks: TruncatedBPTT | Batches,
     eval_batch: int,
     eval_time: int,
 ) -> Measures:
     """The measures that fit a model, its validation data and metrics; all of them are checked.
 
     tokens       whether there is a perplexity of tokens; where ranks share a model, they compute it
-    batch_size   that of (xs, ts)
+    blocks       the training data, whose batch size and number of axes (xs, ts) have
     """
     metrics = _expect_functions(metrics)
     if isinstance(valid, tuple):
         if len(valid) != 2:
             raise ValueError(f"valid: expected tokens or (xs, ts), got {len(valid)} arrays")
-        valid = Batches(*valid, batch_size=batch_size)
+        valid = Batches(*valid, batch_size=blocks.batch_size)
     if isinstance(valid, Batches):
         if not hasattr(model, "evaluate"):
             raise TypeError(
                 "valid: expected a model with evaluate(xs, ts) -> (loss, outputs) for pairs, "
                 f"got {type(model).__name__}; a language model takes tokens (L,)"
+            )
+        axes, shape = blocks._arrays["xs"].ndim, valid._arrays["xs"].shape
+        if len(shape) != axes:
+            one = "; (xs[None], ts[None]) are one sequence" if len(shape) == axes - 1 else ""
+            raise ValueError(
+                f"valid: expected xs with {axes} axes, (N, T{', ...' * (axes > 2)}), as in "
+                f"training, got shape {shape}{one}"
             )
         return PairMeasures(valid, metrics)
     if metrics:
@@ -164,7 +183,10 @@ def measures_of(
 def _expect_functions(metrics: Any) -> dict[str, Metric]:
     """The metrics by name; refuses what is no function."""
     if not isinstance(metrics, Mapping | None):
-        raise TypeError(f"metrics: expected a dict of functions, got {type(metrics).__name__}")
+        raise TypeError(
+            f"metrics: expected a dict of functions, got {type(metrics).__name__}; "
+            "{'accuracy': accuracy} is one, with accuracy(outputs, ts) -> float"
+        )
     for name, metric in (metrics or {}).items():
         if not callable(metric):
             raise TypeError(f"metrics[{name!r}]: expected a function, got {type(metric).__name__}")

@@ -124,7 +124,7 @@ class Trainer:
         Whether to show a progress bar on stderr.
     log : callable, optional
         It is called with a line of text after every epoch, and for other messages.
-    ranks : Alone, optional
+    ranks : SingleProcess, optional
         The processes that share every batch; see ``init_distributed``. All of them create the same
         Trainer and call the same methods. Rank 0 writes files and messages.
 
@@ -185,6 +185,11 @@ class Trainer:
         log: Callable[[str], None] = lambda line: None,
         ranks: SingleProcess | None = None,
     ) -> None:
+        if not hasattr(blocks, "rewind"):
+            raise TypeError(
+                "blocks: expected Batches(xs, ts, batch_size) or TruncatedBPTT, got "
+                f"{type(blocks).__name__}"
+            )
         self.model, self.optimiser, self.blocks, self.valid = model, optimiser, blocks, valid
         if max_norm is not None:
             expect_float("max_norm", max_norm, 0, low_open=True)
@@ -233,7 +238,7 @@ class Trainer:
             self._shared = DataParallel(model, self.ranks, blocks)
         self._measures = measures_of(
             model, valid, metrics, tokens=self._shared is not None or hasattr(model, "perplexity"),
-            batch_size=blocks.batch_size, eval_batch=eval_batch, eval_time=eval_time,
+            blocks=blocks, eval_batch=eval_batch, eval_time=eval_time,
         )  # fmt: skip
         if getattr(type(optimiser), "update", None) is Optimiser.update:
             for k, grad in enumerate(model.grads):
@@ -459,7 +464,7 @@ class Trainer:
         return TrainingDiverged(
             f"{when or f'iteration {self.iteration + 1}'}: {what}, "
             f"learning rate {self.optimiser.lr:g}; a lower learning rate ({lr}) or a lower bound "
-            f"on the gradient's norm ({max_norm}) helps"
+            f"on the gradient's norm ({max_norm}) helps, unless the data have NaN"
         )
 
     def _end_epoch(self) -> None:
@@ -491,7 +496,9 @@ class Trainer:
         self.blocks.rewind()
         if improved:
             self._save("best")
-        self._tell_above_bar(self._measures.line(entry))
+        schedule = self.schedule
+        factor = 1.0 if schedule is None else float(schedule(self.iteration - 1))
+        self._tell_above_bar(self._measures.line({**entry, "lr": entry["lr"] * factor}))
         try:
             for callback in self.callbacks:
                 callback(self)
