@@ -471,6 +471,8 @@ def test_what_the_trainer_refuses(tmp_path):
         ({"valid": (DATA, KINDS[1:])}, "ts: expected 22 rows, as in xs, got 21"),
         ({"metrics": [accuracy]}, "metrics: expected a dict of functions, got list"),
         ({"metrics": {"accuracy": 0.5}}, r"metrics\['accuracy'\]: expected a function"),
+        ({"valid": (DATA[0], KINDS[:6])}, r"valid: expected xs with .* axes.*; \(xs\[None\], ts\["),
+        ({"blocks": (DATA, KINDS)}, r"blocks: expected Batches\(xs, ts, batch_size\) or Tr.*tuple"),
         ({"model": Rnnlm(V, 4, 4)}, r"valid: expected a model with evaluate.*got Rnnlm"),
     ]:
         with pytest.raises((TypeError, ValueError), match=says):
@@ -494,6 +496,22 @@ def test_what_the_trainer_refuses(tmp_path):
     save_checkpoint(tmp_path / "spoilt.safetensors", arrays, content)
     with pytest.raises(ValueError, match="history: metrics: expected numbers"):
         make().restore(tmp_path / "spoilt.safetensors")
+
+
+def test_errors_amid_a_run_name_the_argument(tmp_path):
+    with pytest.raises(TypeError, match=r"metrics\['hits'\]: expected a function that returns"):
+        make(metrics={"hits": lambda outputs, ts: outputs.argmax(axis=2) == ts}).fit(1)
+    with pytest.raises(TypeError, match=r"mask: expected none, as TimeSoftmax.* labels of -1"):
+        classifier().forward(DATA, KINDS, mask=KINDS > 0)
+    make(tmp_path).fit(1)
+    with pytest.raises(FileNotFoundError, match=r"got a folder; in .*: best.*, last\.safetensors"):
+        make().restore(tmp_path)
+
+
+def test_the_line_of_an_epoch_has_the_learning_rate_of_its_last_iteration():
+    lines = []
+    make(log=lines.append).fit(2)
+    assert lines[-1].endswith(f"  lr {0.05 * cosine(9, warm_up=2)(5):g}")
 
 
 def test_memory_that_runs_out_names_what_helps():

@@ -1,5 +1,6 @@
 """The base of models that are trained as a whole: their states, random numbers and files."""
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from ..layers import TimeRecurrent
 from ..layers.composite import Composite, Container
 from ..layers.initialisers import Seed, generator
 from ..training.checkpoint import load_checkpoint, save_checkpoint
-from ..typing import Array
+from ..typing import AnyArray, Array, Scalar
 from ..validation import expect_array
 from .rnnlm import expect_cell
 
@@ -50,6 +51,20 @@ class BaseModel(Container):
     def batch_weight(self) -> float | None:
         """How much the last batch counts in a mean over several; None: the loss does not say."""
         return getattr(self.loss, "count", None)
+
+    def _loss_of(self, out: Array, ts: AnyArray, options: Mapping[str, Any]) -> Scalar:
+        """The loss, with further arguments by name; those that it does not take are refused."""
+        known = inspect.signature(self.loss.forward).parameters if options else {}
+        names = [p.name for p in known.values() if p.kind is p.KEYWORD_ONLY]
+        for name in options:
+            if name not in known and not any(p.kind is p.VAR_KEYWORD for p in known.values()):
+                raise TypeError(
+                    f"{name}: expected none, as {type(self.loss).__name__} takes only "
+                    f"{' and '.join(names) or 'outputs and targets'}; "
+                    + ("labels of -1 are left out" if name == "mask" else "layers take lengths")
+                )
+        loss: Scalar = self.loss.forward(out, ts, **options)
+        return loss
 
     def _drawing(self) -> list[Any]:
         """The parts that draw random numbers: dropout, regularisers, losses that sample."""

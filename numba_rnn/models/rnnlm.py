@@ -106,7 +106,7 @@ class Rnnlm:
     ----------
     - Dropout between layers: Zaremba et al. 2014.
     - Tied weights: Press & Wolf 2017.
-    - Weight drop, AR, TAR: Merity et al. 2018, *Regularizing and optimizing LSTM language models*.
+    - Weight drop, AR, TAR: Merity et al. 2017, *Regularizing and optimizing LSTM language models*.
     - Cutoffs: Grave et al. 2017, *Efficient softmax approximation for GPUs*.
     - Samples: Bengio & Senécal 2008; Jean et al. 2015.
 

@@ -69,7 +69,8 @@ class Seq2seq(BaseModel):
     Notes
     -----
     Shapes: N rows, S steps of xs, T + 1 of ts, whose first token (a start sign) is read and not
-    predicted. Each batch starts from fresh states. A ``Trainer`` takes ``Batches(xs, ts, ...)``.
+    predicted; -1 fills up shorter rows of ts, and ``lengths`` are those of xs. Each batch starts
+    from fresh states. A ``Trainer`` takes ``Batches(xs, ts, ...)``.
 
     References
     ----------
@@ -298,7 +299,7 @@ class Seq2seq(BaseModel):
         lengths : (N,) integers, optional
             The number of steps in each row of xs.
         **options
-            Further arguments of the loss, for the T steps: ``mask``, ``weights``.
+            Further arguments of the loss, for the T steps: ``weights``.
 
         Returns
         -------
@@ -306,7 +307,7 @@ class Seq2seq(BaseModel):
             The mean cross-entropy of a token, in nats.
         """
         scores, labels = self._scores(xs, ts, train_flg, lengths)
-        return self.loss.forward(scores, labels, **options)
+        return self._loss_of(scores, labels, options)
 
     def backward(self) -> None:
         """Compute the gradients of the last loss and fill ``grads``."""
@@ -352,7 +353,7 @@ class Seq2seq(BaseModel):
             The scores of the token at each step after the true ones before it.
         """
         scores, labels = self._scores(xs, ts, False, lengths)
-        loss = self.loss.forward(scores, labels, **options)
+        loss = self._loss_of(scores, labels, options)
         self.forget()
         return loss, scores
 
@@ -386,6 +387,11 @@ class Seq2seq(BaseModel):
         -------
         ids : (N, T) integers
             The tokens, in a NumPy array.
+
+        Raises
+        ------
+        ValueError
+            If start or stop is no token of the decoder.
         """
         expect_int("length", length, 0)
         for name, token in ("start", start), ("stop", stop):

@@ -145,7 +145,7 @@ class Sequential(BaseModel):
         lengths : (N,) integers, optional
             The number of steps in each row, for all layers that take it.
         **options
-            Further arguments of the loss: ``mask``, ``weights``.
+            Further arguments of the loss: ``weights``, and ``mask`` where it takes one.
 
         Returns
         -------
@@ -155,9 +155,10 @@ class Sequential(BaseModel):
         Raises
         ------
         TypeError
-            If the model has no loss, or no layer takes lengths.
+            If the model has no loss, no layer takes lengths, or the loss does not take an option.
         """
-        return self._loss().forward(self._run(xs, train_flg, lengths), ts, **options)
+        self._loss()
+        return self._loss_of(self._run(xs, train_flg, lengths), ts, options)
 
     def _loss(self) -> Any:
         if self.loss is None:
@@ -214,7 +215,8 @@ class Sequential(BaseModel):
         """
         with self._aside():
             out = self._run(xs, False, lengths)
-            return self._loss().forward(out, ts, **options), self._outputs(out)
+            self._loss()
+            return self._loss_of(out, ts, options), self._outputs(out)
 
     # ---- use
 
