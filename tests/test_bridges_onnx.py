@@ -45,7 +45,7 @@ from numba_rnn.bridges.onnx_cells import (
     _lstm,
     _rnn,
 )
-from numba_rnn.models import Rnnlm
+from numba_rnn.models import Rnnlm, Sequential
 
 LIMIT = 2e-6
 
@@ -426,6 +426,7 @@ def test_residual_and_a_list():
     stack.train_flg = False
     want = layers[2].forward(stack.forward(xs))
     model = to_onnx(layers)
+    assert model == to_onnx(Sequential(*layers))
     assert error(run_onnx(model, {"xs": xs})[0], want) < LIMIT
     assert error(from_onnx(model).forward(xs), want) < LIMIT
 

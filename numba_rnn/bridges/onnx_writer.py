@@ -23,7 +23,7 @@ from ..layers import (
     TimeEmbedding,
     TimeRecurrent,
 )
-from ..models import Rnnlm
+from ..models import Rnnlm, Sequential
 from ..optional_deps import optional_import
 from ..typing import AnyArray
 from .gate_order import ConversionError
@@ -50,7 +50,7 @@ def to_onnx(
 
     Parameters
     ----------
-    model : Layer, list of Layer, Rnnlm or OnnxNet
+    model : Layer, list of Layer, Sequential, Rnnlm or OnnxNet
         TimeRNN, TimeLSTM, TimeGRU or another layer whose cell ONNX has, Bidirectional, Stacked,
         TimeAffine, TimeEmbedding; several in a list, the lowest first. An OnnxNet keeps its inputs
         and outputs.
@@ -125,6 +125,13 @@ def _flat(model: Any) -> list[Any]:
     given = [model]
     if isinstance(model, Rnnlm):
         given = [model.embedding, *model.recurrent, model._plain_affine()]
+    elif isinstance(model, Sequential):
+        given = list(model.layers)
+        if model.loss is not None and model.loss.params:
+            raise ConversionError(
+                f"model: expected a loss without weights, got {type(model.loss).__name__}, whose "
+                "scores would be missing; a TimeAffine on top with TimeSoftmaxWithLoss has them"
+            )
     elif isinstance(model, Sequence):
         given = list(model)
     layers = [layer for layer in given if not isinstance(layer, TimeDropout)]
@@ -134,8 +141,8 @@ def _flat(model: Any) -> list[Any]:
     ]
     if wrong or not layers:
         raise TypeError(
-            "model: expected recurrent layers, TimeAffine, TimeEmbedding, a list of them or an "
-            f"Rnnlm, got {', '.join(wrong) or 'none'}"
+            "model: expected recurrent layers, TimeAffine, TimeEmbedding, a list or Sequential of "
+            f"them, or an Rnnlm, got {', '.join(wrong) or 'none'}"
         )
     for layer in layers:
         for part in getattr(layer, "layers", (layer,)):

@@ -40,8 +40,10 @@ def layers_of_stack(layer: Any, library: str) -> tuple[tuple[Part, ...], float]:
     parts = layer.layers if isinstance(layer, Stacked) else (layer,)
     kinds = (TimeRecurrent, Bidirectional, *((Reversed,) if library == "Keras" else ()))
     if not all(isinstance(part, kinds) for part in parts):
+        inside = "; model.layers has its layers" if hasattr(layer, "layers") else ""
         raise TypeError(
-            f"layer: expected a TimeRecurrent, Bidirectional or Stacked, got {type(layer).__name__}"
+            f"layer: expected a TimeRecurrent, Bidirectional or Stacked, got "
+            f"{type(layer).__name__}{inside}"
         )
     if isinstance(layer, Stacked) and any(layer.residuals):
         raise ConversionError(
