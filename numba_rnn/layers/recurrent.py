@@ -489,7 +489,7 @@ class TimeRecurrent(CellLayer):
         ----------
         - Zoneout: Krueger et al. 2017.
         - Recurrent and input dropout: Gal & Ghahramani 2016.
-        - Weight drop: Merity et al. 2018.
+        - Weight drop: Merity et al. 2017.
 
         Examples
         --------

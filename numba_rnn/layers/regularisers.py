@@ -5,7 +5,7 @@
                        (Gal & Ghahramani 2016)
 ``input_dropout``      features of x are missing, the same ones at every step of a sequence
 ``weight_drop``        entries of Wh are missing, the same ones for the whole block (DropConnect
-                       on the hidden-to-hidden weights; Merity et al. 2018)
+                       on the hidden-to-hidden weights; Merity et al. 2017)
 
 All but zoneout scale the entries that stay by 1 / (1 - rate). All masks come from a counter-based
 generator (``kernels/counter_rng.py``): for one seed they are the same on every engine, and in every
