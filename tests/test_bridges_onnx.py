@@ -22,6 +22,7 @@ from numba_rnn import (
     Bidirectional,
     Stacked,
     TimeAffine,
+    TimeAffineSoftmaxWithLoss,
     TimeBiGRU,
     TimeBiLSTM,
     TimeDropout,
@@ -427,6 +428,9 @@ def test_residual_and_a_list():
     want = layers[2].forward(stack.forward(xs))
     model = to_onnx(layers)
     assert model == to_onnx(Sequential(*layers))
+    above = TimeAffineSoftmaxWithLoss.create(3, 5)
+    with pytest.raises(ConversionError, match="loss without weights, got TimeAffineSoftmaxWith"):
+        to_onnx(Sequential(*layers, loss=above))
     assert error(run_onnx(model, {"xs": xs})[0], want) < LIMIT
     assert error(from_onnx(model).forward(xs), want) < LIMIT
 
