@@ -511,7 +511,7 @@ def test_errors_amid_a_run_name_the_argument(tmp_path):
 def test_the_line_of_an_epoch_has_the_learning_rate_of_its_last_iteration():
     lines = []
     make(log=lines.append).fit(2)
-    assert lines[-1].endswith(f"  lr {0.05 * cosine(9, warm_up=2)(5):g}")
+    assert lines[-1].endswith(f"  lr {0.05 * cosine(9, warm_up=2)(5):.4g}")
 
 
 def test_memory_that_runs_out_names_what_helps():

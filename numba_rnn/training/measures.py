@@ -54,7 +54,7 @@ class Measures:
         if (valid := entry[f"valid_{self.name}"]) is not None:
             text += f"  valid {self.spell(valid):>9}"
         text += "".join(f"  {name} {x:.4g}" for name, x in entry.get("metrics", {}).items())
-        return f"{text}  lr {entry['lr']:g}"
+        return f"{text}  lr {entry['lr']:.4g}"
 
 
 class TokenMeasures(Measures):
