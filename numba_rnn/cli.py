@@ -294,7 +294,9 @@ def train(
     ] = None,
     resume: Annotated[
         Path | None,
-        typer.Option(help="Continue this run (folder or checkpoint), with its settings."),
+        typer.Option(
+            help="Continue this run (folder or checkpoint), with its settings; --epochs may grow."
+        ),
     ] = None,
     cells_file: CellsOption = None,
     backend: BackendOption = None,
@@ -433,9 +435,10 @@ def _resumed(context: typer.Context, start: Path, chosen: dict[str, Any]) -> Tra
         name for name in by_user & set(chosen) - free if chosen[name] != getattr(settings, name)
     )
     if fixed:
+        why = "; a cosine is as long as all epochs" if "epochs" in fixed else ""
         raise ValueError(
             f"--resume keeps the run's own settings; "
-            f"{', '.join(_option(name) for name in fixed)} cannot change"
+            f"{', '.join(_option(name) for name in fixed)} cannot change{why}"
         )
     return replace(settings, **{name: chosen[name] for name in by_user & free})
 
