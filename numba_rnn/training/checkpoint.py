@@ -138,8 +138,8 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, AnyArray], dict[str, An
 
     path = Path(path)
     if path.is_dir():
-        names = ", ".join(sorted(file.name for file in path.glob("*.safetensors"))) or "none"
-        raise FileNotFoundError(f"checkpoint: expected a file, got a folder; in {path}: {names}")
+        found = ", ".join(sorted(file.name for file in path.glob("*.safetensors"))) or "none"
+        raise FileNotFoundError(f"checkpoint: expected a file, got a folder; in {path}: {found}")
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint: expected a file, found none at {path}")
     try:
