@@ -84,7 +84,7 @@ def test_a_stream_is_the_layer(backend, dtype, cell, sizes):
 def test_a_stream_of_every_other_cell_is_the_layer(cell):
     """Strips of all widths; blocks, steps and snapshots mixed."""
     with use_backend("numba", strict=True):
-        for H in (1, 7, 8, 16, 24, 33, 40, 70, 120):  # the last is beyond FUSED_BYTES
+        for H in (1, 7, 8, 16, 24, 33, 40, 70, 120):
             layer, xs = TimeRecurrent.create(3, H, cell=cell, rng=0), numbers(1, 23, 3, seed=H)
             for param in layer.params:
                 param += 0.3 * numbers(*param.shape, seed=H)
@@ -99,7 +99,6 @@ def test_a_stream_of_every_other_cell_is_the_layer(cell):
 
 @pytest.mark.parametrize("sizes", [(120, 9), (9, 120), (120, 120)])
 def test_small_and_large_layers_go_together(sizes):
-    """A fused step below or above one in panels, and two of the latter."""
     with use_backend("numba", strict=True):
         below = TimeGRU.create(3, sizes[0], rng=0)
         above, top = TimeLSTM.create(*sizes, rng=1), TimeAffine.create(sizes[1], 5, rng=2)

@@ -11,9 +11,12 @@ Sums are made in the order of the layer's, b + x Wx, then + h Wh, each along its
 stream has the bits of its layer. Weights are packed strip by strip in the order in which they are
 read; of a strip of W units:
 
-    biases (gates, W)    Wx (D, input gates, W)    Wh (P, early gates, W)    Wr (H, late gates, W)
+    biases (gates, W)    Wx (input gates, D, W)    Wh (early gates, P, W)    Wr (late gates, H, W)
 
-with the cell's weights among the biases. Every other step begins with the last wide strip, whose
+with the cell's weights among the biases. Each gate's rows follow on from each other, those of a
+wide strip 64 bytes at a time, so that as many runs of memory are read side by side as there are
+sums, which the second cache serves faster than one run; an odd number of rows puts them into
+different sets of the first. Every other step begins with the last wide strip, whose
 weights are still in the first cache. A cell with an operand takes two sweeps over the strips,
 between which its gates are in rows.
 """
@@ -73,11 +76,20 @@ def pack(cell: Cell, params: Sequence[Array], bfloat16: bool) -> Packed:
         for part in parts:
             strip = part[:, :, start : start + lanes]
             strip = np.pad(strip, ((0, 0), (0, 0), (0, lanes - strip.shape[2])))
-            strip = upper_halves(strip) if bfloat16 and part is not biases else strip
+            if part is not biases:
+                strip = _side_by_side(strip, min(lanes, 2 * half))
+                strip = upper_halves(strip) if bfloat16 else strip
             pieces.append(strip.reshape(-1).view(np.uint8))
         start += lanes
     memory, address = placed(np.concatenate(pieces).view(b.dtype))
     return Packed([memory], [address], H, bfloat16)
+
+
+def _side_by_side(strip: Array, lanes: int) -> Array:
+    """(rows, gates, W) as (gates, W / lanes, rows, lanes), with a row more where that is odd."""
+    rows, gates, width = strip.shape
+    strip = np.pad(strip, ((0, 1 - rows % 2), (0, 0), (0, 0)))
+    return strip.reshape(len(strip), gates, width // lanes, lanes).transpose(1, 2, 0, 3)
 
 
 # ---- in compiled code
@@ -97,20 +109,25 @@ _wide, _half = _resized(_wide_bytes), _resized(lambda cell: VECTOR_BYTES // 2)
 
 
 def _weight_row(ctx):
-    return ctx.vector_bytes // 2 if "bfloat16" in ctx.features else ctx.vector_bytes
+    """Bytes of a row of weights of a gate that are side by side."""
+    return min(ctx.vector_bytes, VECTOR_BYTES) // (2 if "bfloat16" in ctx.features else 1)
 
 
 @emits(types.UniTuple(types.int64, 6))
 def _constants(builder, ctx):
     """Bytes of a vector and of a row of weights; gates in all, and of Wx, Wh and Wr."""
     at = layout(ctx.cell)
-    counts = ctx.vector_bytes, _weight_row(ctx), len(at.order), at.x_gates, at.early, at.late
+    row = ctx.vector_bytes // (2 if "bfloat16" in ctx.features else 1)
+    counts = ctx.vector_bytes, row, len(at.order), at.x_gates, at.early, at.late
     return [_I64(count) for count in counts]
 
 
 def _emit_products(builder, ctx, gates, weights, numbers, count, depth):
     """Numbers (count,) times weights (count, gates, W), so many numbers in a turn of the loop."""
-    vector, row = of_ctx(ctx), _weight_row(ctx)
+    vector = simd.VectorType(ctx.dtype, min(ctx.vector_bytes, VECTOR_BYTES))
+    row, parts = _weight_row(ctx), ctx.vector_bytes // VECTOR_BYTES or 1
+    length = builder.mul(builder.or_(count, _I64(1)), _I64(row))
+    starts = [builder.mul(length, _I64(j)) for j in range(gates * parts)]
     load_row = emit_load_bfloat16 if "bfloat16" in ctx.features else simd.emit_load
     kind, size = vector.llvm.element.as_pointer(), vector.dtype.bitwidth // 8
 
@@ -120,20 +137,31 @@ def _emit_products(builder, ctx, gates, weights, numbers, count, depth):
             for k in range(several):
                 number = builder.load(builder.inttoptr(builder.add(a, _I64(k * size)), kind))
                 number = splat(builder, number, vector.llvm)
-                for j in range(gates):
-                    place = builder.add(w, _I64((k * gates + j) * row))
+                for j, start in enumerate(starts):
+                    place = builder.add(builder.add(w, start), _I64(k * row))
                     line = load_row(builder, vector, place)
                     sums[j] = simd.emit_fma(builder, vector, number, line, sums[j])
-            behind = builder.add(w, _I64(several * gates * row))
+            behind = builder.add(w, _I64(several * row))
             return builder.add(a, _I64(several * size)), behind, *sums
 
         return turn
 
-    now = [numbers, weights, *[ir.Constant(vector.llvm, [0.0] * vector.lanes)] * gates]
+    now = [numbers, weights, *[ir.Constant(vector.llvm, [0.0] * vector.lanes)] * len(starts)]
     if gates and depth > 1:
         now = emit_loop(builder, builder.sdiv(count, _I64(depth)), now, turns(depth))
         count = builder.srem(count, _I64(depth))
-    return emit_loop(builder, count, now, turns(1))[2:] if gates else []
+    sums = emit_loop(builder, count, now, turns(1))[2:] if gates else []
+    return [_emit_joined(builder, sums[j : j + parts]) for j in range(0, len(sums), parts)]
+
+
+def _emit_joined(builder, vectors):
+    """One vector of some, a power of two (LLVM level)."""
+    while len(vectors) > 1:
+        lanes = 2 * vectors[0].type.count
+        order = ir.Constant(ir.VectorType(ir.IntType(32), lanes), list(range(lanes)))
+        pairs = zip(vectors[::2], vectors[1::2], strict=True)
+        vectors = [builder.shuffle_vector(a, b, order) for a, b in pairs]
+    return vectors[0]
 
 
 def _emit_gates(builder, ctx, load_gate, *products):
@@ -162,7 +190,7 @@ def _first_gates(builder, ctx, weights, x, D, x_weights, h, P, h_weights):
     x_sums = _emit_products(builder, ctx, len(x_gates), x_weights, x, D, 1)
     h_sums = _emit_products(builder, ctx, len(h_gates), h_weights, h, P, 8)
     # rows of weights may be half as long, and an odd number of them before
-    kind, aligned = of_ctx(ctx).llvm.as_pointer(), min(_weight_row(ctx), VECTOR_BYTES)
+    kind, aligned = of_ctx(ctx).llvm.as_pointer(), _weight_row(ctx)
 
     def bias(builder, g):
         place = builder.add(weights, _I64(g * ctx.vector_bytes))
@@ -203,14 +231,14 @@ def _sweep(begins, ends):
     def strip(ctx, plan, t, now, after, weights, u):  # u: bytes from a row's start
         size, row, gates_in_all, x_gates, early, _ = _constants(ctx)
         x_weights = weights + gates_in_all * size
-        h_weights = x_weights + plan.D * x_gates * row
+        h_weights = x_weights + (plan.D | 1) * x_gates * row
         left = plan.P - u * lanes_of(ctx) // size
         if begins:
             x = plan.xs + t * plan.xs_time
             gates = _first_gates(ctx, weights, x, plan.D, x_weights, now, plan.P, h_weights)
         else:
             inner = plan.H if left > 0 else 0  # h may have fewer units
-            r_weights = h_weights + plan.P * early * row
+            r_weights = h_weights + (plan.P | 1) * early * row
             kept = plan.x_proj + u, plan.state_step
             gates = _last_gates(ctx, kept, plan.operand, inner, r_weights)
         before = tuple_io.load_states(ctx, (now + u, plan.state_step))
@@ -231,7 +259,9 @@ def _sweep(begins, ends):
     def sweep(ctx, plan, t, now, after):
         wide, half, W = _wide(ctx), _half(ctx), lanes_of(ctx)
         size, row, gates, x_gates, early, late = _constants(ctx)
-        line = size * gates + row * (plan.D * x_gates + plan.P * early + plan.H * late)
+        line = size * gates + row * (
+            (plan.D | 1) * x_gates + (plan.P | 1) * early + (plan.H | 1) * late
+        )
         times, halves = lanes_of(wide) // W, (2 * plan.H + W - 1) // W
         many, rest = halves // (2 * times), halves % (2 * times)
         for j in range(many):

@@ -41,10 +41,6 @@ from .plan import PLACES, read_plan, write
 from .plans import address_of, aligned, choose_partition, compiling, merge_bias, plan_template
 from .simd import VECTOR_BYTES, all_lanes, lanes_of, load_part
 
-# A gate's recurrent weights up to which a step is one function; larger ones are read as fast or
-# faster in panels, several of which are read side by side.
-FUSED_BYTES = 48 << 10
-
 
 class StreamPlan(NamedTuple):
     """A call works on these: addresses, sizes in numbers, strides in bytes."""
@@ -300,7 +296,6 @@ class _Call:
             hs = np.ones((N, T, wide), dtype)[:, :, :P]
             cut, options = choose_partition(cell, N, T, D, H, shards), StepOptions(zoneout=zoneout)
             fused = N == 1 == cut[0] and not cell.normalised
-            fused = fused and P * H * dtype.itemsize <= FUSED_BYTES
             make, pack = (_fused, fused_step.pack) if fused else (_in_panels, pack_weights)
             if pack not in packed:
                 packed[pack] = pack(cell, params, bfloat16)
