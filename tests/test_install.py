@@ -143,14 +143,18 @@ def test_a_zip_file_on_the_path_is_enough(wheel, cache, tmp_path):
 
 
 MORE_OF_A_USER = """
+from numba_rnn import TimeMSE
+lstm, loss, adam = TimeLSTM.create(3, 8, rng=0), TimeMSE(), Adam(lr=0.02)
+frames, targets = np.ones((16, 30, 3), np.float32), np.ones((16, 30, 8), np.float32)
+loss.forward(lstm.forward(frames), targets)
 stream = TimePeephole.create(3, 8, rng=0).stream()
-for x in xs[0]:
+for x in frames[0]:
     h: Array = stream.step(x)
-hs: Array = stream.step_many(xs[0])
+hs: Array = stream.step_many(frames[0])
 dxs: Array = lstm.backward(loss.backward())
-masked: Array = lstm.forward(xs, mask=np.ones((16, 30), bool))
-short = lstm.forward(xs, lengths=[30] * 16)[:, -1].mean()
-error: float = loss.forward(lstm.forward(xs), ts)
+masked: Array = lstm.forward(frames, mask=np.ones((16, 30), bool))
+short = lstm.forward(frames, lengths=[30] * 16)[:, -1].mean()
+error: float = loss.forward(lstm.forward(frames), targets)
 print(peephole.check() < 1e-6, TimePeephole.create(3, 8).params[0].shape)
 """
 WRONG = (

@@ -81,6 +81,7 @@ def pack(cell: Cell, params: Sequence[Array], bfloat16: bool) -> Packed:
                 strip = upper_halves(strip) if bfloat16 else strip
             pieces.append(strip.reshape(-1).view(np.uint8))
         start += lanes
+    pieces.append(np.zeros(-sum(map(len, pieces)) % VECTOR_BYTES, np.uint8))
     memory, address = placed(np.concatenate(pieces).view(b.dtype))
     return Packed([memory], [address], H, bfloat16)
 
