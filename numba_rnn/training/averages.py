@@ -224,7 +224,7 @@ class NonMonotoneAverage(WeightAverage):
     References
     ----------
     - Merity, Keskar & Socher 2017, *Regularizing and optimizing LSTM language models*, algorithm 1,
-      with an epoch as the logging interval.
+      with an epoch as the logging interval and the comparison of the authors' code.
     """
 
     waits = True
