@@ -238,6 +238,17 @@ def test_a_checkpoint_of_another_cell_is_refused(tmp_path):
         Sequential(rnn.TimeRNN.create(D, H, activation="relu")).load(path)
 
 
+def test_a_stream_of_the_last_step_ends_the_sequence_at_each_step():
+    layers = rnn.TimeGRU.create(D, H, rng=1), rnn.TimePooling("last"), rnn.TimeAffine.create(H, M)
+    model, xs = Sequential(*layers), XS.astype(np.float32)
+    got = model.stream(batch=N).step_many(xs)
+    for t in range(T):
+        np.testing.assert_allclose(got[:, t], model.predict(xs[:, : t + 1])[:, 0], rtol=1e-5)
+    for pooling in "mean", "max":
+        with pytest.raises(TypeError, match=r"layers: expected recurrent layers .*TimePooling"):
+            Sequential(layers[0], rnn.TimePooling(pooling), layers[2]).stream()
+
+
 def test_a_stream_is_the_model_step_by_step():
     layers = rnn.TimeGRU.create(D, H, **options(1)), rnn.TimeAffine.create(H, M, **options(2))
     model = Sequential(layers[0], rnn.TimeDropout(0.5), layers[1])

@@ -221,12 +221,18 @@ class Sequential(BaseModel):
     # ---- use
 
     def in_stream(self) -> list[Any]:
-        """The layers that a ``Stream`` of this one runs, from the bottom; dropout is none."""
-        layers = [layer for layer in self.layers if not isinstance(layer, TimeDropout)]
+        """The layers that a ``Stream`` of this one runs, from the bottom.
+
+        Dropout is none, nor is the last of the steps so far, which is the one that is read.
+        """
+        layers = [layer for layer in self.layers if not _is_last_step(layer)]
         return [part for layer in layers for part in layer.in_stream()]
 
     def stream(self, batch: int = 1, **options: Any) -> Stream:
         """Create a stream of recurrent layers and an affine layer on top.
+
+        With TimePooling("last") between them the outputs of each step are those of the sequence
+        that ends there.
 
         Parameters
         ----------
@@ -287,6 +293,11 @@ class Sequential(BaseModel):
             )
             for line in table
         )
+
+
+def _is_last_step(layer: Any) -> bool:
+    """Whether a layer does nothing in a stream."""
+    return isinstance(layer, TimeDropout) or getattr(layer, "pooling", None) == "last"
 
 
 def _parameters(layer: Any, method: str = "forward") -> dict[str, inspect.Parameter]:
