@@ -182,7 +182,7 @@ class Stream:
         shape = (self.input_size,) if self.batch == 1 else (self.batch, self.input_size)
         x = validate_array("x", x, shape, self.dtype, self._engine)
         expect_finite("x", x)
-        fits = self._step(self._engine.xp.array(x, self._dtype, order="C"), self._address)
+        fits = self._step(self._copied(x), self._address)
         assert fits, "x was checked, and copied"
         return self._out
 
@@ -224,9 +224,13 @@ class Stream:
         shape = shape if self.batch == 1 else (self.batch, *shape)
         frames = validate_array("frames", frames, shape, self.dtype, self._engine)
         expect_finite("frames", frames)
-        fits = self._run(self._engine.xp.array(frames, self._dtype, order="C"), out, self._block)
+        fits = self._run(self._copied(frames), self._unpickled(out), self._block)
         assert fits, "frames were checked, and copied"
         return out
+
+    def _copied(self, array: Array) -> Array:
+        """A copy that the engines take."""
+        return self._unpickled(self._engine.xp.array(array, self._dtype, order="C"))
 
     def _unpickled(self, array: Any) -> Any:
         """The same array, seen in the one dtype object that the engines compare."""
