@@ -283,7 +283,7 @@ class TimeSampledSoftmaxWithLoss(SoftmaxInBlocks):
 
 
 class _Sampled(NamedTuple):
-    """What a forward pass with drawn words keeps.
+    """The record of a forward pass with drawn words.
 
     scores  (R, 1 + K), of the label and of the K drawn words
     sums    of these scores; for noise-contrastive estimation how often each word was drawn

@@ -406,7 +406,7 @@ class Rnnlm:
         return self.affine.log_probabilities(read)
 
     def _hidden(self, xs: IntArray, train_flg: bool, trace: bool) -> Array:
-        """What the output layer reads."""
+        """The inputs of the output layer."""
         self.embedding.train_flg = train_flg
         out = self.embedding.forward(xs)
         for dropout, layer in zip(self.dropouts, self.recurrent, strict=False):

@@ -40,7 +40,7 @@ class Measures:
         return f"{value:.4g}"
 
     def option(self, argument: str) -> str:
-        """What an argument is called where the user sets it."""
+        """The name of an argument where the user sets it."""
         return self.options.get(argument, argument)
 
     def status(self, epoch: int, loss: float) -> str:
@@ -123,7 +123,7 @@ class PairMeasures(Measures):
 
 
 def _number(name: str, value: Any) -> float:
-    """What a metric has returned."""
+    """The result of a metric."""
     try:
         return float(value)
     except (TypeError, ValueError) as error:
