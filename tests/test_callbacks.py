@@ -334,7 +334,7 @@ def test_a_table_is_known_before_the_first_epoch_and_with_other_columns(tmp_path
 
 
 def events(folder):
-    """The numbers that TensorBoard shows: {(name, step): value}. It drops what a new start purges."""
+    """The numbers that TensorBoard shows, by (name, step); it drops what a new start purges."""
     from tensorboardX.proto.event_pb2 import Event, SessionLog
 
     shown = {}
