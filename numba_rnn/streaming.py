@@ -177,7 +177,7 @@ class Stream:
         TypeError
             If the dtype is wrong; the state is then as before.
         """
-        if self._step(x, self._address) or self._step(self._unpickled(x), self._address):
+        if self._step(x, self._address) or self._step(self._in_own_dtype(x), self._address):
             return self._out
         shape = (self.input_size,) if self.batch == 1 else (self.batch, self.input_size)
         x = validate_array("x", x, shape, self.dtype, self._engine)
@@ -210,7 +210,7 @@ class Stream:
             steps = frames.shape if type(frames) is np.ndarray else np.shape(frames)
             out = self._empty((*steps[:-1], self._outputs), self._dtype)
         if self._run(frames, out, self._block) or self._run(
-            self._unpickled(frames), self._unpickled(out), self._block
+            self._in_own_dtype(frames), self._in_own_dtype(out), self._block
         ):
             return out
         expect_plain_array("out", out)
@@ -224,15 +224,15 @@ class Stream:
         shape = shape if self.batch == 1 else (self.batch, *shape)
         frames = validate_array("frames", frames, shape, self.dtype, self._engine)
         expect_finite("frames", frames)
-        fits = self._run(self._copied(frames), self._unpickled(out), self._block)
+        fits = self._run(self._copied(frames), self._in_own_dtype(out), self._block)
         assert fits, "frames were checked, and copied"
         return out
 
     def _copied(self, array: Array) -> Array:
         """A copy that the engines take."""
-        return self._unpickled(self._engine.xp.array(array, self._dtype, order="C"))
+        return self._in_own_dtype(self._engine.xp.array(array, self._dtype, order="C"))
 
-    def _unpickled(self, array: Any) -> Any:
+    def _in_own_dtype(self, array: Any) -> Any:
         """The same array, seen in the one dtype object that the engines compare."""
         if type(array) is np.ndarray and array.dtype == self._dtype:
             return array.view(self._dtype)

@@ -9,13 +9,13 @@ from typing import Any, Self
 import numpy as np
 
 from ..backend import engine_by_name, engine_of_param, to_host
+from ..kernels.cells import Cell
 from ..layers import TimeRecurrent
 from ..layers.composite import Composite, Container
 from ..layers.initialisers import Seed, generator
 from ..training.checkpoint import load_checkpoint, save_checkpoint
 from ..typing import AnyArray, Array, Scalar
 from ..validation import expect_array
-from .rnnlm import expect_cell
 
 
 class BaseModel(Container):
@@ -218,3 +218,15 @@ class BaseModel(Container):
                 f"{path}: expected a checkpoint of this model, got one of {layers} ({error})"
             ) from error
         return self
+
+
+def expect_cell(name: str, cell: Cell, probed: Any) -> None:
+    """Refuse what the engine's ``probe`` once returned for another cell; None is not looked at."""
+    here = engine_by_name("numpy").probe(cell)
+    if probed is not None and not (
+        np.shape(probed) == here.shape and np.allclose(probed, here, 1e-6, 1e-6, equal_nan=True)
+    ):
+        raise ValueError(
+            f"{name}: expected parameters of {cell.name!r} as it is registered, got those of "
+            "another cell of that name"
+        )

@@ -36,6 +36,7 @@ from ..validation import (
     expect_ids,
     expect_int,
 )
+from .base import expect_cell
 
 
 class Rnnlm:
@@ -775,18 +776,6 @@ def _output_options(tie: bool, cutoffs: Any, divisor: float, samples: int) -> di
         raise ValueError(f"samples: expected 0 with cutoffs, got {samples}; use one of both")
     found: dict[str, Any] = {"cutoffs": list(cutoffs)}
     return found if divisor == 4.0 else {**found, "divisor": divisor}
-
-
-def expect_cell(name: str, cell: Cell, probed: Any) -> None:
-    """Refuse what the engine's ``probe`` once returned for another cell; None is not looked at."""
-    here = engine_by_name("numpy").probe(cell)
-    if probed is not None and not (
-        np.shape(probed) == here.shape and np.allclose(probed, here, 1e-6, 1e-6, equal_nan=True)
-    ):
-        raise ValueError(
-            f"{name}: expected parameters of {cell.name!r} as it is registered, got those of "
-            "another cell of that name"
-        )
 
 
 class TokenStream(Stream):

@@ -48,9 +48,9 @@ class Seq2seq(BaseModel):
     affine : TimeAffine
         The scores of the next token.
     connection : {"attention", "peeky", "none"}, default "attention"
-        How the decoder sees the encoder, besides its states. With H outputs of the encoder and E
-        numbers of an embedding the decoder reads E, and "peeky" E + H, numbers, and the affine
-        layer those of the decoder and H more, but for "none".
+        How the decoder sees the encoder, besides its states. The decoder reads the E numbers of an
+        embedding, with "peeky" also the H outputs of the encoder. The affine layer reads the
+        outputs of the decoder, with "attention" and "peeky" also H numbers of the encoder.
     rng : numpy.random.Generator, int or None, default None
         A random generator or a seed for dropout.
 

@@ -29,8 +29,8 @@ class TruncatedBPTT(ResumableData):
     """An iterator over the blocks of a corpus for truncated backpropagation through time.
 
     It yields pairs (xs, ts) of arrays (batch_size, time_size, ...). Row i of one block continues
-    row i of the block before. Steps at the end that do not fill a block are left out, but for
-    blocks of varying length.
+    row i of the block before. Steps at the end that do not fill a block are left out; blocks of
+    varying length leave none out.
 
     Parameters
     ----------

@@ -473,8 +473,8 @@ class Adam(Optimiser):
 
     Notes
     -----
-    Lazy Adam is PyTorch's SparseAdam, but for the place of eps. The correction of the bias counts
-    all updates, not those of a row.
+    Lazy Adam computes what PyTorch's SparseAdam computes, with eps added to the corrected root. The
+    correction of the bias counts all updates, not those of a row.
 
     The book's form adds 1e-7 to the root of the raw second moment: ``numba_rnn.book.Adam``.
 
