@@ -325,17 +325,20 @@ class Engine:
         -------
         dict
             "device": a name; "threads": a number; "simd_bits": the width of vectors; "cache": where
-            compiled code is kept. The last two are None if the engine compiles nothing.
+            compiled code is kept; "precision": that of products of float32 numbers. simd_bits and
+            cache are None if the engine compiles nothing.
         """
-        device, threads = cpu_name(), blas_threads()
-        return {"device": device, "threads": threads, "simd_bits": None, "cache": None}
+        return {
+            "device": cpu_name(), "threads": blas_threads(), "simd_bits": None, "cache": None,
+            "precision": "float32",
+        }  # fmt: skip
 
     def with_precision(self, precision: str) -> "Engine":
         """Return the engine with a precision for the products of float32 arrays.
 
         Parameters
         ----------
-        precision : {"float32", "tf32", "bf16"}
+        precision : {"float32", "tf32", "bfloat16"}
             The lowest precision that is allowed. An engine without a choice computes in float32.
 
         Returns

@@ -12,7 +12,8 @@ runs on a machine without a GPU. In strict mode (``use_backend(..., strict=True)
 ``NUMBA_RNN_STRICT=1``) BackendError is raised instead. An unknown name always raises.
 
 ``NUMBA_RNN_PRECISION`` sets the precision of products in float32, on engines that have a choice:
-float32 (default), tf32 (10 bits) or bf16 (7 bits; float32 sums). Parameters stay float32.
+float32 (default), tf32 (10 bits; on a GPU) or bfloat16 (bf16; 7 bits; float32 sums). Parameters,
+states and gradients stay float32.
 
 This is the only module that knows about engines.
 
@@ -61,7 +62,7 @@ __all__ = [
 VARIABLE, STRICT_VARIABLE = "NUMBA_RNN_BACKEND", "NUMBA_RNN_STRICT"
 PRECISION_VARIABLE = "NUMBA_RNN_PRECISION"
 NAMES = ("auto", "numpy", "numba", "cuda")
-PRECISIONS = ("float32", "tf32", "bf16")
+PRECISIONS = ("float32", "tf32", "bfloat16")
 
 
 class BackendError(RuntimeError):
@@ -134,6 +135,7 @@ def _check_name(name: object, source: str) -> str:
 
 
 def _check_precision(name: object, source: str) -> str:
+    name = "bfloat16" if name == "bf16" else name
     if name not in PRECISIONS:
         raise ValueError(f"{source}: expected one of {', '.join(PRECISIONS)}, got {name!r}")
     return str(name)
@@ -213,9 +215,10 @@ class use_backend:  # noqa: N801 (reads as a verb: with use_backend("numpy"): ..
     strict : bool, default False
         If True and the engine cannot run, BackendError is raised; otherwise a warning is issued and
         the next engine runs.
-    precision : {"float32", "tf32", "bf16"}, optional
-        The precision of products, on engines that have a choice; by default
-        ``NUMBA_RNN_PRECISION``.
+    precision : {"float32", "tf32", "bfloat16"}, optional
+        The lowest precision that products of float32 numbers may have; by default
+        ``NUMBA_RNN_PRECISION``. The numba engine has float32 and bfloat16, the cuda engine all
+        three. "bf16" is another name of bfloat16.
 
     Raises
     ------
@@ -233,7 +236,7 @@ class use_backend:  # noqa: N801 (reads as a verb: with use_backend("numpy"): ..
 
     def __init__(self, name: str, *, strict: bool = False, precision: str | None = None) -> None:
         wanted = _wished_precision() if precision is None else precision
-        _check_precision(wanted, "precision")
+        wanted = _check_precision(wanted, "precision")
         choice = _choose(_check_name(name, "use_backend"), "use_backend", strict, wanted)
         self._engine = choice.engine
         self._token: Token[_Choice | None] = _override.set(choice)
@@ -427,6 +430,8 @@ class Explanation:
         The versions of the packages involved.
     execution : dict of str to str
         How the steps of the layer run, if there is a choice.
+    precision : str
+        The precision of the products of float32 numbers, and how they are computed.
     """
 
     engine: str
@@ -437,6 +442,7 @@ class Explanation:
     cache: str | None
     versions: dict[str, str] = field(default_factory=dict)
     execution: dict[str, str] = field(default_factory=dict)
+    precision: str = "float32"
 
     layout = deprecated.attribute("execution")
 
@@ -449,6 +455,7 @@ class Explanation:
             f"device    {self.device}\n"
             f"threads   {self.threads}\n"
             f"SIMD      {simd}\n"
+            f"products  {self.precision}\n"
             f"cache     {self.cache or 'none needed'}\n"
             f"versions  {versions}"
             + "".join(f"\n{name:<10}{how}" for name, how in self.execution.items())

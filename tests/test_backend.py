@@ -238,7 +238,7 @@ def test_explain(name):
     for part in (name, found.reason, found.device, str(found.threads), np.__version__):
         assert part in text
     assert [line.split()[0] for line in text.splitlines()] == [
-        "engine", "reason", "device", "threads", "SIMD", "cache", "versions"
+        "engine", "reason", "device", "threads", "SIMD", "products", "cache", "versions"
     ]  # fmt: skip
 
 
@@ -269,14 +269,16 @@ def test_a_state_moves_from_engine_to_engine():
     assert relative_error(np.concatenate(blocks, axis=1), whole.forward(p.xs)) < 1e-12
 
 
-def test_precision_is_checked_and_means_nothing_on_the_cpu():
+def test_precision_is_checked():
     with use_backend("numba", precision="bf16") as engine:
-        assert engine is use_backend("numba").__enter__()
-    with pytest.raises(ValueError, match="precision: expected one of float32, tf32, bf16, got 'x'"):
+        assert engine is use_backend("numba", precision="bfloat16").__enter__()
+    with use_backend("numba", precision="tf32") as engine:  # there is none
+        assert engine is use_backend("numba", precision="float32").__enter__()
+    with pytest.raises(ValueError, match="one of float32, tf32, bfloat16, got 'x'"):
         use_backend("numpy", precision="x")
     kind, message = ask({"NUMBA_RNN_PRECISION": "half"})["error"]
     assert kind == "ValueError"
-    assert "NUMBA_RNN_PRECISION: expected one of float32, tf32, bf16, got 'half'" in message
+    assert "NUMBA_RNN_PRECISION: expected one of float32, tf32, bfloat16, got 'half'" in message
 
 
 def test_explain_takes_a_layer():

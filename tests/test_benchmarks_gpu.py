@@ -39,7 +39,7 @@ def test_every_section_runs_in_the_emulator(gpu, tmp_path):
 
     checks = found["correctness"]
     numbers = {item.split("/")[1] for item in checks}
-    assert numbers == {"float64", "float32", "tf32", "bf16", "planned"}
+    assert numbers == {"float64", "float32", "tf32", "bfloat16", "planned"}
     for record in checks.values():
         assert 0 <= record["worst"] <= record["limit"] <= 2e-2
         assert record["kernels"]
@@ -145,7 +145,7 @@ def test_a_section_that_loses_every_process_is_given_up(gpu, monkeypatch):
 
 
 def test_the_kernels_that_are_needed_are_known_without_a_gpu(gpu):
-    wanted = gpu.others.wanted_kernels(H200, "lstm", "bf16")
+    wanted = gpu.others.wanted_kernels(H200, "lstm", "bfloat16")
     names = {kernel.name for kernel, _ in wanted}
     assert all(isinstance(kernel, Kernel) for kernel, _ in wanted)
     assert {"lstm_persistent_forward", "lstm_persistent_backward"} < names

@@ -76,13 +76,15 @@ def poisoned_memory(engine: NumpyEngine) -> Iterator[None]:
         if engine.xp is not np:  # the emulated GPU does that itself
             rooms = set()
         folders = {room.rpartition(".")[0] for room in rooms}
-        rooms |= {f"{folder}.{room}" for folder in folders for room in ("plans", "passes")}
+        rooms |= {
+            f"{folder}.{room}" for folder in folders for room in ("plans", "launch", "product")
+        }
         for name in rooms:
             module = sys.modules.get(name)
             if module is not None:
                 stack.enter_context(mock.patch.object(module, "np", PoisonedNumPy()))
-            if hasattr(module, "forget_memory"):  # what it would use again
-                module.forget_memory()
+            if hasattr(module, "free_buffers"):  # what it would use again
+                module.free_buffers()
         yield
 
 

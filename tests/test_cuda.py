@@ -36,7 +36,7 @@ ONE_PRODUCT = [name for name in REPRESENTATIVES if layout(cells.get(name)).early
 ONE_PRODUCT = [
     name for name in ONE_PRODUCT if not cells.get(name).operand and not cells.get(name).normalised
 ]
-LIMITS = {"float32": 1e-5, "float64": 1e-12, "tf32": 2e-3, "bf16": 2e-2}
+LIMITS = {"float32": 1e-5, "float64": 1e-12, "tf32": 2e-3, "bfloat16": 2e-2}
 SIZES = [(1, 1, 1, 1), (3, 4, 5, 6), (2, 3, 1, 8), (1, 5, 7, 13), (4, 2, 3, 40)]  # N, T, D, H
 
 SMALL = DeviceLimits(multiprocessors=6, shared=40_000, threads=8)  # for the emulator
@@ -118,7 +118,7 @@ def test_persistent_kernels_do_what_is_particular_about_steps(name, cut, sizes, 
 
 
 @pytest.mark.parametrize("name", ["lstm", "gru_reset_after"])
-@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+@pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
 @pytest.mark.parametrize(("cut", "sizes"), CUTS[1:4])
 def test_lower_precision_is_as_good_as_it_says(name, precision, cut, sizes):
     problem = random_problem(name, *sizes, np.float32)
@@ -562,7 +562,7 @@ def test_every_function_compiles(count, dtype):
     [
         ("float32", 20, 650, H200, (9, 0)),
         ("tf32", 20, 650, H200, (9, 0)),
-        ("bf16", 20, 650, H200, (9, 0)),
+        ("bfloat16", 20, 650, H200, (9, 0)),
         ("float32", 64, 1024, H200, (9, 0)),
         ("float32", 100, 32, A100, (8, 0)),
     ],
@@ -576,7 +576,9 @@ def test_every_persistent_kernel_compiles(name, precision, N, H, device, capabil
         kernel = persistent.kernel(cells.get(name), plan.tiling, plan.tiles)
         text = compiled(kernel, np.float32, capability)
         assert kernel.shared <= device.shared
-        kind = "m16n8k16.row.col.f32.bf16" if precision == "bf16" else "m16n8k8.row.col.f32.tf32"
+        kind = (
+            "m16n8k16.row.col.f32.bf16" if precision == "bfloat16" else "m16n8k8.row.col.f32.tf32"
+        )
         assert f"mma.sync.aligned.{kind}" in text
         assert "ld.shared.v" in text  # the weights
         if not plan.tiling.single_block:

@@ -119,7 +119,7 @@ def test_another_device_is_refused(cupy):
         cupy.gpu.launch(kernel, (1, 1), [np.zeros(1, np.float32)])
 
 
-@pytest.mark.parametrize(("precision", "within"), [("float32", 1), ("tf32", 7), ("bf16", 7)])
+@pytest.mark.parametrize(("precision", "within"), [("float32", 1), ("tf32", 7), ("bfloat16", 7)])
 def test_the_setting_for_products_is_put_back(cupy, precision, within):
     cupy.compute_type = 5  # somebody's
     with cupy.gpu.products(precision):

@@ -246,13 +246,13 @@ def test_a_frozen_program_needs_no_files(get_code, tmp_path):
     code += USE + textwrap.dedent(
         """
         import warnings
-        from numba_rnn.kernels.cpu import gemm
+        from numba_rnn.kernels.cpu import panels
         from numba_rnn.kernels.cpu.kernel_abi import compiled
 
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             assert numba_rnn.get_backend() == "numba"
-            for kernel in (gemm.pack, gemm.unpack):
+            for kernel in (panels.pack, panels.unpack):
                 compiled(kernel)
         print(len(caught), sum(kernel.cache_hits for kernel in KERNELS))
         """

@@ -25,7 +25,7 @@ OUT = ROOT / "benchmarks" / "results"
 TOOLS = ["memcheck", "racecheck", "synccheck"]
 LAUNCHES = ["gate kernel", "product", "product and gate kernel", "compile a gate kernel",
             "compile a persistent kernel"]  # fmt: skip
-MEMORY = ["ours/float32", "torch/float32", "ours/bf16", "torch/bf16"]
+MEMORY = ["ours/float32", "torch/float32", "ours/bfloat16", "torch/bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def parser() -> argparse.ArgumentParser:
     add("--out", type=Path, default=OUT, help="folder of gpu.json and gpu.md (benchmarks/results)")
     add("--only", action="append", choices=NAMES, help="this section; may be given several times")
     add("--cell", help="correctness and speed of this cell alone, such as lstm")
-    add("--precision", choices=("float32", "tf32", "bf16"), help=numbers)
+    add("--precision", choices=("float32", "tf32", "bfloat16"), help=numbers)
     add("--minutes", type=float, default=8.0, help=minutes)
     add("--emulate", action="store_true", help=emulate)
     for hidden in ("--child", "--share", "--device"):

@@ -25,7 +25,7 @@ from numba_rnn.kernels.reference import NumpyEngine
 
 from .machine import Machine, forced, from_tests, step_by_step
 
-LIMITS = {"float64": 1e-12, "float32": 1e-5, "tf32": 2e-3, "bf16": 2e-2}
+LIMITS = {"float64": 1e-12, "float32": 1e-5, "tf32": 2e-3, "bfloat16": 2e-2}
 LAYOUTS = ("steps", "planned", "forced")
 RULES = ("SGD", "Momentum", "AdaGrad", "RMSProp", "Adam", "AdamW")
 
@@ -55,7 +55,7 @@ CUTS: list[tuple[tuple[int, int, int, int, int], Sizes]] = [
 TINY_CUTS = [CUTS[0], CUTS[3]]
 TINY = [
     "steps/float64/lstm", "steps/float32/gru", "planned/float32/rnn", "forced/float32/lstm",
-    "forced/tf32/rnn", "forced/bf16/gru_reset_after", "gradients/float64/rnn",
+    "forced/tf32/rnn", "forced/bfloat16/gru_reset_after", "gradients/float64/rnn",
     "updates/float32/Adam", "rows/float32/add", "again/planned/rnn",
 ]  # fmt: skip
 

@@ -201,7 +201,7 @@ def compile_all(
     """Compile on all processors; what is not ready in time is compiled where it is needed."""
     start, gpu = time.perf_counter(), machine.gpu
     if machine.emulated:
-        wanted = wanted_kernels(gpu.device, "rnn", "bf16")
+        wanted = wanted_kernels(gpu.device, "rnn", "bfloat16")
         return {"kernels": len(wanted), "note": "listed only, in emulation"}
     count = max(1, min(16, os.cpu_count() or 1))
     numbers = gpu.device.multiprocessors, gpu.device.shared, *gpu.capability

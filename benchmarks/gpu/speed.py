@@ -3,10 +3,10 @@
 An item of ``speed`` is CELL / T,N,H / PRECISION, with as many inputs as units. Both sides have the
 same weights and data, and what they give is compared first. "forward" keeps what backward needs;
 "both" is forward and backward, gradients of inputs and weights. Ours takes (N, T, D) as it always
-does, torch's module (T, N, D), which suits it best. In tf32 and bf16 our inputs, parameters and
-results stay float32; torch's are float32 in tf32, all 16 bits wide in bf16, where float16 is tried
-as well and the faster one counts. Each is measured in turn, ours, theirs, ours ..., by the device's
-clock, on one stream.
+does, torch's module (T, N, D), which suits it best. In tf32 and bfloat16 our inputs, parameters
+and results stay float32; torch's are float32 in tf32, all 16 bits wide in bfloat16, where float16
+is tried as well and the faster one counts. Each is measured in turn, ours, theirs, ours ..., by the
+device's clock, on one stream.
 """
 
 from functools import lru_cache
@@ -22,16 +22,16 @@ from numba_rnn.kernels.functions import dsigmoid, dtanh, sigmoid, tanh
 from .machine import Absent, Call, Machine, forced, step_by_step
 
 CELLS = ("lstm", "gru_reset_after", "rnn")
-PRECISIONS = ("float32", "tf32", "bf16")
+PRECISIONS = ("float32", "tf32", "bfloat16")
 # T, N, H, the telling ones first
 SIZES = [
     (128, 32, 256), (256, 64, 512), (35, 20, 650), (1024, 16, 768), (512, 64, 1024),
     (100, 128, 128), (1000, 1, 256),
 ]  # fmt: skip
-TINY = ["lstm/3,2,8/float32", "gru_reset_after/2,2,8/bf16", "rnn/2,2,8/tf32"]
+TINY = ["lstm/3,2,8/float32", "gru_reset_after/2,2,8/bfloat16", "rnn/2,2,8/tf32"]
 PEERS = ["a cell of one's own", "torch, eager loop", "torch, compiled step", "FlashRNN",
          "torch, compiled loop"]  # fmt: skip
-ALLOWED = {"float32": 1e-4, "tf32": 1e-2, "bf16": 1e-1}  # between what both compute
+ALLOWED = {"float32": 1e-4, "tf32": 1e-2, "bfloat16": 1e-1}  # between what both compute
 
 
 def items(cell: str | None = None, precision: str | None = None) -> list[str]:
@@ -135,7 +135,7 @@ def _theirs(
     except Absent as absent:
         return found, [str(absent)]
     allow_tf32(torch, precision != "float32")
-    kinds = {"bf16": ["bfloat16", "float16"]}.get(precision, ["float32"])
+    kinds = {"bfloat16": ["bfloat16", "float16"]}.get(precision, ["float32"])
     for kind in kinds:
         try:
             forward, both = torch_calls(torch, task, machine.torch_device, getattr(torch, kind))
@@ -197,7 +197,7 @@ def peer(machine: Machine, item: str) -> dict[str, Any]:
     """Microseconds a step of one of the peers, and of ours beside it."""
     sizes = (3, 2, 8) if machine.tiny else (128, 32, 256)
     task = _task("lstm", *sizes)
-    precision = "bf16" if item == "FlashRNN" else "float32"
+    precision = "bfloat16" if item == "FlashRNN" else "float32"
     with use_backend("cuda", strict=True, precision=precision):
         calls = dict(zip(("ours forward", "ours both"), ours(machine, task), strict=True))
         note, pair = _PEERS[item](machine, task)
@@ -380,7 +380,7 @@ def held(machine: Machine, item: str) -> dict[str, Any]:
         else:
             torch = machine.torch()
             allow_tf32(torch, precision != "float32")
-            dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+            dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
             forward, _ = torch_calls(torch, task, machine.torch_device, dtype)
             forget = bool  # its graph goes with what forward gives
         if machine.emulated:

@@ -1,15 +1,18 @@
 """The backward pass, for any cell: a shard's work, phase by phase. Its picture: ``schedule.py``."""
 
-from .gemm import ColumnSums, Packing, Product
+from .gemm import Product
 from .kernel_abi import arguments_address, call, jitted, load_i64
 from .layer_norm import Denormalising
+from .panels import ColumnSums, Packing
 from .plan import read_plan
 from .schedule import (
     END,
     GRADIENTS,
     HALF_STEP,
+    PAIRS,
     START,
     STEPS,
+    Panels,
     StepArguments,
     begin,
     chunk_panels,
@@ -27,12 +30,12 @@ from .schedule import (
 )
 from .simd import VECTOR_BYTES
 
-SUMMED_AT_ONCE = 768  # rows, the most of a chunk but where a step has more
+SUMMED_AT_ONCE = 768  # rows, the most of a chunk but where a step has more; or words of them
 
 
 @jitted
 def gates_gemm_t(plan, dgates, gates, inner, weights, p0, p1, out, M):
-    """out (M rows, panels p0..p1) = dgates (gates ``inner`` wide) @ transposed weights."""
+    """out (M rows, panels p0..p1) = dgates (gates ``inner`` words wide) @ transposed weights."""
     weight = panel_of(gates * inner)
     call(plan.multiply, Product(
         a=dgates.start, a_row=VECTOR_BYTES, a_segment=dgates.panel, a_group=dgates.number,
@@ -45,7 +48,7 @@ def gates_gemm_t(plan, dgates, gates, inner, weights, p0, p1, out, M):
 @jitted
 def late_weights(plan):
     """Where the transposed weights of the second product begin."""
-    return plan.pWh + plan.units * panel_of(plan.early * plan.H)
+    return plan.pWh + plan.units * panel_of(plan.early * plan.H_words)
 
 
 @jitted
@@ -55,38 +58,42 @@ def _pack(plan, shard):
     H_bytes = plan.H * plan.size
     p0, p1 = shard_range(panels_in(plan, plan.D), shard, plan.shards)
     if p1 > p0 and plan.dxs:
-        panel = panel_of(plan.x_gates * plan.H)
+        panel = panel_of(plan.x_gates * plan.H_words)
         for g in range(plan.x_gates):
             call(plan.pack_transposed, Packing(
                 source=plan.Wx + p0 * W * plan.Wx_row + load_i64(plan.x_blocks, g) * H_bytes,
-                source_row=plan.Wx_row, rows=min(plan.D, p1 * W) - p0 * W, columns=plan.H,
-                to=plan.pWx + p0 * panel + g * plan.H * VECTOR_BYTES,
+                source_row=plan.Wx_row, source_panel=W * plan.Wx_row,
+                rows=min(plan.D, p1 * W) - p0 * W, columns=plan.H,
+                to=plan.pWx + p0 * panel + g * plan.H_words * VECTOR_BYTES,
                 to_row=VECTOR_BYTES, to_panel=panel,
             ))  # fmt: skip
     u0, u1 = shard_range(plan.units, shard, plan.shards)
     if u1 == u0:
         return
-    columns, panel = min(plan.H, u1 * W) - u0 * W, panel_of(plan.early * plan.H)
+    columns, panel = min(plan.H, u1 * W) - u0 * W, panel_of(plan.early * plan.H_words)
     for g in range(plan.early):
         call(plan.pack_transposed, Packing(
             source=plan.Wh + u0 * W * plan.Wh_row + load_i64(plan.h_blocks, g) * H_bytes,
-            source_row=plan.Wh_row, rows=min(plan.P, u1 * W) - u0 * W, columns=plan.H,
-            to=plan.pWh + u0 * panel + g * plan.H * VECTOR_BYTES,
+            source_row=plan.Wh_row, source_panel=W * plan.Wh_row,
+            rows=min(plan.P, u1 * W) - u0 * W, columns=plan.H,
+            to=plan.pWh + u0 * panel + g * plan.H_words * VECTOR_BYTES,
             to_row=VECTOR_BYTES, to_panel=panel,
         ))  # fmt: skip
-    panel = panel_of(plan.late * plan.P)
+    panel = panel_of(plan.late * plan.P_words)
     for g in range(plan.late):
         block = (load_i64(plan.h_blocks, plan.early + g) - plan.early) * plan.P * plan.size
         call(plan.pack_transposed, Packing(
-            source=plan.Wr + u0 * W * plan.Wr_row + block, source_row=plan.Wr_row, rows=columns,
-            columns=plan.P, to=late_weights(plan) + u0 * panel + g * plan.P * VECTOR_BYTES,
+            source=plan.Wr + u0 * W * plan.Wr_row + block, source_row=plan.Wr_row,
+            source_panel=W * plan.Wr_row, rows=columns, columns=plan.P,
+            to=late_weights(plan) + u0 * panel + g * plan.P_words * VECTOR_BYTES,
             to_row=VECTOR_BYTES, to_panel=panel,
         ))  # fmt: skip
     panel = panel_of(plan.N)
     for s in range(plan.states + 1):  # the last: what came through h Wh, as yet 0
         call(plan.pack, Packing(
             source=plan.state_in + s * plan.state_step + u0 * VECTOR_BYTES, source_row=H_bytes,
-            rows=plan.N, columns=columns, to=plan.dstate + (s * plan.units + u0) * panel,
+            source_panel=VECTOR_BYTES, rows=plan.N, columns=columns,
+            to=plan.dstate + (s * plan.units + u0) * panel,
             to_row=VECTOR_BYTES, to_panel=panel,
         ))  # fmt: skip
 
@@ -105,8 +112,33 @@ def _pack_inputs(plan, chunk, shard):
     for k in range(outer):
         call(plan.pack, Packing(
             source=plan.xs + t * plan.xs_time + p0 * VECTOR_BYTES + k * x_outer,
-            source_row=x_inner, rows=inner, columns=min(plan.D, p1 * W) - p0 * W,
+            source_row=x_inner, source_panel=VECTOR_BYTES, rows=inner,
+            columns=min(plan.D, p1 * W) - p0 * W,
             to=plan.x_panels + p0 * panel + k * p_outer, to_row=p_inner, to_panel=panel,
+        ))  # fmt: skip
+
+
+@jitted
+def _dgates_words(plan, k, n, first):
+    """The gradients of gates from a first one on, of a step, as products take them."""
+    panel = panel_of(plan.steps * plan.N)
+    panels = (plan.units + plan.word - 1) // plan.word
+    start = plan.dgates_words + (k * plan.N + n) * VECTOR_BYTES
+    return from_number(Panels(start, panel, panels * panel), first)
+
+
+@jitted
+def _store_words(plan, k, n0, n1, u0, u1, first, end):
+    """Write the gradients of some gates as words."""
+    step, half = step_at(plan, 0, k, n0, n1, u0, u1), VECTOR_BYTES // plan.word
+    W = VECTOR_BYTES // plan.size
+    for gate in range(first if plan.word > 1 else end, end):
+        numbers, words = from_number(step.dgates, gate), _dgates_words(plan, k, n0, gate)
+        call(plan.pair_columns, Packing(
+            source=numbers.start + u0 * numbers.panel, source_row=VECTOR_BYTES,
+            source_panel=numbers.panel, rows=step.rows, columns=min(plan.H, u1 * W) - u0 * W,
+            to=words.start + u0 // plan.word * words.panel + u0 % plan.word * half,
+            to_row=VECTOR_BYTES, to_panel=words.panel,
         ))  # fmt: skip
 
 
@@ -118,7 +150,9 @@ def _through_h(plan, k, n0, n1, u0, u1):
         return
     step = step_at(plan, 0, k, n0, n1, u0, u1)
     dgates, out = from_number(step.dgates, plan.first_early), from_number(step.dstate, plan.states)
-    gates_gemm_t(plan, dgates, plan.early, plan.H, plan.pWh, u0, end, out, step.rows)
+    if plan.word > 1:
+        dgates = _dgates_words(plan, k, n0, plan.first_early)
+    gates_gemm_t(plan, dgates, plan.early, plan.H_words, plan.pWh, u0, end, out, step.rows)
 
 
 @jitted
@@ -128,6 +162,8 @@ def _gates_back(plan, chunk, k, n0, n1, u0, u1):
         # after the chunk's last step: row 0 still holds dgates of the later chunk's first
         _through_h(plan, k + 1 if k + 1 < plan.steps else 0, n0, n1, u0, u1)
     call(plan.gates_kernel, StepArguments(plan, chunk, k, n0, n1, u0, u1))
+    _denormalise(plan, chunk, k, n0, n1, plan.normalised_early, plan.normalised_late)
+    _store_words(plan, k, n0, n1, u0, u1, plan.first_late, plan.first_late + plan.late)
 
 
 @jitted
@@ -136,8 +172,15 @@ def _operand_back(plan, chunk, k, n0, n1, u0, u1):
     if plan.late:
         step = step_at(plan, chunk, k, n0, n1, u0, u1)
         dgates, weights = from_number(step.dgates, plan.first_late), late_weights(plan)
-        gates_gemm_t(plan, dgates, plan.late, plan.P, weights, u0, u1, step.doperand, step.rows)
-    call(plan.operand_kernel, StepArguments(plan, chunk, k, n0, n1, u0, u1))
+        if plan.word > 1:
+            dgates = _dgates_words(plan, k, n0, plan.first_late)
+        inner = plan.P_words
+        gates_gemm_t(plan, dgates, plan.late, inner, weights, u0, u1, step.doperand, step.rows)
+    if plan.late or plan.operand_gate:
+        call(plan.operand_kernel, StepArguments(plan, chunk, k, n0, n1, u0, u1))
+    _denormalise(plan, chunk, k, n0, n1, 0, plan.normalised_early)
+    _store_words(plan, k, n0, n1, u0, u1, 0, plan.first_late)
+    _store_words(plan, k, n0, n1, u0, u1, plan.first_late + plan.late, plan.gates - plan.weights)
 
 
 @jitted
@@ -157,10 +200,7 @@ def _denormalise(plan, chunk, k, n0, n1, first, count):
 def _step_back(plan, chunk, k, n0, n1, u0, u1):
     """A whole step, for a shard that need not meet the others within it."""
     _gates_back(plan, chunk, k, n0, n1, u0, u1)
-    _denormalise(plan, chunk, k, n0, n1, plan.normalised_early, plan.normalised_late)
-    if plan.late or plan.operand_gate:
-        _operand_back(plan, chunk, k, n0, n1, u0, u1)
-    _denormalise(plan, chunk, k, n0, n1, 0, plan.normalised_early)
+    _operand_back(plan, chunk, k, n0, n1, u0, u1)
 
 
 @jitted
@@ -174,7 +214,7 @@ def _input_gradients(plan, chunk, shard):
         t0, t1 = shard_range(count, shard, plan.shards)
     if n0 == n1 or t0 == t1:
         return
-    rows_panel, D_bytes = panel_of(plan.steps * plan.N), plan.D * plan.size
+    D_bytes = plan.D * plan.size
     outer, inner, x_outer, x_inner, p_outer, p_inner = rows_of(
         n0,
         n1,
@@ -184,16 +224,50 @@ def _input_gradients(plan, chunk, shard):
         D_bytes,
         plan.N,  # dxs has no gaps, whatever xs has
     )
-    start = plan.dgates + (t0 * plan.N + n0) * VECTOR_BYTES
+    dgates = chunk_panels(plan, plan.dgates, 0, 0, t0, n0)
+    if plan.word > 1:
+        dgates = _dgates_words(plan, t0, n0, 0)
     for k in range(outer):
-        weight = panel_of(plan.x_gates * plan.H)
+        weight = panel_of(plan.x_gates * plan.H_words)
         call(plan.multiply, Product(
-            a=start + k * p_outer, a_row=p_inner, a_segment=rows_panel,
-            a_group=plan.units * rows_panel, groups=plan.x_gates, inner=plan.H,
+            a=dgates.start + k * p_outer, a_row=p_inner, a_segment=dgates.panel,
+            a_group=dgates.number, groups=plan.x_gates, inner=plan.H_words,
             b=plan.pWx, b_vector=weight,
             c=plan.dxs + (n0 * plan.T + t + t0) * D_bytes + k * x_outer, c_row=x_inner,
             c_vector=VECTOR_BYTES, rows=inner, columns=plan.D, add=0, then=0,
         ))  # fmt: skip
+
+
+@jitted
+def _pairs_panel(plan):
+    """Bytes from one panel of pairs of rows to the next."""
+    return panel_of((plan.steps * plan.N + 1) // 2)
+
+
+@jitted
+def _pair_rows(plan, source, panels, rows, to, shard):
+    """A shard's part of some panels of a chunk, in pairs of rows."""
+    p0, p1 = shard_range(panels, shard, plan.shards)
+    panel, to_panel = panel_of(plan.steps * plan.N), _pairs_panel(plan)
+    call(plan.pair_rows, Packing(
+        source=source + p0 * panel, source_row=VECTOR_BYTES, source_panel=panel, rows=rows,
+        columns=(p1 - p0) * VECTOR_BYTES // plan.size, to=to + p0 * to_panel,
+        to_row=VECTOR_BYTES, to_panel=to_panel,
+    ))  # fmt: skip
+
+
+@jitted
+def _pair_chunk(plan, chunk, shard):
+    """Both operands of the weights' gradients, in pairs of rows."""
+    rows = steps_in(plan, chunk) * plan.N
+    _pair_rows(plan, plan.x_panels, panels_in(plan, plan.D), rows, plan.x_pairs, shard)
+    if plan.early:
+        _pair_rows(plan, _chunk_h(plan, chunk), plan.units, rows, plan.h_pairs, shard)
+    if plan.late:
+        operand = chunk_panels(plan, plan.operand, 1, chunk, 0, 0).start
+        _pair_rows(plan, operand, plan.units, rows, plan.operand_pairs, shard)
+    panels = (plan.gates - plan.weights) * plan.units
+    _pair_rows(plan, plan.dgates, panels, rows, plan.dgates_pairs, shard)
 
 
 @jitted
@@ -223,53 +297,58 @@ def _weight_gradients(plan, chunk, shard):
     for item in range(first, end):  # of the last gates; their gradients lie behind db
         k, block = item // blocks, item % blocks
         bias = plan.db + (plan.x_gates + k) * plan.H * plan.size + block * 4 * VECTOR_BYTES
-        dgates = _block_of(plan, plan.gates - plan.weights + k, block, plan.H)
-        _add_up(plan, dgates, bias, rows, add)
+        _add_up(plan, plan.gates - plan.weights + k, block, bias, rows, add)
 
 
 @jitted
 def _x_item(plan, g, block, row, rows, add):
     """A panel of the rows of dWx, and with the first db, of a gate's four unit-panels."""
     column = load_i64(plan.x_blocks, g) * plan.H * plan.size + block * 4 * VECTOR_BYTES
-    dgates, a = _block_of(plan, g, block, plan.H), plan.x_panels
-    _outer(plan, a, plan.D, dgates, row, plan.dWx + column, plan.Wx_row, rows, add)
+    a, out = (plan.x_panels, plan.x_pairs), plan.dWx + column
+    _outer(plan, a, plan.D, g, block, plan.H, row, out, plan.Wx_row, rows, add)
     if row == 0:
-        _add_up(plan, dgates, plan.db + column, rows, add)
+        _add_up(plan, g, block, plan.db + column, rows, add)
 
 
 @jitted
 def _h_item(plan, chunk, g, block, row, rows, add):
     """A panel of the rows of dWh, and with the first db's second row, of four unit-panels."""
     column = load_i64(plan.h_blocks, g) * plan.H * plan.size + block * 4 * VECTOR_BYTES
-    dgates = _block_of(plan, plan.first_early + g, block, plan.H)
-    a = from_number(chunk_panels(plan, plan.state, plan.kept_states, chunk, 0, 0), plan.h_slot)
-    _outer(plan, a.start, plan.P, dgates, row, plan.dWh + column, plan.Wh_row, rows, add)
+    gate = plan.first_early + g
+    a, out = (_chunk_h(plan, chunk), plan.h_pairs), plan.dWh + column
+    _outer(plan, a, plan.P, gate, block, plan.H, row, out, plan.Wh_row, rows, add)
     if row == 0 and plan.b_row:
-        _add_up(plan, dgates, plan.db + plan.b_row + column, rows, add)
+        _add_up(plan, gate, block, plan.db + plan.b_row + column, rows, add)
 
 
 @jitted
 def _operand_item(plan, chunk, g, block, row, rows, add):
     """A panel of the rows of dWr, of four unit-panels."""
     column = (load_i64(plan.h_blocks, plan.early + g) - plan.early) * plan.P * plan.size
-    dgates = _block_of(plan, plan.first_late + g, block, plan.P)
-    a = chunk_panels(plan, plan.operand, 1, chunk, 0, 0)
-    out = plan.dWr + column + block * 4 * VECTOR_BYTES
-    _outer(plan, a.start, plan.H, dgates, row, out, plan.Wr_row, rows, add)
+    out, gate = plan.dWr + column + block * 4 * VECTOR_BYTES, plan.first_late + g
+    a = chunk_panels(plan, plan.operand, 1, chunk, 0, 0).start, plan.operand_pairs
+    _outer(plan, a, plan.H, gate, block, plan.P, row, out, plan.Wr_row, rows, add)
 
 
 @jitted
-def _block_of(plan, gate, block, columns):
-    """Four unit-panels of a gate's dgates, which has so many columns: where, and its columns."""
-    panel, W = panel_of(plan.steps * plan.N), VECTOR_BYTES // plan.size
-    start = plan.dgates + (gate * plan.units + block * 4) * panel
-    return start, panel, min(4 * W, columns - block * 4 * W)
+def _chunk_h(plan, chunk):
+    """What h Wh multiplied in a chunk."""
+    state = chunk_panels(plan, plan.state, plan.kept_states, chunk, 0, 0)
+    return from_number(state, plan.h_slot).start
 
 
 @jitted
-def _outer(plan, a, a_columns, dgates, p, out, out_row, rows, add):
-    """out = A^T dgates of a gate's four unit-panels, A being panel p of several, or out += it."""
-    W, (b, panel, columns) = VECTOR_BYTES // plan.size, dgates
+def _outer(plan, a, a_columns, gate, block, columns, p, out, out_row, rows, add):
+    """out = A^T dgates of a gate's four unit-panels, A being panel p of several, or out += it.
+
+    a  where A begins: its numbers, and its pairs of rows
+    """
+    W, (numbers, pairs) = VECTOR_BYTES // plan.size, a
+    a, b, panel = numbers, plan.dgates, panel_of(plan.steps * plan.N)
+    if plan.word > 1:
+        a, b, panel, rows = pairs, plan.dgates_pairs, _pairs_panel(plan), (rows + 1) // 2
+    b += (gate * plan.units + block * 4) * panel
+    columns = min(4 * W, columns - block * 4 * W)
     for start in range(0, max(rows, 1), SUMMED_AT_ONCE):
         skip = start * VECTOR_BYTES
         call(plan.multiply_transposed, Product(
@@ -281,12 +360,15 @@ def _outer(plan, a, a_columns, dgates, p, out, out_row, rows, add):
 
 
 @jitted
-def _add_up(plan, dgates, out, rows, add):
+def _add_up(plan, gate, block, out, rows, add):
     """out = the sum of the rows of a gate's four unit-panels, or out += it."""
-    panels, panel, columns = dgates
+    panel, W = panel_of(plan.steps * plan.N), VECTOR_BYTES // plan.size
+    source = plan.dgates + (gate * plan.units + block * 4) * panel
+    columns = min(4 * W, plan.H - block * 4 * W)
     for start in range(0, max(rows, 1), SUMMED_AT_ONCE):
         call(plan.column_sums, ColumnSums(
-            panels=panels + start * VECTOR_BYTES, panel=panel, columns=columns, out=out,
+            source=source + start * VECTOR_BYTES, row=VECTOR_BYTES, panel=panel,
+            columns=columns, out=out,
             rows=min(rows - start, SUMMED_AT_ONCE), add=max(add, min(start, 1)),
         ))  # fmt: skip
 
@@ -296,6 +378,9 @@ def _work(plan, what, chunk, k, shard):
     """The work of a shard in a phase."""
     if what == START:
         _pack(plan, shard)
+        return
+    if what == PAIRS:
+        _pair_chunk(plan, chunk, shard)
         return
     if what == GRADIENTS:
         if plan.dxs:
@@ -334,6 +419,8 @@ def backward(ctx):
                 phase = run_phase(plan, _work, phase, STEPS, chunk, k)
                 if plan.late:
                     phase = run_phase(plan, _work, phase, HALF_STEP, chunk, k)
+        if plan.word > 1:
+            phase = run_phase(plan, _work, phase, PAIRS, chunk, 0)
         phase = run_phase(plan, _work, phase, GRADIENTS, chunk, 0)
     run_phase(plan, _work, phase, END, 0, 0)
     end(plan, denormals)

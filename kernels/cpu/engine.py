@@ -10,6 +10,7 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -24,16 +25,30 @@ from ..step_options import NO_OPTIONS, StepOptions
 from . import product, threads, training_kernels
 from .dropout import dropout
 from .launch import SequenceRun
+from .low_precision import has_dot_product
 from .plans import address_of, contiguous_rows, merge_bias, split_bias, takes
 from .simd import vector_registers
 from .streaming import NumbaStream
 
 
 class NumbaEngine(NumpyEngine):
-    """Forward and backward of any cell, compiled for this CPU."""
+    """Forward and backward of any cell, compiled for this CPU.
+
+    precision  of the products of float32: "float32", or "bfloat16" (``low_precision.py``)
+    """
 
     name = "numba"
     step = Engine.step  # a pass of one step
+
+    def __init__(self, precision: str = "float32") -> None:
+        self.precision = precision
+
+    def with_precision(self, precision: str) -> "NumbaEngine":
+        return _with_precision("bfloat16" if precision == "bfloat16" else "float32")
+
+    @property
+    def _bfloat16(self) -> bool:
+        return self.precision == "bfloat16"
 
     def forward(
         self,
@@ -46,7 +61,10 @@ class NumbaEngine(NumpyEngine):
         expect_consistent(cell, xs, state, params)
         H = cell.hidden_size(params)
         P = cell.output_size(params) if cell.projected else H
-        run = SequenceRun(cell, contiguous_rows(xs), merge_bias(cell, params), H, P, steps)
+        run = SequenceRun(
+            cell, contiguous_rows(xs), merge_bias(cell, params), H, P, steps,
+            bfloat16=self._bfloat16,
+        )  # fmt: skip
         if P < H:
             state = cell.widened(np, state, H)
         if not steps.checkpoint_every:
@@ -132,18 +150,20 @@ class NumbaEngine(NumpyEngine):
         super().update_all(rule, rest, numbers, factor)
 
     def product(self, a: Array, b: Array) -> Array:
-        return product.product(a, b) if product.takes(a, b) else super().product(a, b)
+        if product.takes(a, b):
+            return product.product(a, b, bfloat16=self._bfloat16)
+        return super().product(a, b)
 
     def affine(self, xs: Array, W: Array, b: Array) -> Array:
         if product.takes(xs, W) and b.flags.c_contiguous:
-            return product.product(xs, W, bias=b)
+            return product.product(xs, W, bias=b, bfloat16=self._bfloat16)
         return super().affine(xs, W, b)
 
     def affine_backward(self, xs: Array, W: Array, dout: Array, dW: Array, db: Array) -> Array:
         in_rows = dW.strides[1] == db.strides[0] == dW.itemsize
         if not (product.takes(xs.T, dout) and in_rows):
             return super().affine_backward(xs, W, dout, dW, db)
-        product.product(xs.T, dout, out=dW, sums=db)
+        product.product(xs.T, dout, out=dW, sums=db, bfloat16=self._bfloat16)
         return self.product(dout, W.T)
 
     def sum_of_squares(self, arrays: Sequence[Array]) -> float:
@@ -180,7 +200,7 @@ class NumbaEngine(NumpyEngine):
         shards: int = 1,
         bfloat16: bool = False,
     ) -> NumbaStream:
-        return NumbaStream(layers, affine, batch, shards, bfloat16)
+        return NumbaStream(layers, affine, batch, shards, bfloat16 or self._bfloat16)
 
     def using_openmp(self, parallel: int, count: int) -> AbstractContextManager[None]:
         return threads.team.borrow(parallel, count)
@@ -189,7 +209,20 @@ class NumbaEngine(NumpyEngine):
         return {
             **super().describe(), "threads": threads.available(),
             "simd_bits": vector_registers()[1], "cache": disk_cache.describe(),
+            "precision": _PRECISIONS[self._bfloat16 + (self._bfloat16 and has_dot_product())],
         }  # fmt: skip
+
+
+_PRECISIONS = (
+    "float32",
+    "bfloat16, multiplied as float32: the processor has no AVX512_BF16",
+    "bfloat16 (AVX512_BF16)",
+)
+
+
+@cache
+def _with_precision(precision: str) -> NumbaEngine:
+    return NumbaEngine(precision)
 
 
 _INTERPRETED: set[Any] = set()  # rules of optimisers that cannot be compiled

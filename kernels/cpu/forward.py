@@ -1,7 +1,8 @@
 """The forward pass, for any cell: a shard's work, phase by phase. Its picture: ``schedule.py``."""
 
-from .gemm import Packing, Product
+from .gemm import Product
 from .kernel_abi import arguments_address, call, jitted, load_i64
+from .panels import Packing
 from .plan import read_plan
 from .schedule import (
     END,
@@ -21,6 +22,7 @@ from .schedule import (
     shard_range,
     state_at,
     step_at,
+    step_panels,
     steps_in,
     unpack_states,
 )
@@ -29,12 +31,12 @@ from .simd import VECTOR_BYTES
 
 @jitted
 def gates_gemm(plan, a, a_row, a_segment, inner, weights, gates, u0, u1, out, out_row, M):
-    """out[gate, unit-panel] = A (M rows) @ weights, for units u0..u1 of some gates.
+    """out[gate, unit-panel] = A (M rows, ``inner`` words) @ weights, for units u0..u1 of gates.
 
     A tile is some panels of all gates, or four gates of one unit-panel, or some unit-panels of
     one gate: whatever is there to fill it.
     """
-    weight, W = (inner | 1) * plan.weight_row, VECTOR_BYTES // plan.size
+    weight, W = panel_of(inner), VECTOR_BYTES // plan.size
     calls, vectors, stride, next_tile = gates, u1 - u0, 1, plan.units
     if u1 - u0 == plan.units:
         calls, vectors = 1, gates * plan.units
@@ -53,7 +55,7 @@ def gates_gemm(plan, a, a_row, a_segment, inner, weights, gates, u0, u1, out, ou
 @jitted
 def late_weights(plan):
     """Where the packed weights of the second product begin."""
-    return plan.pWh + plan.early * plan.units * (plan.P | 1) * plan.weight_row
+    return plan.pWh + plan.early * plan.units * panel_of(plan.P_words)
 
 
 @jitted
@@ -67,40 +69,78 @@ def _pack(plan, shard):
     skip = u0 * VECTOR_BYTES
     if not plan.packed:
         for g in range(plan.x_gates):
-            call(plan.pack, Packing(
-                source=plan.Wx + load_i64(plan.x_blocks, g) * H_bytes + skip,
-                source_row=plan.Wx_row,
-                rows=plan.D, columns=columns,
-                to=plan.pWx + (g * plan.units + u0) * panel_of(plan.D),
-                to_row=VECTOR_BYTES, to_panel=panel_of(plan.D),
-            ))  # fmt: skip
+            source = plan.Wx + load_i64(plan.x_blocks, g) * H_bytes + skip
+            to = plan.pWx + (g * plan.units + u0) * panel_of(plan.D_words)
+            _pack_weights(plan, source, plan.Wx_row, plan.D, columns, to, plan.D_words)
         for g in range(plan.early):
-            call(plan.pack, Packing(
-                source=plan.Wh + load_i64(plan.h_blocks, g) * H_bytes + skip,
-                source_row=plan.Wh_row,
-                rows=plan.P, columns=columns,
-                to=plan.pWh + (g * plan.units + u0) * panel_of(plan.P),
-                to_row=VECTOR_BYTES, to_panel=panel_of(plan.P),
-            ))  # fmt: skip
+            source = plan.Wh + load_i64(plan.h_blocks, g) * H_bytes + skip
+            to = plan.pWh + (g * plan.units + u0) * panel_of(plan.P_words)
+            _pack_weights(plan, source, plan.Wh_row, plan.P, columns, to, plan.P_words)
         for g in range(plan.late):
             block = (load_i64(plan.h_blocks, plan.early + g) - plan.early) * plan.P * plan.size
-            call(plan.pack, Packing(
-                source=plan.Wr + block + skip, source_row=plan.Wr_row, rows=plan.H,
-                columns=min(plan.P, u1 * W) - u0 * W,
-                to=late_weights(plan) + (g * plan.units + u0) * panel_of(plan.H),
-                to_row=VECTOR_BYTES, to_panel=panel_of(plan.H),
-            ))  # fmt: skip
+            to = late_weights(plan) + (g * plan.units + u0) * panel_of(plan.H_words)
+            late_columns = min(plan.P, u1 * W) - u0 * W
+            _pack_weights(
+                plan, plan.Wr + block + skip, plan.Wr_row, plan.H, late_columns, to, plan.H_words
+            )
     state = state_at(plan, 0, 0, 0)
     for s in range(plan.kept_states):
         call(plan.pack, Packing(
-            source=plan.state_in + s * plan.state_step + skip, source_row=H_bytes, rows=plan.N,
-            columns=columns, to=from_number(state, s).start + u0 * state.panel,
+            source=plan.state_in + s * plan.state_step + skip, source_row=H_bytes,
+            source_panel=VECTOR_BYTES, rows=plan.N, columns=columns,
+            to=from_number(state, s).start + u0 * state.panel,
             to_row=VECTOR_BYTES, to_panel=state.panel,
         ))  # fmt: skip
+    if plan.word > 1:
+        h = from_number(state, plan.h_slot)
+        _store_words(plan, h, plan.P, _h_words(plan, 0, 0), plan.N, u0, u1)
 
 
 @jitted
-def _project(plan, chunk, n0, n1, u0, u1):
+def _pack_weights(plan, source, source_row, rows, columns, to, words):
+    """Some columns of a gate's weights as panels."""
+    call(plan.pack_weights, Packing(
+        source=source, source_row=source_row, source_panel=VECTOR_BYTES, rows=rows,
+        columns=columns, to=to, to_row=VECTOR_BYTES, to_panel=panel_of(words),
+    ))  # fmt: skip
+
+
+@jitted
+def _h_words(plan, t, n):
+    """The panels of h before step t in words, from row n on: those of two steps in turn."""
+    panels = (plan.units + plan.word - 1) // plan.word
+    return step_panels(plan, plan.h_words + t % 2 * panels * panel_of(plan.N), n)
+
+
+@jitted
+def _store_words(plan, numbers, columns, words, rows, u0, u1):
+    """Rows of panels u0..u1 as words, in panels that begin at ``words``."""
+    half = VECTOR_BYTES // plan.word
+    call(plan.pair_columns, Packing(
+        source=numbers.start + u0 * numbers.panel, source_row=VECTOR_BYTES,
+        source_panel=numbers.panel, rows=rows,
+        columns=min(columns, u1 * VECTOR_BYTES // plan.size) - u0 * VECTOR_BYTES // plan.size,
+        to=words.start + u0 // plan.word * words.panel + u0 % plan.word * half,
+        to_row=VECTOR_BYTES, to_panel=words.panel,
+    ))  # fmt: skip
+
+
+@jitted
+def _x_words(plan, x, x_row, rows, shard):
+    """Rows of xs as products take them: where they are, and the bytes from one to the next."""
+    if plan.word == 1:
+        return x, x_row
+    row = panel_of(panels_in(plan, plan.D_words))
+    to = plan.x_words + shard * max(plan.N, plan.steps) * row
+    call(plan.pair_columns, Packing(
+        source=x, source_row=x_row, source_panel=VECTOR_BYTES, rows=rows, columns=plan.D,
+        to=to, to_row=row, to_panel=VECTOR_BYTES,
+    ))  # fmt: skip
+    return to, row
+
+
+@jitted
+def _project(plan, chunk, n0, n1, u0, u1, shard):
     """x Wx for a chunk."""
     t, count = chunk * plan.steps, steps_in(plan, chunk)
     outer, inner, x_outer, x_inner, p_outer, p_inner = rows_of(
@@ -108,9 +148,10 @@ def _project(plan, chunk, n0, n1, u0, u1):
     )
     side = step_at(plan, chunk, 0, n0, n1, u0, u1).x_proj
     for k in range(outer):
+        start = plan.xs + t * plan.xs_time + n0 * plan.xs_row + k * x_outer
+        x, x_row = _x_words(plan, start, x_inner, inner, shard)
         gates_gemm(
-            plan, plan.xs + t * plan.xs_time + n0 * plan.xs_row + k * x_outer, x_inner,
-            VECTOR_BYTES, plan.D, plan.pWx, plan.x_gates, u0, u1,
+            plan, x, x_row, VECTOR_BYTES, plan.D_words, plan.pWx, plan.x_gates, u0, u1,
             from_byte(side, k * p_outer), p_inner, inner,
         )  # fmt: skip
 
@@ -120,14 +161,21 @@ def _early_step(plan, chunk, k, n0, n1, u0, u1):
     """h Wh, and what the second product multiplies."""
     if plan.early:
         step = step_at(plan, chunk, k, n0, n1, u0, u1)
+        h = from_number(step.state, plan.h_slot)
+        if plan.word > 1:
+            h = _h_words(plan, step.t, n0)
         gates_gemm(
-            plan, from_number(step.state, plan.h_slot).start, VECTOR_BYTES, step.state.panel,
-            plan.P, plan.pWh, plan.early, u0, u1, step.h_proj, VECTOR_BYTES, step.rows,
+            plan, h.start, VECTOR_BYTES, h.panel, plan.P_words, plan.pWh, plan.early, u0, u1,
+            step.h_proj, VECTOR_BYTES, step.rows,
         )  # fmt: skip
     if plan.normalised_early:
         call(plan.early_numbers, StepArguments(plan, chunk, k, n0, n1, 0, plan.units))
     if plan.late or plan.operand_gate:
         call(plan.operand_kernel, StepArguments(plan, chunk, k, n0, n1, u0, u1))
+    if plan.late and plan.word > 1:
+        step = step_at(plan, chunk, k, n0, n1, u0, u1)
+        words = step_panels(plan, plan.operand_words, n0)
+        _store_words(plan, step.operand, plan.H, words, step.rows, u0, u1)
 
 
 @jitted
@@ -136,13 +184,20 @@ def _late_step(plan, chunk, k, n0, n1, u0, u1):
     end = min(u1, panels_in(plan, plan.P))
     if plan.late and u0 < end:
         step = step_at(plan, chunk, k, n0, n1, u0, u1)
+        operand = step.operand
+        if plan.word > 1:
+            operand = step_panels(plan, plan.operand_words, n0)
         gates_gemm(
-            plan, step.operand.start, VECTOR_BYTES, step.operand.panel, plan.H,
+            plan, operand.start, VECTOR_BYTES, operand.panel, plan.H_words,
             late_weights(plan), plan.late, u0, end, step.op_proj, VECTOR_BYTES, step.rows,
         )  # fmt: skip
     if plan.normalised_late:
         call(plan.late_numbers, StepArguments(plan, chunk, k, n0, n1, 0, plan.units))
     call(plan.gates_kernel, StepArguments(plan, chunk, k, n0, n1, u0, u1))
+    if plan.early and plan.word > 1:
+        step = step_at(plan, chunk, k, n0, n1, u0, u1)
+        h, words = from_number(step.after, plan.h_slot), _h_words(plan, step.t + 1, n0)
+        _store_words(plan, h, plan.P, words, step.rows, u0, u1)
 
 
 @jitted
@@ -168,14 +223,14 @@ def _work(plan, what, chunk, k, shard):
         unpack_states(plan, plan.last_state, plan.states, n0, n1, u0, u1)
     elif plan.no_barrier:
         for chunk_ in range(plan.chunks):
-            _project(plan, chunk_, n0, n1, u0, u1)
+            _project(plan, chunk_, n0, n1, u0, u1, shard)
             for k_ in range(steps_in(plan, chunk_)):
                 _step(plan, chunk_, k_, n0, n1, u0, u1)
     elif what == HALF_STEP:
         _late_step(plan, chunk, k, n0, n1, u0, u1)
     else:
         if k == 0:
-            _project(plan, chunk, n0, n1, u0, u1)
+            _project(plan, chunk, n0, n1, u0, u1, shard)
         if plan.late:
             _early_step(plan, chunk, k, n0, n1, u0, u1)
         else:
@@ -188,7 +243,7 @@ def forward(ctx):
     denormals = begin(plan, ctx)
     phase = run_phase(plan, _work, 0, START, 0, 0)
     if plan.T == 1 and plan.shards == 1:  # the shortest way
-        _project(plan, 0, 0, plan.N, 0, plan.units)
+        _project(plan, 0, 0, plan.N, 0, plan.units, 0)
         _step(plan, 0, 0, 0, plan.N, 0, plan.units)
     elif plan.no_barrier:
         phase = run_phase(plan, _work, phase, STEPS, 0, 0)

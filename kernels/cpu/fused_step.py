@@ -32,8 +32,9 @@ from ..cells import Cell
 from ..engine import Array
 from ..layout import layout
 from . import simd, tuple_io
-from .gemm import emit_load_bfloat16, emit_loop
+from .gemm import emit_loop
 from .kernel_abi import arguments_address, emits, inlined
+from .low_precision import emit_load_bfloat16
 from .option_io import end_step, load_options
 from .packing import Packed, placed, upper_halves
 from .plan import read_plan, read_record

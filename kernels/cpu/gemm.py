@@ -28,9 +28,9 @@ from typing import NamedTuple
 
 from llvmlite import ir
 from numba.core import types
-from numba.extending import intrinsic
 
 from .kernel_abi import arguments, emits, jitted
+from .low_precision import emit_dot, has_dot_product
 from .simd import (
     VECTOR_BYTES,
     VectorType,
@@ -38,14 +38,9 @@ from .simd import (
     emit_load,
     emit_load_part,
     emit_prefetch,
-    emit_store,
     emit_store_part,
     lanes_of,
-    load,
-    load_part,
     splat,
-    store,
-    store_part,
     vector_registers,
 )
 
@@ -61,13 +56,24 @@ DEEPEST_TILE, WIDEST_TILE, WIDEST_FOR_ONE_ROW = {
     (32, 128): (4, 1, 3),
     (16, 128): (2, 1, 2),
 }[vector_registers()]
+# words of pairs that are taken apart (``low_precision.py``) need more registers
+DEEPEST_OF_PAIRS = DEEPEST_TILE if has_dot_product() else max(1, DEEPEST_TILE * 2 // 3)
 _DEPTHS, _WIDTHS = range(1, DEEPEST_TILE + 1), {2, 3, 4, WIDEST_FOR_ONE_ROW}
 TILES = {(rows, width) for rows in _DEPTHS for width in (1, 2, 4) if width <= WIDEST_TILE}
 TILES_OF_ONE_ROW = {(1, width) for width in _WIDTHS if width <= WIDEST_FOR_ONE_ROW}  # not for A^T
 AHEAD = 16 * VECTOR_BYTES  # how far ahead a product of one row asks for B (measured)
 
 
-PLAIN, TRANSPOSED, BFLOAT16 = range(3)  # kinds of products
+class Kind(NamedTuple):
+    """A kind of products."""
+
+    transposed: bool = False  # A^T is given
+    pairs: bool = False  # the operands are words of two bfloat16 numbers (``low_precision.py``)
+
+    @property
+    def deepest(self) -> int:
+        """The most rows of a tile."""
+        return DEEPEST_OF_PAIRS if self.pairs else DEEPEST_TILE
 
 
 class Product(NamedTuple):
@@ -75,7 +81,8 @@ class Product(NamedTuple):
 
     A is (rows, groups * inner), B (groups * inner, columns). The inner axis runs through groups, in
     each through segments of W numbers that lie side by side; columns are vectors of W numbers.
-    Strides are in bytes.
+    Strides are in bytes. Of products of pairs, what is said of A's and B's numbers along the inner
+    axis is so of words.
     """
 
     a: int
@@ -131,8 +138,8 @@ def _emit_multiply_add(builder, vector, depth, kind, sums, a_rows, b_vectors, ah
     tile at a time.
     """
     size, new, rows = vector.dtype.bitwidth // 8, list(sums), len(a_rows)
-    load_b = emit_load_bfloat16 if kind == BFLOAT16 else emit_load
-    places = [_I64(k * _b_row(kind)) for k in range(depth)]
+    add_product = emit_dot if kind.pairs else emit_fma
+    places = [_I64(k * VECTOR_BYTES) for k in range(depth)]
 
     def ask_for(b, place, cache):
         emit_prefetch(builder, builder.add(builder.add(b, ahead), place), cache)
@@ -148,36 +155,21 @@ def _emit_multiply_add(builder, vector, depth, kind, sums, a_rows, b_vectors, ah
                 ask_for(b, at_k, cache=1)
         if rows > 3:
             ask_for(b_vectors[0], at_k, cache=2)
-        row = [load_b(builder, vector, builder.add(b, at_k)) for b in b_vectors]
+        row = [emit_load(builder, vector, builder.add(b, at_k)) for b in b_vectors]
         for r, a in enumerate(a_rows):
-            place = builder.add(a, _I64(k * (VECTOR_BYTES if kind == TRANSPOSED else size)))
+            place = builder.add(a, _I64(k * (VECTOR_BYTES if kind.transposed else size)))
             pointer = builder.inttoptr(place, vector.llvm.element.as_pointer())
             number = splat(builder, builder.load(pointer), vector.llvm)
             for v, numbers in enumerate(row):
                 k_sum = r * len(row) + v
-                new[k_sum] = emit_fma(builder, vector, number, numbers, new[k_sum])
+                new[k_sum] = add_product(builder, vector, number, numbers, new[k_sum])
     return new
-
-
-def emit_load_bfloat16(builder, vector, address):
-    """A vector from numbers of two bytes each: the upper halves of float32 (LLVM level)."""
-    halves = ir.VectorType(ir.IntType(16), vector.lanes)
-    stored = builder.load(
-        builder.inttoptr(address, halves.as_pointer()), align=vector.alignment // 2
-    )
-    bits = builder.zext(stored, vector.llvm_bits)
-    places = ir.Constant(vector.llvm_bits, [16] * vector.lanes)
-    return builder.bitcast(builder.shl(bits, places), vector.llvm)
-
-
-def _b_row(kind):
-    return VECTOR_BYTES // 2 if kind == BFLOAT16 else VECTOR_BYTES
 
 
 def _emit_tile(builder, vector, rows, vectors, kind, p):
     """One tile: p is a ``Product`` of LLVM values, which asks for B ``then`` bytes ahead."""
     size, W = vector.dtype.bitwidth // 8, vector.lanes
-    a_row = _I64(size) if kind == TRANSPOSED else p.a_row
+    a_row = _I64(size) if kind.transposed else p.a_row
     a_offsets = [builder.mul(a_row, _I64(r)) for r in range(rows)]
     b_offsets = [builder.mul(p.b_vector, _I64(v)) for v in range(vectors)]
     places = []
@@ -194,11 +186,11 @@ def _emit_tile(builder, vector, rows, vectors, kind, p):
             a_rows = [builder.add(a, offset) for offset in a_offsets]
             b_vectors = [builder.add(b, offset) for offset in b_offsets]
             new = _emit_multiply_add(builder, vector, depth, kind, sums, a_rows, b_vectors, p.then)
-            return builder.add(a, a_step), builder.add(b, _I64(depth * _b_row(kind))), *new
+            return builder.add(a, a_step), builder.add(b, _I64(depth * VECTOR_BYTES)), *new
 
         return body
 
-    one = VECTOR_BYTES if kind == TRANSPOSED else size  # from one of A's numbers to the next
+    one = VECTOR_BYTES if kind.transposed else size  # from one of A's numbers to the next
     # more, and LLVM loads all of B before it begins, into registers that it does not have
     most = 16 // size if WIDEST_TILE == 1 else W
     depth = most if rows * vectors <= 8 else 4
@@ -232,7 +224,7 @@ def _emit_tile(builder, vector, rows, vectors, kind, p):
             phi.add_incoming(total, end)
         return results
 
-    late = kind == TRANSPOSED  # sums over many rows: those that begin large are rounded roughly
+    late = kind.transposed  # sums over many rows: those that begin large are rounded roughly
     with builder.if_then(adding):
         for place, _ in places:  # wanted next: by this tile at its end, or the one below
             wanted = place if late else builder.add(place, builder.mul(p.c_row, _I64(rows)))
@@ -244,27 +236,25 @@ def _emit_tile(builder, vector, rows, vectors, kind, p):
         emit_store_part(builder, vector, value, *place)
 
 
-@intrinsic(prefer_literal=True)
-def _multiply_tile(typing, ctx, kind, rows, vectors, p):
-    """The tile of that shape, one of TILES."""
-    vector = VectorType(ctx.dtype)
+def _tile_of(kind):
+    """An intrinsic that multiplies a tile of some shape, one of TILES."""
 
-    def codegen(context, builder, signature, args):
-        _, _, rows_, vectors_, p_ = args
-        tile = Product._make(builder.extract_value(p_, k) for k in range(len(p)))
+    @emits(types.void)
+    def multiply_tile(builder, ctx, rows, vectors, p):
+        vector = VectorType(ctx.dtype)
+        tile = Product._make(builder.extract_value(p, k) for k in range(len(Product._fields)))
         done = builder.append_basic_block("done")
-        choice = builder.switch(builder.add(builder.mul(rows_, _I64(16)), vectors_), done)
-        transposed = kind.literal_value == TRANSPOSED
-        for R, V in sorted(TILES if transposed else TILES | TILES_OF_ONE_ROW):
+        choice = builder.switch(builder.add(builder.mul(rows, _I64(16)), vectors), done)
+        shapes = TILES if kind.transposed else TILES | TILES_OF_ONE_ROW
+        for R, V in sorted(shape for shape in shapes if shape[0] <= kind.deepest):
             block = builder.append_basic_block(f"tile_{R}x{V}")
             choice.add_case(_I64(16 * R + V), block)
             builder.position_at_end(block)
-            _emit_tile(builder, vector, R, V, kind.literal_value, tile)
+            _emit_tile(builder, vector, R, V, kind, tile)
             builder.branch(done)
         builder.position_at_end(done)
-        return context.get_dummy_value()
 
-    return types.void(ctx, kind, types.int64, types.int64, p), codegen
+    return multiply_tile
 
 
 # ---- products
@@ -275,18 +265,19 @@ def _product(name, kind):
 
     No other function calls its tiles: LLVM would optimise all of them once more in that one.
     """
+    multiply_tile, transposed, deepest = _tile_of(kind), kind.transposed, kind.deepest
 
     def kernel(ctx):
         p = arguments(ctx, Product)
         rows, columns, b, c, W = p.rows, p.columns, p.b, p.c, lanes_of(ctx)
-        next_row = VECTOR_BYTES // W if kind == TRANSPOSED else p.a_row
-        blocks = (rows + DEEPEST_TILE - 1) // DEEPEST_TILE
+        next_row = VECTOR_BYTES // W if transposed else p.a_row
+        blocks = (rows + deepest - 1) // deepest
         # one group after the other where its part of B serves several blocks of rows from the cache
         turns, groups = (p.groups, 1) if blocks > 1 else (1, p.groups)
-        b_group = p.inner * (VECTOR_BYTES // 2 if kind == BFLOAT16 else VECTOR_BYTES)
+        b_group = p.inner * VECTOR_BYTES
         in_second_cache = b_group * groups * ((columns + W - 1) // W) > 32768
         while columns > 0:
-            wide = _tile_width(rows == 1 and kind != TRANSPOSED, (columns + W - 1) // W)
+            wide = _tile_width(rows == 1 and not transposed, (columns + W - 1) // W)
             next_tile = wide * p.b_vector if columns > wide * W else p.then
             for turn in range(turns):
                 a_block, b_block, c_block = p.a + turn * p.a_group, b + turn * b_group, c
@@ -303,7 +294,7 @@ def _product(name, kind):
                         c=c_block, c_row=p.c_row, c_vector=p.c_vector,
                         rows=deep, columns=min(columns, wide * W), add=add, then=ahead,
                     )  # fmt: skip
-                    _multiply_tile(ctx, kind, deep, wide, tile)
+                    multiply_tile(ctx, deep, wide, tile)
                     a_block += deep * next_row
                     c_block += deep * p.c_row
             columns -= wide * W
@@ -314,11 +305,11 @@ def _product(name, kind):
     return kernel
 
 
-# Each takes a ``Product``. A^T is given as one panel, whose W numbers are A's rows; the panels of a
-# B in bfloat16 are half as wide (32 bytes).
-multiply = _product("multiply", PLAIN)
-multiply_transposed = _product("multiply_transposed", TRANSPOSED)
-multiply_bfloat16 = _product("multiply_bfloat16", BFLOAT16)
+# Each takes a ``Product``. A^T is given as one panel, whose W numbers are A's rows.
+multiply = _product("multiply", Kind())
+multiply_transposed = _product("multiply_transposed", Kind(transposed=True))
+multiply_pairs = _product("multiply_pairs", Kind(pairs=True))
+multiply_transposed_pairs = _product("multiply_transposed_pairs", Kind(True, pairs=True))
 
 
 @jitted
@@ -327,122 +318,3 @@ def _tile_width(one_row, vectors):
     if one_row:
         return WIDEST_FOR_ONE_ROW if vectors >= WIDEST_FOR_ONE_ROW else min(vectors, 4)
     return WIDEST_TILE if vectors >= WIDEST_TILE else min(vectors, WIDEST_TILE, 2)
-
-
-# ---- to panels and back
-
-
-class Packing(NamedTuple):
-    """A matrix (rows, columns) to be packed, and where its panels begin; strides in bytes."""
-
-    source: int
-    source_row: int
-    rows: int
-    columns: int
-    to: int
-    to_row: int
-    to_panel: int
-
-
-class Unpacking(NamedTuple):
-    """Panels, and the matrix (rows, columns) that they become."""
-
-    source: int
-    source_row: int
-    source_panel: int
-    rows: int
-    columns: int
-    to: int
-    to_row: int
-
-
-class ColumnSums(NamedTuple):
-    """Panels (rows, columns), and where the sum of each column goes."""
-
-    panels: int
-    panel: int  # bytes from one panel to the next
-    rows: int
-    columns: int
-    out: int
-    add: int  # whether it is added to what is there
-
-
-def pack(ctx):
-    """A kernel: panels of a matrix; padding is zero."""
-    p = arguments(ctx, Packing)
-    W = lanes_of(ctx)
-    for start in range(0, p.rows, 8):  # few rows at a time: their lines stay in the cache
-        for panel in range((p.columns + W - 1) // W):
-            source, to = p.source + panel * VECTOR_BYTES, p.to + panel * p.to_panel
-            for r in range(start, min(start + 8, p.rows)):
-                numbers = load_part(ctx, source + r * p.source_row, p.columns - panel * W)
-                store(ctx, numbers, to + r * p.to_row)
-
-
-def unpack(ctx):
-    """A kernel: a matrix from its panels."""
-    p = arguments(ctx, Unpacking)
-    W = lanes_of(ctx)
-    for panel in range((p.columns + W - 1) // W):
-        source, to = p.source + panel * p.source_panel, p.to + panel * VECTOR_BYTES
-        for r in range(p.rows):
-            numbers = load(ctx, source + r * p.source_row)
-            store_part(ctx, numbers, to + r * p.to_row, p.columns - panel * W)
-
-
-def pack_transposed(ctx):
-    """A kernel: panels of the transpose of a matrix, without gaps in them; padding is zero."""
-    p = arguments(ctx, Packing)
-    W = lanes_of(ctx)
-    for panel in range((p.rows + W - 1) // W):
-        for start in range(0, p.columns, W):
-            square = p.source + panel * W * p.source_row + start * (VECTOR_BYTES // W)
-            place = p.to + panel * p.to_panel + start * VECTOR_BYTES
-            rows, columns = p.rows - panel * W, p.columns - start
-            _transpose(ctx, square, p.source_row, rows, place, columns)
-
-
-def column_sums(ctx):
-    """A kernel: ``ColumnSums``."""
-    p = arguments(ctx, ColumnSums)
-    W = lanes_of(ctx)
-    for k in range((p.columns + W - 1) // W):
-        panel, out, lanes = p.panels + k * p.panel, p.out + k * VECTOR_BYTES, p.columns - k * W
-        total = load_part(ctx, out, lanes * p.add)
-        for start in range(0, p.rows, 32):  # the sum of a few rows is added to that of the others
-            part = load_part(ctx, out, 0)
-            for r in range(start, min(start + 32, p.rows)):
-                part = part + load(ctx, panel + r * VECTOR_BYTES)
-            total = total + part
-        store_part(ctx, total, out, lanes)
-
-
-@emits(types.void)
-def _transpose(builder, ctx, source, source_row, rows, to, columns):
-    """A square of W rows (as far as there are that many) and W columns, transposed.
-
-    Log2(W) rounds, each of which swaps halves, quarters ... between pairs of rows.
-    """
-    vector = VectorType(ctx.dtype)
-    W = vector.lanes
-    lines = []
-    for r in range(W):
-        exists = builder.icmp_signed("<", _I64(r), rows)
-        lanes = builder.select(exists, columns, _I64(0))
-        place = builder.add(source, builder.mul(source_row, _I64(r)))
-        lines.append(emit_load_part(builder, vector, place, lanes))
-    distance = W // 2
-    while distance:
-        index = ir.VectorType(ir.IntType(32), W)
-        low = [k if not k & distance else W + k - distance for k in range(W)]
-        high = [k + distance if not k & distance else W + k for k in range(W)]
-        new = list(lines)
-        for r in range(W):
-            if not r & distance:
-                pair = lines[r], lines[r + distance]
-                new[r] = builder.shuffle_vector(*pair, ir.Constant(index, low))
-                new[r + distance] = builder.shuffle_vector(*pair, ir.Constant(index, high))
-        lines, distance = new, distance // 2
-    for r in range(W):
-        with builder.if_then(builder.icmp_signed("<", _I64(r), columns), likely=True):
-            emit_store(builder, vector, lines[r], builder.add(to, _I64(r * VECTOR_BYTES)))

@@ -42,6 +42,7 @@ class SequenceRun:
     times   which steps of the block xs are
     chunk   how many steps are a chunk; 0: as many as are best
     partition  shards, and whether they are made by rows; None: as is best
+    bfloat16   whether the operands of products of float32 are rounded to that
     """
 
     cell: Cell
@@ -53,6 +54,7 @@ class SequenceRun:
     times: slice | None = None
     chunk: int = 0
     partition: tuple[int, bool] | None = None
+    bfloat16: bool = False
 
     @cached_property
     def sizes(self) -> tuple[int, int, int, int]:
@@ -70,7 +72,9 @@ class SequenceRun:
             times = slice(start, min(T, start + count))
             steps = self.steps.segment(times.start, times.stop)
             xs = self.xs[:, times]
-            yield SequenceRun(self.cell, xs, self.params, H, self.P, steps, times, chunk, partition)
+            yield SequenceRun(
+                self.cell, xs, self.params, H, self.P, steps, times, chunk, partition, self.bfloat16
+            )
 
     def _template(self, entry: Any, back: bool, **options: Any) -> PlanTemplate:
         partition = self.partition or choose_partition(self.cell, *self.sizes)
@@ -78,7 +82,8 @@ class SequenceRun:
         return plan_template(
             entry, self.cell, self.xs.dtype, *self.sizes, self.P, *partition,
             features=features, recurrent_mask=self.steps.recurrent_mask is not None,
-            chunk=self.chunk, **options,
+            chunk=self.chunk, word=2 if self.bfloat16 and self.xs.dtype == np.float32 else 1,
+            **options,
         )  # fmt: skip
 
     def forward(self, state: State, keep: bool = True) -> tuple[Array, State, SavedBuffer]:

@@ -29,6 +29,8 @@ def pack_weights(cell: Cell, params: Sequence[Array], bfloat16: bool) -> Packed:
     Wx, Wh, _, *own = params
     at, H, P = layout(cell), cell.hidden_size(params), Wh.shape[0]
     Wr = own[0] if own else Wh[:, at.early * H :]
+    if bfloat16:
+        Wx, Wh, Wr = map(_pairs_of_rows, (Wx, Wh, Wr))
     early, late = at.h_blocks[: at.early], [block - at.early for block in at.h_blocks[at.early :]]
     of_x, of_h = (
         _panels([W[:, block * H : (block + 1) * H] for block in blocks], W.dtype)
@@ -37,8 +39,6 @@ def pack_weights(cell: Cell, params: Sequence[Array], bfloat16: bool) -> Packed:
     wide = [np.pad(Wr[:, k * P : (k + 1) * P], ((0, 0), (0, H - P))) for k in late]
     of_operand = _panels(wide, Wr.dtype)
     packed = [of_x, np.concatenate([of_h.reshape(-1), of_operand.reshape(-1)])]
-    if bfloat16:
-        packed = [upper_halves(panels) for panels in packed]
     memory = [placed(panels) for panels in packed]
     return Packed([m for m, _ in memory], [a for _, a in memory], H, bfloat16)
 
@@ -63,6 +63,13 @@ def _panels(matrices: Sequence[Array], dtype: Any) -> Array:
         padded[:rows, :columns] = matrix
         panels.append(padded.reshape(rows | 1, count, lanes).transpose(1, 0, 2))
     return np.concatenate(panels)
+
+
+def _pairs_of_rows(matrix: Array) -> Array:
+    """A matrix of words (``low_precision.py``), whose dtype they are said to have."""
+    halves = upper_halves(np.ascontiguousarray(matrix)).astype(np.uint32)
+    halves = np.pad(halves, ((0, len(halves) % 2), (0, 0)))
+    return (halves[::2] | halves[1::2] << 16).view(matrix.dtype)
 
 
 def upper_halves(panels: Array) -> Array:

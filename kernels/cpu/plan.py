@@ -22,7 +22,6 @@ class Plan(NamedTuple):
     split_batch: int
     no_barrier: int  # whether shards need not meet between steps
     packed: int  # whether the weights are packed already
-    weight_row: int  # bytes of a row of a panel of packed weights
     keep: int  # whether every chunk is kept, for backward
     add: int  # whether backward adds to the weights' gradients
     # sizes: batch, time, inputs, units, outputs; steps in a chunk, chunks; bytes of a number
@@ -32,6 +31,12 @@ class Plan(NamedTuple):
     H: int
     P: int  # numbers of h: H, unless it is projected
     units: int  # unit-panels: H / W, rounded up; what u0 and u1 count
+    # numbers in a word of a product's operands: 2 of bfloat16, else 1; the words that D, H and P
+    # numbers take (``low_precision.py``)
+    word: int
+    D_words: int
+    H_words: int
+    P_words: int
     units_at_once: int  # those whose pre-activations fill 16 KiB (forward._step)
     steps: int
     chunks: int
@@ -61,7 +66,10 @@ class Plan(NamedTuple):
     multiply: int
     multiply_transposed: int
     pack: int
+    pack_weights: int
     pack_transposed: int
+    pair_rows: int
+    pair_columns: int
     unpack: int
     column_sums: int
     gates_kernel: int
@@ -103,6 +111,16 @@ class Plan(NamedTuple):
     dstate: int
     doperand: int
     x_panels: int
+    # ... and operands in words: along the columns, of x (rows, a shard's own), of h (of two steps
+    # in turn), of the operand and dgates; along the rows, of x, h, the operand and dgates
+    x_words: int
+    h_words: int
+    operand_words: int
+    dgates_words: int
+    x_pairs: int
+    h_pairs: int
+    operand_pairs: int
+    dgates_pairs: int
     # ... and what is kept for backward
     state: int
     last_state: int  # after step T - 1

@@ -22,7 +22,7 @@ from ..cells import Cell
 from ..engine import Array
 from ..layout import layout
 from ..once import once
-from . import gates, gemm, layer_norm, threads
+from . import gates, gemm, layer_norm, low_precision, panels, threads
 from .compilation import compiled_function, warn_if_slow_compile
 from .forward import forward
 from .kernel_abi import NO_FEATURES, compiled
@@ -130,6 +130,7 @@ def plan_template(
     recurrent_mask: bool = False,
     chunk: int = 0,
     add: bool = False,
+    word: int = 1,
 ) -> PlanTemplate:
     """How to run a pass over arrays of these sizes.
 
@@ -138,11 +139,13 @@ def plan_template(
     recurrent_mask  whether h enters products times a mask
     chunk       how many steps are a chunk; 0: as many as are best
     add         backward adds to what the weights' gradients are
+    word        numbers in a word of the products' operands: 1, or 2 of bfloat16
     """
     at = layout(cell, features)
     size = dtype.itemsize
     W = VECTOR_BYTES // size
     units, inputs = -(-H // W), -(-D // W)
+    D_words, H_words, P_words = (-(-count // word) for count in (D, H, P))
     steps = chunk or chunk_steps(cell, N, T, D, H, size)
     chunks = -(-T // steps)
     states, recurrent = len(cell.states), at.early + at.late
@@ -152,38 +155,54 @@ def plan_template(
     no_barrier = split_batch or not recurrent
     rows = max(1, -(-N // shards) if split_batch else N)  # of a shard
 
-    def panels(count: int, rows: int) -> int:
+    def size_of(count: int, rows: int) -> int:
         return count * (rows | 1) * VECTOR_BYTES
 
-    ahead = entry is forward
-    of_chunk, of_step = steps * N, N
+    def if_words(count: int, rows: int) -> int:
+        return size_of(count, rows) if word > 1 else 0
+
+    ahead, back = entry is forward, entry is not forward
+    of_chunk, of_step, units_of_words = steps * N, N, -(-units // word)
+    pairs_of_rows, gates_of_x_or_h = -(-of_chunk // 2), len(cell.gates) - at.weights
+    x_lines = max(N, steps) * shards
     scratch = {
-        "pWx": panels(at.x_gates * units, D) if ahead else panels(inputs, at.x_gates * H),
-        "pWh": panels(at.early * units, P) + panels(at.late * units, H)
+        "pWx": size_of(at.x_gates * units, D_words)
         if ahead
-        else panels(units, at.early * H) + panels(units, at.late * P),
-        "x_proj": panels(at.x_gates * units, of_chunk + N) if ahead else 0,
-        "h_proj": panels(at.early * units, 2 * of_step) if ahead else 0,
-        "op_proj": panels((at.late + at.operand_gate) * units, 2 * of_step) if ahead else 0,
-        "dgates": 0 if ahead else panels(len(cell.gates) * units, of_chunk),
-        "dstate": 0 if ahead else panels((states + 1) * units, of_step),
-        "doperand": panels(units, of_step) if at.late and not ahead else 0,
-        "x_panels": 0 if ahead else panels(inputs, of_chunk),
+        else size_of(inputs, at.x_gates * H_words),
+        "pWh": size_of(at.early * units, P_words) + size_of(at.late * units, H_words)
+        if ahead
+        else size_of(units, at.early * H_words) + size_of(units, at.late * P_words),
+        "x_proj": ahead * size_of(at.x_gates * units, of_chunk + N),
+        "h_proj": ahead * size_of(at.early * units, 2 * of_step),
+        "op_proj": ahead * size_of((at.late + at.operand_gate) * units, 2 * of_step),
+        "dgates": back * size_of(len(cell.gates) * units, of_chunk),
+        "dstate": back * size_of((states + 1) * units, of_step),
+        "doperand": back * size_of(at.late and units, of_step),
+        "x_panels": back * size_of(inputs, of_chunk),
+        "x_words": ahead * if_words(x_lines, -(-D_words // W)),
+        "h_words": ahead * if_words(2 * units_of_words, of_step),
+        "operand_words": ahead * if_words(at.late and units_of_words, of_step),
+        "dgates_words": back * if_words(gates_of_x_or_h * units_of_words, of_chunk),
+        "x_pairs": back * if_words(inputs, pairs_of_rows),
+        "h_pairs": back * if_words(at.early and units, pairs_of_rows),
+        "operand_pairs": back * if_words(at.late and units, pairs_of_rows),
+        "dgates_pairs": back * if_words(gates_of_x_or_h * units, pairs_of_rows),
     }
     kept_chunks = chunks if keep else 1
     kept = {
-        "state": kept_chunks * panels(kept_states * units, of_chunk),
-        "last_state": panels(kept_states * units, of_step),
-        "saved": chunks * panels(at.n_stored * units, of_chunk) if keep else 0,
-        "operand": kept_chunks * panels(units, of_chunk) if at.late else 0,
-        "normalised": kept_chunks * panels(normalised * (units + 1), of_chunk),
+        "state": kept_chunks * size_of(kept_states * units, of_chunk),
+        "last_state": size_of(kept_states * units, of_step),
+        "saved": keep * chunks * size_of(at.n_stored * units, of_chunk),
+        "operand": kept_chunks * size_of(at.late and units, of_chunk),
+        "normalised": kept_chunks * size_of(normalised * (units + 1), of_chunk),
     }
     few_units = max(4, 16384 // (rows * max(at.early, 1) * VECTOR_BYTES) // 4 * 4)
     plan = Plan(
         self_address=0, thread=0, shards=shards, job=0, team=0, split_batch=split_batch,
         no_barrier=no_barrier,
-        packed=0, weight_row=VECTOR_BYTES, keep=keep, add=add,
+        packed=0, keep=keep, add=add,
         N=N, T=T, D=D, H=H, P=P, units=units, steps=steps, chunks=chunks,
+        word=word, D_words=D_words, H_words=H_words, P_words=P_words,
         units_at_once=units if normalised else few_units,
         size=size, gates=len(cell.gates), x_gates=at.x_gates, early=at.early, late=at.late,
         operand_gate=at.operand_gate, weights=at.weights, first_early=at.first_early,
@@ -194,7 +213,7 @@ def plan_template(
         rows_at_once=max(1, 16384 // ((normalised or 1) * units * VECTOR_BYTES)),
         normalised_places=_table(at.normalised), options=0,
         x_blocks=_table(at.x_blocks), h_blocks=_table(at.h_blocks),
-        **_compiled_kernels(entry, cell, dtype.name, features),
+        **_compiled_kernels(entry, cell, dtype.name, features, word),
         **dict.fromkeys(Plan._fields[_ARRAYS:_SCRATCH], 0), **_offsets(scratch), **_offsets(kept),
     )  # fmt: skip
     return PlanTemplate(
@@ -388,12 +407,22 @@ def free_buffers() -> None:
 
 # ---- compilation
 
-_PRODUCTS = ("multiply", "multiply_transposed", "pack", "pack_transposed", "unpack", "column_sums")
+# a plan's kernels for all cells
+_PRODUCTS = {
+    "multiply": gemm.multiply, "multiply_transposed": gemm.multiply_transposed,
+    "pack_weights": panels.pack, "pack_transposed": panels.pack_transposed,
+    "pack": panels.pack, "unpack": panels.unpack, "column_sums": panels.column_sums,
+}  # fmt: skip
+_OF_PAIRS = {
+    "multiply": gemm.multiply_pairs, "multiply_transposed": gemm.multiply_transposed_pairs,
+    "pack_weights": low_precision.pair_rows, "pack_transposed": low_precision.pair_transposed,
+    "pair_rows": low_precision.pair_rows, "pair_columns": low_precision.pair_columns,
+}  # fmt: skip
 _NORMALISING = ("early_numbers", "late_numbers"), ("standardise", "denormalise")  # of a cell, all
 
 
 def _compiled_kernels(
-    entry: Callable[[Any], None], cell: Cell, dtype: str, features: frozenset[str]
+    entry: Callable[[Any], None], cell: Cell, dtype: str, features: frozenset[str], word: int
 ) -> dict[str, int]:
     """The addresses of a plan's kernels, compiled now or by an earlier process."""
     ahead = entry is forward
@@ -405,10 +434,12 @@ def _compiled_kernels(
         more = {name: compiled(getattr(layer_norm, name), dtype) for name in of_all}
     else:
         more = dict.fromkeys((*of_cell, *of_all), 0)
+    kernels = _PRODUCTS | (_OF_PAIRS if word > 1 else {})
     with compiling(cell, f"{part} pass", dtype):
         return {
             "entry": compiled(entry),
-            **{name: compiled(getattr(gemm, name), dtype) for name in _PRODUCTS},
+            **dict.fromkeys(_OF_PAIRS, 0),
+            **{name: compiled(kernel, dtype) for name, kernel in kernels.items()},
             "gates_kernel": compiled(gates_kernel, dtype, cell, features),
             "operand_kernel": compiled(operand_kernel, dtype, cell, features)
             if cell.operand is not None

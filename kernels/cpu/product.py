@@ -5,6 +5,8 @@ part of B that a strip needs is packed, some rows of B at a time, into the secon
 all rows of A (``gemm.py``). Where A is a transposed view its panels are packed once, before.
 
     B (K, P)   | strip 0 | strip 1 | ...      K in parts of PART rows, which C adds up in order
+
+In bfloat16 the rows of A are made words before, too (``low_precision.py``).
 """
 
 from typing import NamedTuple
@@ -12,23 +14,22 @@ from typing import NamedTuple
 import numpy as np
 
 from ..engine import Array
+from . import low_precision, panels
 from .gemm import (
     WIDEST_TILE,
-    ColumnSums,
-    Packing,
     Product,
-    column_sums,
     multiply,
+    multiply_pairs,
     multiply_transposed,
-    pack,
-    pack_transposed,
+    multiply_transposed_pairs,
 )
 from .kernel_abi import arguments_address, call, compiled, jitted, record
+from .panels import ColumnSums, Packing
 from .parallel_for import parallel_for, read_items, shards_for
 from .plans import address_of, aligned
 from .simd import VECTOR_BYTES, lanes_of, load_part, store_part
 
-PART = 1024  # rows of B that are packed at a time
+PART = 1024  # rows of B that are packed at a time; even
 ROWS = 96  # of a block: a multiple of the depth of all tiles
 SMALL = 1 << 16  # multiplications that NumPy has done sooner
 
@@ -36,7 +37,7 @@ SMALL = 1 << 16  # multiplications that NumPy has done sooner
 class Matrices(NamedTuple):
     """A product: addresses, sizes, bytes from row to row; and the kernels."""
 
-    a: int  # of a transposed one: its panels
+    a: int  # of a transposed one: its panels; or its words
     a_row: int
     b: int
     b_row: int
@@ -45,6 +46,7 @@ class Matrices(NamedTuple):
     bias: int  # the address of a row that C's rows begin with, or 0
     sums: int  # where the sums of B's columns go, or 0
     size: int  # bytes of a number
+    word: int  # numbers in a word of the operands
     M: int
     K: int
     P: int
@@ -53,6 +55,7 @@ class Matrices(NamedTuple):
     blocks: int  # of rows
     memory: int  # where B is packed
     share: int  # bytes of it for each thread
+    pair_columns: int
     pack: int
     pack_transposed: int
     multiply: int
@@ -61,27 +64,54 @@ class Matrices(NamedTuple):
 
 
 _read = record(Matrices)
-_KERNELS = pack, pack_transposed, multiply, multiply_transposed, column_sums
+_KERNELS = panels.pack, panels.pack_transposed, multiply, multiply_transposed
+_OF_PAIRS = (
+    low_precision.pair_rows, low_precision.pair_transposed, multiply_pairs,
+    multiply_transposed_pairs,
+)  # fmt: skip
+
+
+@jitted
+def _words(given, numbers):
+    return numbers if given.word == 1 else (numbers + 1) // 2
 
 
 def pack_columns(ctx):
     """A kernel: the panels of A^T; an item is a panel."""
     items = read_items(arguments_address(ctx))
     given, W = _read(items.given), lanes_of(ctx)
-    panel = (given.K | 1) * VECTOR_BYTES
+    panel = (_words(given, given.K) | 1) * VECTOR_BYTES
     for k in range(items.begin, items.end):
         call(given.pack, Packing(
-            source=given.a + k * VECTOR_BYTES, source_row=given.a_row, rows=given.K,
-            columns=min(given.M - k * W, W), to=given.memory + k * panel, to_row=VECTOR_BYTES,
-            to_panel=panel,
+            source=given.a + k * VECTOR_BYTES, source_row=given.a_row, source_panel=VECTOR_BYTES,
+            rows=given.K, columns=min(given.M - k * W, W), to=given.memory + k * panel,
+            to_row=VECTOR_BYTES, to_panel=panel,
         ))  # fmt: skip
+
+
+def pair_row_blocks(ctx):
+    """A kernel: the rows of A as words, in ``given.memory``; an item is a block of rows."""
+    items = read_items(arguments_address(ctx))
+    given = _read(items.given)
+    first, row = items.begin * ROWS, _words_row(given, lanes_of(ctx))
+    call(given.pair_columns, Packing(
+        source=given.a + first * given.a_row, source_row=given.a_row, source_panel=VECTOR_BYTES,
+        rows=min(items.end * ROWS, given.M) - first, columns=given.K,
+        to=given.memory + first * row, to_row=row, to_panel=VECTOR_BYTES,
+    ))  # fmt: skip
+
+
+@jitted
+def _words_row(given, W):
+    """Bytes from a row of words to the next."""
+    return ((_words(given, given.K) + W - 1) // W | 1) * VECTOR_BYTES
 
 
 @jitted
 def _multiply(given, memory, panel, first, start, inner, rows, columns, c, c_row, add):
-    """Some rows of A times what is packed of B."""
+    """Some rows of A times what is packed of B, of so many words."""
     call(given.multiply, Product(
-        a=given.a + first * given.a_row + start * given.size, a_row=given.a_row,
+        a=given.a + first * given.a_row + start // given.word * given.size, a_row=given.a_row,
         a_segment=VECTOR_BYTES, a_group=0, groups=1, inner=inner, b=memory, b_vector=panel, c=c,
         c_row=c_row, c_vector=VECTOR_BYTES, rows=rows, columns=columns, add=add, then=0,
     ))  # fmt: skip
@@ -106,21 +136,27 @@ def multiply_strips(ctx):
         c = given.c + first * given.c_row + column * size
         for start in range(0, given.K, PART):
             inner = min(PART, given.K - start)
-            panel = ((inner + W - 1) // W * W | 1) * VECTOR_BYTES
+            words = _words(given, inner)
+            panel = ((words + W - 1) // W * W | 1) * VECTOR_BYTES
+            source = given.b + start * given.b_row + column * size
             if given.b_transposed:
                 call(given.pack_transposed, Packing(
                     source=given.b + column * given.b_row + start * size, source_row=given.b_row,
-                    rows=columns, columns=inner, to=memory, to_row=VECTOR_BYTES, to_panel=panel,
+                    source_panel=W * given.b_row, rows=columns, columns=inner, to=memory,
+                    to_row=VECTOR_BYTES, to_panel=panel,
                 ))  # fmt: skip
             else:
                 call(given.pack, Packing(
-                    source=given.b + start * given.b_row + column * size, source_row=given.b_row,
-                    rows=inner, columns=columns, to=memory, to_row=VECTOR_BYTES, to_panel=panel,
+                    source=source, source_row=given.b_row, source_panel=VECTOR_BYTES, rows=inner,
+                    columns=columns, to=memory, to_row=VECTOR_BYTES, to_panel=panel,
                 ))  # fmt: skip
             add = 1 if start or given.bias else 0
             if given.sums and first == 0:
+                numbers, row, next_panel = memory, VECTOR_BYTES, panel
+                if given.word > 1:  # of the numbers themselves
+                    numbers, row, next_panel = source, given.b_row, VECTOR_BYTES
                 call(given.column_sums, ColumnSums(
-                    panels=memory, panel=panel, rows=inner, columns=columns,
+                    source=numbers, row=row, panel=next_panel, rows=inner, columns=columns,
                     out=given.sums + column * size, add=1 if start else 0,
                 ))  # fmt: skip
             if given.bias and start == 0:
@@ -129,25 +165,25 @@ def multiply_strips(ctx):
                         numbers = load_part(ctx, given.bias + (column + k) * size, columns - k)
                         store_part(ctx, numbers, c + r * given.c_row + k * size, columns - k)
             if given.a_transposed:
-                a_panel = (given.K | 1) * VECTOR_BYTES
+                a_panel = (_words(given, given.K) | 1) * VECTOR_BYTES
                 for k in range(first // W, (first + rows + W - 1) // W):
                     call(given.multiply_transposed, Product(
-                        a=given.a + k * a_panel + start * VECTOR_BYTES, a_row=0,
-                        a_segment=W * VECTOR_BYTES, a_group=0, groups=1, inner=inner, b=memory,
+                        a=given.a + k * a_panel + start // given.word * VECTOR_BYTES, a_row=0,
+                        a_segment=W * VECTOR_BYTES, a_group=0, groups=1, inner=words, b=memory,
                         b_vector=panel, c=c + (k * W - first) * given.c_row, c_row=given.c_row,
                         c_vector=VECTOR_BYTES, rows=min(W, first + rows - k * W), columns=columns,
                         add=add, then=0,
                     ))  # fmt: skip
             elif start == 0:
                 _multiply(
-                    given, memory, panel, first, start, inner, rows, columns, c, given.c_row, add
+                    given, memory, panel, first, start, words, rows, columns, c, given.c_row, add
                 )
             else:  # apart from the sum so far, lest every number is rounded to its size
                 part = memory + given.share - ROWS * width * size
                 for r in range(0, rows, ROWS):
                     some = min(ROWS, rows - r)
                     _multiply(
-                        given, memory, panel, first + r, start, inner, some, columns, part,
+                        given, memory, panel, first + r, start, words, some, columns, part,
                         width * size, 0,
                     )  # fmt: skip
                     for n in range(some):
@@ -165,15 +201,21 @@ def product(
     bias: Array | None = None,
     sums: Array | None = None,
     out: Array | None = None,
+    bfloat16: bool = False,
 ) -> Array:
     """A (M, K) B (K, P); each has rows or columns whose numbers lie side by side.
 
-    bias  (P,), added to each row
-    sums  (P,), gets the sums of B's columns
-    out   (M, P), gets the result; the numbers of a row lie side by side
+    bias      (P,), added to each row
+    sums      (P,), gets the sums of B's columns
+    out       (M, P), gets the result; the numbers of a row lie side by side
+    bfloat16  whether the operands, float32, are rounded to that
     """
     (M, K), P, size = a.shape, b.shape[1], a.itemsize
+    if bfloat16 and sums is not None and _is_transposed(b):
+        b = np.ascontiguousarray(b)  # its numbers are added up by rows
     a_transposed, b_transposed = _is_transposed(a), _is_transposed(b)
+    word = 2 if bfloat16 and a.dtype == np.float32 else 1
+    kernels = *(_OF_PAIRS if word > 1 else _KERNELS), panels.column_sums
     lanes, dtype = VECTOR_BYTES // size, a.dtype.name
     blocks, strips = -(-M // ROWS), -(-P // (WIDEST_TILE * lanes))
     packed = (WIDEST_TILE + 1) * (min(PART, K) + lanes + 1) * VECTOR_BYTES
@@ -185,14 +227,23 @@ def product(
         address_of(a), a.strides[1 if a_transposed else 0], address_of(b),
         b.strides[1 if b_transposed else 0], address_of(out), out.strides[0],
         0 if bias is None else address_of(bias), 0 if sums is None else address_of(sums),
-        size, M, K, P, a_transposed, b_transposed, blocks, scratch[1], share,
-        *(compiled(kernel, dtype) for kernel in _KERNELS),
+        size, word, M, K, P, a_transposed, b_transposed, blocks, scratch[1], share,
+        compiled(low_precision.pair_columns, dtype) if word > 1 else 0,
+        *(compiled(kernel, dtype) for kernel in kernels),
     )  # fmt: skip
-    panels = aligned(-(-M // lanes) * (K | 1) * VECTOR_BYTES if a_transposed else 0, a.dtype)
+    K_words = -(-K // word)
+    row = (-(-K_words // lanes) | 1) * VECTOR_BYTES  # of A's words
+    needed = -(-M // lanes) * (K_words | 1) * VECTOR_BYTES if a_transposed else M * row
+    words = aligned(needed if a_transposed or word > 1 else 0, a.dtype)
     if a_transposed:
-        packing = given._replace(memory=panels[1])
+        packing = given._replace(memory=words[1])
         parallel_for(compiled(pack_columns, dtype), packing, -(-M // lanes), shards)
-        given = given._replace(a=panels[1])
+        given = given._replace(a=words[1])
+    elif word > 1:
+        parallel_for(
+            compiled(pair_row_blocks, dtype), given._replace(memory=words[1]), blocks, shards
+        )
+        given = given._replace(a=words[1], a_row=row)
     parallel_for(compiled(multiply_strips, dtype), given, strips * blocks, shards)
     return out
 

@@ -45,8 +45,8 @@ dxs and by items of dWx and dWh (a panel of rows by four unit-panels of a gate e
 
 from typing import Any, NamedTuple
 
-from .gemm import Unpacking
 from .kernel_abi import arguments, arguments_address, call, inlined, jitted
+from .panels import Unpacking
 from .plan import read_plan
 from .simd import VECTOR_BYTES, lanes_of
 from .threads import (
@@ -277,7 +277,7 @@ def unpack_states(plan, source, states, n0, n1, u0, u1):
 
 # ---- phases
 
-START, STEPS, HALF_STEP, GRADIENTS, END = range(5)
+START, STEPS, HALF_STEP, PAIRS, GRADIENTS, END = range(6)
 
 
 @jitted

@@ -238,6 +238,7 @@ class NumbaStream:
     ) -> None:
         layers = [_layer(*StreamLayer(*parts), N) for parts in given]
         dtype, H = layers[0].params[0].dtype, [at.cell.hidden_size(at.params) for at in layers]
+        bfloat16 = bfloat16 and dtype == np.float32
         self.state = [layer.state[:, :, :size] for layer, size in zip(layers, H, strict=True)]
         with warn_if_slow_compile(f"a stream of {layers[0].cell.name} ({dtype})"):
             top = pack_affine(affine) if affine is not None else None
@@ -357,12 +358,12 @@ def _in_panels(
     cell, params, _, state, _ = layer
     sizes, dtype = (*xs.shape, cell.hidden_size(params), hs.shape[2]), state.dtype
     features = compiled_features(features, False)
-    made = plan_template(forward, cell, dtype, *sizes, *cut, keep=False, features=features)
+    word = 2 if weights.bfloat16 else 1
+    made = plan_template(
+        forward, cell, dtype, *sizes, *cut, keep=False, features=features, word=word
+    )
     memory = aligned(made.scratch_bytes, dtype), aligned(made.kept_bytes, dtype)
     (_, scratch), (_, kept) = memory
     plan = made.with_arrays(xs, params, state, state, hs, scratch=scratch, kept=kept)
     write(plan, packed=1, pWx=weights.addresses[0], pWh=weights.addresses[1])
-    if weights.bfloat16:
-        multiply = compiled(gemm.multiply_bfloat16, dtype.name)
-        write(plan, multiply=multiply, weight_row=VECTOR_BYTES // 2)
     return plan, memory

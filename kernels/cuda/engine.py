@@ -46,7 +46,7 @@ class CudaEngine(DeviceEngine):
     """Forward and backward of any cell, on a GPU.
 
     precision  of the products, for float32: "float32" (by 3xTF32 where that pays), "tf32", or
-               "bf16" (in persistent kernels; TF32 for what is left to the library)
+               "bfloat16" (in persistent kernels; TF32 for what is left to the library)
     """
 
     name = "cuda"
@@ -99,9 +99,9 @@ class CudaEngine(DeviceEngine):
         }
 
     def describe(self) -> dict[str, Any]:
-        device = f"{self.gpu.describe()}, precision {self.precision}"
         return {
-            "device": device, "threads": 1, "simd_bits": None, "cache": disk_cache.describe(),
+            "device": self.gpu.describe(), "threads": 1, "simd_bits": None,
+            "cache": disk_cache.describe(), "precision": self.precision,
         }  # fmt: skip
 
     def forward(

@@ -175,8 +175,8 @@ def _product(c: Tiling, tiles: int) -> list[str]:
 
 def _chunk(c: Tiling, k: int, chunk: str) -> list[str]:
     """Add sixteen of the contraction to all sums."""
-    rough = _chunk_bf16 if c.precision == "bf16" else _chunk_tf32
-    words = 64 if c.precision == "bf16" else 128  # of 8 columns
+    rough = _chunk_bf16 if c.precision == "bfloat16" else _chunk_tf32
+    words = 64 if c.precision == "bfloat16" else 128  # of 8 columns
     wide = c.columns // 8 // c.split_n
     lines = [
         f"place = (split_n * {wide * c.chunks} + {chunk}) * {words} + lane * {words // 32}",

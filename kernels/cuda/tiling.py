@@ -15,7 +15,7 @@ from ..cells import Cell
 from ..layout import layout
 from .kernel import DeviceLimits
 
-PRECISIONS = ("float32", "tf32", "bf16")
+PRECISIONS = ("float32", "tf32", "bfloat16")
 _LOADS_ON_THEIR_WAY = 8  # 16-byte loads of the exchange a lane has in flight
 
 
@@ -88,7 +88,7 @@ class Tiling:
     @property
     def weights(self) -> int:
         """Words of a block's weights."""
-        return self.columns * self.chunks * (8 if self.precision == "bf16" else 16)
+        return self.columns * self.chunks * (8 if self.precision == "bfloat16" else 16)
 
     @property
     def partials(self) -> int:
@@ -123,7 +123,11 @@ _MEETING, _FIRST_BYTE, _FIRST_BYTE_SHARED = 0.9, 0.7, 0.1
 _L2_BYTES, _PORT_BYTES = 4.5e6, 0.11e6  # a microsecond: of the device, of a multiprocessor
 _PRODUCTS, _AFTER_EACH_OTHER = 1000.0, 0.012  # mma a microsecond; from one to one that needs it
 _STEP_BY_STEP = 25.0  # a product and a launch, from Python
-_FLOP = {"float32": 30e6, "tf32": 150e6, "bf16": 150e6}  # a microsecond, of the product of a step
+_FLOP = {
+    "float32": 30e6,
+    "tf32": 150e6,
+    "bfloat16": 150e6,
+}  # a microsecond, of the product of a step
 _PACKING = 40.0  # once
 
 
@@ -184,7 +188,7 @@ def _cut(
     read = 4 * min(rows, N) * 16 * c.chunks  # bytes, of which the first cache keeps a part
     times = (1 + split_n) / 2
     exchange = max(read * c.blocks * groups / _L2_BYTES, read * times / _PORT_BYTES)
-    of_a_chunk = 1 if precision == "bf16" else 2 if precision == "tf32" else 6
+    of_a_chunk = 1 if precision == "bfloat16" else 2 if precision == "tf32" else 6
     products = (rows // 16) * (c.columns // 8) * c.chunks * of_a_chunk / _PRODUCTS
     chain = each * of_a_chunk / c.sums * _AFTER_EACH_OTHER
     partials = c.partials * 2 / 32e3
@@ -207,7 +211,7 @@ def packed(xp: Any, Wh: Any, tiling: Tiling) -> Any:
     full = full.reshape(each.shape[0], c.blocks, c.units, 16 * c.chunks).transpose(1, 0, 2, 3)
     full = full.reshape(c.blocks, c.columns // 8, 8, c.chunks, 16).transpose(0, 1, 3, 2, 4)
     full = xp.ascontiguousarray(full)
-    if c.precision != "bf16":
+    if c.precision != "bfloat16":
         return full
     pattern = full.view(np.uint32)
     rounded = (pattern + 0x7FFF + ((pattern >> 16) & 1)) >> 16  # to the nearest, ties to even
