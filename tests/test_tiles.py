@@ -64,13 +64,16 @@ def count(pattern: str, lines: list[str]) -> int:
     return sum(bool(re.search(pattern, line)) for line in lines)
 
 
-@pytest.mark.parametrize("product", ["multiply", "multiply_transposed"])
+PRODUCTS = ["multiply", "multiply_transposed", "multiply_pairs", "multiply_transposed_pairs"]
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
 @pytest.mark.parametrize("processor", PROCESSORS)
 def test_no_inner_loop_of_a_product_spills_a_register(processor, product):
     triple, *registers = PROCESSORS[processor]
     lines = assembly(llvm_code(product, *registers), triple, processor)
     counts = [(count(MULTIPLY_ADD, loop), count(ON_THE_STACK, loop)) for loop in inner_loops(lines)]
     spills = {(work, spilled) for work, spilled in counts if work}
-    assert len(spills) >= 6  # tiles of several sizes, their rests
+    assert len(spills) >= (4 if "pairs" in product else 6)  # tiles of several sizes, their rests
     assert max(spills)[0] >= 32
     assert not any(spilled for _, spilled in spills), spills

@@ -56,11 +56,8 @@ DEEPEST_TILE, WIDEST_TILE, WIDEST_FOR_ONE_ROW = {
     (32, 128): (4, 1, 3),
     (16, 128): (2, 1, 2),
 }[vector_registers()]
-# words of pairs that are taken apart (``low_precision.py``) need more registers
-DEEPEST_OF_PAIRS = DEEPEST_TILE if has_dot_product() else max(1, DEEPEST_TILE * 2 // 3)
-_DEPTHS, _WIDTHS = range(1, DEEPEST_TILE + 1), {2, 3, 4, WIDEST_FOR_ONE_ROW}
-TILES = {(rows, width) for rows in _DEPTHS for width in (1, 2, 4) if width <= WIDEST_TILE}
-TILES_OF_ONE_ROW = {(1, width) for width in _WIDTHS if width <= WIDEST_FOR_ONE_ROW}  # not for A^T
+# the same for words that are taken apart, which takes registers (``low_precision.py``)
+_OF_HALVES = {(32, 512): (4, 8), (16, 256): (4, 2), (32, 128): (2, 2), (16, 128): (1, 1)}
 AHEAD = 16 * VECTOR_BYTES  # how far ahead a product of one row asks for B (measured)
 
 
@@ -71,9 +68,21 @@ class Kind(NamedTuple):
     pairs: bool = False  # the operands are words of two bfloat16 numbers (``low_precision.py``)
 
     @property
-    def deepest(self) -> int:
-        """The most rows of a tile."""
-        return DEEPEST_OF_PAIRS if self.pairs else DEEPEST_TILE
+    def most(self) -> tuple[int, int]:
+        """The most rows of a tile, and the most vectors of one of a single row."""
+        if self.pairs and not has_dot_product():
+            return _OF_HALVES[vector_registers()]
+        return DEEPEST_TILE, WIDEST_FOR_ONE_ROW
+
+    @property
+    def tiles(self) -> list[tuple[int, int]]:
+        """The shapes of its tiles: rows, vectors."""
+        deepest, row = self.most
+        made = {(rows, width) for rows in range(1, deepest + 1) for width in (1, 2, WIDEST_TILE)}
+        made = {(rows, width) for rows, width in made if width <= WIDEST_TILE}
+        if not self.transposed:
+            made |= {(1, width) for width in (2, 3, 4, row) if width <= row}
+        return sorted(made)
 
 
 class Product(NamedTuple):
@@ -144,7 +153,7 @@ def _emit_multiply_add(builder, vector, depth, kind, sums, a_rows, b_vectors, ah
     def ask_for(b, place, cache):
         emit_prefetch(builder, builder.add(builder.add(b, ahead), place), cache)
 
-    all_at_once = rows == 1 and len(b_vectors) == WIDEST_FOR_ONE_ROW
+    all_at_once = rows == 1 and len(b_vectors) == kind.most[1]
     if all_at_once:
         for b in b_vectors:
             for place in places:
@@ -237,7 +246,7 @@ def _emit_tile(builder, vector, rows, vectors, kind, p):
 
 
 def _tile_of(kind):
-    """An intrinsic that multiplies a tile of some shape, one of TILES."""
+    """An intrinsic that multiplies a tile of one of a kind's shapes."""
 
     @emits(types.void)
     def multiply_tile(builder, ctx, rows, vectors, p):
@@ -245,8 +254,7 @@ def _tile_of(kind):
         tile = Product._make(builder.extract_value(p, k) for k in range(len(Product._fields)))
         done = builder.append_basic_block("done")
         choice = builder.switch(builder.add(builder.mul(rows, _I64(16)), vectors), done)
-        shapes = TILES if kind.transposed else TILES | TILES_OF_ONE_ROW
-        for R, V in sorted(shape for shape in shapes if shape[0] <= kind.deepest):
+        for R, V in kind.tiles:
             block = builder.append_basic_block(f"tile_{R}x{V}")
             choice.add_case(_I64(16 * R + V), block)
             builder.position_at_end(block)
@@ -265,7 +273,7 @@ def _product(name, kind):
 
     No other function calls its tiles: LLVM would optimise all of them once more in that one.
     """
-    multiply_tile, transposed, deepest = _tile_of(kind), kind.transposed, kind.deepest
+    multiply_tile, transposed, (deepest, widest_row) = _tile_of(kind), kind.transposed, kind.most
 
     def kernel(ctx):
         p = arguments(ctx, Product)
@@ -277,7 +285,7 @@ def _product(name, kind):
         b_group = p.inner * VECTOR_BYTES
         in_second_cache = b_group * groups * ((columns + W - 1) // W) > 32768
         while columns > 0:
-            wide = _tile_width(rows == 1 and not transposed, (columns + W - 1) // W)
+            wide = _tile_width(widest_row * (rows == 1 and not transposed), (columns + W - 1) // W)
             next_tile = wide * p.b_vector if columns > wide * W else p.then
             for turn in range(turns):
                 a_block, b_block, c_block = p.a + turn * p.a_group, b + turn * b_group, c
@@ -313,8 +321,11 @@ multiply_transposed_pairs = _product("multiply_transposed_pairs", Kind(True, pai
 
 
 @jitted
-def _tile_width(one_row, vectors):
-    """How many vectors wide the next tile is, where that many are to go."""
-    if one_row:
-        return WIDEST_FOR_ONE_ROW if vectors >= WIDEST_FOR_ONE_ROW else min(vectors, 4)
+def _tile_width(widest_row, vectors):
+    """How many vectors wide the next tile is, where that many are to go.
+
+    widest_row  the most for one row; 0 where there are more rows
+    """
+    if widest_row:
+        return widest_row if vectors >= widest_row else min(vectors, 4)
     return WIDEST_TILE if vectors >= WIDEST_TILE else min(vectors, WIDEST_TILE, 2)
