@@ -240,8 +240,10 @@ def _work(plan, what, chunk, k, shard):
 def forward(ctx):
     """A kernel: all steps, and the state after the last."""
     plan = read_plan(arguments_address(ctx))
-    denormals = begin(plan, ctx)
-    phase = run_phase(plan, _work, 0, START, 0, 0)
+    denormals, phase = begin(plan, ctx), 0
+    in_place = plan.state == plan.state_in  # a stream's state, which is in panels as it is
+    if not in_place:
+        phase = run_phase(plan, _work, phase, START, 0, 0)
     if plan.T == 1 and plan.shards == 1:  # the shortest way
         _project(plan, 0, 0, plan.N, 0, plan.units, 0)
         _step(plan, 0, 0, 0, plan.N, 0, plan.units)
@@ -253,5 +255,6 @@ def forward(ctx):
                 phase = run_phase(plan, _work, phase, STEPS, chunk, k)
                 if plan.late:
                     phase = run_phase(plan, _work, phase, HALF_STEP, chunk, k)
-    run_phase(plan, _work, phase, END, 0, 0)
+    if not in_place:
+        run_phase(plan, _work, phase, END, 0, 0)
     end(plan, denormals)

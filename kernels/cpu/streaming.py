@@ -39,7 +39,7 @@ from .option_memory import OptionMemory, compiled_features
 from .packing import Packed, pack_affine, pack_weights, zeros
 from .plan import PLACES, read_plan, write
 from .plans import address_of, aligned, choose_partition, compiling, merge_bias, plan_template
-from .simd import VECTOR_BYTES, all_lanes, lanes_of, load_part
+from .simd import VECTOR_BYTES, all_lanes, lanes_of, load, load_part, store
 
 
 class StreamPlan(NamedTuple):
@@ -90,6 +90,9 @@ def stream(ctx):
                 if k == me.layers - 1 and not me.multiply:
                     plan.hs, plan.hs_row, plan.hs_time = out, me.out_row, me.out_time
             call_at(plan.entry, address)
+            if plan.state == plan.state_in:  # what comes after this step comes before the next
+                for u in range(0, plan.states * plan.state_step, VECTOR_BYTES):
+                    store(ctx, load(ctx, plan.last_state + u), plan.state + u)
             x, x_row, x_time = plan.hs, plan.hs_row, plan.hs_time
         for n in range(me.N if me.multiply else 0):
             call(me.multiply, gemm.Product(
@@ -366,4 +369,6 @@ def _in_panels(
     (_, scratch), (_, kept) = memory
     plan = made.with_arrays(xs, params, state, state, hs, scratch=scratch, kept=kept)
     write(plan, packed=1, pWx=weights.addresses[0], pWh=weights.addresses[1])
+    if xs.shape[:2] == (1, 1) and not weights.bfloat16:  # panels of one row are the row itself
+        write(plan, state=address_of(state))
     return plan, memory
