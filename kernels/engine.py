@@ -11,7 +11,8 @@ which Gx have a block of columns in Wx and Gh in Wh.
     xs      (N, T, D)        inputs
     state   S times (N, H)   the state before the first step
     hs      (N, T, H)        the hidden state after every step
-    params  Wx (D, Gx H), Wh (H, Gh H), b; see Cell.shapes
+    params  Wx (D, Gx H), Wh (H, Gh H), b; see Cell.shapes. All weights of products may be
+            QuantisedWeights (quantisation.py); there is no backward then
 
 An engine owns the arrays that it returns. It never writes to the arrays that it is given, except
 those of an argument ``out``. It does not copy xs and params: they must not change between forward
@@ -32,6 +33,7 @@ import numpy as np
 from . import counter_rng, deprecated
 from .cells import Cell
 from .cpu_info import blas_threads, cpu_name
+from .quantisation import QuantisedWeight
 from .sparse_rows import SparseRows
 from .step_options import NO_OPTIONS, StepOptions
 
@@ -388,7 +390,7 @@ class Engine:
         ----------
         a : (..., M, K) array
             The left factor.
-        b : (..., K, P) array
+        b : (..., K, P) array, or (K, P) QuantisedWeight
             The right factor.
 
         Returns
@@ -396,6 +398,8 @@ class Engine:
         (..., M, P) array
             a b.
         """
+        if isinstance(b, QuantisedWeight):
+            return b.product(a)
         return product_in_parts(self.xp.matmul, a, b)
 
     def affine(self, xs: Array, W: Array, b: Array) -> Array:
@@ -405,7 +409,7 @@ class Engine:
         ----------
         xs : (R, D) array
             The inputs.
-        W : (D, M) array
+        W : (D, M) array or QuantisedWeight
             The weights.
         b : (M,) array
             The bias.
@@ -538,14 +542,27 @@ class Engine:
 
         Parameters
         ----------
-        array : array
+        array : array or QuantisedWeight
             A NumPy array, or one of this engine, which is returned as it is.
 
         Returns
         -------
         array
             The engine's array.
+
+        Raises
+        ------
+        TypeError
+            If it is a QuantisedWeight, and the engine is not one of the CPU.
         """
+        if isinstance(array, QuantisedWeight):
+            if self.xp is not np:
+                raise TypeError(
+                    f"params: expected weights in float32 for the {self.name} engine, got int8 "
+                    'ones, which run on the CPU: layer.to("cpu"), use_backend("numba"); '
+                    "layer.dequantise() makes them float32 again"
+                )
+            return array
         return array if isinstance(array, self.xp.ndarray) else self.xp.asarray(array)
 
     def to_host(self, array: Array) -> Array:
@@ -937,7 +954,7 @@ class EngineStream:
             for old, new in zip(state, after, strict=True):
                 old[:, : new.shape[1]] = new
             x = after[0]
-        out[...] = x if self._affine is None else x @ self._affine[0] + self._affine[1]
+        out[...] = x if self._affine is None else self._engine.affine(x, *self._affine)
 
 
 def written(values: Sequence[Array], out: Sequence[Array] | None) -> tuple[Array, ...]:

@@ -14,6 +14,7 @@ from . import deprecated, step
 from .cells import Cell
 from .engine import Array, Engine, Gradients, State, expect_consistent, written
 from .layout import EPSILON
+from .quantisation import QuantisedWeight, expect_trainable
 from .step_options import NO_OPTIONS, StepOptions, StepValues
 
 NO_VALUES = StepValues()
@@ -74,7 +75,7 @@ class NumpyEngine(Engine):
         output.
         """
         _, Wh, b, w, Wr = cell.complete(params)
-        bh = None if cell.biases == 1 else b[1]
+        Wh, bh = _of_h(cell, Wh), None if cell.biases == 1 else b[1]
         for t in times:
             options = steps.at(t, state)
             state = step.apply_reset(state, options)
@@ -117,6 +118,7 @@ class NumpyEngine(Engine):
         out: Sequence[Array] | None = None,
     ) -> Gradients:
         xs, saved_steps, params, steps = saved
+        expect_trainable(params)
         Wx, Wh, _, _, Wr = cell.complete(params)
         (N, T, D), H, P = xs.shape, cell.hidden_size(params), cell.output_size(params)
         early = len(cell.recurrent_gates) - len(cell.second_product)  # gates fed by h itself
@@ -209,10 +211,10 @@ class NumpyEngine(Engine):
         N, T, _ = xs.shape
         H = cell.hidden_size(params)
         Wx, Wh, b, w, Wr = cell.complete([self.to_host(param) for param in params])
-        bx, bh = (b, None) if cell.biases == 1 else b
+        Wh, (bx, bh) = _of_h(cell, Wh), (b, None) if cell.biases == 1 else b
         before = tuple(self.to_host(state) for state in before)
         rows = tuple(state.reshape(N * T, state.shape[2]) for state in before)
-        x_proj = self.to_host(xs).reshape(N * T, Wx.shape[0]) @ Wx + bx
+        x_proj = _product(self.to_host(xs).reshape(N * T, Wx.shape[0]), Wx) + bx
         recurrent_mask = (
             None
             if steps.recurrent_mask is None
@@ -245,8 +247,8 @@ class NumpyEngine(Engine):
     ) -> State:
         expect_consistent(cell, x[:, None], state, params)
         Wx, Wh, b, w, Wr = cell.complete(params)
-        bx, bh = (b, None) if cell.biases == 1 else b
-        gates, *_ = _pre_activations(cell, x @ Wx + bx, state, Wh, Wr, bh, w, None)
+        Wh, (bx, bh) = _of_h(cell, Wh), (b, None) if cell.biases == 1 else b
+        gates, *_ = _pre_activations(cell, _product(x, Wx) + bx, state, Wh, Wr, bh, w, None)
         new, options = cell.forward(gates, state)[0], StepOptions(zoneout=zoneout).at(0, state)
         return step.apply_options(new, state, options)[0]
 
@@ -254,7 +256,22 @@ class NumpyEngine(Engine):
 def _x_proj(cell: Cell, xs: Array, params: Sequence[Array]) -> Array:
     """x Wx and the bias on the input side: one product for all T."""
     Wx, _, b, *_ = cell.complete(params)
-    return xs @ Wx + (b if cell.biases == 1 else b[0])
+    return _product(xs, Wx) + (b if cell.biases == 1 else b[0])
+
+
+def _of_h(cell: Cell, Wh: Array) -> Array:
+    """The columns of Wh that h itself is multiplied with; not those of the operand."""
+    second = 0 if cell.projected else len(cell.second_product)
+    return Wh[:, : Wh.shape[1] - second * (Wh.shape[1] // max(1, len(cell.recurrent_gates)))]
+
+
+def _product(a: Array, W: Array, cell: Cell | None = None, operand: int = 0) -> Array:
+    """a W, of any kind of weight. With a cell a is its h, or its operand, not multiplied by a mask:
+    it may be known to lie between -1 and 1.
+    """
+    if not isinstance(W, QuantisedWeight):
+        return a @ W
+    return W.product(a, cell is not None and cell.bounded[operand])
 
 
 def _pre_activations(
@@ -269,13 +286,12 @@ def _pre_activations(
     options: StepValues = NO_VALUES,
 ) -> tuple[tuple[Array, ...], Array | None, Normalised]:
     """The pre-activation (N, H) of every gate, the operand of the second product if any, and the
-    gates' normalisation.
+    gates' normalisation. Wh has the columns of ``_of_h``.
 
     The operand of masked rows, which may be anything, is set to 0, since it enters the gradient of
     Wh.
     """
     h = state[0] if recurrent_mask is None else state[0] * recurrent_mask[:, : Wh.shape[0]]
-    H = x_proj.shape[-1] // len(cell.input_gates)
     early = len(cell.recurrent_gates) - len(cell.second_product)
     gates: list[Array] = [h.dtype.type(0)] * (len(cell.gates) - len(w))
     gates += [w[k] for k in range(len(w))]
@@ -286,7 +302,7 @@ def _pre_activations(
 
     add(x_proj, cell.input_gates)
     if early:
-        h_proj = h @ Wh[:, : early * H]
+        h_proj = _product(h, Wh, cell if recurrent_mask is None else None)
         add(h_proj if bh is None else h_proj + bh, cell.recurrent_gates[:early])
     normalised: Normalised = {}
 
@@ -305,7 +321,10 @@ def _pre_activations(
         gates[cell.gates.index(cell.operand_gate[0])], operand = operand, None
     else:
         operand = operand if recurrent_mask is None else operand * recurrent_mask
-        add(operand @ Wr, cell.recurrent_gates[early:])
+        add(
+            _product(operand, Wr, cell if recurrent_mask is None else None, 1),
+            cell.recurrent_gates[early:],
+        )
     normalise(waiting)
     return tuple(gates), operand, normalised
 

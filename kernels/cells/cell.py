@@ -214,6 +214,34 @@ class Cell:
         without = {*self.input_only, *self.operand_gate, *self.weights}
         return tuple(g for g, name in enumerate(self.gates) if name not in without)
 
+    @property
+    def weight_names(self) -> tuple[str, ...]:
+        """The names of the parameters that are weights of products: Wx, Wh, Wr."""
+        return tuple(name for name in self.param_names if name in ("Wx", "Wh", "Wr"))
+
+    @cached_property
+    def bounded(self) -> tuple[bool, bool]:
+        """Whether h, and the operand of the second product, stay between -1 and 1.
+
+        h does if it cannot leave that range, whatever the gates and the other states are: found by
+        computing a step at the corners of what they may be, and at some thousand points between.
+        """
+        names, h = self.gates + self.states, len(self.gates)
+        count = len(names)
+        corner = np.arange(2 ** min(count, 12))[:, None] >> np.arange(count) % 12 & 1
+        spread = np.arange(1, 4097)[:, None] * np.sqrt(np.arange(2.0, count + 2)[None] + 0.5) % 1
+        points = np.concatenate([2.0 * corner - 1, 2 * spread - 1])
+        # far beyond where sigmoid and tanh are level, and between; but for h, which is in range
+        values = np.sign(points) * np.expm1(9 * np.abs(points))
+        values[:, h] = points[:, h]
+        numbers = tuple(values.T)
+        gates, state = numbers[:h], numbers[h:]
+        with np.errstate(all="ignore"):
+            found = [self.forward(gates, state)[0][0]]
+            found += [] if self.operand is None else [self.operand(gates, state)]
+            fit = [bool((np.abs(values) <= 1 + 1e-6).all()) for values in found]
+        return fit[0], fit[-1]
+
     def shapes(
         self, input_size: int, hidden_size: int, output_size: int | None = None
     ) -> dict[str, tuple[int, ...]]:
@@ -321,12 +349,17 @@ class Cell:
             The weights.
         Wr : (H, Gs P) array
             The operand's weights: the last columns of Wh, unless the cell is ``projected``.
+
+        Notes
+        -----
+        Weights in int8 (QuantisedWeight) come back as such.
         """
         Wx, *rest = params
         H = self.hidden_size(params)
-        Wh = rest.pop(0) if self.recurrent_gates else Wx[:0].reshape(H, 0)
+        none = rest[1 if self.recurrent_gates else 0][..., :0]  # of b: Wx need not be an array
+        Wh = rest.pop(0) if self.recurrent_gates else none.reshape(H, 0)
         Wr = rest[-1] if self.projected else Wh[:, Wh.shape[1] - len(self.second_product) * H :]
-        return Wx, Wh, rest[0], rest[1] if self.weights else Wx[:0, :H], Wr
+        return Wx, Wh, rest[0], rest[1] if self.weights else none.reshape(0, H), Wr
 
     def own(self, dWx: Any, dWh: Any, db: Any, dw: Any, dWr: Any = None) -> tuple[Any, ...]:
         """Return the gradients of the parameters that the cell has: the inverse of ``complete``.

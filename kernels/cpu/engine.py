@@ -18,7 +18,8 @@ from numba.core.errors import NumbaError
 
 from .. import disk_cache
 from ..cells import Cell
-from ..engine import Array, Engine, Gradients, State, expect_consistent, written
+from ..engine import Array, Engine, EngineStream, Gradients, State, expect_consistent, written
+from ..quantisation import is_quantised
 from ..reference import NumpyEngine
 from ..sparse_rows import SparseRows, numbers_of
 from ..step_options import NO_OPTIONS, StepOptions
@@ -59,6 +60,8 @@ class NumbaEngine(NumpyEngine):
         steps: StepOptions = NO_OPTIONS,
     ) -> tuple[Array, State, Any]:
         expect_consistent(cell, xs, state, params)
+        if is_quantised(params):
+            return super().forward(cell, xs, state, params, steps)
         H = cell.hidden_size(params)
         P = cell.output_size(params) if cell.projected else H
         run = SequenceRun(
@@ -86,6 +89,8 @@ class NumbaEngine(NumpyEngine):
         inputs: bool = True,
         out: Sequence[Array] | None = None,
     ) -> Gradients:
+        if not isinstance(saved[0], SequenceRun):  # weights in int8
+            return super().backward(cell, dhs, dstate, saved, inputs, out)
         run, kept = saved
         into: tuple[Array, ...] = ()
         if out is not None and not cell.weights:
@@ -122,6 +127,8 @@ class NumbaEngine(NumpyEngine):
         return Gradients(dxs if inputs else None, dstate, params, dinitial, dstates)
 
     def states_before(self, cell: Cell, saved: Any) -> tuple[Array, ...]:
+        if not isinstance(saved[0], SequenceRun):
+            return super().states_before(cell, saved)
         run, kept = saved
         if not run.steps.checkpoint_every:
             return cell.narrowed(run.states_before(kept), run.P)
@@ -199,7 +206,10 @@ class NumbaEngine(NumpyEngine):
         batch: int,
         shards: int = 1,
         bfloat16: bool = False,
-    ) -> NumbaStream:
+    ) -> Any:
+        weights = [*(layer[1] for layer in layers), affine or ()]
+        if any(map(is_quantised, weights)):
+            return EngineStream(self, layers, affine, batch)
         return NumbaStream(layers, affine, batch, shards, bfloat16 or self._bfloat16)
 
     def using_openmp(self, parallel: int, count: int) -> AbstractContextManager[None]:

@@ -256,7 +256,8 @@ def _is_transposed(matrix: Array) -> bool:
 def takes(a: Array, b: Array) -> bool:
     """Whether ``product`` takes these matrices, and is worth its call."""
     return (
-        a.ndim == b.ndim == 2
+        type(a) is type(b) is np.ndarray  # and not a weight in int8
+        and a.ndim == b.ndim == 2
         and a.shape[0] * a.shape[1] * b.shape[1] > SMALL
         and a.dtype == b.dtype
         and a.dtype in (np.float32, np.float64)
