@@ -233,6 +233,11 @@ class QuantisedWeight:
         return out.reshape(*activations.shape[:-1], self.shape[1])
 
     @cached_property
+    def kept(self) -> dict[Any, Any]:
+        """What engines have made of it, such as panels."""
+        return {}
+
+    @cached_property
     def _numbers(self) -> Array:
         """The values in a float dtype in which a product of them is exact, in whatever order it is
         summed: BLAS has none in integers."""

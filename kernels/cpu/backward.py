@@ -3,7 +3,7 @@
 from .gemm import Product
 from .kernel_abi import arguments_address, call, jitted, load_i64
 from .layer_norm import Denormalising
-from .panels import ColumnSums, Packing
+from .panels import ColumnSums, Packing, Rounding
 from .plan import read_plan
 from .schedule import (
     END,
@@ -46,12 +46,6 @@ def gates_gemm_t(plan, dgates, gates, inner, weights, p0, p1, out, M):
 
 
 @jitted
-def late_weights(plan):
-    """Where the transposed weights of the second product begin."""
-    return plan.pWh + plan.units * panel_of(plan.early * plan.H_words)
-
-
-@jitted
 def _pack(plan, shard):
     """The transposed weights of a shard's columns, and the gradient to start from."""
     W = VECTOR_BYTES // plan.size
@@ -85,7 +79,7 @@ def _pack(plan, shard):
         call(plan.pack_transposed, Packing(
             source=plan.Wr + u0 * W * plan.Wr_row + block, source_row=plan.Wr_row,
             source_panel=W * plan.Wr_row, rows=columns, columns=plan.P,
-            to=late_weights(plan) + u0 * panel + g * plan.P_words * VECTOR_BYTES,
+            to=plan.pWr + u0 * panel + g * plan.P_words * VECTOR_BYTES,
             to_row=VECTOR_BYTES, to_panel=panel,
         ))  # fmt: skip
     panel = panel_of(plan.N)
@@ -134,11 +128,11 @@ def _store_words(plan, k, n0, n1, u0, u1, first, end):
     W = VECTOR_BYTES // plan.size
     for gate in range(first if plan.word > 1 else end, end):
         numbers, words = from_number(step.dgates, gate), _dgates_words(plan, k, n0, gate)
-        call(plan.pair_columns, Packing(
+        call(plan.round_columns, Rounding(
             source=numbers.start + u0 * numbers.panel, source_row=VECTOR_BYTES,
             source_panel=numbers.panel, rows=step.rows, columns=min(plan.H, u1 * W) - u0 * W,
             to=words.start + u0 // plan.word * words.panel + u0 % plan.word * half,
-            to_row=VECTOR_BYTES, to_panel=words.panel,
+            to_row=VECTOR_BYTES, to_panel=words.panel, scale=0, bounded=0,
         ))  # fmt: skip
 
 
@@ -171,11 +165,11 @@ def _operand_back(plan, chunk, k, n0, n1, u0, u1):
     """The same through the operand: what comes from the second product, or the fed gate's own."""
     if plan.late:
         step = step_at(plan, chunk, k, n0, n1, u0, u1)
-        dgates, weights = from_number(step.dgates, plan.first_late), late_weights(plan)
+        dgates = from_number(step.dgates, plan.first_late)
         if plan.word > 1:
             dgates = _dgates_words(plan, k, n0, plan.first_late)
         inner = plan.P_words
-        gates_gemm_t(plan, dgates, plan.late, inner, weights, u0, u1, step.doperand, step.rows)
+        gates_gemm_t(plan, dgates, plan.late, inner, plan.pWr, u0, u1, step.doperand, step.rows)
     if plan.late or plan.operand_gate:
         call(plan.operand_kernel, StepArguments(plan, chunk, k, n0, n1, u0, u1))
     _denormalise(plan, chunk, k, n0, n1, 0, plan.normalised_early)

@@ -10,6 +10,7 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -19,14 +20,15 @@ from numba.core.errors import NumbaError
 from .. import disk_cache
 from ..cells import Cell
 from ..engine import Array, Engine, EngineStream, Gradients, State, expect_consistent, written
-from ..quantisation import is_quantised
+from ..quantisation import QuantisedWeight, expect_trainable, is_quantised
 from ..reference import NumpyEngine
 from ..sparse_rows import SparseRows, numbers_of
 from ..step_options import NO_OPTIONS, StepOptions
 from . import product, threads, training_kernels
+from .bfloat16 import has_dot_product
 from .dropout import dropout
 from .launch import SequenceRun
-from .low_precision import has_dot_product
+from .packing import pack_quantised
 from .plans import address_of, contiguous_rows, merge_bias, split_bias, takes
 from .simd import vector_registers
 from .streaming import NumbaStream
@@ -35,7 +37,7 @@ from .streaming import NumbaStream
 class NumbaEngine(NumpyEngine):
     """Forward and backward of any cell, compiled for this CPU.
 
-    precision  of the products of float32: "float32", or "bfloat16" (``low_precision.py``)
+    precision  of the products of float32: "float32", or "bfloat16" (``bfloat16.py``)
     """
 
     name = "numba"
@@ -60,16 +62,18 @@ class NumbaEngine(NumpyEngine):
         steps: StepOptions = NO_OPTIONS,
     ) -> tuple[Array, State, Any]:
         expect_consistent(cell, xs, state, params)
-        if is_quantised(params):
-            return super().forward(cell, xs, state, params, steps)
         H = cell.hidden_size(params)
         P = cell.output_size(params) if cell.projected else H
         run = SequenceRun(
             cell, contiguous_rows(xs), merge_bias(cell, params), H, P, steps,
-            bfloat16=self._bfloat16,
+            word=2 if self._bfloat16 and xs.dtype == np.float32 else 1,
         )  # fmt: skip
         if P < H:
             state = cell.widened(np, state, H)
+        if is_quantised(params):  # nothing is kept: there is no backward
+            run = replace(run, word=4, packed=pack_quantised(cell, params))
+            hs, last, _ = run.forward(state, keep=False)
+            return hs, cell.narrowed(last, run.P), (run, (params, tuple(s.copy() for s in state)))
         if not steps.checkpoint_every:
             hs, last, kept = run.forward(state)
             return hs, cell.narrowed(last, run.P), (run, kept)
@@ -89,9 +93,9 @@ class NumbaEngine(NumpyEngine):
         inputs: bool = True,
         out: Sequence[Array] | None = None,
     ) -> Gradients:
-        if not isinstance(saved[0], SequenceRun):  # weights in int8
-            return super().backward(cell, dhs, dstate, saved, inputs, out)
         run, kept = saved
+        if run.packed is not None:
+            expect_trainable(kept[0])
         into: tuple[Array, ...] = ()
         if out is not None and not cell.weights:
             into = tuple(out) if cell.recurrent_gates else cell.complete(out)[:3]
@@ -127,9 +131,10 @@ class NumbaEngine(NumpyEngine):
         return Gradients(dxs if inputs else None, dstate, params, dinitial, dstates)
 
     def states_before(self, cell: Cell, saved: Any) -> tuple[Array, ...]:
-        if not isinstance(saved[0], SequenceRun):
-            return super().states_before(cell, saved)
         run, kept = saved
+        if run.packed is not None:
+            kept = run.forward(kept[1])[2]
+            return cell.narrowed(run.states_before(kept), run.P)
         if not run.steps.checkpoint_every:
             return cell.narrowed(run.states_before(kept), run.P)
         segments = zip(run.segments(), kept, strict=True)
@@ -157,11 +162,18 @@ class NumbaEngine(NumpyEngine):
         super().update_all(rule, rest, numbers, factor)
 
     def product(self, a: Array, b: Array) -> Array:
+        if isinstance(b, QuantisedWeight) and b.axis == 1 and a.dtype == np.float32:
+            rows = np.ascontiguousarray(a).reshape(-1, a.shape[-1])
+            return product.quantised_product(rows, b).reshape(*a.shape[:-1], b.shape[1])
         if product.takes(a, b):
             return product.product(a, b, bfloat16=self._bfloat16)
         return super().product(a, b)
 
     def affine(self, xs: Array, W: Array, b: Array) -> Array:
+        if isinstance(W, QuantisedWeight) and xs.dtype == np.float32:
+            return product.quantised_product(
+                np.ascontiguousarray(xs), W, np.ascontiguousarray(b, np.float32)
+            )
         if product.takes(xs, W) and b.flags.c_contiguous:
             return product.product(xs, W, bias=b, bfloat16=self._bfloat16)
         return super().affine(xs, W, b)

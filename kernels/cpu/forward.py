@@ -2,7 +2,7 @@
 
 from .gemm import Product
 from .kernel_abi import arguments_address, call, jitted, load_i64
-from .panels import Packing
+from .panels import Packing, Rounding
 from .plan import read_plan
 from .schedule import (
     END,
@@ -36,7 +36,7 @@ def gates_gemm(plan, a, a_row, a_segment, inner, weights, gates, u0, u1, out, ou
     A tile is some panels of all gates, or four gates of one unit-panel, or some unit-panels of
     one gate: whatever is there to fill it.
     """
-    weight, W = panel_of(inner), VECTOR_BYTES // plan.size
+    weight, W = panel_of(inner + plan.scale_lines), VECTOR_BYTES // plan.size
     calls, vectors, stride, next_tile = gates, u1 - u0, 1, plan.units
     if u1 - u0 == plan.units:
         calls, vectors = 1, gates * plan.units
@@ -50,12 +50,6 @@ def gates_gemm(plan, a, a_row, a_segment, inner, weights, gates, u0, u1, out, ou
             c=out.start + first * out.panel, c_row=out_row, c_vector=stride * out.panel,
             rows=M, columns=vectors * W, add=0, then=next_tile * weight,
         ))  # fmt: skip
-
-
-@jitted
-def late_weights(plan):
-    """Where the packed weights of the second product begin."""
-    return plan.pWh + plan.early * plan.units * panel_of(plan.P_words)
 
 
 @jitted
@@ -78,7 +72,7 @@ def _pack(plan, shard):
             _pack_weights(plan, source, plan.Wh_row, plan.P, columns, to, plan.P_words)
         for g in range(plan.late):
             block = (load_i64(plan.h_blocks, plan.early + g) - plan.early) * plan.P * plan.size
-            to = late_weights(plan) + (g * plan.units + u0) * panel_of(plan.H_words)
+            to = plan.pWr + (g * plan.units + u0) * panel_of(plan.H_words)
             late_columns = min(plan.P, u1 * W) - u0 * W
             _pack_weights(
                 plan, plan.Wr + block + skip, plan.Wr_row, plan.H, late_columns, to, plan.H_words
@@ -91,9 +85,21 @@ def _pack(plan, shard):
             to=from_number(state, s).start + u0 * state.panel,
             to_row=VECTOR_BYTES, to_panel=state.panel,
         ))  # fmt: skip
-    if plan.word > 1:
-        h = from_number(state, plan.h_slot)
-        _store_words(plan, h, plan.P, _h_words(plan, 0, 0), plan.N, u0, u1)
+
+
+@jitted
+def _round_first_h(plan, shard):
+    """A shard's rows of what h Wh multiplies at first, as words."""
+    n0, n1 = shard_range(plan.N, shard, plan.shards)
+    if plan.early and plan.word > 1:
+        words, row = _h_words(plan, 0, n0), plan.H * plan.size
+        scale = words.start + panels_in(plan, plan.P_words) * words.panel
+        call(plan.round_columns, Rounding(
+            source=plan.state_in + plan.h_slot * plan.state_step + n0 * row, source_row=row,
+            source_panel=VECTOR_BYTES, rows=n1 - n0, columns=plan.P, to=words.start,
+            to_row=VECTOR_BYTES, to_panel=words.panel,
+            scale=scale if plan.scale_panels else 0, bounded=plan.h_bounded,
+        ))  # fmt: skip
 
 
 @jitted
@@ -108,20 +114,29 @@ def _pack_weights(plan, source, source_row, rows, columns, to, words):
 @jitted
 def _h_words(plan, t, n):
     """The panels of h before step t in words, from row n on: those of two steps in turn."""
-    panels = (plan.units + plan.word - 1) // plan.word
+    panels = panels_in(plan, plan.P_words) + plan.scale_panels
     return step_panels(plan, plan.h_words + t % 2 * panels * panel_of(plan.N), n)
 
 
 @jitted
-def _store_words(plan, numbers, columns, words, rows, u0, u1):
-    """Rows of panels u0..u1 as words, in panels that begin at ``words``."""
-    half = VECTOR_BYTES // plan.word
-    call(plan.pair_columns, Packing(
+def _store_h(plan, t, h, n, rows, u0, u1):
+    """What h Wh multiplies at step t, as words: rows from n on, of units u0..u1."""
+    if plan.early and plan.word > 1:
+        words = _h_words(plan, t, n)
+        _store_words(plan, h, plan.P, words, plan.P_words, rows, u0, u1, plan.h_bounded)
+
+
+@jitted
+def _store_words(plan, numbers, columns, words, count, rows, u0, u1, bounded):
+    """Rows of panels u0..u1 as words, in panels that begin at ``words``: so many of a row."""
+    part, W, scale = VECTOR_BYTES // plan.word, VECTOR_BYTES // plan.size, 0
+    if plan.scale_panels and u0 == 0:
+        scale = words.start + panels_in(plan, count) * words.panel
+    call(plan.round_columns, Rounding(
         source=numbers.start + u0 * numbers.panel, source_row=VECTOR_BYTES,
-        source_panel=numbers.panel, rows=rows,
-        columns=min(columns, u1 * VECTOR_BYTES // plan.size) - u0 * VECTOR_BYTES // plan.size,
-        to=words.start + u0 // plan.word * words.panel + u0 % plan.word * half,
-        to_row=VECTOR_BYTES, to_panel=words.panel,
+        source_panel=numbers.panel, rows=rows, columns=min(columns, u1 * W) - u0 * W,
+        to=words.start + u0 // plan.word * words.panel + u0 % plan.word * part,
+        to_row=VECTOR_BYTES, to_panel=words.panel, scale=scale, bounded=bounded,
     ))  # fmt: skip
 
 
@@ -130,11 +145,13 @@ def _x_words(plan, x, x_row, rows, shard):
     """Rows of xs as products take them: where they are, and the bytes from one to the next."""
     if plan.word == 1:
         return x, x_row
-    row = panel_of(panels_in(plan, plan.D_words))
+    lines = panels_in(plan, plan.D_words)
+    row = panel_of(lines + plan.scale_panels)
     to = plan.x_words + shard * max(plan.N, plan.steps) * row
-    call(plan.pair_columns, Packing(
+    scale = to + lines * VECTOR_BYTES if plan.scale_panels else 0
+    call(plan.round_columns, Rounding(
         source=x, source_row=x_row, source_panel=VECTOR_BYTES, rows=rows, columns=plan.D,
-        to=to, to_row=row, to_panel=VECTOR_BYTES,
+        to=to, to_row=row, to_panel=VECTOR_BYTES, scale=scale, bounded=0,
     ))  # fmt: skip
     return to, row
 
@@ -175,7 +192,8 @@ def _early_step(plan, chunk, k, n0, n1, u0, u1):
     if plan.late and plan.word > 1:
         step = step_at(plan, chunk, k, n0, n1, u0, u1)
         words = step_panels(plan, plan.operand_words, n0)
-        _store_words(plan, step.operand, plan.H, words, step.rows, u0, u1)
+        bounded = plan.operand_bounded
+        _store_words(plan, step.operand, plan.H, words, plan.H_words, step.rows, u0, u1, bounded)
 
 
 @jitted
@@ -189,15 +207,20 @@ def _late_step(plan, chunk, k, n0, n1, u0, u1):
             operand = step_panels(plan, plan.operand_words, n0)
         gates_gemm(
             plan, operand.start, VECTOR_BYTES, operand.panel, plan.H_words,
-            late_weights(plan), plan.late, u0, end, step.op_proj, VECTOR_BYTES, step.rows,
+            plan.pWr, plan.late, u0, end, step.op_proj, VECTOR_BYTES, step.rows,
         )  # fmt: skip
     if plan.normalised_late:
         call(plan.late_numbers, StepArguments(plan, chunk, k, n0, n1, 0, plan.units))
     call(plan.gates_kernel, StepArguments(plan, chunk, k, n0, n1, u0, u1))
+
+
+@jitted
+def _end_step(plan, chunk, k, n0, n1, u0, u1):
+    """What the next step multiplies, as its product takes it."""
     if plan.early and plan.word > 1:
         step = step_at(plan, chunk, k, n0, n1, u0, u1)
-        h, words = from_number(step.after, plan.h_slot), _h_words(plan, step.t + 1, n0)
-        _store_words(plan, h, plan.P, words, step.rows, u0, u1)
+        h = from_number(step.after, plan.h_slot)
+        _store_h(plan, step.t + 1, h, n0, step.rows, u0, u1)
 
 
 @jitted
@@ -208,6 +231,7 @@ def _step(plan, chunk, k, n0, n1, u0, u1):
     for u in range(u0, u1, few):
         _early_step(plan, chunk, k, n0, n1, u, min(u + few, u1))
         _late_step(plan, chunk, k, n0, n1, u, min(u + few, u1))
+    _end_step(plan, chunk, k, n0, n1, u0, u1)
 
 
 @jitted
@@ -215,6 +239,7 @@ def _work(plan, what, chunk, k, shard):
     """The work of a shard in a phase."""
     if what == START:
         _pack(plan, shard)
+        _round_first_h(plan, shard)
         return
     n0, n1, u0, u1 = rows_and_units(plan, shard)
     if n0 == n1 or u0 == u1:
@@ -228,6 +253,7 @@ def _work(plan, what, chunk, k, shard):
                 _step(plan, chunk_, k_, n0, n1, u0, u1)
     elif what == HALF_STEP:
         _late_step(plan, chunk, k, n0, n1, u0, u1)
+        _end_step(plan, chunk, k, n0, n1, u0, u1)
     else:
         if k == 0:
             _project(plan, chunk, n0, n1, u0, u1, shard)

@@ -32,9 +32,9 @@ from ..cells import Cell
 from ..engine import Array
 from ..layout import layout
 from . import simd, tuple_io
+from .bfloat16 import emit_load_bfloat16
 from .gemm import emit_loop
 from .kernel_abi import arguments_address, emits, inlined
-from .low_precision import emit_load_bfloat16
 from .option_io import end_step, load_options
 from .packing import Packed, placed, upper_halves
 from .plan import read_plan, read_record
@@ -84,7 +84,7 @@ def pack(cell: Cell, params: Sequence[Array], bfloat16: bool) -> Packed:
         start += lanes
     pieces.append(np.zeros(-sum(map(len, pieces)) % VECTOR_BYTES, np.uint8))
     memory, address = placed(np.concatenate(pieces).view(b.dtype))
-    return Packed([memory], [address], H, bfloat16)
+    return Packed([memory], [address], H, 2 if bfloat16 else 1)
 
 
 def _side_by_side(strip: Array, lanes: int) -> Array:

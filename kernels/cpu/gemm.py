@@ -29,8 +29,8 @@ from typing import NamedTuple
 from llvmlite import ir
 from numba.core import types
 
+from . import bfloat16, int8
 from .kernel_abi import arguments, emits, jitted
-from .low_precision import emit_dot, has_dot_product
 from .simd import (
     VECTOR_BYTES,
     VectorType,
@@ -56,8 +56,8 @@ DEEPEST_TILE, WIDEST_TILE, WIDEST_FOR_ONE_ROW = {
     (32, 128): (4, 1, 3),
     (16, 128): (2, 1, 2),
 }[vector_registers()]
-# the same for words that are taken apart, which takes registers (``low_precision.py``)
-_OF_HALVES = {(32, 512): (4, 8), (16, 256): (4, 2), (32, 128): (2, 2), (16, 128): (1, 1)}
+# the same for words that are taken apart, which takes registers
+_OF_PARTS = {(32, 512): (4, 8), (16, 256): (4, 2), (32, 128): (2, 2), (16, 128): (1, 1)}
 AHEAD = 16 * VECTOR_BYTES  # how far ahead a product of one row asks for B (measured)
 
 
@@ -65,13 +65,14 @@ class Kind(NamedTuple):
     """A kind of products."""
 
     transposed: bool = False  # A^T is given
-    pairs: bool = False  # the operands are words of two bfloat16 numbers (``low_precision.py``)
+    word: int = 1  # numbers in a word of the operands: 2 (``bfloat16.py``), 4 (``int8.py``)
 
     @property
     def most(self) -> tuple[int, int]:
         """The most rows of a tile, and the most vectors of one of a single row."""
-        if self.pairs and not has_dot_product():
-            return _OF_HALVES[vector_registers()]
+        apart = {2: not bfloat16.has_dot_product(), 4: not int8.has_dot_product()}
+        if apart.get(self.word):
+            return _OF_PARTS[vector_registers()]
         return DEEPEST_TILE, WIDEST_FOR_ONE_ROW
 
     @property
@@ -90,8 +91,8 @@ class Product(NamedTuple):
 
     A is (rows, groups * inner), B (groups * inner, columns). The inner axis runs through groups, in
     each through segments of W numbers that lie side by side; columns are vectors of W numbers.
-    Strides are in bytes. Of products of pairs, what is said of A's and B's numbers along the inner
-    axis is so of words.
+    Strides are in bytes. Where operands are words, what is said of A's and B's numbers along the
+    inner axis is so of words.
     """
 
     a: int
@@ -147,7 +148,7 @@ def _emit_multiply_add(builder, vector, depth, kind, sums, a_rows, b_vectors, ah
     tile at a time.
     """
     size, new, rows = vector.dtype.bitwidth // 8, list(sums), len(a_rows)
-    add_product = emit_dot if kind.pairs else emit_fma
+    add_product = {1: emit_fma, 2: bfloat16.emit_dot, 4: int8.emit_dot}[kind.word]
     places = [_I64(k * VECTOR_BYTES) for k in range(depth)]
 
     def ask_for(b, place, cache):
@@ -233,14 +234,26 @@ def _emit_tile(builder, vector, rows, vectors, kind, p):
             phi.add_incoming(total, end)
         return results
 
-    late = kind.transposed  # sums over many rows: those that begin large are rounded roughly
+    # sums over many rows: those that begin large are rounded roughly; sums of integers
+    late = kind.transposed or kind.word == 4
     with builder.if_then(adding):
         for place, _ in places:  # wanted next: by this tile at its end, or the one below
             wanted = place if late else builder.add(place, builder.mul(p.c_row, _I64(rows)))
             emit_prefetch(builder, wanted, cache=1, for_writing=True)
+    b_ends = [
+        builder.add(p.b, builder.add(b, builder.mul(p.inner, _I64(VECTOR_BYTES))))
+        for b in b_offsets
+    ]
     sums = [ir.Constant(vector.llvm, [0.0] * vector.lanes)] * len(places)
     sums = sums if late else added(sums)
+    if kind.word == 4:
+        sums = int8.emit_starts(builder, vector, b_ends) * rows
     _, _, *sums = emit_loop(builder, p.groups, [p.a, p.b, *sums], group)
+    if kind.word == 4:
+        lines = builder.sdiv(builder.add(p.inner, _I64(W - 1)), _I64(W))
+        a_end = builder.add(p.a, builder.mul(lines, p.a_segment))
+        a_ends = [builder.add(a_end, offset) for offset in a_offsets]
+        sums = int8.emit_scaled(builder, vector, sums, a_ends, b_ends)
     for value, place in zip(added(sums) if late else sums, places, strict=True):
         emit_store_part(builder, vector, value, *place)
 
@@ -316,8 +329,9 @@ def _product(name, kind):
 # Each takes a ``Product``. A^T is given as one panel, whose W numbers are A's rows.
 multiply = _product("multiply", Kind())
 multiply_transposed = _product("multiply_transposed", Kind(transposed=True))
-multiply_pairs = _product("multiply_pairs", Kind(pairs=True))
-multiply_transposed_pairs = _product("multiply_transposed_pairs", Kind(True, pairs=True))
+multiply_pairs = _product("multiply_pairs", Kind(word=2))
+multiply_transposed_pairs = _product("multiply_transposed_pairs", Kind(True, word=2))
+multiply_int8 = _product("multiply_int8", Kind(word=4))  # in one group
 
 
 @jitted

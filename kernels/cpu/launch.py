@@ -7,7 +7,7 @@ them.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from . import backward as _backward
 from . import forward as _forward
 from . import threads
 from .option_memory import OptionMemory, compiled_features
+from .packing import Packed, write_packed
 from .plan import PLACES, write
 from .plans import (
     PlanTemplate,
@@ -42,7 +43,8 @@ class SequenceRun:
     times   which steps of the block xs are
     chunk   how many steps are a chunk; 0: as many as are best
     partition  shards, and whether they are made by rows; None: as is best
-    bfloat16   whether the operands of products of float32 are rounded to that
+    word       numbers in a word of the products' operands: 1, 2 of bfloat16, 4 in int8
+    packed     the weights, if they are in panels already
     """
 
     cell: Cell
@@ -54,7 +56,8 @@ class SequenceRun:
     times: slice | None = None
     chunk: int = 0
     partition: tuple[int, bool] | None = None
-    bfloat16: bool = False
+    word: int = 1
+    packed: Packed | None = None
 
     @cached_property
     def sizes(self) -> tuple[int, int, int, int]:
@@ -72,9 +75,7 @@ class SequenceRun:
             times = slice(start, min(T, start + count))
             steps = self.steps.segment(times.start, times.stop)
             xs = self.xs[:, times]
-            yield SequenceRun(
-                self.cell, xs, self.params, H, self.P, steps, times, chunk, partition, self.bfloat16
-            )
+            yield replace(self, xs=xs, steps=steps, times=times, chunk=chunk, partition=partition)
 
     def _template(self, entry: Any, back: bool, **options: Any) -> PlanTemplate:
         partition = self.partition or choose_partition(self.cell, *self.sizes)
@@ -82,8 +83,7 @@ class SequenceRun:
         return plan_template(
             entry, self.cell, self.xs.dtype, *self.sizes, self.P, *partition,
             features=features, recurrent_mask=self.steps.recurrent_mask is not None,
-            chunk=self.chunk, word=2 if self.bfloat16 and self.xs.dtype == np.float32 else 1,
-            **options,
+            chunk=self.chunk, word=self.word, packed=self.packed is not None, **options,
         )  # fmt: skip
 
     def forward(self, state: State, keep: bool = True) -> tuple[Array, State, SavedBuffer]:
@@ -102,7 +102,10 @@ class SequenceRun:
         if self.xs.strides[0] < self.xs.strides[1]:  # its steps lie one after the other: so here
             hs = np.empty((T, N, self.P), self.xs.dtype).transpose(1, 0, 2)
         arrays = self.xs, self.params, state_in, state_out, hs
-        self._run(template, template.with_arrays(*arrays, kept=saved.address), back=False)
+        plan = template.with_arrays(*arrays, kept=saved.address)
+        if self.packed is not None:
+            write_packed(plan, self.packed)
+        self._run(template, plan, back=False)
         return hs, tuple(state_out), saved
 
     def backward(

@@ -8,23 +8,26 @@ import numpy as np
 from ..cells import Cell
 from ..engine import Array
 from ..layout import layout
+from ..quantisation import QuantisedWeight
+from .int8 import unsigned
+from .plan import write
 from .plans import address_of, aligned
 from .simd import VECTOR_BYTES
 
 
 class Packed(NamedTuple):
-    """Matrices in panels."""
+    """Matrices in panels, of so many numbers in a word."""
 
     memory: list[Array]
     addresses: list[int]
     columns: int
-    bfloat16: bool = False
+    word: int = 1
 
 
 def pack_weights(cell: Cell, params: Sequence[Array], bfloat16: bool) -> Packed:
-    """Wx and Wh as ``forward.py`` packs them: a matrix for each gate, in this engine's order.
+    """Wx, Wh and Wr as ``forward.py`` packs them: a matrix for each gate, in this engine's order.
 
-    params are those that ``plans.with_weights`` makes.
+    params are those that ``plans.merge_bias`` makes.
     """
     Wx, Wh, _, *own = params
     at, H, P = layout(cell), cell.hidden_size(params), Wh.shape[0]
@@ -37,10 +40,51 @@ def pack_weights(cell: Cell, params: Sequence[Array], bfloat16: bool) -> Packed:
         for W, blocks in ((Wx, at.x_blocks), (Wh, early))
     )
     wide = [np.pad(Wr[:, k * P : (k + 1) * P], ((0, 0), (0, H - P))) for k in late]
-    of_operand = _panels(wide, Wr.dtype)
-    packed = [of_x, np.concatenate([of_h.reshape(-1), of_operand.reshape(-1)])]
-    memory = [placed(panels) for panels in packed]
-    return Packed([m for m, _ in memory], [a for _, a in memory], H, bfloat16)
+    memory = [placed(panels) for panels in (of_x, of_h, _panels(wide, Wr.dtype))]
+    return Packed([m for m, _ in memory], [a for _, a in memory], H, 2 if bfloat16 else 1)
+
+
+def pack_quantised(cell: Cell, params: Sequence[Any]) -> Packed:
+    """The same of weights in int8, which keep their panels (``int8.py``)."""
+    at, H = layout(cell), cell.hidden_size(params)
+    Wx, Wh = params[0], params[1] if cell.recurrent_gates else params[0]
+    Wr, skip = (params[-1], at.early) if cell.projected else (Wh, 0)
+    late = tuple(block - skip for block in at.h_blocks[at.early :])
+    P = Wh.shape[0] if cell.recurrent_gates else H
+    memory = [
+        _quantised_panels(Wx, at.x_blocks, H, H),
+        _quantised_panels(Wh, at.h_blocks[: at.early], H, H),
+        _quantised_panels(Wr, late, P, H),
+    ]
+    return Packed([m for m, _ in memory], [a for _, a in memory], H, 4)
+
+
+def pack_quantised_matrix(weight: QuantisedWeight) -> tuple[Array, int]:
+    """The panels of a whole matrix in int8, and where they begin."""
+    return _quantised_panels(weight, (0,), weight.shape[1], weight.shape[1])
+
+
+def _quantised_panels(
+    weight: QuantisedWeight, blocks: tuple[int, ...], columns: int, width: int
+) -> tuple[Array, int]:
+    """Blocks of columns in panels, each padded to a width: words, what sums begin with, scales."""
+    key = blocks, columns, width, unsigned()
+    if key not in weight.kept:
+        K = len(weight)
+        values = np.pad(weight.values, ((0, -K % 4), (0, 0)))
+        words = values.reshape(-1, 4, values.shape[1]).transpose(0, 2, 1).copy().view(np.float32)
+        starts = values.sum(0, dtype=np.int32) * np.int32(-128 * unsigned())
+        lines = np.vstack([words[:, :, 0], starts.view(np.float32), weight.scale])
+        parts = [lines[:, block * columns : (block + 1) * columns] for block in blocks]
+        wide = [np.pad(part, ((0, 0), (0, width - columns))) for part in parts]
+        weight.kept[key] = placed(_panels(wide, np.float32))
+    return weight.kept[key]
+
+
+def write_packed(plan: Array, packed: Packed) -> None:
+    """Write into a plan where its weights are."""
+    pWx, pWh, pWr = packed.addresses
+    write(plan, pWx=pWx, pWh=pWh, pWr=pWr)
 
 
 def pack_affine(affine: Sequence[Array]) -> Packed:
@@ -66,7 +110,7 @@ def _panels(matrices: Sequence[Array], dtype: Any) -> Array:
 
 
 def _pairs_of_rows(matrix: Array) -> Array:
-    """A matrix of words (``low_precision.py``), whose dtype they are said to have."""
+    """A matrix of words (``bfloat16.py``), whose dtype they are said to have."""
     halves = upper_halves(np.ascontiguousarray(matrix)).astype(np.uint32)
     halves = np.pad(halves, ((0, len(halves) % 2), (0, 0)))
     return (halves[::2] | halves[1::2] << 16).view(matrix.dtype)

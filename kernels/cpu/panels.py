@@ -34,6 +34,21 @@ class Packing(NamedTuple):
     to_panel: int
 
 
+class Rounding(NamedTuple):
+    """A matrix (rows, columns), or its panels, and where its rows go as words of fewer bits."""
+
+    source: int
+    source_row: int
+    source_panel: int
+    rows: int
+    columns: int
+    to: int
+    to_row: int
+    to_panel: int  # from W words to the next
+    scale: int  # where the first row's scale goes, ``to_row`` apart; 0: nowhere
+    bounded: int  # whether the numbers are known to lie between -1 and 1
+
+
 class Unpacking(NamedTuple):
     """Panels, and the matrix (rows, columns) that they become."""
 

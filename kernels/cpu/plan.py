@@ -31,12 +31,17 @@ class Plan(NamedTuple):
     H: int
     P: int  # numbers of h: H, unless it is projected
     units: int  # unit-panels: H / W, rounded up; what u0 and u1 count
-    # numbers in a word of a product's operands: 2 of bfloat16, else 1; the words that D, H and P
-    # numbers take (``low_precision.py``)
+    # numbers in a word of a product's operands: 1 of float32, 2 of bfloat16 (``bfloat16.py``), 4
+    # in int8 (``int8.py``); the words that D, H and P numbers take; lines behind those of a panel
+    # of weights, and panels behind those of words, where scales are
     word: int
     D_words: int
     H_words: int
     P_words: int
+    scale_lines: int
+    scale_panels: int
+    h_bounded: int  # whether what h Wh multiplies is known to lie between -1 and 1; the operand
+    operand_bounded: int
     units_at_once: int  # those whose pre-activations fill 16 KiB (forward._step)
     steps: int
     chunks: int
@@ -69,7 +74,7 @@ class Plan(NamedTuple):
     pack_weights: int
     pack_transposed: int
     pair_rows: int
-    pair_columns: int
+    round_columns: int
     unpack: int
     column_sums: int
     gates_kernel: int
@@ -104,6 +109,7 @@ class Plan(NamedTuple):
     # ours, in panels: packed weights (for backward transposed), a chunk's numbers ...
     pWx: int
     pWh: int
+    pWr: int
     x_proj: int
     h_proj: int
     op_proj: int

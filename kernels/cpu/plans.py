@@ -22,7 +22,8 @@ from ..cells import Cell
 from ..engine import Array
 from ..layout import layout
 from ..once import once
-from . import gates, gemm, layer_norm, low_precision, panels, threads
+from ..quantisation import is_quantised
+from . import bfloat16, gates, gemm, int8, layer_norm, panels, threads
 from .compilation import compiled_function, warn_if_slow_compile
 from .forward import forward
 from .kernel_abi import NO_FEATURES, compiled
@@ -131,6 +132,7 @@ def plan_template(
     chunk: int = 0,
     add: bool = False,
     word: int = 1,
+    packed: bool = False,
 ) -> PlanTemplate:
     """How to run a pass over arrays of these sizes.
 
@@ -139,7 +141,8 @@ def plan_template(
     recurrent_mask  whether h enters products times a mask
     chunk       how many steps are a chunk; 0: as many as are best
     add         backward adds to what the weights' gradients are
-    word        numbers in a word of the products' operands: 1, or 2 of bfloat16
+    word        numbers in a word of the products' operands: 1, 2 of bfloat16, 4 in int8
+    packed      the weights are in panels already, somewhere else
     """
     at = layout(cell, features)
     size = dtype.itemsize
@@ -151,7 +154,10 @@ def plan_template(
     states, recurrent = len(cell.states), at.early + at.late
     kept_states = states + recurrent_mask
     normalised = len(at.normalised)
-    split_batch = split_batch or normalised > 0  # a row is normalised over all of its units
+    h_bounded, operand_bounded = (0, 0) if word < 4 or recurrent_mask else cell.bounded
+    # a row is normalised, and in int8 scaled, over all of its units
+    scaled = word == 4 and not (h_bounded and operand_bounded)
+    split_batch = split_batch or normalised > 0 or scaled
     no_barrier = split_batch or not recurrent
     rows = max(1, -(-N // shards) if split_batch else N)  # of a shard
 
@@ -164,14 +170,18 @@ def plan_template(
     ahead, back = entry is forward, entry is not forward
     of_chunk, of_step, units_of_words = steps * N, N, -(-units // word)
     pairs_of_rows, gates_of_x_or_h = -(-of_chunk // 2), len(cell.gates) - at.weights
-    x_lines = max(N, steps) * shards
+    scale_lines, scale_panels = (2, 1) if word == 4 else (0, 0)
+    weights, x_rows = not packed, max(N, steps) * shards
     scratch = {
-        "pWx": size_of(at.x_gates * units, D_words)
+        "pWx": weights * size_of(at.x_gates * units, D_words)
         if ahead
         else size_of(inputs, at.x_gates * H_words),
-        "pWh": size_of(at.early * units, P_words) + size_of(at.late * units, H_words)
+        "pWh": weights * size_of(at.early * units, P_words)
         if ahead
-        else size_of(units, at.early * H_words) + size_of(units, at.late * P_words),
+        else size_of(units, at.early * H_words),
+        "pWr": weights * size_of(at.late * units, H_words)
+        if ahead
+        else size_of(units, at.late * P_words),
         "x_proj": ahead * size_of(at.x_gates * units, of_chunk + N),
         "h_proj": ahead * size_of(at.early * units, 2 * of_step),
         "op_proj": ahead * size_of((at.late + at.operand_gate) * units, 2 * of_step),
@@ -179,9 +189,9 @@ def plan_template(
         "dstate": back * size_of((states + 1) * units, of_step),
         "doperand": back * size_of(at.late and units, of_step),
         "x_panels": back * size_of(inputs, of_chunk),
-        "x_words": ahead * if_words(x_lines, -(-D_words // W)),
-        "h_words": ahead * if_words(2 * units_of_words, of_step),
-        "operand_words": ahead * if_words(at.late and units_of_words, of_step),
+        "x_words": ahead * if_words(x_rows, -(-D_words // W) + scale_panels),
+        "h_words": ahead * if_words(2 * (-(-P_words // W) + scale_panels), of_step),
+        "operand_words": ahead * if_words(at.late and -(-H_words // W) + scale_panels, of_step),
         "dgates_words": back * if_words(gates_of_x_or_h * units_of_words, of_chunk),
         "x_pairs": back * if_words(inputs, pairs_of_rows),
         "h_pairs": back * if_words(at.early and units, pairs_of_rows),
@@ -200,9 +210,11 @@ def plan_template(
     plan = Plan(
         self_address=0, thread=0, shards=shards, job=0, team=0, split_batch=split_batch,
         no_barrier=no_barrier,
-        packed=0, keep=keep, add=add,
+        packed=packed, keep=keep, add=add,
         N=N, T=T, D=D, H=H, P=P, units=units, steps=steps, chunks=chunks,
         word=word, D_words=D_words, H_words=H_words, P_words=P_words,
+        scale_lines=scale_lines, scale_panels=scale_panels, h_bounded=h_bounded,
+        operand_bounded=operand_bounded,
         units_at_once=units if normalised else few_units,
         size=size, gates=len(cell.gates), x_gates=at.x_gates, early=at.early, late=at.late,
         operand_gate=at.operand_gate, weights=at.weights, first_early=at.first_early,
@@ -307,9 +319,12 @@ def takes(arrays: Sequence[Array], like: Sequence[Array]) -> bool:
 
 def merge_bias(cell: Cell, params: Sequence[Array]) -> tuple[Array, ...]:
     """Wx, Wh, and b with the cell's weights behind it, in its first row if it has two; and Wr."""
-    if cell.recurrent_gates and not cell.weights:  # nothing is to be added
+    quantised = is_quantised(params)
+    if cell.recurrent_gates and not cell.weights and not quantised:  # nothing is to be added
         return tuple([contiguous(param) for param in params])
     Wx, Wh, b, w, Wr = cell.complete(params)
+    if quantised:  # they are in panels
+        Wx = Wh = Wr = np.empty((0, 0), np.float32)
     Wx, Wh, b = map(contiguous, (Wx, Wh, b))
     if cell.weights:
         wide = np.zeros((*b.shape[:-1], b.shape[-1] + w.size), b.dtype)
@@ -413,11 +428,11 @@ _PRODUCTS = {
     "pack_weights": panels.pack, "pack_transposed": panels.pack_transposed,
     "pack": panels.pack, "unpack": panels.unpack, "column_sums": panels.column_sums,
 }  # fmt: skip
-_OF_PAIRS = {
+_OF_WORDS: dict[int, dict[str, Any]] = {1: {}, 2: {
     "multiply": gemm.multiply_pairs, "multiply_transposed": gemm.multiply_transposed_pairs,
-    "pack_weights": low_precision.pair_rows, "pack_transposed": low_precision.pair_transposed,
-    "pair_rows": low_precision.pair_rows, "pair_columns": low_precision.pair_columns,
-}  # fmt: skip
+    "pack_weights": bfloat16.pair_rows, "pack_transposed": bfloat16.pair_transposed,
+    "pair_rows": bfloat16.pair_rows, "round_columns": bfloat16.pair_columns,
+}, 4: {"multiply": gemm.multiply_int8, "round_columns": int8.quantise_columns}}  # fmt: skip
 _NORMALISING = ("early_numbers", "late_numbers"), ("standardise", "denormalise")  # of a cell, all
 
 
@@ -434,11 +449,11 @@ def _compiled_kernels(
         more = {name: compiled(getattr(layer_norm, name), dtype) for name in of_all}
     else:
         more = dict.fromkeys((*of_cell, *of_all), 0)
-    kernels = _PRODUCTS | (_OF_PAIRS if word > 1 else {})
+    kernels = _PRODUCTS | _OF_WORDS[word]
     with compiling(cell, f"{part} pass", dtype):
         return {
             "entry": compiled(entry),
-            **dict.fromkeys(_OF_PAIRS, 0),
+            **dict.fromkeys(_OF_WORDS[2], 0),
             **{name: compiled(kernel, dtype) for name, kernel in kernels.items()},
             "gates_kernel": compiled(gates_kernel, dtype, cell, features),
             "operand_kernel": compiled(operand_kernel, dtype, cell, features)

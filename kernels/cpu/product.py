@@ -6,25 +6,31 @@ all rows of A (``gemm.py``). Where A is a transposed view its panels are packed 
 
     B (K, P)   | strip 0 | strip 1 | ...      K in parts of PART rows, which C adds up in order
 
-In bfloat16 the rows of A are made words before, too (``low_precision.py``).
+In bfloat16 and int8 the rows of A are made words before, too (``bfloat16.py``, ``int8.py``). A B in
+int8 is in panels already.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..engine import Array
-from . import low_precision, panels
+from ..quantisation import QuantisedWeight
+from . import panels
+from .bfloat16 import pair_columns, pair_rows, pair_transposed
 from .gemm import (
     WIDEST_TILE,
     Product,
     multiply,
+    multiply_int8,
     multiply_pairs,
     multiply_transposed,
     multiply_transposed_pairs,
 )
+from .int8 import quantise_columns
 from .kernel_abi import arguments_address, call, compiled, jitted, record
-from .panels import ColumnSums, Packing
+from .packing import pack_quantised_matrix
+from .panels import ColumnSums, Packing, Rounding
 from .parallel_for import parallel_for, read_items, shards_for
 from .plans import address_of, aligned
 from .simd import VECTOR_BYTES, lanes_of, load_part, store_part
@@ -54,8 +60,8 @@ class Matrices(NamedTuple):
     b_transposed: int
     blocks: int  # of rows
     memory: int  # where B is packed
-    share: int  # bytes of it for each thread
-    pair_columns: int
+    share: int  # bytes of it for each thread; of a row of A's words
+    round_columns: int
     pack: int
     pack_transposed: int
     multiply: int
@@ -66,14 +72,14 @@ class Matrices(NamedTuple):
 _read = record(Matrices)
 _KERNELS = panels.pack, panels.pack_transposed, multiply, multiply_transposed
 _OF_PAIRS = (
-    low_precision.pair_rows, low_precision.pair_transposed, multiply_pairs,
+    pair_rows, pair_transposed, multiply_pairs,
     multiply_transposed_pairs,
 )  # fmt: skip
 
 
 @jitted
 def _words(given, numbers):
-    return numbers if given.word == 1 else (numbers + 1) // 2
+    return numbers if given.word == 1 else (numbers + given.word - 1) // given.word
 
 
 def pack_columns(ctx):
@@ -89,22 +95,18 @@ def pack_columns(ctx):
         ))  # fmt: skip
 
 
-def pair_row_blocks(ctx):
+def round_row_blocks(ctx):
     """A kernel: the rows of A as words, in ``given.memory``; an item is a block of rows."""
     items = read_items(arguments_address(ctx))
     given = _read(items.given)
-    first, row = items.begin * ROWS, _words_row(given, lanes_of(ctx))
-    call(given.pair_columns, Packing(
+    first, W, row = items.begin * ROWS, lanes_of(ctx), given.share
+    scale = given.memory + first * row + (_words(given, given.K) + W - 1) // W * VECTOR_BYTES
+    call(given.round_columns, Rounding(
         source=given.a + first * given.a_row, source_row=given.a_row, source_panel=VECTOR_BYTES,
         rows=min(items.end * ROWS, given.M) - first, columns=given.K,
         to=given.memory + first * row, to_row=row, to_panel=VECTOR_BYTES,
+        scale=scale if given.word == 4 else 0, bounded=0,
     ))  # fmt: skip
-
-
-@jitted
-def _words_row(given, W):
-    """Bytes from a row of words to the next."""
-    return ((_words(given, given.K) + W - 1) // W | 1) * VECTOR_BYTES
 
 
 @jitted
@@ -228,23 +230,73 @@ def product(
         b.strides[1 if b_transposed else 0], address_of(out), out.strides[0],
         0 if bias is None else address_of(bias), 0 if sums is None else address_of(sums),
         size, word, M, K, P, a_transposed, b_transposed, blocks, scratch[1], share,
-        compiled(low_precision.pair_columns, dtype) if word > 1 else 0,
+        compiled(pair_columns, dtype) if word > 1 else 0,
         *(compiled(kernel, dtype) for kernel in kernels),
     )  # fmt: skip
-    K_words = -(-K // word)
-    row = (-(-K_words // lanes) | 1) * VECTOR_BYTES  # of A's words
-    needed = -(-M // lanes) * (K_words | 1) * VECTOR_BYTES if a_transposed else M * row
-    words = aligned(needed if a_transposed or word > 1 else 0, a.dtype)
+    panels_of_a = -(-M // lanes) * (-(-K // word) | 1) * VECTOR_BYTES if a_transposed else 0
+    memory = aligned(panels_of_a, a.dtype)
     if a_transposed:
-        packing = given._replace(memory=words[1])
+        packing = given._replace(memory=memory[1])
         parallel_for(compiled(pack_columns, dtype), packing, -(-M // lanes), shards)
-        given = given._replace(a=words[1])
+        given = given._replace(a=memory[1])
     elif word > 1:
-        parallel_for(
-            compiled(pair_row_blocks, dtype), given._replace(memory=words[1]), blocks, shards
-        )
-        given = given._replace(a=words[1], a_row=row)
+        memory, given = _rows_in_words(given, dtype, shards)
     parallel_for(compiled(multiply_strips, dtype), given, strips * blocks, shards)
+    return out
+
+
+def _rows_in_words(given: Matrices, dtype: str, shards: int) -> tuple[Any, Matrices]:
+    """The rows of A as words: their memory, and the product with them."""
+    lanes = VECTOR_BYTES // given.size
+    words = -(-given.K // given.word)
+    row = (-(-words // lanes) + (given.word == 4) | 1) * VECTOR_BYTES
+    memory = aligned(given.M * row, np.dtype(dtype))
+    rounding = given._replace(memory=memory[1], share=row)
+    parallel_for(compiled(round_row_blocks, dtype), rounding, given.blocks, shards)
+    return memory, given._replace(a=memory[1], a_row=row)
+
+
+def multiply_packed(ctx):
+    """A kernel: some rows of some columns of C, B being in panels; an item as above."""
+    items = read_items(arguments_address(ctx))
+    given, W = _read(items.given), lanes_of(ctx)
+    size, width = VECTOR_BYTES // W, WIDEST_TILE * W
+    for item in range(items.begin, items.end):
+        strip, block = item // given.blocks, item % given.blocks
+        rows, columns = min(ROWS, given.M - block * ROWS), min(width, given.P - strip * width)
+        c = given.c + block * ROWS * given.c_row + strip * width * size
+        if given.bias:
+            for r in range(rows):
+                for k in range(0, columns, W):
+                    numbers = load_part(ctx, given.bias + (strip * width + k) * size, columns - k)
+                    store_part(ctx, numbers, c + r * given.c_row + k * size, columns - k)
+        call(given.multiply, Product(
+            a=given.a + block * ROWS * given.a_row, a_row=given.a_row, a_segment=VECTOR_BYTES,
+            a_group=0, groups=1, inner=_words(given, given.K),
+            b=given.b + strip * WIDEST_TILE * given.b_row, b_vector=given.b_row, c=c,
+            c_row=given.c_row, c_vector=VECTOR_BYTES, rows=rows, columns=columns,
+            add=1 if given.bias else 0, then=0,
+        ))  # fmt: skip
+
+
+def quantised_product(a: Array, weight: QuantisedWeight, bias: Array | None = None) -> Array:
+    """A (M, K) in float32, whose rows lie side by side, times a weight (K, P) in int8."""
+    (M, K), P, dtype = a.shape, weight.shape[1], "float32"
+    out = np.empty((M, P), np.float32)
+    _, b = pack_quantised_matrix(weight)
+    lanes = VECTOR_BYTES // 4
+    blocks, strips = -(-M // ROWS), -(-P // (WIDEST_TILE * lanes))
+    shards = shards_for(strips * blocks, M * P)
+    given = Matrices(
+        a=address_of(a), a_row=a.strides[0], b=b, b_row=(-(-K // 4) + 2 | 1) * VECTOR_BYTES,
+        c=address_of(out), c_row=out.strides[0], bias=0 if bias is None else address_of(bias),
+        sums=0, size=4, word=4, M=M, K=K, P=P, a_transposed=0, b_transposed=0, blocks=blocks,
+        memory=0, share=0, round_columns=compiled(quantise_columns, dtype), pack=0,
+        pack_transposed=0, multiply=compiled(multiply_int8, dtype), multiply_transposed=0,
+        column_sums=0,
+    )  # fmt: skip
+    _memory, given = _rows_in_words(given, dtype, shards)
+    parallel_for(compiled(multiply_packed, dtype), given, strips * blocks, shards)
     return out
 
 

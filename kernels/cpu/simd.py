@@ -80,10 +80,15 @@ def _declare(builder, name, kind):
     return cgutils.get_or_insert_function(builder.module, kind, name)
 
 
+def emit_call(builder, name, result, args):
+    """Call an LLVM intrinsic function by its whole name (LLVM level)."""
+    kind = ir.FunctionType(result, [arg.type for arg in args])
+    return builder.call(_declare(builder, name, kind), args)
+
+
 def _llvm_intrinsic(name):
     def emit(builder, vector, *args):
-        kind = ir.FunctionType(vector.llvm, [vector.llvm] * len(args))
-        return builder.call(_declare(builder, f"{name}.{vector.llvm_name}", kind), args)
+        return emit_call(builder, f"{name}.{vector.llvm_name}", vector.llvm, args)
 
     return emit
 

@@ -36,7 +36,7 @@ from .kernel_abi import (
     record,
 )
 from .option_memory import OptionMemory, compiled_features
-from .packing import Packed, pack_affine, pack_weights, zeros
+from .packing import Packed, pack_affine, pack_weights, write_packed, zeros
 from .plan import PLACES, read_plan, write
 from .plans import address_of, aligned, choose_partition, compiling, merge_bias, plan_template
 from .simd import VECTOR_BYTES, all_lanes, lanes_of, load, load_part, store
@@ -339,7 +339,7 @@ def _fused(
     cell, (states, _, numbers), dtype = layer.cell, layer.state.shape, layer.state.dtype
     row, plan = numbers * dtype.itemsize, np.zeros(threads.PLAN_WORDS, np.int64)
     memory = zeros((states + 1 + len(cell.gates), numbers), dtype)
-    if weights.bfloat16:
+    if weights.word == 2:
         features |= {"bfloat16"}
     with compiling(cell, "step", dtype.name):
         entry = compiled(fused_step.fused_steps, dtype.name, cell, features)
@@ -361,14 +361,14 @@ def _in_panels(
     cell, params, _, state, _ = layer
     sizes, dtype = (*xs.shape, cell.hidden_size(params), hs.shape[2]), state.dtype
     features = compiled_features(features, False)
-    word = 2 if weights.bfloat16 else 1
     made = plan_template(
-        forward, cell, dtype, *sizes, *cut, keep=False, features=features, word=word
-    )
+        forward, cell, dtype, *sizes, *cut, keep=False, features=features, word=weights.word,
+        packed=True,
+    )  # fmt: skip
     memory = aligned(made.scratch_bytes, dtype), aligned(made.kept_bytes, dtype)
     (_, scratch), (_, kept) = memory
     plan = made.with_arrays(xs, params, state, state, hs, scratch=scratch, kept=kept)
-    write(plan, packed=1, pWx=weights.addresses[0], pWh=weights.addresses[1])
-    if xs.shape[:2] == (1, 1) and not weights.bfloat16:  # panels of one row are the row itself
+    write_packed(plan, weights)
+    if xs.shape[:2] == (1, 1) and weights.word == 1:  # panels of one row are the row itself
         write(plan, state=address_of(state))
     return plan, memory

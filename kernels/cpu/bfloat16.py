@@ -17,14 +17,15 @@ as fast as float32 for many rows, and faster for one. Denormal numbers count as 
 from functools import cache
 
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import types
 from numba.core.registry import cpu_target
 
 from .kernel_abi import arguments, emits
-from .panels import Packing, emit_transpose
+from .panels import Packing, Rounding, emit_transpose
 from .simd import (
     VECTOR_BYTES,
     VectorType,
+    emit_call,
     emit_fma,
     emit_load_part,
     emit_store,
@@ -52,11 +53,6 @@ def _bits(builder, vector, words):
     return builder.bitcast(words, vector.llvm_bits)
 
 
-def _call(builder, name, result, arguments):
-    kind = ir.FunctionType(result, [argument.type for argument in arguments])
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
-
-
 def emit_halves(builder, vector, words):
     """The first numbers of all words and the second ones, as float32."""
     bits = _bits(builder, vector, words)
@@ -70,7 +66,7 @@ def emit_dot(builder, vector, a, b, total):
     """total + a * b, where each lane has two numbers."""
     if has_dot_product():
         words = [total, _bits(builder, vector, a), _bits(builder, vector, b)]
-        return _call(builder, "llvm.x86.avx512bf16.dpbf16ps.512", vector.llvm, words)
+        return emit_call(builder, "llvm.x86.avx512bf16.dpbf16ps.512", vector.llvm, words)
     (a0, a1), (b0, b1) = (emit_halves(builder, vector, words) for words in (a, b))
     return emit_fma(builder, vector, a0, b0, emit_fma(builder, vector, a1, b1, total))
 
@@ -90,7 +86,7 @@ def _emit_rounded(builder, vector, value):
     """float32 as bfloat16, in integers of 16 bits."""
     halves = ir.VectorType(ir.IntType(16), vector.lanes)
     if has_dot_product():
-        return _call(builder, "llvm.x86.avx512bf16.cvtneps2bf16.512", halves, [value])
+        return emit_call(builder, "llvm.x86.avx512bf16.cvtneps2bf16.512", halves, [value])
 
     def all_lanes(number):
         return ir.Constant(vector.llvm_bits, [number] * vector.lanes)
@@ -120,7 +116,7 @@ def _emit_interleaved(builder, vector, low, high):
     return builder.bitcast(builder.or_(first, builder.shl(second, places)), vector.llvm)
 
 
-# ---- kernels, each of which takes a ``Packing`` of float32 and makes words of it
+# ---- kernels, which make words of float32; the others take a ``Packing``
 
 
 @emits(types.void)
@@ -132,11 +128,12 @@ def _store_halves(builder, ctx, source, lanes, to):
 
 
 def pair_columns(ctx):
-    """A kernel: words of columns that follow each other; two panels become one.
+    """A kernel, which takes a ``Rounding``: words of columns that follow each other.
 
-    ``to`` may be the middle of a line: the first panel is then the second half of one.
+    Two panels become one. ``to`` may be the middle of a line: the first panel is then the second
+    half of one.
     """
-    p = arguments(ctx, Packing)
+    p = arguments(ctx, Rounding)
     W, half = lanes_of(ctx), VECTOR_BYTES // 2
     odd = p.to // half % 2
     for panel in range((p.columns + W - 1) // W):
