@@ -4,9 +4,11 @@ import re
 from functools import cache
 
 import pytest
-from llvmlite import binding
+from llvmlite import binding, ir
+from numba import types
 
 from helpers import run_python
+from numba_rnn.kernels.cpu import int8, simd
 
 PROCESSORS = {  # a target of LLVM's; how many vector registers it has, and their bits
     "cortex-a72": ("aarch64-unknown-linux-gnu", 32, 128),
@@ -77,3 +79,35 @@ def test_no_inner_loop_of_a_product_spills_a_register(processor, product):
     assert len(spills) >= (4 if "pairs" in product else 6)  # tiles of several sizes, their rests
     assert max(spills)[0] >= 32
     assert not any(spilled for _, spilled in spills), spills
+
+
+X86, ARM = "x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"
+DOT_PRODUCTS = {  # the LLVM function, its bits; where it runs; what it becomes, and how often
+    ("llvm.x86.avx512.vpdpbusd.512", 512): (X86, "+avx512vnni", "vpdpbusd", 1),
+    ("llvm.x86.avx512.vpdpbusd.256", 256): (X86, "+avxvnni", "vpdpbusd", 2),
+    ("llvm.x86.avx512.pmaddw.d.512", 512): (X86, "+avx512bw", "vpmaddwd", 2),
+    ("llvm.x86.avx2.pmadd.wd", 256): (X86, "+avx2", "vpmaddwd", 4),
+    ("llvm.x86.sse2.pmadd.wd", 128): (X86, "+sse2", "pmaddwd", 8),
+    ("llvm.aarch64.neon.sdot.v4i32.v16i8", 128): (ARM, "+dotprod", "sdot", 4),
+    ("", 128): (ARM, "", "mla", 16),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("instruction", DOT_PRODUCTS)
+def test_a_dot_product_of_bytes_is_the_processor_s(instruction, monkeypatch):
+    triple, features, name, count_of_it = DOT_PRODUCTS[instruction]
+    monkeypatch.setattr(int8, "_instruction", lambda: instruction)
+    words, module = ir.VectorType(ir.IntType(32), 16), ir.Module()
+    place = words.as_pointer()
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [place] * 3), "f")
+    builder = ir.IRBuilder(function.append_basic_block())
+    a, b, total = map(builder.load, function.args)
+    dot = int8.emit_dot(builder, simd.VectorType(types.float32), a, b, total)
+    builder.store(dot, function.args[2])
+    builder.ret_void()
+    binding.initialize_all_targets()
+    binding.initialize_all_asmprinters()
+    target = binding.Target.from_triple(triple)
+    machine = target.create_target_machine("", features, opt=3)
+    lines = machine.emit_assembly(binding.parse_assembly(str(module))).splitlines()
+    assert count(rf"^\s+(\{{vex\}}\s+)?{name}\b", lines) == count_of_it
