@@ -246,7 +246,7 @@ class QuantisedWeight:
         )
 
 
-def quantise(W: Array) -> QuantisedWeight:
+def quantise(W: Array, name: str = "W") -> QuantisedWeight:
     """Round a weight matrix to int8, with a scale for each column.
 
     A column without a number of at least 127 x 2^-126 becomes zeros, with the scale 1.
@@ -255,6 +255,8 @@ def quantise(W: Array) -> QuantisedWeight:
     ----------
     W : (rows, columns) array, float32
         The weights.
+    name : str, default "W"
+        Its name in errors.
 
     Returns
     -------
@@ -269,10 +271,10 @@ def quantise(W: Array) -> QuantisedWeight:
         If a number is NaN or infinite, or there are more than ``MOST_INPUTS`` rows.
     """
     if not isinstance(W, np.ndarray) or W.dtype != np.float32 or W.ndim != 2:
-        raise TypeError(f"W: expected a matrix of float32, got {_kind(W)}")
+        raise TypeError(f"{name}: expected a matrix of float32, got {_kind(W)}")
     if not np.isfinite(W).all():
         where = tuple(map(int, np.argwhere(~np.isfinite(W))[0]))
-        raise ValueError(f"W: expected finite numbers, got {W[where]} at {where}")
+        raise ValueError(f"{name}: expected finite numbers, got {W[where]} at {where}")
     scale = np.abs(W).max(axis=0, initial=np.float32(0)) / np.float32(LARGEST)
     small = scale < np.finfo(np.float32).tiny
     scale = np.where(small, np.float32(1), scale)

@@ -37,6 +37,7 @@ import numpy as np
 from .kernels import cpu_info, deprecated
 from .kernels.engine import Engine
 from .kernels.once import once
+from .kernels.quantisation import QuantisedWeight
 from .kernels.reference import NumpyEngine
 from .kernels.sparse_rows import SparseRows
 from .version import __version__
@@ -330,9 +331,11 @@ def engine_of_param(param: Any) -> Engine:
     in force: it was put there. Raises TypeError for a NumPy array while the CUDA engine is in
     force.
     """
-    if not isinstance(param, np.ndarray):
+    if not isinstance(param, (np.ndarray, QuantisedWeight)):
         return _device_engine(param)
     running = engine()
+    if isinstance(param, QuantisedWeight):
+        running.to_device(param)  # which an engine on a GPU refuses
     if running.xp is not np:
         raise TypeError(
             f"the parameters are NumPy arrays, but the current engine is {running.name}: "
@@ -382,6 +385,8 @@ def engine_by_name(name: str) -> Engine:
 
 def move(array: Any, to: Engine) -> Any:
     """The array, NumPy's or an engine's, as an array of an engine; the same one if it is that."""
+    if isinstance(array, QuantisedWeight):
+        return to.to_device(array)
     if isinstance(array, SparseRows):
         return array.converted(lambda part: move(part, to))
     if not isinstance(array, np.ndarray) and not to.is_native(array):

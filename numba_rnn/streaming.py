@@ -15,14 +15,16 @@ from typing import Any
 import numpy as np
 
 from .backend import engine_of_param
+from .kernels.quantisation import QuantisedWeight, quantise
 from .typing import Array, BoolArray, IntArray, Integers
 from .validation import (
     as_array,
-    expect_array,
+    expect_choice,
     expect_finite,
     expect_int,
     expect_plain_array,
     validate_array,
+    validate_weight,
 )
 
 Snapshot = tuple[Array, ...]
@@ -41,15 +43,19 @@ class Stream:
     threads : int, default 1
         The largest number of threads of a call. They are used if the work pays for them: for a
         single step of one sequence from about H 200 on (RNN: 350).
+    weights : {"bfloat16", "int8"}, optional
+        In which form to keep the weights of layers in float32. "bfloat16": in two bytes a number
+        instead of four, on an engine that can: less than three digits, and up to twice the speed if
+        the weights exceed the caches. "int8": in one byte, as ``layer.quantise()`` rounds them. By
+        default as the layers have them.
     bfloat16 : bool, default False
-        If True, keep the weights in two bytes a number instead of four, on an engine that can: less
-        than three digits, and up to twice the speed if the weights exceed the caches. float32 only.
+        True is ``weights="bfloat16"``.
 
     Attributes
     ----------
     layers : list of Layer
         The layers.
-    batch, threads, bfloat16
+    batch, threads, weights, bfloat16
         The arguments.
 
     Raises
@@ -91,12 +97,18 @@ class Stream:
         batch: int = 1,
         *,
         threads: int = 1,
+        weights: str | None = None,
         bfloat16: bool = False,
     ) -> None:
         self.layers = _taken_apart(layers)
         self.batch = expect_int("batch", batch, 0)
         self.threads = expect_int("threads", threads)
-        self.bfloat16 = bool(bfloat16)
+        if weights is not None:
+            expect_choice("weights", weights, ("bfloat16", "int8"))
+            if bfloat16 and weights != "bfloat16":
+                raise ValueError(f'bfloat16: expected False with weights="{weights}", got True')
+        self.weights = "bfloat16" if bfloat16 else weights
+        self.bfloat16 = self.weights == "bfloat16"
         self._recurrent, self._affine = self._checked_layers()
         self._engine = engine_of_param(self.layers[0].params[0])
         self._dtype = np.dtype(self.dtype.type)
@@ -124,8 +136,8 @@ class Stream:
                     f"layers: expected a layer of {outputs} inputs in {below.dtype} above "
                     f"{below!r}, got {above!r}"
                 )
-        if self.bfloat16 and self.dtype != np.float32:
-            raise TypeError(f"bfloat16: expected layers in float32, got {self.dtype}")
+        if self.weights and self.dtype != np.float32:
+            raise TypeError(f"{self.weights}: expected layers in float32, got {self.dtype}")
         return recurrent, top[0] if top else None
 
     @property
@@ -153,6 +165,14 @@ class Stream:
             "a stream cannot be copied or pickled, because compiled code holds its addresses; "
             "make another one and call other.restore(stream.snapshot())"
         )
+
+    def _params_of(self, layer: Any) -> list[Any]:
+        """The parameters of a layer, in the form that this stream keeps them in."""
+        params = getattr(layer, "cell_params", layer.params)
+        if self.weights != "int8":
+            return params
+        named = zip(layer.param_names, params, strict=False)
+        return [in_int8(n, p) if n in layer._weight_names else p for n, p in named]
 
     # ---- running
 
@@ -307,11 +327,16 @@ class Stream:
         for n, (layer, shapes) in enumerate(zip(self.layers, self._shapes, strict=True)):
             for k, (name, param) in enumerate(zip(layer.param_names, layer.params, strict=True)):
                 if k < len(shapes):
-                    expect_array(f"layers[{n}].{name}", param, shapes[k], self._dtype, self._engine)
+                    where = f"layers[{n}].{name}"
+                    validate_weight(where, param, shapes[k], self._dtype, self._engine)
+                    if self.bfloat16 and isinstance(param, QuantisedWeight):
+                        raise TypeError(
+                            f"bfloat16: expected layers in float32, got {where} in int8"
+                        )
         state = self.snapshot() if hasattr(self, "_running") else None
         running = self._engine.stream(
-            [(layer.cell, layer.cell_params, layer.zoneout) for layer in self._recurrent],
-            self._affine.params if self._affine else None,
+            [(layer.cell, self._params_of(layer), layer.zoneout) for layer in self._recurrent],
+            self._params_of(self._affine) if self._affine else None,
             self.batch,
             self.threads,
             self.bfloat16,
@@ -327,6 +352,11 @@ class Stream:
             self.reset()
         else:
             self.restore(state)
+
+
+def in_int8(name: str, param: Any) -> Any:
+    """A weight in int8, if it is not already."""
+    return param if isinstance(param, QuantisedWeight) else quantise(param, name)
 
 
 def _taken_apart(layers: Any) -> list[Any]:

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from .kernels import deprecated
+from .kernels.quantisation import QuantisedWeight
 from .typing import AnyArray, Array, BoolArray, IntArray
 
 
@@ -52,6 +53,28 @@ def validate_array(
         value = from_dlpack(value, engine)
     expect_array(name, value, shape, dtype, engine)
     return engine.to_device(_aligned(value))
+
+
+def validate_weight(
+    name: str,
+    value: Any,
+    shape: tuple[int | str, ...],
+    dtype: np.dtype[Any] | None,
+    engine: ArrayBackend,
+    axis: int = 1,
+) -> Any:
+    """An array as ``validate_array`` has it, or a QuantisedWeight with scales of that axis."""
+    if not isinstance(value, QuantisedWeight):
+        return validate_array(name, value, shape, dtype, engine)
+    expect_array(name, value.values, shape, value.values.dtype)
+    if dtype not in (None, value.dtype):
+        raise TypeError(f"{name}: expected {dtype}, as the other parameters are, got int8")
+    if value.axis != axis:
+        kinds = "row", "column"
+        raise ValueError(
+            f"{name}: expected a scale for each {kinds[axis]}, got one for each {kinds[1 - axis]}"
+        )
+    return engine.to_device(value)
 
 
 def _aligned(array: AnyArray) -> AnyArray:

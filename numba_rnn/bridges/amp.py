@@ -37,6 +37,7 @@ from .gate_order import (
     KERAS,
     PYTORCH,
     ConversionError,
+    expect_floats,
     from_theirs,
     library_layer_of,
     params_of,
@@ -520,6 +521,7 @@ def to_amp(model: AmpModel, path: str | Path | None = None, *, format: str) -> d
     writers = {"nam": _to_nam, "rtneural": _to_rtneural, "proteus": _to_proteus}
     recurrent: Any = model.layers[:-1]
     for k, layer in enumerate(model.layers):
+        expect_floats(layer, "to_amp")
         for j, array in enumerate(layer.params):
             expect_finite(f"layers[{k}].params[{j}]", to_host(array))
     W, b = map(to_host, model.layers[-1].params)

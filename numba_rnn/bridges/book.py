@@ -37,7 +37,7 @@ from ..layers import (
 from ..models import Rnnlm
 from ..typing import Array
 from ..validation import FLOATS, any_shape, as_array, expect_array, expect_float_dtype
-from .gate_order import ConversionError, library_layer_of, params_of
+from .gate_order import ConversionError, expect_floats, library_layer_of, params_of
 from .stacks import expect_plain_outputs
 
 _CELLS: dict[int, tuple[str, Any, Any]] = {
@@ -385,6 +385,7 @@ def _params(layer: Layer) -> list[Array]:
         _cell(layer)
         params = params_of(layer, "the book")
         return [params[name].copy() for name in ("Wx", "Wh", "b")]
+    expect_floats(layer, "the book")
     return [to_host(param).copy() for param in layer.params]
 
 

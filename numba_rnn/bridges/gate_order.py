@@ -118,6 +118,15 @@ def library_layer_of(layer: TimeRecurrent, library: str, kinds: Mapping[str, T])
     return kinds[name]
 
 
+def expect_floats(model: Any, library: str) -> None:
+    """Refuse layers, and models of them, with weights in int8. Raises ConversionError."""
+    if model.quantised:
+        raise ConversionError(
+            f"layer: expected weights in float32 or float64 for {library}, got int8 ones; "
+            "copy.deepcopy(layer).dequantise() has float32 ones"
+        )
+
+
 def params_of(
     layer: TimeRecurrent, library: str, rates: tuple[str, ...] = (), *, initial: bool = False
 ) -> dict[str, Array]:
@@ -128,6 +137,7 @@ def params_of(
 
     Raises ConversionError for a layer that computes more than its cell.
     """
+    expect_floats(layer, library)
     params = dict(zip(layer.param_names, map(to_host, layer.params), strict=True))
     if "initial" in params and not initial:
         raise ConversionError(

@@ -26,7 +26,7 @@ from ..layers import (
 from ..models import Rnnlm, Sequential
 from ..optional_deps import optional_import
 from ..typing import AnyArray
-from .gate_order import ConversionError
+from .gate_order import ConversionError, expect_floats
 from .onnx_cells import RnnNodeSpec, attributes_of, kind_of, weights_of
 from .onnx_load import expect_valid
 from .onnx_reader import OnnxNet
@@ -145,6 +145,7 @@ def _flat(model: Any) -> list[Any]:
             f"them, or an Rnnlm, got {', '.join(wrong) or 'none'}"
         )
     for layer in layers:
+        expect_floats(layer, "to_onnx")
         for part in getattr(layer, "layers", (layer,)):
             expect_plain_outputs("model", part, "ONNX")
     sizes = [_sizes(layer) for layer in layers]

@@ -70,6 +70,10 @@ class TimeAdaptiveSoftmaxWithLoss(Layer):
 
     ignore_label = TimeSoftmaxWithLoss.ignore_label
 
+    @property
+    def _weight_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.param_names
+
     def __init__(self, head: Array, *tails: Array) -> None:
         engine = engine_for_input(head)
         checked = [validate_array("head", head, ("D", "M"), None, engine)]

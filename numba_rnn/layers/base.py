@@ -1,11 +1,13 @@
 """The base class of all layers."""
 
+from collections.abc import Iterable
 from typing import Any, Self
 
 import numpy as np
 
 from ..backend import Engine, engine_by_name, engine_for_input, engine_of_param, move
 from ..kernels import deprecated
+from ..kernels.quantisation import QuantisedWeight, is_quantised, quantise
 from ..typing import Array
 
 
@@ -27,10 +29,11 @@ class Layer:
     Attributes
     ----------
     params : list of arrays
-        The parameters. Training changes them in place.
+        The parameters. Training changes them in place. After ``quantise`` the weights among them
+        are of ``QuantisedWeight``.
     grads : list of arrays
-        One gradient for each parameter. ``backward`` overwrites them in place, it does not
-        accumulate.
+        One gradient for each parameter, None for one in int8. ``backward`` overwrites them in
+        place, it does not accumulate.
     param_names : tuple of str
         One name for each parameter, as in the equations: Wx, Wh, b and so on.
 
@@ -44,13 +47,16 @@ class Layer:
     """
 
     param_names: tuple[str, ...] = ()
+    _weight_names: tuple[str, ...] = ()  # the parameters that quantise rounds
+    _scale_axis = 1  # of these in int8: 1: columns, 0: rows
     role_in_stream: str | None = None  # "recurrent", "affine"; None: it has no streams
 
     def __init__(self, *params: Array) -> None:
         homes = [engine_for_input(p) for p in params]
         self.params: list[Array] = [h.to_device(p) for h, p in zip(homes, params, strict=True)]
-        self.grads: list[Array] = [
-            h.xp.zeros_like(p) for h, p in zip(homes, self.params, strict=True)
+        self.grads: list[Any] = [
+            None if isinstance(p, QuantisedWeight) else h.xp.zeros_like(p)
+            for h, p in zip(homes, self.params, strict=True)
         ]
         self._tape: Any = None  # what forward keeps for backward
 
@@ -82,9 +88,92 @@ class Layer:
 
     def _move(self, engine: Engine) -> None:
         params = [move(p, engine) for p in self.params]
-        self.grads[:] = [move(g, engine) for g in self.grads]
+        self.grads[:] = [None if g is None else move(g, engine) for g in self.grads]
         self.params[:] = params
         self.forget()
+
+    # ---- weights in int8
+
+    @property
+    def quantised(self) -> bool:
+        """Whether there are weights in int8."""
+        return is_quantised(self.params)
+
+    def _leaves(self) -> list["Layer"]:
+        """The layers that have the parameters of this one, in their order."""
+        return [self]
+
+    def quantise(self) -> Self:
+        """Round the weights to int8, in place, for use after training.
+
+        Each column of a weight (each row of an embedding) gets a scale of its own; biases, initial
+        states and everything that is computed stay float32. Forward then multiplies whole numbers
+        and rounds to 8 bits what it multiplies them with. See ``kernels/quantisation.py``.
+
+        There is no ``backward`` afterwards. ``dequantise`` makes float32 weights of the rounded
+        ones; to keep those from before, quantise ``copy.deepcopy(layer)``.
+
+        Returns
+        -------
+        Self
+            The layer itself. If it has no weights of products, as dropout has none, it stays as it
+            is.
+
+        Raises
+        ------
+        TypeError
+            If a weight is not a float32 array in host memory; nothing has changed then.
+        ValueError
+            If a weight is NaN or infinite; nothing has changed then.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from numba_rnn import TimeLSTM
+        >>> layer = TimeLSTM.create(3, 5, rng=0).quantise()
+        >>> layer.params[0]
+        QuantisedWeight(3 x 20, int8, a scale per column)
+        >>> layer.forward(np.ones((2, 7, 3), np.float32)).shape
+        (2, 7, 5)
+        """
+        quantise_all(self._leaves())
+        return self
+
+    def dequantise(self) -> Self:
+        """Make float32 weights of those in int8, in place: the rounded numbers, bit for bit.
+
+        Returns
+        -------
+        Self
+            The layer itself, which can be trained again.
+        """
+        for layer in self._leaves():
+            for k, param in enumerate(layer.params):
+                if isinstance(param, QuantisedWeight):
+                    layer._set_param(k, param.dequantise())
+        return self
+
+    def _in_int8(self) -> dict[int, QuantisedWeight]:
+        """Its weights that are not in int8, rounded, by their place among the parameters."""
+        found = {}
+        for k, (name, param) in enumerate(zip(self.param_names, self.params, strict=True)):
+            if name in self._weight_names and not isinstance(param, QuantisedWeight):
+                if not isinstance(param, np.ndarray) or param.dtype != np.float32:
+                    where = "" if isinstance(param, np.ndarray) else ' on a GPU; layer.to("cpu")'
+                    raise TypeError(
+                        f"{type(self).__name__}.{name}: expected float32 in host memory to make "
+                        f"int8 of, got {param.dtype}{where}"
+                    )
+                found[k] = quantised_weight(
+                    f"{type(self).__name__}.{name}", param, self._scale_axis
+                )
+        return found
+
+    def _set_param(self, k: int, param: Any) -> None:
+        """Replace a parameter by one of another kind."""
+        self.forget()
+        self.params[k] = param
+        self.grads[k] = None if isinstance(param, QuantisedWeight) else np.zeros_like(param)
 
     def in_stream(self) -> list[Any]:
         """The layers that a ``Stream`` of this one runs, from the bottom."""
@@ -103,7 +192,13 @@ class Layer:
         return {**self.__dict__, **dict.fromkeys(self.__dict__.keys() & {"_tape", "trace"})}
 
     def _saved(self) -> Any:
-        """The record that forward kept. Raises BackwardBeforeForward if there is none."""
+        """The record that forward kept. Raises BackwardBeforeForward if there is none, TypeError
+        if there are weights in int8."""
+        if self.quantised:
+            raise TypeError(
+                f"{type(self).__name__}.backward: expected weights in float32 or float64, which "
+                "have gradients, got int8 ones; dequantise() makes them float32 again"
+            )
         if self._tape is None:
             raise BackwardBeforeForward(self)
         return self._tape
@@ -116,6 +211,19 @@ class Layer:
     def dtype(self) -> np.dtype[Any]:
         """The dtype of the parameters, and of everything that goes in and out."""
         return self.params[0].dtype
+
+
+def quantise_all(layers: Iterable[Layer]) -> None:
+    """Round the weights of all layers or, on an error, of none."""
+    found = [(layer, layer._in_int8()) for layer in layers]
+    for layer, weights in found:
+        for k, weight in weights.items():
+            layer._set_param(k, weight)
+
+
+def quantised_weight(name: str, W: Array, axis: int) -> QuantisedWeight:
+    """A float32 matrix in int8, with a scale for each column (axis 1) or row (0)."""
+    return quantise(W, name) if axis else quantise(W.T, name).T
 
 
 __getattr__ = deprecated.names_of(__name__)

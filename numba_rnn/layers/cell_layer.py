@@ -27,7 +27,16 @@ class CellLayer(Layer):
 
     def __repr__(self) -> str:
         D, H = self.input_size, self.hidden_size
-        return f"{type(self).__name__}(cell {self.cell.name}, D {D}, H {H}, {self.dtype})"
+        return f"{type(self).__name__}(cell {self.cell.name}, D {D}, H {H}, {self._kind})"
+
+    @property
+    def _kind(self) -> str:
+        """The dtype, and that of the weights where that is another."""
+        return f"{self.dtype}, weights int8" if self.quantised else str(self.dtype)
+
+    @property
+    def _weight_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.cell.weight_names
 
     @staticmethod
     def _select(options: dict[str, Any]) -> Cell:

@@ -49,6 +49,9 @@ class Container(Layer):
             for name in part.param_names
         )
 
+    def _leaves(self) -> list[Layer]:
+        return [leaf for part in self._parts.values() for leaf in part._leaves()]
+
     def _move(self, engine: Engine) -> None:
         for part in self._parts.values():
             part._move(engine)

@@ -18,6 +18,7 @@ from ..validation import (
     expect_plain_array,
     validate_array,
     validate_ids,
+    validate_weight,
 )
 from .base import Layer
 from .initialisers import Seed, generator, new_seed
@@ -28,7 +29,7 @@ class TimeEmbedding(Layer):
 
     Parameters
     ----------
-    W : (V, D) array, float32 or float64
+    W : (V, D) array, float32 or float64, or QuantisedWeight with axis 0
         One vector of D numbers for each of V words.
     sparse : bool, default False
         Whether the gradient is a ``SparseRows``, which has the rows of the words of a block alone,
@@ -44,13 +45,14 @@ class TimeEmbedding(Layer):
     [SparseRows(2 of 50000 rows, float32)]
     """
 
-    param_names = ("W",)
+    param_names = _weight_names = ("W",)
+    _scale_axis = 0
     train_flg = True
     _dropped = 0.0
     rng: np.random.Generator  # once words are dropped
 
     def __init__(self, W: Array, *, sparse: bool = False) -> None:
-        super().__init__(validate_array("W", W, ("V", "D"), None, engine_for_input(W)))
+        super().__init__(validate_weight("W", W, ("V", "D"), None, engine_for_input(W), axis=0))
         if sparse:
             self.grads[0] = no_rows(self.params[0])
 
@@ -197,18 +199,19 @@ class TimeAffine(Layer):
 
     Parameters
     ----------
-    W : (D, M) array, float32 or float64
+    W : (D, M) array, float32 or float64, or QuantisedWeight
         The weights.
     b : (M,) array, of the dtype of W
         The bias.
     """
 
     param_names = ("W", "b")
+    _weight_names = ("W",)
     role_in_stream: str | None = "affine"
 
     def __init__(self, W: Array, b: Array) -> None:
         engine = engine_for_input(W)
-        W = validate_array("W", W, ("D", "M"), None, engine)
+        W = validate_weight("W", W, ("D", "M"), None, engine)
         super().__init__(W, validate_array("b", b, (W.shape[1],), W.dtype, engine))
 
     @classmethod

@@ -6,8 +6,9 @@ import numpy as np
 
 from ..backend import engine_for_input
 from ..kernels.cells import Cell
+from ..kernels.quantisation import QuantisedWeight, is_quantised
 from ..typing import Array
-from ..validation import FLOATS, format_shape, validate_array
+from ..validation import FLOATS, format_shape, validate_weight
 
 
 def validate_params(owner: str, cell: Cell, params: Sequence[Array]) -> list[Array]:
@@ -21,26 +22,33 @@ def validate_params(owner: str, cell: Cell, params: Sequence[Array]) -> list[Arr
             f"{owner}: expected the parameters {', '.join(names)} of the cell {cell.name}, got "
             f"{len(params)}"
         )
+    if is_quantised(params):
+        for name, value in zip(names, params, strict=True):
+            if isinstance(value, QuantisedWeight) != (name in cell.weight_names):
+                raise TypeError(
+                    f"{owner}.{name}: expected {' and '.join(cell.weight_names)}, and no other, in "
+                    f"int8, got {type(value).__name__}"
+                )
     Wx, *rest = params
-    Wx = validate_array("Wx", Wx, ("D", "columns"), None, engine)
+    Wx = validate_weight("Wx", Wx, ("D", "columns"), None, engine)
     H, gates = max(1, cell.hidden_size([Wx])), len(cell.input_gates)
     P: int | None = None
     if cell.projected:
         if Wx.shape[1] % gates:
             raise ValueError(f"Wx: expected shape (D, {gates}H), got {format_shape(Wx.shape)}")
-        rest[-1] = validate_array("Wr", rest[-1], (H, "P"), Wx.dtype, engine)
+        rest[-1] = validate_weight("Wr", rest[-1], (H, "P"), Wx.dtype, engine)
         P = max(1, cell.output_size(rest))
         if P > H:
             raise ValueError(
                 f"Wr: expected shape (H, P) with P at most H, got {format_shape(rest[-1].shape)}"
             )
     elif cell.recurrent_gates:
-        rest[0] = validate_array("Wh", rest[0], ("H", "columns"), Wx.dtype, engine)
+        rest[0] = validate_weight("Wh", rest[0], ("H", "columns"), Wx.dtype, engine)
         H = rest[0].shape[0]
     shapes = cell.shapes(Wx.shape[0], H, P)
     try:
         return [
-            validate_array(name, value, shapes[name], Wx.dtype, engine)
+            validate_weight(name, value, shapes[name], Wx.dtype, engine)
             for name, value in zip(names, (Wx, *rest), strict=True)
         ]
     except ValueError as error:

@@ -101,7 +101,7 @@ class TimeProjectedLSTM(TimeRecurrent):
 
     def __repr__(self) -> str:
         D, H, P = self.input_size, self.hidden_size, self.output_size
-        return f"{type(self).__name__}(D {D}, H {H}, P {P}, {self.dtype})"
+        return f"{type(self).__name__}(D {D}, H {H}, P {P}, {self._kind})"
 
     @property
     def c(self) -> Array | MaybeNone:

@@ -322,6 +322,11 @@ class TimeRecurrent(CellLayer):
             xs = xs * on_inputs[:, None]
         on_weights = {}
         if chosen.weight_drop:
+            if self.quantised:
+                raise TypeError(
+                    "weight_drop: expected weights in float32 or float64, which can be dropped in "
+                    "training, got int8 ones; train_flg=False drops none"
+                )
             on_weights = {
                 name: chosen.on_weights(engine, seed, name, param.shape, self.dtype)
                 for name, param in zip(self.param_names, params, strict=False)

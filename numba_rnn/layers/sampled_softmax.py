@@ -98,6 +98,8 @@ class TimeSampledSoftmaxWithLoss(SoftmaxInBlocks):
     """
 
     param_names = ("W", "b")
+    _weight_names = ("W",)
+    _scale_axis = 0
     train_flg = True
 
     def __init__(

@@ -8,11 +8,12 @@ from typing import Any, Self
 
 import numpy as np
 
-from ..backend import engine_by_name, engine_of_param, to_host
+from ..backend import engine_by_name, to_host
 from ..kernels.cells import Cell
 from ..layers import TimeRecurrent
 from ..layers.composite import Composite, Container
 from ..layers.initialisers import Seed, generator
+from ..layers.stored_params import arrays_of, param_of, set_params
 from ..training.checkpoint import load_checkpoint, save_checkpoint
 from ..typing import AnyArray, Array, Scalar
 from ..validation import expect_array
@@ -121,11 +122,13 @@ class BaseModel(Container):
         -------
         dict of str to array
             NumPy arrays, wherever the model is. The entries "cell/0" and so on hold results of the
-            cells for fixed numbers, by which ``load_arrays`` recognises them.
+            cells for fixed numbers, by which ``load_arrays`` recognises them. A weight in int8 has
+            two entries, its values "int8/0.Wx" and their scales "scale/0.Wx".
         """
         probe = engine_by_name("numpy").probe
         found = {f"cell/{place}": probe(layer.cell) for place, layer in self._recurrent()}
-        found |= dict(zip(self.param_names, map(to_host, self.params), strict=True))
+        for name, param in zip(self.param_names, self.params, strict=True):
+            found |= arrays_of(name, param)
         for place, layer in self._recurrent():
             next_state = layer.state if layer.stateful or layer._state_given else None
             for name, value in zip(layer.cell.states, next_state or (), strict=False):
@@ -134,6 +137,8 @@ class BaseModel(Container):
 
     def load_arrays(self, arrays: dict[str, Array]) -> None:
         """Set parameters and states to those that ``arrays`` returned: all or, on an error, none.
+
+        Weights are then in int8 if those of the arrays are.
 
         Parameters
         ----------
@@ -149,8 +154,10 @@ class BaseModel(Container):
         params = dict(zip(self.param_names, self.params, strict=True))
         for place, layer in self._recurrent():
             expect_cell(f"cell/{place}", layer.cell, arrays.get(f"cell/{place}"))
-        for name, param in params.items():
-            expect_array(name, arrays.get(name), param.shape, param.dtype)
+        slots = [(leaf, k) for leaf in self._leaves() for k in range(len(leaf.params))]
+        values = [
+            param_of(name, arrays, leaf, k) for name, (leaf, k) in zip(params, slots, strict=True)
+        ]
         unknown = [name for name in arrays if "/" not in name and name not in params]
         if unknown:
             remedy = ""
@@ -165,8 +172,7 @@ class BaseModel(Container):
             states.append([arrays[key] for key in keys] if set(keys) <= arrays.keys() else [])
             for key, size, array in zip(keys, layer._state_sizes, states[-1], strict=False):
                 expect_array(key, array, (*np.shape(states[-1][0])[:1], size), layer.dtype)
-        for name, param in params.items():
-            param[...] = engine_of_param(param).to_device(arrays[name])
+        set_params(slots, values)
         self.reset_state()
         for (_, layer), state in zip(self._recurrent(), states, strict=True):
             if state:

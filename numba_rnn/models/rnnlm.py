@@ -11,6 +11,7 @@ from numpy.typing import DTypeLike
 from ..backend import engine_by_name, engine_of_param, to_host
 from ..kernels import cells
 from ..kernels.cells import Cell, WrittenCell
+from ..kernels.quantisation import QuantisedWeight, is_quantised
 from ..kernels.sparse_rows import SparseRows
 from ..layers import (
     Layer,
@@ -22,9 +23,11 @@ from ..layers import (
     TimeSampledSoftmaxWithLoss,
     TimeSoftmaxWithLoss,
 )
+from ..layers.base import quantise_all
 from ..layers.initialisers import INITS, Seed, generator
 from ..layers.losses import perplexity_of
-from ..streaming import Stream
+from ..layers.stored_params import arrays_of, param_of, set_params
+from ..streaming import Stream, in_int8
 from ..training.bptt import TruncatedBPTT
 from ..typing import Array, IntArray, Integers, Scalar
 from ..validation import (
@@ -35,6 +38,7 @@ from ..validation import (
     expect_float,
     expect_ids,
     expect_int,
+    validate_weight,
 )
 from .base import expect_cell
 
@@ -327,7 +331,60 @@ class Rnnlm:
     def _tie_weights(self) -> None:
         """Let tied weights be one array."""
         if self.tie:
-            self.affine.params[0] = self._as_output(self.embedding.params[0])
+            W = self._as_output(self.embedding.params[0])
+            if isinstance(W, QuantisedWeight) or self.affine.grads[0] is None:
+                self.affine._set_param(0, W)
+            else:
+                self.affine.params[0] = W
+
+    def quantise(self) -> Self:
+        """Round the weights of all layers to int8, in place; see ``Layer.quantise``.
+
+        Tied weights stay one matrix, with a scale for each token.
+
+        Returns
+        -------
+        Self
+            The model itself.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a weight cannot be rounded; nothing has changed then.
+
+        Examples
+        --------
+        >>> model = Rnnlm(vocab_size=11, embed_size=4, hidden_size=6, rng=0)
+        >>> ids = np.arange(10).reshape(2, 5)
+        >>> scores = model.predict(ids)
+        >>> bool(np.abs(model.quantise().predict(ids) - scores).max() < 0.02)
+        True
+        """
+        quantise_all(self._weighted())
+        self._tie_weights()
+        return self
+
+    def dequantise(self) -> Self:
+        """Make float32 weights of those in int8, in place; see ``Layer.dequantise``.
+
+        Returns
+        -------
+        Self
+            The model itself, which can be trained again.
+        """
+        for layer in self._weighted():
+            layer.dequantise()
+        self._tie_weights()
+        return self
+
+    def _weighted(self) -> list[Layer]:
+        """The layers with weights of their own."""
+        return [self.embedding, *self.recurrent, *([] if self.tie else [self.affine])]
+
+    @property
+    def quantised(self) -> bool:
+        """Whether there are weights in int8."""
+        return is_quantised(self.params)
 
     def _as_output(self, W: Array) -> Array:
         """W (V, H) as the output layer has it."""
@@ -667,7 +724,7 @@ class Rnnlm:
         if self._loss_is_output:
             return to_host(self._scores(x[:, None])[0, 0])
         W, b = self.affine.params
-        return to_host((x @ W + b)[0])
+        return to_host(engine_of_param(W).affine(x, W, b)[0])
 
     def stream(self, batch: int = 1, **options: Any) -> "TokenStream":
         """Create a stream that reads tokens as they come; see ``TokenStream``.
@@ -677,7 +734,7 @@ class Rnnlm:
         batch : int, default 1
             The number of rows.
         **options
-            The options of ``numba_rnn.Stream``: threads, bfloat16.
+            The options of ``numba_rnn.Stream``: threads, weights.
 
         Returns
         -------
@@ -701,10 +758,12 @@ class Rnnlm:
         -------
         dict of str to array
             NumPy arrays, wherever the model is. The entry "cell" holds results of the cell for
-            fixed numbers, by which ``load_arrays`` recognises it.
+            fixed numbers, by which ``load_arrays`` recognises it. A weight in int8 has two entries,
+            as in ``Sequential.arrays``.
         """
         found = {"cell": engine_by_name("numpy").probe(self.recurrent[0].cell)}
-        found |= {f"param/{name}": to_host(layer.params[k]) for name, layer, k in self._slots}
+        for name, layer, k in self._slots:
+            found |= arrays_of(f"param/{name}", layer.params[k])
         for n, layer in enumerate(self.recurrent):
             for name, value in zip(layer.cell.states, layer.state or (), strict=False):
                 found[f"state/recurrent{n}.{name}"] = to_host(value)
@@ -712,6 +771,8 @@ class Rnnlm:
 
     def load_arrays(self, arrays: dict[str, Array]) -> None:
         """Set parameters and states to those that ``arrays`` returned: all or, on an error, none.
+
+        Weights are then in int8 if those of the arrays are.
 
         Parameters
         ----------
@@ -724,25 +785,23 @@ class Rnnlm:
             If an array is missing or does not fit, or if the cell now computes something else.
         """
         expect_cell("cell", self.recurrent[0].cell, arrays.get("cell"))
-        for name, layer, k in self._slots:  # all are looked at before any is taken
-            param = layer.params[k]
-            expect_array(f"param/{name}", arrays.get(f"param/{name}"), param.shape, param.dtype)
-        learnt: list[TimeRecurrent] = []
+        slots = self._slots
+        values = [param_of(f"param/{name}", arrays, layer, k) for name, layer, k in slots]
+        learnt: list[tuple[TimeRecurrent, Array]] = []
         states: list[list[Array]] = []  # of each layer; none where the arrays have none
         for n, layer in enumerate(self.recurrent):
             H, key = layer.hidden_size, f"param/recurrent{n}.initial"
             if key in arrays and "initial" not in layer.param_names:
                 expect_array(key, arrays[key], (len(layer.cell.states), H), layer.dtype)
-                learnt.append(layer)
+                learnt.append((layer, arrays[key]))
             keys = [f"state/recurrent{n}.{name}" for name in layer.cell.states]
             states.append([arrays[key] for key in keys] if set(keys) <= arrays.keys() else [])
             for key, array in zip(keys, states[-1], strict=False):
                 expect_array(key, array, (*np.shape(states[-1][0])[:1], H), layer.dtype)
-        for layer in learnt:
-            layer.learn_initial_state()
-        for name, layer, k in self._slots:
-            param = layer.params[k]
-            param[...] = engine_of_param(param).to_device(arrays[f"param/{name}"])
+        for layer, initial in learnt:
+            layer.learn_initial_state(initial.copy())
+        set_params([(layer, k) for _, layer, k in slots], values)
+        self._tie_weights()
         for layer, state in zip(self.recurrent, states, strict=True):
             layer.reset_state()
             if state:
@@ -791,7 +850,7 @@ class TokenStream(Stream):
     batch : int, default 1
         N, the number of rows.
     **options
-        The options of ``Stream``: threads, bfloat16.
+        The options of ``Stream``: threads, weights.
     """
 
     def __init__(self, model: Rnnlm, batch: int = 1, **options: Any) -> None:
@@ -812,11 +871,13 @@ class TokenStream(Stream):
         """Copy the current parameters of the model; the state stays."""
         embedding = self._model.embedding.params[0]
         V, D = self._model.config["vocab_size"], self.input_size
-        expect_array("embedding", embedding, (V, D), self.dtype, engine_of_param(embedding))
+        validate_weight("embedding", embedding, (V, D), self.dtype, self._engine, axis=0)
         if isinstance(self._model.affine, TimeSampledSoftmaxWithLoss):
             W, b = self._model.affine.params
             self.layers[-1].params[:] = [W.T, b]
         super().refresh()
+        if self.weights == "int8":
+            embedding = in_int8("embedding", embedding.T).T
         self._embedding = embedding.copy()
 
     def step(self, tokens: int | Integers) -> Array:  # type: ignore[override]

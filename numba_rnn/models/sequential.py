@@ -325,7 +325,10 @@ def _expect_layer(name: str, layer: Any, inputs: int, remedy: str) -> None:
 def _row(name: str, layer: Any, out: Any) -> tuple[str, str, int, int]:
     """A layer's name, its outputs' shape, its parameters, and bytes."""
     count = sum(param.size for param in layer.params)
-    size = 2 * sum(param.nbytes for param in layer.params)
+    # one in int8 has no gradient
+    size = sum(
+        p.nbytes * (1 if g is None else 2) for p, g in zip(layer.params, layer.grads, strict=True)
+    )
     if out is None:
         return name, "", count, size
     return name, str(tuple(out.shape)), count, size + out.nbytes

@@ -2,11 +2,12 @@
 
 import os
 from threading import Lock
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from ..backend import engine_of_param, to_host
+from ..kernels.quantisation import QuantisedWeight
 from ..layers import (
     Bidirectional,
     Stacked,
@@ -15,6 +16,8 @@ from ..layers import (
     TimeEmbedding,
     TimeRecurrent,
 )
+from ..layers.base import quantise_all
+from ..layers.stored_params import arrays_of, param_of, set_params
 from ..typing import Array, IntArray
 from ..validation import expect_array, expect_choice, expect_int
 from .pooling import POOLINGS, create
@@ -89,13 +92,28 @@ class Network:
             "": self.recurrent, "pooling.": self.pooling, "affine.": self.affine,
             "embedding.": self.embedding,
         }  # fmt: skip
-        parts = [part for part in self._named.values() if part is not None]
-        self.params = [param for part in parts for param in part.params]
-        self.grads = [grad for part in parts for grad in part.grads]
         self._directions = 2 if bidirectional else 1
 
     def __repr__(self) -> str:
         return f"Network({self.recurrent.layers}, {self.affine})"
+
+    def _parts(self) -> list[Any]:
+        return [part for part in self._named.values() if part is not None]
+
+    @property
+    def params(self) -> list[Array]:
+        """The parameters of all layers, in a new list."""
+        return [param for part in self._parts() for param in part.params]
+
+    @property
+    def grads(self) -> list[Array]:
+        """The gradients of all layers, in a new list."""
+        return [grad for part in self._parts() for grad in part.grads]
+
+    def quantise(self) -> Self:
+        """Round the weights of all layers to int8, in place; see ``Layer.quantise``."""
+        quantise_all(leaf for part in self._parts() for leaf in part._leaves())
+        return self
 
     @property
     def lock(self) -> Lock:
@@ -165,6 +183,11 @@ class Network:
             return layer  # which a stream refuses
         params = dict(zip(layer.param_names, map(to_host, layer.params), strict=True))
         Wx, b = params["Wx"], params.get("b")
+        if isinstance(Wx, QuantisedWeight):
+            raise TypeError(
+                "standardise: expected weights in float32 to make a stream that scales its inputs, "
+                'got int8 ones; Stream(network, weights="int8") makes one before quantise()'
+            )
         if b is None or b.shape != Wx.shape[1:]:
             raise TypeError(
                 f"standardise: expected False for a stream of {layer.cell.name}, whose inputs have "
@@ -186,7 +209,10 @@ class Network:
 
     def arrays(self) -> dict[str, Array]:
         """Copies of the parameters by name, as NumPy arrays wherever they are."""
-        return {name: np.array(to_host(param), order="C") for name, param in self._arrays().items()}
+        found: dict[str, Array] = {}
+        for name, param in self._arrays().items():
+            found |= arrays_of(name, param)
+        return {name: np.array(array, order="C") for name, array in found.items()}
 
     def _arrays(self) -> dict[str, Array]:
         """The parameters, and behind them what is not trained, by name."""
@@ -200,11 +226,17 @@ class Network:
 
     def load_arrays(self, arrays: dict[str, Array]) -> None:
         """Take up what ``arrays`` returned."""
-        own = self.arrays()
-        for name, array in own.items():  # all are looked at before any is taken
-            expect_array(name, arrays.get(name), array.shape, array.dtype)
-        for name, param in zip(own, self.params, strict=False):
-            param[...] = engine_of_param(param).to_device(arrays[name])
+        slots = [
+            (leaf, k)
+            for p in self._parts()
+            for leaf in p._leaves()
+            for k in range(len(leaf.params))
+        ]
+        named = self._arrays()
+        values = [param_of(name, arrays, *slot) for name, slot in zip(named, slots, strict=False)]
+        for name in list(named)[len(slots) :]:
+            expect_array(name, arrays.get(name), named[name].shape, named[name].dtype)
+        set_params(slots, values)
         if self.mean is not None:
             self.mean, self.scale = arrays["mean"].copy(), arrays["scale"].copy()
 
@@ -214,9 +246,14 @@ def expect_sizes(config: dict[str, Any], arrays: dict[str, Array]) -> None:
 
     Raises ValueError, or KeyError where something is missing.
     """
+    arrays = {name.removeprefix("int8/"): array for name, array in arrays.items()}
     H, M = arrays["affine.W"].shape
     found = {
-        "input_size": {len(array) for name, array in arrays.items() if name.endswith("Wx")},
+        "input_size": {
+            len(array)
+            for name, array in arrays.items()
+            if name.endswith("Wx") and not name.startswith("scale/")
+        },
         "hidden_size": {H // 2 if config["bidirectional"] else H},
         "output_size": {M},
         "layers": range(1, len(arrays)),

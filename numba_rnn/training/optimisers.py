@@ -18,6 +18,7 @@ import numpy as np
 
 from ..backend import Engine, engine_of_param, move, to_host
 from ..kernels.functions import sqrt
+from ..kernels.quantisation import expect_trainable
 from ..kernels.sparse_rows import SparseRows, numbers_of
 from ..typing import Array, Scalar
 from ..validation import (
@@ -123,6 +124,7 @@ class Optimiser:
         """
         if len(params) != len(grads):
             raise ValueError(f"grads: expected {len(params)} arrays, as params, got {len(grads)}")
+        expect_trainable(params)
         engines = [engine_of_param(param) for param in params]
         for k, (engine, param) in enumerate(zip(engines, params, strict=True)):
             expect_array(f"params[{k}]", param, param.shape, None, engine)
