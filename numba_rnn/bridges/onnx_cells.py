@@ -37,7 +37,7 @@ from ..kernels.functions import (
     where,
 )
 from ..kernels.once import once
-from ..typing import Array
+from ..typing import AnyArray, Array
 from .gate_order import ONNX, ConversionError
 
 GATES = {"RNN": ONNX.rnn, "LSTM": ONNX.lstm, "GRU": ONNX.gru}
@@ -249,19 +249,20 @@ def _peepholes(kind: RnnNodeSpec) -> str:
     return "io" if kind.coupled else "fio"
 
 
+def columns_of(kind: RnnNodeSpec, matrix: AnyArray) -> AnyArray:
+    """(..., G H) columns of ONNX's gates, as the cell has them."""
+    gates = GATES[kind.op]
+    parts = dict(zip(gates, np.split(matrix, len(gates), axis=-1), strict=True))
+    return np.concatenate([_signed(s, parts[gate]) for gate, s in _columns(kind)], axis=-1)
+
+
 def params_of(
     kind: RnnNodeSpec, W: Array, R: Array, B: Array, P: Array | None
 ) -> tuple[Array, ...]:
     """W (G H, D), R (G H, H), B (2 G H,) and P (3H,) of one direction, as the cell's parameters."""
-
-    def ours(matrix: Array) -> Array:
-        gates = GATES[kind.op]
-        parts = dict(zip(gates, np.split(matrix, len(gates), axis=-1), strict=True))
-        return np.concatenate([_signed(s, parts[gate]) for gate, s in _columns(kind)], axis=-1)
-
-    biases = [ours(b) for b in np.split(B, 2)]
+    biases = [columns_of(kind, b) for b in np.split(B, 2)]
     b = np.stack(biases) if kind.reset_after else biases[0] + biases[1]
-    params = ours(W.T), ours(R.T), b
+    params = columns_of(kind, W.T), columns_of(kind, R.T), b
     if P is None:
         return params
     rows = dict(zip(PEEPHOLES, np.split(P, 3), strict=True))

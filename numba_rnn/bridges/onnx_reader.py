@@ -16,8 +16,9 @@ import numpy as np
 from ..layers.composite import Container
 from ..typing import AnyArray
 from ..validation import FLOATS, expect_plain_array, format_shape
-from .gate_order import ConversionError
+from .gate_order import ConversionError, expect_floats
 from .onnx_cells import ACTIVATIONS, DEFAULTS, GATES, PEEPHOLES, Activation, RnnNodeSpec
+from .onnx_int8 import Int8, put_int8, with_floats
 from .onnx_layers import Affine, Embedding, Recurrent
 from .onnx_load import (
     MISFITS,
@@ -63,6 +64,10 @@ def from_onnx(
     inputs: _Names = None, outputs: _Names = None,
 ) -> "OnnxNet | dict[str, Part]":  # fmt: skip
     """Read the layers of an ONNX file, connected as in the file, or its recurrent layers alone.
+
+    Of a file that ONNX Runtime's ``quantize_dynamic`` has made, layers have its weights in int8, as
+    after ``quantise()``; where the zero points put numbers beyond -127 to 127, as in an asymmetric
+    uint8 weight, in float32, which holds them exactly.
 
     Nothing of the file is run, and no other file is read. If the weights are in another file,
     ``onnx.load(path)`` gives a model that holds them. The onnx package must be installed
@@ -122,9 +127,11 @@ def from_onnx(
         makers = ([makers for _, makers in nodes_of(model)] or [{}])[-1]  # those of the last: all
         ends = [value.name for value in model.graph.output] if outputs is None else outputs
         model = part_of(model, makers, ends, inputs or ())
+    int8 = with_floats(model)
     expect_plain(model, _KNOWN)
     expect_valid(model, "source")
     net = _Reader(model, given).net()
+    net._put_int8(int8)
     expect_valid(model, "source", full_check=True)
     return net
 
@@ -136,6 +143,7 @@ def _recurrent_layers(model: Any, weights: dict[str, AnyArray]) -> dict[str, Par
         model = inline_local_functions(model)
     found: dict[str, Part] = {}
     unread, others = set(weights), Counter[str]()
+    int8 = with_floats(model, recurrent=True)
     for node, makers in nodes_of(model):
         if node.op_type not in RECURRENT or node.domain not in ("", "ai.onnx"):
             others[node.op_type] += 1
@@ -150,7 +158,9 @@ def _recurrent_layers(model: Any, weights: dict[str, AnyArray]) -> dict[str, Par
         name = str(node.name or next(filter(None, node.output)))
         while name in found:  # in another graph inside a node
             name += "'"
-        (found[name],) = _Reader(part, own).net().layers  # type: ignore[assignment]
+        net = _Reader(part, own).net()
+        net._put_int8(int8)
+        (found[name],) = net.layers  # type: ignore[assignment]
     if not found:
         raise ConversionError(
             f"source: expected RNN, LSTM or GRU nodes, got {counted(others) or 'no nodes'}"
@@ -220,6 +230,12 @@ class OnnxNet(Container):
         layers = ", ".join(type(layer).__name__ for layer in self.layers)
         return f"OnnxNet({', '.join(self.inputs)} -> {layers} -> {', '.join(self.outputs)})"
 
+    def _put_int8(self, weights: Mapping[tuple[str, ...], list[Int8]]) -> None:
+        """Give layers the weights in int8 that the file has for them."""
+        for step in self._steps:
+            if step.layer is not None and step.node.outputs in weights:
+                put_int8(step.layer, weights[step.node.outputs], getattr(step, "_kinds", ()))
+
     def model(self) -> Any:
         """Return the ONNX model with the current parameters; ``to_onnx(net)`` is the same.
 
@@ -227,9 +243,15 @@ class OnnxNet(Container):
         -------
         onnx.ModelProto
             The model.
+
+        Raises
+        ------
+        ConversionError
+            If there are weights in int8; ``dequantise`` makes float32 weights of them.
         """
         import onnx
 
+        expect_floats(self, "ONNX")
         proto = type(self._frame)()
         proto.CopyFrom(self._frame)
         proto.ir_version = max(proto.ir_version, _WITH_OPTIONAL)

@@ -35,7 +35,7 @@ def param_of(name: str, arrays: Mapping[str, Any], layer: Layer, k: int) -> Any:
     shape: tuple[int, ...] = (param.shape[1],) if axis else (param.shape[0], 1)
     expect_array(f"int8/{name}", values, param.shape, np.dtype(np.int8))
     expect_array(f"scale/{name}", scale, shape, np.dtype(np.float32))
-    return QuantisedWeight(values, np.reshape(scale, -1), axis)
+    return QuantisedWeight(values, np.ravel(np.asarray(scale)), axis)
 
 
 def set_params(slots: Sequence[tuple[Layer, int]], values: Sequence[Any]) -> None:
