@@ -37,6 +37,7 @@ from numba_rnn import (
     functional,
     use_backend,
 )
+from numba_rnn.diagnostics import plot_quantisation, quantisation_report
 from numba_rnn.kernels.cuda.engine import CudaEngine
 from numba_rnn.kernels.engine import Engine
 from numba_rnn.kernels.quantisation import (
@@ -868,3 +869,60 @@ def test_an_estimator_in_int8():
     again = pickle.loads(pickle.dumps(model))
     np.testing.assert_array_equal(again.predict_proba(X), got)
     assert again.network_.affine.quantised
+
+
+# ---- the report
+
+
+def test_the_report_names_the_layer_that_changes_most():
+    model = Sequential(
+        TimeGRU.create(3, 8, rng=0), TimeDropout(0.5), TimeAffine.create(8, 2, rng=1)
+    )
+    model.layers[2].params[0][0] = 100  # a weight that takes the scale of all others
+    before = [param.copy() for param in model.params]
+    report = quantisation_report(model, XS)
+    assert report.metric == 0
+    assert report.table["layer"].tolist() == ["0", "2", "all"]
+    alone = copy.deepcopy(model)
+    alone.layers[2].quantise()
+    want = model.predict(XS).astype(np.float64)
+    error = np.linalg.norm(alone.predict(XS) - want) / np.linalg.norm(want)
+    np.testing.assert_allclose(report.table["metric"][1], error, rtol=1e-6)
+    np.testing.assert_array_equal(report.table["change"], report.table["metric"])
+    sizes = [sum(p.nbytes for p in layer.params) for layer in (model.layers[0], model.layers[2])]
+    assert report.table["bytes"].tolist() == [*sizes, sum(sizes)]
+    small = copy.deepcopy(model).quantise()
+    assert report.table["bytes_int8"][-1] == sum(param.nbytes for param in small.params)
+    lines = str(report).splitlines()
+    assert lines[0].split() == ["quantised", "bytes", "in", "int8", "metric", "change"]
+    assert [line.split()[0] for line in lines[1:]] == ["nothing", "0", "2", "all"]
+    for param, was in zip(model.params, before, strict=True):  # it worked with copies
+        np.testing.assert_array_equal(param, was)
+
+
+@pytest.mark.parametrize("tie", [False, True])
+def test_a_report_of_any_metric(tie):
+    model = Rnnlm(11, 6, 6, rng=0, tie=tie)
+    corpus = np.random.default_rng(0).integers(0, 11, 400)
+    report = quantisation_report(model, lambda model: model.perplexity(corpus))
+    assert report.metric == model.perplexity(corpus)
+    names = ["embedding", "recurrent0", *([] if tie else ["affine"]), "all"]
+    assert report.table["layer"].tolist() == names
+    want = model.quantise().perplexity(corpus)
+    assert report.table["metric"][-1] == want
+    np.testing.assert_allclose(report.table["change"][-1], want - report.metric)
+    figure = plot_quantisation(report)
+    assert len(figure.axes[0].patches) == len(names)
+    with pytest.raises(TypeError, match="model: expected weights in float32, got int8 ones; make"):
+        quantisation_report(model, corpus)
+    with pytest.raises(TypeError, match="model: expected layers with weights of products, got"):
+        quantisation_report(TimeDropout(0.5), XS)
+
+
+def test_a_report_of_a_layer_and_of_a_network():
+    report = quantisation_report(TimeGRU.create(3, 5, rng=0), XS)
+    assert report.table["layer"].tolist() == ["TimeGRU", "all"]
+    X = np.random.default_rng(0).standard_normal((12, 7, 3)).astype(np.float32)
+    model = RNNClassifier(hidden_size=5, max_epochs=1, random_state=0).fit(X, np.arange(12) % 2)
+    report = quantisation_report(model.network_, X)
+    assert report.table["layer"].tolist() == ["0", "affine", "all"]

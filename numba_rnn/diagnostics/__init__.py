@@ -22,17 +22,27 @@ from .metrics import (
     spectrum,
     value_range,
 )
-from .plots import plot_gates, plot_gradient_flow, plot_saturation, plot_spectrum
+from .plots import (
+    plot_gates,
+    plot_gradient_flow,
+    plot_quantisation,
+    plot_saturation,
+    plot_spectrum,
+)
+from .quantisation import QuantisationReport, quantisation_report
 from .report import summary
 
 __all__ = [
+    "QuantisationReport",
     "Table",
     "gradient_flow",
     "gradient_growth",
     "plot_gates",
     "plot_gradient_flow",
+    "plot_quantisation",
     "plot_saturation",
     "plot_spectrum",
+    "quantisation_report",
     "saturation",
     "singular_values",
     "spectrum",

@@ -31,6 +31,7 @@ from .metrics import (
     value_range,
     values_there,
 )
+from .quantisation import QuantisationReport
 
 COLOURS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"
 LINES = "-", "--", ":", "-."
@@ -398,4 +399,36 @@ def plot_spectrum(layer: CellLayer, figure: Any = None) -> Any:
             axes.tick_params(labelsize=11)
     panels[0, 0].set_ylabel("eigenvalues of Wh,\nimaginary", fontsize=12)
     panels[1, 0].set_ylabel("singular values of Wh", fontsize=12)
+    return choose_fonts(figure)
+
+
+# ---- weights in int8
+
+
+def plot_quantisation(report: QuantisationReport, figure: Any = None) -> Any:
+    """Draw the change of a metric where each layer alone has weights in int8, and where all have.
+
+    Parameters
+    ----------
+    report : QuantisationReport
+        The result of ``quantisation_report``.
+    figure : matplotlib Figure, optional
+        The figure to draw in; a new one if left out.
+
+    Returns
+    -------
+    matplotlib Figure
+        The figure.
+    """
+    layers, changes = report.table["layer"], report.table["change"]
+    figure = _figure(figure, 7, 1.4 + 0.4 * len(layers))
+    axes, places = figure.subplots(), np.arange(len(layers))
+    colours = [COLOURS[0]] * (len(layers) - 1) + [COLOURS[1]]
+    axes.barh(places, changes, color=colours)
+    axes.axvline(0, color="0.4", linewidth=1)
+    axes.set_yticks(places, labels=[str(layer) for layer in layers])
+    axes.invert_yaxis()
+    axes.set_xlabel(f"change of the metric, {report.metric:.4g} in float32", fontsize=13)
+    axes.set_ylabel("weights in int8", fontsize=13)
+    axes.tick_params(labelsize=12)
     return choose_fonts(figure)

@@ -99,9 +99,9 @@ class Layer:
         """Whether there are weights in int8."""
         return is_quantised(self.params)
 
-    def _leaves(self) -> list["Layer"]:
-        """The layers that have the parameters of this one, in their order."""
-        return [self]
+    def _leaves(self) -> list[tuple[str, "Layer"]]:
+        """The layers that have the parameters of this one, in their order, with their names."""
+        return [("", self)]
 
     def quantise(self) -> Self:
         """Round the weights to int8, in place, for use after training.
@@ -136,7 +136,7 @@ class Layer:
         >>> layer.forward(np.ones((2, 7, 3), np.float32)).shape
         (2, 7, 5)
         """
-        quantise_all(self._leaves())
+        quantise_some(self, (layer for _, layer in self._leaves()))
         return self
 
     def dequantise(self) -> Self:
@@ -147,7 +147,7 @@ class Layer:
         Self
             The layer itself, which can be trained again.
         """
-        for layer in self._leaves():
+        for _, layer in self._leaves():
             for k, param in enumerate(layer.params):
                 if isinstance(param, QuantisedWeight):
                     layer._set_param(k, param.dequantise())
@@ -213,12 +213,14 @@ class Layer:
         return self.params[0].dtype
 
 
-def quantise_all(layers: Iterable[Layer]) -> None:
-    """Round the weights of all layers or, on an error, of none."""
+def quantise_some(model: Any, layers: Iterable[Layer]) -> None:
+    """Round the weights of some layers of a model or, on an error, of none."""
     found = [(layer, layer._in_int8()) for layer in layers]
     for layer, weights in found:
         for k, weight in weights.items():
             layer._set_param(k, weight)
+    if hasattr(model, "_tie_weights"):
+        model._tie_weights()
 
 
 def quantised_weight(name: str, W: Array, axis: int) -> QuantisedWeight:

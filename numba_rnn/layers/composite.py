@@ -49,8 +49,12 @@ class Container(Layer):
             for name in part.param_names
         )
 
-    def _leaves(self) -> list[Layer]:
-        return [leaf for part in self._parts.values() for leaf in part._leaves()]
+    def _leaves(self) -> list[tuple[str, Layer]]:
+        return [
+            (f"{part_name}.{name}".rstrip("."), leaf)
+            for part_name, part in self._parts.items()
+            for name, leaf in part._leaves()
+        ]
 
     def _move(self, engine: Engine) -> None:
         for part in self._parts.values():

@@ -154,7 +154,7 @@ class BaseModel(Container):
         params = dict(zip(self.param_names, self.params, strict=True))
         for place, layer in self._recurrent():
             expect_cell(f"cell/{place}", layer.cell, arrays.get(f"cell/{place}"))
-        slots = [(leaf, k) for leaf in self._leaves() for k in range(len(leaf.params))]
+        slots = [(leaf, k) for _, leaf in self._leaves() for k in range(len(leaf.params))]
         values = [
             param_of(name, arrays, leaf, k) for name, (leaf, k) in zip(params, slots, strict=True)
         ]

@@ -23,7 +23,7 @@ from ..layers import (
     TimeSampledSoftmaxWithLoss,
     TimeSoftmaxWithLoss,
 )
-from ..layers.base import quantise_all
+from ..layers.base import quantise_some
 from ..layers.initialisers import INITS, Seed, generator
 from ..layers.losses import perplexity_of
 from ..layers.stored_params import arrays_of, param_of, set_params
@@ -234,9 +234,7 @@ class Rnnlm:
     @property
     def _slots(self) -> list[tuple[str, Layer, int]]:
         """Of each parameter its name, its layer and its number there."""
-        named: list[tuple[str, Layer]] = [("embedding", self.embedding)]
-        named += [(f"recurrent{k}", layer) for k, layer in enumerate(self.recurrent)]
-        named += [("affine", self.affine)]
+        named = self._leaves() + ([("affine", self.affine)] if self.tie else [])
         return [
             (f"{layer_name}.{name}", layer, k)
             for layer_name, layer in named
@@ -360,8 +358,7 @@ class Rnnlm:
         >>> bool(np.abs(model.quantise().predict(ids) - scores).max() < 0.02)
         True
         """
-        quantise_all(self._weighted())
-        self._tie_weights()
+        quantise_some(self, (layer for _, layer in self._leaves()))
         return self
 
     def dequantise(self) -> Self:
@@ -372,14 +369,16 @@ class Rnnlm:
         Self
             The model itself, which can be trained again.
         """
-        for layer in self._weighted():
+        for _, layer in self._leaves():
             layer.dequantise()
         self._tie_weights()
         return self
 
-    def _weighted(self) -> list[Layer]:
-        """The layers with weights of their own."""
-        return [self.embedding, *self.recurrent, *([] if self.tie else [self.affine])]
+    def _leaves(self) -> list[tuple[str, Layer]]:
+        """The layers with weights of their own, with their names."""
+        found: list[tuple[str, Layer]] = [("embedding", self.embedding)]
+        found += [(f"recurrent{k}", layer) for k, layer in enumerate(self.recurrent)]
+        return found if self.tie else [*found, ("affine", self.affine)]
 
     @property
     def quantised(self) -> bool:

@@ -7,16 +7,17 @@ from typing import Any, Self
 import numpy as np
 
 from ..backend import engine_of_param, to_host
-from ..kernels.quantisation import QuantisedWeight
+from ..kernels.quantisation import QuantisedWeight, is_quantised
 from ..layers import (
     Bidirectional,
+    Layer,
     Stacked,
     TimeAffine,
     TimeDropout,
     TimeEmbedding,
     TimeRecurrent,
 )
-from ..layers.base import quantise_all
+from ..layers.base import quantise_some
 from ..layers.stored_params import arrays_of, param_of, set_params
 from ..typing import Array, IntArray
 from ..validation import expect_array, expect_choice, expect_int
@@ -112,8 +113,22 @@ class Network:
 
     def quantise(self) -> Self:
         """Round the weights of all layers to int8, in place; see ``Layer.quantise``."""
-        quantise_all(leaf for part in self._parts() for leaf in part._leaves())
+        quantise_some(self, (layer for _, layer in self._leaves()))
         return self
+
+    @property
+    def quantised(self) -> bool:
+        """Whether there are weights in int8."""
+        return is_quantised(self.params)
+
+    def _leaves(self) -> list[tuple[str, Layer]]:
+        """The layers with the parameters, in their order, with their names."""
+        return [
+            (f"{name}{place}".rstrip("."), leaf)
+            for name, part in self._named.items()
+            if part is not None
+            for place, leaf in part._leaves()
+        ]
 
     @property
     def lock(self) -> Lock:
@@ -226,12 +241,7 @@ class Network:
 
     def load_arrays(self, arrays: dict[str, Array]) -> None:
         """Take up what ``arrays`` returned."""
-        slots = [
-            (leaf, k)
-            for p in self._parts()
-            for leaf in p._leaves()
-            for k in range(len(leaf.params))
-        ]
+        slots = [(layer, k) for _, layer in self._leaves() for k in range(len(layer.params))]
         named = self._arrays()
         values = [param_of(name, arrays, *slot) for name, slot in zip(named, slots, strict=False)]
         for name in list(named)[len(slots) :]:
