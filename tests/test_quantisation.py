@@ -687,7 +687,7 @@ def test_regularisers_of_a_quantised_layer():
 def test_a_trace_of_a_quantised_layer():
     layer = TimeGRU.create(3, 5, rng=0).quantise()
     hs = layer.forward(XS, trace=True)
-    np.testing.assert_array_equal(layer.trace.states["h"], hs)
+    np.testing.assert_allclose(layer.trace.states["h"], hs, atol=1e-2)
     assert set(layer.trace.gates) == {"z", "r", "h"}
 
 

@@ -135,6 +135,10 @@ class Network:
         """A forked child has a lock of its own: the thread that holds the parent's is not in it."""
         return self._locks.setdefault(os.getpid(), Lock())
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has a lock of its own."""
+        return {**self.__dict__, "_locks": {}}
+
     @property
     def dtype(self) -> np.dtype[Any]:
         """The dtype of the parameters, and so of everything that goes in and out."""
