@@ -169,13 +169,12 @@ def our_product_speed() -> float:
     memory = np.ones(1 << 16, np.float32)
     start = -(-memory.ctypes.data // 64) * 64
     rows, inner, vectors = 240, 128, 4
-    words = np.array(
-        [
-            start, 64, 64 * 241, 0, 1, inner, start, 64 * 129, start + (1 << 17), 0, 64,
-            rows, vectors, 64, 0, 0,
-        ]
-    )  # fmt: skip
-    words[1] = 0  # the same row of A again and again: the arithmetic alone
+    words = np.array(gemm.Product(
+        # the same row of A again and again: the arithmetic alone
+        a=start, a_row=0, a_segment=64 * 241, a_group=0, groups=1, inner=inner,
+        b=start, b_vector=64 * 129, c=start + (1 << 17), c_row=0, c_vector=64,
+        rows=rows, columns=16 * vectors, add=0, then=0,
+    ))  # fmt: skip
     best = 0.0
     for _ in range(200):
         begun = time.perf_counter()

@@ -267,7 +267,7 @@ _ONNX_ORDER = {"lstm": "i o f g", "gru_reset_after": "-z r h", "rnn": "h"}
 _ONNX_NAME = {"lstm": "LSTM", "gru_reset_after": "GRU", "rnn": "RNN"}
 
 
-def _onnx_session(task: Task, threads: int, streaming: bool) -> Any:
+def _onnx_session(task: Task, threads: int, streaming: bool, quantised: bool = False) -> Any:
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 
@@ -296,6 +296,8 @@ def _onnx_session(task: Task, threads: int, streaming: bool) -> Any:
         [numpy_helper.from_array(np.ascontiguousarray(w), name) for name, w in weights.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    if quantised:
+        model = _quantised(model)
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads, settings.inter_op_num_threads = threads, 1
     settings.log_severity_level = 3
@@ -304,8 +306,26 @@ def _onnx_session(task: Task, threads: int, streaming: bool) -> Any:
     )
 
 
-def onnx_infer(task: Task, threads: int) -> Call:
-    session, xs = _onnx_session(task, threads, streaming=False), _time_first(task.xs)
+def _quantised(model: Any) -> Any:
+    """A model with weights in int8, by ONNX Runtime's dynamic quantisation."""
+    import logging
+    import tempfile
+    from pathlib import Path
+
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    logging.getLogger().setLevel(logging.ERROR)  # it recommends its own preprocessing
+    with tempfile.TemporaryDirectory() as folder:
+        before, after = Path(folder, "before.onnx"), Path(folder, "after.onnx")
+        onnx.save(model, before)
+        quantize_dynamic(before, after, per_channel=True, weight_type=QuantType.QInt8)
+        return onnx.load(after)
+
+
+def onnx_infer(task: Task, threads: int, quantised: bool = False) -> Call:
+    session = _onnx_session(task, threads, streaming=False, quantised=quantised)
+    xs = _time_first(task.xs)
     return lambda: session.run(None, {"x": xs})[0][:, 0].swapaxes(0, 1)
 
 
