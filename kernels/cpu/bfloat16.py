@@ -71,17 +71,6 @@ def emit_dot(builder, vector, a, b, total):
     return emit_fma(builder, vector, a0, b0, emit_fma(builder, vector, a1, b1, total))
 
 
-def emit_load_bfloat16(builder, vector, address):
-    """A vector from numbers of two bytes each: the upper halves of float32 (LLVM level)."""
-    halves = ir.VectorType(ir.IntType(16), vector.lanes)
-    stored = builder.load(
-        builder.inttoptr(address, halves.as_pointer()), align=vector.alignment // 2
-    )
-    bits = builder.zext(stored, vector.llvm_bits)
-    places = ir.Constant(vector.llvm_bits, [16] * vector.lanes)
-    return builder.bitcast(builder.shl(bits, places), vector.llvm)
-
-
 def _emit_rounded(builder, vector, value):
     """float32 as bfloat16, in integers of 16 bits."""
     halves = ir.VectorType(ir.IntType(16), vector.lanes)

@@ -19,7 +19,7 @@ from numba.core.errors import NumbaError
 
 from .. import disk_cache
 from ..cells import Cell
-from ..engine import Array, Engine, EngineStream, Gradients, State, expect_consistent, written
+from ..engine import Array, Engine, Gradients, State, expect_consistent, written
 from ..quantisation import QuantisedWeight, expect_trainable, is_quantised
 from ..reference import NumpyEngine
 from ..sparse_rows import SparseRows, numbers_of
@@ -218,10 +218,7 @@ class NumbaEngine(NumpyEngine):
         batch: int,
         shards: int = 1,
         bfloat16: bool = False,
-    ) -> Any:
-        weights = [*(layer[1] for layer in layers), affine or ()]
-        if any(map(is_quantised, weights)):
-            return EngineStream(self, layers, affine, batch)
+    ) -> NumbaStream:
         return NumbaStream(layers, affine, batch, shards, bfloat16 or self._bfloat16)
 
     def using_openmp(self, parallel: int, count: int) -> AbstractContextManager[None]:

@@ -19,6 +19,9 @@ sums, which the second cache serves faster than one run; an odd number of rows p
 different sets of the first. Every other step begins with the last wide strip, whose
 weights are still in the first cache. A cell with an operand takes two sweeps over the strips,
 between which its gates are in rows.
+
+Where there are many inputs, x Wx is made for some steps at once, by ``gemm.py``, which reads Wx but
+once for all of them: so Wx is in panels of 64 bytes even where the strip is half as wide.
 """
 
 from collections.abc import Sequence
@@ -32,12 +35,12 @@ from ..cells import Cell
 from ..engine import Array
 from ..layout import layout
 from . import simd, tuple_io
-from .bfloat16 import emit_load_bfloat16
-from .gemm import emit_loop
-from .kernel_abi import arguments_address, emits, inlined
+from .gemm import Product, emit_loop
+from .kernel_abi import arguments_address, call, emits, inlined
 from .option_io import end_step, load_options
-from .packing import Packed, placed, upper_halves
+from .packing import Packed, placed
 from .plan import read_plan, read_record
+from .schedule import panel_of
 from .simd import VECTOR_BYTES, lanes_of, load, of_ctx, splat, store, store_part
 from .threads import flush_denormals, restore_denormals
 
@@ -51,7 +54,7 @@ def _wide_bytes(cell: Cell) -> int:
     return max(VECTOR_BYTES, min(4 * VECTOR_BYTES, 1 << most.bit_length() - 1))
 
 
-def pack(cell: Cell, params: Sequence[Array], bfloat16: bool) -> Packed:
+def pack(cell: Cell, params: Sequence[Array]) -> Packed:
     """The weights of a layer, strip by strip; params are those that ``plans.merge_bias`` makes."""
     Wx, Wh, b, *own = params
     H, P, inputs, early = (
@@ -74,21 +77,21 @@ def pack(cell: Cell, params: Sequence[Array], bfloat16: bool) -> Packed:
     strips = [wide] * whole + [2 * half] * (rest // (2 * half)) + [half] * (rest // half % 2)
     pieces, start = [], 0
     for lanes in strips:
-        for part in parts:
+        for k, part in enumerate(parts):
+            width = max(lanes, 2 * half) if k < 2 else lanes
             strip = part[:, :, start : start + lanes]
-            strip = np.pad(strip, ((0, 0), (0, 0), (0, lanes - strip.shape[2])))
+            strip = np.pad(strip, ((0, 0), (0, 0), (0, width - strip.shape[2])))
             if part is not biases:
-                strip = _side_by_side(strip, min(lanes, 2 * half))
-                strip = upper_halves(strip) if bfloat16 else strip
-            pieces.append(strip.reshape(-1).view(np.uint8))
+                strip = _side_by_side(strip, min(width, 2 * half))
+            pieces.append(strip.reshape(-1))
         start += lanes
-    pieces.append(np.zeros(-sum(map(len, pieces)) % VECTOR_BYTES, np.uint8))
-    memory, address = placed(np.concatenate(pieces).view(b.dtype))
-    return Packed([memory], [address], H, 2 if bfloat16 else 1)
+    pieces.append(np.zeros(-sum(map(len, pieces)) % (2 * half), b.dtype))
+    memory, address = placed(np.concatenate(pieces))
+    return Packed([memory], [address], H)
 
 
 def _side_by_side(strip: Array, lanes: int) -> Array:
-    """(rows, gates, W) as (gates, W / lanes, rows, lanes), with a row more where that is odd."""
+    """(rows, gates, W) as (gates, W / lanes, rows, lanes), with a row more where that is even."""
     rows, gates, width = strip.shape
     strip = np.pad(strip, ((0, 1 - rows % 2), (0, 0), (0, 0)))
     return strip.reshape(len(strip), gates, width // lanes, lanes).transpose(1, 2, 0, 3)
@@ -110,27 +113,24 @@ def _resized(size):
 _wide, _half = _resized(_wide_bytes), _resized(lambda cell: VECTOR_BYTES // 2)
 
 
-def _weight_row(ctx):
-    """Bytes of a row of weights of a gate that are side by side."""
-    return min(ctx.vector_bytes, VECTOR_BYTES) // (2 if "bfloat16" in ctx.features else 1)
-
-
-@emits(types.UniTuple(types.int64, 6))
+@emits(types.UniTuple(types.int64, 7))
 def _constants(builder, ctx):
-    """Bytes of a vector and of a row of weights; gates in all, and of Wx, Wh and Wr."""
-    at = layout(ctx.cell)
-    row = ctx.vector_bytes // (2 if "bfloat16" in ctx.features else 1)
-    counts = ctx.vector_bytes, row, len(at.order), at.x_gates, at.early, at.late
-    return [_I64(count) for count in counts]
+    """Bytes of a strip's biases, and of a row of Wx and of other weights; gates in all, and of Wx,
+    Wh and Wr."""
+    at, size, whole = layout(ctx.cell), ctx.vector_bytes, max(ctx.vector_bytes, VECTOR_BYTES)
+    gates = len(at.order), at.x_gates, at.early, at.late
+    return [_I64(count) for count in (gates[0] * whole, whole, size, *gates)]
 
 
-def _emit_products(builder, ctx, gates, weights, numbers, count, depth):
-    """Numbers (count,) times weights (count, gates, W), so many numbers in a turn of the loop."""
+def _emit_products(builder, ctx, gates, weights, row, rows, numbers, count, depth, known=None):
+    """Numbers (count,) times weights (gates, rows, W), so many numbers in a turn of the loop.
+
+    known  where sums are that they are added to, and the bytes from one to the next
+    """
     vector = simd.VectorType(ctx.dtype, min(ctx.vector_bytes, VECTOR_BYTES))
-    row, parts = _weight_row(ctx), ctx.vector_bytes // VECTOR_BYTES or 1
-    length = builder.mul(builder.or_(count, _I64(1)), _I64(row))
+    parts = ctx.vector_bytes // VECTOR_BYTES or 1
+    length = builder.mul(builder.or_(rows, _I64(1)), _I64(row))
     starts = [builder.mul(length, _I64(j)) for j in range(gates * parts)]
-    load_row = emit_load_bfloat16 if "bfloat16" in ctx.features else simd.emit_load
     kind, size = vector.llvm.element.as_pointer(), vector.dtype.bitwidth // 8
 
     def turns(several):
@@ -141,14 +141,18 @@ def _emit_products(builder, ctx, gates, weights, numbers, count, depth):
                 number = splat(builder, number, vector.llvm)
                 for j, start in enumerate(starts):
                     place = builder.add(builder.add(w, start), _I64(k * row))
-                    line = load_row(builder, vector, place)
+                    line = simd.emit_load(builder, vector, place)
                     sums[j] = simd.emit_fma(builder, vector, number, line, sums[j])
             behind = builder.add(w, _I64(several * row))
             return builder.add(a, _I64(several * size)), behind, *sums
 
         return turn
 
-    now = [numbers, weights, *[ir.Constant(vector.llvm, [0.0] * vector.lanes)] * len(starts)]
+    sums = [ir.Constant(vector.llvm, [0.0] * vector.lanes)] * len(starts)
+    if known:
+        places = (tuple_io.member_address(builder, known, j) for j in range(len(starts)))
+        sums = [simd.emit_load(builder, vector, place) for place in places]
+    now = [numbers, weights, *sums]
     if gates and depth > 1:
         now = emit_loop(builder, builder.sdiv(count, _I64(depth)), now, turns(depth))
         count = builder.srem(count, _I64(depth))
@@ -186,17 +190,18 @@ def _gates(ctx, *rest):
 
 
 @emits(_gates)
-def _first_gates(builder, ctx, weights, x, D, x_weights, h, P, h_weights):
-    """b + x Wx, then + h Wh."""
+def _first_gates(builder, ctx, weights, known, x, count, D, x_weights, h, P, h_weights):
+    """b + x Wx, then + h Wh; x Wx of what is known and of ``count`` numbers."""
     x_gates, h_gates = ctx.cell.input_gates, ctx.cell.recurrent_gates[: layout(ctx.cell).early]
-    x_sums = _emit_products(builder, ctx, len(x_gates), x_weights, x, D, 1)
-    h_sums = _emit_products(builder, ctx, len(h_gates), h_weights, h, P, 8)
-    # rows of weights may be half as long, and an odd number of them before
-    kind, aligned = of_ctx(ctx).llvm.as_pointer(), _weight_row(ctx)
+    row = min(ctx.vector_bytes, VECTOR_BYTES)
+    x_sums = _emit_products(
+        builder, ctx, len(x_gates), x_weights, VECTOR_BYTES, D, x, count, 1, known
+    )
+    h_sums = _emit_products(builder, ctx, len(h_gates), h_weights, row, P, h, P, 8)
 
     def bias(builder, g):
-        place = builder.add(weights, _I64(g * ctx.vector_bytes))
-        return builder.load(builder.inttoptr(place, kind), align=aligned)
+        place = builder.add(weights, _I64(g * max(ctx.vector_bytes, VECTOR_BYTES)))
+        return simd.emit_load(builder, of_ctx(ctx), place)
 
     return _emit_gates(builder, ctx, bias, (x_gates, x_sums), (h_gates, h_sums))
 
@@ -205,7 +210,8 @@ def _first_gates(builder, ctx, weights, x, D, x_weights, h, P, h_weights):
 def _last_gates(builder, ctx, place, operand, H, weights):
     """The gates from their rows, then + operand Wr."""
     late = ctx.cell.recurrent_gates[layout(ctx.cell).early :]
-    sums = _emit_products(builder, ctx, len(late), weights, operand, H, 8)
+    row = min(ctx.vector_bytes, VECTOR_BYTES)
+    sums = _emit_products(builder, ctx, len(late), weights, row, H, operand, H, 8)
 
     def kept(builder, g):
         address = tuple_io.member_address(builder, place, g)
@@ -222,6 +228,45 @@ def _add_operand(builder, ctx, gates, number):
     return [builder.fadd(v, number) if f else v for v, f in zip(values, fed, strict=True)]
 
 
+@inlined
+def _line(ctx, plan):
+    """Bytes of the weights of 64 bytes of units."""
+    biases, _, row, _, x_gates, early, late = _constants(ctx)
+    rows = (plan.D | 1) * x_gates + (plan.P | 1) * early + (plan.H | 1) * late
+    return biases + row * rows
+
+
+@inlined
+def _strips(ctx, plan):
+    """How many strips are wide, how many vectors each has, and how many halves of one are left."""
+    W, times = lanes_of(ctx), lanes_of(_wide(ctx)) // lanes_of(ctx)
+    halves = (2 * plan.H + W - 1) // W
+    return halves // (2 * times), times, halves % (2 * times)
+
+
+@inlined
+def _projected(plan):
+    """Bytes from step to step, and from panel to panel, of x Wx; 0 where that is but zeros."""
+    return (VECTOR_BYTES, panel_of(plan.steps)) if plan.multiply else (0, 0)
+
+
+@inlined
+def _project(ctx, plan, t, count):
+    """x Wx for some steps, strip by strip."""
+    biases, _, row, _, x_gates, _, _ = _constants(ctx)
+    many, times, rest = _strips(ctx, plan)
+    panel = panel_of(plan.steps)
+    for k in range(many + (rest + 1) // 2):
+        width, u = (times, k * times) if k < many else (1, many * times + k - many)
+        call(plan.multiply, Product(
+            a=plan.xs + t * plan.xs_time, a_row=plan.xs_time, a_segment=VECTOR_BYTES, a_group=0,
+            groups=1, inner=plan.D, b=plan.pWx + u * _line(ctx, plan) + width * biases,
+            b_vector=(plan.D | 1) * row,
+            c=plan.x_proj + u * x_gates * panel, c_row=VECTOR_BYTES, c_vector=panel, rows=count,
+            columns=width * x_gates * lanes_of(ctx), add=0, then=0,
+        ))  # fmt: skip
+
+
 def _sweep(begins, ends):
     """A function that runs a step for all strips, or one of two parts of it.
 
@@ -231,17 +276,21 @@ def _sweep(begins, ends):
 
     @inlined
     def strip(ctx, plan, t, now, after, weights, u):  # u: bytes from a row's start
-        size, row, gates_in_all, x_gates, early, _ = _constants(ctx)
-        x_weights = weights + gates_in_all * size
-        h_weights = x_weights + (plan.D | 1) * x_gates * row
-        left = plan.P - u * lanes_of(ctx) // size
+        biases, x_row, row, _, x_gates, early, _ = _constants(ctx)
+        x_weights = weights + biases
+        h_weights = x_weights + (plan.D | 1) * x_gates * x_row
+        left = plan.P - u // plan.size
         if begins:
-            x = plan.xs + t * plan.xs_time
-            gates = _first_gates(ctx, weights, x, plan.D, x_weights, now, plan.P, h_weights)
+            step, panel = _projected(plan)
+            known = plan.x_proj + u // VECTOR_BYTES * x_gates * panel + t % plan.steps * step, panel
+            gates = _first_gates(
+                ctx, weights, known, plan.xs + t * plan.xs_time, 0 if plan.multiply else plan.D,
+                plan.D, x_weights, now, plan.P, h_weights,
+            )  # fmt: skip
         else:
             inner = plan.H if left > 0 else 0  # h may have fewer units
             r_weights = h_weights + (plan.P | 1) * early * row
-            kept = plan.x_proj + u, plan.state_step
+            kept = plan.op_proj + u, plan.state_step
             gates = _last_gates(ctx, kept, plan.operand, inner, r_weights)
         before = tuple_io.load_states(ctx, (now + u, plan.state_step))
         if ends:
@@ -255,26 +304,20 @@ def _sweep(begins, ends):
             number = tuple_io.operand(ctx, gates, before)
             store(ctx, number, plan.operand + u)
             gates = _add_operand(ctx, gates, number)
-            tuple_io.store_gates(ctx, gates, (plan.x_proj + u, plan.state_step))
+            tuple_io.store_gates(ctx, gates, (plan.op_proj + u, plan.state_step))
 
     @inlined
     def sweep(ctx, plan, t, now, after):
-        wide, half, W = _wide(ctx), _half(ctx), lanes_of(ctx)
-        size, row, gates, x_gates, early, late = _constants(ctx)
-        line = size * gates + row * (
-            (plan.D | 1) * x_gates + (plan.P | 1) * early + (plan.H | 1) * late
-        )
-        times, halves = lanes_of(wide) // W, (2 * plan.H + W - 1) // W
-        many, rest = halves // (2 * times), halves % (2 * times)
+        line, (many, times, rest) = _line(ctx, plan), _strips(ctx, plan)
         for j in range(many):
             k = (many - 1 - j if t & 1 else j) * times
-            strip(wide, plan, t, now, after, plan.pWx + k * line, k * size)
+            strip(_wide(ctx), plan, t, now, after, plan.pWx + k * line, k * VECTOR_BYTES)
         k = many * times
         for _ in range(rest // 2):
-            strip(ctx, plan, t, now, after, plan.pWx + k * line, k * size)
+            strip(ctx, plan, t, now, after, plan.pWx + k * line, k * VECTOR_BYTES)
             k += 1
         if rest % 2:
-            strip(half, plan, t, now, after, plan.pWx + k * line, k * size)
+            strip(_half(ctx), plan, t, now, after, plan.pWx + k * line, k * VECTOR_BYTES)
 
     return sweep
 
@@ -304,6 +347,8 @@ def fused_steps(ctx):
     denormals = flush_denormals()
     now, after = plan.state, plan.last_state
     for t in range(plan.T):
+        if plan.multiply and t % plan.steps == 0:
+            _project(ctx, plan, t, min(plan.steps, plan.T - t))
         _step(ctx, plan, t, now, after)
         now, after = after, now
         for u in range(0, plan.state_step, VECTOR_BYTES):  # only now: x may be what hs was

@@ -88,8 +88,11 @@ def write_packed(plan: Array, packed: Packed) -> None:
 
 
 def pack_affine(affine: Sequence[Array]) -> Packed:
-    """W (H, outputs) and, for a last row, b (outputs,)."""
+    """W (H, outputs) and, for a last row, b (outputs,); of a W in int8 b is by itself."""
     W, b = affine
+    if isinstance(W, QuantisedWeight):
+        (memory, address), (bias, bias_address) = pack_quantised_matrix(W), placed(b)
+        return Packed([memory, bias], [address, bias_address], W.shape[1], 4)
     memory, address = placed(_panels([np.vstack([W, b])], W.dtype))
     return Packed([memory], [address], W.shape[1])
 

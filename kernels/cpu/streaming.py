@@ -9,7 +9,7 @@ of time by block of time, and then through the affine layer on top:
 
 Every layer is a plan of the forward pass (``schedule.py``) of which nothing is kept, so that a
 stream computes, bit for bit, what the layer computes for the whole sequence (with the same
-weights: bfloat16 rounds them).
+precision). Weights in float32 and float64 of one sequence go through ``fused_step.py``.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,11 +20,14 @@ from numba import boolean, int64
 
 from ..cells import Cell
 from ..engine import Array, StreamLayer
+from ..layout import layout
 from ..once import once
+from ..quantisation import is_quantised
 from ..step_options import StepOptions
 from . import fused_step, gemm, threads
 from .compilation import compiled_function, warn_if_slow_compile
 from .forward import forward
+from .int8 import quantise_columns
 from .kernel_abi import (
     ArrayObjectType,
     arguments_address,
@@ -36,10 +39,18 @@ from .kernel_abi import (
     record,
 )
 from .option_memory import OptionMemory, compiled_features
-from .packing import Packed, pack_affine, pack_weights, write_packed, zeros
+from .packing import (
+    Packed,
+    pack_affine,
+    pack_quantised,
+    pack_weights,
+    write_packed,
+    zeros,
+)
+from .panels import Rounding
 from .plan import PLACES, read_plan, write
 from .plans import address_of, aligned, choose_partition, compiling, merge_bias, plan_template
-from .simd import VECTOR_BYTES, all_lanes, lanes_of, load, load_part, store
+from .simd import VECTOR_BYTES, all_lanes, lanes_of, load, load_part, store, store_part
 
 
 class StreamPlan(NamedTuple):
@@ -62,11 +73,19 @@ class StreamPlan(NamedTuple):
     layers: int
     plans: int  # the address of their addresses
     outputs: int
-    # the affine layer: its kernel, if there is one, its weights with the bias for a last row, in
-    # panels, and how many rows these have
+    # the affine layer: its kernel, if there is one, its weights in panels, with the bias for a last
+    # row, how many words their rows have, and the bytes from panel to panel
     multiply: int
     weights: int
     inner: int
+    panel: int
+    # in int8: the bias, its kernel that rounds h, and where the words of h go, with their scales
+    bias: int
+    round_columns: int
+    words: int
+    words_row: int
+    scales: int
+    h_size: int
 
 
 _read_stream = record(StreamPlan)
@@ -95,12 +114,32 @@ def stream(ctx):
                     store(ctx, load(ctx, plan.last_state + u), plan.state + u)
             x, x_row, x_time = plan.hs, plan.hs_row, plan.hs_time
         for n in range(me.N if me.multiply else 0):
+            a, a_row = x + n * x_row, x_time
+            if me.round_columns:
+                a, a_row = _round_h(ctx, me, a, a_row, out + n * me.out_row, count)
             call(me.multiply, gemm.Product(
-                a=x + n * x_row, a_row=x_time, a_segment=VECTOR_BYTES, a_group=0, groups=1,
-                inner=me.inner, b=me.weights, b_vector=(me.inner | 1) * VECTOR_BYTES,
-                c=out + n * me.out_row, c_row=me.out_time, c_vector=VECTOR_BYTES, rows=count,
-                columns=me.outputs, add=0, then=0,
+                a=a, a_row=a_row, a_segment=VECTOR_BYTES, a_group=0, groups=1, inner=me.inner,
+                b=me.weights, b_vector=me.panel, c=out + n * me.out_row, c_row=me.out_time,
+                c_vector=VECTOR_BYTES, rows=count, columns=me.outputs,
+                add=1 if me.round_columns else 0, then=0,
             ))  # fmt: skip
+
+
+@jitted
+def _round_h(ctx, me, h, h_time, out, count):
+    """h of some steps as words, where they are, and the bytes from row to row; out is the bias."""
+    W = lanes_of(ctx)
+    call(me.round_columns, Rounding(
+        source=h, source_row=h_time, source_panel=VECTOR_BYTES, rows=count, columns=me.h_size,
+        to=me.words, to_row=me.words_row, to_panel=VECTOR_BYTES, scale=me.scales, bounded=0,
+    ))  # fmt: skip
+    for t in range(count):
+        for k in range(0, me.outputs, W):
+            skip, lanes = k * VECTOR_BYTES // W, me.outputs - k
+            store_part(
+                ctx, load_part(ctx, me.bias + skip, lanes), out + t * me.out_time + skip, lanes
+            )
+    return me.words, me.words_row
 
 
 @jitted
@@ -212,16 +251,25 @@ class _Layer(NamedTuple):
 
     cell: Cell
     params: tuple[Array, ...]
+    sizes: tuple[int, int, int]  # D, H, P
     zoneout: Sequence[float]
+    word: int  # numbers in a word of the products' operands (``plan.py``)
     state: Array  # (S, N, H), for a batch of one padded to whole vectors
-    packed: dict[Any, Packed]  # its weights, by the function that has packed them
+    packed: dict[Any, Packed]  # its weights, by the function that makes a plan with them
 
 
-def _layer(cell: Cell, params: Sequence[Array], zoneout: Sequence[float], N: int) -> _Layer:
-    params = tuple(param.copy() for param in merge_bias(cell, params))
-    H, lanes = cell.hidden_size(params), VECTOR_BYTES // params[0].itemsize if N == 1 else 1
-    state = zeros((len(cell.states), N, -(-H // lanes) * lanes), params[0].dtype)
-    return _Layer(cell, params, zoneout, state, {})
+def _layer(
+    cell: Cell, given: Sequence[Any], zoneout: Sequence[float], N: int, bfloat16: bool
+) -> _Layer:
+    params = tuple(param.copy() for param in merge_bias(cell, given))
+    D, H, dtype = given[0].shape[0], cell.hidden_size(given), params[2].dtype
+    sizes = D, H, cell.output_size(given) if cell.projected else H
+    word, packed = 2 if bfloat16 and dtype == np.float32 else 1, {}
+    if is_quantised(given):
+        word, packed = 4, {_in_panels: pack_quantised(cell, given)}
+    lanes = VECTOR_BYTES // dtype.itemsize if N == 1 else 1
+    state = zeros((len(cell.states), N, -(-H // lanes) * lanes), dtype)
+    return _Layer(cell, params, sizes, zoneout, word, state, packed)
 
 
 class NumbaStream:
@@ -239,16 +287,15 @@ class NumbaStream:
         shards: int,
         bfloat16: bool,
     ) -> None:
-        layers = [_layer(*StreamLayer(*parts), N) for parts in given]
-        dtype, H = layers[0].params[0].dtype, [at.cell.hidden_size(at.params) for at in layers]
-        bfloat16 = bfloat16 and dtype == np.float32
+        layers = [_layer(*StreamLayer(*parts), N, bfloat16) for parts in given]
+        dtype, H = layers[0].state.dtype, [layer.sizes[1] for layer in layers]
         self.state = [layer.state[:, :, :size] for layer, size in zip(layers, H, strict=True)]
         with warn_if_slow_compile(f"a stream of {layers[0].cell.name} ({dtype})"):
             top = pack_affine(affine) if affine is not None else None
-            self._one = _Call(layers, top, N, 1, shards, bfloat16)
-            self._many = _Call(layers, top, N, max(2, 4096 // max(N, 1)), shards, bfloat16)
+            self._one = _Call(layers, top, N, 1, shards)
+            self._many = _Call(layers, top, N, max(2, 4096 // max(N, 1)), shards)
             # a step of a microsecond need not let other Python threads in
-            long = N * sum(p.size for layer in layers for p in layer.params) > 1 << 16
+            long = N * sum(param.size for parts in given for param in parts[1]) > 1 << 16
             self._enter = _entrance(False, dtype.name, int(N != 1), long)
             self._enter_many = _entrance(True, dtype.name, int(N != 1), True)
         self.out = self._one.out[0, 0] if N == 1 else self._one.out[:, 0]
@@ -284,26 +331,26 @@ class _Call:
     """A plan for calls, up to T steps of which are a block, and all that it has the address of."""
 
     def __init__(
-        self, layers: Sequence[_Layer], top: Packed | None, N: int, T: int, shards: int,
-        bfloat16: bool,
-    ) -> None:  # fmt: skip
-        self._shards, dtype = shards, layers[0].params[0].dtype
-        xs = np.zeros((N, T, layers[0].params[0].shape[0]), dtype)
+        self, layers: Sequence[_Layer], top: Packed | None, N: int, T: int, shards: int
+    ) -> None:
+        self._shards, dtype = shards, layers[0].state.dtype
+        xs = np.zeros((N, T, layers[0].sizes[0]), dtype)
         words = {"x": address_of(xs), "x_row": xs.strides[0], "x_time": xs.strides[1]}
         self._kept: list[Any] = [layers, top, xs]
         self.plans = []
         for layer in layers:
-            cell, params, zoneout, _, packed = layer
-            (D, _), (P, _), H = params[0].shape, params[1].shape, cell.hidden_size(params)
+            cell, params, (D, H, P), zoneout, word, _, packed = layer
             # below the affine layer with a 1 behind h, by which the bias is multiplied
             wide = P + (top is not None and layer is layers[-1])
             hs = np.ones((N, T, wide), dtype)[:, :, :P]
             cut, options = choose_partition(cell, N, T, D, H, shards), StepOptions(zoneout=zoneout)
-            fused = N == 1 == cut[0] and not cell.normalised
-            make, pack = (_fused, fused_step.pack) if fused else (_in_panels, pack_weights)
-            if pack not in packed:
-                packed[pack] = pack(cell, params, bfloat16)
-            plan, memory = make(layer, xs, hs, cut, packed[pack], options.features)
+            if N == 1 == cut[0] == word and not cell.normalised:
+                make, weights = _fused, packed.get(_fused) or fused_step.pack(cell, params)
+            else:
+                make = _in_panels
+                weights = packed.get(make) or pack_weights(cell, params, word == 2)
+            packed[make] = weights
+            plan, memory = make(layer, xs, hs, cut, weights, options.features)
             if zoneout:
                 there = OptionMemory(options, cell, N, T, H, dtype)
                 write(plan, options=there.address)
@@ -316,15 +363,37 @@ class _Call:
         addresses = np.array([address_of(plan) for plan in self.plans])
         self._kernel = compiled(stream, dtype.name)
         self._words = np.array(StreamPlan(
-            kernel=self._kernel, N=N, inputs=layers[0].params[0].shape[0], alone=not self.shared,
+            kernel=self._kernel, N=N, inputs=layers[0].sizes[0], alone=not self.shared,
             array_type=id(np.ndarray), dtype=id(np.dtype(dtype.type)), **words, T=T,
             out=address_of(self.out), out_row=self.out.strides[0], out_time=self.out.strides[1],
             block=T, layers=len(layers), plans=address_of(addresses), outputs=self.out.shape[2],
-            multiply=0 if top is None else compiled(gemm.multiply, dtype.name),
-            weights=0 if top is None else top.addresses[0], inner=P + 1,
+            **self._affine(top, P, T, dtype),
         ))  # fmt: skip
         self._kept.append(addresses)
         self.address = address_of(self._words)
+
+    def _affine(self, top: Packed | None, P: int, T: int, dtype: Any) -> dict[str, int]:
+        """The fields of the affine layer."""
+        names = StreamPlan._fields[StreamPlan._fields.index("multiply") :]
+        fields = dict.fromkeys(names, 0)
+        if top is None:
+            return fields
+        if top.word == 1:
+            return fields | {
+                "multiply": compiled(gemm.multiply, dtype.name), "weights": top.addresses[0],
+                "inner": P + 1, "panel": (P + 1 | 1) * VECTOR_BYTES,
+            }  # fmt: skip
+        inner, lanes = -(-P // 4), VECTOR_BYTES // 4
+        lines = -(-inner // lanes)
+        row = (lines + 1 | 1) * VECTOR_BYTES
+        words, (weights, bias) = aligned(T * row, dtype), top.addresses
+        self._kept.append(words)
+        return fields | {
+            "multiply": compiled(gemm.multiply_int8, dtype.name), "weights": weights,
+            "inner": inner, "panel": (inner + 2 | 1) * VECTOR_BYTES, "bias": bias,
+            "round_columns": compiled(quantise_columns, dtype.name), "words": words[1],
+            "words_row": row, "scales": words[1] + lines * VECTOR_BYTES, "h_size": P,
+        }  # fmt: skip
 
     def run_shared(self) -> bool:
         """Run it with the team's help."""
@@ -337,29 +406,32 @@ def _fused(
 ) -> tuple[Array, Any]:
     """A plan for ``fused_step.py``, and its memory."""
     cell, (states, _, numbers), dtype = layer.cell, layer.state.shape, layer.state.dtype
-    row, plan = numbers * dtype.itemsize, np.zeros(threads.PLAN_WORDS, np.int64)
+    (_, T, D), (_, H, _), row = xs.shape, layer.sizes, numbers * dtype.itemsize
     memory = zeros((states + 1 + len(cell.gates), numbers), dtype)
-    if weights.word == 2:
-        features |= {"bfloat16"}
+    big = sum(param.nbytes for param in layer.params) > 1 << 15
+    projects = T > 1 and (D >= 64 or (D >= 8 and big))  # measured
+    steps, panels = (min(T, 64), row // VECTOR_BYTES * layout(cell).x_gates) if projects else (T, 0)
+    x_proj = zeros((max(1, panels * (steps | 1)), VECTOR_BYTES // dtype.itemsize), dtype)
     with compiling(cell, "step", dtype.name):
         entry = compiled(fused_step.fused_steps, dtype.name, cell, features)
     write(
-        plan, entry=entry, shards=1, T=1, steps=1, states=states, state_step=row,
-        D=xs.shape[2], H=cell.hidden_size(layer.params), P=hs.shape[2],
-        xs=address_of(xs), xs_time=xs.strides[1], pWx=weights.addresses[0],
-        hs=address_of(hs), hs_row=hs.strides[0], hs_time=hs.strides[1],
+        plan := np.zeros(threads.PLAN_WORDS, np.int64),
+        entry=entry, multiply=compiled(gemm.multiply, dtype.name) if projects else 0, shards=1,
+        T=1, steps=steps, states=states, state_step=row, D=D, H=H, P=hs.shape[2],
+        size=dtype.itemsize, xs=address_of(xs), xs_time=xs.strides[1], pWx=weights.addresses[0],
+        hs=address_of(hs), hs_row=hs.strides[0], hs_time=hs.strides[1], x_proj=address_of(x_proj),
         state=address_of(layer.state), last_state=address_of(memory),
-        operand=address_of(memory[states]), x_proj=address_of(memory[states + 1 :]),
+        operand=address_of(memory[states]), op_proj=address_of(memory[states + 1 :]),
     )  # fmt: skip
-    return plan, memory
+    return plan, (memory, x_proj)
 
 
 def _in_panels(
     layer: _Layer, xs: Array, hs: Array, cut: Any, weights: Packed, features: frozenset[str]
 ) -> tuple[Array, Any]:
     """A plan for ``forward.py``, and its memory."""
-    cell, params, _, state, _ = layer
-    sizes, dtype = (*xs.shape, cell.hidden_size(params), hs.shape[2]), state.dtype
+    cell, params, state = layer.cell, layer.params, layer.state
+    sizes, dtype = (*xs.shape, layer.sizes[1], hs.shape[2]), state.dtype
     features = compiled_features(features, False)
     made = plan_template(
         forward, cell, dtype, *sizes, *cut, keep=False, features=features, word=weights.word,
