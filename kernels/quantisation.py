@@ -147,7 +147,10 @@ class QuantisedWeight:
     @property
     def T(self) -> "QuantisedWeight":  # noqa: N802 (as an array has it)
         """The transposed matrix, of the same memory."""
-        return self._view(self.values.T, self.scale, 1 - self.axis)
+        if "T" not in self.kept:
+            self.kept["T"] = made = self._view(self.values.T, self.scale, 1 - self.axis)
+            made.kept["T"] = self
+        return self.kept["T"]
 
     def __len__(self) -> int:
         return len(self.values)
@@ -179,8 +182,13 @@ class QuantisedWeight:
             return rows * (self.scale if self.axis else self.scale[index][..., None])
         if len(index) != 2 or index[0] != slice(None) or not isinstance(index[1], slice):
             raise TypeError(f"index: expected [:, columns] or [row numbers], got {index!r}")
-        scale = self.scale[index[1]] if self.axis else self.scale
-        return self._view(self.values[index], scale, self.axis)
+        columns = index[1].indices(self.shape[1])
+        if columns == (0, self.shape[1], 1):
+            return self
+        if columns not in self.kept:
+            scale = self.scale[index[1]] if self.axis else self.scale
+            self.kept[columns] = self._view(self.values[index], scale, self.axis)
+        return self.kept[columns]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         return np.asarray(self.dequantise(), dtype)
@@ -234,7 +242,7 @@ class QuantisedWeight:
 
     @cached_property
     def kept(self) -> dict[Any, Any]:
-        """What engines have made of it, such as panels."""
+        """What was made of it: parts of it, and panels of engines."""
         return {}
 
     @cached_property

@@ -645,8 +645,10 @@ def load_model(path: str | Path) -> tuple[Rnnlm, Vocabulary, dict[str, Any]]:
 def _expect_params(arrays: dict[str, Array], *sizes: int, **options: Any) -> None:
     """See that a file has the parameters of a model, before one is made of its sizes."""
     for name, shape in Rnnlm.param_shapes(*sizes, **options):
-        key = f"param/{name}"
-        expect_array(key, arrays.get(key), shape)
+        key, dtype = f"param/{name}", None
+        if f"int8/{key}" in arrays:
+            key, dtype = f"int8/{key}", np.dtype(np.int8)
+        expect_array(key, arrays.get(key), shape, dtype)
 
 
 def sample(

@@ -35,6 +35,7 @@ from numba_rnn import (
     bridges,
     cells,
     functional,
+    jobs,
     use_backend,
 )
 from numba_rnn.diagnostics import plot_quantisation, quantisation_report
@@ -50,7 +51,7 @@ from numba_rnn.kernels.reference import NumpyEngine
 from numba_rnn.kernels.step_options import NO_OPTIONS, StepOptions
 from numba_rnn.models import Rnnlm, Sequential
 from numba_rnn.sklearn import RNNClassifier
-from numba_rnn.training import SGD
+from numba_rnn.training import SGD, save_checkpoint
 
 ENGINES = ("numpy", "numba")  # those that run weights in int8
 
@@ -242,6 +243,8 @@ def test_columns_and_rows_of_a_weight():
     np.testing.assert_array_equal(weight.T[ids % 4], whole.T[ids % 4])
     np.testing.assert_array_equal(weight.T[3], whole.T[3])
     np.testing.assert_array_equal(weight.T.dequantise(), whole.T)
+    assert weight.T.T is weight[:, :] is weight  # what engines make of parts is kept with these
+    assert weight[:, 1:3] is weight[:, 1:-1]
     for wrong in ((0, slice(None)), (slice(1, None), slice(None)), (slice(None), 1)):
         with pytest.raises(TypeError, match=r"index: expected \[:, columns\]"):
             weight[wrong]
@@ -804,6 +807,20 @@ def test_a_language_model_in_int8(options, tmp_path):
     SGD(0.1).update(model.params, model.grads)
     if model.tie:
         assert np.shares_memory(model.affine.params[0], model.embedding.params[0])
+
+
+def test_a_checkpoint_of_a_language_model_in_int8(tmp_path):
+    (tmp_path / "text.txt").write_text("to be or not to be, that is the question\n" * 50)
+    config = jobs.TrainConfig(text=str(tmp_path / "text.txt"), batch=4, time=16, epochs=1, hidden=8)
+    jobs.train(config, tmp_path)
+    model, vocabulary, content = jobs.load_model(tmp_path)
+    save_checkpoint(tmp_path / "int8.safetensors", model.quantise().arrays(), content)
+    again, _, _ = jobs.load_model(tmp_path / "int8.safetensors")
+    assert again.quantised
+    ids = vocabulary.encode("to be or")[None]
+    np.testing.assert_array_equal(again.predict(ids), model.predict(ids))
+    small, large = ((tmp_path / f"{n}.safetensors").stat().st_size for n in ("int8", "best"))
+    assert small < large
 
 
 @pytest.mark.parametrize("options", [{}, {"tie": True}, {"samples": 5}], ids=str)
