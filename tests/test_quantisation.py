@@ -395,18 +395,28 @@ def test_a_cell_is_that_of_whole_numbers(name, size):
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", cells.names())
 def test_engines_compute_the_specification(engine, name):
-    """Equal whole numbers; what is float32 may be added in another order."""
+    """Equal whole numbers, from the same state; floats may be rounded in another way. Where that
+    moves one across a half, its whole number is another, and then the row: so rarely that nearly
+    all must be close."""
+    run = engine_of(engine)
     for size in SIZES:
         cell, xs, state, params = quantised_problem(name, *size)
-        want, last, _ = NumpyEngine().forward(cell, xs, state, params)
-        hs, after, _ = engine_of(engine).forward(cell, xs, state, params)
+        hs, after, _ = run.forward(cell, xs, state, params)
+        found, wanted = [], []
+        for t in range(xs.shape[1]):
+            x = np.ascontiguousarray(xs[:, t : t + 1])
+            found += [run.forward(cell, x, state, params)[0][:, 0]]
+            found += [run.step(cell, x[:, 0], state, params)[0]]
+            state = NumpyEngine().forward(cell, x, state, params)[1]
+            wanted += [state[0]] * 2
+        error = np.abs(np.stack(found) - np.stack(wanted))
+        assert np.quantile(error, 0.98) <= 2e-6 * np.abs(wanted).max()
+        assert error.max() <= 0.05 * np.abs(wanted).max()
         assert hs.dtype == np.float32
-        np.testing.assert_allclose(hs, want, rtol=1e-4, atol=2e-2 if size[1] > 1 else 1e-5)
-        for got, wanted in zip(after, last, strict=True):
-            assert got.shape == wanted.shape
-        if size[1] == 1:
-            stepped = engine_of(engine).step(cell, xs[:, 0], state, params)
-            np.testing.assert_allclose(stepped[0], want[:, 0], rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(hs[:, 0], found[0])
+        np.testing.assert_allclose(after[0], state[0], atol=0.05 * np.abs(wanted).max())
+        for got, last in zip(after, state, strict=True):
+            assert got.shape == last.shape
 
 
 @pytest.mark.parametrize("engine", ENGINES)
