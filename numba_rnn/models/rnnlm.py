@@ -355,6 +355,7 @@ class Rnnlm:
         >>> model = Rnnlm(vocab_size=11, embed_size=4, hidden_size=6, rng=0)
         >>> ids = np.arange(10).reshape(2, 5)
         >>> scores = model.predict(ids)
+        >>> model.reset_state()
         >>> bool(np.abs(model.quantise().predict(ids) - scores).max() < 0.02)
         True
         """
