@@ -48,8 +48,9 @@ from numba_rnn.kernels.quantisation import (
     quantise_activations,
 )
 from numba_rnn.kernels.reference import NumpyEngine
+from numba_rnn.kernels.sparse_rows import SparseRows
 from numba_rnn.kernels.step_options import NO_OPTIONS, StepOptions
-from numba_rnn.models import Rnnlm, Sequential
+from numba_rnn.models import Rnnlm, Seq2seq, Sequential
 from numba_rnn.sklearn import RNNClassifier
 from numba_rnn.training import SGD, save_checkpoint
 
@@ -650,6 +651,9 @@ def test_an_embedding_has_a_scale_for_each_word(sparse):
     with pytest.raises(TypeError, match="dequantise"):
         layer.backward(got)
     layer.drop_words(0.5, rng=0).forward(ids)
+    out = layer.dequantise().forward(ids)
+    layer.backward(out)
+    assert isinstance(layer.grads[0], SparseRows) == sparse
 
 
 @pytest.mark.parametrize(
@@ -883,6 +887,27 @@ def test_a_stateful_quantised_model_keeps_its_state(tmp_path):
     twin = Sequential(TimeLSTM.create(3, 5, rng=1, stateful=True), TimeAffine.create(5, 2, rng=1))
     twin.load(tmp_path / "model.safetensors")
     np.testing.assert_array_equal(twin.predict(XS), model.predict(XS))
+
+
+def test_a_model_with_attention_in_int8():
+    model = Seq2seq.create(11, 6, 8, connection="attention", rng=0)
+    xs, ts = np.arange(10).reshape(2, 5), np.arange(1, 9).reshape(2, 4)
+    want = model.forward(xs, ts)
+    np.testing.assert_allclose(model.quantise().forward(xs, ts), want, rtol=0.02)
+    model.generate(xs, 0, 3)
+
+
+def test_a_stream_of_a_network_in_int8():
+    X = np.random.default_rng(0).standard_normal((12, 7, 3)).astype(np.float32)
+    model = RNNClassifier(hidden_size=5, max_epochs=1, pooling="last", random_state=0)
+    network = model.fit(X, np.arange(12) % 2).network_
+    want = Stream(network).step_many(X[0])
+    np.testing.assert_allclose(Stream(network, weights="int8").step_many(X[0]), want, atol=0.02)
+    network.quantise()
+    with pytest.raises(
+        TypeError, match="standardise: expected weights in float32 to make a stream"
+    ):
+        Stream(network)
 
 
 def test_an_estimator_in_int8():

@@ -8,6 +8,7 @@ import numpy as np
 from ..backend import Engine, engine_by_name, engine_for_input, engine_of_param, move
 from ..kernels import deprecated
 from ..kernels.quantisation import QuantisedWeight, is_quantised, quantise
+from ..kernels.sparse_rows import SparseRows
 from ..typing import Array
 
 
@@ -173,7 +174,8 @@ class Layer:
         """Replace a parameter by one of another kind."""
         self.forget()
         self.params[k] = param
-        self.grads[k] = None if isinstance(param, QuantisedWeight) else np.zeros_like(param)
+        if not isinstance(self.grads[k], SparseRows):  # which stays what the layer was made with
+            self.grads[k] = None if isinstance(param, QuantisedWeight) else np.zeros_like(param)
 
     def in_stream(self) -> list[Any]:
         """The layers that a ``Stream`` of this one runs, from the bottom."""

@@ -35,7 +35,8 @@ def param_of(name: str, arrays: Mapping[str, Any], layer: Layer, k: int) -> Any:
     shape: tuple[int, ...] = (param.shape[1],) if axis else (param.shape[0], 1)
     expect_array(f"int8/{name}", values, param.shape, np.dtype(np.int8))
     expect_array(f"scale/{name}", scale, shape, np.dtype(np.float32))
-    return QuantisedWeight(values, np.ravel(np.asarray(scale)), axis)
+    weight = QuantisedWeight(values, np.ravel(np.asarray(scale)), axis)
+    return engine_of_param(param).to_device(weight)  # which one on a GPU refuses
 
 
 def set_params(slots: Sequence[tuple[Layer, int]], values: Sequence[Any]) -> None:
@@ -43,7 +44,7 @@ def set_params(slots: Sequence[tuple[Layer, int]], values: Sequence[Any]) -> Non
     for (layer, k), value in zip(slots, values, strict=True):
         param = layer.params[k]
         if isinstance(value, QuantisedWeight):
-            layer._set_param(k, engine_of_param(param).to_device(value))
+            layer._set_param(k, value)
         elif isinstance(param, QuantisedWeight):
             layer._set_param(k, value.copy())
         else:
