@@ -95,15 +95,17 @@ def check_same(calls: Calls) -> None:
                 raise SystemExit(f"{name} computes something else: off by {error:.1e}")
 
 
-def in_turn(calls: Calls, rounds: int, settle: float) -> dict[str, list[float]]:
-    """Seconds of each call in every round, all of them in turn."""
+def in_turn(
+    calls: Calls, rounds: int, settle: float, least: float = 0.04
+) -> dict[str, list[float]]:
+    """Seconds of each call in every round, all of them in turn, for at least so many seconds."""
     repeats = {}
     for name, call in calls.items():
         for _ in range(2):
             call()
         start = time.perf_counter()
         call()
-        repeats[name] = max(1, int(0.04 / max(time.perf_counter() - start, 1e-7)))
+        repeats[name] = max(1, int(least / max(time.perf_counter() - start, 1e-7)))
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     gc.disable()
     for _ in range(rounds):

@@ -267,12 +267,11 @@ _ONNX_ORDER = {"lstm": "i o f g", "gru_reset_after": "-z r h", "rnn": "h"}
 _ONNX_NAME = {"lstm": "LSTM", "gru_reset_after": "GRU", "rnn": "RNN"}
 
 
-def _onnx_session(task: Task, threads: int, streaming: bool, quantised: bool = False) -> Any:
-    import onnxruntime
+def onnx_model(task: Task, T: int, streaming: bool) -> Any:
+    """The layer over T steps; streaming: with the states as inputs and outputs."""
     from onnx import TensorProto, helper, numpy_helper
 
-    T, N, D, H = task.sizes
-    T = 1 if streaming else T
+    _, N, D, H = task.sizes
     Wx, Wh, bx, bh = task.blocks(_ONNX_ORDER[task.cell])
     weights = {"W": Wx[None], "R": Wh[None], "B": np.concatenate([bx, bh])[None]}
     states = (["h", "c"] if task.cell == "lstm" else ["h"]) if streaming else []
@@ -295,9 +294,13 @@ def _onnx_session(task: Task, threads: int, streaming: bool, quantised: bool = F
         [tensor("y", [T, 1, N, H]), *(tensor(f"{s}_out", [1, N, H]) for s in states)],
         [numpy_helper.from_array(np.ascontiguousarray(w), name) for name, w in weights.items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    if quantised:
-        model = _quantised(model)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+def onnx_session(model: Any, threads: int) -> Any:
+    """A session that runs a model."""
+    import onnxruntime
+
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads, settings.inter_op_num_threads = threads, 1
     settings.log_severity_level = 3
@@ -324,35 +327,40 @@ def _quantised(model: Any) -> Any:
 
 
 def onnx_infer(task: Task, threads: int, quantised: bool = False) -> Call:
-    session = _onnx_session(task, threads, streaming=False, quantised=quantised)
+    model = onnx_model(task, task.sizes[0], streaming=False)
+    session = onnx_session(_quantised(model) if quantised else model, threads)
     xs = _time_first(task.xs)
     return lambda: session.run(None, {"x": xs})[0][:, 0].swapaxes(0, 1)
 
 
-def onnx_step(task: Task) -> Call:
-    """With all buffers bound beforehand, the fastest way there is."""
+def onnx_bound(session: Any, x: Any) -> Call:
+    """With all buffers bound beforehand, the fastest way there is; x, then states of zeros."""
     import onnxruntime
 
-    session = _onnx_session(task, 1, streaming=True)
-    binding, kept = session.io_binding(), []
+    binding, values = session.io_binding(), []
 
     def value(array: Any) -> Any:
-        kept.append(onnxruntime.OrtValue.ortvalue_from_numpy(array))
-        return kept[-1]
+        values.append(onnxruntime.OrtValue.ortvalue_from_numpy(array))
+        return values[-1]
 
-    H = task.sizes[3]
-    binding.bind_ortvalue_input("x", value(task.xs[:, :1].copy()))
-    for name in [i.name for i in session.get_inputs()][1:]:
-        binding.bind_ortvalue_input(name, value(np.zeros((1, 1, H), np.float32)))
-    for output in session.get_outputs():
-        shape = (1, 1, 1, H) if output.name == "y" else (1, 1, H)
-        binding.bind_ortvalue_output(output.name, value(np.zeros(shape, np.float32)))
+    binding.bind_ortvalue_input("x", value(x))
+    for state in session.get_inputs()[1:]:
+        binding.bind_ortvalue_input(state.name, value(np.zeros(state.shape, np.float32)))
+    outputs = session.get_outputs()
+    for output in outputs:
+        binding.bind_ortvalue_output(output.name, value(np.zeros(output.shape, np.float32)))
+    results = values[-len(outputs) :]
 
     def call() -> Any:
         session.run_with_iobinding(binding)
-        return kept
+        return results
 
     return call
+
+
+def onnx_step(task: Task) -> Call:
+    session = onnx_session(onnx_model(task, 1, streaming=True), 1)
+    return onnx_bound(session, task.xs[:, :1].copy())
 
 
 # ---- any cell as a loop over time in torch, its arithmetic the cell's own
