@@ -218,42 +218,49 @@ def use_one_core() -> None:
 
 def measure_all(compiled: RTNeural | None, cells: list[str], sizes: list[int], rounds: int) -> None:
     """Print the table."""
-    from benchmarks.cpu import versions
+    from benchmarks.cpu import geometric_mean, versions
     from numba_rnn import explain, use_backend
 
     use_backend("numba", strict=True)
     peers = {"ONNX Runtime": ("onnxruntime", onnx), "torch": ("torch", torch)}
     others = {name: call for name, (module, call) in peers.items() if find_spec(module)}
-    backends = list(compiled.libraries) if compiled else []
+    backends = compiled.libraries if compiled else {}
     columns = ["ours", *backends, *others]
+    groups = {"RTNeural/ours": list(backends), "others/ours": list(others)}
+    groups = {title: names for title, names in groups.items() if names}
     print("nanoseconds a sample, one thread\n")
-    print(
-        f"{'cell':5}{'H':>4}{'block':>7}" + "".join(f"{name:>{len(name) + 3}}" for name in columns)
-        + f"{'RTNeural/ours':>16}" * bool(backends) + f"{'others/ours':>14}" * bool(others)
-    )  # fmt: skip
+    title = "".join(f"{name:>{width(name)}}" for name in columns)
+    print(f"{'cell':5}{'H':>4}{'block':>7}{title}" + "".join(f"{name:>16}" for name in groups))
+    ratios: dict[str, list[float]] = {title: [] for title in groups}
     for name in cells:
         for H in sizes:
             net = network(name, H)
             for block in ("step", *BLOCKS):
-                mine = {"ours": ours(net, block)}
-                mine |= {other: call(net, block) for other, call in others.items()}
-                mine |= compiled.calls(name, net) if compiled else {}
-                found = nanoseconds(mine, block, rounds)
-                of_backend = {
-                    backend: min(found[f"{backend} {k}"] for k in range(len(libraries)))
-                    for backend, libraries in (compiled.libraries if compiled else {}).items()
-                }
-                figures = {"ours": found["ours"], **of_backend, **{o: found[o] for o in others}}
+                calls = {"ours": ours(net, block)}
+                calls |= {other: call(net, block) for other, call in others.items()}
+                calls |= compiled.calls(name, net) if compiled else {}
+                found = nanoseconds(calls, block, rounds)
+                for backend, libraries in backends.items():
+                    found[backend] = min(found[f"{backend} {k}"] for k in range(len(libraries)))
                 line = f"{name:5}{H:>4}{block:>7}"
-                line += "".join(f"{figures[c]:>{len(c) + 3}.1f}" for c in columns)
-                for group, width in ((of_backend, 14), (others, 12)):
-                    if group:
-                        ratio = min(figures[n] for n in group) / figures["ours"]
-                        line += f"{ratio:>{width}.2f}{' <' if ratio < 1 else '  '}"
+                line += "".join(f"{found[column]:>{width(column)}.1f}" for column in columns)
+                for title, names in groups.items():
+                    ratio = min(found[n] for n in names) / found["ours"]
+                    line += f"{ratio:>14.2f}{' <' if ratio < 1 else '  '}"
+                    if block in (64, 512):
+                        ratios[title].append(ratio)
                 print(line.rstrip(), flush=True)
-    found = explain()
-    print(f"\n{found.device}, {found.simd_bits} bits")
+    for title, several in ratios.items():
+        mean = geometric_mean(several)
+        print(f"\n{title}, blocks of 64 and 512: worst {min(several):.2f}, mean {mean:.2f}", end="")
+    machine = explain()
+    print(f"\n\n{machine.device}, {machine.simd_bits} bits")
     print(", ".join(f"{package} {number}" for package, number in versions().items()))
+
+
+def width(column: str) -> int:
+    """Of a column of the table."""
+    return max(9, len(column) + 3)
 
 
 def nanoseconds(
