@@ -54,6 +54,16 @@ def _wide_bytes(cell: Cell) -> int:
     return max(VECTOR_BYTES, min(4 * VECTOR_BYTES, 1 << most.bit_length() - 1))
 
 
+@inlined
+def _strips(halves: int, times: int) -> tuple[int, int]:
+    """How many strips of so many vectors there are, and how many halves of one are left.
+
+    One that lacks but a half is whole: two strips instead of it would wait for their sums twice.
+    """
+    many = (halves + (times > 1)) // (2 * times)
+    return many, max(0, halves - 2 * many * times)
+
+
 def pack(cell: Cell, params: Sequence[Array]) -> Packed:
     """The weights of a layer, strip by strip; params are those that ``plans.merge_bias`` makes."""
     Wx, Wh, b, *own = params
@@ -72,9 +82,9 @@ def pack(cell: Cell, params: Sequence[Array]) -> Packed:
     Wr = (own[0] if own else Wh[:, early * H :]).reshape(H, -1, P)
     Wr = np.pad(Wr, ((0, 0), (0, 0), (0, H - P)))
     parts = biases, Wx.reshape(-1, len(inputs), H), Wh[:, : early * H].reshape(P, early, H), Wr
-    half, wide = VECTOR_BYTES // b.itemsize // 2, _wide_bytes(cell) // b.itemsize
-    whole, rest = divmod(-(-H // half) * half, wide)
-    strips = [wide] * whole + [2 * half] * (rest // (2 * half)) + [half] * (rest // half % 2)
+    half, times = VECTOR_BYTES // b.itemsize // 2, _wide_bytes(cell) // VECTOR_BYTES
+    many, rest = _strips(-(-H // half), times)
+    strips = [2 * half * times] * many + [2 * half] * (rest // 2) + [half] * (rest % 2)
     pieces, start = [], 0
     for lanes in strips:
         for k, part in enumerate(parts):
@@ -237,11 +247,11 @@ def _line(ctx, plan):
 
 
 @inlined
-def _strips(ctx, plan):
+def _strips_of(ctx, plan):
     """How many strips are wide, how many vectors each has, and how many halves of one are left."""
     W, times = lanes_of(ctx), lanes_of(_wide(ctx)) // lanes_of(ctx)
-    halves = (2 * plan.H + W - 1) // W
-    return halves // (2 * times), times, halves % (2 * times)
+    many, rest = _strips((2 * plan.H + W - 1) // W, times)
+    return many, times, rest
 
 
 @inlined
@@ -254,7 +264,7 @@ def _projected(plan):
 def _project(ctx, plan, t, count):
     """x Wx for some steps, strip by strip."""
     biases, _, row, _, x_gates, _, _ = _constants(ctx)
-    many, times, rest = _strips(ctx, plan)
+    many, times, rest = _strips_of(ctx, plan)
     panel = panel_of(plan.steps)
     for k in range(many + (rest + 1) // 2):
         width, u = (times, k * times) if k < many else (1, many * times + k - many)
@@ -308,7 +318,7 @@ def _sweep(begins, ends):
 
     @inlined
     def sweep(ctx, plan, t, now, after):
-        line, (many, times, rest) = _line(ctx, plan), _strips(ctx, plan)
+        line, (many, times, rest) = _line(ctx, plan), _strips_of(ctx, plan)
         for j in range(many):
             k = (many - 1 - j if t & 1 else j) * times
             strip(_wide(ctx), plan, t, now, after, plan.pWx + k * line, k * VECTOR_BYTES)

@@ -87,13 +87,22 @@ def write_packed(plan: Array, packed: Packed) -> None:
     write(plan, pWx=pWx, pWh=pWh, pWr=pWr)
 
 
+FEW_OUTPUTS = 2  # of an affine layer, for which a panel would be wide (measured)
+
+
 def pack_affine(affine: Sequence[Array]) -> Packed:
-    """W (H, outputs) and, for a last row, b (outputs,); of a W in int8 b is by itself."""
+    """W (H, outputs) and, for a last row, b (outputs,); for few outputs a padded row for each.
+
+    Of a W in int8 b is by itself.
+    """
     W, b = affine
     if isinstance(W, QuantisedWeight):
         (memory, address), (bias, bias_address) = pack_quantised_matrix(W), placed(b)
         return Packed([memory, bias], [address, bias_address], W.shape[1], 4)
-    memory, address = placed(_panels([np.vstack([W, b])], W.dtype))
+    both, lanes = np.vstack([W, b]), VECTOR_BYTES // W.itemsize
+    few = W.shape[1] <= FEW_OUTPUTS
+    in_rows = np.pad(both.T, ((0, 0), (0, -len(both) % lanes))) if few else _panels([both], W.dtype)
+    memory, address = placed(in_rows)
     return Packed([memory], [address], W.shape[1])
 
 

@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import boolean, int64
+from llvmlite import ir
+from numba import boolean, int64, types
 
 from ..cells import Cell
 from ..engine import Array, StreamLayer
@@ -34,12 +35,15 @@ from .kernel_abi import (
     call,
     call_at,
     compiled,
+    emits,
     jitted,
     load_i64,
     record,
 )
+from .layer_norm import load_four, multiply, multiply_add, sums
 from .option_memory import OptionMemory, compiled_features
 from .packing import (
+    FEW_OUTPUTS,
     Packed,
     pack_affine,
     pack_quantised,
@@ -73,12 +77,13 @@ class StreamPlan(NamedTuple):
     layers: int
     plans: int  # the address of their addresses
     outputs: int
-    # the affine layer: its kernel, if there is one, its weights in panels, with the bias for a last
-    # row, how many words their rows have, and the bytes from panel to panel
-    multiply: int
+    # the affine layer, if there is one: its weights with the bias for a last row, in panels, how
+    # many words these have, the bytes from panel to panel, and its kernel; or 0, and the weights
+    # transposed
     weights: int
     inner: int
     panel: int
+    multiply: int
     # in int8: the bias, its kernel that rounds h, and where the words of h go, with their scales
     bias: int
     round_columns: int
@@ -90,6 +95,34 @@ class StreamPlan(NamedTuple):
 
 _read_stream = record(StreamPlan)
 CARRAY = 0x501  # flags of an array: C-contiguous, aligned, writable
+
+
+@emits(types.void)
+def _store_quarters(builder, numbers, places):
+    """The first number of each quarter of a vector, to four places."""
+    for k in range(4):
+        number = builder.extract_element(numbers, ir.IntType(32)(k * numbers.type.count // 4))
+        pointer = builder.inttoptr(builder.extract_value(places, k), number.type.as_pointer())
+        builder.store(number, pointer)
+
+
+@jitted
+def _few_outputs(ctx, me, h, h_time, out, count):
+    """The affine layer for some steps: sums along h, of four steps together."""
+    W, last = lanes_of(ctx), count - 1
+    row = (me.inner + W - 1) // W * VECTOR_BYTES
+    for o in range(me.outputs):
+        weights, to = me.weights + o * row, out + o * VECTOR_BYTES // W
+        for t in range(0, count, 4):
+            b, c, d = min(t + 1, last), min(t + 2, last), min(t + 3, last)
+            rows = h + t * h_time, h + b * h_time, h + c * h_time, h + d * h_time
+            w = load(ctx, weights)
+            total = multiply(load_four(ctx, rows, 0), (w, w, w, w))
+            for u in range(VECTOR_BYTES, row, VECTOR_BYTES):
+                w = load(ctx, weights + u)
+                total = multiply_add(load_four(ctx, rows, u), (w, w, w, w), total)
+            places = to + t * me.out_time, to + b * me.out_time, to + c * me.out_time
+            _store_quarters(sums(*total), (*places, to + d * me.out_time))
 
 
 def stream(ctx):
@@ -106,15 +139,18 @@ def stream(ctx):
             if me.block > 1:  # for single steps never anything else
                 plan.xs_time, plan.T = x_time, count
                 plan.chunks = (count + plan.steps - 1) // plan.steps
-                if k == me.layers - 1 and not me.multiply:
+                if k == me.layers - 1 and not me.weights:
                     plan.hs, plan.hs_row, plan.hs_time = out, me.out_row, me.out_time
             call_at(plan.entry, address)
             if plan.state == plan.state_in:  # what comes after this step comes before the next
                 for u in range(0, plan.states * plan.state_step, VECTOR_BYTES):
                     store(ctx, load(ctx, plan.last_state + u), plan.state + u)
             x, x_row, x_time = plan.hs, plan.hs_row, plan.hs_time
-        for n in range(me.N if me.multiply else 0):
+        for n in range(me.N if me.weights else 0):
             a, a_row = x + n * x_row, x_time
+            if not me.multiply:
+                _few_outputs(ctx, me, a, a_row, out + n * me.out_row, count)
+                continue
             if me.round_columns:
                 a, a_row = _round_h(ctx, me, a, a_row, out + n * me.out_row, count)
             call(me.multiply, gemm.Product(
@@ -334,15 +370,18 @@ class _Call:
         self, layers: Sequence[_Layer], top: Packed | None, N: int, T: int, shards: int
     ) -> None:
         self._shards, dtype = shards, layers[0].state.dtype
+        lanes = VECTOR_BYTES // dtype.itemsize
         xs = np.zeros((N, T, layers[0].sizes[0]), dtype)
         words = {"x": address_of(xs), "x_row": xs.strides[0], "x_time": xs.strides[1]}
         self._kept: list[Any] = [layers, top, xs]
         self.plans = []
         for layer in layers:
             cell, params, (D, H, P), zoneout, word, _, packed = layer
-            # below the affine layer with a 1 behind h, by which the bias is multiplied
-            wide = P + (top is not None and layer is layers[-1])
-            hs = np.ones((N, T, wide), dtype)[:, :, :P]
+            # below the affine layer whole vectors, a 1 behind h, by which the bias is multiplied
+            below = top is not None and layer is layers[-1]
+            wide = -(-(P + 1) // lanes) * lanes if below else P
+            hs = zeros((N, T, wide), dtype)
+            hs[:, :, P:], hs = 1, hs[:, :, :P]
             cut, options = choose_partition(cell, N, T, D, H, shards), StepOptions(zoneout=zoneout)
             if N == 1 == cut[0] == word and not cell.normalised:
                 make, weights = _fused, packed.get(_fused) or fused_step.pack(cell, params)
@@ -374,14 +413,15 @@ class _Call:
 
     def _affine(self, top: Packed | None, P: int, T: int, dtype: Any) -> dict[str, int]:
         """The fields of the affine layer."""
-        names = StreamPlan._fields[StreamPlan._fields.index("multiply") :]
+        names = StreamPlan._fields[StreamPlan._fields.index("weights") :]
         fields = dict.fromkeys(names, 0)
         if top is None:
             return fields
         if top.word == 1:
+            few = top.columns <= FEW_OUTPUTS
             return fields | {
-                "multiply": compiled(gemm.multiply, dtype.name), "weights": top.addresses[0],
-                "inner": P + 1, "panel": (P + 1 | 1) * VECTOR_BYTES,
+                "multiply": 0 if few else compiled(gemm.multiply, dtype.name),
+                "weights": top.addresses[0], "inner": P + 1, "panel": (P + 1 | 1) * VECTOR_BYTES,
             }  # fmt: skip
         inner, lanes = -(-P // 4), VECTOR_BYTES // 4
         lines = -(-inner // lanes)
