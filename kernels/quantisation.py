@@ -242,7 +242,7 @@ class QuantisedWeight:
 
     @cached_property
     def kept(self) -> dict[Any, Any]:
-        """What was made of it: parts of it, and panels of engines."""
+        """Everything that was made of it: parts, and panels of engines."""
         return {}
 
     @cached_property
@@ -340,7 +340,7 @@ def expect_trainable(params: Sequence[Any]) -> None:
 
 
 def _kind(value: Any) -> str:
-    """What something is, for an error."""
+    """A description of something, for an error."""
     if isinstance(value, np.ndarray):
         return f"{value.dtype} of shape {value.shape}"
     return type(value).__name__

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -161,13 +162,17 @@ def test_what_is_read_may_be_saved_trained_and_written_again(tmp_path):
 
 
 def changed(file: onnx.ModelProto, **arrays: Any) -> onnx.ModelProto:
-    """The file with other arrays, by the ends of their names; None: without."""
+    """The file with other arrays, by the ends of their names; None: an input."""
     made = onnx.ModelProto()
     made.CopyFrom(file)
     for tensor in list(made.graph.initializer):
         for end, array in arrays.items():
             if tensor.name.endswith(end):
                 if array is None:
+                    value = helper.make_tensor_value_info(
+                        tensor.name, tensor.data_type, tensor.dims
+                    )
+                    made.graph.input.append(value)
                     made.graph.initializer.remove(tensor)
                 else:
                     tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
@@ -221,3 +226,19 @@ def test_other_nodes_in_int8_are_refused(tmp_path):
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
     with pytest.raises(ConversionError, match="node 'back': expected rows of a weight"):
         from_onnx(model)
+
+
+def test_bytes_that_are_wrong(tmp_path):
+    """It is refused, or read as something else; no other error, and nothing of it is run."""
+    model = Sequential(
+        TimeEmbedding.create(9, 3, rng=0), TimeLSTM.create(3, 5, rng=0), TimeAffine.create(5, 2)
+    )
+    whole = quantised(model, tmp_path).SerializeToString()
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        data = bytearray(whole)
+        for place in rng.integers(0, len(data), rng.integers(1, 4)):
+            data[place] = rng.integers(0, 256)
+        for only in (None, "recurrent"):
+            with suppress(ConversionError, ValueError):
+                from_onnx(bytes(data), only=only)

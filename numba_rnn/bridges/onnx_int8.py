@@ -21,7 +21,7 @@ from ..layers import TimeAffine, TimeEmbedding
 from ..typing import AnyArray
 from .gate_order import ConversionError
 from .onnx_cells import RnnNodeSpec, columns_of
-from .onnx_load import MISFITS, label_of
+from .onnx_load import MISFITS, expect_valid, label_of
 from .stacks import directions_of
 
 _MICROSOFT = "com.microsoft"
@@ -59,7 +59,7 @@ class _Graph:
     """The nodes of a model while they are replaced."""
 
     def __init__(self, model: Any) -> None:
-        self.graph = model.graph
+        self.model, self.graph = model, model.graph
         self.tensors = {tensor.name: tensor for tensor in self.graph.initializer}
         self.makers = {name: node for node in self.graph.node for name in node.output if name}
         self.found: dict[tuple[str, ...], list[Int8]] = {}
@@ -69,10 +69,14 @@ class _Graph:
         rules = {(_MICROSOFT, "DynamicQuantizeLSTM"): self._lstm}
         if not recurrent:
             rules |= {("", "MatMulInteger"): self._matmul, ("", "DequantizeLinear"): self._gather}
-        for node in list(self.graph.node):
-            if rule := rules.get((node.domain.replace("ai.onnx", ""), node.op_type)):
+        found = [
+            (rule, node) for node in self.graph.node
+            if (rule := rules.get((node.domain.replace("ai.onnx", ""), node.op_type)))
+        ]  # fmt: skip
+        if found:
+            expect_valid(self.model, "source")  # each node has its inputs and outputs
+            for rule, node in found:
                 rule(node)
-        if self.found:
             self._sweep()
         return self.found
 
