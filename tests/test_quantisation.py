@@ -38,7 +38,8 @@ from numba_rnn import (
     jobs,
     use_backend,
 )
-from numba_rnn.diagnostics import plot_quantisation, quantisation_report
+from numba_rnn.diagnostics import plot_quantisation, quantisation_report, summary
+from numba_rnn.diagnostics.metrics import recurrent_blocks
 from numba_rnn.kernels.cuda.engine import CudaEngine
 from numba_rnn.kernels.engine import Engine
 from numba_rnn.kernels.quantisation import (
@@ -706,6 +707,10 @@ def test_a_trace_of_a_quantised_layer():
     hs = layer.forward(XS, trace=True)
     np.testing.assert_allclose(layer.trace.states["h"], hs, atol=1e-2)
     assert set(layer.trace.gates) == {"z", "r", "h"}
+    assert "weights int8" in summary(layer)
+    blocks, exact = (recurrent_blocks(made) for made in (layer, copy.deepcopy(layer).dequantise()))
+    for gate, block in blocks.items():
+        np.testing.assert_array_equal(block, exact[gate])
 
 
 def test_a_gpu_refuses_them():

@@ -311,7 +311,7 @@ def recurrent_blocks(layer: CellLayer) -> dict[str, Array]:
             f"layer: expected blocks (H, H) of Wh, got {layer!r}, where h is narrower than c: h "
             "reaches the next h through the projection as well"
         )
-    Wh = to_host(layer.params[layer.param_names.index("Wh")]).astype(np.float64)
+    Wh = np.asarray(to_host(layer.params[layer.param_names.index("Wh")]), np.float64)
     expect_finite("Wh", Wh)
     return {cell.gates[g]: Wh[:, k * H : (k + 1) * H] for k, g in enumerate(cell.recurrent_gates)}
 
