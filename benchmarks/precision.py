@@ -183,8 +183,8 @@ def run_child(what: list[str], cell: list[str], threads: int, rounds: int) -> li
 
     torch.set_num_threads(threads)
     use_backend("numba", strict=True)
-    with use_backend("numba", precision="bfloat16"):
-        road = explain().precision
+    with use_backend("numba", precision="bfloat16") as engine:
+        road = f"{explain().precision}, int8 by {engine.describe()['int8']}"
     head = {"device": explain().device, "threads": threads, "road": road, "versions": versions()}
     rows: list[dict[str, Any]] = [head]
     for kind in what:

@@ -327,12 +327,13 @@ class Engine:
         -------
         dict
             "device": a name; "threads": a number; "simd_bits": the width of vectors; "cache": where
-            compiled code is kept; "precision": that of products of float32 numbers. simd_bits and
-            cache are None if the engine compiles nothing.
+            compiled code is kept; "precision": that of products of float32 numbers; "int8": how
+            products with weights in int8 are computed. simd_bits and cache are None if the engine
+            compiles nothing.
         """
         return {
             "device": cpu_name(), "threads": blas_threads(), "simd_bits": None, "cache": None,
-            "precision": "float32",
+            "precision": "float32", "int8": "by BLAS, in float32 or float64",
         }  # fmt: skip
 
     def with_precision(self, precision: str) -> "Engine":

@@ -436,7 +436,8 @@ class Explanation:
     execution : dict of str to str
         How the steps of the layer run, if there is a choice.
     precision : str
-        The precision of the products of float32 numbers, and how they are computed.
+        The precision of the products of float32 numbers, and how they are computed; of a layer
+        with weights in int8, how these are multiplied.
     """
 
     engine: str
@@ -506,6 +507,9 @@ def explain(layer: Any = None, batch: int = 1) -> Explanation:
         if module is not None:  # loaded, by whoever needed it
             versions[package] = module.__version__
     details: dict[str, Any] = running.describe()
+    of_int8 = details.pop("int8")
+    if getattr(layer, "quantised", False):
+        details["precision"] = f"weights in int8 ({of_int8})"
     return Explanation(running.name, reason, versions=versions, execution=execution, **details)
 
 

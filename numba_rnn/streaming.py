@@ -44,10 +44,11 @@ class Stream:
         The largest number of threads of a call. They are used if the work pays for them: for a
         single step of one sequence from about H 200 on (RNN: 350).
     weights : {"bfloat16", "int8"}, optional
-        In which form to keep the weights of layers in float32. "bfloat16": in two bytes a number
-        instead of four, on an engine that can: less than three digits, and up to twice the speed if
-        the weights exceed the caches. "int8": in one byte, as ``layer.quantise()`` rounds them. By
-        default as the layers have them.
+        In which form to keep the weights of layers in float32. "bfloat16": recurrent layers compute
+        as with ``use_backend(precision="bfloat16")``, on an engine that can: less than three
+        digits, two bytes a number instead of four, and about twice the speed from H 128 on.
+        "int8": in one byte, as ``layer.quantise()`` rounds them. By default as the layers have
+        them, and in the precision in force.
     bfloat16 : bool, default False
         True is ``weights="bfloat16"``.
 

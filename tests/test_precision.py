@@ -171,6 +171,8 @@ def test_explain_says_which_road_runs():
     engine()
     assert explain().precision.startswith("bfloat16")
     assert "products  bfloat16" in str(explain())
+    layer = TimeLSTM.create(3, 4, rng=0).quantise()
+    assert explain(layer).precision.startswith("weights in int8 (")
     with use_backend("numba", precision="bf16"):
         assert explain().precision.startswith("bfloat16")
     with use_backend("numba", precision="tf32"):

@@ -24,7 +24,7 @@ from ..quantisation import QuantisedWeight, expect_trainable, is_quantised
 from ..reference import NumpyEngine
 from ..sparse_rows import SparseRows, numbers_of
 from ..step_options import NO_OPTIONS, StepOptions
-from . import product, threads, training_kernels
+from . import int8, product, threads, training_kernels
 from .bfloat16 import has_dot_product
 from .dropout import dropout
 from .launch import SequenceRun
@@ -228,6 +228,7 @@ class NumbaEngine(NumpyEngine):
         return {
             **super().describe(), "threads": threads.available(),
             "simd_bits": vector_registers()[1], "cache": disk_cache.describe(),
+            "int8": int8.road(),
             "precision": _PRECISIONS[self._bfloat16 + (self._bfloat16 and has_dot_product())],
         }  # fmt: skip
 

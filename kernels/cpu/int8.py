@@ -60,6 +60,14 @@ def has_dot_product() -> bool:
     return any(part in _instruction()[0] for part in ("vpdpbusd", "sdot"))
 
 
+def road() -> str:
+    """How products are computed here."""
+    name, bits = _instruction()
+    if "vpdpbusd" in name:
+        return "AVX-512 VNNI" if bits == 512 else "AVX-VNNI"
+    return "dot products of ARM" if name and "sdot" in name else f"in {16 if name else 32} bits"
+
+
 def unsigned() -> bool:
     """Whether A's numbers are stored with 128 added."""
     return "vpdpbusd" in _instruction()[0]

@@ -101,7 +101,7 @@ class CudaEngine(DeviceEngine):
     def describe(self) -> dict[str, Any]:
         return {
             "device": self.gpu.describe(), "threads": 1, "simd_bits": None,
-            "cache": disk_cache.describe(), "precision": self.precision,
+            "cache": disk_cache.describe(), "precision": self.precision, "int8": "refused",
         }  # fmt: skip
 
     def forward(
