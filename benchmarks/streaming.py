@@ -197,14 +197,18 @@ def main(
 ) -> None:
     """Compare streams with RTNeural, ONNX Runtime and PyTorch, in nanoseconds a sample.
 
-    A recurrent layer with one input and a dense layer with one output on top; one sequence, one
-    thread. Rows: "step" is Stream.step, called from Python for every sample; 1, 64 and 512 are the
-    samples of a call of Stream.step_many. A ratio is the time of the fastest of the others over
+    A recurrent layer with one input and a dense layer with one output on
+    top; one sequence, one thread. Rows: "step" is Stream.step, called from
+    Python for every sample; 1, 64 and 512 are the samples of a call of
+    Stream.step_many. A ratio is the time of the fastest of the others over
     ours: above 1 ours is faster, and lost rows have a <.
 
-    RTNeural takes part with --rtneural DIR, where DIR is what
-    git clone --recurse-submodules https://github.com/jatinchowdhury18/RTNeural has made. It is
-    compiled first, for two minutes (--build keeps that), and called from a loop in C++.
+    RTNeural takes part with --rtneural DIR, a clone of its repository:
+
+    git clone --recurse-submodules https://github.com/jatinchowdhury18/RTNeural
+
+    It is compiled first, for two minutes (--build keeps that), and called
+    from a loop in C++.
     """
     if not child:  # libraries count threads when they are imported
         limits = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
