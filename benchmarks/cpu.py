@@ -9,6 +9,7 @@ a ratio is the time of the fastest peer over ours, so above 1 we are faster.
 
     train   forward and backward over a block of time, gradients of inputs and weights
     infer   the whole sequence, nothing kept: a stream of ours against sessions of theirs
+    once    a layer's forward over one step, as in a loop of one's own: its weights are read once
     step    one step of a stream, batch 1, called from Python
     last    the loss looks at the last step only, as in classification: gradients die out on the
             way back, through numbers that are slow to compute with
@@ -45,9 +46,10 @@ GRID = [
     (1000, 8, 32, 32),
 ]
 ODD = [(50, 3, 47, 47), (50, 7, 130, 130), (100, 8, 1, 64), (2, 16, 64, 64)]
+ONCE = [(1, N, H, H) for H in (64, 128, 256, 512, 1024) for N in (1, 4, 16, 32)]
 STEP = [(1, 1, H, H) for H in (16, 32, 64, 128, 256, 512)]
 LAST = [(600, 16, 128, 128)]
-SIZES = {"train": GRID, "infer": GRID, "step": STEP, "last": LAST, "odd": ODD}
+SIZES = {"train": GRID, "infer": GRID, "once": ONCE, "step": STEP, "last": LAST, "odd": ODD}
 CELLS = ("lstm", "gru_reset_after", "rnn")
 Calls = dict[str, Callable[[], Any]]
 
@@ -73,6 +75,8 @@ def calls(what: str, cell: str, sizes: tuple[int, ...], threads: int) -> Calls:
             "jax": peers.jax_infer(task),
             "onnxruntime": peers.onnx_infer(task, threads),
         }
+    if what == "once":
+        return {"ours": peers.ours_forward(task), "torch": peers.torch_infer(task)}
     return {
         "ours": peers.ours_step(task),
         "torch cell": peers.torch_cell_step(task),
@@ -203,13 +207,13 @@ def floor(what: str, cell: str, sizes: tuple[int, ...], can: dict[str, Any]) -> 
     T, N, D, H = sizes
     kind = cells.get(cell)
     columns = len(kind.input_gates) * H
-    products = 1 if what in ("infer", "step") else 3
+    products = 1 if what in ("infer", "once", "step") else 3
     operations = products * 2 * T * N * columns * (D + H)
     weights = columns * (D + H)
     numbers = T * N * (D + H) + weights
     if products == 3:
         numbers = 2 * numbers + weights + T * N * H * (len(kind.saved) + len(kind.states))
-    cached = 4 * weights < 1 << 20 and what == "step"
+    cached = 4 * weights < 1 << 20 and what in ("once", "step")
     return max(
         operations / can["operations_per_second"],
         0.0 if cached else 4 * numbers / can["bytes_per_second"],
