@@ -220,6 +220,23 @@ def test_sharing_changes_no_bit(backend, sizes, name, dtype):
                 np.testing.assert_equal(outcome(engine, p), alone, str(partition))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", [*REPRESENTATIVES, "lstm_projected"])
+@pytest.mark.parametrize("sizes", [(1, 5, 17), (6, 130, 37), (13, 300, 64), (32, 33, 31)])
+@pytest.mark.parametrize("backend", ["numba"])
+def test_a_step_alone_has_the_bits_of_the_first_of_many(backend, sizes, name, dtype):
+    """Weights that are read once, twice or many times: where the caller has them, and in panels."""
+    N, D, H = sizes
+    p = random_problem(name, N, 9, D, H, dtype)
+    with use_backend(backend, strict=True) as engine, poisoned_memory(engine):
+        want, _, _ = engine.forward(p.cell, p.xs, p.state, p.params)
+        for partition in (1, True), (2, True), (2, False):
+            for T in 1, 2, 3, 4:
+                with shared(engine, partition):
+                    hs, _, _ = engine.forward(p.cell, p.xs[:, :T], p.state, p.params)
+                np.testing.assert_array_equal(hs, want[:, :T], f"{partition}, {T} steps")
+
+
 @pytest.mark.parametrize("name", REPRESENTATIVES)
 @pytest.mark.parametrize("backend", ALL_ENGINES)
 def test_backward_twice_gives_the_same(backend, name):

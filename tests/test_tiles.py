@@ -66,7 +66,10 @@ def count(pattern: str, lines: list[str]) -> int:
     return sum(bool(re.search(pattern, line)) for line in lines)
 
 
-PRODUCTS = ["multiply", "multiply_transposed", "multiply_pairs", "multiply_transposed_pairs"]
+PRODUCTS = [
+    "multiply", "multiply_transposed", "multiply_in_place", "multiply_pairs",
+    "multiply_transposed_pairs",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("product", PRODUCTS)

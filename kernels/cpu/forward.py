@@ -1,6 +1,8 @@
 """The forward pass, for any cell: a shard's work, phase by phase. Its picture: ``schedule.py``."""
 
-from .gemm import Product
+from typing import NamedTuple
+
+from .gemm import Product, ProductInPlace
 from .kernel_abi import arguments_address, call, jitted, load_i64
 from .panels import Packing, Rounding
 from .plan import read_plan
@@ -29,14 +31,64 @@ from .schedule import (
 from .simd import VECTOR_BYTES
 
 
-@jitted
-def gates_gemm(plan, a, a_row, a_segment, inner, weights, gates, u0, u1, out, out_row, M):
-    """out[gate, unit-panel] = A (M rows, ``inner`` words) @ weights, for units u0..u1 of gates.
+class Weights(NamedTuple):
+    """The weights of a product: a block of columns for each of some gates."""
 
-    A tile is some panels of all gates, or four gates of one unit-panel, or some unit-panels of
+    in_place: int  # whether they are read where the caller has them, or else in panels
+    matrix: int
+    row: int  # bytes from one row to the next
+    blocks: int  # the address of the gates' blocks
+    gates: int
+    inner: int
+    words: int  # that as many rows take
+    columns: int  # of a gate
+    panels: int
+
+
+@jitted
+def _x_weights(plan):
+    return Weights(
+        plan.x_in_place, plan.Wx, plan.Wx_row, plan.x_blocks, plan.x_gates, plan.D, plan.D_words,
+        plan.H, plan.pWx,
+    )  # fmt: skip
+
+
+@jitted
+def _h_weights(plan):
+    return Weights(
+        plan.h_in_place, plan.Wh, plan.Wh_row, plan.h_blocks, plan.early, plan.P, plan.P_words,
+        plan.H, plan.pWh,
+    )  # fmt: skip
+
+
+@jitted
+def _late_weights(plan):
+    """Those of the second product, whose blocks are numbered after those of Wh."""
+    matrix, blocks = plan.Wr - plan.early * plan.P * plan.size, plan.h_blocks + 8 * plan.early
+    return Weights(
+        plan.h_in_place, matrix, plan.Wr_row, blocks, plan.late, plan.H, plan.H_words, plan.P,
+        plan.pWr,
+    )  # fmt: skip
+
+
+@jitted
+def gates_gemm(plan, a, a_row, a_segment, weights, u0, u1, out, out_row, M):
+    """out[gate, unit-panel] = A (M rows) @ weights, for units u0..u1 of gates.
+
+    In panels a tile is some of all gates, or four gates of one unit-panel, or some unit-panels of
     one gate: whatever is there to fill it.
     """
-    weight, W = panel_of(inner + plan.scale_lines), VECTOR_BYTES // plan.size
+    if weights.in_place:
+        for g in range(weights.gates):
+            source, columns = _block(plan, weights, g, u0, u1)
+            call(plan.multiply_in_place, ProductInPlace(
+                a=a, a_row=a_row, a_segment=a_segment, inner=weights.inner, b=source,
+                b_row=weights.row, c=out.start + g * out.number + u0 * out.panel, c_row=out_row,
+                c_vector=out.panel, rows=M, columns=columns,
+            ))  # fmt: skip
+        return
+    gates, W = weights.gates, VECTOR_BYTES // plan.size
+    weight = panel_of(weights.words + plan.scale_lines)
     calls, vectors, stride, next_tile = gates, u1 - u0, 1, plan.units
     if u1 - u0 == plan.units:
         calls, vectors = 1, gates * plan.units
@@ -45,10 +97,33 @@ def gates_gemm(plan, a, a_row, a_segment, inner, weights, gates, u0, u1, out, ou
     for k in range(calls):
         first = u0 + k * next_tile
         call(plan.multiply, Product(
-            a=a, a_row=a_row, a_segment=a_segment, a_group=0, groups=1, inner=inner,
-            b=weights + first * weight, b_vector=stride * weight,
+            a=a, a_row=a_row, a_segment=a_segment, a_group=0, groups=1, inner=weights.words,
+            b=weights.panels + first * weight, b_vector=stride * weight,
             c=out.start + first * out.panel, c_row=out_row, c_vector=stride * out.panel,
             rows=M, columns=vectors * W, add=0, then=next_tile * weight,
+        ))  # fmt: skip
+
+
+@jitted
+def _block(plan, weights, g, u0, u1):
+    """Units u0..u1 of a gate's block: where they begin, and how many columns they are."""
+    start = weights.matrix + load_i64(weights.blocks, g) * weights.columns * plan.size
+    columns = min(weights.columns, u1 * VECTOR_BYTES // plan.size) - u0 * VECTOR_BYTES // plan.size
+    return start + u0 * VECTOR_BYTES, columns
+
+
+@jitted
+def _pack_weights(plan, weights, u0, u1):
+    """Units u0..u1 of the gates' weights as panels."""
+    if plan.packed or weights.in_place:
+        return
+    panel = panel_of(weights.words)
+    for g in range(weights.gates):
+        source, columns = _block(plan, weights, g, u0, u1)
+        call(plan.pack_weights, Packing(
+            source=source, source_row=weights.row, source_panel=VECTOR_BYTES, rows=weights.inner,
+            columns=columns, to=weights.panels + (g * plan.units + u0) * panel,
+            to_row=VECTOR_BYTES, to_panel=panel,
         ))  # fmt: skip
 
 
@@ -58,31 +133,14 @@ def _pack(plan, shard):
     u0, u1 = shard_range(plan.units, shard, plan.shards)
     if u0 == u1:
         return
-    H_bytes, W = plan.H * plan.size, VECTOR_BYTES // plan.size
-    columns = min(plan.H, u1 * W) - u0 * W
-    skip = u0 * VECTOR_BYTES
-    if not plan.packed:
-        for g in range(plan.x_gates):
-            source = plan.Wx + load_i64(plan.x_blocks, g) * H_bytes + skip
-            to = plan.pWx + (g * plan.units + u0) * panel_of(plan.D_words)
-            _pack_weights(plan, source, plan.Wx_row, plan.D, columns, to, plan.D_words)
-        for g in range(plan.early):
-            source = plan.Wh + load_i64(plan.h_blocks, g) * H_bytes + skip
-            to = plan.pWh + (g * plan.units + u0) * panel_of(plan.P_words)
-            _pack_weights(plan, source, plan.Wh_row, plan.P, columns, to, plan.P_words)
-        for g in range(plan.late):
-            block = (load_i64(plan.h_blocks, plan.early + g) - plan.early) * plan.P * plan.size
-            to = plan.pWr + (g * plan.units + u0) * panel_of(plan.H_words)
-            late_columns = min(plan.P, u1 * W) - u0 * W
-            _pack_weights(
-                plan, plan.Wr + block + skip, plan.Wr_row, plan.H, late_columns, to, plan.H_words
-            )
-    state = state_at(plan, 0, 0, 0)
+    for weights in (_x_weights(plan), _h_weights(plan), _late_weights(plan)):
+        _pack_weights(plan, weights, u0, u1)
+    W, state = VECTOR_BYTES // plan.size, state_at(plan, 0, 0, 0)
     for s in range(plan.kept_states):
         call(plan.pack, Packing(
-            source=plan.state_in + s * plan.state_step + skip, source_row=H_bytes,
-            source_panel=VECTOR_BYTES, rows=plan.N, columns=columns,
-            to=from_number(state, s).start + u0 * state.panel,
+            source=plan.state_in + s * plan.state_step + u0 * VECTOR_BYTES,
+            source_row=plan.H * plan.size, source_panel=VECTOR_BYTES, rows=plan.N,
+            columns=min(plan.H, u1 * W) - u0 * W, to=from_number(state, s).start + u0 * state.panel,
             to_row=VECTOR_BYTES, to_panel=state.panel,
         ))  # fmt: skip
 
@@ -100,15 +158,6 @@ def _round_first_h(plan, shard):
             to_row=VECTOR_BYTES, to_panel=words.panel,
             scale=scale if plan.scale_panels else 0, bounded=plan.h_bounded,
         ))  # fmt: skip
-
-
-@jitted
-def _pack_weights(plan, source, source_row, rows, columns, to, words):
-    """Some columns of a gate's weights as panels."""
-    call(plan.pack_weights, Packing(
-        source=source, source_row=source_row, source_panel=VECTOR_BYTES, rows=rows,
-        columns=columns, to=to, to_row=VECTOR_BYTES, to_panel=panel_of(words),
-    ))  # fmt: skip
 
 
 @jitted
@@ -168,8 +217,8 @@ def _project(plan, chunk, n0, n1, u0, u1, shard):
         start = plan.xs + t * plan.xs_time + n0 * plan.xs_row + k * x_outer
         x, x_row = _x_words(plan, start, x_inner, inner, shard)
         gates_gemm(
-            plan, x, x_row, VECTOR_BYTES, plan.D_words, plan.pWx, plan.x_gates, u0, u1,
-            from_byte(side, k * p_outer), p_inner, inner,
+            plan, x, x_row, VECTOR_BYTES, _x_weights(plan), u0, u1, from_byte(side, k * p_outer),
+            p_inner, inner,
         )  # fmt: skip
 
 
@@ -182,8 +231,8 @@ def _early_step(plan, chunk, k, n0, n1, u0, u1):
         if plan.word > 1:
             h = _h_words(plan, step.t, n0)
         gates_gemm(
-            plan, h.start, VECTOR_BYTES, h.panel, plan.P_words, plan.pWh, plan.early, u0, u1,
-            step.h_proj, VECTOR_BYTES, step.rows,
+            plan, h.start, VECTOR_BYTES, h.panel, _h_weights(plan), u0, u1, step.h_proj,
+            VECTOR_BYTES, step.rows,
         )  # fmt: skip
     if plan.normalised_early:
         call(plan.early_numbers, StepArguments(plan, chunk, k, n0, n1, 0, plan.units))
@@ -206,8 +255,8 @@ def _late_step(plan, chunk, k, n0, n1, u0, u1):
         if plan.word > 1:
             operand = step_panels(plan, plan.operand_words, n0)
         gates_gemm(
-            plan, operand.start, VECTOR_BYTES, operand.panel, plan.H_words,
-            plan.pWr, plan.late, u0, end, step.op_proj, VECTOR_BYTES, step.rows,
+            plan, operand.start, VECTOR_BYTES, operand.panel, _late_weights(plan), u0, end,
+            step.op_proj, VECTOR_BYTES, step.rows,
         )  # fmt: skip
     if plan.normalised_late:
         call(plan.late_numbers, StepArguments(plan, chunk, k, n0, n1, 0, plan.units))

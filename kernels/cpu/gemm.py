@@ -22,6 +22,10 @@ of A all vectors.
 A's numbers may lie anywhere: along rows (``multiply``) or along the rows of a panel, which makes
 it A^T (``multiply_transposed``, for the weight gradients: x^T dgates). Every sum adds up in the
 order of k whatever the tile's shape, so results do not depend on how a product is shared out.
+
+A matrix that serves but once need not be packed: ``multiply_in_place`` reads the rows of B where
+the caller has them, some at a time, lest rows that are a power of two apart drive one another from
+the cache.
 """
 
 from typing import NamedTuple
@@ -36,6 +40,7 @@ from .simd import (
     VectorType,
     emit_fma,
     emit_load,
+    emit_load_lanes,
     emit_load_part,
     emit_prefetch,
     emit_store_part,
@@ -59,6 +64,7 @@ DEEPEST_TILE, WIDEST_TILE, WIDEST_FOR_ONE_ROW = {
 # the same for words that are taken apart, which takes registers
 _OF_PARTS = {(32, 512): (4, 8), (16, 256): (4, 2), (32, 128): (2, 2), (16, 128): (1, 1)}
 AHEAD = 16 * VECTOR_BYTES  # how far ahead a product of one row asks for B (measured)
+IN_PLACE_DEPTH = 128  # rows of B that ``multiply_in_place`` takes at a time (measured)
 
 
 class Kind(NamedTuple):
@@ -66,6 +72,7 @@ class Kind(NamedTuple):
 
     transposed: bool = False  # A^T is given
     word: int = 1  # numbers in a word of the operands: 2 (``bfloat16.py``), 4 (``int8.py``)
+    in_place: bool = False  # B is a matrix, of which no number behind a row's last is read
 
     @property
     def most(self) -> tuple[int, int]:
@@ -112,6 +119,25 @@ class Product(NamedTuple):
     then: int  # from the last tile's B to that of the next product, to ask for it; 0 if unknown
 
 
+class ProductInPlace(NamedTuple):
+    """The arguments of ``multiply_in_place``: the same, where B is a matrix (inner, columns).
+
+    C's vectors are written whole: behind the columns are zeros.
+    """
+
+    a: int
+    a_row: int
+    a_segment: int
+    inner: int
+    b: int
+    b_row: int
+    c: int
+    c_row: int
+    c_vector: int
+    rows: int
+    columns: int
+
+
 # ---- a tile
 
 
@@ -139,8 +165,8 @@ def emit_loop(builder, count, carried, body):
     return results
 
 
-def _emit_multiply_add(builder, vector, depth, kind, sums, a_rows, b_vectors, ahead):
-    """sums[r][v] += A[r, k] * B[k, v] for ``depth`` numbers k.
+def _emit_multiply_add(builder, vector, depth, kind, sums, a_rows, b_vectors, b_row, load, ahead):
+    """sums[r][v] += A[r, k] * B[k, v] for ``depth`` numbers k; load(v, address) is a vector of B.
 
     Meanwhile lines of B are asked for that lie ``ahead``: for one row, whose vectors serve but
     once, those that come soon (or the same, where all is in the first cache anyway), and in the
@@ -149,12 +175,12 @@ def _emit_multiply_add(builder, vector, depth, kind, sums, a_rows, b_vectors, ah
     """
     size, new, rows = vector.dtype.bitwidth // 8, list(sums), len(a_rows)
     add_product = {1: emit_fma, 2: bfloat16.emit_dot, 4: int8.emit_dot}[kind.word]
-    places = [_I64(k * VECTOR_BYTES) for k in range(depth)]
+    places = [builder.mul(b_row, _I64(k)) for k in range(depth)]
 
     def ask_for(b, place, cache):
         emit_prefetch(builder, builder.add(builder.add(b, ahead), place), cache)
 
-    all_at_once = rows == 1 and len(b_vectors) == kind.most[1]
+    all_at_once = not kind.in_place and rows == 1 and len(b_vectors) == kind.most[1]
     if all_at_once:
         for b in b_vectors:
             for place in places:
@@ -165,7 +191,7 @@ def _emit_multiply_add(builder, vector, depth, kind, sums, a_rows, b_vectors, ah
                 ask_for(b, at_k, cache=1)
         if rows > 3:
             ask_for(b_vectors[0], at_k, cache=2)
-        row = [emit_load(builder, vector, builder.add(b, at_k)) for b in b_vectors]
+        row = [load(v, builder.add(b, at_k)) for v, b in enumerate(b_vectors)]
         for r, a in enumerate(a_rows):
             place = builder.add(a, _I64(k * (VECTOR_BYTES if kind.transposed else size)))
             pointer = builder.inttoptr(place, vector.llvm.element.as_pointer())
@@ -176,18 +202,28 @@ def _emit_multiply_add(builder, vector, depth, kind, sums, a_rows, b_vectors, ah
     return new
 
 
-def _emit_tile(builder, vector, rows, vectors, kind, p):
-    """One tile: p is a ``Product`` of LLVM values, which asks for B ``then`` bytes ahead."""
+def _emit_tile(builder, vector, rows, vectors, kind, part, p, b_row):
+    """One tile: p is a ``Product`` of LLVM values, which asks for B ``then`` bytes ahead.
+
+    part  whether B is in place and its last vector has fewer lanes
+    """
     size, W = vector.dtype.bitwidth // 8, vector.lanes
     a_row = _I64(size) if kind.transposed else p.a_row
     a_offsets = [builder.mul(a_row, _I64(r)) for r in range(rows)]
     b_offsets = [builder.mul(p.b_vector, _I64(v)) for v in range(vectors)]
-    places = []
+    places, last = [], builder.sub(p.columns, _I64((vectors - 1) * W))
     for r in range(rows):
         c_now = builder.add(p.c, builder.mul(p.c_row, _I64(r)))
         for v in range(vectors):
-            lanes = builder.sub(p.columns, _I64(v * W)) if v == vectors - 1 else _I64(W)
+            lanes = last if v == vectors - 1 and not kind.in_place else _I64(W)
             places.append((builder.add(c_now, builder.mul(p.c_vector, _I64(v))), lanes))
+
+    def load(v, address):
+        if part and v == vectors - 1:
+            return emit_load_lanes(builder, vector, address, last)
+        if kind.in_place:
+            return emit_load_part(builder, vector, address, _I64(W))
+        return emit_load(builder, vector, address)
 
     def products(depth, a_step):
         """The body of a loop: ``depth`` products, then on to the next."""
@@ -195,15 +231,17 @@ def _emit_tile(builder, vector, rows, vectors, kind, p):
         def body(a, b, *sums):
             a_rows = [builder.add(a, offset) for offset in a_offsets]
             b_vectors = [builder.add(b, offset) for offset in b_offsets]
-            new = _emit_multiply_add(builder, vector, depth, kind, sums, a_rows, b_vectors, p.then)
-            return builder.add(a, a_step), builder.add(b, _I64(depth * VECTOR_BYTES)), *new
+            new = _emit_multiply_add(
+                builder, vector, depth, kind, sums, a_rows, b_vectors, b_row, load, p.then
+            )
+            return builder.add(a, a_step), builder.add(b, builder.mul(b_row, _I64(depth))), *new
 
         return body
 
     one = VECTOR_BYTES if kind.transposed else size  # from one of A's numbers to the next
     # more, and LLVM loads all of B before it begins, into registers that it does not have
     most = 16 // size if WIDEST_TILE == 1 else W
-    depth = most if rows * vectors <= 8 else 4
+    depth = most if rows * vectors <= 8 and not kind.in_place else 4
 
     def segment(start, b, *sums):
         _, b, *sums = emit_loop(
@@ -223,10 +261,9 @@ def _emit_tile(builder, vector, rows, vectors, kind, p):
         """The values, and what C holds where that is to be added to."""
         start = builder.block
         with builder.if_then(adding):
-            totals = [
-                builder.fadd(emit_load_part(builder, vector, *place), value)
-                for value, place in zip(values, places, strict=True)
-            ]
+            totals = [emit_load_part(builder, vector, *place) for place in places]
+            if not kind.in_place:  # else a start, zero: no bit may depend on how B is cut
+                totals = [builder.fadd(t, v) for t, v in zip(totals, values, strict=True)]
             end = builder.block
         results = [builder.phi(vector.llvm) for _ in places]
         for phi, value, total in zip(results, values, totals, strict=True):
@@ -262,16 +299,23 @@ def _tile_of(kind):
     """An intrinsic that multiplies a tile of one of a kind's shapes."""
 
     @emits(types.void)
-    def multiply_tile(builder, ctx, rows, vectors, p):
+    def multiply_tile(builder, ctx, rows, vectors, p, b_row):
         vector = VectorType(ctx.dtype)
         tile = Product._make(builder.extract_value(p, k) for k in range(len(Product._fields)))
         done = builder.append_basic_block("done")
-        choice = builder.switch(builder.add(builder.mul(rows, _I64(16)), vectors), done)
-        for R, V in kind.tiles:
+        shape = builder.add(builder.mul(rows, _I64(16)), vectors)
+        shapes = [(False, R, V) for R, V in kind.tiles]
+        if kind.in_place:
+            shapes += [(True, R, V) for R, V in kind.tiles]
+            lanes = builder.mul(vectors, _I64(vector.lanes))
+            part = builder.zext(builder.icmp_signed("<", tile.columns, lanes), _I64)
+            shape = builder.add(shape, builder.mul(part, _I64(256)))
+        choice = builder.switch(shape, done)
+        for part, R, V in shapes:
             block = builder.append_basic_block(f"tile_{R}x{V}")
-            choice.add_case(_I64(16 * R + V), block)
+            choice.add_case(_I64(256 * part + 16 * R + V), block)
             builder.position_at_end(block)
-            _emit_tile(builder, vector, R, V, kind, tile)
+            _emit_tile(builder, vector, R, V, kind, part, tile, b_row)
             builder.branch(done)
         builder.position_at_end(done)
 
@@ -315,7 +359,7 @@ def _product(name, kind):
                         c=c_block, c_row=p.c_row, c_vector=p.c_vector,
                         rows=deep, columns=min(columns, wide * W), add=add, then=ahead,
                     )  # fmt: skip
-                    multiply_tile(ctx, deep, wide, tile)
+                    multiply_tile(ctx, deep, wide, tile, VECTOR_BYTES)
                     a_block += deep * next_row
                     c_block += deep * p.c_row
             columns -= wide * W
@@ -332,6 +376,37 @@ multiply_transposed = _product("multiply_transposed", Kind(transposed=True))
 multiply_pairs = _product("multiply_pairs", Kind(word=2))
 multiply_transposed_pairs = _product("multiply_transposed_pairs", Kind(True, word=2))
 multiply_int8 = _product("multiply_int8", Kind(word=4))  # in one group
+
+_IN_PLACE = Kind(in_place=True)
+_multiply_tile_in_place, (_DEEPEST, _WIDEST_ROW) = _tile_of(_IN_PLACE), _IN_PLACE.most
+
+
+def multiply_in_place(ctx):
+    """A kernel: ``ProductInPlace``."""
+    p, W = arguments(ctx, ProductInPlace), lanes_of(ctx)
+    blocks = (p.rows + _DEEPEST - 1) // _DEEPEST
+    for start in range(0, p.inner, IN_PLACE_DEPTH):
+        a_start, b, c = p.a + start // W * p.a_segment, p.b + start * p.b_row, p.c
+        columns = p.columns
+        while columns > 0:
+            wide = _tile_width(_WIDEST_ROW * (p.rows == 1), (columns + W - 1) // W)
+            a_block, c_block = a_start, c
+            for block in range(blocks):
+                deep = p.rows if blocks == 1 else (p.rows + blocks - 1 - block) // blocks
+                ahead = wide + min(block, wide - 1)  # each asks for another line of the next tile
+                tile = Product(
+                    a=a_block, a_row=p.a_row, a_segment=p.a_segment, a_group=0,
+                    groups=1, inner=min(p.inner - start, IN_PLACE_DEPTH), b=b,
+                    b_vector=VECTOR_BYTES, c=c_block, c_row=p.c_row, c_vector=p.c_vector,
+                    rows=deep, columns=min(columns, wide * W), add=min(start, 1),
+                    then=ahead * VECTOR_BYTES,
+                )  # fmt: skip
+                _multiply_tile_in_place(ctx, deep, wide, tile, p.b_row)
+                a_block += deep * p.a_row
+                c_block += deep * p.c_row
+            columns -= wide * W
+            b += wide * VECTOR_BYTES
+            c += wide * p.c_vector
 
 
 @jitted

@@ -22,6 +22,8 @@ class Plan(NamedTuple):
     split_batch: int
     no_barrier: int  # whether shards need not meet between steps
     packed: int  # whether the weights are packed already
+    x_in_place: int  # whether Wx is read where the caller has it, not packed; whether Wh and Wr are
+    h_in_place: int
     keep: int  # whether every chunk is kept, for backward
     add: int  # whether backward adds to the weights' gradients
     # sizes: batch, time, inputs, units, outputs; steps in a chunk, chunks; bytes of a number
@@ -70,6 +72,7 @@ class Plan(NamedTuple):
     # kernels
     multiply: int
     multiply_transposed: int
+    multiply_in_place: int
     pack: int
     pack_weights: int
     pack_transposed: int

@@ -166,6 +166,14 @@ def emit_prefetch(builder, address, cache=2, for_writing=False):
     builder.call(prefetch, [line, _I32(int(for_writing)), _I32(4 - cache), _I32(1)])
 
 
+def emit_load_lanes(builder, vector, address, lanes, rest=None):
+    """The same as ``emit_load_part``, made for fewer lanes than all."""
+    pointer, size = _pointer(builder, vector, address), vector.dtype.bitwidth // 8
+    rest = ir.Constant(vector.llvm, [0.0] * vector.lanes) if rest is None else rest
+    given = [pointer, _I32(size), emit_lanes_in_use(builder, vector, lanes), rest]
+    return _masked(builder, vector, "load", vector.llvm, given)
+
+
 def emit_load_part(builder, vector, address, lanes, rest=None):
     """Load the first ``lanes`` lanes, at any address; the others are never read.
 
@@ -178,9 +186,7 @@ def emit_load_part(builder, vector, address, lanes, rest=None):
             whole = builder.load(pointer, align=size)
             then_block = builder.block
         with otherwise:
-            rest = ir.Constant(vector.llvm, [0.0] * vector.lanes) if rest is None else rest
-            given = [pointer, _I32(size), emit_lanes_in_use(builder, vector, lanes), rest]
-            part = _masked(builder, vector, "load", vector.llvm, given)
+            part = emit_load_lanes(builder, vector, address, lanes, rest)
             otherwise_block = builder.block
     value = builder.phi(vector.llvm)
     value.add_incoming(whole, then_block)
