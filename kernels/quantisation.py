@@ -327,7 +327,7 @@ def quantise_activations(rows: Array, bounded: bool = False) -> tuple[Array, Arr
 
 def is_quantised(params: Sequence[Any]) -> bool:
     """Whether there are weights in int8 among parameters."""
-    return any(isinstance(param, QuantisedWeight) for param in params)
+    return QuantisedWeight in map(type, params)
 
 
 def expect_trainable(params: Sequence[Any]) -> None:

@@ -173,8 +173,7 @@ def expect_array(
     if type(value) not in _PLAIN:
         _expect_kind(name, value, shape, engine, "an array")
     if value.shape != shape and (
-        value.ndim != len(shape)
-        or any(w != got for w, got in zip(shape, value.shape, strict=True) if isinstance(w, int))
+        value.ndim != len(shape) or any(map(_differs, shape, value.shape))
     ):
         raise ValueError(
             f"{name}: expected shape {format_shape(shape)}, got {format_shape(value.shape)}"
@@ -194,6 +193,10 @@ def expect_array(
             f"{name}: expected {dtype}, as the parameters are, got {value.dtype}; "
             f"{name}.astype(np.{dtype}) converts it"
         )
+
+
+def _differs(wanted: int | str, size: int) -> bool:
+    return wanted != size and isinstance(wanted, int)
 
 
 def validate_flags(

@@ -284,19 +284,23 @@ class TimeRecurrent(CellLayer):
         has_state = self._state_given or (self.stateful and self.state is not None)
         self.forget()  # before there are two blocks' worth
 
+        steps: dict[str, Any] = {}
         if mask is not None:  # what is left out may be anything, NaN too
             xs = engine.xp.where(engine.to_device(mask)[:, :, None], xs, xs.dtype.type(0))
+            steps["mask"] = mask
+        if resets is not None:
+            steps["resets"] = resets
+            if self._initial is not None:
+                steps["initial"] = self._initial
         params = self.cell_params
-        steps: dict[str, Any] = {"mask": mask, "resets": resets}
         factors: tuple[Array | None, dict[str, Array]] = None, {}
         if self.regularisers is not None:
             xs, params, more, factors = self._regularised(xs, params, engine)
             steps |= more
-        if resets is not None and self._initial is not None:
-            steps["initial"] = self._initial
         every = self._checkpoint_every
-        some = trace or every or any(value is not None for value in steps.values())
-        chosen = StepOptions(**steps, checkpoint_every=every, trace=trace) if some else NO_OPTIONS
+        chosen = NO_OPTIONS
+        if steps or every or trace:
+            chosen = StepOptions(**steps, checkpoint_every=every, trace=trace)
         if trace:  # it is looked at later, when an optimiser has changed the parameters
             xs, params = xs.copy(), [param.copy() for param in params]
         hs, self.state, saved = engine.forward(self.cell, xs, state, params, chosen)
