@@ -16,6 +16,7 @@ from benchmarks.cpu import peers_of, ratio
 NAMES = {
     "train": "training: forward + backward",
     "infer": "inference: the whole sequence",
+    "once": "forward of a layer over one step",
     "step": "one step of a stream, batch 1",
     "last": "training, loss at the last step",
     "odd": "training, odd sizes",
