@@ -170,7 +170,10 @@ def our_product_speed() -> float:
     """Operations a second of one thread in our own product, its matrices in the first cache."""
     import numpy as np
 
-    from numba_rnn.kernels.cpu import gemm, kernel_abi, threads
+    from numba_rnn import use_backend
+    from numba_rnn.kernels.cpu import gemm, kernel_cache, threads
+
+    use_backend("numba", strict=True)
 
     memory = np.ones(1 << 16, np.float32)
     start = -(-memory.ctypes.data // 64) * 64
@@ -184,7 +187,7 @@ def our_product_speed() -> float:
     best = 0.0
     for _ in range(200):
         begun = time.perf_counter()
-        threads.call_kernel(kernel_abi.compiled(gemm.multiply, "float32"), words.ctypes.data)
+        threads.call_kernel(kernel_cache.compiled("gemm.multiply", "float32"), words.ctypes.data)
         best = max(best, 2 * rows * inner * 64 / (time.perf_counter() - begun))
     return best
 

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -32,6 +31,8 @@ def _field(text: str, name: str) -> str:
 
 def _said_by(*command: str) -> str:
     """A program's output; empty if it cannot run."""
+    import subprocess
+
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, encoding="utf-8", errors="replace",

@@ -898,15 +898,15 @@ class EngineStream:
         self.out = engine.xp.zeros(outputs if N == 1 else (N, outputs), dtype)
 
     @property
-    def stepping(self) -> tuple[Callable[[Array, int], bool], int]:
-        """The shortest way to run a step: a function and its second argument.
+    def stepping(self) -> Callable[[Array], bool]:
+        """The shortest way to run a step: a function of x.
 
-        The function is called with x and that argument. x is an array (N, D), or (D,) for a batch
+        x is an array (N, D), or (D,) for a batch
         of one, in the stream's dtype; on every engine it may be a NumPy array. The result is in
         ``out``. If x is anything else, or holds a number that is not finite, the function does
         nothing and returns False.
         """
-        return self._step, 0
+        return self._step
 
     def _takes(self, x: Any, shape: tuple[int, ...]) -> bool:
         """Whether an object is an array of this shape, in the stream's dtype, and finite."""
@@ -918,7 +918,7 @@ class EngineStream:
             and bool(np.isfinite(x).all())
         )
 
-    def _step(self, x: Any, _: int) -> bool:
+    def _step(self, x: Any) -> bool:
         if not self._takes(x, self.out.shape[:-1]):
             return False
         inputs, x = x.shape[-1], self._engine.to_device(x)
@@ -926,16 +926,16 @@ class EngineStream:
         return True
 
     @property
-    def running(self) -> tuple[Callable[[Array, Array, int], bool], int]:
-        """The shortest way to run several steps: a function and its third argument.
+    def running(self) -> Callable[[Array, Array], bool]:
+        """The shortest way to run several steps: a function of xs and out.
 
-        The function is called with xs, out and that argument. xs is an array (N, T, D), or (T, D)
+        xs is an array (N, T, D), or (T, D)
         for a batch of one, as x above; out (N, T, O) or (T, O) is one that ``Engine.is_result``
         accepts. If they are anything else the function does nothing and returns False.
         """
-        return self._run, 0
+        return self._run
 
-    def _run(self, xs: Any, out: Any, _: int) -> bool:
+    def _run(self, xs: Any, out: Any) -> bool:
         shape, dtype = (*np.shape(xs)[:-1], self.out.shape[-1]), self.out.dtype
         fits = len(shape) == self.out.ndim + 1 and shape[-2] > 0
         fits = fits and self._takes(xs, (*self.out.shape[:-1], shape[-2]))

@@ -8,14 +8,17 @@ by no other.
 import hashlib
 import importlib
 import inspect
+import pkgutil
 import sys
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
+from importlib.util import find_spec
 from types import CodeType
 from typing import Any
 
-from . import counter_rng, emitted_draws, functions, layout, step, step_options
+from . import functions
 from .cells import Cell
 
 
@@ -26,14 +29,8 @@ def of_engine(package: str) -> str | None:
     They may be files, in a zip file, or part of a frozen program. None, and a RuntimeWarning, where
     they can be read in no way.
     """
-    importlib.import_module(f"{package}.engine")  # and with it all others
-    loaded = list(sys.modules)  # at once: another thread may be importing something
-    names = sorted(name for name in loaded if name.startswith(f"{package}."))
-    vectors = sys.modules[f"{__package__}.vectors"]
-    shared = vectors, functions, layout, counter_rng, emitted_draws, step, step_options
-    modules = [*map(sys.modules.get, names), *shared]
     try:
-        return hashlib.sha256(b"".join(map(_source, modules))).hexdigest()[:16]
+        return hashlib.sha256(b"".join(map(_source, _modules(package)))).hexdigest()[:16]
     except (AttributeError, ImportError, OSError) as error:  # a loader that only loads
         warnings.warn(
             f"numba_rnn: the source of this installation cannot be read ({error}), so compiled "
@@ -44,9 +41,27 @@ def of_engine(package: str) -> str | None:
         return None
 
 
-def _source(module: Any) -> bytes:
+def _modules(package: str) -> list[str]:
+    """The names of an engine's modules, which need not be loaded."""
+    found = [module.name for module in pkgutil.iter_modules(sys.modules[package].__path__)]
+    if not found:  # in a frozen program: these load all others
+        for name in ("engine", "compilation", "build"):
+            with suppress(ModuleNotFoundError):
+                importlib.import_module(f"{package}.{name}")
+        loaded = list(sys.modules)  # at once: another thread may be importing something
+        found = [name.rpartition(".")[2] for name in loaded if name.startswith(f"{package}.")]
+    shared = (
+        "vectors", "functions", "layout", "counter_rng", "emitted_draws", "step", "step_options",
+    )  # fmt: skip
+    names = [f"{package}.{name}" for name in sorted(found)]
+    return names + [f"{__package__}.{name}" for name in shared]
+
+
+def _source(name: str) -> bytes:
     """A module's source, or what it was compiled to."""
-    spec = module.__spec__
+    spec: Any = find_spec(name)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{name} is not there")
     try:
         return spec.loader.get_data(spec.origin)
     except (AttributeError, OSError):  # a frozen program has no such file

@@ -81,10 +81,13 @@ def _numpy() -> Engine:
 @once
 def _numba() -> Engine:
     try:
+        from .kernels.cpu import kernel_cache, target
         from .kernels.cpu.engine import NumbaEngine
+
+        kernel_cache.expect_numba()
     except ImportError as error:
         raise BackendError(f"numba cannot be imported ({error}); pip install numba") from error
-    if sys.modules["numba"].config.DISABLE_JIT:
+    if target.setting("DISABLE_JIT", 0):
         raise BackendError("NUMBA_DISABLE_JIT is set, so nothing can be compiled")
     return NumbaEngine()
 
@@ -491,6 +494,8 @@ def explain(layer: Any = None, batch: int = 1) -> Explanation:
     'numpy'
     """
 
+    import importlib.metadata  # slow, and used here alone
+
     choice = _choice()
     running, reason = choice.engine, choice.reason
     execution: dict[str, str] = {}
@@ -506,6 +511,8 @@ def explain(layer: Any = None, batch: int = 1) -> Explanation:
         module = sys.modules.get(package)
         if module is not None:  # loaded, by whoever needed it
             versions[package] = module.__version__
+        elif package == running.name:  # which has found all that it has compiled in the cache
+            versions[package] = importlib.metadata.version(package)
     details: dict[str, Any] = running.describe()
     of_int8 = details.pop("int8")
     if getattr(layer, "quantised", False):

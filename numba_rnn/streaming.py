@@ -198,12 +198,12 @@ class Stream:
         TypeError
             If the dtype is wrong; the state is then as before.
         """
-        if self._step(x, self._address) or self._step(self._in_own_dtype(x), self._address):
+        if self._step(x) or self._step(self._in_own_dtype(x)):
             return self._out
         shape = (self.input_size,) if self.batch == 1 else (self.batch, self.input_size)
         x = validate_array("x", x, shape, self.dtype, self._engine)
         expect_finite("x", x)
-        fits = self._step(self._copied(x), self._address)
+        fits = self._step(self._copied(x))
         assert fits, "x was checked, and copied"
         return self._out
 
@@ -230,9 +230,7 @@ class Stream:
         if out is None:
             steps = frames.shape if type(frames) is np.ndarray else np.shape(frames)
             out = self._empty((*steps[:-1], self._outputs), self._dtype)
-        if self._run(frames, out, self._block) or self._run(
-            self._in_own_dtype(frames), self._in_own_dtype(out), self._block
-        ):
+        if self._run(frames, out) or self._run(self._in_own_dtype(frames), self._in_own_dtype(out)):
             return out
         expect_plain_array("out", out)
         steps = (*np.shape(frames)[:-1], self._outputs)
@@ -245,7 +243,7 @@ class Stream:
         shape = shape if self.batch == 1 else (self.batch, *shape)
         frames = validate_array("frames", frames, shape, self.dtype, self._engine)
         expect_finite("frames", frames)
-        fits = self._run(self._copied(frames), self._in_own_dtype(out), self._block)
+        fits = self._run(self._copied(frames), self._in_own_dtype(out))
         assert fits, "frames were checked, and copied"
         return out
 
@@ -346,8 +344,8 @@ class Stream:
         initials = [layer._initial for layer in self._recurrent]
         starts = [0 if start is None else start[:, None].copy() for start in initials]
         self._running, self._starts = running, starts
-        self._step, self._address = self._running.stepping
-        (self._run, self._block), self._empty = self._running.running, self._engine.xp.empty
+        self._step, self._run = self._running.stepping, self._running.running
+        self._empty = self._engine.xp.empty
         self._out, self._outputs = self._running.out, self.output_size
         if state is None:
             self.reset()

@@ -11,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numba import cfunc, types
 from numba.extending import register_jitable
+from numba.np.numpy_support import from_dtype
 
 from helpers import CALLING_ALL, DTYPES, Array, outcome, random_problem, relative_error
 from numba_rnn.kernels import functions
@@ -61,7 +62,7 @@ def on_vectors(function: Function) -> Callable[..., None]:
     def apply(*arrays: Array) -> None:
         dtype = arrays[0].dtype
         if dtype not in kernels:
-            ctx = kernel_abi.KernelContext(kernel_abi.from_dtype(dtype), None, "test")
+            ctx = kernel_abi.KernelContext(from_dtype(dtype), None, "test")
             kernel = of_one if len(arrays) == 2 else of_two
             kernels[dtype] = cfunc(types.void(ctx), error_model="numpy")(kernel)
         words = np.array([*(array.ctypes.data for array in arrays), arrays[0].size])

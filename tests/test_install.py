@@ -115,7 +115,7 @@ def test_the_wheel_works_from_another_folder_and_leaves_nothing_in_it(wheel, cac
 USE = """
 import numba_rnn
 import numpy as np
-from numba_rnn.kernels.cpu.kernel_abi import KERNELS
+from numba_rnn.kernels.cpu.kernel_cache import KERNELS
 
 assert len(numba_rnn.cells.names()) > 20
 layer = numba_rnn.TimeLSTM.create(3, 5, rng=0, dtype=np.float64)
@@ -246,13 +246,12 @@ def test_a_frozen_program_needs_no_files(get_code, tmp_path):
     code += USE + textwrap.dedent(
         """
         import warnings
-        from numba_rnn.kernels.cpu import panels
-        from numba_rnn.kernels.cpu.kernel_abi import compiled
+        from numba_rnn.kernels.cpu.kernel_cache import compiled
 
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             assert numba_rnn.get_backend() == "numba"
-            for kernel in (panels.pack, panels.unpack):
+            for kernel in ("panels.pack", "panels.unpack"):
                 compiled(kernel)
         print(len(caught), sum(kernel.cache_hits for kernel in KERNELS))
         """

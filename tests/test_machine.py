@@ -39,7 +39,7 @@ def test_the_processor_has_a_name(system, cpuinfo, program, output, name, monkey
 
     monkeypatch.setattr(sys, "platform", system)
     monkeypatch.setattr(cpu_info.Path, "read_text", read_text)
-    monkeypatch.setattr(cpu_info.subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setattr(cpu_info.platform, "processor", lambda: "the processor")
     assert cpu_info.cpu_name.__wrapped__() == name
 
@@ -56,7 +56,7 @@ WAIT_ON_WINDOWS = """
 import ctypes, os
 from typing import NamedTuple
 import numpy as np
-from numba_rnn.kernels.cpu import kernel_abi
+from numba_rnn.kernels.cpu import kernel_abi, kernel_cache
 naps = []
 words = np.zeros(1024, np.int64)
 
@@ -72,7 +72,9 @@ class Kernel32:
 ctypes.WinDLL = lambda name: Kernel32
 os.name = "nt"
 from numba_rnn.kernels.cpu import threads
+kernel_cache._add_symbols()
 os.name = "posix"
+from numba_rnn.kernels.cpu import engine, thread_kernels
 
 class Waiting(NamedTuple):
     team: int
@@ -81,11 +83,11 @@ class Waiting(NamedTuple):
 
 def wait(ctx):
     team, job, shards = kernel_abi.arguments(ctx, Waiting)
-    threads.wait_for_all(team, job, shards)
+    thread_kernels.wait_for_all(team, job, shards)
 
 ctx = np.array([words.ctypes.data, 0, 1], np.int64)
 assert threads.DONE == 128 and threads.JOB == 0
-threads.call_kernel(kernel_abi.compiled(wait), ctx.ctypes.data)
+threads.call_kernel(kernel_cache.compiled(wait), ctx.ctypes.data)
 print(len(naps), sum(naps))
 """
 

@@ -90,12 +90,10 @@ for dtype in (np.float32, np.float64):
                 for affine in (None, top):
                     stream = engine.stream([(p.cell, p.params)], affine, N)
                     x = p.xs[0, 0] if N == 1 else p.xs[:, 0]
-                    step, at = stream.stepping
-                    assert step(guarded(x), at)
+                    assert stream.stepping(guarded(x))
                     outputs = P if affine is None else 19
-                    run, at = stream.running
                     out = guarded(np.empty((T, outputs) if N == 1 else (N, T, outputs), dtype))
-                    assert run(p.xs[0] if N == 1 else p.xs, out, at)
+                    assert stream.running(p.xs[0] if N == 1 else p.xs, out)
 print("nothing was touched")
 """
 )

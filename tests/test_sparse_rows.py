@@ -221,13 +221,13 @@ def test_no_bit_depends_on_the_number_of_threads(dtype):
 GUARDED = """
 from test_memory import GUARDED
 exec(GUARDED)
-from numba_rnn.kernels.cpu import training_kernels
+from numba_rnn.kernels.cpu import training
 from numba_rnn.training import Adam, SparseRows
 
 adam, rng = Adam(lazy=True), np.random.default_rng(0)
 adam.updates = 1
 with use_backend("numba", strict=True) as engine:
-    with mock.patch.object(training_kernels, "np", Guarded()):
+    with mock.patch.object(training, "np", Guarded()):
         for dtype in (np.float32, np.float64):
             for V, D in ((1, 1), (5, 15), (5, 16), (9, 17), (3, 4097)):
                 rows = guarded(np.unique([0, V - 1]))

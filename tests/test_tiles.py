@@ -27,9 +27,9 @@ from numba_rnn.kernels import disk_cache
 from numba_rnn.kernels.cpu import simd
 disk_cache.folder = lambda: None  # code from there cannot be looked into
 simd.vector_registers = lambda: ({registers}, {bits})
-from numba_rnn.kernels.cpu import kernel_abi, gemm
-kernel_abi.compiled(gemm.{product}, "float32")
-print(kernel_abi.KERNELS[-1].inspect_llvm())
+from numba_rnn.kernels.cpu import engine, kernel_cache
+kernel_cache.compiled("gemm.{product}", "float32")
+print(kernel_cache.KERNELS[-1].inspect_llvm())
 """
 
 

@@ -15,7 +15,8 @@ from test_memory import GUARDED
 from helpers import BACKENDS, Array, relative_error, run_python
 from numba_rnn import TimeAdaptiveSoftmaxWithLoss, TimeSoftmaxWithLoss, training, use_backend
 from numba_rnn.kernels.cpu import engine as cpu
-from numba_rnn.kernels.cpu import parallel_for, product, threads, training_kernels
+from numba_rnn.kernels.cpu import parallel_for, product, threads
+from numba_rnn.kernels.cpu import training as compiled
 from numba_rnn.kernels.reference import NumpyEngine
 from numba_rnn.training import accumulation, averages, optimisers
 
@@ -62,7 +63,7 @@ class Poisoned:
 @pytest.fixture(autouse=True)
 def poisoned() -> Iterator[None]:
     with (
-        mock.patch.object(training_kernels, "np", Poisoned()),
+        mock.patch.object(compiled, "np", Poisoned()),
         mock.patch.object(product, "np", Poisoned()),
     ):
         yield
@@ -385,7 +386,7 @@ def test_no_bit_depends_on_the_number_of_threads(dtype):
 GUARDED_TRAINING = (
     GUARDED
     + """
-from numba_rnn.kernels.cpu import product, training_kernels
+from numba_rnn.kernels.cpu import product, training
 from numba_rnn.training import Adam
 
 optimiser, rng = Adam(), np.random.default_rng(0)
@@ -393,7 +394,7 @@ optimiser.updates = 1
 with (use_backend("numba", strict=True) as engine,
       mock.patch.object(product, "aligned", aligned),
       mock.patch.object(product, "np", Guarded()),
-      mock.patch.object(training_kernels, "np", Guarded())):
+      mock.patch.object(training, "np", Guarded())):
     for dtype in (np.float32, np.float64):
         def made(*shape):
             return guarded(rng.standard_normal(shape).astype(dtype))

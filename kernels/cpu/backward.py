@@ -4,7 +4,7 @@ from .gemm import Product
 from .kernel_abi import arguments_address, call, jitted, load_i64
 from .layer_norm import Denormalising
 from .panels import ColumnSums, Packing, Rounding
-from .plan import read_plan
+from .plan_kernels import read_plan
 from .schedule import (
     END,
     GRADIENTS,

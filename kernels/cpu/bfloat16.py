@@ -14,11 +14,8 @@ products of a word in one instruction; any other makes float32 of the halves, an
 as fast as float32 for many rows, and faster for one. Denormal numbers count as zero on the former.
 """
 
-from functools import cache
-
 from llvmlite import ir
 from numba.core import types
-from numba.core.registry import cpu_target
 
 from .kernel_abi import arguments, emits
 from .panels import Packing, Rounding, emit_transpose
@@ -30,20 +27,10 @@ from .simd import (
     emit_load_part,
     emit_store,
     lanes_of,
-    vector_registers,
 )
+from .target import has_bfloat16_product
 
 _I64 = ir.IntType(64)
-
-
-@cache
-def has_dot_product() -> bool:
-    """Whether code that Numba compiles here may multiply pairs of bfloat16 (AVX512_BF16).
-
-    LLVM would end the process where it met an instruction that the processor lacks.
-    """
-    _, _, features = cpu_target.target_context.codegen().magic_tuple()
-    return "+avx512bf16" in features.split(",") and vector_registers() == (32, 512)
 
 
 # ---- on vectors of words, at LLVM level; they have the type of vectors of float32
@@ -64,7 +51,7 @@ def emit_halves(builder, vector, words):
 
 def emit_dot(builder, vector, a, b, total):
     """total + a * b, where each lane has two numbers."""
-    if has_dot_product():
+    if has_bfloat16_product():
         words = [total, _bits(builder, vector, a), _bits(builder, vector, b)]
         return emit_call(builder, "llvm.x86.avx512bf16.dpbf16ps.512", vector.llvm, words)
     (a0, a1), (b0, b1) = (emit_halves(builder, vector, words) for words in (a, b))
@@ -74,7 +61,7 @@ def emit_dot(builder, vector, a, b, total):
 def _emit_rounded(builder, vector, value):
     """float32 as bfloat16, in integers of 16 bits."""
     halves = ir.VectorType(ir.IntType(16), vector.lanes)
-    if has_dot_product():
+    if has_bfloat16_product():
         return emit_call(builder, "llvm.x86.avx512bf16.cvtneps2bf16.512", halves, [value])
 
     def all_lanes(number):

@@ -1,72 +1,130 @@
-"""From Python to machine code of this CPU: compiled now, or found on disk.
+"""From Python to object code for this CPU, by Numba.
 
-All that the engine compiles goes through here. What decides the outcome is the entry's key: the
-engine's source, the types, the processor and the compilers.
+Imported where a kernel is not in the cache (``kernel_cache.py``), and with it all modules that
+define kernels. What decides the outcome is the entry's key: the engine's source, the kernel's name
+and types, the processor and the compilers.
 """
 
-import pickle
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from contextvars import ContextVar
+from contextlib import contextmanager
 from typing import Any
 
-import llvmlite
-import numba
-import numpy.ma  # noqa: F401 (else Numba does, at the first array, where a fork may come in between)
-from llvmlite.binding import ffi
-from numba import njit
-from numba.core import registry, sigutils
-from numba.core.caching import _Cache
-from numba.core.ccallback import CFunc
-from numba.core.compiler import CompileResult
+import numpy as np
+import numpy.ma  # else Numba does, at the first array, where a fork may come in between
+from llvmlite import binding, ir
+from numba.core import registry, types
+from numba.core.ccallback import _CFuncCompiler
+from numba.core.compiler import Compiler
 from numba.core.compiler_lock import global_compiler_lock
-from numba.core.serialize import dumps
+from numba.core.errors import NumbaError
+from numba.np.numpy_support import from_dtype
 
-from .. import disk_cache, fingerprint
-from ..once import LOCKS_OF_LIBRARIES
+from .. import disk_cache
+from . import (
+    backward,
+    bfloat16,
+    forward,
+    fused_step,
+    gates,
+    gemm,
+    int8,
+    kernel_abi,
+    layer_norm,
+    panels,
+    parallel_kernels,
+    plan_kernels,
+    product_kernels,
+    stream_kernels,
+    target,
+    thread_kernels,
+    training_kernels,
+)
+from .kernel_cache import CompileError, Kernel, Variant, content_of
 
-LOCKS_OF_LIBRARIES += [global_compiler_lock, ffi.lib._lock]
-
-
-def compiled_function(function: Callable[..., Any], signature: Any, **options: Any) -> Any:
-    """A function that Python calls: what ``numba.njit`` makes of it, for one signature."""
-    made = njit(**options)(function)
-    _compile(made, function, signature, options, lambda: made.compile(signature))
-    made.disable_compile()
-    return made
-
-
-def compiled_callback(function: Callable[..., Any], signature: Any, **options: Any) -> Any:
-    """A function that compiled code calls by its address: what ``numba.cfunc`` makes of it."""
-    made = CFunc(function, sigutils.normalize_signature(signature), {}, options)
-    _compile(made, function, signature, options, made.compile)
-    return made
-
-
-def _compile(
-    made: Any,
-    function: Callable[..., Any],
-    signature: Any,
-    options: dict[str, Any],
-    compile_now: Callable[[], Any],
-) -> None:
-    source = fingerprint.of_engine(__package__)
-    what = type(made).__name__, function.__module__, function.__qualname__, str(signature)
-    entry = disk_cache.Entry(function.__name__, source, what, sorted(options.items()), _machine())
-    content = entry.load()
-    with nullcontext() if content is not None else entry.alone():
-        made._cache = _OnDisk(entry, content or entry.load())
-        with _exceptions_of_signals_deferred():
-            compile_now()
+_MODULES = (  # in which names of kernels are looked up
+    backward, bfloat16, forward, fused_step, gates, gemm, int8, layer_norm, panels,
+    parallel_kernels, plan_kernels, product_kernels, stream_kernels, thread_kernels,
+    training_kernels,
+)  # fmt: skip
 
 
-def _machine() -> tuple[object, ...]:
-    """The processor and the compilers."""
-    versions = sys.implementation.cache_tag, numba.__version__, llvmlite.__version__
-    return *versions, registry.cpu_target.target_context.codegen().magic_tuple()
+def compile_kernel(kernel: Any, variant: Variant, entry: disk_cache.Entry) -> Kernel:
+    """Compile a kernel, and keep it in an entry."""
+    function = _named(kernel) if isinstance(kernel, str) else kernel
+    with _exceptions_of_signals_deferred():
+        with global_compiler_lock:
+            try:
+                library, symbol = _compile(function, variant)
+            except NumbaError as error:
+                raise CompileError(str(error)) from error
+            address = library.get_pointer_to_function(symbol)
+        _save(entry, library, symbol)
+    return Kernel(function.__name__, address, library, cache_hits=0)
+
+
+def _named(kernel: str) -> Callable[..., Any]:
+    module, name = kernel.split(".")
+    return getattr(next(m for m in _MODULES if m.__name__.endswith(f".{module}")), name)
+
+
+class _Compiler(_CFuncCompiler):
+    def _customize_flags(self, flags: Any) -> Any:
+        flags = super()._customize_flags(flags)
+        flags.no_cfunc_wrapper = True  # which tells Python of errors: there are none
+        return flags
+
+
+def _compile(function: Callable[..., Any], variant: Variant) -> tuple[Any, str]:
+    """The library of a kernel, and the name of its function there.
+
+    A kernel takes the ctx and returns nothing. One that takes more is a function that Python calls
+    (``kernel_cache.python_function``): it takes addresses and returns one.
+    """
+    ctx = kernel_abi.KernelContext.of(from_dtype(np.dtype(variant.dtype)), variant)
+    more = [types.int64] * (function.__code__.co_argcount - 1)
+    result = types.int64 if more else types.none
+    options = {"error_model": "numpy"}  # no test for division by zero
+    compiler = _Compiler(function, registry.cpu_target, options, {}, Compiler)
+    made = compiler.compile((ctx, *more), result)
+    context, library, fndesc = made.target_context, made.library, made.fndesc
+    module = library.create_ir_module("kernel")
+    outside = ir.VoidType() if result is types.none else context.get_value_type(result)
+    kind = ir.FunctionType(outside, list(map(context.get_value_type, fndesc.argtypes)))
+    wrapper = ir.Function(module, kind, fndesc.llvm_cfunc_wrapper_name)
+    builder = ir.IRBuilder(wrapper.append_basic_block())
+    inner = context.call_conv.get_function_type(fndesc.restype, fndesc.argtypes)
+    callee = ir.Function(module, inner, fndesc.llvm_func_name)
+    _, value = context.call_conv.call_function(
+        builder, callee, fndesc.restype, fndesc.argtypes, wrapper.args, attrs=("noinline",)
+    )
+    builder.ret_void() if result is types.none else builder.ret(value)
+    library.add_ir_module(module)
+    return library, wrapper.name
+
+
+def _save(entry: disk_cache.Entry, library: Any, symbol: str) -> None:
+    """Keep a kernel's object code, unless it holds addresses of this process.
+
+    Nor is it kept where Numba compiles for another processor than ``target.py`` says, as where its
+    settings have changed since then.
+    """
+    if library.has_dynamic_globals or target.machine() != _machine():
+        return
+    module = library._final_module
+    declared = [
+        part.name
+        for part in (*module.functions, *module.global_variables)
+        if part.is_declaration and not part.name.startswith("llvm.")
+    ]
+    if all(map(binding.address_of_symbol, declared)):
+        entry.save(content_of(symbol, declared, library._get_compiled_object()))
+
+
+def _machine() -> tuple[str, str, str]:
+    """The processor that Numba compiles for."""
+    return registry.cpu_target.target_context.codegen().magic_tuple()
 
 
 @contextmanager
@@ -99,74 +157,3 @@ def _exceptions_of_signals_deferred() -> Iterator[None]:
                 signal.signal(number, handler)
         if raised:
             raise raised[-1]
-
-
-class _OnDisk(_Cache):
-    """Numba's cache of one function: one entry on disk."""
-
-    def __init__(self, entry: disk_cache.Entry, content: bytes | None) -> None:
-        self._entry, self._content = entry, content
-
-    @property
-    def cache_path(self) -> str | None:
-        place = disk_cache.folder()
-        return None if place is None else str(place)
-
-    def load_overload(self, signature: Any, context: Any) -> Any:
-        context.refresh()
-        if self._content is not None:
-            try:
-                return CompileResult._rebuild(context, *pickle.loads(self._content))
-            except Exception:  # whatever it refers to that is no longer there: compile again
-                pass
-        _announce()
-        return None
-
-    def save_overload(self, signature: Any, result: Any) -> None:
-        if not result.library.has_dynamic_globals:  # addresses of this process
-            self._entry.save(dumps(result._reduce()))
-
-    def enable(self) -> None:
-        pass
-
-    def disable(self) -> None:
-        pass
-
-    def flush(self) -> None:
-        pass
-
-
-# ---- the message
-
-
-_pending: ContextVar[threading.Timer | None] = ContextVar("_pending", default=None)
-
-
-@contextmanager
-def warn_if_slow_compile(what: str) -> Iterator[None]:
-    """Say so, on stderr, where the compilation inside has gone on for two seconds."""
-    timer = threading.Timer(2.0, _say, (what,))
-    timer.daemon = True
-    token = _pending.set(timer)
-    try:
-        yield
-    finally:
-        _pending.reset(token)
-        timer.cancel()
-
-
-def _announce() -> None:
-    """Something is compiled: the two seconds begin."""
-    timer = _pending.get()
-    if timer is not None and timer.ident is None:
-        timer.start()
-
-
-def _say(what: str) -> None:
-    later = "it is done once, later runs find it in the cache"
-    if not disk_cache.is_writable():
-        later = "later runs do it again: there is no writable cache folder; set NUMBA_CACHE_DIR"
-    elif fingerprint.of_engine(__package__) is None:
-        later = "later runs do it again"
-    if sys.stderr is not None:
-        print(f"numba_rnn: compiling {what} for this CPU; {later}.", file=sys.stderr, flush=True)

@@ -15,7 +15,6 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba.core.errors import NumbaError
 
 from .. import disk_cache
 from ..cells import Cell
@@ -24,14 +23,23 @@ from ..quantisation import QuantisedWeight, expect_trainable, is_quantised
 from ..reference import NumpyEngine
 from ..sparse_rows import SparseRows, numbers_of
 from ..step_options import NO_OPTIONS, StepOptions
-from . import int8, product, threads, training_kernels
-from .bfloat16 import has_dot_product
+from . import kernel_cache, product, threads, training
 from .dropout import dropout
+from .kernel_cache import CompileError, Compiler
 from .launch import SequenceRun
 from .packing import pack_quantised
 from .plans import address_of, contiguous_rows, merge_bias, split_bias, takes
-from .simd import vector_registers
 from .streaming import NumbaStream
+from .target import has_bfloat16_product, int8_road, vector_registers
+
+
+def _load_compiler() -> Compiler:
+    from .compilation import compile_kernel  # and Numba, where something is to be compiled
+
+    return compile_kernel
+
+
+kernel_cache.load_compiler = _load_compiler
 
 
 class NumbaEngine(NumpyEngine):
@@ -154,8 +162,8 @@ class NumbaEngine(NumpyEngine):
             compiled = inspect.isfunction(rule) and rule not in _INTERPRETED
             if compiled:
                 try:
-                    training_kernels.update(rule, together, (factor, *numbers))
-                except NumbaError:  # a rule that says more than a cell may
+                    training.update(rule, together, (factor, *numbers))
+                except CompileError:  # a rule that says more than a cell may
                     compiled = False
                     _INTERPRETED.add(rule)
             rest += [] if compiled else together
@@ -187,24 +195,24 @@ class NumbaEngine(NumpyEngine):
 
     def sum_of_squares(self, arrays: Sequence[Array]) -> float:
         groups, rest = _by_dtype([[array] for array in arrays])
-        squares = [training_kernels.sum_of_squares([a for (a,) in group]) for group in groups]
+        squares = [training.sum_of_squares([a for (a,) in group]) for group in groups]
         return math.fsum(squares) + super().sum_of_squares([a for (a,) in rest])
 
     def add_rows(self, out: Array, rows: Array, values: Array) -> None:
         side_by_side = out.flags.c_contiguous and values.flags.c_contiguous
         if side_by_side and out.dtype == values.dtype and out.dtype in _FLOATS and len(rows):
-            training_kernels.add_rows(out, rows, values)
+            training.add_rows(out, rows, values)
         else:
             super().add_rows(out, rows, values)
 
     def log_sum_exp(self, scores: Array) -> Array:
-        return training_kernels.log_sum_exp(np.ascontiguousarray(scores))
+        return training.log_sum_exp(np.ascontiguousarray(scores))
 
     def softmax_gradient(
         self, scores: Array, log_sums: Array, labels: Array, weights: Array
     ) -> Array:
         scores = np.ascontiguousarray(scores)
-        return training_kernels.softmax_gradient(scores, log_sums, labels, weights)
+        return training.softmax_gradient(scores, log_sums, labels, weights)
 
     def dropout(
         self, seed: int, shape: Sequence[int], rate: float, dtype: Any, row_offset: int = 0
@@ -228,8 +236,8 @@ class NumbaEngine(NumpyEngine):
         return {
             **super().describe(), "threads": threads.available(),
             "simd_bits": vector_registers()[1], "cache": disk_cache.describe(),
-            "int8": int8.road(),
-            "precision": _PRECISIONS[self._bfloat16 + (self._bfloat16 and has_dot_product())],
+            "int8": int8_road(),
+            "precision": _PRECISIONS[self._bfloat16 + (self._bfloat16 and has_bfloat16_product())],
         }  # fmt: skip
 
 

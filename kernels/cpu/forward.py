@@ -5,7 +5,7 @@ from typing import NamedTuple
 from .gemm import Product, ProductInPlace
 from .kernel_abi import arguments_address, call, jitted, load_i64
 from .panels import Packing, Rounding
-from .plan import read_plan
+from .plan_kernels import read_plan
 from .schedule import (
     END,
     HALF_STEP,

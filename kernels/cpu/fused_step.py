@@ -24,90 +24,28 @@ Where there are many inputs, x Wx is made for some steps at once, by ``gemm.py``
 once for all of them: so Wx is in panels of 64 bytes even where the strip is half as wide.
 """
 
-from collections.abc import Sequence
-
-import numpy as np
 from llvmlite import ir
 from numba.core import types
 from numba.extending import overload
 
-from ..cells import Cell
-from ..engine import Array
 from ..layout import layout
 from . import simd, tuple_io
 from .gemm import Product, emit_loop
 from .kernel_abi import arguments_address, call, emits, inlined
 from .option_io import end_step, load_options
-from .packing import Packed, placed
-from .plan import read_plan, read_record
+from .packing import strips_of, wide_bytes
+from .plan_kernels import read_plan, read_record
 from .schedule import panel_of
 from .simd import VECTOR_BYTES, lanes_of, load, of_ctx, splat, store, store_part
-from .threads import flush_denormals, restore_denormals
+from .thread_kernels import flush_denormals, restore_denormals
 
 _I64 = ir.IntType(64)
 
 
-def _wide_bytes(cell: Cell) -> int:
-    """How wide a strip is where units suffice: its sums take a quarter of the registers."""
-    registers, bits = simd.vector_registers()
-    most = registers // 4 * bits // 8 // max(1, layout(cell).early)
-    return max(VECTOR_BYTES, min(4 * VECTOR_BYTES, 1 << most.bit_length() - 1))
-
-
-@inlined
-def _strips(halves: int, times: int) -> tuple[int, int]:
-    """How many strips of so many vectors there are, and how many halves of one are left.
-
-    One that lacks but a half is whole: two strips instead of it would wait for their sums twice.
-    """
-    many = (halves + (times > 1)) // (2 * times)
-    return many, max(0, halves - 2 * many * times)
-
-
-def pack(cell: Cell, params: Sequence[Array]) -> Packed:
-    """The weights of a layer, strip by strip; params are those that ``plans.merge_bias`` makes."""
-    Wx, Wh, b, *own = params
-    H, P, inputs, early = (
-        cell.hidden_size(params),
-        Wh.shape[0],
-        cell.input_gates,
-        layout(cell).early,
-    )
-    added = (*inputs, *range(len(cell.gates) - len(cell.weights), len(cell.gates)))
-    rows = b.reshape(-1, len(added), H)
-    biases = np.zeros((1, len(cell.gates), H), b.dtype)
-    biases[0, added] = rows[0]
-    for row, g in zip(rows[-1] if cell.biases == 2 else (), cell.recurrent_gates, strict=False):
-        biases[0, g] = biases[0, g] + row if g in added else row
-    Wr = (own[0] if own else Wh[:, early * H :]).reshape(H, -1, P)
-    Wr = np.pad(Wr, ((0, 0), (0, 0), (0, H - P)))
-    parts = biases, Wx.reshape(-1, len(inputs), H), Wh[:, : early * H].reshape(P, early, H), Wr
-    half, times = VECTOR_BYTES // b.itemsize // 2, _wide_bytes(cell) // VECTOR_BYTES
-    many, rest = _strips(-(-H // half), times)
-    strips = [2 * half * times] * many + [2 * half] * (rest // 2) + [half] * (rest % 2)
-    pieces, start = [], 0
-    for lanes in strips:
-        for k, part in enumerate(parts):
-            width = max(lanes, 2 * half) if k < 2 else lanes
-            strip = part[:, :, start : start + lanes]
-            strip = np.pad(strip, ((0, 0), (0, 0), (0, width - strip.shape[2])))
-            if part is not biases:
-                strip = _side_by_side(strip, min(width, 2 * half))
-            pieces.append(strip.reshape(-1))
-        start += lanes
-    pieces.append(np.zeros(-sum(map(len, pieces)) % (2 * half), b.dtype))
-    memory, address = placed(np.concatenate(pieces))
-    return Packed([memory], [address], H)
-
-
-def _side_by_side(strip: Array, lanes: int) -> Array:
-    """(rows, gates, W) as (gates, W / lanes, rows, lanes), with a row more where that is even."""
-    rows, gates, width = strip.shape
-    strip = np.pad(strip, ((0, 1 - rows % 2), (0, 0), (0, 0)))
-    return strip.reshape(len(strip), gates, width // lanes, lanes).transpose(1, 2, 0, 3)
-
-
 # ---- in compiled code
+
+
+_strips = inlined(strips_of)
 
 
 def _resized(size):
@@ -120,7 +58,7 @@ def _resized(size):
     return resized
 
 
-_wide, _half = _resized(_wide_bytes), _resized(lambda cell: VECTOR_BYTES // 2)
+_wide, _half = _resized(wide_bytes), _resized(lambda cell: VECTOR_BYTES // 2)
 
 
 @emits(types.UniTuple(types.int64, 7))

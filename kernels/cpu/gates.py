@@ -19,7 +19,7 @@ from .option_io import (
     store_trace,
     times_recurrent_mask,
 )
-from .plan import read_record
+from .plan_kernels import read_record
 from .schedule import from_number, place_of, read_step, units_from
 from .simd import VECTOR_BYTES, load, load_part, store, store_part
 from .tuple_io import (

@@ -48,19 +48,12 @@ from .simd import (
     splat,
     vector_registers,
 )
+from .target import TILES_OF, has_bfloat16_product
 
 _I64 = ir.IntType(64)
 
 
-# Tiles whose sums, and what is added to them, fit the registers (counted in compiled loops, which
-# test_tiles.py does; the fastest of those by llvm-mca). Six rows of four vectors are 24 registers
-# of AVX-512; where a vector takes two registers (AVX) or four (NEON, SSE), a tile is one wide.
-DEEPEST_TILE, WIDEST_TILE, WIDEST_FOR_ONE_ROW = {
-    (32, 512): (6, 4, 8),
-    (16, 256): (6, 1, 4),
-    (32, 128): (4, 1, 3),
-    (16, 128): (2, 1, 2),
-}[vector_registers()]
+DEEPEST_TILE, WIDEST_TILE, WIDEST_FOR_ONE_ROW = TILES_OF[vector_registers()]
 # the same for words that are taken apart, which takes registers
 _OF_PARTS = {(32, 512): (4, 8), (16, 256): (4, 2), (32, 128): (2, 2), (16, 128): (1, 1)}
 AHEAD = 16 * VECTOR_BYTES  # how far ahead a product of one row asks for B (measured)
@@ -77,7 +70,7 @@ class Kind(NamedTuple):
     @property
     def most(self) -> tuple[int, int]:
         """The most rows of a tile, and the most vectors of one of a single row."""
-        apart = {2: not bfloat16.has_dot_product(), 4: not int8.has_dot_product()}
+        apart = {2: not has_bfloat16_product(), 4: not int8.has_dot_product()}
         if apart.get(self.word):
             return _OF_PARTS[vector_registers()]
         return DEEPEST_TILE, WIDEST_FOR_ONE_ROW

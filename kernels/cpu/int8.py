@@ -12,11 +12,8 @@ the starts are -128 times the sums of B's columns. ARM's dot product takes signe
 words are taken apart into 16 or 32 bits, in which no product saturates.
 """
 
-from functools import cache
-
 from llvmlite import ir
 from numba.core import types
-from numba.core.registry import cpu_target
 
 from .kernel_abi import arguments, emits
 from .panels import Rounding
@@ -28,49 +25,16 @@ from .simd import (
     emit_load_part,
     lanes_of,
     splat,
-    vector_registers,
 )
+from .target import int8_instruction as _instruction
+from .target import int8_unsigned as unsigned
 
 _I8, _I32, _I64 = (ir.IntType(bits) for bits in (8, 32, 64))
-
-
-@cache
-def _instruction() -> tuple[str, int]:
-    """The LLVM function that adds up products of bytes or of 16 bits, and the bits of its vectors.
-
-    None is named that the processor, or NUMBA_CPU_FEATURES, lacks: LLVM would end the process.
-    """
-    triple, _, features = cpu_target.target_context.codegen().magic_tuple()
-    has, (_, bits) = features.split(","), vector_registers()
-    if bits == 512 and "+avx512vnni" in has:
-        return "llvm.x86.avx512.vpdpbusd.512", 512
-    if bits == 256 and "+avxvnni" in has:
-        return "llvm.x86.avx512.vpdpbusd.256", 256
-    if bits == 128 and "+dotprod" in has:
-        return "llvm.aarch64.neon.sdot.v4i32.v16i8", 128
-    if triple.startswith("x86_64"):
-        if bits == 512 and "+avx512bw" in has:
-            return "llvm.x86.avx512.pmaddw.d.512", 512
-        return ("llvm.x86.avx2.pmadd.wd", 256) if bits == 256 else ("llvm.x86.sse2.pmadd.wd", 128)
-    return "", 128
 
 
 def has_dot_product() -> bool:
     """Whether one instruction adds up the products of a word."""
     return any(part in _instruction()[0] for part in ("vpdpbusd", "sdot"))
-
-
-def road() -> str:
-    """How products are computed here."""
-    name, bits = _instruction()
-    if "vpdpbusd" in name:
-        return "AVX-512 VNNI" if bits == 512 else "AVX-VNNI"
-    return "dot products of ARM" if name and "sdot" in name else f"in {16 if name else 32} bits"
-
-
-def unsigned() -> bool:
-    """Whether A's numbers are stored with 128 added."""
-    return "vpdpbusd" in _instruction()[0]
 
 
 # ---- at LLVM level; vectors of words have the type of vectors of float32

@@ -9,7 +9,7 @@ integers side by side, which are sizes, strides in bytes and addresses of number
 
     def column_sums(ctx):                                  a kernel
         p = arguments(ctx, ColumnSums)
-    address = compiled(column_sums, dtype)                 in Python
+    address = compiled("panels.column_sums", dtype)          in Python (``kernel_cache.py``)
     call(address, ColumnSums(panels=..., ...))             in another kernel
 
 Many words that stay in memory are a record: ``plan = record(Plan)(address)``. The kernels of a step
@@ -19,46 +19,26 @@ The Numba *type* of ctx says for which dtype, cell and features the kernel is co
 """
 
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
 from llvmlite import ir
-from numba import from_dtype
 from numba.core import cgutils, types
 from numba.core.imputils import lower_getattr_generic, lower_setattr_generic
 from numba.core.typing.templates import AttributeTemplate, infer_getattr
-from numba.extending import (
-    NativeValue,
-    intrinsic,
-    models,
-    register_jitable,
-    register_model,
-    unbox,
-)
+from numba.extending import intrinsic, models, register_jitable, register_model
 
-from .. import fingerprint
 from ..cells import Cell
 from ..layout import Layout, layout
-from ..once import once
-from .compilation import compiled_callback
+from .kernel_cache import NO_FEATURES, Rule, Variant
+from .target import VECTOR_BYTES
 
 _I32 = ir.IntType(32)
 _I64 = ir.IntType(64)
 
 jitted = register_jitable(error_model="numpy")  # no test for division by zero
 inlined = register_jitable(error_model="numpy", forceinline=True)
-
-
-NO_FEATURES: frozenset[str] = frozenset()
-
-
-class Rule(NamedTuple):
-    """The rule of an optimiser, which changes so many arrays, of so many numbers."""
-
-    function: Callable[..., Any]
-    arrays: int
-    numbers: int
 
 
 class KernelContext(types.Type):
@@ -72,7 +52,7 @@ class KernelContext(types.Type):
         cell_name: str | None,
         source: str,
         features: frozenset[str] = NO_FEATURES,
-        vector_bytes: int = 64,  # simd.VECTOR_BYTES
+        vector_bytes: int = VECTOR_BYTES,
     ):
         self.dtype = dtype
         self.cell_name = cell_name
@@ -81,6 +61,16 @@ class KernelContext(types.Type):
         self.vector_bytes = vector_bytes
         name = f"ctx({dtype}, {cell_name}, {source}, {sorted(features)}, {vector_bytes})"
         super().__init__(name=name)
+
+    @classmethod
+    def of(cls, dtype: Any, variant: Variant) -> "KernelContext":
+        """That of a variant, whose dtype is Numba's."""
+        source = variant.source
+        if variant.cell is not None:
+            _CELLS[source] = variant.cell
+        if variant.rule is not None:
+            _RULES[source] = variant.rule
+        return cls(dtype, variant.name, source, variant.features)
 
     def with_vectors(self, size: int) -> "KernelContext":
         """The same for vectors of so many bytes."""
@@ -172,39 +162,6 @@ class RecordType(types.Type):
 register_model(RecordType)(_AddressModel)
 
 
-class ArrayObject(NamedTuple):
-    """A NumPy array, as its C API lays it out (PyArrayObject), from its type on."""
-
-    type: int
-    data: int
-    ndim: int  # in the lower half
-    shape: int  # the addresses of integers
-    strides: int
-    base: int
-    dtype: int
-    flags: int  # in the lower half
-
-
-class ArrayObjectType(RecordType):
-    """An ``ArrayObject`` that is to have this dtype and so many axes, where Python passes any
-    object: nothing has been checked.
-    """
-
-    def __init__(self, dtype: Any, ndim: int):
-        self.dtype, self.ndim = from_dtype(np.dtype(dtype)), ndim
-        super().__init__(f"array of {dtype} with {ndim} axes", ArrayObject._fields)
-
-
-register_model(ArrayObjectType)(_AddressModel)
-
-
-@unbox(ArrayObjectType)
-def _read_object(kind, value, c):
-    words = c.builder.bitcast(value, _I64.as_pointer())
-    header = object.__basicsize__ // 8 - 1  # its type comes last there
-    return NativeValue(c.builder.gep(words, [_I32(header)]))
-
-
 def record(fields: Any) -> Any:
     """A function that takes the address of integers for a record with a NamedTuple's fields."""
     kind = RecordType(fields.__name__, fields._fields)
@@ -282,32 +239,49 @@ def load_i64(builder, address, index):
     return builder.load(builder.gep(start, [index]))
 
 
-# ---- compiling
+# ---- objects of Python's, in functions that Python calls
 
 
-KERNELS: list[Any] = []  # all that this process has compiled or found in the cache
+class ArrayObject(NamedTuple):
+    """A NumPy array, as its C API lays it out (PyArrayObject), from its type on."""
+
+    type: int
+    data: int
+    ndim: int  # in the lower half
+    shape: int  # the addresses of integers
+    strides: int
+    base: int
+    dtype: int
+    flags: int  # in the lower half
 
 
-@once
-def compiled(
-    kernel: Callable[[Any], None],
-    dtype: str = "float32",
-    cell: Cell | None = None,
-    features: frozenset[str] = NO_FEATURES,
-    rule: Rule | None = None,
-) -> int:
-    """The address of a kernel, compiled for a dtype and a cell or a rule, now or by an earlier
-    process.
-    """
-    source, name = "", None
-    if cell is not None:
-        source, name = fingerprint.of_cell(cell), cell.name
-        _CELLS[source] = cell
-    if rule is not None:
-        source, name = fingerprint.of_functions(rule.function), rule.function.__name__
-        source = f"{source} {rule.arrays} {rule.numbers}"
-        _RULES[source] = rule
-    ctx = KernelContext(from_dtype(np.dtype(dtype)), name, source, features)
-    made = compiled_callback(kernel, types.void(ctx), error_model="numpy")
-    KERNELS.append(made)
-    return int(made.address)
+class _Counted(NamedTuple):
+    """An object before Python 3.12."""
+
+    references: int
+
+
+_read_array, _read_counted = record(ArrayObject), record(_Counted)
+_TYPE = object.__basicsize__ - 8  # its type comes last there
+_COUNTED = sys.version_info < (3, 12)  # since then True and False are immortal
+
+
+@jitted
+def array_at(address):
+    """An object as an array, which nobody has checked that it is."""
+    return _read_array(address + _TYPE)
+
+
+@jitted
+def is_array(me, x, ndim):
+    """Whether an object is an array of these axes, and of the very dtype."""
+    return x.type == me.array_type and x.dtype == me.dtype and x.ndim & 0xFFFFFFFF == ndim
+
+
+@jitted
+def as_object(me, value):
+    """The object True or False, for Python."""
+    found = me.true if value else me.false
+    if _COUNTED:
+        _read_counted(found + _TYPE - 8).references += 1
+    return found

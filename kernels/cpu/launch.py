@@ -17,13 +17,13 @@ from ..cells import Cell
 from ..engine import Array, State
 from ..once import cached_property
 from ..step_options import StepOptions
-from . import backward as _backward
-from . import forward as _forward
 from . import threads
 from .option_memory import OptionMemory, compiled_features
 from .packing import Packed, write_packed
 from .plan import PLACES, write
 from .plans import (
+    BACKWARD,
+    FORWARD,
     PlanTemplate,
     SavedBuffer,
     choose_partition,
@@ -89,7 +89,7 @@ class SequenceRun:
     def forward(self, state: State, keep: bool = True) -> tuple[Array, State, SavedBuffer]:
         """hs, the state after the last step, and what is kept."""
         N, T, _, H = self.sizes
-        template = self._template(_forward.forward, False, keep=keep)
+        template = self._template(FORWARD, False, keep=keep)
         saved = SavedBuffer(template.kept_bytes, self.xs.dtype)
         state_in = np.array(state)
         if self.steps.resets is not None:
@@ -127,7 +127,7 @@ class SequenceRun:
         """
         if dhs.dtype != self.xs.dtype:
             raise TypeError(f"dhs: expected {self.xs.dtype}, as xs is, got {dhs.dtype}")
-        template = self._template(_backward.backward, True, add=add)
+        template = self._template(BACKWARD, True, add=add)
         dhs, d_out = contiguous_rows(dhs), np.empty_like(d)
         dxs = np.empty(self.xs.shape, self.xs.dtype)
         arrays = self.xs, self.params, d, d_out, dhs, (dxs, *into)
@@ -165,4 +165,4 @@ class SequenceRun:
 
     def states_before(self, saved: SavedBuffer) -> tuple[Array, ...]:
         """The state that every step saw, (N, T, H) each."""
-        return read_saved_states(self._template(_forward.forward, False), saved, self.cell)
+        return read_saved_states(self._template(FORWARD, False), saved, self.cell)

@@ -9,11 +9,11 @@ import numpy as np
 from ..cells import Cell
 from ..engine import Array
 from ..step_options import StepOptions
-from .kernel_abi import NO_FEATURES
+from .kernel_cache import NO_FEATURES
 from .packing import zeros
 from .plan import OptionRecord
 from .plans import address_of
-from .simd import VECTOR_BYTES
+from .target import VECTOR_BYTES
 
 AT_RUN_TIME = frozenset({"mask", "resets", "initial", "recurrent_mask", "trace"})
 

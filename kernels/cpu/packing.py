@@ -9,10 +9,9 @@ from ..cells import Cell
 from ..engine import Array
 from ..layout import layout
 from ..quantisation import QuantisedWeight
-from .int8 import unsigned
 from .plan import write
 from .plans import address_of, aligned
-from .simd import VECTOR_BYTES
+from .target import VECTOR_BYTES, int8_unsigned, vector_registers
 
 
 class Packed(NamedTuple):
@@ -68,12 +67,12 @@ def _quantised_panels(
     weight: QuantisedWeight, blocks: tuple[int, ...], columns: int, width: int
 ) -> tuple[Array, int]:
     """Blocks of columns in panels, each padded to a width: words, what sums begin with, scales."""
-    key = blocks, columns, width, unsigned()
+    key = blocks, columns, width, int8_unsigned()
     if key not in weight.kept:
         K = len(weight)
         values = np.pad(weight.values, ((0, -K % 4), (0, 0)))
         words = values.reshape(-1, 4, values.shape[1]).transpose(0, 2, 1).copy().view(np.float32)
-        starts = values.sum(0, dtype=np.int32) * np.int32(-128 * unsigned())
+        starts = values.sum(0, dtype=np.int32) * np.int32(-128 * int8_unsigned())
         lines = np.vstack([words[:, :, 0], starts.view(np.float32), weight.scale])
         parts = [lines[:, block * columns : (block + 1) * columns] for block in blocks]
         wide = [np.pad(part, ((0, 0), (0, width - columns))) for part in parts]
@@ -85,6 +84,68 @@ def write_packed(plan: Array, packed: Packed) -> None:
     """Write into a plan where its weights are."""
     pWx, pWh, pWr = packed.addresses
     write(plan, pWx=pWx, pWh=pWh, pWr=pWr)
+
+
+def wide_bytes(cell: Cell) -> int:
+    """How wide a strip is where units suffice: its sums take a quarter of the registers."""
+    registers, bits = vector_registers()
+    most = registers // 4 * bits // 8 // max(1, layout(cell).early)
+    return max(VECTOR_BYTES, min(4 * VECTOR_BYTES, 1 << most.bit_length() - 1))
+
+
+def strips_of(halves: int, times: int) -> tuple[int, int]:
+    """How many strips of so many vectors there are, and how many halves of one are left.
+
+    One that lacks but a half is whole: two strips instead of it would wait for their sums twice.
+    """
+    many = (halves + (times > 1)) // (2 * times)
+    return many, max(0, halves - 2 * many * times)
+
+
+def pack_strips(cell: Cell, params: Sequence[Array]) -> Packed:
+    """The weights of a layer, strip by strip, as ``fused_step.py`` reads them.
+
+    params are those that ``plans.merge_bias`` makes.
+    """
+    Wx, Wh, b, *own = params
+    H, P, inputs, early = (
+        cell.hidden_size(params),
+        Wh.shape[0],
+        cell.input_gates,
+        layout(cell).early,
+    )
+    added = (*inputs, *range(len(cell.gates) - len(cell.weights), len(cell.gates)))
+    rows = b.reshape(-1, len(added), H)
+    biases = np.zeros((1, len(cell.gates), H), b.dtype)
+    biases[0, added] = rows[0]
+    for row, g in zip(rows[-1] if cell.biases == 2 else (), cell.recurrent_gates, strict=False):
+        biases[0, g] = biases[0, g] + row if g in added else row
+    Wr = (own[0] if own else Wh[:, early * H :]).reshape(H, -1, P)
+    Wr = np.pad(Wr, ((0, 0), (0, 0), (0, H - P)))
+    parts = biases, Wx.reshape(-1, len(inputs), H), Wh[:, : early * H].reshape(P, early, H), Wr
+    half, times = VECTOR_BYTES // b.itemsize // 2, wide_bytes(cell) // VECTOR_BYTES
+    many, rest = strips_of(-(-H // half), times)
+    strips = [2 * half * times] * many + [2 * half] * (rest // 2) + [half] * (rest % 2)
+    pieces, start = [], 0
+    for lanes in strips:
+        for k, part in enumerate(parts):
+            width = max(lanes, 2 * half) if k < 2 else lanes
+            strip = part[:, :, start : start + lanes]
+            strip = np.pad(strip, ((0, 0), (0, 0), (0, width - strip.shape[2])))
+            if part is not biases:
+                strip = _side_by_side(strip, min(width, 2 * half))
+            pieces.append(strip.reshape(-1))
+        start += lanes
+    pieces.append(np.zeros(-sum(map(len, pieces)) % (2 * half), b.dtype))
+    memory, address = placed(np.concatenate(pieces))
+    return Packed([memory], [address], H)
+
+
+def _side_by_side(strip: Array, lanes: int) -> Array:
+    """(rows, gates, W) as (gates, W / lanes, rows, lanes), with a row more where that is even."""
+    rows, gates, width = strip.shape
+    strip = np.pad(strip, ((0, 1 - rows % 2), (0, 0), (0, 0)))
+    return strip.reshape(len(strip), gates, width // lanes, lanes).transpose(1, 2, 0, 3)
 
 
 FEW_OUTPUTS = 2  # of an affine layer, for which a panel would be wide (measured)

@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import threads
-from .kernel_abi import arguments_address, call, compiled, jitted, record
+from .kernel_cache import compiled
 from .plans import address_of
-from .schedule import run_phase, shard_range
-from .threads import PLAN_WORDS, close_job, open_job
+from .threads import PLAN_WORDS
 
 ALONE = 16384  # numbers that one thread has done before another is awake
 
@@ -42,25 +41,6 @@ class Items(NamedTuple):
     shard: int
 
 
-_read_work, read_items = record(Work), record(Items)
-
-
-@jitted
-def _shard(work, what, chunk, k, shard):
-    begin, end = shard_range(work.items, shard, work.shards)
-    call(work.kernel, Items(begin, end, work.given, shard))
-
-
-def share_items(ctx):
-    """A kernel: ``Work``, shared out."""
-    work = _read_work(arguments_address(ctx))
-    if work.shards > 1 and work.thread == 0:
-        open_job(work.team, arguments_address(ctx), work.shards)
-    run_phase(work, _shard, 0, 0, 0, 0)
-    if work.shards > 1 and work.thread == 0:
-        close_job(work.team)
-
-
 def shards_for(items: int, numbers: int) -> int:
     """How many threads share so many items, with so many numbers to compute."""
     return 1 if numbers <= ALONE else max(1, min(threads.available(), items))
@@ -72,7 +52,7 @@ def parallel_for(kernel: int, given: Any, items: int, shards: int) -> None:
     given  the integers that the kernel works on, whose address it gets
     """
     words = np.array(given, np.int64)
-    entry, plan = compiled(share_items), np.zeros(PLAN_WORDS, np.int64)
+    entry, plan = compiled("parallel_kernels.share_items"), np.zeros(PLAN_WORDS, np.int64)
     work = Work(entry, address_of(plan), 0, 0, 1, 0, kernel, address_of(words), items)
     plan[: len(work)] = work
     threads.team.run(entry, address_of(plan), shards, [plan])

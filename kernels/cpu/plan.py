@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 from ..engine import Array
 from ..step_options import VALUE_KINDS
-from .kernel_abi import record
 
 
 class Plan(NamedTuple):
@@ -146,7 +145,6 @@ _OPTIONS = (
 )  # fmt: skip
 OptionRecord: Any = NamedTuple("OptionRecord", [(name, int) for name in _OPTIONS])  # type: ignore
 
-read_plan, read_record = record(Plan), record(OptionRecord)
 PLACES = {name: place for place, name in enumerate(Plan._fields)}
 
 

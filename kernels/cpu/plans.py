@@ -7,28 +7,31 @@ the work, how much memory is needed, which kernels are called. A call fills in t
 import ctypes
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-from numba import literal_unroll, types
-from numba.core.errors import NumbaError
-from numba.np.numpy_support import from_dtype
 
 from ..cells import Cell
 from ..engine import Array
 from ..layout import layout
 from ..once import once
 from ..quantisation import is_quantised
-from . import bfloat16, gates, gemm, int8, layer_norm, panels, threads
-from .compilation import compiled_function, warn_if_slow_compile
-from .forward import forward
-from .kernel_abi import NO_FEATURES, compiled
+from . import threads
+from .kernel_cache import (
+    NO_FEATURES,
+    CompileError,
+    compiled,
+    python_function,
+    warn_if_slow_compile,
+)
 from .plan import PLACES, Plan
-from .simd import VECTOR_BYTES
+from .target import VECTOR_BYTES
+
+FORWARD, BACKWARD = "forward.forward", "backward.backward"  # the kernels of passes
 
 
 class PlanTemplate(NamedTuple):
@@ -64,51 +67,40 @@ class PlanTemplate(NamedTuple):
         Wx, Wh, b, *Wr = params
         dxs, dWx, dWh, db, *dWr = outputs or (xs, *params)
         own = bool(Wr)  # else the last columns of Wh are what the operand multiplies
-        _filler(self.dtype.char, b.ndim)(
-            plan, xs, Wx, Wh, b, Wr[0] if own else Wh, state_in, state_out, hs,
-            dxs, dWx, dWh, db, dWr[0] if own else dWh,
-            0 if own else self.early_bytes, scratch, kept,
+        arrays = (
+            xs, Wx, Wh, b, Wr[0] if own else Wh, state_in, state_out, hs, dxs, dWx, dWh, db,
+            dWr[0] if own else dWh,
         )  # fmt: skip
+        fill, behind = _filler(self.dtype.char, b.ndim), 0 if own else self.early_bytes
+        if not fill(plan, *arrays, behind, scratch, kept):
+            arrays = tuple(in_own_dtype(array, self.dtype) for array in arrays)
+            if not fill(plan, *arrays, behind, scratch, kept):
+                raise TypeError(f"expected arrays of {self.dtype} alone")
         start, size = self.cleared
         if size:
             ctypes.memset(scratch + start, 0, size)
         return plan
 
 
+class Known(NamedTuple):
+    """What ``plan_kernels.fill`` knows: objects of Python's, by their addresses."""
+
+    array_type: int
+    dtype: int
+    true: int
+    false: int
+
+
+def known(dtype: Any) -> Known:
+    return Known(id(np.ndarray), id(np.dtype(dtype.type)), id(True), id(False))
+
+
 @once
 def _filler(dtype: str, b_ndim: int) -> Any:
-    """A compiled function that writes addresses and strides into a plan."""
-    self_address = PLACES["self_address"]
-
-    def fill(
-        plan, xs, Wx, Wh, b, Wr, start, end, hs, dxs, dWx, dWh, db, dWr, behind, scratch, kept
-    ):
-        of_the_caller = (  # in the order of Plan's fields
-            xs.ctypes.data, xs.strides[0], xs.strides[1],
-            Wx.ctypes.data, Wx.strides[0], Wh.ctypes.data, Wh.strides[0],
-            Wr.ctypes.data + behind, Wr.strides[0],
-            b.ctypes.data, b.strides[0] if b.ndim == 2 else 0,
-            start.ctypes.data, end.ctypes.data, start.strides[0],
-            hs.ctypes.data, hs.strides[0], hs.strides[1], dxs.ctypes.data,
-            dWx.ctypes.data, dWh.ctypes.data, dWr.ctypes.data + behind, db.ctypes.data,
-        )  # fmt: skip
-        place = _ARRAYS
-        for word in literal_unroll(of_the_caller):
-            plan[place] = word
-            place += 1
-        plan[self_address] = plan.ctypes.data
-        for k in range(_SCRATCH, _KEPT):
-            plan[k] += scratch
-        for k in range(_KEPT, _END):
-            plan[k] += kept
-
-    def array(ndim: int, layout: str = "C") -> types.Array:
-        return types.Array(from_dtype(np.dtype(dtype)), ndim, layout, readonly=True)
-
-    params = array(2), array(2), array(b_ndim), array(2)
-    takes = [types.int64[::1], array(3, "A"), *params, array(3), array(3), array(3, "A")]
-    takes += [array(3, "A"), *params, *[types.int64] * 3]
-    return compiled_function(fill, types.void(*takes))
+    """A compiled function that writes addresses and strides into a plan; False where it cannot."""
+    words = np.array(known(np.dtype(dtype)), np.int64)
+    name = "fill" if b_ndim == 1 else "fill_two_biases"
+    return python_function(compiled(f"plan_kernels.{name}"), True, words)
 
 
 _ARRAYS, _SCRATCH, _KEPT, _END = PLACES["xs"], PLACES["pWx"], PLACES["state"], len(PLACES)
@@ -116,7 +108,7 @@ _ARRAYS, _SCRATCH, _KEPT, _END = PLACES["xs"], PLACES["pWx"], PLACES["state"], l
 
 @lru_cache(maxsize=4096)
 def plan_template(
-    entry: Callable[[Any], None],
+    entry: str,
     cell: Cell,
     dtype: np.dtype[Any],
     N: int,
@@ -136,6 +128,7 @@ def plan_template(
 ) -> PlanTemplate:
     """How to run a pass over arrays of these sizes.
 
+    entry       FORWARD or BACKWARD
     keep        what backward needs is kept
     features    of the kernels, as ``compiled_features`` says
     recurrent_mask  whether h enters products times a mask
@@ -167,7 +160,7 @@ def plan_template(
     def if_words(count: int, rows: int) -> int:
         return size_of(count, rows) if word > 1 else 0
 
-    ahead, back = entry is forward, entry is not forward
+    ahead, back = entry == FORWARD, entry == BACKWARD
     of_chunk, of_step, units_of_words = steps * N, N, -(-units // word)
     pairs_of_rows, gates_of_x_or_h = -(-of_chunk // 2), len(cell.gates) - at.weights
     scale_lines, scale_panels = (2, 1) if word == 4 else (0, 0)
@@ -321,6 +314,11 @@ def address_of(array: Array) -> int:
     return int(array.__array_interface__["data"][0])
 
 
+def in_own_dtype(array: Array, dtype: Any) -> Array:
+    """The same array, seen in the one object of its dtype, which compiled functions compare."""
+    return array.view(dtype.type) if array.dtype == dtype else array
+
+
 def contiguous(array: Array) -> Array:
     """C-contiguous and aligned, by a copy if need be."""
     fits = array.flags.c_contiguous and array.flags.aligned
@@ -442,30 +440,30 @@ def free_buffers() -> None:
 
 # a plan's kernels for all cells
 _PRODUCTS = {
-    "multiply": gemm.multiply, "multiply_transposed": gemm.multiply_transposed,
-    "multiply_in_place": gemm.multiply_in_place,
-    "pack_weights": panels.pack, "pack_transposed": panels.pack_transposed,
-    "pack": panels.pack, "unpack": panels.unpack, "column_sums": panels.column_sums,
+    "multiply": "gemm.multiply", "multiply_transposed": "gemm.multiply_transposed",
+    "multiply_in_place": "gemm.multiply_in_place",
+    "pack_weights": "panels.pack", "pack_transposed": "panels.pack_transposed",
+    "pack": "panels.pack", "unpack": "panels.unpack", "column_sums": "panels.column_sums",
 }  # fmt: skip
 _OF_WORDS: dict[int, dict[str, Any]] = {1: {}, 2: {
-    "multiply": gemm.multiply_pairs, "multiply_transposed": gemm.multiply_transposed_pairs,
-    "pack_weights": bfloat16.pair_rows, "pack_transposed": bfloat16.pair_transposed,
-    "pair_rows": bfloat16.pair_rows, "round_columns": bfloat16.pair_columns,
-}, 4: {"multiply": gemm.multiply_int8, "round_columns": int8.quantise_columns}}  # fmt: skip
+    "multiply": "gemm.multiply_pairs", "multiply_transposed": "gemm.multiply_transposed_pairs",
+    "pack_weights": "bfloat16.pair_rows", "pack_transposed": "bfloat16.pair_transposed",
+    "pair_rows": "bfloat16.pair_rows", "round_columns": "bfloat16.pair_columns",
+}, 4: {"multiply": "gemm.multiply_int8", "round_columns": "int8.quantise_columns"}}  # fmt: skip
 _NORMALISING = ("early_numbers", "late_numbers"), ("standardise", "denormalise")  # of a cell, all
 
 
 def _compiled_kernels(
-    entry: Callable[[Any], None], cell: Cell, dtype: str, features: frozenset[str], word: int
+    entry: str, cell: Cell, dtype: str, features: frozenset[str], word: int
 ) -> dict[str, int]:
     """The addresses of a plan's kernels, compiled now or by an earlier process."""
-    ahead = entry is forward
-    gates_kernel = gates.forward_gates if ahead else gates.backward_gates
-    operand_kernel = gates.operand_gates if ahead else gates.operand_backward_gates
-    part = entry.__name__
+    ahead = entry == FORWARD
+    gates_kernel = "gates.forward_gates" if ahead else "gates.backward_gates"
+    operand_kernel = "gates.operand_gates" if ahead else "gates.operand_backward_gates"
+    part = entry.partition(".")[0]
     of_cell, of_all = _NORMALISING
     if cell.normalised:
-        more = {name: compiled(getattr(layer_norm, name), dtype) for name in of_all}
+        more = {name: compiled(f"layer_norm.{name}", dtype) for name in of_all}
     else:
         more = dict.fromkeys((*of_cell, *of_all), 0)
     kernels = _PRODUCTS | _OF_WORDS[word]
@@ -479,7 +477,7 @@ def _compiled_kernels(
             if cell.operand is not None
             else 0,
             **{
-                name: compiled(getattr(layer_norm, name), dtype, cell)
+                name: compiled(f"layer_norm.{name}", dtype, cell)
                 for name in of_cell
                 if cell.normalised
             },
@@ -493,7 +491,7 @@ def compiling(cell: Cell, what: str, dtype: str) -> Iterator[None]:
     try:
         with warn_if_slow_compile(f"the {what} of {cell.name} ({dtype})"):
             yield
-    except NumbaError as error:
+    except CompileError as error:
         raise TypeError(_compile_error(cell, what, str(error))) from error
 
 

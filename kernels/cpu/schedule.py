@@ -47,9 +47,9 @@ from typing import Any, NamedTuple
 
 from .kernel_abi import arguments, arguments_address, call, inlined, jitted
 from .panels import Unpacking
-from .plan import read_plan
+from .plan_kernels import read_plan
 from .simd import VECTOR_BYTES, lanes_of
-from .threads import (
+from .thread_kernels import (
     claim,
     close_job,
     finished,

@@ -12,39 +12,19 @@ depends on the instruction set.
 Addresses are integers; nothing checks them.
 """
 
-import re
-from functools import cache
-
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import extending
 from numba.core import cgutils, types
-from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from .. import vectors
 from .kernel_abi import emits
+from .target import VECTOR_BYTES as VECTOR_BYTES
+from .target import vector_registers as vector_registers
 
 MaskType, splat = vectors.MaskType, vectors.splat  # as for a GPU
-VECTOR_BYTES = 64
 _I32 = ir.IntType(32)
 _I64 = ir.IntType(64)
-
-
-@cache
-def vector_registers():
-    """How many vector registers the code has that Numba compiles here, and their bits.
-
-    LLVM says so: NUMBA_CPU_NAME and NUMBA_CPU_FEATURES may ask for less than this machine has.
-    """
-    triple, cpu, features = cpu_target.target_context.codegen().magic_tuple()
-    machine = binding.Target.from_triple(triple).create_target_machine(cpu=cpu, features=features)
-    vector = f"<{VECTOR_BYTES // 4} x float>"
-    add = f"define {vector} @f({vector} %a) {{ %b = fadd {vector} %a, %a ret {vector} %b }}"
-    code = machine.emit_assembly(binding.parse_assembly(add))
-    for name, registers in (("zmm", (32, 512)), ("ymm", (16, 256)), ("xmm", (16, 128))):
-        if re.search(rf"\b{name}\d", code):
-            return registers
-    return 32, 128  # ARM's NEON
 
 
 class VectorType(vectors.VectorType):

@@ -16,56 +16,50 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from llvmlite import ir
-from numba import boolean, int64, types
 
 from ..cells import Cell
 from ..engine import Array, StreamLayer
 from ..layout import layout
-from ..once import once
 from ..quantisation import is_quantised
 from ..step_options import StepOptions
-from . import fused_step, gemm, threads
-from .compilation import compiled_function, warn_if_slow_compile
-from .forward import forward
-from .int8 import quantise_columns
-from .kernel_abi import (
-    ArrayObjectType,
-    arguments_address,
-    call,
-    call_at,
-    compiled,
-    emits,
-    jitted,
-    load_i64,
-    record,
-)
-from .layer_norm import load_four, multiply, multiply_add, sums
+from . import threads
+from .kernel_cache import compiled, python_function, warn_if_slow_compile
 from .option_memory import OptionMemory, compiled_features
 from .packing import (
     FEW_OUTPUTS,
     Packed,
     pack_affine,
     pack_quantised,
+    pack_strips,
     pack_weights,
     write_packed,
     zeros,
 )
-from .panels import Rounding
-from .plan import PLACES, read_plan, write
-from .plans import address_of, aligned, choose_partition, compiling, merge_bias, plan_template
-from .simd import VECTOR_BYTES, all_lanes, lanes_of, load, load_part, store, store_part
+from .plan import PLACES, write
+from .plans import (
+    FORWARD,
+    address_of,
+    aligned,
+    choose_partition,
+    compiling,
+    known,
+    merge_bias,
+    plan_template,
+)
+from .target import VECTOR_BYTES
 
 
 class StreamPlan(NamedTuple):
     """A call works on these: addresses, sizes in numbers, strides in bytes."""
 
+    array_type: int  # as of ``plans.Known``
+    dtype: int
+    true: int
+    false: int
     kernel: int
     N: int
     inputs: int
-    alone: int  # whether ``_entrance`` may call the kernel itself
-    array_type: int  # the addresses of numpy.ndarray and of the dtype
-    dtype: int
+    alone: int  # whether a function that Python calls may call the kernel itself
     x: int  # (N, T, inputs)
     x_row: int
     x_time: int
@@ -91,192 +85,6 @@ class StreamPlan(NamedTuple):
     words_row: int
     scales: int
     h_size: int
-
-
-_read_stream = record(StreamPlan)
-CARRAY = 0x501  # flags of an array: C-contiguous, aligned, writable
-
-
-@emits(types.void)
-def _store_quarters(builder, numbers, places):
-    """The first number of each quarter of a vector, to four places."""
-    for k in range(4):
-        number = builder.extract_element(numbers, ir.IntType(32)(k * numbers.type.count // 4))
-        pointer = builder.inttoptr(builder.extract_value(places, k), number.type.as_pointer())
-        builder.store(number, pointer)
-
-
-@jitted
-def _few_outputs(ctx, me, h, h_time, out, count):
-    """The affine layer for some steps: sums along h, of four steps together."""
-    W, last = lanes_of(ctx), count - 1
-    row = (me.inner + W - 1) // W * VECTOR_BYTES
-    for o in range(me.outputs):
-        weights, to = me.weights + o * row, out + o * VECTOR_BYTES // W
-        for t in range(0, count, 4):
-            b, c, d = min(t + 1, last), min(t + 2, last), min(t + 3, last)
-            rows = h + t * h_time, h + b * h_time, h + c * h_time, h + d * h_time
-            w = load(ctx, weights)
-            total = multiply(load_four(ctx, rows, 0), (w, w, w, w))
-            for u in range(VECTOR_BYTES, row, VECTOR_BYTES):
-                w = load(ctx, weights + u)
-                total = multiply_add(load_four(ctx, rows, u), (w, w, w, w), total)
-            places = to + t * me.out_time, to + b * me.out_time, to + c * me.out_time
-            _store_quarters(sums(*total), (*places, to + d * me.out_time))
-
-
-def stream(ctx):
-    """A kernel: some steps of a stack of layers."""
-    me = _read_stream(arguments_address(ctx))
-    for start in range(0, me.T, me.block):
-        count = min(me.block, me.T - start)
-        x, x_row, x_time = me.x + start * me.x_time, me.x_row, me.x_time
-        out = me.out + start * me.out_time
-        for k in range(me.layers):
-            address = load_i64(me.plans, k)
-            plan = read_plan(address)
-            plan.xs, plan.xs_row = x, x_row
-            if me.block > 1:  # for single steps never anything else
-                plan.xs_time, plan.T = x_time, count
-                plan.chunks = (count + plan.steps - 1) // plan.steps
-                if k == me.layers - 1 and not me.weights:
-                    plan.hs, plan.hs_row, plan.hs_time = out, me.out_row, me.out_time
-            call_at(plan.entry, address)
-            if plan.state == plan.state_in:  # what comes after this step comes before the next
-                for u in range(0, plan.states * plan.state_step, VECTOR_BYTES):
-                    store(ctx, load(ctx, plan.last_state + u), plan.state + u)
-            x, x_row, x_time = plan.hs, plan.hs_row, plan.hs_time
-        for n in range(me.N if me.weights else 0):
-            a, a_row = x + n * x_row, x_time
-            if not me.multiply:
-                _few_outputs(ctx, me, a, a_row, out + n * me.out_row, count)
-                continue
-            if me.round_columns:
-                a, a_row = _round_h(ctx, me, a, a_row, out + n * me.out_row, count)
-            call(me.multiply, gemm.Product(
-                a=a, a_row=a_row, a_segment=VECTOR_BYTES, a_group=0, groups=1, inner=me.inner,
-                b=me.weights, b_vector=me.panel, c=out + n * me.out_row, c_row=me.out_time,
-                c_vector=VECTOR_BYTES, rows=count, columns=me.outputs,
-                add=1 if me.round_columns else 0, then=0,
-            ))  # fmt: skip
-
-
-@jitted
-def _round_h(ctx, me, h, h_time, out, count):
-    """h of some steps as words, where they are, and the bytes from row to row; out is the bias."""
-    W = lanes_of(ctx)
-    call(me.round_columns, Rounding(
-        source=h, source_row=h_time, source_panel=VECTOR_BYTES, rows=count, columns=me.h_size,
-        to=me.words, to_row=me.words_row, to_panel=VECTOR_BYTES, scale=me.scales, bounded=0,
-    ))  # fmt: skip
-    for t in range(count):
-        for k in range(0, me.outputs, W):
-            skip, lanes = k * VECTOR_BYTES // W, me.outputs - k
-            store_part(
-                ctx, load_part(ctx, me.bias + skip, lanes), out + t * me.out_time + skip, lanes
-            )
-    return me.words, me.words_row
-
-
-@jitted
-def _finite(ctx, address, count):
-    """Whether some numbers that lie side by side are finite; the ctx says of which dtype."""
-    W, line = lanes_of(ctx), VECTOR_BYTES
-    total = load_part(ctx, address, 0)  # 0 times a number is 0, or NaN
-    while count >= 4 * W:
-        a = load_part(ctx, address, W) * 0.0 + load_part(ctx, address + line, W) * 0.0
-        b = load_part(ctx, address + 2 * line, W) * 0.0
-        total = total + (a + (b + load_part(ctx, address + 3 * line, W) * 0.0))
-        address += 4 * line
-        count -= 4 * W
-    while count > 0:
-        total = total + load_part(ctx, address, count) * 0.0
-        address += line
-        count -= W
-    return all_lanes(total >= 0.0)
-
-
-@jitted
-def _fits(me, x, ndim, N, row, T, time):
-    """Whether N times T rows of an array are aligned, their numbers side by side and finite."""
-    last, inputs, size = ndim - 1, me.inputs, VECTOR_BYTES // lanes_of(x)
-    if N != me.N or load_i64(x.shape, last) != inputs or (x.data | row | time) % size:
-        return False
-    if N and load_i64(x.strides, last) != size:
-        return False
-    dense = time == inputs * size
-    for n in range(N):
-        for t in range(1 if dense else T):
-            address = x.data + n * row + t * time
-            if not _finite(x, address, T * inputs if dense else inputs):
-                return False
-    return True
-
-
-@jitted
-def _is_result(me, out, rows, N, T, outputs, x):
-    """Whether the result may be written to an array: one that shares no memory with x."""
-    if out.flags & CARRAY != CARRAY or load_i64(out.shape, 0) != (N if rows else T):
-        return False
-    if load_i64(out.shape, rows) != T or load_i64(out.shape, rows + 1) != outputs:
-        return False
-    size = VECTOR_BYTES // lanes_of(x)
-    first, end = x.data, x.data + size
-    for k in range(rows + 2):
-        way = (load_i64(x.shape, k) - 1) * load_i64(x.strides, k)
-        first, end = first + min(way, 0), end + max(way, 0)
-    return N == 0 or end <= out.data or out.data + N * T * outputs * size <= first
-
-
-@once
-def _entrance(many: bool, dtype: str, rows: int, nogil: bool) -> Any:
-    """A function that puts a call's arrays into a ``StreamPlan``, and runs the stream if ``alone``.
-
-    It returns False, and does nothing, where an object is no array that fits, where a number is
-    not finite, or out shares memory with x. It looks at the objects itself: Numba would believe
-    what it was told of them, and take a quarter of a small step for each.
-
-    rows  how many axes the arrays have for the batch: 0 or 1
-    """
-
-    @jitted
-    def is_array(me, x, ndim):
-        return x.type == me.array_type and x.dtype == me.dtype and x.ndim & 0xFFFFFFFF == ndim
-
-    def enter(x, address):  # x (inputs,) or (N, inputs)
-        me = _read_stream(address)
-        if not is_array(me, x, rows + 1):
-            return False
-        N, row = (load_i64(x.shape, 0), load_i64(x.strides, 0)) if rows else (1, 0)
-        if not _fits(me, x, rows + 1, N, row, 1, row):
-            return False
-        me.x, me.x_row = x.data, row
-        if me.alone:
-            call_at(me.kernel, address)
-        return True
-
-    def enter_many(x, out, address):  # x (T, inputs) or (N, T, inputs); out likewise
-        me = _read_stream(address)
-        if not (is_array(me, x, rows + 2) and is_array(me, out, rows + 2)):
-            return False
-        N, row = (load_i64(x.shape, 0), load_i64(x.strides, 0)) if rows else (1, 0)
-        T, time, outputs = load_i64(x.shape, rows), load_i64(x.strides, rows), me.outputs
-        if T == 0 or not _is_result(me, out, rows, N, T, outputs, x):
-            return False
-        if not _fits(me, x, rows + 2, N, row, T, time):
-            return False
-        me.x, me.x_row, me.x_time, me.T, me.out = x.data, row, time, T, out.data
-        me.out_time = outputs * VECTOR_BYTES // lanes_of(x)
-        me.out_row = T * me.out_time
-        if me.alone:
-            call_at(me.kernel, address)
-        return True
-
-    array = ArrayObjectType(dtype, many + 1 + rows)
-    takes = (array, array, int64) if many else (array, int64)
-    function = enter_many if many else enter
-    made = compiled_function(function, boolean(*takes), nogil=nogil, error_model="numpy")
-    return made.overloads[takes].entry_point
 
 
 # ---- from Python
@@ -332,35 +140,36 @@ class NumbaStream:
             self._many = _Call(layers, top, N, max(2, 4096 // max(N, 1)), shards)
             # a step of a microsecond need not let other Python threads in
             long = N * sum(param.size for parts in given for param in parts[1]) > 1 << 16
-            self._enter = _entrance(False, dtype.name, int(N != 1), long)
-            self._enter_many = _entrance(True, dtype.name, int(N != 1), True)
+            batch = "_batch" if N != 1 else ""
+            self._enter = self._one.entrance(f"step{batch}{'_long' if long else ''}", False)
+            self._enter_many = self._many.entrance(f"run{batch}", True)
         self.out = self._one.out[0, 0] if N == 1 else self._one.out[:, 0]
 
     @property
-    def stepping(self) -> tuple[Callable[[Any, int], bool], int]:
-        """A step is the first of these, called with x and the second: the shortest way.
+    def stepping(self) -> Callable[[Any], bool]:
+        """A step is this, called with x: the shortest way.
 
         x (N, inputs), or (inputs,) for a batch of one. The result is in ``out``. Returns False, and
         does nothing, where x is no such array of the stream's dtype (the very object), a number in
         it is not finite, or the numbers of a row are not aligned or do not lie side by side.
         """
-        return (self._step_together if self._one.shared else self._enter), self._one.address
+        return self._step_together if self._one.shared else self._enter
 
     @property
-    def running(self) -> tuple[Callable[[Any, Any, int], bool], int]:
-        """The same for some steps: a function of xs (N, T, inputs), out (N, T, outputs) and that.
+    def running(self) -> Callable[[Any, Any], bool]:
+        """The same for some steps: a function of xs (N, T, inputs) and out (N, T, outputs).
 
         Returns False also where out is not C-contiguous, or shares memory with xs.
         """
-        return (self._run_together if self._many.shared else self._enter_many), self._many.address
+        return self._run_together if self._many.shared else self._enter_many
 
-    def _step_together(self, x: Any, address: int) -> bool:
+    def _step_together(self, x: Any) -> bool:
         if type(x) is np.ndarray and np.may_share_memory(x, self.out):
             x = x.copy()  # one thread would read what another has written
-        return self._enter(x, address) and self._one.run_shared()
+        return self._enter(x) and self._one.run_shared()
 
-    def _run_together(self, xs: Any, out: Any, address: int) -> bool:
-        return self._enter_many(xs, out, address) and self._many.run_shared()
+    def _run_together(self, xs: Any, out: Any) -> bool:
+        return self._enter_many(xs, out) and self._many.run_shared()
 
 
 class _Call:
@@ -384,7 +193,7 @@ class _Call:
             hs[:, :, P:], hs = 1, hs[:, :, :P]
             cut, options = choose_partition(cell, N, T, D, H, shards), StepOptions(zoneout=zoneout)
             if N == 1 == cut[0] == word and not cell.normalised:
-                make, weights = _fused, packed.get(_fused) or fused_step.pack(cell, params)
+                make, weights = _fused, packed.get(_fused) or pack_strips(cell, params)
             else:
                 make = _in_panels
                 weights = packed.get(make) or pack_weights(cell, params, word == 2)
@@ -400,10 +209,10 @@ class _Call:
         self.shared = [plan for plan in self.plans if plan[PLACES["shards"]] > 1]
         self.out = hs if top is None else np.zeros((N, T, top.columns), dtype)
         addresses = np.array([address_of(plan) for plan in self.plans])
-        self._kernel = compiled(stream, dtype.name)
+        self._kernel = compiled("stream_kernels.stream", dtype.name)
         self._words = np.array(StreamPlan(
-            kernel=self._kernel, N=N, inputs=layers[0].sizes[0], alone=not self.shared,
-            array_type=id(np.ndarray), dtype=id(np.dtype(dtype.type)), **words, T=T,
+            *known(dtype), kernel=self._kernel, N=N, inputs=layers[0].sizes[0],
+            alone=not self.shared, **words, T=T,
             out=address_of(self.out), out_row=self.out.strides[0], out_time=self.out.strides[1],
             block=T, layers=len(layers), plans=address_of(addresses), outputs=self.out.shape[2],
             **self._affine(top, P, T, dtype),
@@ -420,7 +229,7 @@ class _Call:
         if top.word == 1:
             few = top.columns <= FEW_OUTPUTS
             return fields | {
-                "multiply": 0 if few else compiled(gemm.multiply, dtype.name),
+                "multiply": 0 if few else compiled("gemm.multiply", dtype.name),
                 "weights": top.addresses[0], "inner": P + 1, "panel": (P + 1 | 1) * VECTOR_BYTES,
             }  # fmt: skip
         inner, lanes = -(-P // 4), VECTOR_BYTES // 4
@@ -429,11 +238,16 @@ class _Call:
         words, (weights, bias) = aligned(T * row, dtype), top.addresses
         self._kept.append(words)
         return fields | {
-            "multiply": compiled(gemm.multiply_int8, dtype.name), "weights": weights,
+            "multiply": compiled("gemm.multiply_int8", dtype.name), "weights": weights,
             "inner": inner, "panel": (inner + 2 | 1) * VECTOR_BYTES, "bias": bias,
-            "round_columns": compiled(quantise_columns, dtype.name), "words": words[1],
+            "round_columns": compiled("int8.quantise_columns", dtype.name), "words": words[1],
             "words_row": row, "scales": words[1] + lines * VECTOR_BYTES, "h_size": P,
         }  # fmt: skip
+
+    def entrance(self, name: str, several: bool) -> Callable[..., Any]:
+        """A function that Python calls, which puts a call's arrays into the plan."""
+        address = compiled(f"stream_kernels.{name}", self.out.dtype.name)
+        return python_function(address, several, self._words)
 
     def run_shared(self) -> bool:
         """Run it with the team's help."""
@@ -453,10 +267,10 @@ def _fused(
     steps, panels = (min(T, 64), row // VECTOR_BYTES * layout(cell).x_gates) if projects else (T, 0)
     x_proj = zeros((max(1, panels * (steps | 1)), VECTOR_BYTES // dtype.itemsize), dtype)
     with compiling(cell, "step", dtype.name):
-        entry = compiled(fused_step.fused_steps, dtype.name, cell, features)
+        entry = compiled("fused_step.fused_steps", dtype.name, cell, features)
     write(
         plan := np.zeros(threads.PLAN_WORDS, np.int64),
-        entry=entry, multiply=compiled(gemm.multiply, dtype.name) if projects else 0, shards=1,
+        entry=entry, multiply=compiled("gemm.multiply", dtype.name) if projects else 0, shards=1,
         T=1, steps=steps, states=states, state_step=row, D=D, H=H, P=hs.shape[2],
         size=dtype.itemsize, xs=address_of(xs), xs_time=xs.strides[1], pWx=weights.addresses[0],
         hs=address_of(hs), hs_row=hs.strides[0], hs_time=hs.strides[1], x_proj=address_of(x_proj),
@@ -474,7 +288,7 @@ def _in_panels(
     sizes, dtype = (*xs.shape, layer.sizes[1], hs.shape[2]), state.dtype
     features = compiled_features(features, False)
     made = plan_template(
-        forward, cell, dtype, *sizes, *cut, keep=False, features=features, word=weights.word,
+        FORWARD, cell, dtype, *sizes, *cut, keep=False, features=features, word=weights.word,
         packed=True,
     )  # fmt: skip
     memory = aligned(made.scratch_bytes, dtype), aligned(made.kept_bytes, dtype)

@@ -24,21 +24,19 @@ takes them for a pass instead of our own.
 
 import ctypes
 import os
-import platform
+import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import NamedTuple
 
-import numba
 import numpy as np
-from llvmlite import binding, ir
-from numba.core import cgutils, types
 
 from .. import cpu_info
-from .kernel_abi import arguments, call_at, compiled, emits, jitted
-from .plan import PLACES, read_plan
+from . import target
+from .kernel_cache import compiled
+from .plan import PLACES
 
 # Places of the words that threads write for each other, in bytes from the start of the team's
 # memory. Words that different threads write lie on cache lines of their own.
@@ -49,10 +47,10 @@ PLAN = 256  # a copy of its plan
 BORROWED = 1408  # how many borrowed threads have come
 SENT_BACK = 1536  # 1: they may go
 CLAIMS = 2048  # for each shard: which phase of which job was claimed last
-_LINE, _COPY, _ASLEEP = 128, 2048, 1920
+LINE, COPY, ASLEEP = 128, 2048, 1920
 MOST_THREADS = 192
 # for each thread its copy of the plan, and whether it sleeps; then for borrowed ones
-COPIES = CLAIMS + MOST_THREADS * _LINE
+COPIES = CLAIMS + MOST_THREADS * LINE
 PLAN_WORDS = 128  # whatever its fields need
 _SHARDS, _TEAM = PLACES["shards"], PLACES["team"]
 PHASES = 1 << 24  # of one job
@@ -61,201 +59,6 @@ YIELDS = 1000  # naps without sleep, where sleep is long
 # How long naps are: the first ones and those after YIELDS, in microseconds. Windows has
 # milliseconds, and sleeps up to fifteen: it first lets others run, for no time, which costs a core.
 FIRST_NAP, LATER_NAP = (0, 1) if os.name == "nt" else (50, 50)
-
-_I8, _I32, _I64 = (ir.IntType(bits) for bits in (8, 32, 64))
-
-
-# ---- what Numba has no words for
-
-
-def _word(builder, address):
-    return builder.inttoptr(address, _I64.as_pointer())
-
-
-@emits(types.int64)
-def _read(builder, address):
-    return builder.load_atomic(_word(builder, address), "seq_cst", 8)
-
-
-@emits(types.void)
-def _write(builder, address, value):
-    builder.store_atomic(value, _word(builder, address), "seq_cst", 8)
-
-
-@emits(types.void)
-def _copy_plan(builder, source, to):
-    """Copy a plan's words, after all that came before and before all that comes after."""
-    builder.fence("seq_cst")
-    source, to = _word(builder, source), _word(builder, to)
-    with cgutils.for_range(builder, _I64(PLAN_WORDS)) as loop:
-        word = builder.load_atomic(builder.gep(source, [loop.index]), "monotonic", 8)
-        builder.store_atomic(word, builder.gep(to, [loop.index]), "monotonic", 8)
-    builder.fence("seq_cst")
-
-
-@emits(types.int64)
-def _add(builder, address, value):
-    return builder.atomic_rmw("add", _word(builder, address), value, "seq_cst")
-
-
-@emits(types.boolean)
-def _replace(builder, address, old, new):
-    """Write ``new`` where ``old`` stands; whether it did stand there."""
-    pair = builder.cmpxchg(_word(builder, address), old, new, "seq_cst", "seq_cst")
-    return builder.extract_value(pair, 1)
-
-
-def _calling(name, result, *given):
-    """Call a function of LLVM's or the system's (LLVM level)."""
-
-    def emit(builder, *args):
-        kind = ir.FunctionType(result, given)
-        return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
-
-    return emit
-
-
-_X86 = platform.machine().lower() in ("x86_64", "amd64")
-_ARM = platform.machine().lower() in ("aarch64", "arm64")
-_VOID = ir.VoidType()
-
-
-@emits(types.void)
-def _pause(builder):
-    """Tell the processor that this is a loop that waits."""
-    if _X86:
-        _calling("llvm.x86.sse2.pause", _VOID)(builder)
-    elif _ARM:
-        _calling("llvm.aarch64.hint", _VOID, _I32)(builder, _I32(1))
-
-
-def _find_system_functions() -> None:
-    """Register the system's functions that yield the processor and that sleep with LLVM."""
-    if os.name == "nt":
-        kernel = ctypes.WinDLL("kernel32")  # type: ignore[attr-defined]
-        functions = {"yield": kernel.SwitchToThread, "sleep": kernel.Sleep}  # milliseconds
-    else:
-        system = ctypes.CDLL(None)
-        functions = {"yield": system.sched_yield, "sleep": system.usleep}  # microseconds
-    for name, function in functions.items():
-        address = ctypes.cast(function, ctypes.c_void_p).value or 0
-        binding.add_symbol(f"numba_rnn_{name}", address)
-
-
-_find_system_functions()
-
-
-@emits(types.void)
-def _yield_processor(builder):
-    _calling("numba_rnn_yield", _I32)(builder)
-
-
-@emits(types.void)
-def _nap(builder, length):
-    """Sleep for so many microseconds, on Windows milliseconds."""
-    _calling("numba_rnn_sleep", _I32, _I32)(builder, builder.trunc(length, _I32))
-
-
-def _control_register(builder):
-    """Memory for x86's MXCSR: its place, and its address as the instructions want it."""
-    place = cgutils.alloca_once(builder, _I32)
-    return place, builder.bitcast(place, _I8.as_pointer())
-
-
-@emits(types.int64)
-def flush_denormals(builder):
-    """Let this thread take numbers below the smallest normal one for 0; returns how it was.
-
-    Where a gradient dies out over time it goes through these numbers, which take the processor a
-    hundred times longer.
-    """
-    if _ARM:
-        old = _calling("llvm.aarch64.get.fpcr", _I64)(builder)
-        new = builder.or_(old, _I64(1 << 24))
-        _calling("llvm.aarch64.set.fpcr", _VOID, _I64)(builder, new)
-        return old
-    if _X86:
-        place, pointer = _control_register(builder)
-        _calling("llvm.x86.sse.stmxcsr", _VOID, pointer.type)(builder, pointer)
-        old = builder.load(place)
-        builder.store(builder.or_(old, _I32(0x8040)), place)
-        _calling("llvm.x86.sse.ldmxcsr", _VOID, pointer.type)(builder, pointer)
-        return builder.zext(old, _I64)
-    return _I64(0)
-
-
-@emits(types.void)
-def restore_denormals(builder, old):
-    """Set this thread's way with small numbers as it was."""
-    if _ARM:
-        _calling("llvm.aarch64.set.fpcr", _VOID, _I64)(builder, old)
-    elif _X86:
-        place, pointer = _control_register(builder)
-        builder.store(builder.trunc(old, _I32), place)
-        _calling("llvm.x86.sse.ldmxcsr", _VOID, pointer.type)(builder, pointer)
-
-
-# ---- in a pass
-
-
-@jitted
-def open_job(team, address, shards):
-    """Thread 0: let the others join in the plan at an address."""
-    plan = read_plan(address)
-    job = _read(team + LAST_JOB) + 1
-    _write(team + LAST_JOB, job)
-    plan.job = job
-    _copy_plan(address, team + PLAN)
-    _write(team + DONE, 0)
-    for shard in range(shards):
-        _write(team + CLAIMS + shard * _LINE, job * PHASES)
-    _write(team + JOB, job)
-
-
-@jitted
-def close_job(team):
-    """Thread 0, after the last phase: nobody may join any more."""
-    _write(team + JOB, 0)
-
-
-@jitted
-def claim(team, job, phase, shard):
-    """Whether this thread is the one to work on a shard."""
-    now = job * PHASES + phase
-    place = team + CLAIMS + shard * _LINE
-    return _read(place) == now and _replace(place, now, now + 1)
-
-
-@jitted
-def finished(team):
-    """A claimed shard's work is done."""
-    _add(team + DONE, 1)
-
-
-@jitted
-def wait_for_all(team, job, shards_done):
-    """Wait until that many shards are done in this job, or the job is over."""
-    turns = 0
-    while _read(team + DONE) < shards_done and _read(team + JOB) == job:
-        _pause()
-        turns += 1
-        if turns > SPIN:  # someone's processor is busy with other work: let him have this one
-            _nap(FIRST_NAP if turns <= SPIN + YIELDS else LATER_NAP)
-
-
-@jitted
-def _join(team, thread, mine, last):
-    """Work on the pass that is under way, if it is not the last one; the last one's number then."""
-    job = _read(team + JOB)
-    if job == 0 or job == last:
-        return last
-    _copy_plan(team + PLAN, mine)
-    if _read(team + JOB) != job:
-        return last  # it was over before the copy was made
-    plan = read_plan(mine)
-    plan.thread = thread
-    call_at(plan.entry, mine)
-    return job
 
 
 class Serving(NamedTuple):
@@ -275,44 +78,6 @@ class ServingOnce(NamedTuple):
     arguments: int
 
 
-def worker_loop(ctx):
-    """A kernel: what a thread of the team does until nothing has happened for a while."""
-    team, thread, patience = arguments(ctx, Serving)
-    mine = team + COPIES + thread * _COPY
-    idle, last = 0, 0
-    while idle < patience:
-        job = _join(team, thread, mine, last)
-        if job != last:
-            last, idle = job, 0
-            continue
-        _pause()
-        idle += 1
-        if idle % 128 == 0:
-            _yield_processor()
-    _write(mine + _ASLEEP, 1)
-
-
-def openmp_worker(ctx):
-    """A kernel: what borrowed threads do. The first to come is thread 0; the others help it."""
-    team, shards, kernel, plan = arguments(ctx, ServingOnce)
-    thread = _add(team + BORROWED, 1)
-    if thread == 0:
-        call_at(kernel, plan)
-        _write(team + SENT_BACK, 1)
-        return
-    mine = team + COPIES + (MOST_THREADS + thread) * _COPY
-    idle, last = 0, 0
-    while thread < shards and _read(team + SENT_BACK) == 0:
-        job = _join(team, thread, mine, last)
-        if job != last:
-            last = job
-            continue
-        _pause()
-        idle += 1
-        if idle % 128 == 0:
-            _yield_processor()
-
-
 # ---- the team
 
 
@@ -320,7 +85,7 @@ class ThreadPool:
     """The threads of this process, started when they are first needed."""
 
     def __init__(self) -> None:
-        memory = np.zeros((COPIES + 2 * MOST_THREADS * _COPY) // 8 + 8, np.int64)
+        memory = np.zeros((COPIES + 2 * MOST_THREADS * COPY) // 8 + 8, np.int64)
         start = -(memory.ctypes.data // 8) % 8
         self._memory = memory[start:]
         self.address = self._memory.ctypes.data
@@ -377,18 +142,22 @@ class ThreadPool:
         """Call a kernel on all threads that a runtime has; it keeps those that it always calls."""
         self._memory[[BORROWED // 8, SENT_BACK // 8]] = 0
         words = np.array(ServingOnce(self.address, shards, kernel, arguments), np.int64)
-        _as_parallel(parallel)(compiled(openmp_worker), words.ctypes.data, count, 0)
+        _as_parallel(parallel)(
+            compiled("thread_kernels.openmp_worker"), words.ctypes.data, count, 0
+        )
 
     def _call(self, thread: int) -> None:
         """Start a thread, or wake it up if it sleeps."""
         if thread > len(self._wake):
-            kernel = compiled(worker_loop)  # here, for a daemon may not compile while Python ends
+            kernel = compiled(
+                "thread_kernels.worker_loop"
+            )  # here, for a daemon may not compile while Python ends
             self._wake.append(threading.Lock())
             name = f"numba_rnn-{thread}"
             arguments = thread, kernel
             threading.Thread(target=self._run, args=arguments, name=name, daemon=True).start()
             return
-        asleep = (COPIES + thread * _COPY + _ASLEEP) // 8
+        asleep = (COPIES + thread * COPY + ASLEEP) // 8
         if self._memory[asleep]:
             self._memory[asleep] = 0
             self._wake[thread - 1].release()
@@ -413,18 +182,22 @@ def call_kernel(kernel: int, arguments: int) -> None:
     _as_function(kernel)(arguments)
 
 
+_cores = cache(cpu_info.cores)
+
+
 def available() -> int:
     """How many threads a pass may use.
 
     As many as NUMBA_NUM_THREADS and numba.set_num_threads say, but no more than
     ``ThreadPool.borrow`` and ``cpu_info.most_threads`` allow.
     """
-    try:
-        numba.threading_layer()
-    except ValueError:  # Numba has not started its threads. To ask it for their number would, and
-        count = numba.config.NUMBA_NUM_THREADS  # that sets the number in other OpenMP runtimes
-    else:
-        count = numba.get_num_threads()
+    count = target.setting("NUMBA_NUM_THREADS", _cores())
+    numba = sys.modules.get("numba")
+    # Numba may not have started its threads. To ask it for their number would, and that sets the
+    # number in other OpenMP runtimes
+    with suppress(AttributeError, ValueError):
+        numba.threading_layer()  # type: ignore[union-attr]
+        count = numba.get_num_threads()  # type: ignore[union-attr]
     return min(count, team.lent[0], cpu_info.most_threads or count, MOST_THREADS)
 
 

@@ -1,27 +1,17 @@
-"""The kernels of training around the cells: an optimiser's rule, norms, softmax, an embedding's
-gradient.
-
-Each works on a range of items (``parallel_for.py``): blocks of numbers, rows, groups of columns. A
-sum is made within an item, and of items in their order afterwards, so that no bit depends on how
-many threads there are.
-"""
+"""The kernels of training around the cells (``training.py``), and of masks (``dropout.py``)."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
 
-import numpy as np
 from llvmlite import ir
 from numba.core import types
 from numba.core.errors import TypingError
 from numba.extending import intrinsic, overload
 
-from ..engine import Array
+from ..emitted_draws import emit_drawn
 from ..functions import exp
-from ..sparse_rows import SparseRows, numbers_of
-from .kernel_abi import Rule, arguments_address, compiled, emits, jitted, load_i64, record
-from .parallel_for import parallel_for, read_items, shards_for
-from .plans import address_of
+from .dropout import Mask
+from .kernel_abi import arguments_address, emits, jitted, load_i64, record
+from .parallel_kernels import read_items
 from .simd import (
     VECTOR_BYTES,
     VectorType,
@@ -34,10 +24,8 @@ from .simd import (
     splat,
     store_part,
 )
+from .training import BLOCK, GROUP, Blocks, Rows, Segments
 from .tuple_io import compilable
-
-BLOCK = 4096  # numbers of an item
-GROUP = 4 * VECTOR_BYTES  # bytes of a row of an item that is some columns
 
 _I64 = ir.IntType(64)
 
@@ -45,42 +33,7 @@ _I64 = ir.IntType(64)
 # ---- blocks of arrays
 
 
-class Blocks(NamedTuple):
-    """Arrays that lie without gaps, as blocks.
-
-    table    for each parameter, or row of one whose gradient is sparse, the number of its first
-             block, how many numbers it has, and the addresses of its arrays
-    numbers  the address of the kernel's numbers, in the arrays' dtype
-    out      the address of a float64 for each block
-    """
-
-    table: int
-    numbers: int
-    out: int
-
-
 _read_blocks = record(Blocks)
-
-
-def blocks_of(groups: Sequence[Sequence[Array]]) -> tuple[Array, int, int]:
-    """The table of ``Blocks``, how many blocks there are, and how many numbers."""
-    parts: list[Any] = []
-    blocks = numbers = 0
-    for *arrays, last in groups:
-        (values,), count = numbers_of([last]), 1
-        if isinstance(last, SparseRows):
-            count = len(last.rows)
-            each, k = values.size // max(1, count), np.arange(count)
-            places = [address_of(a) + last.rows * (each * a.itemsize) for a in arrays]
-            places.append(address_of(values) + k * (each * values.itemsize))
-            first = blocks + k * -(-each // BLOCK)
-            parts.append(np.stack([first, np.full_like(k, each), *places], axis=1))
-        else:
-            each = values.size
-            parts.append([(blocks, each, *map(address_of, (*arrays, values)))])
-        blocks, numbers = blocks + count * -(-each // BLOCK), numbers + values.size
-    parts.append([(1 << 62, 0, *[0] * len(groups[0]))])  # no block is in it
-    return np.concatenate(parts, dtype=np.int64), blocks, numbers
 
 
 @jitted
@@ -175,23 +128,6 @@ def update_blocks(ctx):
             _store_values(ctx, _apply_rule(ctx, values, numbers[1:]), row, at, count - k)
 
 
-def update(
-    rule: Callable[..., Any], groups: Sequence[Sequence[Array]], numbers: Sequence[float]
-) -> None:
-    """Apply a rule to arrays and their gradient, group by group.
-
-    numbers  what the gradients are multiplied by, and the rule's numbers
-    """
-    dtype = groups[0][0].dtype
-    table, blocks, count = blocks_of(groups)
-    kernel = compiled(
-        update_blocks, dtype.name, rule=Rule(rule, len(groups[0]) - 1, len(numbers) - 1)
-    )
-    given = np.array(numbers, dtype)
-    arguments = Blocks(address_of(table), address_of(given), 0)
-    parallel_for(kernel, arguments, blocks, shards_for(blocks, count * len(groups[0])))
-
-
 # ---- norms
 
 
@@ -260,30 +196,7 @@ def squares_of_blocks(ctx):
         _store_f64(ctx, given.out, block, _sum_of(ctx, a + b))
 
 
-def sum_of_squares(arrays: Sequence[Array]) -> float:
-    """The sum of the squares of all numbers of arrays."""
-    table, blocks, count = blocks_of([[array] for array in arrays])
-    out = np.empty(blocks)
-    kernel = compiled(squares_of_blocks, arrays[0].dtype.name)
-    arguments = Blocks(address_of(table), 0, address_of(out))
-    parallel_for(kernel, arguments, blocks, shards_for(blocks, count))
-    return float(out.sum())
-
-
 # ---- softmax and its loss
-
-
-class Rows(NamedTuple):
-    """Rows of scores (V,), and of each its label (int64); its largest score, the logarithm of
-    sum(exp(score - largest)) and what its gradient is multiplied by (float64); the gradient."""
-
-    V: int
-    scores: int
-    labels: int
-    largest: int
-    log_sums: int
-    weights: int
-    gradient: int
 
 
 _read_rows = record(Rows)
@@ -351,38 +264,7 @@ def softmax_gradients(ctx):
             _store_number(ctx, out, label, _load_number(ctx, out, label) - weight)
 
 
-def log_sum_exp(scores: Array) -> Array:
-    """The largest score of each row, and log(sum(exp(score - largest))), in float64."""
-    out = np.empty((2, len(scores)))
-    largest, sums = map(address_of, out)
-    given = Rows(scores.shape[1], address_of(scores), 0, largest, sums, 0, 0)
-    shards = shards_for(len(scores), scores.size)
-    parallel_for(compiled(log_sums, scores.dtype.name), given, len(scores), shards)
-    return out
-
-
-def softmax_gradient(scores: Array, sums: Array, labels: Array, weights: Array) -> Array:
-    """weights[r] times the gradient of the loss of row r with respect to its scores."""
-    out = np.empty_like(scores)
-    places = (address_of(array) for array in (scores, labels, *sums, weights, out))
-    given = Rows(scores.shape[1], *places)
-    shards = shards_for(len(scores), scores.size)
-    parallel_for(compiled(softmax_gradients, scores.dtype.name), given, len(scores), shards)
-    return out
-
-
 # ---- the gradient of an embedding
-
-
-class Segments(NamedTuple):
-    """out (V, D) [rows[k]] += values[order[k]], rows sorted; an item is some columns."""
-
-    out: int
-    values: int
-    rows: int
-    order: int
-    length: int
-    D: int
 
 
 _read_segments = record(Segments)
@@ -440,12 +322,32 @@ def _add_groups(builder, ctx, a, b):
     return [builder.fadd(*pair) for pair in pairs]
 
 
-def add_rows(out: Array, rows: Array, values: Array) -> None:
-    """out[rows[k]] += values[k] for every k."""
-    order = np.argsort(rows, kind="stable")
-    rows, D = np.asarray(rows[order], np.int64), out.shape[1]
-    places = address_of(out), address_of(values), address_of(rows), address_of(order)
-    given = Segments(*places, length=len(rows), D=D)
-    items = -(-D * out.itemsize // GROUP)
-    shards = shards_for(items, values.size)
-    parallel_for(compiled(add_segments, out.dtype.name), given, items, shards)
+# ---- dropout
+
+
+_read_mask = record(Mask)
+
+
+@emits(types.boolean)
+def _is_drawn(builder, seed, threshold, place, unit):
+    return emit_drawn(builder, ir.IntType(32), seed, threshold, place, unit)
+
+
+@emits(types.void)
+def _store_factor(builder, ctx, address, index, gone, left):
+    kind = VectorType(ctx.dtype).llvm.element
+    left = left if kind == ir.DoubleType() else builder.fptrunc(left, kind)
+    place = builder.gep(builder.inttoptr(address, kind.as_pointer()), [index])
+    builder.store(builder.select(gone, kind(0.0), left), place)
+
+
+def dropout_mask(ctx):
+    """A kernel: ``Mask``, a loop that LLVM makes vectors of."""
+    given = _read_mask(arguments_address(ctx))
+    left, at = _load_number(ctx, given.left, 0), 0
+    for n in range(given.N):
+        for t in range(given.T):
+            for k in range(given.H):
+                gone = _is_drawn(given.seed, given.threshold, given.place + (t << 32) + n, k)
+                _store_factor(ctx, given.out, at + k, gone, left)
+            at += given.H
