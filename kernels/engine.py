@@ -838,11 +838,14 @@ class StreamLayer(NamedTuple):
         The parameters, in the order of ``cell.shapes``.
     zoneout : sequence of float, default none
         For each state, the share of its old value that a unit keeps at every step.
+    float32 : bool, default False
+        Whether its products stay in float32 where those of the stream are in bfloat16.
     """
 
     cell: Cell
     params: Sequence[Array]
     zoneout: Sequence[float] = ()
+    float32: bool = False
 
     def copy(self) -> "StreamLayer":
         """Return the same layer with a copy of its parameters.
@@ -949,7 +952,7 @@ class EngineStream:
         return True
 
     def _advance(self, x: Array, out: Array) -> None:
-        for (cell, params, zoneout), state in zip(self._layers, self.state, strict=True):
+        for (cell, params, zoneout, _), state in zip(self._layers, self.state, strict=True):
             before = cell.narrowed(tuple(state), cell.output_size(params))
             after = self._engine.step(cell, x, before, params, zoneout)
             for old, new in zip(state, after, strict=True):

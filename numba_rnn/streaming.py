@@ -48,7 +48,8 @@ class Stream:
         as with ``use_backend(precision="bfloat16")``, on an engine that can: less than three
         digits, two bytes a number instead of four, and about twice the speed from H 128 on.
         "int8": in one byte, as ``layer.quantise()`` rounds them. By default as the layers have
-        them, and in the precision in force.
+        them, and in the precision in force. In the network of an estimator that standardises its
+        inputs the first layer, which then reads numbers of any size, stays in float32.
     bfloat16 : bool, default False
         True is ``weights="bfloat16"``.
 
@@ -170,7 +171,7 @@ class Stream:
     def _params_of(self, layer: Any) -> list[Any]:
         """The parameters of a layer, in the form that this stream keeps them in."""
         params = getattr(layer, "cell_params", layer.params)
-        if self.weights != "int8":
+        if self.weights != "int8" or layer.float32_in_stream:
             return params
         named = zip(layer.param_names, params, strict=False)
         return [in_int8(n, p) if n in layer._weight_names else p for n, p in named]
@@ -334,7 +335,10 @@ class Stream:
                         )
         state = self.snapshot() if hasattr(self, "_running") else None
         running = self._engine.stream(
-            [(layer.cell, self._params_of(layer), layer.zoneout) for layer in self._recurrent],
+            [
+                (layer.cell, self._params_of(layer), layer.zoneout, layer.float32_in_stream)
+                for layer in self._recurrent
+            ],
             self._params_of(self._affine) if self._affine else None,
             self.batch,
             self.threads,

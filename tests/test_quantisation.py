@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers import Array
+from helpers import Array, relative_error
 from numba_rnn import (
     GRU,
     LSTM,
@@ -913,6 +913,23 @@ def test_a_stream_of_a_network_in_int8():
         TypeError, match="standardise: expected weights in float32 to make a stream"
     ):
         Stream(network)
+
+
+@pytest.mark.parametrize("weights", ["int8", "bfloat16"])
+@pytest.mark.parametrize(("size", "mean"), [((1e-3, 1, 1e3), 0), ((1, 1, 1), 1000)])
+def test_a_stream_reads_inputs_that_are_not_standardised(size, mean, weights):
+    rng = np.random.default_rng(0)
+    X = (rng.standard_normal((40, 9, 3)) * size + mean).astype(np.float32)
+    y = (X[:, :, 0] - mean).sum(1) > 0
+    model = RNNClassifier(hidden_size=8, layers=2, pooling="last", max_epochs=5, random_state=0)
+    network = model.fit(X, y).network_
+    with use_backend("numba"):
+        want = Stream(network, batch=40).step_many(X)
+        got = Stream(network, batch=40, weights=weights).step_many(X)
+    with use_backend("numba", precision="bfloat16"):
+        low = Stream(network, batch=40).step_many(X)
+    for scores in (got, low):
+        assert 0 < relative_error(scores, want) < 0.05
 
 
 def test_an_estimator_in_int8():

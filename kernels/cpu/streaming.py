@@ -102,13 +102,12 @@ class _Layer(NamedTuple):
     packed: dict[Any, Packed]  # its weights, by the function that makes a plan with them
 
 
-def _layer(
-    cell: Cell, given: Sequence[Any], zoneout: Sequence[float], N: int, bfloat16: bool
-) -> _Layer:
+def _layer(layer: StreamLayer, N: int, bfloat16: bool) -> _Layer:
+    cell, given, zoneout, float32 = layer
     params = tuple(param.copy() for param in merge_bias(cell, given))
     D, H, dtype = given[0].shape[0], cell.hidden_size(given), params[2].dtype
     sizes = D, H, cell.output_size(given) if cell.projected else H
-    word, packed = 2 if bfloat16 and dtype == np.float32 else 1, {}
+    word, packed = 2 if bfloat16 and not float32 and dtype == np.float32 else 1, {}
     if is_quantised(given):
         word, packed = 4, {_in_panels: pack_quantised(cell, given)}
     lanes = VECTOR_BYTES // dtype.itemsize if N == 1 else 1
@@ -131,7 +130,7 @@ class NumbaStream:
         shards: int,
         bfloat16: bool,
     ) -> None:
-        layers = [_layer(*StreamLayer(*parts), N, bfloat16) for parts in given]
+        layers = [_layer(StreamLayer(*parts), N, bfloat16) for parts in given]
         dtype, H = layers[0].state.dtype, [layer.sizes[1] for layer in layers]
         self.state = [layer.state[:, :, :size] for layer, size in zip(layers, H, strict=True)]
         with warn_if_slow_compile(f"a stream of {layers[0].cell.name} ({dtype})"):

@@ -51,6 +51,7 @@ class Layer:
     _weight_names: tuple[str, ...] = ()  # the parameters that quantise rounds
     _scale_axis = 1  # of these in int8: 1: columns, 0: rows
     role_in_stream: str | None = None  # "recurrent", "affine"; None: it has no streams
+    float32_in_stream = False  # whether its weights stay so in a stream that rounds them
 
     def __init__(self, *params: Array) -> None:
         homes = [engine_for_input(p) for p in params]

@@ -197,6 +197,9 @@ class Network:
         """A copy of the first layer that reads what is not standardised:
 
         Wx / scale, b - (mean / scale) Wx
+
+        8 bits of such numbers, around a large mean or of different sizes, would leave nothing: it
+        stays in float32 whatever the weights of the stream.
         """
         if layer.role_in_stream != "recurrent":
             return layer  # which a stream refuses
@@ -215,7 +218,9 @@ class Network:
         params["Wx"] = Wx / self.scale[:, None]
         params["b"] = b - self.mean @ params["Wx"]
         engine = engine_of_param(layer.params[0])
-        return TimeRecurrent(*map(engine.to_device, params.values()), cell=layer.cell)
+        made = TimeRecurrent(*map(engine.to_device, params.values()), cell=layer.cell)
+        made.float32_in_stream = True
+        return made
 
     def forget(self) -> None:
         """Drop what forward kept for backward, and with it the memory."""
