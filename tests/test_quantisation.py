@@ -943,6 +943,9 @@ def test_an_estimator_in_int8():
     again = pickle.loads(pickle.dumps(model))
     np.testing.assert_array_equal(again.predict_proba(X), got)
     assert again.network_.affine.quantised
+    assert not again.network_.dequantise().quantised
+    np.testing.assert_allclose(again.predict_proba(X), want, atol=0.02)
+    again.partial_fit(X, y)
 
 
 # ---- the report

@@ -116,6 +116,12 @@ class Network:
         quantise_some(self, (layer for _, layer in self._leaves()))
         return self
 
+    def dequantise(self) -> Self:
+        """Make float32 weights of those in int8, in place; see ``Layer.dequantise``."""
+        for _, layer in self._leaves():
+            layer.dequantise()
+        return self
+
     @property
     def quantised(self) -> bool:
         """Whether there are weights in int8."""
