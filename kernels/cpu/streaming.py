@@ -266,11 +266,14 @@ def _fused(
     steps, panels = (min(T, 64), row // VECTOR_BYTES * layout(cell).x_gates) if projects else (T, 0)
     x_proj = zeros((max(1, panels * (steps | 1)), VECTOR_BYTES // dtype.itemsize), dtype)
     with compiling(cell, "step", dtype.name):
-        entry = compiled("fused_step.fused_steps", dtype.name, cell, features)
+        entry = steps_kernel = compiled("fused_step.fused_steps", dtype.name, cell, features)
+        if projects:
+            entry = compiled("fused_step.projected_steps", dtype.name, cell, features)
     write(
         plan := np.zeros(threads.PLAN_WORDS, np.int64),
-        entry=entry, multiply=compiled("gemm.multiply", dtype.name) if projects else 0, shards=1,
-        T=1, steps=steps, states=states, state_step=row, D=D, H=H, P=hs.shape[2],
+        entry=entry, gates_kernel=steps_kernel, shards=1, T=1, steps=steps,
+        multiply=compiled("gemm.multiply", dtype.name) if projects else 0,
+        states=states, state_step=row, D=D, H=H, P=hs.shape[2],
         size=dtype.itemsize, xs=address_of(xs), xs_time=xs.strides[1], pWx=weights.addresses[0],
         hs=address_of(hs), hs_row=hs.strides[0], hs_time=hs.strides[1], x_proj=address_of(x_proj),
         state=address_of(layer.state), last_state=address_of(memory),
