@@ -210,7 +210,7 @@ class _Call:
         addresses = np.array([address_of(plan) for plan in self.plans])
         self._kernel = compiled("stream_kernels.stream", dtype.name)
         self._words = np.array(StreamPlan(
-            *known(dtype), kernel=self._kernel, N=N, inputs=layers[0].sizes[0],
+            **known(dtype)._asdict(), kernel=self._kernel, N=N, inputs=layers[0].sizes[0],
             alone=not self.shared, **words, T=T,
             out=address_of(self.out), out_row=self.out.strides[0], out_time=self.out.strides[1],
             block=T, layers=len(layers), plans=address_of(addresses), outputs=self.out.shape[2],
