@@ -15,8 +15,11 @@ forward.py, backward.py    (for a stream of one sequence, in one function: fused
    +-> layer_norm.py  between the two, for gates that are normalised over a row's units
 
 product.py     products of large matrices     } items, shared out by parallel_for.py
-training_kernels.py  optimisers, norms, losses }
+training.py    optimisers, norms, losses      }
 threads.py     a team that shares a pass
 dropout.py     masks for weights and inputs
-compilation.py from Python to machine code: now, or by an earlier process
+kernel_cache.py  kernels by their names: found on disk, or compiled now (compilation.py), for the
+               processor of target.py
+
+Modules that define kernels import Numba; those that call them by name import neither.
 """
