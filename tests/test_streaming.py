@@ -301,6 +301,22 @@ def test_the_weights_are_those_of_the_last_refresh(backend):
 # ---- what they are given
 
 
+@pytest.mark.parametrize("weights", [None, "bfloat16", "int8"])
+@pytest.mark.parametrize("N", [1, 3])
+@pytest.mark.parametrize("cell", REPRESENTATIVES)
+def test_a_stream_does_not_read_the_layers_weights(cell, N, weights):
+    with use_backend("numba", strict=True):
+        layer, xs = TimeRecurrent.create(5, 19, cell=cell, rng=0), numbers(N, 9, 5)
+        stream = Stream([layer], batch=N, weights=weights)
+        want, before = many(stream, xs), stream.snapshot()
+        for param in layer.params:
+            param[...] = np.nan
+        stream.reset()
+        np.testing.assert_array_equal(steps(stream, xs), want)
+        stream.restore(before)
+        assert np.isfinite(many(stream, xs)).all()
+
+
 @backends
 def test_arrays_of_any_layout_are_taken(backend):
     with use_backend(backend, strict=True):

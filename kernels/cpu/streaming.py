@@ -91,7 +91,7 @@ class StreamPlan(NamedTuple):
 
 
 class _Layer(NamedTuple):
-    """A layer of a stream, with a copy of its parameters."""
+    """A layer of a stream."""
 
     cell: Cell
     params: tuple[Array, ...]
@@ -104,7 +104,9 @@ class _Layer(NamedTuple):
 
 def _layer(layer: StreamLayer, N: int, bfloat16: bool) -> _Layer:
     cell, given, zoneout, float32 = layer
-    params = tuple(param.copy() for param in merge_bias(cell, given))
+    # only the bias is read later on: the weights are packed before this stream is made
+    Wx, Wh, b, *own = merge_bias(cell, given)
+    params = Wx, Wh, b.copy(), *own
     D, H, dtype = given[0].shape[0], cell.hidden_size(given), params[2].dtype
     sizes = D, H, cell.output_size(given) if cell.projected else H
     word, packed = 2 if bfloat16 and not float32 and dtype == np.float32 else 1, {}
