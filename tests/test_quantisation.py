@@ -1,7 +1,9 @@
 """Weights in int8: the specification against plain integers, and engines against it."""
 
 import copy
+import importlib
 import pickle
+import sys
 from typing import Any
 
 import numpy as np
@@ -1003,3 +1005,28 @@ def test_a_report_of_a_layer_and_of_a_network():
     model = RNNClassifier(hidden_size=5, max_epochs=1, random_state=0).fit(X, np.arange(12) % 2)
     report = quantisation_report(model.network_, X)
     assert report.table["layer"].tolist() == ["0", "affine", "all"]
+
+
+@pytest.mark.parametrize(
+    ("functions", "expected"),
+    [
+        ("sigmoid(a) * h + (1 - sigmoid(a)) * tanh(b)", True),
+        ("2 * tanh(a) * tanh(b)", False),
+        # peaks that no search need find
+        ("2 * exp(-(a - 3) * (a - 3) - (b - 3) * (b - 3))", False),
+        ("where(absolute(a - 1) < 0.01, 30.0, tanh(b))", False),
+        ("helper(a) * tanh(b)", False),
+    ],
+)
+def test_h_is_taken_to_be_bounded_only_where_it_is(functions, expected, tmp_path, monkeypatch):
+    (tmp_path / "a_bounded_cell.py").write_text(
+        "from numba_rnn import cell\n"
+        "from numba_rnn.functions import absolute, exp, sigmoid, tanh, where\n"
+        "def helper(a):\n    return where(absolute(a - 1) < 0.01, 30.0, tanh(a))\n"
+        f"@cell\ndef made(a, b, h):\n    return {functions}\n",
+        encoding="utf-8",
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "a_bounded_cell", raising=False)
+    module = importlib.import_module("a_bounded_cell")
+    assert cells.get(module.made).bounded[0] is expected

@@ -35,12 +35,13 @@ to a.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from inspect import isfunction
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from .. import deprecated
+from .. import deprecated, functions
 from ..once import cached_property
 from .options import IN_BOTH, conflicts, problems, problems_of_names
 
@@ -225,7 +226,12 @@ class Cell:
 
         h does if it cannot leave that range, whatever the gates and the other states are: found by
         computing a step at the corners of what they may be, and at some thousand points between.
+        No such point need find the narrow peak that other functions than sigmoid and tanh can make:
+        what uses them counts as unbounded.
         """
+        used = (self.forward,) if self.operand is None else (self.forward, self.operand)
+        if not all(map(_uses_sigmoids_alone, used)):
+            return False, False
         names, h = self.gates + self.states, len(self.gates)
         count = len(names)
         corner = np.arange(2 ** min(count, 12))[:, None] >> np.arange(count) % 12 & 1
@@ -456,3 +462,16 @@ class Cell:
 
     def __repr__(self) -> str:
         return f"<cell {self.name}: gates {' '.join(self.gates)}; states {' '.join(self.states)}>"
+
+
+_SIGMOIDS = {"sigmoid", "tanh", "hard_sigmoid", "hard_tanh"}
+
+
+def _uses_sigmoids_alone(function: Any) -> bool:
+    """Whether a cell's function, with those that it calls, uses no other of ``functions.py``."""
+    names = set(function.__code__.co_names)
+    if names & (set(functions.__all__) - _SIGMOIDS):
+        return False
+    called = [function.__globals__.get(name) for name in names - _SIGMOIDS]
+    called += [cell.cell_contents for cell in function.__closure__ or ()]
+    return all(map(_uses_sigmoids_alone, filter(isfunction, called)))
