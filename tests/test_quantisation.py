@@ -1030,3 +1030,10 @@ def test_h_is_taken_to_be_bounded_only_where_it_is(functions, expected, tmp_path
     monkeypatch.delitem(sys.modules, "a_bounded_cell", raising=False)
     module = importlib.import_module("a_bounded_cell")
     assert cells.get(module.made).bounded[0] is expected
+
+
+def test_a_report_of_what_is_no_model_is_refused():
+    layer = TimeAffine.create(3, 4, rng=0).quantise()
+    assert repr(layer) == "TimeAffine(W (3, 4), b (4,), weights int8)"
+    with pytest.raises(TypeError, match=r"model: expected a layer, .* got \[TimeAffine"):
+        quantisation_report([layer], len)

@@ -79,6 +79,11 @@ def quantisation_report(model: Any, metric: Callable[[Any], Any] | AnyArray) -> 
     >>> bool(0 < report.table["change"][-1] < 0.02)
     True
     """
+    if not hasattr(model, "_leaves"):
+        raise TypeError(
+            "model: expected a layer, a model of numba_rnn.models or the network_ of an estimator, "
+            f"got {model!r}"
+        )
     if model.quantised:
         raise TypeError(
             "model: expected weights in float32, got int8 ones; make the report before quantise()"

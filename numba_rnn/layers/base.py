@@ -208,7 +208,8 @@ class Layer:
 
     def __repr__(self) -> str:
         shapes = zip(self.param_names, self.params, strict=True)
-        return f"{type(self).__name__}({', '.join(f'{n} {p.shape}' for n, p in shapes)})"
+        sizes = [f"{name} {param.shape}" for name, param in shapes]
+        return f"{type(self).__name__}({', '.join(sizes + ['weights int8'] * self.quantised)})"
 
     @property
     def dtype(self) -> np.dtype[Any]:
