@@ -123,10 +123,12 @@ def _dgates_words(plan, k, n, first):
 
 @jitted
 def _store_words(plan, k, n0, n1, u0, u1, first, end):
-    """Write the gradients of some gates as words."""
+    """Write the gradients of some gates as words, if products take words."""
+    if plan.word == 1:
+        return
     step, half = step_at(plan, 0, k, n0, n1, u0, u1), VECTOR_BYTES // plan.word
     W = VECTOR_BYTES // plan.size
-    for gate in range(first if plan.word > 1 else end, end):
+    for gate in range(first, end):
         numbers, words = from_number(step.dgates, gate), _dgates_words(plan, k, n0, gate)
         call(plan.round_columns, Rounding(
             source=numbers.start + u0 * numbers.panel, source_row=VECTOR_BYTES,
@@ -180,6 +182,8 @@ def _operand_back(plan, chunk, k, n0, n1, u0, u1):
 @jitted
 def _denormalise(plan, chunk, k, n0, n1, first, count):
     """The gradients of some normalised gates, from those by what the cell was given."""
+    if count == 0:
+        return
     step = step_at(plan, chunk, k, n0, n1, 0, plan.units)
     for gate in range(first, first + count):
         dgates = from_number(step.dgates, load_i64(plan.normalised_places, gate))
