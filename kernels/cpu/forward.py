@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from .gemm import Product, ProductInPlace
-from .kernel_abi import arguments_address, call, jitted, load_i64
+from .kernel_abi import arguments_address, call, inlined, jitted, load_i64
 from .panels import Packing, Rounding
 from .plan_kernels import read_plan
 from .schedule import (
@@ -45,7 +45,7 @@ class Weights(NamedTuple):
     panels: int
 
 
-@jitted
+@inlined
 def _x_weights(plan):
     return Weights(
         plan.x_in_place, plan.Wx, plan.Wx_row, plan.x_blocks, plan.x_gates, plan.D, plan.D_words,
@@ -53,7 +53,7 @@ def _x_weights(plan):
     )  # fmt: skip
 
 
-@jitted
+@inlined
 def _h_weights(plan):
     return Weights(
         plan.h_in_place, plan.Wh, plan.Wh_row, plan.h_blocks, plan.early, plan.P, plan.P_words,
@@ -61,7 +61,7 @@ def _h_weights(plan):
     )  # fmt: skip
 
 
-@jitted
+@inlined
 def _late_weights(plan):
     """Those of the second product, whose blocks are numbered after those of Wh."""
     matrix, blocks = plan.Wr - plan.early * plan.P * plan.size, plan.h_blocks + 8 * plan.early
