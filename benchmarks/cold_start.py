@@ -1,4 +1,4 @@
-"""What the first call in a new process costs: seconds of CPU and memory.
+"""Measure the first call in a new process: seconds of CPU and memory.
 
     python -m benchmarks.cold_start
 
@@ -86,7 +86,7 @@ def run(program: str, *arguments: str) -> tuple[float, float]:
 
 
 def programs(folder: Path) -> dict[str, tuple[str, ...]]:
-    """What is run, by its name: a program and its arguments."""
+    """The programs by their names, each with its arguments."""
     found: dict[str, tuple[str, ...]] = {
         "NumPy's import alone": (NUMPY,), "first step of a stream": (STREAM,),
         "first forward of a layer": (FORWARD,), "first forward and backward": (BACKWARD,),

@@ -303,6 +303,21 @@ def geometric_mean(numbers: list[float]) -> float:
     return math.exp(statistics.fmean(map(math.log, numbers)))
 
 
+def from_child(module: str, options: list[str], threads: int, out: str) -> Any:
+    """The JSON that a program of ours, with so many threads, writes where the option out says."""
+    part = Path(f".{module}-{os.getpid()}-{threads}.json")
+    limits = dict.fromkeys(
+        ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"),
+        str(threads),
+    )
+    command = [sys.executable, "-m", module, *options, f"--threads={threads}", f"{out}={part}"]
+    try:
+        subprocess.run(command, env={**os.environ, **limits}, check=True)
+        return json.loads(part.read_text(encoding="utf-8"))
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def main(
     what: Annotated[list[str] | None, typer.Option(help=" ".join(SIZES))] = None,
     cell: Annotated[list[str] | None, typer.Option(help=" ".join(CELLS))] = None,
@@ -320,24 +335,9 @@ def main(
         return
     rows, machines = [], []
     for count in threads:  # libraries ask for the number of threads when they are imported
-        part = Path(f".cpu-{os.getpid()}-{count}.json")
         options = [f"--what={w}" for w in what] + [f"--cell={c}" for c in cell]
-        limits = dict.fromkeys(
-            ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"),
-            str(count),
-        )
-        try:
-            subprocess.run(
-                [
-                    sys.executable, "-m", "benchmarks.cpu", "--child", *options,
-                    f"--threads={count}", f"--rounds={rounds}", f"--out={part}",
-                ],
-                env={**os.environ, **limits},
-                check=True,
-            )  # fmt: skip
-            first, *rest = json.loads(part.read_text(encoding="utf-8"))
-        finally:
-            part.unlink(missing_ok=True)
+        options += ["--child", f"--rounds={rounds}"]
+        first, *rest = from_child("benchmarks.cpu", options, count, "--out")
         machines.append(first["machine"])
         rows += rest
     summary(rows)

@@ -18,8 +18,6 @@ of more, over ours: above 1 we are faster. The last lines say by which instructi
 
 import json
 import os
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +25,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.cpu import geometric_mean, measure, versions
+from benchmarks.cpu import from_child, geometric_mean, measure, versions
 
 TRAIN = [(128, 32, 256, 256), (64, 64, 512, 512), (35, 20, 650, 650), (256, 16, 128, 128)]
 INFER = [
@@ -317,24 +315,9 @@ def main(
     rows: list[dict[str, Any]] = []
     heads = []
     for count in threads:  # libraries ask for the number of threads when they are imported
-        part = Path(f".precision-{os.getpid()}-{count}.json")
         options = [f"--what={w}" for w in what] + [f"--cell={c}" for c in cell]
-        limits = dict.fromkeys(
-            ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"),
-            str(count),
-        )
-        try:
-            subprocess.run(
-                [
-                    sys.executable, "-m", "benchmarks.precision", f"--child={part}", *options,
-                    f"--threads={count}", f"--rounds={rounds}",
-                ],
-                env={**os.environ, **limits},
-                check=True,
-            )  # fmt: skip
-            head, *more = json.loads(part.read_text(encoding="utf-8"))
-        finally:
-            part.unlink(missing_ok=True)
+        options += [f"--rounds={rounds}"]
+        head, *more = from_child("benchmarks.precision", options, count, "--child")
         heads.append(head)
         rows += more
     summary(rows)

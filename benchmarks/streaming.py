@@ -306,7 +306,7 @@ def revision(folder: Path) -> str:
 
 
 def first_line(command: list[str]) -> str:
-    """What a program prints first; nothing where it cannot run."""
+    """The first line that a program prints; nothing where it cannot run."""
     with contextlib.suppress(OSError):
         done = subprocess.run(command, capture_output=True, text=True)
         return (done.stdout.splitlines() or [""])[0]

@@ -237,7 +237,7 @@ class Cell:
         corner = np.arange(2 ** min(count, 12))[:, None] >> np.arange(count) % 12 & 1
         spread = np.arange(1, 4097)[:, None] * np.sqrt(np.arange(2.0, count + 2)[None] + 0.5) % 1
         points = np.concatenate([2.0 * corner - 1, 2 * spread - 1])
-        # far beyond where sigmoid and tanh are level, and between; but for h, which is in range
+        # far beyond where sigmoid and tanh are level, and between; h itself is in range
         values = np.sign(points) * np.expm1(9 * np.abs(points))
         values[:, h] = points[:, h]
         numbers = tuple(values.T)

@@ -330,7 +330,7 @@ def _operand_item(plan, chunk, g, block, row, rows, add):
 
 @jitted
 def _chunk_h(plan, chunk):
-    """What h Wh multiplied in a chunk."""
+    """The left factor of h Wh in a chunk."""
     state = chunk_panels(plan, plan.state, plan.kept_states, chunk, 0, 0)
     return from_number(state, plan.h_slot).start
 

@@ -169,7 +169,7 @@ def _h_words(plan, t, n):
 
 @jitted
 def _store_h(plan, t, h, n, rows, u0, u1):
-    """What h Wh multiplies at step t, as words: rows from n on, of units u0..u1."""
+    """The left factor of h Wh at step t, as words: rows from n on, of units u0..u1."""
     if plan.early and plan.word > 1:
         words = _h_words(plan, t, n)
         _store_words(plan, h, plan.P, words, plan.P_words, rows, u0, u1, plan.h_bounded)
@@ -265,7 +265,7 @@ def _late_step(plan, chunk, k, n0, n1, u0, u1):
 
 @jitted
 def _end_step(plan, chunk, k, n0, n1, u0, u1):
-    """What the next step multiplies, as its product takes it."""
+    """The left factor of the next step's product, as that takes it."""
     if plan.early and plan.word > 1:
         step = step_at(plan, chunk, k, n0, n1, u0, u1)
         h = from_number(step.after, plan.h_slot)

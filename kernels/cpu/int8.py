@@ -175,7 +175,7 @@ def _larger(builder, ctx, most, source, lanes):
 
 @emits(lambda ctx, most: _PAIR)
 def _scale(builder, ctx, most):
-    """What a row is multiplied by, and its scale, from the largest of its magnitudes in lanes."""
+    """The factor of a row and its scale, from the largest of its magnitudes in lanes."""
     vector = VectorType(ctx.dtype)
     bits = builder.bitcast(most, vector.llvm_bits)
     lanes = vector.lanes

@@ -83,7 +83,7 @@ class PlanTemplate(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What ``plan_kernels.fill`` knows: objects of Python's, by their addresses."""
+    """The objects of Python's that ``plan_kernels.fill`` knows, by their addresses."""
 
     array_type: int
     dtype: int

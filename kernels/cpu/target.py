@@ -1,7 +1,7 @@
 """The processor that code is compiled for, found out without Numba.
 
-What Numba's settings say of it is honoured: those of the environment, or, where Numba has been
-imported, of ``numba.config``.
+Numba's settings are honoured: those of the environment, or, where Numba has been imported, of
+``numba.config``.
 """
 
 import os
@@ -162,7 +162,7 @@ def int8_unsigned() -> bool:
 
 
 def target_machine(**options: Any) -> Any:
-    """What LLVM calls the processor."""
+    """The processor, as LLVM has it."""
     triple, name, features = machine()
     _initialise()
     target = binding.Target.from_triple(triple)

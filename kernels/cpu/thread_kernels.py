@@ -1,4 +1,4 @@
-"""What threads do for each other in compiled code: claim shards, wait, sleep (``threads.py``)."""
+"""The work of threads for each other in compiled code: claim shards, wait (``threads.py``)."""
 
 import platform
 
