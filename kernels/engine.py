@@ -1021,22 +1021,27 @@ def expect_consistent(cell: Cell, xs: Array, state: State, params: Sequence[Arra
     if not xs.dtype.isnative:
         raise TypeError(f"xs: expected numbers in the machine's byte order, got {xs.dtype}")
     if len(params) != len(cell.param_names):
-        names = ", ".join(cell.param_names)
-        raise ValueError(f"params: expected {names}, got {len(params)} arrays")
+        expected = ", ".join(cell.param_names)
+        raise ValueError(f"params: expected {expected}, got {len(params)} arrays")
     H = cell.hidden_size(params)
     P = cell.output_size(params) if cell.projected else H
-    wanted = _expected_shapes(cell, N, D, H, P)
-    for (name, shape), array in zip(wanted, (*params, *state), strict=True):
+    names, shapes = _expected_shapes(cell, N, D, H, P)
+    arrays, dtype = (*params, *state), xs.dtype
+    same = [dtype] * len(arrays)
+    if [array.shape for array in arrays] == shapes and [array.dtype for array in arrays] == same:
+        return
+    for name, shape, array in zip(names, shapes, arrays, strict=True):
         if array.shape != shape:
             raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
-        if array.dtype != xs.dtype:
-            raise TypeError(f"{name}: expected {xs.dtype}, as xs is, got {array.dtype}")
+        if array.dtype != dtype:
+            raise TypeError(f"{name}: expected {dtype}, as xs is, got {array.dtype}")
 
 
 @lru_cache(maxsize=1024)
 def _expected_shapes(
     cell: Cell, N: int, D: int, H: int, P: int
-) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """The name and shape of every parameter and state."""
-    states = zip(cell.states, cell.state_sizes(H, P), strict=True)
-    return *cell.shapes(D, H, P).items(), *((name, (N, size)) for name, size in states)
+) -> tuple[list[str], list[tuple[int, ...]]]:
+    """The names of the parameters and states, and their shapes."""
+    shapes = cell.shapes(D, H, P)
+    states = [(N, size) for size in cell.state_sizes(H, P)]
+    return [*shapes, *cell.states], [*shapes.values(), *states]

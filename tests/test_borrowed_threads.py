@@ -141,7 +141,7 @@ def test_as_many_threads_work_as_torch_says(engine):
         for count in (2, 1):
             torch.set_num_threads(count)
             module(xs)
-    assert seen == [2, 1]
+    assert seen == [2]  # alone a pass asks nobody for help
 
 
 THE_SETTINGS_STAY = """

@@ -285,3 +285,18 @@ def as_object(me, value):
     if _COUNTED:
         _read_counted(found + _TYPE - 8).references += 1
     return found
+
+
+@emits(types.int64)
+def release_gil(builder):
+    """Let other threads of Python run; returns the state of this one."""
+    kind = ir.FunctionType(ir.IntType(64), [])
+    name = "numba_rnn_release_gil"
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [])
+
+
+@emits(types.void)
+def take_gil(builder, state):
+    kind = ir.FunctionType(ir.VoidType(), [ir.IntType(64)])
+    name = "numba_rnn_take_gil"
+    builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [state])

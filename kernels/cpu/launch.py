@@ -20,7 +20,7 @@ from ..step_options import StepOptions
 from . import threads
 from .option_memory import OptionMemory, compiled_features
 from .packing import Packed, write_packed
-from .plan import PLACES, write
+from .plan import PLACES
 from .plans import (
     BACKWARD,
     FORWARD,
@@ -77,19 +77,20 @@ class SequenceRun:
             xs = self.xs[:, times]
             yield replace(self, xs=xs, steps=steps, times=times, chunk=chunk, partition=partition)
 
-    def _template(self, entry: Any, back: bool, **options: Any) -> PlanTemplate:
-        partition = self.partition or choose_partition(self.cell, *self.sizes)
-        features = compiled_features(self.steps.features, back)
-        return plan_template(
-            entry, self.cell, self.xs.dtype, *self.sizes, self.P, *partition,
-            features=features, recurrent_mask=self.steps.recurrent_mask is not None,
-            chunk=self.chunk, word=self.word, packed=self.packed is not None, **options,
+    def _template(self, entry: str, keep: bool = True, add: bool = False) -> PlanTemplate:
+        N, T, D = self.xs.shape
+        shards, split_batch = self.partition or choose_partition(self.cell, N, T, D, self.H)
+        return plan_template(  # by position, which takes half as long
+            entry, self.cell, self.xs.dtype, N, T, D, self.H, self.P, shards, split_batch, keep,
+            compiled_features(self.steps.features, entry == BACKWARD),
+            self.steps.recurrent_mask is not None, self.chunk, add, self.word,
+            self.packed is not None,
         )  # fmt: skip
 
     def forward(self, state: State, keep: bool = True) -> tuple[Array, State, SavedBuffer]:
         """hs, the state after the last step, and what is kept."""
         N, T, _, H = self.sizes
-        template = self._template(FORWARD, False, keep=keep)
+        template = self._template(FORWARD, keep)
         saved = SavedBuffer(template.kept_bytes, self.xs.dtype)
         state_in = np.array(state)
         if self.steps.resets is not None:
@@ -101,11 +102,8 @@ class SequenceRun:
         hs = np.empty((N, T, self.P), self.xs.dtype)
         if self.xs.strides[0] < self.xs.strides[1]:  # its steps lie one after the other: so here
             hs = np.empty((T, N, self.P), self.xs.dtype).transpose(1, 0, 2)
-        arrays = self.xs, self.params, state_in, state_out, hs
-        plan = template.with_arrays(*arrays, kept=saved.address)
-        if self.packed is not None:
-            write_packed(plan, self.packed)
-        self._run(template, plan, back=False)
+        options = self._options if compiled_features(self.steps.features, False) else None
+        self._run(template, (self.xs, self.params, state_in, state_out, hs), saved, options)
         return hs, tuple(state_out), saved
 
     def backward(
@@ -127,14 +125,14 @@ class SequenceRun:
         """
         if dhs.dtype != self.xs.dtype:
             raise TypeError(f"dhs: expected {self.xs.dtype}, as xs is, got {dhs.dtype}")
-        template = self._template(BACKWARD, True, add=add)
+        template = self._template(BACKWARD, add=add)
         dhs, d_out = contiguous_rows(dhs), np.empty_like(d)
         dxs = np.empty(self.xs.shape, self.xs.dtype)
+        options = None
+        if compiled_features(self.steps.features, True):
+            options = self._options.for_backward(dreset)
         arrays = self.xs, self.params, d, d_out, dhs, (dxs, *into)
-        plan = template.with_arrays(*arrays, kept=saved.address)
-        if not inputs:
-            write(plan, dxs=0)
-        options = self._run(template, plan, back=True, dreset=dreset)
+        self._run(template, arrays, saved, options, inputs)
         if options is None:
             return dxs, d_out, None, None
         dreset, recurrent_mask = options.dreset(), self.steps.recurrent_mask
@@ -148,15 +146,25 @@ class SequenceRun:
         return dxs, d_out, dreset, options.trace
 
     def _run(
-        self, template: PlanTemplate, plan: Array, back: bool, dreset: Array | None = None
-    ) -> OptionMemory | None:
-        options = None
-        if compiled_features(self.steps.features, back):
-            options = self._options.for_backward(dreset) if back else self._options
-            write(plan, options=options.address)
+        self,
+        template: PlanTemplate,
+        arrays: tuple[Any, ...],
+        saved: SavedBuffer,
+        options: OptionMemory | None,
+        inputs: bool = True,
+    ) -> None:
+        """Run a pass: alone within the call that writes the arrays into its plan, or by threads."""
+        alone = template.shards == 1 and self.packed is None
+        address = 0 if options is None else options.address
+        plan = template.with_arrays(
+            *arrays, kept=saved.address, options=address, inputs=inputs, run=alone
+        )
+        if alone:
+            return
+        if self.packed is not None:
+            write_packed(plan, self.packed)
         entry, self_address = int(plan[PLACES["entry"]]), int(plan[PLACES["self_address"]])
         threads.team.run(entry, self_address, template.shards, [plan])
-        return options
 
     @cached_property
     def _options(self) -> OptionMemory:
@@ -165,4 +173,4 @@ class SequenceRun:
 
     def states_before(self, saved: SavedBuffer) -> tuple[Array, ...]:
         """The state that every step saw, (N, T, H) each."""
-        return read_saved_states(self._template(FORWARD, False), saved, self.cell)
+        return read_saved_states(self._template(FORWARD), saved, self.cell)

@@ -1,4 +1,5 @@
-"""Plans as compiled code reads them; and the function that writes a call's arrays into one."""
+"""Plans as compiled code reads them; and the function that writes a call's arrays into one, and
+runs it if nobody else is needed for that: the shortest way from Python to a pass."""
 
 from llvmlite import ir
 from numba.core import cgutils, types
@@ -7,11 +8,14 @@ from .kernel_abi import (
     arguments_address,
     array_at,
     as_object,
+    call_at,
     emits,
     is_array,
     jitted,
     load_i64,
     record,
+    release_gil,
+    take_gil,
 )
 from .plan import PLACES, OptionRecord, Plan
 from .plans import Known
@@ -92,8 +96,14 @@ def _filler(b_ndim):
         )
         plan.dxs, plan.dWx, plan.dWh, plan.dWr = dxs.data, dWx.data, dWh.data, dWr.data + behind
         plan.db = db.data
+        if not _integer(load_i64(objects, 17)):
+            plan.dxs = 0
         _add_to_fields(address, _SCRATCH, _KEPT, scratch)
         _add_to_fields(address, _KEPT, _END, kept)
+        if _integer(load_i64(objects, 18)):
+            state = release_gil()
+            call_at(plan.entry, address)
+            take_gil(state)
         return as_object(me, True)
 
     return fill

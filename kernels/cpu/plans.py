@@ -56,14 +56,24 @@ class PlanTemplate(NamedTuple):
         *,
         kept: int,
         scratch: int | None = None,
+        options: int = 0,
+        inputs: bool = True,
+        run: bool = False,
     ) -> Array:
         """The plan, with the caller's arrays and the addresses of our memory.
 
-        ``outputs`` of backward: dxs, dWx, dWh, db; hs is then dhs.
+        outputs  of backward: dxs, dWx, dWh, db; hs is then dhs
+        inputs   whether dxs is asked for
+        run      whether to run the pass, too, which then has one shard
         """
         if scratch is None:
             scratch = _scratch(self.scratch_bytes, self.dtype)
         plan = self.plan.copy()
+        if options:
+            plan[_OPTIONS] = options
+        start, size = self.cleared
+        if size:
+            ctypes.memset(scratch + start, 0, size)
         Wx, Wh, b, *Wr = params
         dxs, dWx, dWh, db, *dWr = outputs or (xs, *params)
         own = bool(Wr)  # else the last columns of Wh are what the operand multiplies
@@ -72,13 +82,10 @@ class PlanTemplate(NamedTuple):
             dWr[0] if own else dWh,
         )  # fmt: skip
         fill, behind = _filler(self.dtype.char, b.ndim), 0 if own else self.early_bytes
-        if not fill(plan, *arrays, behind, scratch, kept):
+        if not fill(plan, *arrays, behind, scratch, kept, inputs, run):
             arrays = tuple(in_own_dtype(array, self.dtype) for array in arrays)
-            if not fill(plan, *arrays, behind, scratch, kept):
+            if not fill(plan, *arrays, behind, scratch, kept, inputs, run):
                 raise TypeError(f"expected arrays of {self.dtype} alone")
-        start, size = self.cleared
-        if size:
-            ctypes.memset(scratch + start, 0, size)
         return plan
 
 
@@ -104,6 +111,7 @@ def _filler(dtype: str, b_ndim: int) -> Any:
 
 
 _ARRAYS, _SCRATCH, _KEPT, _END = PLACES["xs"], PLACES["pWx"], PLACES["state"], len(PLACES)
+_OPTIONS = PLACES["options"]
 
 
 @lru_cache(maxsize=4096)
@@ -327,10 +335,9 @@ def contiguous(array: Array) -> Array:
 
 def takes(arrays: Sequence[Array], like: Sequence[Array]) -> bool:
     """Whether compiled code may write to the arrays what it would write to others."""
-    return all(
-        array.flags.carray and array.shape == other.shape and array.dtype == other.dtype
-        for array, other in zip(arrays, like, strict=True)
-    )
+    return [(array.shape, array.dtype) for array in arrays] == [
+        (array.shape, array.dtype) for array in like
+    ] and all(array.flags.carray for array in arrays)
 
 
 def merge_bias(cell: Cell, params: Sequence[Array]) -> tuple[Array, ...]:

@@ -1,7 +1,7 @@
 """A stream in compiled code: its kernel, and the functions by which Python calls it."""
 
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import types
 
 from .gemm import Product
 from .kernel_abi import (
@@ -15,6 +15,8 @@ from .kernel_abi import (
     jitted,
     load_i64,
     record,
+    release_gil,
+    take_gil,
 )
 from .layer_norm import load_four, multiply, multiply_add, sums
 from .panels import Rounding
@@ -160,21 +162,6 @@ def _is_result(ctx, me, out, rows, N, T, outputs, x):
 # ---- from Python
 
 
-@emits(types.int64)
-def _release_gil(builder):
-    """Let other threads of Python run; returns the state of this one."""
-    kind = ir.FunctionType(ir.IntType(64), [])
-    name = "numba_rnn_release_gil"
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [])
-
-
-@emits(types.void)
-def _take_gil(builder, state):
-    kind = ir.FunctionType(ir.VoidType(), [ir.IntType(64)])
-    name = "numba_rnn_take_gil"
-    builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [state])
-
-
 def _stepping(rows, long):
     """A function that puts a call's array into a ``StreamPlan``, and runs the stream if ``alone``.
 
@@ -196,9 +183,9 @@ def _stepping(rows, long):
         me.x, me.x_row = x.data, row
         if me.alone:
             if long:
-                state = _release_gil()
+                state = release_gil()
                 call_at(me.kernel, address)
-                _take_gil(state)
+                take_gil(state)
             else:
                 call_at(me.kernel, address)
         return as_object(me, True)
@@ -220,7 +207,7 @@ def _running(rows):
         T, time, outputs = load_i64(x.shape, rows), load_i64(x.strides, rows), me.outputs
         if T == 0 or not _is_result(ctx, me, out, rows, N, T, outputs, x):
             return as_object(me, False)
-        state = _release_gil()
+        state = release_gil()
         fits = _fits(ctx, me, x, rows + 2, N, row, T, time)
         if fits:
             me.x, me.x_row, me.x_time, me.T, me.out = x.data, row, time, T, out.data
@@ -228,7 +215,7 @@ def _running(rows):
             me.out_row = T * me.out_time
             if me.alone:
                 call_at(me.kernel, address)
-        _take_gil(state)
+        take_gil(state)
         return as_object(me, fits)
 
     return enter
