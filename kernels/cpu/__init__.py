@@ -5,7 +5,7 @@ plans.py       what compiled code is to     packing.py     its weights, laid out
                work on: sizes, addresses, memory
    |
 schedule.py    the pass over time, chunk by chunk (start here: the picture of the data flow)
-forward.py, backward.py    (for a stream of one sequence, in one function: fused_step.py)
+forward.py, backward.py    (for one sequence, in one function: fused_step.py)
    |   call, by address (kernel_abi.py),
    +-> gemm.py        matrix products: one tile, for any shape; of float32, float64, bfloat16.py
    |                  and int8.py; matrices to panels.py

@@ -1,4 +1,4 @@
-"""A step as one function: the steps of one sequence through one layer, for a stream.
+"""A step as one function: the steps of one sequence through one layer, for a layer or a stream.
 
 The loop over time, the products, the cell's own arithmetic and the state are one compiled function
 for each cell, whose sizes are arguments; only the state goes through memory. A step is cut into
@@ -7,9 +7,9 @@ for each cell, whose sizes are arguments; only the state goes through memory. A 
     | wide | wide | ... | 64 bytes | ... | 32 bytes |       H units
 
 A wide strip keeps as many sums going as the processor can; the last takes a rest of H that fits.
-Sums are made in the order of the layer's, b + x Wx, then + h Wh, each along its inner axis: a
-stream has the bits of its layer. Weights are packed strip by strip in the order in which they are
-read; of a strip of W units:
+Sums are made in the order of ``forward.py``, b + x Wx, then + h Wh, each along its inner axis: so
+bits do not depend on which of the two runs. What backward needs is kept in that file's panels.
+Weights are packed strip by strip in the order in which they are read; of a strip of W units:
 
     biases (gates, W)    Wx (input gates, D, W)    Wh (early gates, P, W)    Wr (late gates, H, W)
 
@@ -31,12 +31,21 @@ from numba.extending import overload
 from ..layout import layout
 from . import simd, tuple_io
 from .gemm import Product, emit_loop
-from .kernel_abi import arguments_address, call, call_at, emits, inlined
+from .kernel_abi import arguments_address, call, call_at, emits, inlined, jitted
 from .option_io import end_step, load_options
-from .packing import strips_of, wide_bytes
 from .plan_kernels import read_plan, read_record
-from .schedule import panel_of
-from .simd import VECTOR_BYTES, lanes_of, load, of_ctx, splat, store, store_part
+from .schedule import chunk_panels, state_at
+from .simd import (
+    VECTOR_BYTES,
+    lanes_of,
+    load,
+    load_part,
+    of_ctx,
+    splat,
+    store,
+    store_part,
+)
+from .strips import strips_of, wide_bytes
 from .thread_kernels import flush_denormals, restore_denormals
 
 _I64 = ir.IntType(64)
@@ -193,26 +202,41 @@ def _strips_of(ctx, plan):
 
 
 @inlined
-def _projected(plan):
-    """Bytes from step to step, and from panel to panel, of x Wx; 0 where that is but zeros."""
-    return (VECTOR_BYTES, panel_of(plan.steps)) if plan.multiply else (0, 0)
-
-
-@inlined
 def _project(ctx, plan):
-    """x Wx for all steps, strip by strip."""
+    """x Wx for the steps of a block, strip by strip."""
     biases, _, row, _, x_gates, _, _ = _constants(ctx)
     many, times, rest = _strips_of(ctx, plan)
-    panel = panel_of(plan.steps)
+    panel = plan.ahead_panel
     for k in range(many + (rest + 1) // 2):
         width, u = (times, k * times) if k < many else (1, many * times + k - many)
         call(plan.multiply, Product(
-            a=plan.xs, a_row=plan.xs_time, a_segment=VECTOR_BYTES, a_group=0,
-            groups=1, inner=plan.D, b=plan.pWx + u * _line(ctx, plan) + width * biases,
+            a=plan.xs + plan.first * plan.xs_time, a_row=plan.xs_time, a_segment=VECTOR_BYTES,
+            a_group=0, groups=1, inner=plan.D, b=plan.pWx + u * _line(ctx, plan) + width * biases,
             b_vector=(plan.D | 1) * row,
-            c=plan.x_proj + u * x_gates * panel, c_row=VECTOR_BYTES, c_vector=panel, rows=plan.T,
+            c=plan.x_proj + u * x_gates * panel, c_row=VECTOR_BYTES, c_vector=panel,
+            rows=min(plan.block, plan.T - plan.first),
             columns=width * x_gates * lanes_of(ctx), add=0, then=0,
         ))  # fmt: skip
+
+
+@inlined
+def _in_panels(panels, u):
+    """Where byte u of rows is in panels: what functions that store in panels take."""
+    return panels.start + u // VECTOR_BYTES * panels.panel, panels.number, panels.panel
+
+
+@jitted
+def _kept(plan, start, numbers, t, u):
+    """Where backward looks for numbers of step t."""
+    chunk = t // plan.steps
+    return _in_panels(chunk_panels(plan, start, numbers, chunk, t - chunk * plan.steps, 0), u)
+
+
+@jitted
+def _kept_state(plan, t, u):
+    """Where backward looks for the state before step t."""
+    chunk = t // plan.steps
+    return _in_panels(state_at(plan, chunk, t - chunk * plan.steps, 0), u)
 
 
 def _sweep(begins, ends):
@@ -229,30 +253,36 @@ def _sweep(begins, ends):
         h_weights = x_weights + (plan.D | 1) * x_gates * x_row
         left = plan.P - u // plan.size
         if begins:
-            step, panel = _projected(plan)
-            known = plan.x_proj + u // VECTOR_BYTES * x_gates * panel + t * step, panel
+            panel = plan.ahead_panel
+            ahead = plan.x_proj + (t - plan.first) * plan.ahead_step
+            ahead += u // VECTOR_BYTES * x_gates * panel
             gates = _first_gates(
-                ctx, weights, known, plan.xs + t * plan.xs_time, 0 if plan.multiply else plan.D,
-                plan.D, x_weights, now, plan.P, h_weights,
+                ctx, weights, (ahead, panel), plan.xs + t * plan.xs_time, plan.x_inner, plan.D,
+                x_weights, now, plan.P, h_weights,
             )  # fmt: skip
         else:
             inner = plan.H if left > 0 else 0  # h may have fewer units
             r_weights = h_weights + (plan.P | 1) * early * row
-            kept = plan.op_proj + u, plan.state_step
-            gates = _last_gates(ctx, kept, plan.operand, inner, r_weights)
-        before = tuple_io.load_states(ctx, (now + u, plan.state_step))
+            gates = _last_gates(
+                ctx, (plan.gate_rows + u, plan.row), plan.operand_row, inner, r_weights
+            )
+        before = tuple_io.load_states(ctx, (now + u, plan.row))
         if ends:
             new, saved = tuple_io.forward(ctx, gates, before)
-            if plan.keep:  # never, but LLVM rounds a number that is kept as in ``forward_gates``
-                tuple_io.store_saved(ctx, saved, (plan.saved + u, plan.state_step))
+            if plan.keep:
+                tuple_io.store_saved(ctx, saved, _kept(plan, plan.saved, plan.n_stored, t, u))
             options = load_options(ctx, read_record(plan.options), 0, 0, 0, 0, 0, 0)
             new, _, _ = end_step(ctx, new, before, options)
-            tuple_io.store_states(ctx, new, (after + u, plan.state_step))
+            tuple_io.store_states(ctx, new, (after + u, plan.row))
+            if plan.keep:
+                tuple_io.store_states(ctx, new, _kept_state(plan, t + 1, u))
         else:
             number = tuple_io.operand(ctx, gates, before)
-            store(ctx, number, plan.operand + u)
+            store(ctx, number, plan.operand_row + u)
+            if plan.keep and plan.late:
+                tuple_io.store_operand(ctx, (number,), _kept(plan, plan.operand, 1, t, u))
             gates = _add_operand(ctx, gates, number)
-            tuple_io.store_gates(ctx, gates, (plan.op_proj + u, plan.state_step))
+            tuple_io.store_gates(ctx, gates, (plan.gate_rows + u, plan.row))
 
     @inlined
     def sweep(ctx, plan, t, now, after):
@@ -290,33 +320,110 @@ def _step_of_cell(ctx, plan, t, now, after):
 
 
 def fused_steps(ctx):
-    """A kernel: some steps of one sequence through one layer, from ``plan.state`` to there."""
+    """A kernel: a block of steps of one sequence through one layer, from the state ``now`` to
+    there."""
     plan = read_plan(arguments_address(ctx))
     denormals = flush_denormals()
-    now, after = plan.state, plan.last_state
-    for t in range(plan.T):
+    now, after, end = plan.now, plan.next, min(plan.T, plan.first + plan.block)
+    for t in range(plan.first, end):
         _step(ctx, plan, t, now, after)
         now, after = after, now
-        for u in range(0, plan.state_step, VECTOR_BYTES):  # only now: x may be what hs was
+        for u in range(0, plan.row, VECTOR_BYTES):  # only now: x may be what hs was
             lanes = plan.P - u * lanes_of(ctx) // VECTOR_BYTES
             store_part(ctx, load(ctx, now + u), plan.hs + t * plan.hs_time + u, lanes)
-    if plan.T % 2:
-        for u in range(0, plan.states * plan.state_step, VECTOR_BYTES):
+    if now != plan.now:
+        for u in range(0, plan.states * plan.row, VECTOR_BYTES):
             store(ctx, load(ctx, now + u), after + u)
     restore_denormals(denormals)
 
 
 def projected_steps(ctx):
-    """A kernel: the same where x Wx is made for ``plan.steps`` steps at once.
+    """A kernel: all blocks, each after its x Wx.
 
     (Measured: within the kernel above it would cost each call for a single step 50 ns.)
     """
     address = arguments_address(ctx)
     plan = read_plan(address)
-    T, xs, hs = plan.T, plan.xs, plan.hs
-    for t in range(0, T, plan.steps):
-        plan.T = min(plan.steps, T - t)
-        plan.xs, plan.hs = xs + t * plan.xs_time, hs + t * plan.hs_time
+    for first in range(0, plan.T, plan.block):
+        plan.first = first
         _project(ctx, plan)
         call_at(plan.gates_kernel, address)
-    plan.T, plan.xs, plan.hs = T, xs, hs
+    plan.first = 0
+
+
+def sequence(ctx):
+    """A kernel: a forward pass, from the caller's state to the caller's."""
+    address = arguments_address(ctx)
+    plan = read_plan(address)
+    denormals = flush_denormals()
+    _pack(ctx, plan)
+    for s in range(plan.states):
+        given, now = plan.state_in + s * plan.state_step, plan.now + s * plan.row
+        kept, number, panel = _in_panels(state_at(plan, 0, 0, 0), 0)
+        for u in range(0, plan.row, VECTOR_BYTES):
+            numbers = load_part(ctx, given + u, plan.H - u // plan.size)
+            store(ctx, numbers, now + u)
+            if plan.keep:
+                store(ctx, numbers, kept + s * number + u // VECTOR_BYTES * panel)
+    call_at(plan.steps_kernel, address)
+    for s in range(plan.states):
+        to, now = plan.state_out + s * plan.state_step, plan.now + s * plan.row
+        for u in range(0, plan.row, VECTOR_BYTES):
+            store_part(ctx, load(ctx, now + u), to + u, plan.H - u // plan.size)
+    restore_denormals(denormals)
+
+
+# ---- weights, strip by strip
+
+
+@inlined
+def _pack_matrix(ctx, plan, source, source_row, rows, gates, columns, u, size, to):
+    """``size`` bytes of each gate's columns from byte u on, zeros where there are none.
+
+    Returns where the next matrix begins."""
+    width = lanes_of(ctx) * plan.size
+    for g in range(gates):
+        block = source + g * columns * plan.size
+        for start in range(0, rows, 8):  # few rows at a time: their lines stay in the cache
+            for k in range(0, size, width):
+                place, left = to + k * (rows | 1), columns - (u + k) // plan.size
+                for r in range(start, min(start + 8, rows)):
+                    numbers = load_part(ctx, block + u + k + r * source_row, left)
+                    store(ctx, numbers, place + r * width)
+        to += size * (rows | 1)
+    return to
+
+
+@inlined
+def _pack_strip(ctx, narrow, plan, u, size, to):
+    """The weights of ``size`` bytes of units, from byte u on."""
+    gates, _, _, _, x_gates, early, late = _constants(ctx)
+    whole, gate = max(size, VECTOR_BYTES), plan.H * plan.size
+    for k in range(0, whole, VECTOR_BYTES):
+        left = plan.H - (u + k) // plan.size
+        biases = tuple_io.load_bias(ctx, (plan.b + u + k, gate), plan.b_row, left)
+        tuple_io.store_gates(ctx, biases, (to + k, whole))
+    to += gates // VECTOR_BYTES * whole
+    to = _pack_matrix(ctx, plan, plan.Wx, plan.Wx_row, plan.D, x_gates, plan.H, u, whole, to)
+    to = _pack_matrix(narrow, plan, plan.Wh, plan.Wh_row, plan.P, early, plan.H, u, size, to)
+    _pack_matrix(narrow, plan, plan.Wr, plan.Wr_row, plan.H, late, plan.P, u, size, to)
+
+
+@inlined
+def _pack(ctx, plan):
+    line, (many, times, rest) = _line(ctx, plan), _strips_of(ctx, plan)
+    k = 0
+    for _ in range(many):
+        _pack_strip(ctx, ctx, plan, k * VECTOR_BYTES, times * VECTOR_BYTES, plan.pWx + k * line)
+        k += times
+    for _ in range(rest // 2):
+        _pack_strip(ctx, ctx, plan, k * VECTOR_BYTES, VECTOR_BYTES, plan.pWx + k * line)
+        k += 1
+    if rest % 2:
+        _pack_strip(ctx, _half(ctx), plan, k * VECTOR_BYTES, VECTOR_BYTES // 2, plan.pWx + k * line)
+
+
+def pack(ctx):
+    """A kernel: the weights of a layer."""
+    plan = read_plan(arguments_address(ctx))
+    _pack(ctx, plan)

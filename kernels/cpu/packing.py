@@ -9,9 +9,12 @@ from ..cells import Cell
 from ..engine import Array
 from ..layout import layout
 from ..quantisation import QuantisedWeight
+from . import threads
+from .kernel_cache import compiled
 from .plan import write
-from .plans import address_of, aligned
-from .target import VECTOR_BYTES, int8_unsigned, vector_registers
+from .plans import address_of, aligned, compiling
+from .strips import strip_bytes
+from .target import VECTOR_BYTES, int8_unsigned
 
 
 class Packed(NamedTuple):
@@ -86,66 +89,25 @@ def write_packed(plan: Array, packed: Packed) -> None:
     write(plan, pWx=pWx, pWh=pWh, pWr=pWr)
 
 
-def wide_bytes(cell: Cell) -> int:
-    """How wide a strip is where units suffice: its sums take a quarter of the registers."""
-    registers, bits = vector_registers()
-    most = registers // 4 * bits // 8 // max(1, layout(cell).early)
-    return max(VECTOR_BYTES, min(4 * VECTOR_BYTES, 1 << most.bit_length() - 1))
-
-
-def strips_of(halves: int, times: int) -> tuple[int, int]:
-    """How many strips of so many vectors there are, and how many halves of one are left.
-
-    One that lacks but a half is whole: two strips instead of it would wait for their sums twice.
-    """
-    many = (halves + (times > 1)) // (2 * times)
-    return many, max(0, halves - 2 * many * times)
-
-
 def pack_strips(cell: Cell, params: Sequence[Array]) -> Packed:
-    """The weights of a layer, strip by strip, as ``fused_step.py`` reads them.
+    """The weights of a layer, strip by strip (``fused_step.py``).
 
     params are those that ``plans.merge_bias`` makes.
     """
     Wx, Wh, b, *own = params
-    H, P, inputs, early = (
-        cell.hidden_size(params),
-        Wh.shape[0],
-        cell.input_gates,
-        layout(cell).early,
-    )
-    added = (*inputs, *range(len(cell.gates) - len(cell.weights), len(cell.gates)))
-    rows = b.reshape(-1, len(added), H)
-    biases = np.zeros((1, len(cell.gates), H), b.dtype)
-    biases[0, added] = rows[0]
-    for row, g in zip(rows[-1] if cell.biases == 2 else (), cell.recurrent_gates, strict=False):
-        biases[0, g] = biases[0, g] + row if g in added else row
-    Wr = (own[0] if own else Wh[:, early * H :]).reshape(H, -1, P)
-    Wr = np.pad(Wr, ((0, 0), (0, 0), (0, H - P)))
-    parts = biases, Wx.reshape(-1, len(inputs), H), Wh[:, : early * H].reshape(P, early, H), Wr
-    half, times = VECTOR_BYTES // b.itemsize // 2, wide_bytes(cell) // VECTOR_BYTES
-    many, rest = strips_of(-(-H // half), times)
-    strips = [2 * half * times] * many + [2 * half] * (rest // 2) + [half] * (rest % 2)
-    pieces, start = [], 0
-    for lanes in strips:
-        for k, part in enumerate(parts):
-            width = max(lanes, 2 * half) if k < 2 else lanes
-            strip = part[:, :, start : start + lanes]
-            strip = np.pad(strip, ((0, 0), (0, 0), (0, width - strip.shape[2])))
-            if part is not biases:
-                strip = _side_by_side(strip, min(width, 2 * half))
-            pieces.append(strip.reshape(-1))
-        start += lanes
-    pieces.append(np.zeros(-sum(map(len, pieces)) % (2 * half), b.dtype))
-    memory, address = placed(np.concatenate(pieces))
+    (D, _), P, H, size = Wx.shape, Wh.shape[0], cell.hidden_size(params), b.itemsize
+    memory, address = aligned(strip_bytes(cell, D, H, P, size), b.dtype)
+    Wr = own[0] if own else Wh[:, layout(cell).early * H :]
+    write(
+        plan := np.zeros(threads.PLAN_WORDS, np.int64),
+        pWx=address, D=D, H=H, P=P, size=size, Wx=address_of(Wx), Wx_row=Wx.strides[0],
+        Wh=address_of(Wh), Wh_row=Wh.strides[0], Wr=address_of(Wr), Wr_row=Wr.strides[0],
+        b=address_of(b), b_row=b.strides[0],
+    )  # fmt: skip
+    with compiling(cell, "packing", b.dtype.name):
+        kernel = compiled("fused_step.pack", b.dtype.name, cell)
+    threads.call_kernel(kernel, address_of(plan))
     return Packed([memory], [address], H)
-
-
-def _side_by_side(strip: Array, lanes: int) -> Array:
-    """(rows, gates, W) as (gates, W / lanes, rows, lanes), with a row more where that is even."""
-    rows, gates, width = strip.shape
-    strip = np.pad(strip, ((0, 1 - rows % 2), (0, 0), (0, 0)))
-    return strip.reshape(len(strip), gates, width // lanes, lanes).transpose(1, 2, 0, 3)
 
 
 FEW_OUTPUTS = 2  # of an affine layer, for which a panel would be wide (measured)

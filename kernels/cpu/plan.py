@@ -46,6 +46,15 @@ class Plan(NamedTuple):
     units_at_once: int  # those whose pre-activations fill 16 KiB (forward._step)
     steps: int
     chunks: int
+    # for steps as one function (``fused_step.py``): the number of the first one; for how many x Wx
+    # is made ahead, and the bytes from step to step and from panel to panel there, or 0; how many
+    # numbers of x each step multiplies itself; bytes of a row of units
+    first: int
+    block: int
+    ahead_step: int
+    ahead_panel: int
+    x_inner: int
+    row: int
     size: int
     # gates that x Wx, h Wh and the second product feed; states; saved numbers that are stored
     gates: int
@@ -81,6 +90,7 @@ class Plan(NamedTuple):
     column_sums: int
     gates_kernel: int
     operand_kernel: int
+    steps_kernel: int
     early_numbers: int
     late_numbers: int
     standardise: int
@@ -119,6 +129,11 @@ class Plan(NamedTuple):
     dstate: int
     doperand: int
     x_panels: int
+    # ... rows: the state before and after a step (a row each), the operand, gates (a row each)
+    now: int
+    next: int
+    operand_row: int
+    gate_rows: int
     # ... and operands in words: along the columns, of x (rows, a shard's own), of h (of two steps
     # in turn), of the operand and dgates; along the rows, of x, h, the operand and dgates
     x_words: int

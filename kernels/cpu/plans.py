@@ -29,6 +29,7 @@ from .kernel_cache import (
     warn_if_slow_compile,
 )
 from .plan import PLACES, Plan
+from .strips import strip_bytes, x_ahead
 from .target import VECTOR_BYTES
 
 FORWARD, BACKWARD = "forward.forward", "backward.backward"  # the kernels of passes
@@ -195,6 +196,7 @@ def plan_template(
         "dstate": back * size_of((states + 1) * units, of_step),
         "doperand": back * size_of(at.late and units, of_step),
         "x_panels": back * size_of(inputs, of_chunk),
+        **dict.fromkeys(("now", "next", "operand_row", "gate_rows"), 0),
         "x_words": ahead * if_words(x_rows * shards, -(-D_words // W) + scale_panels),
         "h_words": ahead * if_words(2 * (-(-P_words // W) + scale_panels), of_step),
         "operand_words": ahead * if_words(at.late and -(-H_words // W) + scale_panels, of_step),
@@ -212,6 +214,20 @@ def plan_template(
         "operand": kept_chunks * size_of(at.late and units, of_chunk),
         "normalised": kept_chunks * size_of(normalised * (units + 1), of_chunk),
     }
+    fused = (  # a step as one function
+        ahead and N == 1 == shards == word and T >= FUSED_FROM
+        and not (packed or normalised or features or recurrent_mask)
+    )  # fmt: skip
+    x_fields, row = x_ahead(cell, T, D, H, size), units * VECTOR_BYTES
+    projects = not x_fields["x_inner"]
+    if fused:
+        x_in_place = h_in_place = False
+        scratch = dict.fromkeys(scratch, 0) | {
+            "pWx": strip_bytes(cell, D, H, P, size),
+            "x_proj": max(VECTOR_BYTES, at.x_gates * units * x_fields["ahead_panel"]),
+            "now": states * row, "next": states * row, "operand_row": row,
+            "gate_rows": len(cell.gates) * row,
+        }  # fmt: skip
     few_units = max(4, 16384 // (rows * max(at.early, 1) * VECTOR_BYTES) // 4 * 4)
     plan = Plan(
         self_address=0, thread=0, shards=shards, job=0, team=0, split_batch=split_batch,
@@ -230,8 +246,10 @@ def plan_template(
         normalised_early=len(at.normalised_early), normalised_late=len(at.normalised_late),
         rows_at_once=max(1, 16384 // ((normalised or 1) * units * VECTOR_BYTES)),
         normalised_places=_table(at.normalised), options=0,
+        **x_fields, first=0, row=row,
         x_blocks=_table(at.x_blocks), h_blocks=_table(at.h_blocks),
-        **_compiled_kernels(entry, cell, dtype.name, features, word),
+        **_fused_kernels(cell, dtype.name, projects) if fused
+        else _compiled_kernels(entry, cell, dtype.name, features, word),
         **dict.fromkeys(Plan._fields[_ARRAYS:_SCRATCH], 0), **_offsets(scratch), **_offsets(kept),
     )  # fmt: skip
     return PlanTemplate(
@@ -241,8 +259,11 @@ def plan_template(
         shards,
         sum(scratch.values()),
         sum(kept.values()),
-        # the second product does not write to the units that h lacks
-        (plan.op_proj, scratch["op_proj"] if P < H else 0),
+        # sums begin with 0 where no x Wx is made ahead; the second product does not write to the
+        # units that h lacks
+        (plan.x_proj, 0 if projects else VECTOR_BYTES)
+        if fused
+        else (plan.op_proj, scratch["op_proj"] if P < H else 0),
     )
 
 
@@ -257,6 +278,7 @@ def read_in_place(times: int, rows: int) -> bool:
 
 
 _MOST_ROWS = 0, 32, 4, 1  # for weights that are read once, twice, three times
+FUSED_FROM = 4  # steps of one sequence, for which ``fused_step.py`` packs the weights
 
 
 def chunk_steps(cell: Cell, N: int, T: int, D: int, H: int, size: int) -> int:
@@ -310,7 +332,8 @@ def choose_partition(
         return shards, shards <= N
     large = H * H * len(cell.gates) > 1_500_000  # then each fetches but its own weights
     split_batch = 4 * shards <= N and not large
-    if not split_batch and 2 * N * H * len(cell.gates) * H < 100_000:
+    few = 150_000 if N == 1 else 100_000  # a sequence alone has steps as one function
+    if not split_batch and 2 * N * H * len(cell.gates) * H < few:
         return 1, True
     return shards, split_batch
 
@@ -489,7 +512,23 @@ def _compiled_kernels(
                 if cell.normalised
             },
             **more,
+            "steps_kernel": 0,
         }
+
+
+def _fused_kernels(cell: Cell, dtype: str, projects: bool) -> dict[str, int]:
+    """The same for a pass of ``fused_step.py``."""
+    with compiling(cell, "forward pass of one sequence", dtype):
+        steps = compiled("fused_step.fused_steps", dtype, cell)
+        kernels = {
+            "entry": compiled("fused_step.sequence", dtype, cell), "gates_kernel": steps,
+            "steps_kernel": compiled("fused_step.projected_steps", dtype, cell)
+            if projects
+            else steps,
+            "multiply": compiled("gemm.multiply", dtype) if projects else 0,
+        }  # fmt: skip
+    start, end = PLACES["multiply"], PLACES["xs"]
+    return dict.fromkeys(Plan._fields[start:end], 0) | kernels
 
 
 @contextmanager

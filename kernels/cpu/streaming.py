@@ -46,6 +46,7 @@ from .plans import (
     merge_bias,
     plan_template,
 )
+from .strips import x_ahead
 from .target import VECTOR_BYTES
 
 
@@ -263,23 +264,24 @@ def _fused(
     cell, (states, _, numbers), dtype = layer.cell, layer.state.shape, layer.state.dtype
     (_, T, D), (_, H, _), row = xs.shape, layer.sizes, numbers * dtype.itemsize
     memory = zeros((states + 1 + len(cell.gates), numbers), dtype)
-    big = sum(param.nbytes for param in layer.params) > 1 << 15
-    projects = T > 1 and (D >= 64 or (D >= 8 and big))  # measured
-    steps, panels = (min(T, 64), row // VECTOR_BYTES * layout(cell).x_gates) if projects else (T, 0)
-    x_proj = zeros((max(1, panels * (steps | 1)), VECTOR_BYTES // dtype.itemsize), dtype)
+    ahead = x_ahead(cell, T, D, H, dtype.itemsize)
+    panels, projects = row // VECTOR_BYTES * layout(cell).x_gates, not ahead["x_inner"]
+    # or a line of zeros, with which sums begin
+    lines = max(1, panels * ahead["ahead_panel"] // VECTOR_BYTES)
+    x_proj = zeros((lines, VECTOR_BYTES // dtype.itemsize), dtype)
     with compiling(cell, "step", dtype.name):
         entry = steps_kernel = compiled("fused_step.fused_steps", dtype.name, cell, features)
         if projects:
             entry = compiled("fused_step.projected_steps", dtype.name, cell, features)
     write(
         plan := np.zeros(threads.PLAN_WORDS, np.int64),
-        entry=entry, gates_kernel=steps_kernel, shards=1, T=1, steps=steps,
+        entry=entry, gates_kernel=steps_kernel, shards=1, T=1, steps=1, **ahead,
         multiply=compiled("gemm.multiply", dtype.name) if projects else 0,
-        states=states, state_step=row, D=D, H=H, P=hs.shape[2],
+        states=states, row=row, D=D, H=H, P=hs.shape[2],
         size=dtype.itemsize, xs=address_of(xs), xs_time=xs.strides[1], pWx=weights.addresses[0],
         hs=address_of(hs), hs_row=hs.strides[0], hs_time=hs.strides[1], x_proj=address_of(x_proj),
-        state=address_of(layer.state), last_state=address_of(memory),
-        operand=address_of(memory[states]), op_proj=address_of(memory[states + 1 :]),
+        now=address_of(layer.state), next=address_of(memory),
+        operand_row=address_of(memory[states]), gate_rows=address_of(memory[states + 1 :]),
     )  # fmt: skip
     return plan, (memory, x_proj)
 

@@ -15,7 +15,7 @@ from numba.extending import intrinsic, overload, register_jitable
 from ..fingerprint import with_callees
 from . import vector_functions  # noqa: F401 (it registers them)
 from .kernel_abi import emits
-from .simd import emit_load, emit_load_part, emit_prefetch, emit_store, of_ctx
+from .simd import VectorType, emit_load, emit_load_part, emit_prefetch, emit_store, of_ctx
 
 _I64 = ir.IntType(64)
 
@@ -231,7 +231,11 @@ def zeros_for_none(typing, ctx, values):
 
 
 def _storing(choose):
-    """An intrinsic that stores members of a tuple; ``choose`` says of each where, or None."""
+    """An intrinsic that stores members of a tuple; ``choose`` says of each where, or None.
+
+    A place of three is for vectors of any width, cut into panels: the third number is the bytes
+    from one unit-panel to the next.
+    """
 
     @intrinsic
     def store_members(typing, ctx, values, place):
@@ -240,13 +244,30 @@ def _storing(choose):
         def codegen(context, builder, signature, args):
             members = emit_members(builder, vector, values, args[1])
             for member, number in zip(members, choose(ctx.layout), strict=True):
-                if number is not None:
-                    emit_store(builder, vector, member, member_address(builder, args[2], number))
+                if number is None:
+                    continue
+                address = member_address(builder, args[2], number)
+                if len(place) == 2:
+                    emit_store(builder, vector, member, address)
+                else:
+                    panel = builder.extract_value(args[2], 2)
+                    _emit_store_in_panels(builder, vector, member, address, panel)
             return context.get_dummy_value()
 
         return types.void(ctx, values, place), codegen
 
     return store_members
+
+
+def _emit_store_in_panels(builder, vector, value, address, panel):
+    """Store a vector to unit-panels; behind half a panel are zeros (LLVM level)."""
+    whole, zeros = VectorType(vector.dtype), ir.Constant(value.type, [0.0] * vector.lanes)
+    for first in range(0, vector.lanes, whole.lanes):
+        places = range(first, first + whole.lanes)
+        order = ir.Constant(ir.VectorType(ir.IntType(32), whole.lanes), list(places))
+        part = builder.shuffle_vector(value, zeros, order)
+        emit_store(builder, whole, part, address)
+        address = builder.add(address, panel)
 
 
 def _stored_places(at):
@@ -256,7 +277,7 @@ def _stored_places(at):
 
 store_states, store_saved = _storing(_state_places), _storing(_stored_places)
 store_gradients, store_extra = _storing(_gate_places), _storing(_extra_places)
-store_gates = _storing(lambda at: range(len(at.order)))
+store_gates, store_operand = _storing(lambda at: range(len(at.order))), _storing(lambda at: (0,))
 store_gradients_but_late = _storing(
     lambda at: [None if k in at.after_operand else k for k in _gate_places(at)]
 )
