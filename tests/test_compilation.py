@@ -440,7 +440,7 @@ def test_the_message_names_the_pass_and_the_cell(no_patience, capfd, monkeypatch
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(plans, "compiled", lambda *_: compile_small())
     for driver in (plans.FORWARD, plans.BACKWARD):
-        plans._compiled_kernels(driver, cells.get("rnn"), "float64", plans.NO_FEATURES, 1)
+        plans._compiled_kernels(driver, cells.get("rnn"), "float64", plans.NO_FEATURES, 1, 1)
         assert f"the {driver.split('.')[0]} pass of rnn (float64)" in capfd.readouterr().err
         next(tmp_path.rglob("*.bin")).unlink()
 

@@ -8,7 +8,7 @@ schedule.py    the pass over time, chunk by chunk (start here: the picture of th
 forward.py, backward.py    (for one sequence, in one function: fused_step.py)
    |   call, by address (kernel_abi.py),
    +-> gemm.py        matrix products: one tile, for any shape; of float32, float64, bfloat16.py
-   |                  and int8.py; matrices to panels.py
+   |                  and int8.py, these by AMX too (amx.py); matrices to panels.py
    +-> gates.py       a step's arithmetic: the cell's own functions (tuple_io.py), on
    |                  vectors (simd.py, vector_functions.py); and the options of steps
    |                  (../step.py, option_io.py, option_memory.py)

@@ -12,6 +12,7 @@ but are half as long; the second number of the last word is zero where the inner
 Numbers are rounded to the nearest (even). Sums are float32: a processor with AVX512_BF16 adds both
 products of a word in one instruction; any other makes float32 of the halves, and two sums, which is
 as fast as float32 for many rows, and faster for one. Denormal numbers count as zero on the former.
+AMX multiplies 16 words at once (``amx.py``).
 """
 
 from llvmlite import ir

@@ -30,7 +30,7 @@ from .launch import SequenceRun
 from .packing import pack_quantised
 from .plans import address_of, contiguous_rows, merge_bias, split_bias, takes
 from .streaming import NumbaStream
-from .target import has_bfloat16_product, int8_road, vector_registers
+from .target import bfloat16_road, int8_road, vector_registers
 
 
 def _load_compiler() -> Compiler:
@@ -237,15 +237,8 @@ class NumbaEngine(NumpyEngine):
             **super().describe(), "threads": threads.available(),
             "simd_bits": vector_registers()[1], "cache": disk_cache.describe(),
             "int8": int8_road(),
-            "precision": _PRECISIONS[self._bfloat16 + (self._bfloat16 and has_bfloat16_product())],
+            "precision": bfloat16_road() if self._bfloat16 else "float32",
         }  # fmt: skip
-
-
-_PRECISIONS = (
-    "float32",
-    "bfloat16, multiplied as float32: the processor has no AVX512_BF16",
-    "bfloat16 (AVX512_BF16)",
-)
 
 
 @cache

@@ -23,6 +23,8 @@ A's numbers may lie anywhere: along rows (``multiply``) or along the rows of a p
 it A^T (``multiply_transposed``, for the weight gradients: x^T dgates). Every sum adds up in the
 order of k whatever the tile's shape, so results do not depend on how a product is shared out.
 
+Words may go through AMX's registers instead, whose tiles are larger (``amx.py``).
+
 A matrix that serves but once need not be packed: ``multiply_in_place`` reads the rows of B where
 the caller has them, some at a time, lest rows that are a power of two apart drive one another from
 the cache.
@@ -33,7 +35,7 @@ from typing import NamedTuple
 from llvmlite import ir
 from numba.core import types
 
-from . import bfloat16, int8
+from . import amx, bfloat16, int8
 from .kernel_abi import arguments, emits, jitted
 from .simd import (
     VECTOR_BYTES,
@@ -66,10 +68,13 @@ class Kind(NamedTuple):
     transposed: bool = False  # A^T is given
     word: int = 1  # numbers in a word of the operands: 2 (``bfloat16.py``), 4 (``int8.py``)
     in_place: bool = False  # B is a matrix, of which no number behind a row's last is read
+    amx: bool = False  # in its registers
 
     @property
     def most(self) -> tuple[int, int]:
         """The most rows of a tile, and the most vectors of one of a single row."""
+        if self.amx:
+            return amx.ROWS * (1 if self.transposed else 2), 4
         apart = {2: not has_bfloat16_product(), 4: not int8.has_dot_product()}
         if apart.get(self.word):
             return _OF_PARTS[vector_registers()]
@@ -318,24 +323,44 @@ def _tile_of(kind):
 # ---- products
 
 
+@jitted
+def _begin():
+    """What tiles are given: bytes from row to row of B."""
+    return VECTOR_BYTES
+
+
+@jitted
+def _end():
+    pass
+
+
 def _product(name, kind):
     """A kernel that multiplies, made for a kind of products.
 
     No other function calls its tiles: LLVM would optimise all of them once more in that one.
     """
-    multiply_tile, transposed, (deepest, widest_row) = _tile_of(kind), kind.transposed, kind.most
+    transposed, by_groups, (deepest, widest_row) = kind.transposed, not kind.amx, kind.most
+
+    @jitted
+    def widest(rows):
+        return widest_row * (rows == 1 and not transposed)
+
+    multiply_tile, begin, end = _tile_of(kind), _begin, _end
+    if kind.amx:
+        multiply_tile, begin, end = amx.tile_of(transposed, kind.word), amx.begin, amx.end
+        widest = amx.widest
 
     def kernel(ctx):
-        p = arguments(ctx, Product)
+        p, given = arguments(ctx, Product), begin()
         rows, columns, b, c, W = p.rows, p.columns, p.b, p.c, lanes_of(ctx)
         next_row = VECTOR_BYTES // W if transposed else p.a_row
         blocks = (rows + deepest - 1) // deepest
         # one group after the other where its part of B serves several blocks of rows from the cache
-        turns, groups = (p.groups, 1) if blocks > 1 else (1, p.groups)
+        turns, groups = (p.groups, 1) if blocks > 1 and by_groups else (1, p.groups)
         b_group = p.inner * VECTOR_BYTES
         in_second_cache = b_group * groups * ((columns + W - 1) // W) > 32768
         while columns > 0:
-            wide = _tile_width(widest_row * (rows == 1 and not transposed), (columns + W - 1) // W)
+            wide = _tile_width(widest(rows), (columns + W - 1) // W)
             next_tile = wide * p.b_vector if columns > wide * W else p.then
             for turn in range(turns):
                 a_block, b_block, c_block = p.a + turn * p.a_group, b + turn * b_group, c
@@ -352,12 +377,13 @@ def _product(name, kind):
                         c=c_block, c_row=p.c_row, c_vector=p.c_vector,
                         rows=deep, columns=min(columns, wide * W), add=add, then=ahead,
                     )  # fmt: skip
-                    multiply_tile(ctx, deep, wide, tile, VECTOR_BYTES)
+                    multiply_tile(ctx, deep, wide, tile, given)
                     a_block += deep * next_row
                     c_block += deep * p.c_row
             columns -= wide * W
             b += wide * p.b_vector
             c += wide * p.c_vector
+        end()
 
     kernel.__name__ = kernel.__qualname__ = name
     return kernel
@@ -369,6 +395,10 @@ multiply_transposed = _product("multiply_transposed", Kind(transposed=True))
 multiply_pairs = _product("multiply_pairs", Kind(word=2))
 multiply_transposed_pairs = _product("multiply_transposed_pairs", Kind(True, word=2))
 multiply_int8 = _product("multiply_int8", Kind(word=4))  # in one group
+# the same by AMX, where ``target.in_tiles`` names them
+multiply_pairs_amx = _product("multiply_pairs_amx", Kind(word=2, amx=True))
+multiply_transposed_pairs_amx = _product("multiply_transposed_pairs_amx", Kind(True, 2, amx=True))
+multiply_int8_amx = _product("multiply_int8_amx", Kind(word=4, amx=True))
 
 _IN_PLACE = Kind(in_place=True)
 _multiply_tile_in_place, (_DEEPEST, _WIDEST_ROW) = _tile_of(_IN_PLACE), _IN_PLACE.most
@@ -406,7 +436,7 @@ def multiply_in_place(ctx):
 def _tile_width(widest_row, vectors):
     """How many vectors wide the next tile is, where that many are to go.
 
-    widest_row  the most for one row; 0 where there are more rows
+    widest_row  the most for one row, or for AMX; 0 where there are more rows
     """
     if widest_row:
         return widest_row if vectors >= widest_row else min(vectors, 4)

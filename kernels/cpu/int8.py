@@ -9,7 +9,8 @@ between -127 and 127, as ``kernels/quantisation.py`` says, which has the arithme
 
 AVX-512 VNNI and AVX-VNNI multiply unsigned bytes with signed ones: there A has numbers + 128, and
 the starts are -128 times the sums of B's columns. ARM's dot product takes signed ones. Elsewhere
-words are taken apart into 16 or 32 bits, in which no product saturates.
+words are taken apart into 16 or 32 bits, in which no product saturates. AMX takes what AVX-512 VNNI
+takes (``amx.py``).
 """
 
 from llvmlite import ir

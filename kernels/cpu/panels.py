@@ -105,7 +105,7 @@ def pack_transposed(ctx):
             square = p.source + panel * p.source_panel + start * (VECTOR_BYTES // W)
             place = p.to + panel * p.to_panel + start * VECTOR_BYTES
             rows, columns = p.rows - panel * W, p.columns - start
-            _transpose(ctx, square, p.source_row, rows, place, columns)
+            transpose(ctx, square, p.source_row, rows, place, columns)
 
 
 def column_sums(ctx):
@@ -124,7 +124,7 @@ def column_sums(ctx):
 
 
 @emits(types.void)
-def _transpose(builder, ctx, source, source_row, rows, to, columns):
+def transpose(builder, ctx, source, source_row, rows, to, columns):
     """A square of W rows (as far as there are that many) and W columns, transposed."""
     vector = VectorType(ctx.dtype)
 

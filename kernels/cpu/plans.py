@@ -30,7 +30,7 @@ from .kernel_cache import (
 )
 from .plan import PLACES, Plan
 from .strips import strip_bytes, x_ahead
-from .target import VECTOR_BYTES
+from .target import VECTOR_BYTES, in_tiles
 
 FORWARD, BACKWARD = "forward.forward", "backward.backward"  # the kernels of passes
 
@@ -249,7 +249,7 @@ def plan_template(
         **x_fields, first=0, row=row,
         x_blocks=_table(at.x_blocks), h_blocks=_table(at.h_blocks),
         **_fused_kernels(cell, dtype.name, projects) if fused
-        else _compiled_kernels(entry, cell, dtype.name, features, word),
+        else _compiled_kernels(entry, cell, dtype.name, features, word, N),
         **dict.fromkeys(Plan._fields[_ARRAYS:_SCRATCH], 0), **_offsets(scratch), **_offsets(kept),
     )  # fmt: skip
     return PlanTemplate(
@@ -484,7 +484,7 @@ _NORMALISING = ("early_numbers", "late_numbers"), ("standardise", "denormalise")
 
 
 def _compiled_kernels(
-    entry: str, cell: Cell, dtype: str, features: frozenset[str], word: int
+    entry: str, cell: Cell, dtype: str, features: frozenset[str], word: int, N: int
 ) -> dict[str, int]:
     """The addresses of a plan's kernels, compiled now or by an earlier process."""
     ahead = entry == FORWARD
@@ -497,6 +497,9 @@ def _compiled_kernels(
     else:
         more = dict.fromkeys((*of_cell, *of_all), 0)
     kernels = _PRODUCTS | _OF_WORDS[word]
+    kernels["multiply"] = in_tiles(kernels["multiply"], word, N)
+    if word == 2:
+        kernels["multiply_transposed"] = in_tiles(kernels["multiply_transposed"], word)
     with compiling(cell, f"{part} pass", dtype):
         return {
             "entry": compiled(entry),

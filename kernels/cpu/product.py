@@ -20,7 +20,7 @@ from .kernel_cache import compiled
 from .packing import pack_quantised_matrix
 from .parallel_for import parallel_for, shards_for
 from .plans import address_of, aligned
-from .target import TILES_OF, VECTOR_BYTES, vector_registers
+from .target import TILES_OF, VECTOR_BYTES, in_tiles, vector_registers
 
 PART = 1024  # rows of B that are packed at a time; even
 ROWS = 96  # of a block: a multiple of the depth of all tiles
@@ -85,7 +85,8 @@ def product(
         b = np.ascontiguousarray(b)  # its numbers are added up by rows
     a_transposed, b_transposed = _is_transposed(a), _is_transposed(b)
     word = 2 if bfloat16 and a.dtype == np.float32 else 1
-    kernels = *(_OF_PAIRS if word > 1 else _KERNELS), "panels.column_sums"
+    *kernels, multiply, multiply_transposed = _OF_PAIRS if word > 1 else _KERNELS
+    kernels += [in_tiles(multiply, word, M), in_tiles(multiply_transposed, word)]
     lanes, dtype = VECTOR_BYTES // size, a.dtype.name
     _, widest, _ = TILES_OF[vector_registers()]
     blocks, strips = -(-M // ROWS), -(-P // (widest * lanes))
@@ -100,7 +101,7 @@ def product(
         0 if bias is None else address_of(bias), 0 if sums is None else address_of(sums),
         size, word, M, K, P, a_transposed, b_transposed, blocks, scratch[1], share,
         compiled("bfloat16.pair_columns", dtype) if word > 1 else 0,
-        *(compiled(kernel, dtype) for kernel in kernels),
+        *(compiled(kernel, dtype) for kernel in (*kernels, "panels.column_sums")),
     )  # fmt: skip
     panels_of_a = -(-M // lanes) * (-(-K // word) | 1) * VECTOR_BYTES if a_transposed else 0
     memory = aligned(panels_of_a, a.dtype)
@@ -142,8 +143,8 @@ def quantised_product(a: Array, weight: QuantisedWeight, bias: Array | None = No
         c=address_of(out), c_row=out.strides[0], bias=0 if bias is None else address_of(bias),
         sums=0, size=4, word=4, M=M, K=K, P=P, a_transposed=0, b_transposed=0, blocks=blocks,
         memory=0, share=0, round_columns=compiled("int8.quantise_columns", dtype), pack=0,
-        pack_transposed=0, multiply=compiled("gemm.multiply_int8", dtype), multiply_transposed=0,
-        column_sums=0,
+        pack_transposed=0, multiply=compiled(in_tiles("gemm.multiply_int8", 4, M), dtype),
+        multiply_transposed=0, column_sums=0,
     )  # fmt: skip
     _memory, given = _rows_in_words(given, dtype, shards)
     kernel = compiled("product_kernels.multiply_packed", dtype)

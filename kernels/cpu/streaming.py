@@ -47,7 +47,7 @@ from .plans import (
     plan_template,
 )
 from .strips import x_ahead
-from .target import VECTOR_BYTES
+from .target import VECTOR_BYTES, in_tiles
 
 
 class StreamPlan(NamedTuple):
@@ -240,10 +240,11 @@ class _Call:
         words, (weights, bias) = aligned(T * row, dtype), top.addresses
         self._kept.append(words)
         return fields | {
-            "multiply": compiled("gemm.multiply_int8", dtype.name), "weights": weights,
-            "inner": inner, "panel": (inner + 2 | 1) * VECTOR_BYTES, "bias": bias,
-            "round_columns": compiled("int8.quantise_columns", dtype.name), "words": words[1],
-            "words_row": row, "scales": words[1] + lines * VECTOR_BYTES, "h_size": P,
+            "multiply": compiled(in_tiles("gemm.multiply_int8", 4, T), dtype.name),
+            "weights": weights, "inner": inner, "panel": (inner + 2 | 1) * VECTOR_BYTES,
+            "bias": bias, "round_columns": compiled("int8.quantise_columns", dtype.name),
+            "words": words[1], "words_row": row, "scales": words[1] + lines * VECTOR_BYTES,
+            "h_size": P,
         }  # fmt: skip
 
     def entrance(self, name: str, several: bool) -> Callable[..., Any]:

@@ -4,6 +4,7 @@ Numba's settings are honoured: those of the environment, or, where Numba has bee
 ``numba.config``.
 """
 
+import ctypes
 import os
 import platform
 import re
@@ -127,6 +128,14 @@ def has_bfloat16_product() -> bool:
     return "+avx512bf16" in machine()[2].split(",") and vector_registers() == (32, 512)
 
 
+def bfloat16_road() -> str:
+    """How products in bfloat16 are computed."""
+    if not has_bfloat16_product():
+        return "bfloat16, multiplied as float32: the processor has no AVX512_BF16"
+    amx = f"AMX, below {_LEAST_ROWS} rows " if has_tiles(2) else ""
+    return f"bfloat16 ({amx}AVX512_BF16)"
+
+
 @cache
 def int8_instruction() -> tuple[str, int]:
     """The LLVM function that adds up products of bytes or of 16 bits, and the bits of its vectors.
@@ -152,13 +161,46 @@ def int8_road() -> str:
     """How products with weights in int8 are computed."""
     name, bits = int8_instruction()
     if "vpdpbusd" in name:
-        return "AVX-512 VNNI" if bits == 512 else "AVX-VNNI"
+        road = "AVX-512 VNNI" if bits == 512 else "AVX-VNNI"
+        return f"AMX, below {_LEAST_ROWS} rows {road}" if has_tiles(4) else road
     return "dot products of ARM" if name and "sdot" in name else f"in {16 if name else 32} bits"
 
 
 def int8_unsigned() -> bool:
     """Whether for it A's numbers are stored with 128 added."""
     return "vpdpbusd" in int8_instruction()[0]
+
+
+_TILE_FEATURES = {2: ("+amx-tile", "+amx-bf16"), 4: ("+amx-tile", "+amx-int8")}
+_LEAST_ROWS = 16  # that a product by AMX pays for: a guess, which no machine has measured
+
+
+@cache
+def has_tiles(word: int) -> bool:
+    """Whether compiled code may multiply words (of 2 or 4 numbers) by AMX (``amx.py``).
+
+    LLVM would end the process where the processor lacks it, Linux where nobody has asked for it.
+    """
+    wanted, has = _TILE_FEATURES[word], machine()[2].split(",")
+    ready = has_bfloat16_product() if word == 2 else int8_unsigned()  # for fewer rows
+    return ready and all(feature in has for feature in wanted) and _may_use_tiles()
+
+
+@cache
+def _may_use_tiles() -> bool:
+    """Ask Linux to keep the registers' state, once: it says so for all threads, and children."""
+    if sys.platform != "linux":
+        return False
+    arch_prctl, request_permission, tile_data = 158, 0x1023, 18
+    return bool(ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data) == 0)
+
+
+def in_tiles(kernel: str, word: int, rows: int = _LEAST_ROWS) -> str:
+    """The name of a product's kernel, or of the one by AMX where that may be used and pays.
+
+    rows  of all of A, not of a thread's share: bits of bfloat16 must not depend on who shares it
+    """
+    return f"{kernel}_amx" if word > 1 and rows >= _LEAST_ROWS and has_tiles(word) else kernel
 
 
 def target_machine(**options: Any) -> Any:
