@@ -1,7 +1,9 @@
 """Products by AMX, on machines without it: the code is compiled and read, and run on emulated
 registers (``amx_emulator.py``)."""
 
+import platform
 import re
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +16,9 @@ AVX512 = "+avx,+avx2,+fma,+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx512vnni,+av
 AMX = "+amx-tile,+amx-bf16,+amx-int8"
 TO_STACK = r"[%$]\w+, \S*\(%rsp"  # in LLVM's assembly
 KERNELS = "multiply_pairs_amx", "multiply_transposed_pairs_amx", "multiply_int8_amx"
+
+here = sys.platform == "linux" and platform.machine() == "x86_64"
+needs_x86 = pytest.mark.skipif(not here, reason="Numba compiles for x86 there alone")
 
 
 def sapphire_rapids(features: str, code: str) -> str:
@@ -33,6 +38,7 @@ print(target.bfloat16_road(), target.int8_road(), sep=", ")
 """
 
 
+@needs_x86
 @pytest.mark.parametrize(
     ("features", "pairs", "int8", "roads"),
     [
@@ -78,6 +84,7 @@ for kernel in {kernels}:
 """
 
 
+@needs_x86
 def test_code_for_a_processor_that_has_it():
     """Compiled, not run: a load for each register and product, no register on the stack."""
     code = sapphire_rapids(f"{AVX512},{AMX}", COMPILE.format(kernels=KERNELS))
