@@ -165,6 +165,8 @@ def test_a_report_of_any_metric(tie):
         quantisation_report(model, corpus)
     with pytest.raises(TypeError, match="model: expected layers with weights of products, got"):
         quantisation_report(TimeDropout(0.5), XS)
+    with pytest.raises(ValueError, match=r"metric: expected inputs that give outputs, .*\(0, "):
+        quantisation_report(TimeGRU.create(3, 5, rng=0), XS[:0])
 
 
 def test_a_report_of_a_layer_and_of_a_network():

@@ -68,6 +68,8 @@ def quantisation_report(model: Any, metric: Callable[[Any], Any] | AnyArray) -> 
     ------
     TypeError
         If weights are in int8 already, are not in float32, or if there are none to be rounded.
+    ValueError
+        If the inputs give no outputs, so that there is no change to measure.
 
     Examples
     --------
@@ -98,6 +100,11 @@ def quantisation_report(model: Any, metric: Callable[[Any], Any] | AnyArray) -> 
         measure = metric
     else:
         exact = _outputs(copy.deepcopy(model), metric)
+        if not exact.size:
+            raise ValueError(
+                "metric: expected inputs that give outputs, got inputs of shape "
+                f"{np.shape(metric)}; a report needs one sequence at least"
+            )
         size = float(np.linalg.norm(exact))
 
         def measure(made: Any) -> float:

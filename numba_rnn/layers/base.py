@@ -161,10 +161,14 @@ class Layer:
         for k, (name, param) in enumerate(zip(self.param_names, self.params, strict=True)):
             if name in self._weight_names and not isinstance(param, QuantisedWeight):
                 if not isinstance(param, np.ndarray) or param.dtype != np.float32:
-                    where = "" if isinstance(param, np.ndarray) else ' on a GPU; layer.to("cpu")'
+                    remedy = (
+                        "; make the layer of params.astype(np.float32), or fit with X in float32"
+                        if isinstance(param, np.ndarray)
+                        else ' on a GPU; layer.to("cpu")'
+                    )
                     raise TypeError(
                         f"{type(self).__name__}.{name}: expected float32 in host memory to make "
-                        f"int8 of, got {param.dtype}{where}"
+                        f"int8 of, got {param.dtype}{remedy}"
                     )
                 found[k] = quantised_weight(
                     f"{type(self).__name__}.{name}", param, self._scale_axis
