@@ -49,6 +49,9 @@ class Pointer:
     def __getitem__(self, index: int) -> Any:
         return self.numbers[self.at(int(index), 1)][0]
 
+    def __setitem__(self, index: int, value: Any) -> None:
+        self.numbers[self.at(int(index), 1)] = value
+
     def at(self, index: int, count: int) -> slice:
         if index % count:
             raise EmulationError(f"{self.name}: {count} numbers at {index}: not aligned")

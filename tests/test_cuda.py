@@ -1,6 +1,7 @@
 """The CUDA engine where there is no GPU: its numbers in an emulator, its kernels compiled."""
 
 import re
+import shutil
 import sys
 from dataclasses import replace
 from types import FunctionType, SimpleNamespace
@@ -28,7 +29,7 @@ from numba_rnn.kernels.cuda.engine import CudaEngine
 from numba_rnn.kernels.cuda.kernel import DeviceLimits
 from numba_rnn.kernels.layout import layout
 from numba_rnn.kernels.reference import NumpyEngine
-from numba_rnn.kernels.step_options import VALUE_KINDS
+from numba_rnn.kernels.step_options import VALUE_KINDS, StepOptions
 from numba_rnn.training import SGD, AdaGrad, Adam, AdamW, Momentum, RMSProp, accumulation, averages
 
 CELLS = pytest.mark.parametrize("name", REPRESENTATIVES)
@@ -51,7 +52,7 @@ class Emulated(CudaEngine):
         super().__init__(EmulatedGpu(SMALL, **options), precision)
         self.cut = cut
 
-    def plan(self, cell, N, T, H, dtype, forward=True):
+    def plan(self, cell, N, T, H, dtype, forward=True, features=frozenset()):
         persistent = layout(cell).early and not cell.operand and not cell.normalised
         if self.cut is None or dtype != np.float32 or not persistent:
             return None, "the test wants it step by step"
@@ -397,6 +398,64 @@ def test_the_emulator_misses_no_single_barrier(cut, barrier):
     assert any(finds_a_fault(Emulated(cut, seed=50 * n, change=change), problem) for n in range(4))
 
 
+# ---- waiting for ever
+
+
+def test_a_debug_build_says_which_block_waited_at_which_step():
+    """One block of three never arrives; the others count the arrivals that there were."""
+    engine = Emulated(
+        (8, 16, 1, 1, 1), change=broken("if thread == 0 and", "if block != 1 == thread + 1 and")
+    )
+    engine.polls, engine.report = 40, np.zeros(4 * 3, np.uint32)
+    with pytest.raises(EmulationError, match=r"before its arrival is seen|read stale"):
+        outcome(engine, random_problem("lstm", 5, 4, 4, 21, np.float32))
+    waited = engine.report.reshape(3, 4)
+    step, seen, wanted, _ = waited[waited[:, 2] > 0].T
+    assert set(step) == {2}  # the second: the first one waits for nobody
+    assert set(seen) == {2}
+    assert set(wanted) == {3}
+
+
+def test_a_debug_build_computes_the_same(monkeypatch):
+    engine = Emulated((8, 16, 1, 2, 2))
+    engine.polls, engine.report = 1 << 20, np.zeros(4 * 6, np.uint32)
+    assert worst_error(engine, random_problem("lstm", 20, 3, 4, 13, np.float32)) < LIMITS["float32"]
+    assert not engine.report.any()
+
+
+def test_a_gpu_without_cooperative_launches_runs_blocks_that_need_not_meet():
+    alone = replace(H200, cooperative=False)
+    for H, single in ((8, True), (256, False)):
+        plan, why = tiling.plan(cells.get("lstm"), 16, H, True, "float32", alone)
+        assert (plan is not None) == single, why
+        assert single or "blocks cannot wait for each other" in why
+        assert tiling.plan(cells.get("lstm"), 16, H, True, "float32", H200)[0] is not None
+
+
+def test_the_gpu_is_asked_about_the_kernel_that_is_launched():
+    """One with options may need more registers than the plain one."""
+    engine, asked = Emulated(), []
+    engine.gpu.fits = lambda kernel, blocks: bool(asked.append(kernel))
+    given = cells.get("lstm"), 16, 100, 256, np.float32
+    engine.gpu.device = H200
+    for features in (frozenset(), frozenset({"mask"})):
+        plan, why = CudaEngine.plan(engine, *given, features=features)
+        assert plan is None
+        assert "cannot hold all thread blocks" in why
+    assert ["mask" in kernel.takes for kernel in asked] == [False, True]
+
+
+def test_arrays_that_start_anywhere_take_narrow_kernels():
+    problem, engine = random_problem("lstm", 3, 4, 5, 8, np.float32), Emulated()
+    mask = np.zeros(3 * 8 + 1, np.float32)[1:].reshape(3, 8)
+    assert mask.ctypes.data % 16
+    mask[:] = np.random.default_rng(0).uniform(0, 2, mask.shape)
+    steps = StepOptions(recurrent_mask=mask)
+    want = outcome_with(NumpyEngine(), problem, steps)
+    assert disagreements(outcome_with(engine, problem, steps), want, LIMITS["float32"]) == {}
+    assert {"lstm_forward_gates_1", "lstm_backward_gates_1"} <= {*engine.gpu.launched}
+
+
 # ---- plans
 
 
@@ -610,6 +669,36 @@ def test_the_kernels_of_training_compile(count, dtype):
         for order in ("large, small, large", "small, large, large"):
             text = compiled(gemm_3xtf32._kernel(order, count), dtype, (9, 0))
             assert ("st.global.v4.f32" in text) == (count == 4)
+
+
+@needs_compiler
+def test_a_debug_build_compiles():
+    cell = cells.get("lstm")
+    for forward in (True, False):
+        plan, _ = tiling.plan(cell, 32, 256, forward, "float32", H200)
+        kernel = persistent.kernel(cell, plan.tiling, plan.tiles, polls=1 << 21)
+        assert compiled(kernel, np.float32, (9, 0)).count("st.global.u32") >= 3
+        production = persistent.kernel(cell, plan.tiling, plan.tiles)
+        assert "report" not in production.takes
+
+
+@needs_compiler
+def test_what_nvjitlink_does_not_link_the_toolkit_s_ptxas_does(tmp_path, monkeypatch):
+    kernel = gates.kernel(cells.get("rnn"), "forward_gates", 4, 128)
+    text = build.ptx(kernel, np.float32, (9, 0))
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    if shutil.which("ptxas"):
+        code, log = build.link(text, (9, 0))
+        assert code[:4] == b"\x7fELF"
+        assert "0 bytes spill stores" in log
+    # nor is that there: the driver gets PTX, which is kept, too
+    monkeypatch.setattr(build.shutil, "which", lambda *args, **options: None)
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    with pytest.warns(RuntimeWarning, match="rnn_forward_gates_4 was not assembled"):
+        made = build.binary(kernel, np.float32, (9, 0))
+    assert made.entry == build.entry_of(made.code.decode())
+    with mock.patch.object(build, "ptx", side_effect=AssertionError("compiled again")):
+        assert build.binary(kernel, np.float32, (9, 0)) == made
 
 
 @needs_compiler

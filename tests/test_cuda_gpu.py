@@ -23,7 +23,10 @@ class CuPy:
     def __init__(self):
         self.asked, self.current, self.compute_type, self.resident = [], 0, 1, 1
         ask = self.ask
-        attributes = {"MultiProcessorCount": 132, "MaxSharedMemoryPerBlockOptin": 232448}
+        attributes = {
+            "MultiProcessorCount": 132, "MaxSharedMemoryPerBlockOptin": 232448,
+            "CooperativeLaunch": 1,
+        }  # fmt: skip
         device = SimpleNamespace(
             id=0, attributes=attributes, compute_capability="90", mem_info=(0, 141 * 2**30)
         )
@@ -108,8 +111,16 @@ def test_room_is_asked_for_before_anybody_wants_to_know_whether_it_is_there(cupy
         ("launch", (plan.tiling.blocks, plan.groups), (kernel.threads,), 1, kernel.shared, True),
     ]
     assert not cupy.gpu.fits(kernel, 133)
+
+
+def test_a_grid_that_cupy_would_shrink_is_refused(cupy):
+    """Blocks would wait for ever for those that were not started."""
+    kernel, plan = persistent_kernel()
     cupy.resident = 0
     assert not cupy.gpu.fits(kernel, 1)
+    with pytest.raises(RuntimeError, match=r"_forward: \d+ blocks cannot run at once on this GPU"):
+        cupy.gpu.launch(kernel, (plan.tiling.blocks, 1), [np.zeros(1, np.float32)])
+    assert not any(what == "launch" for what, *_ in cupy.asked)
 
 
 def test_another_device_is_refused(cupy):

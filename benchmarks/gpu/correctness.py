@@ -152,7 +152,17 @@ class _Cut:
     def __init__(self, engine: Any, cut: tuple[int, int, int, int, int]) -> None:
         self.engine, self.cut = engine, cut
 
-    def __call__(self, cell: Any, N: int, T: int, H: int, dtype: Any, forward: bool = True) -> Any:
+    def __call__(
+        self,
+        cell: Any,
+        N: int,
+        T: int,
+        H: int,
+        dtype: Any,
+        forward: bool = True,
+        *_: Any,
+        **__: Any,
+    ) -> Any:
         units, rows, split_k, split_n, tiles = self.cut
         gates = layout(cell).early
         while units * (gates if forward else 1) % (8 * split_n):

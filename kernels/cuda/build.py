@@ -5,6 +5,11 @@ the versions of the compilers; later processes find it on disk (``disk_cache.py`
 """
 
 import re
+import shutil
+import subprocess
+import warnings
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,8 +52,14 @@ def binary(kernel: Kernel, dtype: Any, capability: tuple[int, int]) -> Binary:
     name = entry_of(text)
     try:
         code, _ = link(text, capability)
-    except Exception:  # whatever a linker that is not there raises: the driver takes PTX as well,
-        return Binary(text.encode(), name)  # more slowly, and says what is wrong with it
+    except Exception as error:  # whatever a linker that is not there raises
+        warnings.warn(
+            f"numba_rnn: {kernel.name} was not assembled, so every process that starts leaves that "
+            f"to the driver, which takes longer; install nvidia-nvjitlink ({error})",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        code = text.encode()
     entry.save(f"{name}\n".encode() + code)
     return Binary(code, name)
 
@@ -66,12 +77,31 @@ def entry_of(ptx: str) -> str:
 
 
 def link(ptx: str, capability: tuple[int, int]) -> tuple[bytes, str]:
-    """The cubin of a PTX, and what the assembler says of registers and memory."""
-    from cuda.core import Linker, LinkerOptions, ObjectCode
+    """The cubin of a PTX, and what the assembler says of registers and memory.
 
-    options = LinkerOptions(arch="sm_{}{}".format(*capability), ptxas_options=["-v"], verbose=True)
-    linker = Linker(ObjectCode.from_ptx(ptx.encode()), options=options)
-    return bytes(linker.link("cubin").code), str(linker.get_info_log())
+    By nvJitLink; where that fails, by the CUDA toolkit's ptxas.
+    """
+    arch, toolkit = "sm_{}{}".format(*capability), "/usr/local/cuda/bin"
+    program = shutil.which("ptxas") or shutil.which("ptxas", path=toolkit)
+    try:
+        from cuda.bindings import nvjitlink
+        from cuda.core import Linker, LinkerOptions, ObjectCode
+
+        nvjitlink.version()  # without it cuda.core takes the driver, which has no such options
+        options = LinkerOptions(arch=arch, ptxas_options=["-v"], verbose=True)
+        linker = Linker(ObjectCode.from_ptx(ptx.encode()), options=options)
+        return bytes(linker.link("cubin").code), str(linker.get_info_log())
+    except Exception:
+        if program is None:
+            raise
+    with TemporaryDirectory() as folder:
+        source, made = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
+        source.write_text(ptx, encoding="utf-8")
+        command = [program, "-v", f"-arch={arch}", str(source), "-o", str(made)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"ptxas: {done.stderr.strip()[:500]}")
+        return made.read_bytes(), done.stderr
 
 
 @once

@@ -32,14 +32,18 @@ class CupyGpu:
         self.memory = device.mem_info[1]
         self.capability = int(capability[:-1]), int(capability[-1])
         self.device = DeviceLimits(
-            attributes["MultiProcessorCount"], attributes["MaxSharedMemoryPerBlockOptin"]
-        )
+            attributes["MultiProcessorCount"], attributes["MaxSharedMemoryPerBlockOptin"],
+            cooperative=bool(attributes["CooperativeLaunch"]),
+        )  # fmt: skip
         self._one_at_a_time = threading.RLock()
         self._loaded: dict[tuple[Kernel, Any], Any] = {}
+        self._resident: dict[Kernel, int] = {}  # blocks that can run at once
 
     def launch(self, kernel: Kernel, grid: tuple[int, int], arguments: Sequence[Any]) -> None:
         """Start a kernel on arrays and whole numbers."""
-        function = self._function(kernel, arguments[0].dtype)
+        function, blocks = self._function(kernel, arguments[0].dtype), grid[0] * grid[1]
+        if kernel.cooperative and not self.fits(kernel, blocks):  # CuPy would start fewer
+            raise RuntimeError(f"{kernel.name}: {blocks} blocks cannot run at once on this GPU")
         function(
             grid, (kernel.threads,), arguments,
             shared_mem=kernel.shared, enable_cooperative_groups=kernel.cooperative,
@@ -47,11 +51,13 @@ class CupyGpu:
 
     def fits(self, kernel: Kernel, blocks: int) -> bool:
         """Whether so many blocks can run at once."""
-        function = self._function(kernel, np.dtype(np.float32))
-        each = cupy.cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(
-            function.ptr, kernel.threads, kernel.shared
-        )
-        return blocks <= each * self.device.multiprocessors
+        if kernel not in self._resident:
+            function = self._function(kernel, np.dtype(np.float32))
+            each = cupy.cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(
+                function.ptr, kernel.threads, kernel.shared
+            )
+            self._resident[kernel] = each * self.device.multiprocessors
+        return blocks <= self._resident[kernel]
 
     def _function(self, kernel: Kernel, dtype: Any) -> Any:
         if cupy.cuda.get_device_id() != self.number:
@@ -87,7 +93,8 @@ class CupyGpu:
     def products(self, precision: str) -> Iterator[None]:
         """CuPy's float32 products in float32, or in TF32 for another precision.
 
-        CuPy has one setting for all threads: they wait for each other here.
+        CuPy has one setting for all threads: they wait for each other here, and another thread's
+        own products are as rough meanwhile.
         """
         wanted = _FLOAT32 if precision == "float32" else _TF32
         with self._one_at_a_time:

@@ -58,6 +58,7 @@ class CudaEngine(DeviceEngine):
         self._plans: dict[Any, tuple[tiling.LaunchPlan | None, str]] = {}
         self._fitting: set[Any] = set()  # plans that the GPU has been asked about
         self._others: dict[str, CudaEngine] = {precision: self}
+        self.polls, self.report = 0, None  # of debug builds: ``persistent.kernel``
 
     def with_precision(self, precision: str) -> "CudaEngine":
         if precision not in self._others:
@@ -67,14 +68,15 @@ class CudaEngine(DeviceEngine):
         return self._others[precision]
 
     def plan(
-        self, cell: Cell, N: int, T: int, H: int, dtype: Any, forward: bool = True
-    ) -> tuple[tiling.LaunchPlan | None, str]:
+        self, cell: Cell, N: int, T: int, H: int, dtype: Any, forward: bool = True,
+        features: frozenset[str] = frozenset(),
+    ) -> tuple[tiling.LaunchPlan | None, str]:  # fmt: skip
         """How T steps of a batch of N rows and H units run, None: step by step; and why."""
         if dtype != np.float32:
             return None, "float64 has no tensor cores"
         if not N:
             return None, "no rows"
-        key = cell, N, H, forward
+        key = cell, N, H, forward, features
         if key not in self._plans:
             self._plans[key] = tiling.plan(
                 cell, N, H, forward, self.precision, self.gpu.device
@@ -83,7 +85,7 @@ class CudaEngine(DeviceEngine):
         if plan is not None and not plan.worthwhile(T):
             return None, f"too few steps, {T}, to pack the weights for"
         if plan is not None and key not in self._fitting:
-            kernel = persistent.kernel(cell, plan.tiling, plan.tiles)
+            kernel = persistent.kernel(cell, plan.tiling, plan.tiles, features, self.polls)
             if not self.gpu.fits(kernel, plan.tiling.blocks * plan.groups):
                 why = "the GPU cannot hold all thread blocks at once"
                 plan, why = self._plans[key] = None, why
@@ -138,7 +140,7 @@ class CudaEngine(DeviceEngine):
             normalised=arrays.empty(T, N, K, H),
             factors=arrays.empty(T, N, K),
         )
-        plan, _ = self.plan(cell, N, T, H, xs.dtype)
+        plan, _ = self.plan(cell, N, T, H, xs.dtype, features=arrays.features)
         if plan is not None:
             self._run_persistent(plan, Wh, arrays, arrays.times_recurrent_mask(states[0, 0]))
         elif gates.scans(cell):
@@ -212,7 +214,7 @@ class CudaEngine(DeviceEngine):
         (dhs,), dstate = cell.widened(xp, (dhs,), H), cell.widened(xp, dstate, H)
         dgates, dstate_ = arrays.empty(T, N, G * H), xp.ascontiguousarray(xp.stack(dstate))
         arrays.add(**stored, dhs=self._aligned(dhs), dgates=dgates, dstate=dstate_)
-        plan, _ = self.plan(cell, N, T, H, xs.dtype, forward=False)
+        plan, _ = self.plan(cell, N, T, H, xs.dtype, False, arrays.features)
         if plan is not None:
             self._run_persistent(plan, Wh, arrays)
             dstate_[0] += arrays.times_recurrent_mask(xp.matmul(dgates[0, :, early_columns], Wh.T))
@@ -402,8 +404,9 @@ class CudaEngine(DeviceEngine):
         cell, (N, _, H) = arrays.cell, arrays.sizes
         if name not in gates.names(cell):
             return _nothing
-        wide = 16 // arrays.dtype.itemsize
-        count, threads = wide if H % wide == 0 else 1, self.gpu.device.threads
+        given = arrays.by_name.values()  # of which callers brought some: they may start anywhere
+        count = self._count(H, [a for a in given if getattr(a, "dtype", None) == arrays.dtype])
+        threads = self.gpu.device.threads
         kernel = gates.kernel(cell, name, count, threads, arrays.features)
         return self._starting(kernel, (N, -(-H // (count * threads))), arrays.by_name)
 
@@ -416,8 +419,9 @@ class CudaEngine(DeviceEngine):
         if start is not None:
             exchange[0, :N, :H] = start
         counters = xp.zeros(32 * plan.groups, np.uint32)  # a cache line each
-        arrays.add(weights=tiling.packed(xp, Wh, c), exchange=exchange, counters=counters)
-        kernel = persistent.kernel(arrays.cell, c, plan.tiles, arrays.features)
+        arrays.add(weights=tiling.packed(xp, Wh, c), exchange=exchange)
+        arrays.add(counters=counters, report=self.report)
+        kernel = persistent.kernel(arrays.cell, c, plan.tiles, arrays.features, self.polls)
         self._starting(kernel, (c.blocks, plan.groups), arrays.by_name)()
 
 

@@ -90,17 +90,19 @@ class DeviceLimits:
     multiprocessors  how many blocks can surely run at once
     shared           bytes of shared memory that a block may have
     threads          of a gate kernel's block
+    cooperative      blocks may wait for each other
     """
 
     multiprocessors: int
     shared: int
     threads: int = 128
+    cooperative: bool = True
 
 
 # arguments that are no arrays of the kernel's dtype
 INTEGERS = "t", "T", "N", "H", "stride", "row", "block", "size"
 NUMBERS = tuple(f"number{k}" for k in range(8))  # of that dtype
-COUNTERS = ("counters",)  # uint32
+COUNTERS = "counters", "report"  # uint32
 INDICES = "rows", "order", "seeds", "thresholds", "first_counter", "words"  # int64
 FLAGS = "mask", "resets"  # uint8
 

@@ -51,14 +51,19 @@ def kernel(
     tiling: Tiling,
     tiles: int,
     features: frozenset[str] = frozenset(),
+    polls: int = 0,
 ) -> Kernel:
-    """The kernel for groups of tiles * rows rows."""
+    """The kernel for groups of tiles * rows rows.
+
+    polls  0, or of a debug build: after so many looks at the counter a block waits no more, and
+           ``report`` has its step + 1, the arrivals that it counted, and how many it waited for
+    """
     name = f"{cell.name}_persistent_" + ("forward" if tiling.forward else "backward")
     pairs = [
         _ThreadItem(cell, tiling, tiles, k, features)
         for k in range(-(-tiling.units * tiling.rows // tiling.threads))
     ]
-    lines = _lines(pairs, tiling, tiles)
+    lines = _lines(pairs, tiling, tiles, polls)
     functions = {name: f for pair in pairs for name, f in pair.step.functions.items()}
     return Kernel(
         name, lines, tiling.threads, functions,
@@ -70,15 +75,20 @@ def _indented(lines: list[str], by: int = 1) -> list[str]:
     return ["    " * by + line for line in lines]
 
 
-def _lines(steps: "list[_ThreadItem]", c: Tiling, tiles: int) -> list[str]:
+def _lines(steps: "list[_ThreadItem]", c: Tiling, tiles: int, polls: int) -> list[str]:
     loads = [line for step in steps for line in step.loads()]
-    meet = [
-        "if tile == 0:",
-        "    if thread == 0:",
-        f"        while load_acquire(counters, group * 32) < {c.blocks} * step:",
-        "            pass",
-        "    cuda.syncthreads()",
-    ]
+    wait = [f"while load_acquire(counters, group * 32) < {c.blocks} * step:", "    pass"]
+    if polls:
+        wait = [
+            "seen = load_acquire(counters, group * 32)",
+            f"while seen < {c.blocks} * step and looks < {polls}:",
+            "    seen, looks = load_acquire(counters, group * 32), looks + 1",
+            f"if looks == {polls}:",
+            f"    looks, place = looks + 1, 4 * (group * {c.blocks} + block)",
+            "    report[place], report[place + 1] = step + 1, seen",
+            f"    report[place + 2] = {c.blocks} * step",
+        ]
+    meet = ["if tile == 0:", "    if thread == 0:", *_indented(wait, 2), "    cuda.syncthreads()"]
     arrive = [  # before what nobody waits for is written
         f"if thread == 0 and tile == {tiles - 1}:",
         "    red_release(counters, group * 32)",
@@ -89,6 +99,7 @@ def _lines(steps: "list[_ThreadItem]", c: Tiling, tiles: int) -> list[str]:
         "g, q = lane // 4, lane % 4",
         f"split_k, split_n = warp % {c.split_k}, warp // {c.split_k}",
         "memory, zero = shared_of(weights), ZERO",
+        *(["looks = 0"] if polls else []),
         f"for i in range(thread * 4, {c.weights}, {4 * c.threads}):",
         f"    weight = load4(weights, block * {c.weights} + i)",
         f"    write(memory, i, {'numbers(tf32(weight))' if c.precision == 'tf32' else 'weight'})",

@@ -118,7 +118,8 @@ class LaunchPlan:
 
 
 # The times of a step's parts, in microseconds on an H200: guessed from its data sheet, not
-# measured. They only have to order the choices.
+# measured. They only have to order the choices. For all other GPUs (capabilities 8.x, 10.x, 12.x)
+# they are taken as they are, so whether a persistent kernel pays there is a guess twice over.
 _MEETING, _FIRST_BYTE, _FIRST_BYTE_SHARED = 0.9, 0.7, 0.1
 _L2_BYTES, _PORT_BYTES = 4.5e6, 0.11e6  # a microsecond: of the device, of a multiprocessor
 _PRODUCTS, _AFTER_EACH_OTHER = 1000.0, 0.012  # mma a microsecond; from one to one that needs it
@@ -153,6 +154,8 @@ def plan(
         if split_n <= warps
         and (cut := _cut(N, H, gates, forward, units, rows, warps, split_n, precision, device))
     ]
+    if not plans and not device.cooperative:
+        return None, "on this GPU, or with its driver, blocks cannot wait for each other"
     if not plans:
         return None, f"the recurrent weights of H {H} do not fit on the chip"
     best = min(plans, key=lambda plan: plan.microseconds)
@@ -175,7 +178,7 @@ def _cut(
     if c.columns % (8 * split_n):
         return None
     most = device.multiprocessors // c.blocks
-    if most == 0:
+    if most == 0 or not (c.single_block or device.cooperative):
         return None
     tiles = -(-N // (rows * most))
     groups = -(-N // (rows * tiles))
