@@ -4,7 +4,9 @@ import argparse
 import datetime
 import json
 import math
+import os
 import re
+import subprocess
 import sys
 import time
 import traceback
@@ -12,20 +14,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-from numba_rnn.files import written_atomically
+from typing import TYPE_CHECKING, Any
 
 from . import __doc__ as description
-from . import children, correctness, others, report, speed
-from .machine import Absent, Machine, opened
+from . import children, first, report
+
+if TYPE_CHECKING:
+    from .machine import Machine
+
+# What imports the engine is imported where it is used: the first section needs none of it.
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "benchmarks" / "results"
 TOOLS = ["memcheck", "racecheck", "synccheck"]
-LAUNCHES = ["gate kernel", "product", "product and gate kernel", "compile a gate kernel",
-            "compile a persistent kernel"]  # fmt: skip
+LAUNCHES = ["gate kernel", "product", "product and gate kernel"]
+COMPILED = ["a gate kernel", "a persistent kernel"]
+EMULATED_LIMIT = 30.0  # seconds of an item in processes of the emulator
 MEMORY = ["ours/float32", "torch/float32", "ours/bfloat16", "torch/bfloat16"]
+NAMES = (
+    "first", "environment", "speed", "correctness", "profile", "sanitizer", "launch", "training",
+    "peers", "memory", "compile", "others",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,45 +48,50 @@ class Section:
     """
 
     items: Sequence[str]
-    run: Callable[[Machine, str], dict[str, Any]]
+    run: Callable[["Machine", str], dict[str, Any]]
     limit: float
     in_all: float
 
 
 def sections(options: argparse.Namespace) -> dict[str, Section]:
-    """All sections by name, in their order."""
+    """All sections but the first by name, in their order."""
+    from . import correctness, others, speed
+
     choice = options.cell, options.precision
     tiny = options.emulate or options.tiny
     checks = correctness.TINY if tiny else correctness.items(*choice)
+    more = ["steps/float32/rnn"] if tiny else correctness.other_items(*choice)
     rows = speed.TINY if tiny else speed.items(*choice)
     if tiny:
         rows = [r for r in rows if all(c is None or c in r.split("/") for c in choice)]
-    compile_all = partial(others.compile_all, cell=options.cell, precision=options.precision)
-    launches = LAUNCHES[:3] if tiny else LAUNCHES
-    return {
-        "environment": Section(["versions", "device", "engine"], others.environment, 60, 60),
-        "launch": Section(launches, others.launch, 60, 60),
-        "compile": Section(["kernels"], compile_all, 170, 170),
-        "correctness": Section(checks, correctness.check, 60, 160),
-        "speed": Section(rows, speed.row, 60, 200),
-        "memory": Section(MEMORY, speed.held, 40, 40),
-        "training": Section(["language model"], others.training, 75, 75),
-        "peers": Section(speed.PEERS, speed.peer, 100, 240),
-        "sanitizer": Section(TOOLS, others.sanitizer, 80, 200),
+    profile = partial(others.profile, folder=options.prepared)
+    sanitizer = partial(others.sanitizer, folder=options.prepared)
+    found = {
+        "environment": Section(["device", "versions", "engine"], others.environment, 20, 30),
+        "speed": Section(rows, speed.row, 20, 90),
+        "correctness": Section(checks, correctness.check, 20, 60),
+        "profile": Section(["forward", "backward"], profile, 45, 40),
+        "sanitizer": Section(TOOLS, sanitizer, 50, 60),
+        "launch": Section(LAUNCHES, others.launch, 10, 15),
+        "training": Section(["language model"], others.training, 40, 40),
+        "peers": Section(speed.PEERS, speed.peer, 30, 60),
+        "memory": Section(MEMORY, speed.held, 10, 15),
+        "compile": Section(COMPILED, others.compiling, 15, 20),
+        "others": Section(more, correctness.check, 20, 60),
     }
+    return {name: found[name] for name in NAMES[1:]}
 
 
-NAMES = (
-    "environment", "launch", "compile", "correctness", "speed", "memory", "training", "peers",
-    "sanitizer",
-)  # fmt: skip
-
-
-def attempt(section: Section, machine: Machine, item: str) -> dict[str, Any]:
+def attempt(section: Section, machine: "Machine", item: str) -> dict[str, Any]:
     """Do an item; a failure is a record, too."""
+    from .machine import Absent
+
     start = time.perf_counter()
     try:
         record = section.run(machine, item)
+        stuck = machine.waited()
+        if stuck:
+            record = {**record, "failed": stuck}
     except Absent as absent:
         record = {"absent": str(absent)}
     except Exception as error:
@@ -104,71 +118,154 @@ def clean(value: Any) -> Any:
 
 
 class Results:
-    """The results so far, in two files."""
+    """The results so far: a line for whatever happens, and two files of all that is known."""
 
     def __init__(self, folder: Path, emulated: bool) -> None:
-        self.folder = folder
+        self.folder, self.start = folder, time.monotonic()
         begun = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self.found: dict[str, Any] = {"emulated": emulated, "begun": begun, "sections": {}}
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / "gpu.jsonl").write_text("", encoding="utf-8")
+
+    def begin(self, section: str, item: str) -> None:
+        """Say what runs now: after a crash of the machine it is the last line."""
+        self._line(section=section, begin=item)
 
     def tell(self, section: str, item: str, record: dict[str, Any]) -> None:
         """Take up a record, and write."""
         self.found["sections"].setdefault(section, {})[item] = record = clean(record)
+        self._line(section=section, item=item, record=record)
         print(f"{section:12} {item:40} {report.in_short(record)}", flush=True)
         self.write()
 
+    def _line(self, **content: Any) -> None:
+        content = {"s": round(time.monotonic() - self.start, 1), **content}
+        with open(self.folder / "gpu.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(content) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
     def write(self) -> None:
         """Both files, whole."""
-        with written_atomically(self.folder / "gpu.json") as path:
-            path.write_text(json.dumps(self.found, indent=1) + "\n", encoding="utf-8")
-        with written_atomically(self.folder / "gpu.md") as path:
-            path.write_text(report.markdown(self.found), encoding="utf-8")
+        found = json.dumps(self.found, indent=1) + "\n"
+        for name, text in (("gpu.json", found), ("gpu.md", report.markdown(self.found))):
+            beside = self.folder / f"{name}.part"
+            beside.write_text(text, encoding="utf-8")
+            beside.replace(self.folder / name)
 
 
 def run(options: argparse.Namespace) -> int:
     """All sections that are asked for; 1 where something failed or is wrong."""
     until = time.monotonic() + 60 * options.minutes
     results = Results(options.out, options.emulate)
-    for name, section in sections(options).items():
-        if options.only and name not in options.only:
-            continue
-        try:
-            run_section(name, section, options, until, partial(results.tell, name))
-        except Exception as error:
-            results.tell(name, "section", {"failed": repr(error)[:1500]})
+    wanted = [name for name in NAMES if not options.only or name in options.only]
+    if not options.emulate:  # what the later sections read from the disk, while the first runs
+        subprocess.Popen(
+            [sys.executable, "-c", "import torch"], stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+    if "first" in wanted:
+        _tried(results, "first", lambda: run_first(options, until, results))
+        options.stepwise = blocks_hang(results.found["sections"].get("first", {}))
+    for name in wanted:
+        if name != "first":
+            _tried(results, name, lambda name=name: run_section(name, options, until, results))
     results.write()
     print((options.out / "gpu.md").read_text(encoding="utf-8"))
     return 1 if report.bad(results.found) else 0
 
 
-def run_section(
-    name: str, section: Section, options: argparse.Namespace, until: float,
-    tell: Callable[[str, dict[str, Any]], None],
-) -> None:  # fmt: skip
-    """In processes of its own; in emulation here, where nothing crashes."""
+def _tried(results: Results, name: str, call: Callable[[], None]) -> None:
+    try:
+        call()
+    except Exception as error:
+        results.tell(name, "section", {"failed": repr(error)[:1500]})
+
+
+def blocks_hang(records: dict[str, Any]) -> bool:
+    """Whether no kernel whose blocks wait for each other came to its end."""
+    several = [r for item, r in records.items() if "blocks" in item and item.startswith("check/")]
+    return bool(several) and all("failed" in record for record in several)
+
+
+def run_first(options: argparse.Namespace, until: float, results: Results) -> None:
+    """The first section: each item in a process of its own, which imports NumPy and CuPy alone."""
+    until = min(until, time.monotonic() + 90)
+    tell, begun = partial(results.tell, "first"), partial(results.begin, "first")
     if options.emulate:
+        from . import prepared
+        from .machine import opened
+
         with opened(emulate=True) as machine:
-            for item in section.items:
-                tell(item, attempt(section, machine, item))
+            items = list(prepared.first_items(machine.gpu.device, tiny=True))
+            section = Section(items, prepared.emulated_first, 5, 60)
+            if not options.stand_in:
+                _run_here(section, machine, tell, begun)
+                return
+        children.run(_command(options, "first"), items, EMULATED_LIMIT, until, tell, begun)
         return
-    command = [sys.executable, "-m", "benchmarks.gpu", f"--child={name}"]
-    for option in ("cell", "precision"):
-        if getattr(options, option):
-            command.append(f"--{option}={getattr(options, option)}")
+    if options.prepared is None:
+        why = "no folder is given that was made by --prepare, on this machine or another"
+        results.tell("first", "section", {"absent": why})
+        return
+    items = list(first.cases(options.prepared))
+    command = [sys.executable, "-m", "benchmarks.gpu.first", str(options.prepared)]
+    children.run(command, items, 5, until, tell, begun, fresh=True)
+
+
+def run_section(name: str, options: argparse.Namespace, until: float, results: Results) -> None:
+    """In processes of its own; in emulation here, where nothing crashes."""
+    section = sections(options)[name]
+    tell, begun = partial(results.tell, name), partial(results.begin, name)
+    if options.emulate and not options.stand_in:
+        from .machine import opened
+
+        with opened(emulate=True) as machine:
+            _run_here(section, machine, tell, begun)
+        return
     until = min(until, time.monotonic() + section.in_all)
-    children.run(command, section.items, section.limit, until, tell)
+    limit = EMULATED_LIMIT if options.emulate else section.limit
+    children.run(_command(options, name), section.items, limit, until, tell, begun)
+
+
+def _run_here(
+    section: Section, machine: "Machine", tell: Callable[..., None], begun: Callable[[str], None]
+) -> None:
+    for item in section.items:
+        begun(item)
+        tell(item, attempt(section, machine, item))
+
+
+def _command(options: argparse.Namespace, name: str) -> list[str]:
+    command = [sys.executable, "-m", "benchmarks.gpu", f"--child={name}"]
+    for option in ("cell", "precision", "prepared", "stand_in"):
+        if getattr(options, option):
+            command.append(f"--{option.replace('_', '-')}={getattr(options, option)}")
+    return command + [f"--{flag}" for flag in ("stepwise", "emulate") if getattr(options, flag)]
 
 
 def be_a_child(options: argparse.Namespace) -> None:
     """Run the items of a section that come through the standard input."""
-    section = sections(options)[options.child]
-    with opened(options.emulate, options.tiny) as machine:
+    from . import prepared
+    from .machine import opened, stand_in
+
+    with prepared.installed(options.prepared), opened(options.emulate, options.tiny) as machine:
+        if options.child == "first":
+            section = Section([], prepared.emulated_first, 5, 60)
+        else:
+            section = sections(options)[options.child]
+        if options.stepwise:
+            machine.never_persistent()
         if options.tiny and not machine.emulated:
             import cupy
 
             cupy.cuda.set_allocator(None)  # each array by itself, that none hides behind another
-        children.serve(partial(attempt, section, machine), machine.healthy)
+
+        def one(item: str) -> dict[str, Any]:
+            with stand_in(options.stand_in, f"{options.child}/{item}"):
+                return attempt(section, machine, item)
+
+        children.serve(one, machine.healthy)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -182,25 +279,34 @@ def parser() -> argparse.ArgumentParser:
     numbers = "correctness and speed in this precision alone"
     emulate = "tiny sizes on the tests' emulator, without a GPU: to see that the program runs"
     minutes = "what has not begun by then is skipped, what runs is stopped (8)"
+    prepare = "fill this folder on a machine without a GPU, and end"
+    given = "a folder that --prepare has filled: nothing has to be compiled"
+    few = "with --prepare: the kernels of the first section alone"
+    add("--prepare", type=Path, metavar="FOLDER", help=prepare)
+    add("--few", action="store_true", help=few)
+    add("--prepared", type=Path, metavar="FOLDER", help=given)
     add("--out", type=Path, default=OUT, help="folder of gpu.json and gpu.md (benchmarks/results)")
     add("--only", action="append", choices=NAMES, help="this section; may be given several times")
     add("--cell", help="correctness and speed of this cell alone, such as lstm")
     add("--precision", choices=("float32", "tf32", "bfloat16"), help=numbers)
     add("--minutes", type=float, default=8.0, help=minutes)
     add("--emulate", action="store_true", help=emulate)
-    for hidden in ("--child", "--share", "--device"):
+    for hidden in ("--child", "--stand-in"):
         add(hidden, help=argparse.SUPPRESS)
-    add("--tiny", action="store_true", help=argparse.SUPPRESS)
+    for hidden in ("--tiny", "--stepwise"):
+        add(hidden, action="store_true", help=argparse.SUPPRESS)
     return made
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit status."""
     options = parser().parse_args(arguments)
-    if options.share:
-        share = others.compile_share(options.share, options.device, options.cell, options.precision)
-        print(json.dumps(share))
-        return 0
+    if options.prepare:
+        from . import others, prepared
+
+        failed = prepared.prepare(options.prepare, None if options.few else others.wanted)
+        print("\n".join(failed))
+        return 1 if failed else 0
     if options.child:
         be_a_child(options)
         return 0

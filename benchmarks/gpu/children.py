@@ -22,7 +22,8 @@ from typing import Any
 Record = dict[str, Any]
 MARK = "@@gpu "
 ROOT = Path(__file__).resolve().parents[2]
-START = 120.0  # seconds until the first item begins: imports
+START = 60.0  # seconds until the first item begins: imports
+AHEAD = 4  # processes that wait for their turn, everything imported
 MOST_FAILURES = 8  # children that a section may lose
 
 
@@ -47,16 +48,28 @@ def run(
     limit: float,
     until: float,
     tell: Callable[[str, Record], None],
+    begun: Callable[[str], None] = lambda item: None,
+    fresh: bool = False,
 ) -> None:
     """Run the items in children; ``tell`` gets a record for each.
 
     limit  seconds an item
     until  the ``time.monotonic()`` after which the rest is skipped
+    begun  is told of an item before it runs
+    fresh  each item in a process of its own
     """
-    rest, failures = list(items), 0
-    while rest and failures < MOST_FAILURES and time.monotonic() < until:
-        rest = _one_child(command, rest, limit, until, tell)
-        failures += 1
+    rest, failures, waiting = list(items), 0, deque[_Child]()
+    try:
+        while rest and failures < MOST_FAILURES and time.monotonic() < until:
+            while len(waiting) < min(AHEAD if fresh else 1, len(rest)):
+                waiting.append(_Child(command))
+            now = rest[:1] if fresh else rest
+            left = _one_child(waiting.popleft(), now, limit, until, tell, begun)
+            rest = [*left, *rest[1:]] if fresh else left
+            failures += not fresh
+    finally:
+        for child in waiting:
+            child.end(patience=0)
     for item in rest:
         lost = failures >= MOST_FAILURES
         tell(item, {"skipped": "too many failed before it" if lost else "the time was up"})
@@ -65,22 +78,26 @@ def run(
 class _Child:
     """A process, and what it says line by line."""
 
-    def __init__(self, command: Sequence[str], items: list[str]) -> None:
+    def __init__(self, command: Sequence[str]) -> None:
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True, errors="replace", start_new_session=True, cwd=ROOT,
         )  # fmt: skip
         self.lines: queue.Queue[str | None] = queue.Queue()
         self.said: deque[str] = deque(maxlen=12)
-        self.reader = threading.Thread(target=self._talk, args=(items,), daemon=True)
+        self.reader = threading.Thread(target=self._listen, daemon=True)
         self.reader.start()
 
-    def _talk(self, items: list[str]) -> None:
+    def go(self, items: list[str]) -> None:
+        """Send it its items."""
         assert self.process.stdin is not None
-        assert self.process.stdout is not None
         with contextlib.suppress(OSError, ValueError):  # it may end at any time
             self.process.stdin.write(json.dumps(items))
             self.process.stdin.close()
+
+    def _listen(self) -> None:
+        assert self.process.stdout is not None
+        with contextlib.suppress(OSError, ValueError):
             for line in self.process.stdout:
                 self.lines.put(line)
         self.process.stdout.close()
@@ -116,11 +133,12 @@ class _Child:
 
 
 def _one_child(
-    command: Sequence[str], items: list[str], limit: float, until: float,
-    tell: Callable[[str, Record], None],
+    child: _Child, items: list[str], limit: float, until: float,
+    tell: Callable[[str, Record], None], begun: Callable[[str], None],
 ) -> list[str]:  # fmt: skip
     """Run items in one child; returns those that are left when it is gone."""
-    child, rest, running = _Child(command, items), list(items), None
+    rest, running = list(items), None
+    child.go(items)
 
     def give_up(item: str, **record: str) -> None:
         tell(item, record)
@@ -144,6 +162,8 @@ def _one_child(
                     give_up(item, failed=f"the process ended with {child.status(10)}\n{text}")
                 break
             running = answer.get("begin")
+            if running is not None:
+                begun(running)
             by = time.monotonic() + (limit if running else START)
             if running is None:
                 tell(answer["item"], answer["record"])

@@ -7,6 +7,7 @@ An item is one of
     gradients / float64 / CELL    backward against finite differences of forward
     updates / DTYPE / RULE        an optimiser's kernel
     rows / DTYPE / add            an embedding's gradient, the same bits twice
+    products / float32 / large    3xTF32, of numbers of both signs and of positive ones alone
     again / LAYOUT / CELL         forward and backward twice: the same bits
 """
 
@@ -53,24 +54,39 @@ CUTS: list[tuple[tuple[int, int, int, int, int], Sizes]] = [
     ((8, 16, 8, 1, 1), (2, 700, 8, 96)),  # many meetings
 ]
 TINY_CUTS = [CUTS[0], CUTS[3]]
+MAIN = "lstm", "gru_reset_after", "rnn"  # those that have persistent kernels
+FEW_CUTS, FEW_LARGE = [CUTS[2], CUTS[5], CUTS[8]], [LARGE[1], LARGE[3]]
 TINY = [
     "steps/float64/lstm", "steps/float32/gru", "planned/float32/rnn", "forced/float32/lstm",
     "forced/tf32/rnn", "forced/bfloat16/gru_reset_after", "gradients/float64/rnn",
-    "updates/float32/Adam", "rows/float32/add", "again/planned/rnn",
+    "updates/float32/Adam", "rows/float32/add", "again/planned/rnn", "products/float32/large",
 ]  # fmt: skip
 
 
 def items(cell: str | None = None, precision: str | None = None) -> list[str]:
-    """The items to check, the telling ones first."""
-    names = cells.names()
-    one_product = [name for name in names if not cells.get(name).second_product]
-    found = [f"steps/{p}/{name}" for p in LIMITS for name in names]
-    for how in ("planned", "forced"):
-        found += [f"{how}/{p}/{name}" for p in list(LIMITS)[1:] for name in one_product]
+    """The items to check, the telling ones first: cells with persistent kernels, training."""
+    numbers = list(LIMITS)[1:]
+    found = [f"{how}/{p}/lstm" for p in numbers for how in ("planned", "forced")]
+    found += ["again/planned/lstm", "steps/float32/lstm", "products/float32/large"]
+    found += [f"{how}/{p}/{name}" for name in MAIN[1:] for p in numbers for how in LAYOUTS[1:]]
+    found += [f"again/planned/{name}" for name in MAIN[1:]]
+    found += [f"updates/float32/{rule}" for rule in RULES] + ["rows/float32/add"]
+    return _wanted(found, cell, precision)
+
+
+def other_items(cell: str | None = None, precision: str | None = None) -> list[str]:
+    """All other items: what goes step by step, float64, finite differences."""
+    names, done = cells.names(), set(items())
+    found = [f"steps/float32/{name}" for name in names]
+    found += [f"steps/float64/{name}" for name in names]
     found += [f"gradients/float64/{name}" for name in names]
-    found += [f"updates/{dtype}/{rule}" for dtype in ("float64", "float32") for rule in RULES]
-    found += ["rows/float64/add", "rows/float32/add"]
-    found += [f"again/{how}/{name}" for how in ("steps", "planned") for name in one_product]
+    found += [f"again/steps/{name}" for name in names]
+    found += [f"updates/float64/{rule}" for rule in RULES] + ["rows/float64/add"]
+    return [item for item in _wanted(found, cell, precision) if item not in done]
+
+
+def _wanted(found: list[str], cell: str | None, precision: str | None) -> list[str]:
+    names = cells.names()
 
     def wanted(item: str) -> bool:
         _, number, name = item.split("/")
@@ -132,18 +148,26 @@ def cases(machine: Machine, kind: str, number: str, name: str) -> Iterator[tuple
     """Each size of an item, in a layout that is in force until the next is asked for."""
     engine = machine.engine(number)
     if kind == "forced":
-        for cut, sizes in TINY_CUTS if machine.tiny else CUTS:
+        all_cuts = (name, number) == ("lstm", "float32")
+        for cut, sizes in TINY_CUTS if machine.tiny else CUTS if all_cuts else FEW_CUTS:
             choose = _Cut(engine, cut)
             if all(choose.fits(name, sizes, forward) for forward in (True, False)):
                 with forced(engine, choose):
                     yield engine, sizes, f"{sizes}, cut {cut}"
         return
-    few = machine.tiny or (kind == "planned" and number != "float32")
-    some = SMALL[1:2] if machine.tiny else SMALL[4:] if few else SMALL
-    large = [] if machine.tiny else LARGE[:2] if number == "float64" else LARGE
-    for sizes in [*some, *large]:
+    for sizes in _sizes(machine, kind, number, name):
         with forced(engine, step_by_step) if kind == "steps" else nullcontext():
             yield engine, sizes, str(sizes)
+
+
+def _sizes(machine: Machine, kind: str, number: str, name: str) -> list[Sizes]:
+    """Those of an item: of the LSTM those of the speed table, of other cells fewer."""
+    if machine.tiny:
+        return SMALL[1:2]
+    some = SMALL if kind == "steps" else SMALL[4:]
+    if number == "float64":
+        return some
+    return [*some, *(LARGE if name == "lstm" and kind != "steps" else FEW_LARGE)]
 
 
 class _Cut:
@@ -202,7 +226,7 @@ def _against_the_reference(machine: Machine, kind: str, number: str, name: str) 
 def _twice(machine: Machine, how: str, name: str) -> dict[str, Any]:
     helpers, engine = from_tests("helpers"), machine.engine()
     differ, count = 0, 0
-    for sizes in SMALL[1:2] if machine.tiny else [*SMALL[3:], *LARGE]:
+    for sizes in _sizes(machine, how, "float32", name):
         given = problem(name, sizes, np.float32)
         with forced(engine, step_by_step) if how == "steps" else nullcontext():
             first, *others = (
@@ -283,4 +307,16 @@ def _rows(machine: Machine, number: str, name: str) -> dict[str, Any]:
     return {"worst": worst, "where": "", "cases": len(sizes)}
 
 
-_OTHERS = {"gradients": _gradients, "updates": _updates, "rows": _rows}
+def _products(machine: Machine, number: str, name: str) -> dict[str, Any]:
+    """A product that is large enough for the tensor cores, against float64."""
+    random, engine, errors = np.random.default_rng(0), machine.engine(), {}
+    m, k, n = (8, 9, 7) if machine.tiny else (1024, 3000, 1024)
+    for kind, least in (("both signs", -1), ("positive", 0)):
+        a, b = (random.uniform(least, 1, size).astype(number) for size in ((m, k), (k, n)))
+        got = engine.to_host(engine.product(engine.to_device(a), engine.to_device(b)))
+        errors[kind] = error(got, a.astype(np.float64) @ b.astype(np.float64))
+    where = max(errors, key=errors.__getitem__)
+    return {"worst": errors[where], "where": where, "cases": len(errors), "errors": errors}
+
+
+_OTHERS = {"gradients": _gradients, "updates": _updates, "rows": _rows, "products": _products}

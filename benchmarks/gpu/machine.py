@@ -1,10 +1,11 @@
 """The place where items run: a GPU, its emulator, or a list of the kernels that would run."""
 
 import functools
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -13,12 +14,16 @@ from unittest import mock
 
 import numpy as np
 
+from numba_rnn.kernels.cuda import build
 from numba_rnn.kernels.cuda.engine import CudaEngine
 from numba_rnn.kernels.cuda.kernel import DeviceLimits, Kernel
+
+from .first import waited
 
 Call = Callable[[], Any]
 Choose = Callable[..., Any]
 
+POLLS = 1 << 21  # looks at a counter, some two seconds, after which a block waits no more
 TESTS = Path(__file__).resolve().parents[2] / "tests"
 
 
@@ -43,6 +48,25 @@ class Machine:
     base: CudaEngine
     emulated: bool = False
     tiny: bool = False
+
+    def __post_init__(self) -> None:
+        blocks = self.gpu.device.multiprocessors
+        self.report = self.base.xp.zeros(4 * max(1, blocks), np.uint32)
+        for precision in ("float32", "tf32", "bfloat16"):
+            engine = self.base.with_precision(precision)
+            engine.polls, engine.report = POLLS, self.report
+
+    def never_persistent(self) -> None:
+        """Steps go one by one from now on."""
+        for precision in ("float32", "tf32", "bfloat16"):
+            self.base.with_precision(precision).plan = step_by_step  # type: ignore[method-assign]
+
+    def waited(self) -> str | None:
+        """The blocks that waited in vain since this was asked for."""
+        found = waited(self.base.to_host(self.report))
+        if found:
+            self.report[...] = 0
+        return found
 
     @property
     def gpu(self) -> Any:
@@ -166,6 +190,35 @@ def forced(engine: CudaEngine, choose: Choose) -> Iterator[None]:
 def step_by_step(*_: Any, **__: Any) -> Any:
     """A layout: never persistent."""
     return None, "asked for"
+
+
+@contextmanager
+def stand_in(asked: str | None, item: str) -> Iterator[None]:
+    """Something goes wrong in an item, as it may on a GPU: ``hang=ITEM,crash=ITEM``.
+
+    Its first kernel hangs, or takes the process with it. With ``no-compiler`` there is none.
+    """
+    emulator = from_tests("cuda_emulator") if asked else None
+    wrong = dict(pair.partition("=")[::2] for pair in (asked or "").split(","))
+    if emulator is None:
+        yield
+        return
+
+    def emulate(*_: Any, **__: Any) -> None:
+        if wrong.get("hang") == item:
+            time.sleep(1000)
+        os._exit(139)
+
+    def missing(*_: Any, **__: Any) -> Any:
+        raise OSError("libnvvm.so: cannot open shared object file")
+
+    with ExitStack() as changes:
+        if item in (wrong.get("hang"), wrong.get("crash")):
+            changes.enter_context(mock.patch.object(emulator, "emulate", emulate))
+        if "no-compiler" in wrong:
+            changes.enter_context(mock.patch.object(build, "ptx", missing))
+            changes.enter_context(mock.patch.object(build, "link", missing))
+        yield
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The device itself, what a launch costs, compilation, training, and the sanitizer."""
+"""The device itself, what a launch costs, compilation, a profile, training, the sanitizer."""
 
 import json
 import os
@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,14 @@ from unittest import mock
 
 import numpy as np
 
-from numba_rnn import cells, use_backend
+from numba_rnn import backend, cells, use_backend
 from numba_rnn.kernels.cuda import build, gates, persistent, tiling
-from numba_rnn.kernels.cuda.engine import CudaEngine
 from numba_rnn.kernels.cuda.kernel import DeviceLimits
 from numba_rnn.kernels.cuda.pass_arrays import PassArrays
 from numba_rnn.kernels.step_options import NO_OPTIONS
 
-from . import correctness, speed
-from .machine import Absent, Machine, Recorder
+from . import correctness, prepared, speed
+from .machine import Absent, Machine
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -90,9 +88,7 @@ def _device(machine: Machine) -> dict[str, Any]:
 
 
 def launch(machine: Machine, item: str) -> dict[str, Any]:
-    """The cost of a gate kernel, a product, and both, one after the other; or of compiling."""
-    if item.startswith("compile"):
-        return _compiling(machine, item)
+    """The cost of a gate kernel, a product, and both, one after the other."""
     engine, (N, H) = machine.engine(), (2, 8) if machine.tiny else (64, 512)
     xp, cell, random = engine.xp, cells.get("lstm"), np.random.default_rng(0)
 
@@ -121,134 +117,88 @@ def launch(machine: Machine, item: str) -> dict[str, Any]:
     return {"N": N, "H": H, **machine.cost(call)}
 
 
-def _compiling(machine: Machine, item: str) -> dict[str, Any]:
-    """Seconds to compile a kernel, and to find it on disk."""
+# ---- the kernels that the sections need
+
+
+def wanted(machine: Machine) -> None:
+    """Run, on a recorder, what launches the kernels of all sections but the other cells'."""
+    tiny = Machine(machine.base, tiny=True)
+    for place, items in ((machine, correctness.items()), (tiny, correctness.TINY)):
+        for item in items:
+            kind, number, name = item.split("/")
+            if kind in correctness.LAYOUTS:
+                dtype = "float64" if number == "float64" else "float32"
+                for engine, (N, _, _, H), _ in correctness.cases(place, kind, number, name):
+                    prepared.touch(engine, name, N, H, dtype)
+            elif kind == "gradients":
+                prepared.touch(machine.engine("float64"), name, 2, 3, "float64")
+            elif kind != "again":  # which has the sizes of others
+                correctness.check(place, item)
+    for item in speed.items():
+        name, (_, N, H), number = speed.parsed(item)
+        prepared.touch(machine.engine(number), name, N, H, "float32")
+    prepared.touch(machine.engine(), speed.PEEPHOLE_LSTM, 32, 256, "float32")
+    for H in (8, 512):
+        prepared.touch(machine.engine(), "lstm", 64, H, "float32")
+    with (
+        mock.patch.dict(backend._LOADERS, cuda=lambda: machine.base),
+        use_backend("cuda", strict=True),
+        np.errstate(all="ignore"),
+    ):
+        _train(machine, np.arange(9000) % 65, 1, 32, 64, 256)
+
+
+# ---- what compiles here
+
+
+def compiling(machine: Machine, item: str) -> dict[str, Any]:
+    """Seconds to make PTX of a kernel, and a cubin of that in one of three ways."""
     cell, device = cells.get("lstm"), DeviceLimits(132, 227 * 1024)
     kernel = gates.kernel(cell, "forward_gates", 4, 128)
-    if "persistent" in item:
+    if item.endswith("persistent kernel"):
         plan, _ = tiling.plan(cell, 32, 256, True, "float32", device)
         assert plan is not None
         kernel = persistent.kernel(cell, plan.tiling, plan.tiles)
     capability = (9, 0) if machine.emulated else machine.gpu.capability
-    found = {}
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        mock.patch.dict(os.environ, NUMBA_CACHE_DIR=folder),
-    ):
-        for when in ("cold_s", "from_disk_s"):
-            start = time.perf_counter()
-            binary = build.binary(kernel, np.float32, capability)
-            found[when] = time.perf_counter() - start
-    return {**found, "bytes": len(binary.code), "entry": binary.entry}
-
-
-# ---- compilation of all
-
-
-def wanted_kernels(device: DeviceLimits, cell: str | None, precision: str | None) -> list[Any]:
-    """The kernels, each with its dtype, that correctness and speed need on a device."""
-    recorder = Recorder(device)
-    machine = Machine(CudaEngine(recorder))
-    with np.errstate(all="ignore"):
-        for item in correctness.items(cell, precision):
-            kind, number, name = item.split("/")
-            if kind in correctness.LAYOUTS:
-                for engine, (N, _, _, H), _ in correctness.cases(machine, kind, number, name):
-                    _touch(engine, name, N, H, "float64" if number == "float64" else "float32")
-        for item in speed.items(cell, precision):
-            name, (_, N, H), number = speed.parsed(item)
-            _touch(machine.engine(number), name, N, H, "float32")
-    return list(recorder.found)
-
-
-def _touch(engine: CudaEngine, name: str, N: int, H: int, dtype: str) -> None:
-    """Run forward and backward for one step, for the kernels' sake: they do not depend on T, D."""
-    cell = cells.get(name)
-
-    def states() -> Any:
-        return tuple(np.zeros((N, H), dtype) for _ in cell.states)
-
-    params = tuple(np.zeros(shape, dtype) for shape in cell.shapes(1, H).values())
-    hs, _, saved = engine.forward(cell, np.zeros((N, 1, 1), dtype), states(), params)
-    engine.backward(cell, np.zeros_like(hs), states(), saved)
-
-
-def compile_share(
-    share: str, device: str, cell: str | None, precision: str | None
-) -> dict[str, Any]:
-    """Compile every n-th kernel: ``share`` is k/n, ``device`` has four numbers of the device."""
-    k, n = map(int, share.split("/"))
-    multiprocessors, shared, major, minor = map(int, device.split(","))
-    wanted = wanted_kernels(DeviceLimits(multiprocessors, shared), cell, precision)
-    seconds, failed = {}, {}
-    for kernel, dtype in wanted[k::n]:
+    found: dict[str, Any] = {"ptxas": shutil.which("ptxas") or "not on the path"}
+    start = time.perf_counter()
+    try:
+        text = build.ptx(kernel, np.float32, capability)
+    except Exception as error:
+        raise Absent(prepared.compiler_says(error)) from error
+    found["ptx_s"] = time.perf_counter() - start
+    start = time.perf_counter()
+    code, log = build.link(text, capability)
+    found["cubin_s"], found["bytes"] = time.perf_counter() - start, len(code)
+    found["says"] = [line for line in log.splitlines() if "egisters" in line][:1]
+    if not machine.emulated:
         start = time.perf_counter()
-        try:
-            build.binary(kernel, dtype, (major, minor))
-        except Exception as error:
-            failed[f"{kernel.name} {dtype}"] = f"{type(error).__name__}: {str(error)[:300]}"
-        seconds[f"{kernel.name} {dtype}"] = time.perf_counter() - start
-    slowest = max(seconds, key=seconds.__getitem__, default=None)
-    return {
-        "kernels": len(wanted), "compiled": len(wanted[k::n]) - len(failed), "failed": failed,
-        "slowest": [slowest, seconds.get(slowest or "")],
-    }  # fmt: skip
-
-
-def compile_all(
-    machine: Machine, item: str, cell: str | None = None, precision: str | None = None
-) -> dict[str, Any]:
-    """Compile on all processors; what is not ready in time is compiled where it is needed."""
-    start, gpu = time.perf_counter(), machine.gpu
-    if machine.emulated:
-        wanted = wanted_kernels(gpu.device, "rnn", "bfloat16")
-        return {"kernels": len(wanted), "note": "listed only, in emulation"}
-    count = max(1, min(16, os.cpu_count() or 1))
-    numbers = gpu.device.multiprocessors, gpu.device.shared, *gpu.capability
-    command = [
-        sys.executable, "-m", "benchmarks.gpu", f"--device={','.join(map(str, numbers))}",
-        *([f"--cell={cell}"] if cell else []), *([f"--precision={precision}"] if precision else []),
-    ]  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder:
-        outputs = [Path(folder, str(k)) for k in range(count)]
-        children = []
-        for k, output in enumerate(outputs):
-            with open(output, "w", encoding="utf-8") as file:
-                children.append(
-                    subprocess.Popen([*command, f"--share={k}/{count}"], stdout=file, cwd=ROOT)
-                )
-        for child in children:
-            try:
-                child.wait(timeout=max(0.1, 150 - (time.perf_counter() - start)))
-            except subprocess.TimeoutExpired:
-                child.kill()
-        answers = [_last_json(output.read_text(encoding="utf-8")) for output in outputs]
-    known = [answer for answer in answers if answer]
-    found: dict[str, Any] = {
-        "processes": count,
-        "unfinished": count - len(known),
-        "kernels": max((answer["kernels"] for answer in known), default=None),
-        "compiled": sum(answer["compiled"] for answer in known),
-        "wall_s": time.perf_counter() - start,
-        "slowest": max((answer["slowest"] for answer in known), key=_seconds, default=None),
-    }
-    refused = {name: why for answer in known for name, why in answer["failed"].items()}
-    if refused:
-        found["wrong"] = f"{len(refused)} kernels do not compile: {json.dumps(refused)[:1500]}"
-    elif not known:
-        found["wrong"] = "no process that compiles came to its end"
+        machine.gpu._load(build.Binary(text.encode(), build.entry_of(text)))
+        found["driver_s"] = time.perf_counter() - start
     return found
 
 
-def _seconds(pair: list[Any]) -> float:
-    return pair[1] or 0.0
+# ---- a profile
 
 
-def _last_json(text: str) -> Any:
-    for line in reversed(text.splitlines()):
-        if line.startswith("{"):
-            return json.loads(line)
-    return None
+def profile(machine: Machine, way: str, folder: Path | None = None) -> dict[str, Any]:
+    """Nsight Compute on one launch of a persistent kernel."""
+    program = shutil.which("ncu") or shutil.which("ncu", path="/usr/local/cuda/bin")
+    if program is None or machine.emulated or folder is None:
+        raise Absent("ncu is not installed" if program is None else "no GPU, or nothing prepared")
+    done = subprocess.run(
+        [
+            program, "--clock-control", "none", "--launch-skip", "2", "--launch-count", "1",
+            "--kernel-name", "regex:persistent", "--set", "full",
+            sys.executable, "-m", "benchmarks.gpu.first", str(folder),
+            f"time/1024,16,768/bfloat16/{way}",
+        ],
+        cwd=ROOT, text=True, capture_output=True, timeout=40, check=False,
+    )  # fmt: skip
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines() if line.strip()]
+    if done.returncode or not any("Duration" in line for line in lines):
+        raise RuntimeError(f"ncu ended with {done.returncode}: {' '.join(lines[-5:])[-500:]}")
+    return {"text": [line for line in lines if not line.startswith(("==", "---"))]}
 
 
 # ---- training
@@ -313,7 +263,7 @@ def _train(
 # ---- sanitizer
 
 
-def sanitizer(machine: Machine, tool: str) -> dict[str, Any]:
+def sanitizer(machine: Machine, tool: str, folder: Path | None = None) -> dict[str, Any]:
     """compute-sanitizer over the tiny correctness items, in a process of their own."""
     program = shutil.which("compute-sanitizer") or shutil.which(
         "compute-sanitizer", path="/usr/local/cuda/bin"
@@ -327,9 +277,10 @@ def sanitizer(machine: Machine, tool: str) -> dict[str, Any]:
             program, f"--tool={tool}", "--target-processes=all", "--print-limit=20",
             *(["--report-api-errors=no"] if tool == "memcheck" else []),  # libraries try things
             sys.executable, "-m", "benchmarks.gpu", "--child=correctness", "--tiny",
+            *([f"--prepared={folder}"] if folder else []),
         ],
         input=json.dumps(ours),
-        cwd=ROOT, text=True, capture_output=True, timeout=75, check=False,
+        cwd=ROOT, text=True, capture_output=True, timeout=45, check=False,
     )  # fmt: skip
     text = (done.stdout + done.stderr).splitlines()
     says = [line for line in text if line.startswith("=========")]

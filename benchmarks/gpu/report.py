@@ -18,7 +18,11 @@ def in_short(record: Record) -> str:
         ratio = record.get("ratio")
         return (f"{_times(record['us_per_step'])}   " + (_ratios(ratio) if ratio else "")).strip()
     if "worst" in record:
-        return f"worst {_number(record['worst'])} of {record['cases']} cases, {record['seconds']} s"
+        return f"worst {_number(record['worst'])} in {record['where']}, {record['cases']} cases"
+    if "us" in record:
+        return f"{record['us']:.2f} us a step, {record['blocks']} blocks"
+    if "text" in record:
+        return f"{len(record['text'])} lines"
     return ", ".join(f"{name} {_number(value)}" for name, value in record.items())[:160]
 
 
@@ -59,6 +63,37 @@ def _versions(parts: Record) -> str:
     known = known if _what_is_missing(known) is None else {}
     shown = (f"{name} {value}" for name, value in known.items() if name != "seconds")
     return ", ".join(shown) or "Versions: see the section environment"
+
+
+def _first(records: Record) -> list[str]:
+    """What is right, and how long a step of a persistent LSTM and its parts take."""
+    lines = [f"- {item}: {in_short(r)}" for item, r in _complete(records, "worst")]
+    lines += [
+        "",
+        "Microseconds a step of a persistent LSTM; of its parts, the others left out.",
+        "",
+    ]
+    columns = "barrier", "exchange", "product"
+    lines += [
+        f"| T, N, H / precision / way | blocks | predicted | us | {' | '.join(columns)} |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for item, r in _complete(records, "us"):
+        kind, _, rest = item.partition("/")
+        if kind == "time":
+            parts = (records.get(f"parts/{rest}/{part}", {}).get("us") for part in columns)
+            shown = " | ".join("" if us is None else f"{us:.2f}" for us in parts)
+            predicted = f"{r['predicted_us']:.1f}"
+            lines.append(f"| {rest} | {r['blocks']} | {predicted} | {r['us']:.2f} | {shown} |")
+    return lines
+
+
+def _profile(records: Record) -> list[str]:
+    """What Nsight Compute says of one launch."""
+    lines = []
+    for item, r in _complete(records, "text"):
+        lines += [f"{item}:", "", *(f"    {line}" for line in r["text"]), ""]
+    return lines
 
 
 def _speed(records: Record) -> list[str]:
@@ -142,9 +177,12 @@ def _environment(records: Record) -> list[str]:
 
 
 _SHOWN = {
+    "first": _first,
     "speed": _speed,
     "correctness": _correctness,
+    "others": _correctness,
     "peers": _peers,
+    "profile": _profile,
     "training": _plain,
     "memory": _plain,
     "launch": _plain,

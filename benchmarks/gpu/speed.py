@@ -39,7 +39,7 @@ def items(cell: str | None = None, precision: str | None = None) -> list[str]:
     return [
         f"{name}/{','.join(map(str, sizes))}/{number}"
         for name in CELLS
-        for sizes in SIZES
+        for sizes in (SIZES if name in ("lstm", cell) else [SIZES[0], SIZES[3]])
         for number in PRECISIONS
         if cell in (None, name) and precision in (None, number)
     ]

@@ -405,7 +405,8 @@ class CudaEngine(DeviceEngine):
         if name not in gates.names(cell):
             return _nothing
         given = arrays.by_name.values()  # of which callers brought some: they may start anywhere
-        count = self._count(H, [a for a in given if getattr(a, "dtype", None) == arrays.dtype])
+        numbers = [a for a in given if hasattr(a, "dtype") and a.dtype == arrays.dtype]
+        count = self._count(H, numbers)
         threads = self.gpu.device.threads
         kernel = gates.kernel(cell, name, count, threads, arrays.features)
         return self._starting(kernel, (N, -(-H // (count * threads))), arrays.by_name)
