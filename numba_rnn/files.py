@@ -12,7 +12,7 @@ from pathlib import Path
 
 if sys.platform == "win32":
     import msvcrt
-else:
+elif sys.platform != "emscripten":  # in a browser there are no locks, and no second process
     import fcntl
 
 MOST_UNPACKED = 100  # times the size of a compressed file; text and weights shrink to a tenth
@@ -127,7 +127,7 @@ def _lock(number: int) -> None:
             os.lseek(number, 1 << 30, os.SEEK_SET)  # far behind its content, which others read
             msvcrt.locking(number, msvcrt.LK_NBLCK, 1)
             os.lseek(number, 0, os.SEEK_SET)
-        else:
+        elif sys.platform != "emscripten":
             fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         os.lseek(number, 0, os.SEEK_SET)
