@@ -1,11 +1,17 @@
-"""Where there is no GPU, tests that ask for the backend "cuda" get an emulated one."""
+"""Tests that ask for the backend "cuda" get an emulated one without a GPU; and the site, built."""
 
+import os
+import subprocess
+import sys
 from importlib.util import find_spec
+from pathlib import Path
 from unittest import mock
 
 import pytest
 
 from numba_rnn import backend
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # they take older versions of other packages than the rest: .ci/run has environments for their tests
 collect_ignore = [f"test_{name}.py" for name in ("aeon", "sktime") if find_spec(name) is None]
@@ -32,3 +38,20 @@ def emulated_engine():
 
     # no multiprocessors: step by step, the persistent kernels have tests of their own
     return CudaEngine(EmulatedGpu(DeviceLimits(multiprocessors=0, shared=0, threads=8)))
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    """The folder of the site, built."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr, done.stderr
+    return folder

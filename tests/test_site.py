@@ -5,7 +5,6 @@ import ast
 import json
 import os
 import re
-import subprocess
 import sys
 from functools import cache
 from html.parser import HTMLParser
@@ -109,22 +108,6 @@ def test_there_are_examples():
 
 
 # ---- the site
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    assert "WARNING" not in done.stderr, done.stderr
-    return folder
 
 
 class Page(HTMLParser):

@@ -1,8 +1,11 @@
 """A hook of MkDocs: it adds pages from the checkout beside docs/ to the site.
 
-- README.md is the home page, CONTRIBUTING.md contributing.md, and so on (PAGES)
+- README.md is start.md, CONTRIBUTING.md contributing.md, and so on (PAGES)
 - notebooks are pages, as they are stored; their formulas become MathML, so that nothing is loaded
-  from elsewhere, and their animations HTML, as nbconvert shows no GIF
+  from elsewhere, their animations HTML, as nbconvert shows no GIF, and their pictures have texts
+- NAME.ko.md and NAME.ko.ipynb are the Korean of NAME: each page links the other, and links between
+  pages lead to Korean ones where there are
+- notebooks are slides, too (slides.py)
 - modules, and files that a page links to, are pages too, under source/
 - links are those of the checkout, which work on a file server of Git as well; here they are led
   to those pages
@@ -13,20 +16,28 @@ import json
 import os
 import re
 import shutil
+import sys
 import tempfile
+from functools import partial
 from html import unescape
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import quote
 
 from latex2mathml.converter import convert
 from markdown.extensions.toc import nest_toc_tokens
 from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.toc import get_toc
+from pymdownx.slugs import slugify
+
+sys.path.append(str(Path(__file__).parent))
+import slides
+from notebook_pictures import with_pictures
 
 ROOT = Path(__file__).parents[2]
 PAGES = {
-    "README.md": "index.md",
+    "README.md": "start.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     "SECURITY.md": "security.md",
@@ -35,8 +46,12 @@ PAGES = {
 }
 ORIGINS = {page: origin for origin, page in PAGES.items()}
 PICTURES = (".png", ".gif", ".svg")
-SHOWN = ("image/svg+xml", "image/png", "image/jpeg")  # by nbconvert
 LANGUAGES = {".py": "python", ".toml": "toml", ".json": "json"}
+anchor_of = partial(slugify(case="lower"), sep="-")
+SECTION = re.compile(r"^(\| .+ \| \[\d\]\((\w+\.ipynb)\) \| )(.+) \|$", re.M)
+LECTURE = "notebooks/README.md"
+KOREAN = "한국어"
+NOTEBOOKS_IN = "Notebooks", KOREAN  # parts of the navigation
 LINK = re.compile(r"(?<=\]\()([^)#\s]+)")
 NAMED_FILE = re.compile(r"<code>([\w/]+\.py)</code>")
 HREF = re.compile(r'(?<=href=")([^"#:]+)')
@@ -44,7 +59,7 @@ HREF = re.compile(r'(?<=href=")([^"#:]+)')
 TEXT_CELL = re.compile(r'<div class="[^"]*jp-RenderedMarkdown.*?</div>', re.S)
 FORMULA = re.compile(r"(<pre.*?</pre>|<code.*?</code>)|\$\$(.+?)\$\$|\$(.+?)\$", re.S)
 MATHJAX = re.compile(r"<!-- Load mathjax -->.*?<!-- End of mathjax configuration -->", re.S)
-HEADING = re.compile(r'<h(\d) id="([^"]+)">(.*?)<a class="anchor-link"', re.S)
+HEADING = re.compile(r'<h(\d) id="[^"]*">(.*?)<a class="anchor-link" href="[^"]*"', re.S)
 
 _installed = ""  # a folder with numba_rnn as it is once installed, and the notebooks
 
@@ -53,27 +68,58 @@ _installed = ""  # a folder with numba_rnn as it is once installed, and the note
 def on_config(config: Any) -> Any:
     """Lay the package out as it is installed, and let notebooks be in the navigation."""
     global _installed
-    on_post_build()
+    _clean_up()
     _installed = tempfile.mkdtemp(prefix="numba_rnn-docs-")
     without = shutil.ignore_patterns("__pycache__")
     for room, place in (("numba_rnn", "numba_rnn"), ("kernels", "numba_rnn/kernels")):
         shutil.copytree(ROOT / room, Path(_installed, place), ignore=without)
     config.plugins["mkdocstrings"].config.handlers["python"]["paths"] = [_installed]
     for part in config.nav or []:
-        part |= {name: pages + _notebooks() for name, pages in part.items() if name == "Notebooks"}
+        for name, pages in part.items():
+            if name in NOTEBOOKS_IN:
+                pages += [path for path in _notebooks() if is_korean(path) == (name == KOREAN)]
     return config
 
 
-def on_post_build(**_: Any) -> None:
-    shutil.rmtree(_installed, ignore_errors=True)
+def on_post_build(config: Any) -> None:
+    for notebook in _notebooks():
+        to_site = partial(_from_slides, notebook)
+        slides.write(ROOT / notebook, Path(config.site_dir, "slides"), with_formulas, to_site)
+    _clean_up()
+
+
+def _from_slides(notebook: str, link: str) -> str:
+    """A link of a notebook in its slides: to other slides, or to a page."""
+    path, mark, anchor = link.partition("#")
+    found = target_of(path, notebook)
+    if found is None:
+        return link
+    place = PurePosixPath(place_of(_in_language(found, notebook)))
+    if place.suffix == ".ipynb":
+        return f"{place.stem}.html"
+    return f"../{place.with_suffix('.html') if place.suffix == '.md' else place}{mark}{anchor}"
 
 
 def on_build_error(**_: Any) -> None:
-    on_post_build()
+    _clean_up()
+
+
+def _clean_up() -> None:
+    shutil.rmtree(_installed, ignore_errors=True)
 
 
 def _notebooks() -> list[str]:
     return sorted(f"notebooks/{path.name}" for path in (ROOT / "notebooks").glob("*.ipynb"))
+
+
+def is_korean(path: str) -> bool:
+    return PurePosixPath(path).suffixes[:-1] == [".ko"]
+
+
+def other_language(path: str) -> str:
+    """NAME.ko.md for NAME.md, and the other way round."""
+    stem, dot, suffix = path.rpartition(".")
+    return stem.removesuffix(".ko") + (dot if is_korean(path) else ".ko.") + suffix
 
 
 def place_of(path: str) -> str:
@@ -109,7 +155,7 @@ def on_files(files: Files, config: Any) -> Files:
     for notebook in _notebooks():
         copy = Path(_installed, notebook)
         copy.parent.mkdir(exist_ok=True)
-        copy.write_text(with_animations((ROOT / notebook).read_text("utf-8")), "utf-8")
+        copy.write_text(with_pictures(ROOT / notebook), "utf-8")
         site = config.site_dir, config.use_directory_urls
         files.append(File(notebook, _installed, *site))
     wanted = {path.relative_to(ROOT).as_posix() for room in ("kernels", "numba_rnn")
@@ -147,9 +193,33 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
     def led(match: re.Match[str]) -> str:
         found = target_of(match[1], origin)
-        return _relative(place_of(found), here) if found else match[1]
+        return _relative(place_of(_in_language(found, here)), here) if found else match[1]
 
-    return LINK.sub(led, markdown)
+    return LINK.sub(led, with_sections(markdown) if here == PAGES[LECTURE] else markdown)
+
+
+def _in_language(target: str, here: str) -> str:
+    """On a Korean page the Korean of a file, if there is one."""
+    korean = other_language(target)
+    return korean if is_korean(here) and (ROOT / korean).is_file() else target
+
+
+def with_sections(markdown: str) -> str:
+    """The table of the lecture's headings, in which sections are links as well."""
+
+    def row(match: re.Match[str]) -> str:
+        before, notebook, section = match.groups()
+        text = (ROOT / "notebooks" / notebook).read_text("utf-8")
+        lines = (line for cell in json.loads(text)["cells"] if cell["cell_type"] == "markdown"
+                 for line in "".join(cell["source"]).splitlines())  # fmt: skip
+        found = [line.lstrip("# ") for line in lines if line.startswith("#") and section in line]
+        if not found:
+            return match[0]
+        heading = section if section in found else found[0]
+        page = notebook.replace(".ipynb", ".html")
+        return f'{before}<a href="{page}#{quote(anchor_of(heading))}">{section}</a> |'
+
+    return SECTION.sub(row, markdown)
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
@@ -158,18 +228,51 @@ def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
     if here.startswith("reference/"):
         return NAMED_FILE.sub(lambda name: _linked(name, page.file, files), html)
     if not here.endswith(".ipynb"):
-        return with_formulas(html) if here == PAGES["notebooks/README.md"] else html
-    html = TEXT_CELL.sub(lambda cell: with_formulas(cell[0]), MATHJAX.sub("", html))
-    found = HEADING.findall(html)
-    headings = [{"level": int(level), "id": at, "name": name} for level, at, name in found]
-    page.toc = get_toc(nest_toc_tokens(headings))  # mkdocs-jupyter's leaves out code
+        html = with_formulas(html) if here == PAGES[LECTURE] else html
+        return _page_links(page.file, files) + html
+    headings: dict[str, dict[str, Any]] = {}
+
+    def heading(match: re.Match[str]) -> str:  # mkdocs-jupyter's anchors have no Hangul
+        level, name = match.groups()
+        anchor = again = anchor_of(unescape(re.sub("<[^>]+>", "", name)))
+        while again in headings:
+            again = f"{anchor}_{len(headings)}"
+        headings[again] = {"level": int(level), "id": again, "name": with_formulas(name)}
+        return f'<h{level} id="{again}">{name}<a class="anchor-link" href="#{again}"'
+
+    html = HEADING.sub(heading, MATHJAX.sub("", html))
+    html = TEXT_CELL.sub(lambda cell: with_formulas(cell[0]), html)
+    page.toc = get_toc(nest_toc_tokens(list(headings.values())))  # mkdocs-jupyter's lacks code
 
     def led(match: re.Match[str]) -> str:
         found = target_of(match[1], here)
-        file = files.get_file_from_path(place_of(found)) if found else None
+        place = place_of(_in_language(found, here)) if found else ""
+        file = files.get_file_from_path(place) if found else None
         return file.url_relative_to(page.file) if file else match[1]
 
-    return HREF.sub(led, html)
+    return _page_links(page.file, files) + HREF.sub(led, html)
+
+
+def _page_links(file: File, files: Files) -> str:
+    """Links to the same page in the other language, and to its slides."""
+    here, links = file.src_uri, list[str]()
+    if other := files.get_file_from_path(other_language(here)):
+        code, name = ("en", "English") if is_korean(here) else ("ko", KOREAN)
+        address = other.url_relative_to(file)
+        links.append(f'<a href="{address}" lang="{code}" hreflang="{code}">{name}</a>')
+    if here.endswith(".ipynb"):
+        name = "슬라이드" if is_korean(here) else "Slides"
+        links.append(f'<a href="../slides/{PurePosixPath(here).stem}.html">{name}</a>')
+    return f'<p class="page-links">{" · ".join(links)}</p>' if links else ""
+
+
+def on_post_page(output: str, page: Any, **_: Any) -> str:
+    """Korean pages say that they are, to readers aloud and to scripts."""
+    return (
+        output.replace('<html lang="en"', '<html lang="ko"')
+        if is_korean(page.file.src_uri)
+        else output
+    )
 
 
 def _linked(name: re.Match[str], here: File, files: Files) -> str:
@@ -177,17 +280,6 @@ def _linked(name: re.Match[str], here: File, files: Files) -> str:
     found = target_of(name[1], "README.md")
     file = files.get_file_from_path(place_of(found)) if found else None
     return f'<a href="{file.url_relative_to(here)}">{name[0]}</a>' if file else name[0]
-
-
-def with_animations(notebook: str) -> str:
-    """A notebook whose GIFs are HTML; nbconvert would print their description instead."""
-    content = json.loads(notebook)
-    outputs = [output for cell in content["cells"] for output in cell.get("outputs", [])]
-    for data in (output.get("data", {}) for output in outputs):
-        for kind in [k for k in data if k.startswith("image/") and k not in SHOWN]:
-            picture = "".join(data[kind]).replace("\n", "")  # nbformat may have it in lines
-            data["text/html"] = f'<img alt="animation" src="data:{kind};base64,{picture}">'
-    return json.dumps(content)
 
 
 def with_formulas(html: str) -> str:
