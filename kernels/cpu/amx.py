@@ -24,6 +24,9 @@ caller may expect of a function: by the ABI no register of these is kept for it.
 In bfloat16 the instruction adds up the first numbers of its 16 words and the second ones apart,
 then both to the sum: in another order than AVX512_BF16, always the same one. Denormal numbers count
 as zero, whatever the thread's control register says. In int8 sums are those of any other way.
+
+Nothing of this has been measured yet: the least rows (``target.py``), the configuration for each
+product and products without prefetching are guesses.
 """
 
 from llvmlite import ir
@@ -70,10 +73,6 @@ def emit_instruction(builder, name, *operands):
     kind = ir.FunctionType(ir.VoidType(), [value.type for value in values])
     function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.x86.{name}")
     builder.call(function, values, attrs=("convergent",))  # or LLVM would unroll loops of it
-
-
-def _register_at(builder, memory, number):
-    return builder.add(memory, _I64(_SUMS + number * _REGISTER))
 
 
 # ---- a product
@@ -123,7 +122,7 @@ def _clear_sums(builder):
 @emits(types.void)
 def _store_sums(builder, memory):
     for number in range(4):
-        place = _register_at(builder, memory, number)
+        place = builder.add(memory, _I64(_SUMS + number * _REGISTER))
         emit_instruction(builder, "tilestored64", number, place, _I64(VECTOR_BYTES))
 
 

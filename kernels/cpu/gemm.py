@@ -331,7 +331,7 @@ def _begin():
 
 @jitted
 def _end():
-    pass
+    """Nothing is left to be undone."""
 
 
 def _product(name, kind):
@@ -356,6 +356,7 @@ def _product(name, kind):
         next_row = VECTOR_BYTES // W if transposed else p.a_row
         blocks = (rows + deepest - 1) // deepest
         # one group after the other where its part of B serves several blocks of rows from the cache
+        # (by AMX C would then be added to in another order, which must not depend on rows)
         turns, groups = (p.groups, 1) if blocks > 1 and by_groups else (1, p.groups)
         b_group = p.inner * VECTOR_BYTES
         in_second_cache = b_group * groups * ((columns + W - 1) // W) > 32768
