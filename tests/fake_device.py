@@ -125,6 +125,7 @@ class DeviceArray(np.lib.mixins.NDArrayOperatorsMixin):
     ndim = property(lambda self: self._numbers.ndim)
     size = property(lambda self: self._numbers.size)
     strides = property(lambda self: self._numbers.strides)
+    itemsize = property(lambda self: self._numbers.itemsize)
 
     @property
     def flags(self) -> Any:
