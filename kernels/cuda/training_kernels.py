@@ -49,7 +49,7 @@ def add_rows_kernel(count: int) -> Kernel:
         "while k < size and rows[k] == row:",
         "    part = load(values, order[k] * H + j)",
         "    k += 1",
-        f"    end = min(size, k + {32 * ahead})",
+        f"    end = k + {32 * ahead} if k + {32 * ahead} < size else size",
         f"    while k + {ahead} <= end and rows[k + {ahead - 1}] == row:",
         *(f"        value{i} = load(values, order[k + {i}] * H + j)" for i in range(ahead)),
         *(f"        part = part + value{i}" for i in range(ahead)),
