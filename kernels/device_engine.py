@@ -43,8 +43,9 @@ class DeviceEngine(NumpyEngine):
 
     def clip_norm(self, arrays: Sequence[Array], limit: float) -> Any:
         norm, factor = self.clip_factor(arrays, limit)
+        factors = {dtype: factor.astype(dtype) for dtype in {array.dtype for array in arrays}}
         for array in arrays:
-            array *= factor.astype(array.dtype)
+            array *= factors[array.dtype]
         return norm
 
     def _scaled(self, gradient: Array, factor: Any) -> Array:

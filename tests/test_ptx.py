@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from ptx_interpreter import PtxError, PtxGpu, cut_off
 
+from cuda_emulator import EmulatedGpu
 from helpers import outcome, random_problem, relative_error
 from numba_rnn import cells
 from numba_rnn.kernels.cuda import tiling
@@ -127,3 +128,13 @@ def test_tensor_cores_cut_off():
     assert cut_off(one + below * 0.99, one) == 1
     assert cut_off(-(one + 2.0**-23 * 1.99), one) == -(1 + np.float32(2.0**-23))
     assert cut_off(np.array(0.0), np.array(0.0)) == 0
+
+
+@pytest.mark.parametrize("emulated", [True, False], ids=["emulated", "compiled"])
+def test_dropout_draws_what_the_specification_draws(emulated):
+    engine = CudaEngine(EmulatedGpu(SMALL) if emulated else PtxGpu(SMALL))
+    for seed in (7, 2**64 - 5):
+        given = seed, (2, 3, 5), 0.4, np.float32, 9
+        want = NumpyEngine().dropout(*given)
+        assert 0 < np.count_nonzero(want) < want.size
+        np.testing.assert_array_equal(engine.dropout(*given), want)

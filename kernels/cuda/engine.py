@@ -309,14 +309,13 @@ class CudaEngine(DeviceEngine):
     def dropout(
         self, seed: int, shape: Sequence[int], rate: float, dtype: Any, row_offset: int = 0
     ) -> Array:
-        xp, kernel = self.xp, training_kernels.dropout_kernel()
-        out, left = xp.empty(shape, dtype), xp.asarray(np.array([1 / (1 - rate)], dtype))
-        words = np.array(
-            [seed, counter_rng.threshold(rate), counter_rng.counter(0, row_offset)], np.uint64
-        )
+        kernel, out = training_kernels.dropout_kernel(), self.xp.empty(shape, dtype)
+        words = seed, counter_rng.threshold(rate), counter_rng.counter(0, row_offset)
+        seed, limit, start = np.array(words, np.uint64).view(np.int64).tolist()
         sizes = {"T": math.prod(shape[1:-1]), "H": shape[-1], "size": out.size}
-        grid, words = (-(-out.size // kernel.threads), 1), xp.asarray(words.view(np.int64))
-        self._launch(kernel, grid, out=out, left=left, words=words, **sizes)
+        given = {"number0": np.dtype(dtype).type(1 / (1 - rate)), "seed": seed, "limit": limit}
+        grid = (-(-out.size // kernel.threads), 1)
+        self._launch(kernel, grid, out=out, start=start, **given, **sizes)
         return out
 
     def product(self, a: Array, b: Array) -> Array:

@@ -100,10 +100,10 @@ class DeviceLimits:
 
 
 # arguments that are no arrays of the kernel's dtype
-INTEGERS = "t", "T", "N", "H", "stride", "row", "block", "size"
+INTEGERS = "t", "T", "N", "H", "stride", "row", "block", "size", "seed", "limit", "start"
 NUMBERS = tuple(f"number{k}" for k in range(8))  # of that dtype
 COUNTERS = "counters", "report"  # uint32
-INDICES = "rows", "order", "seeds", "thresholds", "first_counter", "words"  # int64
+INDICES = "rows", "order", "seeds", "thresholds", "first_counter"  # int64
 FLAGS = "mask", "resets"  # uint8
 
 

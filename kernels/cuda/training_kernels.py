@@ -65,20 +65,20 @@ def add_rows_kernel(count: int) -> Kernel:
 
 @cache
 def dropout_kernel() -> Kernel:
-    """out (N, T, H) = 0 where a unit is drawn (``counter_rng.py``), else the one number of
-    ``left``.
+    """out (N, T, H) = 0 where a unit is drawn (``counter_rng.py``), else ``number0``.
 
-    words   the seed, the threshold and the first_counter of the mask
+    limit, start   the threshold and the first_counter of the mask
     """
     lines = [
         "i = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x",
         "if i >= size:",
         "    return",
-        "one = load(left, 0)",
+        "one = load(out, i)",
+        "one = where(one < one, one, number0)",  # in numbers of its type
         "row = i // H",
         "n = row // T",
-        "place = words[2] + ((row - n * T) << 32) + n",
-        "gone = drawn(one, words[0], words[1], place, i - row * H)",
+        "place = start + ((row - n * T) << 32) + n",
+        "gone = drawn(one, seed, limit, place, i - row * H)",
         "store(where(gone, 0.0, one), out, i)",
     ]
     return Kernel("dropout", lines, THREADS)
