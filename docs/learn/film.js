@@ -77,9 +77,9 @@
     picture.replaceChildren(drawing);
     const block = Math.floor(now.start / set.block) + 1;
     const event = {
-      forward: say(`Block ${block}, forward: step ${now.t + 1} computes its hidden state from the one before`, `블록 ${block}, 순전파: 시각 ${now.t + 1}에서 이전 은닉 상태로 새 은닉 상태를 계산한다`),
-      backward: say(`Block ${block}, backward: step ${now.t + 1} gets its gradient and adds to dWh`, `블록 ${block}, 역전파: 시각 ${now.t + 1}에 기울기가 도착하고 dWh에 더해진다`),
-      update: say(`Block ${block}: the weights are updated. The hidden state goes on, the gradient does not`, `블록 ${block}: 가중치를 갱신한다. 은닉 상태는 다음 블록으로 이어지고, 기울기는 이어지지 않는다`),
+      forward: say(`Block ${block}, forward: step ${now.t + 1} computes its hidden state from the one before`, `블록 ${block}, 순전파: 시각 ${now.t + 1}에서 이전 은닉 상태로 새 은닉 상태를 계산합니다`),
+      backward: say(`Block ${block}, backward: step ${now.t + 1} gets its gradient and adds to dWh`, `블록 ${block}, 역전파: 시각 ${now.t + 1}에 기울기가 도착하고 dWh에 더해집니다`),
+      update: say(`Block ${block}: the weights are updated. The hidden state goes on, the gradient does not`, `블록 ${block}: 가중치를 갱신합니다. 은닉 상태는 다음 블록으로 이어지고, 기울기는 이어지지 않습니다`),
     }[now.kind];
     words.replaceChildren(make("strong", {}, event), ". ‖dWh‖ = ", number("dWh", now.dWh), ", Wh[0][0] = ", number("Wh", now.Wh[0][0], now.Wh[0][0].toFixed(4).replace("-", "−")),
       ", ‖Wh‖ = ", number("size", norm(now.Wh)), ".");

@@ -25,7 +25,7 @@
   const unit = slider({ name: "unit", label: say("Unit", "뉴런"), min: 1, max: H, step: 1, value: 1, text: String }, (v) => { set.unit = v - 1; draw(); });
   const play = make("button", { type: "button", class: "md-button", onclick: toggle }, say("Play", "재생"));
   let timer = 0;
-  place.append(make("label", { class: "typed" }, make("span", {}, say("Sentence (type your own)", "문장 (직접 써 보라, 영어)")), field),
+  place.append(make("label", { class: "typed" }, make("span", {}, say("Sentence (type your own)", "문장 (직접 써 보세요, 영어로)")), field),
     make("div", { class: "sliders" }, at, unit), play, words, picture, strip);
 
   function toggle() {
@@ -60,7 +60,7 @@
     valve(200, 80, f, `f = ${percent(f)}`), valve(200, 200, i, `i = ${percent(i)}`), valve(550, 80, o, `o = ${percent(o)}`),
     text(84, 76, "c_prev", "end"), text(84, 94, short(before), "end"), text(84, 196, "g", "end"), text(84, 214, short(g), "end"),
     text(415, 50, `c = ${short(c)}`), text(646, 76, "h", "start"), text(646, 94, short(h), "start"),
-    text(360, 258, say("blue: above zero; orange: below; c and g are drawn half as thick", "파랑: 양수, 주황: 음수. c와 g는 절반 두께로 그렸다"))));
+    text(360, 258, say("blue: above zero; orange: below; c and g are drawn half as thick", "파랑: 양수, 주황: 음수. c와 g는 절반 두께로 그렸습니다"))));
     const letter = (k) => (set.sentence[k] === " " ? "␣" : set.sentence[k]);
     words.replaceChildren(say("Read: ", "읽은 문자: "), make("strong", {}, letter(set.t)), ". c = f × c_prev + i × g = ",
       number("c", c), ", h = o × tanh(c) = ", number("h", h), ", f = ", number("f", f), ". ", say("Next, thinks the model: ", "모델이 예측하는 다음 문자: "), guesses(values));

@@ -89,7 +89,7 @@
       now.replaceChildren(result, make("br"), node ? say("Now at ", "지금: ") + (rule ? rule[0] : node.kind === "output"
         ? say(`${node.label}: the gradient from the right`, `${node.label}: 오른쪽에서 온 기울기`)
         : say(`${node.label}: to the operand d × Wᵀ, to the weight operandᵀ × d`, `${node.label}: 입력 쪽에는 d × Wᵀ, 가중치 쪽에는 입력ᵀ × d (전치)`))
-        : say("Forward only: no gradient is known yet", "순전파만: 아직 기울기는 없다"));
+        : say("Forward only: no gradient is known yet", "순전파만: 아직 기울기는 없습니다"));
     }
   }
 

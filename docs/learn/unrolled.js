@@ -66,10 +66,10 @@
     picture.replaceChildren(drawing);
     const first = own[0], reached = own.filter((v) => v > 0).length, before = own[Math.max(0, T - 2)];
     words.replaceChildren(
-      say("The loss is measured at the last step. Its gradient has there size ", "손실은 마지막 시각에서만 잰다. 그 시각의 기울기 크기는 "), number("last", own[T - 1]),
+      say("The loss is measured at the last step. Its gradient has there size ", "손실은 마지막 시각에서만 잽니다. 그 시각의 기울기 크기는 "), number("last", own[T - 1]),
       say(", a step earlier ", ", 한 시각 전에는 "), number("before", before), say(", and at the first step ", ", 첫 시각에서는 "), number("first", first), ". ",
-      reached < T ? say(`Truncated BPTT cuts: ${T - reached} of ${T} steps get nothing.`, `역전파를 끊었으므로 ${T}개 가운데 ${T - reached}개 시각에는 기울기가 가지 않는다.`)
-        : first < 1e-3 ? say("It has all but vanished.", "기울기 소실이다.") : first > 1e3 ? say("It has exploded.", "기울기 폭발이다.") : say("It arrives.", "기울기가 도달한다."));
+      reached < T ? say(`Truncated BPTT cuts: ${T - reached} of ${T} steps get nothing.`, `역전파를 끊었으므로 ${T}개 가운데 ${T - reached}개 시각에는 기울기가 가지 않습니다.`)
+        : first < 1e-3 ? say("It has all but vanished.", "기울기 소실입니다.") : first > 1e3 ? say("It has exploded.", "기울기 폭발입니다.") : say("It arrives.", "기울기가 도달합니다."));
   }
 
   const raised = (power) => (power < 0 ? "⁻" : "") + [..."" + Math.abs(power)].map((d) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[d]).join("");

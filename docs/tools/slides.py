@@ -14,6 +14,7 @@ from nbconvert import SlidesExporter
 from notebook_pictures import with_pictures
 
 ROWS = 12  # of code beside a picture; longer code is left to the notebook
+HIDDEN = {"solution", "install"}  # tags of cells that are no part of a lecture
 BRIEF = 450  # letters of a text that stands above the code it speaks of
 TEXT_CELL = re.compile(r'<div class="[^"]*jp-RenderedMarkdown.*?</div>', re.S)
 LINK = re.compile(r'(?<=href=")(?![a-z]+:|#|reveal/)([^"]+)')
@@ -64,6 +65,8 @@ def _as_slides(cells: list[Any]) -> list[Any]:
         if cell.cell_type == "markdown":
             parts = re.split(r"^(?=##? )", cell.source, flags=re.M)
             found += [nbformat.v4.new_markdown_cell(part) for part in parts if part.strip()]
+        elif HIDDEN & set(cell.metadata.get("tags", [])):
+            continue
         elif cell.outputs or found[-1].source.startswith("##"):
             found.append(cell)
     before = None
