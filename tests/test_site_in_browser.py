@@ -18,7 +18,11 @@ sys.path.append(str(ROOT / "docs" / "tools"))
 import learn  # noqa: E402
 
 WIDTHS = 390, 1280
-BROWSERS = "chromium", "chromium-browser", "google-chrome"
+BROWSERS = (
+    "chromium", "chromium-browser", "google-chrome",
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+    "C:/Program Files/Google/Chrome/Application/chrome.exe",
+)  # fmt: skip
 OPTIONS = (
     "--no-sandbox --disable-gpu --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"

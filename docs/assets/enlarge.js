@@ -25,7 +25,7 @@
     const wide = () => {
       if (picture.naturalWidth > 700 && picture.parentElement.clientWidth < 600) {
         picture.parentElement.classList.add("moved");
-        picture.style.minWidth = `${Math.min(picture.naturalWidth, 720)}px`;
+        picture.style.minWidth = `${Math.min(picture.naturalWidth, 960)}px`;
       }
     };
     if (picture.complete) wide();

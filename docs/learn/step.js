@@ -60,7 +60,7 @@
     }));
     cell.nodes.forEach((node, n) => node.at && drawing.append(box(node, n)));
     picture.replaceChildren(drawing);
-    say_(at, values, found);
+    tell(at, values, found);
 
     function box(node, n) {
       const [x, y] = node.at, [w, h] = node.size, lines = [[node.label, "label"]];
@@ -80,11 +80,11 @@
         make("text", { x, y: y + 5 + 18.5 * (k - (lines.length - 1) / 2), class: kind }, text)));
     }
 
-    function say_(n, values, found) {
+    function tell(n, values, found) {
       const out = named(cell, values, "output"), weights = named(cell, found.nodes, "parameter"), before = named(cell, found.nodes, "input");
-      const result = make("span", {}, "h_next = ", number("h_next", out.h_next[0]), ", dx = ", number("dx", before.x[0]),
-        ", dh_prev = ", number("dh_prev", before.h_prev[0]), ", dWx = ", number("dWx", weights.Wx[0][0]),
-        ", db = ", number("db", weights.b[0]));
+      const result = make("span", {}, say("In the end ", "끝까지 진행하면 "), "h_next = ", number("h_next", out.h_next[0]), ", dx = ", number("dx", before.x[0]),
+        ", dh_prev = ", number("dh_prev", before.h_prev[0]), `, d${spell(`Wx_${cell.gates[0]}`)} = `, number("dWx", weights.Wx[0][0]),
+        `, d${spell(`b_${cell.gates[0]}`)} = `, number("db", weights.b[0]));
       const node = cell.nodes[n], rule = node && RULES[node.label];
       now.replaceChildren(result, make("br"), node ? say("Now at ", "지금: ") + (rule ? rule[0] : node.kind === "output"
         ? say(`${node.label}: the gradient from the right`, `${node.label}: 오른쪽에서 온 기울기`)

@@ -18,7 +18,8 @@
       move("radius", say("Spectral radius of Wh", "Wh의 스펙트럼 반지름"), 0.1, 2, 0.05), move("scale", say("Size of the inputs", "입력의 크기"), 0, 3, 0.1), bias),
     make("fieldset", {}, make("legend", {}, say("Time", "시간")),
       move("T", say("Length of the sequence", "시계열의 길이"), 2, 60, 1, steps),
-      move("block", say("Truncated BPTT: block of", "시간을 끊은 BPTT: 블록의 크기"), 1, 60, 1, steps))), words, picture);
+      move("block", say("Truncated BPTT: block of", "시간을 끊은 BPTT: 블록의 크기"), 1, 60, 1,
+        (v) => (v < 60 ? steps(v) : say("60: no cut", "60: 끊지 않음"))))), words, picture);
 
   /** The gradient at each step (arriving at h) of a loss at the last one alone. */
   function run(radius, block) {
