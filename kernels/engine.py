@@ -25,6 +25,7 @@ accept others and move them there and back; every other method expects the engin
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -34,6 +35,7 @@ from . import counter_rng, deprecated
 from .cells import Cell
 from .cpu_info import blas_threads, cpu_name
 from .quantisation import QuantisedWeight
+from .ragged import Ragged
 from .sparse_rows import SparseRows
 from .step_options import NO_OPTIONS, StepOptions
 
@@ -110,7 +112,7 @@ class Engine:
         cell : Cell
             The cell.
         xs : (N, T, D) array
-            The inputs.
+            The inputs; they may hold anything where a step is masked.
         state : tuple of (N, H) arrays
             The state before the first step, in the order of ``cell.states``.
         params : sequence of arrays
@@ -169,6 +171,97 @@ class Engine:
             The gradients.
         """
         raise NotImplementedError
+
+    def forward_packed(
+        self,
+        cell: Cell,
+        xs: Array,
+        members: Ragged,
+        state: State,
+        params: Sequence[Array],
+        steps: StepOptions = NO_OPTIONS,
+    ) -> tuple[Array, State, Any]:
+        """Run a cell over members that differ in length, whose steps lie side by side.
+
+        Parameters
+        ----------
+        cell : Cell
+            The cell.
+        xs : (R, D) array
+            The inputs: those of all members at step 0, the longest member first, then those of step
+            1, and so on.
+        members : Ragged
+            How many members have each step (``Ragged.of_counts``).
+        state : tuple of (N, H) arrays
+            The state before the first step, in the order of ``cell.states``.
+        params : sequence of arrays
+            The parameters, in the order of ``cell.shapes``.
+        steps : StepOptions, default none
+            The options of the steps; mask and resets are (R,).
+
+        Returns
+        -------
+        hs : (R, H) array
+            The hidden state after every step.
+        state : tuple of (N, H) arrays
+            The state after the last step of each member.
+        saved : object
+            The record that ``backward_packed`` of the same engine needs.
+        """
+        there = np.ones(members.rows, bool) if steps.mask is None else steps.mask
+        resets = None if steps.resets is None else members.unpack(steps.resets)
+        steps = replace(steps, mask=members.unpack(there), resets=resets)
+        hs, state, saved = self.forward(cell, self._padded(members, xs), state, params, steps)
+        return self._packed(members, hs), state, (members, saved)
+
+    def backward_packed(
+        self,
+        cell: Cell,
+        dhs: Array,
+        dstate: State,
+        saved: Any,
+        inputs: bool = True,
+        out: Sequence[Array] | None = None,
+    ) -> Gradients:
+        """Backpropagate through what ``forward_packed`` ran over.
+
+        Parameters
+        ----------
+        cell : Cell
+            The cell.
+        dhs : (R, H) array
+            The gradient of hs.
+        dstate : tuple of (N, H) arrays
+            The gradient of the state after the last step of each member.
+        saved : object
+            The last result of ``forward_packed``.
+        inputs : bool, default True
+            Whether to compute the gradient of xs.
+        out : sequence of arrays, optional
+            The arrays for the gradients of the parameters, which are overwritten; new ones if left
+            out.
+
+        Returns
+        -------
+        Gradients
+            The gradients; that of xs is (R, D), and that of the states (R, S, H).
+        """
+        members, saved = saved
+        found = self.backward(cell, self._padded(members, dhs), dstate, saved, inputs, out)
+        xs, states = (
+            None if array is None else self._packed(members, array)
+            for array in (found.xs, found.states)
+        )
+        return found._replace(xs=xs, states=states)
+
+    def _padded(self, members: Ragged, rows: Array) -> Array:
+        out = self.xp.zeros((members.N * members.T, *rows.shape[1:]), rows.dtype)
+        out[self.xp.asarray(members.in_rows)] = rows
+        return out.reshape(members.N, members.T, *rows.shape[1:])
+
+    def _packed(self, members: Ragged, array: Array) -> Array:
+        rows = array.reshape(-1, *array.shape[2:])
+        return rows[self.xp.asarray(members.in_rows)]
 
     def states_before(self, cell: Cell, saved: Any) -> State:
         """Return the state before every step of a forward pass.

@@ -49,6 +49,7 @@ class NumpyEngine(Engine):
     ) -> tuple[Array, State, Any]:
         expect_consistent(cell, xs, state, params)
         N, T, _ = xs.shape
+        xs = steps.live_inputs(np, xs)
         state = tuple(s.copy() for s in state)  # the caller may change theirs before backward
         hs = np.empty((N, T, cell.output_size(params)), dtype=xs.dtype)
         saved_steps: list[Any] = []

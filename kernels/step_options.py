@@ -150,6 +150,25 @@ class StepOptions:
 
     part = deprecated.attribute("segment")
 
+    def live_inputs(self, xp: Any, xs: Array) -> Array:
+        """Return inputs that are 0 where a step is masked, where they may hold anything.
+
+        Parameters
+        ----------
+        xp : module
+            NumPy or CuPy, whose array xs is.
+        xs : (N, T, ...) array
+            The inputs, with as many axes behind those of the mask as they have.
+
+        Returns
+        -------
+        array
+            A copy; xs itself if there is no mask.
+        """
+        if self.mask is None:
+            return xs
+        return xp.where(xp.asarray(self.mask)[..., None], xs, xs.dtype.type(0))
+
     @cached_property
     def features(self) -> frozenset[str]:
         """The names of the options that are used, which are those that are not None:
@@ -231,7 +250,7 @@ class StepOptions:
                 found[name] = np.array(given, dtype)
             elif name == "resets":
                 found[name] = np.zeros(given.shape, np.uint8)
-                found[name][:, :-1] = given[:, 1:]
+                found[name][..., :-1] = given[..., 1:]
             elif kind == "flag":
                 found[name] = np.array(given, np.uint8)
             else:

@@ -21,6 +21,8 @@ from numba_rnn.kernels.step_options import StepOptions
 from numba_rnn import use_backend
 from numba_rnn.kernels.cpu import engine as arrays, option_memory, packing, launch, plans, streaming
 from numba_rnn.kernels.cpu import product
+from numba_rnn.kernels.cpu import ragged_rows
+from numba_rnn.kernels.ragged import Ragged
 
 faulthandler.enable()
 libc, kept = ctypes.CDLL(None, use_errno=True), []
@@ -53,6 +55,9 @@ class Guarded:
     def empty(*args, **options):
         return guarded(np.empty(*args, **options))
     @staticmethod
+    def zeros(*args, **options):
+        return guarded(np.zeros(*args, **options))
+    @staticmethod
     def empty_like(*args, **options):
         return guarded(np.empty_like(*args, **options))
 
@@ -63,7 +68,7 @@ def guarding(sharing):
     with ExitStack() as stack:
         for module in (plans, streaming, packing, product):
             stack.enter_context(mock.patch.object(module, "aligned", aligned))
-        for module in (arrays, launch, option_memory, product):
+        for module in (arrays, launch, option_memory, product, ragged_rows):
             stack.enter_context(mock.patch.object(module, "np", Guarded()))
         stack.enter_context(mock.patch.object(launch, "choose_partition", return_value=sharing))
         yield
@@ -89,6 +94,15 @@ for dtype in (np.float32, np.float64):
                 recurrent_mask = guarded(steps.recurrent_mask)
                 steps = replace(steps, recurrent_mask=recurrent_mask, checkpoint_every=8)
                 with_steps(engine, p, steps)
+                N, T, _ = p.xs.shape
+                lengths = np.arange(1, N + 1) % (T + 1)
+                if lengths.any():
+                    mask = np.arange(T) < lengths[:, None]
+                    with_steps(engine, p, StepOptions(mask=mask))
+                    members = Ragged.of(lengths)
+                    xs, dhs = (guarded(members.pack(a[:, :members.T])) for a in (p.xs, p.dhs))
+                    hs, state, saved = engine.forward_packed(p.cell, xs, members, p.state, p.params)
+                    engine.backward_packed(p.cell, dhs, state, saved)
                 if sharing != (1, True):
                     continue
                 N, T, D = p.xs.shape

@@ -16,6 +16,8 @@ forward.py, backward.py    (for one sequence, in one function: fused_step.py)
 
 product.py     products of large matrices     } items, shared out by parallel_for.py
 training.py    optimisers, norms, losses      }
+ragged_rows.py rows of members that differ    }
+               in length, to and from arrays  }
 threads.py     a team that shares a pass
 dropout.py     masks for weights and inputs
 kernel_cache.py  kernels by their names: found on disk, or compiled now (compilation.py), for the

@@ -36,6 +36,7 @@ from . import (
     parallel_kernels,
     plan_kernels,
     product_kernels,
+    ragged_kernels,
     stream_kernels,
     target,
     thread_kernels,
@@ -45,7 +46,7 @@ from .kernel_cache import CompileError, Kernel, Variant, content_of
 
 _MODULES = (  # in which names of kernels are looked up
     backward, bfloat16, forward, fused_step, gates, gemm, int8, layer_norm, panels,
-    parallel_kernels, plan_kernels, product_kernels, stream_kernels, thread_kernels,
+    parallel_kernels, plan_kernels, product_kernels, ragged_kernels, stream_kernels, thread_kernels,
     training_kernels,
 )  # fmt: skip
 

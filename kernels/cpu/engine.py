@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from .. import disk_cache
 from ..cells import Cell
 from ..engine import Array, Engine, Gradients, State, expect_consistent, written
 from ..quantisation import QuantisedWeight, expect_trainable, is_quantised
+from ..ragged import Ragged
 from ..reference import NumpyEngine
 from ..sparse_rows import SparseRows, numbers_of
 from ..step_options import NO_OPTIONS, StepOptions
@@ -28,7 +29,8 @@ from .dropout import dropout
 from .kernel_cache import CompileError, Compiler
 from .launch import SequenceRun
 from .packing import pack_quantised
-from .plans import address_of, contiguous_rows, merge_bias, split_bias, takes
+from .plans import address_of, chunk_rows, contiguous_rows, merge_bias, split_bias, takes
+from .ragged_rows import pack_rows, unpack_rows
 from .streaming import NumbaStream
 from .target import bfloat16_road, int8_road, vector_registers
 
@@ -70,27 +72,65 @@ class NumbaEngine(NumpyEngine):
         steps: StepOptions = NO_OPTIONS,
     ) -> tuple[Array, State, Any]:
         expect_consistent(cell, xs, state, params)
-        H = cell.hidden_size(params)
+        if steps.mask is None:
+            return self._forward(cell, xs, state, params, steps)
+        members = Ragged.of_flags(steps.mask, steps.resets)
+        if members is None:
+            return self._forward(cell, steps.live_inputs(np, xs), state, params, steps)
+        rows, sorted_state = pack_rows(members, xs), tuple(s[members.order] for s in state)
+        options, by_time = members.options(steps), xs.strides[0] < xs.strides[1]
+        hs, last, (run, kept) = self._forward(
+            cell, rows, sorted_state, params, options, members, True, by_time
+        )
+        last = tuple(map(members.restore, last))
+        ends = (tuple(s.copy() for s in states) for states in (state, last))
+        return hs, last, (run, _Padded(kept, *ends))
+
+    def _forward(
+        self,
+        cell: Cell,
+        xs: Array,
+        state: State,
+        params: Sequence[Array],
+        steps: StepOptions,
+        members: Ragged | None = None,
+        padded: bool = False,
+        by_time: bool = False,
+    ) -> tuple[Array, State, Any]:
+        """``forward``; of members that differ in length xs is (rows, D), and hs (rows, P) unless it
+        is to be padded.
+        """
+        H, ragged = cell.hidden_size(params), None
         P = cell.output_size(params) if cell.projected else H
+        if members is not None:
+            ragged = members, members.cut(chunk_rows(cell, xs.shape[1], H, xs.itemsize))
+            xs = steps.live_inputs(np, xs)[:, None]
         run = SequenceRun(
-            cell, contiguous_rows(xs), merge_bias(cell, params), H, P, steps,
+            cell, contiguous_rows(xs), merge_bias(cell, params), H, P, steps, ragged=ragged,
+            padded=padded, by_time=by_time,
             word=2 if self._bfloat16 and xs.dtype == np.float32 else 1,
         )  # fmt: skip
         if P < H:
             state = cell.widened(np, state, H)
+        kept: Any
         if is_quantised(params):  # nothing is kept: there is no backward
             run = replace(run, word=4, packed=pack_quantised(cell, params))
             hs, last, _ = run.forward(state, keep=False)
-            return hs, cell.narrowed(last, run.P), (run, (params, tuple(s.copy() for s in state)))
-        if not steps.checkpoint_every:
+            kept = params, tuple(s.copy() for s in state)
+        elif not steps.checkpoint_every:
             hs, last, kept = run.forward(state)
-            return hs, cell.narrowed(last, run.P), (run, kept)
-        starts, hs = [], np.empty((*xs.shape[:2], run.P), xs.dtype)
-        state = tuple(s.copy() for s in state)  # backward needs them as they are now
-        for segment in run.segments():
-            starts.append(state)
-            hs[:, segment.times], state, _ = segment.forward(state, keep=False)
-        return hs, cell.narrowed(state, run.P), (run, starts)
+        else:
+            kept, hs = [], run.empty_hs()
+            last = tuple(s.copy() for s in state)  # backward needs them as they are now
+            for segment in run.segments():
+                count = segment.sizes[0]
+                kept.append(tuple(s[:count] for s in last))
+                _, after, _ = segment.forward(kept[-1], False, hs[segment.hs_block])
+                pairs = zip(after, last, strict=True)
+                last = tuple(np.concatenate([s, ended[count:]]) for s, ended in pairs)
+        if members is not None and not padded:
+            hs = hs[:, 0]
+        return hs, cell.narrowed(last, run.P), (run, kept)
 
     def backward(
         self,
@@ -102,8 +142,59 @@ class NumbaEngine(NumpyEngine):
         out: Sequence[Array] | None = None,
     ) -> Gradients:
         run, kept = saved
+        if not run.padded:
+            return self._backward(cell, dhs, dstate, run, kept, inputs, out)
+        members, _ = run.ragged
+        sorted_dstate = tuple(d[members.order] for d in dstate)
+        found = self._backward(cell, dhs, sorted_dstate, run, kept.saved, inputs, out)
+        dxs, dfirst, states = found.xs, tuple(map(members.restore, found.state)), found.states
+        if dxs is not None:
+            dxs = unpack_rows(members, dxs, run.by_time)
+        if states is not None:
+            ends = (np.stack(cell.widened(np, d, run.H), axis=1) for d in (dfirst, dstate))
+            members.fill(states := members.unpack(states), *ends)
+        return found._replace(xs=dxs, state=dfirst, states=states)
+
+    def forward_packed(
+        self,
+        cell: Cell,
+        xs: Array,
+        members: Ragged,
+        state: State,
+        params: Sequence[Array],
+        steps: StepOptions = NO_OPTIONS,
+    ) -> tuple[Array, State, Any]:
+        return self._forward(cell, xs, state, params, steps, members)
+
+    def backward_packed(
+        self,
+        cell: Cell,
+        dhs: Array,
+        dstate: State,
+        saved: Any,
+        inputs: bool = True,
+        out: Sequence[Array] | None = None,
+    ) -> Gradients:
+        run, kept = saved
+        return self._backward(cell, dhs, dstate, run, kept, inputs, out)
+
+    def _backward(
+        self,
+        cell: Cell,
+        dhs: Array,
+        dstate: State,
+        run: SequenceRun,
+        kept: Any,
+        inputs: bool = True,
+        out: Sequence[Array] | None = None,
+    ) -> Gradients:
+        """``backward``; of members that differ in length dxs and states are (rows, ...)."""
         if run.packed is not None:
             expect_trainable(kept[0])
+        members = None if run.ragged is None else run.ragged[0]
+        if members is not None and not run.padded:
+            dhs = dhs[:, None]
+        dhs = contiguous_rows(dhs)
         into: tuple[Array, ...] = ()
         if out is not None and not cell.weights:
             into = tuple(out) if cell.recurrent_gates else cell.complete(out)[:3]
@@ -119,16 +210,24 @@ class NumbaEngine(NumpyEngine):
         else:
             dxs, dreset, dstates = np.empty(run.xs.shape, run.xs.dtype), None, None
             if run.steps.trace:
-                dstates = np.empty((*dhs.shape[:2], len(cell.states), run.H), dhs.dtype)
+                dstates = np.empty((*run.xs.shape[:2], len(cell.states), run.H), dhs.dtype)
+            if run.steps.resets is not None:
+                dreset = np.zeros_like(d[:-1])
             pairs = zip(run.segments(), kept, strict=True)
             for k, (segment, start) in enumerate(reversed(list(pairs))):
-                _, _, kept_again = segment.forward(start)
-                arrays = dhs[:, segment.times], d, kept_again, into, inputs
-                dxs_there, d, dreset, seen = segment.backward(*arrays, k > 0, dreset)
+                kept_again, count = segment.again(start), segment.sizes[0]
+                stopped = None if dreset is None else dreset[:, :count]
+                arrays = dhs[segment.hs_block], d[:, :count].copy(), kept_again, into, inputs
+                dxs_there, d[:, :count], stopped, seen = segment.backward(*arrays, k > 0, stopped)
+                if dreset is not None:
+                    dreset[:, :count] = stopped
                 if inputs:
-                    dxs[:, segment.times] = dxs_there
+                    dxs[segment.block] = dxs_there
                 if dstates is not None:
-                    dstates[:, segment.times] = seen
+                    dstates[segment.block] = seen
+        if members is not None:
+            dxs, dstates = dxs[:, 0], None if dstates is None else dstates[:, 0]
+            dreset = None if dreset is None else members.restore(dreset)  # summed in that order
         first, h_grad = d[:-1], d[-1]
         first[0] += (
             h_grad if run.steps.recurrent_mask is None else h_grad * run.steps.recurrent_mask
@@ -140,15 +239,25 @@ class NumbaEngine(NumpyEngine):
 
     def states_before(self, cell: Cell, saved: Any) -> tuple[Array, ...]:
         run, kept = saved
+        if run.padded:
+            kept, *ends = kept
         if run.packed is not None:
-            kept = run.forward(kept[1])[2]
-            return cell.narrowed(run.states_before(kept), run.P)
-        if not run.steps.checkpoint_every:
-            return cell.narrowed(run.states_before(kept), run.P)
-        segments = zip(run.segments(), kept, strict=True)
-        seen = [segment.states_before(segment.forward(start)[2]) for segment, start in segments]
-        states = tuple(np.concatenate(states, axis=1) for states in zip(*seen, strict=True))
-        return cell.narrowed(states, run.P)
+            states = run.states_before(run.again(kept[1]))
+        elif not run.steps.checkpoint_every:
+            states = run.states_before(kept)
+        else:
+            segments = zip(run.segments(), kept, strict=True)
+            seen = [segment.states_before(segment.again(start)) for segment, start in segments]
+            axis = 1 if run.ragged is None else 0
+            states = tuple(np.concatenate(states, axis) for states in zip(*seen, strict=True))
+        states = cell.narrowed(states, run.P)
+        if not run.padded:
+            return states
+        members, _ = run.ragged
+        found = tuple(map(members.unpack, states))
+        for array, first, last in zip(found, *ends, strict=True):
+            members.fill(array, first, last)
+        return found
 
     def update_all(
         self,
@@ -239,6 +348,14 @@ class NumbaEngine(NumpyEngine):
             "int8": int8_road(),
             "precision": bfloat16_road() if self._bfloat16 else "float32",
         }  # fmt: skip
+
+
+class _Padded(NamedTuple):
+    """What is kept of a batch whose members differ in length, and the states before and after."""
+
+    saved: Any
+    first: State
+    last: State
 
 
 @cache

@@ -12,13 +12,19 @@ from .schedule import (
     START,
     STEPS,
     StepArguments,
+    at_step,
     begin,
+    call_by_ends,
+    chunk_start,
     end,
+    first_row,
     from_byte,
     from_number,
     panel_of,
     panels_in,
     rows_and_units,
+    rows_at,
+    rows_in,
     rows_of,
     run_phase,
     shard_range,
@@ -135,11 +141,20 @@ def _pack(plan, shard):
         return
     for weights in (_x_weights(plan), _h_weights(plan), _late_weights(plan)):
         _pack_weights(plan, weights, u0, u1)
-    W, state = VECTOR_BYTES // plan.size, state_at(plan, 0, 0, 0)
+    rows = rows_at(plan, 0)
+    _pack_states(plan, 0, rows, u0, u1)
+    if rows < plan.N:  # those without steps
+        _pack_states(plan, rows, plan.N, u0, u1)
+
+
+@jitted
+def _pack_states(plan, n0, n1, u0, u1):
+    """The state to start from, of some rows."""
+    W, state, row = VECTOR_BYTES // plan.size, state_at(plan, 0, 0, n0), plan.H * plan.size
     for s in range(plan.kept_states):
         call(plan.pack, Packing(
-            source=plan.state_in + s * plan.state_step + u0 * VECTOR_BYTES,
-            source_row=plan.H * plan.size, source_panel=VECTOR_BYTES, rows=plan.N,
+            source=plan.state_in + s * plan.state_step + n0 * row + u0 * VECTOR_BYTES,
+            source_row=row, source_panel=VECTOR_BYTES, rows=n1 - n0,
             columns=min(plan.H, u1 * W) - u0 * W, to=from_number(state, s).start + u0 * state.panel,
             to_row=VECTOR_BYTES, to_panel=state.panel,
         ))  # fmt: skip
@@ -196,7 +211,7 @@ def _x_words(plan, x, x_row, rows, shard):
         return x, x_row
     lines = panels_in(plan, plan.D_words)
     row = panel_of(lines + plan.scale_panels)
-    to = plan.x_words + shard * max(plan.N, plan.steps) * row
+    to = plan.x_words + shard * plan.x_rows * row
     scale = to + lines * VECTOR_BYTES if plan.scale_panels else 0
     call(plan.round_columns, Rounding(
         source=x, source_row=x_row, source_panel=VECTOR_BYTES, rows=rows, columns=plan.D,
@@ -208,14 +223,35 @@ def _x_words(plan, x, x_row, rows, shard):
 @jitted
 def _project(plan, chunk, n0, n1, u0, u1, shard):
     """x Wx for a chunk."""
-    t, count = chunk * plan.steps, steps_in(plan, chunk)
-    outer, inner, x_outer, x_inner, p_outer, p_inner = rows_of(
-        n0, n1, 0, count, plan.xs_row, plan.xs_time, n1 - n0
-    )
+    t, count, row = chunk_start(plan, chunk), steps_in(plan, chunk), plan.xs_row
+    start = plan.xs + at_step(plan, t, row, plan.xs_time) + n0 * row
     side = step_at(plan, chunk, 0, n0, n1, u0, u1).x_proj
+    if not plan.firsts:
+        order = rows_of(n0, n1, 0, count, row, plan.xs_time, n1 - n0)
+        _project_rows(plan, start, side, order, u0, u1, shard)
+        return
+    members = rows_at(plan, t)
+    if n0 == 0 and n1 >= members:  # all rows lie side by side
+        order = (1, rows_in(plan, chunk), 0, row, 0, VECTOR_BYTES)
+        _project_rows(plan, start, side, order, u0, u1, shard)
+    elif rows_at(plan, t + count - 1) == members:
+        order = rows_of(n0, n1, 0, count, row, members * row, members)
+        _project_rows(plan, start, side, order, u0, u1, shard)
+    else:
+        for k in range(count):
+            skip = first_row(plan, t + k) - first_row(plan, t)
+            rows = max(0, min(n1, rows_at(plan, t + k)) - n0)
+            order = (min(1, rows), rows, 0, row, 0, VECTOR_BYTES)
+            place = from_byte(side, skip * VECTOR_BYTES)
+            _project_rows(plan, start + skip * row, place, order, u0, u1, shard)
+
+
+@jitted
+def _project_rows(plan, start, side, order, u0, u1, shard):
+    """x Wx for rows from ``start`` on, in the order of ``rows_of``."""
+    outer, inner, x_outer, x_inner, p_outer, p_inner = order
     for k in range(outer):
-        start = plan.xs + t * plan.xs_time + n0 * plan.xs_row + k * x_outer
-        x, x_row = _x_words(plan, start, x_inner, inner, shard)
+        x, x_row = _x_words(plan, start + k * x_outer, x_inner, inner, shard)
         gates_gemm(
             plan, x, x_row, VECTOR_BYTES, _x_weights(plan), u0, u1, from_byte(side, k * p_outer),
             p_inner, inner,
@@ -260,7 +296,7 @@ def _late_step(plan, chunk, k, n0, n1, u0, u1):
         )  # fmt: skip
     if plan.normalised_late:
         call(plan.late_numbers, StepArguments(plan, chunk, k, n0, n1, 0, plan.units))
-    call(plan.gates_kernel, StepArguments(plan, chunk, k, n0, n1, u0, u1))
+    call_by_ends(plan, plan.gates_kernel, (chunk, k, n0, n1), u0, u1)
 
 
 @jitted
@@ -268,8 +304,9 @@ def _end_step(plan, chunk, k, n0, n1, u0, u1):
     """The left factor of the next step's product, as that takes it."""
     if plan.early and plan.word > 1:
         step = step_at(plan, chunk, k, n0, n1, u0, u1)
-        h = from_number(step.after, plan.h_slot)
-        _store_h(plan, step.t + 1, h, n0, step.rows, u0, u1)
+        h, rows = from_number(step.after, plan.h_slot), min(n1, rows_at(plan, step.t + 1)) - n0
+        if rows > 0:
+            _store_h(plan, step.t + 1, h, n0, rows, u0, u1)
 
 
 @jitted
@@ -290,26 +327,31 @@ def _work(plan, what, chunk, k, shard):
         _pack(plan, shard)
         _round_first_h(plan, shard)
         return
-    n0, n1, u0, u1 = rows_and_units(plan, shard)
+    rows = plan.N if what == END else rows_at(plan, chunk_start(plan, chunk))
+    n0, n1, u0, u1 = rows_and_units(plan, rows, shard)
     if n0 == n1 or u0 == u1:
         return
     if what == END:
         unpack_states(plan, plan.last_state, plan.states, n0, n1, u0, u1)
-    elif plan.no_barrier:
-        for chunk_ in range(plan.chunks):
+        return
+    if plan.no_barrier:
+        for chunk_ in range(chunk, chunk + 1 if plan.firsts else plan.chunks):
             _project(plan, chunk_, n0, n1, u0, u1, shard)
             for k_ in range(steps_in(plan, chunk_)):
-                _step(plan, chunk_, k_, n0, n1, u0, u1)
-    elif what == HALF_STEP:
+                n2 = min(n1, rows_at(plan, chunk_start(plan, chunk_) + k_))
+                if n0 < n2:
+                    _step(plan, chunk_, k_, n0, n2, u0, u1)
+        return
+    if what == STEPS and k == 0:
+        _project(plan, chunk, n0, n1, u0, u1, shard)
+    n1 = rows_at(plan, chunk_start(plan, chunk) + k)
+    if what == HALF_STEP:
         _late_step(plan, chunk, k, n0, n1, u0, u1)
         _end_step(plan, chunk, k, n0, n1, u0, u1)
+    elif plan.late:
+        _early_step(plan, chunk, k, n0, n1, u0, u1)
     else:
-        if k == 0:
-            _project(plan, chunk, n0, n1, u0, u1, shard)
-        if plan.late:
-            _early_step(plan, chunk, k, n0, n1, u0, u1)
-        else:
-            _step(plan, chunk, k, n0, n1, u0, u1)
+        _step(plan, chunk, k, n0, n1, u0, u1)
 
 
 def forward(ctx):
@@ -320,10 +362,12 @@ def forward(ctx):
     if not in_place:
         phase = run_phase(plan, _work, phase, START, 0, 0)
     if plan.T == 1 and plan.shards == 1:  # the shortest way
-        _project(plan, 0, 0, plan.N, 0, plan.units, 0)
-        _step(plan, 0, 0, 0, plan.N, 0, plan.units)
+        rows = rows_at(plan, 0)
+        _project(plan, 0, 0, rows, 0, plan.units, 0)
+        _step(plan, 0, 0, 0, rows, 0, plan.units)
     elif plan.no_barrier:
-        phase = run_phase(plan, _work, phase, STEPS, 0, 0)
+        for chunk in range(plan.chunks if plan.firsts else 1):
+            phase = run_phase(plan, _work, phase, STEPS, chunk, 0)
     else:
         for chunk in range(plan.chunks):
             for k in range(steps_in(plan, chunk)):

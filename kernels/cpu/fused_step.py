@@ -271,7 +271,7 @@ def _sweep(begins, ends):
             new, saved = tuple_io.forward(ctx, gates, before)
             if plan.keep:
                 tuple_io.store_saved(ctx, saved, _kept(plan, plan.saved, plan.n_stored, t, u))
-            options = load_options(ctx, read_record(plan.options), 0, 0, 0, 0, 0, 0)
+            options = load_options(ctx, read_record(plan.options), 0, 0, 0, 0, 0)
             new, _, _ = end_step(ctx, new, before, options)
             tuple_io.store_states(ctx, new, (after + u, plan.row))
             if plan.keep:

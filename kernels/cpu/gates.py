@@ -11,8 +11,10 @@ recurrent mask the state has one more, too: h times the mask, which is what h Wh
 from .option_io import (
     add_dinitial,
     begin_backward,
+    draw_of,
     end_backward,
     end_step,
+    flags_of,
     load_options,
     select_live,
     store_masked_h,
@@ -20,7 +22,15 @@ from .option_io import (
     times_recurrent_mask,
 )
 from .plan_kernels import read_record
-from .schedule import from_number, place_of, read_step, units_from
+from .schedule import (
+    from_number,
+    hs_at,
+    place_of,
+    read_step,
+    row_of_hs,
+    rows_at,
+    units_from,
+)
 from .simd import VECTOR_BYTES, load, load_part, store, store_part
 from .tuple_io import (
     add_h_proj,
@@ -52,8 +62,8 @@ def forward_gates(ctx):
     """A kernel: from the products of a step to the state after it."""
     plan, step = read_step(ctx)
     t, keep, b_row, record = step.t, plan.keep, plan.b_row, read_record(plan.options)
-    T, row_bytes = plan.T, plan.H * plan.size
-    hs, hs_row = plan.hs + t * plan.hs_time + step.n0 * plan.hs_row, plan.hs_row
+    (flags, flags_row), row_bytes, draws = flags_of(plan, t), plan.H * plan.size, plan.draws
+    hs, hs_row, members, padded = hs_at(plan, t), plan.hs_row, plan.hs_members, plan.hs_padded
     h_lacks = plan.H - plan.P
     for u in range(step.u0, step.u1):
         left = units_from(ctx, plan, u)
@@ -68,12 +78,14 @@ def forward_gates(ctx):
             new, saved = forward(ctx, gates, before)
             if keep:
                 store_saved(ctx, saved, place_of(step.saved, u, row))
-            options = load_options(ctx, record, n, t, u, left, T, row_bytes)
+            flag, draw = flags + n * flags_row, draw_of(ctx, draws, t, n)
+            options = load_options(ctx, record, flag, draw, u, left, row_bytes)
             new, out, extra = end_step(ctx, new, before, options)
             if keep:
                 store_extra(ctx, extra, place_of(step.saved, u, row))
             store_states(ctx, new, place_of(step.after, u, row))
-            store_part(ctx, out[0], hs + k * hs_row + u * VECTOR_BYTES, left - h_lacks)
+            hs_place = hs + row_of_hs(n, hs_row, members, padded) + u * VECTOR_BYTES
+            store_part(ctx, out[0], hs_place, left - h_lacks)
             masked_h_address, _ = place_of(step.after, u, row + len(new) * step.after.number)
             store_masked_h(ctx, plan, record, n, u, left, new[0], masked_h_address)
 
@@ -82,6 +94,7 @@ def operand_gates(ctx):
     """A kernel: the operand of a step's second product."""
     plan, step = read_step(ctx)
     t, b_row, record = step.t, plan.b_row, read_record(plan.options)
+    (flags, flags_row), draws = flags_of(plan, t), plan.draws
     for u in range(step.u0, step.u1):
         left = units_from(ctx, plan, u)
         bias = load_bias(ctx, place_of(step.b, u, 0), b_row, left)
@@ -91,7 +104,8 @@ def operand_gates(ctx):
             gates = add_h_proj(ctx, gates, place_of(step.h_proj, u, row))
             gates = insert_normalised_early(ctx, gates, place_of(step.normalised, u, row))
             before = load_states(ctx, place_of(step.state, u, row))
-            options = load_options(ctx, record, n, t, u, left, plan.T, plan.H * plan.size)
+            flag, draw = flags + n * flags_row, draw_of(ctx, draws, t, n)
+            options = load_options(ctx, record, flag, draw, u, left, plan.H * plan.size)
             number = (operand(ctx, gates, before),)
             number = select_live(ctx, number, zeros_state(ctx)[:1], options)[0]
             if not plan.operand_gate:
@@ -102,27 +116,30 @@ def operand_gates(ctx):
 def backward_gates(ctx):
     """A kernel: from the gradient of the state after a step to those of its gates and old state."""
     plan, step = read_step(ctx)
-    t, record, T, row_bytes = step.t, read_record(plan.options), plan.T, plan.H * plan.size
-    before_step, dhs_time = plan.N * VECTOR_BYTES, plan.hs_time
-    dhs, dhs_row = plan.hs + t * dhs_time + step.n0 * plan.hs_row, plan.hs_row
+    t, record, row_bytes = step.t, read_record(plan.options), plan.H * plan.size
+    (flags, flags_row), draws = flags_of(plan, t), plan.draws
+    dhs, dhs_row, members, padded = hs_at(plan, t), plan.hs_row, plan.hs_members, plan.hs_padded
+    before_step, dhs_time = rows_at(plan, max(t - 1, 0)) * VECTOR_BYTES, dhs - hs_at(plan, t - 1)
     through_h, h_lacks = from_number(step.dstate, plan.states), plan.H - plan.P
     for u in range(step.u0, step.u1):
         left = units_from(ctx, plan, u)
         for k in range(step.rows):
-            n, row, dhs_place = step.n0 + k, k * VECTOR_BYTES, dhs + k * dhs_row + u * VECTOR_BYTES
+            n, row = step.n0 + k, k * VECTOR_BYTES
+            dhs_place = dhs + row_of_hs(n, dhs_row, members, padded) + u * VECTOR_BYTES
             state, normalised = place_of(step.state, u, row), place_of(step.normalised, u, row)
             saved, dstate_place = place_of(step.saved, u, row), place_of(step.dstate, u, row)
             prefetch_saved(ctx, saved, state, normalised, before_step, dhs_place - dhs_time)
             dh = load_part(ctx, dhs_place, left - h_lacks)
             h_grad = load(ctx, place_of(through_h, u, row)[0])
             h_grad = (times_recurrent_mask(ctx, plan, record, n, u, left, h_grad),)
-            options = load_options(ctx, record, n, t, u, left, T, row_bytes)
+            flag, draw = flags + n * flags_row, draw_of(ctx, draws, t, n)
+            options = load_options(ctx, record, flag, draw, u, left, row_bytes)
             dstate, extra = load_states(ctx, dstate_place), load_extra(ctx, saved)
             dnew, dskip, dinitial, dstate = begin_backward(
                 ctx, dstate, h_grad, (dh,), extra, options
             )
             add_dinitial(ctx, plan, record, n, u, options.resets, dinitial)
-            store_trace(ctx, plan, record, t, n, u, left, dstate)
+            store_trace(ctx, plan, record, flag, u, left, dstate)
             after, weights = place_of(step.after, u, row), place_of(step.weights, u, 0)
             numbers = load_saved(ctx, saved, after, weights, left, normalised)
             dgates, dold = backward(ctx, dnew, numbers, load_states(ctx, state))
@@ -136,6 +153,7 @@ def operand_backward_gates(ctx):
     """A kernel: add what comes back through the second product to a step's gradients."""
     plan, step = read_step(ctx)
     t, record = step.t, read_record(plan.options)
+    (flags, flags_row), draws = flags_of(plan, t), plan.draws
     for u in range(step.u0, step.u1):
         left = units_from(ctx, plan, u)
         for k in range(step.rows):
@@ -153,7 +171,8 @@ def operand_backward_gates(ctx):
             if not plan.operand_gate:
                 incoming = times_recurrent_mask(ctx, plan, record, n, u, left, incoming)
             more, old = operand_backward(ctx, incoming, dgates, dold, numbers, before)
-            options = load_options(ctx, record, n, t, u, left, plan.T, plan.H * plan.size)
+            flag, draw = flags + n * flags_row, draw_of(ctx, draws, t, n)
+            options = load_options(ctx, record, flag, draw, u, left, plan.H * plan.size)
             dgates, dold = (
                 select_live(ctx, more, dgates, options),
                 select_live(ctx, old, dold, options),

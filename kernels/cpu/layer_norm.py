@@ -22,7 +22,7 @@ from numba.core import types
 
 from ..layout import EPSILON
 from .kernel_abi import arguments, call, emits, jitted
-from .schedule import from_number, place_of, read_step, units_from
+from .schedule import from_number, place_of, read_step, rows_at, units_from
 from .simd import (
     VECTOR_BYTES,
     MaskType,
@@ -79,7 +79,7 @@ def _normalise(ctx, plan, step, side, add_side, store_numbers, out, count):
                 store_numbers(ctx, gates, place_of(step.normalised, u, row))
         call(plan.standardise, Standardising(
             numbers=out.start + n * VECTOR_BYTES, panel=out.panel, gates=count, units=plan.units,
-            H=plan.H, rows=rows, ahead=plan.N * VECTOR_BYTES,
+            H=plan.H, rows=rows, ahead=rows_at(plan, step.t) * VECTOR_BYTES,
         ))  # fmt: skip
 
 

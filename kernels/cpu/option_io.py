@@ -14,9 +14,9 @@ from numba.extending import intrinsic, overload, register_jitable
 from .. import step
 from ..emitted_draws import emit_drawn
 from ..step_options import VALUE_KINDS, StepValues
-from .kernel_abi import emits, inlined
+from .kernel_abi import emits, inlined, load_i64
 from .plan import OptionRecord
-from .schedule import place_of, step_panels
+from .schedule import first_row, place_of, step_panels
 from .simd import (
     VECTOR_BYTES,
     MaskType,
@@ -79,11 +79,24 @@ def _only_with(feature):
     return decorate
 
 
+@inlined
+def flags_of(plan, t):
+    """The place of the flags of a step's first row, and how far it is from one row to the next."""
+    return (first_row(plan, t), 1) if plan.firsts else (t, plan.T)
+
+
+@_only_with("zoneout")
+def draw_of(ctx, draws, t, n):
+    """What row n of step t adds to the counter of random masks."""
+    return (t << 32) + (load_i64(draws, n) if draws else n)
+
+
 @intrinsic
-def load_options(typing, ctx, record, n, t, u, left, T, row_bytes):
+def load_options(typing, ctx, record, flag, draw, u, left, row_bytes):
     """The options of a step as ``StepValues``, from an ``OptionRecord``.
 
-    T, row_bytes  flags in a row, and bytes of a row of H numbers
+    flag, draw  the place of its flags (``flags_of``) and its counter of random masks (``draw_of``)
+    row_bytes   bytes of a row of H numbers
     """
     vector, S = of_ctx(ctx), len(ctx.cell.states)
     of_kind = {
@@ -97,7 +110,7 @@ def load_options(typing, ctx, record, n, t, u, left, T, row_bytes):
     result = types.NamedTuple(kinds, StepValues)
 
     def codegen(context, builder, signature, args):
-        _, record, n, t, u, left, T, row_bytes = args
+        _, record, place_of_flags, draw, u, left, row_bytes = args
 
         def field(name):
             place = _I64(OptionRecord._fields.index(name))
@@ -108,7 +121,7 @@ def load_options(typing, ctx, record, n, t, u, left, T, row_bytes):
             return builder.load(builder.gep(start, [_I64(k)]))
 
         def flag(name):
-            address = builder.add(field(name), builder.add(builder.mul(n, T), t))
+            address = builder.add(field(name), place_of_flags)
             byte = builder.load(builder.inttoptr(address, _I8.as_pointer()))
             # in every lane: LLVM may make a branch of a single flag, and then rounds differently
             lanes = ir.VectorType(ir.IntType(32), vector.lanes)
@@ -129,7 +142,7 @@ def load_options(typing, ctx, record, n, t, u, left, T, row_bytes):
 
         def masks(name):
             first = builder.mul(u, _I64(vector.lanes))
-            counter = builder.add(field("first_counter"), builder.add(builder.shl(t, _I64(32)), n))
+            counter = builder.add(field("first_counter"), draw)
             seeds = [(number("seeds", k, _I64), number("thresholds", k, _I64)) for k in range(S)]
             words = ir.VectorType(ir.IntType(32), vector.lanes)
             return [emit_drawn(builder, words, *seed, counter, first) for seed in seeds]
@@ -148,7 +161,7 @@ def load_options(typing, ctx, record, n, t, u, left, T, row_bytes):
             members.append(context.make_tuple(builder, member, value) if is_tuple else value)
         return context.make_tuple(builder, result, members)
 
-    return result(ctx, record, *[types.int64] * 6), codegen
+    return result(ctx, record, *[types.int64] * 5), codegen
 
 
 @_only_with("recurrent_mask")
@@ -179,9 +192,9 @@ def add_dinitial(ctx, plan, record, n, u, is_reset, dinitial):
 
 
 @_only_with("trace")
-def store_trace(ctx, plan, record, t, n, u, left, dstate):
+def store_trace(ctx, plan, record, flag, u, left, dstate):
     if record.trace:
-        row, step = plan.H * plan.size, (n * plan.T + t) * len(dstate)
+        row, step = plan.H * plan.size, flag * len(dstate)
         store_rows(ctx, dstate, (record.trace + step * row + u * VECTOR_BYTES, row), left)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..cells import Cell
 from ..engine import Array
+from ..ragged import Ragged
 from ..step_options import StepOptions
 from .kernel_cache import NO_FEATURES
 from .packing import zeros
@@ -34,17 +35,30 @@ class OptionMemory:
     """The options of a pass's steps, and the memory that they point to.
 
     address  of the options, an ``OptionRecord``
-    trace    (N, T, S, H), filled by backward, or None if the options do not ask for it
+    trace    (N, T, S, H), filled by backward, or None if the options do not ask for it; of a ragged
+             batch (rows, 1, S, H)
     """
 
     trace: Array | None = None
     _dinitial: Array = None
 
-    def __init__(self, steps: StepOptions, cell: Cell, N: int, T: int, H: int, dtype: Any) -> None:
-        self._steps, self._sizes = steps, (N, T, len(cell.states), H, dtype)
-        defaults, words = _defaults(*self._sizes)
+    def __init__(
+        self,
+        steps: StepOptions,
+        cell: Cell,
+        sizes: tuple[int, int, int, int],
+        dtype: Any,
+        ragged: Ragged | None = None,
+    ) -> None:
+        """sizes: N, the rows and steps of xs, which say how many flags there are, and H."""
+        N, rows, T, H = sizes
+        self._steps, self._sizes = steps, (N, rows, T, len(cell.states), H, dtype)
+        defaults, words = _defaults(*self._sizes[1:])
         self._arrays, words = dict(defaults), dict(words)
-        for name, array in steps.arrays(dtype).items():
+        arrays = steps.arrays(dtype)
+        if ragged is not None and steps.resets is not None:
+            arrays["resets"] = ragged.a_step_ahead(np.array(steps.resets, np.uint8))
+        for name, array in arrays.items():
             array = np.ascontiguousarray(array, dtype if array.dtype.kind == "f" else None)
             self._arrays[name], words[name] = array, address_of(array)
         words["first_counter"] = steps.first_counter
@@ -59,10 +73,10 @@ class OptionMemory:
 
         dreset  (S, N, H), the gradient that resets in later segments have stopped
         """
-        found, (N, T, S, H, dtype) = copy(self), self._sizes
+        found, (N, rows, T, S, H, dtype) = copy(self), self._sizes
         words, lanes = dict(self._words), VECTOR_BYTES // dtype.itemsize
         if self._steps.trace:
-            found.trace = np.empty((N, T, S, H), dtype)
+            found.trace = np.empty((rows, T, S, H), dtype)
             words["trace"] = address_of(found.trace)
         if self._steps.resets is not None:
             units = -(-H // lanes)
@@ -80,7 +94,7 @@ class OptionMemory:
         """The gradient (S, N, H) that resets have stopped; None without resets."""
         if self._dinitial is None:
             return None
-        N, _, S, H, _ = self._sizes
+        N, _, _, S, H, _ = self._sizes
         _, units, _, lanes = self._dinitial.shape
         numbers = self._dinitial[:, :, :N].transpose(0, 2, 1, 3)
         return numbers.reshape(S, N, units * lanes)[:, :, :H]

@@ -46,6 +46,8 @@ class Plan(NamedTuple):
     units_at_once: int  # those whose pre-activations fill 16 KiB (forward._step)
     steps: int
     chunks: int
+    rows: int  # the most that a chunk has
+    x_rows: int  # the most rows of xs that become words at once
     # for steps as one function (``fused_step.py``): the number of the first one; for how many x Wx
     # is made ahead, and the bytes from step to step and from panel to panel there, or 0; how many
     # numbers of x each step multiplies itself; bytes of a row of units
@@ -75,6 +77,16 @@ class Plan(NamedTuple):
     rows_at_once: int  # whose numbers fill 16 KiB
     normalised_places: int  # the address of their places in the layout's order
     options: int  # the address of the steps' options (OptionRecord), or 0
+    # of a batch whose members differ in length (``ragged.py``), or 0: the addresses of tables, how
+    # many rows the steps before each step have, each chunk's first step, and what members add to
+    # the counter of random masks
+    firsts: int
+    chunk_starts: int
+    draws: int
+    # a table of what each member's first step is away from the start of hs, besides its number of
+    # rows; and 1, or 0 where it has a single number for all
+    hs_members: int
+    hs_padded: int
     x_blocks: int  # the addresses of the layout's tables
     h_blocks: int
     # kernels

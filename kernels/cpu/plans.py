@@ -5,6 +5,7 @@ the work, how much memory is needed, which kernels are called. A call fills in t
 """
 
 import ctypes
+import itertools
 import re
 import threading
 from collections.abc import Iterator, Sequence
@@ -111,6 +112,15 @@ def _filler(dtype: str, b_ndim: int) -> Any:
     return python_function(compiled(f"plan_kernels.{name}"), True, words)
 
 
+class Cut(NamedTuple):
+    """How time is cut into chunks (``schedule.py``)."""
+
+    steps: int  # the most of a chunk
+    chunks: int
+    rows: int  # the most of a chunk
+    lines: int  # at least as many as a panel of each chunk has rows, in all
+
+
 _ARRAYS, _SCRATCH, _KEPT, _END = PLACES["xs"], PLACES["pWx"], PLACES["state"], len(PLACES)
 _OPTIONS = PLACES["options"]
 
@@ -134,6 +144,7 @@ def plan_template(
     add: bool = False,
     word: int = 1,
     packed: bool = False,
+    cut: Cut | None = None,
 ) -> PlanTemplate:
     """How to run a pass over arrays of these sizes.
 
@@ -145,14 +156,15 @@ def plan_template(
     add         backward adds to what the weights' gradients are
     word        numbers in a word of the products' operands: 1, 2 of bfloat16, 4 in int8
     packed      the weights are in panels already, somewhere else
+    cut         how time is cut where members of the batch differ in length; the plan then lacks the
+                tables that say so
     """
     at = layout(cell, features)
     size = dtype.itemsize
     W = VECTOR_BYTES // size
     units, inputs = -(-H // W), -(-D // W)
     D_words, H_words, P_words = (-(-count // word) for count in (D, H, P))
-    steps = chunk or chunk_steps(cell, N, T, D, H, size)
-    chunks = -(-T // steps)
+    steps, chunks, of_chunk, lines = cut or dense_cut(cell, N, T, D, H, size, chunk)
     states, recurrent = len(cell.states), at.early + at.late
     kept_states = states + recurrent_mask
     normalised = len(at.normalised)
@@ -170,13 +182,15 @@ def plan_template(
         return size_of(count, rows) if word > 1 else 0
 
     ahead, back = entry == FORWARD, entry == BACKWARD
-    of_chunk, of_step, units_of_words = steps * N, N, -(-units // word)
+    of_step, units_of_words = N, -(-units // word)
     pairs_of_rows, gates_of_x_or_h = -(-of_chunk // 2), len(cell.gates) - at.weights
     scale_lines, scale_panels = (2, 1) if word == 4 else (0, 0)
-    x_rows = max(N, steps)
-    x_in_place, h_in_place = (  # the former times and rows are those of ``schedule.rows_of``
+    times, x_rows = chunks * min(N, steps), max(N, steps)  # as ``schedule.rows_of`` has them
+    if cut is not None:
+        times, x_rows = chunks, of_chunk
+    x_in_place, h_in_place = (
         ahead and word == 1 and not packed and read_in_place(times, rows_each)
-        for times, rows_each in ((chunks * min(N, steps), x_rows), (T, N))
+        for times, rows_each in ((times, x_rows), (T, N))
     )
     x_packed, h_packed = (not (packed or in_place) for in_place in (x_in_place, h_in_place))
     scratch = {
@@ -206,17 +220,17 @@ def plan_template(
         "operand_pairs": back * if_words(at.late and units, pairs_of_rows),
         "dgates_pairs": back * if_words(gates_of_x_or_h * units, pairs_of_rows),
     }
-    kept_chunks = chunks if keep else 1
+    kept_lines = (lines if keep else of_chunk | 1) * VECTOR_BYTES
     kept = {
-        "state": kept_chunks * size_of(kept_states * units, of_chunk),
+        "state": kept_lines * kept_states * units,
         "last_state": size_of(kept_states * units, of_step),
-        "saved": keep * chunks * size_of(at.n_stored * units, of_chunk),
-        "operand": kept_chunks * size_of(at.late and units, of_chunk),
-        "normalised": kept_chunks * size_of(normalised * (units + 1), of_chunk),
+        "saved": keep * kept_lines * at.n_stored * units,
+        "operand": kept_lines * (at.late and units),
+        "normalised": kept_lines * normalised * (units + 1),
     }
     fused = (  # a step as one function
         ahead and N == 1 == shards == word and T >= FUSED_FROM
-        and not (packed or normalised or features or recurrent_mask)
+        and not (packed or normalised or features or recurrent_mask or cut)
     )  # fmt: skip
     x_fields, row = x_ahead(cell, T, D, H, size), units * VECTOR_BYTES
     projects = not x_fields["x_inner"]
@@ -233,7 +247,8 @@ def plan_template(
         self_address=0, thread=0, shards=shards, job=0, team=0, split_batch=split_batch,
         no_barrier=no_barrier,
         packed=packed, x_in_place=x_in_place, h_in_place=h_in_place, keep=keep, add=add,
-        N=N, T=T, D=D, H=H, P=P, units=units, steps=steps, chunks=chunks,
+        N=N, T=T, D=D, H=H, P=P, units=units, steps=steps, chunks=chunks, rows=of_chunk,
+        x_rows=x_rows,
         word=word, D_words=D_words, H_words=H_words, P_words=P_words,
         scale_lines=scale_lines, scale_panels=scale_panels, h_bounded=h_bounded,
         operand_bounded=operand_bounded,
@@ -245,7 +260,8 @@ def plan_template(
         n_stored=at.n_stored,
         normalised_early=len(at.normalised_early), normalised_late=len(at.normalised_late),
         rows_at_once=max(1, 16384 // ((normalised or 1) * units * VECTOR_BYTES)),
-        normalised_places=_table(at.normalised), options=0,
+        normalised_places=_table(at.normalised), options=0, firsts=0, chunk_starts=0, draws=0,
+        hs_members=_table((0,)), hs_padded=0,
         **x_fields, first=0, row=row,
         x_blocks=_table(at.x_blocks), h_blocks=_table(at.h_blocks),
         **_fused_kernels(cell, dtype.name, projects) if fused
@@ -281,18 +297,31 @@ _MOST_ROWS = 0, 32, 4, 1  # for weights that are read once, twice, three times
 FUSED_FROM = 4  # steps of one sequence, for which ``fused_step.py`` packs the weights
 
 
-def chunk_steps(cell: Cell, N: int, T: int, D: int, H: int, size: int) -> int:
-    """Into chunks of how many steps time is cut; at least two, if there are two.
+def chunk_rows(cell: Cell, D: int, H: int, size: int) -> int:
+    """About how many rows a chunk has.
 
-    (Two: by units a thread reads the deltas of step k + 1 while others write those of step k.)
     256 rows leave a chunk in the second cache; where the weights do not fit there either, more
     rows, so that the gradients of the weights are fetched and added to less often (measured).
     """
     weight_bytes = size * (D + H) * H * len(cell.gates)
-    rows = min(256 + weight_bytes // 20_000, 768)
-    most = max(2, -(-rows // max(N, 1)))
+    return min(256 + weight_bytes // 20_000, 768)
+
+
+def chunk_steps(cell: Cell, N: int, T: int, D: int, H: int, size: int) -> int:
+    """Into chunks of how many steps time is cut; at least two, if there are two.
+
+    (Two: by units a thread reads the deltas of step k + 1 while others write those of step k.)
+    """
+    most = max(2, -(-chunk_rows(cell, D, H, size) // max(N, 1)))
     chunks = -(-T // most)
     return -(-T // chunks)
+
+
+def dense_cut(cell: Cell, N: int, T: int, D: int, H: int, size: int, steps: int = 0) -> Cut:
+    """How time is cut where all members have all steps; ``steps`` of a chunk, 0: the best."""
+    steps = steps or chunk_steps(cell, N, T, D, H, size)
+    chunks = -(-T // steps)
+    return Cut(steps, chunks, steps * N, chunks * (steps * N | 1))
 
 
 def _offsets(sizes: dict[str, int]) -> dict[str, int]:
@@ -446,6 +475,22 @@ def read_saved_states(made: PlanTemplate, kept: SavedBuffer, cell: Cell) -> tupl
         len(cell.states), N, plan.chunks * plan.steps, plan.units * lanes
     )
     return tuple(np.ascontiguousarray(state) for state in numbers[:, :, :T, :H])
+
+
+def read_ragged_states(
+    made: PlanTemplate, kept: SavedBuffer, cell: Cell, firsts: Sequence[int]
+) -> tuple[Array, ...]:
+    """The same of a ragged batch, (rows, H) each; ``firsts``: at which row each chunk begins."""
+    plan = Plan._make(int(word) for word in made.plan[:_END])
+    lanes, panels = VECTOR_BYTES // plan.size, plan.kept_states * plan.units
+    start = (kept.address + plan.state - address_of(kept.memory)) // plan.size
+    S, found = len(cell.states), []
+    for chunk, (first, end) in enumerate(itertools.pairwise(firsts)):
+        rows, place = end - first, start + (first + chunk) * panels * lanes
+        numbers = kept.memory[place : place + panels * (rows | 1) * lanes]
+        numbers = numbers.reshape(plan.kept_states, plan.units, rows | 1, lanes)[:S, :, :rows]
+        found.append(numbers.transpose(0, 2, 1, 3).reshape(S, rows, -1)[:, :, : plan.H])
+    return tuple(np.concatenate(found, axis=1))
 
 
 _of_thread = threading.local()

@@ -19,10 +19,22 @@ is at once what the next step multiplies by Wh and what dWh is made of:
                            ...          (after a chunk's last step: row 0 of the next chunk;
                                          after the last of all: ``last_state``)
 
+Where members differ in length (``ragged.py``) the longest come first, and step t works on the first
+``rows_at(t)`` of them. Rows of later steps move up:
+
+    state, unit-panel u:   row 0..3     h before step 0, of members 0 1 2 3
+                           row 4..6     h before step 1, of members 0 1 2
+                           row 7        h before step 2, of member  0
+    last_state             row 0..3     what came after the last step of each member
+
+xs and hs lie like that, too: the rows of a step side by side, then those of the next. Chunks have
+as many rows as those of a dense batch, and so differ in steps.
+
 The pass is cut into phases and shards (``threads.py``). In the phases of time a shard has
 
     split_batch some rows of the batch, all units: forward meets the others at the end of the pass,
-                backward at the end of each chunk, before its weight gradients
+                backward at the end of each chunk, before its weight gradients; where members differ
+                in length, both at the end of each chunk, which shares its own members
     otherwise   all rows, some units: all meet after every step, since h Wh needs every unit's h
                 (twice where there is a second product; not where there is none at all)
 
@@ -45,7 +57,7 @@ dxs and by items of dWx and dWh (a panel of rows by four unit-panels of a gate e
 
 from typing import Any, NamedTuple
 
-from .kernel_abi import arguments, arguments_address, call, inlined, jitted
+from .kernel_abi import arguments, arguments_address, call, inlined, jitted, load_i64
 from .panels import Unpacking
 from .plan_kernels import read_plan
 from .simd import VECTOR_BYTES, lanes_of
@@ -76,25 +88,92 @@ def shard_range(count, shard, shards):
 
 
 @jitted
-def rows_and_units(plan, shard):
-    """The rows of the batch and the units that a shard works on."""
-    n0, n1, u0, u1 = 0, plan.N, 0, plan.units
+def rows_and_units(plan, rows, shard):
+    """The rows of the batch, of the first so many, and the units that a shard works on."""
+    n0, n1, u0, u1 = 0, rows, 0, plan.units
     if plan.split_batch:
-        n0, n1 = shard_range(plan.N, shard, plan.shards)
+        n0, n1 = shard_range(rows, shard, plan.shards)
     else:
         u0, u1 = shard_range(plan.units, shard, plan.shards)
     return n0, n1, u0, u1
 
 
 @inlined
-def chunk_at(plan, start, panels, chunk):
-    """Where a chunk begins among all chunks that are kept."""
-    return start + plan.keep * chunk * panels * panel_of(plan.steps * plan.N)
+def first_row(plan, t):
+    """How many rows the steps before step t have."""
+    return load_i64(plan.firsts, t) if plan.firsts else t * plan.N
+
+
+@inlined
+def rows_at(plan, t):
+    """How many members of the batch have a step t."""
+    if plan.firsts:
+        return load_i64(plan.firsts, t + 1) - load_i64(plan.firsts, t)
+    return plan.N if t < plan.T else 0
+
+
+@inlined
+def chunk_start(plan, chunk):
+    """The first step of a chunk."""
+    return load_i64(plan.chunk_starts, chunk) if plan.firsts else chunk * plan.steps
 
 
 @jitted
 def steps_in(plan, chunk):
-    return min(plan.steps, plan.T - chunk * plan.steps)
+    start = chunk_start(plan, chunk)
+    end = chunk_start(plan, chunk + 1) if plan.firsts else min(start + plan.steps, plan.T)
+    return end - start
+
+
+@inlined
+def row_in_chunk(plan, chunk, k):
+    """The row of a chunk at which its step k begins."""
+    if plan.firsts:
+        start = chunk_start(plan, chunk)
+        return first_row(plan, start + k) - first_row(plan, start)
+    return k * plan.N
+
+
+@inlined
+def rows_in(plan, chunk):
+    """How many rows a chunk has."""
+    return row_in_chunk(plan, chunk, steps_in(plan, chunk))
+
+
+@inlined
+def chunk_panel(plan, chunk):
+    """Bytes from one panel of a chunk that may be kept to the next."""
+    return panel_of(rows_in(plan, chunk) if plan.firsts and plan.keep else plan.rows)
+
+
+@inlined
+def chunk_at(plan, start, panels, chunk):
+    """Where a chunk begins among all chunks that are kept."""
+    lines = chunk * (plan.rows | 1)
+    if plan.firsts:  # a line more for each panel before, which has an odd number of rows
+        lines = first_row(plan, chunk_start(plan, chunk)) + chunk
+    return start + plan.keep * lines * panels * VECTOR_BYTES
+
+
+@inlined
+def at_step(plan, t, row, time):
+    """Bytes from the caller's step 0 to step t; ``row`` and ``time`` from a row or step to the
+    next.
+    """
+    return first_row(plan, t) * row if plan.firsts else t * time
+
+
+@inlined
+def hs_at(plan, t):
+    """Where the hs of step t begin; those of row n are ``row_of_hs`` away."""
+    if plan.firsts and not plan.hs_padded:
+        return plan.hs + first_row(plan, t) * plan.hs_row
+    return plan.hs + t * plan.hs_time
+
+
+@inlined
+def row_of_hs(n, hs_row, members, padded):
+    return n * hs_row + load_i64(members, n * padded)
 
 
 class Panels(NamedTuple):
@@ -126,9 +205,17 @@ def from_number(panels, number):
 @inlined
 def chunk_panels(plan, start, numbers, chunk, k, n):
     """Panels of a chunk, with so many numbers in a tuple, from row n of step k on."""
-    panel = panel_of(plan.steps * plan.N)
+    panel = chunk_panel(plan, chunk)
     start = chunk_at(plan, start, numbers * plan.units, chunk)
-    return Panels(start + (k * plan.N + n) * VECTOR_BYTES, panel, plan.units * panel)
+    row = row_in_chunk(plan, chunk, k) + n
+    return Panels(start + row * VECTOR_BYTES, panel, plan.units * panel)
+
+
+@inlined
+def scratch_panels(plan, start, chunk, k, n):
+    """The same of numbers that no chunk keeps for itself."""
+    panel, row = panel_of(plan.rows), row_in_chunk(plan, chunk, k) + n
+    return Panels(start + row * VECTOR_BYTES, panel, plan.units * panel)
 
 
 @inlined
@@ -140,17 +227,17 @@ def step_panels(plan, start, n):
 
 @inlined
 def state_at(plan, chunk, k, n):
-    """The state before step k of a chunk."""
-    if chunk * plan.steps + k == plan.T:
+    """The state before step k of a chunk; of members that do not have it, their last one."""
+    if n >= rows_at(plan, chunk_start(plan, chunk) + k):
         return step_panels(plan, plan.last_state, n)
-    if k == plan.steps:
+    if k == steps_in(plan, chunk):
         chunk, k = chunk + 1, 0
     return chunk_panels(plan, plan.state, plan.kept_states, chunk, k, n)
 
 
 @inlined
 def shard_panels(plan, start, numbers, steps, k, n0, n1):
-    """A shard's own panels, of the rows n0..n1 of some steps, from step k on.
+    """A shard's own panels, of the rows n0..n1 of some steps, from step k on, in a dense batch.
 
     They lie apart from the other shards', lest a processor that fetches ahead takes their lines.
     """
@@ -186,28 +273,36 @@ class Step(NamedTuple):
 def step_at(plan, chunk, k, n0, n1, u0, u1):
     """Step k of a chunk."""
     gate = plan.H * plan.size
-    op_proj = shard_panels(plan, plan.op_proj, plan.late + plan.operand_gate, 1, 0, n0, n1)
+    if plan.firsts:  # some of a shard's rows may end, so that n1 is no measure
+        x_proj = scratch_panels(plan, plan.x_proj, chunk, k, n0)
+        h_proj = step_panels(plan, plan.h_proj, n0)
+        op_proj = step_panels(plan, plan.op_proj, n0)
+    else:
+        x_proj = shard_panels(plan, plan.x_proj, plan.x_gates, plan.steps, k, n0, n1)
+        h_proj = shard_panels(plan, plan.h_proj, plan.early, 1, 0, n0, n1)
+        op_proj = shard_panels(plan, plan.op_proj, plan.late + plan.operand_gate, 1, 0, n0, n1)
     operand = chunk_panels(plan, plan.operand, 1, chunk, k, n0)
-    dgates = chunk_panels(plan, plan.dgates, 0, 0, k, n0)
+    dgates = scratch_panels(plan, plan.dgates, chunk, k, n0)
     doperand = step_panels(plan, plan.doperand, n0)
     if plan.operand_gate:
         operand, doperand = op_proj, from_number(dgates, plan.gates - plan.weights - 1)
-    count, panel = plan.units + 1, panel_of(plan.steps * plan.N)  # one more: 1 / deviation
+    count, panel = plan.units + 1, chunk_panel(plan, chunk)  # one more: 1 / deviation
     normalised = (plan.normalised_early + plan.normalised_late) * count
     normalised = chunk_at(plan, plan.normalised, normalised, chunk)
+    normalised += (row_in_chunk(plan, chunk, k) + n0) * VECTOR_BYTES
     return Step(
-        chunk * plan.steps + k,
+        chunk_start(plan, chunk) + k,
         n0,
         n1 - n0,
         u0,
         u1,
         Panels(plan.b, VECTOR_BYTES, gate),
         Panels(plan.b + plan.x_gates * gate, VECTOR_BYTES, gate),
-        shard_panels(plan, plan.x_proj, plan.x_gates, plan.steps, k, n0, n1),
-        shard_panels(plan, plan.h_proj, plan.early, 1, 0, n0, n1),
+        x_proj,
+        h_proj,
         op_proj,
         operand,
-        Panels(normalised + (k * plan.N + n0) * VECTOR_BYTES, panel, count * panel),
+        Panels(normalised, panel, count * panel),
         state_at(plan, chunk, k, n0),
         state_at(plan, chunk, k + 1, n0),
         chunk_panels(plan, plan.saved, plan.n_stored, chunk, k, n0),
@@ -235,6 +330,19 @@ def read_step(ctx):
     p = arguments(ctx, StepArguments)
     plan = read_plan(p.plan)
     return plan, step_at(plan, p.chunk, p.k, p.n0, p.n1, p.u0, p.u1)
+
+
+@jitted
+def call_by_ends(plan, kernel, step, u0, u1):
+    """Call a step's kernel, which uses the state after it: once for the rows that go on, and once
+    for those that end, whose state then lies elsewhere.
+    """
+    chunk, k, n0, n1 = step
+    going = max(n0, min(n1, rows_at(plan, chunk_start(plan, chunk) + k + 1)))
+    if n0 < going:
+        call(kernel, StepArguments(plan, chunk, k, n0, going, u0, u1))
+    if going < n1:
+        call(kernel, StepArguments(plan, chunk, k, going, n1, u0, u1))
 
 
 @inlined

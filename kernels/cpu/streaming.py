@@ -202,7 +202,7 @@ class _Call:
             packed[make] = weights
             plan, memory = make(layer, xs, hs, cut, weights, options.features)
             if zoneout:
-                there = OptionMemory(options, cell, N, T, H, dtype)
+                there = OptionMemory(options, cell, (N, N, T, H), dtype)
                 write(plan, options=there.address)
                 self._kept.append(there)
             self.plans.append(plan)

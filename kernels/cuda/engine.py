@@ -116,6 +116,7 @@ class CudaEngine(DeviceEngine):
     ) -> tuple[Array, State, Any]:
         expect_consistent(cell, xs, state, params)
         N, T, D = xs.shape
+        xs = steps.live_inputs(self.xp, xs)
         with self.gpu.products(self.precision), _room_for(cell, N, T, D, cell.hidden_size(params)):
             return self._forward(cell, xs, state, params, steps)
 

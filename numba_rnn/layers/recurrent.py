@@ -285,8 +285,7 @@ class TimeRecurrent(CellLayer):
         self.forget()  # before there are two blocks' worth
 
         steps: dict[str, Any] = {}
-        if mask is not None:  # what is left out may be anything, NaN too
-            xs = engine.xp.where(engine.to_device(mask)[:, :, None], xs, xs.dtype.type(0))
+        if mask is not None:
             steps["mask"] = mask
         if resets is not None:
             steps["resets"] = resets
@@ -295,6 +294,7 @@ class TimeRecurrent(CellLayer):
         params = self.cell_params
         factors: tuple[Array | None, dict[str, Array]] = None, {}
         if self.regularisers is not None:
+            xs = StepOptions(mask=mask).live_inputs(engine.xp, xs)
             xs, params, more, factors = self._regularised(xs, params, engine)
             steps |= more
         every = self._checkpoint_every
@@ -302,7 +302,7 @@ class TimeRecurrent(CellLayer):
         if steps or every or trace:
             chosen = StepOptions(**steps, checkpoint_every=every, trace=trace)
         if trace:  # it is looked at later, when an optimiser has changed the parameters
-            xs, params = xs.copy(), [param.copy() for param in params]
+            xs, params = chosen.live_inputs(engine.xp, xs.copy()), [p.copy() for p in params]
         hs, self.state, saved = engine.forward(self.cell, xs, state, params, chosen)
         if trace:
             self.trace = Trace(self.cell, engine, xs, params, chosen, saved)
