@@ -25,19 +25,24 @@ from .backend import Engine, engine_of_param
 from .kernels import cells
 from .kernels.cells import Cell, WrittenCell
 from .kernels.engine import Gradients
+from .kernels.ragged import Ragged
 from .kernels.step_options import NO_OPTIONS, StepOptions
 from .layers.param_checks import validate_params
-from .typing import Array, BoolArray
+from .typing import Array, BoolArray, Integers
 from .validation import (
+    as_array,
     expect_array,
     expect_float,
+    expect_ids,
     expect_int,
     expect_writable,
     validate_array,
     validate_flags,
 )
 
-__all__ = ["Gradients", "Record", "Result", "StepOptions", "backward", "forward", "step"]
+__all__ = [
+    "Gradients", "Record", "Result", "StepOptions", "backward", "forward", "forward_packed", "step",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False, repr=False, slots=True, weakref_slot=True)
@@ -62,6 +67,8 @@ class Record:
         float32 or float64.
     saved : object
         Opaque: its form is the engine's own.
+    rows : int or None
+        R, the number of steps of all members together, of ``forward_packed``; else None.
     """
 
     cell: Cell
@@ -70,6 +77,7 @@ class Record:
     sizes: tuple[int, int, int, int, int]
     dtype: np.dtype[Any]
     saved: Any
+    rows: int | None = None
 
     def __repr__(self) -> str:
         names = "NTDHP" if self.cell.projected else "NTDH"
@@ -161,10 +169,90 @@ def forward(
     state = _accept_state(cell, "", state, (N, H, P), dtype, here)
     if options is not NO_OPTIONS:
         options = _accept_options(cell, options, (N, T, H), dtype, here)
-        if options.mask is not None:  # what is left out may be anything, NaN too
-            xs = here.xp.where(here.to_device(options.mask)[:, :, None], xs, dtype.type(0))
     hs, after, saved = here.forward(cell, xs, state, params, options)
     return Result(hs, after, Record(cell, here, options, (N, T, D, H, P), dtype, saved))
+
+
+def forward_packed(
+    cell: str | Cell | WrittenCell,
+    xs: Array,
+    counts: Integers,
+    state: Sequence[Array | None] | None,
+    params: Sequence[Array],
+    options: StepOptions = NO_OPTIONS,
+) -> Result:
+    """Run a cell over a batch whose members differ in length, without padding.
+
+    Time and memory are those of the steps that there are.
+
+    Parameters
+    ----------
+    cell : str, Cell or WrittenCell
+        The cell, or its name.
+    xs : (R, D) array, float32 or float64
+        The inputs of all members at step 0, the longest member first, then those of step 1, and so
+        on: the ``data`` of a PackedSequence of PyTorch.
+    counts : (T,) integers
+        How many members have each step, never more than have the one before: its ``batch_sizes``.
+        Their sum is R, and the first is N.
+    state : sequence of (N, H) arrays, or None
+        The state before the first step, in the order of ``cell.states``. A state that is left out
+        or None is 0.
+    params : sequence of arrays
+        The parameters, in the order and the shapes of ``cell.shapes(D, H)``.
+    options : StepOptions, default none
+        The options of the steps, of which mask and resets have to be None.
+
+    Returns
+    -------
+    Result
+        The hidden states (R, H), the state after the last step of each member, and the record for
+        ``backward``, which takes and returns gradients in the shapes of xs and hs.
+
+    Raises
+    ------
+    ValueError
+        If a shape does not fit, or counts grow, or a number of the options is out of range.
+    TypeError
+        If the dtypes differ, or an argument is not an array.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numba_rnn import cells
+    >>> params = [np.full(shape, 0.1) for shape in cells.get("gru").shapes(3, 5).values()]
+    >>> hs, (h,), record = forward_packed("gru", np.ones((6, 3)), [2, 2, 1, 1], None, params)
+    >>> hs.shape, h.shape, bool((h[1] == hs[3]).all())
+    ((6, 5), (2, 5), True)
+    >>> backward(record, np.ones_like(hs)).xs.shape
+    (6, 3)
+    """
+    cell = cells.get(cell)
+    params, here = _accept_params(cell, params)
+    (D, _), dtype = params[0].shape, params[0].dtype
+    H, P = cell.hidden_size(params), cell.output_size(params)
+    counts = as_array("counts", counts)
+    expect_ids("counts", counts, ("T",), np.iinfo(np.int64).max)
+    counts = counts.astype(np.int64)
+    if (more := np.diff(counts) > 0).any():
+        t = int(more.argmax())
+        raise ValueError(
+            f"counts: expected no step with more members than the one before, got {counts[t + 1]} "
+            f"at {t + 1} after {counts[t]}; members come from the longest to the shortest"
+        )
+    members = Ragged.of_counts(counts)
+    N, T, rows = members.N, members.steps, members.rows
+    xs = validate_array("xs", xs, (rows, D), dtype, here)
+    state = _accept_state(cell, "", state, (N, H, P), dtype, here)
+    if options is not NO_OPTIONS:
+        options = _accept_options(cell, options, (N, T, H), dtype, here)
+        if options.mask is not None or options.resets is not None:
+            raise ValueError(
+                "options: expected neither mask nor resets, which forward takes, with padded xs"
+            )
+    hs, after, saved = here.forward_packed(cell, xs, members, state, params, options)
+    sizes = N, T, D, H, P
+    return Result(hs, after, Record(cell, here, options, sizes, dtype, saved, rows))
 
 
 def backward(
@@ -222,12 +310,14 @@ def backward(
             f"{type(record).__name__}{hint}"
         )
     cell, here, (N, T, D, H, P), dtype = record.cell, record.engine, record.sizes, record.dtype
-    zeros = here.xp.zeros((N, T, P), dtype) if dhs is None else None
-    dhs = zeros if dhs is None else validate_array("dhs", dhs, (N, T, P), dtype, here)
+    shape = (N, T, P) if record.rows is None else (record.rows, P)
+    zeros = here.xp.zeros(shape, dtype) if dhs is None else None
+    dhs = zeros if dhs is None else validate_array("dhs", dhs, shape, dtype, here)
     known = _accept_state(cell, "d", dstate, (N, H, P), dtype, here)
     if out is not None:
         out = _accept_out(cell, out, (D, H, P), dtype, here)
-    found = here.backward(cell, dhs, known, record.saved, inputs, out)
+    run = here.backward if record.rows is None else here.backward_packed
+    found = run(cell, dhs, known, record.saved, inputs, out)
     if found.initial is not None and record.options.resets is None:
         found = found._replace(initial=None)  # zeros of some engines
     return found

@@ -38,7 +38,8 @@ def run(
 
     module, place  which direction of which layer it is: its form is ``module._form(place)``
     state          the states before, None: zeros
-    mask           (N, T) bool array: the steps that are there; None: all
+    mask           (N, T) bool array: the steps that are there; None: all; or the batch sizes of a
+                   PackedSequence, whose data xs is, and hs
 
     torch.compile leaves it as it is. Raises TypeError for other dtypes than float32 and float64,
     RuntimeError while torch.jit.trace or torch.export records what it cannot see, and for
@@ -119,11 +120,14 @@ def _forward(
     """
     state, weights = rest[:states], rest[states:]
     params = form.params_again(weights) if same else form.params(weights)
-    options = NO_OPTIONS if mask is None else StepOptions(mask=mask)
+    given = form.cell, array_of(xs)
     with _torch_threads(engine()):
-        hs, after, record = functional.forward(
-            form.cell, array_of(xs), _arrays(state) or None, params, options
-        )
+        if isinstance(mask, torch.Tensor):
+            found = functional.forward_packed(*given, mask.numpy(), _arrays(state) or None, params)
+        else:
+            options = NO_OPTIONS if mask is None else StepOptions(mask=mask)
+            found = functional.forward(*given, _arrays(state) or None, params, options)
+    hs, after, record = found
     return tuple(tensor_of(array) for array in (hs, *after)), record
 
 

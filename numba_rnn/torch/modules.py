@@ -7,10 +7,11 @@ They are subclasses that differ in ``forward`` alone: parameters, their start an
 from typing import Any, NoReturn
 
 import torch
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence
 
 from ..kernels import cells
 from ..kernels.cells import Cell, WrittenCell
+from ..kernels.ragged import Ragged
 from ..layers import TimeRecurrent
 from .autograd import refuse_recording, run
 from .weights import CellWeights, Form, TorchWeights
@@ -72,9 +73,8 @@ class _Runs(_NotRecorded, torch.nn.RNNBase):
         order, back = packed.sorted_indices, packed.unsorted_indices
         state = self._states(hx, 3, order)
         self._check(packed.data, state, packed.batch_sizes)
-        xs, lengths = _padded(packed.data, packed.batch_sizes)
-        hs, states = self._run(xs, state, lengths)
-        output = PackedSequence(_packed(hs, lengths), packed.batch_sizes, order, back)
+        hs, states = self._run(packed.data, state, packed.batch_sizes)
+        output = PackedSequence(hs, packed.batch_sizes, order, back)
         return output, tuple(_reordered(s, back) for s in states)
 
     def _of_tensor(self, xs: torch.Tensor, hx: Any) -> tuple[torch.Tensor, Tensors]:
@@ -114,48 +114,56 @@ class _Runs(_NotRecorded, torch.nn.RNNBase):
             self.check_forward_args(xs, given if self.mode == "LSTM" else given[0], batch_sizes)
 
     def _run(
-        self, xs: torch.Tensor, state: Tensors | None, lengths: Any = None
+        self, xs: torch.Tensor, state: Tensors | None, sizes: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, Tensors]:
         """xs (N, T, D) -> the last layer's hs, and the states after (layers * directions, N, ·).
 
-        lengths  (N,) from the longest down; None: all T
+        sizes  the batch sizes of a PackedSequence, whose data xs is, and hs
         """
-        mask = None
-        if lengths is not None and bool((lengths < xs.shape[1]).any()):
-            mask = torch.arange(xs.shape[1])[None] < lengths[:, None]
         after: list[Tensors] = []
+        turned = None
+        if self.bidirectional and sizes is not None:
+            turned = torch.from_numpy(Ragged.of_counts(sizes.numpy()).turned)
         for k in range(self.num_layers):
             if k and self.dropout and self.training:
-                xs = self._dropped(xs, lengths)
-            xs, last = self._layer(k, xs, state, mask)
+                xs = self._dropped(xs, sizes)
+            xs, last = self._layer(k, xs, state, sizes, turned)
             after += last
         return xs, tuple(torch.stack(one) for one in zip(*after, strict=True))
 
-    def _dropped(self, xs: torch.Tensor, lengths: Any) -> torch.Tensor:
+    def _dropped(self, xs: torch.Tensor, sizes: torch.Tensor | None) -> torch.Tensor:
         """Dropout between two layers: of the numbers, and in the order, that torch.nn drops in."""
-        if lengths is None:
-            out = xs.transpose(0, 1).contiguous()
-            return torch.nn.functional.dropout(out, self.dropout).transpose(0, 1)
-        dropped = torch.nn.functional.dropout(_packed(xs, lengths), self.dropout)
-        sizes = (lengths > torch.arange(xs.shape[1])[:, None]).sum(1)
-        return _padded(dropped, sizes)[0]
+        if sizes is not None:
+            return torch.nn.functional.dropout(xs, self.dropout)
+        out = xs.transpose(0, 1).contiguous()
+        return torch.nn.functional.dropout(out, self.dropout).transpose(0, 1)
 
     def _layer(
-        self, k: int, xs: torch.Tensor, state: Tensors | None, mask: torch.Tensor | None
+        self,
+        k: int,
+        xs: torch.Tensor,
+        state: Tensors | None,
+        sizes: torch.Tensor | None,
+        turned: torch.Tensor | None,
     ) -> tuple[torch.Tensor, list[Tensors]]:
-        """Layer k in all directions: xs (N, T, ·) -> hs, and the states after each direction."""
+        """Layer k in all directions: xs -> hs, and the states after each direction.
+
+        turned  where the rows of a PackedSequence are when time runs backwards
+        """
+
+        def turn(rows: torch.Tensor) -> torch.Tensor:
+            return rows.flip(1) if turned is None else rows.index_select(0, turned)
+
         directions = 2 if self.bidirectional else 1
         outputs, after = [], []
         for direction in range(directions):
             place = k * directions + direction
             before = None if state is None else [s[place] for s in state]
             weights = [getattr(self, name) for name in self._all_weights[place]]
-            seen, present = (xs, mask) if not direction else (xs.flip(1), _flipped(mask))
-            there = None if present is None else present.numpy()
-            hs, last = run(self, place, seen, before, weights, there)
-            outputs.append(hs.flip(1) if direction else hs)
+            hs, last = run(self, place, turn(xs) if direction else xs, before, weights, sizes)
+            outputs.append(turn(hs) if direction else hs)
             after.append(last)
-        return outputs[0] if directions == 1 else torch.cat(outputs, 2), after
+        return outputs[0] if directions == 1 else torch.cat(outputs, -1), after
 
     def _new_form(self, place: int) -> Form:
         family = "rnn" if self.mode.startswith("RNN") else self.mode.lower()
@@ -166,27 +174,6 @@ class _Runs(_NotRecorded, torch.nn.RNNBase):
 
 def _reordered(state: torch.Tensor, order: Any) -> torch.Tensor:
     return state if order is None else state.index_select(1, order)
-
-
-# As torch's functions do it, which refuse a batch of no rows, or lose its gradient.
-
-
-def _padded(data: torch.Tensor, sizes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The data of a PackedSequence by length as rows (N, T, ·), and their lengths (N,)."""
-    if not len(data):
-        return data[:, None].expand(-1, len(sizes), -1), sizes[:0]
-    return pad_packed_sequence(PackedSequence(data, sizes), batch_first=True)
-
-
-def _packed(xs: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Rows (N, T, ·) as the data of a PackedSequence."""
-    if not len(xs):
-        return xs.flatten(0, 1)
-    return pack_padded_sequence(xs, lengths, batch_first=True).data
-
-
-def _flipped(mask: torch.Tensor | None) -> torch.Tensor | None:
-    return None if mask is None else mask.flip(1)
 
 
 class RNN(_Runs, torch.nn.RNN):
