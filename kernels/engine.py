@@ -71,6 +71,34 @@ class Gradients(NamedTuple):
     states: Array | None = None
 
 
+class GateRows(NamedTuple):
+    """A cell's step between products that its caller makes, in memory that has an address.
+
+    A row of gx holds blocks of H numbers, one for each gate that x Wx feeds, a row of gh those that
+    h Wh feeds, products and biases summed up. All arrays are dense and of one dtype.
+
+    Attributes
+    ----------
+    forward : callable
+        ``forward(N, H, gx, gh, saved, blocks, *states, *new_states)``: all but N, H and blocks are
+        addresses. A row of ``saved`` has ``blocks`` blocks, at least ``stored``; saved may be gx,
+        and a new state an old one or a block of gx.
+    backward : callable
+        ``backward(N, H, dgx, dgh, saved, blocks, *dnew, *states, *new_states, *dstates)``. The
+        address 0 in dnew stands for zeros. What comes back through h Wh is not in dstates. Where
+        every gate has both sides dgh would be dgx, and is not written.
+    stored : int
+        How many blocks a step saves.
+    needs_new : bool
+        Whether backward reads the new states. If not, their addresses may be anything.
+    """
+
+    forward: Callable[..., Any]
+    backward: Callable[..., Any]
+    stored: int
+    needs_new: bool
+
+
 class Engine:
     """Forward and backward of any cell over a whole sequence, and services for arrays.
 
@@ -393,6 +421,28 @@ class Engine:
             A stream with the attributes and methods of ``EngineStream``.
         """
         return EngineStream(self, layers, affine, batch)
+
+    def gate_rows(
+        self, cell: Cell, blocks: tuple[tuple[int, int, int], ...], dtype: str
+    ) -> GateRows | None:
+        """Find the fastest step of a cell between products that the caller makes.
+
+        Parameters
+        ----------
+        cell : Cell
+            The cell.
+        blocks : tuple of (int, int, int)
+            For each of its gates: the block in gx, the block in gh (-1: none), and what the gate is
+            times there, 1 or -1.
+        dtype : str
+            "float32" or "float64".
+
+        Returns
+        -------
+        GateRows or None
+            None if the engine has none, or the cell more than one product of its state.
+        """
+        return None
 
     def using_openmp(self, parallel: int, count: int) -> AbstractContextManager[None]:
         """Use the threads of an OpenMP runtime in a ``with`` block instead of the engine's own.

@@ -706,10 +706,9 @@ def test_accelerate_says_what_it_leaves_and_is_undone():
         "b: Own(3, 5) is left as it is: it has its own forward",
         "c: Checked(3, 5) is left as it is: it has its own forward",
         "d: torch.nn.GRU(3, 5) is left as it is: it has its own forward",
-        "e: torch.nn.LSTMCell(3, 5) is left as it is: it computes single steps; "
-        "numba_rnn.torch computes whole sequences",
     ]
     swapped = [
+        "e: torch.nn.LSTMCell(3, 5) -> numba_rnn.torch.LSTMCell",
         "f: torch.nn.RNN(3, 5) -> numba_rnn.torch.RNN",
         "g: Named(its name, 3, 5) -> numba_rnn.torch.LSTM",
     ]

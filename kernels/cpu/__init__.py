@@ -14,6 +14,7 @@ forward.py, backward.py    (for one sequence, in one function: fused_step.py)
    |                  (../step.py, option_io.py, option_memory.py)
    +-> layer_norm.py  between the two, for gates that are normalised over a row's units
 
+gate_rows.py   a cell between products that the caller makes (gate_rows_kernels.py)
 product.py     products of large matrices     } items, shared out by parallel_for.py
 training.py    optimisers, norms, losses      }
 ragged_rows.py rows of members that differ    }

@@ -27,6 +27,7 @@ from . import (
     bfloat16,
     forward,
     fused_step,
+    gate_rows_kernels,
     gates,
     gemm,
     int8,
@@ -45,8 +46,9 @@ from . import (
 from .kernel_cache import CompileError, Kernel, Variant, content_of
 
 _MODULES = (  # in which names of kernels are looked up
-    backward, bfloat16, forward, fused_step, gates, gemm, int8, layer_norm, panels,
-    parallel_kernels, plan_kernels, product_kernels, ragged_kernels, stream_kernels, thread_kernels,
+    backward, bfloat16, forward, fused_step, gate_rows_kernels, gates, gemm, int8, layer_norm,
+    panels, parallel_kernels, plan_kernels, product_kernels, ragged_kernels, stream_kernels,
+    thread_kernels,
     training_kernels,
 )  # fmt: skip
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from .. import disk_cache
 from ..cells import Cell
-from ..engine import Array, Engine, Gradients, State, expect_consistent, written
+from ..engine import Array, Engine, GateRows, Gradients, State, expect_consistent, written
 from ..quantisation import QuantisedWeight, expect_trainable, is_quantised
 from ..ragged import Ragged
 from ..reference import NumpyEngine
@@ -26,6 +26,7 @@ from ..sparse_rows import SparseRows, numbers_of
 from ..step_options import NO_OPTIONS, StepOptions
 from . import kernel_cache, product, threads, training
 from .dropout import dropout
+from .gate_rows import gate_rows
 from .kernel_cache import CompileError, Compiler
 from .launch import SequenceRun
 from .packing import pack_quantised
@@ -337,6 +338,11 @@ class NumbaEngine(NumpyEngine):
         bfloat16: bool = False,
     ) -> NumbaStream:
         return NumbaStream(layers, affine, batch, shards, bfloat16 or self._bfloat16)
+
+    def gate_rows(
+        self, cell: Cell, blocks: tuple[tuple[int, int, int], ...], dtype: str
+    ) -> GateRows | None:
+        return None if self._bfloat16 else gate_rows(cell, blocks, dtype)
 
     def using_openmp(self, parallel: int, count: int) -> AbstractContextManager[None]:
         return threads.team.borrow(parallel, count)

@@ -33,7 +33,7 @@ _SCRATCH, _KEPT, _END = PLACES["pWx"], PLACES["state"], len(PLACES)
 
 
 @emits(types.int64)
-def _integer(builder, address):
+def integer(builder, address):
     """The value of an int of Python's."""
     kind = ir.FunctionType(_I64, [_I64])
     function = cgutils.get_or_insert_function(builder.module, kind, "numba_rnn_integer")
@@ -75,8 +75,8 @@ def _filler(b_ndim):
                 return as_object(me, False)
         if not (_is_dense(start) and _is_dense(end)):
             return as_object(me, False)
-        behind, scratch = _integer(load_i64(objects, 14)), _integer(load_i64(objects, 15))
-        kept, address = _integer(load_i64(objects, 16)), array_at(load_i64(objects, 0)).data
+        behind, scratch = integer(load_i64(objects, 14)), integer(load_i64(objects, 15))
+        kept, address = integer(load_i64(objects, 16)), array_at(load_i64(objects, 0)).data
         plan.self_address = address
         plan.xs, plan.xs_row, plan.xs_time = (
             xs.data,
@@ -96,11 +96,11 @@ def _filler(b_ndim):
         )
         plan.dxs, plan.dWx, plan.dWh, plan.dWr = dxs.data, dWx.data, dWh.data, dWr.data + behind
         plan.db = db.data
-        if not _integer(load_i64(objects, 17)):
+        if not integer(load_i64(objects, 17)):
             plan.dxs = 0
         _add_to_fields(address, _SCRATCH, _KEPT, scratch)
         _add_to_fields(address, _KEPT, _END, kept)
-        if _integer(load_i64(objects, 18)):
+        if integer(load_i64(objects, 18)):
             state = release_gil()
             call_at(plan.entry, address)
             take_gil(state)

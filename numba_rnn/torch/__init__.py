@@ -18,6 +18,16 @@ with optional_import("torch", "numba_rnn.torch"):
     import torch as _torch  # noqa: F401
 
 from .accelerating import accelerate, restore
-from .modules import GRU, LSTM, RNN, Recurrent
+from .modules import GRU, LSTM, RNN, GRUCell, LSTMCell, Recurrent, RNNCell
 
-__all__ = ["GRU", "LSTM", "RNN", "Recurrent", "accelerate", "restore"]
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "GRUCell",
+    "LSTMCell",
+    "RNNCell",
+    "Recurrent",
+    "accelerate",
+    "restore",
+]

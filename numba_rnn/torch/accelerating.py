@@ -9,21 +9,23 @@ from torch.nn.utils import parametrize
 
 from ..kernels import deprecated
 from .autograd import FLOATS
-from .modules import GRU, LSTM, RNN, Recurrent
+from .modules import GRU, LSTM, OWN_NAMES, RNN, GRUCell, LSTMCell, Recurrent, RNNCell
 
 Model = TypeVar("Model", bound=torch.nn.Module)
-_SWAPS: dict[type, type] = {torch.nn.RNN: RNN, torch.nn.LSTM: LSTM, torch.nn.GRU: GRU}
+_SWAPS: dict[type, type] = {
+    torch.nn.RNN: RNN, torch.nn.LSTM: LSTM, torch.nn.GRU: GRU,
+    torch.nn.RNNCell: RNNCell, torch.nn.LSTMCell: LSTMCell, torch.nn.GRUCell: GRUCell,
+}  # fmt: skip
 _OURS = tuple(_SWAPS.values())
 
 
 @deprecated.arguments(tell="log")
 def accelerate(model: Model, log: Callable[[str], None] = print) -> Model:
-    """Run torch.nn.RNN, LSTM and GRU of a model on the engines of numba_rnn.
+    """Run torch.nn.RNN, LSTM, GRU and their cells of a model on the engines of numba_rnn.
 
     The modules stay the same objects, with their parameters, hooks, parametrizations and names, so
     an optimiser that was made before goes on. ``restore`` undoes it. Subclasses are swapped, too,
-    unless they define forward themselves. Modules in half precision and modules of a single step,
-    such as torch.nn.LSTMCell, are left alone.
+    unless they define forward themselves. Modules in half precision are left alone.
 
     Parameters
     ----------
@@ -52,12 +54,7 @@ def accelerate(model: Model, log: Callable[[str], None] = print) -> Model:
         where = f"{name or 'the model'}: {_spelled(module)}"
         dtypes = {param.dtype for param in module.parameters()}
         swap = None if "forward" in vars(module) else _replaced(type(module), _swap)
-        if isinstance(module, torch.nn.RNNCellBase):
-            log(
-                f"{where} is left as it is: it computes single steps; numba_rnn.torch computes "
-                "whole sequences"
-            )
-        elif swap is None:
+        if swap is None:
             log(f"{where} is left as it is: it has its own forward")
         elif not dtypes <= set(FLOATS):
             dtype = ", ".join(map(str, dtypes))
@@ -96,7 +93,8 @@ def restore(model: Model, log: Callable[[str], None] = print) -> Model:
             log(f"{where} is left as it is: no torch class computes the same")
         else:
             module.__class__ = theirs
-            vars(module).pop("_forms", None)
+            for own in OWN_NAMES:
+                vars(module).pop(own, None)
     return model
 
 
@@ -120,7 +118,7 @@ def _swap(kind: type) -> type | None:
 def _has_forward_of(kind: type, theirs: Any) -> bool:
     """Whether a subclass computes as torch's class does."""
     names = "forward", "permute_hidden"
-    return all(getattr(kind, name) is getattr(theirs, name) for name in names)
+    return all(getattr(kind, name, None) is getattr(theirs, name, None) for name in names)
 
 
 def _replaced(kind: type, replacement: Callable[[type], type | None]) -> type | None:

@@ -13,10 +13,12 @@ from ..kernels import cells
 from ..kernels.cells import Cell, WrittenCell
 from ..kernels.ragged import Ragged
 from ..layers import TimeRecurrent
-from .autograd import refuse_recording, run
+from .autograd import FLOATS, refuse_recording, run
+from .steps import PLAIN, is_plain, is_plain_call, kind_of, run_step
 from .weights import CellWeights, Form, TorchWeights
 
 Tensors = tuple[torch.Tensor, ...]
+OWN_NAMES = "_forms", "_sources", "_source"  # what a module keeps beside what torch's has
 
 
 class _NotRecorded(torch.nn.Module):
@@ -39,7 +41,7 @@ class _NotRecorded(torch.nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """A copy makes its own forms."""
         own: Any = super().__getstate__()  # type: ignore[no-untyped-call]
-        return {name: value for name, value in own.items() if name != "_forms"}
+        return {name: value for name, value in own.items() if name not in OWN_NAMES}
 
 
 class _Runs(_NotRecorded, torch.nn.RNNBase):
@@ -63,11 +65,65 @@ class _Runs(_NotRecorded, torch.nn.RNNBase):
         h_n : tensor, or tuple of tensors for an LSTM
             The last state h_n, or (h_n, c_n), in the shapes of hx.
         """
+        if not torch.compiler.is_compiling() and is_plain_call():
+            found = self._one_step(input, hx)
+            if found is not None:
+                return found
         if isinstance(input, torch.fx.Proxy):
             refuse_recording()
         of_kind = self._of_packed if isinstance(input, PackedSequence) else self._of_tensor
         output, states = of_kind(input, hx)
         return output, tuple(states) if self.mode == "LSTM" else states[0]
+
+    def _one_step(self, xs: Any, hx: Any) -> Any:
+        """The results for a single step of time; None where it is not one, or not for steps."""
+        if type(xs) not in PLAIN or not xs.is_cpu or xs.dtype not in FLOATS or self.proj_size:
+            return None
+        time, shape, dtype = int(self.batch_first), xs.shape, xs.dtype
+        if len(shape) != 3 or shape[time] != 1 or shape[2] != self.input_size:
+            return None
+        kind, N = kind_of(self.mode), shape[1 - time]
+        step = kind.rows(dtype)
+        if step is None or not N:
+            return None
+        directions, count = 2 if self.bidirectional else 1, kind.states
+        places, before = directions * self.num_layers, hx if count == 2 else (hx,)
+        if hx is None:
+            before = (xs.new_zeros((1, N, self.hidden_size)),) * count
+        elif not isinstance(before, (tuple, list)) or len(before) != count:
+            return None
+        else:
+            for state in before:
+                if not is_plain(state, dtype) or state.shape != (places, N, self.hidden_size):
+                    return None
+        x, after, own = xs, [], self._parameters
+        sources = self.__dict__.setdefault("_sources", {})
+        for k in range(self.num_layers):
+            if k and self.dropout and self.training:
+                x = torch.nn.functional.dropout(x, self.dropout)
+            outputs = []
+            for place in range(k * directions, (k + 1) * directions):
+                weights: Any = [
+                    own[name] if name in own else getattr(self, name)
+                    for name in self._all_weights[place]
+                ]
+                for weight in weights:
+                    if type(weight) not in PLAIN:
+                        return None
+                if len(weights) == 2:
+                    weights += None, None
+                states = before
+                if hx is not None and places > 1:
+                    states = [state[place : place + 1] for state in before]
+                new = run_step(kind, step, x, states, weights, sources, place)
+                after.append(new)
+                outputs.append(new[0])
+            x = outputs[0] if directions == 1 else torch.cat(outputs, 2)
+        if places == 1:
+            states, x = after[0], x.clone()  # who changes the one in place keeps the other
+        else:
+            states = tuple([torch.cat(one) for one in zip(*after, strict=True)])
+        return x.transpose(0, 1) if time else x, states if count == 2 else states[0]
 
     def _of_packed(self, packed: PackedSequence, hx: Any) -> tuple[PackedSequence, Tensors]:
         order, back = packed.sorted_indices, packed.unsorted_indices
@@ -170,6 +226,123 @@ class _Runs(_NotRecorded, torch.nn.RNNBase):
         activation = "relu" if self.mode == "RNN_RELU" else "tanh"
         names = [name.rpartition("_l")[0] for name in self._all_weights[place]]
         return TorchWeights(family, activation, names)
+
+
+class _RunsCell(torch.nn.RNNCellBase):
+    """The forward of the cells: a step of its own where torch runs operations as they come.
+
+    Elsewhere (torch.compile, torch.func, autocast, other devices and dtypes, wrong arguments) the
+    operators of torch's cell do, with all their rules and errors.
+    """
+
+    _mode = ""
+
+    def forward(self, input: Any, hx: Any = None) -> Any:  # noqa: A002 (torch's name)
+        """Run a step, with the arguments and results of torch.nn.
+
+        Parameters
+        ----------
+        input : (N, D) or (D,) tensor
+            The input.
+        hx : tensor, or tuple of tensors for an LSTM, optional
+            The state before the step: h, or (h, c), each (N, H) or (H,); zeros if left out.
+
+        Returns
+        -------
+        tensor, or tuple of tensors for an LSTM
+            The state after the step, in the shapes of hx.
+        """
+        if not torch.compiler.is_compiling() and is_plain_call():
+            new = self._step(input, hx)
+            if new is not None:
+                return new
+        return super().forward(input, hx)
+
+    def _step(self, x: Any, hx: Any) -> Any:
+        """The state after the step; None where it is for torch's cell."""
+        if type(x) not in PLAIN or not x.is_cpu or x.dtype not in FLOATS:
+            return None
+        if x.dim() == 1:
+            return self._step_of_one(x, hx)
+        kind, dtype, shape = kind_of(self._mode or self.nonlinearity), x.dtype, x.shape
+        step = kind.rows(dtype)
+        if step is None or len(shape) != 2 or not shape[0] or shape[1] != self.input_size:
+            return None
+        shape, count = (shape[0], self.hidden_size), kind.states
+        if hx is None:
+            states: Any = (x.new_zeros(shape),) * count
+        else:
+            states = hx if count == 2 else (hx,)
+            if len(states) != count:
+                return None
+            for state in states:
+                if not is_plain(state, dtype) or state.shape != shape:
+                    return None
+        own = self._parameters
+        weights = [own[name] if name in own else getattr(self, name) for name in _OF_A_CELL]
+        for weight in weights:
+            if type(weight) not in PLAIN and weight is not None:
+                return None
+        new = run_step(kind, step, x, states, weights, self.__dict__)
+        return new if count == 2 else new[0]
+
+    def _step_of_one(self, x: torch.Tensor, hx: Any) -> Any:
+        """The same without a batch."""
+        states = hx if isinstance(hx, (tuple, list)) else () if hx is None else (hx,)
+        if any(type(s) not in PLAIN or s.dim() != 1 for s in states):
+            return None
+        rows = [state.unsqueeze(0) for state in states]
+        given = rows if isinstance(hx, (tuple, list)) else rows[0] if rows else None
+        new = self._step(x.unsqueeze(0), given)
+        if isinstance(new, tuple):
+            return tuple(s.squeeze(0) for s in new)
+        return None if new is None else new.squeeze(0)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy makes a source of its own."""
+        own: Any = super().__getstate__()  # type: ignore[no-untyped-call]
+        return {name: value for name, value in own.items() if name not in OWN_NAMES}
+
+
+_OF_A_CELL = "weight_ih", "weight_hh", "bias_ih", "bias_hh"
+
+
+class RNNCell(_RunsCell, torch.nn.RNNCell):
+    """torch.nn.RNNCell on the engines of numba_rnn, with the same arguments.
+
+    Examples
+    --------
+    >>> import torch
+    >>> RNNCell(3, 5)(torch.ones(2, 3)).shape
+    torch.Size([2, 5])
+    """
+
+
+class LSTMCell(_RunsCell, torch.nn.LSTMCell):
+    """torch.nn.LSTMCell on the engines of numba_rnn, with the same arguments.
+
+    Examples
+    --------
+    >>> import torch
+    >>> h, c = LSTMCell(3, 5)(torch.ones(2, 3))
+    >>> h.shape, c.shape
+    (torch.Size([2, 5]), torch.Size([2, 5]))
+    """
+
+    _mode = "LSTM"
+
+
+class GRUCell(_RunsCell, torch.nn.GRUCell):
+    """torch.nn.GRUCell on the engines of numba_rnn, with the same arguments.
+
+    Examples
+    --------
+    >>> import torch
+    >>> GRUCell(3, 5)(torch.ones(2, 3)).shape
+    torch.Size([2, 5])
+    """
+
+    _mode = "GRU"
 
 
 def _reordered(state: torch.Tensor, order: Any) -> torch.Tensor:
