@@ -421,15 +421,45 @@ def test_torch_compile_leaves_it_alone():
     torch.testing.assert_close(ours.weight_hh_l0.grad, theirs.weight_hh_l0.grad)
 
 
+EXPORTERS = {
+    "jit.trace": lambda model, xs: torch.jit.trace(model, (xs,)),
+    "jit.script": lambda model, xs: torch.jit.script(model),
+    "export": lambda model, xs: torch.export.export(model, (xs,)).module(),
+}
+
+
+class InAModel(torch.nn.Module):
+    def __init__(self, recurrent):
+        super().__init__()
+        self.recurrent, self.affine = recurrent, torch.nn.Linear(5, 2)
+
+    def forward(self, xs):
+        return self.affine(self.recurrent(xs)[0])
+
+
 @pytest.mark.filterwarnings("ignore")
-def test_what_it_would_record_as_constants_is_not_traced():
-    _, ours = pair("lstm", 3, 5)
-    with torch.no_grad(), pytest.raises(RuntimeError, match="treat them as constants"):
-        torch.jit.trace(ours.eval(), (torch.randn(4, 2, 3),))
-    model = restore(torch.nn.Sequential(ours))
-    traced = torch.jit.trace(model.eval(), (torch.randn(4, 2, 3),))
-    xs = torch.randn(4, 2, 3)
-    torch.testing.assert_close(traced(xs)[0], model(xs)[0])
+@pytest.mark.parametrize("kind", ["lstm", "gru", "relu"])
+@pytest.mark.parametrize("export", EXPORTERS.values(), ids=EXPORTERS)
+def test_exporters_see_the_operators_of_torch(export, kind):
+    theirs, ours = pair(kind, 3, 5)
+    model, xs = InAModel(ours).eval(), torch.randn(4, 2, 3)
+    with torch.no_grad():
+        exported = export(model, xs)
+        torch.testing.assert_close(exported(xs), model.affine(theirs(xs)[0]))
+    # jit.script puts what it takes into the model itself
+    left = type(theirs) if export is EXPORTERS["jit.script"] else type(ours)
+    assert type(model.recurrent) is left
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["lstm", "gru", "relu"])
+def test_onnx_is_exported_as_torch_exports_it(kind):
+    onnx = pytest.importorskip("onnx")
+    _, ours = pair(kind, 3, 5)
+    file = io.BytesIO()
+    torch.onnx.export(ours.eval(), (torch.randn(4, 2, 3),), file, dynamo=False)
+    nodes = onnx.load_from_string(file.getvalue()).graph.node
+    assert kind.upper().replace("RELU", "RNN") in [node.op_type for node in nodes]
 
 
 @pytest.mark.parametrize("model", [3, None, {}, [torch.nn.GRU(3, 5)], torch.nn.GRU], ids=repr)
@@ -439,9 +469,10 @@ def test_only_modules_are_swapped(change, model):
         change(model)
 
 
+EXPORTED = EXPORTERS["jit.script"], (lambda model, xs: torch.export.export(model, (xs,)))
 RECORDERS = {
-    "jit.script": lambda model, xs: torch.jit.script(model),
-    "export": lambda model, xs: torch.export.export(model, (xs,)),
+    "jit.script": EXPORTED[0],
+    "export": EXPORTED[1],
     "export, strict": lambda model, xs: torch.export.export(model, (xs,), strict=True),
     "fx": lambda model, xs: torch.fx.symbolic_trace(model),
     "make_fx": lambda model, xs: torch.fx.experimental.proxy_tensor.make_fx(model)(xs),
@@ -451,40 +482,39 @@ RECORDERS = {
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("record", RECORDERS.values(), ids=RECORDERS)
 def test_whatever_records_operations_is_refused_with_the_remedy(record):
-    class Model(torch.nn.Module):
-        def __init__(self, recurrent):
-            super().__init__()
-            self.recurrent, self.affine = recurrent, torch.nn.Linear(5, 2)
-
-        def forward(self, xs):
-            hs, _ = self.recurrent(xs)
-            return self.affine(hs)
-
     _, ours = pair("lstm", 3, 5)
     xs = torch.randn(4, 2, 3)
-    for model in (Model(ours), Model(numba_rnn.torch.Recurrent("mgu", 3, 5))):
+    models = [InAModel(numba_rnn.torch.Recurrent("mgu", 3, 5)), InAModel(ours)]
+    for model in models[: 1 if record in EXPORTED else 2]:
         with torch.no_grad(), pytest.raises(Exception, match=re.escape("torch.restore(model)")):
             record(model.eval(), xs)
     if record is not RECORDERS["export, strict"]:  # which takes no LSTM of torch's, either
         with torch.no_grad():
-            assert record(restore(Model(ours).eval()), xs) is not None
+            assert record(restore(InAModel(ours).eval()), xs) is not None
 
 
-@pytest.mark.parametrize("grad", [True, False])
-def test_half_precision_is_refused(grad):
-    model, xs = (
-        torch.nn.Sequential(torch.nn.Linear(3, 3), pair("lstm", 3, 5)[1]),
-        torch.ones(4, 2, 3),
-    )
-    says = r"got torch\.bfloat16; switch torch\.autocast off"
-    with (
-        torch.set_grad_enabled(grad),
-        torch.autocast("cpu", dtype=torch.bfloat16),
-        pytest.raises(TypeError, match=says),
-    ):
-        model(xs)
-    with pytest.raises(TypeError, match=r"expected float32 or float64, got torch\.bfloat16"):
-        model.bfloat16()(xs.bfloat16())
+def test_half_precision_is_refused():
+    module = pair("lstm", 3, 5)[1].bfloat16()
+    says = r"expected float32 or float64, got torch\.bfloat16; module\.float\(\)"
+    with pytest.raises(TypeError, match=says):
+        module(torch.ones(4, 2, 3).bfloat16())
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru", "relu"])
+@pytest.mark.parametrize("arrives", [torch.float32, torch.bfloat16])
+def test_in_autocast_it_computes_in_float32_and_returns_what_torch_does(kind, arrives):
+    theirs, ours = pair(kind, 3, 5)
+    xs, h = torch.randn(4, 2, 3).to(arrives), torch.randn(1, 2, 5).to(arrives)
+    hx = (h, h) if kind == "lstm" else h
+    want, _ = theirs(xs.float(), (h.float(), h.float()) if kind == "lstm" else h.float())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        a, b = theirs(xs, hx), ours(xs, hx)
+        flat = [[out, *(s if kind == "lstm" else (s,))] for out, s in (a, b)]
+        assert [t.dtype for t in flat[0]] == [t.dtype for t in flat[1]]
+        assert torch.equal(b[0], ours.float()(xs, hx)[0])
+    torch.testing.assert_close(b[0].float(), want.to(b[0].dtype).float())
+    b[0].float().sum().backward()
+    assert ours.weight_hh_l0.grad.dtype is torch.float32
 
 
 def test_tensors_without_numbers_are_refused():

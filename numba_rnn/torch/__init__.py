@@ -3,7 +3,7 @@
     import numba_rnn.torch
 
     model = numba_rnn.torch.accelerate(model)         an existing model: one line
-    model = numba_rnn.torch.restore(model)            and back, to save it with torch.jit, say
+    model = numba_rnn.torch.restore(model)            and back
     rnn = numba_rnn.torch.LSTM(100, 200, num_layers=2)    in place of torch.nn.LSTM
     rnn = numba_rnn.torch.Recurrent("mgu", 100, 200)      any cell, or your own
 

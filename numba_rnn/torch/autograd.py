@@ -42,7 +42,7 @@ def run(
                    PackedSequence, whose data xs is, and hs
 
     torch.compile leaves it as it is. Raises TypeError for other dtypes than float32 and float64,
-    RuntimeError while torch.jit.trace or torch.export records what it cannot see, and for
+    RuntimeError while something records the operations that it cannot see, and for
     derivatives other than first ones in reverse mode.
     """
     if getattr(torch.compiler, "is_exporting", bool)():  # torch has it from 2.7 on
@@ -68,6 +68,14 @@ def refuse_recording() -> NoReturn:
     )
 
 
+def is_exported() -> bool:
+    """Whether torch.jit.trace or torch.export, or the ONNX exporter through them, looks on."""
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    exporting = getattr(torch.compiler, "is_exporting", bool)()  # torch has it from 2.7 on
+    # (strict export takes no LSTM of torch's, either)
+    return tracing or bool(exporting and not torch.compiler.is_dynamo_compiling())
+
+
 def _is_recording() -> bool:
     """Whether torch.jit.trace, or make_fx, writes down the operations that are run."""
     proxies = sys.modules.get("torch.fx.experimental.proxy_tensor")
@@ -87,7 +95,7 @@ def _expect_runs_here(tensors: Sequence[torch.Tensor]) -> None:
         if tensor.dtype not in FLOATS:
             raise TypeError(
                 f"input and weights: expected float32 or float64, got {tensor.dtype}; "
-                "switch torch.autocast off where the module is called"
+                f"module.float() and input.float() make it float32; {_REMEDY}"
             )
 
 

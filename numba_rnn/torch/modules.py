@@ -4,7 +4,7 @@ They are subclasses that differ in ``forward`` alone: parameters, their start an
 ``state_dict`` and ``extra_repr`` are torch's own.
 """
 
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch.nn.utils.rnn import PackedSequence
@@ -13,7 +13,7 @@ from ..kernels import cells
 from ..kernels.cells import Cell, WrittenCell
 from ..kernels.ragged import Ragged
 from ..layers import TimeRecurrent
-from .autograd import FLOATS, refuse_recording, run
+from .autograd import FLOATS, is_exported, refuse_recording, run
 from .steps import PLAIN, is_plain, is_plain_call, kind_of, run_step
 from .weights import CellWeights, Form, TorchWeights
 
@@ -24,7 +24,7 @@ OWN_NAMES = "_forms", "_sources", "_source"  # what a module keeps beside what t
 class _NotRecorded(torch.nn.Module):
     """A module that torch.jit.script and torch.fx.symbolic_trace refuse, with a remedy."""
 
-    def __prepare_scriptable__(self) -> NoReturn:
+    def __prepare_scriptable__(self) -> Any:
         refuse_recording()
 
     def _new_form(self, place: int) -> Form:
@@ -44,7 +44,22 @@ class _NotRecorded(torch.nn.Module):
         return {name: value for name, value in own.items() if name not in OWN_NAMES}
 
 
-class _Runs(_NotRecorded, torch.nn.RNNBase):
+class _Scriptable(torch.nn.Module):
+    """A module in whose place torch.jit.script takes torch's own, with the same parameters.
+
+    torch puts that into the model as well, as ``restore`` does.
+    """
+
+    def __prepare_scriptable__(self) -> Any:
+        kinds = type(self).__mro__
+        kind: Any = next(k for k in kinds if k.__module__ == torch.nn.RNNBase.__module__)
+        theirs = kind.__new__(kind)
+        own = {name: value for name, value in vars(self).items() if name not in OWN_NAMES}
+        vars(theirs).update(own)
+        return theirs
+
+
+class _Runs(_Scriptable, _NotRecorded, torch.nn.RNNBase):
     """The forward of all three."""
 
     def forward(self, input: Any, hx: Any = None) -> Any:  # noqa: A002 (torch's name)
@@ -71,6 +86,25 @@ class _Runs(_NotRecorded, torch.nn.RNNBase):
                 return found
         if isinstance(input, torch.fx.Proxy):
             refuse_recording()
+        if is_exported():
+            return super().forward(input, hx)  # torch's operators, which others know
+        if torch._C._is_any_autocast_enabled():
+            data = input.data if isinstance(input, PackedSequence) else input
+            if torch.is_autocast_enabled(data.device.type):
+                return self._autocast(input, hx, data)
+        return self._forward(input, hx)
+
+    def _autocast(self, input: Any, hx: Any, data: torch.Tensor) -> Any:  # noqa: A002
+        """Inside torch.autocast: computed in the weights' dtype, and returned in torch.nn's."""
+        device, inner = data.device.type, getattr(self, self._all_weights[0][0]).dtype
+        outer = torch.get_autocast_dtype(device)
+        if self.mode == "GRU" and device == "cpu":  # which torch does not cast there
+            outer = data.dtype
+        with torch.autocast(device, enabled=False):
+            output, state = self._forward(input.to(inner), _to(hx, inner))
+        return output.to(outer), _to(state, outer)
+
+    def _forward(self, input: Any, hx: Any) -> Any:  # noqa: A002
         of_kind = self._of_packed if isinstance(input, PackedSequence) else self._of_tensor
         output, states = of_kind(input, hx)
         return output, tuple(states) if self.mode == "LSTM" else states[0]
@@ -228,7 +262,7 @@ class _Runs(_NotRecorded, torch.nn.RNNBase):
         return TorchWeights(family, activation, names)
 
 
-class _RunsCell(torch.nn.RNNCellBase):
+class _RunsCell(_Scriptable, torch.nn.RNNCellBase):
     """The forward of the cells: a step of its own where torch runs operations as they come.
 
     Elsewhere (torch.compile, torch.func, autocast, other devices and dtypes, wrong arguments) the
@@ -343,6 +377,13 @@ class GRUCell(_RunsCell, torch.nn.GRUCell):
     """
 
     _mode = "GRU"
+
+
+def _to(state: Any, dtype: torch.dtype) -> Any:
+    """A state in another dtype."""
+    if isinstance(state, (tuple, list)):
+        return tuple(_to(one, dtype) for one in state)
+    return state.to(dtype) if isinstance(state, torch.Tensor) else state
 
 
 def _reordered(state: torch.Tensor, order: Any) -> torch.Tensor:
