@@ -32,14 +32,14 @@ def run(
     xs: torch.Tensor,
     state: Sequence[torch.Tensor] | None,
     weights: Sequence[torch.Tensor],
-    mask: Any = None,
+    options: StepOptions | torch.Tensor = NO_OPTIONS,
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
     """xs (N, T, D) -> hs (N, T, H), and the states (N, H) after each row's last step.
 
     module, place  which direction of which layer it is: its form is ``module._form(place)``
     state          the states before, None: zeros
-    mask           (N, T) bool array: the steps that are there; None: all; or the batch sizes of a
-                   PackedSequence, whose data xs is, and hs
+    options        which steps are there, and before which the state is reset; or the batch sizes
+                   of a PackedSequence, whose data xs is, and hs
 
     torch.compile leaves it as it is. Raises TypeError for other dtypes than float32 and float64,
     RuntimeError while something records the operations that it cannot see, and for
@@ -49,14 +49,14 @@ def run(
         refuse_recording()
     if torch.compiler.is_dynamo_compiling():
         outside = torch.compiler.disable(run)  # type: ignore[no-untyped-call]
-        return outside(module, place, xs, state, weights, mask)
+        return outside(module, place, xs, state, weights, options)
     given = tuple(state or ())
     tensors = xs, *given, *weights
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     _expect_runs_here(tensors)
     _expect_reverse_mode(tensors, keep)
     call: Callable[..., Any] = _Node.apply if keep else _without_gradient
-    hs, *after = call(module._form(place), mask, len(given), xs, *given, *weights)
+    hs, *after = call(module._form(place), options, len(given), xs, *given, *weights)
     return hs, tuple(after)
 
 
@@ -120,7 +120,12 @@ def _expect_reverse_mode(tensors: Sequence[torch.Tensor | None], keep: bool) -> 
 
 
 def _forward(
-    form: Form, mask: Any, states: int, xs: torch.Tensor, rest: Sequence[torch.Tensor], same: bool
+    form: Form,
+    options: StepOptions,
+    states: int,
+    xs: torch.Tensor,
+    rest: Sequence[torch.Tensor],
+    same: bool,
 ) -> tuple[tuple[torch.Tensor, ...], Record]:
     """hs and the states after, and the record.
 
@@ -130,10 +135,10 @@ def _forward(
     params = form.params_again(weights) if same else form.params(weights)
     given = form.cell, array_of(xs)
     with _torch_threads(engine()):
-        if isinstance(mask, torch.Tensor):
-            found = functional.forward_packed(*given, mask.numpy(), _arrays(state) or None, params)
+        if isinstance(options, torch.Tensor):
+            sizes = options.numpy()
+            found = functional.forward_packed(*given, sizes, _arrays(state) or None, params)
         else:
-            options = NO_OPTIONS if mask is None else StepOptions(mask=mask)
             found = functional.forward(*given, _arrays(state) or None, params, options)
     hs, after, record = found
     return tuple(tensor_of(array) for array in (hs, *after)), record
@@ -145,15 +150,15 @@ def _arrays(tensors: Sequence[Any]) -> list[Any]:
 
 
 def _without_gradient(
-    form: Form, mask: Any, states: int, xs: torch.Tensor, *rest: torch.Tensor
+    form: Form, options: StepOptions, states: int, xs: torch.Tensor, *rest: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
-    return _forward(form, mask, states, xs, rest, True)[0]
+    return _forward(form, options, states, xs, rest, True)[0]
 
 
 class _Node(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, form: Any, mask: Any, states: int, xs: Any, *rest: Any) -> Any:
-        outputs, ctx.record = _forward(form, mask, states, xs, rest, False)
+    def forward(ctx: Any, form: Any, options: Any, states: int, xs: Any, *rest: Any) -> Any:
+        outputs, ctx.record = _forward(form, options, states, xs, rest, False)
         ctx.form, ctx.states = form, states
         # so that autograd sees where they are changed meanwhile, and who depends on them
         ctx.save_for_backward(xs, *rest)

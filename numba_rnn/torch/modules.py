@@ -6,12 +6,14 @@ They are subclasses that differ in ``forward`` alone: parameters, their start an
 
 from typing import Any
 
+import numpy as np
 import torch
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from ..kernels import cells
 from ..kernels.cells import Cell, WrittenCell
 from ..kernels.ragged import Ragged
+from ..kernels.step_options import NO_OPTIONS, StepOptions
 from ..layers import TimeRecurrent
 from .autograd import FLOATS, is_exported, refuse_recording, run
 from .steps import PLAIN, is_plain, is_plain_call, kind_of, run_step
@@ -62,7 +64,7 @@ class _Scriptable(torch.nn.Module):
 class _Runs(_Scriptable, _NotRecorded, torch.nn.RNNBase):
     """The forward of all three."""
 
-    def forward(self, input: Any, hx: Any = None) -> Any:  # noqa: A002 (torch's name)
+    def forward(self, input: Any, hx: Any = None, *, resets: Any = None) -> Any:  # noqa: A002
         """Run the module, with the arguments and results of torch.nn.
 
         Parameters
@@ -72,6 +74,10 @@ class _Runs(_Scriptable, _NotRecorded, torch.nn.RNNBase):
         hx : tensor, or tuple of tensors for an LSTM, optional
             The initial state h_0, or (h_0, c_0), each (layers * directions, N, H); zeros if left
             out.
+        resets : (T, N) bool tensor, optional
+            Before steps where it is True the state is set to zeros, and gradients stop: where an
+            episode begins. (N, T) with batch_first, (T,) without a batch; for a PackedSequence
+            (T, N), T being its longest sequence. Backwards in time a sequence ends there.
 
         Returns
         -------
@@ -81,32 +87,38 @@ class _Runs(_Scriptable, _NotRecorded, torch.nn.RNNBase):
             The last state h_n, or (h_n, c_n), in the shapes of hx.
         """
         if not torch.compiler.is_compiling() and is_plain_call():
-            found = self._one_step(input, hx)
+            found = None if resets is not None else self._one_step(input, hx)
             if found is not None:
                 return found
-        if isinstance(input, torch.fx.Proxy):
+        if isinstance(input, torch.fx.Proxy) or (is_exported() and resets is not None):
             refuse_recording()
         if is_exported():
             return super().forward(input, hx)  # torch's operators, which others know
         if torch._C._is_any_autocast_enabled():
             data = input.data if isinstance(input, PackedSequence) else input
             if torch.is_autocast_enabled(data.device.type):
-                return self._autocast(input, hx, data)
-        return self._forward(input, hx)
+                return self._autocast(input, hx, data, resets)
+        return self._forward(input, hx, resets)
 
-    def _autocast(self, input: Any, hx: Any, data: torch.Tensor) -> Any:  # noqa: A002
+    def _autocast(
+        self,
+        input: Any,  # noqa: A002
+        hx: Any,
+        data: torch.Tensor,
+        resets: Any,
+    ) -> Any:
         """Inside torch.autocast: computed in the weights' dtype, and returned in torch.nn's."""
         device, inner = data.device.type, getattr(self, self._all_weights[0][0]).dtype
         outer = torch.get_autocast_dtype(device)
         if self.mode == "GRU" and device == "cpu":  # which torch does not cast there
             outer = data.dtype
         with torch.autocast(device, enabled=False):
-            output, state = self._forward(input.to(inner), _to(hx, inner))
+            output, state = self._forward(input.to(inner), _to(hx, inner), resets)
         return output.to(outer), _to(state, outer)
 
-    def _forward(self, input: Any, hx: Any) -> Any:  # noqa: A002
+    def _forward(self, input: Any, hx: Any, resets: Any) -> Any:  # noqa: A002
         of_kind = self._of_packed if isinstance(input, PackedSequence) else self._of_tensor
-        output, states = of_kind(input, hx)
+        output, states = of_kind(input, hx, resets)
         return output, tuple(states) if self.mode == "LSTM" else states[0]
 
     def _one_step(self, xs: Any, hx: Any) -> Any:
@@ -159,22 +171,37 @@ class _Runs(_Scriptable, _NotRecorded, torch.nn.RNNBase):
             states = tuple([torch.cat(one) for one in zip(*after, strict=True)])
         return x.transpose(0, 1) if time else x, states if count == 2 else states[0]
 
-    def _of_packed(self, packed: PackedSequence, hx: Any) -> tuple[PackedSequence, Tensors]:
+    def _of_packed(
+        self, packed: PackedSequence, hx: Any, resets: Any
+    ) -> tuple[PackedSequence, Tensors]:
         order, back = packed.sorted_indices, packed.unsorted_indices
         state = self._states(hx, 3, order)
         self._check(packed.data, state, packed.batch_sizes)
-        hs, states = self._run(packed.data, state, packed.batch_sizes)
+        if resets is None:
+            hs, states = self._run(packed.data, state, [packed.batch_sizes] * 2)
+        else:
+            xs, lengths = _padded(packed.data, packed.batch_sizes)
+            flags = _flags(resets, xs.shape[1::-1], 1)
+            flags = flags if order is None else flags[order.cpu().numpy()]
+            there = np.arange(xs.shape[1]) < lengths.numpy()[:, None]
+            # behind its end a row keeps its state
+            steps = self._directions(there, flags & there)
+            hs, states = self._run(xs, state, steps, lengths)
+            hs = _packed(hs, lengths)
         output = PackedSequence(hs, packed.batch_sizes, order, back)
         return output, tuple(_reordered(s, back) for s in states)
 
-    def _of_tensor(self, xs: torch.Tensor, hx: Any) -> tuple[torch.Tensor, Tensors]:
+    def _of_tensor(self, xs: torch.Tensor, hx: Any, resets: Any) -> tuple[torch.Tensor, Tensors]:
         axes, batch = xs.dim(), 0 if self.batch_first else 1
         if axes not in (2, 3):
             raise ValueError(f"{type(self).__name__}: expected input of 2 or 3 axes, got {axes}")
         xs = xs if axes == 3 else xs.unsqueeze(batch)
         state = self._states(hx, axes, None)
         self._check(xs, state, None)
-        hs, states = self._run(xs.transpose(0, batch), state)
+        if axes == 2 and isinstance(resets, torch.Tensor) and resets.dim() == 1:
+            resets = resets.unsqueeze(batch)
+        flags = _flags(resets, xs.shape[:2], batch)
+        hs, states = self._run(xs.transpose(0, batch), state, self._directions(None, flags))
         # step by step in memory, as torch.nn's output is: dropout draws in this order
         output = hs.transpose(0, 1).contiguous().transpose(0, 1 - batch)
         if axes == 3:
@@ -204,36 +231,53 @@ class _Runs(_Scriptable, _NotRecorded, torch.nn.RNNBase):
             self.check_forward_args(xs, given if self.mode == "LSTM" else given[0], batch_sizes)
 
     def _run(
-        self, xs: torch.Tensor, state: Tensors | None, sizes: torch.Tensor | None = None
+        self,
+        xs: torch.Tensor,
+        state: Tensors | None,
+        directions: list[Any],
+        lengths: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, Tensors]:
         """xs (N, T, D) -> the last layer's hs, and the states after (layers * directions, N, ·).
 
-        sizes  the batch sizes of a PackedSequence, whose data xs is, and hs
+        directions  the options of the steps in each direction; or the batch sizes of a
+                    PackedSequence, whose data xs is, and hs
+        lengths     (N,) from the longest down; None: all T
         """
         after: list[Tensors] = []
         turned = None
-        if self.bidirectional and sizes is not None:
-            turned = torch.from_numpy(Ragged.of_counts(sizes.numpy()).turned)
+        if self.bidirectional and xs.dim() == 2:
+            turned = torch.from_numpy(Ragged.of_counts(directions[0].numpy()).turned)
         for k in range(self.num_layers):
             if k and self.dropout and self.training:
-                xs = self._dropped(xs, sizes)
-            xs, last = self._layer(k, xs, state, sizes, turned)
+                xs = self._dropped(xs, lengths)
+            xs, last = self._layer(k, xs, state, directions, turned)
             after += last
         return xs, tuple(torch.stack(one) for one in zip(*after, strict=True))
 
-    def _dropped(self, xs: torch.Tensor, sizes: torch.Tensor | None) -> torch.Tensor:
+    def _directions(self, there: Any, resets: Any) -> list[StepOptions]:
+        """The options of the steps in each direction; there, resets: (N, T) arrays, or None."""
+        directions = [_options(there, resets)]
+        if self.bidirectional:
+            back = None if resets is None else _seen_from_the_end(resets)
+            directions.append(_options(None if there is None else there[:, ::-1], back))
+        return directions
+
+    def _dropped(self, xs: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
         """Dropout between two layers: of the numbers, and in the order, that torch.nn drops in."""
-        if sizes is not None:
-            return torch.nn.functional.dropout(xs, self.dropout)
-        out = xs.transpose(0, 1).contiguous()
-        return torch.nn.functional.dropout(out, self.dropout).transpose(0, 1)
+        drop = torch.nn.functional.dropout
+        if xs.dim() == 2:
+            return drop(xs, self.dropout)
+        if lengths is None:
+            return drop(xs.transpose(0, 1).contiguous(), self.dropout).transpose(0, 1)
+        sizes = (lengths > torch.arange(xs.shape[1])[:, None]).sum(1)
+        return _padded(drop(_packed(xs, lengths), self.dropout), sizes)[0]
 
     def _layer(
         self,
         k: int,
         xs: torch.Tensor,
         state: Tensors | None,
-        sizes: torch.Tensor | None,
+        steps: list[Any],
         turned: torch.Tensor | None,
     ) -> tuple[torch.Tensor, list[Tensors]]:
         """Layer k in all directions: xs -> hs, and the states after each direction.
@@ -250,7 +294,8 @@ class _Runs(_Scriptable, _NotRecorded, torch.nn.RNNBase):
             place = k * directions + direction
             before = None if state is None else [s[place] for s in state]
             weights = [getattr(self, name) for name in self._all_weights[place]]
-            hs, last = run(self, place, turn(xs) if direction else xs, before, weights, sizes)
+            seen, options = turn(xs) if direction else xs, steps[direction]
+            hs, last = run(self, place, seen, before, weights, options)
             outputs.append(turn(hs) if direction else hs)
             after.append(last)
         return outputs[0] if directions == 1 else torch.cat(outputs, -1), after
@@ -390,6 +435,51 @@ def _reordered(state: torch.Tensor, order: Any) -> torch.Tensor:
     return state if order is None else state.index_select(1, order)
 
 
+# As torch's functions do it, which refuse a batch of no rows, or lose its gradient.
+
+
+def _padded(data: torch.Tensor, sizes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The data of a PackedSequence by length as rows (N, T, ·), and their lengths (N,)."""
+    if not len(data):
+        return data[:, None].expand(-1, len(sizes), -1), sizes[:0]
+    return pad_packed_sequence(PackedSequence(data, sizes), batch_first=True)
+
+
+def _packed(xs: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Rows (N, T, ·) as the data of a PackedSequence."""
+    if not len(xs):
+        return xs.flatten(0, 1)
+    return pack_padded_sequence(xs, lengths, batch_first=True).data
+
+
+def _options(mask: Any, resets: Any) -> StepOptions:
+    return NO_OPTIONS if mask is None and resets is None else StepOptions(mask, resets)
+
+
+def _flags(resets: Any, shape: Any, batch: int) -> Any:
+    """Resets as an array (N, T); shape: as they are given, with N at the place ``batch``."""
+    if resets is None:
+        return None
+    if not isinstance(resets, torch.Tensor):
+        raise TypeError(f"resets: expected a bool tensor, got {type(resets).__name__}")
+    if resets.dtype is not torch.bool:
+        raise TypeError(f"resets: expected a bool tensor, got {resets.dtype}; resets.bool() is one")
+    if resets.shape != shape:
+        raise ValueError(
+            f"resets: expected shape {tuple(shape)}, a flag for each step and row of the input, "
+            f"got {tuple(resets.shape)}"
+        )
+    flags = resets.detach().cpu()
+    return (flags if batch == 0 else flags.t()).contiguous().numpy()
+
+
+def _seen_from_the_end(resets: Any) -> Any:
+    """The resets of the other direction, backwards in time: after a step, there before it."""
+    behind = np.zeros_like(resets)
+    behind[:, :-1] = resets[:, 1:]
+    return behind[:, ::-1]
+
+
 class RNN(_Runs, torch.nn.RNN):
     """torch.nn.RNN on the engines of numba_rnn, with the same arguments.
 
@@ -519,6 +609,6 @@ class Recurrent(_NotRecorded):
         if isinstance(xs, torch.fx.Proxy):
             refuse_recording()
         rows = xs if self.batch_first else xs.transpose(0, 1)
-        present = None if mask is None else mask.cpu().numpy()
+        present = _options(None if mask is None else mask.cpu().numpy(), None)
         hs, after = run(self, 0, rows, state, list(self.parameters()), present)
         return hs if self.batch_first else hs.transpose(0, 1), after
