@@ -51,7 +51,8 @@ LINE, COPY, ASLEEP = 128, 2048, 1920
 MOST_THREADS = 192
 # for each thread its copy of the plan, and whether it sleeps; then for borrowed ones
 COPIES = CLAIMS + MOST_THREADS * LINE
-PLAN_WORDS = 128  # whatever its fields need
+PLAN_WORDS = 144  # whatever its fields need
+assert len(PLACES) <= PLAN_WORDS <= (BORROWED - PLAN) // 8
 _SHARDS, _TEAM = PLACES["shards"], PLACES["team"]
 PHASES = 1 << 24  # of one job
 SPIN = 4000  # pauses that a thread waits for others before it naps (measured: 0.1 ms)
