@@ -721,3 +721,32 @@ def test_a_folder_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch):
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file"))
     kernel = gates.kernel(cells.get("rnn"), "forward_gates", 1, 128)
     assert build.binary(kernel, np.float64, (8, 0)).code
+
+
+# ---- banks of shared memory
+
+
+def wavefronts(places, width):
+    """How often shared memory is accessed for a warp's numbers, ``width`` to a lane."""
+    found = 0
+    for start in range(0, 32, 32 // width):
+        banks = {}
+        for place in places[start : start + 32 // width]:
+            for word in range(place, place + width):
+                banks.setdefault(word % 32, set()).add(word)
+        found += max(map(len, banks.values()))
+    return found
+
+
+@pytest.mark.parametrize("forward", [True, False])
+@pytest.mark.parametrize("gates_", [1, 3, 4])
+@pytest.mark.parametrize("units", [8, 16, 32, 64])
+def test_partial_sums_are_written_without_conflicts(units, gates_, forward):
+    c = tiling.Tiling(1024, gates_, forward, units, 16, 8, 1, "float32")
+    lanes, step = range(32), c.part_stride
+    assert c.partials == 8 * 16 * step
+    written = [(lane // 4) * step + 2 * (lane % 4) for lane in lanes]
+    assert all(place % 2 == 0 for place in written)
+    assert wavefronts(written, 2) == 2  # 64 numbers: no way is shorter
+    read = [(lane // units) * step + lane % units for lane in lanes]
+    assert wavefronts(read, 1) == (2 if units == 16 else 1)

@@ -27,7 +27,7 @@ Shared memory, in float32:   weights | the warps' parts of the product | exchang
 
     weights   for each 8 columns, for each 16 of the contraction, for each lane 4 g + q:
               column g, contraction 4 q ... 4 q + 3; as bfloat16 in half the room
-    partials  (warps along the contraction, rows, columns + 1)
+    partials  (warps along the contraction, rows, columns and some to spare)
 
 In what order the contraction is added up does not matter, as long as both factors keep to it: a
 lane's 16 bytes, places 4 q ... 4 q + 3 of sixteen, serve as places q and q + 4 of an eight, twice.
@@ -172,15 +172,15 @@ def _product(c: Tiling, tiles: int) -> list[str]:
         lines += [f"for chunk in range(0, {each}, {ahead}):", *_indented(body)]
     else:
         lines += ["chunk = 0", *body]
-    width = c.columns + 1
+    width = c.part_stride
     lines.append(f"part = {c.weights} + (split_k * {c.rows} + g) * {width} + 8 * {wide} * split_n")
     for i in range(high):
         for j in range(wide):
             place = f"part + {i * 16 * width + j * 8} + 2 * q"
-            for n in range(4):
-                small = f" + (left{i}_{j}[{n}] + right{i}_{j}[{n}])" if c.sums == 3 else ""
-                to = f"{place} + {(n // 2) * 8 * width + n % 2}"
-                lines.append(f"write(memory, {to}, (sum{i}_{j}[{n}]{small},))")
+            small = " + (left{0}_{1}[{2}] + right{0}_{1}[{2}])" if c.sums == 3 else ""
+            for n in (0, 2):
+                pair = ", ".join(("sum{0}_{1}[{2}]" + small).format(i, j, k) for k in (n, n + 1))
+                lines.append(f"write(memory, {place} + {n * 4 * width}, ({pair}))")
     return lines
 
 
@@ -261,7 +261,7 @@ class _ThreadItem:
     def finish(self) -> list[str]:
         """After the product: add up, compute, hand over to the next step."""
         c, e, step = self.c, self.step.suffix, self.step
-        width = c.columns + 1
+        width = c.part_stride
         lines = [f"part = {c.weights} + row{e} * {width} + column{e}"]
         for k in range(c.columns // c.units):
             terms = (

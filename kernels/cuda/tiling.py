@@ -93,8 +93,12 @@ class Tiling:
     @property
     def partials(self) -> int:
         """Words of the warps' partial sums."""
-        words = self.split_k * self.rows * (self.columns + 1)
-        return -(-words // 4) * 4
+        return self.split_k * self.rows * self.part_stride
+
+    @property
+    def part_stride(self) -> int:
+        """From row to row of the warps' partial sums: rows of a fragment are in different banks."""
+        return self.columns + (8 if self.columns % 16 == 0 else 16)
 
     def shared(self, tiles: int) -> int:
         """Bytes of shared memory, for groups of so many times ``rows`` rows."""
