@@ -8,6 +8,8 @@
     infer    forward without gradients
     times    the time of torch.nn's module over that of ours; above 1 ours is faster
 
+A cell runs in a loop of 100 steps, as T of its lines says.
+
 Both modules have the same weights and are called in turn in one process, on as many threads;
 medians over rounds. Outputs and gradients are compared first (1e-3 of the largest number).
 """
@@ -23,6 +25,8 @@ from benchmarks.cpu import check_same, in_turn
 
 # layers, bidirectional, T, N, D, H
 SIZES = [
+    (1, False, 1, 1, 16, 64),
+    (1, False, 1, 8, 64, 256),
     (1, False, 20, 1, 32, 32),
     (1, False, 200, 8, 16, 32),
     (1, False, 35, 20, 100, 100),
@@ -30,7 +34,11 @@ SIZES = [
     (2, True, 64, 16, 128, 128),
     (2, False, 35, 20, 650, 650),
 ]
-QUICK = SIZES[:3]
+QUICK = SIZES[:5]
+# N, D, H of a cell, in a loop of 100 steps
+CELLS = [(1, 16, 16), (1, 64, 64), (16, 64, 64), (64, 64, 64), (1, 256, 256), (64, 256, 256)]
+STEPS = 100
+KINDS = ["LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"]
 
 
 def measured(kind: str, size: tuple[Any, ...], rounds: int) -> tuple[float, float, float, float]:
@@ -42,16 +50,29 @@ def measured(kind: str, size: tuple[Any, ...], rounds: int) -> tuple[float, floa
     import numba_rnn.torch
 
     layers, both, T, N, D, H = size
-    theirs = getattr(torch.nn, kind)(D, H, layers, bidirectional=both)
-    ours = getattr(numba_rnn.torch, kind)(D, H, layers, bidirectional=both)
+    cell = kind.endswith("Cell")
+    options = {} if cell else {"num_layers": layers, "bidirectional": both}
+    theirs = getattr(torch.nn, kind)(D, H, **options)
+    ours = getattr(numba_rnn.torch, kind)(D, H, **options)
     ours.load_state_dict(theirs.state_dict())
     xs, dhs = torch.randn(T, N, D, requires_grad=True), torch.randn(T, N, H * (1 + both))
+
+    h = torch.randn(layers * (1 + both), N, H)
+
+    def run(module: Any) -> Any:
+        if not cell:
+            return module(xs, (h, h) if kind == "LSTM" else h)[0]
+        hs, state = [], None
+        for x in xs:
+            state = module(x, state)
+            hs.append(state[0] if isinstance(state, tuple) else state)
+        return torch.stack(hs)
 
     def train(module: Any) -> Any:
         def call() -> Any:
             module.zero_grad()
             xs.grad = None
-            out, _ = module(xs)
+            out = run(module)
             out.backward(dhs)
             found = out.detach(), xs.grad, *(p.grad for p in module.parameters())
             return [tensor.numpy() for tensor in found]
@@ -61,7 +82,7 @@ def measured(kind: str, size: tuple[Any, ...], rounds: int) -> tuple[float, floa
     def infer(module: Any) -> Any:
         def call() -> Any:
             with torch.inference_mode():
-                return [module(xs)[0].numpy()]
+                return [run(module).numpy()]
 
         return call
 
@@ -83,15 +104,16 @@ def run_child(sizes: list[tuple[Any, ...]], kinds: list[str], threads: int, roun
     torch.set_num_threads(threads)
     print(f"\n{threads} thread{'s' if threads > 1 else ''}; milliseconds")
     print(
-        f"  {'':5}{'layers':>7}{'T':>5}{'N':>4}{'D':>5}{'H':>5}"
+        f"  {'':9}{'layers':>7}{'T':>5}{'N':>4}{'D':>5}{'H':>5}"
         f"{'train: torch':>15}{'ours':>9}{'times':>7}{'infer: torch':>15}{'ours':>9}{'times':>7}"
     )
     for kind in kinds:
-        for size in sizes:
+        cells = [(1, False, STEPS, *size) for size in CELLS]
+        for size in cells if kind.endswith("Cell") else sizes:
             layers, both, T, N, D, H = size
             train, ours, infer, ours_infer = (1e3 * s for s in measured(kind, size, rounds))
             print(
-                f"  {kind:5}{str(layers) + ' x 2' * both:>7}{T:>5}{N:>4}{D:>5}{H:>5}"
+                f"  {kind:9}{str(layers) + ' x 2' * both:>7}{T:>5}{N:>4}{D:>5}{H:>5}"
                 f"{train:>15.3f}{ours:>9.3f}{train / ours:>7.2f}"
                 f"{infer:>15.3f}{ours_infer:>9.3f}{infer / ours_infer:>7.2f}",
                 flush=True,
@@ -99,14 +121,14 @@ def run_child(sizes: list[tuple[Any, ...]], kinds: list[str], threads: int, roun
 
 
 def main(
-    kind: Annotated[list[str] | None, typer.Option(help="LSTM, GRU, RNN; all of them.")] = None,
+    kind: Annotated[list[str] | None, typer.Option(help="LSTM, GRUCell ...; all of them.")] = None,
     threads: Annotated[list[int] | None, typer.Option(help="Numbers of threads; 1 and 2.")] = None,
     rounds: Annotated[int, typer.Option(help="Measurements of each.", min=1)] = 9,
     quick: Annotated[bool, typer.Option(help="Small sizes, few rounds.")] = False,
     child: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
     """Time torch.nn's recurrent modules and what accelerate() puts in their place."""
-    kinds, counts = kind or ["LSTM", "GRU", "RNN"], threads or [1, 2]
+    kinds, counts = kind or KINDS, threads or [1, 2]
     if child:
         run_child(QUICK if quick else SIZES, kinds, counts[0], 3 if quick else rounds)
         return
