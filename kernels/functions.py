@@ -42,9 +42,10 @@ def sigmoid(x: X) -> X:
     Notes
     -----
     exp only ever gets -abs(x), so it cannot overflow. The two branches are the same quotient,
-    expanded by exp(x) where x is negative.
+    expanded by exp(x) where x is negative. (``abs`` and ``maximum`` have no slope at 0, which
+    ``where`` has: dual numbers are differentiated as they are computed.)
     """
-    e = np.exp(-np.abs(x))
+    e = np.exp(np.where(x >= 0, -x, x))
     return np.where(x >= 0, 1, e) / (1 + e)
 
 
@@ -97,7 +98,8 @@ def softplus(x: X) -> X:
     ----------
     x : number of a cell or array
     """
-    return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
+    above = x >= 0  # as in sigmoid
+    return np.where(above, x, 0) + np.log1p(np.exp(np.where(above, -x, x)))
 
 
 def maximum(a: Any, b: Any) -> Any:

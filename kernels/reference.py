@@ -51,16 +51,18 @@ class NumpyEngine(Engine):
         N, T, _ = xs.shape
         xs = steps.live_inputs(np, xs)
         state = tuple(s.copy() for s in state)  # the caller may change theirs before backward
-        hs = np.empty((N, T, cell.output_size(params)), dtype=xs.dtype)
+        outputs: list[Array] = []
         saved_steps: list[Any] = []
         walk = self._run_steps(cell, _x_proj(cell, xs, params), range(T), state, params, steps)
         for t, (for_backward, after, output) in enumerate(walk):
-            state, hs[:, t] = after, output
+            state = after
+            outputs.append(output)
             if not steps.checkpoint_every:
                 saved_steps.append(for_backward)
             elif t % steps.checkpoint_every == 0:
                 saved_steps.append(for_backward.state)
         last = tuple(s.copy() for s in state)  # the caller may change these; backward needs ours
+        hs = _over_time(outputs, (N, T, cell.output_size(params)), xs.dtype)
         return hs, last, (xs, saved_steps, params, steps)
 
     @staticmethod
@@ -133,10 +135,9 @@ class NumpyEngine(Engine):
 
         no_gates = tuple(zeros(P if name in cell.second_product else H) for name in cell.gates)
         no_state = tuple(map(zeros, cell.state_sizes(H, P)))
-        dgates_all = [np.empty((N, T, d.shape[1]), xs.dtype) for d in no_gates]
-        dinitial, dtype = no_state, xs.dtype
-        dstates = np.empty((N, T, len(cell.states), H), dtype) if steps.trace else None
-        h_before, operands = np.empty((N, T, P), dtype), np.empty((N, T, H), dtype)
+        dgates_all: list[tuple[Array, ...]] = []  # from the last step to the first, as the others
+        dinitial, dtype, no_operand = no_state, xs.dtype, zeros(H)
+        dstates_all, h_before, operands = list[Array](), list[Array](), list[Array]()
         walked = self._rerun_reversed(cell, xs, saved_steps, params, steps)
         waiting = {*cell.second_product, *cell.operand_gate}
         early_gates, late_gates = (
@@ -147,11 +148,11 @@ class NumpyEngine(Engine):
             reversed(range(T)), walked, strict=True
         ):
             options = steps.at(t, state)
-            h_before[:, t] = state[0] * recurrent_mask[:, :P]
-            operands[:, t] = 0 if operand is None else operand
+            h_before.append(state[0] * recurrent_mask[:, :P])
+            operands.append(no_operand if operand is None else operand)
             dstate = step.add_output_gradient(dstate, (dhs[:, t],), (), options)
-            if dstates is not None:
-                dstates[:, t] = np.stack(cell.widened(np, dstate, H), axis=1)
+            if steps.trace:
+                dstates_all.append(np.stack(cell.widened(np, dstate, H), axis=1))
             dnew, dskip = step.options_backward(dstate, extra, options)
             dgates, dprev = cell.backward(dnew, step_saved, state)
             dgates, dprev = _filled(dgates, no_gates), _filled(dprev, no_state)
@@ -174,20 +175,22 @@ class NumpyEngine(Engine):
                 )
                 dprev = dprev[0] + h_grad, *dprev[1:]
             dstate = step.add_states(step.select_live(dprev, no_state, options), dskip)
-            for all_steps, d in zip(dgates_all, dgates, strict=True):
-                all_steps[:, t] = d
+            dgates_all.append(dgates)
             dstate, _, dreset = step.reset_backward(dstate, (), options)
             dinitial = step.add_states(dinitial, dreset)
 
+        def rows(by_step: Sequence[Array], size: int) -> Array:  # (N T, size)
+            return _over_time(by_step[::-1], (N, T, size), dtype).reshape(N * T, size)
+
         def columns(gates: Sequence[int]) -> Array:  # (N T, gates H)
-            sides = [dgates_all[g].reshape(N * T, dgates_all[g].shape[2]) for g in gates]
-            return np.concatenate([np.empty((N * T, 0), xs.dtype), *sides], axis=1)
+            sides = [rows([d[g] for d in dgates_all], no_gates[g].shape[1]) for g in gates]
+            return np.concatenate([np.empty((N * T, 0), dtype), *sides], axis=1)
 
         weights = range(len(cell.gates) - len(cell.weights), len(cell.gates))
         x_proj, h_proj = columns(cell.input_gates), columns(cell.recurrent_gates)
         dWx = self.product(xs.reshape(N * T, D).T, x_proj)
-        dWh = self.product(h_before.reshape(N * T, P).T, h_proj[:, : early * H])
-        dWr = self.product(operands.reshape(N * T, H).T, h_proj[:, early * H :])
+        dWh = self.product(rows(h_before, P).T, h_proj[:, : early * H])
+        dWr = self.product(rows(operands, H).T, h_proj[:, early * H :])
         if cell.second_product and not cell.projected:
             dWh = np.concatenate([dWh, dWr], axis=1)
         db = self.sum_rows(x_proj)
@@ -197,6 +200,9 @@ class NumpyEngine(Engine):
         dxs = (x_proj @ Wx.T).reshape(N, T, D) if inputs else None
         dparams = written(cell.own(dWx, dWh, db, dw, dWr), out)
         initial = np.stack([self.sum_rows(d) for d in cell.widened(np, dinitial, H)])
+        dstates = None
+        if steps.trace:
+            dstates = _over_time(dstates_all[::-1], (N, T, len(cell.states), H), dtype)
         return Gradients(dxs, dstate, dparams, initial, dstates)
 
     def states_before(self, cell: Cell, saved: Any) -> tuple[Array, ...]:
@@ -252,6 +258,11 @@ class NumpyEngine(Engine):
         gates, *_ = _pre_activations(cell, _product(x, Wx) + bx, state, Wh, Wr, bh, w, None)
         new, options = cell.forward(gates, state)[0], StepOptions(zoneout=zoneout).at(0, state)
         return step.apply_options(new, state, options)[0]
+
+
+def _over_time(by_step: Sequence[Array], shape: tuple[int, ...], dtype: Any) -> Array:
+    """Arrays (N, ...) of all steps as one (N, T, ...)."""
+    return np.stack(by_step, axis=1) if by_step else np.empty(shape, dtype)
 
 
 def _x_proj(cell: Cell, xs: Array, params: Sequence[Array]) -> Array:

@@ -211,7 +211,8 @@ class StepOptions:
             if kind == "flag":
                 return given[:, t, None]
             if kind == "row per state":
-                return tuple(np.asarray(a[:n], dtype) for a, n in zip(given, widths, strict=True))
+                pairs = zip(given, widths, strict=True)
+                return tuple(a[:n].astype(dtype, copy=False) for a, n in pairs)
             if kind == "scalar":
                 return np.asarray(given, dtype)
             if kind == "scalar per state":

@@ -2,6 +2,8 @@
 
     hs, state, record = forward(cell, xs, state, params, options)
     gradients = backward(record, dhs, dstate)
+    tangents = jvp(record, direction)               the derivative of hs and state
+    second = hvp(record, dhs, dstate, direction)    the derivative of the gradients
 
 No layer holds anything between the calls. ``backward`` finds all that it needs in the record, so
 that passes may overlap in any order and in any thread.
@@ -22,9 +24,10 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from .backend import Engine, engine_of_param
-from .kernels import cells
+from .kernels import cells, derivatives
 from .kernels.cells import Cell, WrittenCell
 from .kernels.engine import Gradients
+from .kernels.quantisation import expect_trainable
 from .kernels.ragged import Ragged
 from .kernels.step_options import NO_OPTIONS, StepOptions
 from .layers.param_checks import validate_params
@@ -41,7 +44,8 @@ from .validation import (
 )
 
 __all__ = [
-    "Gradients", "Record", "Result", "StepOptions", "backward", "forward", "forward_packed", "step",
+    "Direction", "Gradients", "Record", "Result", "StepOptions", "Tangents", "backward", "forward",
+    "forward_packed", "hvp", "jvp", "step",
 ]  # fmt: skip
 
 
@@ -67,8 +71,10 @@ class Record:
         float32 or float64.
     saved : object
         Opaque: its form is the engine's own.
-    rows : int or None
-        R, the number of steps of all members together, of ``forward_packed``; else None.
+    inputs : Inputs
+        The inputs, the state before the first step and the parameters.
+    members : Ragged or None
+        The members of ``forward_packed`` and their steps; else None.
     """
 
     cell: Cell
@@ -77,7 +83,13 @@ class Record:
     sizes: tuple[int, int, int, int, int]
     dtype: np.dtype[Any]
     saved: Any
-    rows: int | None = None
+    inputs: derivatives.Inputs
+    members: Ragged | None = None
+
+    def shape(self, size: int) -> tuple[int, ...]:
+        """(N, T, size), or (R, size) with R the number of steps of all members together."""
+        N, T, *_ = self.sizes
+        return (N, T, size) if self.members is None else (self.members.rows, size)
 
     def __repr__(self) -> str:
         names = "NTDHP" if self.cell.projected else "NTDH"
@@ -107,6 +119,42 @@ class Result(NamedTuple):
     hs: Array
     state: tuple[Array, ...]
     record: Record
+
+
+class Direction(NamedTuple):
+    """Tangents of everything that a pass depends on, for ``jvp`` and ``hvp``.
+
+    Attributes
+    ----------
+    xs : (N, T, D) array or None, default None
+        The tangent of xs; None: zeros, as of the others.
+    state : sequence of (N, H) arrays or None, default None
+        The tangent of the state before the first step. One that is left out or None is 0.
+    params : sequence of arrays or None, default None
+        The tangents of the parameters, in their order. One that is None is 0.
+    initial : (S, H) array or None, default None
+        The tangent of ``options.initial``.
+    """
+
+    xs: Array | None = None
+    state: Sequence[Array | None] | None = None
+    params: Sequence[Array | None] | None = None
+    initial: Array | None = None
+
+
+class Tangents(NamedTuple):
+    """The result of ``jvp``.
+
+    Attributes
+    ----------
+    hs : (N, T, H) array
+        The tangent of hs; 0 where the step is masked.
+    state : tuple of (N, H) arrays
+        The tangent of the state after the last step.
+    """
+
+    hs: Array
+    state: tuple[Array, ...]
 
 
 def forward(
@@ -170,7 +218,8 @@ def forward(
     if options is not NO_OPTIONS:
         options = _accept_options(cell, options, (N, T, H), dtype, here)
     hs, after, saved = here.forward(cell, xs, state, params, options)
-    return Result(hs, after, Record(cell, here, options, (N, T, D, H, P), dtype, saved))
+    inputs = _kept(xs, state, params, options)
+    return Result(hs, after, Record(cell, here, options, (N, T, D, H, P), dtype, saved, inputs))
 
 
 def forward_packed(
@@ -251,8 +300,9 @@ def forward_packed(
                 "options: expected neither mask nor resets, which forward takes, with padded xs"
             )
     hs, after, saved = here.forward_packed(cell, xs, members, state, params, options)
-    sizes = N, T, D, H, P
-    return Result(hs, after, Record(cell, here, options, sizes, dtype, saved, rows))
+    sizes, inputs = (N, T, D, H, P), _kept(xs, state, params, options)
+    record = Record(cell, here, options, sizes, dtype, saved, inputs, members)
+    return Result(hs, after, record)
 
 
 def backward(
@@ -303,24 +353,143 @@ def backward(
     >>> found.xs.shape, [d.shape for d in found.state], found.params[0] is grads[0]
     ((2, 7, 3), [(2, 5)], True)
     """
-    if not isinstance(record, Record):
-        hint = "; its field record is one" if isinstance(record, Result) else ""
-        raise TypeError(
-            "record: expected the record of numba_rnn.functional.forward, got "
-            f"{type(record).__name__}{hint}"
-        )
-    cell, here, (N, T, D, H, P), dtype = record.cell, record.engine, record.sizes, record.dtype
-    shape = (N, T, P) if record.rows is None else (record.rows, P)
+    _expect_record(record)
+    cell, here, (N, _, D, H, P), dtype = record.cell, record.engine, record.sizes, record.dtype
+    shape = record.shape(P)
     zeros = here.xp.zeros(shape, dtype) if dhs is None else None
     dhs = zeros if dhs is None else validate_array("dhs", dhs, shape, dtype, here)
     known = _accept_state(cell, "d", dstate, (N, H, P), dtype, here)
     if out is not None:
         out = _accept_out(cell, out, (D, H, P), dtype, here)
-    run = here.backward if record.rows is None else here.backward_packed
+    run = here.backward if record.members is None else here.backward_packed
     found = run(cell, dhs, known, record.saved, inputs, out)
     if found.initial is not None and record.options.resets is None:
         found = found._replace(initial=None)  # zeros of some engines
     return found
+
+
+def jvp(record: Record, *directions: Direction) -> Tangents:
+    """Compute a Jacobian-vector product: the derivative of hs and state in a direction.
+
+    Parameters
+    ----------
+    record : Record
+        The record of ``forward``.
+    *directions : Direction
+        The direction: tangents of xs, of the state before the first step and of the parameters.
+        With several the result is the derivative of that order, in all of them.
+
+    Returns
+    -------
+    Tangents
+        The tangents of hs and of the state after the last step.
+
+    Raises
+    ------
+    ValueError
+        If a shape does not fit.
+    TypeError
+        If record is not a record, the dtypes differ, an argument is not an array, or weights are
+        in int8.
+
+    Notes
+    -----
+    Where a function of the cell has a kink, as relu has at 0, the slope is that of ``backward``.
+    Masks, zoneout and the recurrent mask are constants.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numba_rnn import cells
+    >>> params = [np.full(shape, 0.1) for shape in cells.get("gru").shapes(3, 5).values()]
+    >>> hs, _, record = forward("gru", np.ones((2, 7, 3)), None, params)
+    >>> moved = jvp(record, Direction(params=[np.ones_like(param) for param in params]))
+    >>> moved.hs.shape, [d.shape for d in moved.state]
+    ((2, 7, 5), [(2, 5)])
+    """
+    steps, inputs, given = _accept_directions(record, directions)
+    hs, state = derivatives.jvp(record.cell, inputs, steps, given)
+    put = record.engine.to_device
+    return Tangents(put(_packed(record, hs)), tuple(map(put, state)))
+
+
+def hvp(
+    record: Record,
+    dhs: Array | None,
+    dstate: Sequence[Array | None] | None,
+    *directions: Direction,
+    dhs_tangent: Array | None = None,
+    dstate_tangent: Sequence[Array | None] | None = None,
+) -> Gradients:
+    """Compute the derivative of ``backward``'s gradients in a direction.
+
+    For a loss that is linear in hs and the state after, whose gradients dhs and dstate are then
+    constants, it is the Hessian of the loss times the direction. For other losses give the tangents
+    of dhs and dstate too.
+
+    Parameters
+    ----------
+    record : Record
+        The record of ``forward``.
+    dhs : (N, T, H) array or None
+        The gradient of hs, as for ``backward``; None: zeros.
+    dstate : sequence of (N, H) arrays, or None
+        The gradient of the state after the last step. A gradient that is left out or None is 0.
+    *directions : Direction
+        The direction: tangents of xs, of the state before the first step and of the parameters.
+        With several the result is the derivative of that order, in all of them.
+    dhs_tangent : (N, T, H) array, optional
+        The tangent of dhs; zeros if left out, as it must be with several directions.
+    dstate_tangent : sequence of (N, H) arrays, optional
+        The tangents of dstate; zeros if left out.
+
+    Returns
+    -------
+    Gradients
+        The tangent of each gradient that ``backward`` returns.
+
+    Raises
+    ------
+    ValueError
+        If a shape does not fit.
+    TypeError
+        If record is not a record, the dtypes differ, an argument is not an array, or weights are
+        in int8.
+
+    Examples
+    --------
+    The sum of all outputs, its Hessian by the parameters times their own values:
+
+    >>> import numpy as np
+    >>> from numba_rnn import cells
+    >>> params = [np.full(shape, 0.1) for shape in cells.get("gru").shapes(3, 5).values()]
+    >>> hs, _, record = forward("gru", np.ones((2, 7, 3)), None, params)
+    >>> found = hvp(record, np.ones_like(hs), None, Direction(params=params))
+    >>> [d.shape for d in found.params], found.xs.shape
+    ([(3, 15), (5, 15), (15,)], (2, 7, 3))
+    """
+    steps, inputs, given = _accept_directions(record, directions)
+    cell, here, (N, T, _, H, P), dtype = record.cell, record.engine, record.sizes, record.dtype
+
+    def of_output(prefix: str, dhs: Any, dstate: Any) -> list[Any]:
+        dhs = _padded(record, _accept_tangent(f"{prefix}hs", dhs, record.shape(P), dtype, here))
+        return [dhs, *_accept_tangents(cell, prefix, dstate, (N, H, P), dtype, here)]
+
+    shapes = (N, T, P), *((N, size) for size in cell.state_sizes(H, P))
+    pairs = zip(of_output("d", dhs, dstate), shapes, strict=True)
+    dout = [np.zeros(shape, dtype) if d is None else d for d, shape in pairs]
+    moved = of_output("tangent of d", dhs_tangent, dstate_tangent)
+    if len(directions) > 1 and any(tangent is not None for tangent in moved):
+        raise ValueError("dhs_tangent, dstate_tangent: expected None with several directions")
+    found = derivatives.hvp(cell, inputs, steps, given, dout, moved)
+    put = here.to_device
+    return Gradients(
+        put(_packed(record, found.xs)),
+        tuple(map(put, found.state)),
+        tuple(map(put, found.params)),
+        None if record.options.resets is None else put(found.initial),
+        None if found.states is None else put(_packed(record, found.states)),
+    )
 
 
 def step(
@@ -377,6 +546,99 @@ def step(
 
 
 # ---- arguments
+
+
+def _expect_record(record: Any) -> None:
+    if not isinstance(record, Record):
+        hint = "; its field record is one" if isinstance(record, Result) else ""
+        raise TypeError(
+            "record: expected the record of numba_rnn.functional.forward, got "
+            f"{type(record).__name__}{hint}"
+        )
+
+
+def _accept_directions(
+    record: Any, directions: Sequence[Any]
+) -> tuple[StepOptions, derivatives.Inputs, list[derivatives.Inputs]]:
+    """The options of a pass, its inputs and the directions, all in NumPy arrays."""
+    _expect_record(record)
+    if not directions or not all(isinstance(u, Direction) for u in directions):
+        got = ", ".join(type(u).__name__ for u in directions) or "none"
+        raise TypeError(
+            "directions: expected at least one numba_rnn.functional.Direction, such as "
+            f"Direction(xs=...), got {got}"
+        )
+    xs, state, params, initial = record.inputs
+    expect_trainable(params)
+    steps, host, members = record.options, record.engine.to_host, record.members
+    if members is not None:
+        steps = replace(steps, mask=members.unpack(np.ones(members.rows, bool)))
+    if steps.recurrent_mask is not None:
+        steps = replace(steps, recurrent_mask=host(steps.recurrent_mask))
+    inputs = derivatives.Inputs(
+        _padded(record, host(xs)),
+        tuple(map(host, state)),
+        tuple(map(host, params)),
+        None if initial is None else host(initial),
+    )
+    return steps, inputs, [_accept_direction(record, u) for u in directions]
+
+
+def _padded(record: Record, rows: Any) -> Any:
+    """An array (N, T, ...) in place of the rows of ``forward_packed``; None stays None."""
+    members = record.members
+    return rows if members is None or rows is None else members.unpack(rows)
+
+
+def _packed(record: Record, array: Any) -> Any:
+    """The inverse of ``_padded``."""
+    return array if record.members is None else record.members.pack(array)
+
+
+def _kept(xs: Array, state: Any, params: Any, options: StepOptions) -> derivatives.Inputs:
+    """What a record refers to; of the state, which the caller may change, a copy."""
+    return derivatives.Inputs(xs, tuple(s.copy() for s in state), params, options.initial)
+
+
+def _accept_direction(record: Record, direction: Direction) -> derivatives.Inputs:
+    """The direction in NumPy arrays, of the sizes of the pass."""
+    cell, here, (N, _, D, H, P), dtype = record.cell, record.engine, record.sizes, record.dtype
+    shapes = cell.shapes(D, H, P)
+
+    def accept(name: str, value: Any, shape: Any) -> Any:
+        return _accept_tangent(f"direction: {name}", value, shape, dtype, here)
+
+    params = (None,) * len(shapes) if direction.params is None else direction.params
+    if len(_sequence("direction: params", params, tuple(shapes))) != len(shapes):
+        raise TypeError(f"direction: params: expected {', '.join(shapes)}, got {len(params)}")
+    if direction.initial is not None and record.options.initial is None:
+        raise ValueError("direction: initial: expected None, as options.initial is, got an array")
+    return derivatives.Inputs(
+        _padded(record, accept("xs", direction.xs, record.shape(D))),
+        _accept_tangents(cell, "direction: ", direction.state, (N, H, P), dtype, here),
+        [accept(name, d, shapes[name]) for name, d in zip(shapes, params, strict=True)],
+        accept("initial", direction.initial, (len(cell.states), H)),
+    )
+
+
+def _accept_tangent(name: str, value: Any, shape: Any, dtype: Any, here: Engine) -> Any:
+    """The tangent as a NumPy array; None stays None."""
+    return None if value is None else here.to_host(validate_array(name, value, shape, dtype, here))
+
+
+def _accept_tangents(
+    cell: Cell, prefix: str, state: Any, sizes: tuple[int, int, int], dtype: Any, here: Engine
+) -> list[Any]:
+    """A tangent or None for each state."""
+    names, N = [prefix + name for name in cell.states], sizes[0]
+    given = () if state is None else _sequence(f"{prefix}state", state, names)
+    if len(given) > len(names):
+        raise TypeError(f"{prefix}state: expected {', '.join(names)}, got {len(given)} arrays")
+    padded = (*given, *(None,) * (len(names) - len(given)))
+    return [
+        _accept_tangent(name, value, (N, size), dtype, here)
+        for name, value, size in zip(names, padded, cell.state_sizes(*sizes[1:]), strict=True)
+    ]
 
 
 def _sequence(name: str, value: Any, names: Sequence[str]) -> Sequence[Any]:

@@ -403,9 +403,8 @@ class Cell:
         h = state[0]
         if h.shape[-1] == hidden_size:
             return state
-        wide = xp.zeros((*h.shape[:-1], hidden_size), h.dtype)
-        wide[..., : h.shape[-1]] = h
-        return (wide, *state[1:])
+        behind = xp.zeros((*h.shape[:-1], hidden_size - h.shape[-1]), h.dtype)
+        return (xp.concatenate([h, behind], axis=-1), *state[1:])
 
     def narrowed(self, state: Numbers, output_size: int) -> Numbers:
         """Return the states with the first P numbers of h: the inverse of ``widened``.
