@@ -64,7 +64,7 @@ class _Scriptable(torch.nn.Module):
 class _Runs(_Scriptable, _NotRecorded, torch.nn.RNNBase):
     """The forward of all three."""
 
-    def forward(self, input: Any, hx: Any = None, *, resets: Any = None) -> Any:  # noqa: A002
+    def forward(self, input: Any, hx: Any = None, resets: Any = None) -> Any:  # noqa: A002
         """Run the module, with the arguments and results of torch.nn.
 
         Parameters
