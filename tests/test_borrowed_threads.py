@@ -11,7 +11,7 @@ import torch
 from helpers import outcome, random_problem, run_python
 from numba_rnn import use_backend
 from numba_rnn.kernels.cpu import launch, threads
-from numba_rnn.torch import LSTM, autograd
+from numba_rnn.torch import LSTM
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def no_thread_of_ours():
 
 
 def test_the_runtime_of_this_torch_is_found():
-    assert autograd._openmp()
+    assert torch_threads._openmp()
 
 
 @pytest.mark.parametrize("split_batch", [True, False])
@@ -50,7 +50,7 @@ def test_borrowed_threads_compute_the_same(engine, cell, shards, split_batch):
     with (
         shared(shards, split_batch),
         no_thread_of_ours(),
-        engine.using_openmp(autograd._openmp(), 2),
+        engine.using_openmp(torch_threads._openmp(), 2),
     ):
         for _ in range(20):
             np.testing.assert_equal(outcome(engine, p), want)
@@ -58,7 +58,7 @@ def test_borrowed_threads_compute_the_same(engine, cell, shards, split_batch):
 
 def test_both_threads_come(engine):
     p = random_problem("lstm", 64, 200, 64, 64, np.float32)
-    with shared(2), no_thread_of_ours(), engine.using_openmp(autograd._openmp(), 2):
+    with shared(2), no_thread_of_ours(), engine.using_openmp(torch_threads._openmp(), 2):
         outcome(engine, p)
     assert threads.team._memory[threads.BORROWED // 8] == 2
 
@@ -71,7 +71,7 @@ def test_several_python_threads_borrow(engine):
         wanted = [outcome(engine, p) for p in problems]
 
     def run(p):
-        with engine.using_openmp(autograd._openmp(), 2):
+        with engine.using_openmp(torch_threads._openmp(), 2):
             return outcome(engine, p)
 
     with shared(2), ThreadPoolExecutor(6) as pool:
@@ -82,11 +82,11 @@ def test_several_python_threads_borrow(engine):
 
 def test_outside_of_the_block_our_own_threads_work(engine):
     p = random_problem("lstm", 30, 40, 33, 50, np.float32)
-    with engine.using_openmp(autograd._openmp(), 2):
+    with engine.using_openmp(torch_threads._openmp(), 2):
         pass
     with shared(2), mock.patch.object(threads.team, "_call_borrowed", side_effect=AssertionError):
         outcome(engine, p)
-        with engine.using_openmp(autograd._openmp(), 1):  # nothing to borrow
+        with engine.using_openmp(torch_threads._openmp(), 1):  # nothing to borrow
             outcome(engine, p)
 
 

@@ -193,30 +193,6 @@ MODULES = [
     *((lambda kind=kind: pair(kind, 3, 5)[1]) for kind in KINDS),
     lambda: numba_rnn.torch.Recurrent("mgu", 3, 5),
 ]
-REMEDY = r"numba_rnn\.torch\.restore\(model\) restores its torch modules"
-
-
-@pytest.mark.parametrize("make", MODULES)
-def test_gradients_of_gradients_are_refused(make):
-    """Be they fed by inputs, states, weights or incoming gradients."""
-    module = make()
-    xs = torch.randn(2, 4, 3)
-    hs, after = module(xs)
-    one = isinstance(after, torch.Tensor)
-    states = [torch.randn(s.shape) for s in ([after] if one else after)]
-    outer, weights = torch.randn(hs.shape), list(module.parameters())
-    leaves = [xs, *states, outer, *weights]
-    for leaf in leaves:
-        for other in leaves:
-            other.requires_grad_(other is leaf)
-        by = weights[0] if leaf is outer else leaf
-        by.requires_grad_()
-        hs, _ = module(xs, states[0] if one else tuple(states))
-        (gradient,) = torch.autograd.grad((hs * outer).sum(), by, create_graph=True)
-        with pytest.raises(RuntimeError, match=f"first derivatives only.*{REMEDY}"):
-            torch.autograd.grad(gradient.sum(), leaf)
-    with pytest.raises(RuntimeError, match="first derivatives only"):
-        torch.autograd.functional.hvp(lambda xs: module(xs)[0].sum(), xs.detach(), xs.detach())
 
 
 def test_gradients_with_a_graph_are_those_without():
@@ -239,50 +215,6 @@ def test_weights_that_were_changed_before_backward_are_found_out():
             module.weight_hh_l0.add_(1)
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             out.sum().backward()
-
-
-def tangent(function, *given):
-    with forward_ad.dual_level():
-        return function(*(forward_ad.make_dual(x, torch.ones_like(x)) for x in given))
-
-
-TRANSFORMS = {
-    "jvp": lambda f, x: torch.func.jvp(f, (x,), (x,)),
-    "vmap": lambda f, x: torch.func.vmap(f)(x[None]),
-    "grad": lambda f, x: torch.func.grad(lambda x: f(x).sum())(x),
-    "jacrev": lambda f, x: torch.func.jacrev(f)(x),
-    "jacfwd": lambda f, x: torch.func.jacfwd(f)(x),
-    "hessian": lambda f, x: torch.func.hessian(lambda x: f(x).sum())(x),
-    "dual": tangent,
-    "dual, no_grad": lambda f, x: torch.no_grad()(tangent)(f, x),
-    "batched gradients": lambda f, x: torch.autograd.functional.jacobian(f, x, vectorize=True),
-}
-
-
-@pytest.mark.parametrize("frozen", [False, True])
-@pytest.mark.parametrize("make", MODULES)
-@pytest.mark.parametrize("transform", TRANSFORMS)
-def test_derivatives_other_than_backward_are_refused(transform, make, frozen):
-    module = make().requires_grad_(not frozen)
-    with pytest.raises(RuntimeError, match=f"only backward and torch.autograd.grad.*{REMEDY}"):
-        TRANSFORMS[transform](lambda xs: module(xs)[0], torch.randn(2, 4, 3))
-
-
-def test_derivatives_by_weights_other_than_backward_are_refused():
-    _, ours = pair("gru", 3, 5)
-    xs, values = torch.randn(2, 4, 3), {k: v.detach() for k, v in ours.named_parameters()}
-
-    def of_weights(values):
-        return torch.func.functional_call(ours, values, (xs,))[0].sum()
-
-    assert of_weights(values) == ours(xs)[0].sum()
-    for derive in (
-        lambda: torch.func.grad(of_weights)(values),
-        lambda: torch.func.jvp(of_weights, (values,), (values,)),
-        lambda: tangent(lambda w: of_weights(values | {"weight_hh_l0": w}), values["weight_hh_l0"]),
-    ):
-        with pytest.raises(RuntimeError, match=f"supports only backward.*{REMEDY}"):
-            derive()
 
 
 def test_constants_may_be_computed_meanwhile():
