@@ -86,11 +86,6 @@ class Record:
     inputs: derivatives.Inputs
     members: Ragged | None = None
 
-    def shape(self, size: int) -> tuple[int, ...]:
-        """(N, T, size), or (R, size) with R the number of steps of all members together."""
-        N, T, *_ = self.sizes
-        return (N, T, size) if self.members is None else (self.members.rows, size)
-
     def __repr__(self) -> str:
         names = "NTDHP" if self.cell.projected else "NTDH"
         sizes = ", ".join(f"{name} {n}" for name, n in zip(names, self.sizes, strict=False))
@@ -355,7 +350,7 @@ def backward(
     """
     _expect_record(record)
     cell, here, (N, _, D, H, P), dtype = record.cell, record.engine, record.sizes, record.dtype
-    shape = record.shape(P)
+    shape = _shape_of(record, P)
     zeros = here.xp.zeros(shape, dtype) if dhs is None else None
     dhs = zeros if dhs is None else validate_array("dhs", dhs, shape, dtype, here)
     known = _accept_state(cell, "d", dstate, (N, H, P), dtype, here)
@@ -472,7 +467,9 @@ def hvp(
     cell, here, (N, T, _, H, P), dtype = record.cell, record.engine, record.sizes, record.dtype
 
     def of_output(prefix: str, dhs: Any, dstate: Any) -> list[Any]:
-        dhs = _padded(record, _accept_tangent(f"{prefix}hs", dhs, record.shape(P), dtype, here))
+        dhs = _padded(
+            record, _accept_tangent(f"{prefix}hs", dhs, _shape_of(record, P), dtype, here)
+        )
         return [dhs, *_accept_tangents(cell, prefix, dstate, (N, H, P), dtype, here)]
 
     shapes = (N, T, P), *((N, size) for size in cell.state_sizes(H, P))
@@ -545,6 +542,12 @@ def step(
     return here.step(cell, x, state, params, _accept_zoneout(cell, zoneout))
 
 
+def _shape_of(record: Record, size: int) -> tuple[int, ...]:
+    """(N, T, size), or (R, size) with R the number of steps of all members together."""
+    N, T, *_ = record.sizes
+    return (N, T, size) if record.members is None else (record.members.rows, size)
+
+
 # ---- arguments
 
 
@@ -614,7 +617,7 @@ def _accept_direction(record: Record, direction: Direction) -> derivatives.Input
     if direction.initial is not None and record.options.initial is None:
         raise ValueError("direction: initial: expected None, as options.initial is, got an array")
     return derivatives.Inputs(
-        _padded(record, accept("xs", direction.xs, record.shape(D))),
+        _padded(record, accept("xs", direction.xs, _shape_of(record, D))),
         _accept_tangents(cell, "direction: ", direction.state, (N, H, P), dtype, here),
         [accept(name, d, shapes[name]) for name, d in zip(shapes, params, strict=True)],
         accept("initial", direction.initial, (len(cell.states), H)),

@@ -12,6 +12,7 @@ from helpers import outcome, random_problem, run_python
 from numba_rnn import use_backend
 from numba_rnn.kernels.cpu import launch, threads
 from numba_rnn.torch import LSTM
+from numba_rnn.torch import threads as torch_threads
 
 
 @pytest.fixture
@@ -107,6 +108,7 @@ import torch
 from numba_rnn import use_backend
 from numba_rnn.kernels.cpu import launch
 from numba_rnn.torch import LSTM
+from numba_rnn.torch import threads as torch_threads
 
 warnings.filterwarnings("ignore", message=".*multi-threaded.*fork", category=DeprecationWarning)
 torch.manual_seed(0)

@@ -20,7 +20,7 @@ weights is asked for; else it is a loop.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ from .threads import torch_threads
 from .weights import Form, array_of, tensor_of
 
 Tensors = Sequence[Any]  # tensors or None
-Options = StepOptions | torch.Tensor
+Options: TypeAlias = StepOptions | torch.Tensor
 
 
 def run_pass(
@@ -93,7 +93,8 @@ class Pass:
             pairs = zip(weights, self.split(inputs)[2], strict=True)
             filled = [torch.zeros_like(w) if t is None else t for t, w in pairs]
             params = self.form.params(filled)
-        return Direction(*arrays_of([xs]), arrays_of(state), params)
+        (array,) = arrays_of([xs])
+        return Direction(array, arrays_of(state), params)
 
     def gradients(self, found: Any, inputs: Tensors) -> tuple[torch.Tensor, ...]:
         """Gradients of arrays as those of the inputs."""
@@ -129,17 +130,17 @@ def apply(function: type["_Function"], pass_: Pass, *tensors: Any) -> tuple[Any,
     """
     batched = [t is not None and torch._C._functorch.is_legacy_batchedtensor(t) for t in tensors]
     if not any(batched):
-        return function.apply(pass_, *tensors)  # type: ignore[no-untyped-call, no-any-return]
-    level = torch._C._vmapmode_increment_nesting() - 1  # type: ignore[attr-defined]
-    torch._C._vmapmode_decrement_nesting()  # type: ignore[attr-defined]
+        return function.apply(pass_, *tensors)  # type: ignore[no-untyped-call]
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
     given = [
-        torch._remove_batch_dim(t, level, 1, 0) if b else t  # type: ignore[attr-defined]
+        torch._remove_batch_dim(t, level, 1, 0) if b else t
         for t, b in zip(tensors, batched, strict=True)
     ]
     dims = None, *(0 if b else None for b in batched)
     info = SimpleNamespace(batch_size=len(given[batched.index(True)]))
-    found, _ = function.vmap(info, dims, pass_, *given)
-    return tuple(torch._add_batch_dim(t, 0, level) for t in found)  # type: ignore[attr-defined]
+    found, _ = function.vmap(info, dims, pass_, *given)  # type: ignore[no-untyped-call]
+    return tuple(torch._add_batch_dim(t, 0, level) for t in found)
 
 
 def _flat(groups: Sequence[Tensors]) -> list[Any]:
