@@ -3,9 +3,8 @@
 With them what torch's ``test_modules.py`` asks of every module: forward beside the oracle, errors,
 factory arguments, pickles, inputs with gaps, gradients and their gradients. Left out is
 
-    gradgradcheck of RNN, LSTM and GRU   gradients of gradients are refused, see the guide
-    cpu_gpu_parity, memory_format        of other devices and of images
-    multiple_device_transfer             the same
+    cpu_gpu_parity, memory_format   of other devices and of images
+    multiple_device_transfer        the same
 """
 
 from helpers import run_python
@@ -166,9 +165,8 @@ def ask(kind, given):
 
     assert gradcheck(call, (*leaves, *weights), fast_mode=True)
     ran["gradcheck"] += 1
-    if issubclass(kind, torch.nn.RNNCellBase):
-        assert gradgradcheck(call, (*leaves, *weights), fast_mode=True)
-        ran["gradgradcheck"] += 1
+    assert gradgradcheck(call, (*leaves, *weights), fast_mode=True)
+    ran["gradgradcheck"] += 1
 
 
 with use_backend("numba", strict=True):

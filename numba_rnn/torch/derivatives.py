@@ -93,8 +93,7 @@ class Pass:
             pairs = zip(weights, self.split(inputs)[2], strict=True)
             filled = [torch.zeros_like(w) if t is None else t for t, w in pairs]
             params = self.form.params(filled)
-        (array,) = arrays_of([xs])
-        return Direction(array, arrays_of(state), params)
+        return Direction(None if xs is None else array_of(xs), arrays_of(state), params)
 
     def gradients(self, found: Any, inputs: Tensors) -> tuple[torch.Tensor, ...]:
         """Gradients of arrays as those of the inputs."""
