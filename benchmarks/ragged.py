@@ -70,7 +70,7 @@ def lengths_of(kind: str, N: int, T: int) -> Any:
 
 
 def calls_of(name: str, size: tuple[Any, ...]) -> tuple[dict[str, Any], int, int, int]:
-    """What is timed, by name; how many real steps ours and those of the dense batch are; live."""
+    """The functions to time, by name; how many real steps ours and the dense batch have; live."""
     import numpy as np
     import torch
     from torch.nn.utils.rnn import PackedSequence

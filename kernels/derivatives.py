@@ -70,7 +70,7 @@ def hvp(
 def _dual_pass(
     cell: Cell, inputs: Inputs, steps: StepOptions, directions: Sequence[Inputs]
 ) -> tuple[Array, State, Any]:
-    """What the NumPy engine's ``forward`` gives for duals."""
+    """Run the NumPy engine's ``forward`` on duals."""
     expect_trainable(inputs.params)
 
     def each(field: str) -> tuple[Array, ...]:

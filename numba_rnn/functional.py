@@ -599,7 +599,7 @@ def _packed(record: Record, array: Any) -> Any:
 
 
 def _kept(xs: Array, state: Any, params: Any, options: StepOptions) -> derivatives.Inputs:
-    """What a record refers to; of the state, which the caller may change, a copy."""
+    """The inputs that a record refers to; of the state, which the caller may change, a copy."""
     return derivatives.Inputs(xs, tuple(s.copy() for s in state), params, options.initial)
 
 

@@ -1,4 +1,4 @@
-"""What the compiler made of kernels, run by an interpreter of PTX, against the specification."""
+"""The compiler's code of kernels, run by an interpreter of PTX, against the specification."""
 
 import re
 import sys

@@ -258,7 +258,7 @@ def test_gates(site, page, language):
 
 
 def film(block, rate):
-    """What the film shows at each frame, by the package."""
+    """The numbers that the film shows at each frame, by the package."""
     numbers = {name: np.array(value) for name, value in NUMBERS["film"].items()}
     params = [numbers[name].copy() for name in ("Wx", "Wh", "b")]
     xs, dhs, state, T = numbers["xs"][None], numbers["dhs"][None], np.zeros((1, 3)), 12

@@ -22,7 +22,7 @@ from . import children, first, report
 if TYPE_CHECKING:
     from .machine import Machine
 
-# What imports the engine is imported where it is used: the first section needs none of it.
+# Modules that import the engine are imported where they are used: the first section needs none.
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "benchmarks" / "results"

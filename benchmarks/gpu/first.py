@@ -97,7 +97,7 @@ class CupyDevice:
 
 
 def waited(report: np.ndarray) -> str | None:
-    """What blocks of a debug build say that waited too long (``persistent.kernel``)."""
+    """The reports of blocks of a debug build that waited too long (``persistent.kernel``)."""
     rows = np.asarray(report).reshape(-1, 4)
     blocks = np.flatnonzero(rows[:, 1] < rows[:, 2])
     if not blocks.size:

@@ -1,4 +1,4 @@
-"""What a GPU needs for the benchmark, made on a machine without one: ``--prepare FOLDER``.
+"""The files that the benchmark needs, made on a machine without a GPU: ``--prepare FOLDER``.
 
     first.json, first.npz   the items of ``first.py``: launches, arguments, what has to come out
     KEY.cubin               a compiled kernel; the first line is the function's name

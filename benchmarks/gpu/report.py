@@ -66,7 +66,7 @@ def _versions(parts: Record) -> str:
 
 
 def _first(records: Record) -> list[str]:
-    """What is right, and how long a step of a persistent LSTM and its parts take."""
+    """Which kernels are right, and how long a step of a persistent LSTM and its parts take."""
     lines = [f"- {item}: {in_short(r)}" for item, r in _complete(records, "worst")]
     lines += [
         "",
@@ -89,7 +89,7 @@ def _first(records: Record) -> list[str]:
 
 
 def _profile(records: Record) -> list[str]:
-    """What Nsight Compute says of one launch."""
+    """The figures of Nsight Compute for one launch."""
     lines = []
     for item, r in _complete(records, "text"):
         lines += [f"{item}:", "", *(f"    {line}" for line in r["text"]), ""]

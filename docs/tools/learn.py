@@ -95,8 +95,8 @@ def film() -> dict[str, Any]:
     return {"xs": xs, "dhs": dhs, "Wx": Wx, "Wh": Wh, "b": b}
 
 
-def language_model() -> dict[str, Any]:
-    """A character LSTM that has read the English that comes with every Python."""
+def english_model() -> tuple[Vocabulary, Rnnlm]:
+    """A small character LSTM that has read the English that comes with every Python."""
     text = builtin_text()[:300_000]
     vocabulary = Vocabulary.of(text, "char")
     model = Rnnlm(len(vocabulary), embed_size=16, hidden_size=16, rng=0)
@@ -109,6 +109,12 @@ def language_model() -> dict[str, Any]:
             model.backward()
             clip_grads(model.grads, max_norm=1.0)
             adam.update(model.params, model.grads)
+    return vocabulary, model
+
+
+def language_model() -> dict[str, Any]:
+    """The weights of that model, and its characters."""
+    vocabulary, model = english_model()
     embedding, Wx, Wh, b, W_out, b_out = (
         param.astype(float).round(3) for param in model.params
     )  # fmt: skip

@@ -3,12 +3,10 @@
 from pathlib import Path
 
 import numpy as np
+from learn import english_model
 from matplotlib.figure import Figure
 
 from numba_rnn import TimeRNN, viz
-from numba_rnn.models import Rnnlm
-from numba_rnn.text import Vocabulary, builtin_text
-from numba_rnn.training import Adam, TruncatedBPTT, clip_grads
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 SENTENCE = "a class is a way to keep data and functions together.\n"
@@ -29,18 +27,7 @@ def unrolled() -> None:
 
 def gates() -> None:
     """The gates of a small LSTM that has learnt to write English, over a sentence."""
-    text = builtin_text()[:300_000]
-    vocabulary = Vocabulary.of(text, "char")
-    model = Rnnlm(len(vocabulary), embed_size=16, hidden_size=16, rng=0)
-    adam, blocks = Adam(lr=0.01), TruncatedBPTT(vocabulary.encode(text), 64, 50)
-    for _ in range(6):
-        blocks.rewind()
-        model.reset_state()
-        for xs, ts in blocks:
-            model.forward(xs, ts)
-            model.backward()
-            clip_grads(model.grads, max_norm=1.0)
-            adam.update(model.params, model.grads)
+    vocabulary, model = english_model()
     model.reset_state()
     model.predict(vocabulary.encode(SENTENCE)[None], trace=True)
     figure = Figure(figsize=(14, 5), layout="constrained")

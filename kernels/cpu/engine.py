@@ -357,7 +357,7 @@ class NumbaEngine(NumpyEngine):
 
 
 class _Padded(NamedTuple):
-    """What is kept of a batch whose members differ in length, and the states before and after."""
+    """The record of a batch whose members differ in length, and the states before and after."""
 
     saved: Any
     first: State

@@ -121,7 +121,7 @@ def _store_states(builder, ctx, states, addresses, skip, left):
 
 @emits(types.void)
 def _store_saved(builder, ctx, values, start, block, left):
-    """What the cell saves and no state holds: a block for each."""
+    """Store what the cell saves and no state holds: a block for each."""
     stored = 0
     for k, where in enumerate(ctx.layout.saved_from):
         if where is None:

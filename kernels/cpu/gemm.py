@@ -325,7 +325,7 @@ def _tile_of(kind):
 
 @jitted
 def _begin():
-    """What tiles are given: bytes from row to row of B."""
+    """Give tiles the bytes from row to row of B."""
     return VECTOR_BYTES
 
 

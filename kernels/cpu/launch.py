@@ -201,7 +201,7 @@ class SequenceRun:
         return hs, tuple(state_out), saved
 
     def again(self, state: State) -> SavedBuffer:
-        """What is kept, from a forward whose results nobody needs."""
+        """Run forward for what it keeps alone."""
         return replace(self, padded=False).forward(state)[2]
 
     def backward(

@@ -87,7 +87,7 @@ def flags_of(plan, t):
 
 @_only_with("zoneout")
 def draw_of(ctx, draws, t, n):
-    """What row n of step t adds to the counter of random masks."""
+    """Find the number that row n of step t adds to the counter of random masks."""
     return (t << 32) + (load_i64(draws, n) if draws else n)
 
 

@@ -179,7 +179,7 @@ class Source:
             )
 
     def now(self) -> "_Pass":
-        """What this backward pass has left here."""
+        """Take the factors that this backward pass has left here."""
         number = _C._current_graph_task_id()
         found = self.passes.get(number)
         if found is None:
